@@ -1,0 +1,69 @@
+"""Where things are on this machine, and which environment this is.
+
+Owns the reading of environment variables and the choice of the state folder.
+Creating the folder and writing into it belongs to `backend.server`.
+
+    AIAAS_HOME      folder for state, instead of the platform's own
+    AIAAS_BACKEND   what a notebook is connected to at first: "local" or a URL
+    AIAAS_TOKEN     the token for a backend that is not local
+    AIAAS_UI        auto | widget | html | text | none
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from aiaas_magics.spec import Versions
+
+
+def package_version() -> str:
+    """The version of this package, as its metadata says."""
+    return metadata.version("aiaas_magics")
+
+
+def home() -> Path:
+    """The folder for everything that outlives a process; it may not exist yet."""
+    if chosen := os.environ.get("AIAAS_HOME"):
+        return Path(chosen).expanduser().resolve()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local" / "state"))
+    return base / "aiaas_magics"
+
+
+def environment_key() -> str:
+    """Names this environment: one local server each, so that both sides have the same packages."""
+    text = f"{sys.prefix}\n{package_version()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def local_state() -> Path:
+    """The state folder of this environment's local server."""
+    return home() / f"local-{environment_key()}"
+
+
+def installed_version(distribution: str) -> str:
+    """The installed version of a distribution, without importing it; empty when it is not there."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def versions() -> Versions:
+    """What runs here, read from metadata: nothing heavy is imported."""
+    tensorflow = next(filter(None, map(installed_version, ("tensorflow", "tensorflow-cpu"))), "")
+    return Versions(
+        python=platform.python_version(),
+        keras=installed_version("keras"),
+        tensorflow=tensorflow,
+        aiaas_magics=package_version(),
+    )

@@ -1,0 +1,391 @@
+"""The values that both sides speak in.
+
+Owns what is asked (`FitSpec`, `DeploySpec`), what is answered (`JobView`, `EndpointView`),
+and what happens in between (`Entry` and its events). No I/O, no framework: turning them
+into bytes belongs to `wire`, folding events into a picture belongs to `story`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from aiaas_magics.errors import InvalidName, InvalidSpec
+
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
+SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+class Value(msgspec.Struct, frozen=True):
+    """A frozen value; unknown fields from a newer peer are ignored."""
+
+
+def checked_name(kind: str, name: str) -> str:
+    """`name` itself, if it may name `kind`; raises `InvalidName` otherwise."""
+    if not NAME.fullmatch(name):
+        raise InvalidName(kind, name)
+    return name
+
+
+# --------------------------------------------------------------------------- who and where
+
+
+class Device(Value, kw_only=True):
+    """A GPU, or one core of the CPU."""
+
+    kind: str  # "cpu" | "gpu"
+    index: int
+    name: str
+    simulated: bool = False
+
+
+class Versions(Value, kw_only=True):
+    """What runs on one side. An empty string means: not installed there."""
+
+    python: str
+    keras: str
+    tensorflow: str
+    aiaas_magics: str
+
+
+class About(Value, kw_only=True):
+    """What a backend says of itself."""
+
+    backend: str  # "local", or the server's host name
+    protocol: int
+    versions: Versions
+    devices: tuple[Device, ...]
+    hardware: str  # one line for captions: "2 cores, Intel Xeon"
+    memory_bytes: int
+    started_s: float  # unix time
+    dropbox: str | None = None  # a folder that a client of the same account may put blobs in
+
+
+# --------------------------------------------------------------------------- what is asked
+
+
+class FitShape(Value, kw_only=True):
+    """How much work a fit call is; for showing and for planning, not for training."""
+
+    rows: int
+    global_batch: int
+    steps_per_epoch: int
+    initial_epoch: int
+    epochs: int
+    parameters: int
+    model: str  # name of the model's class or of the model
+
+
+class MeasureSpec(Value, kw_only=True):
+    """One point of a study: steady steps, timed, instead of a whole training run.
+
+    `steps` of 0 lets the worker choose as many steps as fit in `budget_s` (at least 3);
+    `plain` runs the stock `fit` on the arrays themselves with all cores, nothing of ours in between.
+    """
+
+    steps: int = 0
+    warmup_steps: int = 3
+    repeats: int = 3
+    budget_s: float = 1.0
+    plain: bool = False
+
+
+class FitSpec(Value, kw_only=True):
+    """One fit call, as submitted.
+
+    `payload` and `arrays` name blobs (SHA-256); the n-th array stands for the n-th
+    placeholder inside the payload. `workers` of None means one worker with every device.
+    """
+
+    name: str
+    payload: str
+    arrays: tuple[str, ...]
+    shape: FitShape
+    versions: Versions
+    seed: int
+    workers: int | None = None
+    oversubscribe: bool = False
+    retries: int = 3
+    checkpoint_every_epochs: int = 1
+    measure: MeasureSpec | None = None
+    study: str | None = None
+    notes: tuple[str, ...] = ()  # what was announced before the run
+    memory_bytes: int = 0  # estimate for one worker, beyond the libraries themselves
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise InvalidSpec(f"workers={self.workers}: at least one worker is needed. Leave --workers out to use every core.")
+        if not 0 < len(self.name) <= 100:
+            raise InvalidSpec("A job's name has 1 to 100 characters. Give a shorter --name.")
+        for sha in (self.payload, *self.arrays):
+            if not SHA256.fullmatch(sha):
+                raise InvalidSpec(f"{sha[:80]!r} is not a SHA-256. Send the blob first and use the name it got.")
+
+
+class TensorSpec(Value, kw_only=True):
+    """A tensor of an interface. `shape` has -1 for a free dimension; dim 0 is the batch."""
+
+    name: str
+    dtype: str  # numpy's name: "float32"
+    shape: tuple[int, ...]
+
+
+class DeploySpec(Value, kw_only=True):
+    """A model to be served, as submitted: both blobs were exported where the model lives."""
+
+    name: str
+    artefact: str  # blob: an ONNX file, or a zip of a SavedModel
+    format: str  # "onnx" | "saved_model"
+    samples: str  # blob: safetensors with "input/<name>" and "output/<name>"
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    replicas: int = 1
+    model: str = ""  # what it is called in the notebook, for showing
+
+    def __post_init__(self) -> None:
+        checked_name("an endpoint", self.name)
+        if not 1 <= self.replicas <= 64:
+            raise InvalidSpec(f"replicas={self.replicas}: between 1 and 64 are possible. Use --replicas 1 to start with.")
+
+
+# --------------------------------------------------------------------------- what is answered
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"  # waiting for devices
+    RUNNING = "running"  # an attempt is alive
+    STOPPING = "stopping"  # asked to stop, workers still alive
+    SUCCEEDED = "succeeded"  # finished as asked
+    FAILED = "failed"  # gave up; `reason` says why
+    CANCELLED = "cancelled"  # stopped because the user asked
+
+    @property
+    def final(self) -> bool:
+        return self in FINAL_STATES
+
+
+FINAL_STATES: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+
+
+class JobView(Value, kw_only=True):
+    """A job as the backend sees it now."""
+
+    id: str
+    spec: FitSpec
+    state: JobState
+    reason: str = ""  # why it waits, failed or was cancelled
+    attempt: int = 0
+    created_s: float
+    started_s: float | None = None
+    ended_s: float | None = None
+    last_seq: int = 0
+    result: str | None = None  # blob: see `packing.fitcall.FitResult`
+    files: tuple[str, ...] = ()  # relative paths that callbacks wrote
+
+
+class VersionView(Value, kw_only=True):
+    version: int
+    state: str  # TF Serving's words: START, LOADING, AVAILABLE, UNLOADING, END
+    engine: str
+    created_s: float
+    artefact: str
+    proof: float  # largest absolute difference from Keras on the samples
+
+
+class EndpointView(Value, kw_only=True):
+    name: str
+    url: str  # the inference server's base URL, without a trailing slash
+    token: str  # bearer token for predictions
+    replicas: int
+    versions: tuple[VersionView, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    model: str = ""
+
+
+# --------------------------------------------------------------------------- what happens
+
+
+class Phase(StrEnum):
+    PACKING = "packing"
+    SENDING = "sending"
+    WAITING = "waiting"
+    STARTING = "starting"
+    COMPILING = "compiling"
+    TRAINING = "training"
+    FETCHING = "fetching"
+
+
+class Frame(Value, kw_only=True):
+    """One line of a traceback. `source` is there where the worker still had it."""
+
+    file: str
+    line: int
+    function: str
+    source: str = ""
+    user: bool = False  # the user's own code, not a library's
+
+
+class ErrorReport(Value, kw_only=True):
+    """An exception as data; nothing on the client's side is ever unpickled."""
+
+    type: str
+    message: str
+    frames: tuple[Frame, ...] = ()
+    ranks: tuple[int, ...] = ()
+    phase: str = ""
+    traceback: str = ""  # as Python printed it, bounded
+
+    def where(self) -> str:
+        if not self.ranks:
+            return "the backend"
+        if len(self.ranks) == 1:
+            return f"worker {self.ranks[0]}"
+        return "workers " + ", ".join(map(str, self.ranks))
+
+
+# JSON has no word for NaN and the infinities, and a loss may be one of them: they travel as text.
+Logs = dict[str, float | str]
+
+
+def logs_of(values: Mapping[str, object]) -> Logs:
+    """`values` as they may travel; what is not a number (a user's string, an array) is left out."""
+    logs: Logs = {}
+    for name, value in values.items():
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            continue
+        logs[name] = number if math.isfinite(number) else str(number)
+    return logs
+
+
+def numbers(logs: Logs) -> dict[str, float]:
+    """`logs` as they were before `logs_of`."""
+    return {name: float(value) for name, value in logs.items()}
+
+
+class Event(msgspec.Struct, frozen=True, tag_field="kind"):
+    """Something that happened to a job. Subclasses are the closed set."""
+
+
+class StateChanged(Event, kw_only=True, tag="state"):
+    state: JobState
+    reason: str = ""
+
+
+class PhaseEntered(Event, kw_only=True, tag="phase"):
+    """`detail` says why, where there is a why: "waiting for 2 cores held by job 7"."""
+
+    phase: Phase
+    detail: str = ""
+
+
+class AttemptStarted(Event, kw_only=True, tag="attempt"):
+    ranks: int
+    from_epoch: int
+    why: str = ""
+
+
+class WorkerStarted(Event, kw_only=True, tag="worker_started"):
+    pid: int
+    device: str
+
+
+class WorkerLost(Event, kw_only=True, tag="worker_lost"):
+    """`how` is a clause: "killed by signal 9"."""
+
+    how: str
+    out_of_memory: bool = False
+
+
+class Compiled(Event, kw_only=True, tag="compiled"):
+    seconds: float
+
+
+class StepsDone(Event, kw_only=True, tag="steps"):
+    """Progress within an epoch. `step` counts from 1; rows and seconds since the epoch's first step."""
+
+    epoch: int
+    step: int
+    steps: int
+    rows: int
+    seconds: float
+    logs: Logs
+
+
+class EpochEnded(Event, kw_only=True, tag="epoch"):
+    """`epoch` counts from 0 as in Keras; `logs` are those of `History`."""
+
+    epoch: int
+    epochs: int
+    rows: int
+    seconds: float
+    logs: Logs
+
+
+class Checkpointed(Event, kw_only=True, tag="checkpoint"):
+    epoch: int  # the epoch that a resumed attempt starts with
+
+
+class Measured(Event, kw_only=True, tag="measured"):
+    """A study's point: one entry of `seconds` a repeat, each over `steps` steps of `rows_per_step`."""
+
+    steps: int
+    rows_per_step: int
+    seconds: tuple[float, ...]
+    compile_s: float
+
+
+class Notice(Event, kw_only=True, tag="notice"):
+    """One sentence that the user should read."""
+
+    text: str
+
+
+class Output(Event, kw_only=True, tag="output"):
+    """What the user's code printed, in lines, bounded."""
+
+    text: str
+
+
+class Crashed(Event, kw_only=True, tag="crashed"):
+    report: ErrorReport
+
+
+class Finished(Event, kw_only=True, tag="finished"):
+    """The rank is done; from rank 0 also: the result stands in the attempt's folder."""
+
+
+AnyEvent = (
+    StateChanged
+    | PhaseEntered
+    | AttemptStarted
+    | WorkerStarted
+    | WorkerLost
+    | Compiled
+    | StepsDone
+    | EpochEnded
+    | Checkpointed
+    | Measured
+    | Notice
+    | Output
+    | Crashed
+    | Finished
+)
+
+
+class Entry(Value, kw_only=True):
+    """One line of a job's log. `seq` starts at 1 and has no gaps; `rank` is None for the server's own."""
+
+    seq: int
+    at_s: float  # unix time
+    attempt: int
+    rank: int | None
+    event: AnyEvent
+
