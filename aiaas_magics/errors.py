@@ -135,7 +135,9 @@ class CannotTravel(UsageError):
         self.path, self.why, self.next_move = path, why, next_move
 
     def __str__(self) -> str:
-        return f"{self.path} cannot be sent to a worker: {self.why}. {self.next_move} Or add --local-fallback to run this fit in the kernel."
+        return (
+            f"{self.path} cannot be sent to a worker: {self.why}. {self.next_move} Or add --local-fallback to run this fit in the kernel."
+        )
 
 
 class DataMismatch(UsageError):
@@ -176,7 +178,10 @@ class RemoteTrainingError(CellError):
         self.report = report
 
     def __str__(self) -> str:
-        return f"{self.report.type}: {self.report.message}\n(raised on {self.report.where()}). Fix the cell and run it again; the model in the kernel is unchanged."
+        return (
+            f"{self.report.type}: {self.report.message}\n"
+            f"(raised on {self.report.where()}). Fix the cell and run it again; the model in the kernel is unchanged."
+        )
 
 
 class BackendError(AiaasError):
@@ -209,7 +214,7 @@ class BackendRefused(BackendError):
         self.status, self.text = status, text
 
     def __str__(self) -> str:
-        return f"{self.text}" if self.text else f"The backend answered {self.status} and gave no reason. Look at its log with `aiaas status`."
+        return self.text or f"The backend answered {self.status} and gave no reason. Look at its log with `aiaas status`."
 
 
 class NotAuthorised(BackendError):
@@ -270,7 +275,9 @@ class WorkersLost(BackendError):
         self.job, self.how, self.attempts = job, how, attempts
 
     def __str__(self) -> str:
-        return f"Job {self.job} failed after {self.attempts} attempts: {self.how}. See %aiaas_logs {self.job} for what the workers said last."
+        return (
+            f"Job {self.job} failed after {self.attempts} attempts: {self.how}. See %aiaas_logs {self.job} for what the workers said last."
+        )
 
 
 class OutOfMemory(BackendError):
@@ -279,7 +286,10 @@ class OutOfMemory(BackendError):
         self.job, self.rank, self.detail = job, rank, detail
 
     def __str__(self) -> str:
-        return f"Worker {self.rank} of job {self.job} ran out of memory ({self.detail}). Use a smaller batch_size, fewer workers, or a machine with more memory."
+        return (
+            f"Worker {self.rank} of job {self.job} ran out of memory ({self.detail}). "
+            "Use a smaller batch_size, fewer workers, or a machine with more memory."
+        )
 
 
 class ProofFailed(BackendError):

@@ -388,4 +388,3 @@ class Entry(Value, kw_only=True):
     attempt: int
     rank: int | None
     event: AnyEvent
-
