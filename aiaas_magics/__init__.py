@@ -1,3 +1,48 @@
-"""AI as a service for notebook users: `%load_ext aiaas_magics`, then `%%aiaas_train`."""
+"""AI as a service for notebook users.
+
+    %load_ext aiaas_magics          then  %%aiaas_train, %aiaas_deploy, %aiaas_bench
+    aiaas_magics.connect()          the same without IPython
+
+Owns the public names. Importing it brings nothing heavy: no TensorFlow, Keras, IPython or matplotlib.
+"""
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aiaas_magics.client.client import Backend, connect
+    from aiaas_magics.client.endpoint import Endpoint
+    from aiaas_magics.client.job import Job
+    from aiaas_magics.client.study import Study
+
+__all__ = ["Backend", "Endpoint", "Job", "Study", "__version__", "connect", "load_ipython_extension", "unload_ipython_extension"]
+
+_HOMES = {
+    "Backend": "aiaas_magics.client.client",
+    "connect": "aiaas_magics.client.client",
+    "Endpoint": "aiaas_magics.client.endpoint",
+    "Job": "aiaas_magics.client.job",
+    "Study": "aiaas_magics.client.study",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("aiaas_magics")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load_ipython_extension(ip: Any) -> None:
+    """Called by `%load_ext aiaas_magics`: registers the magics; opens no connection."""
+    import_module("aiaas_magics.notebook.magics").load(ip)
+
+
+def unload_ipython_extension(ip: Any) -> None:
+    """Called by `%unload_ext` and `%reload_ext`: takes away what loading brought."""
+    import_module("aiaas_magics.notebook.magics").unload(ip)

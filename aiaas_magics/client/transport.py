@@ -41,7 +41,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
     error: str = ""
     type: str = ""
-    args: list[Any] = []  # noqa: RUF012 - msgspec copies it
+    args: list[Any] = []  # msgspec gives each its own
 
 
 class Transport:

@@ -1,0 +1,169 @@
+"""A backend, as seen from a notebook or a script.
+
+Owns which backend that is and what can be asked of it. HTTP belongs to `transport`,
+starting the local server to `embedded`, each noun (job, study, endpoint) to its file.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import msgspec
+import psutil
+
+from aiaas_magics.client import embedded
+from aiaas_magics.client.blobs import BlobSender
+from aiaas_magics.client.endpoint import Endpoint, deploy
+from aiaas_magics.client.job import Job
+from aiaas_magics.client.transport import Transport
+from aiaas_magics.errors import UnknownName
+from aiaas_magics.spec import About, EndpointView, JobView
+
+if TYPE_CHECKING:
+    from aiaas_magics.client.study import Study
+
+LOCAL: Final = "local"
+
+
+class _Kernel(msgspec.Struct):
+    pid: int
+    started: float
+
+
+class Backend:
+    """A connection to a backend: the local server, or one at a URL.
+
+    >>> with aiaas_magics.connect() as backend:          # doctest: +SKIP
+    ...     job = backend.train(model, x, y, workers=2, epochs=3)
+    ...     history = job.result()
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self._about = transport.get("/v1/about", About)
+        self.blobs = BlobSender(transport, dropbox=self._about.dropbox)
+        if self._about.dropbox:
+            process = psutil.Process()
+            transport.post("/v1/kernels", _Kernel(process.pid, process.create_time()), type(None), key=f"kernel-{process.pid}")
+
+    @property
+    def url(self) -> str:
+        return self.transport.url
+
+    @property
+    def name(self) -> str:
+        """What the backend calls itself: "local", or a host."""
+        return self._about.backend
+
+    def __repr__(self) -> str:
+        return f"<Backend {self.name} at {self.url}: {self._about.hardware}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; jobs and endpoints go on."""
+        self.transport.close()
+
+    def about(self) -> About:
+        self._about = self.transport.get("/v1/about", About)
+        return self._about
+
+    def jobs(self) -> list[JobView]:
+        """Every job that the backend remembers, oldest first."""
+        return self.transport.get("/v1/jobs", list[JobView])
+
+    def job(self, job: str) -> Job:
+        """The job with this id.
+
+        Raises:
+            UnknownName: there is none.
+        """
+        known = {view.id: view for view in self.jobs()}
+        if job not in known:
+            raise UnknownName("job", job, tuple(known))
+        return Job(self.transport, known[job])
+
+    def endpoints(self) -> list[EndpointView]:
+        return self.transport.get("/v1/endpoints", list[EndpointView])
+
+    def endpoint(self, name: str) -> Endpoint:
+        """The endpoint of this name.
+
+        Raises:
+            UnknownName: there is none.
+        """
+        known = {view.name: view for view in self.endpoints()}
+        if name not in known:
+            raise UnknownName("endpoint", name, tuple(known))
+        return Endpoint(self.transport, known[name])
+
+    def train(
+        self,
+        model: Any,
+        x: Any = None,
+        y: Any = None,
+        *,
+        workers: int | None = None,
+        name: str | None = None,
+        seed: int | None = None,
+        oversubscribe: bool = False,
+        **fit_arguments: Any,
+    ) -> Job:
+        """Hand in `model.fit(x, y, **fit_arguments)` on `workers` workers; returns at once.
+
+        `job.result()` waits, puts the trained state into `model` and gives Keras' `History`.
+
+        Raises:
+            UsageError: what cannot travel or does not fit together; nothing was sent then.
+            NotEnoughDevices: more workers than devices, without `oversubscribe`.
+        """
+        from aiaas_magics.client.training import TrainOptions, prepare, submit
+        from aiaas_magics.packing.fitcall import FitCall
+
+        options = TrainOptions(name=name, workers=workers, seed=seed, oversubscribe=oversubscribe)
+        call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
+        return submit(prepare(self, call, options))
+
+    def study(self, model: Any, x: Any = None, y: Any = None, *, workers: tuple[int, ...] = (1, 2), **fit_arguments: Any) -> Study:
+        """The same fit call on several numbers of workers, measured; `model` keeps its weights."""
+        from aiaas_magics.client import study
+        from aiaas_magics.client.training import TrainOptions
+        from aiaas_magics.packing.fitcall import FitCall
+
+        call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
+        return study.measure(self, call, points=workers, options=TrainOptions())
+
+    def deploy(self, model: Any, *, name: str | None = None, replicas: int = 1, sample: Any = None) -> Endpoint:
+        """Export `model`, prove the export equal to Keras on `sample`, and serve it.
+
+        Raises:
+            InvalidName, UsageError: before anything is exported.
+            ProofFailed: the engine's answers differ; a version that was live stays live.
+        """
+        return deploy(self.transport, self.blobs, model, name=name, replicas=replicas, sample=sample)
+
+    def stop(self) -> None:
+        """End the backend itself, with its jobs and endpoints."""
+        self.transport.post("/v1/stop", None, type(None))
+
+
+def connect(url: str | None = None, token: str | None = None) -> Backend:
+    """A connection to the backend at `url`; "local" or nothing means this machine's own.
+
+    The local server is started when it is not running. `AIAAS_BACKEND` and `AIAAS_TOKEN`
+    stand in for what is not given.
+
+    Raises:
+        BackendUnreachable, NotAuthorised, CannotStart, InvalidSpec: with the next move in the text.
+    """
+    url = url or os.environ.get("AIAAS_BACKEND") or LOCAL
+    if url == LOCAL:
+        found_url, found_token = embedded.ensure_local()
+        return Backend(Transport(found_url, token=found_token, revive=embedded.ensure_local))
+    return Backend(Transport(url, token=token or os.environ.get("AIAAS_TOKEN", "")))

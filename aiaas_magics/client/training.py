@@ -1,0 +1,153 @@
+"""A fit call on its way to the backend.
+
+Owns the order of things: check, pack, show what will be sent, send, submit. What a packed
+call is belongs to `packing`; following the job belongs to `job`.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from aiaas_magics import settings
+from aiaas_magics.client.job import Job
+from aiaas_magics.errors import NotEnoughDevices, VersionSkew
+from aiaas_magics.spec import FitSpec, JobView, MeasureSpec, Phase, Versions
+from aiaas_magics.story import JobStory
+
+if TYPE_CHECKING:
+    from aiaas_magics.client.client import Backend
+    from aiaas_magics.packing.fitcall import FitCall, PackedFitCall
+    from aiaas_magics.packing.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """How a fit call is to be carried out. `workers` of None: one worker with every device."""
+
+    name: str | None = None
+    workers: int | None = None
+    seed: int | None = None
+    oversubscribe: bool = False
+    retries: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preflight:
+    """What will happen, before anything is sent."""
+
+    manifest: Manifest
+    known_bytes: int  # of the arrays, those that the backend has already
+    send_bytes: int
+    notes: tuple[str, ...]
+    here: Versions
+    there: Versions
+    memory_bytes: int  # one worker, beyond the libraries
+    workers: int
+    devices: int
+    hardware: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A packed call, checked against the backend; nothing was sent yet."""
+
+    backend: Backend
+    packed: PackedFitCall
+    options: TrainOptions
+    preflight: Preflight
+    seed: int
+    story: JobStory = field(default_factory=JobStory)
+
+
+def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change: Callable[[JobStory], None] = lambda _: None) -> Prepared:
+    """Pack `call` and check it against `backend`; nothing is sent.
+
+    Raises:
+        UsageError: what cannot travel, does not fit together, or has versions that differ.
+        NotEnoughDevices: more workers than devices, without `oversubscribe`.
+    """
+    from aiaas_magics.packing import fitcall
+
+    began = time.monotonic()
+    story = JobStory().with_phase(Phase.PACKING, at_s=time.time())
+    on_change(story)
+    about = backend.about()
+    check_versions(settings.versions(), about.versions)
+    devices = len(about.devices)
+    if (options.workers or 1) > devices and not options.oversubscribe:
+        raise NotEnoughDevices(options.workers or 1, devices, about.backend)
+    packed = fitcall.pack(call, workers=options.workers or 1)
+    known = backend.blobs.known(packed.arrays)
+    known_bytes = sum(array.nbytes for array, there in zip(packed.arrays, known, strict=True) if there)
+    all_bytes = sum(array.nbytes for array in packed.arrays) + len(packed.payload)
+    preflight = Preflight(
+        manifest=packed.manifest,
+        known_bytes=known_bytes,
+        send_bytes=all_bytes - known_bytes,
+        notes=packed.notes,
+        here=settings.versions(),
+        there=about.versions,
+        memory_bytes=packed.memory_bytes,
+        workers=options.workers or 1,
+        devices=devices,
+        hardware=about.hardware,
+        seconds=time.monotonic() - began,
+    )
+    # `keras.utils.set_random_seed` seeds this generator too: then the order is the same in every run.
+    seed = random.getrandbits(31) if options.seed is None else options.seed
+    return Prepared(backend=backend, packed=packed, options=options, preflight=preflight, seed=seed, story=story)
+
+
+def submit(
+    prepared: Prepared,
+    *,
+    measure: MeasureSpec | None = None,
+    study: str | None = None,
+    on_change: Callable[[JobStory], None] = lambda _: None,
+    released: Callable[[], None] = lambda: None,
+) -> Job:
+    """Send what the backend has not got, and hand in the job."""
+    backend, packed, options = prepared.backend, prepared.packed, prepared.options
+    story = prepared.story.with_phase(Phase.SENDING, at_s=time.time(), detail=f"{prepared.preflight.send_bytes:,} bytes")
+    on_change(story)
+    spec = FitSpec(
+        name=options.name or packed.shape.model,
+        payload=backend.blobs.send_bytes(packed.payload),
+        arrays=backend.blobs.send_arrays(packed.arrays),
+        shape=packed.shape,
+        versions=settings.versions(),
+        seed=prepared.seed,
+        workers=options.workers,
+        oversubscribe=options.oversubscribe,
+        retries=options.retries,
+        measure=measure,
+        study=study,
+        notes=packed.notes,
+        memory_bytes=packed.memory_bytes,
+    )
+    view = backend.transport.post("/v1/jobs", spec, JobView, key=secrets.token_hex(16))
+    story = replace(story, epochs=packed.shape.epochs, steps=packed.shape.steps_per_epoch, notices=packed.notes)
+    return Job(backend.transport, view, packed=packed, story=story, released=released)
+
+
+def train(backend: Backend, call: FitCall, options: TrainOptions, *, on_change: Callable[[JobStory], None] = lambda _: None) -> Any:
+    """Carry out `call` and wait for it: Keras' `History`."""
+    return submit(prepare(backend, call, options, on_change=on_change), on_change=on_change).take(on_change)
+
+
+def check_versions(here: Versions, there: Versions) -> None:
+    """Both sides must read the same pickles and compute with the same library: x.y of each must agree.
+
+    Raises:
+        VersionSkew: naming the first that differs.
+    """
+    for what in ("python", "keras", "tensorflow", "aiaas_magics"):
+        mine, theirs = getattr(here, what), getattr(there, what)
+        if mine.split(".")[:2] != theirs.split(".")[:2]:
+            raise VersionSkew(what, mine or "not installed", theirs or "not installed")
