@@ -248,7 +248,7 @@ class CannotStart(BackendError):
         self.what, self.why, self.log = what, why, log
 
     def __str__(self) -> str:
-        return f"{self.what} did not start: {self.why}. Its log is {self.log}; `aiaas serve` in a terminal shows the same in the open."
+        return f"{self.what} did not start: {self.why}. Look at its log, {self.log}, or run `aiaas serve` in a terminal."
 
 
 class StoreNotWritable(BackendError):

@@ -1,0 +1,53 @@
+# Every target makes the environment it needs: .venv in this folder, from pyproject.toml.
+PYTHON ?= python3
+VENV := .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+RUN := $(BIN)/python
+# A state folder of its own for the demo and the tests, so that nothing of the user's is touched.
+BUILD := build
+
+.PHONY: help demo test lab check lint types architecture bench notebooks docs clean
+
+help:  ## what there is to make
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+demo: $(VENV)/.ready  ## run the quickstart notebook headless and say where its page is
+	$(RUN) -m notebooks.run notebooks/01_quickstart.ipynb --html $(BUILD)/quickstart.html
+
+lab: $(VENV)/.ready  ## open JupyterLab, ready to use
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+test: $(VENV)/.ready  ## the whole test suite
+	$(RUN) -m pytest
+
+check: lint types architecture test  ## what CI runs
+
+lint: $(VENV)/.ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(VENV)/.ready
+	$(RUN) -m mypy
+
+architecture: $(VENV)/.ready
+	$(RUN) -m pytest -q tests/architecture
+
+notebooks: $(VENV)/.ready  ## execute the notebooks and store their outputs in them
+	$(RUN) -m notebooks.run notebooks/*.ipynb --in-place
+
+bench: $(VENV)/.ready  ## measure beside the peers, in one run
+	$(RUN) -m benchmarks
+
+clean:
+	rm -rf $(BUILD) $(VENV) .pytest_cache .mypy_cache .ruff_cache

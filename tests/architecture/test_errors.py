@@ -1,0 +1,55 @@
+"""Every exception survives a trip between processes and names the next move."""
+
+from __future__ import annotations
+
+import pickle
+import re
+
+import pytest
+
+from aiaas_magics import errors
+from aiaas_magics.spec import ErrorReport
+
+ARGUMENTS: dict[str, tuple[object, ...]] = {
+    "AiaasBug": ("the store has no row for job 7",),
+    "BackendRefused": (503, ""),
+    "BackendTooSlow": ("http://127.0.0.1:1", 5.0),
+    "BackendUnreachable": ("http://127.0.0.1:1",),
+    "BlobDamaged": ("ab" * 32, "its bytes have another hash"),
+    "CannotStart": ("The local server", "it ended with code 1", "server.log"),
+    "CannotTravel": ("callbacks[1].log", "it is an open file", "Open it in on_train_begin instead."),
+    "DataMismatch": ("x has 3 rows and y has 4. Give both the same number of rows.",),
+    "InvalidName": ("an endpoint", "../x"),
+    "InvalidSpec": ("workers=0: at least one worker is needed. Leave --workers out to use every core.",),
+    "JobCancelled": ("7",),
+    "JobStillRunning": ("7", "predict"),
+    "NotAuthorised": ("http://127.0.0.1:1",),
+    "NotCompiled": ("sequential",),
+    "NotEnoughDevices": (4, 2, "local"),
+    "OutOfMemory": ("7", 1, "killed by signal 9, the machine's out-of-memory count rose"),
+    "ProofFailed": ("churn", "onnx", 0.25, "output 'y', row 3"),
+    "RemoteTrainingError": (ErrorReport(type="ValueError", message="bad", ranks=(0, 1)),),
+    "StoreNotWritable": ("state", "read-only file system"),
+    "UnknownName": ("job", "8", ("7", "9")),
+    "VersionSkew": ("keras", "3.15.1", "3.14.0"),
+    "WorkersLost": ("7", "worker 1 was killed by signal 9", 4),
+}
+FAMILIES = {"AiaasError", "BackendError", "CellError", "UsageError"}
+NEXT_MOVE = re.compile(
+    r"\b(Use|Check|Call|Give|Set|Run|Fix|Install|Leave|Add|add|Try|Look|See|Open|Convert|Did you mean|Send|Stop|Type|Wait|Write|Choose|Load|report|Close)\b"
+)
+
+
+def test_every_class_is_listed_here() -> None:
+    assert set(ARGUMENTS) | FAMILIES == set(errors.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_an_error_survives_pickling_and_names_a_next_move(name: str) -> None:
+    error = getattr(errors, name)(*ARGUMENTS[name])
+
+    again = pickle.loads(pickle.dumps(error))
+
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert NEXT_MOVE.search(str(error)), str(error)

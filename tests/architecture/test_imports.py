@@ -1,0 +1,180 @@
+"""The arrows of the design, read off the code: who may import whom, and where a library lives."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
+BASE = {"errors", "spec", "wire", "story", "laws", "settings", "clock"}
+
+# room -> rooms it may import from, itself and the base aside
+ARROWS: dict[str, set[str]] = {
+    "__init__": {"client", "notebook"},
+    "__main__": {"cli"},
+    "cli": {"client", "backend.server"},
+    "notebook": {"client", "packing", "plots"},
+    "client": {"packing", "plots"},
+    "packing": set(),
+    "plots": set(),
+    "backend.guard": set(),
+    "backend.server": {"backend.workers", "backend.jobs", "backend.serving", "backend.guard"},
+    "backend.workers": {"backend.training", "backend.jobs"},
+    "backend.training": {"packing"},
+    "backend.serving": {"backend.guard"},
+    "backend.jobs": set(),
+    "testing": {"backend.server", "backend.workers", "backend.jobs", "backend.serving", "backend.training", "client"},
+}
+
+# library -> the only places that may import it
+HOMES: dict[str, tuple[str, ...]] = {
+    "IPython": ("notebook/",),
+    "ipywidgets": ("notebook/",),
+    "anywidget": ("notebook/",),
+    "matplotlib": ("plots/",),
+    "httpx": ("client/transport.py",),
+    "keras": ("notebook/capture.py", "packing/", "backend/training/", "backend/workers/launcher.py"),
+    "tensorflow": (
+        "notebook/capture.py",
+        "packing/",
+        "backend/training/",
+        "backend/workers/launcher.py",
+        "backend/serving/engines/saved_model_child.py",
+    ),
+    "cloudpickle": ("packing/",),
+    "pickle": ("packing/",),
+    "jax": ("backend/training/engines/jax.py",),
+    "onnxruntime": ("backend/serving/engines/onnx.py",),
+    "ray": ("backend/workers/ray.py",),
+    "sqlalchemy": ("backend/server/",),
+    "starlette": ("backend/server/",),
+}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path.relative_to(PACKAGE).as_posix(), path
+
+
+def room_of(parts: list[str]) -> str:
+    """The room a dotted path below the package lies in: `backend.server.store` lies in `backend.server`."""
+    if parts[:1] == ["backend"]:
+        return ".".join(parts[:2])
+    return parts[0] if parts else "__init__"
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """Absolute names that a module imports at run time, wherever in the file; typing-only blocks aside."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno
+
+
+def test_every_import_points_along_the_arrows() -> None:
+    wrong = []
+    for name, path in modules():
+        here = room_of(name.removesuffix(".py").split("/"))
+        if here in BASE:
+            allowed: set[str] = set()
+        else:
+            assert here in ARROWS or here == "backend.__init__", f"{name} lies in a room without arrows"
+            allowed = ARROWS.get(here, set())
+        for target, line in imported(path):
+            if not target.startswith("aiaas_magics."):
+                continue
+            there = room_of(target.split(".")[1:])
+            if there != here and there not in BASE | allowed and there in BASE | set(ARROWS):
+                wrong.append(f"{name}:{line} imports {target}")
+
+    assert wrong == []
+
+
+def test_a_library_has_one_home() -> None:
+    wrong = [
+        f"{name}:{line} imports {target}"
+        for name, path in modules()
+        for target, line in imported(path)
+        for library, homes in HOMES.items()
+        if target.split(".")[0] == library and not name.startswith(homes)
+    ]
+
+    assert wrong == []
+
+
+def test_there_is_no_import_cycle() -> None:
+    edges: dict[str, set[str]] = {}
+    known = {f"aiaas_magics.{name.removesuffix('.py').replace('/', '.')}".removesuffix(".__init__") for name, _ in modules()}
+    for name, path in modules():
+        here = f"aiaas_magics.{name.removesuffix('.py').replace('/', '.')}".removesuffix(".__init__")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        top = {id(node) for node in tree.body}
+        edges[here] = set()
+        for node in ast.walk(tree):
+            if id(node) in top and isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    full = f"{node.module}.{alias.name}"
+                    edges[here] |= {full if full in known else node.module} & known
+    seen: dict[str, str] = {}
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert seen.get(module) != "open", f"import cycle: {' -> '.join((*trail[trail.index(module) :], module))}"
+        if module in seen:
+            return
+        seen[module] = "open"
+        for target in edges[module]:
+            visit(target, (*trail, module))
+        seen[module] = "done"
+
+    for module in edges:
+        visit(module, ())
+
+
+@pytest.mark.parametrize(
+    ("module", "banned"),
+    [
+        ("aiaas_magics", {"tensorflow", "jax", "keras", "ray", "matplotlib", "IPython", "httpx", "numpy"}),
+        ("aiaas_magics.client.client", {"tensorflow", "jax", "keras", "ray", "matplotlib", "IPython"}),
+        ("aiaas_magics.notebook.magics", {"tensorflow", "jax", "keras", "ray", "matplotlib"}),
+        ("aiaas_magics.backend.server.app", {"tensorflow", "jax", "keras", "ray", "matplotlib", "IPython", "onnxruntime", "cloudpickle"}),
+        ("aiaas_magics.backend.serving.app", {"tensorflow", "jax", "keras", "ray", "matplotlib", "IPython", "cloudpickle"}),
+        ("aiaas_magics.cli", {"tensorflow", "jax", "keras", "ray", "matplotlib", "IPython"}),
+    ],
+)
+def test_importing_brings_nothing_heavy(module: str, banned: set[str]) -> None:
+    probe = f"import sys, {module}; print(*sys.modules)"
+
+    loaded = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True, timeout=60)
+
+    assert not banned & set(loaded.stdout.split())
+
+
+def test_every_module_says_what_it_owns() -> None:
+    silent = [name for name, path in modules() if path.stat().st_size and not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
+
+    assert silent == []
+
+
+def test_no_module_holds_two_things() -> None:
+    """Four hundred lines is where a reader asks whether it is two; the models of our style stay below."""
+    long = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules()}
+
+    assert {name: lines for name, lines in long.items() if lines > 500} == {}
