@@ -1,0 +1,16 @@
+"""Runs every benchmark, each in a process of its own: `python -m benchmarks [NAME...]`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+ALL = ("start", "blobs", "scaling", "serving_start")
+
+if __name__ == "__main__":
+    wanted = sys.argv[1:] or ALL
+    codes = []
+    for name in wanted:
+        print(f"{name}:", flush=True)
+        codes.append(subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode)
+    sys.exit(max(codes))
