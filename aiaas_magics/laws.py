@@ -258,7 +258,7 @@ def recommend(points: Sequence[SpeedupPoint]) -> tuple[int, str]:
     if len(rows) == 1:
         return best.workers, "the only number of workers measured on devices of their own"
     if best is rows[-1]:
-        return best.workers, f"the most that was measured, and {best.efficiency:.0%} of each worker arrives"
+        return best.workers, f"the most measured, and {best.efficiency:.0%} of each worker arrives"
     return best.workers, f"beyond it less than {PAYS_FROM:.0%} of each worker arrives"
 
 

@@ -1,0 +1,352 @@
+"""What can be typed after a magic's name: the only parsers.
+
+Owns the options, their help and the sentences for what is typed wrong. Parsing, `?` help,
+completion and the reference page are all made from here; carrying a request out belongs
+to `magics`.
+
+Each magic has a stack of `option`s and a frozen value that `read_...` makes of a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import keyword
+import re
+import shlex
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from IPython.core.error import UsageError
+from IPython.core.magic_arguments import ArgDecorator
+
+from aiaas_magics.errors import AiaasError
+from aiaas_magics.spec import checked_name
+
+F = TypeVar("F", bound=Callable[..., Any])
+V = TypeVar("V")
+
+UI_CHOICES: Final = ("auto", "widget", "html", "text", "none")
+MOST_WORKERS: Final = 1024  # guess: a typing mistake rather than a wish; what a backend has is the backend's to say
+
+
+class option(ArgDecorator):  # type: ignore[misc]  # noqa: N801 - a decorator, named like IPython's `argument`
+    """`argument` of IPython, with the kind of its values for completion: "model", "array", "job", "endpoint", "workers"."""
+
+    def __init__(self, *flags: str, values: str = "", **kwargs: Any) -> None:
+        self.flags, self.values, self.kwargs = flags, values, kwargs
+
+    def add_to_parser(self, parser: ArgumentParser, group: Any) -> None:
+        action = (group or parser).add_argument(*self.flags, **self.kwargs)
+        action.aiaas_values = self.values  # type: ignore[attr-defined]
+
+
+def options(*stack: option) -> Callable[[F], F]:
+    """Several `option`s as one decorator, in the order of the help."""
+
+    def decorate(function: F) -> F:
+        for one in reversed(stack):
+            function = one(function)
+        return function
+
+    return decorate
+
+
+# --------------------------------------------------------------------------- values
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How many workers were asked for: several numbers are a study, none of them with `most` means every device."""
+
+    points: tuple[int, ...] = ()
+    most: bool = False
+
+    @property
+    def is_study(self) -> bool:
+        return len(self.points) > 1
+
+
+def workers(text: str) -> Workers:
+    """N | N,M,... | max."""
+    if text == "max":
+        return Workers(most=True)
+    if text.endswith(",") or text.startswith(",") or ",," in text:
+        raise ArgumentTypeError(f"{text!r} has an empty place between its commas. Write 1,2 without spaces.")
+    try:
+        points = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not a number of workers. Use 2, or 1,2,4 for a study, or max.") from None
+    for point in points:
+        if point < 1:
+            raise ArgumentTypeError(f"{point} workers cannot train. Use at least 1, or leave it out for one worker with every core.")
+        if point > MOST_WORKERS:
+            raise ArgumentTypeError(f"{point} workers are more than {MOST_WORKERS}. Use max for as many as the backend has devices.")
+    if len(set(points)) < len(points):
+        raise ArgumentTypeError(f"{text!r} names a number twice. A study compares different numbers of workers: 1,2.")
+    return Workers(points=tuple(sorted(points)))
+
+
+def whole_number(least: int, most: int, what: str) -> Callable[[str], int]:
+    """A type for argparse: a whole number in a range, refused in words."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise ArgumentTypeError(f"{text!r} is not a whole number. {what} lies between {least} and {most}.") from None
+        if not least <= number <= most:
+            raise ArgumentTypeError(f"{number} is outside its range. {what} lies between {least} and {most}.")
+        return number
+
+    return read
+
+
+def positive_seconds(text: str) -> float:
+    try:
+        seconds = float(text.removesuffix("s"))
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:
+        raise ArgumentTypeError(f"{text!r} is not a time in seconds. Use a number above 0, such as 2 or 0.5.")
+    return seconds
+
+
+def levels(text: str) -> tuple[int, ...]:
+    """Numbers of connections, between commas."""
+    read = whole_number(1, 4096, "A number of connections")
+    if not all(text.split(",")):
+        raise ArgumentTypeError(f"{text!r} has an empty place between its commas. Write 1,2,4 without spaces.")
+    return tuple(sorted({read(part) for part in text.split(",")}))
+
+
+def variable(text: str) -> str:
+    if not text.isidentifier() or keyword.iskeyword(text):
+        raise ArgumentTypeError(f"{text!r} is not a variable name. Use letters, digits and '_', not starting with a digit.")
+    return text
+
+
+def endpoint_name(text: str) -> str:
+    try:
+        return checked_name("an endpoint", text)
+    except AiaasError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def job_name(text: str) -> str:
+    if not 0 < len(text) <= 100 or not text.isprintable():
+        raise ArgumentTypeError("A job's name has 1 to 100 printable characters. Give a shorter one.")
+    return text
+
+
+# --------------------------------------------------------------------------- options of each magic
+
+HELP = option("-h", "--help", action="store_true", help="Show this help and do nothing.")
+UI = option("--ui", choices=UI_CHOICES, metavar="KIND", help="How progress is shown: auto, widget, html, text or none.")
+OUT = option("-o", "--out", type=variable, metavar="NAME", help="Also put the result into this variable.")
+JOB = option("job", nargs="?", metavar="JOB", values="job", help="A job's id or name; the last job of this kernel if left out.")
+
+train_options = options(
+    option(
+        "-n",
+        "--workers",
+        type=workers,
+        metavar="N",
+        values="workers",
+        help="Workers: a number, numbers between commas (1,2: a study), or max. Left out: one worker with every core or GPU.",
+    ),
+    option("--name", type=job_name, metavar="NAME", help="What the job is called; the model's name if left out."),
+    option("--async", dest="background", action="store_true", help="Return at once: fit gives a Job; job.result() takes the weights."),
+    option("-o", "--out", type=variable, metavar="NAME", help="Put the job's History, Job or Study into this variable."),
+    option("--dry-run", action="store_true", help="Show what the first fit would send, then end the cell. Nothing is sent."),
+    option("--seed", type=whole_number(0, 2**31 - 1, "A seed"), metavar="S", help="Makes the sample order repeatable."),
+    option("--oversubscribe", action="store_true", help="Allow more workers than devices; they share, and figures say so."),
+    option("--local-fallback", action="store_true", help="Run a fit that cannot travel in the kernel instead."),
+    UI,
+    HELP,
+)
+deploy_options = options(
+    option("model", nargs="?", metavar="MODEL", values="model", help="The variable that holds the trained Keras model."),
+    option("--name", type=endpoint_name, metavar="NAME", values="endpoint", help="The endpoint's name; a live name gets its next version."),
+    option("--replicas", type=whole_number(1, 64, "The number of replicas"), default=1, metavar="R", help="Executors of the model."),
+    option("--sample", metavar="ARRAY", values="array", help="Variable with typical input rows; the data of fit if left out."),
+    OUT,
+    HELP,
+)
+bench_options = options(
+    option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint."),
+    option("-c", "--concurrency", type=levels, default=(1, 2, 4), metavar="C", help="Connections at once, between commas: 1,2,4."),
+    option("-d", "--duration", type=positive_seconds, default=2.0, metavar="S", help="Seconds for each number of connections."),
+    option("-r", "--rows", type=whole_number(1, 10_000, "Rows a request"), default=1, metavar="K", help="Rows in each request."),
+    OUT,
+    HELP,
+)
+status_options = options(HELP)
+attach_options = options(JOB, OUT, UI, HELP)
+wait_options = options(JOB, option("--timeout", type=positive_seconds, metavar="S", help="Give up waiting after S seconds."), OUT, UI, HELP)
+cancel_options = options(JOB, HELP)
+logs_options = options(
+    JOB,
+    option("-n", "--lines", type=whole_number(1, 100_000, "A number of lines"), default=200, metavar="N", help="The last N lines."),
+    HELP,
+)
+stop_options = options(option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint to take down."), HELP)
+connect_options = options(
+    option("url", nargs="?", metavar="URL", values="backend", help="local, or an address such as https://gpu-box:8443."),
+    HELP,
+)
+shutdown_options = options(HELP)
+
+
+# --------------------------------------------------------------------------- requests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRequest:
+    workers: Workers | None
+    name: str | None
+    background: bool
+    out: str | None
+    dry_run: bool
+    seed: int | None
+    oversubscribe: bool
+    local_fallback: bool
+    ui: str | None
+    help: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployRequest:
+    model: str | None
+    name: str | None
+    replicas: int
+    sample: str | None
+    out: str | None
+    help: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchRequest:
+    name: str | None
+    concurrency: tuple[int, ...]
+    duration: float
+    rows: int
+    out: str | None
+    help: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """For the magics that name a job; what one of them does not take keeps its default."""
+
+    job: str | None
+    help: bool
+    out: str | None = None
+    ui: str | None = None
+    timeout: float | None = None
+    lines: int = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameRequest:
+    name: str | None
+    help: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectRequest:
+    url: str | None
+    help: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainRequest:
+    help: bool
+
+
+def read(magic: Any, line: str, as_value: type[V]) -> V:
+    """What was typed after `magic`, as a value.
+
+    Raises:
+        UsageError: IPython's own, exactly that class, so that one line is shown and Run All stops.
+    """
+    return as_value(**vars(parse(magic, line)))
+
+
+def parse(magic: Any, line: str) -> Namespace:
+    words = split(line)
+    refuse_unresolved(words)
+    parser = magic.parser
+    parser.allow_abbrev = False
+    refuse_unknown(parser, words)
+    try:
+        found, rest = parser.parse_known_args(words)
+    except UsageError as error:
+        raise UsageError(_readable(str(error), parser.prog)) from None
+    if rest:
+        raise UsageError(f"{rest[0]!r} was not expected here. Options take one word each, quoted where it has spaces; see %{parser.prog} -h.")
+    return found
+
+
+def split(line: str) -> list[str]:
+    """The words of a line; quotes hold a word together and are taken off."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=False)
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    lexer.escape = ""
+    try:
+        return list(lexer)
+    except ValueError:
+        raise UsageError("A quotation mark is not closed. Write 'two words' with the same mark at both ends.") from None
+
+
+def refuse_unresolved(words: list[str]) -> None:
+    """IPython leaves the whole line as it is when one variable in it is unknown, and says nothing."""
+    for word in words:
+        if found := re.search(r"\{([^{}]*)\}|^\$(\w+)$|=\$(\w+)$", word):
+            name = next(filter(None, found.groups()), "")
+            raise UsageError(f"Variable {name!r} is not defined. Define it before this cell, or write the value itself.")
+
+
+def refuse_unknown(parser: ArgumentParser, words: list[str]) -> None:
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    for word in words:
+        if word == "--":
+            return
+        flag = word.split("=", 1)[0]
+        if not re.match(r"--?[A-Za-z]", flag) or flag in known:
+            continue
+        if not flag.startswith("--") and flag[:2] in known:
+            continue  # -n2
+        close = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
+        hint = f"Did you mean {close[0]}?" if close else f"%{parser.prog} -h lists what there is."
+        raise UsageError(f"There is no option {flag}. {hint}")
+
+
+def _readable(text: str, prog: str) -> str:
+    """argparse's message as a sentence with the next move."""
+    text = re.sub(r"^argument (\S+): ", r"\1: ", text)
+    if text.endswith("expected one argument"):
+        return f"{text.split(':')[0]} needs a value after it; see %{prog} -h."
+    if "invalid choice" in text:
+        return f"{text.rstrip('.')}."
+    return text
+
+
+def documentation() -> dict[str, list[tuple[str, str]]]:
+    """Every magic's options as (invocation, help); for the reference page."""
+    stacks = {name.removesuffix("_options"): stack for name, stack in globals().items() if name.endswith("_options")}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, stack in stacks.items():
+
+        def probe() -> None: ...
+
+        parser = argparse.ArgumentParser(add_help=False)
+        for one in reversed(stack(probe).decorators):  # type: ignore[attr-defined]
+            one.add_to_parser(parser, None)
+        found[f"aiaas_{name}"] = [
+            (", ".join(action.option_strings) or str(action.metavar), (action.help or "").replace("%%", "%")) for action in parser._actions
+        ]
+    return found

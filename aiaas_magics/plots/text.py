@@ -1,0 +1,170 @@
+"""The twins of the figures in words: the same numbers, for terminals, logs and screen readers.
+
+Owns text tables and the formatting of quantities. No matplotlib here, so a terminal
+session that never draws does not load it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from aiaas_magics.laws import SpeedupPoint, StudyFit, scaling
+from aiaas_magics.story import EpochRow
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns in line: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, rest = cells[0].ljust(widths[0]), (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        return "  ".join((first, *rest)).rstrip()
+
+    return "\n".join((line(header), "  ".join("-" * width for width in widths), *map(line, rows)))
+
+
+def seconds(value: float | None) -> str:
+    """A duration as people say it.
+
+    >>> seconds(0.00042), seconds(0.25), seconds(12.34), seconds(3725)
+    ('0.42 ms', '250 ms', '12.3 s', '1 h 02 min')
+    """
+    if value is None or not math.isfinite(value):
+        return "?"
+    if value < 1e-2:
+        return f"{value * 1e3:.2f} ms"
+    if value < 0.9995:
+        return f"{value * 1e3:.0f} ms"
+    if value < 9.995:
+        return f"{value:.2f} s"
+    if value < 99.95:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count(value: float) -> str:
+    """A number of things: three digits are enough below a thousand, separators above.
+
+    >>> count(0.5), count(41.25), count(336776)
+    ('0.5', '41.2', '336,776')
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def size(value: float) -> str:
+    """Bytes in decimal units.
+
+    >>> size(512), size(1_200_000)
+    ('512 B', '1.2 MB')
+    """
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def number(value: float) -> str:
+    """A loss or a metric: four significant digits, and what is not a number says so."""
+    return f"{value:.4g}" if math.isfinite(value) else str(value)
+
+
+def parity_text(parity: float | None, *, steps: int) -> str:
+    """Whether all n computed the same, as a sentence."""
+    if parity is None or not math.isfinite(parity):
+        return ""
+    return f"Parity: after {steps} steps no variable differs between any two n by more than {parity:.1e} of its norm."
+
+
+# --------------------------------------------------------------------------- twins
+
+
+def study_text(
+    points: Sequence[SpeedupPoint],
+    fit: StudyFit,
+    reference: SpeedupPoint | None,
+    hardware: str,
+    title: str = "Study",
+    *,
+    work: str = "one epoch",
+    batch: int | None = None,
+    parity: str = "",
+    simulated: bool = False,
+) -> str:
+    """`study_figure` in words."""
+    header = ("workers", "seconds", "ideal N/n", "rows/s", "ideal n*p", "speedup", "efficiency", "spread")
+    rows = [
+        (
+            f"{row.workers}{'' if row.physical else ' (shared devices)'}",
+            seconds(row.seconds),
+            seconds(row.ideal_s),
+            count(row.rows_per_s),
+            count(row.ideal_rows_per_s),
+            f"{row.speedup:.2f}x",
+            f"{row.efficiency:.0%}",
+            f"±{row.spread:.1%}",
+        )
+        for row in scaling(points)
+    ]
+    lines = [f"{title}: time for {work}", table(header, rows), f"Amdahl: {fit.verdict}.", _usl_text(fit), recommendation(fit)]
+    if reference is not None:
+        lines.append(f"Plain fit on all cores: {seconds(reference.seconds)}, {count(reference.rows_per_s)} rows/s.")
+    if parity:
+        lines.append(parity)
+    lines.append(study_caption(points, hardware, batch=batch, simulated=simulated))
+    return "\n".join(line for line in lines if line)
+
+
+def recommendation(fit: StudyFit) -> str:
+    return f"Recommended: {workers(fit.recommended)} ({fit.why_recommended})."
+
+
+def workers(n: int) -> str:
+    return f"{n} worker" if n == 1 else f"{n} workers"
+
+
+def study_caption(points: Sequence[SpeedupPoint], hardware: str, *, batch: int | None, simulated: bool) -> str:
+    """What a reader must know to believe a study's figure."""
+    parts = [f"Measured on {hardware}."]
+    if batch:
+        parts.append(f"Global batch {batch:,} rows, the same for every n.")
+    parts.append("Median of repeats of steady steps, bars show their range; compile time is not in it.")
+    if simulated:
+        parts.append("The devices are simulated devices.")
+    shared = sorted(point.workers for point in points if not point.physical)
+    if shared:
+        named = ", ".join(f"n={n}" for n in shared)
+        parts.append(f"Grey: {named} is more than the physical devices, workers share them; not part of the fit.")
+    return " ".join(parts)
+
+
+def _usl_text(fit: StudyFit) -> str:
+    if fit.usl is None:
+        return ""
+    best = fit.usl.best_workers
+    turn = f", fastest near n={best:.0f}" if best < 10_000 else ""
+    return f"USL: contention {fit.usl.contention:.2%}, coherency {fit.usl.coherency:.3%}{turn}."
+
+
+def history_text(epochs: Sequence[EpochRow], title: str = "Training") -> str:
+    """`history_figure` in words: the first, the best and the last epochs of a long run, all of a short one."""
+    names = metric_names(epochs)
+    shown = list(epochs) if len(epochs) <= 12 else [*epochs[:3], *epochs[-8:]]
+    rows = [
+        (str(row.epoch + 1), seconds(row.seconds), count(row.rows_per_s), *(_cell(row.logs.get(name)) for name in names)) for row in shown
+    ]
+    left_out = len(epochs) - len(shown)
+    note = f"\n({left_out} epochs between are left out)" if left_out else ""
+    return f"{title}\n{table(('epoch', 'time', 'rows/s', *names), rows)}{note}"
+
+
+def metric_names(epochs: Sequence[EpochRow]) -> list[str]:
+    """Every name that any epoch logged, in the order in which they came up."""
+    return list(dict.fromkeys(name for row in epochs for name in row.logs))
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else number(value)
