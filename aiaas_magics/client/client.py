@@ -130,14 +130,25 @@ class Backend:
         call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
         return submit(prepare(self, call, options))
 
-    def study(self, model: Any, x: Any = None, y: Any = None, *, workers: tuple[int, ...] = (1, 2), **fit_arguments: Any) -> Study:
+    def study(
+        self,
+        model: Any,
+        x: Any = None,
+        y: Any = None,
+        *,
+        workers: tuple[int, ...] = (1, 2),
+        name: str | None = None,
+        seed: int | None = None,
+        oversubscribe: bool = False,
+        **fit_arguments: Any,
+    ) -> Study:
         """The same fit call on several numbers of workers, measured; `model` keeps its weights."""
         from aiaas_magics.client import study
         from aiaas_magics.client.training import TrainOptions
         from aiaas_magics.packing.fitcall import FitCall
 
         call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
-        return study.measure(self, call, points=workers, options=TrainOptions())
+        return study.measure(self, call, points=workers, options=TrainOptions(name=name, seed=seed, oversubscribe=oversubscribe))
 
     def deploy(self, model: Any, *, name: str | None = None, replicas: int = 1, sample: Any = None) -> Endpoint:
         """Export `model`, prove the export equal to Keras on `sample`, and serve it.

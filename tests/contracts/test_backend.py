@@ -1,0 +1,233 @@
+"""What a backend promises, the local one and one that was started by hand alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import aiaas_magics
+from aiaas_magics import errors
+from aiaas_magics.spec import Checkpointed, JobState
+from tests.contracts.recipes import gap, server_by_hand, small_model, table
+
+
+@pytest.fixture(scope="module", params=["local", "by hand"])
+def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[aiaas_magics.Backend]:
+    if request.param == "local":
+        with aiaas_magics.connect() as backend:
+            yield backend
+        return
+    with server_by_hand(tmp_path_factory.mktemp("by-hand")) as (url, token), aiaas_magics.connect(url, token) as backend:
+        yield backend
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The kernel's working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_backend_says_what_it_is(backend: aiaas_magics.Backend) -> None:
+    about = backend.about()
+
+    assert about.devices
+    assert about.versions.keras.startswith("3.")
+    assert str(len(about.devices)) in about.hardware
+
+
+def test_training_there_gives_what_training_here_gives(backend: aiaas_magics.Backend, here: Path) -> None:
+    x, y = table()
+    model, plain = small_model(), small_model()
+
+    history = backend.train(model, x, y, epochs=3, batch_size=64, shuffle=False).result(120)
+
+    expected = plain.fit(x, y, epochs=3, batch_size=64, shuffle=False, verbose=0)
+    assert gap(model, plain) <= 1e-5
+    assert int(model.optimizer.iterations.numpy()) == 3 * 8
+    assert history is model.history
+    np.testing.assert_allclose(history.history["loss"], expected.history["loss"], rtol=1e-5)
+    np.testing.assert_allclose(history.history["accuracy"], expected.history["accuracy"], rtol=1e-6)
+
+
+def test_two_workers_compute_what_one_computes(backend: aiaas_magics.Backend, here: Path) -> None:
+    x, y = table(rows=500)  # the last batch is uneven
+    model, plain = small_model(), small_model()
+
+    history = backend.train(model, x, y, workers=2, oversubscribe=True, epochs=2, batch_size=63, shuffle=False).result(120)
+
+    expected = plain.fit(x, y, epochs=2, batch_size=63, shuffle=False, verbose=0)
+    assert gap(model, plain) <= 1e-5
+    np.testing.assert_allclose(history.history["accuracy"], expected.history["accuracy"], rtol=1e-6)
+
+
+def test_a_second_fit_goes_on_from_the_first(backend: aiaas_magics.Backend, here: Path) -> None:
+    x, y = table()
+    model, plain = small_model(), small_model()
+
+    for _ in range(2):
+        backend.train(model, x, y, epochs=1, shuffle=False).result(120)
+
+    for _ in range(2):
+        plain.fit(x, y, epochs=1, shuffle=False, verbose=0)
+    assert gap(model, plain) <= 1e-5
+
+
+def test_a_second_job_with_the_same_arrays_sends_none_of_them(backend: aiaas_magics.Backend, here: Path) -> None:
+    from aiaas_magics.client.training import TrainOptions, prepare, submit
+    from aiaas_magics.packing.fitcall import FitCall
+
+    x, y = table(rows=40_000)
+    call = FitCall(model=small_model(), arguments={"x": x, "y": y, "epochs": 1, "batch_size": 4096})
+    submit(prepare(backend, call, TrainOptions())).result(120)
+
+    again = prepare(backend, call, TrainOptions())
+
+    assert again.preflight.known_bytes >= x.nbytes
+    assert again.preflight.send_bytes < 1_000_000
+
+
+def test_files_that_callbacks_wrote_come_back(backend: aiaas_magics.Backend, here: Path) -> None:
+    import keras
+
+    x, y = table()
+    model = small_model()
+    checkpoint = keras.callbacks.ModelCheckpoint("deep/best.keras", monitor="loss", save_best_only=True)
+
+    backend.train(model, x, y, epochs=2, callbacks=[checkpoint]).result(120)
+
+    again = keras.models.load_model(here / "deep" / "best.keras")
+    assert gap(again, model) <= 1e-6
+
+
+def test_plain_state_of_callbacks_comes_back(backend: aiaas_magics.Backend, here: Path) -> None:
+    import keras
+
+    x, y = table()
+    stopper = keras.callbacks.EarlyStopping(monitor="loss", patience=0, min_delta=10.0)
+
+    history = backend.train(small_model(), x, y, epochs=9, callbacks=[stopper]).result(120)
+
+    assert stopper.stopped_epoch == 1
+    assert history.epoch == [0, 1]
+
+
+def test_an_error_of_the_users_code_is_one_error_with_its_line(backend: aiaas_magics.Backend, here: Path) -> None:
+    import keras
+
+    class Breaks(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+            raise LookupError("no such column")
+
+    x, y = table()
+    job = backend.train(small_model(), x, y, workers=2, oversubscribe=True, epochs=2, callbacks=[Breaks()])
+
+    with pytest.raises(errors.RemoteTrainingError, match="LookupError: no such column") as caught:
+        job.result(120)
+
+    frame = caught.value.report.frames[-1]
+    assert (frame.function, frame.user) == ("on_epoch_end", True)
+    assert "test_backend.py" in frame.file
+    assert job.state is JobState.FAILED
+
+
+def test_a_cancelled_job_leaves_the_model_as_it_was(backend: aiaas_magics.Backend, here: Path) -> None:
+    x, y = table()
+    model, before = small_model(), small_model()
+    job = backend.train(model, x, y, epochs=100_000)
+    while not any(isinstance(entry.event, Checkpointed) for entry in job.entries()):
+        assert not job.state.final
+
+    assert job.cancel() is JobState.CANCELLED
+
+    with pytest.raises(errors.JobCancelled):
+        job.result(10)
+    assert gap(model, before) == 0
+
+
+def test_a_job_can_be_awaited(backend: aiaas_magics.Backend, here: Path) -> None:
+    x, y = table()
+
+    async def wait() -> object:
+        return await backend.train(small_model(), x, y, epochs=1)
+
+    assert list(asyncio.run(wait()).history) == ["accuracy", "loss"]  # type: ignore[attr-defined]
+
+
+def test_another_kernel_finds_the_job_and_takes_its_weights(backend: aiaas_magics.Backend, here: Path) -> None:
+    x, y = table()
+    model, fresh = small_model(), small_model(seed=99)
+    mine = backend.train(model, x, y, epochs=2, name="churn")
+    mine.result(120)
+
+    found = backend.job(mine.id)
+    history = found.apply_to(fresh)
+
+    assert found.name == "churn"
+    assert gap(fresh, model) == 0
+    assert len(history.history["loss"]) == 2
+
+
+def test_more_workers_than_devices_are_refused_before_anything_is_sent(backend: aiaas_magics.Backend) -> None:
+    x, y = table()
+    jobs = len(backend.jobs())
+
+    with pytest.raises(errors.NotEnoughDevices, match="--oversubscribe"):
+        backend.train(small_model(), x, y, workers=1000)
+
+    assert len(backend.jobs()) == jobs
+
+
+def test_unknown_names_are_answered_with_the_nearest(backend: aiaas_magics.Backend) -> None:
+    with pytest.raises(errors.UnknownName, match="There is no job"):
+        backend.job("nope")
+    with pytest.raises(errors.UnknownName, match="There is no endpoint"):
+        backend.endpoint("nope")
+
+
+def test_deploy_predict_redeploy_stop(backend: aiaas_magics.Backend, here: Path) -> None:
+    x, _ = table()
+    model = small_model()
+
+    endpoint = backend.deploy(model, name="churn", sample=x)
+    first = endpoint.predict(x[:5])
+    model.set_weights([weight * 0.5 for weight in model.get_weights()])
+    again = backend.deploy(model, name="churn", sample=x)
+
+    np.testing.assert_allclose(again.predict(x[:5]), model.predict(x[:5], verbose=0), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(first, again.predict(x[:5]))
+    assert max(version.version for version in again.versions) == 2
+    assert again.token not in repr(again)
+    again.stop()
+    with pytest.raises(errors.UnknownName):
+        backend.endpoint("churn")
+
+
+def test_an_endpoint_refuses_a_wrong_shape_with_a_sentence(backend: aiaas_magics.Backend, here: Path) -> None:
+    x, _ = table()
+    endpoint = backend.deploy(small_model(), name="shapes", sample=x)
+
+    with pytest.raises(errors.AiaasError, match="shape"):
+        endpoint.predict(x[0])
+
+    assert endpoint.predict(x[:1]).shape == (1, 1)
+    endpoint.stop()
+
+
+def test_a_study_compares_the_same_steps(backend: aiaas_magics.Backend, here: Path) -> None:
+    x, y = table(rows=2048)
+    model, before = small_model(), small_model()
+
+    study = backend.study(model, x, y, workers=(1, 2), oversubscribe=True, batch_size=256)
+
+    frame = study.to_frame()
+    assert list(frame.columns) == ["workers", "seconds", "rows_per_second", "speedup", "efficiency", "spread"]
+    assert list(frame.workers) == [1, 2]
+    assert study.parity <= 1e-4
+    assert study.recommended in (1, 2)
+    assert gap(model, before) == 0
+    assert study.plot().axes
