@@ -10,7 +10,6 @@ then every n with exactly these steps, so that the weights after them can be com
 from __future__ import annotations
 
 import secrets
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -42,11 +41,6 @@ class Point:
     measured: Measured
     physical: bool  # every worker had a device of its own
 
-    @property
-    def seconds(self) -> float:
-        """Median time of one repeat."""
-        return statistics.median(self.measured.seconds)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyProgress:
@@ -62,7 +56,7 @@ class StudyProgress:
 class Study:
     """What the workers bought, measured.
 
-    `seconds` are per epoch, from the median of the repeats; `spread` is (max - min) / median of them.
+    Times are per epoch, from the median of the repeats; `spread` is half their range over the median.
     """
 
     name: str
@@ -93,38 +87,28 @@ class Study:
         return self._speedup_point(self.reference)
 
     def _speedup_point(self, point: Point) -> laws.SpeedupPoint:
-        measured = point.measured
-        per_epoch = self.shape.rows / (measured.steps * measured.rows_per_step)
-        return laws.SpeedupPoint(
-            workers=point.workers,
-            seconds=point.seconds * per_epoch,
-            spread=(max(measured.seconds) - min(measured.seconds)) / point.seconds,
-            rows_per_s=measured.steps * measured.rows_per_step / point.seconds,
-            compile_s=measured.compile_s,
-            physical=point.physical,
-        )
+        rows = point.measured.steps * point.measured.rows_per_step
+        scale = self.shape.rows / rows
+        return laws.point_of(point.measured.seconds, workers=point.workers, rows=rows, physical=point.physical, scale=scale)
 
-    def rows(self) -> list[dict[str, float]]:
-        """One dict a number of workers, with the columns of `to_frame`."""
-        points = self.speedup_points()
-        base = points[0]
-        return [
-            {
-                "workers": point.workers,
-                "seconds": point.seconds,
-                "rows_per_second": point.rows_per_s,
-                "speedup": laws.speedup(base, point),
-                "efficiency": laws.efficiency(base, point),
-                "spread": point.spread,
-            }
-            for point in points
-        ]
+    def rows(self) -> tuple[laws.ScalingRow, ...]:
+        """Every measured number of workers beside its ideal."""
+        return laws.scaling(self.speedup_points())
 
     def to_frame(self) -> Any:
         """A pandas DataFrame: workers, seconds (an epoch), rows_per_second, speedup, efficiency, spread."""
         import pandas as pd
 
-        return pd.DataFrame(self.rows())
+        return pd.DataFrame(
+            {
+                "workers": [row.workers for row in self.rows()],
+                "seconds": [row.seconds for row in self.rows()],
+                "rows_per_second": [row.rows_per_s for row in self.rows()],
+                "speedup": [row.speedup for row in self.rows()],
+                "efficiency": [row.efficiency for row in self.rows()],
+                "spread": [row.spread for row in self.rows()],
+            }
+        )
 
     def plot(self) -> Figure:
         """Time against T = N/n, throughput against P = n*p, and efficiency, as one figure."""
@@ -153,6 +137,32 @@ def measure(
     wanted = checked_points(points)
     prepared = prepare(backend, call, replace(options, workers=max(wanted)))
     return measure_prepared(backend, prepared, points=wanted, on_progress=on_progress)
+
+
+def run(
+    backend: Backend,
+    call: FitCall,
+    *,
+    points: Sequence[int],
+    options: TrainOptions,
+    on_progress: Callable[[StudyProgress], None] = lambda _: None,
+) -> Study:
+    """`measure`, then train with the largest number of workers: the model gets its weights.
+
+    The returned study's `history` is that run's `History`, its `job` the run's id.
+    """
+    wanted = checked_points(points)
+    prepared = prepare(backend, call, replace(options, workers=max(wanted)))
+    study = measure_prepared(backend, prepared, points=wanted, on_progress=on_progress)
+    label = f"training on n={max(wanted)}"
+    done = ("plain fit, all cores", *(f"n={n}" for n in wanted))
+    job = submit(prepared)
+    try:
+        history = job.take(lambda story: on_progress(StudyProgress(label=label, done=done, waiting=(), story=story)))
+    except KeyboardInterrupt:  # border: whoever starts a job ends it
+        job.cancel()
+        raise
+    return replace(study, history=history, job=job.id)
 
 
 def measure_prepared(
