@@ -73,7 +73,7 @@ def test_phases_end_where_the_next_begins_and_close_with_the_job() -> None:
         log(PhaseEntered(phase=Phase.WAITING), PhaseEntered(phase=Phase.TRAINING), StateChanged(state=JobState.SUCCEEDED)),
     )
 
-    assert {phase: seconds for phase, seconds in story.phase_seconds().items()} == {Phase.WAITING: 1.0, Phase.TRAINING: 1.0}
+    assert story.phase_seconds() == {Phase.WAITING: 1.0, Phase.TRAINING: 1.0}
 
 
 def test_a_lost_worker_is_seen_in_its_lane() -> None:
