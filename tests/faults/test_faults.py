@@ -163,7 +163,7 @@ def test_a_finished_job_leaves_no_scratch_behind(own_home: Path) -> None:
         job = backend.train(small_model(), x, y, workers=2, oversubscribe=True, epochs=1)
         job.result(WAIT_S)
 
-        scratch = [path for path in own_home.rglob("files-*")] + [path for path in own_home.rglob("result.safetensors")]
+        scratch = list(own_home.rglob("files-*")) + list(own_home.rglob("result.safetensors"))
         after = set(Path("/dev/shm").glob("*")) if Path("/dev/shm").is_dir() else set()
 
         assert scratch == []
