@@ -32,7 +32,7 @@ UI_CHOICES: Final = ("auto", "widget", "html", "text", "none")
 MOST_WORKERS: Final = 1024  # guess: a typing mistake rather than a wish; what a backend has is the backend's to say
 
 
-class option(ArgDecorator):  # type: ignore[misc]  # noqa: N801 - a decorator, named like IPython's `argument`
+class option(ArgDecorator):  # type: ignore[misc]
     """`argument` of IPython, with the kind of its values for completion: "model", "array", "job", "endpoint", "workers"."""
 
     def __init__(self, *flags: str, values: str = "", **kwargs: Any) -> None:
@@ -286,7 +286,7 @@ def parse(magic: Any, line: str) -> Namespace:
     except UsageError as error:
         raise UsageError(_readable(str(error), parser.prog)) from None
     if rest:
-        raise UsageError(f"{rest[0]!r} was not expected here. Options take one word each, quoted where it has spaces; see %{parser.prog} -h.")
+        raise UsageError(f"{rest[0]!r} was not expected here. An option takes one word, quoted if it has spaces; see %{parser.prog} -h.")
     return found
 
 

@@ -6,7 +6,7 @@ Owns the drawing. The laws come from `laws`, the same numbers in words from `plo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from matplotlib import ticker
 from matplotlib.axes import Axes
@@ -20,12 +20,19 @@ WIDTH: Final = 10.4
 HEIGHT: Final = 2.45
 
 GREY: Final = "#9AA5AF"
-MEASURED: Final = {"color": style.BLUE, "marker": "o", "markersize": 7, "linestyle": "none", "elinewidth": 1.3}
-SHARED: Final = {"color": GREY, "marker": "s", "markersize": 7, "linestyle": "none", "elinewidth": 1.3, "markerfacecolor": "white"}
-WHISKER: Final = {"fmt": "none", "ecolor": style.INK, "elinewidth": 1.1, "capsize": 3}
-IDEAL: Final = {"color": style.INK, "linestyle": (0, (5, 3)), "linewidth": 1.2}
-LAW: Final = {"color": style.ORANGE, "linestyle": (0, (1, 1.4)), "linewidth": 1.8}
-REFERENCE: Final = {"color": style.GREEN, "linestyle": (0, (6, 2, 1, 2)), "linewidth": 1.5}
+MEASURED: Final[dict[str, Any]] = {"color": style.BLUE, "marker": "o", "markersize": 7, "linestyle": "none", "elinewidth": 1.3}
+SHARED: Final[dict[str, Any]] = {
+    "color": GREY,
+    "marker": "s",
+    "markersize": 7,
+    "linestyle": "none",
+    "elinewidth": 1.3,
+    "markerfacecolor": "white",
+}
+WHISKER: Final[dict[str, Any]] = {"fmt": "none", "ecolor": style.INK, "elinewidth": 1.1, "capsize": 3}
+IDEAL: Final[dict[str, Any]] = {"color": style.INK, "linestyle": (0, (5, 3)), "linewidth": 1.2}
+LAW: Final[dict[str, Any]] = {"color": style.ORANGE, "linestyle": (0, (1, 1.4)), "linewidth": 1.8}
+REFERENCE: Final[dict[str, Any]] = {"color": style.GREEN, "linestyle": (0, (6, 2, 1, 2)), "linewidth": 1.5}
 
 
 def study_figure(
@@ -108,12 +115,13 @@ def _share_panel(axes: Axes, rows: Sequence[ScalingRow], fit: StudyFit) -> None:
     style.label(axes, title="Efficiency, speedup / n", x="workers n")
     for position, row in enumerate(rows):
         low, high = row.efficiency_range
-        look = {"color": style.BLUE} if row.physical else {"color": "white", "edgecolor": GREY, "hatch": "////"}
+        look: dict[str, Any] = {"color": style.BLUE} if row.physical else {"color": "white", "edgecolor": GREY, "hatch": "////"}
         axes.bar(position, row.efficiency, width=0.62, **look)
         axes.errorbar(position, row.efficiency, yerr=[[row.efficiency - low], [high - row.efficiency]], **WHISKER)
         _share_label(axes, position, row, size=9.5 if len(rows) <= 4 else 7.5)
     axes.axhline(1.0, **IDEAL)
-    axes.set_xticks(range(len(rows)), [f"{row.workers}\nrecommended" if row.workers == fit.recommended else str(row.workers) for row in rows])
+    names = [f"{row.workers}\nrecommended" if row.workers == fit.recommended else str(row.workers) for row in rows]
+    axes.set_xticks(range(len(rows)), names)
     axes.set_xlim(-0.7, len(rows) - 0.3)
     axes.set_ylim(0, max(1.25, 1.15 * max(row.efficiency_range[1] for row in rows)))
     axes.yaxis.set_major_locator(ticker.MultipleLocator(0.25))
@@ -173,5 +181,5 @@ def _keys(rows: Sequence[ScalingRow], fit: StudyFit, reference: SpeedupPoint | N
     return keys
 
 
-def _only_look(look: dict[str, object]) -> dict[str, object]:
+def _only_look(look: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in look.items() if name != "elinewidth"}

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 from aiaas_magics.laws import SpeedupPoint, StudyFit, scaling
+from aiaas_magics.spec import LoadReport
 from aiaas_magics.story import EpochRow
 
 
@@ -147,6 +148,63 @@ def _usl_text(fit: StudyFit) -> str:
     best = fit.usl.best_workers
     turn = f", fastest near n={best:.0f}" if best < 10_000 else ""
     return f"USL: contention {fit.usl.contention:.2%}, coherency {fit.usl.coherency:.3%}{turn}."
+
+
+def latency_text(report: LoadReport, hardware: str = "") -> str:
+    """`latency_figure` in words."""
+    header = ("connections", "requests", "requests/s", "rows/s", "p50", "p90", "p99", "p99.9", "max", "errors")
+    rows = [
+        (
+            str(point.concurrency),
+            f"{point.requests:,}",
+            count(point.requests_per_s),
+            count(point.rows_per_s),
+            *(milliseconds(value) for value in (point.p50_ms, point.p90_ms, point.p99_ms, point.p999_ms, point.max_ms)),
+            load_errors(point.errors) or "0",
+        )
+        for point in report.points
+    ]
+    title = f"Endpoint {report.endpoint} under load"
+    return "\n".join((title, table(header, rows), latency_headline(report), latency_caption(report, hardware)))
+
+
+def latency_headline(report: LoadReport) -> str:
+    """The two numbers that people ask for first: the lowest median, the highest throughput."""
+    answered = [point for point in report.points if point.requests]
+    if not answered:
+        return "No request was answered."
+    quick = min(answered, key=lambda point: point.p50_ms)
+    most = max(answered, key=lambda point: point.requests_per_s)
+    return (
+        f"Median {milliseconds(quick.p50_ms)} with {connections(quick.concurrency)}; "
+        f"at most {count(most.requests_per_s)} requests/s with {connections(most.concurrency)}, p99 {milliseconds(most.p99_ms)}."
+    )
+
+
+def latency_caption(report: LoadReport, hardware: str = "") -> str:
+    failed = sum(sum(point.errors.values()) for point in report.points)
+    seconds_each = max((point.seconds for point in report.points), default=0.0)
+    return (
+        f"Measured on {hardware or report.hardware}, client and server on the same machine unless it says otherwise. "
+        f"Closed loop, {report.rows} {'row' if report.rows == 1 else 'rows'} a request, {seconds_each:.1f} s a point; "
+        f"latency of answered requests, {failed} errors."
+    )
+
+
+def load_errors(errors: dict[str, int]) -> str:
+    return ", ".join(f"{number} {kind}" for kind, number in errors.items() if number)
+
+
+def connections(n: int) -> str:
+    return f"{n} connection" if n == 1 else f"{n} connections"
+
+
+def milliseconds(value: float) -> str:
+    """
+    >>> milliseconds(0.0123), milliseconds(0.71), milliseconds(123.4)
+    ('0.0123 ms', '0.71 ms', '123 ms')
+    """
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def history_text(epochs: Sequence[EpochRow], title: str = "Training") -> str:

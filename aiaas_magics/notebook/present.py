@@ -1,0 +1,299 @@
+"""What is shown of a job, a study, an endpoint, a backend and a preflight: MIME bundles.
+
+Owns the static outputs: for each thing a table as HTML and the same in words, and a figure
+as PNG with its numbers as text. Every bundle's `text/plain` is complete by itself. A table
+and a picture never share a bundle, since nbconvert prefers the HTML and drops the picture.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any, Final
+
+from aiaas_magics.notebook.views.picture import error_line, status_line
+from aiaas_magics.plots import text
+from aiaas_magics.spec import About, EndpointView, JobView, LoadReport
+from aiaas_magics.story import JobStory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from aiaas_magics.client.endpoint import Endpoint
+    from aiaas_magics.client.job import Job
+    from aiaas_magics.client.study import Study
+    from aiaas_magics.client.training import Preflight
+
+Bundle = dict[str, Any]
+
+LAST_JOBS: Final = 20  # in a status; the rest is counted
+SHOWN_ROWS: Final = 12
+MANIFEST_ROWS: Final = 40
+
+
+# --------------------------------------------------------------------------- pieces
+
+
+def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", notes: Sequence[str] = ()) -> str:
+    """A table that inherits the notebook's own look; every cell is escaped."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    title = f'<caption style="text-align:left"><b>{escape(caption)}</b></caption>' if caption else ""
+    below = "".join(f"<div>{escape(note)}</div>" for note in notes if note)
+    table = f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if rows else ""
+    return f"<div>{table or (f'<b>{escape(caption)}</b>' if caption else '')}{below}</div>"
+
+
+def table_bundle(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", notes: Sequence[str] = ()) -> Bundle:
+    words = [caption, text.table(header, rows) if rows else "", *notes]
+    return {
+        "text/html": table_html(header, rows, caption=caption, notes=notes),
+        "text/plain": "\n".join(line for line in words if line),
+    }
+
+
+def figure_bundle(figure: Figure, words: str) -> Bundle:
+    from aiaas_magics.plots.style import as_png
+
+    return {"image/png": base64.b64encode(as_png(figure)).decode("ascii"), "text/plain": words}
+
+
+# --------------------------------------------------------------------------- jobs
+
+
+def job_title(view: JobView) -> str:
+    n = view.spec.workers
+    where = "all devices" if n is None else text.workers(n)
+    return f"Job {view.id} · {view.spec.name} · {where}"
+
+
+def job_bundles(view: JobView, story: JobStory, hardware: str = "") -> list[Bundle]:
+    """The table of a job and, from the second epoch on, its curves."""
+    bundles = [job_table(view, story)]
+    if len(story.rows) > 1:
+        from aiaas_magics.plots.history import history_figure
+
+        caption = job_caption(view, story, hardware)
+        figure = history_figure(story.rows, job_title(view), caption=caption)
+        bundles.append(figure_bundle(figure, f"{text.history_text(story.rows, job_title(view))}\n{caption}"))
+    return bundles
+
+
+def job_caption(view: JobView, story: JobStory, hardware: str) -> str:
+    shape = view.spec.shape
+    where = f" on {hardware}" if hardware else ""
+    attempts = f" {story.attempt} attempts." if story.attempt > 1 else ""
+    return (
+        f"{shape.rows:,} rows, global batch {shape.global_batch:,}, {shape.parameters:,} parameters,"
+        f" seed {view.spec.seed}{where}.{attempts} Seconds are of the epochs alone."
+    )
+
+
+def job_table(view: JobView, story: JobStory) -> Bundle:
+    names = text.metric_names(story.rows)
+    shown = story.rows if len(story.rows) <= SHOWN_ROWS else (*story.rows[:2], *story.rows[-(SHOWN_ROWS - 2) :])
+    rows = [
+        (
+            str(row.epoch + 1),
+            text.seconds(row.seconds),
+            text.count(row.rows_per_s),
+            *(text.number(row.logs[name]) if name in row.logs else "" for name in names),
+        )
+        for row in shown
+    ]
+    left_out = len(story.rows) - len(shown)
+    notes = [
+        status_line(story),
+        f"{left_out} epochs between are not shown; job.history has them all." if left_out else "",
+        phases_line(story),
+        error_line(story),
+        *story.notices,
+    ]
+    return table_bundle(("epoch", "time", "rows/s", *names), rows, caption=job_title(view), notes=notes)
+
+
+def phases_line(story: JobStory) -> str:
+    spent = story.phase_seconds()
+    return "Time: " + ", ".join(f"{phase} {text.seconds(seconds)}" for phase, seconds in spent.items()) if spent else ""
+
+
+def job_bundle(job: Job) -> Bundle:
+    """For `job` as the last expression of a cell. Asks the backend what is new."""
+    return job_table(job.view(), job.story())
+
+
+# --------------------------------------------------------------------------- studies
+
+
+def study_bundles(study: Study) -> list[Bundle]:
+    """The table of a study and its figure."""
+    return [study_table(study), figure_bundle(study.plot(), study_words(study))]
+
+
+def study_table(study: Study) -> Bundle:
+    fit, reference = study.fit, study.reference_point()
+    rows = [
+        (
+            str(row.workers) + ("" if row.physical else " (shared devices)"),
+            text.seconds(row.seconds),
+            text.seconds(row.ideal_s),
+            text.count(row.rows_per_s),
+            text.count(row.ideal_rows_per_s),
+            f"{row.speedup:.2f}x",
+            f"{row.efficiency:.0%}",
+            f"±{row.spread:.1%}",
+            text.seconds(compiled_s),
+        )
+        for row, compiled_s in zip(study.rows(), study_compile_s(study), strict=True)
+    ]
+    notes = [
+        f"{fit.verdict[0].upper()}{fit.verdict[1:]}.",
+        text.recommendation(fit),
+        f"Plain fit on all cores: {text.seconds(reference.seconds)} an epoch, {text.count(reference.rows_per_s)} rows/s.",
+        text.parity_text(study.parity, steps=study.parity_steps),
+    ]
+    header = ("workers", "seconds an epoch", "ideal N/n", "rows/s", "ideal n*p", "speedup", "efficiency", "spread", "compile, apart")
+    bundle = table_bundle(header, rows, caption=f"Study {study.name}", notes=notes)
+    bundle["text/plain"] += f"\n{text.study_caption(study.speedup_points(), study.hardware, batch=study.shape.global_batch, simulated=study.simulated)}"
+    return bundle
+
+
+def study_compile_s(study: Study) -> list[float]:
+    ordered = sorted(study.points, key=lambda point: point.workers)
+    return [point.measured.compile_s for point in ordered]
+
+
+def study_words(study: Study) -> str:
+    return text.study_text(
+        study.speedup_points(),
+        study.fit,
+        study.reference_point(),
+        study.hardware,
+        f"Study {study.name}",
+        batch=study.shape.global_batch,
+        parity=text.parity_text(study.parity, steps=study.parity_steps),
+        simulated=study.simulated,
+    )
+
+
+# --------------------------------------------------------------------------- preflight
+
+
+def preflight_bundle(preflight: Preflight) -> Bundle:
+    """What would be sent, item by item; and what is known before the run."""
+    items = list(preflight.manifest)
+    rows = [(str(item.kind), str(item.name), text.size(item.bytes), str(item.detail)) for item in items[:MANIFEST_ROWS]]
+    here, there = preflight.here, preflight.there
+    versions = ", ".join(f"{what} {getattr(here, what)}/{getattr(there, what)}" for what in ("python", "keras", "tensorflow", "aiaas_magics"))
+    notes = [
+        f"and {len(items) - MANIFEST_ROWS} more items" if len(items) > MANIFEST_ROWS else "",
+        f"To send: {text.size(preflight.send_bytes)}; the backend already has {text.size(preflight.known_bytes)}.",
+        f"Workers: {preflight.workers}, on {preflight.devices} devices ({preflight.hardware}).",
+        f"Memory: about {text.size(preflight.memory_bytes)} a worker, beyond the libraries.",
+        f"Versions here/there: {versions}.",
+        *(f"Note: {note}" for note in preflight.notes),
+        f"Nothing was sent (preflight took {text.seconds(preflight.seconds)}).",
+    ]
+    return table_bundle(("kind", "name", "size", "detail"), rows, caption="What fit would send", notes=notes)
+
+
+# --------------------------------------------------------------------------- endpoints
+
+
+def endpoint_bundle(endpoint: Endpoint) -> Bundle:
+    """How to call it. The token is never part of an output, since notebooks are saved and shared."""
+    view = endpoint.view()
+    version = view.versions[-1] if view.versions else None
+    facts = [
+        ("URL", endpoint.predict_url),
+        ("version", f"{version.version} ({version.state}, {version.engine})" if version else "none"),
+        ("proof", f"largest difference from Keras on the samples: {version.proof:.2g}" if version else ""),
+        ("replicas", str(view.replicas)),
+        ("inputs", _interface(view.inputs)),
+        ("outputs", _interface(view.outputs)),
+        ("token", f"os.environ['AIAAS_ENDPOINT_TOKEN'] = {_variable(endpoint)}.token"),
+    ]
+    table = table_html(("endpoint", endpoint.name), facts)
+    curl, snippet = endpoint.curl(), endpoint.snippet()
+    plain = "\n".join((text.table(("endpoint", endpoint.name), facts), "", curl, "", snippet))
+    return {"text/html": f"<div>{table}<pre>{escape(curl)}</pre><pre>{escape(snippet)}</pre></div>", "text/plain": plain}
+
+
+def _variable(endpoint: Endpoint) -> str:
+    return endpoint.name if endpoint.name.isidentifier() else "endpoint"
+
+
+def _interface(specs: Sequence[Any]) -> str:
+    return ", ".join(f"{spec.name}: {spec.dtype} [{', '.join('rows' if n < 0 else str(n) for n in spec.shape)}]" for spec in specs)
+
+
+def load_bundles(report: LoadReport) -> list[Bundle]:
+    """The table of a load run and its figure."""
+    from aiaas_magics.plots.latency import latency_figure
+
+    rows = [
+        (
+            str(point.concurrency),
+            f"{point.requests:,}",
+            text.count(point.requests_per_s),
+            text.count(point.rows_per_s),
+            *(text.milliseconds(value) for value in (point.p50_ms, point.p90_ms, point.p99_ms, point.p999_ms, point.max_ms)),
+            text.load_errors(point.errors) or "0",
+        )
+        for point in report.points
+    ]
+    header = ("connections", "requests", "requests/s", "rows/s", "p50", "p90", "p99", "p99.9", "max", "errors")
+    notes = [text.latency_headline(report), text.latency_caption(report)]
+    table = table_bundle(header, rows, caption=f"Endpoint {report.endpoint} under load", notes=notes)
+    return [table, figure_bundle(latency_figure(report), text.latency_text(report))]
+
+
+# --------------------------------------------------------------------------- status
+
+
+def status_bundle(about: About, url: str, jobs: Sequence[JobView], endpoints: Sequence[EndpointView], *, now_s: float | None = None) -> Bundle:
+    """The backend, its jobs (newest first) and its endpoints."""
+    now_s = time.time() if now_s is None else now_s
+    title = f"Backend {about.backend} at {url}: {about.hardware}, {len(about.devices)} devices, version {about.versions.aiaas_magics}"
+    shown = sorted(jobs, key=lambda view: view.created_s, reverse=True)[:LAST_JOBS]
+    job_rows = [_job_row(view, now_s) for view in shown]
+    endpoint_rows = [(view.name, _live(view), str(view.replicas), f"{view.url}/v1/models/{view.name}", view.model) for view in endpoints]
+    parts = [
+        table_bundle(("job", "name", "workers", "state", "since", "took", "why"), job_rows, caption=title),
+        table_bundle(("endpoint", "version", "replicas", "URL", "model"), endpoint_rows, caption="Endpoints" if endpoint_rows else ""),
+    ]
+    if not job_rows:
+        parts.append({"text/html": "<div>No jobs yet.</div>", "text/plain": "No jobs yet."})
+    if len(jobs) > len(shown):
+        more = f"and {len(jobs) - len(shown)} older jobs"
+        parts.append({"text/html": f"<div>{more}</div>", "text/plain": more})
+    return joined(parts)
+
+
+def joined(parts: Sequence[Mapping[str, str]]) -> Bundle:
+    """Several tables as one output."""
+    return {
+        "text/html": "".join(part["text/html"] for part in parts if part["text/plain"]),
+        "text/plain": "\n\n".join(part["text/plain"] for part in parts if part["text/plain"]),
+    }
+
+
+def _job_row(view: JobView, now_s: float) -> tuple[str, ...]:
+    n = view.spec.workers
+    took = (view.ended_s or now_s) - view.started_s if view.started_s else None
+    return (
+        view.id,
+        view.spec.name,
+        "all" if n is None else str(n),
+        str(view.state),
+        time.strftime("%H:%M:%S", time.localtime(view.created_s)),
+        text.seconds(took) if took is not None else "",
+        view.reason[:80],
+    )
+
+
+def _live(view: EndpointView) -> str:
+    live = [version for version in view.versions if version.state == "AVAILABLE"]
+    return str(live[-1].version) if live else (view.versions[-1].state if view.versions else "none")

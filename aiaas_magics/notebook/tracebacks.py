@@ -1,0 +1,126 @@
+"""Errors as blocks that speak of the user's own cell.
+
+Owns the rendering and the mapping to "Cell In[n], line k". What an error says belongs to
+`errors`; which class is raised belongs to whoever raises it.
+"""
+
+from __future__ import annotations
+
+import linecache
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Final
+
+from aiaas_magics.errors import AiaasError, RemoteTrainingError
+from aiaas_magics.spec import ErrorReport, Frame
+
+CONTEXT: Final = 2  # lines before and after, as IPython shows
+MOST_FRAMES: Final = 6  # of the user's own; a recursion is cut in the middle (guess)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user interrupted a cell and the job was told. Shown as one line, and Run All stops."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(said)
+        self.said = said
+
+    def _render_traceback_(self) -> list[str]:
+        return [self.said]
+
+
+def attach(error: BaseException, lines: Sequence[str]) -> None:
+    """Make IPython show exactly `lines` for `error`; its class and `sys.last_value` stay as they are."""
+    error._render_traceback_ = lambda: list(lines)  # type: ignore[attr-defined]
+
+
+def attach_block(error: AiaasError, shell: Any) -> None:
+    """Our own errors: where in the cell, what, and the next move; no frames of ours."""
+    if isinstance(error, RemoteTrainingError):
+        attach(error, remote_block(error.report, shell))
+        return
+    where = cell_frames(error.__traceback__, shell)
+    lines = [line for frame in where[-1:] for line in frame_block(frame, shell)]
+    attach(error, [*lines, f"{type(error).__name__}: {error}"])
+
+
+def attach_local(error: Exception, shell: Any, file: str) -> None:
+    """An exception of the cell's own code: IPython's traceback, beginning in the cell instead of in ours."""
+    if isinstance(error, SyntaxError):
+        attach(error, shell.SyntaxTB.structured_traceback(type(error), error, []))
+        return
+    attach(error, shell.InteractiveTB.structured_traceback(type(error), error, _from_cell(error.__traceback__, file), tb_offset=0))
+
+
+def _from_cell(trace: TracebackType | None, file: str) -> TracebackType | None:
+    first = trace
+    while first is not None and first.tb_frame.f_code.co_filename != file:
+        first = first.tb_next
+    return first or trace
+
+
+# --------------------------------------------------------------------------- remote errors
+
+
+def remote_block(report: ErrorReport, shell: Any) -> list[str]:
+    """The user's own frames with their lines; a library's frames are counted, equal ranks were folded before."""
+    during = f" while {report.phase}" if report.phase else ""
+    lines = [f"{report.type} on {report.where()}{during}"]
+    own = [frame for frame in report.frames if frame.user] or list(report.frames[-1:])
+    kept = own if len(own) <= MOST_FRAMES else [*own[: MOST_FRAMES // 2], *own[-MOST_FRAMES // 2 :]]
+    for index, frame in enumerate(kept):
+        if len(kept) < len(own) and index == MOST_FRAMES // 2:
+            lines.append(f"... {len(own) - len(kept)} more of your frames ...")
+        lines += frame_block(frame, shell)
+    inner = _library_frames_after(report.frames, own[-1]) if own else 0
+    if inner:
+        last = report.frames[-1]
+        lines.append(f"  (then {inner} frames in libraries, the last in {last.function}, {_short(last.file)}:{last.line})")
+    lines += ["", f"{report.type}: {report.message}", "Fix the cell and run it again; the model in the kernel is unchanged."]
+    return lines
+
+
+def _library_frames_after(frames: Sequence[Frame], last_own: Frame) -> int:
+    position = max((index for index, frame in enumerate(frames) if frame is last_own), default=len(frames) - 1)
+    return len(frames) - 1 - position
+
+
+def frame_block(frame: Frame, shell: Any) -> list[str]:
+    """`Cell In[3], line 4, in train_step` and the lines around it, an arrow at the line."""
+    inside = f", in {frame.function}" if frame.function not in {"", "<module>"} else ""
+    head = f"{place(frame.file, shell)}, line {frame.line}{inside}"
+    lines = linecache.getlines(frame.file)
+    if not 0 < frame.line <= len(lines):
+        return [head, f"----> {frame.line} {frame.source.strip()}"] if frame.source else [head]
+    first, last = max(1, frame.line - CONTEXT), min(len(lines), frame.line + CONTEXT)
+    return [head, *(_numbered(number, lines[number - 1].rstrip("\n"), here=number == frame.line) for number in range(first, last + 1))]
+
+
+def _numbered(number: int, line: str, *, here: bool) -> str:
+    arrow = "-" * max(1, 5 - len(str(number))) + "> " if here else ""
+    return f"{arrow}{number:>{7 - len(arrow)}} {line}".rstrip() if not here else f"{arrow}{number} {line}".rstrip()
+
+
+def place(file: str, shell: Any) -> str:
+    """"Cell In[3]" for a cell's file, else the file's name."""
+    name = getattr(getattr(shell, "compile", None), "format_code_name", lambda _: None)(file)
+    if name:
+        kind, shown = name
+        return f"{kind} {shown}"
+    return f"File {_short(file)}"
+
+
+def cell_frames(trace: TracebackType | None, shell: Any) -> list[Frame]:
+    """The frames of a local traceback that lie in cells, outermost first."""
+    files = getattr(getattr(shell, "compile", None), "_filename_map", {})
+    return [
+        Frame(file=entry.filename, line=entry.lineno or 0, function=entry.name, source=entry.line or "", user=True)
+        for entry in traceback.extract_tb(trace)
+        if entry.filename in files
+    ]
+
+
+def _short(file: str) -> str:
+    """The last two parts of a path: enough to find a library's module, and no machine's folders in a saved output."""
+    return "/".join(file.replace("\\", "/").split("/")[-2:])

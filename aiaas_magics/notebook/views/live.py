@@ -1,0 +1,205 @@
+"""A view that is live while a job runs and plain when it is over.
+
+Owns the one thread that redraws, its pace, and the freezing: at the end the live output is
+replaced by static ones, so that a saved notebook needs no kernel, no widget and no script.
+What is shown comes from `picture`; the static outputs from `present`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+from IPython.display import display
+
+from aiaas_magics.errors import AiaasBug
+from aiaas_magics.notebook.views import words
+from aiaas_magics.notebook.views.html import html_of
+from aiaas_magics.notebook.views.picture import Picture, Stop, picture
+from aiaas_magics.story import JobStory
+
+Bundle = dict[str, Any]
+
+PACE_S: Final = 0.25  # Jupyter Server limits output to 1000 messages a second by default; eyes need four
+TICK_S: Final = 1.0  # a phase's seconds go on while nothing happens
+JOIN_S: Final = 2.0  # guess: a redraw takes milliseconds, a stuck front end should not hold the cell
+
+
+class Painter(Protocol):
+    """Draws pictures in one kind of front end.
+
+    Promises: `paint` may come any number of times after `open`, always from one thread;
+    `close` leaves only `bundles` behind, and no widget.
+    """
+
+    def open(self, picture: Picture) -> None: ...
+    def paint(self, picture: Picture) -> None: ...
+    def close(self, bundles: Sequence[Bundle]) -> None: ...
+
+
+class WidgetPainter:
+    def __init__(self) -> None:
+        from aiaas_magics.notebook.views.widget import JobWidget
+
+        self._widget = JobWidget()
+        self._handle: Any = None
+
+    def open(self, picture: Picture) -> None:
+        self._widget.show(picture)
+        self._handle = display(self._widget.bundle(picture), raw=True, display_id=True)
+
+    def paint(self, picture: Picture) -> None:
+        self._widget.show(picture)
+
+    def close(self, bundles: Sequence[Bundle]) -> None:
+        replace_output(self._handle, bundles)
+        self._widget.close()
+
+
+class HtmlPainter:
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def open(self, picture: Picture) -> None:
+        self._handle = display(snapshot(picture), raw=True, display_id=True)
+
+    def paint(self, picture: Picture) -> None:
+        self._handle.update(snapshot(picture), raw=True)
+
+    def close(self, bundles: Sequence[Bundle]) -> None:
+        replace_output(self._handle, bundles)
+
+
+class TextPainter:
+    """Lines of a log: a new state, phase or epoch makes one; at the end the text twins."""
+
+    def __init__(self) -> None:
+        self._before: Picture | None = None
+
+    def open(self, picture: Picture) -> None:
+        self.paint(picture)
+
+    def paint(self, picture: Picture) -> None:
+        for line in words.news(picture, self._before):
+            print(line, flush=True)
+        self._before = picture
+
+    def close(self, bundles: Sequence[Bundle]) -> None:
+        for bundle in bundles:
+            print(bundle["text/plain"], flush=True)
+
+
+class NoPainter:
+    def open(self, picture: Picture) -> None: ...
+    def paint(self, picture: Picture) -> None: ...
+    def close(self, bundles: Sequence[Bundle]) -> None: ...
+
+
+def snapshot(picture: Picture) -> Bundle:
+    """The picture as it stands, for what shows no widgets."""
+    return {"text/html": html_of(picture), "text/plain": words.words_of(picture)}
+
+
+def replace_output(handle: Any, bundles: Sequence[Bundle]) -> None:
+    """The first bundle takes the live output's place, the others follow it."""
+    first, *others = bundles or [{"text/plain": ""}]
+    if handle is not None:
+        handle.update(first, raw=True)
+    for bundle in others:
+        display(bundle, raw=True)
+
+
+def choose(ip: Any, wanted: str | None) -> str:
+    """The kind of view: what was asked for, else AIAAS_UI, else what this front end can show.
+
+    A front end cannot be asked whether it shows widgets, so "auto" means: a widget in a
+    kernel that has the libraries, lines of text elsewhere.
+    """
+    kind = wanted or os.environ.get("AIAAS_UI", "") or "auto"
+    in_kernel = getattr(ip, "kernel", None) is not None
+    if kind in {"none", "text"}:
+        return kind
+    if not in_kernel:
+        return "text"
+    if kind == "html":
+        return "html"
+    return "widget" if _can_make_widgets() else "html"
+
+
+def _can_make_widgets() -> bool:
+    try:
+        import anywidget  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def painter(kind: str) -> Painter:
+    makers: dict[str, type[Painter]] = {"widget": WidgetPainter, "html": HtmlPainter, "text": TextPainter, "none": NoPainter}
+    return makers[kind]()
+
+
+class LiveView:
+    """A job's view, bounded by `with`. `tell` is cheap and may come from any one thread.
+
+    However the block ends, what stays is static: the bundles given to `freeze`, or the last
+    picture where none were given.
+    """
+
+    def __init__(self, kind: str, *, title: str, hint: str = "") -> None:
+        self._painter = painter(kind)
+        self._title, self._hint = title, hint
+        self._story, self._stops = JobStory(), tuple[Stop, ...]()
+        self._bundles: Sequence[Bundle] | None = None
+        self._stopping, self._changed = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="aiaas-view", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._painter.open(self._picture())
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stopping.set()
+        self._changed.set()
+        self._thread.join(JOIN_S)
+        if self._thread.is_alive():
+            raise AiaasBug(f"the view's thread still runs {JOIN_S} s after it was stopped")
+        last = self._picture()
+        self._painter.paint(last)
+        self._painter.close(self._bundles if self._bundles is not None else [snapshot(last)])
+
+    def tell(self, story: JobStory, *, title: str | None = None, stops: Sequence[Stop] = ()) -> None:
+        """The newest state of things."""
+        self._title = title or self._title
+        self._story, self._stops = story, tuple(stops)
+        self._changed.set()
+
+    def freeze(self, bundles: Sequence[Bundle]) -> None:
+        """What stays when the block ends; each bundle carries `text/plain`."""
+        self._bundles = bundles
+
+    @property
+    def last(self) -> Picture:
+        return self._picture()
+
+    def _picture(self) -> Picture:
+        return picture(self._story, title=self._title, now_s=time.time(), hint=self._hint, stops=self._stops)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._changed.wait(TICK_S)
+            self._changed.clear()
+            if self._stopping.is_set():
+                return
+            try:
+                self._painter.paint(self._picture())
+            except Exception as error:  # noqa: BLE001 - border: a front end that went away must not end the job
+                print(f"aiaas_magics: the live view stopped ({error}); the job goes on.", file=sys.stderr)
+                return
+            self._stopping.wait(PACE_S)

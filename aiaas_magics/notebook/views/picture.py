@@ -1,0 +1,193 @@
+"""A job's story as a picture: plain strings and numbers that any view can draw.
+
+Owns what is said and in which words; pure. Drawing belongs to `widget`, `html` and `text`.
+Nothing here is escaped: whoever makes markup of it escapes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from aiaas_magics.plots import text
+from aiaas_magics.spec import JobState, Phase
+from aiaas_magics.story import JobStory, Lane
+
+SERIES_POINTS: Final = 300  # a line 300 pixels wide cannot show more
+LANES: Final = 16  # more do not fit a screen; the rest is counted
+NOTICES: Final = 8
+CURVES: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseBox:
+    name: str
+    seconds: float
+    detail: str
+    running: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneBox:
+    name: str
+    device: str
+    state: str
+    detail: str
+    fraction: float | None  # of its epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    name: str
+    points: tuple[tuple[float, float], ...]  # (epochs done, value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """One point of a study."""
+
+    label: str
+    state: str  # done | running | waiting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    title: str
+    state: str
+    status: str
+    fraction: float
+    phases: tuple[PhaseBox, ...] = ()
+    lanes: tuple[LaneBox, ...] = ()
+    lanes_left_out: int = 0
+    curves: tuple[Curve, ...] = ()
+    stops: tuple[Stop, ...] = ()
+    notices: tuple[str, ...] = ()
+    error: str = ""
+    hint: str = ""
+    final: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """What travels to the widget."""
+        return asdict(self)
+
+
+def picture(story: JobStory, *, title: str, now_s: float, hint: str = "", stops: Sequence[Stop] = ()) -> Picture:
+    """The story as it stands at `now_s`, unix time by the clock of this machine.
+
+    The backend's clock may differ: a running phase never counts less than its log says.
+    """
+    shown = story.lanes[:LANES]
+    return Picture(
+        title=title,
+        state=str(story.state),
+        status=status_line(story),
+        fraction=round(story.fraction_done(), 4),
+        phases=_phases(story, now_s),
+        lanes=tuple(_lane(lane, story) for lane in shown),
+        lanes_left_out=len(story.lanes) - len(shown),
+        curves=_curves(story),
+        stops=tuple(stops),
+        notices=story.notices[-NOTICES:],
+        error=error_line(story),
+        hint="" if story.state.final else hint,
+        final=story.state.final,
+    )
+
+
+def status_line(story: JobStory) -> str:
+    """Where the job is, in one line that can stand alone."""
+    match story.state:
+        case JobState.SUCCEEDED:
+            return _ended(story)
+        case JobState.FAILED:
+            return f"failed: {_first_line(story.reason) or error_line(story) or 'no reason was recorded'}"
+        case JobState.CANCELLED:
+            return f"cancelled after {len(story.rows)} epochs" if story.rows else "cancelled"
+        case JobState.STOPPING:
+            return "stopping"
+        case _:
+            return _underway(story)
+
+
+def error_line(story: JobStory) -> str:
+    if story.error is None:
+        return ""
+    return f"{story.error.type}: {_first_line(story.error.message)} (on {story.error.where()})"
+
+
+def metrics_line(logs: dict[str, float], *, most: int = 6) -> str:
+    return ", ".join(f"{name} {text.number(value)}" for name, value in list(logs.items())[:most])
+
+
+def _ended(story: JobStory) -> str:
+    if not story.rows:
+        return "succeeded"
+    total_s = sum(row.seconds for row in story.rows)
+    epochs = f"{len(story.rows)} epoch" + ("" if len(story.rows) == 1 else "s")
+    return f"succeeded: {epochs} in {text.seconds(total_s)}; {metrics_line(story.rows[-1].logs)}"
+
+
+def _underway(story: JobStory) -> str:
+    phase = story.phase
+    if phase is not None and phase.phase is not Phase.TRAINING:
+        return f"{phase.phase}: {phase.detail}" if phase.detail else str(phase.phase)
+    if not story.epochs and not story.step:
+        return f"{story.state}: {story.reason}" if story.reason else str(story.state)
+    parts = []
+    if story.epochs:
+        parts.append(f"epoch {min(story.epoch + 1, story.epochs)} of {story.epochs}")
+    if story.step:
+        parts.append(f"step {story.step:,} of {story.steps:,}" if story.steps else f"step {story.step:,}")
+    if story.logs:
+        parts.append(metrics_line(story.logs))
+    if story.rows_per_s:
+        parts.append(f"{text.count(story.rows_per_s)} rows/s")
+    if (left := story.seconds_left()) is not None:
+        parts.append(f"{text.seconds(left)} left")
+    return " · ".join(parts)
+
+
+def _phases(story: JobStory, now_s: float) -> tuple[PhaseBox, ...]:
+    """Each phase once, in the order in which it was entered first; repeats add up."""
+    boxes: dict[Phase, PhaseBox] = {}
+    for index, span in enumerate(story.phases):
+        running = index == len(story.phases) - 1 and span.end_s is None and not story.state.final
+        spent = span.seconds(max(now_s, story.at_s) if running else story.at_s)
+        before = boxes[span.phase].seconds if span.phase in boxes else 0.0
+        boxes[span.phase] = PhaseBox(name=str(span.phase), seconds=round(before + spent, 2), detail=span.detail, running=running)
+    return tuple(boxes.values())
+
+
+def _lane(lane: Lane, story: JobStory) -> LaneBox:
+    detail = lane.detail
+    if not detail and lane.state == "training":
+        detail = f"epoch {min(lane.epoch + 1, story.epochs or lane.epoch + 1)}" + (f", step {lane.step:,}" if lane.step else "")
+    fraction = min(1.0, lane.step / story.steps) if story.steps and lane.state == "training" else None
+    return LaneBox(name=f"worker {lane.rank}", device=lane.device, state=lane.state, detail=detail, fraction=fraction)
+
+
+def _curves(story: JobStory) -> tuple[Curve, ...]:
+    """Losses by epochs done, the running epoch's newest value last."""
+    names = [name for name in dict.fromkeys(key for row in story.rows for key in row.logs) if name.endswith("loss")]
+    names = names or [name for name in story.logs if name.endswith("loss")]
+    curves = []
+    for name in names[:CURVES]:
+        points = [(row.epoch + 1.0, row.logs[name]) for row in story.rows if math.isfinite(row.logs.get(name, math.nan))]
+        now = story.logs.get(name, math.nan)
+        if story.step and story.steps and math.isfinite(now):
+            points.append((story.epoch + story.step / story.steps, now))
+        if points:
+            curves.append(Curve(name=name, points=tuple(_thinned(points))))
+    return tuple(curves)
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `SERIES_POINTS` of them, the last one always."""
+    every = -(-len(points) // SERIES_POINTS)
+    return [*points[:-1:every], points[-1]]
+
+
+def _first_line(message: str) -> str:
+    return message.strip().splitlines()[0][:300] if message.strip() else ""
