@@ -32,15 +32,15 @@ UI_CHOICES: Final = ("auto", "widget", "html", "text", "none")
 MOST_WORKERS: Final = 1024  # guess: a typing mistake rather than a wish; what a backend has is the backend's to say
 
 
-class option(ArgDecorator):  # type: ignore[misc]
+class option(ArgDecorator):
     """`argument` of IPython, with the kind of its values for completion: "model", "array", "job", "endpoint", "workers"."""
 
     def __init__(self, *flags: str, values: str = "", **kwargs: Any) -> None:
         self.flags, self.values, self.kwargs = flags, values, kwargs
 
     def add_to_parser(self, parser: ArgumentParser, group: Any) -> None:
-        action = (group or parser).add_argument(*self.flags, **self.kwargs)
-        action.aiaas_values = self.values  # type: ignore[attr-defined]
+        action: Any = (group or parser).add_argument(*self.flags, **self.kwargs)
+        action.aiaas_values = self.values
 
 
 def options(*stack: option) -> Callable[[F], F]:
@@ -278,7 +278,7 @@ def read(magic: Any, line: str, as_value: type[V]) -> V:
 def parse(magic: Any, line: str) -> Namespace:
     words = split(line)
     refuse_unresolved(words)
-    parser = magic.parser
+    parser: ArgumentParser = magic.parser
     parser.allow_abbrev = False
     refuse_unknown(parser, words)
     try:
@@ -344,7 +344,7 @@ def documentation() -> dict[str, list[tuple[str, str]]]:
         def probe() -> None: ...
 
         parser = argparse.ArgumentParser(add_help=False)
-        for one in reversed(stack(probe).decorators):  # type: ignore[attr-defined]
+        for one in reversed(stack(probe).decorators):
             one.add_to_parser(parser, None)
         found[f"aiaas_{name}"] = [
             (", ".join(action.option_strings) or str(action.metavar), (action.help or "").replace("%%", "%")) for action in parser._actions

@@ -11,6 +11,7 @@ import ast
 import inspect
 import sys
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from IPython.core.error import UsageError
@@ -88,12 +89,12 @@ def cell_number(shell: Any) -> int:
 
     `shell.execution_count` is the next number already when history is stored.
     """
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     known = shell.compile._filename_map
     while frame is not None:
         if frame.f_code.co_filename in known:
             return int(known[frame.f_code.co_filename])
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return max(1, shell.execution_count - 1)
 
 

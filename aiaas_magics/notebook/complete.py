@@ -29,7 +29,7 @@ def make_matcher(shell: Any, parsers: Mapping[str, argparse.ArgumentParser], kno
         known: the names of a kind ("job", "endpoint", "backend") that this kernel has seen.
     """
 
-    @context_matcher(priority=10, identifier="aiaas_magics.options")
+    @context_matcher(priority=10, identifier="aiaas_magics.options")  # type: ignore[untyped-decorator]
     def matcher(context: Any) -> dict[str, Any]:
         found, fragment = completions(line_of(context), parsers, lambda kind: values(kind, shell, known))
         shown = [SimpleCompletion(text=text, type="param") for text in found[:MOST]]
@@ -92,9 +92,7 @@ def is_array(value: Any) -> bool:
 
 def _variables(shell: Any, wanted: Callable[[Any], bool]) -> list[str]:
     hidden = getattr(shell, "user_ns_hidden", {})
-    return sorted(
-        name for name, value in list(shell.user_ns.items()) if not name.startswith("_") and name not in hidden and wanted(value)
-    )
+    return sorted(name for name, value in list(shell.user_ns.items()) if not name.startswith("_") and name not in hidden and wanted(value))
 
 
 def _option(parser: argparse.ArgumentParser, flag: str) -> argparse.Action | None:

@@ -55,9 +55,14 @@ def table_bundle(header: Sequence[str], rows: Sequence[Sequence[str]], *, captio
 
 
 def figure_bundle(figure: Figure, words: str) -> Bundle:
+    return {"image/png": base64.b64encode(figure_png(figure)).decode("ascii"), "text/plain": words}
+
+
+def figure_png(figure: Figure) -> bytes:
+    """For a figure as the last expression of a cell."""
     from aiaas_magics.plots.style import as_png
 
-    return {"image/png": base64.b64encode(as_png(figure)).decode("ascii"), "text/plain": words}
+    return as_png(figure)
 
 
 # --------------------------------------------------------------------------- jobs
@@ -156,7 +161,9 @@ def study_table(study: Study) -> Bundle:
     ]
     header = ("workers", "seconds an epoch", "ideal N/n", "rows/s", "ideal n*p", "speedup", "efficiency", "spread", "compile, apart")
     bundle = table_bundle(header, rows, caption=f"Study {study.name}", notes=notes)
-    bundle["text/plain"] += f"\n{text.study_caption(study.speedup_points(), study.hardware, batch=study.shape.global_batch, simulated=study.simulated)}"
+    bundle["text/plain"] += (
+        f"\n{text.study_caption(study.speedup_points(), study.hardware, batch=study.shape.global_batch, simulated=study.simulated)}"
+    )
     return bundle
 
 
@@ -186,7 +193,9 @@ def preflight_bundle(preflight: Preflight) -> Bundle:
     items = list(preflight.manifest)
     rows = [(str(item.kind), str(item.name), text.size(item.bytes), str(item.detail)) for item in items[:MANIFEST_ROWS]]
     here, there = preflight.here, preflight.there
-    versions = ", ".join(f"{what} {getattr(here, what)}/{getattr(there, what)}" for what in ("python", "keras", "tensorflow", "aiaas_magics"))
+    versions = ", ".join(
+        f"{what} {getattr(here, what)}/{getattr(there, what)}" for what in ("python", "keras", "tensorflow", "aiaas_magics")
+    )
     notes = [
         f"and {len(items) - MANIFEST_ROWS} more items" if len(items) > MANIFEST_ROWS else "",
         f"To send: {text.size(preflight.send_bytes)}; the backend already has {text.size(preflight.known_bytes)}.",
@@ -253,7 +262,9 @@ def load_bundles(report: LoadReport) -> list[Bundle]:
 # --------------------------------------------------------------------------- status
 
 
-def status_bundle(about: About, url: str, jobs: Sequence[JobView], endpoints: Sequence[EndpointView], *, now_s: float | None = None) -> Bundle:
+def status_bundle(
+    about: About, url: str, jobs: Sequence[JobView], endpoints: Sequence[EndpointView], *, now_s: float | None = None
+) -> Bundle:
     """The backend, its jobs (newest first) and its endpoints."""
     now_s = time.time() if now_s is None else now_s
     title = f"Backend {about.backend} at {url}: {about.hardware}, {len(about.devices)} devices, version {about.versions.aiaas_magics}"

@@ -45,7 +45,7 @@ def attach_block(error: AiaasError, shell: Any) -> None:
     attach(error, [*lines, f"{type(error).__name__}: {error}"])
 
 
-def attach_local(error: Exception, shell: Any, file: str) -> None:
+def attach_local(error: BaseException, shell: Any, file: str) -> None:
     """An exception of the cell's own code: IPython's traceback, beginning in the cell instead of in ours."""
     if isinstance(error, SyntaxError):
         attach(error, shell.SyntaxTB.structured_traceback(type(error), error, []))
@@ -103,7 +103,7 @@ def _numbered(number: int, line: str, *, here: bool) -> str:
 
 
 def place(file: str, shell: Any) -> str:
-    """"Cell In[3]" for a cell's file, else the file's name."""
+    """ "Cell In[3]" for a cell's file, else the file's name."""
     name = getattr(getattr(shell, "compile", None), "format_code_name", lambda _: None)(file)
     if name:
         kind, shown = name

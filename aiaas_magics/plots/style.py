@@ -68,7 +68,7 @@ def new_figure(
     figure.text(left, 0.08 / total, "\n".join(below), ha="left", va="bottom", fontsize=CAPTION_SIZE, color=MUTED, linespacing=1.25)
     if keys:
         _legend(figure, keys, left=left - 0.05 / width, top=1 - (head - LEGEND_IN + 0.02) / total)
-    return figure, [_framed(figure.add_subplot(cell)) for cell in grid]
+    return figure, [_framed(figure.add_subplot(grid[0, column])) for column in range(panels)]
 
 
 def _framed(axes: Axes) -> Axes:

@@ -114,6 +114,15 @@ def replace_output(handle: Any, bundles: Sequence[Bundle]) -> None:
         display(bundle, raw=True)
 
 
+def show(ip: Any, bundles: Sequence[Bundle]) -> None:
+    """Static outputs: displayed in a notebook, printed in a terminal."""
+    for bundle in bundles:
+        if getattr(ip, "kernel", None) is None:
+            print(bundle["text/plain"])
+        else:
+            display(bundle, raw=True)
+
+
 def choose(ip: Any, wanted: str | None) -> str:
     """The kind of view: what was asked for, else AIAAS_UI, else what this front end can show.
 
@@ -185,8 +194,9 @@ class LiveView:
         self._bundles = bundles
 
     @property
-    def last(self) -> Picture:
-        return self._picture()
+    def story(self) -> JobStory:
+        """What was told last."""
+        return self._story
 
     def _picture(self) -> Picture:
         return picture(self._story, title=self._title, now_s=time.time(), hint=self._hint, stops=self._stops)

@@ -30,5 +30,5 @@ class JobWidget(anywidget.AnyWidget):  # type: ignore[misc]
 
     def bundle(self, picture: Picture) -> dict[str, Any]:
         """The widget, and the same as HTML and text for what shows no widgets."""
-        made = self._repr_mimebundle_() or ({}, {})
-        return {**made[0], "text/html": html_of(picture), "text/plain": words_of(picture)}
+        data, _ = self._repr_mimebundle_() or ({}, {})
+        return {**data, "text/html": html_of(picture), "text/plain": words_of(picture)}

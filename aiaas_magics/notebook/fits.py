@@ -1,0 +1,181 @@
+"""What becomes of the fit calls in one %%aiaas_train cell.
+
+Owns the choice (train, hand in, study, show only) and the view beside it. Catching the
+calls belongs to `capture`, carrying them out to `client`, outputs to `present`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from aiaas_magics.errors import AiaasError, InvalidSpec
+from aiaas_magics.notebook import present
+from aiaas_magics.notebook.arguments import TrainRequest
+from aiaas_magics.notebook.session import Session
+from aiaas_magics.notebook.tracebacks import Interrupted
+from aiaas_magics.notebook.views import live
+from aiaas_magics.notebook.views.picture import Stop
+
+if TYPE_CHECKING:
+    from aiaas_magics.client.job import Job
+    from aiaas_magics.client.study import StudyProgress
+    from aiaas_magics.client.training import Prepared, TrainOptions
+    from aiaas_magics.packing.fitcall import FitCall
+    from aiaas_magics.spec import JobView
+
+HINT: Final = "To stop: interrupt the kernel (■)."
+SETTLE_S: Final = 5.0  # guess: the last events of a job that has ended are there at once
+
+
+class EndOfCell(BaseException):
+    """Ends a --dry-run cell at its first fit; no `except Exception` of the cell's holds it up."""
+
+
+class CellFits:
+    """Carries out the fit calls of one cell as its request says; `count` says how many there were."""
+
+    def __init__(self, shell: Any, session: Session, request: TrainRequest, *, ui: str, put: Callable[[Any], None]) -> None:
+        self._shell, self._session, self._request, self._ui, self._put = shell, session, request, ui, put
+        self.count = 0
+
+    def capturing(self) -> AbstractContextManager[Any]:
+        from aiaas_magics.notebook import capture
+
+        return capture.capturing(self.carry_out, local_fallback=self._request.local_fallback)
+
+    def carry_out(self, call: FitCall) -> Any:
+        """What `fit` returns to the cell: a `History`, or with --async a `Job`."""
+        self.count += 1
+        if self._request.dry_run:
+            self._show_preflight(call)
+            raise EndOfCell
+        if self._request.workers is not None and self._request.workers.is_study:
+            return self._study(call, self._request.workers.points)
+        if self._request.background:
+            return self._hand_in(call)
+        return self._train(call)
+
+    def options(self) -> TrainOptions:
+        from aiaas_magics.client.training import TrainOptions
+
+        request = self._request
+        return TrainOptions(name=request.name, workers=self._workers(), seed=request.seed, oversubscribe=request.oversubscribe)
+
+    def _workers(self) -> int | None:
+        asked = self._request.workers
+        if asked is None:
+            return None
+        return len(self._session.backend.about().devices) if asked.most else asked.points[-1]
+
+    # ---- one fit, waited for
+
+    def _train(self, call: FitCall) -> Any:
+        from aiaas_magics.client.training import prepare, submit
+
+        backend, job = self._session.backend, None
+        handed_in: JobView | None = None
+        with live.LiveView(self._ui, title=self._title(), hint=HINT) as view:
+            try:
+                prepared = prepare(backend, call, self.options(), on_change=view.tell)
+                job = self._session.remember(submit(prepared, on_change=view.tell))
+                handed_in = job.view()
+                title = present.job_title(handed_in)
+                history = job.take(lambda story: view.tell(story, title=title))
+            except KeyboardInterrupt:
+                raise Interrupted(self._cancelled(job)) from None
+            except AiaasError:
+                self._put(job)
+                raise
+            finally:
+                if handed_in is not None:
+                    view.freeze(present.job_bundles(handed_in, view.story, prepared.preflight.hardware))
+        self._put(history)
+        return history
+
+    def _cancelled(self, job: Job | None) -> str:
+        """Cancel `job` and say so in one line. A second interrupt leaves it to the backend."""
+        if job is None:
+            return "Interrupted before anything was handed in; nothing runs on the backend."
+        self._put(job)
+        try:
+            state = job.cancel()
+        except KeyboardInterrupt:
+            return f"Interrupted again: job {job.id} was told to stop, %aiaas_status shows whether it has."
+        except AiaasError as error:
+            return f"Interrupted, but job {job.id} could not be told: {error} %aiaas_cancel {job.id} tries again."
+        return f"Interrupted: job {job.id} is {state}; the model in the kernel is unchanged."
+
+    # ---- one fit, handed in
+
+    def _hand_in(self, call: FitCall) -> Any:
+        from aiaas_magics.client.training import prepare, submit
+
+        backend = self._session.backend
+        stack = ExitStack()
+        view = stack.enter_context(live.LiveView(self._ui, title=self._title()))
+        with stack:
+            prepared = prepare(backend, call, self.options(), on_change=view.tell)
+            job = submit(prepared, on_change=view.tell)
+            settle = self._follow_in_background(job, prepared, view, stack.pop_all())
+            self._session.remember(job, settle)
+        self._put(job)
+        return job
+
+    def _follow_in_background(self, job: Job, prepared: Prepared, view: live.LiveView, stack: ExitStack) -> Callable[[], None]:
+        """Draw the job while the kernel is free; returns how to wait for the view's end.
+
+        It reads the log through a `Job` of its own, since `job` belongs to the caller's thread.
+        """
+        title = present.job_title(job.view())
+        watched = self._session.backend.job(job.id)
+
+        def follow() -> None:
+            with stack:
+                story = watched.follow(lambda story: view.tell(story, title=title))
+                view.freeze([present.job_table(watched.view(), story)])
+
+        thread = threading.Thread(target=follow, name=f"aiaas-follow-{job.id}", daemon=True)
+        thread.start()
+        return lambda: thread.join(SETTLE_S)
+
+    # ---- one fit, measured on several numbers of workers
+
+    def _study(self, call: FitCall, points: tuple[int, ...]) -> Any:
+        from aiaas_magics.client import study
+
+        if self.count > 1:
+            raise InvalidSpec("This is the second fit in the cell of a study, which measures one. Move it to a cell of its own.")
+        options = replace(self.options(), workers=max(points))
+        with live.LiveView(self._ui, title=f"Study on {', '.join(map(str, points))} workers", hint=HINT) as view:
+            try:
+                result = study.run(self._session.backend, call, points=points, options=options, on_progress=lambda at: tell_study(view, at))
+            except KeyboardInterrupt:
+                raise Interrupted("Interrupted: the study's job was cancelled; the model in the kernel is unchanged.") from None
+            view.freeze(present.study_bundles(result))
+        self._put(result)
+        return result.history
+
+    # ---- nothing sent
+
+    def _show_preflight(self, call: FitCall) -> None:
+        from aiaas_magics.client.training import prepare
+
+        prepared = prepare(self._session.backend, call, self.options())
+        live.show(self._shell, [present.preflight_bundle(prepared.preflight)])
+
+    def _title(self) -> str:
+        return f"Job {self._request.name}" if self._request.name else "Job"
+
+
+def tell_study(view: live.LiveView, at: StudyProgress) -> None:
+    """A study's progress as the running job's, with the study's points as stops."""
+    stops = (
+        *(Stop(label=label, state="done") for label in at.done),
+        Stop(label=at.label, state="running"),
+        *(Stop(label=label, state="waiting") for label in at.waiting),
+    )
+    view.tell(at.story, stops=stops)

@@ -1,0 +1,358 @@
+"""The magics: one method each, which parses, calls the client and presents.
+
+Owns loading, unloading and the border where our errors become what IPython shows. The
+options belong to `arguments`, what becomes of a `fit` to `fits`, outputs to `present`.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, output_can_be_silenced
+from IPython.core.magic_arguments import magic_arguments
+from traitlets import Unicode
+
+from aiaas_magics import errors
+from aiaas_magics.notebook import arguments, cells, complete, present, tracebacks
+from aiaas_magics.notebook.arguments import (
+    BenchRequest,
+    ConnectRequest,
+    DeployRequest,
+    JobRequest,
+    NameRequest,
+    PlainRequest,
+    TrainRequest,
+)
+from aiaas_magics.notebook.fits import CellFits, EndOfCell
+from aiaas_magics.notebook.session import Session
+from aiaas_magics.notebook.views import live
+
+R = TypeVar("R")
+
+# What the client's objects look like as the last expression of a cell; the client itself knows no IPython.
+DISPLAYS: Final[dict[tuple[str, str], Callable[[Any], present.Bundle]]] = {
+    ("aiaas_magics.client.job", "Job"): present.job_bundle,
+    ("aiaas_magics.client.study", "Study"): present.study_table,
+    ("aiaas_magics.client.endpoint", "Endpoint"): present.endpoint_bundle,
+}
+LOADED: Final[dict[int, tuple[Any, Any]]] = {}  # by id of the shell: its magics and its matcher
+
+
+def border(request: type[R]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Parse the line into `request`, answer -h, and turn our errors into what IPython shows.
+
+    Typing mistakes become IPython's own `UsageError`, exactly that class: one line, no
+    traceback, and Run All stops. Everything else of ours becomes one block.
+    """
+
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def magic(self: AiaasMagics, line: str, cell: str | None = None, local_ns: dict[str, Any] | None = None) -> Any:
+            decorated = getattr(type(self), method.__name__)
+            asked = arguments.read(decorated, line, request)
+            if asked.help:  # type: ignore[attr-defined]
+                print(decorated.__doc__)
+                return None
+            given = {"line": line, "cell": cell} if request is TrainRequest else {}
+            try:
+                return method(self, asked, **given, **({"names": local_ns or {}} if request is DeployRequest else {}))
+            except errors.UsageError as error:
+                if tracebacks.cell_frames(error.__traceback__, self.shell):
+                    tracebacks.attach_block(error, self.shell)
+                    raise
+                raise UsageError(str(error)) from None
+            except errors.AiaasError as error:
+                tracebacks.attach_block(error, self.shell)
+                raise
+
+        magic.needs_local_scope = True  # type: ignore[attr-defined]
+        return magic
+
+    return decorate
+
+
+@magics_class
+class AiaasMagics(Magics):  # type: ignore[misc]
+    """Train, serve and measure Keras models on a backend, from the cell that defines them."""
+
+    ui = Unicode("", help="How progress is shown: auto, widget, html, text or none; empty means AIAAS_UI or auto.").tag(config=True)
+
+    def __init__(self, shell: Any, **kwargs: Any) -> None:
+        super().__init__(shell, **kwargs)
+        self.session = Session()
+
+    def _ui(self, asked: str | None) -> str:
+        return live.choose(self.shell, asked or self.ui or None)
+
+    def _put(self, name: str | None, value: Any) -> None:
+        if name is not None:
+            self.shell.user_ns[name] = value
+
+    # ---- training
+
+    @line_cell_magic
+    @output_can_be_silenced
+    @magic_arguments()
+    @arguments.train_options
+    @border(TrainRequest)
+    def aiaas_train(self, request: TrainRequest, *, line: str, cell: str | None) -> Any:
+        """Carry out each fit of this cell on the backend.
+
+        The cell runs in the kernel; every `fit` on a Keras model in it is trained by worker
+        processes and comes back as if it had run here: History, weights, optimizer state.
+
+            %%aiaas_train --workers 2
+            model.fit(x, y, epochs=10, batch_size=256)
+
+        Several numbers (--workers 1,2) make a study: measured speedup against the ideal.
+        Interrupting the cell cancels the job.
+        """
+        if cell is None:
+            raise UsageError("%aiaas_train needs the cell that calls fit below it. Write %%aiaas_train as the first line of that cell.")
+        body = cells.compile_body(self.shell, "aiaas_train", line, cell)
+        fits = CellFits(self.shell, self.session, request, ui=self._ui(request.ui), put=functools.partial(self._put, request.out))
+        try:
+            with fits.capturing():
+                value = cells.run_body(self.shell, body)
+        except EndOfCell:
+            return None
+        except (errors.AiaasError, tracebacks.Interrupted, UsageError):
+            raise
+        except (Exception, KeyboardInterrupt) as error:  # border: the user's cell ran in here and may raise anything
+            tracebacks.attach_local(error, self.shell, body.file)
+            raise
+        if fits.count == 0:
+            raise UsageError("There was no fit in this cell, so nothing was trained. Put model.fit(...) below %%aiaas_train.")
+        return value
+
+    # ---- jobs
+
+    @line_magic
+    @magic_arguments()
+    @arguments.attach_options
+    @border(JobRequest)
+    def aiaas_attach(self, request: JobRequest) -> None:
+        """Show a job's whole history and follow it to its end; interrupting lets the job go on.
+
+        For a job of another kernel, `job.apply_to(model)` gives its weights (-o puts the Job into a variable).
+        """
+        job = self.session.find_job(request.job)
+        self._put(request.out, job)
+        self._follow(job, self._ui(request.ui))
+
+    @line_magic
+    @magic_arguments()
+    @arguments.wait_options
+    @border(JobRequest)
+    def aiaas_wait(self, request: JobRequest) -> None:
+        """Wait for a job. If it was handed in from this kernel, its model gets the trained weights.
+
+        Raises what the job failed with.
+        """
+        job = self.session.find_job(request.job)
+        self._put(request.out, job)
+        ours = job is self.session.find_own(job.id)
+        try:
+            if ours:
+                job.result(request.timeout)
+            else:
+                job.wait(request.timeout)
+        except KeyboardInterrupt:
+            raise tracebacks.Interrupted(f"Stopped waiting; job {job.id} goes on. %aiaas_cancel {job.id} stops it.") from None
+        finally:
+            self.session.settle(job)
+        if not ours and job.state != "succeeded":
+            raise job.failure()
+        print(f"Job {job.id} {job.state}." + (" The model has its weights." if ours else " job.apply_to(model) gives its weights."))
+
+    @line_magic
+    @magic_arguments()
+    @arguments.cancel_options
+    @border(JobRequest)
+    def aiaas_cancel(self, request: JobRequest) -> None:
+        """Stop a job. The model in the kernel stays as it is."""
+        job = self.session.find_job(request.job)
+        state = job.cancel()
+        self.session.settle(job)
+        print(f"Job {job.id} {state}.")
+
+    @line_magic
+    @magic_arguments()
+    @arguments.logs_options
+    @border(JobRequest)
+    def aiaas_logs(self, request: JobRequest) -> None:
+        """What the job's workers printed, each line with its worker's rank where there are several."""
+        job = self.session.find_job(request.job)
+        lines = job.logs().splitlines()
+        if len(lines) > request.lines:
+            print(f"({len(lines) - request.lines} earlier lines; --lines shows more)")
+        print("\n".join(lines[-request.lines :]) or f"The workers of job {job.id} have printed nothing.")
+
+    def _follow(self, job: Any, ui: str) -> None:
+        view = job.view()
+        hint = "" if view.state.final else f"Interrupt the kernel (■) to leave; %aiaas_cancel {job.id} stops the job."
+        with live.LiveView(ui, title=present.job_title(view), hint=hint) as shown:
+            try:
+                story = job.follow(shown.tell)
+            except KeyboardInterrupt:
+                raise tracebacks.Interrupted(f"Left job {job.id}, which goes on. %aiaas_attach {job.id} shows it again.") from None
+            shown.freeze(present.job_bundles(job.view(), story, self.session.backend.about().hardware))
+
+    # ---- serving
+
+    @line_magic
+    @magic_arguments()
+    @arguments.deploy_options
+    @border(DeployRequest)
+    def aiaas_deploy(self, request: DeployRequest, *, names: dict[str, Any]) -> Any:
+        """Serve a trained model over HTTP.
+
+        It is exported here and proved equal to Keras on sample inputs before it goes live.
+        A name that is live already gets its next version. Returns an Endpoint.
+
+            %aiaas_deploy model --name churn --replicas 2
+        """
+        if request.model is None:
+            raise UsageError("Which model? Name the variable that holds it: %aiaas_deploy model --name churn.")
+        scope = {**self.shell.user_ns, **names}
+        model = named(request.model, scope, complete.is_model, "Keras model")
+        sample = None if request.sample is None else named(request.sample, scope, lambda _: True, "array")
+        endpoint = self.session.backend.deploy(model, name=request.name, replicas=request.replicas, sample=sample)
+        self.session.saw_endpoint(endpoint)
+        self._put(request.out, endpoint)
+        return endpoint
+
+    @line_magic
+    @magic_arguments()
+    @arguments.bench_options
+    @border(BenchRequest)
+    def aiaas_bench(self, request: BenchRequest) -> None:
+        """Measure an endpoint: latency percentiles and throughput by number of connections.
+
+        The load comes from a process of its own, so that the kernel does not slow it down.
+
+            %aiaas_bench churn --concurrency 1,2,4,8 --duration 2
+        """
+        if request.name is None:
+            raise UsageError("Which endpoint? Name it: %aiaas_bench churn. %aiaas_status lists them.")
+        endpoint = self.session.backend.endpoint(request.name)
+        report = endpoint.bench(concurrency=request.concurrency, duration_s=request.duration, rows=request.rows)
+        self._put(request.out, report)
+        live.show(self.shell, present.load_bundles(report))
+
+    @line_magic
+    @magic_arguments()
+    @arguments.stop_options
+    @border(NameRequest)
+    def aiaas_stop(self, request: NameRequest) -> None:
+        """Take an endpoint down, all versions of it."""
+        if request.name is None:
+            raise UsageError("Which endpoint? Name it: %aiaas_stop churn. %aiaas_status lists them.")
+        self.session.backend.endpoint(request.name).stop()
+        print(f"Endpoint {request.name} is down.")
+
+    # ---- the backend
+
+    @line_magic
+    @magic_arguments()
+    @arguments.status_options
+    @border(PlainRequest)
+    def aiaas_status(self, request: PlainRequest) -> None:
+        """The backend, its jobs and its endpoints."""
+        backend = self.session.backend
+        about, jobs, endpoints = backend.about(), backend.jobs(), backend.endpoints()
+        self.session.saw_jobs(jobs)
+        self.session.saw_endpoints(endpoints)
+        live.show(self.shell, [present.status_bundle(about, backend.url, jobs, endpoints)])
+
+    @line_magic
+    @magic_arguments()
+    @arguments.connect_options
+    @border(ConnectRequest)
+    def aiaas_connect(self, request: ConnectRequest) -> None:
+        """Connect to a backend: local, or a server's address.
+
+        The token is read from AIAAS_TOKEN, or asked for. It is never an argument, since cells are saved.
+        """
+        backend = self.session.connect(request.url)
+        about = backend.about()
+        print(f"Connected to {about.backend} at {backend.url}: {about.hardware}, {len(about.devices)} devices.")
+
+    @line_magic
+    @magic_arguments()
+    @arguments.shutdown_options
+    @border(PlainRequest)
+    def aiaas_shutdown(self, request: PlainRequest) -> None:
+        """End this machine's server, with its jobs and endpoints. The next magic starts it again."""
+        backend = self.session.backend
+        if backend.about().backend != "local":
+            raise UsageError(f"{backend.name} at {backend.url} is not this machine's own server. Stop it where it runs, with aiaas stop.")
+        backend.stop()
+        self.session.close()
+        print("The local server has ended.")
+
+
+def named(name: str, scope: dict[str, Any], wanted: Callable[[Any], bool], kind: str) -> Any:
+    """The value of the variable `name`.
+
+    Raises:
+        UsageError: it is not defined, or not of that kind; with the names that are.
+    """
+    if name not in scope:
+        import difflib
+
+        close = difflib.get_close_matches(name, [known for known in scope if not known.startswith("_")], n=1)
+        hint = f"Did you mean {close[0]}?" if close else "Run the cell that defines it first."
+        raise UsageError(f"Variable {name!r} is not defined. {hint}")
+    if not wanted(scope[name]):
+        fitting = sorted(known for known, value in scope.items() if not known.startswith("_") and wanted(value))
+        hint = f"Use one of: {', '.join(fitting[:8])}." if fitting else f"There is no {kind} in this notebook yet."
+        raise UsageError(f"{name!r} is of type {type(scope[name]).__name__}, not a {kind}. {hint}")
+    return scope[name]
+
+
+# --------------------------------------------------------------------------- loading
+
+
+def load(ip: Any) -> None:
+    """Register the magics, their completion and the displays of our objects. Opens no connection."""
+    if id(ip) in LOADED:
+        return
+    ip.register_magics(AiaasMagics)
+    magics = ip.magics_manager.registry["AiaasMagics"]
+    matcher = complete.make_matcher(ip, parsers(), magics.session.known)
+    ip.Completer.custom_matchers.append(matcher)
+    for (module, name), show in DISPLAYS.items():
+        ip.display_formatter.mimebundle_formatter.for_type_by_name(module, name, show)
+    png = ip.display_formatter.formatters["image/png"]
+    if ("matplotlib.figure", "Figure") not in png.deferred_printers and "matplotlib.figure" not in sys.modules:
+        # `study.plot()` as the last expression: without pyplot nobody else tells IPython how to show a Figure.
+        png.for_type_by_name("matplotlib.figure", "Figure", present.figure_png)
+    LOADED[id(ip)] = (magics, matcher)
+
+
+def unload(ip: Any) -> None:
+    """Take away what `load` brought."""
+    magics, matcher = LOADED.pop(id(ip), (None, None))
+    if magics is None:
+        return
+    ip.Completer.custom_matchers[:] = [known for known in ip.Completer.custom_matchers if known is not matcher]
+    for kind, names in magics.magics.items():
+        for name in names:
+            ip.magics_manager.magics[kind].pop(name, None)
+    ip.magics_manager.registry.pop("AiaasMagics", None)
+    if magics in ip.configurables:
+        ip.configurables.remove(magics)
+    for module, name in DISPLAYS:
+        ip.display_formatter.mimebundle_formatter.pop(f"{module}.{name}", None)
+    magics.session.close()
+
+
+def parsers() -> dict[str, Any]:
+    """Every magic's parser by the magic's name."""
+    found = {name: getattr(method, "parser", None) for name, method in vars(AiaasMagics).items() if name.startswith("aiaas_")}
+    return {name: parser for name, parser in found.items() if parser is not None}
