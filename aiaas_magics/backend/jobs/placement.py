@@ -1,0 +1,93 @@
+"""Which devices a job's workers get, and who waits for whom.
+
+Owns the choice only: first come, first served, nobody overtakes. Starting processes on
+the devices belongs to `workers`, deciding what then becomes of the job to `machine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from aiaas_magics.errors import NotEnoughDevices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a job wants. `workers` of None: one worker with everything; `alone`: the machine to itself."""
+
+    job: str
+    workers: int | None
+    oversubscribe: bool = False
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Seats:
+    """Positions of devices: those that the job holds, and for each rank those that it runs on."""
+
+    held: frozenset[int]
+    ranks: tuple[tuple[int, ...], ...]
+
+
+def check(ask: Ask, *, devices: int, backend: str) -> None:
+    """Raises `NotEnoughDevices` for what these devices can never give."""
+    if ask.workers is not None and ask.workers > devices and not ask.oversubscribe:
+        raise NotEnoughDevices(ask.workers, devices, backend)
+
+
+def seats_for(ask: Ask, *, devices: int, held: frozenset[int], one_each: bool = False) -> Seats | None:
+    """The seats that `ask` can have now; None when it must wait.
+
+    `one_each` is for devices of which a worker drives only one (GPUs): one worker with everything is
+    then one worker a device, which computes the same.
+    """
+    if ask.workers is None and one_each:
+        ranks: tuple[tuple[int, ...], ...] = tuple((device,) for device in range(devices))
+    elif ask.workers is None:
+        ranks = (tuple(range(devices)),)
+    elif ask.workers > devices:
+        ranks = tuple((rank % devices,) for rank in range(ask.workers))
+    else:
+        free = range(devices) if ask.alone else [device for device in range(devices) if device not in held]
+        if len(free) < ask.workers:
+            return None
+        ranks = tuple((device,) for device in list(free)[: ask.workers])
+    wanted = frozenset(range(devices)) if ask.alone else frozenset(device for seat in ranks for device in seat)
+    return None if wanted & held else Seats(wanted, ranks)
+
+
+def place(
+    waiting: Sequence[Ask], *, devices: int, held: Mapping[str, frozenset[int]], one_each: bool = False
+) -> list[tuple[Ask, Seats]]:
+    """Those of `waiting`, oldest first, that can start now. The first that cannot makes all behind it wait."""
+    taken: frozenset[int] = frozenset().union(*held.values())
+    placed = []
+    for ask in waiting:
+        seats = seats_for(ask, devices=devices, held=taken, one_each=one_each)
+        if seats is None:
+            break
+        taken |= seats.held
+        placed.append((ask, seats))
+    return placed
+
+
+def why_waiting(ask: Ask, *, devices: int, held: Mapping[str, frozenset[int]], before: Sequence[str], noun: str) -> str:
+    """One clause for the user: what the job waits for."""
+    count = devices if ask.workers is None or ask.alone else min(ask.workers, devices)
+    what = f"{count} {noun}{'' if count == 1 else 's'}"
+    holders = sorted(held, key=_number)
+    if holders:
+        return f"waiting for {what}; {_jobs(holders)} {'holds' if len(holders) == 1 else 'hold'} devices" + (
+            f", and {_jobs(before)} came first" if before else ""
+        )
+    return f"waiting for {what}" + (f" behind {_jobs(before)}" if before else "")
+
+
+def _jobs(ids: Sequence[str]) -> str:
+    shown = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+    return ("job " if len(ids) == 1 else "jobs ") + shown
+
+
+def _number(job: str) -> tuple[int, str]:
+    return (int(job), job) if job.isdigit() else (0, job)

@@ -1,0 +1,203 @@
+"""Immutable bytes, named by their SHA-256, as files.
+
+Owns writing them whole or not at all, checking that they are what they are called, and
+removing those that nobody refers to. Who may refer to which belongs to `app`.
+
+A blob's file is complete from the moment it has its name, because it gets the name by
+rename. Blobs that a client sent are not forced to disk: after a power cut the client can
+send them again. What cannot be made again (a result) is; see `keep`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+import stat
+import time
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Final
+
+from aiaas_magics.errors import BlobDamaged, InvalidSpec, StoreNotWritable, UnknownName
+from aiaas_magics.spec import SHA256
+
+GATHER_BYTES: Final = 1024 * 1024  # network chunks are 64 KB; a hop into a thread for each would cost more than the write
+READ_BYTES: Final = 1024 * 1024
+DAY_S: Final = 24 * 3600.0
+
+
+class BlobStore:
+    """Blobs below `folder`. A client of the same account may put files into `dropbox` and have them adopted."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._partial = folder / "partial"
+        self.dropbox = folder.parent / "dropbox"
+        for needed in (folder, self._partial, self.dropbox):
+            needed.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def path(self, sha: str) -> Path:
+        """Where the blob is or would be.
+
+        Raises:
+            InvalidSpec: that is no name of a blob; nothing else ever reaches a path.
+        """
+        if not SHA256.fullmatch(sha):
+            raise InvalidSpec(f"{sha[:80]!r} is not a SHA-256. Name a blob by the 64 hexadecimal digits of its bytes' hash.")
+        return self._folder / sha[:2] / sha
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of `names` that are not here. Those that are count as used now, so that they are still here in a moment."""
+        found = []
+        for sha in names:
+            try:
+                os.utime(self.path(sha))
+            except FileNotFoundError:
+                found.append(sha)
+        return found
+
+    def get_path(self, sha: str) -> Path:
+        """The blob's file; raises `UnknownName`."""
+        path = self.path(sha)
+        if not path.is_file():
+            raise UnknownName("blob", sha)
+        return path
+
+    async def put(self, sha: str, body: AsyncIterator[bytes]) -> None:
+        """Store what `body` brings, if it is what `sha` says.
+
+        Raises:
+            BlobDamaged: it is something else; nothing was kept.
+            StoreNotWritable: the disk took no more; nothing was kept.
+        """
+        target, partial = self.path(sha), self._new_partial()
+        digest = hashlib.sha256()
+        try:
+            with _our_errors(self._folder):
+                file = await asyncio.to_thread(_create, partial)
+                with file:
+                    async for piece in _gathered(body):
+                        await asyncio.to_thread(_write, file, digest, piece)
+            if digest.hexdigest() != sha:
+                raise BlobDamaged(sha, f"what arrived has the hash {digest.hexdigest()[:12]}")
+            with _our_errors(self._folder):
+                _give_name(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def adopt(self, sha: str, name: str) -> None:
+        """Take a file out of the dropbox as the blob `sha`. Its owner is this account, which hashed it while writing.
+
+        Raises:
+            UnknownName: there is no such file, and no such blob either.
+            InvalidSpec: it is not a plain file of this account in the dropbox.
+        """
+        target = self.path(sha)
+        if name != Path(name).name or name.startswith("."):
+            raise InvalidSpec(f"{name[:80]!r} is no file of the dropbox. Give the name of a file, without a folder.")
+        source = self.dropbox / name
+        try:
+            found = source.lstat()
+        except FileNotFoundError:
+            if target.is_file():  # asked again after the answer was lost
+                return
+            raise UnknownName("file in the dropbox", name) from None
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+            raise InvalidSpec(f"{name[:80]!r} is not a plain file of this account. Send the bytes over HTTP instead.")
+        with _our_errors(self._folder):
+            _give_name(source, target)
+
+    def keep(self, path: Path) -> str:
+        """Take over a file that was made here, safe against a power cut; the name it got."""
+        digest = hashlib.sha256()
+        with _our_errors(self._folder), path.open("rb") as file:
+            while piece := file.read(READ_BYTES):
+                digest.update(piece)
+            os.fsync(file.fileno())
+            sha = digest.hexdigest()
+            target = self.path(sha)
+            _give_name(path, target)
+            _sync_folder(target.parent)
+        return sha
+
+    def sweep(self, referred: set[str], *, now_s: float, older_than_s: float = DAY_S) -> int:
+        """Remove blobs that nothing refers to and that were not used for a while, and what broken uploads left; how many."""
+        removed = 0
+        for path in self._folder.glob("*/*"):
+            if path.parent != self._partial and path.name in referred:
+                continue
+            if now_s - path.stat().st_mtime > older_than_s:
+                path.unlink(missing_ok=True)
+                removed += 1
+        for path in self.dropbox.iterdir():
+            if now_s - path.lstat().st_mtime > older_than_s:
+                path.unlink(missing_ok=True)
+        return removed
+
+    def _new_partial(self) -> Path:
+        return self._partial / secrets.token_hex(16)
+
+
+async def read_chunks(path: Path) -> AsyncIterator[bytes]:
+    """The file's bytes, read outside the event loop."""
+    with await asyncio.to_thread(path.open, "rb") as file:
+        while piece := await asyncio.to_thread(file.read, READ_BYTES):
+            yield piece
+
+
+async def _gathered(body: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in body:
+        pieces.append(piece)
+        size += len(piece)
+        if size >= GATHER_BYTES:
+            yield pieces
+            pieces, size = [], 0
+    if pieces:
+        yield pieces
+
+
+def _create(path: Path):  # type: ignore[no-untyped-def]
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
+
+
+def _write(file, digest, pieces: list[bytes]) -> None:  # type: ignore[no-untyped-def]
+    for piece in pieces:
+        digest.update(piece)
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[file.write(rest) :]
+
+
+def _give_name(source: Path, target: Path) -> None:
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    os.chmod(source, 0o400)
+    os.replace(source, target)
+    os.utime(target, (time.time(), time.time()))
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # a folder cannot be opened there, and a rename is durable without
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _our_errors:
+    """Turn what the disk says into ours."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
+            raise StoreNotWritable(str(self._folder), error.strerror or str(error)) from error

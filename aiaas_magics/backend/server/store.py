@@ -1,0 +1,315 @@
+"""Records: jobs, their logs, endpoints. What was acknowledged survives a power cut.
+
+Owns the tables and the transactions. Blobs are files and belong to `blobs`; what a job
+does next belongs to `jobs.machine`. Everything here blocks: `Store` is called from one
+thread of its own (`in_store`), so that a transaction never stops the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+
+import sqlalchemy as sa
+
+from aiaas_magics import wire
+from aiaas_magics.backend.jobs.states import Job
+from aiaas_magics.errors import StoreNotWritable
+from aiaas_magics.spec import AnyEvent, DeploySpec, Entry, FitSpec, JobState, JobView, VersionView
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ENTRIES_AT_ONCE: Final = 1000
+SCHEMA: Final = 1
+
+tables = sa.MetaData()
+jobs = sa.Table(
+    "jobs",
+    tables,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("key", sa.Text, unique=True),  # the client's idempotency key
+    sa.Column("spec", sa.LargeBinary, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("attempt", sa.Integer, nullable=False, default=0),
+    sa.Column("lost", sa.Integer, nullable=False, default=0),
+    sa.Column("ranks", sa.Integer, nullable=False, default=0),
+    sa.Column("seats", sa.LargeBinary),  # of the running attempt
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("started_s", sa.Float),
+    sa.Column("ended_s", sa.Float),
+    sa.Column("result", sa.Text),
+    sa.Column("files", sa.LargeBinary),
+    sqlite_autoincrement=True,  # a number is never given twice, or a folder of an old job could be taken for a new one's
+)
+events = sa.Table(
+    "events",
+    tables,
+    sa.Column("job", sa.Integer, primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("at_s", sa.Float, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("rank", sa.Integer),
+    sa.Column("event", sa.LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+offsets = sa.Table(
+    "offsets",
+    tables,
+    sa.Column("job", sa.Integer, primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column("file", sa.Text, primary_key=True),
+    sa.Column("offset", sa.Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+versions = sa.Table(
+    "versions",
+    tables,
+    sa.Column("endpoint", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("spec", sa.LargeBinary, nullable=False),
+    sa.Column("view", sa.LargeBinary, nullable=False),
+    sa.Column("live", sa.Boolean, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEntry:
+    """An entry that has no sequence number yet."""
+
+    at_s: float
+    attempt: int
+    rank: int | None
+    event: AnyEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """A job as it is kept."""
+
+    job: Job
+    spec: FitSpec
+    created_s: float
+    started_s: float | None = None
+    ended_s: float | None = None
+    result: str | None = None
+    files: tuple[str, ...] = ()
+    seats: bytes | None = None
+    last_seq: int = 0
+
+    def view(self) -> JobView:
+        return JobView(
+            id=self.job.id,
+            spec=self.spec,
+            state=self.job.state,
+            reason=self.job.reason,
+            attempt=self.job.attempt,
+            created_s=self.created_s,
+            started_s=self.started_s,
+            ended_s=self.ended_s,
+            last_seq=self.last_seq,
+            result=self.result,
+            files=self.files,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    spec: DeploySpec
+    view: VersionView
+    live: bool
+
+
+class Store:
+    """The records in one SQLite file; one thread, one connection.
+
+    Promises: a method that writes returns after the disk has it; a job's entries have the
+    sequence numbers 1, 2, 3, ... without a gap; entries and the offsets they were read at
+    are written together or not at all.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="aiaas-store")
+        self._engine = sa.create_engine(f"sqlite:///{path}", poolclass=sa.StaticPool, connect_args={"check_same_thread": False})
+        sa.event.listen(self._engine, "connect", _configure)
+        self._last: dict[int, int] = {}  # the last sequence number of each job
+        with self._writing() as connection:
+            tables.create_all(connection)
+        path.chmod(0o600)
+
+    async def call(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """Run one of the methods below in the store's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*args, **options))
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+        self._engine.dispose()
+
+    def add_job(self, spec: FitSpec, *, key: str | None, at_s: float) -> tuple[str, bool]:
+        """The id of the job for `spec`, and whether it is new; with a `key` that was used it is the job of that time."""
+        with self._writing() as connection:
+            if key is not None:
+                known = connection.execute(sa.select(jobs.c.number).where(jobs.c.key == key)).scalar()
+                if known is not None:
+                    return str(known), False
+            values = {"key": key, "spec": wire.encode(spec), "state": JobState.QUEUED.value, "created_s": at_s}
+            number = connection.execute(sa.insert(jobs).values(values)).inserted_primary_key[0]  # type: ignore[index]
+        return str(number), True
+
+    def save(self, record: JobRecord) -> None:
+        with self._writing() as connection:
+            _update_job(connection, record)
+
+    def append(
+        self, job: str, entries: Sequence[NewEntry], *, record: JobRecord | None = None, attempt: int = 0, read: dict[str, int] | None = None
+    ) -> int:
+        """Append to the job's log, keep the job's record and how far the attempt's files were read; the last number."""
+        number = int(job)
+        with self._writing() as connection:
+            last = self._last_seq(connection, number)
+            rows = [
+                {"job": number, "seq": seq, "at_s": e.at_s, "attempt": e.attempt, "rank": e.rank, "event": wire.encode(e.event)}
+                for seq, e in enumerate(entries, start=last + 1)
+            ]
+            if rows:
+                connection.execute(sa.insert(events), rows)
+            if record is not None:
+                _update_job(connection, record)
+            for file, offset in (read or {}).items():
+                connection.execute(
+                    sa.text("INSERT OR REPLACE INTO offsets (job, attempt, file, offset) VALUES (:job, :attempt, :file, :offset)"),
+                    {"job": number, "attempt": attempt, "file": file, "offset": offset},
+                )
+        # Only after the commit: a transaction that failed has given out no number.
+        self._last[number] = last + len(rows)
+        return self._last[number]
+
+    def _last_seq(self, connection: sa.Connection, number: int) -> int:
+        if number not in self._last:
+            self._last[number] = connection.execute(sa.select(sa.func.max(events.c.seq)).where(events.c.job == number)).scalar() or 0
+        return self._last[number]
+
+    def entries(self, job: str, *, after: int, attempt: int | None = None, limit: int = ENTRIES_AT_ONCE) -> list[Entry]:
+        query = sa.select(events).where(events.c.job == int(job), events.c.seq > after).order_by(events.c.seq).limit(limit)
+        if attempt is not None:
+            query = query.where(events.c.attempt == attempt)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return [
+            Entry(seq=row.seq, at_s=row.at_s, attempt=row.attempt, rank=row.rank, event=wire.decode(row.event, AnyEvent))  # type: ignore[arg-type]
+            for row in rows
+        ]
+
+    def read_offsets(self, job: str, attempt: int) -> dict[str, int]:
+        query = sa.select(offsets.c.file, offsets.c.offset).where(offsets.c.job == int(job), offsets.c.attempt == attempt)
+        with self._engine.connect() as connection:
+            return {row.file: row.offset for row in connection.execute(query)}
+
+    def jobs(self) -> list[JobRecord]:
+        """Every job, oldest first."""
+        last = sa.select(events.c.job, sa.func.max(events.c.seq).label("seq")).group_by(events.c.job).subquery()
+        query = sa.select(jobs, last.c.seq).outerjoin(last, last.c.job == jobs.c.number).order_by(jobs.c.number)
+        with self._engine.connect() as connection:
+            return [_job_record(row) for row in connection.execute(query)]
+
+    def keep_version(self, record: VersionRecord) -> None:
+        """A version that is live now; the ones before it are not."""
+        row = {"endpoint": record.spec.name, "version": record.view.version, "live": record.live}
+        with self._writing() as connection:
+            connection.execute(sa.update(versions).where(versions.c.endpoint == record.spec.name).values(live=False))
+            connection.execute(sa.insert(versions).values(**row, spec=wire.encode(record.spec), view=wire.encode(record.view)))
+
+    def versions(self, *, live: bool = True) -> list[VersionRecord]:
+        query = sa.select(versions).order_by(versions.c.endpoint, versions.c.version)
+        if live:
+            query = query.where(versions.c.live)
+        with self._engine.connect() as connection:
+            return [
+                VersionRecord(wire.decode(row.spec, DeploySpec), wire.decode(row.view, VersionView), row.live)
+                for row in connection.execute(query)
+            ]
+
+    def last_version(self, endpoint: str) -> int:
+        with self._engine.connect() as connection:
+            return connection.execute(sa.select(sa.func.max(versions.c.version)).where(versions.c.endpoint == endpoint)).scalar() or 0
+
+    def retire(self, endpoint: str) -> None:
+        with self._writing() as connection:
+            connection.execute(sa.update(versions).where(versions.c.endpoint == endpoint).values(live=False))
+
+    def referred_blobs(self) -> set[str]:
+        """The blobs that something still needs: inputs of jobs that are not over, results, and what is served."""
+        found: set[str] = set()
+        for record in self.jobs():
+            if not record.job.state.final:
+                found |= {record.spec.payload, *record.spec.arrays}
+            if record.result:
+                found.add(record.result)
+        for version in self.versions():
+            found |= {version.spec.artefact, version.spec.samples}
+        return found
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.OperationalError as error:  # read-only, full, or gone
+            raise StoreNotWritable(str(self._path.parent), str(error.orig)) from error
+
+
+def _configure(connection: Any, _: object) -> None:
+    # FULL: an acknowledged record survives a power cut (facts/reliability 1.1); NORMAL would not promise that.
+    for line in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {line}").close()
+
+
+def _update_job(connection: sa.Connection, record: JobRecord) -> None:
+    job = record.job
+    connection.execute(
+        sa.update(jobs)
+        .where(jobs.c.number == int(job.id))
+        .values(
+            state=job.state.value,
+            reason=job.reason,
+            attempt=job.attempt,
+            lost=job.lost,
+            ranks=job.ranks,
+            seats=record.seats,
+            started_s=record.started_s,
+            ended_s=record.ended_s,
+            result=record.result,
+            files=wire.encode(record.files),
+        )
+    )
+
+
+def _job_record(row: Any) -> JobRecord:
+    spec = wire.decode(row.spec, FitSpec)
+    job = Job(
+        id=str(row.number),
+        retries=spec.retries,
+        state=JobState(row.state),
+        reason=row.reason,
+        attempt=row.attempt,
+        lost=row.lost,
+        ranks=row.ranks,
+    )
+    return JobRecord(
+        job=job,
+        spec=spec,
+        created_s=row.created_s,
+        started_s=row.started_s,
+        ended_s=row.ended_s,
+        result=row.result,
+        files=tuple(wire.decode(row.files, list[str])) if row.files else (),
+        seats=row.seats,
+        last_seq=row.seq or 0,
+    )

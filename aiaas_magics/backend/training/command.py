@@ -1,0 +1,36 @@
+"""What a worker is told, and how it answers: the values in the files of an attempt's folder.
+
+Owns the two values. Writing and reading the files belongs to `workers`.
+"""
+
+from __future__ import annotations
+
+from aiaas_magics.spec import AnyEvent, MeasureSpec, Value
+
+
+class WorkerCommand(Value, kw_only=True):
+    """Everything that one rank of one attempt needs to know."""
+
+    job: str
+    attempt: int
+    rank: int
+    ranks: int
+    attempt_dir: str
+    job_dir: str
+    payload: str  # path of the blob
+    arrays: tuple[str, ...]  # paths of the blobs, `.npy` files
+    seed: int
+    cores: tuple[int, ...] = ()  # to pin to; empty: do not pin
+    gpu: int | None = None
+    checkpoint_every_epochs: int = 1
+    resume_from: str | None = None  # a checkpoint's folder
+    measure: MeasureSpec | None = None
+    reduce_name: str = ""  # names the shared memory of this attempt
+    path_prefixes: tuple[str, ...] = ()
+
+
+class WorkerLine(Value, kw_only=True):
+    """One line of an event file."""
+
+    at_s: float
+    event: AnyEvent

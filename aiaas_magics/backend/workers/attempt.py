@@ -1,0 +1,144 @@
+"""The attempt folder: the files through which a server and its workers speak.
+
+Owns the names of the files, reading and writing them, and who a process is. The folder
+outlives both sides, so that a server that comes back goes on reading where it stopped.
+
+    command-<r>.json    what rank r is to do            written by the server
+    events-<r>.jsonl    what happens in it              appended by the rank
+    output-<r>.txt      what it prints
+    pid-<r>.json        which process it is             written by whoever starts it
+    exit-<r>.json       how it ended                    written by whoever reaps it
+    stop                nobody may start here any more  written by the server
+    result.safetensors  written by rank 0, by rename, before it says that it finished
+    files-<r>/          scratch working directory of ranks > 0
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+import psutil
+
+from aiaas_magics import wire
+
+T = TypeVar("T")
+
+EXIT_FINISHED: Final = 0
+EXIT_CRASHED: Final = 3  # the user's code raised, and the rank said so
+# Boot time, on which create times rest, is recomputed when the clock is set; no pid is used again within that time.
+SAME_START_S: Final = 2.0
+
+
+class ProcessId(msgspec.Struct, frozen=True, kw_only=True):
+    """A process of this boot: a pid alone may be another process tomorrow."""
+
+    pid: int
+    started: float  # unix time of its creation
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId:
+        """The identity of a living process; raises `psutil.NoSuchProcess`."""
+        return cls(pid=pid, started=psutil.Process(pid).create_time())
+
+    def is_alive(self) -> bool:
+        """Whether this very process still runs; one that is dead but not yet reaped does not."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < SAME_START_S
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """What a launcher says of itself in `launcher.json`."""
+
+    process: ProcessId
+    socket: str  # a name inside the folder
+    version: str
+    entry: str
+
+
+class Exit(msgspec.Struct, frozen=True, kw_only=True):
+    """How a process ended: by itself with `code`, or by `signal`; neither is known when nobody reaped it."""
+
+    code: int | None = None
+    signal: int | None = None
+    out_of_memory: bool = False
+
+    @property
+    def how(self) -> str:
+        """A clause with the worker as its subject."""
+        if self.out_of_memory:
+            return "was killed because the machine ran out of memory"
+        if self.signal is not None:
+            return f"was killed by signal {self.signal}"
+        if self.code is None:
+            return "ended without a word"
+        return f"exited with code {self.code} before it was done"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFolder:
+    path: Path
+
+    def command(self, rank: int) -> Path:
+        return self.path / f"command-{rank}.json"
+
+    def events(self, rank: int) -> Path:
+        return self.path / f"events-{rank}.jsonl"
+
+    def output(self, rank: int) -> Path:
+        return self.path / f"output-{rank}.txt"
+
+    def pid(self, rank: int) -> Path:
+        return self.path / f"pid-{rank}.json"
+
+    def exit(self, rank: int) -> Path:
+        return self.path / f"exit-{rank}.json"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.safetensors"
+
+    @property
+    def stop(self) -> Path:
+        return self.path / "stop"
+
+    @classmethod
+    def of_command(cls, command: Path) -> tuple[AttemptFolder, int]:
+        """The folder and the rank that a command file belongs to."""
+        return cls(command.parent), int(command.stem.removeprefix("command-"))
+
+    def process(self, rank: int) -> ProcessId | None:
+        return read_value(self.pid(rank), ProcessId)
+
+    def ending(self, rank: int) -> Exit | None:
+        """How the rank's process ended; None while it lives, or before it was started."""
+        if told := read_value(self.exit(rank), Exit):
+            return told
+        process = self.process(rank)
+        if process is None or process.is_alive():
+            return None
+        return read_value(self.exit(rank), Exit) or Exit()
+
+
+def write_value(path: Path, value: object) -> None:
+    """Write by rename: a reader sees all of it or nothing."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(wire.encode(value))
+    partial.replace(path)
+
+
+def read_value(path: Path, of: type[T]) -> T | None:
+    """The value in the file, None where there is no such file or not such a value."""
+    try:
+        return wire.decode(path.read_bytes(), of)
+    except (OSError, wire.Malformed):
+        return None

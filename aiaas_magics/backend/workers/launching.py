@@ -1,0 +1,136 @@
+"""Speaking to the launcher, and starting it when there is none.
+
+Owns the server's side of the launcher's socket. Blocking; call it in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from aiaas_magics import settings
+from aiaas_magics.backend.workers.attempt import Running, read_value
+from aiaas_magics.backend.workers.spawn import worker_environment
+
+# Importing TensorFlow and Keras takes 4 to 8 s here (design, section 6), several times that on a machine at full load.
+READY_S: Final = 90.0
+BOUND_S: Final = 30.0  # the interpreter and our own modules only
+END_S: Final = 10.0
+LOOK_S: Final = 0.02
+ADDRESS_BYTES: Final = 100  # sockaddr_un holds 108 on Linux, 104 on macOS
+
+
+class LauncherClient:
+    def __init__(self, folder: Path, *, options: Sequence[str] = ()) -> None:
+        self._folder = folder
+        self._options = options
+        self._started: subprocess.Popen[bytes] | None = None
+
+    def running(self) -> Running | None:
+        """What a living launcher of this version said of itself; None when there is none."""
+        told = read_value(self._folder / "launcher.json", Running)
+        if self._started is not None:
+            self._started.poll()  # reaps it when it has ended
+        if told is None or told.version != settings.package_version() or not told.process.is_alive():
+            return None
+        return told
+
+    def ensure(self) -> None:
+        """Have a launcher that takes requests; it may still be importing.
+
+        Raises:
+            RuntimeError: it ended instead; the text has its last words.
+            TimeoutError: it did not come up in time.
+        """
+        if self.running() is not None:
+            return
+        log_path = self._folder / "launcher.log"
+        with log_path.open("wb") as log:
+            self._started = subprocess.Popen(
+                [sys.executable, "-m", "aiaas_magics.backend.workers.launcher", "--folder", str(self._folder), *self._options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=worker_environment(),
+            )
+        deadline = time.monotonic() + BOUND_S
+        while self.running() is None:
+            if self._started.poll() is not None:
+                raise RuntimeError(f"the launcher of workers ended with {self._started.returncode}: {_tail(log_path)}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the launcher of workers did not come up within {BOUND_S:g} s")
+            time.sleep(LOOK_S)
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The launcher's answer to one request.
+
+        Raises:
+            OSError, RuntimeError: it is gone, or said no.
+            TimeoutError: it did not answer in time.
+        """
+        told = self.running()
+        if told is None:
+            raise RuntimeError(f"the launcher of workers is gone: {_tail(self._folder / 'launcher.log')}")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(READY_S)
+            with _short(self._folder / told.socket) as address:
+                connection.connect(address)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            with connection.makefile("rb") as answers:
+                line = answers.readline()
+        if not line:
+            raise RuntimeError(f"the launcher of workers hung up: {_tail(self._folder / 'launcher.log')}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"the launcher of workers refused: {answer['error']}")
+        return answer
+
+    def stop(self) -> None:
+        """End the launcher, by force when it does not listen. Nothing happens when there is none."""
+        told = self.running()
+        if told is None:
+            return
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(told.process.pid)
+            process.terminate()
+            deadline = time.monotonic() + END_S
+            while told.process.is_alive() and time.monotonic() < deadline:
+                if time.monotonic() > deadline - END_S + 1.0:  # it is importing, or has children that the caller ended
+                    process.kill()
+                time.sleep(LOOK_S)
+        if self._started is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._started.wait(END_S)
+        for left in (self._folder / told.socket, self._folder / "launcher.json"):
+            left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """An address for a socket whose path may be too long for one."""
+    if len(os.fsencode(path)) < ADDRESS_BYTES or sys.platform != "linux":
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def _tail(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()[-500:] or "it said nothing"
+    except OSError:
+        return "it left no log"

@@ -1,0 +1,47 @@
+"""Starting a worker where there is no fork: a fresh interpreter, which imports the libraries itself.
+
+Owns the process and its files; `launcher` does the same where there is a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, write_value
+
+
+def spawn(command: Path) -> None:
+    """Start the rank that the command file describes, detached; its end is written by a thread of ours."""
+    folder, rank = AttemptFolder.of_command(command)
+    if folder.stop.exists():
+        return
+    with folder.output(rank).open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "aiaas_magics.backend.workers.child", str(command)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(subprocess, "DETACHED_PROCESS", 0),
+            env={**worker_environment(), "PYTHONUNBUFFERED": "1"},
+        )
+    write_value(folder.pid(rank), ProcessId.of(process.pid))
+    if folder.stop.exists():
+        process.kill()
+    threading.Thread(target=_reap, args=(process, folder, rank), name=f"aiaas-reap-{process.pid}", daemon=True).start()
+
+
+def _reap(process: subprocess.Popen[bytes], folder: AttemptFolder, rank: int) -> None:
+    code = process.wait()
+    with contextlib.suppress(OSError):  # the folder is gone when its job was cleared already
+        write_value(folder.exit(rank), Exit(code=code if code >= 0 else None, signal=-code if code < 0 else None))
+
+
+def worker_environment() -> dict[str, str]:
+    """The environment of workers and of the launcher: ours without secrets."""
+    return {name: value for name, value in os.environ.items() if name not in {"AIAAS_TOKEN"}}

@@ -1,0 +1,132 @@
+"""Reading what the workers of an attempt write, from where it was read up to before.
+
+Owns offsets, the bounds on what is read at once, and noticing that a rank has ended.
+What that means belongs to `jobs.machine`; keeping it belongs to `server.store`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from aiaas_magics import wire
+from aiaas_magics.backend.training.command import WorkerLine
+from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId
+from aiaas_magics.spec import Output
+
+log = logging.getLogger(__name__)
+
+LOOK_BYTES: Final = 1024 * 1024  # guess: what is read of one file at a time, and the longest line of the event file
+OUTPUT_LOOK_BYTES: Final = 64 * 1024
+OUTPUT_BYTES: Final = 1024 * 1024  # guess: what is kept of one rank's output in one attempt
+OVERWRITTEN: Final = re.compile(r"[^\n]*\r(?=[^\n])")  # a progress bar's older states
+
+
+@dataclass(slots=True)
+class Seen:
+    """What one look brought: lines and output with their ranks, processes that began, ranks that ended."""
+
+    lines: list[tuple[int, WorkerLine]] = field(default_factory=list)
+    began: list[tuple[int, ProcessId]] = field(default_factory=list)
+    ended: list[tuple[int, Exit]] = field(default_factory=list)
+    offsets: dict[str, int] = field(default_factory=dict)  # of the files that were read further
+
+    def __bool__(self) -> bool:
+        return bool(self.lines or self.began or self.ended or self.offsets)
+
+
+class AttemptWatch:
+    """Looks into an attempt's folder. `offsets` is where an earlier watch of it came to, by file name.
+
+    Promises: a line is given once for the offsets that are kept with it; a rank's end is given after
+    everything that the rank wrote; a torn last line is never given.
+    """
+
+    def __init__(self, folder: AttemptFolder, *, ranks: int, offsets: dict[str, int] | None = None) -> None:
+        self.folder = folder
+        self._open = set(range(ranks))
+        self._unseen = set(range(ranks))
+        self._offsets = dict(offsets or {})
+        self._began = {int(name.removeprefix("began-")) for name in self._offsets if name.startswith("began-")}
+
+    @property
+    def is_over(self) -> bool:
+        return not self._open
+
+    def look(self) -> Seen:
+        """What is new since the last look. Reads a bounded amount; never waits."""
+        seen = Seen()
+        for rank in sorted(self._open):
+            if rank not in self._began and (process := self.folder.process(rank)):
+                self._began.add(rank)
+                seen.began.append((rank, process))
+                seen.offsets[f"began-{rank}"] = 1
+            # Asked before reading: whatever the rank wrote was written before it ended.
+            ending = self.folder.ending(rank)
+            read = self._read_events(rank, seen) and self._read_output(rank, seen, last=ending is not None)
+            if ending is not None and read:
+                self._open.discard(rank)
+                seen.ended.append((rank, ending))
+        self._offsets |= seen.offsets
+        return seen
+
+    def end_unstarted(self) -> list[int]:
+        """Ranks without a process, given up: for an attempt that nobody starts any more."""
+        gone = [rank for rank in sorted(self._open) if self.folder.process(rank) is None]
+        self._open -= set(gone)
+        return gone
+
+    def _read_events(self, rank: int, seen: Seen) -> bool:
+        """Whether everything there is was read."""
+        path = self.folder.events(rank)
+        data, offset = self._next(path, LOOK_BYTES)
+        whole = data.rfind(b"\n") + 1
+        if not whole and len(data) == LOOK_BYTES:
+            log.warning("%s: a line of more than %d bytes is left out", path.name, LOOK_BYTES)
+            whole = len(data)
+        for line in data[:whole].splitlines():
+            try:
+                seen.lines.append((rank, wire.decode(line, WorkerLine)))
+            except wire.Malformed as error:
+                log.warning("%s: a line is not understood: %s", path.name, error)
+        if whole:
+            seen.offsets[path.name] = offset + whole
+        return len(data) < LOOK_BYTES
+
+    def _read_output(self, rank: int, seen: Seen, *, last: bool) -> bool:
+        path = self.folder.output(rank)
+        data, offset = self._next(path, OUTPUT_LOOK_BYTES)
+        whole = len(data) if last or len(data) == OUTPUT_LOOK_BYTES else data.rfind(b"\n") + 1
+        if not whole:
+            return True
+        seen.offsets[path.name] = offset + whole
+        text = shown(data[:whole])
+        if offset >= OUTPUT_BYTES:
+            text = ""
+        elif offset + whole >= OUTPUT_BYTES:
+            text += f"\n(more than {OUTPUT_BYTES // 2**20} MB were printed; the rest is left out)"
+        if text:
+            seen.lines.append((rank, WorkerLine(at_s=time.time(), event=Output(text=text))))
+        return len(data) < OUTPUT_LOOK_BYTES
+
+    def _next(self, path: Path, limit: int) -> tuple[bytes, int]:
+        offset = self._offsets.get(path.name, 0)
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                return file.read(limit), offset
+        except FileNotFoundError:
+            return b"", offset
+
+
+def shown(data: bytes) -> str:
+    """Output as a terminal would have left it: of a line that was overwritten, the last state.
+
+    >>> shown(b"1/2\\r2/2\\n")
+    '2/2'
+    """
+    return OVERWRITTEN.sub("", data.decode(errors="replace").replace("\r\n", "\n")).strip("\n")
