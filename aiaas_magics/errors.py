@@ -295,13 +295,15 @@ class OutOfMemory(BackendError):
 class ProofFailed(BackendError):
     """The engine's answers on the sample inputs differ from Keras' own."""
 
-    def __init__(self, name: str, engine: str, largest: float, detail: str) -> None:
+    def __init__(self, name: str, engine: str, largest: float | None, detail: str) -> None:
+        # `largest` is None where no number says it: another shape, NaN on one side only, no answer at all.
         super().__init__(name, engine, largest, detail)
         self.name, self.engine, self.largest, self.detail = name, engine, largest, detail
 
     def __str__(self) -> str:
+        by = "" if self.largest is None else f" by {self.largest:.3g}"
         return (
-            f"{self.name} was not deployed: the {self.engine} engine differs from Keras by {self.largest:.3g} ({self.detail}). "
+            f"{self.name} was not deployed: the {self.engine} engine differs from Keras{by} ({self.detail}). "
             "Give typical rows with --sample ARRAY, or report the model to us."
         )
 

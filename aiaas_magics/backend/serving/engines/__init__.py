@@ -1,0 +1,70 @@
+"""The seam between serving and the libraries that do the arithmetic.
+
+Owns the promises and the choice of an engine by the artefact's format. What an
+artefact is checked for before it is opened belongs to the engine's own module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from aiaas_magics.errors import InvalidSpec
+from aiaas_magics.spec import DeploySpec
+
+Tensors = Mapping[str, np.ndarray]
+
+
+class EngineRefused(Exception):
+    """The engine was given an input that it cannot compute; the engine itself is well. The text is for the caller."""
+
+
+class EngineLost(Exception):
+    """The engine is gone in the middle of the work; the next `run` starts it anew."""
+
+
+class UnsafeArtefact(Exception):
+    """An artefact that is not opened, and why."""
+
+
+class Engine(Protocol):
+    """One loaded model that computes one batch at a time.
+
+    Promises:
+
+    * `run` is called by one thread at a time, and blocks until the answer is there.
+    * Names of inputs and outputs are those of the `DeploySpec`; a string tensor is an
+      object array of `bytes`.
+    * `run` raises `EngineRefused` or `EngineLost` and nothing else for what a caller can cause.
+    * `close` may be called twice; after it no process and no file of the engine is left.
+    """
+
+    kind: str
+
+    def run(self, inputs: Tensors, /) -> dict[str, np.ndarray]: ...
+
+    def close(self) -> None: ...
+
+
+def open_engine(spec: DeploySpec, artefact: Path, *, threads: int, scratch: Path) -> Engine:
+    """An engine with `threads` threads of its own, ready to run.
+
+    Raises:
+        InvalidSpec: the format is unknown, or the artefact is refused or damaged.
+    """
+    # Imported here: the libraries take a moment, and a process that serves ONNX needs no other.
+    try:
+        if spec.format == "onnx":
+            from aiaas_magics.backend.serving.engines.onnx import OnnxEngine
+
+            return OnnxEngine(spec, artefact, threads=threads)
+        if spec.format == "saved_model":
+            from aiaas_magics.backend.serving.engines.saved_model import SavedModelEngine
+
+            return SavedModelEngine(spec, artefact, threads=threads, scratch=scratch)
+    except (UnsafeArtefact, EngineLost, EngineRefused) as error:
+        raise InvalidSpec(f"{spec.name} was not loaded: {error}. Run the cell again to export it anew.") from error
+    raise InvalidSpec(f"format={spec.format[:40]!r} is not served here. Use 'onnx' or 'saved_model'.")

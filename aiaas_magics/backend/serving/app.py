@@ -1,0 +1,162 @@
+"""The inference server as a bare ASGI callable.
+
+Owns what every request meets before a protocol sees it: the guard, the body's limits and
+deadlines, and what happens when our own code fails. What a path means belongs to `protocols`.
+No framework: a dozen routes, and each microsecond here is paid by every prediction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiaas_magics.backend.guard import Allow, Guard, facts_of
+from aiaas_magics.backend.serving.protocols import tfserving
+from aiaas_magics.backend.serving.protocols.tfserving import Response, error
+from aiaas_magics.backend.serving.registry import Registry
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+BODY_BYTES: Final = 64 * 1024 * 1024  # as Triton's --http-max-input-size
+BODY_S: Final = 60.0  # guess: the largest body over a 10 Mbit/s line
+LINGER_S: Final = 2.0  # guess: how long a refused body is read into nothing, so that its sender sees the answer instead of a reset
+JSON: Final = (b"content-type", b"application/json")
+CLOSE: Final = (b"connection", b"close")
+
+
+class BodyTooLarge(Exception):
+    """More bytes than may come."""
+
+
+class BodyTooSlow(Exception):
+    """The body was not there in time."""
+
+
+class SenderGone(Exception):
+    """The connection ended before the body did; nobody waits for an answer."""
+
+
+@dataclass(slots=True)
+class Held:
+    """Bytes of bodies in memory, over all connections."""
+
+    bytes: int = 0
+
+
+class App:
+    """`App(registry, guard)` is what uvicorn runs."""
+
+    def __init__(self, registry: Registry, guard: Guard, *, body_bytes: int = BODY_BYTES, body_s: float = BODY_S) -> None:
+        self._registry, self._guard = registry, guard
+        self._body_bytes, self._body_s = body_bytes, body_s
+        self._held = Held()
+        self._held_most = 8 * body_bytes  # guess: eight of the largest bodies at once
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        decision = self._guard.decide(facts_of(scope["headers"], scope["query_string"]))
+        if not isinstance(decision, Allow):
+            await self._refuse(error(decision.status, decision.text, decision.headers), scope, receive, send)
+            return
+        route = tfserving.find_route(scope["method"], scope["raw_path"].decode("latin-1"))
+        if isinstance(route, Response):
+            await self._refuse(route, scope, receive, send)
+            return
+        try:
+            if scope["method"] == "GET":
+                response = tfserving.look(self._registry, route)
+            else:
+                body = await self._body(scope, receive)
+                response, _ = await tfserving.predict(self._registry, route, body)
+        except BodyTooLarge as fault:
+            await self._refuse(error(413, str(fault)), scope, receive, send)
+            return
+        except BodyTooSlow as fault:
+            await _answer(send, error(408, str(fault)), close=True)
+            return
+        except SenderGone:
+            return
+        except Exception:  # border: a fault of ours costs one answer, not the server; the caller sees no trace of it
+            log.exception("a request failed")
+            response = error(500, "The server failed on this request. Look at its log, or report it to us.")
+        await _answer(send, response)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body, within its limits.
+
+        Raises:
+            BodyTooLarge: before any of it is read where its length was told; else when it grows too long.
+            BodyTooSlow: after `body_s` seconds.
+            SenderGone: the connection ended in the middle.
+        """
+        told = next((int(value) for name, value in scope["headers"] if name == b"content-length" and value.isdigit()), 0)
+        if told > self._body_bytes:
+            raise BodyTooLarge(f"The body has {told} bytes; at most {self._body_bytes} are taken. Send fewer rows at once.")
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            return bytes(message["body"])
+        try:
+            async with asyncio.timeout(self._body_s):
+                return await self._rest_of_body(message, receive)
+        except TimeoutError as fault:
+            raise BodyTooSlow(f"The body did not come within {self._body_s:g} s. Send fewer rows at once.") from fault
+
+    async def _rest_of_body(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            while True:
+                if message["type"] != "http.request":
+                    raise SenderGone
+                chunk = message["body"]
+                size += len(chunk)
+                self._held.bytes += len(chunk)
+                if size > self._body_bytes:
+                    raise BodyTooLarge(f"The body has more than the {self._body_bytes} bytes that are taken. Send fewer rows at once.")
+                if self._held.bytes > self._held_most:
+                    raise BodyTooLarge("Too many large bodies are being sent at once. Send fewer rows at once, or try again.")
+                chunks.append(chunk)
+                if not message.get("more_body"):
+                    return b"".join(chunks)
+                message = await receive()
+        finally:
+            self._held.bytes -= size
+
+    async def _refuse(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer without having read the body. A body that was announced is read into nothing for a moment, then cut."""
+        unread = any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in scope["headers"])
+        if not unread:
+            await _answer(send, response)
+            return
+        await send(_head(response, close=True))
+        if scope["method"] != "HEAD":
+            await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                    pass
+        except TimeoutError:
+            pass
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _answer(send: Send, response: Response, *, close: bool = False) -> None:
+    await send(_head(response, close=close))
+    await send({"type": "http.response.body", "body": response.body})
+
+
+def _head(response: Response, *, close: bool) -> dict[str, Any]:
+    headers = [(b"content-length", str(len(response.body)).encode()), *response.headers]
+    if response.body:
+        headers.append(JSON)
+    if close:
+        headers.append(CLOSE)
+    return {"type": "http.response.start", "status": response.status, "headers": headers}

@@ -1,0 +1,186 @@
+"""How the API server talks to the inference process: JSON lines over a Unix socket.
+
+Owns the messages, both ends of the connection, and errors crossing it as data. What a
+message does belongs to `loader`; who starts whom belongs to `host`.
+
+Where Unix sockets are missing, or the path is too long for one, it is loopback TCP. A secret
+from a 0600 file opens either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from aiaas_magics import errors, wire
+from aiaas_magics.errors import AiaasBug, AiaasError
+from aiaas_magics.spec import DeploySpec, Value, VersionView
+
+log = logging.getLogger(__name__)
+
+LINE_BYTES: Final = 4 * 1024 * 1024  # guess: the interface of a model with some ten thousand inputs
+CONNECT_S: Final = 5.0  # guess: the process answers from its event loop, which no model blocks
+
+
+class Call(msgspec.Struct, frozen=True, tag_field="call"):
+    """What may be asked. Subclasses are the closed set."""
+
+
+class Hello(Call, tag="hello"):
+    """Nothing but an answer."""
+
+
+class Load(Call, kw_only=True, tag="load"):
+    spec: DeploySpec
+    version: int
+    artefact: str  # path
+    samples: str  # path
+
+
+class Retire(Call, kw_only=True, tag="retire"):
+    name: str
+
+
+class Status(Call, tag="status"):
+    """Every version of every endpoint."""
+
+
+class Stop(Call, tag="stop"):
+    """Answer what is being answered, then end."""
+
+
+AnyCall = Hello | Load | Retire | Status | Stop
+
+
+class Ask(Value, kw_only=True):
+    secret: str
+    call: AnyCall
+
+
+class Reply(Value, kw_only=True):
+    """The answer: a value, or the class and arguments of one of our errors."""
+
+    view: VersionView | None = None
+    status: dict[str, list[VersionView]] | None = None
+    error: str = ""
+    type: str = ""
+    args: list[Any] = []  # msgspec gives each its own
+
+
+Answering = Callable[[AnyCall], Awaitable[Reply]]
+T = TypeVar("T")
+
+
+# --------------------------------------------------------------------------- the process's end
+
+
+@asynccontextmanager
+async def listening(socket: Path, *, secret: str, answer: Answering) -> AsyncIterator[str]:
+    """Listen for calls while the `with` lasts; gives the address for `call_at`."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, ValueError):  # a peer that breaks off, or sends no line
+            while line := await reader.readline():
+                writer.write(wire.encode(await _answered(line, secret, answer)) + b"\n")
+                await writer.drain()
+        writer.close()
+
+    socket.unlink(missing_ok=True)
+    try:
+        server = await asyncio.start_unix_server(serve, socket, limit=LINE_BYTES)
+        socket.chmod(0o600)
+        address = f"unix:{socket}"
+    except (OSError, NotImplementedError, AttributeError):
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=LINE_BYTES)
+        address = f"tcp:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield address
+    finally:
+        server.close()
+        socket.unlink(missing_ok=True)
+
+
+async def _answered(line: bytes, secret: str, answer: Answering) -> Reply:
+    try:
+        ask = wire.decode(line, Ask)
+    except wire.Malformed as error:
+        return failure(AiaasBug(f"a control message was not understood: {error}"))
+    if not hmac.compare_digest(ask.secret.encode(), secret.encode()):
+        return Reply(type="NotAuthorised", args=["the control socket"], error="wrong secret")
+    try:
+        return await answer(ask.call)
+    except AiaasError as error:
+        return failure(error)
+    except Exception as error:  # border: loading runs foreign libraries; the caller gets a sentence, the log the trace
+        log.exception("a control call failed")
+        return failure(AiaasBug(f"{type(ask.call).__name__} failed: {type(error).__name__}: {error}"))
+
+
+def failure(error: AiaasError) -> Reply:
+    return Reply(error=str(error), type=type(error).__name__, args=list(error.args))
+
+
+# --------------------------------------------------------------------------- the API server's end
+
+
+@asynccontextmanager
+async def connection(address: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """An open connection.
+
+    Raises:
+        ConnectionError: nobody listens there, or not in time.
+    """
+    kind, _, where = address.partition(":")
+    opening = (
+        asyncio.open_unix_connection(where, limit=LINE_BYTES)
+        if kind == "unix"
+        else asyncio.open_connection("127.0.0.1", int(where), limit=LINE_BYTES)
+    )
+    try:
+        reader, writer = await asyncio.wait_for(opening, CONNECT_S)
+    except (OSError, TimeoutError) as error:
+        raise ConnectionError(f"nobody listens at {address}") from error
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def call_at(address: str, secret: str, call: AnyCall, *, answer_s: float) -> Reply:
+    """The reply to one call.
+
+    Raises:
+        AiaasError: the error that the process answered with, as the class it was there.
+        ConnectionError: there was no answer.
+        TimeoutError: not within `answer_s`.
+    """
+    async with connection(address) as (reader, writer), asyncio.timeout(answer_s):
+        return await ask_on(reader, writer, secret, call)
+
+
+async def ask_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str, call: AnyCall) -> Reply:
+    writer.write(wire.encode(Ask(secret=secret, call=call)) + b"\n")
+    await writer.drain()
+    line = await reader.readline()
+    if not line.endswith(b"\n"):
+        raise ConnectionError("the process ended before it answered")
+    reply = wire.decode(line, Reply)
+    if reply.type:
+        raise revived(reply)
+    return reply
+
+
+def revived(reply: Reply) -> AiaasError:
+    kind = getattr(errors, reply.type, None) if reply.type in errors.__all__ else None
+    error = kind(*reply.args) if kind is not None else AiaasBug(reply.error)
+    return error if isinstance(error, AiaasError) else AiaasBug(reply.error)

@@ -1,0 +1,81 @@
+"""ONNX Runtime as an engine: the only home of that library.
+
+Owns sessions: their threads, their errors turned into ours, names matched with the
+interface. What a file is checked for first belongs to `onnx_check`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from aiaas_magics.backend.serving.engines import EngineRefused, Tensors, UnsafeArtefact
+from aiaas_magics.backend.serving.engines.onnx_check import check_onnx
+from aiaas_magics.spec import DeploySpec
+
+# What a session raises for an input that it cannot compute: a wrong shape inside the graph, an index beyond a table.
+REFUSALS = (native.InvalidArgument, native.RuntimeException, native.Fail, native.NotImplemented)
+UNREADABLE = (*REFUSALS, native.InvalidGraph, native.InvalidProtobuf, native.NoSuchFile, native.NoModel, native.EPFail)
+
+
+class OnnxEngine:
+    """A session with `threads` threads of its own, which sleep when there is nothing to do."""
+
+    kind = "onnx"
+
+    def __init__(self, spec: DeploySpec, artefact: Path, *, threads: int) -> None:
+        data = artefact.read_bytes()
+        check_onnx(data)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 3
+        # Spinning threads take the cores from the next request; measured as tails under load (facts: microsoft/onnxruntime#3099).
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session: Any = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except UNREADABLE as error:
+            raise UnsafeArtefact(_sentence(error)) from error
+        self._inputs = _by_name([i.name for i in self._session.get_inputs()], [i.name for i in spec.inputs], "inputs")
+        self._outputs = _by_name([o.name for o in self._session.get_outputs()], [o.name for o in spec.outputs], "outputs")
+        self._strings = frozenset(i.name for i in spec.inputs if i.dtype == "string")
+
+    def run(self, inputs: Tensors, /) -> dict[str, np.ndarray]:
+        feed = {theirs: _text(inputs[ours]) if ours in self._strings else inputs[ours] for ours, theirs in self._inputs.items()}
+        try:
+            found = self._session.run(list(self._outputs.values()), feed)
+        except REFUSALS as error:
+            raise EngineRefused(_sentence(error)) from error
+        return dict(zip(self._outputs, found, strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _by_name(theirs: list[str], ours: list[str], what: str) -> dict[str, str]:
+    """Our name -> the file's name. Exporters rename; then the order decides, and the proof after it."""
+    if set(theirs) == set(ours):
+        return {name: name for name in ours}
+    if len(theirs) != len(ours):
+        raise UnsafeArtefact(f"its {what} are {theirs}, not {ours}")
+    return dict(zip(ours, theirs, strict=True))
+
+
+def _text(array: np.ndarray) -> np.ndarray:
+    """ONNX Runtime takes strings as `str`."""
+    try:
+        flat = [value.decode() for value in array.ravel()]
+    except UnicodeDecodeError as error:
+        raise EngineRefused("a string is not UTF-8") from error
+    return np.array(flat, dtype=object).reshape(array.shape)
+
+
+def _sentence(error: Exception) -> str:
+    """What the library says, without its code, in one line."""
+    text = " ".join(str(error).split())
+    return text.rpartition(" : ")[2][:300] or "the engine gave no reason"

@@ -1,0 +1,132 @@
+"""The folder of the inference process: what stands in it, and that only its owner reads it.
+
+Owns names, modes and atomic writing. What the numbers mean belongs to `process`, which writes
+them, and to `host`, which reads them.
+
+    token          the bearer token for predictions; made once, the same after a restart
+    port           the port that was listened on last; taken again if it is free
+    process.json   who runs now: see `Running`
+    control.sock   where `control` listens, on systems that have Unix sockets
+    lock           held by the living process
+    log.txt        what it said
+    scratch/       unpacked SavedModels; emptied at each start
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aiaas_magics import wire
+from aiaas_magics.errors import StoreNotWritable
+from aiaas_magics.spec import Value
+
+
+class Running(Value, kw_only=True):
+    """The living process, as it describes itself. `control` is "unix:PATH" or "tcp:PORT"."""
+
+    pid: int
+    started: float  # the process's create time, so that a pid used again is not taken for it
+    url: str
+    host: str
+    tls: str  # the certificate's path, or empty
+    control: str
+    secret: str
+    version: str
+
+
+class Files:
+    """The folder `serving` below a state folder."""
+
+    def __init__(self, state: Path) -> None:
+        self.folder = state / "serving"
+        self.log = self.folder / "log.txt"
+        self.scratch = self.folder / "scratch"
+        self.socket = self.folder / "control.sock"
+        self._process = self.folder / "process.json"
+
+    def make(self) -> None:
+        """Create the folder, 0700.
+
+        Raises:
+            StoreNotWritable: it cannot be created or written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.folder.chmod(0o700)
+            write_private(self.folder / "writable", b"")
+        except OSError as error:
+            raise StoreNotWritable(str(self.folder), error.strerror or str(error)) from error
+
+    def token(self) -> str:
+        """The token for predictions; made when there is none."""
+        path = self.folder / "token"
+        with contextlib.suppress(FileNotFoundError):
+            if kept := path.read_text(encoding="ascii").strip():
+                return kept
+        return self.new_token()
+
+    def new_token(self) -> str:
+        token = "aiaas_" + secrets.token_urlsafe(32)
+        write_private(self.folder / "token", token.encode())
+        return token
+
+    def port(self) -> int:
+        """The port of last time, or 0."""
+        try:
+            return int((self.folder / "port").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return 0
+
+    def keep_port(self, port: int) -> None:
+        write_private(self.folder / "port", str(port).encode())
+
+    def running(self) -> Running | None:
+        """Who ran last; whether it still lives is for the caller to find out."""
+        try:
+            return wire.decode(self._process.read_bytes(), Running)
+        except (OSError, wire.Malformed):
+            return None
+
+    def keep_running(self, running: Running) -> None:
+        write_private(self._process, wire.encode(running))
+
+    def forget_running(self) -> None:
+        self._process.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Whether this process is the only one in the folder, from here to the end of the `with`."""
+        with (self.folder / "lock").open("a") as handle:
+            yield _locked(handle.fileno())
+
+    def log_tail(self, lines: int = 5) -> str:
+        try:
+            return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""
+
+
+def _locked(descriptor: int) -> bool:
+    if os.name != "posix":
+        return True  # the port, taken again without sharing, decides there
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write `path`, 0600, so that a reader sees the old bytes or the new ones, never half."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    with os.fdopen(descriptor, "wb") as handle:
+        handle.write(data)
+    fresh.replace(path)

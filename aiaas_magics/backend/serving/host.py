@@ -1,0 +1,311 @@
+"""The API server's handle on the inference process.
+
+Owns starting it, finding a living one and adopting it, noticing its death and bringing back
+what it served, and stopping it. Talking to it belongs to `control`; what it does inside
+belongs to `process`.
+
+The inference process is detached: it outlives the API server, and the next API server of the
+same state folder adopts it, so that endpoints answer without a gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from aiaas_magics.backend.serving.control import AnyCall, Hello, Load, Reply, Retire, Status, Stop, ask_on, call_at, connection
+from aiaas_magics.backend.serving.files import Files, Running
+from aiaas_magics.errors import AiaasBug, AiaasError, BackendTooSlow, CannotStart
+from aiaas_magics.spec import DeploySpec, Value, VersionView
+
+log = logging.getLogger(__name__)
+
+START_S: Final = 30.0  # guess: ten times what a start takes on two busy cores
+LOAD_S: Final = 300.0  # guess: a SavedModel process imports TensorFlow, once for each replica
+ANSWER_S: Final = 60.0  # guess: retiring waits for what is being answered
+STOP_S: Final = 20.0  # guess: twice what the process itself gives to requests that still run
+POLL_S: Final = 0.02
+# Waits before another start, when the process died again: a machine without memory is not helped by haste. Guesses.
+RESTART_WAITS_S: Final = (0.0, 0.5, 2.0, 5.0, 10.0)
+STEADY_S: Final = 60.0  # guess: a process that lived this long did not die of its start
+
+NAME: Final = "The inference process"
+
+
+class Recorded(Value, kw_only=True):
+    """A deployment to bring back: what `load` was given."""
+
+    spec: DeploySpec
+    version: int
+    artefact: str
+    samples: str
+
+
+class InferenceHost:
+    """One inference process, kept alive.
+
+    Promises: after `start` it answers, with the port and token of last time; after it died it
+    is back with the same endpoints by itself; `close` lets it live on, `stop` ends it.
+    """
+
+    def __init__(self) -> None:
+        self._files: Files | None = None
+        self._running: Running | None = None
+        self._command: list[str] = []
+        self._child: subprocess.Popen[bytes] | None = None
+        self._known: dict[str, Recorded] = {}
+        self._up = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+        self.faults: dict[str, str] = {}  # endpoint -> why it could not be brought back
+
+    @property
+    def url(self) -> str:
+        """Base address for predictions, without a trailing slash."""
+        return self._now().url
+
+    @property
+    def token(self) -> str:
+        """The bearer token for predictions."""
+        assert self._files is not None, "start first"
+        return self._files.token()
+
+    @property
+    def pid(self) -> int:
+        return self._now().pid
+
+    async def start(
+        self,
+        state_dir: Path,
+        host: str = "127.0.0.1",
+        tls: tuple[str, str] | None = None,
+        *,
+        port: int = 0,
+        recorded: Sequence[Recorded] = (),
+    ) -> None:
+        """Find the living process or start one, and load what of `recorded` it does not serve.
+
+        Args:
+            tls: Paths of a certificate and its key, PEM.
+            recorded: The deployments that should be live. One that cannot be loaded is named
+                in `faults` and does not keep the others from coming back.
+
+        Raises:
+            CannotStart: the process did not come up.
+            StoreNotWritable: the state folder cannot be written.
+        """
+        self._files = Files(state_dir)
+        self._files.make()
+        cert, key = tls or ("", "")
+        # -P: the folder that the server was started in is no place to import from.
+        self._command = [sys.executable, "-P", "-m", "aiaas_magics.backend.serving", "--state", str(state_dir), "--host", host]
+        self._command += ["--port", str(port)] if port else []
+        self._command += ["--tls-cert", cert, "--tls-key", key] if tls else []
+        self._known = {record.spec.name: record for record in recorded}
+        running = await self._living()
+        if running is not None and (running.host, running.tls) != (host, cert):
+            await self._end(running)
+            running = None
+        self._running = running or await self._launch()
+        await self._restore()
+        self._up.set()
+        self._watching = asyncio.create_task(self._watch(), name="aiaas-inference-watch")
+
+    async def load(self, spec: DeploySpec, version: int, artefact: Path, samples: Path) -> VersionView:
+        """Bring a version up. When this returns, no new request gets an older one.
+
+        Raises:
+            ProofFailed: the engine differs from Keras; what answered before goes on answering.
+            InvalidSpec: the artefact is refused.
+            CannotStart: the process ended over it.
+        """
+        record = Recorded(spec=spec, version=version, artefact=str(artefact), samples=str(samples))
+        reply = await self._call(_load_call(record), answer_s=LOAD_S)
+        if reply.view is None:
+            raise AiaasBug("the inference process loaded a version and did not say which")
+        self._known[spec.name] = record
+        self.faults.pop(spec.name, None)
+        return reply.view
+
+    async def retire(self, name: str) -> None:
+        """Take an endpoint down; what is being answered is answered first.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+        """
+        self._known.pop(name, None)
+        self.faults.pop(name, None)
+        await self._call(Retire(name=name), answer_s=ANSWER_S)
+
+    async def status(self) -> dict[str, list[VersionView]]:
+        """Every endpoint with its versions, the newest first, some of the past among them."""
+        return (await self._call(Status(), answer_s=ANSWER_S)).status or {}
+
+    async def close(self) -> None:
+        """Let go of the process without ending it."""
+        if self._watching is not None:
+            self._watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watching
+            self._watching = None
+
+    async def stop(self) -> None:
+        """End the process, after what it is answering."""
+        await self.close()
+        if self._running is not None:
+            await self._end(self._running)
+            self._running = None
+        self._up.clear()
+
+    # ----------------------------------------------------------------- calls
+
+    def _now(self) -> Running:
+        assert self._running is not None, "start first"
+        return self._running
+
+    async def _call(self, call: AnyCall, *, answer_s: float) -> Reply:
+        """One call to the process that lives now; while it is being brought back, the call waits for that."""
+        try:
+            await asyncio.wait_for(self._up.wait(), START_S)
+            running = self._now()
+            return await call_at(running.control, running.secret, call, answer_s=answer_s)
+        except TimeoutError as error:
+            raise BackendTooSlow("The inference process", answer_s) from error
+        except (ConnectionError, OSError) as error:
+            raise CannotStart(NAME, f"it ended during {type(call).__name__.lower()}", self._log()) from error
+
+    # ----------------------------------------------------------------- life and death
+
+    async def _living(self) -> Running | None:
+        """The process of last time, if it is that very process and answers."""
+        assert self._files is not None
+        running = self._files.running()
+        if running is None or not is_alive(running):
+            return None
+        try:
+            await call_at(running.control, running.secret, Hello(), answer_s=5.0)
+        except (OSError, TimeoutError, AiaasError):
+            log.warning("process %d does not answer; starting another", running.pid)
+            await self._end(running)
+            return None
+        return running
+
+    async def _launch(self) -> Running:
+        assert self._files is not None
+        self._files.forget_running()
+        with self._files.log.open("ab") as output:
+            self._child = subprocess.Popen(  # noqa: ASYNC220 - a spawn is over in a millisecond, and the child must outlive this loop
+                self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, close_fds=True
+            )
+        self._files.log.chmod(0o600)
+        until_s = time.monotonic() + START_S
+        while time.monotonic() < until_s:
+            running = self._files.running()
+            if running is not None and running.pid == self._child.pid:
+                return running
+            if (code := self._child.poll()) is not None:
+                said = self._files.log_tail().splitlines()[-1:]
+                raise CannotStart(NAME, f"it ended with code {code} ({' '.join(said)})", self._log())
+            await asyncio.sleep(POLL_S)
+        raise CannotStart(NAME, f"it did not answer within {START_S:g} s", self._log())
+
+    async def _restore(self) -> None:
+        """Load what is known and not live. A deployment that ends the process over it is left out from then on."""
+        running = self._now()
+        live = (await call_at(running.control, running.secret, Status(), answer_s=ANSWER_S)).status or {}
+        for name in live.keys() - self._known.keys():
+            # A deployment that the records do not know: retired while nobody was there to say so.
+            with contextlib.suppress(AiaasError):
+                await call_at(running.control, running.secret, Retire(name=name), answer_s=ANSWER_S)
+        for name, record in list(self._known.items()):
+            if any(view.state == "AVAILABLE" and view.version >= record.version for view in live.get(name, ())):
+                continue
+            try:
+                running = self._now()
+                await call_at(running.control, running.secret, _load_call(record), answer_s=LOAD_S)
+                self.faults.pop(name, None)
+            except AiaasError as error:
+                self._give_up(name, str(error))
+            except (ConnectionError, OSError, TimeoutError):
+                self._give_up(name, f"{NAME} ended while it was loaded")
+                self._running = await self._launch()
+                return await self._restore()
+        return None
+
+    def _give_up(self, name: str, why: str) -> None:
+        log.error("%s is not back: %s", name, why)
+        self._known.pop(name, None)
+        self.faults[name] = why
+
+    async def _watch(self) -> None:
+        """Wait for the process's end, and bring it back, until this task is cancelled."""
+        deaths = 0
+        while True:
+            began_s = time.monotonic()
+            await self._until_it_ends()
+            self._up.clear()
+            deaths = 0 if time.monotonic() - began_s > STEADY_S else deaths + 1
+            if self._child is not None:
+                await asyncio.to_thread(self._child.wait)  # reaps it
+            log.warning("the inference process ended; starting it again")
+            await asyncio.sleep(RESTART_WAITS_S[min(max(deaths - 1, 0), len(RESTART_WAITS_S) - 1)])
+            try:
+                self._running = await self._launch()
+                await self._restore()
+            except (AiaasError, OSError, TimeoutError):
+                log.exception("the inference process did not come back; trying again")
+                continue
+            self._up.set()
+
+    async def _until_it_ends(self) -> None:
+        """A connection that is held open ends with the process, at once; no polling."""
+        running = self._now()
+        try:
+            async with connection(running.control) as (reader, writer):
+                await ask_on(reader, writer, running.secret, Hello())
+                await reader.read()
+        except OSError:
+            pass
+        while is_alive(running):
+            await asyncio.sleep(POLL_S)
+
+    async def _end(self, running: Running) -> None:
+        with contextlib.suppress(OSError, TimeoutError, AiaasError):
+            await call_at(running.control, running.secret, Stop(), answer_s=5.0)
+        until_s = time.monotonic() + STOP_S
+        while is_alive(running) and time.monotonic() < until_s:
+            if self._child is not None:
+                self._child.poll()
+            await asyncio.sleep(POLL_S)
+        if is_alive(running):
+            log.warning("process %d did not end by itself; killing it", running.pid)
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(running.pid).kill()
+        if self._child is not None and self._child.pid == running.pid:
+            await asyncio.to_thread(self._child.wait, STOP_S)
+            self._child = None
+
+    def _log(self) -> str:
+        return str(self._files.log) if self._files else ""
+
+
+def _load_call(record: Recorded) -> Load:
+    return Load(spec=record.spec, version=record.version, artefact=record.artefact, samples=record.samples)
+
+
+def is_alive(running: Running) -> bool:
+    """Whether that very process lives: a pid that was given out again is another process."""
+    try:
+        process = psutil.Process(running.pid)
+        # psutil rounds create times by the clock's ticks, 10 ms
+        return abs(process.create_time() - running.started) < 0.1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -1,0 +1,207 @@
+"""The inference process: one port for predictions, one socket for control.
+
+Owns the order of starting and ending, and refusing to start where it would be unsafe. The
+parts belong to their modules: `app` answers predictions, `loader` carries out control calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import uvicorn
+
+from aiaas_magics import settings
+from aiaas_magics.backend.guard import LOOPBACK, Guard
+from aiaas_magics.backend.serving import control
+from aiaas_magics.backend.serving.app import BODY_BYTES, App
+from aiaas_magics.backend.serving.batching import Limits
+from aiaas_magics.backend.serving.control import Hello, Load, Reply, Retire, Status, Stop
+from aiaas_magics.backend.serving.files import Files, Running
+from aiaas_magics.backend.serving.loader import Loader
+from aiaas_magics.backend.serving.registry import Registry
+from aiaas_magics.clock import SystemClock
+from aiaas_magics.errors import CannotStart, InvalidSpec
+from aiaas_magics.spec import Value
+
+log = logging.getLogger(__name__)
+
+BACKLOG: Final = 2048  # uvicorn's own default
+DRAIN_S: Final = 10  # guess: what a request that runs at SIGTERM may still take
+LOCK_S: Final = 10.0  # guess: a predecessor that drains is gone by then
+KEEP_ALIVE_S: Final = 75  # nginx's default; load balancers and clients count on more than uvicorn's 5 s
+
+
+class Options(Value, kw_only=True):
+    """How to run, as the command line says it. A `port` of 0 is that of last time, or any."""
+
+    state: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    tls_cert: str = ""
+    tls_key: str = ""
+    body_bytes: int = BODY_BYTES
+
+    def __post_init__(self) -> None:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
+        if not is_loopback(self.host) and not self.tls_cert:
+            raise InvalidSpec(
+                f"--host {self.host} reaches beyond this machine, and tokens would cross in the clear. Add --tls-cert and --tls-key."
+            )
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers: they would end the process before `run` has cleaned up."""
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        return contextlib.nullcontext()
+
+
+async def run(options: Options) -> None:
+    """Serve until SIGTERM, SIGINT or a `Stop`.
+
+    Raises:
+        CannotStart: another inference process lives in this folder, or the port cannot be had.
+    """
+    files = Files(Path(options.state))
+    files.make()
+    with contextlib.ExitStack() as held:
+        await _alone(files, held)
+        shutil.rmtree(files.scratch, ignore_errors=True)
+        files.scratch.mkdir(mode=0o700)
+        listener = held.enter_context(_listener(options, files))
+        registry = Registry()
+        loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=Limits())
+        app = App(registry, Guard(files.token().encode(), _hosts(options)), body_bytes=options.body_bytes)
+        server = Server(_uvicorn_config(app, options))
+        _on_signals(lambda: setattr(server, "should_exit", True))
+        secret = secrets.token_urlsafe(32)
+        async with control.listening(files.socket, secret=secret, answer=_answering(loader, registry, server)) as address:
+            files.keep_running(_running(options, listener, address, secret))
+            preload = asyncio.create_task(asyncio.to_thread(_preload))
+            try:
+                await server.serve(sockets=[listener])
+            finally:
+                files.forget_running()
+                await preload
+                await loader.close()
+
+
+def _preload() -> None:
+    """Import the common engine while nobody waits for it: the first deploy is quicker by that."""
+    with contextlib.suppress(ImportError):  # said by the load that needs it
+        import aiaas_magics.backend.serving.engines.onnx  # noqa: F401
+
+
+def _answering(loader: Loader, registry: Registry, server: uvicorn.Server) -> control.Answering:
+    async def answer(call: control.AnyCall) -> Reply:
+        match call:
+            case Hello():
+                return Reply()
+            case Load():
+                view = await loader.load(call.spec, call.version, artefact=Path(call.artefact), samples=Path(call.samples))
+                return Reply(view=view)
+            case Retire():
+                await loader.retire(call.name)
+                return Reply()
+            case Status():
+                return Reply(status=registry.status())
+            case Stop():
+                server.should_exit = True
+                return Reply()
+
+    return answer
+
+
+async def _alone(files: Files, held: contextlib.ExitStack) -> None:
+    until_s = time.monotonic() + LOCK_S
+    while True:
+        with contextlib.ExitStack() as attempt:
+            if attempt.enter_context(files.lock()):
+                held.enter_context(attempt.pop_all())
+                return
+        if time.monotonic() > until_s:
+            raise CannotStart("The inference process", "another one lives in the same folder", files.log.name)
+        await asyncio.sleep(0.1)
+
+
+def _listener(options: Options, files: Files) -> socket.socket:
+    """A listening socket, on the port of last time if it is free."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    wanted = options.port or files.port()
+    try:
+        listener = socket.create_server((options.host, wanted), family=family, backlog=BACKLOG)
+    except OSError as error:
+        if options.port or not wanted:
+            raise CannotStart(
+                "The inference process", f"{options.host}:{wanted} cannot be listened on ({error})", files.log.name
+            ) from error
+        # Whoever sits on our old port is sent the old token by clients that do not know yet: it must be worth nothing.
+        log.warning("port %d is taken by another process; choosing a new port and a new token", wanted)
+        files.new_token()
+        listener = socket.create_server((options.host, 0), family=family, backlog=BACKLOG)
+    files.keep_port(listener.getsockname()[1])
+    return listener
+
+
+def _hosts(options: Options) -> frozenset[str] | None:
+    """On loopback any web page's name may be made to point here, so only loopback's names are answered to."""
+    return LOOPBACK | {options.host} if is_loopback(options.host) else None
+
+
+def _uvicorn_config(app: App, options: Options) -> uvicorn.Config:
+    tls: dict[str, Any] = {"ssl_certfile": options.tls_cert, "ssl_keyfile": options.tls_key} if options.tls_cert else {}
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+        **tls,
+    )
+
+
+def _running(options: Options, listener: socket.socket, address: str, secret: str) -> Running:
+    name = options.host if options.host not in ("0.0.0.0", "::") else socket.gethostname()
+    name = f"[{name}]" if ":" in name else name
+    return Running(
+        pid=os.getpid(),
+        started=psutil.Process().create_time(),
+        url=f"{'https' if options.tls_cert else 'http'}://{name}:{listener.getsockname()[1]}",
+        host=options.host,
+        tls=options.tls_cert,
+        control=address,
+        secret=secret,
+        version=settings.package_version(),
+    )
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop())

@@ -1,0 +1,132 @@
+"""The proof that an engine computes what Keras computed, on the samples that came with the model.
+
+Owns replaying and comparing. Where the samples come from belongs to the kernel's side
+(`packing.servable`); what happens to a model that fails belongs to `loader`.
+
+Samples are a safetensors file with `input/<name>` and `output/<name>`, rows first. A string
+tensor, which safetensors does not know, travels as UTF-8 in `uint8`, padded with zeros along
+one more dimension at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as read_safetensors
+
+from aiaas_magics.backend.serving.engines import Engine, EngineLost, EngineRefused, Tensors
+from aiaas_magics.errors import InvalidSpec, ProofFailed
+from aiaas_magics.spec import DeploySpec, TensorSpec
+
+RTOL: Final = 1e-4
+ATOL: Final = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the replay found. `batchable`: every output has one row for each row of the inputs."""
+
+    largest: float
+    batchable: bool
+
+
+def read_samples(path: Path, spec: DeploySpec) -> Samples:
+    """The samples in the file, checked against the interface.
+
+    Raises:
+        InvalidSpec: a tensor is missing, or the file is no safetensors.
+    """
+    try:
+        found = read_safetensors(path.read_bytes())
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InvalidSpec(f"The samples of {spec.name} cannot be read ({error}). Run the cell again to export it anew.") from error
+    samples = Samples(
+        inputs={tensor.name: _sample(found, "input", tensor, spec) for tensor in spec.inputs},
+        outputs={tensor.name: _sample(found, "output", tensor, spec) for tensor in spec.outputs},
+    )
+    if not samples.inputs or len({len(array) for array in samples.inputs.values()}) != 1 or samples.rows < 1:
+        raise InvalidSpec(f"The samples of {spec.name} have no rows, or not equally many. Give typical rows with --sample ARRAY.")
+    return samples
+
+
+def _sample(found: Mapping[str, np.ndarray], side: str, tensor: TensorSpec, spec: DeploySpec) -> np.ndarray:
+    array = found.get(f"{side}/{tensor.name}")
+    if array is None or array.ndim == 0:
+        raise InvalidSpec(f"The samples of {spec.name} hold no {side} {tensor.name!r}. Run the cell again to export it anew.")
+    if tensor.dtype != "string":
+        return array
+    texts = [bytes(row).rstrip(b"\0") for row in array.reshape(-1, array.shape[-1]).astype(np.uint8)]
+    strings = np.empty(len(texts), dtype=object)
+    strings[:] = texts
+    return strings.reshape(array.shape[:-1])
+
+
+def prove(engine: Engine, samples: Samples, spec: DeploySpec) -> Proof:
+    """Replay the samples one row, three rows and all rows at a time.
+
+    Raises:
+        ProofFailed: with the largest difference.
+    """
+    largest, batchable = 0.0, True
+    for rows in dict.fromkeys((1, 3, samples.rows)):
+        # Fewer samples than three: a row may come twice, what matters is the size.
+        chosen = np.arange(rows) % samples.rows
+        inputs = {name: np.ascontiguousarray(array[chosen]) for name, array in samples.inputs.items()}
+        found = _run(engine, inputs, spec)
+        for name, expected in samples.outputs.items():
+            per_row = len(expected) == samples.rows
+            batchable = batchable and per_row
+            if per_row or rows == samples.rows:
+                largest = max(
+                    largest, _compare(found[name], expected[chosen] if per_row else expected, spec, engine, f"{name}, {rows} rows")
+                )
+    free = all(tensor.shape and tensor.shape[0] == -1 for tensor in spec.inputs)
+    return Proof(largest, batchable and free)
+
+
+def _run(engine: Engine, inputs: Tensors, spec: DeploySpec) -> dict[str, np.ndarray]:
+    try:
+        return engine.run(inputs)
+    except (EngineRefused, EngineLost) as error:
+        raise ProofFailed(spec.name, engine.kind, None, f"it did not compute the samples: {error}") from error
+
+
+def _compare(found: np.ndarray, expected: np.ndarray, spec: DeploySpec, engine: Engine, where: str) -> float:
+    """The largest absolute difference, if it is small enough. NaN equals NaN, and infinity its own sign."""
+    if found.shape != expected.shape:
+        raise ProofFailed(spec.name, engine.kind, None, f"output {where}: shape {found.shape} instead of {expected.shape}")
+    if found.dtype.kind in "OSU" or expected.dtype.kind in "OSU":
+        same = [_bytes(value) for value in found.ravel()] == [_bytes(value) for value in expected.ravel()]
+        if not same:
+            raise ProofFailed(spec.name, engine.kind, None, f"output {where}: other texts")
+        return 0.0
+    ours, theirs = found.astype(np.float64), expected.astype(np.float64)
+    equal = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+    with np.errstate(invalid="ignore"):
+        apart = np.where(equal, 0.0, np.abs(ours - theirs))
+    apart = np.where(np.isnan(apart), np.inf, apart)
+    tolerance = ATOL + RTOL * np.abs(np.where(np.isfinite(theirs), theirs, 0.0))
+    worst = float(apart.max(initial=0.0))
+    if (apart > tolerance).any():
+        row = int(np.unravel_index(int(np.argmax(apart - tolerance)), apart.shape)[0]) if apart.ndim else 0
+        raise ProofFailed(spec.name, engine.kind, worst if np.isfinite(worst) else None, f"output {where}, row {row}")
+    return worst
+
+
+def _bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
