@@ -32,7 +32,7 @@ UI_CHOICES: Final = ("auto", "widget", "html", "text", "none")
 MOST_WORKERS: Final = 1024  # guess: a typing mistake rather than a wish; what a backend has is the backend's to say
 
 
-class option(ArgDecorator):
+class option(ArgDecorator):  # type: ignore[misc, unused-ignore]
     """`argument` of IPython, with the kind of its values for completion: "model", "array", "job", "endpoint", "workers"."""
 
     def __init__(self, *flags: str, values: str = "", **kwargs: Any) -> None:

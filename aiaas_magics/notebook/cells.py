@@ -95,7 +95,7 @@ def cell_number(shell: Any) -> int:
         if frame.f_code.co_filename in known:
             return int(known[frame.f_code.co_filename])
         frame = frame.f_back
-    return max(1, shell.execution_count - 1)
+    return max(1, int(shell.execution_count) - 1)
 
 
 def _blank_lines(cell: str) -> int:

@@ -1,0 +1,122 @@
+"""What is typed wrong gets one line that says so and what to type instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis.strategies import text
+from IPython.core.error import UsageError
+
+from aiaas_magics.notebook import arguments
+from aiaas_magics.notebook.arguments import BenchRequest, DeployRequest, JobRequest, TrainRequest, Workers
+from aiaas_magics.notebook.magics import AiaasMagics
+
+BAD_LINES = [
+    ("train", "--wrkers 2", "no option --wrkers. Did you mean --workers?"),
+    ("train", "--worker=2", "Did you mean --workers?"),
+    ("train", "--zzz", "%aiaas_train -h"),
+    ("train", "-n 0", "0 workers cannot train. Use at least 1"),
+    ("train", "-n -1", "-1 workers cannot train"),
+    ("train", "-n two", "'two' is not a number of workers"),
+    ("train", "-n 2.5", "'2.5' is not a number of workers"),
+    ("train", "-n 1, 2", "Write 1,2 without spaces"),
+    ("train", "-n 1,,2", "empty place"),
+    ("train", "-n 2,2", "names a number twice"),
+    ("train", "-n 99999", "more than 1024"),
+    ("train", "-n", "needs a value"),
+    ("train", "--seed -3", "outside its range"),
+    ("train", "--seed x", "not a whole number"),
+    ("train", "--ui gui", "invalid choice"),
+    ("train", "-o 2x", "not a variable name"),
+    ("train", "-o class", "not a variable name"),
+    ("train", "--name {missing}", "Variable 'missing' is not defined"),
+    ("train", "--name $missing", "Variable 'missing' is not defined"),
+    ("train", "--name='a b", "quotation mark is not closed"),
+    ("train", "model", "'model' was not expected here"),
+    ("deploy", "model --name 'My Model'", "cannot name an endpoint"),
+    ("deploy", "model --name ../etc", "cannot name an endpoint"),
+    ("deploy", "model --replicas 0", "between 1 and 64"),
+    ("deploy", "model other", "'other' was not expected here"),
+    ("bench", "churn --concurrency 0", "outside its range"),
+    ("bench", "churn --concurrency 1, 2", "without spaces"),
+    ("bench", "churn --duration -1", "not a time in seconds"),
+    ("bench", "churn --duration nan", "not a time in seconds"),
+    ("bench", "churn --rows 0", "outside its range"),
+    ("wait", "7 --timeout soon", "not a time in seconds"),
+    ("logs", "--lines 0", "outside its range"),
+]
+
+REQUESTS = {"train": TrainRequest, "deploy": DeployRequest, "bench": BenchRequest}
+
+
+def magic(name: str) -> Any:
+    return getattr(AiaasMagics, f"aiaas_{name}")
+
+
+@pytest.mark.parametrize(("name", "line", "said"), BAD_LINES)
+def test_a_typing_mistake_is_told_with_what_to_type_instead(name: str, line: str, said: str) -> None:
+    with pytest.raises(UsageError) as told:
+        arguments.read(magic(name), line, REQUESTS.get(name, JobRequest))
+
+    assert type(told.value) is UsageError, "IPython prints a traceback for subclasses"
+    assert said in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_every_option_of_training_is_read() -> None:
+    line = "-n 4,1,2 --name 'my run' --async -o out --dry-run --seed 7 --oversubscribe --local-fallback --ui text"
+
+    request = arguments.read(magic("train"), line, TrainRequest)
+
+    assert request == TrainRequest(
+        workers=Workers(points=(1, 2, 4)),
+        name="my run",
+        background=True,
+        out="out",
+        dry_run=True,
+        seed=7,
+        oversubscribe=True,
+        local_fallback=True,
+        ui="text",
+        help=False,
+    )
+    assert request.workers is not None
+    assert request.workers.is_study
+
+
+@pytest.mark.parametrize("line", ["--name 'two words'", '--name "two words"', "--name='two words'", '--name="two words"'])
+def test_quotes_hold_words_together_and_are_taken_off(line: str) -> None:
+    assert arguments.read(magic("train"), line, TrainRequest).name == "two words"
+
+
+@pytest.mark.parametrize(("line", "expected"), [("-n max", Workers(most=True)), ("-n3", Workers((3,))), ("--workers=1,2", Workers((1, 2)))])
+def test_workers_are_a_number_a_list_or_max(line: str, expected: Workers) -> None:
+    assert arguments.read(magic("train"), line, TrainRequest).workers == expected
+
+
+def test_nothing_typed_means_the_defaults() -> None:
+    assert arguments.read(magic("train"), "", TrainRequest).workers is None
+    assert arguments.read(magic("bench"), "churn", BenchRequest).concurrency == (1, 2, 4)
+    assert arguments.read(magic("deploy"), "model", DeployRequest).replicas == 1
+
+
+@given(line=text(max_size=40))
+def test_whatever_is_typed_is_read_or_refused_with_a_usage_error(line: str) -> None:
+    try:
+        request = arguments.read(magic("train"), line, TrainRequest)
+    except UsageError as error:
+        assert str(error)
+    else:
+        assert isinstance(request, TrainRequest)
+
+
+def test_the_reference_page_knows_every_option_of_every_magic() -> None:
+    documented = arguments.documentation()
+
+    for name in (name for name in vars(AiaasMagics) if name.startswith("aiaas_")):
+        flags = {flag for action in magic(name.removeprefix("aiaas_")).parser._actions for flag in action.option_strings}
+        told = " ".join(invocation for invocation, _ in documented[name])
+        assert all(flag in told for flag in flags)
+        assert all(help_text for _, help_text in documented[name])
