@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Callable
 
 from aiaas_magics.backend.serving.app import BODY_BYTES
 from aiaas_magics.backend.serving.process import Options, run
@@ -39,13 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _fast_loop():  # type: ignore[no-untyped-def]
+def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop where it exists, which is everywhere but on Windows."""
     try:
         import uvloop
     except ImportError:
         return None
-    return uvloop.new_event_loop
+    make: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return make
 
 
 if __name__ == "__main__":

@@ -34,45 +34,45 @@ class Call(msgspec.Struct, frozen=True, tag_field="call"):
     """What may be asked. Subclasses are the closed set."""
 
 
-class Hello(Call, tag="hello"):
+class Hello(Call, frozen=True, tag="hello"):
     """Nothing but an answer."""
 
 
-class Load(Call, kw_only=True, tag="load"):
+class Load(Call, frozen=True, kw_only=True, tag="load"):
     spec: DeploySpec
     version: int
     artefact: str  # path
     samples: str  # path
 
 
-class Retire(Call, kw_only=True, tag="retire"):
+class Retire(Call, frozen=True, kw_only=True, tag="retire"):
     name: str
 
 
-class Status(Call, tag="status"):
+class Status(Call, frozen=True, tag="status"):
     """Every version of every endpoint."""
 
 
-class Stop(Call, tag="stop"):
+class Stop(Call, frozen=True, tag="stop"):
     """Answer what is being answered, then end."""
 
 
 AnyCall = Hello | Load | Retire | Status | Stop
 
 
-class Ask(Value, kw_only=True):
+class Ask(Value, frozen=True, kw_only=True):
     secret: str
     call: AnyCall
 
 
-class Reply(Value, kw_only=True):
+class Reply(Value, frozen=True, kw_only=True):
     """The answer: a value, or the class and arguments of one of our errors."""
 
     view: VersionView | None = None
     status: dict[str, list[VersionView]] | None = None
     error: str = ""
     type: str = ""
-    args: list[Any] = []  # msgspec gives each its own
+    args: tuple[Any, ...] = ()
 
 
 Answering = Callable[[AnyCall], Awaitable[Reply]]
@@ -93,10 +93,10 @@ async def listening(socket: Path, *, secret: str, answer: Answering) -> AsyncIte
                 await writer.drain()
         writer.close()
 
-    socket.unlink(missing_ok=True)
+    _remove(socket)
     try:
+        # The folder is 0700 and the umask 0077: nobody else reaches the socket, not even for a moment.
         server = await asyncio.start_unix_server(serve, socket, limit=LINE_BYTES)
-        socket.chmod(0o600)
         address = f"unix:{socket}"
     except (OSError, NotImplementedError, AttributeError):
         server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=LINE_BYTES)
@@ -105,7 +105,11 @@ async def listening(socket: Path, *, secret: str, answer: Answering) -> AsyncIte
         yield address
     finally:
         server.close()
-        socket.unlink(missing_ok=True)
+        _remove(socket)
+
+
+def _remove(socket: Path) -> None:
+    socket.unlink(missing_ok=True)
 
 
 async def _answered(line: bytes, secret: str, answer: Answering) -> Reply:
@@ -114,7 +118,7 @@ async def _answered(line: bytes, secret: str, answer: Answering) -> Reply:
     except wire.Malformed as error:
         return failure(AiaasBug(f"a control message was not understood: {error}"))
     if not hmac.compare_digest(ask.secret.encode(), secret.encode()):
-        return Reply(type="NotAuthorised", args=["the control socket"], error="wrong secret")
+        return Reply(type="NotAuthorised", args=("the control socket",), error="wrong secret")
     try:
         return await answer(ask.call)
     except AiaasError as error:
@@ -125,7 +129,7 @@ async def _answered(line: bytes, secret: str, answer: Answering) -> Reply:
 
 
 def failure(error: AiaasError) -> Reply:
-    return Reply(error=str(error), type=type(error).__name__, args=list(error.args))
+    return Reply(error=str(error), type=type(error).__name__, args=tuple(error.args))
 
 
 # --------------------------------------------------------------------------- the API server's end

@@ -26,7 +26,7 @@ from aiaas_magics.errors import StoreNotWritable
 from aiaas_magics.spec import Value
 
 
-class Running(Value, kw_only=True):
+class Running(Value, frozen=True, kw_only=True):
     """The living process, as it describes itself. `control` is "unix:PATH" or "tcp:PORT"."""
 
     pid: int

@@ -41,7 +41,7 @@ STEADY_S: Final = 60.0  # guess: a process that lived this long did not die of i
 NAME: Final = "The inference process"
 
 
-class Recorded(Value, kw_only=True):
+class Recorded(Value, frozen=True, kw_only=True):
     """A deployment to bring back: what `load` was given."""
 
     spec: DeploySpec
@@ -274,7 +274,7 @@ class InferenceHost:
                 await reader.read()
         except OSError:
             pass
-        while is_alive(running):
+        while is_alive(running):  # noqa: ASYNC110 - only the system knows when another process is gone
             await asyncio.sleep(POLL_S)
 
     async def _end(self, running: Running) -> None:
@@ -306,6 +306,6 @@ def is_alive(running: Running) -> bool:
     try:
         process = psutil.Process(running.pid)
         # psutil rounds create times by the clock's ticks, 10 ms
-        return abs(process.create_time() - running.started) < 0.1 and process.status() != psutil.STATUS_ZOMBIE
+        return bool(abs(process.create_time() - running.started) < 0.1 and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False

@@ -44,7 +44,7 @@ LOCK_S: Final = 10.0  # guess: a predecessor that drains is gone by then
 KEEP_ALIVE_S: Final = 75  # nginx's default; load balancers and clients count on more than uvicorn's 5 s
 
 
-class Options(Value, kw_only=True):
+class Options(Value, frozen=True, kw_only=True):
     """How to run, as the command line says it. A `port` of 0 is that of last time, or any."""
 
     state: str

@@ -12,6 +12,7 @@ and version 0 means the latest.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import unquote
@@ -25,6 +26,9 @@ from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
 from aiaas_magics.spec import DeploySpec, TensorSpec
 
 Headers = tuple[tuple[bytes, bytes], ...]
+Action = Literal["predict", "classify", "regress", "status", "metadata"]
+
+ACTIONS: Final[Mapping[str, Action]] = {"predict": "predict", "classify": "classify", "regress": "regress"}
 
 LARGEST_VERSION: Final = 2**63 - 1
 _WHICH = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
@@ -64,7 +68,7 @@ class Response:
 class Route:
     """What a request line asks for. A `name` is percent-decoded; `version` of None is the latest."""
 
-    action: Literal["predict", "classify", "regress", "status", "metadata"]
+    action: Action
     name: str
     version: int | None = None
     label: str | None = None
@@ -90,7 +94,7 @@ def find_route(method: str, path: str) -> Route | Response:
     digits = match["version"]
     if digits is not None and (len(digits) > 19 or int(digits) > LARGEST_VERSION):
         return error(400, f"Failed to convert version: {digits[:100]} to numeric.")
-    action = match["method"].lower() if method == "POST" else "metadata" if match["metadata"] else "status"
+    action: Action = ACTIONS[match["method"].lower()] if method == "POST" else "metadata" if match["metadata"] else "status"
     return Route(
         action=action,
         name=unquote(match["name"]),

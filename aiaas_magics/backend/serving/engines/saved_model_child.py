@@ -1,0 +1,105 @@
+"""The process that holds a SavedModel: `python -m ...saved_model_child DESCRIPTOR`.
+
+Owns loading and calling it; the only part of serving that imports TensorFlow. Who starts it,
+and starts it anew, is `saved_model`. It ends when the other end of its socket closes.
+
+A SavedModel is a program: operators that read or write the host's files, or call back into
+Python, are refused before it is loaded.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from aiaas_magics.backend.serving.engines import frames
+
+SIGNATURE: Final = "serving_default"
+FORBIDDEN: Final = frozenset(
+    """
+    PyFunc PyFuncStateless EagerPyFunc ReadFile WriteFile MatchingFiles WholeFileReaderV2 FixedLengthRecordReaderV2
+    TextLineReaderV2 TFRecordReaderV2 TextLineDataset TFRecordDataset TFRecordDatasetV2 FixedLengthRecordDatasetV2
+    ImmutableConst PrintV2 DebugIdentityV2 DebugIdentityV3 SaveDataset SaveDatasetV2 LoadDataset SnapshotDatasetV2
+    WriteGraphSummary CreateSummaryFileWriter CreateSummaryDbWriter
+    """.split()  # noqa: SIM905 - as words it can be read
+)
+
+
+def main(descriptor: int) -> None:
+    with socket.socket(fileno=descriptor) as parent:
+        say, text, _ = frames.receive(parent)
+        assert say == "load", say
+        folder, (inputs, outputs) = msgspec.json.decode(text, type=tuple[str, tuple[list[str], list[str]]])
+        try:
+            model = Model(Path(folder), inputs, outputs)
+        except Exception as error:  # noqa: BLE001 - border: TensorFlow raises anything over a damaged model; the parent gets the sentence
+            frames.send(parent, "unloadable", text=_sentence(error))
+            return
+        frames.send(parent, "ready")
+        while True:
+            try:
+                _, _, tensors = frames.receive(parent)
+            except frames.BrokenFrame:
+                return
+            try:
+                answer = model.run(tensors)
+            except Exception as error:  # noqa: BLE001 - border: the graph raises whatever its inputs made it; the process goes on
+                frames.send(parent, "refused", text=_sentence(error))
+            else:
+                frames.send(parent, "done", tensors=answer)
+
+
+class Model:
+    """A loaded SavedModel, called by its serving signature with the interface's names."""
+
+    def __init__(self, folder: Path, inputs: list[str], outputs: list[str]) -> None:
+        import tensorflow as tf
+
+        refuse_operators(folder)
+        self._tf = tf
+        self._loaded = tf.saved_model.load(str(folder))  # kept: the signature holds it by a weak reference only
+        self._function: Any = self._loaded.signatures[SIGNATURE]
+        takes = self._function.structured_input_signature[1]
+        self._dtypes = {name: spec.dtype for name, spec in takes.items()}
+        self._inputs = _paired(list(takes), inputs, "inputs")
+        self._outputs = _paired(list(self._function.structured_outputs), outputs, "outputs")
+
+    def run(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        feed = {theirs: self._tf.constant(tensors[ours], dtype=self._dtypes[theirs]) for ours, theirs in self._inputs.items()}
+        found = self._function(**feed)
+        return {ours: found[theirs].numpy() for ours, theirs in self._outputs.items()}
+
+
+def refuse_operators(folder: Path) -> None:
+    """Raises `ValueError` for a graph with an operator that reaches beyond its tensors."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString((folder / "saved_model.pb").read_bytes())
+    for meta in saved.meta_graphs:
+        nodes = [*meta.graph_def.node, *(node for function in meta.graph_def.library.function for node in function.node_def)]
+        found = sorted({node.op for node in nodes} & FORBIDDEN)
+        if found:
+            raise ValueError(f"it uses {', '.join(found)}, which reach beyond the model")
+
+
+def _paired(theirs: list[str], ours: list[str], what: str) -> dict[str, str]:
+    """Our name -> the signature's. Exporters rename; then the order decides, and the proof after it."""
+    if set(theirs) == set(ours):
+        return {name: name for name in ours}
+    if len(theirs) != len(ours):
+        raise ValueError(f"its {what} are {theirs}, not {ours}")
+    return dict(zip(ours, sorted(theirs), strict=True))
+
+
+def _sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
