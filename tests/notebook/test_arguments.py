@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -104,12 +105,8 @@ def test_nothing_typed_means_the_defaults() -> None:
 
 @given(line=text(max_size=40))
 def test_whatever_is_typed_is_read_or_refused_with_a_usage_error(line: str) -> None:
-    try:
-        request = arguments.read(magic("train"), line, TrainRequest)
-    except UsageError as error:
-        assert str(error)
-    else:
-        assert isinstance(request, TrainRequest)
+    with contextlib.suppress(UsageError):
+        assert isinstance(arguments.read(magic("train"), line, TrainRequest), TrainRequest)
 
 
 def test_the_reference_page_knows_every_option_of_every_magic() -> None:

@@ -1,0 +1,289 @@
+"""A story as a picture, and the picture as HTML and words."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from aiaas_magics.errors import AiaasBug
+from aiaas_magics.notebook.views import live
+from aiaas_magics.notebook.views.html import html_of
+from aiaas_magics.notebook.views.picture import Picture, Stop, picture
+from aiaas_magics.notebook.views.words import news, words_of
+from aiaas_magics.spec import (
+    AttemptStarted,
+    Crashed,
+    Entry,
+    EpochEnded,
+    ErrorReport,
+    JobState,
+    Notice,
+    Phase,
+    PhaseEntered,
+    StateChanged,
+    StepsDone,
+    WorkerLost,
+    WorkerStarted,
+)
+from aiaas_magics.story import JobStory, fold
+
+EVIL = "<script>alert('x')</script>\"&"
+
+
+def story_of(*events: Any, start: JobStory | None = None) -> JobStory:
+    """One event a second, from second 100 on; an event may be (rank, event)."""
+    told = [event if isinstance(event, tuple) else (0, event) for event in events]
+    return fold([Entry(seq=n + 1, at_s=100.0 + n, attempt=1, rank=rank, event=event) for n, (rank, event) in enumerate(told)], start)
+
+
+def running(*more: Any) -> JobStory:
+    return story_of(
+        StateChanged(state=JobState.RUNNING),
+        AttemptStarted(ranks=2, from_epoch=0),
+        (0, WorkerStarted(pid=11, device="core 0")),
+        (1, WorkerStarted(pid=12, device="core 1")),
+        PhaseEntered(phase=Phase.TRAINING),
+        EpochEnded(epoch=0, epochs=4, rows=1000, seconds=2.0, logs={"loss": 0.9, "accuracy": 0.5}),
+        StepsDone(epoch=1, step=5, steps=10, rows=500, seconds=1.0, logs={"loss": 0.7}),
+        *more,
+    )
+
+
+def shown(story: JobStory, **more: Any) -> Picture:
+    return picture(story, title="Job 7", now_s=story.at_s, **more)
+
+
+def test_a_running_job_says_epoch_step_loss_rate_and_time_left() -> None:
+    seen = shown(running())
+
+    assert seen.status == "epoch 2 of 4 · step 5 of 10 · loss 0.7 · 500 rows/s · 5.00 s left"
+    assert seen.fraction == pytest.approx(1.5 / 4)
+    assert [(lane.name, lane.device) for lane in seen.lanes] == [("worker 0", "core 0"), ("worker 1", "core 1")]
+    assert seen.curves[0].points == ((1.0, 0.9), (1.5, 0.7))
+
+
+def test_a_waiting_job_says_why_it_waits() -> None:
+    seen = shown(story_of((None, PhaseEntered(phase=Phase.WAITING, detail="2 cores are held by job 6"))))
+
+    assert seen.status == "waiting: 2 cores are held by job 6"
+    assert seen.phases[0].running
+
+
+def test_the_running_phase_counts_on_from_the_clock_of_this_machine() -> None:
+    story = story_of(PhaseEntered(phase=Phase.STARTING), PhaseEntered(phase=Phase.COMPILING))
+
+    seen = picture(story, title="Job 7", now_s=111.0)
+
+    assert [(phase.name, phase.seconds, phase.running) for phase in seen.phases] == [("starting", 1.0, False), ("compiling", 10.0, True)]
+
+
+def test_a_phase_entered_twice_is_one_box_with_both_times() -> None:
+    story = story_of(PhaseEntered(phase=Phase.STARTING), PhaseEntered(phase=Phase.TRAINING), PhaseEntered(phase=Phase.STARTING))
+
+    seen = picture(story, title="Job 7", now_s=105.0)
+
+    assert [(phase.name, phase.seconds) for phase in seen.phases] == [("starting", 4.0), ("training", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("events", "said"),
+    [
+        ((StateChanged(state=JobState.SUCCEEDED),), "succeeded: 1 epoch in 2.00 s; loss 0.9, accuracy 0.5"),
+        ((StateChanged(state=JobState.FAILED, reason="worker 1 was lost"),), "failed: worker 1 was lost"),
+        ((StateChanged(state=JobState.CANCELLED),), "cancelled after 1 epochs"),
+        ((StateChanged(state=JobState.STOPPING),), "stopping"),
+    ],
+)
+def test_every_ending_is_said_in_words(events: tuple[Any, ...], said: str) -> None:
+    assert shown(running(*events)).status == said
+
+
+def test_a_lost_worker_and_an_error_name_the_worker() -> None:
+    report = ErrorReport(type="ValueError", message="bad shape\nmore", ranks=(1,))
+    seen = shown(running((1, WorkerLost(how="killed by signal 9")), (1, Crashed(report=report))))
+
+    assert seen.lanes[1].state == "lost"
+    assert seen.error == "ValueError: bad shape (on worker 1)"
+
+
+def test_many_workers_are_counted_instead_of_drawn() -> None:
+    seen = shown(story_of(AttemptStarted(ranks=20, from_epoch=0)))
+
+    assert len(seen.lanes) == 16
+    assert seen.lanes_left_out == 4
+    assert "and 4 more" in html_of(seen)
+    assert "and 4 more workers" in words_of(seen)
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_last_point() -> None:
+    epochs = [EpochEnded(epoch=n, epochs=2000, rows=1, seconds=1.0, logs={"loss": float(n)}) for n in range(1000)]
+
+    (curve,) = shown(story_of(*epochs)).curves
+
+    assert len(curve.points) <= 301
+    assert curve.points[-1] == (1000.0, 999.0)
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+
+def test_everything_that_comes_from_a_job_is_escaped() -> None:
+    report = ErrorReport(type=EVIL, message=EVIL, ranks=(0,))
+    story = running((0, WorkerStarted(pid=1, device=EVIL)), Notice(text=EVIL), (0, Crashed(report=report)))
+    seen = picture(story, title=EVIL, now_s=0.0, hint=EVIL, stops=[Stop(label=EVIL, state="running")])
+
+    tags = Tags()
+    tags.feed(html_of(seen))
+
+    assert "script" not in tags.tags
+    assert EVIL in words_of(seen)
+
+
+def test_html_has_a_progressbar_with_its_value() -> None:
+    markup = html_of(shown(running()))
+
+    assert 'role="progressbar"' in markup
+    assert 'aria-valuenow="38"' in markup
+
+
+def test_words_carry_everything_that_the_view_shows() -> None:
+    told = words_of(shown(running(Notice(text="Resumed from epoch 1.")), hint="To stop: interrupt."))
+
+    for expected in ("Job 7: epoch 2 of 4", "worker 1  core 1", "note: Resumed from epoch 1.", "training", "To stop: interrupt."):
+        assert expected in told
+
+
+def test_a_log_gets_a_line_for_a_new_phase_an_epoch_and_a_notice_but_not_for_a_step() -> None:
+    before = shown(running())
+
+    step = shown(running(StepsDone(epoch=1, step=6, steps=10, rows=600, seconds=1.2, logs={"loss": 0.6})))
+    epoch = shown(running(EpochEnded(epoch=1, epochs=4, rows=1000, seconds=2.0, logs={"loss": 0.6})))
+    notice = shown(running(Notice(text="Careful.")))
+
+    assert news(step, before) == []
+    assert len(news(epoch, before)) == 1
+    assert news(notice, before) == ["  note: Careful."]
+
+
+# --------------------------------------------------------------------------- the thread that redraws
+
+
+class Recorder:
+    """A front end that remembers."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.painted = threading.Event()
+        self.left: list[live.Bundle] = []
+
+    def open(self, picture: Picture) -> None:
+        self.calls.append("open")
+
+    def paint(self, picture: Picture) -> None:
+        self.calls.append(picture.status)
+        self.painted.set()
+
+    def close(self, bundles: Sequence[live.Bundle]) -> None:
+        self.calls.append("close")
+        self.left = list(bundles)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    front_end = Recorder()
+    monkeypatch.setattr(live, "painter", lambda kind: front_end)
+    return front_end
+
+
+def test_a_view_draws_what_it_was_told_and_leaves_what_it_was_given(recorder: Recorder) -> None:
+    with live.LiveView("widget", title="Job 7") as view:
+        view.tell(running())
+        assert recorder.painted.wait(10)
+        view.freeze([{"text/plain": "the table"}])
+
+    assert recorder.calls[0] == "open"
+    assert recorder.calls[-1] == "close"
+    assert recorder.left == [{"text/plain": "the table"}]
+    assert not [thread for thread in threading.enumerate() if thread.name == "aiaas-view"]
+
+
+def test_a_view_that_was_given_nothing_leaves_its_last_picture_as_html_and_words(recorder: Recorder) -> None:
+    with contextlib.suppress(ZeroDivisionError), live.LiveView("widget", title="Job 7") as view:
+        view.tell(running())
+        raise ZeroDivisionError
+
+    (left,) = recorder.left
+    assert set(left) == {"text/html", "text/plain"}
+    assert "epoch 2 of 4" in left["text/plain"]
+
+
+def test_a_front_end_that_breaks_does_not_end_the_job(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    broken = threading.Event()
+
+    def fail(picture: Picture) -> None:
+        if not broken.is_set():
+            broken.set()
+            raise OSError("the browser went away")
+
+    monkeypatch.setattr(recorder, "paint", fail)
+    with live.LiveView("widget", title="Job 7") as view:
+        view.tell(running())
+        assert broken.wait(10)
+        view._thread.join(10)
+
+    assert "the job goes on" in capsys.readouterr().err
+
+
+def test_a_thread_that_hangs_is_reported(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, release = threading.Event(), threading.Event()
+
+    def hang(picture: Picture) -> None:
+        stuck.set()
+        release.wait(30)
+
+    monkeypatch.setattr(recorder, "paint", hang)
+    monkeypatch.setattr(live, "JOIN_S", 0.05)
+    try:
+        view = live.LiveView("widget", title="Job 7").__enter__()
+        view.tell(running())
+        assert stuck.wait(10)
+        with pytest.raises(AiaasBug, match="still runs"):
+            view.__exit__(None, None, None)
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "variable", "expected"), [(None, "", "text"), ("none", "", "none"), (None, "none", "none"), ("widget", "", "text")]
+)
+def test_outside_a_kernel_a_view_is_text_or_nothing(
+    wanted: str | None, variable: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIAAS_UI", variable)
+
+    assert live.choose(None, wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "variable", "expected"), [(None, "", "widget"), ("html", "", "html"), (None, "html", "html"), ("auto", "html", "widget")]
+)
+def test_in_a_kernel_a_view_is_what_was_asked_for_or_a_widget(
+    wanted: str | None, variable: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIAAS_UI", variable)
+
+    class Shell:
+        kernel = object()
+
+    assert live.choose(Shell(), wanted) == expected
