@@ -1,0 +1,140 @@
+"""Bodies that are too large, broken off, lied about or smuggled: refused, and the server goes on."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from serving_rig import Rig, is_whole
+
+MEGABYTE = 1024 * 1024
+
+
+def head_of(rig: Rig, *lines: str) -> bytes:
+    first = ("POST /v1/models/plus:predict HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {rig.host.token}")
+    return "\r\n".join([*first, *lines, "", ""]).encode()
+
+
+@pytest.fixture(autouse=True)
+def _still_answers(shared: Rig) -> Iterator[None]:
+    yield
+    assert shared.predict("plus", {"instances": [[1.0]]}).document == {"predictions": [[2.0]]}
+
+
+def answer_within(plain: socket.socket, seconds: float) -> bytes:
+    plain.settimeout(seconds)
+    got = b""
+    while not is_whole(got) and (chunk := plain.recv(65536)):
+        got += chunk
+    return got
+
+
+def test_a_body_of_100_mb_is_refused_before_it_is_sent(shared: Rig) -> None:
+    with socket.create_connection(shared.address, timeout=10) as plain:
+        plain.sendall(head_of(shared, f"Content-Length: {100 * MEGABYTE}", "Expect: 100-continue"))
+
+        answer = answer_within(plain, 10)
+
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert "at most 67108864 are taken. Send fewer rows at once." in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+
+
+def test_a_client_that_sends_100_mb_without_asking_reads_the_refusal_and_costs_no_memory(shared: Rig) -> None:
+    process = psutil.Process(shared.host.pid)
+    before = process.memory_info().rss
+
+    answer = shared.call("POST", "/v1/models/plus:predict", b"[" + b"1," * (50 * MEGABYTE - 1) + b"1]")
+
+    assert answer.status == 413
+    assert process.memory_info().rss - before < 32 * MEGABYTE
+
+
+def test_a_body_without_a_length_is_cut_at_the_limit(shared: Rig) -> None:
+    chunk = b"100000\r\n" + b" " * MEGABYTE + b"\r\n"
+    answer = b""
+    with socket.create_connection(shared.address, timeout=20) as plain:
+        plain.sendall(head_of(shared, "Transfer-Encoding: chunked"))
+        try:
+            for _ in range(80):
+                plain.sendall(chunk)
+        except OSError:
+            pass  # cut in the middle of our sending, as it should be
+        else:
+            plain.sendall(b"0\r\n\r\n")
+        answer = answer_within(plain, 20)
+
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_chunked_body_is_read_like_any_other(shared: Rig) -> None:
+    body = b'{"instances": [[1.0], [5.0]]}'
+    chunks = b"".join(f"{1:x}\r\n".encode() + body[i : i + 1] + b"\r\n" for i in range(len(body))) + b"0\r\n\r\n"
+
+    answer = shared.raw(head_of(shared, "Transfer-Encoding: chunked") + chunks)
+
+    assert answer.partition(b"\r\n\r\n")[2] == b'{"predictions":[[2.0],[6.0]]}'
+
+
+def test_a_sender_that_breaks_off_leaves_nothing_behind(shared: Rig) -> None:
+    for _ in range(20):
+        with socket.create_connection(shared.address, timeout=10) as plain:
+            plain.sendall(head_of(shared, "Content-Length: 1000") + b'{"instances": [[')
+
+    until = time.monotonic() + 10
+    mine = [c for c in psutil.Process(shared.host.pid).net_connections("tcp") if c.status == psutil.CONN_CLOSE_WAIT]
+    while mine and time.monotonic() < until:
+        time.sleep(0.05)
+        mine = [c for c in psutil.Process(shared.host.pid).net_connections("tcp") if c.status == psutil.CONN_CLOSE_WAIT]
+    assert mine == []
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("Content-Length: 5", "Transfer-Encoding: chunked"),
+        ("Content-Length: 5", "Content-Length: 6"),
+        ("Content-Length: -1",),
+        ("Content-Length: five",),
+        ("Transfer-Encoding: chunked, identity",),
+        ("Content-Length : 5",),
+        ("X: a\r\n folded", "Content-Length: abc"),
+    ],
+)
+def test_a_request_with_two_meanings_is_refused_and_nothing_after_it_runs(shared: Rig, lines: tuple[str, ...]) -> None:
+    smuggled = head_of(shared, "Content-Length: 22") + b'{"instances": [[41.0]]}'
+
+    answer = shared.raw(head_of(shared, *lines) + b"0\r\n\r\n" + smuggled)
+
+    assert answer.startswith(b"HTTP/1.1 400 "), answer
+    assert b"42.0" not in answer
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"\r\n\r\n\r\nnonsense\r\n\r\n",
+    ],
+)
+def test_another_protocol_is_refused(shared: Rig, data: bytes) -> None:
+    answer = shared.raw(data, timeout_s=5)
+
+    assert not answer or answer.startswith(b"HTTP/1.1 400 "), answer
+
+
+def test_requests_that_are_pipelined_are_answered_in_order(shared: Rig) -> None:
+    bodies = [json.dumps({"instances": [[float(n)]]}).encode() for n in range(20)]
+    data = b"".join(head_of(shared, f"Content-Length: {len(body)}") + body for body in bodies)
+    with socket.create_connection(shared.address, timeout=10) as plain:
+        plain.sendall(data)
+        got = b""
+        while got.count(b"predictions") < 20:
+            got += plain.recv(65536)
+
+    assert [f"[[{n + 1}.0]]".encode() in part for n, part in enumerate(got.split(b'{"predictions":')[1:])] == [True] * 20

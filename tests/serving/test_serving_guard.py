@@ -1,0 +1,157 @@
+"""Who may ask: the guard's decision alone, and every route x token x method on raw sockets."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from serving_rig import Rig
+
+from aiaas_magics.backend.guard import Allow, Facts, Guard, Refuse, facts_of, host_name
+
+GUARD = Guard(b"right", frozenset({"127.0.0.1", "localhost", "[::1]"}))
+GOOD = {"hosts": (b"127.0.0.1:8501",), "authorizations": (b"Bearer right",)}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        Facts(**GOOD),
+        Facts(hosts=(b"localhost",), authorizations=(b"bearer right",)),
+        Facts(hosts=(b"[::1]:1",), authorizations=(b"Bearer right",)),
+        Facts(**GOOD, origins=(b"http://127.0.0.1:8501",)),
+        Facts(**GOOD, fetch_sites=(b"same-origin",)),
+        Facts(**GOOD, query=b"pretty=1"),
+    ],
+)
+def test_the_right_token_from_a_program_is_allowed(facts: Facts) -> None:
+    assert isinstance(GUARD.decide(facts), Allow)
+
+
+@pytest.mark.parametrize(
+    ("facts", "status"),
+    [
+        (Facts(hosts=GOOD["hosts"]), 401),
+        (Facts(hosts=GOOD["hosts"], authorizations=(b"Bearer wrong",)), 401),
+        (Facts(hosts=GOOD["hosts"], authorizations=(b"Bearer righ",)), 401),
+        (Facts(hosts=GOOD["hosts"], authorizations=(b"Bearer rightright",)), 401),
+        (Facts(hosts=GOOD["hosts"], authorizations=(b"Bearer",)), 401),
+        (Facts(hosts=GOOD["hosts"], authorizations=(b"Basic right",)), 401),
+        (Facts(hosts=GOOD["hosts"], authorizations=("Bearer rïght".encode(),)), 401),
+        (Facts(hosts=GOOD["hosts"], authorizations=(b"Bearer right", b"Bearer right")), 401),
+        (Facts(hosts=GOOD["hosts"], authorizations=(b"Bearer " + b"x" * 1_000_000,)), 401),
+        (Facts(authorizations=GOOD["authorizations"]), 400),
+        (Facts(hosts=(b"127.0.0.1", b"127.0.0.1"), authorizations=GOOD["authorizations"]), 400),
+        (Facts(hosts=(b"evil.example:8501",), authorizations=GOOD["authorizations"]), 421),
+        (Facts(hosts=(b"127.0.0.1.evil.example",), authorizations=GOOD["authorizations"]), 421),
+        (Facts(hosts=(b"127.0.0.1/x?y#z",), authorizations=GOOD["authorizations"]), 421),
+        (Facts(**GOOD, origins=(b"https://evil.example",)), 403),
+        (Facts(**GOOD, origins=(b"http://127.0.0.1:8501.evil.example",)), 403),
+        (Facts(**GOOD, origins=(b"http://127.0.0.1:9999",)), 403),
+        (Facts(**GOOD, origins=(b"null",)), 403),
+        (Facts(**GOOD, fetch_sites=(b"cross-site",)), 403),
+        (Facts(**GOOD, fetch_sites=(b"same-site",)), 403),
+        (Facts(**GOOD, query=b"a=1&Token=right"), 400),
+        (Facts(hosts=GOOD["hosts"], query=b"access_token=right"), 400),
+    ],
+)
+def test_everything_else_is_refused_with_a_next_move(facts: Facts, status: int) -> None:
+    decision = GUARD.decide(facts)
+
+    assert isinstance(decision, Refuse)
+    assert decision.status == status
+    assert len(decision.text.split(". ")) == 2
+    assert "right" not in decision.text
+
+
+def test_without_a_list_of_names_any_one_host_is_answered() -> None:
+    assert isinstance(Guard(b"right", None).decide(Facts(hosts=(b"gpu-box:8443",), authorizations=(b"Bearer right",))), Allow)
+
+
+def test_a_guard_does_not_show_its_token() -> None:
+    assert "right" not in repr(GUARD)
+
+
+@pytest.mark.parametrize(("host", "name"), [("a", "a"), ("a:1", "a"), ("[::1]", "[::1]"), ("[::1]:1", "[::1]"), ("[::1", ""), ("", "")])
+def test_the_name_in_a_host_header_is_what_stands_before_the_port(host: str, name: str) -> None:
+    assert host_name(host) == name
+
+
+def test_facts_keep_every_header_that_came() -> None:
+    facts = facts_of([(b"host", b"a"), (b"authorization", b"1"), (b"accept", b"*"), (b"authorization", b"2")], b"q")
+
+    assert facts == Facts(hosts=(b"a",), authorizations=(b"1", b"2"), query=b"q")
+
+
+PATHS = [
+    "/",
+    "/v1/models/plus",
+    "/v1/models/plus:predict",
+    "/v1/models/nobody:predict",
+    "/v1/models/plus/metadata",
+    "/v1/x",
+    "//v1/models/plus",
+    "/v1/models/%70lus",
+    "*",
+]
+METHODS = ["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH"]
+TOKENS = {
+    "none": b"",
+    "wrong": b"Authorization: Bearer wrong\r\n",
+    "basic": b"Authorization: Basic eDp5\r\n",
+    "two": b"Authorization: Bearer a\r\nAuthorization: Bearer b\r\n",
+}
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_no_route_by_no_method_answers_without_the_token(shared: Rig, token: str) -> None:
+    """The answer is the same whether the model exists or not."""
+    answers = set()
+    for path, method in itertools.product(PATHS, METHODS):
+        body = b"" if method in ("GET", "HEAD", "DELETE", "OPTIONS") else b'{"instances":[[1.0]]}'
+        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\nConnection: close\r\n".encode()
+
+        answer = shared.raw(head + TOKENS[token] + b"\r\n" + body)
+
+        assert answer.startswith(b"HTTP/1.1 401 "), (method, path, answer)
+        assert b"www-authenticate: Bearer" in answer
+        answers.add(answer.partition(b"\r\n\r\n")[2])
+    assert answers <= {b"", next(iter(a for a in answers if a))}
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (b"Host: evil.example\r\n", b"421"),
+        (b"Host: 127.0.0.1\r\nHost: localhost\r\n", b"400"),
+        (b"", b"400"),
+        (b"Host: 127.0.0.1\r\nOrigin: https://evil.example\r\n", b"403"),
+        (b"Host: 127.0.0.1\r\nSec-Fetch-Site: cross-site\r\n", b"403"),
+    ],
+)
+def test_a_web_page_cannot_ask_even_with_the_token(shared: Rig, header: bytes, status: bytes) -> None:
+    token = f"Authorization: Bearer {shared.host.token}\r\n".encode()
+
+    answer = shared.raw(b"GET /v1/models/plus HTTP/1.1\r\n" + header + token + b"\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 " + status), answer
+    assert b"access-control" not in answer.lower()
+
+
+def test_a_token_in_the_address_is_refused_and_in_no_log(shared: Rig) -> None:
+    answer = shared.call("GET", f"/v1/models/plus?token={shared.host.token}")
+    shared.call("GET", "/v1/models/plus", token="wrong-token-canary")
+
+    assert answer.status == 400
+    log = (shared.state / "serving" / "log.txt").read_text()
+    assert shared.host.token not in log
+    assert "wrong-token-canary" not in log
+
+
+def test_the_token_is_on_no_command_line_and_in_no_environment(shared: Rig) -> None:
+    import psutil
+
+    process = psutil.Process(shared.host.pid)
+
+    assert shared.host.token not in " ".join(process.cmdline())
+    assert shared.host.token not in str(process.environ())
