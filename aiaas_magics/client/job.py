@@ -160,10 +160,12 @@ class Job:
         self.follow(on_change)
         try:
             if self._view.state is JobState.SUCCEEDED:
-                on_change(self._story.with_phase(Phase.FETCHING, at_s=time.time()))
+                self._story = self._story.with_phase(Phase.FETCHING, at_s=time.time())
+                on_change(self._story)
             return self._take(self._story)
         finally:
             self._released()
+            self._story = self._story.with_phases_closed(at_s=time.time())
             on_change(self._story)
 
     def apply_to(self, model: Any) -> Any:

@@ -112,6 +112,7 @@ class Study:
 
     def plot(self) -> Figure:
         """Time against T = N/n, throughput against P = n*p, and efficiency, as one figure."""
+        from aiaas_magics.plots import text
         from aiaas_magics.plots.study import study_figure
 
         return study_figure(
@@ -121,6 +122,7 @@ class Study:
             hardware=self.hardware,
             title=self.name,
             batch=self.shape.global_batch,
+            parity=text.parity_text(self.parity, steps=self.parity_steps),
             simulated=self.simulated,
         )
 

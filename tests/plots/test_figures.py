@@ -58,7 +58,14 @@ def test_a_study_says_hardware_batch_reference_and_that_devices_are_shared_or_si
 
     said = words_of(figure)
 
-    for expected in ("2 cores, Xeon", "4,096", "plain fit, all cores", "n=4 is more than the physical devices", "simulated devices", "T = N/n"):
+    for expected in (
+        "2 cores, Xeon",
+        "4,096",
+        "plain fit, all cores",
+        "n=4 is more than the physical devices",
+        "simulated devices",
+        "T = N/n",
+    ):
         assert expected in said.replace("\n", " ")
 
 
@@ -96,7 +103,19 @@ def test_any_study_can_be_drawn_and_told(times: list[float], physical: int) -> N
 def test_a_study_in_words_carries_every_number_of_the_figure() -> None:
     told = study_text(POINTS, fit_study(POINTS), REFERENCE, "2 cores, Xeon", "Study churn", batch=4096, parity="Parity: fine.")
 
-    for expected in ("8.00 s", "4.20 s", "4.00 s", "1,905", "1.90x", "95%", "±3.0%", "5.10 s", "Parity: fine.", "4 (shared devices)", "Xeon"):
+    for expected in (
+        "8.00 s",
+        "4.20 s",
+        "4.00 s",
+        "1,905",
+        "1.90x",
+        "95%",
+        "±3.0%",
+        "5.10 s",
+        "Parity: fine.",
+        "4 (shared devices)",
+        "Xeon",
+    ):
         assert expected in told
 
 

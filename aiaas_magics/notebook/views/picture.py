@@ -153,7 +153,8 @@ def _phases(story: JobStory, now_s: float) -> tuple[PhaseBox, ...]:
     """Each phase once, in the order in which it was entered first; repeats add up."""
     boxes: dict[Phase, PhaseBox] = {}
     for index, span in enumerate(story.phases):
-        running = index == len(story.phases) - 1 and span.end_s is None and not story.state.final
+        fetching = span.phase is Phase.FETCHING  # the one phase that comes after the job's end
+        running = index == len(story.phases) - 1 and span.end_s is None and (fetching or not story.state.final)
         spent = span.seconds(max(now_s, story.at_s) if running else story.at_s)
         before = boxes[span.phase].seconds if span.phase in boxes else 0.0
         boxes[span.phase] = PhaseBox(name=str(span.phase), seconds=round(before + spent, 2), detail=span.detail, running=running)
