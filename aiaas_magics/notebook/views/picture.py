@@ -79,12 +79,13 @@ def picture(story: JobStory, *, title: str, now_s: float, hint: str = "", stops:
     The backend's clock may differ: a running phase never counts less than its log says.
     """
     shown = story.lanes[:LANES]
+    phases = _phases(story, now_s)
     return Picture(
         title=title,
         state=str(story.state),
         status=status_line(story),
         fraction=round(story.fraction_done(), 4),
-        phases=_phases(story, now_s),
+        phases=phases,
         lanes=tuple(_lane(lane, story) for lane in shown),
         lanes_left_out=len(story.lanes) - len(shown),
         curves=_curves(story),
@@ -92,7 +93,7 @@ def picture(story: JobStory, *, title: str, now_s: float, hint: str = "", stops:
         notices=story.notices[-NOTICES:],
         error=error_line(story),
         hint="" if story.state.final else hint,
-        final=story.state.final,
+        final=story.state.final and not any(phase.running for phase in phases),
     )
 
 
