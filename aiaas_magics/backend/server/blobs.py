@@ -14,6 +14,7 @@ import asyncio
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -110,16 +111,20 @@ class BlobStore:
             _give_name(source, target)
 
     def keep(self, path: Path) -> str:
-        """Take over a file that was made here, safe against a power cut; the name it got."""
+        """Store a file that was made here, safe against a power cut; its name. The file itself stays."""
+        partial = self._new_partial()
         digest = hashlib.sha256()
-        with _our_errors(self._folder), path.open("rb") as file:
-            while piece := file.read(READ_BYTES):
-                digest.update(piece)
-            os.fsync(file.fileno())
-            sha = digest.hexdigest()
-            target = self.path(sha)
-            _give_name(path, target)
-            _sync_folder(target.parent)
+        try:
+            with _our_errors(self._folder), path.open("rb") as file:
+                while piece := file.read(READ_BYTES):
+                    digest.update(piece)
+                os.fsync(file.fileno())
+                sha = digest.hexdigest()
+                _link(path, partial)
+                _give_name(partial, self.path(sha))
+                _sync_folder(self.path(sha).parent)
+        finally:
+            partial.unlink(missing_ok=True)
         return sha
 
     def sweep(self, referred: set[str], *, now_s: float, older_than_s: float = DAY_S) -> int:
@@ -177,6 +182,15 @@ def _give_name(source: Path, target: Path) -> None:
     os.chmod(source, 0o400)
     os.replace(source, target)
     os.utime(target, (time.time(), time.time()))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -148,7 +148,11 @@ class Launcher:
         if pid == 0:
             self._become(command, folder, rank)
         self._ranks[pid] = Rank(folder, rank, kills)
-        write_value(folder.pid(rank), ProcessId.of(pid))
+        try:
+            write_value(folder.pid(rank), ProcessId.of(pid))
+        except OSError:  # the attempt was stopped and cleared in this very moment
+            kill_group(pid, signal.SIGKILL)
+            return False
         # Whoever stops an attempt writes `stop` first and then reads the pids: either it saw ours, or we see its file.
         if folder.stop.exists():
             kill_group(pid, signal.SIGKILL)

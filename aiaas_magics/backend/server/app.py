@@ -1,0 +1,236 @@
+"""The HTTP API: routes, and what each of them asks whom.
+
+Owns paths and methods. Who may come in is decided in `auth` before a route is looked for;
+jobs belong to `conductor`, bytes to `blobs`, endpoints to `endpoints`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from aiaas_magics.backend.server.answers import answer, body_of, chunks_of, number_in, on_bug, on_http_error, on_our_error
+from aiaas_magics.backend.server.blobs import BlobStore, read_chunks
+from aiaas_magics.backend.server.conductor import Conductor
+from aiaas_magics.backend.server.endpoints import Endpoints
+from aiaas_magics.backend.server.presence import Presence
+from aiaas_magics.errors import AiaasError, InvalidSpec, UnknownName, VersionSkew
+from aiaas_magics.spec import About, DeploySpec, FitSpec, Versions
+
+POLL_S: Final = 30.0  # contract: a long poll waits at most this long
+KEY_CHARACTERS: Final = 200
+
+
+class Health(msgspec.Struct):
+    aiaas: str
+
+
+class KernelHere(msgspec.Struct):
+    pid: int
+    started: float
+
+
+class Asked(msgspec.Struct):
+    blobs: list[str]
+
+
+class Missing(msgspec.Struct):
+    missing: list[str]
+
+
+class Dropped(msgspec.Struct):
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the routes stand on."""
+
+    about: Callable[[], About]
+    conductor: Conductor
+    blobs: BlobStore
+    endpoints: Endpoints
+    presence: Presence
+    jobs_folder: Path
+    stop: Callable[[], None]
+
+
+def build(parts: Parts) -> Starlette:
+    """The application, without its guard."""
+    app = Starlette(
+        routes=routes(),
+        exception_handlers={AiaasError: on_our_error, HTTPException: on_http_error, Exception: on_bug},
+    )
+    app.state.parts = parts
+    return app
+
+
+def routes() -> list[Route]:
+    return [
+        Route("/v1/health", health, methods=["GET"]),
+        Route("/v1/about", about, methods=["GET"]),
+        Route("/v1/kernels", kernel_here, methods=["POST"]),
+        Route("/v1/blobs/missing", missing_blobs, methods=["POST"]),
+        Route("/v1/blobs/{sha}", put_blob, methods=["PUT"]),
+        Route("/v1/blobs/{sha}", get_blob, methods=["GET"]),
+        Route("/v1/blobs/{sha}/adopt", adopt_blob, methods=["POST"]),
+        Route("/v1/jobs", submit_job, methods=["POST"]),
+        Route("/v1/jobs", list_jobs, methods=["GET"]),
+        Route("/v1/jobs/{job}", get_job, methods=["GET"]),
+        Route("/v1/jobs/{job}/events", get_events, methods=["GET"]),
+        Route("/v1/jobs/{job}/cancel", cancel_job, methods=["POST"]),
+        Route("/v1/jobs/{job}/files/{path:path}", get_file, methods=["GET"]),
+        Route("/v1/endpoints", deploy, methods=["POST"]),
+        Route("/v1/endpoints", list_endpoints, methods=["GET"]),
+        Route("/v1/endpoints/{name}", get_endpoint, methods=["GET"]),
+        Route("/v1/endpoints/{name}", retire, methods=["DELETE"]),
+        Route("/v1/stop", stop, methods=["POST"]),
+    ]
+
+
+def _parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+# --------------------------------------------------------------------------- who and where
+
+
+async def health(request: Request) -> Response:
+    return answer(Health(_parts(request).about().versions.aiaas_magics))
+
+
+async def about(request: Request) -> Response:
+    return answer(_parts(request).about())
+
+
+async def kernel_here(request: Request) -> Response:
+    told = await body_of(request, KernelHere)
+    _parts(request).presence.add(told.pid, told.started)
+    return Response(status_code=204)
+
+
+async def stop(request: Request) -> Response:
+    _parts(request).stop()
+    return Response(status_code=202)
+
+
+# --------------------------------------------------------------------------- blobs
+
+
+async def missing_blobs(request: Request) -> Response:
+    asked = await body_of(request, Asked)
+    return answer(Missing(await asyncio.to_thread(_parts(request).blobs.missing, asked.blobs)))
+
+
+async def put_blob(request: Request) -> Response:
+    await _parts(request).blobs.put(request.path_params["sha"], chunks_of(request))
+    return Response(status_code=201)
+
+
+async def get_blob(request: Request) -> Response:
+    return _file(_parts(request).blobs.get_path(request.path_params["sha"]))
+
+
+async def adopt_blob(request: Request) -> Response:
+    parts = _parts(request)
+    if parts.about().dropbox is None:
+        raise InvalidSpec("This server has no dropbox. Send the bytes over HTTP instead.")
+    dropped = await body_of(request, Dropped)
+    await asyncio.to_thread(parts.blobs.adopt, request.path_params["sha"], dropped.file)
+    return Response(status_code=201)
+
+
+def _file(path: Path) -> Response:
+    size = path.stat().st_size
+    headers = {"content-length": str(size), "x-content-type-options": "nosniff"}
+    return StreamingResponse(read_chunks(path), media_type="application/octet-stream", headers=headers)
+
+
+# --------------------------------------------------------------------------- jobs
+
+
+async def submit_job(request: Request) -> Response:
+    parts = _parts(request)
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 0 < len(key) <= KEY_CHARACTERS:
+        raise InvalidSpec(f"An Idempotency-Key has 1 to {KEY_CHARACTERS} characters. Use a random one for each job.")
+    spec = await body_of(request, FitSpec)
+    check_versions(spec.versions, parts.about().versions)
+    missing = await asyncio.to_thread(parts.blobs.missing, (spec.payload, *spec.arrays))
+    if missing:
+        raise UnknownName("blob", missing[0])
+    return answer(await parts.conductor.submit(spec, key=key), 201)
+
+
+def check_versions(theirs: Versions, ours: Versions) -> None:
+    """Python, Keras and TensorFlow must be the same up to the second number: objects travel by their inner state.
+
+    Raises:
+        VersionSkew: naming the first that differs.
+    """
+    for what, here, there in (
+        ("Python", theirs.python, ours.python),
+        ("Keras", theirs.keras, ours.keras),
+        ("TensorFlow", theirs.tensorflow, ours.tensorflow),
+    ):
+        if here.split(".")[:2] != there.split(".")[:2]:
+            raise VersionSkew(what, here or "not installed", there or "not installed")
+
+
+async def list_jobs(request: Request) -> Response:
+    return answer(_parts(request).conductor.views())
+
+
+async def get_job(request: Request) -> Response:
+    return answer(_parts(request).conductor.view(request.path_params["job"]))
+
+
+async def get_events(request: Request) -> Response:
+    after, wait_s = int(number_in(request, "after", 0)), min(number_in(request, "wait_s", 0), POLL_S)
+    return answer(await _parts(request).conductor.entries(request.path_params["job"], after=after, wait_s=wait_s))
+
+
+async def cancel_job(request: Request) -> Response:
+    return answer(await _parts(request).conductor.cancel(request.path_params["job"]))
+
+
+async def get_file(request: Request) -> Response:
+    """A file that the job's callbacks wrote: one that is listed, and that lies where it says it lies."""
+    parts, path = _parts(request), request.path_params["path"]
+    view = parts.conductor.view(request.path_params["job"])
+    root = (parts.jobs_folder / view.id / "files").resolve()
+    target = (root / path).resolve() if path in view.files else root
+    if not target.is_relative_to(root) or not target.is_file():
+        raise UnknownName("file", path, view.files)
+    return _file(target)
+
+
+# --------------------------------------------------------------------------- endpoints
+
+
+async def deploy(request: Request) -> Response:
+    return answer(await _parts(request).endpoints.deploy(await body_of(request, DeploySpec)), 201)
+
+
+async def list_endpoints(request: Request) -> Response:
+    return answer(await _parts(request).endpoints.views())
+
+
+async def get_endpoint(request: Request) -> Response:
+    return answer(await _parts(request).endpoints.view(request.path_params["name"]))
+
+
+async def retire(request: Request) -> Response:
+    await _parts(request).endpoints.retire(request.path_params["name"])
+    return Response(status_code=204)

@@ -1,0 +1,156 @@
+"""One attempt, as files: its folder, its commands, where it goes on from, what is left of it.
+
+Owns the layout below jobs/<id>/ and the translation between records and `jobs` values.
+When an attempt starts or ends is decided in `jobs.machine`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from aiaas_magics import wire
+from aiaas_magics.backend.jobs.actions import StartAttempt
+from aiaas_magics.backend.jobs.placement import Seats
+from aiaas_magics.backend.jobs.states import Blame, Job, Verdict
+from aiaas_magics.backend.server.blobs import BlobStore
+from aiaas_magics.backend.server.devices import Machine
+from aiaas_magics.backend.server.state import StateFolder
+from aiaas_magics.backend.server.store import JobRecord
+from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.workers.attempt import AttemptFolder
+from aiaas_magics.backend.workers.pool import WorkerPool
+from aiaas_magics.spec import Crashed, Entry, Finished, WorkerLost
+
+CHECKPOINT: Final = re.compile(r"epoch-(\d{5,})", re.ASCII)
+ATTEMPT: Final = re.compile(r"attempt-(\d+)", re.ASCII)
+FILES_SHOWN: Final = 10_000  # guess: more files than that are no result that a kernel wants back
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an attempt starts with. `from_epoch` counts from 0."""
+
+    folder: AttemptFolder
+    commands: tuple[WorkerCommand, ...]
+    from_epoch: int
+
+
+def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStore, machine: Machine) -> Plan:
+    """Make the folders of the job's present attempt, and the commands of its ranks."""
+    job, spec = record.job, record.spec
+    folder = AttemptFolder(state.attempt(job.id, job.attempt))
+    for needed in (folder.path, state.job(job.id) / "files", state.job(job.id) / "checkpoints"):
+        needed.mkdir(mode=0o700, parents=True, exist_ok=True)
+    checkpoint = last_checkpoint(state.job(job.id) / "checkpoints")
+    reduce_name = f"aiaas-{secrets.token_hex(6)}"
+    commands = tuple(
+        WorkerCommand(
+            job=job.id,
+            attempt=job.attempt,
+            rank=rank,
+            ranks=len(seats.ranks),
+            attempt_dir=str(folder.path),
+            job_dir=str(state.job(job.id)),
+            payload=str(blobs.get_path(spec.payload)),
+            arrays=tuple(str(blobs.get_path(sha)) for sha in spec.arrays),
+            seed=spec.seed,
+            cores=machine.cores_of(positions),
+            gpu=machine.gpu_of(positions),
+            checkpoint_every_epochs=spec.checkpoint_every_epochs,
+            resume_from=str(checkpoint[1]) if checkpoint else None,
+            measure=spec.measure,
+            reduce_name=reduce_name,
+        )
+        for rank, positions in enumerate(seats.ranks)
+    )
+    return Plan(folder, commands, checkpoint[0] if checkpoint else spec.shape.initial_epoch)
+
+
+def last_checkpoint(folder: Path) -> tuple[int, Path] | None:
+    """The newest complete checkpoint and its epoch: it got its name by rename when it was complete."""
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := CHECKPOINT.fullmatch(path.name)) and path.is_dir()]
+    return max(found, default=None)
+
+
+def why(action: StartAttempt, from_epoch: int) -> str:
+    """What the user reads when a job is tried again; nothing for a first attempt."""
+    if not action.why:
+        return ""
+    reason = action.why[0].upper() + action.why[1:]
+    return f"{reason}. Attempt {action.attempt} goes on from epoch {from_epoch + 1}." if from_epoch else (
+        f"{reason}. Attempt {action.attempt} starts from the beginning."
+    )
+
+
+def files_of(folder: Path) -> tuple[str, ...]:
+    """Relative paths of the plain files below `folder`; links are neither listed nor followed."""
+    found: list[str] = []
+    for root, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = sorted(name for name in folders if not os.path.islink(os.path.join(root, name)))
+        for name in sorted(names):
+            path = Path(root, name)
+            if path.is_file() and not path.is_symlink():
+                found.append(path.relative_to(folder).as_posix())
+    return tuple(found[:FILES_SHOWN])
+
+
+def clear_job(folder: Path) -> None:
+    """Remove what a job that is over needs no more: everything but the files of its callbacks."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for path in (folder / "files", folder):
+        try:
+            path.rmdir()
+        except OSError:  # there are files in it, or it never was
+            return
+
+
+async def end_leftovers(state: StateFolder, pool: WorkerPool, job: str, *, living: int | None) -> None:
+    """End the processes, and remove the folders, of the job's attempts other than `living`."""
+    folder = state.job(job)
+    for path in sorted(folder.glob("attempt-*")) if folder.is_dir() else ():
+        match = ATTEMPT.fullmatch(path.name)
+        if match is None or int(match[1]) == living:
+            continue
+        left = AttemptFolder(path)
+        ranks = len(list(path.glob("command-*.json")))
+        await pool.stop(left, ranks=ranks, grace_s=0.0)
+        await pool.clear(left)
+
+
+def restored(job: Job, said: Sequence[Entry]) -> Job:
+    """`job` with what the log of its present attempt tells; how its processes ended is seen again by watching."""
+    finished = frozenset(entry.rank for entry in said if isinstance(entry.event, Finished) and entry.rank is not None)
+    verdict: Verdict | None = None
+    for entry in said:
+        if verdict is None and isinstance(entry.event, Crashed):
+            report = entry.event.report
+            verdict = Verdict(Blame.CRASHED, f"{report.type}: {report.message}"[:500])
+        elif verdict is None and isinstance(entry.event, WorkerLost):
+            blame = Blame.OUT_OF_MEMORY if entry.event.out_of_memory else Blame.LOST
+            verdict = Verdict(blame, f"worker {entry.rank} {entry.event.how}")
+    return replace(job, finished=finished, verdict=verdict, ended=frozenset())
+
+
+class _Seats(msgspec.Struct):
+    held: list[int]
+    ranks: list[list[int]]
+
+
+def encode_seats(seats: Seats) -> bytes:
+    return wire.encode(_Seats(sorted(seats.held), [list(seat) for seat in seats.ranks]))
+
+
+def decode_seats(data: bytes | None, *, ranks: int) -> Seats:
+    if data is None:
+        return Seats(frozenset(), ((),) * ranks)
+    told = wire.decode(data, _Seats)
+    return Seats(frozenset(told.held), tuple(tuple(seat) for seat in told.ranks))

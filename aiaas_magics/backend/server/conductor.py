@@ -1,0 +1,428 @@
+"""Feeds what happens to `jobs.machine` and carries out what it answers. Nothing is decided here.
+
+Owns the jobs in memory, one queue of what happened, the watching of attempts, and the order
+in which things reach the disk and the readers: a job's entries and its record are written
+together; an attempt's remains are gone before anybody can read that the job has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from aiaas_magics.backend.jobs import placement
+from aiaas_magics.backend.jobs.actions import Action, ClearAttempt, ClearJob, KeepResult, Record, StartAttempt, StopAttempt
+from aiaas_magics.backend.jobs.events import (
+    CancelAsked,
+    CannotBePlaced,
+    Event,
+    Placed,
+    RankCrashed,
+    RankEnded,
+    RankFinished,
+    ResultKept,
+    ResultMissing,
+    ServerEnds,
+    StartFailed,
+)
+from aiaas_magics.backend.jobs.machine import handle
+from aiaas_magics.backend.jobs.placement import Ask, Seats
+from aiaas_magics.backend.server import attempts
+from aiaas_magics.backend.server.blobs import BlobStore
+from aiaas_magics.backend.server.devices import Machine
+from aiaas_magics.backend.server.state import StateFolder
+from aiaas_magics.backend.server.store import JobRecord, NewEntry, Store
+from aiaas_magics.backend.workers.attempt import AttemptFolder
+from aiaas_magics.backend.workers.pool import WorkerPool
+from aiaas_magics.backend.workers.watch import AttemptWatch, Seen
+from aiaas_magics.clock import Clock
+from aiaas_magics.errors import NotEnoughDevices, StoreNotWritable, UnknownName
+from aiaas_magics.spec import (
+    AttemptStarted,
+    Crashed,
+    Entry,
+    Finished,
+    FitSpec,
+    JobState,
+    JobView,
+    Notice,
+    Phase,
+    PhaseEntered,
+    StateChanged,
+    WorkerStarted,
+)
+
+log = logging.getLogger(__name__)
+
+# How often an attempt's files are looked at. A view is redrawn four times a second, and a job's end should not
+# be felt to wait; a look costs some stats and reads (0.1 ms a rank measured).
+LOOK_S: Final = 0.05
+STORE_RETRY_S: Final = 1.0  # a full disk: events stay in the attempt's files until the store takes them
+SHUTDOWN_S: Final = 8.0
+
+
+@dataclass(slots=True)
+class Live:
+    """An attempt whose processes are, or may be, alive."""
+
+    folder: AttemptFolder
+    watch: AttemptWatch
+    ranks: int
+    labels: tuple[str, ...]
+    stopped: bool = False  # nothing of it runs, and nothing will start
+    task: asyncio.Task[None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """One item of the queue: entries and events in their order, and what goes to the disk with them."""
+
+    job: str
+    inputs: tuple[NewEntry | Event, ...]
+    attempt: int = 0
+    read: dict[str, int] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
+    done: asyncio.Event | None = None
+
+
+class Conductor:
+    """Every job of one server. `start` and `close` bound it; everything between is called from the server's loop."""
+
+    def __init__(self, *, state: StateFolder, store: Store, blobs: BlobStore, pool: WorkerPool, machine: Machine, clock: Clock, name: str):
+        self._state, self._store, self._blobs, self._pool = state, store, blobs, pool
+        self._machine, self._clock, self._name = machine, clock, name
+        self._records: dict[str, JobRecord] = {}
+        self._held: dict[str, Seats] = {}
+        self._live: dict[str, Live] = {}
+        self._said: dict[str, str] = {}  # why each waiting job waits, as its log has it
+        self._pulses: dict[str, asyncio.Event] = {}
+        self._queue: asyncio.Queue[Happened] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.Task[None] | None = None
+        self.closing = asyncio.Event()
+
+    # ----------------------------------------------------------------- what the server asks
+
+    async def start(self) -> None:
+        """Take up the jobs of last time: adopt attempts that live, end what should not, place what waits."""
+        for record in await self._store.call(self._store.jobs):
+            self._records[record.job.id] = record
+        for record in list(self._records.values()):
+            await self._take_up(record)
+        self._loop = asyncio.create_task(self._conduct(), name="conductor")
+        self._place()
+
+    async def submit(self, spec: FitSpec, *, key: str | None) -> JobView:
+        """A new job, or the one that was submitted with this key.
+
+        Raises:
+            NotEnoughDevices, StoreNotWritable: nothing was kept.
+        """
+        placement.check(_ask("", spec), devices=len(self._machine.devices), backend=self._name)
+        now_s = self._clock.now_s()
+        job, is_new = await self._store.call(self._store.add_job, spec, key=key, at_s=now_s)
+        if is_new or job not in self._records:
+            records = await self._store.call(self._store.jobs)
+            self._records[job] = next(record for record in records if record.job.id == job)
+            words = [StateChanged(state=JobState.QUEUED), *(Notice(text=note) for note in spec.notes)]
+            await self._happened(job, *(NewEntry(at_s=now_s, attempt=0, rank=None, event=word) for word in words))
+            self._place()
+        return self.view(job)
+
+    async def cancel(self, job: str) -> JobView:
+        self.view(job)
+        await self._happened(job, CancelAsked())
+        self._place()
+        return self.view(job)
+
+    def view(self, job: str) -> JobView:
+        """Raises `UnknownName`."""
+        if job not in self._records:
+            raise UnknownName("job", job, tuple(self._records)[-100:])
+        return self._records[job].view()
+
+    def views(self) -> list[JobView]:
+        return [record.view() for record in self._records.values()]
+
+    @property
+    def is_busy(self) -> bool:
+        return any(not record.job.state.final for record in self._records.values())
+
+    async def entries(self, job: str, *, after: int, wait_s: float) -> list[Entry]:
+        """Entries with a higher number than `after`; when there are none, waits up to `wait_s` for one."""
+        pulse = self._pulses.setdefault(job, asyncio.Event())
+        if self.view(job).last_seq <= after and wait_s > 0 and not self.closing.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(pulse.wait(), wait_s)
+        known = self.view(job).last_seq
+        if known <= after:
+            return []
+        found = await self._store.call(self._store.entries, job, after=after)
+        return [entry for entry in found if entry.seq <= known]
+
+    def wake(self) -> None:
+        """The server ends: whoever waits for entries is answered now."""
+        self.closing.set()
+        for pulse in self._pulses.values():
+            pulse.set()
+
+    async def close(self) -> None:
+        """End every worker; jobs that are not over go on at the next start."""
+        self.wake()
+        for job in list(self._live):
+            self._queue.put_nowait(Happened(job, (ServerEnds(),)))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_S):
+                while self._live:  # noqa: ASYNC110 - several tasks and the queue must come to rest, not one event
+                    await asyncio.sleep(LOOK_S)
+        left = [task for task in (self._loop, *self._tasks, *(live.task for live in self._live.values())) if task is not None]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    # ----------------------------------------------------------------- the loop
+
+    async def _conduct(self) -> None:
+        while True:
+            happened = await self._queue.get()
+            try:
+                await self._apply_until_kept(happened)
+            except Exception:  # noqa: BLE001 - border: one job's fault, a bug of ours included, must not stop the others
+                log.exception("job %s: what happened could not be carried out: %s", happened.job, happened.inputs)
+            if happened.done is not None:
+                happened.done.set()
+
+    async def _apply_until_kept(self, happened: Happened) -> None:
+        while True:
+            try:
+                return await self._apply(happened)
+            except StoreNotWritable as error:
+                log.warning("job %s: %s", happened.job, error)
+                await asyncio.sleep(STORE_RETRY_S)
+
+    async def _apply(self, happened: Happened) -> None:
+        """Everything up to the write changes nothing, so that it can be tried again."""
+        now_s = self._clock.now_s()
+        record = self._records[happened.job]
+        job, entries, actions = record.job, [], []
+        for given in happened.inputs:
+            if isinstance(given, NewEntry):
+                entries.append(given)
+                continue
+            job, answered = handle(job, given)
+            entries += [NewEntry(at_s=now_s, attempt=job.attempt, rank=a.rank, event=a.event) for a in answered if isinstance(a, Record)]
+            actions += [action for action in answered if not isinstance(action, Record)]
+        record = _stamped(replace(record, job=job, **happened.changes), now_s)
+        last = await self._store.call(
+            self._store.append, job.id, entries, record=record, attempt=happened.attempt, read=happened.read
+        )
+        # Whoever reads that a job has ended finds nothing of it left behind.
+        for action in actions:
+            if isinstance(action, ClearAttempt | ClearJob):
+                await self._clear(job.id, action)
+        self._records[job.id] = replace(record, last_seq=last)
+        self._publish(job.id)
+        for action in actions:
+            await self._perform(job.id, action)
+        if any(isinstance(action, ClearAttempt | ClearJob) for action in actions):
+            self._place()
+
+    def _publish(self, job: str) -> None:
+        self._pulses.pop(job, asyncio.Event()).set()
+
+    async def _happened(self, job: str, *inputs: NewEntry | Event, **more: Any) -> None:
+        """Put something into the queue and wait until it was carried out."""
+        done = asyncio.Event()
+        self._queue.put_nowait(Happened(job, inputs, done=done, **more))
+        await done.wait()
+
+    # ----------------------------------------------------------------- actions
+
+    async def _perform(self, job: str, action: Action) -> None:
+        match action:
+            case StartAttempt():
+                await self._start_attempt(job, action)
+            case StopAttempt():
+                self._spawn(self._stop_attempt(job, action), f"stop job {job}")
+            case KeepResult(attempt=attempt):
+                self._spawn(self._keep_result(job, attempt), f"keep the result of job {job}")
+            case _:
+                pass
+
+    def _spawn(self, work: Any, name: str) -> None:
+        task = asyncio.create_task(_logged(work, name), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _start_attempt(self, job: str, action: StartAttempt) -> None:
+        """Have the attempt watched from now on, so that even one that never starts comes to an end; the rest takes its time."""
+        seats = self._held[job]
+        folder = AttemptFolder(self._state.attempt(job, action.attempt))
+        await self._pool.clear(folder)
+        self._watch(job, folder, seats, {})
+        self._spawn(self._start_workers(job, action, seats), f"start job {job}")
+
+    async def _start_workers(self, job: str, action: StartAttempt, seats: Seats) -> None:
+        number = action.attempt
+        try:
+            plan = await asyncio.to_thread(
+                attempts.plan, self._records[job], seats, state=self._state, blobs=self._blobs, machine=self._machine
+            )
+            started = AttemptStarted(ranks=len(seats.ranks), from_epoch=plan.from_epoch, why=attempts.why(action, plan.from_epoch))
+            words = (started, PhaseEntered(phase=Phase.STARTING))
+            await self._happened(job, *(self._word(word, number) for word in words))
+            await self._pool.start(plan.folder, plan.commands)
+        except (OSError, RuntimeError, TimeoutError, UnknownName) as error:
+            log.warning("job %s: attempt %d could not be started: %s", job, number, error)
+            self._queue.put_nowait(Happened(job, (StartFailed(number, f"its workers could not be started: {error}"),)))
+
+    async def _stop_attempt(self, job: str, action: StopAttempt) -> None:
+        live = self._live.get(job)
+        if live is None:
+            return
+        await self._pool.stop(live.folder, ranks=live.ranks, patience_s=action.patience_s, grace_s=action.grace_s)
+        live.stopped = True
+
+    async def _keep_result(self, job: str, attempt: int) -> None:
+        folder = AttemptFolder(self._state.attempt(job, attempt))
+        try:
+            sha = await asyncio.to_thread(self._blobs.keep, folder.result)
+            files = await asyncio.to_thread(attempts.files_of, self._state.job(job) / "files")
+        except (OSError, StoreNotWritable) as error:
+            self._queue.put_nowait(Happened(job, (ResultMissing(attempt, f"its result could not be kept ({error})"),)))
+            return
+        self._queue.put_nowait(Happened(job, (ResultKept(attempt),), changes={"result": sha, "files": files}))
+
+    async def _clear(self, job: str, action: ClearAttempt | ClearJob) -> None:
+        self._held.pop(job, None)
+        if isinstance(action, ClearJob):
+            await asyncio.to_thread(attempts.clear_job, self._state.job(job))
+        elif (live := self._live.pop(job, None)) is not None:
+            await self._pool.clear(live.folder)
+
+    # ----------------------------------------------------------------- watching
+
+    def _watch(self, job: str, folder: AttemptFolder, seats: Seats, offsets: dict[str, int]) -> Live:
+        ranks = len(seats.ranks)
+        labels = tuple(self._machine.label(seat) for seat in seats.ranks)
+        live = Live(folder, AttemptWatch(folder, ranks=ranks, offsets=offsets), ranks, labels)
+        self._live[job] = live
+        attempt = self._records[job].job.attempt
+        live.task = asyncio.create_task(_logged(self._look(job, attempt, live), f"watch job {job}"), name=f"watch job {job}")
+        return live
+
+    async def _look(self, job: str, attempt: int, live: Live) -> None:
+        """Hand on what the workers write until all have ended."""
+        while not live.watch.is_over:
+            was_stopped = live.stopped
+            seen = await asyncio.to_thread(live.watch.look)
+            inputs = self._inputs(attempt, live, seen)
+            if was_stopped:
+                inputs += [RankEnded(attempt=attempt, rank=rank, how="was not started") for rank in live.watch.end_unstarted()]
+            if inputs or seen.offsets:
+                await self._happened(job, *inputs, attempt=attempt, read=seen.offsets)
+            else:
+                await asyncio.sleep(LOOK_S)
+
+    def _inputs(self, attempt: int, live: Live, seen: Seen) -> list[NewEntry | Event]:
+        """What was seen, in words of the log and of the machine."""
+        inputs: list[NewEntry | Event] = [
+            self._word(WorkerStarted(pid=process.pid, device=live.labels[rank]), attempt, rank) for rank, process in seen.began
+        ]
+        for rank, line in seen.lines:
+            # The server's own words are not a worker's to say.
+            if isinstance(line.event, StateChanged | AttemptStarted | WorkerStarted):
+                continue
+            inputs.append(NewEntry(at_s=line.at_s, attempt=attempt, rank=rank, event=line.event))
+            if isinstance(line.event, Finished):
+                inputs.append(RankFinished(attempt, rank))
+            elif isinstance(line.event, Crashed):
+                report = line.event.report
+                inputs.append(RankCrashed(attempt, rank, f"{report.type}: {report.message}"[:500]))
+        inputs += [
+            RankEnded(attempt=attempt, rank=rank, how=ending.how, out_of_memory=ending.out_of_memory) for rank, ending in seen.ended
+        ]
+        return inputs
+
+    def _word(self, event: Any, attempt: int, rank: int | None = None) -> NewEntry:
+        return NewEntry(at_s=self._clock.now_s(), attempt=attempt, rank=rank, event=event)
+
+    # ----------------------------------------------------------------- placing, and taking up again
+
+    def _place(self) -> None:
+        """Start what can start, and say of the rest why it waits."""
+        if self.closing.is_set():
+            return
+        waiting = [r for r in self._records.values() if r.job.state is JobState.QUEUED and r.job.id not in self._held]
+        devices = len(self._machine.devices)
+        asks = []
+        for record in waiting:
+            ask = _ask(record.job.id, record.spec)
+            try:
+                placement.check(ask, devices=devices, backend=self._name)
+            except NotEnoughDevices as error:  # the machine had more when the job was submitted
+                self._queue.put_nowait(Happened(ask.job, (CannotBePlaced(str(error)),)))
+            else:
+                asks.append(ask)
+        held = {job: seats.held for job, seats in self._held.items()}
+        placed = placement.place(asks, devices=devices, held=held, one_each=self._machine.one_each)
+        for ask, seats in placed:
+            self._held[ask.job] = seats
+            held[ask.job] = seats.held
+            self._said.pop(ask.job, None)
+            self._queue.put_nowait(Happened(ask.job, (Placed(len(seats.ranks)),), changes={"seats": attempts.encode_seats(seats)}))
+        self._say_why(asks[len(placed) :], held)
+
+    def _say_why(self, asks: Sequence[Ask], held: dict[str, frozenset[int]]) -> None:
+        noun = "GPU" if self._machine.one_each else "core"
+        for position, ask in enumerate(asks):
+            before = [other.job for other in asks[:position]]
+            text = placement.why_waiting(ask, devices=len(self._machine.devices), held=held, before=before, noun=noun)
+            if self._said.get(ask.job) != text:
+                self._said[ask.job] = text
+                attempt = self._records[ask.job].job.attempt
+                self._queue.put_nowait(Happened(ask.job, (self._word(PhaseEntered(phase=Phase.WAITING, detail=text), attempt),)))
+
+    async def _take_up(self, record: JobRecord) -> None:
+        """Continue a job that the server before us knew. Its workers may have gone on, or be gone."""
+        job, state = record.job, record.job.state
+        await attempts.end_leftovers(self._state, self._pool, job.id, living=None if state.final else job.attempt)
+        if state not in {JobState.RUNNING, JobState.STOPPING}:
+            return
+        seats = attempts.decode_seats(record.seats, ranks=job.ranks)
+        said = await self._store.call(self._store.entries, job.id, after=0, attempt=job.attempt, limit=1_000_000)
+        job = attempts.restored(job, said)
+        self._records[job.id] = replace(record, job=job)
+        self._held[job.id] = seats
+        folder = AttemptFolder(self._state.attempt(job.id, job.attempt))
+        offsets = await self._store.call(self._store.read_offsets, job.id, job.attempt)
+        live = self._watch(job.id, folder, seats, offsets)
+        unstarted = [rank for rank in range(live.ranks) if folder.process(rank) is None]
+        if unstarted or job.verdict is not None or state is JobState.STOPPING:
+            self._spawn(self._stop_attempt(job.id, StopAttempt(attempt=job.attempt)), f"stop job {job.id}")
+
+
+def _ask(job: str, spec: FitSpec) -> Ask:
+    return Ask(job=job, workers=spec.workers, oversubscribe=spec.oversubscribe, alone=spec.measure is not None)
+
+
+def _stamped(record: JobRecord, now_s: float) -> JobRecord:
+    """`record` with the times that its state implies."""
+    state = record.job.state
+    if state is JobState.RUNNING and record.started_s is None:
+        return replace(record, started_s=now_s)
+    if state.final and record.ended_s is None:
+        return replace(record, ended_s=now_s)
+    return record
+
+
+async def _logged(work: Any, name: str) -> None:
+    """A task's border: nobody awaits it, so what it raises would be lost."""
+    try:
+        await work
+    except Exception:  # noqa: BLE001 - see above
+        log.exception("%s failed", name)

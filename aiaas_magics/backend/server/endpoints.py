@@ -1,0 +1,160 @@
+"""Endpoints: what was deployed, and the process that serves it.
+
+Owns the records of versions and their numbers. Serving, proving and flipping belong to
+`serving`, behind `Inference`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from aiaas_magics.backend.server.blobs import BlobStore
+from aiaas_magics.backend.server.store import Store, VersionRecord
+from aiaas_magics.backend.serving.host import Recorded
+from aiaas_magics.errors import UnknownName
+from aiaas_magics.spec import DeploySpec, EndpointView, VersionView
+
+log = logging.getLogger(__name__)
+
+
+class Inference(Protocol):
+    """What the server needs of the inference process; see `serving.host.InferenceHost` for its promises."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def token(self) -> str: ...
+
+    async def start(
+        self, state_dir: Path, host: str = "127.0.0.1", tls: tuple[str, str] | None = None, *, recorded: Sequence[Recorded] = ()
+    ) -> None: ...
+    async def load(self, spec: DeploySpec, version: int, artefact: Path, samples: Path) -> VersionView: ...
+    async def retire(self, name: str) -> None: ...
+    async def status(self) -> dict[str, list[VersionView]]: ...
+    async def stop(self) -> None: ...
+
+
+class Endpoints:
+    """Every endpoint of one server.
+
+    The inference process is started in the background, so that the server is up at once; whoever needs
+    it waits for it. What could not be started is tried again by the next who needs it.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        blobs: BlobStore,
+        make: Callable[[], Inference],
+        state_dir: Path,
+        host: str = "127.0.0.1",
+        tls: tuple[str, str] | None = None,
+    ) -> None:
+        self._store, self._blobs, self._make = store, blobs, make
+        self._state_dir, self._host, self._tls = state_dir, host, tls
+        self._inference: Inference | None = None
+        self._starting: asyncio.Task[Inference] | None = None
+        self._turn = asyncio.Lock()  # deployments one after the other: each proves its model on all the cores
+        self._live: dict[str, list[VersionRecord]] = {}
+
+    async def start(self) -> None:
+        for record in await self._store.call(self._store.versions):
+            self._live.setdefault(record.spec.name, []).append(record)
+        self._begin()
+
+    def _begin(self) -> asyncio.Task[Inference]:
+        if self._starting is None or (self._starting.done() and self._inference is None):
+            self._starting = asyncio.create_task(self._bring_up(), name="start inference")
+            self._starting.add_done_callback(_tell)
+        return self._starting
+
+    async def _bring_up(self) -> Inference:
+        inference = self._make()
+        recorded = [
+            Recorded(spec=r.spec, version=r.view.version, artefact=str(self._blobs.path(r.spec.artefact)), samples=str(self._blobs.path(r.spec.samples)))
+            for r in (records[-1] for records in self._live.values())
+        ]
+        await inference.start(self._state_dir, self._host, self._tls, recorded=recorded)
+        self._inference = inference
+        return inference
+
+    async def _ready(self) -> Inference:
+        return await asyncio.shield(self._begin())
+
+    @property
+    def any(self) -> bool:
+        return bool(self._live)
+
+    async def deploy(self, spec: DeploySpec) -> EndpointView:
+        """The endpoint with `spec` as its newest version; it answers before this returns.
+
+        Raises:
+            ProofFailed, UnknownName: what answered before goes on answering.
+        """
+        artefact, samples = self._blobs.get_path(spec.artefact), self._blobs.get_path(spec.samples)
+        inference = await self._ready()
+        async with self._turn:
+            version = 1 + await self._store.call(self._store.last_version, spec.name)
+            view = await inference.load(spec, version, artefact, samples)
+            record = VersionRecord(spec, view, True)
+            await self._store.call(self._store.keep_version, record)
+            self._live[spec.name] = [record]
+        return await self.view(spec.name)
+
+    async def retire(self, name: str) -> None:
+        self._check(name)
+        inference = await self._ready()
+        async with self._turn:
+            self._check(name)
+            # The record first: a crash in between leaves an endpoint that the next start takes down, not one that comes back.
+            await self._store.call(self._store.retire, name)
+            del self._live[name]
+            with contextlib.suppress(UnknownName):  # it could not be brought back after a restart
+                await inference.retire(name)
+
+    async def view(self, name: str) -> EndpointView:
+        self._check(name)
+        return (await self._views([name]))[0]
+
+    async def views(self) -> list[EndpointView]:
+        return await self._views(sorted(self._live)) if self._live else []
+
+    async def _views(self, names: Sequence[str]) -> list[EndpointView]:
+        inference = await self._ready()
+        status = await inference.status()
+        return [self._view(inference, self._live[name][-1], status.get(name, [])) for name in names if name in self._live]
+
+    def _view(self, inference: Inference, record: VersionRecord, versions: list[VersionView]) -> EndpointView:
+        spec = record.spec
+        return EndpointView(
+            name=spec.name,
+            url=inference.url,
+            token=inference.token,
+            replicas=spec.replicas,
+            versions=tuple(versions) or (record.view,),
+            inputs=spec.inputs,
+            outputs=spec.outputs,
+            model=spec.model,
+        )
+
+    def _check(self, name: str) -> None:
+        if name not in self._live:
+            raise UnknownName("endpoint", name, tuple(self._live))
+
+    async def close(self) -> None:
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        if self._inference is not None:
+            await self._inference.stop()
+
+
+def _tell(task: asyncio.Task[Inference]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("the inference process is not up: %s", error)

@@ -1,0 +1,287 @@
+"""One server, from its options to its end.
+
+Owns putting the parts together, listening, ending in good order, and the idle end.
+Options come from `cli`; tests may bring other parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import uvicorn
+
+from aiaas_magics import settings, wire
+from aiaas_magics.backend.guard import LOOPBACK, Guard
+from aiaas_magics.backend.server import devices
+from aiaas_magics.backend.server.app import Parts, build
+from aiaas_magics.backend.server.auth import Guarded
+from aiaas_magics.backend.server.blobs import BlobStore
+from aiaas_magics.backend.server.conductor import Conductor
+from aiaas_magics.backend.server.endpoints import Endpoints, Inference
+from aiaas_magics.backend.server.presence import Presence
+from aiaas_magics.backend.server.state import StateFolder
+from aiaas_magics.backend.server.store import Store
+from aiaas_magics.backend.serving.host import InferenceHost
+from aiaas_magics.backend.workers.local import LocalPool
+from aiaas_magics.clock import Clock, SystemClock
+from aiaas_magics.errors import InvalidSpec
+from aiaas_magics.spec import About
+
+log = logging.getLogger(__name__)
+
+IDLE_MINUTES: Final = 30.0
+LOOK_S: Final = 30.0  # how often the idle end is thought of, and the launcher told that it is wanted; guess
+GRACE_S: Final = 3  # what requests in flight get when the server ends; long polls are answered at once
+KEEP_ALIVE_S: Final = 75  # nginx's default; clients count on more than uvicorn's 5 s
+BACKLOG: Final = 2048  # uvicorn's own default
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to serve. A `port` of None is that of last time, or any; `idle_minutes` of None never ends by itself."""
+
+    state: Path
+    local: bool = False
+    host: str = "127.0.0.1"
+    port: int | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    idle_minutes: float | None = None
+    launcher_options: Sequence[str] = field(default=())
+    inference: Callable[[], Inference] = InferenceHost
+
+    def check(self) -> None:
+        """Raises `InvalidSpec` for what must not be served so."""
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
+        for flag, path in (("--tls-cert", self.tls_cert), ("--tls-key", self.tls_key)):
+            if path is not None and not path.is_file():
+                raise InvalidSpec(f"{flag} {path}: there is no such file. Give the path of a PEM file.")
+        if not is_loopback(self.host) and self.tls_cert is None:
+            raise InvalidSpec(
+                f"--host {self.host} reaches beyond this machine, and the token would cross in the clear. Add --tls-cert and --tls-key."
+            )
+
+    @property
+    def tls(self) -> tuple[str, str] | None:
+        return (str(self.tls_cert), str(self.tls_key)) if self.tls_cert and self.tls_key else None
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve(options: Options, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
+    """Serve until told to end. `on_ready` hears the URL.
+
+    Raises:
+        InvalidSpec, StoreNotWritable: nothing was started.
+    """
+    options.check()
+    os.umask(0o077)
+    state = StateFolder.open(options.state)
+    try:
+        with listening(options, state) as listener:
+            server = Server(options, state, listener, on_ready)
+            with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+                runner.run(server.run())
+    finally:
+        state.close()
+
+
+def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it exists, which is everywhere but on Windows."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    make: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return make
+
+
+def listening(options: Options, state: StateFolder) -> socket.socket:
+    """A bound socket: on the port that was asked for, else on that of last time, else on any.
+
+    Raises:
+        InvalidSpec: the port that was asked for is taken.
+    """
+    wanted = options.port
+    for port in (wanted,) if wanted is not None else (state.last_port(), 0):
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        if os.name != "nt":  # there it would let two servers share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((options.host, port))
+        except OSError as error:
+            listener.close()
+            if wanted is not None or port == 0:
+                raise InvalidSpec(f"{options.host}:{port} cannot be listened on: {error.strerror}. Give another --port.") from error
+        else:
+            return listener
+    raise AssertionError("port 0 is always tried last")
+
+
+class Server:
+    """The parts of one server and their order of life."""
+
+    def __init__(self, options: Options, state: StateFolder, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
+        clock: Clock = SystemClock()
+        self._options, self._state, self._listener, self._on_ready = options, state, listener, on_ready
+        self.port: int = listener.getsockname()[1]
+        self.url = _url(options, self.port)
+        self._store = Store(state.records)
+        self._blobs = BlobStore(state.blobs)
+        self._pool = LocalPool(state.launcher, launcher_options=options.launcher_options)
+        machine = devices.find()
+        name = "local" if options.local else socket.gethostname()
+        self._about = About(
+            backend=name,
+            protocol=wire.PROTOCOL,
+            versions=settings.versions(),
+            devices=machine.devices,
+            hardware=machine.hardware,
+            memory_bytes=machine.memory_bytes,
+            started_s=clock.now_s(),
+            dropbox=str(self._blobs.dropbox) if options.local else None,
+        )
+        self._conductor = Conductor(
+            state=state, store=self._store, blobs=self._blobs, pool=self._pool, machine=machine, clock=clock, name=name
+        )
+        self._endpoints = Endpoints(
+            store=self._store, blobs=self._blobs, make=options.inference, state_dir=state.path, host=options.host, tls=options.tls
+        )
+        self._presence = Presence(clock)
+        self._http = _Http(self._config(), on_end=self._conductor.wake)
+
+    def _config(self) -> uvicorn.Config:
+        options = self._options
+        parts = Parts(
+            about=lambda: self._about,
+            conductor=self._conductor,
+            blobs=self._blobs,
+            endpoints=self._endpoints,
+            presence=self._presence,
+            jobs_folder=self._state.jobs,
+            stop=self.stop,
+        )
+        hosts = None if options.tls else LOOPBACK | {options.host.lower(), f"[{options.host}]".lower()}
+        guard = Guard(token=self._state.token().encode(), hosts=hosts)
+        app = Guarded(build(parts), guard=guard, url=lambda: self.url, heard=self._presence.heard)
+        return uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=GRACE_S,
+            ssl_certfile=options.tls[0] if options.tls else None,
+            ssl_keyfile=options.tls[1] if options.tls else None,
+        )
+
+    def stop(self) -> None:
+        """Begin the end: requests in flight are answered, workers and endpoints end, records stay."""
+        self._http.handle_exit(signal.SIGTERM, None)
+
+    async def run(self) -> None:
+        async with self._parts_running():
+            self._listener.listen(BACKLOG)
+            self._http.config.load()
+            self._http.on_up = self._up
+            await self._http.serve(sockets=[self._listener])
+
+    def _up(self) -> None:
+        self._state.announce(self.url, self.port)
+        self._on_ready(self.url)
+        log.info("listening at %s, process %d", self.url, os.getpid())
+
+    @asynccontextmanager
+    async def _parts_running(self) -> AsyncIterator[None]:
+        await self._conductor.start()
+        await self._endpoints.start()
+        self._pool.warm()
+        housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
+        try:
+            yield
+        finally:
+            housekeeping.cancel()
+            # All at once: ending takes as long as the slowest of them.
+            ends = await asyncio.gather(self._conductor.close(), self._endpoints.close(), housekeeping, return_exceptions=True)
+            for end in ends:
+                if isinstance(end, Exception):
+                    log.error("a part of the server did not end well", exc_info=end)
+            await self._pool.close()
+            self._store.close()
+            log.info("ended")
+
+    async def _keep_house(self) -> None:
+        referred = await self._store.call(self._store.referred_blobs)
+        removed = await asyncio.to_thread(self._blobs.sweep, referred, now_s=time.time())
+        log.info("removed %d blobs that nothing needs", removed)
+        while True:
+            limit_s = None if self._options.idle_minutes is None else self._options.idle_minutes * 60
+            await asyncio.sleep(LOOK_S if limit_s is None else min(LOOK_S, max(limit_s / 4, 0.1)))
+            await self._pool.keep_warm()
+            if self._conductor.is_busy or self._endpoints.any:
+                self._presence.heard()
+            elif limit_s is not None and self._presence.quiet_s() > limit_s:
+                log.info("nobody was here for %g minutes", self._options.idle_minutes)
+                return self.stop()
+
+
+class _Http(uvicorn.Server):
+    """uvicorn's server, telling when it listens and when it begins to end."""
+
+    def __init__(self, config: uvicorn.Config, *, on_end: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_end = on_end
+        self.on_up: Callable[[], None] = lambda: None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            self.on_up()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._on_end()
+        self.force_exit = self.should_exit  # a second signal does not wait for requests
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        """uvicorn's own raises the signal again after the HTTP part has ended, before our parts have."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError):  # Windows
+                loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
+def _url(options: Options, port: int) -> str:
+    scheme = "https" if options.tls else "http"
+    host = options.host
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).is_unspecified:
+            host = socket.gethostname()
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,0 +1,159 @@
+"""`aiaas serve | status | stop | token`: the server from a terminal.
+
+Owns options and what is printed: results on standard output, talk on standard error.
+Serving belongs to `backend.server`, asking a server to `client`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aiaas_magics import settings
+from aiaas_magics.errors import AiaasError
+
+if TYPE_CHECKING:
+    from aiaas_magics.client.client import Backend
+
+FAILED = 2
+
+
+def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """What goes wrong is one sentence on standard error, not a traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except AiaasError as error:
+            click.echo(str(error), err=True)
+            sys.exit(FAILED)
+
+    return run
+
+
+_state = click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The server's folder. Without it: this environment's local server.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="aiaas_magics")
+def main() -> None:
+    """AI as a service for notebook users: the server behind the magics."""
+
+
+@main.command()
+@click.option("--local", is_flag=True, help="Serve this environment's notebooks; ends by itself when nobody needs it.")
+@_state
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; beyond loopback only with TLS.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on. Without it: that of last time, or any.")
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM file with the certificate chain.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file with its key.")
+@click.option("--idle-minutes", type=click.FloatRange(min=0), help="End after so long without job, endpoint, kernel or request.")
+@_one_line_errors
+def serve(
+    local: bool,
+    state: Path | None,
+    host: str,
+    port: int | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    idle_minutes: float | None,
+) -> None:
+    """Run a server in the foreground, until SIGTERM or Ctrl-C."""
+    from aiaas_magics.backend.server import main as server
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if local and idle_minutes is None:
+        idle_minutes = server.IDLE_MINUTES
+    folder = state or (settings.local_state() if local else settings.home() / "server")
+    options = server.Options(
+        state=folder, local=local, host=host, port=port, tls_cert=tls_cert, tls_key=tls_key, idle_minutes=idle_minutes
+    )
+
+    def on_ready(url: str) -> None:
+        click.echo(f"aiaas serves at {url}")
+        shown = "" if local else f" --state {folder}"
+        click.echo(f"Its token: aiaas token{shown}. In a notebook: %aiaas_connect {url}", err=True)
+
+    server.serve(options, on_ready=on_ready)
+
+
+@main.command()
+@_state
+@_one_line_errors
+def status(state: Path | None) -> None:
+    """Show the server, its jobs and its endpoints."""
+    from rich.console import Console
+
+    with _backend(state) as backend:
+        console = Console(highlight=False)
+        about = backend.about()
+        console.print(f"[bold]{about.backend}[/] at {backend.url}: {about.hardware}; aiaas_magics {about.versions.aiaas_magics}")
+        console.print(_jobs_table(backend))
+        console.print(_endpoints_table(backend))
+
+
+def _jobs_table(backend: Backend) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("job", "name", "state", "workers", "attempt", title="Jobs", title_justify="left")
+    for view in backend.jobs()[-20:]:
+        state = f"{view.state}" + (f" ({view.reason})" if view.reason else "")
+        table.add_row(view.id, escape(view.spec.name), escape(state), str(view.spec.workers or "all"), str(view.attempt))
+    return table
+
+
+def _endpoints_table(backend: Backend) -> Any:
+    from rich.table import Table
+
+    table = Table("endpoint", "version", "state", "engine", "address", title="Endpoints", title_justify="left")
+    for view in backend.endpoints():
+        for version in view.versions:
+            table.add_row(view.name, str(version.version), version.state, version.engine, f"{view.url}/v1/models/{view.name}")
+    return table
+
+
+@main.command()
+@_state
+@_one_line_errors
+def stop(state: Path | None) -> None:
+    """End the server with its workers and endpoints. Jobs that are not over go on when it starts again."""
+    from aiaas_magics.client import embedded
+
+    there_was = embedded.stop_local() if state is None else embedded.stop_at(state)
+    click.echo("The server has ended." if there_was else "No server runs here.")
+
+
+@main.command()
+@_state
+@_one_line_errors
+def token(state: Path | None) -> None:
+    """Print the token; nothing else on standard output, so that it can be piped."""
+    file = (state or settings.local_state()) / "token"
+    try:
+        click.echo(file.read_text(encoding="ascii").strip())
+    except OSError:
+        click.echo(f"There is no token in {file.parent}. Start a server there with `aiaas serve` first.", err=True)
+        sys.exit(FAILED)
+
+
+def _backend(state: Path | None) -> Backend:
+    from aiaas_magics.client import embedded
+    from aiaas_magics.client.client import connect
+
+    found = embedded.find_local() if state is None else embedded.find_at(state)
+    if found is None:
+        click.echo("No server runs here. Start one with `aiaas serve`, or by the first magic of a notebook.")
+        sys.exit(1)
+    return connect(*found)
