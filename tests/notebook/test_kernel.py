@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Cell, Kernel
+from conftest import WIDGET, Cell, Kernel
 
 LOAD = "%load_ext aiaas_magics"
 
@@ -141,3 +141,44 @@ def test_configuration_sets_the_kind_of_view(kernel: Kernel) -> None:
     assert kernel.run("get_ipython().magics_manager.registry['AiaasMagics']._ui(None)").text.strip() == "'text'"
     kernel.run("%config AiaasMagics.ui = ''")
     assert kernel.run("get_ipython().magics_manager.registry['AiaasMagics']._ui(None)").text.strip() == "'widget'"
+
+
+VIEW = """
+from aiaas_magics.notebook.views.live import LiveView
+from aiaas_magics.spec import JobState
+from aiaas_magics.story import JobStory
+import time
+with LiveView({kind!r}, title="Job 7") as view:
+    for epoch in range(3):
+        view.tell(JobStory(state=JobState.RUNNING, epochs=3, epoch=epoch, step=1, steps=2, logs={{"loss": 1.0}}))
+        time.sleep(0.3)
+    view.freeze([{{"text/html": "<b>table</b>", "text/plain": "the table"}}, {{"image/png": "", "text/plain": "the figure"}}])
+"""
+
+
+@pytest.mark.parametrize("kind", ["widget", "html"])
+def test_a_live_view_is_replaced_by_static_outputs(kernel: Kernel, kind: str) -> None:
+    cell = kernel.run(VIEW.format(kind=kind))
+
+    assert cell.ok, cell.error
+    assert (WIDGET in cell.seen) == (kind == "widget")
+    assert [output["data"]["text/plain"] for output in cell.outputs] == ["the table", "the figure"]
+    assert not cell.of(WIDGET)
+    assert kernel.run("from ipywidgets.widgets import widget; len(widget._instances)").text.strip() == "0"
+
+
+def test_an_html_view_moves_while_the_cell_runs(kernel: Kernel) -> None:
+    cell = kernel.run(VIEW.format(kind="html"))
+
+    assert cell.seen.count("text/html") >= 3
+
+
+def test_a_text_view_prints_lines_and_the_text_twins(kernel: Kernel) -> None:
+    cell = kernel.run(VIEW.format(kind="text"))
+
+    assert "Job 7: epoch 1 of 3" in cell.text
+    assert cell.text.endswith("the table\nthe figure\n")
+
+
+def test_no_view_leaves_no_output(kernel: Kernel) -> None:
+    assert kernel.run(VIEW.format(kind="none")).outputs == []

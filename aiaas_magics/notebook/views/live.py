@@ -58,6 +58,7 @@ class WidgetPainter:
 
     def close(self, bundles: Sequence[Bundle]) -> None:
         replace_output(self._handle, bundles)
+        self._widget.layout.close()
         self._widget.close()
 
 
