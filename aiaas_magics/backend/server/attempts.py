@@ -86,8 +86,10 @@ def why(action: StartAttempt, from_epoch: int) -> str:
     if not action.why:
         return ""
     reason = action.why[0].upper() + action.why[1:]
-    return f"{reason}. Attempt {action.attempt} goes on from epoch {from_epoch + 1}." if from_epoch else (
-        f"{reason}. Attempt {action.attempt} starts from the beginning."
+    return (
+        f"{reason}. Attempt {action.attempt} goes on from epoch {from_epoch + 1}."
+        if from_epoch
+        else (f"{reason}. Attempt {action.attempt} starts from the beginning.")
     )
 
 

@@ -42,6 +42,7 @@ from aiaas_magics.backend.workers.watch import AttemptWatch, Seen
 from aiaas_magics.clock import Clock
 from aiaas_magics.errors import NotEnoughDevices, StoreNotWritable, UnknownName
 from aiaas_magics.spec import (
+    AnyEvent,
     AttemptStarted,
     Crashed,
     Entry,
@@ -128,7 +129,7 @@ class Conductor:
         if is_new or job not in self._records:
             records = await self._store.call(self._store.jobs)
             self._records[job] = next(record for record in records if record.job.id == job)
-            words = [StateChanged(state=JobState.QUEUED), *(Notice(text=note) for note in spec.notes)]
+            words: list[AnyEvent] = [StateChanged(state=JobState.QUEUED), *(Notice(text=note) for note in spec.notes)]
             await self._happened(job, *(NewEntry(at_s=now_s, attempt=0, rank=None, event=word) for word in words))
             self._place()
         return self.view(job)
@@ -191,7 +192,7 @@ class Conductor:
             happened = await self._queue.get()
             try:
                 await self._apply_until_kept(happened)
-            except Exception:  # noqa: BLE001 - border: one job's fault, a bug of ours included, must not stop the others
+            except Exception:
                 log.exception("job %s: what happened could not be carried out: %s", happened.job, happened.inputs)
             if happened.done is not None:
                 happened.done.set()
@@ -217,9 +218,7 @@ class Conductor:
             entries += [NewEntry(at_s=now_s, attempt=job.attempt, rank=a.rank, event=a.event) for a in answered if isinstance(a, Record)]
             actions += [action for action in answered if not isinstance(action, Record)]
         record = _stamped(replace(record, job=job, **happened.changes), now_s)
-        last = await self._store.call(
-            self._store.append, job.id, entries, record=record, attempt=happened.attempt, read=happened.read
-        )
+        last = await self._store.call(self._store.append, job.id, entries, record=record, attempt=happened.attempt, read=happened.read)
         # Whoever reads that a job has ended finds nothing of it left behind.
         for action in actions:
             if isinstance(action, ClearAttempt | ClearJob):
@@ -343,9 +342,7 @@ class Conductor:
             elif isinstance(line.event, Crashed):
                 report = line.event.report
                 inputs.append(RankCrashed(attempt, rank, f"{report.type}: {report.message}"[:500]))
-        inputs += [
-            RankEnded(attempt=attempt, rank=rank, how=ending.how, out_of_memory=ending.out_of_memory) for rank, ending in seen.ended
-        ]
+        inputs += [RankEnded(attempt=attempt, rank=rank, how=ending.how, out_of_memory=ending.out_of_memory) for rank, ending in seen.ended]
         return inputs
 
     def _word(self, event: Any, attempt: int, rank: int | None = None) -> NewEntry:
@@ -424,5 +421,5 @@ async def _logged(work: Any, name: str) -> None:
     """A task's border: nobody awaits it, so what it raises would be lost."""
     try:
         await work
-    except Exception:  # noqa: BLE001 - see above
+    except Exception:
         log.exception("%s failed", name)

@@ -77,7 +77,12 @@ class Endpoints:
     async def _bring_up(self) -> Inference:
         inference = self._make()
         recorded = [
-            Recorded(spec=r.spec, version=r.view.version, artefact=str(self._blobs.path(r.spec.artefact)), samples=str(self._blobs.path(r.spec.samples)))
+            Recorded(
+                spec=r.spec,
+                version=r.view.version,
+                artefact=str(self._blobs.path(r.spec.artefact)),
+                samples=str(self._blobs.path(r.spec.samples)),
+            )
             for r in (records[-1] for records in self._live.values())
         ]
         await inference.start(self._state_dir, self._host, self._tls, recorded=recorded)

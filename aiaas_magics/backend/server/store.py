@@ -168,7 +168,13 @@ class Store:
             _update_job(connection, record)
 
     def append(
-        self, job: str, entries: Sequence[NewEntry], *, record: JobRecord | None = None, attempt: int = 0, read: dict[str, int] | None = None
+        self,
+        job: str,
+        entries: Sequence[NewEntry],
+        *,
+        record: JobRecord | None = None,
+        attempt: int = 0,
+        read: dict[str, int] | None = None,
     ) -> int:
         """Append to the job's log, keep the job's record and how far the attempt's files were read; the last number."""
         number = int(job)

@@ -316,9 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Bound before the slow part, so that whoever asks meanwhile waits in the queue instead of trying again.
     listener, name = bind(options.folder)
     told = options.folder / "launcher.json"
-    write_value(
-        told, Running(process=ProcessId.of(os.getpid()), socket=name, version=settings.package_version(), entry=options.entry)
-    )
+    write_value(told, Running(process=ProcessId.of(os.getpid()), socket=name, version=settings.package_version(), entry=options.entry))
     try:
         preload([module for module in options.preload.split(",") if module])
         Launcher(options.folder, listener, find_entry(options.entry), idle_s=options.idle_s).run()

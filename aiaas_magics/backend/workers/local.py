@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -134,5 +134,3 @@ def _clear(folder: AttemptFolder) -> None:
 
 def _literal(name: str) -> str:
     return "".join(character for character in name if character.isalnum() or character in "-_")
-
-

@@ -1,0 +1,50 @@
+"""An inference process that is none: it remembers what was loaded.
+
+Owns the same promises as `serving.host.InferenceHost` towards the server, without a process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from aiaas_magics.backend.serving.host import Recorded
+from aiaas_magics.errors import ProofFailed, UnknownName
+from aiaas_magics.spec import DeploySpec, VersionView
+
+
+class StubInference:
+    """An artefact whose bytes begin with `wrong` fails its proof."""
+
+    url = "http://127.0.0.1:9"  # the discard port: nobody answers there
+    token = "stub-token"
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, VersionView] = {}
+
+    async def start(
+        self, state_dir: Path, host: str = "127.0.0.1", tls: tuple[str, str] | None = None, *, recorded: Sequence[Recorded] = ()
+    ) -> None:
+        for record in recorded:
+            await self.load(record.spec, record.version, Path(record.artefact), Path(record.samples))
+
+    async def load(self, spec: DeploySpec, version: int, artefact: Path, samples: Path) -> VersionView:
+        if artefact.read_bytes().startswith(b"wrong"):
+            raise ProofFailed(spec.name, "stub", 1.0, "the artefact says so")
+        view = VersionView(
+            version=version, state="AVAILABLE", engine="stub", created_s=time.time(), artefact=spec.artefact, proof=0.0
+        )
+        self.loaded[spec.name] = view
+        return view
+
+    async def retire(self, name: str) -> None:
+        if name not in self.loaded:
+            raise UnknownName("endpoint", name, tuple(self.loaded))
+        del self.loaded[name]
+
+    async def status(self) -> dict[str, list[VersionView]]:
+        return {name: [view] for name, view in self.loaded.items()}
+
+    async def stop(self) -> None:
+        self.loaded.clear()

@@ -1,0 +1,41 @@
+"""The real server with workers that play scripts and an inference process that is none.
+
+    python -m aiaas_magics.testing.server --state DIR [--local] [--idle-minutes M]
+
+Owns nothing but the choice of parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from aiaas_magics.backend.server.main import Options, serve
+from aiaas_magics.errors import AiaasError
+from aiaas_magics.testing.inference import StubInference
+
+SCRIPTED = ("--entry", "aiaas_magics.testing.worker:main", "--preload", "aiaas_magics.testing.worker")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m aiaas_magics.testing.server")
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--local", action="store_true")
+    parser.add_argument("--idle-minutes", type=float)
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    options = Options(
+        state=given.state, local=given.local, idle_minutes=given.idle_minutes, launcher_options=SCRIPTED, inference=StubInference
+    )
+    try:
+        serve(options)
+    except AiaasError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
