@@ -124,3 +124,7 @@ STEPS: dict[str, Callable[[Play, dict[str, Any]], int | None]] = {
 def main(command_path: str) -> int:
     """The launcher's entry, in the place of `workers.child.main`."""
     return Play(wire.decode(Path(command_path).read_bytes(), WorkerCommand)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -54,6 +54,7 @@ class LauncherClient:
         """
         if self.running() is not None:
             return
+        self._reap()
         log_path = self._folder / "launcher.log"
         with log_path.open("wb") as log:
             self._started = subprocess.Popen(
@@ -109,11 +110,16 @@ class LauncherClient:
                 if time.monotonic() > deadline - END_S + 1.0:  # it is importing, or has children that the caller ended
                     process.kill()
                 time.sleep(LOOK_S)
+        self._reap()
+        for left in (self._folder / told.socket, self._folder / "launcher.json"):
+            left.unlink(missing_ok=True)
+
+
+    def _reap(self) -> None:
+        """Collect a launcher that was our child and has ended, or is about to."""
         if self._started is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._started.wait(END_S)
-        for left in (self._folder / told.socket, self._folder / "launcher.json"):
-            left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Final
 
 from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, write_value
+
+MODULE: Final = "aiaas_magics.backend.workers.child"
 
 
 def spawn(command: Path) -> None:
@@ -22,7 +25,7 @@ def spawn(command: Path) -> None:
         return
     with folder.output(rank).open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "aiaas_magics.backend.workers.child", str(command)],
+            [sys.executable, "-m", MODULE, str(command)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

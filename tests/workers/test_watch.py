@@ -1,0 +1,157 @@
+"""Reading on where one stopped, whatever the writers do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiaas_magics import wire
+from aiaas_magics.backend.training.command import WorkerLine
+from aiaas_magics.backend.workers import watch as watching
+from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, write_value
+from aiaas_magics.backend.workers.watch import AttemptWatch, Seen, shown
+from aiaas_magics.spec import Compiled, Notice, Output
+
+
+def line(text: str) -> bytes:
+    return wire.encode(WorkerLine(at_s=1.0, event=Notice(text=text))) + b"\n"
+
+
+def notices(seen: Seen) -> list[str]:
+    return [found.event.text for _, found in seen.lines if isinstance(found.event, Notice)]
+
+
+def outputs(seen: Seen) -> list[str]:
+    return [found.event.text for _, found in seen.lines if isinstance(found.event, Output)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> AttemptFolder:
+    return AttemptFolder(tmp_path)
+
+
+@settings(max_examples=40)
+@given(cuts=st.lists(st.integers(0, 400), max_size=12), restarts=st.sets(st.integers(0, 12)))
+def test_every_line_is_given_once_however_it_is_written_and_whoever_reads_on(
+    cuts: list[int], restarts: set[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = AttemptFolder(tmp_path_factory.mktemp("attempt"))
+    texts = [f"number {i}" for i in range(6)]
+    data = b"".join(map(line, texts))
+    watch, offsets, found = AttemptWatch(folder, ranks=1), {}, []
+    for step, (begin, end) in enumerate(zip([0, *sorted(cuts)], [*sorted(cuts), len(data)], strict=True)):
+        with folder.events(0).open("ab") as file:
+            file.write(data[begin:end])
+        seen = watch.look()
+        found += notices(seen)
+        offsets |= seen.offsets
+        if step in restarts:
+            watch = AttemptWatch(folder, ranks=1, offsets=offsets)
+
+    assert found == texts
+
+
+def test_a_torn_last_line_is_never_given(folder: AttemptFolder) -> None:
+    folder.events(0).write_bytes(line("whole") + line("torn")[:-5])
+    write_value(folder.exit(0), Exit(signal=9))
+
+    seen = AttemptWatch(folder, ranks=1).look()
+
+    assert notices(seen) == ["whole"]
+    assert seen.ended == [(0, Exit(signal=9))]
+
+
+def test_a_line_that_is_no_event_is_passed_over(folder: AttemptFolder) -> None:
+    folder.events(0).write_bytes(b"print('hello')\n" + b'{"at_s": 1}\n' + b"\xff\xfe\n" + line("good"))
+
+    assert notices(AttemptWatch(folder, ranks=1).look()) == ["good"]
+
+
+def test_a_rank_ends_after_everything_it_wrote(folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "LOOK_BYTES", 200)
+    folder.events(0).write_bytes(b"".join(line(f"number {i}") for i in range(20)))
+    write_value(folder.exit(0), Exit(code=0))
+    watch = AttemptWatch(folder, ranks=1)
+
+    found: list[str] = []
+    while not watch.is_over:
+        seen = watch.look()
+        found += notices(seen)
+        assert not seen.ended or len(found) == 20
+
+
+def test_a_line_longer_than_what_is_read_does_not_stop_the_rest(folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "LOOK_BYTES", 500)
+    folder.events(0).write_bytes(line("x" * 5_000) + line("after"))
+    watch = AttemptWatch(folder, ranks=1)
+
+    found = [text for _ in range(20) for text in notices(watch.look())]
+
+    assert found == ["after"]
+
+
+def test_a_process_that_is_gone_without_an_exit_file_has_ended_without_a_word(folder: AttemptFolder) -> None:
+    write_value(folder.pid(0), ProcessId(pid=os.getpid(), started=1.0))  # another process has the pid now
+
+    seen = AttemptWatch(folder, ranks=1).look()
+
+    assert seen.ended == [(0, Exit())]
+    assert Exit().how == "ended without a word"
+
+
+def test_a_rank_that_was_never_started_is_waited_for_until_it_is_given_up(folder: AttemptFolder) -> None:
+    watch = AttemptWatch(folder, ranks=2)
+    write_value(folder.exit(1), Exit(code=0))
+    assert watch.look().ended == [(1, Exit(code=0))]
+    assert not watch.is_over
+
+    assert watch.end_unstarted() == [0]
+
+    assert watch.is_over
+
+
+def test_output_is_what_a_terminal_would_have_left() -> None:
+    assert shown(b"1/3\r2/3\r3/3\nnext\r\n") == "3/3\nnext"
+    assert shown("\xff grün".encode("latin-1")) == "\ufffd gr\ufffdn"
+
+
+def test_output_is_kept_to_a_bound_and_says_so(folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "OUTPUT_BYTES", 1000)
+    monkeypatch.setattr(watching, "OUTPUT_LOOK_BYTES", 600)
+    folder.output(0).write_bytes(b"a line\n" * 1000)
+    write_value(folder.exit(0), Exit(code=0))
+    watch = AttemptWatch(folder, ranks=1)
+
+    text = ""
+    while not watch.is_over:
+        text += "".join(outputs(watch.look()))
+
+    assert len(text) < 2000
+    assert text.endswith("the rest is left out)")
+
+
+def test_output_of_an_unfinished_line_comes_when_the_rank_ends(folder: AttemptFolder) -> None:
+    folder.output(0).write_bytes(b"no newline")
+    watch = AttemptWatch(folder, ranks=1)
+    assert outputs(watch.look()) == []
+
+    write_value(folder.exit(0), Exit(code=0))
+
+    assert outputs(watch.look()) == ["no newline"]
+
+
+def test_a_process_is_known_by_its_pid_and_its_start() -> None:
+    me = ProcessId.of(os.getpid())
+
+    assert me.is_alive()
+    assert not ProcessId(pid=me.pid, started=me.started - 60).is_alive()
+
+
+def test_the_kinds_of_events_survive_the_file(folder: AttemptFolder) -> None:
+    folder.events(0).write_bytes(wire.encode(WorkerLine(at_s=2.5, event=Compiled(seconds=0.5))) + b"\n")
+
+    assert AttemptWatch(folder, ranks=1).look().lines == [(0, WorkerLine(at_s=2.5, event=Compiled(seconds=0.5)))]

@@ -1,0 +1,222 @@
+"""What a pool promises, seen on real processes that play scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, read_value
+from aiaas_magics.backend.workers.local import LocalPool
+from aiaas_magics.testing.server import SCRIPTED
+from tests.conftest import processes_of
+
+WAIT_S = 20.0
+
+
+async def until(there: Callable[[], Any], otherwise: str) -> Any:
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        if found := there():
+            return found
+        await asyncio.sleep(0.02)
+    raise AssertionError(otherwise)
+
+
+@pytest.fixture
+async def pool(tmp_path: Path) -> AsyncIterator[LocalPool]:
+    pool = LocalPool(tmp_path / "launcher", launcher_options=SCRIPTED)
+    yield pool
+    await pool.close()
+    assert processes_of(tmp_path) == []
+
+
+def attempt(folder: Path, *steps: dict[str, Any], ranks: int = 1, number: int = 1) -> tuple[AttemptFolder, list[WorkerCommand]]:
+    found = AttemptFolder(folder / "job" / f"attempt-{number}")
+    found.path.mkdir(parents=True)
+    payload = found.path / "payload"
+    payload.write_text(json.dumps(steps))
+    return found, [
+        WorkerCommand(
+            job="1",
+            attempt=number,
+            rank=rank,
+            ranks=ranks,
+            attempt_dir=str(found.path),
+            job_dir=str(found.path.parent),
+            payload=str(payload),
+            arrays=(),
+            seed=1,
+            reduce_name=f"aiaas-test-{os.getpid()}-{number}",
+        )
+        for rank in range(ranks)
+    ]
+
+
+LONG = {"do": "wait", "seconds": 600}
+
+
+async def test_a_rank_runs_to_its_end_and_leaves_its_exit(pool: LocalPool, tmp_path: Path) -> None:
+    folder, commands = attempt(tmp_path, {"do": "say", "text": "hello\n"}, ranks=2)
+
+    await pool.start(folder, commands)
+
+    await until(lambda: folder.ending(0) and folder.ending(1), "the ranks did not end")
+    assert read_value(folder.exit(1), Exit) == Exit(code=0)
+    assert folder.output(0).read_text() == "hello\n"
+    assert folder.result.exists()
+
+
+async def test_when_start_returns_the_processes_exist_and_lead_groups_of_their_own(pool: LocalPool, tmp_path: Path) -> None:
+    folder, commands = attempt(tmp_path, LONG, ranks=2)
+
+    await pool.start(folder, commands)
+
+    processes = [folder.process(rank) for rank in range(2)]
+    assert all(process is not None and process.is_alive() for process in processes)
+    await until(lambda: all(os.getsid(p.pid) == p.pid for p in processes if p), "they stayed in the launcher's session")
+    await pool.stop(folder, ranks=2)
+
+
+async def test_a_killed_rank_is_known_by_its_signal(pool: LocalPool, tmp_path: Path) -> None:
+    folder, commands = attempt(tmp_path, LONG)
+    await pool.start(folder, commands)
+    process = folder.process(0)
+    assert process is not None
+
+    os.kill(process.pid, signal.SIGKILL)
+
+    ending = await until(lambda: read_value(folder.exit(0), Exit), "nobody reaped it")
+    assert ending == Exit(signal=9)
+    assert ending.how == "was killed by signal 9"
+
+
+async def test_stopping_ends_even_a_rank_that_does_not_listen(pool: LocalPool, tmp_path: Path) -> None:
+    folder, commands = attempt(tmp_path, {"do": "stubborn"}, {"do": "say", "text": "deaf\n"}, LONG)
+    await pool.start(folder, commands)
+    await until(lambda: folder.output(0).exists() and folder.output(0).read_text(), "it did not begin")
+
+    await asyncio.gather(pool.stop(folder, ranks=1, grace_s=0.1), pool.stop(folder, ranks=1, grace_s=0.1))
+    await pool.stop(folder, ranks=1)
+
+    assert folder.ending(0) is not None
+    assert not psutil.pid_exists(folder.process(0).pid)  # type: ignore[union-attr]
+
+
+async def test_what_the_users_code_started_dies_with_its_rank(pool: LocalPool, tmp_path: Path) -> None:
+    folder, commands = attempt(tmp_path, {"do": "daemonise"}, {"do": "say", "text": "done\n"}, LONG)
+    await pool.start(folder, commands)
+    await until(lambda: folder.output(0).exists() and folder.output(0).read_text(), "it did not begin")
+    sleepers = [process for process in processes_of(folder.path) if "-c" in process.cmdline()]
+    assert len(sleepers) == 1
+
+    await pool.stop(folder, ranks=1)
+
+    await until(lambda: not any(process.is_running() for process in sleepers), "the user's process outlived its rank")
+
+
+async def test_clearing_removes_the_folder_and_the_shared_memory(pool: LocalPool, tmp_path: Path) -> None:
+    folder, commands = attempt(tmp_path, {"do": "share"})
+    await pool.start(folder, commands)
+    await until(lambda: folder.ending(0), "the rank did not end")
+    assert list(Path("/dev/shm").glob(f"{commands[0].reduce_name}*"))
+
+    await pool.clear(folder)
+
+    assert not list(Path("/dev/shm").glob(f"{commands[0].reduce_name}*"))
+    assert not folder.path.exists()
+
+
+async def test_nothing_starts_in_an_attempt_that_was_stopped(pool: LocalPool, tmp_path: Path) -> None:
+    folder, commands = attempt(tmp_path, LONG)
+    await pool.stop(folder, ranks=1)
+
+    await pool.start(folder, commands)
+
+    assert folder.process(0) is None
+
+
+async def test_a_pool_of_another_server_finds_the_launcher_and_the_processes(pool: LocalPool, tmp_path: Path) -> None:
+    folder, commands = attempt(tmp_path, LONG)
+    await pool.start(folder, commands)
+    before = [process.pid for process in processes_of(tmp_path / "launcher")]
+
+    other = LocalPool(tmp_path / "launcher", launcher_options=SCRIPTED)
+    second, more = attempt(tmp_path, number=2)
+    await other.start(second, more)
+
+    assert [process.pid for process in processes_of(tmp_path / "launcher")] == before
+    await other.stop(folder, ranks=1)
+    assert folder.ending(0) is not None
+
+
+async def test_a_dead_launcher_is_replaced_and_its_ranks_go_on(pool: LocalPool, tmp_path: Path) -> None:
+    folder, commands = attempt(tmp_path, LONG)
+    await pool.start(folder, commands)
+    processes_of(tmp_path / "launcher")[0].kill()
+    second, more = attempt(tmp_path, number=2)
+
+    await pool.start(second, more)
+
+    await until(lambda: second.ending(0), "the second attempt did not end")
+    assert folder.ending(0) is None
+    process = folder.process(0)
+    await pool.stop(folder, ranks=1)
+    assert process is not None
+    assert not process.is_alive()
+    assert folder.ending(0) == Exit()  # nobody was there to see how it ended
+
+
+async def test_a_launcher_that_cannot_start_says_why(tmp_path: Path) -> None:
+    broken = LocalPool(tmp_path / "launcher", launcher_options=("--preload", "no_such_module"))
+    folder, commands = attempt(tmp_path)
+
+    with pytest.raises((RuntimeError, OSError), match=r"no_such_module|launcher"):
+        await broken.start(folder, commands)
+
+    await broken.close()
+
+
+async def test_a_folder_with_a_long_path_is_no_obstacle(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 120)
+    pool = LocalPool(deep, launcher_options=SCRIPTED)
+    folder, commands = attempt(tmp_path)
+
+    await pool.start(folder, commands)
+
+    await until(lambda: folder.ending(0), "the rank did not end")
+    await pool.close()
+    assert processes_of(tmp_path) == []
+
+
+async def test_a_launcher_ends_by_itself_when_nobody_asks(tmp_path: Path) -> None:
+    pool = LocalPool(tmp_path / "launcher", launcher_options=(*SCRIPTED, "--idle-s", "0.1"))
+    folder, commands = attempt(tmp_path)
+
+    await pool.start(folder, commands)
+
+    await until(lambda: not processes_of(tmp_path / "launcher"), "the launcher stayed")
+    assert not list((tmp_path / "launcher").glob("*.sock"))
+    await pool.close()
+
+
+async def test_without_fork_a_rank_is_a_fresh_process_with_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiaas_magics.backend.workers.spawn.MODULE", "aiaas_magics.testing.worker")
+    pool = LocalPool(tmp_path / "launcher", fork=False)
+    folder, commands = attempt(tmp_path, {"do": "exit", "code": 5})
+
+    await pool.start(folder, commands)
+
+    assert isinstance(folder.process(0), ProcessId)
+    ending = await until(lambda: read_value(folder.exit(0), Exit), "nobody reaped it")
+    assert ending == Exit(code=5)
+    await pool.close()
