@@ -1,0 +1,183 @@
+"""The rows of a rank, step by step, into the stock `fit`.
+
+Owns the iterator that takes the place of Keras' own inside `fit`: the same arrays, the same
+checks (they are Keras' `ArrayDataAdapter`), but an order that is a function of (seed, epoch)
+and, of each global batch, only this rank's rows. Which rows those are is `plan`.
+
+Reading is TensorFlow's own gather from the arrays, ahead of the step that needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from keras.src import tree
+from keras.src.backend.tensorflow import trainer as tf_trainer
+from keras.src.trainers.data_adapters import array_slicing
+from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+from keras.src.trainers.epoch_iterator import EpochIterator
+
+from aiaas_magics.backend.training.engines.tensorflow import ALONE, DATA, PART
+from aiaas_magics.backend.training.plan import Indices, Part, Pass, Plan, order_of, place_of
+from aiaas_magics.errors import DataMismatch
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Source:
+    """What the iterators of one `fit` go by. `plan` is known once `fit` has looked at its arrays."""
+
+    seed: int
+    rank: int = 0
+    ranks: int = 1
+    first_epoch: int = 0  # the user's initial_epoch
+    start_epoch: int = 0  # where this attempt starts
+    plan: Plan | None = None
+
+
+@contextlib.contextmanager
+def reading_from(source: Source) -> Iterator[None]:
+    """Inside, the stock `fit` gets its batches from `source`."""
+    stock = tf_trainer.TFEpochIterator
+
+    class Batches(_Batches):
+        _source = source
+
+    tf_trainer.TFEpochIterator = Batches
+    try:
+        yield
+    finally:
+        tf_trainer.TFEpochIterator = stock
+
+
+class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
+    """Stands in for Keras' iterator: for training, for validation inside `fit`, and (unchanged) for all else."""
+
+    _source: Source
+
+    def __init__(self, distribute_strategy: Any = None, **kwargs: Any) -> None:
+        # Only `fit` speaks of class weights; evaluate and predict, which callbacks may call, do not.
+        self._ours = self._training = "class_weight" in kwargs
+        self._shuffle = kwargs.get("shuffle", False)
+        EpochIterator.__init__(self, **kwargs)  # past TFEpochIterator's own, which copies all arrays at once
+        self._distribute_strategy = distribute_strategy
+        self._distributed_dataset: Any = None
+        self._skip = 0
+        if isinstance(self.data_adapter, ArrayDataAdapter):
+            if self._training:
+                self._begin_at_start()
+        elif self._ours:
+            if self._source.ranks > 1:
+                raise DataMismatch(
+                    f"x of type {type(kwargs.get('x')).__name__} cannot be cut into parts. Give arrays, or train with one worker."
+                )
+            self._ours = False
+
+    def shard(self) -> None:
+        """From now on give this rank its part only (validation inside `fit`)."""
+        if not self._ours and isinstance(self.data_adapter, ArrayDataAdapter):
+            self._ours, self._distributed_dataset = True, None
+
+    def _plan(self) -> Plan:
+        adapter = self.data_adapter
+        return Plan(rows=adapter._num_samples, batch=adapter._batch_size, rank=self._source.rank, ranks=self._source.ranks)
+
+    def _begin_at_start(self) -> None:
+        source = self._source
+        source.plan = self._plan()
+        self._pass, self._skip = place_of(
+            source.start_epoch, first_epoch=source.first_epoch, batches=source.plan.batches, steps_per_epoch=self.steps_per_epoch
+        )
+
+    def _get_iterator(self) -> Any:
+        if self._distributed_dataset is None:
+            stock = self.data_adapter.get_tf_dataset
+            self._distributed_dataset = our_dataset(self.data_adapter, self._plan(), self._next_pass) if self._ours else stock()
+        return self._distributed_dataset
+
+    def _next_pass(self) -> Pass:
+        """Called once for each pass, from TensorFlow's thread, before its first batch."""
+        plan = self._plan()
+        if not self._training:
+            return plan.cut(np.arange(plan.rows, dtype=np.int64))
+        order = order_of(self._begun, rows=plan.rows, batch=plan.batch, shuffle=self._shuffle, seed=self._source.seed)
+        return plan.cut(order, skip=self._begun_skip)
+
+    def _enumerate_iterator(self) -> Iterator[tuple[int, int, Any]]:
+        """As the stock one, but a pass is begun when its first batch is asked for, and knows its number."""
+        if not (self._ours and self._training):
+            yield from super()._enumerate_iterator()
+            return
+        self.data_adapter.on_epoch_begin()
+        batches = self.data_adapter.num_batches
+        if self._current_iterator is None or self.steps_per_epoch is None:
+            self._begin_pass()
+        for step in range(0, self.steps_per_epoch or batches, self.steps_per_execution):
+            if self._steps_seen >= batches:
+                if self.steps_per_epoch:
+                    self._interrupted_warning()
+                break
+            self._steps_seen += self.steps_per_execution
+            yield step, step + self.steps_per_execution - 1, self._current_iterator
+        if self._steps_seen >= batches:
+            self._current_iterator = None
+        self.data_adapter.on_epoch_end()
+
+    def _begin_pass(self) -> None:
+        self._begun, self._begun_skip = self._pass, self._skip
+        self._current_iterator = iter(self._get_iterator())
+        self._steps_seen = self._skip
+        self._pass, self._skip = self._pass + 1, 0
+
+
+def our_dataset(adapter: ArrayDataAdapter, plan: Plan, next_pass: Any) -> tf.data.Dataset:
+    """One pass a time over the adapter's arrays: of each batch this rank's rows, with the share they are."""
+
+    def positions(_: Any) -> Any:
+        full, tail = tf.numpy_function(_indices, [], (tf.int64, tf.int64))
+        return tf.reshape(full, [-1, plan.full.rows]), tf.reshape(tail, [plan.tail.rows])
+
+    def _indices() -> tuple[Indices, Indices]:
+        cut = next_pass()
+        return cut.full, cut.tail
+
+    def batches(full: Any, tail: Any) -> tf.data.Dataset:
+        parts = tf.data.Dataset.from_tensor_slices(full).map(lambda rows: _with_part(rows, plan.full, plan))
+        if plan.tail_rows:
+            parts = parts.concatenate(tf.data.Dataset.from_tensors(tail).map(lambda rows: _with_part(rows, plan.tail, plan)))
+        return parts
+
+    inputs = tree.lists_to_tuples(array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow"))
+    arrays = tf.data.Dataset.from_tensors(inputs).repeat()
+    positioned = tf.data.Dataset.range(1).map(positions).flat_map(batches)
+
+    def read(part: Any, data: Any) -> Any:
+        rows = tree.traverse(lambda x: _take(x, part["rows"]), data)
+        return rows if plan.ranks == 1 else {PART: part["part"], ALONE: part["alone"], DATA: rows}
+
+    dataset = tf.data.Dataset.zip((positioned, arrays)).map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    # As Keras does: the optimizations serialize the graph, arrays included, at every start of a pass.
+    options.experimental_optimization.apply_default_optimizations = False
+    options.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
+    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _with_part(rows: Any, part: Part, plan: Plan) -> dict[str, Any]:
+    if plan.tail_rows:
+        # One length on some ranks and another on others would be traced differently: unknown on all, as in stock `fit`.
+        rows = tf.compat.v1.placeholder_with_default(rows, [None])
+    return {"rows": rows, "part": tf.constant(part.share, tf.float64), "alone": tf.constant(part.alone)}
+
+
+def _take(x: Any, rows: Any) -> Any:
+    """The rows of one array; None to look inside a structure (the protocol of `tree.traverse`)."""
+    if isinstance(x, array_slicing.TensorflowSparseWrapper):
+        return array_slicing.slice_tensorflow_sparse_wrapper(x, rows)
+    if isinstance(x, list | tuple | dict):
+        return None
+    return tf.gather(x, rows, axis=0) if tf.is_tensor(x) else x

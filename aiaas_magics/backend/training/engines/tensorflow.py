@@ -1,0 +1,278 @@
+"""Keras on TensorFlow, n processes: where the stock `fit` is hooked so that n ranks act as one.
+
+Owns the hooks and nothing that `fit` does itself: gradients are summed where the outermost
+optimizer applies them, metric variables where Keras reads them, and each step learns which
+share of the batch it has. The arithmetic of losses is `exact`, the sums are `group`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from keras.src.optimizers.base_optimizer import BaseOptimizer
+
+from aiaas_magics.backend.training.exact import Scope, Share, exact_reductions
+from aiaas_magics.backend.training.group import Group
+
+PART, ALONE, DATA = "aiaas_part", "aiaas_alone", "aiaas_data"  # an element of our datasets, and of nobody else's
+
+
+class Collective:
+    """The hooks of one rank around one `fit` of `model`.
+
+    Args:
+        batch_alone: whether some batch has fewer rows than ranks.
+        batch_logs: whether somebody reads the logs of single batches; they are made global then, at a price.
+    """
+
+    def __init__(self, model: Any, group: Group, *, batch_alone: bool, batch_logs: bool) -> None:
+        self._model, self._group = model, group
+        self._batch_alone, self._batch_logs = batch_alone, batch_logs
+        self._scope = Scope()
+        self._sites = itertools.count()
+        self._local = threading.local()
+        self._evaluating: str | None = None  # None | "ours" | "theirs"
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Everything hooked; undone on the way out."""
+        model = self._model
+        model.jit_compile = False
+        model.steps_per_execution = 1
+        model.train_function = model.test_function = model.predict_function = None
+        hooks = {
+            "train_step": self._step(model.train_step),
+            "test_step": self._step(model.test_step),
+            "evaluate": self._evaluate(model.evaluate),
+            "_get_metrics_result_or_logs": self._read_metrics(model._get_metrics_result_or_logs),
+        }
+        offset_seeds(model, self._group.rank)
+        with exact_reductions(self._scope, self._total), self._optimizers():
+            for name, hook in hooks.items():
+                object.__setattr__(model, name, hook)  # past Keras' tracking: the hooks are no part of the model
+            try:
+                yield
+            finally:
+                for name in hooks:
+                    object.__delattr__(model, name)
+
+    # ------------------------------------------------------------------ a step
+
+    def _step(self, stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        @tf.autograph.experimental.do_not_convert
+        def step(data: Any) -> Any:
+            if not (isinstance(data, dict) and PART in data):
+                return stock(data)  # an evaluation of the user's own, whole on every rank
+            share = Share(data[PART], data[ALONE])
+            with self._scope.of(share):
+                kept = self._metric_values() if self._batch_alone and self._group.rank else []
+                logs = stock(data[DATA])
+                for variable, before in kept:
+                    variable.assign(tf.where(share.alone, before, variable.value))
+                return self._global_logs(logs, share) if self._batch_logs else logs
+
+        return step
+
+    def _metric_values(self) -> list[tuple[Any, Any]]:
+        return [(variable, tf.identity(variable.value)) for variable in metric_variables(self._model)]
+
+    def _global_logs(self, logs: Any, share: Share) -> Any:
+        """The logs of a step as one worker would have them."""
+        if set(logs) == set(self._model.get_metrics_result()):
+            local = self._metric_values()
+            flat = tf.concat([tf.reshape(tf.cast(value, tf.float64), [-1]) for _, value in local], 0)
+            summed = self._sum_in_graph(flat)
+            for variable, value in _split(summed, [variable for variable, _ in local]):
+                variable.assign(value)
+            logs = {name: tf.identity(value) for name, value in self._model.get_metrics_result().items()}
+            for variable, value in local:
+                variable.assign(value)
+            return logs
+        names = sorted(logs)
+        flat = tf.stack([tf.cast(logs[name], tf.float64) * share.part for name in names])
+        summed = self._sum_in_graph(flat)
+        return {name: tf.cast(summed[place], tf.convert_to_tensor(logs[name]).dtype) for place, name in enumerate(names)}
+
+    def _total(self, value: Any) -> Any:
+        return self._sum_in_graph(value)
+
+    def _sum_in_graph(self, value: Any) -> Any:
+        site = self._next_site("sum")
+        summed = tf.numpy_function(lambda array: self._group.sum(array, site=site), [value], value.dtype)
+        summed.set_shape(value.shape)
+        return summed
+
+    def _next_site(self, kind: str) -> str:
+        """A name for this place of the program. Every rank traces the same places in the same order."""
+        return f"{kind}-{next(self._sites)}" if not tf.executing_eagerly() else f"{kind}-eager"
+
+    # ------------------------------------------------------------------ gradients
+
+    @contextlib.contextmanager
+    def _optimizers(self) -> Iterator[None]:
+        """Every class that defines `apply` gets the hook; only the outermost call of a nest sums."""
+        stock = [(cls, cls.__dict__["apply"]) for cls in _with_subclasses(BaseOptimizer) if "apply" in cls.__dict__]
+        for cls, apply in stock:
+            cls.apply = self._apply(apply)
+        try:
+            yield
+        finally:
+            for cls, apply in stock:
+                cls.apply = apply
+
+    def _apply(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+        def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> Any:
+            if getattr(self._local, "within", False) or self._scope.share is None:
+                return stock(optimizer, grads, trainable_variables)
+            self._local.within = True
+            try:
+                return stock(optimizer, self._sum_gradients(list(grads), self._scope.share), trainable_variables)
+            finally:
+                self._local.within = False
+
+        return apply
+
+    def _sum_gradients(self, grads: list[Any], share: Share) -> list[Any]:
+        dense = [None if grad is None else tf.convert_to_tensor(grad) for grad in grads]
+        places: dict[Any, list[int]] = {}
+        for place, grad in enumerate(dense):
+            if grad is not None:
+                places.setdefault(grad.dtype, []).append(place)
+        for dtype, those in sorted(places.items(), key=lambda item: item[0].name):
+            # Half precision is added up in single: numpy has no fast halves, and no bfloat16 at all.
+            wide = tf.float32 if dtype in (tf.float16, tf.bfloat16) else dtype
+            summed = self._sum_weighted([tf.cast(dense[place], wide) for place in those], share.part)
+            for place, value in zip(those, summed, strict=True):
+                dense[place] = tf.cast(value, dtype)
+        return dense
+
+    def _sum_weighted(self, tensors: list[Any], part: Any) -> list[Any]:
+        site = self._next_site("gradients")
+        group = self._group
+
+        def exchange(weight: npt.NDArray[np.float64], *arrays: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+            return group.sum_weighted(arrays, float(weight), site=site)
+
+        summed = tf.numpy_function(exchange, [part, *tensors], [tensor.dtype for tensor in tensors])
+        for result, tensor in zip(summed, tensors, strict=True):
+            result.set_shape(tensor.shape)
+        return list(summed)
+
+    # ------------------------------------------------------------------ what Keras reads between steps
+
+    def _evaluate(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+        def evaluate(*args: Any, **kwargs: Any) -> Any:
+            ours = bool(kwargs.get("_use_cached_eval_dataset"))
+            if ours:
+                self._model._eval_epoch_iterator.shard()
+            outer, self._evaluating = self._evaluating, "ours" if ours else "theirs"
+            try:
+                return stock(*args, **kwargs)
+            finally:
+                self._evaluating = outer
+
+        return evaluate
+
+    def _read_metrics(self, stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def read(logs: Any) -> Any:
+            if self._evaluating == "theirs":
+                return stock(logs)
+            if self._evaluating is None:
+                self._average_statistics()
+            self._sum_metrics()
+            found = stock(logs)
+            return self._mean_logs(found) if found is logs and logs else found
+
+        return read
+
+    def _sum_metrics(self) -> None:
+        """Replace each rank's metric variables by the sum over ranks: they are additive (Keras' aggregation "sum")."""
+        variables = metric_variables(self._model)
+        if not variables:
+            return
+        flat = np.concatenate([np.asarray(keras.ops.convert_to_numpy(v.value), dtype=np.float64).reshape(-1) for v in variables])
+        everyone = self._group.gather(flat, site="metrics")
+        for variable, ranks in _split_rows(everyone, variables):
+            how = getattr(variable, "aggregation", "sum")
+            value = ranks[0] if how == "only_first_replica" else ranks.mean(axis=0) if how == "mean" else ranks.sum(axis=0)
+            variable.assign(value.reshape(variable.shape))
+
+    def _mean_logs(self, logs: Any) -> Any:
+        """Logs that are no metric's: what the last step returned, averaged, so that callbacks decide alike on all ranks."""
+        names = sorted(logs)
+        try:
+            values = np.array([float(logs[name]) for name in names])
+        except (TypeError, ValueError):  # not scalars: nobody can compare them either
+            return logs
+        means = self._group.gather(values, site="logs").mean(axis=0)
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def _average_statistics(self) -> None:
+        """Moving statistics (BatchNormalization) saw different rows on each rank."""
+        metrics = {id(variable) for variable in metric_variables(self._model)}
+        for place, variable in enumerate(self._model.non_trainable_variables):
+            if id(variable) not in metrics and keras.backend.is_float_dtype(variable.dtype):
+                here = np.asarray(keras.ops.convert_to_numpy(variable.value))
+                wide = here.astype(np.float64)
+                mean = self._group.mean_of_different(wide, site=f"statistics-{place}")
+                if mean is not wide and not np.array_equal(mean, wide):
+                    variable.assign(mean.astype(here.dtype))
+
+
+def metric_variables(model: Any) -> list[Any]:
+    """The variables of all metrics that `fit` resets and reads, each once, in an order that all ranks share."""
+    found: dict[int, Any] = {}
+    for metric in model.metrics:
+        for variable in metric.variables:
+            found.setdefault(id(variable), variable)
+    return list(found.values())
+
+
+def offset_seeds(model: Any, rank: int) -> None:
+    """Other random numbers on each rank; rank 0 keeps its own, which is the state that returns."""
+    if rank == 0:
+        return
+    for generator in seed_generators(model):
+        state = np.array(keras.ops.convert_to_numpy(generator.state.value))
+        # Any odd step gives other streams; this one is 2**32 / golden ratio, far from small seeds and their neighbours.
+        state[0] = (int(state[0]) + rank * 0x9E3779B1) % 2**32 if state.dtype.itemsize <= 4 else int(state[0]) + rank * 0x9E3779B1
+        generator.state.assign(state)
+
+
+def seed_generators(model: Any) -> list[Any]:
+    found: dict[int, Any] = {}
+    for layer in model._flatten_layers():
+        for generator in getattr(layer, "_seed_generators", ()):
+            found.setdefault(id(generator), generator)
+    return list(found.values())
+
+
+def _with_subclasses(cls: type) -> list[type]:
+    found = {cls: None}
+    for child in cls.__subclasses__():
+        found.update(dict.fromkeys(_with_subclasses(child)))
+    return list(found)
+
+
+def _split(flat: Any, variables: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    start = 0
+    for variable in variables:
+        size = int(np.prod(variable.shape, dtype=np.int64))
+        yield variable, tf.cast(tf.reshape(flat[start : start + size], variable.shape), variable.dtype)
+        start += size
+
+
+def _split_rows(everyone: npt.NDArray[np.float64], variables: Sequence[Any]) -> Iterator[tuple[Any, npt.NDArray[np.float64]]]:
+    start = 0
+    for variable in variables:
+        size = int(np.prod(variable.shape, dtype=np.int64))
+        yield variable, everyone[:, start : start + size]
+        start += size

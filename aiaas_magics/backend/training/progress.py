@@ -1,0 +1,92 @@
+"""What `fit` is doing, told as events.
+
+Owns the callback that looks on: phases, steps (at most four a second), epochs, and the word that
+is due when a loss is not a number any more. It changes nothing in the training.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import keras
+
+from aiaas_magics.backend.training.channel import Channel
+from aiaas_magics.backend.training.plan import Plan
+from aiaas_magics.spec import Compiled, EpochEnded, Notice, Phase, PhaseEntered, StepsDone, logs_of
+
+TELL_S: Final = 0.25  # four a second: what an eye can follow, and what a log can keep
+
+
+class Progress(keras.callbacks.Callback):  # type: ignore[misc]
+    """Sends events of one `fit`. `plan` is asked once `fit` has looked at its data; None where nobody knows it.
+
+    Rows and seconds of the first epoch begin after the first step, which traces and compiles.
+    """
+
+    def __init__(
+        self, channel: Channel, *, plan: Callable[[], Plan | None], notices: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__()
+        self._channel, self._plan, self._clock = channel, plan, clock
+        self._notices = notices
+        self._compiled = False
+        self._skipped_rows = 0
+        self._epoch = 0
+        self._began = self._told = 0.0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._began = self._clock()
+        self._channel.send(PhaseEntered(phase=Phase.COMPILING))
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+        if self._compiled:
+            self._began, self._skipped_rows = self._clock(), 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        now = self._clock()
+        step = batch + 1
+        if not self._compiled:
+            self._compiled = True
+            self._channel.send(Compiled(seconds=now - self._began))
+            self._channel.send(PhaseEntered(phase=Phase.TRAINING))
+            self._began, self._skipped_rows = now, self._rows(step)
+        loss = (logs or {}).get("loss")
+        if self._notices and isinstance(loss, float) and not math.isfinite(loss):
+            self._notices = False
+            self._channel.send(Notice(text=not_a_number(loss, self._epoch, step)))
+        if now - self._told >= TELL_S:
+            self._told = now
+            self._channel.send(
+                StepsDone(
+                    epoch=self._epoch,
+                    step=step,
+                    steps=int(self.params.get("steps") or 0),
+                    rows=self._rows(step) - self._skipped_rows,
+                    seconds=now - self._began,
+                    logs=logs_of(logs or {}),
+                )
+            )
+        self._last_step = step
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        seconds = self._clock() - self._began
+        rows = self._rows(getattr(self, "_last_step", 0)) - self._skipped_rows
+        self._channel.send(
+            EpochEnded(epoch=epoch, epochs=int(self.params.get("epochs") or 0), rows=rows, seconds=seconds, logs=logs_of(logs or {}))
+        )
+
+    def _rows(self, steps: int) -> int:
+        plan = self._plan()
+        return 0 if plan is None else min(steps * plan.batch, plan.rows)
+
+
+def not_a_number(loss: float, epoch: int, step: int) -> str:
+    what = "infinite" if math.isinf(loss) else "not a number (NaN)"
+    return (
+        f"The loss is {what} since epoch {epoch + 1}, step {step}; training goes on as Keras does. Try a smaller learning rate, "
+        "clipnorm=1.0 in the optimizer, or look for NaN in the data; keras.callbacks.TerminateOnNaN() ends the run at that point."
+    )

@@ -1,0 +1,62 @@
+"""An exception of the user's code as data.
+
+Owns which frames are the user's own: not the standard library's, not an installed package's, not
+ours. Cells keep the file names that they had in the kernel, so that lines can be shown there.
+"""
+
+from __future__ import annotations
+
+import functools
+import linecache
+import site
+import sysconfig
+import traceback
+from pathlib import Path
+from typing import Final
+
+from aiaas_magics.spec import ErrorReport, Frame
+
+FRAMES: Final = 60  # guess: recursion shows in fewer
+TEXT: Final = 20_000  # characters of a traceback and of a message; guess
+
+
+def report_of(error: BaseException, *, rank: int, phase: str = "") -> ErrorReport:
+    """What happened, bounded in size, without a reference to anything of the process."""
+    frames = [frame_of(frame) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append(
+            Frame(file=error.filename, line=error.lineno or 0, function="", source=(error.text or "").strip(), user=is_user(error.filename))
+        )
+    text = "".join(traceback.format_exception(error))
+    return ErrorReport(
+        type=type(error).__name__,
+        message=str(error)[:TEXT],
+        frames=tuple(frames[-FRAMES:]),
+        ranks=(rank,),
+        phase=phase,
+        traceback=text if len(text) <= TEXT else f"{text[: TEXT // 2]}\n...\n{text[-TEXT // 2 :]}",
+    )
+
+
+def frame_of(frame: traceback.FrameSummary) -> Frame:
+    source = frame.line or linecache.getline(frame.filename, frame.lineno or 0)
+    return Frame(file=frame.filename, line=frame.lineno or 0, function=frame.name, source=source.strip(), user=is_user(frame.filename))
+
+
+def is_user(file: str) -> bool:
+    """Whether a line of this file is the user's own. Cells and code that came by value have no file here: they are."""
+    if file.startswith("<frozen") or file in ("<string>", "<__array_function__ internals>") or "__autograph_generated_file" in file:
+        return False
+    return not any(_is_below(file, folder) for folder in _not_the_users())
+
+
+def _is_below(file: str, folder: str) -> bool:
+    return file.startswith(folder)
+
+
+@functools.cache
+def _not_the_users() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    folders = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")} | set(site.getsitepackages()) | {site.getusersitepackages()}
+    folders.add(str(Path(__file__).parents[2]))
+    return tuple(f"{folder.rstrip('/')}/" for folder in folders | {str(Path(folder).resolve()) for folder in folders})
