@@ -253,11 +253,9 @@ def test_errors_cross_the_socket_as_the_class_they_were(rig: Rig, tmp_path: Path
 
 def test_behind_tls_the_same_answers_come(tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(command, check=True, capture_output=True)
     with Rig(tmp_path / "state", tls=(str(cert), str(key))) as rig:
         rig.load(plus(tmp_path, "one", 1.0))
         command = ["curl", "-sS", "--cacert", str(cert), "-H", f"Authorization: Bearer {rig.host.token}", "-d", '{"instances": [[1.0]]}']

@@ -149,7 +149,9 @@ async def connection(address: str) -> AsyncIterator[tuple[asyncio.StreamReader, 
         else asyncio.open_connection("127.0.0.1", int(where), limit=LINE_BYTES)
     )
     try:
-        reader, writer = await asyncio.wait_for(opening, CONNECT_S)
+        # Not wait_for: in Python 3.11 it may swallow a cancellation that arrives with the connection (python/cpython#86296).
+        async with asyncio.timeout(CONNECT_S):
+            reader, writer = await opening
     except (OSError, TimeoutError) as error:
         raise ConnectionError(f"nobody listens at {address}") from error
     try:

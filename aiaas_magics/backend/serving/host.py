@@ -39,6 +39,8 @@ RESTART_WAITS_S: Final = (0.0, 0.5, 2.0, 5.0, 10.0)
 STEADY_S: Final = 60.0  # guess: a process that lived this long did not die of its start
 
 NAME: Final = "The inference process"
+# Processes that outlive their host on purpose: a `Popen` that is collected while its process runs complains of it.
+_LEFT_RUNNING: Final[list[subprocess.Popen[bytes]]] = []
 
 
 class Recorded(Value, frozen=True, kw_only=True):
@@ -156,6 +158,8 @@ class InferenceHost:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
             self._watching = None
+        if self._child is not None and self._child.poll() is None:
+            _LEFT_RUNNING.append(self._child)
 
     async def stop(self) -> None:
         """End the process, after what it is answering."""
@@ -174,7 +178,8 @@ class InferenceHost:
     async def _call(self, call: AnyCall, *, answer_s: float) -> Reply:
         """One call to the process that lives now; while it is being brought back, the call waits for that."""
         try:
-            await asyncio.wait_for(self._up.wait(), START_S)
+            async with asyncio.timeout(START_S):
+                await self._up.wait()
             running = self._now()
             return await call_at(running.control, running.secret, call, answer_s=answer_s)
         except TimeoutError as error:
