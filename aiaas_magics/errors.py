@@ -12,6 +12,7 @@ library's failure into one of them, is decided where that library lives.
     │   ├── CannotTravel          an object that cannot be sent to a worker
     │   ├── DataMismatch          x, y and weights that do not fit together
     │   ├── JobStillRunning       the model is being trained elsewhere
+    │   ├── ResultMismatch        a result that does not fit the model
     │   └── VersionSkew           the two sides cannot understand each other
     ├── CellError             fix the cell
     │   └── RemoteTrainingError   the user's code raised in a worker
@@ -64,6 +65,7 @@ __all__ = [
     "OutOfMemory",
     "ProofFailed",
     "RemoteTrainingError",
+    "ResultMismatch",
     "StoreNotWritable",
     "UnknownName",
     "UsageError",
@@ -153,6 +155,17 @@ class JobStillRunning(UsageError):
 
     def __str__(self) -> str:
         return f"{self.wanted} on a model that job {self.job} is still training. Call job.result() first, or job.cancel()."
+
+
+class ResultMismatch(UsageError):
+    """A result whose variables are not those of the model; the model was left as it is. `how` is a clause."""
+
+    def __init__(self, model: str, how: str) -> None:
+        super().__init__(model, how)
+        self.model, self.how = model, how
+
+    def __str__(self) -> str:
+        return f"The result does not fit model {self.model!r}: {self.how}. Build and compile the model as it was when fit was called."
 
 
 class VersionSkew(UsageError):

@@ -1,0 +1,214 @@
+"""Whether a fit call can work at all, found before anything is sent.
+
+Owns the checks of `compile`, of the data, and of both together, and building what is not
+built yet: variables must exist in the kernel, or their trained values would find no home.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from aiaas_magics.errors import DataMismatch, NotCompiled, UsageError
+from aiaas_magics.packing import data
+from aiaas_magics.spec import FitShape
+
+BATCH: Final = 32  # Keras' own
+
+
+class UnsuitableKeras(UsageError):
+    """The kernel's Keras is not one that workers run. The argument is the whole sentence, next move included."""
+
+
+def check_keras(model: Any) -> None:
+    """Raises `UnsuitableKeras` for legacy Keras, and for Keras on another library than TensorFlow."""
+    if any(cls.__module__.startswith("tf_keras") for cls in type(model).__mro__):
+        raise UnsuitableKeras(
+            "This model is one of legacy Keras (tf_keras), workers run Keras 3. Unset TF_USE_LEGACY_KERAS, restart the kernel and import keras."
+        )
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise UnsuitableKeras(
+            f"This kernel's Keras runs on {keras.backend.backend()}, workers run TensorFlow. "
+            "Set KERAS_BACKEND=tensorflow before importing keras, and restart the kernel."
+        )
+    if not isinstance(model, keras.Model):
+        raise UnsuitableKeras(f"{type(model).__name__} is no keras.Model. Give the model that fit was called on.")
+
+
+def check_compiled(model: Any) -> None:
+    if not getattr(model, "compiled", False):
+        raise NotCompiled(model.name)
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Numbers of `fit` and lengths of its arrays.
+
+    Raises:
+        DataMismatch: with what was given.
+    """
+    for name in ("batch_size", "validation_batch_size", "steps_per_epoch", "validation_steps"):
+        value = arguments.get(name)
+        if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1):
+            raise DataMismatch(f"{name}={value!r}: a whole number of at least 1 is needed. Leave it out for Keras' own choice.")
+    if not any(True for _ in data.leaves(arguments.get("x"), "x")):
+        raise DataMismatch("fit was given no data: x is missing. Give x, and y where the loss needs it.")
+    _check_lengths([*(leaf for part in data.PARTS for leaf in data.leaves(arguments.get(part), part))])
+    _check_lengths(list(data.leaves(arguments.get("validation_data"), "validation_data")))
+    if arguments.get("class_weight") is not None and arguments.get("sample_weight") is not None:
+        raise DataMismatch("class_weight and sample_weight were given both, which Keras does not take. Multiply them into sample_weight.")
+    split = arguments.get("validation_split") or 0.0
+    if not 0.0 <= split < 1.0:
+        raise DataMismatch(f"validation_split={split!r}: a fraction below 1 is needed. Use validation_split=0.2, say.")
+    if training_rows(arguments) < 1:
+        raise DataMismatch(f"validation_split={split} leaves no rows for training. Give more data, or a smaller split.")
+
+
+def _check_lengths(arrays: list[tuple[str, np.ndarray]]) -> None:
+    if not arrays:
+        return
+    for path, array in arrays:
+        if array.ndim == 0:
+            raise DataMismatch(f"{path} is a single number. Give an array with one row for each sample.")
+        if not len(array):
+            raise DataMismatch(f"{path} has no rows (shape {array.shape}). Give at least one.")
+    lengths = {len(array) for _, array in arrays}
+    if len(lengths) > 1:
+        told = ", ".join(f"{path} has {len(array)}" for path, array in arrays)
+        raise DataMismatch(f"The arrays have different numbers of rows: {told}. Give as many rows in each.")
+
+
+def training_rows(arguments: Mapping[str, Any]) -> int:
+    """Rows that are trained on; Keras rounds a validation split this way."""
+    rows = max(len(array) for _, array in data.leaves(arguments.get("x"), "x"))
+    split = arguments.get("validation_split") or 0.0
+    if split and arguments.get("validation_data") is None:
+        return math.floor(rows * (1.0 - split))
+    return rows
+
+
+def shape_of(model: Any, arguments: Mapping[str, Any]) -> FitShape:
+    rows = training_rows(arguments)
+    steps = arguments.get("steps_per_epoch")
+    batch = arguments.get("batch_size") or (math.ceil(rows / steps) if steps else BATCH)
+    return FitShape(
+        rows=rows,
+        global_batch=int(batch),
+        steps_per_epoch=int(steps or math.ceil(rows / batch)),
+        initial_epoch=int(arguments.get("initial_epoch") or 0),
+        epochs=int(arguments.get("epochs", 1)),
+        parameters=int(sum(math.prod(variable.shape) for variable in model.weights)),
+        model=str(model.name),
+    )
+
+
+def build(model: Any, arguments: Mapping[str, Any]) -> None:
+    """Build model, metrics, loss and optimizer where they are not, and check that the data fits them.
+
+    Raises:
+        DataMismatch: with the shapes of the data and what Keras says.
+    """
+    batch = _symbolic_batch(arguments)
+    if _has_own_step(model):
+        _build_by_tracing(model, batch)
+        return
+    try:
+        model._symbolic_build(data_batch=batch)
+        _check_fit(model, batch)
+    except Exception as error:  # noqa: BLE001 - border: the user's layers, loss and metrics run in here
+        if model.built and getattr(model.optimizer, "built", True) and (model.run_eagerly or not _names_shapes(error)):
+            return  # code that only runs on values: the workers' own attempt decides
+        raise DataMismatch(_mismatch(model, batch, error)) from error
+
+
+def _check_fit(model: Any, batch: Any) -> None:
+    """What `_symbolic_build` leaves out for a model that is built: does this data go through it?"""
+    from keras.src import backend
+
+    x, y, sample_weight = batch
+    y_pred = backend.compute_output_spec(model, x, training=False)
+    backend.compute_output_spec(model._compute_loss, x, y, y_pred, sample_weight=sample_weight, training=False)
+
+
+def _has_own_step(model: Any) -> bool:
+    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+    return type(model).train_step is not TensorFlowTrainer.train_step
+
+
+def _build_by_tracing(model: Any, batch: Any) -> None:
+    """Trace the user's own `train_step` once, as `fit` does: what it builds on the way is built then. No op runs."""
+    import tensorflow as tf
+    from keras import tree
+
+    specs = tree.map_structure(lambda leaf: None if leaf is None else tf.TensorSpec(leaf.shape, leaf.dtype), batch)
+    packed = specs if specs[2] is not None else specs[:2] if specs[1] is not None else specs[0]
+    try:
+        tf.function(model.train_step, reduce_retracing=True).get_concrete_function(packed)
+    except Exception as error:  # noqa: BLE001 - border: the user's train_step runs in here
+        if model.built and not _names_shapes(error):
+            return  # the workers' own attempt decides
+        raise DataMismatch(_mismatch(model, batch, error)) from error
+    model._post_build()
+
+
+def _symbolic_batch(arguments: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Symbolic tensors of the shape of the first batch: x, y and weights."""
+    import keras
+
+    rows = min(shape_rows(arguments), training_rows(arguments))
+
+    def symbol(array: np.ndarray) -> Any:
+        kind = array.dtype.kind
+        if kind in "OSU":
+            dtype = "string"
+        elif kind == "f" or array.dtype.isbuiltin == 2:
+            dtype = keras.config.floatx()
+        else:
+            dtype = keras.backend.standardize_dtype(array.dtype)
+        return keras.KerasTensor((rows, *array.shape[1:]), dtype=dtype)
+
+    x, y, sample_weight = (data.map_leaves(symbol, arguments.get(part)) for part in data.PARTS)
+    if arguments.get("class_weight") is not None:
+        sample_weight = keras.KerasTensor((rows,), dtype=keras.config.floatx())
+    return x, y, sample_weight
+
+
+def shape_rows(arguments: Mapping[str, Any]) -> int:
+    steps = arguments.get("steps_per_epoch")
+    return int(arguments.get("batch_size") or (math.ceil(training_rows(arguments) / steps) if steps else BATCH))
+
+
+def _names_shapes(error: Exception) -> bool:
+    """Keras and TensorFlow raise these two for data that does not go through a model."""
+    import tensorflow as tf
+
+    return isinstance(error, (ValueError, tf.errors.InvalidArgumentError))
+
+
+def _mismatch(model: Any, batch: Any, error: Exception) -> str:
+    told = ", ".join(f"{name} {_shapes(part)}" for name, part in zip(data.PARTS, batch, strict=True) if part is not None)
+    wanted = _wanted(model)
+    reason = " ".join(str(error).split())[:600].rstrip(".")
+    return f"Model {model.name!r} rejects this data: a batch is {told}{wanted}. Change the data or the model. Keras says: {reason}."
+
+
+def _shapes(part: Any) -> str:
+    if isinstance(part, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_shapes(item)}" for key, item in part.items()) + "}"
+    if isinstance(part, (list, tuple)):
+        return "[" + ", ".join(_shapes(item) for item in part) + "]"
+    return str(tuple(part.shape))
+
+
+def _wanted(model: Any) -> str:
+    """What the model says of its inputs and outputs, where it knows."""
+    try:
+        inputs, outputs = model.input_shape, model.output_shape
+    except (AttributeError, ValueError):
+        return ""
+    return f"; the model takes {inputs} and gives {outputs}"

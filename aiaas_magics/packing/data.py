@@ -1,0 +1,135 @@
+"""The data of a fit call: which kinds travel, and as what.
+
+Owns turning tensors, pandas objects and array-likes into numpy arrays by Keras' own rules,
+and the counting of rows. Whether they fit the model is found by `checks`.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from aiaas_magics.errors import CannotTravel, DataMismatch
+
+ARRAYS: Final = "Give numpy arrays, tensors or pandas objects."
+PARTS: Final = ("x", "y", "sample_weight")
+
+
+def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """`arguments` of `fit` with numpy arrays in place of all other kinds of data.
+
+    Raises:
+        CannotTravel: datasets, generators and other kinds of data that do not travel, by name.
+        DataMismatch: what is no array at all.
+    """
+    plain = dict(arguments)
+    for part in PARTS:
+        if plain.get(part) is not None:
+            plain[part] = mapped(plain[part], part)
+    validation = plain.get("validation_data")
+    if validation is not None:
+        if not isinstance(validation, (tuple, list)) or not 1 <= len(validation) <= 3:
+            _refuse_sources(validation, "validation_data")
+            raise DataMismatch("validation_data is not (x_val, y_val) or (x_val, y_val, weights). Give a tuple of arrays.")
+        plain["validation_data"] = tuple(mapped(item, f"validation_data[{index}]") for index, item in enumerate(validation))
+    return plain
+
+
+def mapped(value: Any, path: str) -> Any:
+    """`value`, a structure of arrays, with each leaf as a numpy array."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return {key: mapped(item, f"{path}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        if value and all(isinstance(item, (int, float, bool, str)) for item in value):
+            raise DataMismatch(f"{path} is a {type(value).__name__} of numbers, which Keras does not take. Use numpy.array({path}).")
+        items = [mapped(item, f"{path}[{index}]") for index, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    return as_array(value, path)
+
+
+def as_array(value: Any, path: str) -> np.ndarray:
+    """One array-like as numpy. An array stays the very same object, so that its bytes are known by it."""
+    import keras
+    import tensorflow as tf
+
+    if isinstance(value, np.ndarray):
+        return value
+    _refuse_sources(value, path)
+    if isinstance(value, keras.KerasTensor):
+        raise DataMismatch(f"{path} is a symbolic tensor, which has no values. {ARRAYS}")
+    if isinstance(value, (tf.Tensor, tf.Variable, keras.Variable)):
+        return np.asarray(value.numpy())
+    pandas_array = _from_pandas(value)
+    if pandas_array is not None:
+        return pandas_array
+    if hasattr(value, "__array__"):
+        return np.asarray(value)
+    raise DataMismatch(f"{path} is of type {type(value).__name__}, which is no array. {ARRAYS}")
+
+
+def leaves(value: Any, path: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a structure with their paths."""
+    if isinstance(value, np.ndarray):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(item, f"{path}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from leaves(item, f"{path}[{index}]")
+
+
+def map_leaves(function: Callable[[np.ndarray], Any], value: Any) -> Any:
+    """The same structure with `function` of each array."""
+    if isinstance(value, np.ndarray):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_leaves(function, item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [map_leaves(function, item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return value
+
+
+def all_leaves(arguments: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    for part in (*PARTS, "validation_data"):
+        yield from leaves(arguments.get(part), part)
+
+
+def _from_pandas(value: Any) -> np.ndarray | None:
+    """A DataFrame or Series as Keras takes it: floats in `floatx`, a Series as one column."""
+    import keras
+
+    if not str(type(value).__module__).startswith("pandas.") or not hasattr(value, "to_numpy"):
+        return None
+    array = np.asarray(value.to_numpy())
+    if array.dtype.kind == "f" and array.dtype.name != keras.config.floatx():
+        array = array.astype(keras.config.floatx())
+    return array[:, np.newaxis] if array.ndim == 1 else array
+
+
+def _refuse_sources(value: Any, path: str) -> None:
+    """Refuse by name what yields batches instead of holding rows."""
+    import keras
+    import tensorflow as tf
+
+    named = None
+    if isinstance(value, (tf.data.Dataset, tf.distribute.DistributedDataset)):
+        named, move = "a tf.data.Dataset", f"{ARRAYS[:-1]} instead: numpy.concatenate(list(dataset.as_numpy_iterator())) makes them."
+    elif isinstance(value, keras.utils.PyDataset):
+        named, move = f"a PyDataset ({type(value).__name__})", ARRAYS
+    elif isinstance(value, types.GeneratorType):
+        named, move = f"a generator ({value.__qualname__})", ARRAYS
+    elif isinstance(value, (tf.RaggedTensor, tf.SparseTensor)):
+        named, move = f"a {type(value).__name__}", "Make it dense, with .to_tensor() or tf.sparse.to_dense()."
+    elif str(type(value).__module__).partition(".")[0] in {"scipy", "grain", "torch"} and not hasattr(value, "__array__"):
+        named, move = f"of type {type(value).__module__.partition('.')[0]}.{type(value).__name__}", ARRAYS
+    elif hasattr(value, "__next__") or (callable(value) and not hasattr(value, "__array__")):
+        named, move = f"an iterator ({type(value).__name__})", ARRAYS
+    if named is not None:
+        raise CannotTravel(path, named, move)

@@ -1,0 +1,246 @@
+"""A fit call: live objects in the kernel, bytes on the way, live objects in a worker.
+
+Owns the values and the two journeys, there (`pack`, `unpack`) and back (`result`). Packing
+checks first and changes nothing but this: what is not built yet is built.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from aiaas_magics.packing import checks, closures, exactness, fitcall_pickle, refusals
+from aiaas_magics.packing.data import all_leaves, plain_arguments
+from aiaas_magics.packing.manifest import Manifest, ManifestItem, class_item, function_item
+from aiaas_magics.packing.result import FitResult, apply_result, apply_to, read_result, write_result
+from aiaas_magics.packing.variables import tensorflow_variable
+from aiaas_magics.spec import FitShape
+
+__all__ = [
+    "FitCall",
+    "FitResult",
+    "PackedFitCall",
+    "UnpackedFitCall",
+    "apply_result",
+    "apply_to",
+    "pack",
+    "read_result",
+    "unpack",
+    "write_result",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class FitCall:
+    """A model and the arguments its `fit` was called with, by name."""
+
+    model: Any
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedFitCall:
+    """A fit call ready to be sent, and the live objects that its result will be put into.
+
+    The n-th of `arrays` stands for the n-th placeholder in `payload`; `variables` are
+    TensorFlow variables in the order of the result's.
+    """
+
+    payload: bytes
+    arrays: tuple[np.ndarray, ...]
+    manifest: Manifest
+    notes: tuple[str, ...]
+    shape: FitShape
+    memory_bytes: int
+    model: Any
+    callbacks: tuple[Any, ...]
+    variables: tuple[Any, ...]
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnpackedFitCall:
+    """A fit call in a worker. Arrays that came apart are those given to `unpack`, often read-only."""
+
+    model: Any
+    arguments: dict[str, Any]
+    callbacks: tuple[Any, ...]  # flat, in the order of the kernel's
+    variables: tuple[Any, ...]
+    paths: tuple[str, ...]
+
+
+def pack(call: FitCall, *, workers: int = 1) -> PackedFitCall:
+    """Check `call`, build what is not built, and make bytes of it. Nothing is sent.
+
+    Raises:
+        NotCompiled, DataMismatch, UnsuitableKeras: the call would not work.
+        CannotTravel: naming the object by its path, and the next move.
+    """
+    model = call.model
+    checks.check_keras(model)
+    checks.check_compiled(model)
+    arguments = plain_arguments(_known_arguments(call.arguments))
+    checks.check_arguments(arguments)
+    callbacks = flat_callbacks(arguments.pop("callbacks", None))
+    checks.build(model, arguments)
+    root = {"model": model, "arguments": arguments, "callbacks": callbacks, "settings": _settings(), "seed": _global_seed()}
+    try:
+        payload, luggage = fitcall_pickle.dumps(root)
+    except fitcall_pickle.Failed as failed:
+        raise refusals.refuse(failed.culprit, _roots(model, arguments, callbacks), failed.why) from failed.why
+    paths = _paths(model, luggage.variables)
+    shape = checks.shape_of(model, arguments)
+    return PackedFitCall(
+        payload=payload,
+        arrays=tuple(luggage.arrays),
+        manifest=_manifest(model, arguments, luggage, payload),
+        notes=(*exactness.announcements(model, {**arguments, "callbacks": callbacks}, workers), *closures.notes(callbacks)),
+        shape=shape,
+        memory_bytes=_memory_bytes(model, arguments, shape),
+        model=model,
+        callbacks=tuple(callbacks),
+        variables=tuple(luggage.variables),
+        paths=paths,
+    )
+
+
+def unpack(payload: bytes, arrays: Sequence[np.ndarray]) -> UnpackedFitCall:
+    """The fit call in a worker. This runs the user's code, and sets Keras' settings to those of the kernel."""
+    root, variables = fitcall_pickle.loads(payload, arrays)
+    _apply_settings(root["settings"])
+    callbacks = tuple(root["callbacks"])
+    arguments = {**root["arguments"], "callbacks": list(callbacks)}
+    if root["seed"] is not None:
+        from keras.src.backend.common import global_state
+        from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, root["seed"])
+    return UnpackedFitCall(
+        model=root["model"],
+        arguments=arguments,
+        callbacks=callbacks,
+        variables=tuple(variables),
+        paths=_paths(root["model"], variables),
+    )
+
+
+def flat_callbacks(callbacks: Any) -> list[Any]:
+    """The user's callbacks as a flat list, however `fit` was given them."""
+    import keras
+    from keras.src.callbacks.callback_list import CallbackList
+
+    if callbacks is None:
+        return []
+    if isinstance(callbacks, CallbackList):
+        ours = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
+        return [callback for callback in callbacks.callbacks if not isinstance(callback, ours)]
+    return [callback for callback in keras.tree.flatten(callbacks) if callback is not None]
+
+
+def _known_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """`arguments` as `fit` would bind them; raises `TypeError` for an unknown one, as `fit` would."""
+    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+    signature = inspect.signature(inspect.unwrap(TensorFlowTrainer.fit))
+    bound = signature.bind(None, **arguments)
+    return {name: value for name, value in bound.arguments.items() if name != "self"}
+
+
+def _roots(model: Any, arguments: Mapping[str, Any], callbacks: Sequence[Any]) -> dict[str, Any]:
+    named = {f"callbacks[{index}]": callback for index, callback in enumerate(callbacks)}
+    return {**named, "model": model, **arguments}
+
+
+# --------------------------------------------------------------------------- settings
+
+
+def _settings() -> dict[str, Any]:
+    """Keras' global settings that a fit depends on."""
+    import keras
+    from keras.src.backend import config
+    from tensorflow.python.framework.config import is_op_determinism_enabled
+
+    return {
+        "floatx": keras.config.floatx(),
+        "epsilon": keras.config.epsilon(),
+        "image_data_format": keras.config.image_data_format(),
+        "dtype_policy": keras.config.dtype_policy(),
+        "max_epochs": config.max_epochs(),
+        "max_steps_per_epoch": config.max_steps_per_epoch(),
+        "deterministic": is_op_determinism_enabled(),
+    }
+
+
+def _apply_settings(settings: Mapping[str, Any]) -> None:
+    import keras
+    import tensorflow as tf
+    from keras.src.backend import config
+
+    keras.config.set_floatx(settings["floatx"])
+    keras.config.set_epsilon(settings["epsilon"])
+    keras.config.set_image_data_format(settings["image_data_format"])
+    keras.config.set_dtype_policy(settings["dtype_policy"])
+    config.set_max_epochs(settings["max_epochs"])
+    config.set_max_steps_per_epoch(settings["max_steps_per_epoch"])
+    if settings["deterministic"]:
+        tf.config.experimental.enable_op_determinism()
+
+
+def _global_seed() -> Any:
+    """The generator that draws for random ops without a seed, when it was used already."""
+    from keras.src.backend.common import global_state
+    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+
+    return global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+
+
+# --------------------------------------------------------------------------- what is told
+
+
+def _paths(model: Any, variables: Sequence[Any]) -> tuple[str, ...]:
+    """A name for each variable: Keras' path where there is one."""
+    known: dict[int, str] = {}
+    optimizer = getattr(model, "optimizer", None)
+    for variable in (*model.variables, *(optimizer.variables if optimizer is not None else ())):
+        known[id(tensorflow_variable(variable))] = str(getattr(variable, "path", variable.name))
+    return tuple(known.get(id(variable), variable.name.partition(":")[0]) for variable in variables)
+
+
+def _manifest(model: Any, arguments: Mapping[str, Any], luggage: fitcall_pickle.Luggage, payload: bytes) -> Manifest:
+    import types
+
+    names = {id(array): path for path, array in all_leaves(arguments)}
+    items = [ManifestItem(kind="model", name=str(model.name), bytes=len(payload), detail=_described(model))]
+    for index, array in enumerate(luggage.arrays):
+        detail = f"{array.dtype} {array.shape}".replace(",)", ")")
+        items.append(ManifestItem(kind="array", name=names.get(id(array), f"array {index}"), bytes=array.nbytes, detail=detail))
+    for obj in luggage.code.values():
+        if isinstance(obj, types.ModuleType):
+            items.append(ManifestItem(kind="module", name=obj.__name__, bytes=0, detail=str(getattr(obj, "__file__", ""))))
+        else:
+            items.append(class_item(obj) if isinstance(obj, type) else function_item(obj))
+    return Manifest(tuple(items))
+
+
+def _described(model: Any) -> str:
+    return f"{type(model).__name__}, {len(model.layers)} layers, {model.count_params():,} parameters"
+
+
+def _memory_bytes(model: Any, arguments: Mapping[str, Any], shape: FitShape) -> int:
+    """A guess for one worker: variables, as many bytes again for gradients, and one batch through the layers there and back."""
+    variables = sum(int(np.prod(v.shape)) * 4 for v in (*model.variables, *getattr(model.optimizer, "variables", ())))
+    gradients = sum(int(np.prod(v.shape)) * 4 for v in model.trainable_variables)
+    row = sum(array.nbytes // max(1, len(array)) for _, array in all_leaves(arguments))
+    activations = 0
+    for layer in model._flatten_layers(include_self=False):
+        try:
+            output = layer.output
+        except (AttributeError, ValueError):  # a layer that was called in no graph
+            continue
+        tensors = output if isinstance(output, (list, tuple)) else [output]
+        activations += sum(4 * int(np.prod([n or 1 for n in tensor.shape[1:]])) for tensor in tensors if hasattr(tensor, "shape"))
+    return variables + gradients + shape.global_batch * (row + 2 * activations)

@@ -1,0 +1,106 @@
+"""Plain data to JSON and back: numbers, texts, lists, dicts, numpy arrays. No pickle.
+
+Owns the tags that JSON lacks words for. Arrays leave their number behind and travel apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+TAG: Final = "$"
+DEPTH: Final = 20  # guess: deeper than any record of numbers, less deep than a cycle
+
+
+class NotPlain(Exception):
+    """The value is not plain data."""
+
+
+def encode(value: Any, arrays: list[np.ndarray], depth: int = 0) -> Any:
+    """`value` as JSON knows it; arrays are appended to `arrays`.
+
+    Raises:
+        NotPlain: for anything else than plain data.
+    """
+    if depth > DEPTH:
+        raise NotPlain("nested too deep")
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, np.generic) and not value.dtype.hasobject:
+        return {TAG: "scalar", "at": _apart(np.asarray(value), arrays)}
+    if type(value) is np.ndarray and not value.dtype.hasobject:
+        return {TAG: "array", "at": _apart(value, arrays)}
+    if _is_tensor(value):
+        return {TAG: "array", "at": _apart(np.asarray(value.numpy()), arrays)}
+    return _encode_collection(value, arrays, depth + 1)
+
+
+def _encode_collection(value: Any, arrays: list[np.ndarray], depth: int) -> Any:
+    name = _COLLECTIONS.get(type(value))
+    if name == "list":
+        return [encode(item, arrays, depth) for item in value]
+    if name in {"tuple", "set"}:
+        return {TAG: name, "items": [encode(item, arrays, depth) for item in value]}
+    if name == "dict":
+        return {TAG: name, "items": [[encode(key, arrays, depth), encode(item, arrays, depth)] for key, item in value.items()]}
+    raise NotPlain(type(value).__name__)
+
+
+def decode(value: Any, arrays: list[np.ndarray]) -> Any:
+    """What `encode` was given; tensors come back as arrays."""
+    if isinstance(value, list):
+        return [decode(item, arrays) for item in value]
+    if not isinstance(value, dict):
+        return value
+    match value[TAG]:
+        case "scalar":
+            return arrays[value["at"]][()]
+        case "array":
+            return arrays[value["at"]]
+        case "dict":
+            return {decode(key, arrays): decode(item, arrays) for key, item in value["items"]}
+        case "tuple":
+            return tuple(decode(item, arrays) for item in value["items"])
+        case _:
+            return {decode(item, arrays) for item in value["items"]}
+
+
+def plain_attributes(obj: Any, arrays: list[np.ndarray]) -> dict[str, Any]:
+    """Those attributes of `obj` that are plain data, encoded; the others are left out."""
+    found = {}
+    for name, value in vars(obj).items():
+        before = len(arrays)
+        try:
+            found[name] = encode(value, arrays)
+        except NotPlain:
+            del arrays[before:]
+    return found
+
+
+def put_attribute(obj: Any, name: str, value: Any) -> None:
+    """Set an attribute. A list, dict, set or array that is there already is changed in place, so that other names for it see it."""
+    there = vars(obj).get(name)
+    if type(there) is not type(value):
+        setattr(obj, name, value)
+    elif isinstance(value, list):
+        there[:] = value  # type: ignore[index]
+    elif isinstance(value, (dict, set)):
+        there.clear()  # type: ignore[union-attr]
+        there.update(value)  # type: ignore[union-attr]
+    elif isinstance(value, np.ndarray) and there.shape == value.shape and there.dtype == value.dtype and there.flags.writeable:  # type: ignore[union-attr]
+        np.copyto(there, value)  # type: ignore[arg-type]
+    else:
+        setattr(obj, name, value)
+
+
+_COLLECTIONS: Final[dict[type, str]] = {list: "list", tuple: "tuple", set: "set", dict: "dict"}
+
+
+def _apart(array: np.ndarray, arrays: list[np.ndarray]) -> int:
+    arrays.append(array)
+    return len(arrays) - 1
+
+
+def _is_tensor(value: Any) -> bool:
+    return str(type(value).__module__).startswith("tensorflow") and hasattr(value, "numpy") and hasattr(value, "dtype")

@@ -1,0 +1,233 @@
+"""What comes back from a fit call: numbers in a safetensors file, never objects.
+
+Owns the file, and putting it into a live model. When to fetch and apply it belongs to
+the client's `job`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from aiaas_magics.errors import AiaasBug, ResultMismatch
+from aiaas_magics.packing import plain
+from aiaas_magics.packing.variables import ROLES, fitting_value, roles_of, value_of
+
+if TYPE_CHECKING:
+    from aiaas_magics.packing.fitcall import PackedFitCall, UnpackedFitCall
+
+HEADER: Final = "aiaas"
+# Links to living objects, not data; `set_model` and `set_params` set them.
+LINKS: Final = frozenset({"_model", "model", "validation_data"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """The trained state. `variables` are in the order of the fit call's own."""
+
+    variables: tuple[np.ndarray, ...]
+    paths: tuple[str, ...]
+    roles: Mapping[str, tuple[int, ...]]  # places in `variables`
+    history: dict[str, list[Any]]
+    epoch: list[int]
+    params: dict[str, Any]
+    callbacks: tuple[dict[str, Any], ...]
+    stop_training: bool
+    build_config: dict[str, Any] | None
+
+
+def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall, history: Any) -> None:
+    """Write the state of `unpacked` after training; the file is there whole or not at all.
+
+    Args:
+        history: Keras' `History`, as `fit` returned it.
+    """
+    from safetensors.numpy import save_file
+
+    arrays = [value_of(variable) for variable in unpacked.variables]
+    places = {id(variable): place for place, variable in enumerate(unpacked.variables)}
+    roles = roles_of(unpacked.model)
+    header: dict[str, Any] = {
+        "variables": len(arrays),
+        "paths": list(unpacked.paths),
+        "roles": {role: [places[id(variable)] for variable in roles[role] if id(variable) in places] for role in ROLES},
+        "callbacks": [
+            {name: value for name, value in plain.plain_attributes(callback, arrays).items() if name not in LINKS}
+            for callback in unpacked.callbacks
+        ],
+        "history": plain.encode(_rounded(history.history), arrays),
+        "epoch": plain.encode(list(history.epoch), arrays),
+        "params": plain.encode(dict(history.params or {}), arrays),
+        "stop_training": bool(getattr(unpacked.model, "stop_training", False)),
+        "build_config": _build_config(unpacked.model, arrays),
+    }
+    tensors = {}
+    dtypes = []
+    for place, array in enumerate(arrays):
+        dtypes.append(array.dtype.name if array.dtype.isbuiltin == 2 else array.dtype.str)
+        tensors[f"{place}"] = _bits(array)
+    header["dtypes"] = dtypes
+    header["shapes"] = [list(array.shape) for array in arrays]
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    save_file(tensors, partial, metadata={HEADER: json.dumps(header)})
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(target)
+
+
+def read_result(data: bytes) -> FitResult:
+    """The result that `write_result` wrote.
+
+    Raises:
+        AiaasBug: when the bytes are not such a result.
+    """
+    from safetensors.numpy import load
+
+    try:
+        header = json.loads(_metadata(data)[HEADER])
+        tensors = load(data)
+        arrays = [
+            _from_bits(tensors[f"{place}"], dtype, shape)
+            for place, (dtype, shape) in enumerate(zip(header["dtypes"], header["shapes"], strict=True))
+        ]
+        return FitResult(
+            variables=tuple(arrays[: header["variables"]]),
+            paths=tuple(header["paths"]),
+            roles={role: tuple(places) for role, places in header["roles"].items()},
+            history=plain.decode(header["history"], arrays),
+            epoch=plain.decode(header["epoch"], arrays),
+            params=plain.decode(header["params"], arrays),
+            callbacks=tuple({name: plain.decode(value, arrays) for name, value in found.items()} for found in header["callbacks"]),
+            stop_training=header["stop_training"],
+            build_config=plain.decode(header["build_config"], arrays),
+        )
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise AiaasBug(f"a result cannot be read ({type(error).__name__}: {error})") from error
+
+
+def apply_result(result: FitResult, packed: PackedFitCall) -> Any:
+    """Put `result` into the live objects of `packed`; returns the model's new `History`.
+
+    Raises:
+        ResultMismatch: a variable has another shape or dtype by now; nothing was changed then.
+    """
+    _assign(packed.model, packed.variables, result.variables, packed.paths)
+    history = _history(result, packed.model)
+    packed.model.stop_training = result.stop_training
+    for callback, attributes in zip(packed.callbacks, result.callbacks, strict=False):
+        for name, value in attributes.items():
+            plain.put_attribute(callback, name, value)
+        callback.set_model(packed.model)
+    return history
+
+
+def apply_to(result: FitResult, model: Any) -> Any:
+    """Put `result` into a model of the same architecture, in a kernel that did not submit the fit; returns its `History`.
+
+    The weights and seed generators are assigned; optimizer and metrics where `model` is compiled alike.
+
+    Raises:
+        ResultMismatch: the architecture differs; nothing was changed then.
+    """
+    _build(result, model)
+    roles = roles_of(model)
+    variables: list[Any] = []
+    values: list[np.ndarray] = []
+    for role in ROLES:
+        places = result.roles[role]
+        fits = len(places) == len(roles[role]) and all(
+            fitting_value(variable, result.variables[place]) for variable, place in zip(roles[role], places, strict=True)
+        )
+        if not fits and role == "weights":
+            theirs = [f"{result.paths[place]} {result.variables[place].shape}" for place in places]
+            raise ResultMismatch(model.name, f"it has {len(roles[role])} weights, the trained one {len(places)}: {', '.join(theirs)[:400]}")
+        if fits:
+            variables += roles[role]
+            values += [result.variables[place] for place in places]
+    _assign(model, variables, values, [variable.name for variable in variables])
+    return _history(result, model)
+
+
+def _assign(model: Any, variables: Sequence[Any], values: Sequence[np.ndarray], paths: Sequence[str]) -> None:
+    """Check all, then assign all."""
+    if len(variables) != len(values):
+        raise ResultMismatch(model.name, f"{len(values)} variables came back for {len(variables)}")
+    for variable, value, path in zip(variables, values, paths, strict=True):
+        if not fitting_value(variable, value):
+            there = f"{variable.dtype.name} {tuple(variable.shape)}"
+            raise ResultMismatch(model.name, f"{path} is {there} here, {value.dtype.name} {value.shape} came back")
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _history(result: FitResult, model: Any) -> Any:
+    import keras
+
+    history = keras.callbacks.History()
+    history.set_params(dict(result.params))
+    history.set_model(model)
+    history.history = {name: list(values) for name, values in result.history.items()}
+    history.epoch = list(result.epoch)
+    model.history = history
+    return history
+
+
+def _build(result: FitResult, model: Any) -> None:
+    """Make the variables that `model` has not got yet, as the trained one was built."""
+    if not model.built and result.build_config:
+        model.build_from_config(result.build_config)
+    optimizer = getattr(model, "optimizer", None)
+    if model.built and optimizer is not None and not optimizer.built:
+        optimizer.build(model.trainable_variables)
+
+
+def _build_config(model: Any, arrays: list[np.ndarray]) -> Any:
+    before = len(arrays)
+    try:
+        return plain.encode(_plain_shapes(model.get_build_config()), arrays)
+    except (plain.NotPlain, NotImplementedError):
+        del arrays[before:]
+        return None
+
+
+def _plain_shapes(value: Any) -> Any:
+    """Keras' tracked collections as plain ones."""
+    if isinstance(value, dict):
+        return {key: _plain_shapes(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_shapes(item) for item in value] if isinstance(value, list) else tuple(_plain_shapes(item) for item in value)
+    return value
+
+
+def _rounded(history: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(name): list(values) for name, values in history.items()}
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The header of a safetensors file: eight bytes of length, then JSON."""
+    size = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    return metadata
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """`array` as bytes: safetensors' numpy side knows neither all of numpy's dtypes nor TensorFlow's own."""
+    return np.frombuffer(array.tobytes(), np.uint8)
+
+
+def _from_bits(data: np.ndarray, dtype: str, shape: list[int]) -> np.ndarray:
+    if dtype[:1] in "<>|=":
+        found = np.dtype(dtype)
+    else:
+        import tensorflow as tf
+
+        found = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
+    # A copy: `data` is a read-only view of the whole file.
+    return np.frombuffer(data.tobytes(), found).reshape(shape).copy()
