@@ -150,4 +150,5 @@ def served(folder: Path, *options: str, **environment: str) -> Iterator[Served]:
     finally:
         if server.process.poll() is None:
             server.stop()
+        server.transport.close()
         until(lambda: not server.leftovers(), f"left behind: {server.leftovers()}")

@@ -93,7 +93,7 @@ class Launcher:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: self._stop())
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-        self._to_close = (waker, wakes, self._listener)
+        self._to_close = (waker, wakes, self._listener)  # by a child, with the connection that asked for it
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(wakes, selectors.EVENT_READ)
@@ -122,6 +122,7 @@ class Launcher:
 
     def _serve(self) -> None:
         connection, _ = self._listener.accept()
+        self._asking = connection
         with connection:
             connection.settimeout(REQUEST_S)
             try:
@@ -167,7 +168,7 @@ class Launcher:
             for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
             self._selector.close()
-            for side in self._to_close:
+            for side in (*self._to_close, self._asking):
                 side.close()
             take_orphans()
             redirect(folder.output(rank))

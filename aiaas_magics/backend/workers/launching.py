@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ class LauncherClient:
         self._folder = folder
         self._options = options
         self._started: subprocess.Popen[bytes] | None = None
+        self._starting = threading.Lock()
+        self._closed = False
 
     def running(self) -> Running | None:
         """What a living launcher of this version said of itself; None when there is none."""
@@ -52,8 +55,12 @@ class LauncherClient:
             RuntimeError: it ended instead; the text has its last words.
             TimeoutError: it did not come up in time.
         """
-        if self.running() is not None:
-            return
+        with self._starting:
+            if self.running() is None:
+                self._start()
+
+    def _start(self) -> None:
+        self._check_open()
         self._reap()
         log_path = self._folder / "launcher.log"
         with log_path.open("wb") as log:
@@ -67,11 +74,16 @@ class LauncherClient:
             )
         deadline = time.monotonic() + BOUND_S
         while self.running() is None:
+            self._check_open()
             if self._started.poll() is not None:
                 raise RuntimeError(f"the launcher of workers ended with {self._started.returncode}: {_tail(log_path)}")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the launcher of workers did not come up within {BOUND_S:g} s")
             time.sleep(LOOK_S)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the server ends; no launcher of workers is started any more")
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The launcher's answer to one request.
@@ -99,8 +111,16 @@ class LauncherClient:
 
     def stop(self) -> None:
         """End the launcher, by force when it does not listen. Nothing happens when there is none."""
+        self._closed = True
+        with self._starting:
+            self._stop()
+
+    def _stop(self) -> None:
         told = self.running()
         if told is None:
+            if self._started is not None:  # it is about to say that it is there
+                self._started.kill()
+            self._reap()
             return
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(told.process.pid)

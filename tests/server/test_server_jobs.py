@@ -1,0 +1,330 @@
+"""Jobs on a real server whose workers play scripts."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from aiaas_magics import errors, settings
+from aiaas_magics.spec import (
+    About,
+    AttemptStarted,
+    Checkpointed,
+    Crashed,
+    EpochEnded,
+    FitSpec,
+    JobState,
+    JobView,
+    MeasureSpec,
+    Notice,
+    Output,
+    Phase,
+    PhaseEntered,
+    StateChanged,
+    WorkerLost,
+    WorkerStarted,
+)
+from tests.server.served import Served, served
+
+LONG = {"do": "wait", "seconds": 600}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("jobs") / "state", AIAAS_SIMULATED_DEVICES="4") as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(server: Served) -> Iterator[None]:
+    """After each test: no attempt on disk, no worker alive, and every log without a gap."""
+    yield
+    for view in server.transport.get("/v1/jobs", list[JobView]):
+        if not view.state.final:
+            server.transport.post(f"/v1/jobs/{view.id}/cancel", None, JobView)
+            server.end(view.id)
+        entries = server.entries(view.id)
+        assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1))
+    assert list(server.folder.glob("jobs/*/attempt-*")) == []
+    assert [process for process in server.leftovers() if "attempt-" in process] == []
+
+
+def test_a_job_goes_through_its_states_and_leaves_its_result(server: Served) -> None:
+    job = server.submit({"do": "epochs", "count": 2}, workers=2)
+
+    assert server.result(job) == b"result of attempt 1"
+
+    assert [event.state for event in server.events(job, StateChanged)] == [JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED]
+    assert server.events(job, AttemptStarted) == [AttemptStarted(ranks=2, from_epoch=0)]
+    assert [event.device for event in server.events(job, WorkerStarted)] == ["simulated device 0", "simulated device 1"]
+    assert len(server.events(job, EpochEnded)) == 4
+    view = server.view(job)
+    assert view.created_s <= view.started_s <= view.ended_s  # type: ignore[operator]
+    assert view.last_seq == server.entries(job)[-1].seq
+
+
+def test_what_was_announced_before_the_run_stands_in_the_log(server: Served) -> None:
+    job = server.submit(notes=("BatchNorm is averaged.",))
+
+    server.end(job)
+
+    assert server.events(job, Notice) == [Notice(text="BatchNorm is averaged.")]
+
+
+def test_output_comes_with_its_rank(server: Served) -> None:
+    job = server.submit({"do": "say", "text": "hello\n", "ranks": [1]}, workers=2)
+
+    server.end(job)
+
+    assert [(entry.rank, entry.event) for entry in server.entries(job) if isinstance(entry.event, Output)] == [(1, Output(text="hello"))]
+
+
+def test_files_of_rank_0_come_back_and_links_and_others_files_do_not(server: Served) -> None:
+    secret = server.folder / "token"
+    job = server.submit(
+        {"do": "write", "path": "deep/best file.keras", "text": "weights", "ranks": [0]},
+        {"do": "write", "path": "mine.txt", "ranks": [1]},
+        {"do": "link", "path": "stolen", "to": str(secret), "ranks": [0]},
+        {"do": "link", "path": "folder", "to": str(server.folder), "ranks": [0]},
+        workers=2,
+    )
+
+    assert server.end(job).files == ("deep/best file.keras",)
+
+    assert server.transport.read(f"/v1/jobs/{job}/files/deep/best%20file.keras") == b"weights"
+    for path in ("stolen", "folder/token", "mine.txt", "../../../token", "..%2f..%2f..%2ftoken", "%2e%2e/%2e%2e/%2e%2e/token", "", "deep"):
+        status, body, _ = server.raw("GET", f"/v1/jobs/{job}/files/{path}")
+        assert status == 404, path
+        assert server.token.encode() not in body
+
+
+def test_an_exception_of_the_user_fails_the_job_at_once_and_every_rank_may_tell(server: Served) -> None:
+    job = server.submit({"do": "crash", "type": "LookupError", "message": "no such column"}, workers=2)
+
+    view = server.end(job)
+
+    assert (view.state, view.reason, view.attempt) == (JobState.FAILED, "LookupError: no such column", 1)
+    assert len(server.events(job, Crashed)) == 2
+    assert server.events(job, WorkerLost) == []
+
+
+def test_a_rank_that_waits_for_one_that_crashed_is_ended(server: Served) -> None:
+    job = server.submit({"do": "crash", "ranks": [1]}, LONG, workers=2)
+
+    assert server.end(job).state is JobState.FAILED
+
+
+@pytest.mark.parametrize(("step", "how"), [({"do": "kill"}, "was killed by signal 9"), ({"do": "exit", "code": 0}, "exited with code 0")])
+def test_a_lost_worker_costs_an_attempt_and_the_next_goes_on_from_the_checkpoint(server: Served, step: dict[str, object], how: str) -> None:
+    job = server.submit(
+        {"do": "epochs", "count": 2},
+        {**step, "ranks": [1], "attempts": [1]},
+        {**LONG, "attempts": [1]},
+        {"do": "epochs", "count": 4, "attempts": [2]},
+        workers=2,
+    )
+
+    assert server.result(job) == b"result of attempt 2"
+
+    (lost,) = server.events(job, WorkerLost)
+    assert how in lost.how
+    second = server.events(job, AttemptStarted)[1]
+    assert second.from_epoch == 2
+    assert "worker 1" in second.why.lower()
+    assert how in second.why
+    assert second.why.endswith("Attempt 2 goes on from epoch 3.")
+
+
+def test_a_job_that_loses_workers_each_time_fails_after_its_retries(server: Served) -> None:
+    job = server.submit({"do": "kill"}, retries=2)
+
+    view = server.end(job)
+
+    assert (view.state, view.attempt, view.reason) == (JobState.FAILED, 3, "worker 0 was killed by signal 9")
+
+
+def test_cancelling_ends_a_running_job_and_its_workers(server: Served) -> None:
+    job = server.submit({"do": "epochs", "count": 100_000}, workers=2)
+    server.wait_for(job, Checkpointed)
+
+    view = server.transport.post(f"/v1/jobs/{job}/cancel", None, JobView)
+
+    assert view.state in {JobState.STOPPING, JobState.CANCELLED}
+    assert server.end(job).state is JobState.CANCELLED
+    assert server.transport.post(f"/v1/jobs/{job}/cancel", None, JobView).state is JobState.CANCELLED
+
+
+def test_jobs_wait_their_turn_and_say_why(server: Served) -> None:
+    first = server.submit(LONG, workers=3)
+    second = server.submit({"do": "epochs", "count": 1}, workers=None)
+    third = server.submit({"do": "epochs", "count": 1}, workers=1)  # there is a device for it, and nobody overtakes
+    server.wait_for(first, WorkerStarted, 3)
+
+    waits = server.wait_for(second, PhaseEntered)
+    assert waits[-1] == PhaseEntered(phase=Phase.WAITING, detail=f"waiting for 4 cores; job {first} holds devices")
+    assert server.view(third).state is JobState.QUEUED
+
+    server.transport.post(f"/v1/jobs/{first}/cancel", None, JobView)
+    assert server.end(second).state is JobState.SUCCEEDED
+    assert server.end(third).state is JobState.SUCCEEDED
+    assert server.view(second).started_s < server.view(third).started_s  # type: ignore[operator]
+
+
+def test_a_waiting_job_can_be_cancelled(server: Served) -> None:
+    first = server.submit(LONG, workers=None)
+    second = server.submit(workers=None)
+
+    assert server.transport.post(f"/v1/jobs/{second}/cancel", None, JobView).state is JobState.CANCELLED
+
+    server.transport.post(f"/v1/jobs/{first}/cancel", None, JobView)
+    assert server.view(second).started_s is None
+
+
+def test_a_measured_job_has_the_machine_to_itself(server: Served) -> None:
+    first = server.submit({"do": "wait", "seconds": 0.3}, workers=1, measure=MeasureSpec())
+    second = server.submit(workers=1)
+
+    server.end(second)
+
+    assert server.view(first).ended_s <= server.view(second).started_s  # type: ignore[operator]
+
+
+def test_more_workers_than_devices_are_refused_unless_they_may_share(server: Served) -> None:
+    before = len(server.transport.get("/v1/jobs", list[JobView]))
+
+    with pytest.raises(errors.NotEnoughDevices, match="5 workers were asked for and .* has 4 devices"):
+        server.submit(workers=5)
+
+    assert len(server.transport.get("/v1/jobs", list[JobView])) == before
+    job = server.submit(workers=5, oversubscribe=True)
+    server.end(job)
+    assert len(server.events(job, WorkerStarted)) == 5
+
+
+def test_the_same_key_is_the_same_job(server: Served) -> None:
+    key = secrets.token_hex(8)
+
+    with ThreadPoolExecutor(8) as pool:
+        jobs = set(pool.map(lambda _: server.submit(key=key), range(16)))
+
+    assert len(jobs) == 1
+
+
+@pytest.mark.parametrize("what", ["python", "keras", "tensorflow"])
+def test_other_versions_are_refused_by_name(server: Served, what: str) -> None:
+    skewed = msgspec.structs.replace(settings.versions(), **{what: "9.9.1"})
+
+    with pytest.raises(errors.VersionSkew, match=rf"(?i){what} is 9\.9\.1 here"):
+        server.transport.post("/v1/jobs", msgspec.structs.replace(server.spec(), versions=skewed), JobView)
+
+
+def test_another_bugfix_version_is_no_other_version(server: Served) -> None:
+    versions = settings.versions()
+    patched = msgspec.structs.replace(versions, keras=".".join(versions.keras.split(".")[:2]) + ".99")
+
+    view = server.transport.post("/v1/jobs", msgspec.structs.replace(server.spec(), versions=patched), JobView)
+
+    assert server.end(view.id).state is JobState.SUCCEEDED
+
+
+def test_a_job_whose_blobs_were_not_sent_is_refused(server: Served) -> None:
+    spec = msgspec.structs.replace(server.spec(), arrays=("0" * 64,))
+
+    with pytest.raises(errors.UnknownName, match="no blob '0000"):
+        server.transport.post("/v1/jobs", spec, JobView)
+
+
+def test_a_long_poll_is_answered_when_something_happens(server: Served) -> None:
+    job = server.submit({"do": "wait", "seconds": 0.5})
+    seen = 0
+    while not server.view(job).state.final:
+        entries = server.entries(job, after=seen, wait_s=20)
+        assert entries, "a poll of 20 s ended empty while things happened"
+        assert entries[0].seq == seen + 1
+        seen = entries[-1].seq
+
+    assert server.entries(job, after=seen, wait_s=0) == []
+
+
+def test_a_log_is_read_in_portions(server: Served) -> None:
+    job = server.submit({"do": "epochs", "count": 700, "seconds": 0})
+    server.end(job)
+
+    first = server.entries(job)
+    second = server.entries(job, after=first[-1].seq)
+
+    assert len(first) == 1000
+    assert second[0].seq == 1001
+    assert isinstance(second[-1].event, StateChanged)
+
+
+def test_what_a_worker_scribbles_into_its_channel_is_passed_over(server: Served) -> None:
+    forged = '{"at_s": 1.0, "event": {"kind": "state", "state": "failed"}}\n'
+    job = server.submit({"do": "scribble", "text": "no event\n" + forged}, {"do": "epochs", "count": 1})
+
+    assert server.end(job).state is JobState.SUCCEEDED
+    assert JobState.FAILED not in [event.state for event in server.events(job, StateChanged)]
+
+
+def test_the_backend_says_what_it_is(server: Served) -> None:
+    about = server.transport.get("/v1/about", About)
+
+    assert [device.simulated for device in about.devices] == [True] * 4
+    assert about.hardware.startswith("4 simulated devices on ")
+    assert about.versions == settings.versions()
+    assert about.dropbox is None
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", "not understood"),
+        (b"{", "not understood"),
+        (b'{"name": "x"}', "payload"),
+        (b"[" * 100_000, "not understood"),
+        (b'{"name": "\xff"}', "not understood"),
+    ],
+)
+def test_a_body_that_is_no_fit_call_gets_one_sentence(server: Served, body: bytes, text: str) -> None:
+    status, answer, _ = server.raw("POST", "/v1/jobs", body)
+
+    assert status == 400
+    assert text in msgspec.json.decode(answer)["error"]
+
+
+def test_a_wrong_value_in_a_fit_call_is_named(server: Served) -> None:
+    spec = msgspec.json.decode(msgspec.json.encode(server.spec()))
+    with pytest.raises(errors.InvalidSpec, match="workers=0"):
+        server.transport.post("/v1/jobs", {**spec, "workers": 0}, FitSpec)
+    with pytest.raises(errors.InvalidSpec, match="not a SHA-256"):
+        server.transport.post("/v1/jobs", {**spec, "payload": "../../token"}, FitSpec)
+
+
+@pytest.mark.parametrize("query", ["after=-1", "after=x", "wait_s=nan", "after=1e400", "wait_s=-1"])
+def test_odd_numbers_in_a_query_are_refused(server: Served, query: str) -> None:
+    job = server.submit()
+    server.end(job)
+
+    status, _, _ = server.raw("GET", f"/v1/jobs/{job}/events?{query}")
+
+    assert status == 400
+
+
+@pytest.mark.parametrize("job", ["nope", "0", "%2e%2e", "1%00", "x" * 5000])
+def test_an_unknown_job_is_unknown_whatever_its_name(server: Served, job: str) -> None:
+    for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/cancel"), ("GET", "/files/a")):
+        status, _, _ = server.raw(method, f"/v1/jobs/{job}{path}")
+        assert status == 404
+
+
+def test_a_finished_job_leaves_only_its_files(server: Served, tmp_path: Path) -> None:
+    job = server.submit({"do": "epochs", "count": 2}, {"do": "share"}, workers=2)
+    server.end(job)
+
+    assert not (server.folder / "jobs" / job).exists()
+    assert [path for path in Path("/dev/shm").glob("aiaas-*") if "test" not in path.name] == []
