@@ -113,13 +113,15 @@ class CellFits:
 
     def _hand_in(self, call: FitCall) -> Any:
         from aiaas_magics.client.training import prepare, submit
+        from aiaas_magics.notebook.capture import guard
 
         backend = self._session.backend
         stack = ExitStack()
         view = stack.enter_context(live.LiveView(self._ui, title=self._title()))
         with stack:
             prepared = prepare(backend, call, self.options(), on_change=view.tell)
-            job = submit(prepared, on_change=view.tell)
+            job = submit(prepared, on_change=view.tell, released=lambda: guard.release(call.model))
+            guard.hold(call.model, job.id)
             settle = self._follow_in_background(job, prepared, view, stack.pop_all())
             self._session.remember(job, settle)
         self._put(job)

@@ -119,7 +119,7 @@ def build(model: Any, arguments: Mapping[str, Any]) -> None:
     try:
         model._symbolic_build(data_batch=batch)
         _check_fit(model, batch)
-    except Exception as error:  # noqa: BLE001 - border: the user's layers, loss and metrics run in here
+    except Exception as error:
         if model.built and getattr(model.optimizer, "built", True) and (model.run_eagerly or not _names_shapes(error)):
             return  # code that only runs on values: the workers' own attempt decides
         raise DataMismatch(_mismatch(model, batch, error)) from error
@@ -149,7 +149,7 @@ def _build_by_tracing(model: Any, batch: Any) -> None:
     packed = specs if specs[2] is not None else specs[:2] if specs[1] is not None else specs[0]
     try:
         tf.function(model.train_step, reduce_retracing=True).get_concrete_function(packed)
-    except Exception as error:  # noqa: BLE001 - border: the user's train_step runs in here
+    except Exception as error:
         if model.built and not _names_shapes(error):
             return  # the workers' own attempt decides
         raise DataMismatch(_mismatch(model, batch, error)) from error

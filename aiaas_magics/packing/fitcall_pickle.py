@@ -26,7 +26,7 @@ import cloudpickle
 import numpy as np
 
 from aiaas_magics.errors import AiaasBug
-from aiaas_magics.packing import helpers, manifest, refusals
+from aiaas_magics.packing import helpers, refusals
 from aiaas_magics.packing.state import is_keras_object, put_state, settle, shell, state_of
 from aiaas_magics.packing.variables import VariableSpec, build_variable, spec_of, value_of
 
@@ -132,7 +132,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             self.dump(obj)
         except Failed:
             raise
-        except Exception as error:  # noqa: BLE001 - border: the user's own __reduce__ and __getstate__ run in here
+        except Exception as error:
             raise Failed(self._last, error) from error
 
     def write_pending(self) -> None:

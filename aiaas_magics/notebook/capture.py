@@ -1,0 +1,163 @@
+"""Keras `fit` inside a cell becomes a fit call; and a model that a job is training is guarded.
+
+Owns reaching every `fit`, and nothing of what becomes of it: that is the caller's
+`carry_out`. Making bytes of a fit call belongs to `packing`.
+
+Constructor arguments are not recorded: a fit call travels by the state of its objects
+(`packing.state`), so a subclassed model needs neither `get_config` nor its arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from aiaas_magics.errors import CannotTravel, JobStillRunning
+from aiaas_magics.packing.fitcall import FitCall
+
+CarryOut = Callable[[FitCall], Any]
+
+GUARDED: Final = (
+    "fit",
+    "predict",
+    "evaluate",
+    "save",
+    "save_weights",
+    "load_weights",
+    "export",
+    "train_on_batch",
+    "test_on_batch",
+    "predict_on_batch",
+)
+
+
+class _Cell:
+    """The cell that runs in one thread. While one of its fits is carried out, further ones run in the kernel."""
+
+    def __init__(self, carry_out: CarryOut, *, local_fallback: bool) -> None:
+        self._carry_out, self._local_fallback = carry_out, local_fallback
+        self.busy = False
+
+    def fit(self, original: Callable[..., Any], model: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if self.busy:
+            return original(model, *args, **options)
+        bound = inspect.signature(original).bind(model, *args, **options)
+        arguments = dict(list(bound.arguments.items())[1:])
+        self.busy = True
+        try:
+            return self._carry_out(FitCall(model, arguments))
+        except Exception as error:
+            if not self._local_fallback or not _runs_here_only(error):
+                raise
+            return original(model, *args, **options)
+        finally:
+            self.busy = False
+
+
+_lock: Final = threading.Lock()
+_cells: Final[dict[int, _Cell]] = {}  # by thread
+_originals: Final[list[tuple[type, Any]]] = []  # classes whose `fit` is ours at present, and what it was
+
+
+@contextmanager
+def capturing(carry_out: CarryOut, *, local_fallback: bool = False) -> Iterator[None]:
+    """While open, `fit` of any Keras model in this thread is handed to `carry_out`.
+
+    What `carry_out` returns is what `fit` returns: a `History`, or a `Job`. Other threads,
+    and fits that start inside a fit, get Keras' own. With `local_fallback`, a call that
+    cannot travel runs in the kernel.
+    """
+    thread = threading.get_ident()
+    with _lock:
+        before = _cells.get(thread)
+        _cells[thread] = _Cell(carry_out, local_fallback=local_fallback)
+        if not _originals:
+            _install()
+    try:
+        yield
+    finally:
+        with _lock:
+            del _cells[thread]
+            if before is not None:
+                _cells[thread] = before
+            if not _cells:
+                _restore()
+
+
+def _install() -> None:
+    for owner in _owners():
+        original = vars(owner)["fit"]
+        _originals.append((owner, original))
+        owner.fit = _captured(original)  # type: ignore[attr-defined]
+
+
+def _restore() -> None:
+    while _originals:
+        owner, original = _originals.pop()
+        owner.fit = original  # type: ignore[attr-defined]
+
+
+def _owners() -> Iterator[type]:
+    """The classes that define `fit`: the Trainer of Keras' backend, and legacy Keras' Model where it is loaded."""
+    import keras
+
+    yield next(cls for cls in keras.Model.__mro__ if "fit" in vars(cls) and cls.__module__.startswith("keras."))
+    legacy = sys.modules.get("tf_keras")
+    if legacy is not None:
+        yield next(cls for cls in legacy.Model.__mro__ if "fit" in vars(cls))
+
+
+def _captured(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def fit(self: Any, *args: Any, **options: Any) -> Any:
+        cell = _cells.get(threading.get_ident())
+        return original(self, *args, **options) if cell is None else cell.fit(original, self, args, options)
+
+    return fit
+
+
+def _runs_here_only(error: Exception) -> bool:
+    from aiaas_magics.packing.checks import UnsuitableKeras
+
+    return isinstance(error, (CannotTravel, UnsuitableKeras))
+
+
+# --------------------------------------------------------------------------- models being trained elsewhere
+
+
+class Guard:
+    """Refuses work on a model while a job trains it.
+
+    The refusal is an attribute of the model itself, which Python finds before the class's
+    method: nothing is patched, nothing is kept here, and other models pay nothing.
+    """
+
+    def hold(self, model: Any, job: str) -> None:
+        """From now on the model's methods raise `JobStillRunning`."""
+        for name in GUARDED:
+            vars(model)[name] = _Refusal(job, name)
+
+    def release(self, model: Any) -> None:
+        """The model is usable again. May be called twice."""
+        for name in GUARDED:
+            if isinstance(vars(model).get(name), _Refusal):
+                del vars(model)[name]
+
+    def holds(self, model: Any) -> bool:
+        return isinstance(vars(model).get("fit"), _Refusal)
+
+
+class _Refusal:
+    def __init__(self, job: str, wanted: str) -> None:
+        self._job, self._wanted = job, wanted
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        raise JobStillRunning(self._job, self._wanted)
+
+
+guard: Final = Guard()
