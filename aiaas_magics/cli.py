@@ -76,9 +76,7 @@ def serve(
     if local and idle_minutes is None:
         idle_minutes = server.IDLE_MINUTES
     folder = state or (settings.local_state() if local else settings.home() / "server")
-    options = server.Options(
-        state=folder, local=local, host=host, port=port, tls_cert=tls_cert, tls_key=tls_key, idle_minutes=idle_minutes
-    )
+    options = server.Options(state=folder, local=local, host=host, port=port, tls_cert=tls_cert, tls_key=tls_key, idle_minutes=idle_minutes)
 
     def on_ready(url: str) -> None:
         click.echo(f"aiaas serves at {url}")

@@ -32,9 +32,7 @@ class StubInference:
     async def load(self, spec: DeploySpec, version: int, artefact: Path, samples: Path) -> VersionView:
         if artefact.read_bytes().startswith(b"wrong"):
             raise ProofFailed(spec.name, "stub", 1.0, "the artefact says so")
-        view = VersionView(
-            version=version, state="AVAILABLE", engine="stub", created_s=time.time(), artefact=spec.artefact, proof=0.0
-        )
+        view = VersionView(version=version, state="AVAILABLE", engine="stub", created_s=time.time(), artefact=spec.artefact, proof=0.0)
         self.loaded[spec.name] = view
         return view
 

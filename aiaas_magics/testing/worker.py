@@ -38,7 +38,9 @@ class Play:
             file.write(wire.encode(WorkerLine(at_s=time.time(), event=event)) + b"\n")
 
     def run(self) -> int:
-        files = Path(self.command.job_dir, "files") if self.command.rank == 0 else Path(self.command.attempt_dir, f"files-{self.command.rank}")
+        files = (
+            Path(self.command.job_dir, "files") if self.command.rank == 0 else Path(self.command.attempt_dir, f"files-{self.command.rank}")
+        )
         files.mkdir(exist_ok=True)
         os.chdir(files)
         self.send(PhaseEntered(phase=Phase.TRAINING))

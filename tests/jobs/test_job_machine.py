@@ -105,6 +105,20 @@ def test_a_worker_that_ran_out_of_memory_is_not_tried_again() -> None:
     assert Record(WorkerLost(how="was killed", out_of_memory=True), 0) in actions
 
 
+def test_a_rank_that_was_left_alone_is_not_the_one_to_blame() -> None:
+    alone = RankEnded(attempt=1, rank=0, how="exited with code 4", alone=True)
+    job, actions = after(running(), alone)
+    assert job.verdict is None
+    assert isinstance(actions[0], StopAttempt)
+    assert actions[0].patience_s > 0
+
+    dead, _ = after(job, lost(1))
+    hung, _ = after(job, RankEnded(attempt=1, rank=1, how="was killed by signal 15", told=True))
+
+    assert dead.reason == "worker 1 was killed by signal 9"
+    assert hung.reason == "worker 1 did not answer the other workers any more"
+
+
 def test_a_result_that_rank_0_finished_is_kept_though_another_worker_is_lost() -> None:
     job, actions = after(running(), RankFinished(1, 0), lost(1), lost(0))
 
@@ -186,7 +200,9 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(StartFailed, attempts, st.just("why")),
     st.builds(RankFinished, attempts, ranks),
     st.builds(RankCrashed, attempts, ranks, st.just("what")),
-    st.builds(RankEnded, attempt=attempts, rank=ranks, how=st.just("how"), out_of_memory=st.booleans()),
+    st.builds(
+        RankEnded, attempt=attempts, rank=ranks, how=st.just("how"), out_of_memory=st.booleans(), alone=st.booleans(), told=st.booleans()
+    ),
     st.builds(ResultKept, attempts),
     st.builds(ResultMissing, attempts, st.just("why")),
 )

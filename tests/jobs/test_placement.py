@@ -10,9 +10,7 @@ from aiaas_magics.backend.jobs.placement import Ask, Seats, check, place, seats_
 from aiaas_magics.errors import NotEnoughDevices
 
 asks = st.lists(
-    st.builds(
-        lambda workers, share, alone: (workers, share, alone), st.one_of(st.none(), st.integers(1, 9)), st.booleans(), st.booleans()
-    ),
+    st.builds(lambda workers, share, alone: (workers, share, alone), st.one_of(st.none(), st.integers(1, 9)), st.booleans(), st.booleans()),
     max_size=8,
 ).map(lambda found: [Ask(job=str(i), workers=w, oversubscribe=s, alone=a) for i, (w, s, a) in enumerate(found)])
 

@@ -127,9 +127,7 @@ class Served:
         return until(lambda: (view := self.view(job)).state.final and view, f"job {job} did not end: {self.log}")  # type: ignore[no-any-return]
 
     def wait_for(self, job: str, kind: type[AnyEvent], count: int = 1) -> list[Any]:
-        return until(
-            lambda: len(found := self.events(job, kind)) >= count and found, f"no {kind.__name__}: {self.log}"
-        )  # type: ignore[no-any-return]
+        return until(lambda: len(found := self.events(job, kind)) >= count and found, f"no {kind.__name__}: {self.log}")  # type: ignore[no-any-return]
 
     def result(self, job: str) -> bytes:
         view = self.end(job)

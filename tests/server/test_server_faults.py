@@ -175,8 +175,12 @@ def test_orphans_of_an_attempt_that_is_over_are_ended_at_the_next_start(tmp_path
         records = server.folder / "records.sqlite"
         # As if the end had been recorded and the machine had lost power before the workers were ended.
         subprocess.run(
-            [sys.executable, "-c", "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
-             "c.execute(\"update jobs set state = 'failed'\"); c.commit()", str(records)],
+            [
+                sys.executable,
+                "-c",
+                "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(\"update jobs set state = 'failed'\"); c.commit()",
+                str(records),
+            ],
             check=True,
         )
 

@@ -59,12 +59,17 @@ class RankCrashed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankEnded:
-    """The rank's process is gone. `how` is a clause: "was killed by signal 9"."""
+    """The rank's process is gone. `how` is a clause: "was killed by signal 9".
+
+    `alone` says that it gave up because another rank was gone, `told` that we had told it to end.
+    """
 
     attempt: int
     rank: int
     how: str
     out_of_memory: bool = False
+    alone: bool = False
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +86,5 @@ class ResultMissing:
 
 
 Event = (
-    Placed
-    | CannotBePlaced
-    | CancelAsked
-    | ServerEnds
-    | StartFailed
-    | RankFinished
-    | RankCrashed
-    | RankEnded
-    | ResultKept
-    | ResultMissing
+    Placed | CannotBePlaced | CancelAsked | ServerEnds | StartFailed | RankFinished | RankCrashed | RankEnded | ResultKept | ResultMissing
 )

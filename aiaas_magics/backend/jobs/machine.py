@@ -31,7 +31,9 @@ from aiaas_magics.spec import JobState, StateChanged, WorkerLost
 CRASH_PATIENCE_S: Final = 1.0
 CANCEL_GRACE_S: Final = 3.0  # guess: user code that catches SIGTERM gets to close its files
 FINISH_PATIENCE_S: Final = 5.0  # guess: a rank that has finished has nothing left to do but exit
-FEWER_RANKS: Final = "its process ended"
+BLAME_PATIENCE_S: Final = 1.0  # guess: the end of a process is seen within a tenth of that
+SILENT: Final = "did not answer the other workers any more"
+FEWER_RANKS: Final = "its workers lost each other"
 
 Step = tuple[Job, tuple[Action, ...]]
 
@@ -125,13 +127,14 @@ def _ended(job: Job, event: RankEnded) -> Step:
     job = replace(job, ended=job.ended | {event.rank})
     actions: tuple[Action, ...] = ()
     unasked = job.verdict is None and job.state is JobState.RUNNING and event.rank not in job.finished
-    if unasked:
+    if unasked and event.alone:
+        # The rank it missed is the one to blame: dead, and seen in a moment, or hung, and ended by us after that.
+        actions = (StopAttempt(attempt=job.attempt, patience_s=BLAME_PATIENCE_S),)
+    elif unasked:
+        how = SILENT if event.told else event.how
         blame = Blame.OUT_OF_MEMORY if event.out_of_memory else Blame.LOST
-        job = replace(job, verdict=Verdict(blame, f"worker {event.rank} {event.how}"))
-        actions = (
-            Record(WorkerLost(how=event.how, out_of_memory=event.out_of_memory), event.rank),
-            StopAttempt(attempt=job.attempt),
-        )
+        job = replace(job, verdict=Verdict(blame, f"worker {event.rank} {how}"))
+        actions = (Record(WorkerLost(how=how, out_of_memory=event.out_of_memory), event.rank), StopAttempt(attempt=job.attempt))
     if not job.all_ended:
         return job, actions
     job, last = _conclude(job)

@@ -57,9 +57,7 @@ def seats_for(ask: Ask, *, devices: int, held: frozenset[int], one_each: bool = 
     return None if wanted & held else Seats(wanted, ranks)
 
 
-def place(
-    waiting: Sequence[Ask], *, devices: int, held: Mapping[str, frozenset[int]], one_each: bool = False
-) -> list[tuple[Ask, Seats]]:
+def place(waiting: Sequence[Ask], *, devices: int, held: Mapping[str, frozenset[int]], one_each: bool = False) -> list[tuple[Ask, Seats]]:
     """Those of `waiting`, oldest first, that can start now. The first that cannot makes all behind it wait."""
     taken: frozenset[int] = frozenset().union(*held.values())
     placed = []

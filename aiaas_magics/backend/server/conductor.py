@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -36,7 +37,7 @@ from aiaas_magics.backend.server.blobs import BlobStore
 from aiaas_magics.backend.server.devices import Machine
 from aiaas_magics.backend.server.state import StateFolder
 from aiaas_magics.backend.server.store import JobRecord, NewEntry, Store
-from aiaas_magics.backend.workers.attempt import AttemptFolder
+from aiaas_magics.backend.workers.attempt import EXIT_ALONE, AttemptFolder
 from aiaas_magics.backend.workers.pool import WorkerPool
 from aiaas_magics.backend.workers.watch import AttemptWatch, Seen
 from aiaas_magics.clock import Clock

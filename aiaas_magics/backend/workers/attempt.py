@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 EXIT_FINISHED: Final = 0
 EXIT_CRASHED: Final = 3  # the user's code raised, and the rank said so
+EXIT_ALONE: Final = 4  # another rank is gone; why, that one's end says
 # Boot time, on which create times rest, is recomputed when the clock is set; no pid is used again within that time.
 SAME_START_S: Final = 2.0
 

@@ -65,7 +65,7 @@ class LauncherClient:
         log_path = self._folder / "launcher.log"
         with log_path.open("wb") as log:
             self._started = subprocess.Popen(
-                [sys.executable, "-m", "aiaas_magics.backend.workers.launcher", "--folder", str(self._folder), *self._options],
+                [sys.executable, "-P", "-m", "aiaas_magics.backend.workers.launcher", "--folder", str(self._folder), *self._options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -133,7 +133,6 @@ class LauncherClient:
         self._reap()
         for left in (self._folder / told.socket, self._folder / "launcher.json"):
             left.unlink(missing_ok=True)
-
 
     def _reap(self) -> None:
         """Collect a launcher that was our child and has ended, or is about to."""

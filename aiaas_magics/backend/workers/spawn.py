@@ -25,7 +25,7 @@ def spawn(command: Path) -> None:
         return
     with folder.output(rank).open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", MODULE, str(command)],
+            [sys.executable, "-P", "-m", MODULE, str(command)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
