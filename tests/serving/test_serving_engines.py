@@ -1,0 +1,272 @@
+"""Engines: Keras' own exports served and proved, and artefacts that are not opened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+import serving_models
+from onnx import TensorProto, helper
+from safetensors.numpy import load_file
+from serving_models import Made, tensor
+from serving_rig import Rig
+
+from aiaas_magics.backend.serving.engines import UnsafeArtefact, frames
+from aiaas_magics.backend.serving.engines.onnx_check import check_onnx
+from aiaas_magics.backend.serving.engines.saved_model import unpack
+from aiaas_magics.errors import InvalidSpec, ProofFailed
+
+# --------------------------------------------------------------------------- the article's model
+
+
+@pytest.mark.parametrize("format", ["onnx", "saved_model"])
+def test_the_articles_model_is_proved_and_answers_as_keras_did(rig: Rig, exports: Path, article: Made, format: str) -> None:
+    artefact = article.artefact if format == "onnx" else exports / "article.zip"
+    samples = load_file(article.samples)
+
+    view = rig.load(Made(serving_models.article_spec(format), artefact, article.samples))
+    answer = rig.predict("article", {"instances": samples["input/x"].tolist()})
+
+    assert (view.engine, view.state) == (format, "AVAILABLE")
+    assert view.proof < 1e-5
+    np.testing.assert_allclose(answer.document["predictions"], samples["output/y"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_models_process_that_dies_is_started_anew_and_ends_with_its_endpoint(rig: Rig, exports: Path, article: Made) -> None:
+    rig.load(Made(serving_models.article_spec("saved_model"), exports / "article.zip", article.samples))
+    row = {"instances": [[0.5] * 100]}
+    first = rig.predict("article", row).document
+    (child,) = psutil.Process(rig.host.pid).children()
+
+    os.kill(child.pid, signal.SIGKILL)
+    during = rig.predict("article", row)
+    after = rig.predict("article", row)
+
+    assert during.status == 503
+    assert "Try again in a moment" in during.error
+    assert after.document == first
+    assert rig.predict("article", {"instances": [[0.5] * 99]}).status == 400
+    rig.run(rig.host.retire("article"))
+    assert psutil.Process(rig.host.pid).children() == []
+    assert list((rig.state / "serving" / "scratch").iterdir()) == []
+
+
+def test_a_saved_models_process_ends_when_the_inference_process_is_killed(rig: Rig, exports: Path, article: Made) -> None:
+    rig.load(Made(serving_models.article_spec("saved_model"), exports / "article.zip", article.samples))
+    (child,) = psutil.Process(rig.host.pid).children()
+
+    rig.run(rig.host.close())
+    os.kill(rig.host.pid, signal.SIGKILL)
+
+    psutil.wait_procs([child], timeout=20)
+    assert not child.is_running()
+
+
+def test_a_saved_model_with_other_numbers_than_keras_is_refused(rig: Rig, exports: Path, article: Made, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    samples = load_file(article.samples)
+    samples["output/y"] = samples["output/y"] + np.float32(0.01)
+    save_file(samples, tmp_path / "wrong.safetensors")
+
+    with pytest.raises(ProofFailed, match="the saved_model engine differs from Keras by 0.01"):
+        rig.load(Made(serving_models.article_spec("saved_model"), exports / "article.zip", tmp_path / "wrong.safetensors"))
+
+    assert psutil.Process(rig.host.pid).children() == []
+
+
+# --------------------------------------------------------------------------- ONNX files that are not opened
+
+
+def model_with(*nodes: onnx.NodeProto, constants: tuple[onnx.TensorProto, ...] = (), domains: tuple[str, ...] = ("",)) -> onnx.ModelProto:
+    x, y = serving_models.value(tensor("x", "float32", -1, 1)), serving_models.value(tensor("y", "float32", -1, 1))
+    graph = helper.make_graph(list(nodes), "t", [x], [y], list(constants))
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid(domain, 17 if not domain else 1) for domain in domains], ir_version=9
+    )
+
+
+def external(path: str) -> onnx.TensorProto:
+    made = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
+    made.ClearField("float_data")
+    made.data_location = TensorProto.EXTERNAL
+    made.external_data.add(key="location", value=path)
+    return made
+
+
+def nested(inner: onnx.GraphProto) -> onnx.NodeProto:
+    return helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
+
+
+def branch(*nodes: onnx.NodeProto, constants: tuple[onnx.TensorProto, ...] = ()) -> onnx.GraphProto:
+    return helper.make_graph(list(nodes), "b", [], [serving_models.value(tensor("y", "float32", -1, 1))], list(constants))
+
+
+ADD = helper.make_node("Add", ["x", "w"], ["y"])
+ODD = helper.make_node("Odd", ["x"], ["y"], domain="com.example")
+UNSAFE = {
+    "a tensor of the graph in another file": model_with(ADD, constants=(external("../../etc/passwd"),)),
+    "a tensor of the graph beside it": model_with(ADD, constants=(external("weights.bin"),)),
+    "a tensor of a branch": model_with(nested(branch(ADD, constants=(external("w.bin"),)))),
+    "a tensor of an attribute": model_with(helper.make_node("Constant", [], ["y"], value=external("w.bin"))),
+    "an operator of another domain": model_with(ODD, domains=("", "com.example")),
+    "an operator of another domain in a branch": model_with(nested(branch(ODD)), domains=("", "com.example")),
+    "an operator of the runtime's own domain": model_with(helper.make_node("FusedGemm", ["x"], ["y"], domain="com.microsoft")),
+}
+
+
+@pytest.mark.parametrize("what", UNSAFE)
+def test_a_file_that_reaches_out_of_itself_is_not_opened(what: str) -> None:
+    with pytest.raises(UnsafeArtefact, match="lives in another file|which is not ONNX's own"):
+        check_onnx(UNSAFE[what].SerializeToString())
+
+
+def test_a_function_in_the_file_with_a_foreign_domain_is_not_opened() -> None:
+    model = model_with(helper.make_node("Mine", ["x"], ["y"], domain="mine"), domains=("", "mine"))
+    model.functions.append(
+        helper.make_function("mine", "Mine", ["a"], ["b"], [helper.make_node("Neg", ["a"], ["b"])], [helper.make_opsetid("", 17)])
+    )
+
+    with pytest.raises(UnsafeArtefact, match="'mine'"):
+        check_onnx(model.SerializeToString())
+
+
+def test_graphs_inside_graphs_without_end_are_not_opened() -> None:
+    inner = branch(ADD)
+    for _ in range(20):
+        inner = branch(nested(inner))
+
+    with pytest.raises(UnsafeArtefact, match="nested too deeply"):
+        check_onnx(model_with(nested(inner)).SerializeToString())
+
+
+@pytest.mark.parametrize("cut", [0, 1, 10, 100])
+def test_a_truncated_file_is_not_opened(article: Made, cut: int) -> None:
+    with pytest.raises(UnsafeArtefact):
+        check_onnx(article.artefact.read_bytes()[:cut])
+
+
+def test_what_keras_exports_passes(article: Made, tmp_path: Path) -> None:
+    check_onnx(article.artefact.read_bytes())
+    for made in (serving_models.plus(tmp_path, "a", 1.0), serving_models.lookup(tmp_path, "b"), serving_models.sums(tmp_path, "c")):
+        check_onnx(made.artefact.read_bytes())
+
+
+def test_an_unsafe_file_is_refused_by_the_server_and_its_target_never_read(rig: Rig, tmp_path: Path) -> None:
+    made = serving_models.plus(tmp_path, "live", 1.0)
+    made.artefact.write_bytes(UNSAFE["a tensor of the graph in another file"].SerializeToString())
+
+    with pytest.raises(InvalidSpec, match="live was not loaded: a tensor of it lives in another file"):
+        rig.load(made)
+
+
+# --------------------------------------------------------------------------- zips that are not unpacked
+
+
+def a_zip(path: Path, *members: tuple[zipfile.ZipInfo | str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return path
+
+
+def link(name: str, target: str) -> tuple[zipfile.ZipInfo, bytes]:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info, target.encode()
+
+
+@pytest.mark.parametrize(
+    ("members", "text"),
+    [
+        ((("../evil", b"x"),), "leads elsewhere"),
+        ((("/evil", b"x"),), "leads elsewhere"),
+        ((("a/../../evil", b"x"),), "leads elsewhere"),
+        ((("C:\\evil", b"x"),), "leads elsewhere"),
+        ((link("saved_model.pb", "/etc/passwd"),), "no regular file"),
+        ((("saved_model.pb", b"\0" * 50_000_000),), "would unpack to"),
+        ((("readme.txt", b"x"),), "no saved_model.pb"),
+        ((("saved_model.pb", b"x"), ("saved_model.pb/y", b"x")), "no zip of a SavedModel"),
+    ],
+)
+def test_a_zip_that_would_do_harm_is_not_unpacked(tmp_path: Path, members: tuple[tuple[str, bytes], ...], text: str) -> None:
+    target = tmp_path / "box" / "model"
+
+    with pytest.raises(UnsafeArtefact, match=text):
+        unpack(a_zip(tmp_path / "a.zip", *members), target)
+
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_a_name_that_comes_twice_is_not_unpacked(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        path = a_zip(tmp_path / "a.zip", ("saved_model.pb", b"1"), ("saved_model.pb", b"2"))
+
+    with pytest.raises(UnsafeArtefact):
+        unpack(path, tmp_path / "model")
+
+
+@pytest.mark.parametrize("data", [b"", b"no zip", b"PK\x03\x04" + b"\0" * 40])
+def test_what_is_no_zip_is_said_to_be_none(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.zip").write_bytes(data)
+
+    with pytest.raises(UnsafeArtefact, match="no zip"):
+        unpack(tmp_path / "a.zip", tmp_path / "model")
+
+
+# --------------------------------------------------------------------------- frames
+
+
+def test_tensors_come_through_a_socket_as_they_were() -> None:
+    strings = np.array([[b"a", b"\xff\x00"], ["ä".encode(), b""]], dtype=object)
+    sent = {
+        "floats": np.arange(6, dtype="float32").reshape(2, 3)[:, ::2],
+        "none": np.zeros((0, 4), "int64"),
+        "flags": np.array([True, False]),
+        "scalar": np.float64(1.5),
+        "strings": strings,
+    }
+    here, there = socket.socketpair()
+    with here, there:
+        sender = threading.Thread(target=frames.send, args=(here, "run"), kwargs={"text": "t", "tensors": sent})
+        sender.start()
+        say, text, got = frames.receive(there)
+        sender.join(10)
+
+    assert (say, text) == ("run", "t")
+    for name, array in sent.items():
+        assert got[name].shape == np.asarray(array).shape
+        assert got[name].tolist() == np.asarray(array).tolist()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xff\xff\xff",
+        b"\x02\0\0\0{}",
+        b"\x05\0\0\0abc",
+        b'\x41\0\0\0{"say":"x","tensors":[{"name":"a","dtype":"object","shape":[1]}]}\n',
+        b"",
+    ],
+)
+def test_a_frame_that_lies_is_refused_without_waiting_for_more(data: bytes) -> None:
+    here, there = socket.socketpair()
+    with there:
+        with here:
+            here.sendall(data)
+        began_s = time.monotonic()
+
+        with pytest.raises(frames.BrokenFrame):
+            frames.receive(there)
+
+        assert time.monotonic() - began_s < 10
