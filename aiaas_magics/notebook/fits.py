@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from aiaas_magics.errors import AiaasError, InvalidSpec
+from aiaas_magics.errors import AiaasError, InvalidSpec, UsageError
 from aiaas_magics.notebook import present
 from aiaas_magics.notebook.arguments import TrainRequest
 from aiaas_magics.notebook.session import Session
@@ -23,7 +23,7 @@ from aiaas_magics.notebook.views.picture import Stop
 if TYPE_CHECKING:
     from aiaas_magics.client.job import Job
     from aiaas_magics.client.study import StudyProgress
-    from aiaas_magics.client.training import Prepared, TrainOptions
+    from aiaas_magics.client.training import TrainOptions
     from aiaas_magics.packing.fitcall import FitCall
     from aiaas_magics.spec import JobView
 
@@ -87,14 +87,22 @@ class CellFits:
                 history = job.take(lambda story: view.tell(story, title=title))
             except KeyboardInterrupt:
                 raise Interrupted(self._cancelled(job)) from None
-            except AiaasError:
+            except AiaasError as error:
                 self._put(job)
+                view.freeze(self._fallback_notice(error))
                 raise
             finally:
                 if handed_in is not None:
-                    view.freeze(present.job_bundles(handed_in, view.story, prepared.preflight.hardware))
+                    hardware = prepared.preflight.hardware
+                    view.freeze(present.job_bundles(handed_in, view.story, hardware, figures=view.shows_figures))
         self._put(history)
         return history
+
+    def _fallback_notice(self, error: AiaasError) -> list[present.Bundle]:
+        """What a view leaves behind when nothing was handed in."""
+        if not (self._request.local_fallback and isinstance(error, UsageError)):
+            return []
+        return [{"text/plain": f"This fit runs in the kernel (--local-fallback), since it cannot travel: {error}"}]
 
     def _cancelled(self, job: Job | None) -> str:
         """Cancel `job` and say so in one line. A second interrupt leaves it to the backend."""
@@ -122,12 +130,12 @@ class CellFits:
             prepared = prepare(backend, call, self.options(), on_change=view.tell)
             job = submit(prepared, on_change=view.tell, released=lambda: guard.release(call.model))
             guard.hold(call.model, job.id)
-            settle = self._follow_in_background(job, prepared, view, stack.pop_all())
+            settle = self._follow_in_background(job, view, stack.pop_all())
             self._session.remember(job, settle)
         self._put(job)
         return job
 
-    def _follow_in_background(self, job: Job, prepared: Prepared, view: live.LiveView, stack: ExitStack) -> Callable[[], None]:
+    def _follow_in_background(self, job: Job, view: live.LiveView, stack: ExitStack) -> Callable[[], None]:
         """Draw the job while the kernel is free; returns how to wait for the view's end.
 
         It reads the log through a `Job` of its own, since `job` belongs to the caller's thread.
@@ -157,7 +165,7 @@ class CellFits:
                 result = study.run(self._session.backend, call, points=points, options=options, on_progress=lambda at: tell_study(view, at))
             except KeyboardInterrupt:
                 raise Interrupted("Interrupted: the study's job was cancelled; the model in the kernel is unchanged.") from None
-            view.freeze(present.study_bundles(result))
+            view.freeze(present.study_bundles(result, figures=view.shows_figures))
         self._put(result)
         return result.history
 

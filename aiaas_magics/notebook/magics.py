@@ -200,7 +200,8 @@ class AiaasMagics(Magics):  # type: ignore[misc]
                 story = job.follow(shown.tell)
             except KeyboardInterrupt:
                 raise tracebacks.Interrupted(f"Left job {job.id}, which goes on. %aiaas_attach {job.id} shows it again.") from None
-            shown.freeze(present.job_bundles(job.view(), story, self.session.backend.about().hardware))
+            hardware = self.session.backend.about().hardware
+            shown.freeze(present.job_bundles(job.view(), story, hardware, figures=shown.shows_figures))
 
     # ---- serving
 
@@ -242,7 +243,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         endpoint = self.session.backend.endpoint(request.name)
         report = endpoint.bench(concurrency=request.concurrency, duration_s=request.duration, rows=request.rows)
         self._put(request.out, report)
-        live.show(self.shell, present.load_bundles(report))
+        live.show(self.shell, present.load_bundles(report, figures=live.shows_pictures(self.shell)))
 
     @line_magic
     @magic_arguments()

@@ -74,13 +74,13 @@ def job_title(view: JobView) -> str:
     return f"Job {view.id} · {view.spec.name} · {where}"
 
 
-def job_bundles(view: JobView, story: JobStory, hardware: str = "") -> list[Bundle]:
+def job_bundles(view: JobView, story: JobStory, hardware: str = "", *, figures: bool = True) -> list[Bundle]:
     """The table of a job and, from the second epoch on, its curves."""
-    bundles = [job_table(view, story)]
-    if len(story.rows) > 1:
+    caption = job_caption(view, story, hardware)
+    bundles = [job_table(view, story, caption=caption)]
+    if figures and len(story.rows) > 1:
         from aiaas_magics.plots.history import history_figure
 
-        caption = job_caption(view, story, hardware)
         figure = history_figure(story.rows, job_title(view), caption=caption)
         bundles.append(figure_bundle(figure, f"{text.history_text(story.rows, job_title(view))}\n{caption}"))
     return bundles
@@ -96,7 +96,7 @@ def job_caption(view: JobView, story: JobStory, hardware: str) -> str:
     )
 
 
-def job_table(view: JobView, story: JobStory) -> Bundle:
+def job_table(view: JobView, story: JobStory, *, caption: str = "") -> Bundle:
     names = text.metric_names(story.rows)
     shown = story.rows if len(story.rows) <= SHOWN_ROWS else (*story.rows[:2], *story.rows[-(SHOWN_ROWS - 2) :])
     rows = [
@@ -115,6 +115,7 @@ def job_table(view: JobView, story: JobStory) -> Bundle:
         phases_line(story),
         error_line(story),
         *story.notices,
+        caption,
     ]
     return table_bundle(("epoch", "time", "rows/s", *names), rows, caption=job_title(view), notes=notes)
 
@@ -132,9 +133,9 @@ def job_bundle(job: Job) -> Bundle:
 # --------------------------------------------------------------------------- studies
 
 
-def study_bundles(study: Study) -> list[Bundle]:
+def study_bundles(study: Study, *, figures: bool = True) -> list[Bundle]:
     """The table of a study and its figure."""
-    return [study_table(study), figure_bundle(study.plot(), study_words(study))]
+    return [study_table(study), *([figure_bundle(study.plot(), study_words(study))] if figures else [])]
 
 
 def study_table(study: Study) -> Bundle:
@@ -238,10 +239,8 @@ def _interface(specs: Sequence[Any]) -> str:
     return ", ".join(f"{spec.name}: {spec.dtype} [{', '.join('rows' if n < 0 else str(n) for n in spec.shape)}]" for spec in specs)
 
 
-def load_bundles(report: LoadReport) -> list[Bundle]:
+def load_bundles(report: LoadReport, *, figures: bool = True) -> list[Bundle]:
     """The table of a load run and its figure."""
-    from aiaas_magics.plots.latency import latency_figure
-
     rows = [
         (
             str(point.concurrency),
@@ -256,6 +255,10 @@ def load_bundles(report: LoadReport) -> list[Bundle]:
     header = ("connections", "requests", "requests/s", "rows/s", "p50", "p90", "p99", "p99.9", "max", "errors")
     notes = [text.latency_headline(report), text.latency_caption(report)]
     table = table_bundle(header, rows, caption=f"Endpoint {report.endpoint} under load", notes=notes)
+    if not figures:
+        return [table]
+    from aiaas_magics.plots.latency import latency_figure
+
     return [table, figure_bundle(latency_figure(report), text.latency_text(report))]
 
 

@@ -77,13 +77,13 @@ class HtmlPainter:
 
 
 class TextPainter:
-    """Lines of a log: a new state, phase or epoch makes one; at the end the text twins."""
+    """Lines of a log: a new state, phase or epoch makes one; at the end the tables."""
 
     def __init__(self) -> None:
         self._before: Picture | None = None
 
     def open(self, picture: Picture) -> None:
-        self.paint(picture)
+        self._before = picture
 
     def paint(self, picture: Picture) -> None:
         for line in words.news(picture, self._before):
@@ -107,8 +107,8 @@ def snapshot(picture: Picture) -> Bundle:
 
 
 def replace_output(handle: Any, bundles: Sequence[Bundle]) -> None:
-    """The first bundle takes the live output's place, the others follow it."""
-    first, *others = bundles or [{"text/plain": ""}]
+    """The first bundle takes the live output's place, the others follow it; none leaves an output that shows nothing."""
+    first, *others = bundles or [{}]
     if handle is not None:
         handle.update(first, raw=True)
     for bundle in others:
@@ -118,10 +118,15 @@ def replace_output(handle: Any, bundles: Sequence[Bundle]) -> None:
 def show(ip: Any, bundles: Sequence[Bundle]) -> None:
     """Static outputs: displayed in a notebook, printed in a terminal."""
     for bundle in bundles:
-        if getattr(ip, "kernel", None) is None:
-            print(bundle["text/plain"])
-        else:
+        if shows_pictures(ip):
             display(bundle, raw=True)
+        else:
+            print(bundle["text/plain"])
+
+
+def shows_pictures(ip: Any) -> bool:
+    """Whether this is a kernel, whose front end draws; a terminal gets text."""
+    return getattr(ip, "kernel", None) is not None
 
 
 def choose(ip: Any, wanted: str | None) -> str:
@@ -131,10 +136,9 @@ def choose(ip: Any, wanted: str | None) -> str:
     kernel that has the libraries, lines of text elsewhere.
     """
     kind = wanted or os.environ.get("AIAAS_UI", "") or "auto"
-    in_kernel = getattr(ip, "kernel", None) is not None
     if kind in {"none", "text"}:
         return kind
-    if not in_kernel:
+    if not shows_pictures(ip):
         return "text"
     if kind == "html":
         return "html"
@@ -163,6 +167,7 @@ class LiveView:
 
     def __init__(self, kind: str, *, title: str, hint: str = "") -> None:
         self._painter = painter(kind)
+        self.shows_figures = kind in {"widget", "html"}
         self._title, self._hint = title, hint
         self._story, self._stops = JobStory(), tuple[Stop, ...]()
         self._bundles: Sequence[Bundle] | None = None

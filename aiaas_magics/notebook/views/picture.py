@@ -137,15 +137,16 @@ def _underway(story: JobStory) -> str:
     if not story.epochs and not story.step:
         return f"{story.state}: {story.reason}" if story.reason else str(story.state)
     parts = []
+    all_done = 0 < story.epochs <= story.epoch
     if story.epochs:
-        parts.append(f"epoch {min(story.epoch + 1, story.epochs)} of {story.epochs}")
+        parts.append(f"all {story.epochs} epochs done" if all_done else f"epoch {story.epoch + 1} of {story.epochs}")
     if story.step:
         parts.append(f"step {story.step:,} of {story.steps:,}" if story.steps else f"step {story.step:,}")
     if story.logs:
         parts.append(metrics_line(story.logs))
     if story.rows_per_s:
         parts.append(f"{text.count(story.rows_per_s)} rows/s")
-    if (left := story.seconds_left()) is not None:
+    if not all_done and (left := story.seconds_left()) is not None:
         parts.append(f"{text.seconds(left)} left")
     return " · ".join(parts)
 

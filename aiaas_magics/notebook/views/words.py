@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiaas_magics.notebook.views.picture import Picture
 from aiaas_magics.plots import text
+from aiaas_magics.spec import FINAL_STATES
 
 
 def words_of(picture: Picture) -> str:
@@ -35,7 +36,8 @@ def news(picture: Picture, before: Picture | None) -> list[str]:
 
 
 def _place(picture: Picture) -> tuple[object, ...]:
-    running = next((phase.name for phase in picture.phases if phase.running), "")
+    over = picture.state in FINAL_STATES
+    running = "" if over else next((phase.name for phase in picture.phases if phase.running), "")
     epochs = max((int(curve.points[-1][0]) for curve in picture.curves if curve.points), default=0)
     stop = next((stop.label for stop in picture.stops if stop.state == "running"), "")
     return picture.state, running, epochs, stop
