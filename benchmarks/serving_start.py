@@ -25,7 +25,8 @@ EXPORT = """
 import sys, keras, numpy as np
 from safetensors.numpy import save_file
 layers = keras.layers
-model = keras.Sequential([keras.Input((100,), name="x"), layers.Dense(64, "relu"), layers.Dense(32, "relu"), layers.Dense(1, "sigmoid", name="y")])
+dense = [layers.Dense(64, "relu"), layers.Dense(32, "relu"), layers.Dense(1, "sigmoid", name="y")]
+model = keras.Sequential([keras.Input((100,), name="x"), *dense])
 x = np.random.default_rng(0).normal(size=(64, 100)).astype("float32")
 y = model.predict(x, verbose=0)
 model.export(sys.argv[1] + "/article.onnx", format="onnx", verbose=False)

@@ -160,21 +160,7 @@ def test_curl_sends_a_large_body_after_it_was_told_to_go_on(shared: Rig, tmp_pat
     body = tmp_path / "body.json"
     body.write_text(json.dumps({"instances": [[1.0]] * 300_000}))
 
-    done = subprocess.run(
-        [
-            curl,
-            "-sS",
-            "-H",
-            f"Authorization: Bearer {shared.host.token}",
-            "-H",
-            "Content-Type: application/json",
-            "--data-binary",
-            f"@{body}",
-            f"{shared.host.url}/v1/models/plus:predict",
-        ],
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
+    command = [curl, "-sS", "-H", f"Authorization: Bearer {shared.host.token}", "--data-binary", f"@{body}"]
+    done = subprocess.run([*command, f"{shared.host.url}/v1/models/plus:predict"], check=True, capture_output=True, timeout=60)
 
     assert json.loads(done.stdout) == {"predictions": [[2.0]] * 300_000}
