@@ -27,7 +27,8 @@ def check_keras(model: Any) -> None:
     """Raises `UnsuitableKeras` for legacy Keras, and for Keras on another library than TensorFlow."""
     if any(cls.__module__.startswith("tf_keras") for cls in type(model).__mro__):
         raise UnsuitableKeras(
-            "This model is one of legacy Keras (tf_keras), workers run Keras 3. Unset TF_USE_LEGACY_KERAS, restart the kernel and import keras."
+            "This model is one of legacy Keras (tf_keras), workers run Keras 3. "
+            "Unset TF_USE_LEGACY_KERAS, restart the kernel and import keras."
         )
     import keras
 

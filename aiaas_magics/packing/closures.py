@@ -54,8 +54,14 @@ def changed_names(function: types.FunctionType) -> tuple[str, ...]:
         steps = list(dis.get_instructions(code))
         changes = any(step.opname in _STORES or step.argval in _CHANGING for step in steps if isinstance(step.argval, (str, type(None))))
         for step in steps:
-            if step.opname in {"STORE_GLOBAL", "DELETE_GLOBAL"} or (step.opname == "STORE_DEREF" and step.argval in code.co_freevars) or (
-                changes and step.opname in {"LOAD_GLOBAL", "LOAD_DEREF", "LOAD_NAME"} and _is_changeable(_value(function, str(step.argval)))
+            if (
+                step.opname in {"STORE_GLOBAL", "DELETE_GLOBAL"}
+                or (step.opname == "STORE_DEREF" and step.argval in code.co_freevars)
+                or (
+                    changes
+                    and step.opname in {"LOAD_GLOBAL", "LOAD_DEREF", "LOAD_NAME"}
+                    and _is_changeable(_value(function, str(step.argval)))
+                )
             ):
                 found[str(step.argval)] = None
     return tuple(found)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from aiaas_magics.packing import checks, closures, exactness, fitcall_pickle, refusals
+from aiaas_magics.packing import checks, closures, exactness, fitcall_pickle, refusals, samples
 from aiaas_magics.packing.data import all_leaves, plain_arguments
 from aiaas_magics.packing.manifest import Manifest, ManifestItem, class_item, function_item
 from aiaas_magics.packing.result import FitResult, apply_result, apply_to, read_result, write_result
@@ -92,6 +92,7 @@ def pack(call: FitCall, *, workers: int = 1) -> PackedFitCall:
         payload, luggage = fitcall_pickle.dumps(root)
     except fitcall_pickle.Failed as failed:
         raise refusals.refuse(failed.culprit, _roots(model, arguments, callbacks), failed.why) from failed.why
+    samples.remember(model, arguments["x"])
     paths = _paths(model, luggage.variables)
     shape = checks.shape_of(model, arguments)
     return PackedFitCall(

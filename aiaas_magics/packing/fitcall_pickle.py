@@ -55,13 +55,17 @@ class Luggage:
         self.modules: dict[str, types.ModuleType] = {}  # imported inside function bodies
         self.pending: deque[Any] = deque()
         self._array_places: dict[int, int] = {}
+        self._kept: list[np.ndarray] = []  # alive, so that no id comes twice
         self._variable_places: dict[int, int] = {}
 
-    def place_of_array(self, array: np.ndarray) -> int:
+    def place_of_array(self, array: np.ndarray) -> tuple[int, str | None]:
+        """Where `array` stands, and its dtype where numpy's file format does not know it (bfloat16, float8): it travels as bits then."""
+        foreign = array.dtype.isbuiltin == 2
         if id(array) not in self._array_places:
             self._array_places[id(array)] = len(self.arrays)
-            self.arrays.append(array)
-        return self._array_places[id(array)]
+            self.arrays.append(array.view(f"u{array.dtype.itemsize}") if foreign else array)
+            self._kept.append(array)
+        return self._array_places[id(array)], array.dtype.name if foreign else None
 
     def place_of_variable(self, variable: Any) -> int:
         if id(variable) not in self._variable_places:
@@ -149,20 +153,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if kind is np.ndarray or kind is np.memmap:
             if obj.nbytes < APART_BYTES or obj.dtype.hasobject:
                 return None
-            # numpy's file format knows no bfloat16 and no float8: they travel as bits.
-            foreign = obj.dtype.isbuiltin == 2
-            if foreign:
-                obj = self._bits(obj)
-            return "array", self.luggage.place_of_array(obj), self._foreign_name if foreign else None
+            return "array", *self.luggage.place_of_array(obj)
         if kind in _PLAIN:
             return None
         if _is_variable(obj):
             return "variable", self.luggage.place_of_variable(obj)
         return None
-
-    def _bits(self, array: np.ndarray) -> np.ndarray:
-        self._foreign_name = array.dtype.name
-        return array.view(f"u{array.dtype.itemsize}")
 
     def reducer_override(self, obj: Any) -> Any:
         self._last = obj
@@ -305,11 +301,11 @@ def _tf_function(python_function: Callable[..., Any], options: dict[str, Any]) -
     return tf.function(python_function, **options)
 
 
-def _empty(cls: type) -> Any:
+def _empty(cls: Any) -> Any:
     return cls.__new__(cls)
 
 
-def _fill(collection: Any, state: tuple[type, Any, dict[str, Any]]) -> None:
+def _fill(collection: Any, state: tuple[Any, Any, dict[str, Any]]) -> None:
     """Tracked collections are filled past their own methods, which would track every item a second time."""
     base, items, attributes = state
     collection.__dict__.update(attributes)

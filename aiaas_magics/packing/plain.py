@@ -84,12 +84,12 @@ def put_attribute(obj: Any, name: str, value: Any) -> None:
     if type(there) is not type(value):
         setattr(obj, name, value)
     elif isinstance(value, list):
-        there[:] = value  # type: ignore[index]
+        there[:] = value
     elif isinstance(value, (dict, set)):
-        there.clear()  # type: ignore[union-attr]
-        there.update(value)  # type: ignore[union-attr]
-    elif isinstance(value, np.ndarray) and there.shape == value.shape and there.dtype == value.dtype and there.flags.writeable:  # type: ignore[union-attr]
-        np.copyto(there, value)  # type: ignore[arg-type]
+        there.clear()
+        there.update(value)
+    elif isinstance(value, np.ndarray) and there.shape == value.shape and there.dtype == value.dtype and there.flags.writeable:
+        np.copyto(there, value)
     else:
         setattr(obj, name, value)
 

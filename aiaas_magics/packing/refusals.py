@@ -72,8 +72,19 @@ def find_path(roots: Mapping[str, Any], wanted: Callable[[Any], bool]) -> str | 
 
 
 def _children(obj: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(obj, (str, bytes, int, float, type(None))):
+    if isinstance(obj, (str, bytes, int, float, type(None), types.ModuleType)):
         return
+    if isinstance(obj, type):
+        if not _is_library(obj.__module__):
+            yield from ((f".{name}", value) for name, value in vars(obj).items())
+            yield from (("", base) for base in obj.__bases__)
+        return
+    yield from _items(obj)
+    yield from _parts(obj)
+    yield from _attributes(obj)
+
+
+def _items(obj: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(obj, Mapping):
         try:
             for key, value in list(obj.items()):
@@ -84,25 +95,21 @@ def _children(obj: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"[{index}]", value) for index, value in enumerate(obj))
     elif isinstance(obj, (set, frozenset)):
         yield from (("{}", value) for value in obj)
-    elif isinstance(obj, types.FunctionType):
+
+
+def _parts(obj: Any) -> Iterator[tuple[str, Any]]:
+    """What a callable or descriptor is made of."""
+    if isinstance(obj, types.FunctionType):
         yield from _reach_of_function(obj)
     elif isinstance(obj, types.MethodType):
         yield ".__self__", obj.__self__
         yield "", obj.__func__
     elif isinstance(obj, functools.partial):
-        yield from (("(partial)", value) for value in (obj.func, *obj.args, *obj.keywords.values()))
+        yield from ((" (partial)", value) for value in (obj.func, *obj.args, *obj.keywords.values()))
     elif isinstance(obj, (classmethod, staticmethod)):
         yield "", obj.__func__
     elif isinstance(obj, property):
         yield from (("", part) for part in (obj.fget, obj.fset) if part is not None)
-    if isinstance(obj, type):
-        if not _is_library(obj.__module__):
-            yield from ((f".{name}", value) for name, value in vars(obj).items())
-            yield from (("", base) for base in obj.__bases__)
-        return
-    if isinstance(obj, types.ModuleType):
-        return
-    yield from _attributes(obj)
 
 
 def _attributes(obj: Any) -> Iterator[tuple[str, Any]]:

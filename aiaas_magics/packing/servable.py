@@ -1,0 +1,250 @@
+"""A live model to an artefact that a serving host can run and check, without its code.
+
+Owns the export (ONNX, or a zip of a SavedModel where ONNX cannot) and Keras' own outputs on
+sample rows. Choosing the rows belongs to `samples`; replaying them belongs to the host.
+
+Samples are safetensors with `input/<name>` and `output/<name>`, rows first. A string tensor
+travels as UTF-8 in `uint8`, padded with zeros along one more dimension.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from aiaas_magics.errors import DataMismatch, UsageError
+from aiaas_magics.packing.samples import Interface, samples_for, unique_names
+from aiaas_magics.spec import TensorSpec
+
+ONNX: Final = "onnx"
+SAVED_MODEL: Final = "saved_model"
+NOISY: Final = ("tf2onnx", "tensorflow", "absl")
+
+
+class CannotServe(UsageError):
+    """The model cannot be exported. The argument is the whole sentence, next move included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Servable:
+    """An exported model with the proof of what it computes."""
+
+    artefact: bytes
+    format: str  # "onnx" | "saved_model"
+    samples: bytes
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    note: str = ""  # why it is no ONNX file, where it is none
+
+
+def export(model: Any, sample: Any = None, *, format: str | None = None) -> Servable:
+    """Export `model` with sample rows and Keras' own outputs on them.
+
+    Args:
+        sample: Up to 32 typical rows, as `fit` takes them for x; None for rows of the last fit.
+        format: "onnx" or "saved_model"; None for ONNX where it can be had.
+
+    Raises:
+        NoSamples: typical rows are neither given nor known.
+        DataMismatch: the rows do not go through the model.
+        CannotServe: neither format can express it.
+    """
+    import keras
+
+    if not isinstance(model, keras.Model):
+        raise CannotServe(f"{type(model).__name__} is no keras.Model. Give a model to deploy.")
+    interface, rows = samples_for(model, sample)
+    with _quiet():
+        found = _outputs(model, interface, rows)
+        function = _function(model, interface, found)
+        wanted = [format] if format else [SAVED_MODEL] if "string" in interface.dtypes else [ONNX, SAVED_MODEL]
+        kind, artefact, note = _exported(model, function, wanted)
+    return Servable(
+        artefact=artefact,
+        format=kind,
+        samples=_safetensors(rows, found),
+        inputs=tuple(
+            TensorSpec(name=name, dtype=dtype, shape=tuple(-1 if n is None else int(n) for n in shape))
+            for name, shape, dtype in zip(interface.names, interface.shapes, interface.dtypes, strict=True)
+        ),
+        outputs=_output_specs(function, found),
+        note=note,
+    )
+
+
+# --------------------------------------------------------------------------- the model as a function of names
+
+
+def _call(model: Any, interface: Interface, named: Mapping[str, Any]) -> Any:
+    import keras
+
+    inputs = keras.tree.pack_sequence_as(interface.structure, [named[name] for name in interface.names])
+    return model(inputs, training=False) if model._call_has_training_arg else model(inputs)
+
+
+def _outputs(model: Any, interface: Interface, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Keras' own answers on the rows, by output name; never through `predict`, which may batch and wrap."""
+    import tensorflow as tf
+
+    try:
+        found = _call(model, interface, {name: tf.constant(_as_text(array)) for name, array in rows.items()})
+    except Exception as error:
+        reason = " ".join(str(error).split())[:400].rstrip(".")
+        raise DataMismatch(
+            f"Model {model.name!r} does not take these sample rows. Give typical ones with --sample ARRAY. Keras says: {reason}."
+        ) from error
+    return {name: np.asarray(tensor.numpy()) for name, tensor in _named_outputs(model, found).items()}
+
+
+def _named_outputs(model: Any, found: Any) -> dict[str, Any]:
+    import keras
+    import tensorflow as tf
+
+    flat = keras.tree.flatten(found)
+    if isinstance(found, Mapping):
+        given: list[Any] = sorted(found)
+    else:
+        given = list(getattr(model, "output_names", None) or [])
+    if len(given) != len(flat):
+        given = ["output"] * len(flat)
+    automatic = frozenset({"output", *(keras.src.utils.naming.to_snake_case(type(layer).__name__) for layer in model._flatten_layers())})
+    names = unique_names(given, "output", frozenset() if isinstance(found, Mapping) else automatic)
+    # numpy has no bfloat16, and neither have the clients.
+    plain = [tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tf.convert_to_tensor(tensor) for tensor in flat]
+    return dict(zip(names, plain, strict=True))
+
+
+def _function(model: Any, interface: Interface, found: Mapping[str, np.ndarray]) -> Any:
+    """A `tf.function` with the interface's names for its arguments and outputs."""
+    import tensorflow as tf
+
+    specs = [
+        tf.TensorSpec(shape, dtype, name=name)
+        for name, shape, dtype in zip(interface.names, interface.shapes, interface.dtypes, strict=True)
+    ]
+
+    @tf.function(input_signature=specs, autograph=False)  # type: ignore[untyped-decorator]
+    def serve(*tensors: Any) -> dict[str, Any]:
+        outputs = _named_outputs(model, _call(model, interface, dict(zip(interface.names, tensors, strict=True))))
+        return {name: tf.identity(tensor, name=name) for name, tensor in outputs.items()}
+
+    return serve
+
+
+def _output_specs(function: Any, found: Mapping[str, np.ndarray]) -> tuple[TensorSpec, ...]:
+    structured = function.get_concrete_function().structured_outputs
+    specs = []
+    for name, array in found.items():
+        shape = structured[name].shape
+        dims = [-1] * array.ndim if shape.rank is None else [-1 if n is None else int(n) for n in shape]
+        specs.append(TensorSpec(name=name, dtype="string" if array.dtype.kind in "OSU" else array.dtype.name, shape=tuple(dims)))
+    return tuple(specs)
+
+
+# --------------------------------------------------------------------------- two formats
+
+
+def _exported(model: Any, function: Any, wanted: list[str]) -> tuple[str, bytes, str]:
+    makers: dict[str, Callable[[Any, Any, Path], bytes]] = {ONNX: _onnx, SAVED_MODEL: _saved_model}
+    reasons: list[str] = []
+    for kind in wanted:
+        with tempfile.TemporaryDirectory(prefix="aiaas-export-") as folder:
+            try:
+                return kind, makers[kind](model, function, Path(folder)), "; ".join(reasons)
+            except Exception as error:  # noqa: BLE001 - border: the exporters raise anything over an operator they do not know
+                reasons.append(f"{kind}: {' '.join(str(error).split())[:300] or type(error).__name__}")
+    raise CannotServe(f"Model {model.name!r} cannot be exported ({'; '.join(reasons)}). Use layers made of TensorFlow operators.")
+
+
+def _onnx(model: Any, function: Any, folder: Path) -> bytes:
+    import onnx
+    import tf2onnx
+    from keras.src.export.tf2onnx_lib import patch_tf2onnx
+
+    patch_tf2onnx()
+    proto, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature)
+    # An operator without a translation is left as TensorFlow's own, and tf2onnx only logs it; the checker does not know it.
+    onnx.checker.check_model(proto)
+    made = {output.name for output in proto.graph.output}
+    promised = set(function.get_concrete_function().structured_outputs)
+    if made != promised:
+        raise ValueError(f"outputs are called {sorted(made)} instead of {sorted(promised)}")
+    return bytes(proto.SerializeToString())
+
+
+def _saved_model(model: Any, function: Any, folder: Path) -> bytes:
+    from keras.src.export.saved_model import ExportArchive
+
+    archive = ExportArchive()
+    archive.track(model)
+    function.get_concrete_function()
+    archive.add_endpoint("serving_default", function)
+    archive.write_out(str(folder / "model"), verbose=False)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as file:
+        for path in sorted((folder / "model").rglob("*")):
+            if path.is_file():
+                file.write(path, path.relative_to(folder / "model").as_posix())
+    return packed.getvalue()
+
+
+# --------------------------------------------------------------------------- samples as bytes
+
+
+def _safetensors(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> bytes:
+    from safetensors.numpy import save
+
+    tensors = {f"input/{name}": array for name, array in inputs.items()}
+    tensors |= {f"output/{name}": array for name, array in outputs.items()}
+    return bytes(save({name: np.ascontiguousarray(_padded(array)) for name, array in tensors.items()}))
+
+
+def _as_text(array: np.ndarray) -> np.ndarray:
+    return array.astype(object) if array.dtype.kind in "SU" else array
+
+
+def _padded(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "OSU":
+        return array
+    texts = [text if isinstance(text, bytes) else str(text).encode() for text in array.ravel()]
+    width = max(1, *map(len, texts))
+    return np.frombuffer(b"".join(text.ljust(width, b"\0") for text in texts), np.uint8).reshape(*array.shape, width)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' log lines and warnings from the notebook.
+
+    TensorFlow's C++ writes to the process's standard error, which Jupyter shows in the cell:
+    the descriptor points elsewhere for the second that an export takes.
+    """
+    loggers = [logging.getLogger(name) for name in NOISY]
+    levels = [logger.level for logger in loggers]
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
