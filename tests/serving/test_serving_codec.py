@@ -1,0 +1,104 @@
+"""The codec alone: what goes out comes back bit for bit, and nothing that comes in can do more than be refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from serving_models import tensor
+
+from aiaas_magics.backend.serving.codec import BadValue, json_of, read_predict, write_predict
+
+DTYPES = ["float32", "float64", "int8", "int32", "int64", "uint8", "bool"]
+INTERFACES = [
+    [tensor("x", "float32", -1, 2)],
+    [tensor("x", "int32", -1)],
+    [tensor("x", "string", -1, -1)],
+    [tensor("a", "float32", -1, 2), tensor("b", "bool", -1)],
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["x", "a", "b", "b64", "z"]), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+def same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+
+
+@settings(deadline=None)
+@given(st.data(), st.sampled_from(DTYPES), st.sampled_from(["row", "column"]))
+def test_any_tensor_survives_a_round_trip(data: st.DataObject, dtype: str, layout: Any) -> None:
+    array = data.draw(hnp.arrays(np.dtype(dtype), hnp.array_shapes(min_dims=1, max_dims=3, max_side=4)))
+    key, answer = ("instances", "predictions") if layout == "row" else ("inputs", "outputs")
+
+    written = write_predict({"x": array}, layout)
+    read = read_predict(written.replace(answer.encode(), key.encode(), 1), [tensor("x", dtype, *array.shape)])
+
+    assert same(read.tensors["x"], array)
+    assert (read.layout, read.rows) == (layout, len(array))
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 4))), hnp.arrays(np.int64, st.tuples(st.integers(1, 3))))
+def test_several_outputs_are_rows_of_objects_when_they_agree_in_rows(one: np.ndarray, other: np.ndarray) -> None:
+    outputs = {"one": one, "other": other}
+    if len(one) != len(other):
+        with pytest.raises(BadValue, match="inconsistent batch sizes"):
+            write_predict(outputs, "row")
+        return
+
+    document = json.loads(write_predict(outputs, "row"))
+
+    for row, found in enumerate(document["predictions"]):
+        assert found["other"] == other[row]
+        assert same(np.array(found["one"], np.float32), one[row])
+
+
+@given(st.dictionaries(st.sampled_from(["instances", "inputs", "signature_name", "z"]), JSON, max_size=3), st.sampled_from(INTERFACES))
+def test_any_document_is_read_or_refused_with_a_sentence(document: Any, inputs: Any) -> None:
+    try:
+        call = read_predict(json.dumps(document).encode(), inputs)
+    except BadValue as refusal:
+        said = (refusal.status, bool(refusal.text), len(refusal.text) < 600)
+    else:
+        assert call.tensors.keys() == {spec.name for spec in inputs}
+        assert all(array.size for array in call.tensors.values())
+        return
+    assert said == (400, True, True)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_read_or_refused(body: bytes) -> None:
+    with pytest.raises(BadValue):
+        read_predict(body, INTERFACES[0])
+
+
+@given(hnp.arrays(np.float32, st.integers(1, 6), elements=st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 1.5, -0.0])))
+def test_tokens_stand_where_the_values_stood(array: np.ndarray) -> None:
+    assert same(np.array(json.loads(json_of("y", array)), np.float32), array)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "text"),
+    [
+        ("y", np.array(["a", "b"], dtype=object), b'["a","b"]'),
+        ("y", np.array([b"a", "ä".encode()], dtype=object), '["a","ä"]'.encode()),
+        ("y_bytes", np.array([b"hi", b"\xff"], dtype=object), b'[{"b64":"aGk="},{"b64":"/w=="}]'),
+        ("y", np.array([["null"], ["NaN"]], dtype=object), b'[["null"],["NaN"]]'),
+        ("y", np.float32(0.1), b"0.1"),
+        ("y", np.float32("nan"), b"NaN"),
+        ("y", np.array([0.5, 1], np.float16), b"[0.5,1.0]"),
+        ("y", np.zeros((2, 0), np.float32), b"[[],[]]"),
+        ("y", np.arange(6, dtype=np.int32).reshape(2, 3)[:, ::2], b"[[0,2],[3,5]]"),
+    ],
+)
+def test_outputs_of_every_kind_have_their_text(name: str, array: Any, text: bytes) -> None:
+    assert json_of(name, array) == text
