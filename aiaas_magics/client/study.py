@@ -50,6 +50,7 @@ class StudyProgress:
     done: tuple[str, ...]
     waiting: tuple[str, ...]
     story: JobStory
+    measuring: bool = True  # False: the training that follows the measurements
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +161,7 @@ def run(
     done = ("plain fit, all cores", *(f"n={n}" for n in wanted))
     job = submit(prepared)
     try:
-        history = job.take(lambda story: on_progress(StudyProgress(label=label, done=done, waiting=(), story=story)))
+        history = job.take(lambda story: on_progress(StudyProgress(label=label, done=done, waiting=(), story=story, measuring=False)))
     except KeyboardInterrupt:  # border: whoever starts a job ends it
         job.cancel()
         raise

@@ -187,5 +187,6 @@ def tell_study(view: live.LiveView, at: StudyProgress) -> None:
         *(Stop(label=label, state="done") for label in at.done),
         Stop(label=at.label, state="running"),
         *(Stop(label=label, state="waiting") for label in at.waiting),
+        *([Stop(label="training", state="waiting")] if at.measuring else []),
     )
-    view.tell(at.story, stops=stops)
+    view.tell(at.story, stops=stops, measuring=at.measuring)

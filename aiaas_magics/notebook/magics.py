@@ -46,7 +46,7 @@ def border(request: type[R]) -> Callable[[Callable[..., Any]], Callable[..., Any
     """Parse the line into `request`, answer -h, and turn our errors into what IPython shows.
 
     Typing mistakes become IPython's own `UsageError`, exactly that class: one line, no
-    traceback, and Run All stops. Everything else of ours becomes one block.
+    traceback, and Run All stops. Everything else of ours is shown as one block (`tracebacks.show_blocks`).
     """
 
     def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,12 +62,8 @@ def border(request: type[R]) -> Callable[[Callable[..., Any]], Callable[..., Any
                 return method(self, asked, **given, **({"names": local_ns or {}} if request is DeployRequest else {}))
             except errors.UsageError as error:
                 if tracebacks.cell_frames(error.__traceback__, self.shell):
-                    tracebacks.attach_block(error, self.shell)
                     raise
                 raise UsageError(str(error)) from None
-            except errors.AiaasError as error:
-                tracebacks.attach_block(error, self.shell)
-                raise
 
         magic.needs_local_scope = True  # type: ignore[attr-defined]
         return magic
@@ -197,7 +193,8 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         hint = "" if view.state.final else f"Interrupt the kernel (■) to leave; %aiaas_cancel {job.id} stops the job."
         with live.LiveView(ui, title=present.job_title(view), hint=hint) as shown:
             try:
-                story = job.follow(shown.tell)
+                measuring = view.spec.measure is not None
+                story = job.follow(lambda told: shown.tell(told, measuring=measuring))
             except KeyboardInterrupt:
                 raise tracebacks.Interrupted(f"Left job {job.id}, which goes on. %aiaas_attach {job.id} shows it again.") from None
             hardware = self.session.backend.about().hardware
@@ -333,6 +330,7 @@ def load(ip: Any) -> None:
     if ("matplotlib.figure", "Figure") not in png.deferred_printers and "matplotlib.figure" not in sys.modules:
         # `study.plot()` as the last expression: without pyplot nobody else tells IPython how to show a Figure.
         png.for_type_by_name("matplotlib.figure", "Figure", present.figure_png)
+    tracebacks.show_blocks(ip)
     LOADED[id(ip)] = (magics, matcher)
 
 
@@ -350,6 +348,7 @@ def unload(ip: Any) -> None:
         ip.configurables.remove(magics)
     for module, name in DISPLAYS:
         ip.display_formatter.mimebundle_formatter.pop(f"{module}.{name}", None)
+    tracebacks.stop_showing_blocks()
     magics.session.close()
 
 

@@ -38,8 +38,10 @@ MANIFEST_ROWS: Final = 40
 
 def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", notes: Sequence[str] = ()) -> str:
     """A table that inherits the notebook's own look; every cell is escaped."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    sides = ["right" if right else "left" for right in text.right_columns(rows, len(header))]
+    head = "".join(f'<th scope="col" style="text-align:{side}">{escape(name)}</th>' for side, name in zip(sides, header, strict=True))
+    cells = ("".join(f'<td style="text-align:{side}">{escape(cell)}</td>' for side, cell in zip(sides, row, strict=True)) for row in rows)
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
     title = f'<caption style="text-align:left"><b>{escape(caption)}</b></caption>' if caption else ""
     below = "".join(f"<div>{escape(note)}</div>" for note in notes if note)
     table = f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if rows else ""
@@ -223,16 +225,12 @@ def endpoint_bundle(endpoint: Endpoint) -> Bundle:
         ("replicas", str(view.replicas)),
         ("inputs", _interface(view.inputs)),
         ("outputs", _interface(view.outputs)),
-        ("token", f"os.environ['AIAAS_ENDPOINT_TOKEN'] = {_variable(endpoint)}.token"),
+        ("token", "in .token of this object; what is below reads it from AIAAS_ENDPOINT_TOKEN"),
     ]
     table = table_html(("endpoint", endpoint.name), facts)
     curl, snippet = endpoint.curl(), endpoint.snippet()
     plain = "\n".join((text.table(("endpoint", endpoint.name), facts), "", curl, "", snippet))
     return {"text/html": f"<div>{table}<pre>{escape(curl)}</pre><pre>{escape(snippet)}</pre></div>", "text/plain": plain}
-
-
-def _variable(endpoint: Endpoint) -> str:
-    return endpoint.name if endpoint.name.isidentifier() else "endpoint"
 
 
 def _interface(specs: Sequence[Any]) -> str:

@@ -35,14 +35,26 @@ def attach(error: BaseException, lines: Sequence[str]) -> None:
     error._render_traceback_ = lambda: list(lines)  # type: ignore[attr-defined]
 
 
-def attach_block(error: AiaasError, shell: Any) -> None:
-    """Our own errors: where in the cell, what, and the next move; no frames of ours."""
+def show_blocks(shell: Any) -> None:
+    """From now on our own errors are shown as blocks wherever they are raised: in a magic, by `job.result()`, by a guarded model."""
+
+    def render(error: AiaasError) -> list[str]:
+        return block(error, shell)
+
+    AiaasError._render_traceback_ = render  # type: ignore[attr-defined]
+
+
+def stop_showing_blocks() -> None:
+    if hasattr(AiaasError, "_render_traceback_"):
+        del AiaasError._render_traceback_
+
+
+def block(error: AiaasError, shell: Any) -> list[str]:
+    """Where in the cell, what, and the next move; no frames of ours."""
     if isinstance(error, RemoteTrainingError):
-        attach(error, remote_block(error.report, shell))
-        return
+        return remote_block(error.report, shell)
     where = cell_frames(error.__traceback__, shell)
-    lines = [line for frame in where[-1:] for line in frame_block(frame, shell)]
-    attach(error, [*lines, f"{type(error).__name__}: {error}"])
+    return [*(line for frame in where[-1:] for line in frame_block(frame, shell)), f"{type(error).__name__}: {error}"]
 
 
 def attach_local(error: BaseException, shell: Any, file: str) -> None:

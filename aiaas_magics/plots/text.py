@@ -15,14 +15,20 @@ from aiaas_magics.story import EpochRow
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns in line: the first to the left, the others to the right."""
+    """Columns in line: numbers to the right, words to the left."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    right = right_columns(rows, len(header))
 
     def line(cells: Sequence[str]) -> str:
-        first, rest = cells[0].ljust(widths[0]), (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-        return "  ".join((first, *rest)).rstrip()
+        placed = (cell.rjust(width) if right[n] else cell.ljust(width) for n, (cell, width) in enumerate(zip(cells, widths, strict=True)))
+        return "  ".join(placed).rstrip()
 
     return "\n".join((line(header), "  ".join("-" * width for width in widths), *map(line, rows)))
+
+
+def right_columns(rows: Sequence[Sequence[str]], columns: int) -> list[bool]:
+    """Which columns hold numbers; the first names the row and stays to the left."""
+    return [n > 0 and bool(rows) and all(not row[n] or row[n].lstrip("±-")[:1].isdigit() for row in rows) for n in range(columns)]
 
 
 def seconds(value: float | None) -> str:

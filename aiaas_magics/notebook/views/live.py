@@ -169,7 +169,7 @@ class LiveView:
         self._painter = painter(kind)
         self.shows_figures = kind in {"widget", "html"}
         self._title, self._hint = title, hint
-        self._story, self._stops = JobStory(), tuple[Stop, ...]()
+        self._story, self._stops, self._measuring = JobStory(), tuple[Stop, ...](), False
         self._bundles: Sequence[Bundle] | None = None
         self._stopping, self._changed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="aiaas-view", daemon=True)
@@ -189,10 +189,10 @@ class LiveView:
         self._painter.paint(last)
         self._painter.close(self._bundles if self._bundles is not None else [snapshot(last)])
 
-    def tell(self, story: JobStory, *, title: str | None = None, stops: Sequence[Stop] = ()) -> None:
+    def tell(self, story: JobStory, *, title: str | None = None, stops: Sequence[Stop] = (), measuring: bool = False) -> None:
         """The newest state of things."""
         self._title = title or self._title
-        self._story, self._stops = story, tuple(stops)
+        self._story, self._stops, self._measuring = story, tuple(stops), measuring
         self._changed.set()
 
     def freeze(self, bundles: Sequence[Bundle]) -> None:
@@ -205,7 +205,7 @@ class LiveView:
         return self._story
 
     def _picture(self) -> Picture:
-        return picture(self._story, title=self._title, now_s=time.time(), hint=self._hint, stops=self._stops)
+        return picture(self._story, title=self._title, now_s=time.time(), hint=self._hint, stops=self._stops, measuring=self._measuring)
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from aiaas_magics.plots import text
@@ -19,6 +19,7 @@ SERIES_POINTS: Final = 300  # a line 300 pixels wide cannot show more
 LANES: Final = 16  # more do not fit a screen; the rest is counted
 NOTICES: Final = 8
 CURVES: Final = 4
+ENDLESS: Final = 1_000_000  # what a measuring job counts up to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,18 +74,19 @@ class Picture:
         return asdict(self)
 
 
-def picture(story: JobStory, *, title: str, now_s: float, hint: str = "", stops: Sequence[Stop] = ()) -> Picture:
+def picture(story: JobStory, *, title: str, now_s: float, hint: str = "", stops: Sequence[Stop] = (), measuring: bool = False) -> Picture:
     """The story as it stands at `now_s`, unix time by the clock of this machine.
 
     The backend's clock may differ: a running phase never counts less than its log says.
+    A job that measures has no last epoch: with `stops`, progress is counted in those.
     """
     shown = story.lanes[:LANES]
     phases = _phases(story, now_s)
     return Picture(
         title=title,
         state=str(story.state),
-        status=status_line(story),
-        fraction=round(story.fraction_done(), 4),
+        status=_measuring(story) if measuring else status_line(story),
+        fraction=round(_stops_done(stops, story) if stops else 0.0 if measuring else story.fraction_done(), 4),
         phases=phases,
         lanes=tuple(_lane(lane, story) for lane in shown),
         lanes_left_out=len(story.lanes) - len(shown),
@@ -110,6 +112,19 @@ def status_line(story: JobStory) -> str:
             return "stopping"
         case _:
             return _underway(story)
+
+
+def _measuring(story: JobStory) -> str:
+    """For a study's point: epochs mean nothing there, the pace does."""
+    if story.state.final or not story.step:
+        return status_line(replace(story, epochs=0, step=0, rows=()))
+    return f"measuring: {text.count(story.rows_per_s)} rows/s"
+
+
+def _stops_done(stops: Sequence[Stop], story: JobStory) -> float:
+    done = sum(stop.state == "done" for stop in stops)
+    within = story.fraction_done() if 0 < story.epochs < ENDLESS else 0.0
+    return min(1.0, (done + within) / len(stops))
 
 
 def error_line(story: JobStory) -> str:
