@@ -58,7 +58,7 @@ def as_array(value: Any, path: str) -> np.ndarray:
     import tensorflow as tf
 
     if isinstance(value, np.ndarray):
-        return value
+        return _checked_texts(value, path)
     _refuse_sources(value, path)
     if isinstance(value, keras.KerasTensor):
         raise DataMismatch(f"{path} is a symbolic tensor, which has no values. {ARRAYS}")
@@ -66,9 +66,9 @@ def as_array(value: Any, path: str) -> np.ndarray:
         return np.asarray(value.numpy())
     pandas_array = _from_pandas(value)
     if pandas_array is not None:
-        return pandas_array
+        return _checked_texts(pandas_array, path)
     if hasattr(value, "__array__"):
-        return np.asarray(value)
+        return _checked_texts(np.asarray(value), path)
     raise DataMismatch(f"{path} is of type {type(value).__name__}, which is no array. {ARRAYS}")
 
 
@@ -99,6 +99,27 @@ def map_leaves(function: Callable[[np.ndarray], Any], value: Any) -> Any:
 def all_leaves(arguments: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     for part in (*PARTS, "validation_data"):
         yield from leaves(arguments.get(part), part)
+
+
+def with_texts_as_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """`arguments` as Keras takes them in a worker: numpy knows texts, but Keras takes them only as tensors."""
+    import tensorflow as tf
+
+    def as_tensor(array: np.ndarray) -> Any:
+        return tf.constant(array.astype(object), dtype=tf.string) if array.dtype.kind in "OSU" else array
+
+    return {name: map_leaves(as_tensor, value) if name in {*PARTS, "validation_data"} else value for name, value in arguments.items()}
+
+
+def _checked_texts(array: np.ndarray, path: str) -> np.ndarray:
+    """An array of Python objects must hold texts only."""
+    if array.dtype.kind == "O":
+        odd = next((item for item in array.ravel() if not isinstance(item, (str, bytes))), None)
+        if odd is not None:
+            raise DataMismatch(
+                f"{path} holds Python objects (a {type(odd).__name__}, for one), no numbers. Convert it, with .astype('float32') say."
+            )
+    return array
 
 
 def _from_pandas(value: Any) -> np.ndarray | None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from aiaas_magics.packing import checks, closures, exactness, fitcall_pickle, refusals, samples
-from aiaas_magics.packing.data import all_leaves, plain_arguments
+from aiaas_magics.packing.data import all_leaves, plain_arguments, with_texts_as_tensors
 from aiaas_magics.packing.manifest import Manifest, ManifestItem, class_item, function_item
 from aiaas_magics.packing.result import FitResult, apply_result, apply_to, read_result, write_result
 from aiaas_magics.packing.variables import tensorflow_variable
@@ -114,7 +114,7 @@ def unpack(payload: bytes, arrays: Sequence[np.ndarray]) -> UnpackedFitCall:
     root, variables = fitcall_pickle.loads(payload, arrays)
     _apply_settings(root["settings"])
     callbacks = tuple(root["callbacks"])
-    arguments = {**root["arguments"], "callbacks": list(callbacks)}
+    arguments = {**with_texts_as_tensors(root["arguments"]), "callbacks": list(callbacks)}
     if root["seed"] is not None:
         from keras.src.backend.common import global_state
         from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR

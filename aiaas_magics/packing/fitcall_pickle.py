@@ -301,6 +301,26 @@ def _tf_function(python_function: Callable[..., Any], options: dict[str, Any]) -
     return tf.function(python_function, **options)
 
 
+def _dynamic_backend(name: str) -> Any:
+    from keras.src.utils.backend_utils import DynamicBackend
+
+    return DynamicBackend(name)
+
+
+def _static_table(keys: Any, values: Any, default: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), default)
+
+
+def _mutable_table(keys: Any, values: Any, default: Any) -> Any:
+    import tensorflow as tf
+
+    table = tf.lookup.experimental.MutableHashTable(keys.dtype, values.dtype, default)
+    table.insert(keys, values)
+    return table
+
+
 def _empty(cls: Any) -> Any:
     return cls.__new__(cls)
 
@@ -356,8 +376,14 @@ def _reduce_wrapped_dict(_: _Pickler, obj: Any) -> Any:
     return _wrapped, (type(obj).__module__, type(obj).__name__, dict(obj))
 
 
+def _reduce_table(make: Callable[..., Any]) -> Callable[[_Pickler, Any], Any]:
+    """A lookup table lives in TensorFlow's runtime: its content travels."""
+    return lambda _, obj: (make, (*obj.export(), obj._default_value))
+
+
 def _reducers() -> list[tuple[Any, Callable[[_Pickler, Any], Any]]]:
     import tensorflow as tf
+    from keras.src.utils.backend_utils import DynamicBackend
     from keras.src.utils.tracking import TrackedDict, TrackedList, TrackedOrderedDict, TrackedSet, Tracker
     from tensorflow.python.eager.polymorphic_function.polymorphic_function import Function as TfFunction
     from tensorflow.python.trackable.data_structures import ListWrapper, _DictWrapper
@@ -375,6 +401,9 @@ def _reducers() -> list[tuple[Any, Callable[[_Pickler, Any], Any]]]:
         (tf.Tensor, _reduce_tensor),
         (tf.distribute.Strategy, lambda _, __: (_strategy, ())),
         (TfFunction, _reduce_tf_function),
+        (DynamicBackend, lambda _, obj: (_dynamic_backend, (obj._backend,))),
+        (tf.lookup.StaticHashTable, _reduce_table(_static_table)),
+        (tf.lookup.experimental.MutableHashTable, _reduce_table(_mutable_table)),
         (io.TextIOBase, lambda pickler, obj: _reduce_stream(pickler, obj)),
     ]
 

@@ -1,0 +1,36 @@
+"""A fit in another process is the fit that the kernel would have run, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cells import CELLS
+from conftest import Namespace, Worker
+
+from aiaas_magics.packing import fitcall
+
+Cell = Callable[..., Namespace]
+
+
+def assert_same(expected: list[np.ndarray], found: Any, paths: tuple[str, ...]) -> None:
+    assert len(expected) == len(found)
+    for mine, theirs, path in zip(expected, found, paths, strict=True):
+        np.testing.assert_array_equal(mine, theirs, err_msg=path)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_worker_trains_exactly_as_the_kernel_would(name: str, cell: Cell, worker: Worker, tmp_path: Path) -> None:
+    made = cell(CELLS[name])
+    model, arguments = made["model"], made["arguments"]
+    packed = fitcall.pack(fitcall.FitCall(model, arguments))
+
+    result = fitcall.read_result(worker.train(packed, tmp_path / "run"))
+
+    own = model.fit(**arguments, verbose=0)
+    assert result.history == own.history
+    assert result.epoch == own.epoch
+    assert_same([variable.numpy() for variable in packed.variables], result.variables, packed.paths)
