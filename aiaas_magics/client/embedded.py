@@ -90,23 +90,24 @@ def stop_at(folder: Path) -> bool:
     """The same for the server on this state folder."""
     told = _told(folder)
     process = _process(told) if told else None
-    if process is None:
+    if told is None or process is None:
         return False
     with contextlib.suppress(psutil.NoSuchProcess):
         process.terminate()
-        try:
-            _wait(process, STOP_S)
-        except psutil.TimeoutExpired:
+        if not _is_gone_within(told, STOP_S):
             process.kill()
-            _wait(process, KILLED_S)
+            _is_gone_within(told, KILLED_S)
     return True
 
 
-def _wait(process: psutil.Process, wait_s: float) -> None:
-    """Until the process has ended. It may be our own child: then it is a zombie until somebody asks."""
-    _reap()
-    process.wait(wait_s)
-    _reap()
+def _is_gone_within(told: _Serving, wait_s: float) -> bool:
+    """Whether the process ended in time. One whose parent has not asked for its end yet has ended all the same."""
+    deadline = time.monotonic() + wait_s
+    while _process(told) is not None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_S)
+    return True
 
 
 def _living(folder: Path) -> _Serving | None:

@@ -111,7 +111,7 @@ class BlobStore:
             _give_name(source, target)
 
     def keep(self, path: Path) -> str:
-        """Store a file that was made here, safe against a power cut; its name. The file itself stays."""
+        """Store a file that was made here and that nobody writes any more, safe against a power cut; its name. The file stays."""
         partial = self._new_partial()
         digest = hashlib.sha256()
         try:

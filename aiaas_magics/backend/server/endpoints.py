@@ -59,6 +59,7 @@ class Endpoints:
         self._store, self._blobs, self._make = store, blobs, make
         self._state_dir, self._host, self._tls = state_dir, host, tls
         self._inference: Inference | None = None
+        self._coming: Inference | None = None  # begun to start
         self._starting: asyncio.Task[Inference] | None = None
         self._turn = asyncio.Lock()  # deployments one after the other: each proves its model on all the cores
         self._live: dict[str, list[VersionRecord]] = {}
@@ -75,7 +76,7 @@ class Endpoints:
         return self._starting
 
     async def _bring_up(self) -> Inference:
-        inference = self._make()
+        inference = self._coming = self._make()
         recorded = [
             Recorded(
                 spec=r.spec,
@@ -156,8 +157,8 @@ class Endpoints:
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
-        if self._inference is not None:
-            await self._inference.stop()
+        if self._coming is not None:
+            await self._coming.stop()
 
 
 def _tell(task: asyncio.Task[Inference]) -> None:

@@ -1,0 +1,213 @@
+"""The local server as a notebook meets it: found, started once, stopped; and the same from a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from aiaas_magics import settings
+from aiaas_magics.client import embedded
+from aiaas_magics.client.transport import Transport
+from aiaas_magics.errors import CannotStart, StoreNotWritable, VersionSkew
+from aiaas_magics.spec import About
+from tests.conftest import processes_of
+from tests.server.served import until
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("AIAAS_HOME", str(tmp_path / "home"))
+    yield tmp_path / "home"
+    embedded.stop_local()
+    until(lambda: not processes_of(tmp_path), f"left behind: {processes_of(tmp_path)}")
+
+
+def note() -> dict[str, object]:
+    return json.loads((settings.local_state() / "server.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_a_server_is_started_when_first_needed_and_found_after_that(own_home: Path) -> None:
+    assert embedded.find_local() is None
+
+    url, token = embedded.ensure_local()
+
+    assert embedded.ensure_local() == (url, token) == embedded.find_local()
+    with Transport(url, token=token) as transport:
+        about = transport.get("/v1/about", About)
+    assert about.backend == "local"
+    assert about.dropbox == str(settings.local_state() / "dropbox")
+    assert (settings.local_state() / "token").stat().st_mode & 0o077 == 0
+
+
+def test_the_server_is_small_and_knows_no_framework(own_home: Path) -> None:
+    embedded.ensure_local()
+
+    process = psutil.Process(int(str(note()["pid"])))
+
+    assert process.memory_info().rss < 120e6
+    assert not [mapped.path for mapped in process.memory_maps() if "tensorflow" in mapped.path or "onnxruntime" in mapped.path]
+
+
+def test_many_notebooks_that_start_at_once_share_one_server(own_home: Path) -> None:
+    script = "from aiaas_magics.client import embedded; print(*embedded.ensure_local())"
+
+    def notebook(_: int) -> str:
+        return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60).stdout
+
+    with ThreadPoolExecutor(5) as pool:
+        told = set(pool.map(notebook, range(5)))
+
+    assert len(told) == 1
+    assert len([process for process in processes_of(own_home) if "serve" in process.cmdline()]) == 1
+
+
+def test_port_and_token_survive_a_kill(own_home: Path) -> None:
+    before = embedded.ensure_local()
+    os.kill(int(str(note()["pid"])), signal.SIGKILL)
+
+    assert embedded.ensure_local() == before
+
+
+def test_a_taken_port_is_no_obstacle(own_home: Path) -> None:
+    import socket
+
+    url, token = embedded.ensure_local()
+    embedded.stop_local()
+    with socket.create_server(("127.0.0.1", int(url.rpartition(":")[2]))):
+        again, same = embedded.ensure_local()
+
+        assert again != url
+        assert same == token
+
+
+def test_a_note_of_a_process_that_is_another_now_is_not_believed(own_home: Path) -> None:
+    url, _ = embedded.ensure_local()
+    told = note()
+    embedded.stop_local()
+    (settings.local_state() / "server.json").write_text(json.dumps({**told, "pid": os.getpid()}))
+
+    assert embedded.find_local() is None
+    assert embedded.stop_local() is False
+    assert embedded.ensure_local()[0] == url
+
+
+def test_a_server_of_another_version_is_named_with_the_way_out(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded.ensure_local()
+    folder = settings.local_state()
+    monkeypatch.setattr(settings, "local_state", lambda: folder)
+    monkeypatch.setattr(settings, "package_version", lambda: "99.0")
+
+    with pytest.raises(VersionSkew, match="aiaas stop"):
+        embedded.ensure_local()
+
+    assert embedded.stop_local() is True  # the way out is open
+
+
+def test_a_server_that_cannot_start_names_its_log(own_home: Path) -> None:
+    folder = settings.local_state()
+    folder.mkdir(parents=True)
+    (folder / "records.sqlite").write_bytes(b"this is no database" * 100)
+
+    with pytest.raises(CannotStart, match=r"server\.log"):
+        embedded.ensure_local()
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AIAAS_HOME", str(tmp_path / "file"))
+
+    with pytest.raises(StoreNotWritable, match="AIAAS_HOME"):
+        embedded.ensure_local()
+
+
+def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "aiaas_magics", *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def test_the_terminal_shows_stops_and_says_when_there_is_nothing(own_home: Path) -> None:
+    assert run("status").returncode == 1
+    assert "No server runs here" in run("stop").stdout
+    assert run("token").returncode == 2
+
+    _, token = embedded.ensure_local()
+
+    shown = run("status")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "local at http://127.0.0.1:" in shown.stdout
+    assert run("token").stdout == token + "\n"
+    assert "has ended" in run("stop").stdout
+    assert embedded.find_local() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--host", "0.0.0.0"), "--tls-cert"),
+        (("--host", "0.0.0.0", "--tls-cert", "absent.pem"), "--tls-key"),
+        (("--host", "0.0.0.0", "--tls-cert", "absent.pem", "--tls-key", "absent.pem"), "no such file"),
+        (("--port", "99999"), "--port"),
+        (("--host", "192.0.2.1", "--port", "1"), "--tls-cert"),
+        (("--hots", "x"), "--host"),
+    ],
+)
+def test_what_must_not_be_served_is_refused_by_the_name_of_the_flag(tmp_path: Path, options: tuple[str, ...], text: str) -> None:
+    told = run("serve", "--state", str(tmp_path / "state"), *options)
+
+    assert told.returncode == 2
+    assert text in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_beyond_loopback_the_server_speaks_tls(tmp_path: Path) -> None:
+    from datetime import UTC, datetime, timedelta
+
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (tmp_path / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    pems = ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aiaas_magics", "serve", "--state", str(tmp_path / "state"), "--host", "0.0.0.0", *pems],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        told = until(lambda: (tmp_path / "state" / "server.json").exists() and (tmp_path / "state" / "server.json").read_text(), "not up")
+        port = json.loads(told)["url"].rpartition(":")[2]
+        token = (tmp_path / "state" / "token").read_text().strip()
+        os.environ["AIAAS_CA"] = str(tmp_path / "cert.pem")
+
+        with Transport(f"https://localhost:{port}", token=token) as transport:
+            assert transport.get("/v1/about", About).devices
+    finally:
+        os.environ.pop("AIAAS_CA", None)
+        process.terminate()
+        assert process.wait(30) == 0
+    until(lambda: not processes_of(tmp_path), f"left behind: {processes_of(tmp_path)}")
