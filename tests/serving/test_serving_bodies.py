@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -111,6 +112,39 @@ def test_a_request_with_two_meanings_is_refused_and_nothing_after_it_runs(shared
 
     assert answer.startswith(b"HTTP/1.1 400 "), answer
     assert b"42.0" not in answer
+
+
+def test_a_head_that_never_ends_is_cut(shared: Rig) -> None:
+    with socket.create_connection(shared.address, timeout=20) as plain:
+        sent = 0
+        with contextlib.suppress(OSError):
+            plain.sendall(b"GET /v1/models/plus HTTP/1.1\r\nX-Long: ")
+            while sent < 8 * MEGABYTE:
+                sent += plain.send(b"x" * 16384)
+    assert sent < 8 * MEGABYTE
+
+
+def test_a_head_of_many_fields_is_answered(shared: Rig) -> None:
+    fields = "".join(f"X-{n}: {n}\r\n" for n in range(1000))
+    token = f"Authorization: Bearer {shared.host.token}\r\n"
+
+    answer = shared.raw(f"GET /v1/models/plus HTTP/1.1\r\nHost: 127.0.0.1\r\n{token}{fields}\r\n".encode())
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.slow
+def test_a_sender_that_dribbles_its_head_is_cut_and_holds_nobody_up(shared: Rig) -> None:
+    slow = [socket.create_connection(shared.address, timeout=30) for _ in range(50)]
+    for plain in slow:
+        plain.sendall(b"GET /v1/models/plus HTTP/1.1\r\nHost: 127.")
+
+    assert shared.predict("plus", {"instances": [[1.0]]}).status == 200
+    answers = [answer_within(plain, 30) for plain in slow]
+    for plain in slow:
+        plain.close()
+
+    assert {answer[:12] for answer in answers} == {b"HTTP/1.1 400"}
 
 
 @pytest.mark.parametrize(

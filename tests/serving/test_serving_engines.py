@@ -70,6 +70,7 @@ def test_a_saved_models_process_ends_when_the_inference_process_is_killed(rig: R
     rig.run(rig.host.close())
     os.kill(rig.host.pid, signal.SIGKILL)
 
+    os.waitpid(rig.host.pid, 0)
     psutil.wait_procs([child], timeout=20)
     assert not child.is_running()
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,12 +20,12 @@ import psutil
 import pytest
 import serving_models
 from serving_models import Made, plus
-from serving_rig import Answer, Rig
+from serving_rig import Answer, Rig, is_gone
 
 from aiaas_magics.backend.serving.control import Hello, call_at
 from aiaas_magics.backend.serving.files import Files
-from aiaas_magics.backend.serving.host import Recorded
-from aiaas_magics.errors import InvalidSpec, NotAuthorised, ProofFailed, StoreNotWritable
+from aiaas_magics.backend.serving.host import InferenceHost, Recorded
+from aiaas_magics.errors import CannotStart, InvalidSpec, NotAuthorised, ProofFailed, StoreNotWritable
 
 
 def recorded(made: Made, version: int = 1) -> Recorded:
@@ -104,7 +108,6 @@ def test_an_adopted_process_that_dies_is_brought_back_too(tmp_path: Path) -> Non
 
     with Rig(tmp_path / "state", recorded=(recorded(made),)) as second:
         os.kill(pid, signal.SIGKILL)
-        first.host._child.wait()  # type: ignore[union-attr]  # this process is its parent: a zombie otherwise
 
         assert until(lambda: second.host.pid != pid and answered(second, "one"))
 
@@ -128,6 +131,32 @@ def test_what_the_records_do_not_know_is_retired_when_the_process_is_adopted(tmp
 
     with Rig(tmp_path / "state") as second:
         assert second.run(second.host.status()) == {}
+
+
+def test_a_version_that_was_never_recorded_gives_way_to_the_one_that_was(tmp_path: Path) -> None:
+    """The API server was killed between the flip and its record: nobody was told of version 2."""
+    kept = plus(tmp_path, "one", 1.0)
+    first = Rig(tmp_path / "state").__enter__()
+    first.load(kept, 1)
+    first.load(plus(tmp_path, "one", 5.0), 2)
+    first.leave()
+
+    with Rig(tmp_path / "state", recorded=(recorded(kept, 1),)) as second:
+        assert second.predict("one", {"instances": [[1.0]]}).document == {"predictions": [[2.0]]}
+        assert second.load(plus(tmp_path, "one", 5.0), 2).version == 2
+
+
+def test_a_process_that_dies_over_a_load_comes_back_without_it(rig: Rig, tmp_path: Path, article: Made, exports: Path) -> None:
+    rig.load(plus(tmp_path, "one", 1.0))
+    pid, killing = rig.host.pid, threading.Timer(0.7, lambda: os.kill(pid, signal.SIGKILL))
+    killing.start()
+
+    with pytest.raises(CannotStart, match="it ended during load"):
+        rig.load(Made(serving_models.article_spec("saved_model"), exports / "article.zip", article.samples))
+
+    killing.join()
+    assert until(lambda: rig.host.pid != pid and answered(rig, "one"))
+    assert list(rig.run(rig.host.status())) == ["one"]
 
 
 def test_a_deployment_that_cannot_come_back_is_named_and_keeps_no_other_from_it(tmp_path: Path) -> None:
@@ -183,12 +212,12 @@ def test_a_state_folder_whose_path_is_too_long_for_a_socket_works_as_well(tmp_pa
 
 def test_sigterm_ends_it_with_code_0_after_the_last_answer(rig: Rig, tmp_path: Path) -> None:
     rig.load(plus(tmp_path, "one", 1.0))
+    pid = rig.host.pid
     rig.run(rig.host.close())
 
-    os.kill(rig.host.pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGTERM)
 
-    assert rig.host._child is not None
-    assert rig.host._child.wait(20) == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert "Traceback" not in (rig.state / "serving" / "log.txt").read_text()
 
 
@@ -223,6 +252,32 @@ def test_an_unsafe_start_is_refused_in_one_sentence(tmp_path: Path, arguments: l
     assert done.returncode == 2
     assert text in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_start_that_is_broken_off_leaves_no_process(tmp_path: Path) -> None:
+    async def break_off() -> None:
+        starting = asyncio.create_task(InferenceHost().start(tmp_path / "state"))
+        while {child.pid for child in psutil.Process().children()} <= before:  # noqa: ASYNC110 - only the system knows
+            await asyncio.sleep(0.005)
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+
+    before = {child.pid for child in psutil.Process().children()}
+    asyncio.run(break_off())
+
+    assert {child.pid for child in psutil.Process().children()} <= before
+
+
+def test_a_process_whose_folder_is_gone_ends_by_itself(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "state").__enter__()
+    pid = rig.host.pid
+    rig.leave()
+
+    shutil.rmtree(tmp_path / "state")
+
+    until(lambda: is_gone(pid))
+    os.waitpid(pid, 0)
 
 
 def test_a_second_process_in_the_same_folder_is_refused(rig: Rig) -> None:

@@ -24,7 +24,7 @@ import psutil
 
 from aiaas_magics.backend.serving.control import AnyCall, Hello, Load, Reply, Retire, Status, Stop, ask_on, call_at, connection
 from aiaas_magics.backend.serving.files import Files, Running
-from aiaas_magics.errors import AiaasBug, AiaasError, BackendTooSlow, CannotStart
+from aiaas_magics.errors import AiaasBug, AiaasError, BackendTooSlow, CannotStart, UnknownName
 from aiaas_magics.spec import DeploySpec, Value, VersionView
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,6 @@ RESTART_WAITS_S: Final = (0.0, 0.5, 2.0, 5.0, 10.0)
 STEADY_S: Final = 60.0  # guess: a process that lived this long did not die of its start
 
 NAME: Final = "The inference process"
-# Processes that outlive their host on purpose: a `Popen` that is collected while its process runs complains of it.
-_LEFT_RUNNING: Final[list[subprocess.Popen[bytes]]] = []
 
 
 class Recorded(Value, frozen=True, kw_only=True):
@@ -116,8 +114,12 @@ class InferenceHost:
         if running is not None and (running.host, running.tls) != (host, cert):
             await self._end(running)
             running = None
-        self._running = running or await self._launch()
-        await self._restore()
+        try:
+            self._running = running or await self._launch()
+            await self._restore()
+        except BaseException:
+            await self._abandon()
+            raise
         self._up.set()
         self._watching = asyncio.create_task(self._watch(), name="aiaas-inference-watch")
 
@@ -143,9 +145,13 @@ class InferenceHost:
         Raises:
             UnknownName: there is no such endpoint.
         """
-        self._known.pop(name, None)
+        known = self._known.pop(name, None)
         self.faults.pop(name, None)
-        await self._call(Retire(name=name), answer_s=ANSWER_S)
+        try:
+            await self._call(Retire(name=name), answer_s=ANSWER_S)
+        except UnknownName:
+            if known is None:  # else the process died meanwhile and came back without it, as was asked
+                raise
 
     async def status(self) -> dict[str, list[VersionView]]:
         """Every endpoint with its versions, the newest first, some of the past among them."""
@@ -153,20 +159,29 @@ class InferenceHost:
 
     async def close(self) -> None:
         """Let go of the process without ending it."""
+        await self._stop_watching()
+        if self._child is not None and self._child.poll() is None:
+            # Said to be over: a `Popen` that is collected while its process runs complains of just what is wanted here.
+            self._child.returncode = 0
+            self._child = None
+
+    async def _stop_watching(self) -> None:
         if self._watching is not None:
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
             self._watching = None
-        if self._child is not None and self._child.poll() is None:
-            _LEFT_RUNNING.append(self._child)
 
     async def stop(self) -> None:
         """End the process, after what it is answering."""
-        await self.close()
+        await self._stop_watching()
         if self._running is not None:
             await self._end(self._running)
             self._running = None
+        elif self._child is not None:  # `start` was cancelled before the process had said that it is there
+            self._child.terminate()
+            await asyncio.to_thread(self._child.wait, STOP_S)
+            self._child = None
         self._up.clear()
 
     # ----------------------------------------------------------------- calls
@@ -210,28 +225,44 @@ class InferenceHost:
             self._child = subprocess.Popen(  # noqa: ASYNC220 - a spawn is over in a millisecond, and the child must outlive this loop
                 self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, close_fds=True
             )
+        try:
+            return await self._until_it_answers(self._child)
+        except BaseException:
+            await self._abandon()
+            raise
+
+    async def _until_it_answers(self, child: subprocess.Popen[bytes]) -> Running:
+        assert self._files is not None
         self._files.log.chmod(0o600)
         until_s = time.monotonic() + START_S
         while time.monotonic() < until_s:
             running = self._files.running()
-            if running is not None and running.pid == self._child.pid:
+            if running is not None and running.pid == child.pid:
                 return running
-            if (code := self._child.poll()) is not None:
+            if (code := child.poll()) is not None:
                 said = self._files.log_tail().splitlines()[-1:]
                 raise CannotStart(NAME, f"it ended with code {code} ({' '.join(said)})", self._log())
             await asyncio.sleep(POLL_S)
         raise CannotStart(NAME, f"it did not answer within {START_S:g} s", self._log())
 
+    async def _abandon(self) -> None:
+        """End a process whose start was broken off: nobody would know of it. An adopted one is left as it was found."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.wait()
+
     async def _restore(self) -> None:
         """Load what is known and not live. A deployment that ends the process over it is left out from then on."""
         running = self._now()
         live = (await call_at(running.control, running.secret, Status(), answer_s=ANSWER_S)).status or {}
-        for name in live.keys() - self._known.keys():
-            # A deployment that the records do not know: retired while nobody was there to say so.
+        right = {name for name, views in live.items() if name in self._known and serves(views, self._known[name].version)}
+        for name in live.keys() - right:
+            # Not what the records say: retired while nobody was there to tell, or a version that was never acknowledged.
             with contextlib.suppress(AiaasError):
                 await call_at(running.control, running.secret, Retire(name=name), answer_s=ANSWER_S)
         for name, record in list(self._known.items()):
-            if any(view.state == "AVAILABLE" and view.version >= record.version for view in live.get(name, ())):
+            if name in right:
                 continue
             try:
                 running = self._now()
@@ -304,6 +335,11 @@ class InferenceHost:
 
 def _load_call(record: Recorded) -> Load:
     return Load(spec=record.spec, version=record.version, artefact=record.artefact, samples=record.samples)
+
+
+def serves(views: Sequence[VersionView], version: int) -> bool:
+    """Whether exactly `version` answers."""
+    return any(view.state == "AVAILABLE" and view.version == version for view in views)
 
 
 def is_alive(running: Running) -> bool:

@@ -30,6 +30,7 @@ from aiaas_magics.backend.serving.app import BODY_BYTES, App
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.control import Hello, Load, Reply, Retire, Status, Stop
 from aiaas_magics.backend.serving.files import Files, Running
+from aiaas_magics.backend.serving.http1 import Http1
 from aiaas_magics.backend.serving.loader import Loader
 from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.clock import SystemClock
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 
 BACKLOG: Final = 2048  # uvicorn's own default
 DRAIN_S: Final = 10  # guess: what a request that runs at SIGTERM may still take
+DISOWNED_S: Final = 5.0  # guess: how soon a process without a folder is gone
 LOCK_S: Final = 10.0  # guess: a predecessor that drains is gone by then
 KEEP_ALIVE_S: Final = 75  # nginx's default; load balancers and clients count on more than uvicorn's 5 s
 
@@ -99,12 +101,30 @@ async def run(options: Options) -> None:
         async with control.listening(files.socket, secret=secret, answer=_answering(loader, registry, server)) as address:
             files.keep_running(_running(options, listener, address, secret))
             preload = asyncio.create_task(asyncio.to_thread(_preload))
+            watch = asyncio.create_task(_end_when_disowned(files, server))
             try:
                 await server.serve(sockets=[listener])
             finally:
-                files.forget_running()
+                watch.cancel()
+                _forget(files)
                 await preload
                 await loader.close()
+
+
+async def _end_when_disowned(files: Files, server: uvicorn.Server) -> None:
+    """A process that its folder no longer names can be neither found nor stopped by anybody: it ends itself."""
+    while True:
+        await asyncio.sleep(DISOWNED_S)
+        running = files.running()
+        if running is None or running.pid != os.getpid():
+            log.warning("the state folder no longer names this process; ending")
+            server.should_exit = True
+
+
+def _forget(files: Files) -> None:
+    running = files.running()
+    if running is not None and running.pid == os.getpid():
+        files.forget_running()
 
 
 def _preload() -> None:
@@ -173,7 +193,7 @@ def _uvicorn_config(app: App, options: Options) -> uvicorn.Config:
     tls: dict[str, Any] = {"ssl_certfile": options.tls_cert, "ssl_keyfile": options.tls_key} if options.tls_cert else {}
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=Http1,
         ws="none",
         lifespan="off",
         interface="asgi3",
