@@ -116,7 +116,7 @@ def loads(payload: bytes, arrays: Sequence[np.ndarray]) -> tuple[Any, list[Any]]
         if isinstance(first, str) and first == _END:
             settled, registrations = rest
             _register(registrations)
-        else:
+        elif first is not None:
             put_state(first, rest[0])
     for obj in settled:
         settle(obj)
@@ -143,7 +143,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         while self.luggage.pending or self.luggage.modules:
             if self.luggage.modules:
                 _, module = self.luggage.modules.popitem()
-                self.write((None, module))
+                self.write((None, module))  # its state follows
                 continue
             obj = self.luggage.pending.popleft()
             self.write((obj, _state(obj)))

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - the cells are text
 """Cells with models of every kind that must travel: each defines `model`, compiled, and `arguments` of its fit."""
 
 from __future__ import annotations
