@@ -86,7 +86,8 @@ class CellFits:
                 title = present.job_title(handed_in)
                 history = job.take(lambda story: view.tell(story, title=title))
             except KeyboardInterrupt:
-                raise Interrupted(self._cancelled(job)) from None
+                said = self._cancelled(job, view)
+                raise Interrupted(said) from None
             except AiaasError as error:
                 self._put(job)
                 view.freeze(self._fallback_notice(error))
@@ -104,13 +105,15 @@ class CellFits:
             return []
         return [{"text/plain": f"This fit runs in the kernel (--local-fallback), since it cannot travel: {error}"}]
 
-    def _cancelled(self, job: Job | None) -> str:
+    def _cancelled(self, job: Job | None, view: live.LiveView) -> str:
         """Cancel `job` and say so in one line. A second interrupt leaves it to the backend."""
         if job is None:
+            view.freeze([])
             return "Interrupted before anything was handed in; nothing runs on the backend."
         self._put(job)
         try:
             state = job.cancel()
+            view.tell(job.story())
         except KeyboardInterrupt:
             return f"Interrupted again: job {job.id} was told to stop, %aiaas_status shows whether it has."
         except AiaasError as error:

@@ -1,0 +1,308 @@
+"""Cells that train, in a real kernel against the real local server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import WIDGET, Cell, Kernel, started
+
+pytestmark = pytest.mark.slow
+
+MODEL = """
+import numpy as np, keras
+keras.utils.set_random_seed(1)
+x = np.random.rand(2000, 8).astype("float32")
+y = (x.sum(1) > 4).astype("float32")
+def built():
+    made = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1, "sigmoid")])
+    made.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+    return made
+model = built()
+""".strip()
+JOBS = "import aiaas_magics; len(aiaas_magics.connect().jobs())"
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """A kernel with Keras, data and a model."""
+    for kernel in started(tmp_path_factory.mktemp("training")):
+        for code in ("%load_ext aiaas_magics", MODEL):
+            cell = kernel.run(code)
+            assert cell.ok, cell.error
+        yield kernel
+
+
+def value(kernel: Kernel, expression: str) -> Any:
+    """A plain value from the kernel's namespace."""
+    import ast
+
+    cell = kernel.run(expression)
+    assert cell.ok, cell.error
+    return ast.literal_eval(cell.outputs[-1]["data"]["text/plain"])
+
+
+def streams(cell: Cell) -> str:
+    return "".join(one["text"] for one in cell.outputs if "text" in one)
+
+
+def test_a_cell_trains_on_two_workers_and_leaves_only_static_outputs(trainer: Kernel) -> None:
+    trainer.run("before = [w.copy() for w in model.get_weights()]")
+
+    cell = trainer.run("%%aiaas_train -n 2 --seed 3 -o history\nreturned = model.fit(x, y, epochs=3, batch_size=200)")
+
+    assert cell.ok, cell.error
+    assert WIDGET in cell.seen, "there was a live view"
+    assert [sorted(output["data"]) for output in cell.outputs] == [["text/html", "text/plain"], ["image/png", "text/plain"]]
+    table, figure = (output["data"]["text/plain"] for output in cell.outputs)
+    for expected in ("2 workers", "succeeded: 3 epochs", "packing", "sending", "starting", "compiling", "training", "fetching"):
+        assert expected in table
+    assert "global batch 200" in figure
+    assert value(
+        trainer, "type(returned) is keras.callbacks.History, history is returned, sorted(returned.history), len(returned.epoch)"
+    ) == (
+        True,
+        True,
+        ["accuracy", "loss"],
+        3,
+    )
+    assert value(trainer, "bool(any((a != b).any() for a, b in zip(before, model.get_weights()))), int(model.optimizer.iterations)") == (
+        True,
+        30,
+    )
+
+
+def test_the_last_expressions_value_is_shown_as_in_a_normal_cell_and_a_semicolon_silences_it(trainer: Kernel) -> None:
+    shown = trainer.run("%%aiaas_train --ui none\nmodel.fit(x, y, epochs=1, batch_size=500).epoch")
+    silent = trainer.run("%%aiaas_train --ui none\nmodel.fit(x, y, epochs=1, batch_size=500).epoch;")
+
+    assert shown.text == "[0]\n"
+    assert shown.outputs[0]["kind"] == "execute_result"
+    assert silent.outputs == []
+
+
+def test_text_is_enough_where_nothing_else_is_shown(trainer: Kernel) -> None:
+    cell = trainer.run("%%aiaas_train --ui text --name small\nmodel.fit(x, y, epochs=2, batch_size=500);")
+
+    assert cell.seen == []
+    assert "small" in cell.text
+    assert re.search(r"epoch +time +rows/s +accuracy +loss\n", cell.text)
+
+
+def test_a_dry_run_shows_what_would_be_sent_and_ends_the_cell_there(trainer: Kernel) -> None:
+    before = value(trainer, JOBS)
+    trainer.run("many = np.repeat(x, 4, 0)")
+
+    cell = trainer.run("%%aiaas_train --dry-run -n 2\nafter = 'not reached'\nmodel.fit(many, np.repeat(y, 4), epochs=1)\nafter = 'reached'")
+
+    assert cell.ok
+    for expected in ("What fit would send", "sequential", "array", "Versions here/there", "Nothing was sent", "2, on"):
+        assert expected in cell.text
+    assert value(trainer, "after") == "not reached"
+    assert value(trainer, JOBS) == before
+
+
+@pytest.mark.parametrize(
+    ("body", "name", "said"),
+    [
+        ("keras.Sequential([keras.layers.Dense(1)]).fit(x, y)", "NotCompiled", "is not compiled. Call model.compile"),
+        ("model.fit(x, y[:7])", "DataMismatch", "x has 2000, y has 7"),
+        ("model.fit(x[:, :3], y)", "DataMismatch", "rejects this data"),
+        ("model.fit(x[:0], y[:0])", "DataMismatch", "x has no rows"),
+        ("model.fit((batch for batch in [(x, y)]))", "CannotTravel", "--local-fallback"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_at_the_cells_line_before_anything_is_sent(
+    trainer: Kernel, body: str, name: str, said: str
+) -> None:
+    before = value(trainer, JOBS)
+
+    cell = trainer.run(f"%%aiaas_train -n 2\n\n{body}")
+
+    assert cell.reply["ename"] == name
+    assert f"Cell In[{cell.reply['execution_count']}], line 3" in cell.error
+    assert f"----> 3 {body}" in cell.error
+    assert said in cell.error
+    assert "aiaas_magics/" not in cell.error, "no frames of ours"
+    assert not cell.of(WIDGET)
+    assert value(trainer, JOBS) == before
+
+
+def test_more_workers_than_devices_are_refused_with_both_ways_out(trainer: Kernel) -> None:
+    cell = trainer.run("%%aiaas_train -n 99\nmodel.fit(x, y)")
+
+    assert cell.reply["ename"] == "NotEnoughDevices"
+    assert "--oversubscribe" in cell.error
+    assert re.search(r"Use --workers \d+", cell.error)
+
+
+def test_a_fit_that_cannot_travel_runs_here_if_that_is_wanted(trainer: Kernel) -> None:
+    cell = trainer.run(
+        "%%aiaas_train --local-fallback\nhistory = model.fit(((x[:50], y[:50]) for _ in range(2)), steps_per_epoch=2, verbose=0)"
+    )
+
+    assert cell.ok, cell.error
+    assert "runs in the kernel (--local-fallback)" in cell.text
+    assert value(trainer, "len(history.history['loss'])") == 1
+
+
+def test_an_exception_in_a_worker_is_shown_once_at_the_cells_line_with_both_ranks(trainer: Kernel) -> None:
+    code = """%%aiaas_train -n 2 -o failed
+class Boom(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyError("boom")
+
+model.fit(x, y, epochs=3, batch_size=500, callbacks=[Boom()])"""
+
+    cell = trainer.run(code)
+
+    number = cell.reply["execution_count"]
+    assert cell.reply["ename"] == "RemoteTrainingError"
+    assert "KeyError on workers 0, 1" in cell.error
+    assert f"Cell In[{number}], line 5, in on_epoch_end" in cell.error
+    assert '----> 5             raise KeyError("boom")' in cell.error
+    assert cell.error.count("KeyError: 'boom'") == 1
+    assert value(trainer, "str(failed.state)") == "failed"
+    assert not cell.of(WIDGET)
+
+
+def test_interrupting_cancels_the_job_and_leaves_model_and_kernel_usable(trainer: Kernel) -> None:
+    code = "%%aiaas_train --ui html -o job\nmodel.fit(x, y, epochs=100_000, batch_size=20)"
+    message = trainer.start(code)
+    running = trainer.wait(message, until="epoch 2 of 100000")
+
+    trainer.interrupt()
+    cell = trainer.wait(message, cell=running)
+
+    assert cell.reply["ename"] == "Interrupted"
+    assert re.fullmatch(r"Interrupted: job \w+ is cancelled; the model in the kernel is unchanged\.", cell.error.strip())
+    assert "cancelled after" in cell.text
+    assert value(trainer, "str(job.state), model.predict(x[:3], verbose=0).shape") == ("cancelled", (3, 1))
+    assert trainer.run("%%aiaas_train --ui none\nmodel.fit(x, y, epochs=1, batch_size=500);").ok
+
+
+def test_without_waiting_fit_gives_a_job_that_guards_its_model_until_it_is_awaited(trainer: Kernel) -> None:
+    handed_in = trainer.run("other = built()\n")
+    handed_in = trainer.run("%%aiaas_train --async --name later\njob = other.fit(x, y, epochs=400, batch_size=100)")
+    assert handed_in.ok, handed_in.error
+
+    refused = trainer.run("other.predict(x[:3])")
+    trainer.run("%aiaas_cancel later")
+    again = trainer.run("%%aiaas_train --async --ui none\njob = other.fit(x, y, epochs=2, batch_size=500)")
+    waited = trainer.run("history = await job\nlen(history.history['loss']), other.predict(x[:3], verbose=0).shape")
+
+    assert refused.reply["ename"] == "JobStillRunning"
+    assert "predict on a model that job" in refused.error
+    assert again.ok, again.error
+    assert waited.ok, waited.error
+    assert waited.text.strip() == "(2, (3, 1))"
+
+
+def test_the_view_of_a_background_job_is_static_once_it_was_waited_for(trainer: Kernel) -> None:
+    cell = trainer.run("%%aiaas_train --async\njob = model.fit(x, y, epochs=2, batch_size=500)")
+    assert cell.of(WIDGET), "live while it runs"
+
+    waited = trainer.run("%aiaas_wait")
+
+    assert "succeeded. The model has its weights." in waited.text
+    assert not cell.of(WIDGET)
+    assert "succeeded: 2 epochs" in cell.text
+
+
+def test_a_background_jobs_failure_is_shown_at_the_cells_line_when_its_result_is_taken(trainer: Kernel) -> None:
+    cell = trainer.run("""%%aiaas_train --async --ui none
+class Late(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        raise RuntimeError("late")
+
+job = model.fit(x, y, callbacks=[Late()])""")
+
+    taken = trainer.run("job.result()")
+
+    assert taken.reply["ename"] == "RemoteTrainingError"
+    assert f"Cell In[{cell.reply['execution_count']}], line 4, in on_train_begin" in taken.error
+    assert trainer.run("model.predict(x[:1], verbose=0).shape").ok, "the guard is gone"
+
+
+def test_another_kernel_finds_a_job_shows_its_history_and_takes_its_weights(trainer: Kernel, tmp_path: Path) -> None:
+    assert trainer.run("%%aiaas_train --ui none --name shared --seed 5\nmodel.fit(x, y, epochs=3, batch_size=500);").ok
+    trainer.run("np.save('expected.npy', model.predict(x[:5], verbose=0))")
+    expected = value(trainer, "np.load('expected.npy').round(5).ravel().tolist()")
+
+    for other in started(tmp_path):
+        other.run("%load_ext aiaas_magics")
+        listed = other.run("%aiaas_status")
+        attached = other.run("%aiaas_attach shared -o job")
+        other.run(MODEL)
+        applied = other.run("job.apply_to(model)\nmodel.predict(x[:5], verbose=0).round(5).ravel().tolist()")
+
+        assert "shared" in listed.text
+        assert "succeeded: 3 epochs" in attached.text
+        assert attached.of("image/png")
+        assert not attached.of(WIDGET)
+        assert applied.ok, applied.error
+        import ast
+
+        assert ast.literal_eval(applied.outputs[-1]["data"]["text/plain"]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_workers_print_is_in_the_logs(trainer: Kernel) -> None:
+    trainer.run("""%%aiaas_train --ui none
+class Talks(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        print("hello from the worker")
+
+model.fit(x, y, epochs=1, batch_size=500, callbacks=[Talks()]);""")
+
+    assert "hello from the worker" in trainer.run("%aiaas_logs").text
+
+
+def test_an_unknown_job_is_one_line_that_names_close_ones(trainer: Kernel) -> None:
+    cell = trainer.run("%aiaas_attach nobody-here")
+
+    assert cell.reply["ename"] == "UsageError"
+    assert "There is no job 'nobody-here'" in cell.text
+    assert cell.text.count("\n") == 1
+
+
+def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_output(trainer: Kernel) -> None:
+    deployed = trainer.run("%aiaas_deploy model --name churn-test -o endpoint")
+    assert deployed.ok, deployed.error + streams(deployed)
+    answered = trainer.run("float(abs(endpoint.predict(x[:4]) - model.predict(x[:4], verbose=0)).max()) < 1e-4")
+    bench = trainer.run("%aiaas_bench churn-test --concurrency 1,2 --duration 0.5")
+    status = trainer.run("%aiaas_status")
+    token = value(trainer, "endpoint.token")
+    stopped = trainer.run("%aiaas_stop churn-test")
+    again = trainer.run("%aiaas_stop churn-test")
+
+    assert "curl" in deployed.text
+    assert answered.text.strip() == "True"
+    assert [sorted(output["data"]) for output in bench.outputs] == [["text/html", "text/plain"], ["image/png", "text/plain"]]
+    assert "p99.9" in bench.text
+    assert "churn-test" in status.text
+    for cell in (deployed, bench, status):
+        assert token not in str(cell.outputs)
+    assert stopped.text == "Endpoint churn-test is down.\n"
+    assert "There is no endpoint 'churn-test'" in again.text
+
+
+@pytest.mark.timeout(600)
+def test_a_study_draws_its_speedup_and_refuses_a_second_fit(trainer: Kernel) -> None:
+    code = "%%aiaas_train --workers 1,2 -o study\nfirst = model.fit(x, y, epochs=2, batch_size=1000)\nmodel.fit(x, y)"
+
+    cell = trainer.run(code, timeout_s=500)
+
+    assert cell.reply["ename"] == "InvalidSpec"
+    assert "second fit in the cell of a study" in cell.error
+    assert "line 3" in cell.error
+    table, figure = (output["data"]["text/plain"] for output in cell.outputs)
+    for expected in ("ideal N/n", "efficiency", "Plain fit on all cores", "Recommended", "Parity", "compile, apart"):
+        assert expected in table
+    assert "Global batch 1,000" in figure
+    assert value(trainer, "list(study.to_frame().columns)") == ["workers", "seconds", "rows_per_second", "speedup", "efficiency", "spread"]
+    assert value(trainer, "study.to_frame().workers.tolist(), len(first.epoch)") == ([1, 2], 2)
+    assert trainer.run("study.plot()").of("image/png")
