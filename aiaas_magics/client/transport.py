@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import ssl
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -67,6 +68,8 @@ class Transport:
             verify=_trust(),
             trust_env=False,
         )
+        # Endpoints and jobs are made and forgotten in notebooks; their connections go with them.
+        self._closing = weakref.finalize(self, self._http.close)
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +78,7 @@ class Transport:
         self.close()
 
     def close(self) -> None:
-        self._http.close()
+        self._closing()
 
     def get(self, path: str, of: type[T], *, answer_s: float | None = None, **query: str | int | float) -> T:
         """The value that `path` answers with."""

@@ -29,15 +29,14 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "OutOfMemory": ("7", 1, "killed by signal 9, the machine's out-of-memory count rose"),
     "ProofFailed": ("churn", "onnx", 0.25, "output 'y', row 3"),
     "RemoteTrainingError": (ErrorReport(type="ValueError", message="bad", ranks=(0, 1)),),
+    "ResultMismatch": ("sequential", "it has 6 variables and the result 8"),
     "StoreNotWritable": ("state", "read-only file system"),
     "UnknownName": ("job", "8", ("7", "9")),
     "VersionSkew": ("keras", "3.15.1", "3.14.0"),
     "WorkersLost": ("7", "worker 1 was killed by signal 9", 4),
 }
 FAMILIES = {"AiaasError", "BackendError", "CellError", "UsageError"}
-MOVES = (
-    "Add Call Check Choose Close Convert Did Fix Give Install Leave Load Look Open Run See Send Set Stop Try Type Use Wait Write add report"
-)
+MOVES = "Add Build Call Check Choose Close Convert Did Fix Give Install Leave Load Look Open Run See Send Set Stop Try Type Use Wait Write add report"
 NEXT_MOVE = re.compile(rf"\b({'|'.join(MOVES.split())})\b")
 
 
