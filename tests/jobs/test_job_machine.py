@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -120,7 +121,7 @@ def test_a_rank_that_was_left_alone_is_not_the_one_to_blame() -> None:
 
 
 def test_a_result_that_rank_0_finished_is_kept_though_another_worker_is_lost() -> None:
-    job, actions = after(running(), RankFinished(1, 0), lost(1), lost(0))
+    _, actions = after(running(), RankFinished(1, 0), lost(1), lost(0))
 
     assert actions[-1] == KeepResult(1)
 
@@ -220,7 +221,7 @@ def test_whatever_happens_every_move_is_legal_and_the_log_tells_all_of_them(happ
         assert job.state is before.state or job.state in MOVES[before.state]
         assert (ClearJob() in actions) == (job.state.final and not before.state.final)
         states.append(job.state)
-    assert job.attempt == sum(b is JobState.RUNNING and a is JobState.QUEUED for a, b in zip(states, states[1:], strict=False))
+    assert job.attempt == sum(b is JobState.RUNNING and a is JobState.QUEUED for a, b in pairwise(states))
     assert job.lost <= retries + 1
 
 

@@ -74,9 +74,9 @@ def test_what_is_no_hash_never_reaches_a_path(server: Served, name: str) -> None
 def test_an_upload_that_breaks_off_leaves_nothing(server: Served) -> None:
     data = os.urandom(3_000_000)
     parts = urlsplit(server.url)
-    head = f"PUT /v1/blobs/{sha_of(data)} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.token}\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = put_head(server, data, len(data))
     with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10) as connection:
-        connection.sendall(head.encode() + data[: len(data) // 2])
+        connection.sendall(head + data[: len(data) // 2])
 
     until(lambda: not list((server.folder / "blobs" / "partial").iterdir()), "a part was left")
     assert missing(server, sha_of(data)) == [sha_of(data)]
@@ -86,9 +86,9 @@ def test_a_length_that_lies_keeps_nothing(server: Served) -> None:
     data = b"twelve bytes"
     parts = urlsplit(server.url)
     for told in (len(data) - 4, len(data) + 4):
-        head = f"PUT /v1/blobs/{sha_of(data)} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.token}\r\nContent-Length: {told}\r\n\r\n"
+        head = put_head(server, data, told)
         with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10) as connection:
-            connection.sendall(head.encode() + data)
+            connection.sendall(head + data)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(65536):
                 pass
@@ -184,6 +184,16 @@ async def test_a_disk_that_takes_no_more_is_named(tmp_path: Path) -> None:
     assert list((tmp_path / "blobs" / "partial").iterdir()) == []
     await store.put(sha_of(data), body())
     assert store.get_path(sha_of(data)).read_bytes() == data
+
+
+def put_head(server: Served, data: bytes, told: int) -> bytes:
+    lines = (
+        f"PUT /v1/blobs/{sha_of(data)} HTTP/1.1",
+        "Host: localhost",
+        f"Authorization: Bearer {server.token}",
+        f"Content-Length: {told}",
+    )
+    return "\r\n".join((*lines, "", "")).encode()
 
 
 def written(folder: Path, text: str) -> Path:

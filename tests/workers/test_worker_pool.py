@@ -62,6 +62,10 @@ def attempt(folder: Path, *steps: dict[str, Any], ranks: int = 1, number: int = 
     ]
 
 
+def shared(command: WorkerCommand) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"{command.reduce_name}*"))
+
+
 LONG = {"do": "wait", "seconds": 600}
 
 
@@ -128,11 +132,11 @@ async def test_clearing_removes_the_folder_and_the_shared_memory(pool: LocalPool
     folder, commands = attempt(tmp_path, {"do": "share"})
     await pool.start(folder, commands)
     await until(lambda: folder.ending(0), "the rank did not end")
-    assert list(Path("/dev/shm").glob(f"{commands[0].reduce_name}*"))
+    assert shared(commands[0])
 
     await pool.clear(folder)
 
-    assert not list(Path("/dev/shm").glob(f"{commands[0].reduce_name}*"))
+    assert not shared(commands[0])
     assert not folder.path.exists()
 
 

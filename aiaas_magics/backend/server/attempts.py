@@ -25,9 +25,8 @@ from aiaas_magics.backend.server.blobs import BlobStore
 from aiaas_magics.backend.server.devices import Machine
 from aiaas_magics.backend.server.state import StateFolder
 from aiaas_magics.backend.server.store import JobRecord
-from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.workers.attempt import AttemptFolder
-from aiaas_magics.backend.workers.pool import WorkerPool
+from aiaas_magics.backend.workers.pool import WorkerCommand, WorkerPool
 from aiaas_magics.spec import Crashed, Entry, Finished, WorkerLost
 
 CHECKPOINT: Final = re.compile(r"epoch-(\d{5,})", re.ASCII)

@@ -343,7 +343,18 @@ class Conductor:
             elif isinstance(line.event, Crashed):
                 report = line.event.report
                 inputs.append(RankCrashed(attempt, rank, f"{report.type}: {report.message}"[:500]))
-        inputs += [RankEnded(attempt=attempt, rank=rank, how=ending.how, out_of_memory=ending.out_of_memory) for rank, ending in seen.ended]
+        told = live.folder.stop.exists()
+        inputs += [
+            RankEnded(
+                attempt=attempt,
+                rank=rank,
+                how=ending.how,
+                out_of_memory=ending.out_of_memory,
+                alone=ending.code == EXIT_ALONE,
+                told=told and ending.signal == signal.SIGTERM,
+            )
+            for rank, ending in seen.ended
+        ]
         return inputs
 
     def _word(self, event: Any, attempt: int, rank: int | None = None) -> NewEntry:

@@ -156,7 +156,7 @@ def _write_private(path: Path, text: str) -> None:
 
 def _take_lock(path: Path) -> IO[bytes] | None:
     """The open, locked file; None when somebody else keeps it locked. The system unlocks it when its process ends."""
-    file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
+    file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)  # noqa: SIM115 - it stays open as long as the lock is held
     deadline = time.monotonic() + LOCK_S
     while True:
         try:

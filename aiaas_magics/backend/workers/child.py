@@ -30,7 +30,6 @@ from aiaas_magics.spec import Crashed, Finished, Phase
 if TYPE_CHECKING:
     from aiaas_magics.packing.fitcall import UnpackedFitCall
 
-EXIT_ALONE: Final = 4  # another rank is gone; why, that one's end says
 LAST_WORD_S: Final = 0.5  # so that the server sees the end of the one that was lost before the end of those that miss it (guess)
 
 

@@ -142,7 +142,7 @@ class Launcher:
 
     def _fork(self, command: Path) -> bool:
         folder, rank = AttemptFolder.of_command(command)
-        if folder.stop.exists():
+        if folder.stop.exists() or folder.pid(rank).exists():
             return False
         kills = memory.kills()
         pid = os.fork()

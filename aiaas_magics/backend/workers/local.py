@@ -61,6 +61,15 @@ class LocalPool:
             await self._ask_launcher({"commands": [str(path) for path in paths]})
 
     async def _ask_launcher(self, request: dict[str, object]) -> None:
+        """Ask; once more when the launcher died over it. A rank that has its pid file is not started again."""
+        try:
+            await self._ask_once(request)
+        except (OSError, RuntimeError):
+            if self._launcher is None or self._launcher.running() is not None:
+                raise
+            await self._ask_once(request)
+
+    async def _ask_once(self, request: dict[str, object]) -> None:
         assert self._launcher is not None
         async with self._lock:  # one launcher is started, however many attempts want it at once
             await asyncio.to_thread(self._launcher.ensure)

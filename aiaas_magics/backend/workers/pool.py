@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.training.command import WorkerCommand as WorkerCommand  # given on: what `start` takes
 from aiaas_magics.backend.workers.attempt import AttemptFolder
 
 
