@@ -20,6 +20,8 @@ import numpy.typing as npt
 import xxhash
 from safetensors.numpy import load_file, save_file
 
+from aiaas_magics.packing import plain
+
 Array = npt.NDArray[Any]
 
 KEPT: Final = 2  # the newest, and one more for when the newest is torn
@@ -49,18 +51,19 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     partial = folder / f".{final.name}.{os.getpid()}.part"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(mode=0o700)
-    arrays: dict[str, Array] = {}
-    dtypes = [_store(arrays, f"variable/{place}", value) for place, value in enumerate(checkpoint.variables)]
+    arrays = list(checkpoint.variables)
+    callbacks = [plain.encode(dict(state), arrays) for state in checkpoint.callbacks]
     state = {
         "format": FORMAT,
         "epoch": checkpoint.epoch,
-        "variables": dtypes,
+        "variables": len(checkpoint.variables),
+        "dtypes": [array.dtype.name for array in arrays],
         "history": {name: list(values) for name, values in checkpoint.history.items()},
         "epochs_done": list(checkpoint.epochs_done),
-        "callbacks": [plain_to_json(dict(state), arrays) for state in checkpoint.callbacks],
+        "callbacks": callbacks,
         "stopped": checkpoint.stopped,
     }
-    save_file(arrays, partial / VARIABLES)
+    save_file({str(place): _bits(array) for place, array in enumerate(arrays)}, partial / VARIABLES)
     (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
     hashes = {name: _hash(partial / name) for name in (VARIABLES, STATE)}
     (partial / MANIFEST).write_text(json.dumps(hashes), encoding="utf-8")
@@ -89,13 +92,14 @@ def is_whole(path: Path) -> bool:
 
 def _load(path: Path) -> Checkpoint:
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    arrays = load_file(path / VARIABLES)
+    files = load_file(path / VARIABLES)
+    arrays = [_from_bits(files[str(place)], dtype) for place, dtype in enumerate(state["dtypes"])]
     return Checkpoint(
         epoch=state["epoch"],
-        variables=[_restore(arrays, f"variable/{place}", dtype) for place, dtype in enumerate(state["variables"])],
+        variables=arrays[: state["variables"]],
         history=state["history"],
         epochs_done=state["epochs_done"],
-        callbacks=[json_to_plain(callback, arrays) for callback in state["callbacks"]],
+        callbacks=[plain.decode(callback, arrays) for callback in state["callbacks"]],
         stopped=state["stopped"],
     )
 
@@ -119,79 +123,22 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _store(arrays: dict[str, Array], name: str, value: Array) -> str:
-    """Put `value` under `name`; returns its dtype's name, which the file's own may not say (bfloat16 travels as bits)."""
-    value = np.ascontiguousarray(value) if value.ndim else value
-    kind = value.dtype.name
-    plain = value.dtype.kind in "biuf" and value.dtype.isbuiltin == 1
-    arrays[name] = value if plain else value.view(f"u{value.dtype.itemsize}")
-    return kind
+def _bits(array: Array) -> Array:
+    """What safetensors can keep: its numpy side does not know bfloat16 and its relatives, which travel as integers."""
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
 
 
-def _restore(arrays: Mapping[str, Array], name: str, kind: str) -> Array:
-    value = arrays[name]
-    if value.dtype.name == kind:
-        return value
-    if not hasattr(np, kind):
-        import ml_dtypes  # comes with TensorFlow, and knows bfloat16 and its relatives
+def _from_bits(array: Array, dtype: str) -> Array:
+    if array.dtype.name == dtype:
+        return array
+    import ml_dtypes  # comes with TensorFlow
 
-        return value.view(getattr(ml_dtypes, kind))
-    return value.view(kind)
-
-
-# --------------------------------------------------------------------------- plain data of callbacks
-
-
-class NotPlain(TypeError):
-    """A value that is neither numbers, text, arrays, nor lists and dicts of them."""
+    return array.view(getattr(ml_dtypes, dtype))
 
 
 def plain_attributes(thing: Any, *, leave_out: frozenset[str]) -> dict[str, Any]:
-    """The attributes of `thing` that are plain data, through and through."""
-    found = {}
-    for name, value in vars(thing).items():
-        if name in leave_out:
-            continue
-        try:
-            plain_to_json(value, {})
-        except NotPlain:
-            continue
-        found[name] = value
-    return found
-
-
-def plain_to_json(value: Any, arrays: dict[str, Array], depth: int = 0) -> Any:
-    """`value` for JSON; arrays in it go to `arrays` and leave their name behind.
-
-    Raises:
-        NotPlain: when something in it is not plain data.
-    """
-    if depth > 16:
-        raise NotPlain("nested too deeply")
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.generic | np.ndarray):
-        array = np.asarray(value)
-        if array.dtype.kind not in "biuf":
-            raise NotPlain(str(array.dtype))
-        name = f"plain/{len(arrays)}"
-        return {"array": name, "dtype": _store(arrays, name, array), "scalar": isinstance(value, np.generic)}
-    if type(value) in (list, tuple, set):
-        return {type(value).__name__: [plain_to_json(item, arrays, depth + 1) for item in value]}
-    if type(value) is dict:
-        return {"dict": [[plain_to_json(k, arrays, depth + 1), plain_to_json(v, arrays, depth + 1)] for k, v in value.items()]}
-    raise NotPlain(type(value).__name__)
-
-
-def json_to_plain(value: Any, arrays: Mapping[str, Array]) -> Any:
-    """What `plain_to_json` was given."""
-    if not isinstance(value, dict):
-        return value
-    if "array" in value:
-        array = _restore(arrays, value["array"], value["dtype"])
-        return array[()] if value["scalar"] else array
-    [(kind, items)] = value.items()
-    if kind == "dict":
-        return {json_to_plain(k, arrays): json_to_plain(v, arrays) for k, v in items}
-    made = {"list": list, "tuple": tuple, "set": set}[kind]
-    return made(json_to_plain(item, arrays) for item in items)
+    """The attributes of `thing` that are plain data through and through: numbers, text, arrays, lists and dicts of them."""
+    arrays: list[Array] = []
+    found = plain.plain_attributes(thing, arrays)
+    return {name: plain.decode(value, arrays) for name, value in found.items() if name not in leave_out}

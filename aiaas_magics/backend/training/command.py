@@ -8,7 +8,7 @@ from __future__ import annotations
 from aiaas_magics.spec import AnyEvent, MeasureSpec, Value
 
 
-class WorkerCommand(Value, kw_only=True):
+class WorkerCommand(Value, frozen=True, kw_only=True):
     """Everything that one rank of one attempt needs to know."""
 
     job: str
@@ -29,7 +29,7 @@ class WorkerCommand(Value, kw_only=True):
     path_prefixes: tuple[str, ...] = ()
 
 
-class WorkerLine(Value, kw_only=True):
+class WorkerLine(Value, frozen=True, kw_only=True):
     """One line of an event file."""
 
     at_s: float

@@ -37,6 +37,7 @@ class Source:
     first_epoch: int = 0  # the user's initial_epoch
     start_epoch: int = 0  # where this attempt starts
     plan: Plan | None = None
+    batch_alone: bool = False  # some batch, of training or validation, has fewer rows than ranks
 
 
 @contextlib.contextmanager
@@ -58,6 +59,8 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
     """Stands in for Keras' iterator: for training, for validation inside `fit`, and (unchanged) for all else."""
 
     _source: Source
+    _current_iterator: Any
+    _steps_seen: int
 
     def __init__(self, distribute_strategy: Any = None, **kwargs: Any) -> None:
         # Only `fit` speaks of class weights; evaluate and predict, which callbacks may call, do not.
@@ -81,10 +84,13 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
         """From now on give this rank its part only (validation inside `fit`)."""
         if not self._ours and isinstance(self.data_adapter, ArrayDataAdapter):
             self._ours, self._distributed_dataset = True, None
+            self._plan()
 
     def _plan(self) -> Plan:
-        adapter = self.data_adapter
-        return Plan(rows=adapter._num_samples, batch=adapter._batch_size, rank=self._source.rank, ranks=self._source.ranks)
+        adapter, source = self.data_adapter, self._source
+        plan = Plan(rows=adapter._num_samples, batch=adapter._batch_size, rank=source.rank, ranks=source.ranks)
+        source.batch_alone |= plan.has_batch_alone
+        return plan
 
     def _begin_at_start(self) -> None:
         source = self._source

@@ -10,6 +10,7 @@ n-1 on every rank: all get the same bits.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -103,7 +104,7 @@ class Group:
     def _sum_sliced(self, out: Array, slots: list[Array]) -> None:
         """Each rank sums its slice, into its own slot; then all read all slices."""
         cuts = [len(out) * rank // self.ranks for rank in range(self.ranks + 1)]
-        slices = [slice(low, high) for low, high in zip(cuts, cuts[1:], strict=False)]
+        slices = [slice(low, high) for low, high in itertools.pairwise(cuts)]
         mine = slices[self.rank]
         _sum_into(out, slots, mine)
         slots[self.rank][mine] = out[mine]
@@ -267,4 +268,3 @@ def _sum_into(out: Array, slots: Sequence[Array], part: slice) -> None:
     np.add(slots[0][part], slots[1][part], out=out[part])
     for slot in slots[2:]:
         np.add(out[part], slot[part], out=out[part])
-

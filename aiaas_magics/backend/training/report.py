@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import linecache
+import os
 import site
 import sysconfig
 import traceback
@@ -47,16 +48,13 @@ def is_user(file: str) -> bool:
     """Whether a line of this file is the user's own. Cells and code that came by value have no file here: they are."""
     if file.startswith("<frozen") or file in ("<string>", "<__array_function__ internals>") or "__autograph_generated_file" in file:
         return False
-    return not any(_is_below(file, folder) for folder in _not_the_users())
-
-
-def _is_below(file: str, folder: str) -> bool:
-    return file.startswith(folder)
+    return not file.startswith(_not_the_users())
 
 
 @functools.cache
 def _not_the_users() -> tuple[str, ...]:
     paths = sysconfig.get_paths()
-    folders = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")} | set(site.getsitepackages()) | {site.getusersitepackages()}
-    folders.add(str(Path(__file__).parents[2]))
-    return tuple(f"{folder.rstrip('/')}/" for folder in folders | {str(Path(folder).resolve()) for folder in folders})
+    folders = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    folders |= {*site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parents[2])}
+    folders |= {str(Path(folder).resolve()) for folder in folders}
+    return tuple(folder.rstrip(os.sep) + os.sep for folder in folders)

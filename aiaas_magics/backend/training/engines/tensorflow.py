@@ -29,11 +29,11 @@ class Collective:
     """The hooks of one rank around one `fit` of `model`.
 
     Args:
-        batch_alone: whether some batch has fewer rows than ranks.
+        batch_alone: asked when a step is traced: whether some batch has fewer rows than ranks.
         batch_logs: whether somebody reads the logs of single batches; they are made global then, at a price.
     """
 
-    def __init__(self, model: Any, group: Group, *, batch_alone: bool, batch_logs: bool) -> None:
+    def __init__(self, model: Any, group: Group, *, batch_alone: Callable[[], bool], batch_logs: bool) -> None:
         self._model, self._group = model, group
         self._batch_alone, self._batch_logs = batch_alone, batch_logs
         self._scope = Scope()
@@ -67,19 +67,19 @@ class Collective:
     # ------------------------------------------------------------------ a step
 
     def _step(self, stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        @tf.autograph.experimental.do_not_convert
         def step(data: Any) -> Any:
             if not (isinstance(data, dict) and PART in data):
                 return stock(data)  # an evaluation of the user's own, whole on every rank
             share = Share(data[PART], data[ALONE])
             with self._scope.of(share):
-                kept = self._metric_values() if self._batch_alone and self._group.rank else []
+                kept = self._metric_values() if self._group.rank and self._batch_alone() else []
                 logs = stock(data[DATA])
                 for variable, before in kept:
                     variable.assign(tf.where(share.alone, before, variable.value))
                 return self._global_logs(logs, share) if self._batch_logs else logs
 
-        return step
+        hooked: Callable[[Any], Any] = tf.autograph.experimental.do_not_convert(step)
+        return hooked
 
     def _metric_values(self) -> list[tuple[Any, Any]]:
         return [(variable, tf.identity(variable.value)) for variable in metric_variables(self._model)]
@@ -119,7 +119,7 @@ class Collective:
     @contextlib.contextmanager
     def _optimizers(self) -> Iterator[None]:
         """Every class that defines `apply` gets the hook; only the outermost call of a nest sums."""
-        stock = [(cls, cls.__dict__["apply"]) for cls in _with_subclasses(BaseOptimizer) if "apply" in cls.__dict__]
+        stock: list[tuple[Any, Any]] = [(cls, cls.__dict__["apply"]) for cls in _with_subclasses(BaseOptimizer) if "apply" in cls.__dict__]
         for cls, apply in stock:
             cls.apply = self._apply(apply)
         try:
@@ -256,10 +256,9 @@ def seed_generators(model: Any) -> list[Any]:
 
 
 def _with_subclasses(cls: type) -> list[type]:
-    found = {cls: None}
-    for child in cls.__subclasses__():
-        found.update(dict.fromkeys(_with_subclasses(child)))
-    return list(found)
+    """`cls` and all that inherit from it, each once."""
+    below: list[type] = [found for child in cls.__subclasses__() for found in _with_subclasses(child)]
+    return list(dict.fromkeys([cls, *below]))
 
 
 def _split(flat: Any, variables: Sequence[Any]) -> Iterator[tuple[Any, Any]]:

@@ -1,0 +1,235 @@
+"""One rank of one attempt, from the unpacked fit call to trained weights: the readable spine.
+
+Owns the order of things. Keras' own `fit` does the training; what makes it one of several lies
+beside this file: which rows (`plan`, `data`), sums over ranks (`group`, `engines`), the corrections
+that keep them exact (`exact`), what is told (`progress`) and kept (`checkpoints`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import keras
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+from keras.src.utils import python_utils
+
+from aiaas_magics.backend.training import checkpoints, measure
+from aiaas_magics.backend.training.channel import Channel
+from aiaas_magics.backend.training.checkpoints import Checkpoint
+from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.training.data import Source, reading_from
+from aiaas_magics.backend.training.engines.tensorflow import Collective
+from aiaas_magics.backend.training.group import Group
+from aiaas_magics.backend.training.progress import Progress
+from aiaas_magics.packing import plain
+from aiaas_magics.spec import Checkpointed, Notice
+
+# Callbacks that only write files: rank 0 writes them, the others would write the same ones again.
+WRITERS: Final = ("ModelCheckpoint", "CSVLogger", "TensorBoard", "RemoteMonitor")
+BATCH_HOOKS: Final = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+TEST_HOOKS: Final = ("on_test_batch_begin", "on_test_batch_end")
+NOT_STATE: Final = frozenset({"model", "_model", "params", "validation_data", "history"})
+SAVING_SHARE: Final = 0.1  # of the time at most goes into checkpoints, the first aside (guess)
+
+
+class Unpacked(Protocol):
+    """A fit call that has arrived: see `packing.fitcall.UnpackedFitCall`."""
+
+    @property
+    def model(self) -> Any: ...
+    @property
+    def arguments(self) -> Mapping[str, Any]: ...
+    @property
+    def variables(self) -> Sequence[Any]: ...
+    @property
+    def callbacks(self) -> Sequence[Any]: ...
+
+
+def run(command: WorkerCommand, call: Unpacked, channel: Channel) -> Any:
+    """Train, or measure, as `command` says. Returns the `keras.callbacks.History`; the model holds the weights."""
+    if command.measure is not None and command.measure.plain:
+        return _measure_plain(command, call, channel)
+    with contextlib.ExitStack() as stack:
+        group = stack.enter_context(_group(command)) if command.ranks > 1 else None
+        if command.measure is not None:
+            return _measure(command, call, channel, group)
+        return _train(command, call, channel, group)
+
+
+def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Group | None) -> Any:
+    arguments = _arguments(call.arguments)
+    users = callbacks_of_rank(call.callbacks, rank=command.rank, channel=channel)
+    resumed = _resume(command, call, channel)
+    first = int(arguments.get("initial_epoch") or 0)
+    start = resumed.epoch if resumed else first
+    epochs = int(arguments.get("epochs") or 1)
+    source = Source(seed=command.seed, rank=command.rank, ranks=command.ranks, first_epoch=first, start_epoch=start)
+    history = keras.callbacks.History()
+    keeper = Keeper(command, call, channel, users=users, history=history, resumed=resumed)
+    progress = Progress(channel, plan=lambda: source.plan, notices=command.rank == 0)
+    batch_logs = any(_overrides(callback, (*BATCH_HOOKS, *TEST_HOOKS)) for callback in users)
+    agreeing = [] if group is None else [agreement(group, each_batch=batch_logs)]
+    with reading_from(source), _hooked(call.model, group, source, batch_logs=batch_logs):
+        # The Trainer's own `fit`: a subclass' override has run in the kernel already, where it reached the Trainer's.
+        TensorFlowTrainer.fit(
+            call.model,
+            **arguments
+            | {
+                "initial_epoch": start,
+                "epochs": start if resumed and resumed.stopped else epochs,
+                "callbacks": [*users, *agreeing, history, progress, keeper],
+            },
+        )
+    return history
+
+
+def _measure(command: WorkerCommand, call: Unpacked, channel: Channel, group: Group | None) -> Any:
+    assert command.measure is not None
+    arguments = measure.steady(_arguments(call.arguments))
+    first = int(arguments["initial_epoch"])
+    source = Source(seed=command.seed, rank=command.rank, ranks=command.ranks, first_epoch=first, start_epoch=first)
+    timer = measure.StepTimer(command.measure, group=group)
+    progress = Progress(channel, plan=lambda: source.plan, notices=False)
+    with reading_from(source), _hooked(call.model, group, source, batch_logs=False):
+        history = TensorFlowTrainer.fit(call.model, **arguments, callbacks=[timer, progress])
+    assert source.plan is not None
+    if command.rank == 0:
+        channel.send(timer.measured(source.plan.batch))
+    return history
+
+
+def _measure_plain(command: WorkerCommand, call: Unpacked, channel: Channel) -> Any:
+    """The reference of a study: `fit` on the arrays themselves, nothing of ours in between but the clock."""
+    assert command.measure is not None
+    arguments = measure.steady(_arguments(call.arguments))
+    timer = measure.StepTimer(command.measure)
+    history = TensorFlowTrainer.fit(call.model, **arguments, callbacks=[timer])
+    channel.send(timer.measured(int(arguments.get("batch_size") or 32)))
+    return history
+
+
+def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in given.items() if name not in ("callbacks", "verbose")}
+    return kept | {"verbose": 0}  # our progress takes the place of Keras' bar
+
+
+def _group(command: WorkerCommand) -> Group:
+    # Ranks that share a core must not take it from one another by looking.
+    own_core = bool(command.cores) and command.ranks <= (os.cpu_count() or 1)
+    return Group(rank=command.rank, ranks=command.ranks, name=command.reduce_name, folder=Path(command.attempt_dir), spin=own_core)
+
+
+@contextlib.contextmanager
+def _hooked(model: Any, group: Group | None, source: Source, *, batch_logs: bool) -> Iterator[None]:
+    if group is None:
+        yield
+        return
+    with Collective(model, group, batch_alone=lambda: source.batch_alone, batch_logs=batch_logs).installed():
+        yield
+
+
+def callbacks_of_rank(callbacks: Sequence[Any], *, rank: int, channel: Channel) -> list[Any]:
+    """The user's callbacks that run on this rank: all, except those that a worker must not have."""
+    kept = []
+    for callback in callbacks:
+        names = {cls.__name__ for cls in type(callback).__mro__ if cls.__module__.startswith("keras.")}
+        if "BackupAndRestore" in names:
+            if rank == 0:
+                channel.send(Notice(text="BackupAndRestore is left out: the backend keeps a checkpoint of each epoch itself."))
+        elif names & {"ProgbarLogger", "History"} or (rank and names & set(WRITERS)):
+            continue
+        else:
+            kept.append(callback)
+    return kept
+
+
+def _overrides(callback: Any, hooks: Sequence[str]) -> bool:
+    return any(not python_utils.is_default(getattr(callback, hook)) for hook in hooks)
+
+
+def agreement(group: Group, *, each_batch: bool) -> Any:
+    """A callback after which all ranks have the same `stop_training`: one that stops, stops all."""
+
+    class Agreement(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.model.stop_training = group.any(bool(self.model.stop_training), site="stop")
+
+        if each_batch:
+
+            def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+                self.model.stop_training = group.any(bool(self.model.stop_training), site="stop")
+
+    return Agreement()
+
+
+# --------------------------------------------------------------------------- going on where an attempt was lost
+
+
+class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
+    """Keeps a checkpoint of epochs, and puts back what an earlier attempt kept. Comes last in the list of callbacks."""
+
+    def __init__(
+        self,
+        command: WorkerCommand,
+        call: Unpacked,
+        channel: Channel,
+        *,
+        users: Sequence[Any],
+        history: Any,
+        resumed: Checkpoint | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._command, self._call, self._channel, self._clock = command, call, channel, clock
+        self._users, self._history, self._resumed = users, history, resumed
+        self._folder = Path(command.job_dir) / "checkpoints"
+        self._next_s = 0.0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        # Here and not before `fit`: callbacks reset themselves in their own on_train_begin, which came first.
+        if self._resumed is None:
+            return
+        self._history.epoch = list(self._resumed.epochs_done)
+        self._history.history = {name: list(values) for name, values in self._resumed.history.items()}
+        for callback, state in zip(self._users, self._resumed.callbacks, strict=False):
+            for name, value in state.items():
+                plain.put_attribute(callback, name, value)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        every = self._command.checkpoint_every_epochs
+        due = every > 0 and (epoch + 1) % every == 0
+        if self._command.rank or not due or (self._clock() < self._next_s and not self.model.stop_training):
+            return
+        began = self._clock()
+        checkpoints.save(
+            self._folder,
+            Checkpoint(
+                epoch=epoch + 1,
+                variables=[variable.numpy() for variable in self._call.variables],
+                history={name: [float(value) for value in values] for name, values in self._history.history.items()},
+                epochs_done=self._history.epoch,
+                callbacks=[checkpoints.plain_attributes(callback, leave_out=NOT_STATE) for callback in self._users],
+                stopped=bool(self.model.stop_training),
+            ),
+        )
+        ended = self._clock()
+        self._next_s = ended + (ended - began) * (1 / SAVING_SHARE - 1)
+        self._channel.send(Checkpointed(epoch=epoch + 1))
+
+
+def _resume(command: WorkerCommand, call: Unpacked, channel: Channel) -> Checkpoint | None:
+    if command.resume_from is None:
+        return None
+    found = checkpoints.load(Path(command.resume_from))
+    if found is None:
+        if command.rank == 0:
+            channel.send(Notice(text="The checkpoint to go on from is damaged: the training starts from its beginning."))
+        return None
+    for variable, value in zip(call.variables, found.variables, strict=True):
+        variable.assign(value)
+    return found

@@ -1,0 +1,104 @@
+"""One point of a study: steady steps of the stock `fit`, timed.
+
+Owns the clock and the arguments of a measured `fit`: full batches only, no validation and no
+callbacks of the user's, so that every number of workers does the same work a step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import keras
+from keras.src import tree
+
+from aiaas_magics.backend.training.group import Group
+from aiaas_magics.spec import Measured, MeasureSpec
+
+FEWEST_STEPS: Final = 3  # a repeat is at least this long, whatever the budget
+EPOCHS: Final = 1_000_000  # the timer stops, not the count
+LEFT_OUT: Final = ("validation_data", "validation_split", "validation_steps", "validation_batch_size", "validation_freq", "callbacks")
+
+
+def steady(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `fit`, with as many rows as make full batches and nothing beside the steps."""
+    kept = {name: value for name, value in arguments.items() if name not in LEFT_OUT and name != "steps_per_epoch"}
+    rows = _rows(arguments.get("x"))
+    if rows is not None:
+        if arguments.get("validation_data") is None and (split := arguments.get("validation_split") or 0.0):
+            rows = math.floor(rows * (1.0 - split))
+        steps = arguments.get("steps_per_epoch")
+        batch = arguments.get("batch_size") or (math.ceil(rows / steps) if steps else 32)
+        whole = rows // batch * batch if rows >= batch else rows
+        for name in ("x", "y", "sample_weight"):
+            if kept.get(name) is not None:
+                kept[name] = tree.map_structure(lambda array: array[:whole] if array is not None else None, kept[name])
+        kept["batch_size"] = batch
+    first = int(arguments.get("initial_epoch") or 0)
+    return kept | {"initial_epoch": first, "epochs": first + EPOCHS}
+
+
+def _rows(x: Any) -> int | None:
+    leaves = [leaf for leaf in tree.flatten(x) if leaf is not None]
+    shape = getattr(leaves[0], "shape", None) if leaves else None
+    return int(shape[0]) if shape is not None and len(shape) else None
+
+
+class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
+    """Times `repeats` runs of equally many steps after some to warm up, then stops the training.
+
+    What lies between epochs is left out of the time. With several workers all take rank 0's number of steps.
+    """
+
+    def __init__(self, spec: MeasureSpec, *, group: Group | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
+        super().__init__()
+        self._spec, self._group, self._clock = spec, group, clock
+        self._steps = spec.steps
+        self._seen = 0  # of the present stretch: warming up, or one repeat
+        self._warm = False
+        self._spent = 0.0
+        self._calibrated: list[float] = []
+        self.seconds: list[float] = []
+        self.compile_s = 0.0
+
+    @property
+    def steps(self) -> int:
+        return self._steps
+
+    def measured(self, rows_per_step: int) -> Measured:
+        return Measured(steps=self._steps, rows_per_step=rows_per_step, seconds=tuple(self.seconds), compile_s=self.compile_s)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._began = self._clock()
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self.compile_s:
+            self._began = self._clock()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        spent = self._clock() - self._began
+        if not self.compile_s:
+            self.compile_s = spent
+        self._seen += 1
+        if not self._warm:
+            self._warm_up(spent)
+            return
+        self._spent += spent
+        if self._seen == self._steps:
+            self.seconds.append(self._spent)
+            self._seen, self._spent = 0, 0.0
+            if len(self.seconds) >= self._spec.repeats:
+                self.model.stop_training = True
+
+    def _warm_up(self, spent: float) -> None:
+        if self._seen > 1:
+            self._calibrated.append(spent)
+        if self._seen < max(1, self._spec.warmup_steps):
+            return
+        if not self._steps:
+            each = min(self._calibrated) if self._calibrated else spent
+            wanted = float(max(FEWEST_STEPS, round(self._spec.budget_s / max(each, 1e-6))))
+            self._steps = int(self._group.from_first(wanted, site="steps") if self._group else wanted)
+        self._warm, self._seen = True, 0

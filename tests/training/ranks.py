@@ -1,0 +1,137 @@
+"""Real processes for the tests of training: a fit call is packed here, trained there, and its result read back."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aiaas_magics import wire
+from aiaas_magics.backend.training.command import WorkerCommand, WorkerLine
+from aiaas_magics.backend.workers.attempt import AttemptFolder, write_value
+from aiaas_magics.packing import fitcall
+from aiaas_magics.spec import AnyEvent
+
+WAIT_S = 240.0
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A fit call in files, as the server would have them."""
+
+    packed: fitcall.PackedFitCall
+    payload: Path
+    arrays: tuple[Path, ...]
+
+
+def send(folder: Path, model: Any, workers: int = 2, **arguments: Any) -> Sent:
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = fitcall.pack(fitcall.FitCall(model, arguments), workers=workers)
+    payload = folder / "payload"
+    payload.write_bytes(packed.payload)
+    paths = []
+    for place, array in enumerate(packed.arrays):
+        paths.append(folder / f"array-{place}.npy")
+        np.save(paths[-1], array, allow_pickle=False)
+    return Sent(packed, payload, tuple(paths))
+
+
+def command_for(sent: Sent, folder: Path, *, rank: int, ranks: int, name: str, attempt: int = 1, **more: Any) -> WorkerCommand:
+    attempt_dir = folder / f"attempt-{attempt}"
+    attempt_dir.mkdir(exist_ok=True)
+    given = {"seed": 7, "cores": (rank % (os.cpu_count() or 1),)} | more
+    return WorkerCommand(
+        job="test",
+        attempt=attempt,
+        rank=rank,
+        ranks=ranks,
+        attempt_dir=str(attempt_dir),
+        job_dir=str(folder),
+        payload=str(sent.payload),
+        arrays=tuple(map(str, sent.arrays)),
+        reduce_name=name,
+        **given,
+    )
+
+
+def commands(sent: Sent, folder: Path, *, ranks: int, attempt: int = 1, **more: Any) -> list[Path]:
+    """Command files for every rank of one attempt."""
+    name = f"aiaas-test-{secrets.token_hex(4)}"
+    made = [command_for(sent, folder, rank=rank, ranks=ranks, name=name, attempt=attempt, **more) for rank in range(ranks)]
+    attempt_folder = AttemptFolder(folder / f"attempt-{attempt}")
+    for command in made:
+        write_value(attempt_folder.command(command.rank), command)
+    return [attempt_folder.command(rank) for rank in range(ranks)]
+
+
+def spawn(*arguments: str, output: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with output.open("ab") as file:
+        return subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=file, env=environment)
+
+
+def start(paths: Sequence[Path]) -> list[subprocess.Popen[bytes]]:
+    """One process a rank, as the pool starts them where there is no fork."""
+    return [
+        spawn("-m", "aiaas_magics.backend.workers.child", str(path), output=path.with_name(f"output-{place}.txt"))
+        for place, path in enumerate(paths)
+    ]
+
+
+def finish(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    try:
+        return [process.wait(WAIT_S) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def train(folder: Path, model: Any, *, ranks: int, more: Mapping[str, Any] | None = None, **arguments: Any) -> Any:
+    """Train `model` on `ranks` processes and put the result into it; returns the `History`."""
+    sent = send(folder, model, workers=ranks, **arguments)
+    codes = finish(start(commands(sent, folder, ranks=ranks, **(more or {}))))
+    assert codes == [0] * ranks, output_of(folder)
+    return fitcall.apply_result(result_in(folder), sent.packed)
+
+
+def result_in(folder: Path, attempt: int = 1) -> fitcall.FitResult:
+    return fitcall.read_result((folder / f"attempt-{attempt}" / "result.safetensors").read_bytes())
+
+
+def events_in(folder: Path, rank: int = 0, attempt: int = 1) -> list[AnyEvent]:
+    path = folder / f"attempt-{attempt}" / f"events-{rank}.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [wire.decode(line, WorkerLine).event for line in lines]
+
+
+def output_of(folder: Path) -> str:
+    return "\n".join(f"--- {path.name}\n{path.read_text()[-4000:]}" for path in sorted(folder.glob("attempt-*/output-*.txt")))
+
+
+def wait_until(there: Callable[[], object], otherwise: str) -> object:
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        if found := there():
+            return found
+        time.sleep(0.01)
+    raise AssertionError(otherwise)
+
+
+def gaps(ours: Sequence[Any], plain: Sequence[Any]) -> list[float]:
+    """norm(a - b) / norm(b) of each floating variable."""
+    found = []
+    for mine, theirs in zip(ours, plain, strict=True):
+        a, b = np.asarray(mine, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+        norm = float(np.linalg.norm(b))
+        found.append(float(np.linalg.norm(a - b)) / norm if norm else float(np.linalg.norm(a)))
+    return found

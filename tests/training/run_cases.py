@@ -1,0 +1,45 @@
+"""One rank that trains many fit calls, one after the other: starting a process for each would take minutes.
+
+    python run_cases.py COMMAND_FILE...
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+from aiaas_magics import wire
+from aiaas_magics.backend.training import loop
+from aiaas_magics.backend.training.channel import FileChannel
+from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.workers import child
+from aiaas_magics.backend.workers.attempt import AttemptFolder
+from aiaas_magics.packing import fitcall
+from aiaas_magics.spec import Finished
+
+
+def main(paths: list[str]) -> int:
+    failed = 0
+    for place, path in enumerate(paths):
+        command = wire.decode(Path(path).read_bytes(), WorkerCommand)
+        folder = AttemptFolder(Path(command.attempt_dir))
+        if not place:
+            child.prepare_process(command)
+        channel = FileChannel(folder.events(command.rank))
+        try:
+            call = child.unpack(command)
+            history = loop.run(command, call, channel)
+            if command.rank == 0:
+                fitcall.write_result(folder.result, call, history)
+            channel.send(Finished())
+        except Exception:
+            print(path)
+            traceback.print_exc()
+            failed = 1
+        channel.close()
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""n processes compute what plain `fit` computes in one, on the same order of rows."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from aiaas_magics.packing import fitcall
+from tests.training import ranks
+from tests.training.fit_cases import CASES, Case, Watcher
+
+ALL = [(name, n) for name, case in CASES.items() for n in case.ranks]
+
+
+@dataclass(frozen=True)
+class Trained:
+    model: Any
+    history: Any
+    callbacks: Any
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All cases for one number of ranks, trained."""
+
+    folder: Path
+    sent: dict[str, ranks.Sent]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Batch]:
+    """By number of ranks, each trained when first asked for."""
+    return functools.cache(lambda n: train_all(n, tmp_path_factory.mktemp(f"ranks-{n}")))
+
+
+def train_all(n: int, base: Path) -> Batch:
+    """One process a rank trains all cases."""
+    sent: dict[str, ranks.Sent] = {}
+    files: list[list[Path]] = [[] for _ in range(n)]
+    for name in [name for name, count in ALL if count == n]:
+        with floats(CASES[name]):
+            sent[name] = ranks.send(base / name, CASES[name].model(), workers=n, **CASES[name].arguments())
+        for rank, path in enumerate(ranks.commands(sent[name], base / name, ranks=n)):
+            files[rank].append(path)
+    script = str(Path(__file__).with_name("run_cases.py"))
+    processes = [ranks.spawn(script, *map(str, paths), output=base / f"rank-{rank}.txt") for rank, paths in enumerate(files)]
+    codes = ranks.finish(processes)
+    assert codes == [0] * n, "\n".join(path.read_text()[-6000:] for path in sorted(base.glob("rank-*.txt")))
+    return Batch(base, sent)
+
+
+class floats:
+    """Keras' default type, for the time of a case."""
+
+    def __init__(self, case: Case) -> None:
+        self._floatx = case.floatx
+
+    def __enter__(self) -> None:
+        self._before = keras.config.floatx()
+        keras.config.set_floatx(self._floatx)
+
+    def __exit__(self, *exc_info: object) -> None:
+        keras.config.set_floatx(self._before)
+
+
+def plain(case: Case) -> Trained:
+    model, arguments = case.model(), case.arguments()
+    history = model.fit(**arguments, verbose=0)
+    return Trained(model, history, arguments.get("callbacks") or ())
+
+
+@pytest.mark.parametrize(("name", "n"), ALL)
+def test_weights_and_logs_are_those_of_plain_fit(trained: Callable[[int], Batch], name: str, n: int) -> None:
+    batch, case = trained(n), CASES[name]
+    with floats(case):
+        expected = plain(case)
+        history = fitcall.apply_result(ranks.result_in(batch.folder / name), batch.sent[name].packed)
+        model = batch.sent[name].packed.model
+
+        ours = [variable.numpy() for variable in (*model.variables, *model.optimizer.variables)]
+        theirs = [variable.numpy() for variable in (*expected.model.variables, *expected.model.optimizer.variables)]
+        assert max(ranks.gaps(ours, theirs)) <= case.tolerance
+        assert history.epoch == expected.history.epoch
+        assert history.history.keys() == expected.history.history.keys()
+        for log, values in expected.history.history.items():
+            np.testing.assert_allclose(history.history[log], values, rtol=1e-6 if case.floatx == "float64" else 1e-5, atol=1e-7, err_msg=log)
+        for mine, theirs in zip(batch.sent[name].packed.callbacks, expected.callbacks, strict=True):
+            if isinstance(mine, Watcher):
+                np.testing.assert_allclose(mine.batches, theirs.batches, rtol=1e-5)
