@@ -17,6 +17,7 @@ from aiaas_magics.packing import data
 from aiaas_magics.spec import FitShape
 
 BATCH: Final = 32  # Keras' own
+BatchSpec = tuple[Any, Any, Any]
 
 
 class UnsuitableKeras(UsageError):
@@ -107,13 +108,16 @@ def shape_of(model: Any, arguments: Mapping[str, Any]) -> FitShape:
     )
 
 
-def build(model: Any, arguments: Mapping[str, Any]) -> None:
+def build(model: Any, batch: BatchSpec) -> None:
     """Build model, metrics, loss and optimizer where they are not, and check that the data fits them.
 
     Raises:
         DataMismatch: with the shapes of the data and what Keras says.
     """
-    batch = _symbolic_batch(arguments)
+    _build(model, symbols(batch))
+
+
+def _build(model: Any, batch: Any) -> None:
     if _has_own_step(model):
         _build_by_tracing(model, batch)
         return
@@ -157,13 +161,13 @@ def _build_by_tracing(model: Any, batch: Any) -> None:
     model._post_build()
 
 
-def _symbolic_batch(arguments: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Symbolic tensors of the shape of the first batch: x, y and weights."""
+def batch_spec(arguments: Mapping[str, Any]) -> BatchSpec:
+    """x, y and weights of the first batch: the same structures, with "float32:16,6" in place of each array."""
     import keras
 
     rows = min(shape_rows(arguments), training_rows(arguments))
 
-    def symbol(array: np.ndarray) -> Any:
+    def spec(array: np.ndarray) -> str:
         kind = array.dtype.kind
         if kind in "OSU":
             dtype = "string"
@@ -171,11 +175,25 @@ def _symbolic_batch(arguments: Mapping[str, Any]) -> tuple[Any, Any, Any]:
             dtype = keras.config.floatx()
         else:
             dtype = keras.backend.standardize_dtype(array.dtype)
-        return keras.KerasTensor((rows, *array.shape[1:]), dtype=dtype)
+        return f"{dtype}:" + ",".join(map(str, (rows, *array.shape[1:])))
 
-    x, y, sample_weight = (data.map_leaves(symbol, arguments.get(part)) for part in data.PARTS)
+    x, y, sample_weight = (data.map_leaves(spec, arguments.get(part)) for part in data.PARTS)
     if arguments.get("class_weight") is not None:
-        sample_weight = keras.KerasTensor((rows,), dtype=keras.config.floatx())
+        sample_weight = f"{keras.config.floatx()}:{rows}"
+    return x, y, sample_weight
+
+
+def symbols(batch: BatchSpec) -> tuple[Any, Any, Any]:
+    """Symbolic tensors as `batch` tells."""
+    import keras
+
+    def symbol(spec: str | None) -> Any:
+        if spec is None:
+            return None
+        dtype, _, shape = spec.partition(":")
+        return keras.KerasTensor(tuple(int(n) for n in shape.split(",") if n), dtype=dtype)
+
+    x, y, sample_weight = keras.tree.map_structure(symbol, tuple(batch), none_is_leaf=False)
     return x, y, sample_weight
 
 

@@ -71,6 +71,7 @@ class UnpackedFitCall:
     callbacks: tuple[Any, ...]  # flat, in the order of the kernel's
     variables: tuple[Any, ...]
     paths: tuple[str, ...]
+    batch: checks.BatchSpec
 
 
 def pack(call: FitCall, *, workers: int = 1) -> PackedFitCall:
@@ -86,8 +87,16 @@ def pack(call: FitCall, *, workers: int = 1) -> PackedFitCall:
     arguments = plain_arguments(_known_arguments(call.arguments))
     checks.check_arguments(arguments)
     callbacks = flat_callbacks(arguments.pop("callbacks", None))
-    checks.build(model, arguments)
-    root = {"model": model, "arguments": arguments, "callbacks": callbacks, "settings": _settings(), "seed": _global_seed()}
+    batch = checks.batch_spec(arguments)
+    checks.build(model, batch)
+    root = {
+        "model": model,
+        "arguments": arguments,
+        "callbacks": callbacks,
+        "batch": batch,
+        "settings": _settings(),
+        "seed": _global_seed(),
+    }
     try:
         payload, luggage = fitcall_pickle.dumps(root)
     except fitcall_pickle.Failed as failed:
@@ -126,6 +135,7 @@ def unpack(payload: bytes, arrays: Sequence[np.ndarray]) -> UnpackedFitCall:
         callbacks=callbacks,
         variables=tuple(variables),
         paths=_paths(root["model"], variables),
+        batch=root["batch"],
     )
 
 

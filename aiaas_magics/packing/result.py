@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from aiaas_magics.errors import AiaasBug, ResultMismatch
-from aiaas_magics.packing import plain
+from aiaas_magics.errors import AiaasBug, DataMismatch, ResultMismatch
+from aiaas_magics.packing import checks, plain
+from aiaas_magics.packing.checks import BatchSpec
 from aiaas_magics.packing.variables import ROLES, fitting_value, roles_of, value_of
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class FitResult:
     params: dict[str, Any]
     callbacks: tuple[dict[str, Any], ...]
     stop_training: bool
-    build_config: dict[str, Any] | None
+    batch: BatchSpec  # what the model was built for
 
 
 def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall, history: Any) -> None:
@@ -65,7 +66,7 @@ def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall, histor
         "epoch": plain.encode(list(history.epoch), arrays),
         "params": plain.encode(dict(history.params or {}), arrays),
         "stop_training": bool(getattr(unpacked.model, "stop_training", False)),
-        "build_config": _build_config(unpacked.model, arrays),
+        "batch": plain.encode(unpacked.batch, arrays),
     }
     tensors = {}
     dtypes = []
@@ -106,7 +107,7 @@ def read_result(data: bytes) -> FitResult:
             params=plain.decode(header["params"], arrays),
             callbacks=tuple({name: plain.decode(value, arrays) for name, value in found.items()} for found in header["callbacks"]),
             stop_training=header["stop_training"],
-            build_config=plain.decode(header["build_config"], arrays),
+            batch=plain.decode(header["batch"], arrays),
         )
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise AiaasBug(f"a result cannot be read ({type(error).__name__}: {error})") from error
@@ -181,29 +182,15 @@ def _history(result: FitResult, model: Any) -> Any:
 
 def _build(result: FitResult, model: Any) -> None:
     """Make the variables that `model` has not got yet, as the trained one was built."""
-    if not model.built and result.build_config:
-        model.build_from_config(result.build_config)
-    optimizer = getattr(model, "optimizer", None)
-    if model.built and optimizer is not None and not optimizer.built:
-        optimizer.build(model.trainable_variables)
+    from keras.src import backend
 
-
-def _build_config(model: Any, arrays: list[np.ndarray]) -> Any:
-    before = len(arrays)
     try:
-        return plain.encode(_plain_shapes(model.get_build_config()), arrays)
-    except (plain.NotPlain, NotImplementedError):
-        del arrays[before:]
-        return None
-
-
-def _plain_shapes(value: Any) -> Any:
-    """Keras' tracked collections as plain ones."""
-    if isinstance(value, dict):
-        return {key: _plain_shapes(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain_shapes(item) for item in value] if isinstance(value, list) else tuple(_plain_shapes(item) for item in value)
-    return value
+        if model.compiled:
+            checks.build(model, result.batch)
+        elif not model.built:
+            backend.compute_output_spec(model, checks.symbols(result.batch)[0], training=False)
+    except (DataMismatch, ValueError, RuntimeError) as error:
+        raise ResultMismatch(model.name, f"it does not take the data of that fit ({' '.join(str(error).split())[:300]})") from error
 
 
 def _rounded(history: Mapping[str, Any]) -> dict[str, Any]:

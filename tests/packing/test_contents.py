@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - the cells are text
 """What is sent: each thing named with its size, the user's helper modules among them; and what is announced."""
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def test_helper_modules_beside_the_notebook_travel(beside: Path, cell: Cell, wor
     (beside / "blocks.py").write_text(
         "import keras\nfrom shapes import factor\nclass Block(keras.layers.Layer):\n    def call(self, v): return v * factor()\n"
     )
-    (beside / "shapes.py").write_text("SIZE = 3.0\ndef factor(): return SIZE\n")
+    (beside / "shapes.py").write_text("SIZE = 1.1\ndef factor(): return SIZE\n")
     (beside / "late.py").write_text("def scale(v):\n    import later\n    return v * later.AMOUNT\n")
     (beside / "later.py").write_text("AMOUNT = 0.5\n")
     made = cell("""
@@ -139,7 +140,10 @@ def test_callbacks_that_keep_to_themselves_are_not_announced(cell: Cell) -> None
     import keras
 
     made = cell("model = keras.Sequential([layers.Dense(1)])\nmodel.compile('sgd', 'mse')")
-    arguments = {**made["arguments"], "callbacks": [keras.callbacks.EarlyStopping("loss"), keras.callbacks.LearningRateScheduler(lambda e: 0.1)]}
+    arguments = {
+        **made["arguments"],
+        "callbacks": [keras.callbacks.EarlyStopping("loss"), keras.callbacks.LearningRateScheduler(lambda e: 0.1)],
+    }
 
     assert not any("closures" in note for note in fitcall.pack(FitCall(made["model"], arguments)).notes)
 
