@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from aiaas_magics.backend.training.command import WorkerCommand
-from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, read_value
+from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, Running, read_value
 from aiaas_magics.backend.workers.local import LocalPool
 from aiaas_magics.testing.server import SCRIPTED
 from tests.conftest import processes_of
@@ -152,13 +152,14 @@ async def test_nothing_starts_in_an_attempt_that_was_stopped(pool: LocalPool, tm
 async def test_a_pool_of_another_server_finds_the_launcher_and_the_processes(pool: LocalPool, tmp_path: Path) -> None:
     folder, commands = attempt(tmp_path, LONG)
     await pool.start(folder, commands)
-    before = [process.pid for process in processes_of(tmp_path / "launcher")]
+    told = tmp_path / "launcher" / "launcher.json"
+    before = told.read_bytes()
 
     other = LocalPool(tmp_path / "launcher", launcher_options=SCRIPTED)
     second, more = attempt(tmp_path, number=2)
     await other.start(second, more)
 
-    assert [process.pid for process in processes_of(tmp_path / "launcher")] == before
+    assert told.read_bytes() == before
     await other.stop(folder, ranks=1)
     assert folder.ending(0) is not None
 
@@ -166,7 +167,9 @@ async def test_a_pool_of_another_server_finds_the_launcher_and_the_processes(poo
 async def test_a_dead_launcher_is_replaced_and_its_ranks_go_on(pool: LocalPool, tmp_path: Path) -> None:
     folder, commands = attempt(tmp_path, LONG)
     await pool.start(folder, commands)
-    processes_of(tmp_path / "launcher")[0].kill()
+    launcher = read_value(tmp_path / "launcher" / "launcher.json", Running)
+    assert launcher is not None
+    os.kill(launcher.process.pid, signal.SIGKILL)
     second, more = attempt(tmp_path, number=2)
 
     await pool.start(second, more)
