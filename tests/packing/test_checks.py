@@ -81,7 +81,7 @@ def test_a_model_that_cannot_be_built_from_the_data_is_told(cell: Cell) -> None:
 def test_a_model_that_is_not_compiled_is_named(cell: Cell) -> None:
     made = cell("model = keras.Sequential([layers.Dense(1)], name='plain')")
 
-    with pytest.raises(NotCompiled, match="'plain' is not compiled. Call model.compile"):
+    with pytest.raises(NotCompiled, match=r"'plain' is not compiled\. Call model\.compile"):
         pack(FitCall(made["model"], made["arguments"]))
 
 
