@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from aiaas_magics.backend.training.command import WorkerCommand
@@ -112,8 +111,9 @@ async def test_stopping_ends_even_a_rank_that_does_not_listen(pool: LocalPool, t
     await asyncio.gather(pool.stop(folder, ranks=1, grace_s=0.1), pool.stop(folder, ranks=1, grace_s=0.1))
     await pool.stop(folder, ranks=1)
 
-    assert folder.ending(0) is not None
-    assert not psutil.pid_exists(folder.process(0).pid)  # type: ignore[union-attr]
+    process = folder.process(0)
+    assert process is not None
+    assert not process.is_alive()
 
 
 async def test_what_the_users_code_started_dies_with_its_rank(pool: LocalPool, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ async def test_a_pool_of_another_server_finds_the_launcher_and_the_processes(poo
 
     assert told.read_bytes() == before
     await other.stop(folder, ranks=1)
-    assert folder.ending(0) is not None
+    await until(lambda: folder.ending(0), "its launcher did not say how it ended")
 
 
 async def test_a_dead_launcher_is_replaced_and_its_ranks_go_on(pool: LocalPool, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ async def test_a_dead_launcher_is_replaced_and_its_ranks_go_on(pool: LocalPool, 
     await pool.stop(folder, ranks=1)
     assert process is not None
     assert not process.is_alive()
-    assert folder.ending(0) == Exit()  # nobody was there to see how it ended
+    assert folder.ending(0) is None  # nobody was there to see how it ended
 
 
 async def test_a_launcher_that_cannot_start_says_why(tmp_path: Path) -> None:

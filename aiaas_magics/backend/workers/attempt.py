@@ -119,13 +119,8 @@ class AttemptFolder:
         return read_value(self.pid(rank), ProcessId)
 
     def ending(self, rank: int) -> Exit | None:
-        """How the rank's process ended; None while it lives, or before it was started."""
-        if told := read_value(self.exit(rank), Exit):
-            return told
-        process = self.process(rank)
-        if process is None or process.is_alive():
-            return None
-        return read_value(self.exit(rank), Exit) or Exit()
+        """How the rank's process ended, as its reaper saw it; None before that, and for ever when nobody reaps it."""
+        return read_value(self.exit(rank), Exit)
 
 
 def write_value(path: Path, value: object) -> None:

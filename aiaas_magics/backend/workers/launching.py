@@ -31,6 +31,10 @@ LOOK_S: Final = 0.02
 ADDRESS_BYTES: Final = 100  # sockaddr_un holds 108 on Linux, 104 on macOS
 
 
+class LauncherGone(RuntimeError):
+    """The launcher ended before it answered."""
+
+
 class LauncherClient:
     def __init__(self, folder: Path, *, options: Sequence[str] = ()) -> None:
         self._folder = folder
@@ -94,7 +98,7 @@ class LauncherClient:
         """
         told = self.running()
         if told is None:
-            raise RuntimeError(f"the launcher of workers is gone: {_tail(self._folder / 'launcher.log')}")
+            raise LauncherGone(f"the launcher of workers is gone: {_tail(self._folder / 'launcher.log')}")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(READY_S)
             with _short(self._folder / told.socket) as address:
@@ -103,7 +107,7 @@ class LauncherClient:
             with connection.makefile("rb") as answers:
                 line = answers.readline()
         if not line:
-            raise RuntimeError(f"the launcher of workers hung up: {_tail(self._folder / 'launcher.log')}")
+            raise LauncherGone(f"the launcher of workers hung up: {_tail(self._folder / 'launcher.log')}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RuntimeError(f"the launcher of workers refused: {answer['error']}")

@@ -22,10 +22,11 @@ import psutil
 
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.workers.attempt import AttemptFolder, ProcessId, read_value, write_value
-from aiaas_magics.backend.workers.launching import LauncherClient
+from aiaas_magics.backend.workers.launching import LauncherClient, LauncherGone
 from aiaas_magics.backend.workers.spawn import spawn
 
 LOOK_S: Final = 0.01  # ending is waited for by looking; a look is a read of /proc
+ASK_WAITS_S: Final = (0.1, 0.5)  # a killed process closes its sockets some moments before it is seen dead
 KILLED_S: Final = 10.0  # what the kernel gets to end a killed process; guess
 SHARED_MEMORY: Final = Path("/dev/shm")  # where POSIX shared memory is files (Linux)
 
@@ -61,19 +62,19 @@ class LocalPool:
             await self._ask_launcher({"commands": [str(path) for path in paths]})
 
     async def _ask_launcher(self, request: dict[str, object]) -> None:
-        """Ask; once more when the launcher died over it. A rank that has its pid file is not started again."""
-        try:
-            await self._ask_once(request)
-        except (OSError, RuntimeError):
-            if self._launcher is None or self._launcher.running() is not None:
-                raise
-            await self._ask_once(request)
-
-    async def _ask_once(self, request: dict[str, object]) -> None:
+        """Ask, and again when the launcher died over it. A rank that has its pid file is not started again."""
         assert self._launcher is not None
-        async with self._lock:  # one launcher is started, however many attempts want it at once
-            await asyncio.to_thread(self._launcher.ensure)
-        await asyncio.to_thread(self._launcher.ask, request)
+        for wait_s in (*ASK_WAITS_S, None):
+            async with self._lock:  # one launcher is started, however many attempts want it at once
+                await asyncio.to_thread(self._launcher.ensure)
+            try:
+                await asyncio.to_thread(self._launcher.ask, request)
+            except (ConnectionError, LauncherGone):
+                if wait_s is None:
+                    raise
+                await asyncio.sleep(wait_s)
+            else:
+                return
 
     async def keep_warm(self) -> None:
         """Tell a launcher that lives that it is still wanted; it would end by itself otherwise."""

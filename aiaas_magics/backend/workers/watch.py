@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 LOOK_BYTES: Final = 1024 * 1024  # guess: what is read of one file at a time, and the longest line of the event file
 OUTPUT_LOOK_BYTES: Final = 64 * 1024
 OUTPUT_BYTES: Final = 1024 * 1024  # guess: what is kept of one rank's output in one attempt
+REAP_S: Final = 2.0  # guess: how long a launcher on a machine at full load may take to see that a child of its own has died
 OVERWRITTEN: Final = re.compile(r"[^\n]*\r(?=[^\n])")  # a progress bar's older states
 
 
@@ -49,7 +50,7 @@ class AttemptWatch:
     def __init__(self, folder: AttemptFolder, *, ranks: int, offsets: dict[str, int] | None = None) -> None:
         self.folder = folder
         self._open = set(range(ranks))
-        self._unseen = set(range(ranks))
+        self._dead_since_s: dict[int, float] = {}
         self._offsets = dict(offsets or {})
         self._began = {int(name.removeprefix("began-")) for name in self._offsets if name.startswith("began-")}
 
@@ -66,13 +67,23 @@ class AttemptWatch:
                 seen.began.append((rank, process))
                 seen.offsets[f"began-{rank}"] = 1
             # Asked before reading: whatever the rank wrote was written before it ended.
-            ending = self.folder.ending(rank)
+            ending = self._ending(rank)
             read = self._read_events(rank, seen) and self._read_output(rank, seen, last=ending is not None)
             if ending is not None and read:
                 self._open.discard(rank)
                 seen.ended.append((rank, ending))
         self._offsets |= seen.offsets
         return seen
+
+    def _ending(self, rank: int) -> Exit | None:
+        """How the rank ended. Of a process that is dead its reaper tells more in a moment, if there still is one."""
+        if (told := self.folder.ending(rank)) is not None:
+            return told
+        process = self.folder.process(rank)
+        if process is None or process.is_alive():
+            return None
+        dead_since_s = self._dead_since_s.setdefault(rank, time.monotonic())
+        return Exit() if time.monotonic() - dead_since_s > REAP_S else None
 
     def end_unstarted(self) -> list[int]:
         """Ranks without a process, given up: for an attempt that nobody starts any more."""
