@@ -24,6 +24,8 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 CELL_TIMEOUT_S = 600
+# What would only be noise on a page: TensorFlow's start-up lines, and Keras' advice against the article's `input_dim`.
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore:Do not pass an `input_shape`:UserWarning"}
 
 
 def execute(notebook: NotebookNode, *, folder: Path, timeout_s: int = CELL_TIMEOUT_S) -> NotebookNode:
@@ -36,7 +38,7 @@ def execute(notebook: NotebookNode, *, folder: Path, timeout_s: int = CELL_TIMEO
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute()
+    client.execute(env={**os.environ, **QUIET})
     for cell in notebook.cells:
         cell.get("metadata", {}).pop("execution", None)  # times of day: noise in a diff
     notebook.metadata.pop("widgets", None)

@@ -67,7 +67,7 @@ class Study:
     steps: int
     points: tuple[Point, ...]
     reference: Point  # plain `fit`, all cores, nothing of ours in between
-    parity: float  # largest relative difference of any variable between any n and the smallest n
+    parity: float  # largest relative difference of any weight between any n and the smallest n
     parity_steps: int
     history: Any = None
     job: str | None = None
@@ -229,15 +229,15 @@ def checked_points(points: Sequence[int]) -> tuple[int, ...]:
 
 
 def largest_difference(results: Sequence[FitResult]) -> float:
-    """Largest norm(a - b) / norm(b) of any floating variable between any result and the first; 0 for one result."""
+    """Largest norm(a - b) / norm(b) of any weight between any result and the first; 0 for one result.
+
+    Optimizer slots are left out: Adam divides tiny momenta by tiny roots, so they say more about rounding than about the model.
+    """
     first, *others = results
     worst = 0.0
     for other in others:
-        for mine, theirs in zip(first.variables, other.variables, strict=True):
-            base = np.asarray(mine)
-            if base.dtype.kind != "f" or not base.size:
-                continue
-            norm = float(np.linalg.norm(base.ravel().astype(np.float64)))
-            gap = float(np.linalg.norm((np.asarray(theirs).astype(np.float64) - base).ravel()))
+        for place in first.roles["weights"]:
+            mine, theirs = (np.asarray(result.variables[place], np.float64).ravel() for result in (first, other))
+            norm, gap = float(np.linalg.norm(mine)), float(np.linalg.norm(theirs - mine))
             worst = max(worst, gap / norm if norm else gap)
     return worst
