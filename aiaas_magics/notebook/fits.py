@@ -89,7 +89,8 @@ class CellFits:
                 said = self._cancelled(job, view)
                 raise Interrupted(said) from None
             except AiaasError as error:
-                self._put(job)
+                if job is not None:
+                    self._put(job)
                 view.freeze(self._fallback_notice(error))
                 raise
             finally:
@@ -128,7 +129,9 @@ class CellFits:
 
         backend = self._session.backend
         stack = ExitStack()
-        view = stack.enter_context(live.LiveView(self._ui, title=self._title()))
+        # Lines of a thread would come up between the user's own, in whatever cell runs then.
+        kind = "none" if self._ui == "text" else self._ui
+        view = stack.enter_context(live.LiveView(kind, title=self._title()))
         with stack:
             prepared = prepare(backend, call, self.options(), on_change=view.tell)
             job = submit(prepared, on_change=view.tell, released=lambda: guard.release(call.model))
@@ -136,6 +139,8 @@ class CellFits:
             settle = self._follow_in_background(job, view, stack.pop_all())
             self._session.remember(job, settle)
         self._put(job)
+        if self._ui == "text":
+            print(f"{present.job_title(job.view())} was handed in. %aiaas_wait {job.id} waits for it, %aiaas_attach {job.id} shows it.")
         return job
 
     def _follow_in_background(self, job: Job, view: live.LiveView, stack: ExitStack) -> Callable[[], None]:
@@ -169,6 +174,8 @@ class CellFits:
             except KeyboardInterrupt:
                 raise Interrupted("Interrupted: the study's job was cancelled; the model in the kernel is unchanged.") from None
             view.freeze(present.study_bundles(result, figures=view.shows_figures))
+            if result.job is not None:
+                self._session.last_job = self._session.backend.job(result.job)
         self._put(result)
         return result.history
 

@@ -64,6 +64,10 @@ def border(request: type[R]) -> Callable[[Callable[..., Any]], Callable[..., Any
                 if tracebacks.cell_frames(error.__traceback__, self.shell):
                     raise
                 raise UsageError(str(error)) from None
+            except KeyboardInterrupt as error:
+                if hasattr(error, "_render_traceback_"):
+                    raise
+                raise tracebacks.Interrupted(f"Interrupted %{method.__name__}.") from None
 
         magic.needs_local_scope = True  # type: ignore[attr-defined]
         return magic

@@ -110,7 +110,8 @@ def opened(browser: Any, address: str, *, scheme: str = "light") -> Page:
     page: Page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme=scheme)
     page.goto(address)
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90_000)
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', state="attached", timeout=90_000)
+    kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
+    page.wait_for_function(f"() => {kernel}?.connectionStatus === 'connected' && {kernel}.status === 'idle'", timeout=90_000)
     return page
 
 
@@ -162,5 +163,5 @@ def test_tab_offers_options_in_the_browser(browser: Any, lab: tuple[str, Path]) 
     page.keyboard.type("%%aiaas_train --loc")
     page.keyboard.press("Tab")
 
-    expect(page.locator(".jp-Notebook .jp-mod-active .cm-content")).to_contain_text("--local-fallback", timeout=30_000)
+    expect(page.locator(".jp-Completer")).to_contain_text("--local-fallback", timeout=30_000)
     page.close()

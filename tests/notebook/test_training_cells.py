@@ -13,7 +13,7 @@ from conftest import WIDGET, Cell, Kernel, started
 pytestmark = pytest.mark.slow
 
 MODEL = """
-import numpy as np, keras
+import aiaas_magics, keras, numpy as np
 keras.utils.set_random_seed(1)
 x = np.random.rand(2000, 8).astype("float32")
 y = (x.sum(1) > 4).astype("float32")
@@ -23,7 +23,7 @@ def built():
     return made
 model = built()
 """.strip()
-JOBS = "import aiaas_magics; len(aiaas_magics.connect().jobs())"
+JOBS = "len(aiaas_magics.connect().jobs())"
 
 
 @pytest.fixture(scope="module")
@@ -306,3 +306,29 @@ def test_a_study_draws_its_speedup_and_refuses_a_second_fit(trainer: Kernel) -> 
     assert value(trainer, "list(study.to_frame().columns)") == ["workers", "seconds", "rows_per_second", "speedup", "efficiency", "spread"]
     assert value(trainer, "study.to_frame().workers.tolist(), len(first.epoch)") == ([1, 2], 2)
     assert trainer.run("study.plot()").of("image/png")
+
+
+def test_interrupting_a_study_cancels_the_job_that_runs(trainer: Kernel) -> None:
+    message = trainer.start("%%aiaas_train --workers 1,2 --ui html\nmodel.fit(x, y, epochs=2, batch_size=1000)")
+    running = trainer.wait(message, until="measuring")
+
+    trainer.interrupt()
+    cell = trainer.wait(message, cell=running)
+
+    assert cell.reply["ename"] == "Interrupted"
+    assert "the study's job was cancelled" in cell.error
+    assert value(trainer, "[str(view.state) for view in aiaas_magics.connect().jobs() if not view.state.final]") == []
+
+
+def test_interrupting_a_magic_that_waits_is_one_line_and_the_job_goes_on(trainer: Kernel) -> None:
+    trainer.run("%%aiaas_train --async --ui none --name slow\njob = built().fit(x, y, epochs=100_000, batch_size=20)")
+    message = trainer.start("%aiaas_attach slow --ui html")
+    running = trainer.wait(message, until="epoch 2 of 100000")
+
+    trainer.interrupt()
+    cell = trainer.wait(message, cell=running)
+
+    assert cell.reply["ename"] == "Interrupted"
+    assert cell.error.strip().startswith("Left job")
+    assert value(trainer, "str(job.state)") == "running"
+    assert "cancelled" in trainer.run("%aiaas_cancel slow").text
