@@ -55,17 +55,18 @@ def metrics() -> list[Any]:
 
 
 def scalar_metric(y: Any, p: Any) -> Any:
-    return keras.ops.mean(keras.ops.abs(y - p))
+    return keras.ops.mean(keras.ops.abs(y - keras.ops.squeeze(p, -1)))
 
 
 def weights() -> np.ndarray:
     return np.random.default_rng(5).uniform(0.1, 3.0, ROWS).astype("float32")
 
 
-def masked() -> Any:
+def masked(recurrent: bool = False) -> Any:
     keras.utils.set_random_seed(11)
     words = keras.Input((7,), dtype="int32")
-    states = layers.LSTM(5, return_sequences=True)(layers.Embedding(9, 4, mask_zero=True)(words))
+    states = layers.Embedding(9, 4, mask_zero=True)(words)
+    states = layers.LSTM(5, return_sequences=True)(states) if recurrent else layers.Dense(5, activation="tanh")(states)
     model = keras.Model(words, layers.Dense(3, activation="softmax")(states))
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
@@ -202,34 +203,38 @@ def optimizer(name: str, **more: Any) -> Callable[[], Any]:
 
 CASES: dict[str, Case] = {
     "sgd": Case(dense(optimizer("SGD", learning_rate=0.1), metrics=metrics), data(), ranks=(2, 3)),
-    "momentum": Case(dense(optimizer("SGD", learning_rate=0.1, momentum=0.9, nesterov=True)), data(), ranks=(2, 3)),
-    "adam": Case(dense("adam", metrics=metrics), data(), ranks=(2, 3)),
-    "sgd in float64": Case(dense("sgd", metrics=metrics), data(), ranks=(2, 3), floatx="float64", tolerance=1e-9),
+    "momentum": Case(dense(optimizer("SGD", learning_rate=0.1, momentum=0.9, nesterov=True)), data()),
+    "adam": Case(dense("adam", metrics=metrics), data()),
+    "sgd in float64": Case(dense("sgd", metrics=metrics), data(), floatx="float64", tolerance=1e-9),
     "momentum in float64": Case(dense(optimizer("SGD", momentum=0.9)), data(), floatx="float64", tolerance=1e-9),
     "adam in float64": Case(dense("adam"), data(sample_weight=weights), ranks=(2, 3), floatx="float64", tolerance=1e-9),
     "class weights": Case(dense("adam", metrics=metrics), data(class_weight={0: 0.3, 1: 4.0})),
-    "sample weights": Case(dense("adam", weighted_metrics=metrics), data(sample_weight=weights), ranks=(2, 3)),
+    "sample weights": Case(dense("adam", weighted_metrics=metrics), data(sample_weight=weights)),
     "mean with sample weights": Case(
         dense("adam", loss("BinaryCrossentropy", reduction="mean_with_sample_weight")), data(sample_weight=weights), ranks=(2, 3)
     ),
     "sum": Case(dense("adam", loss("BinaryCrossentropy", reduction="sum"), metrics=metrics), data(), ranks=(2, 3)),
     "masks": Case(masked, sentences, ranks=(2, 3)),
+    "masks through an LSTM": Case(lambda: masked(recurrent=True), sentences),
+    "masks, tail smaller than n": Case(masked, lambda: {k: v[:49] if hasattr(v, "shape") else v for k, v in sentences().items()}),
     "masks and weights": Case(masked, lambda: sentences() | {"sample_weight": np.tile(weights()[:, None], 7)}),
     "several outputs": Case(several, several_data, ranks=(2, 3)),
     "several outputs, odd batches": Case(several, lambda: several_data(36) | {"batch_size": 9}),
-    "tail smaller than n": Case(dense("adam", metrics=metrics), data(49, validation_data=validation, validation_batch_size=15), ranks=(2, 3)),
+    "tail smaller than n": Case(
+        dense("adam", metrics=metrics), data(49, validation_data=validation, validation_batch_size=15), ranks=(2, 3)
+    ),
     "batches smaller than n": Case(dense(optimizer("SGD", momentum=0.9), metrics=metrics), data(9, batch_size=1, epochs=2)),
     "fewer rows than a batch": Case(dense("adam", metrics=metrics), data(7)),
     "odd batches": Case(dense("adam", metrics=[scalar_metric, "mae"]), data(45, batch_size=9)),
     "scalar metric, uneven tail": Case(dense("adam", metrics=[scalar_metric]), data()),
     "clipnorm": Case(dense(optimizer("Adam", clipnorm=0.05)), data()),
-    "global clipnorm": Case(dense(optimizer("SGD", learning_rate=0.5, global_clipnorm=0.1)), data(), ranks=(2, 3)),
+    "global clipnorm": Case(dense(optimizer("SGD", learning_rate=0.5, global_clipnorm=0.1)), data()),
     "weight decay and averages": Case(dense(optimizer("AdamW", weight_decay=0.1, use_ema=True, ema_overwrite_frequency=4)), data()),
     "accumulated gradients": Case(dense(optimizer("Adam", gradient_accumulation_steps=3)), data()),
     "scaled loss": Case(dense(lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))), data()),
     "custom train_step": Case(own_step, data(), ranks=(2, 3)),
     "no y": Case(only_inputs, lambda: data()() | {"y": None}),
-    "regularizers": Case(regularized, data(), ranks=(2, 3)),
+    "regularizers": Case(regularized, data()),
     "validation data": Case(dense("adam", metrics=metrics), data(validation_data=validation, validation_freq=2)),
     "validation split": Case(dense("adam", metrics=metrics), data(validation_split=0.25, sample_weight=weights)),
     "early stopping": Case(

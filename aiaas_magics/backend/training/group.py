@@ -119,6 +119,19 @@ class Group:
         self.wait(tag=array.nbytes)
         return np.stack(slots).reshape(self.ranks, *array.shape)
 
+    def concatenate(self, array: Array, *, site: str) -> Array:
+        """The rows of all ranks, by rank. Ranks may have different numbers of rows, also none."""
+        counts = self.gather(np.array([len(array)]), site=f"{site}-rows").reshape(-1)
+        row = array.shape[1:]
+        items = int(np.prod(row, dtype=np.int64))
+        # Doubled capacities: numbers of rows change from step to step, and a new segment is dear.
+        capacity = 1 << (max(1, int(counts.max()) * items * array.dtype.itemsize) - 1).bit_length()
+        slots = self._site(site, capacity).turn(array.dtype, capacity // array.dtype.itemsize)
+        slots[self.rank][: array.size] = array.reshape(-1)
+        self.wait(tag=capacity)
+        parts = [slot[: count * items].reshape(count, *row) for slot, count in zip(slots, counts, strict=True)]
+        return np.concatenate(parts)
+
     def sum(self, array: Array, *, site: str) -> Array:
         """The sum over all ranks, in their order. For small arrays."""
         total: Array = self.gather(array, site=site).sum(axis=0, dtype=array.dtype)

@@ -24,6 +24,8 @@ from aiaas_magics.backend.training.group import Group
 
 PART, ALONE, DATA = "aiaas_part", "aiaas_alone", "aiaas_data"  # an element of our datasets, and of nobody else's
 
+HALVES = (tf.float16, tf.bfloat16)  # exchanged in single precision: numpy has no fast halves, and no bfloat16 at all
+
 
 class Collective:
     """The hooks of one rank around one `fit` of `model`.
@@ -141,18 +143,38 @@ class Collective:
         return apply
 
     def _sum_gradients(self, grads: list[Any], share: Share) -> list[Any]:
-        dense = [None if grad is None else tf.convert_to_tensor(grad) for grad in grads]
+        dense = [self._join_slices(grad, share) if isinstance(grad, tf.IndexedSlices) else grad for grad in grads]
         places: dict[Any, list[int]] = {}
         for place, grad in enumerate(dense):
-            if grad is not None:
+            if grad is not None and not isinstance(grad, tf.IndexedSlices):
                 places.setdefault(grad.dtype, []).append(place)
         for dtype, those in sorted(places.items(), key=lambda item: item[0].name):
-            # Half precision is added up in single: numpy has no fast halves, and no bfloat16 at all.
-            wide = tf.float32 if dtype in (tf.float16, tf.bfloat16) else dtype
+            wide = tf.float32 if dtype in HALVES else dtype
             summed = self._sum_weighted([tf.cast(dense[place], wide) for place in those], share.part)
             for place, value in zip(those, summed, strict=True):
                 dense[place] = tf.cast(value, dtype)
         return dense
+
+    def _join_slices(self, grad: Any, share: Share) -> Any:
+        """The slices of all ranks side by side: Keras' Adam squares each of them, so adding them up would change the result.
+
+        Of a batch that every rank has whole, rank 0's count.
+        """
+        site, group = self._next_site("slices"), self._group
+
+        def exchange(
+            part: npt.NDArray[np.float64], alone: npt.NDArray[np.bool_], values: npt.NDArray[Any], indices: npt.NDArray[Any]
+        ) -> list[npt.NDArray[Any]]:
+            weight, kept = (1.0, slice(0, None if group.rank == 0 else 0)) if alone else (float(part), slice(None))
+            weighted, indices = values[kept] * values.dtype.type(weight), indices[kept]
+            return [group.concatenate(weighted, site=f"{site}-values"), group.concatenate(indices, site=f"{site}-indices")]
+
+        wide = tf.float32 if grad.dtype in HALVES else grad.dtype
+        given = [share.part, share.alone, tf.cast(grad.values, wide), grad.indices]
+        values, indices = tf.numpy_function(exchange, given, [wide, grad.indices.dtype])
+        values.set_shape([None, *grad.values.shape[1:]])
+        indices.set_shape([None])
+        return tf.IndexedSlices(tf.cast(values, grad.dtype), indices, grad.dense_shape)
 
     def _sum_weighted(self, tensors: list[Any], part: Any) -> list[Any]:
         site = self._next_site("gradients")
@@ -255,9 +277,9 @@ def seed_generators(model: Any) -> list[Any]:
     return list(found.values())
 
 
-def _with_subclasses(cls: type) -> list[type]:
+def _with_subclasses(cls: Any) -> list[Any]:
     """`cls` and all that inherit from it, each once."""
-    below: list[type] = [found for child in cls.__subclasses__() for found in _with_subclasses(child)]
+    below = [found for child in cls.__subclasses__() for found in _with_subclasses(child)]
     return list(dict.fromkeys([cls, *below]))
 
 
