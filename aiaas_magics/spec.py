@@ -35,7 +35,7 @@ def checked_name(kind: str, name: str) -> str:
 # --------------------------------------------------------------------------- who and where
 
 
-class Device(Value, kw_only=True):
+class Device(Value, frozen=True, kw_only=True):
     """A GPU, or one core of the CPU."""
 
     kind: str  # "cpu" | "gpu"
@@ -44,7 +44,7 @@ class Device(Value, kw_only=True):
     simulated: bool = False
 
 
-class Versions(Value, kw_only=True):
+class Versions(Value, frozen=True, kw_only=True):
     """What runs on one side. An empty string means: not installed there."""
 
     python: str
@@ -53,7 +53,7 @@ class Versions(Value, kw_only=True):
     aiaas_magics: str
 
 
-class About(Value, kw_only=True):
+class About(Value, frozen=True, kw_only=True):
     """What a backend says of itself."""
 
     backend: str  # "local", or the server's host name
@@ -69,7 +69,7 @@ class About(Value, kw_only=True):
 # --------------------------------------------------------------------------- what is asked
 
 
-class FitShape(Value, kw_only=True):
+class FitShape(Value, frozen=True, kw_only=True):
     """How much work a fit call is; for showing and for planning, not for training."""
 
     rows: int
@@ -81,7 +81,7 @@ class FitShape(Value, kw_only=True):
     model: str  # name of the model's class or of the model
 
 
-class MeasureSpec(Value, kw_only=True):
+class MeasureSpec(Value, frozen=True, kw_only=True):
     """One point of a study: steady steps, timed, instead of a whole training run.
 
     `steps` of 0 lets the worker choose as many steps as fit in `budget_s` (at least 3);
@@ -95,7 +95,7 @@ class MeasureSpec(Value, kw_only=True):
     plain: bool = False
 
 
-class FitSpec(Value, kw_only=True):
+class FitSpec(Value, frozen=True, kw_only=True):
     """One fit call, as submitted.
 
     `payload` and `arrays` name blobs (SHA-256); the n-th array stands for the n-th
@@ -127,7 +127,7 @@ class FitSpec(Value, kw_only=True):
                 raise InvalidSpec(f"{sha[:80]!r} is not a SHA-256. Send the blob first and use the name it got.")
 
 
-class TensorSpec(Value, kw_only=True):
+class TensorSpec(Value, frozen=True, kw_only=True):
     """A tensor of an interface. `shape` has -1 for a free dimension; dim 0 is the batch."""
 
     name: str
@@ -135,7 +135,7 @@ class TensorSpec(Value, kw_only=True):
     shape: tuple[int, ...]
 
 
-class DeploySpec(Value, kw_only=True):
+class DeploySpec(Value, frozen=True, kw_only=True):
     """A model to be served, as submitted: both blobs were exported where the model lives."""
 
     name: str
@@ -172,7 +172,7 @@ class JobState(StrEnum):
 FINAL_STATES: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
 
-class JobView(Value, kw_only=True):
+class JobView(Value, frozen=True, kw_only=True):
     """A job as the backend sees it now."""
 
     id: str
@@ -188,7 +188,7 @@ class JobView(Value, kw_only=True):
     files: tuple[str, ...] = ()  # relative paths that callbacks wrote
 
 
-class VersionView(Value, kw_only=True):
+class VersionView(Value, frozen=True, kw_only=True):
     version: int
     state: str  # TF Serving's words: START, LOADING, AVAILABLE, UNLOADING, END
     engine: str
@@ -197,7 +197,7 @@ class VersionView(Value, kw_only=True):
     proof: float  # largest absolute difference from Keras on the samples
 
 
-class EndpointView(Value, kw_only=True):
+class EndpointView(Value, frozen=True, kw_only=True):
     name: str
     url: str  # the inference server's base URL, without a trailing slash
     token: str  # bearer token for predictions
@@ -208,7 +208,7 @@ class EndpointView(Value, kw_only=True):
     model: str = ""
 
 
-class LoadPoint(Value, kw_only=True):
+class LoadPoint(Value, frozen=True, kw_only=True):
     """One concurrency of a load run, closed loop: each connection asks again when it was answered.
 
     Latencies are of answered requests; `errors` counts the others by kind ("http 503", "connection").
@@ -228,7 +228,7 @@ class LoadPoint(Value, kw_only=True):
     max_ms: float
 
 
-class LoadReport(Value, kw_only=True):
+class LoadReport(Value, frozen=True, kw_only=True):
     """What an endpoint did under load. `rows` is the number of rows in a request."""
 
     endpoint: str
@@ -250,7 +250,7 @@ class Phase(StrEnum):
     FETCHING = "fetching"
 
 
-class Frame(Value, kw_only=True):
+class Frame(Value, frozen=True, kw_only=True):
     """One line of a traceback. `source` is there where the worker still had it."""
 
     file: str
@@ -260,7 +260,7 @@ class Frame(Value, kw_only=True):
     user: bool = False  # the user's own code, not a library's
 
 
-class ErrorReport(Value, kw_only=True):
+class ErrorReport(Value, frozen=True, kw_only=True):
     """An exception as data; nothing on the client's side is ever unpickled."""
 
     type: str
@@ -303,41 +303,41 @@ class Event(msgspec.Struct, frozen=True, tag_field="kind"):
     """Something that happened to a job. Subclasses are the closed set."""
 
 
-class StateChanged(Event, kw_only=True, tag="state"):
+class StateChanged(Event, frozen=True, kw_only=True, tag="state"):
     state: JobState
     reason: str = ""
 
 
-class PhaseEntered(Event, kw_only=True, tag="phase"):
+class PhaseEntered(Event, frozen=True, kw_only=True, tag="phase"):
     """`detail` says why, where there is a why: "waiting for 2 cores held by job 7"."""
 
     phase: Phase
     detail: str = ""
 
 
-class AttemptStarted(Event, kw_only=True, tag="attempt"):
+class AttemptStarted(Event, frozen=True, kw_only=True, tag="attempt"):
     ranks: int
     from_epoch: int
     why: str = ""
 
 
-class WorkerStarted(Event, kw_only=True, tag="worker_started"):
+class WorkerStarted(Event, frozen=True, kw_only=True, tag="worker_started"):
     pid: int
     device: str
 
 
-class WorkerLost(Event, kw_only=True, tag="worker_lost"):
+class WorkerLost(Event, frozen=True, kw_only=True, tag="worker_lost"):
     """`how` is a clause: "killed by signal 9"."""
 
     how: str
     out_of_memory: bool = False
 
 
-class Compiled(Event, kw_only=True, tag="compiled"):
+class Compiled(Event, frozen=True, kw_only=True, tag="compiled"):
     seconds: float
 
 
-class StepsDone(Event, kw_only=True, tag="steps"):
+class StepsDone(Event, frozen=True, kw_only=True, tag="steps"):
     """Progress within an epoch. `step` counts from 1; rows and seconds since the epoch's first step."""
 
     epoch: int
@@ -348,7 +348,7 @@ class StepsDone(Event, kw_only=True, tag="steps"):
     logs: Logs
 
 
-class EpochEnded(Event, kw_only=True, tag="epoch"):
+class EpochEnded(Event, frozen=True, kw_only=True, tag="epoch"):
     """`epoch` counts from 0 as in Keras; `logs` are those of `History`."""
 
     epoch: int
@@ -358,11 +358,11 @@ class EpochEnded(Event, kw_only=True, tag="epoch"):
     logs: Logs
 
 
-class Checkpointed(Event, kw_only=True, tag="checkpoint"):
+class Checkpointed(Event, frozen=True, kw_only=True, tag="checkpoint"):
     epoch: int  # the epoch that a resumed attempt starts with
 
 
-class Measured(Event, kw_only=True, tag="measured"):
+class Measured(Event, frozen=True, kw_only=True, tag="measured"):
     """A study's point: one entry of `seconds` a repeat, each over `steps` steps of `rows_per_step`."""
 
     steps: int
@@ -371,23 +371,23 @@ class Measured(Event, kw_only=True, tag="measured"):
     compile_s: float
 
 
-class Notice(Event, kw_only=True, tag="notice"):
+class Notice(Event, frozen=True, kw_only=True, tag="notice"):
     """One sentence that the user should read."""
 
     text: str
 
 
-class Output(Event, kw_only=True, tag="output"):
+class Output(Event, frozen=True, kw_only=True, tag="output"):
     """What the user's code printed, in lines, bounded."""
 
     text: str
 
 
-class Crashed(Event, kw_only=True, tag="crashed"):
+class Crashed(Event, frozen=True, kw_only=True, tag="crashed"):
     report: ErrorReport
 
 
-class Finished(Event, kw_only=True, tag="finished"):
+class Finished(Event, frozen=True, kw_only=True, tag="finished"):
     """The rank is done; from rank 0 also: the result stands in the attempt's folder."""
 
 
@@ -409,7 +409,7 @@ AnyEvent = (
 )
 
 
-class Entry(Value, kw_only=True):
+class Entry(Value, frozen=True, kw_only=True):
     """One line of a job's log. `seq` starts at 1 and has no gaps; `rank` is None for the server's own."""
 
     seq: int
