@@ -135,8 +135,26 @@ def _check_fit(model: Any, batch: Any) -> None:
     from keras.src import backend
 
     x, y, sample_weight = batch
-    y_pred = backend.compute_output_spec(model, x, training=False)
+    y_pred = _declared_outputs(model, x)
+    if y_pred is None:
+        y_pred = backend.compute_output_spec(model, x, training=False)
     backend.compute_output_spec(model._compute_loss, x, y, y_pred, sample_weight=sample_weight, training=False)
+
+
+def _declared_outputs(model: Any, x: Any) -> Any:
+    """The outputs of a functional graph whose inputs are exactly like `x`: then going through its layers again tells nothing new."""
+    import keras
+    from keras.src.models.functional import Functional
+
+    graph = getattr(model, "_functional", None) or model
+    if not isinstance(graph, Functional):
+        return None
+    given, declared = keras.tree.flatten(x), keras.tree.flatten(graph._inputs_struct)
+    same_structure = type(x) is type(graph._inputs_struct) and (not isinstance(x, dict) or set(x) == set(graph._inputs_struct))
+    if not same_structure or [tensor.shape[1:] for tensor in given] != [tensor.shape[1:] for tensor in declared]:
+        return None
+    rows = given[0].shape[0]
+    return keras.tree.map_structure(lambda tensor: keras.KerasTensor((rows, *tensor.shape[1:]), dtype=tensor.dtype), graph._outputs_struct)
 
 
 def _has_own_step(model: Any) -> bool:

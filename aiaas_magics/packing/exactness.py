@@ -1,14 +1,139 @@
 """What cannot be exact on several workers, said before the run.
 
-Owns the sentences. The mathematics itself belongs to the training side.
+Owns finding it and the sentences. The mathematics itself belongs to the training side. Each
+sentence names what differs and how, so that the user can judge whether it matters here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
 def announcements(model: Any, arguments: Mapping[str, Any], workers: int) -> tuple[str, ...]:
     """One sentence for each part of this fit that differs from training on one worker."""
-    return ()
+    if workers <= 1:
+        return ()
+    found = [
+        *_steps(model),
+        *_losses(model),
+        *_layers(model),
+        *_metrics(model),
+        *_callbacks(arguments.get("callbacks") or ()),
+        *_engine(model),
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _steps(model: Any) -> Iterator[str]:
+    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+    own = [
+        name for name in ("train_step", "test_step", "compute_loss") if getattr(type(model), name) is not getattr(TensorFlowTrainer, name)
+    ]
+    if own:
+        yield (
+            f"{type(model).__name__} has its own {_list(own)}: exact where losses are means over rows and gradients go through a Keras "
+            "optimizer; a sum over the batch counts each worker's rows only, and a value that is returned but is no metric is averaged."
+        )
+
+
+def _losses(model: Any) -> Iterator[str]:
+    adding = [layer for layer in (model, *_own_layers(model)) if _mentions(type(layer), "add_loss")]
+    if adding:
+        yield f"add_loss in {_names(adding)}: each worker's value is taken as a mean over its rows; a sum over rows would come out smaller."
+    reductions = {getattr(loss, "reduction", "") for loss in _compiled(model, "loss")}
+    if reductions & {None, "none"}:
+        yield "A loss without reduction: gradients are exact, the loss that is shown is not; use reduction='sum_over_batch_size' to have both."
+
+
+def _layers(model: Any) -> Iterator[str]:
+    import keras
+
+    layers = list(model._flatten_layers(include_self=True))
+    normal = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
+    if normal:
+        yield (
+            f"BatchNormalization ({_names(normal)}) uses the mean and variance of each worker's own rows; "
+            "the moving statistics are averaged over workers at the end of each epoch."
+        )
+    own = [layer for layer in _own_layers(model) if any(keras.backend.is_float_dtype(v.dtype) for v in layer._non_trainable_variables)]
+    if own:
+        yield f"Non-trainable variables of {_names(own)} follow each worker's rows and are averaged over workers at the end of each epoch."
+    if any(getattr(layer, "_seed_generators", ()) for layer in layers):
+        drawing = [layer for layer in layers if getattr(layer, "_seed_generators", ())]
+        yield f"Random numbers ({_names(drawing)}) are drawn by each worker for its own rows: a run on n workers is another draw than on one."
+
+
+def _metrics(model: Any) -> Iterator[str]:
+    own = [metric for metric in _all_metrics(model) if not _is_keras(type(metric))]
+    if own:
+        yield f"Variables of the metric {_names(own)} are added up over workers: exact where they are sums or counts over rows."
+    functions = [metric for metric in _all_metrics(model) if _is_keras(type(metric)) and _is_own_function(getattr(metric, "_fn", None))]
+    if functions:
+        yield f"The metric {_names(functions)} is computed on each worker's rows: exact where it is a mean over rows."
+
+
+def _callbacks(callbacks: Iterable[Any]) -> Iterator[str]:
+    own = [callback for callback in callbacks if not _is_keras(type(callback))]
+    if own:
+        yield (
+            f"Callbacks ({', '.join(dict.fromkeys(type(callback).__name__ for callback in own))}) run on every worker, so that all decide alike; "
+            "files and attributes are kept of worker 0."
+        )
+
+
+def _engine(model: Any) -> Iterator[str]:
+    if (model.steps_per_execution or 1) > 1:
+        yield f"steps_per_execution={model.steps_per_execution} is 1 on several workers: they meet at each step. Results do not change."
+    if model.jit_compile:
+        yield "jit_compile is off on several workers: what they exchange cannot be compiled by XLA."
+
+
+def _own_layers(model: Any) -> list[Any]:
+    return [layer for layer in model._flatten_layers(include_self=False) if not _is_keras(type(layer))]
+
+
+def _all_metrics(model: Any) -> list[Any]:
+    found = []
+    for metric in model.metrics:
+        inner = getattr(metric, "_flat_metrics", None) or ()  # CompileMetrics: one list an output, with a place for what has none
+        lists = [listed.metrics for listed in inner if listed is not None]
+        weighted = [listed.metrics for listed in getattr(metric, "_flat_weighted_metrics", None) or () if listed is not None]
+        inside = [each for listed in (*lists, *weighted) for each in listed if each is not None]
+        found.extend(inside or [metric])
+    return found
+
+
+def _compiled(model: Any, name: str) -> list[Any]:
+    from keras import tree
+
+    return [leaf for leaf in tree.flatten(getattr(model, name, None)) if leaf is not None]
+
+
+def _mentions(cls: type, name: str) -> bool:
+    """Whether a method that is not Keras' own uses `name`."""
+    return any(
+        isinstance(value, types.FunctionType) and name in value.__code__.co_names
+        for base in cls.__mro__
+        if not _is_keras(base)
+        for value in vars(base).values()
+    )
+
+
+def _is_keras(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] in {"keras", "builtins", "tensorflow"}
+
+
+def _is_own_function(function: Any) -> bool:
+    return isinstance(function, types.FunctionType) and function.__module__.partition(".")[0] != "keras"
+
+
+def _names(things: Iterable[Any]) -> str:
+    names = [str(thing.name) for thing in things]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _list(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

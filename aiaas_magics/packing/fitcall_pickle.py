@@ -11,15 +11,11 @@ facts, `body` a run of pickles: the root, then `(object, state)` pairs, then the
 
 from __future__ import annotations
 
-import importlib
 import io
 import pickle
-import sys
-import threading
 import types
-import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import cloudpickle
@@ -27,6 +23,7 @@ import numpy as np
 
 from aiaas_magics.errors import AiaasBug
 from aiaas_magics.packing import helpers, refusals
+from aiaas_magics.packing.fitcall_reducers import helper_module, reducers
 from aiaas_magics.packing.state import is_keras_object, put_state, settle, shell, state_of
 from aiaas_magics.packing.variables import VariableSpec, build_variable, spec_of, value_of
 
@@ -129,7 +126,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.luggage = luggage
         self._registered = registered
         self._last: Any = None
-        self._reducers = _reducers()
+        self._reducers = reducers()
+        self._functions: dict[Any, Any] = {}
 
     def write(self, obj: Any) -> None:
         try:
@@ -167,16 +165,17 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             raise Failed(obj, TypeError(why))
         if is_keras_object(obj):
             self.luggage.pending.append(obj)
-            self._remember_settled(obj)
+            self.remember_settled(obj)
             return shell, (type(obj),)
         for kind, reduce in self._reducers:
             if isinstance(obj, kind):
-                return reduce(self, obj)
+                reduced = reduce(self, obj)
+                return super().reducer_override(obj) if reduced is NotImplemented else reduced
         if isinstance(obj, (type, types.FunctionType, types.ModuleType)):
             self._note_code(obj)
             if isinstance(obj, types.ModuleType) and helpers.users_module(obj.__name__) is obj:
                 self.luggage.pending.append(obj)
-                return _module, (obj.__name__, obj.__doc__)
+                return helper_module, (obj.__name__, obj.__doc__)
         return super().reducer_override(obj)
 
     def _note_code(self, obj: Any) -> None:
@@ -198,7 +197,14 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if known_as:
             self.luggage.registered.append((known_as, obj))
 
-    def _remember_settled(self, obj: Any) -> None:
+    def one_of(self, function: Any) -> Any:
+        """The first function met with this very code, where nothing else distinguishes the two."""
+        code = getattr(function, "__code__", None)
+        if code is None or function.__closure__ or function.__defaults__:
+            return function
+        return self._functions.setdefault((code, id(function.__globals__)), function)
+
+    def remember_settled(self, obj: Any) -> None:
         self.luggage.settled.append(obj)
 
 
@@ -252,164 +258,3 @@ def _register(registrations: Sequence[tuple[str, Any]]) -> None:
     for name, obj in registrations:
         GLOBAL_CUSTOM_OBJECTS[name] = obj
         GLOBAL_CUSTOM_NAMES[obj] = name
-
-
-# --------------------------------------------------------------------------- one reducer a kind
-
-
-def _module(name: str, doc: str | None) -> types.ModuleType:
-    """A helper module where it arrives: found by the imports inside functions, too."""
-    module = sys.modules.get(name)
-    if module is None:
-        module = sys.modules[name] = types.ModuleType(name, doc)
-        parent, _, last = name.rpartition(".")
-        if parent in sys.modules:
-            setattr(sys.modules[parent], last, module)
-    return module
-
-
-def _lock(kind: str) -> Any:
-    return threading.RLock() if kind == "RLock" else threading.Lock()
-
-
-def _dead_reference() -> Any:
-    class Gone:
-        pass
-
-    return weakref.ref(Gone())
-
-
-def _stream(name: str) -> Any:
-    return getattr(sys, name)
-
-
-def _tensor(value: np.ndarray, dtype: str) -> Any:
-    import tensorflow as tf
-
-    return tf.constant(value, dtype=dtype)
-
-
-def _strategy() -> Any:
-    import tensorflow as tf
-
-    return tf.distribute.get_strategy()
-
-
-def _tf_function(python_function: Callable[..., Any], options: dict[str, Any]) -> Any:
-    import tensorflow as tf
-
-    return tf.function(python_function, **options)
-
-
-def _dynamic_backend(name: str) -> Any:
-    from keras.src.utils.backend_utils import DynamicBackend
-
-    return DynamicBackend(name)
-
-
-def _static_table(keys: Any, values: Any, default: Any) -> Any:
-    import tensorflow as tf
-
-    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), default)
-
-
-def _mutable_table(keys: Any, values: Any, default: Any) -> Any:
-    import tensorflow as tf
-
-    table = tf.lookup.experimental.MutableHashTable(keys.dtype, values.dtype, default)
-    table.insert(keys, values)
-    return table
-
-
-def _empty(cls: Any) -> Any:
-    return cls.__new__(cls)
-
-
-def _fill(collection: Any, state: tuple[Any, Any, dict[str, Any]]) -> None:
-    """Tracked collections are filled past their own methods, which would track every item a second time."""
-    base, items, attributes = state
-    collection.__dict__.update(attributes)
-    if base is list:
-        list.extend(collection, items)
-    else:
-        base.update(collection, items)
-
-
-def _wrapped(module: str, name: str, items: Any) -> Any:
-    return getattr(importlib.import_module(module), name)(items)
-
-
-def _reduce_collection(_: _Pickler, obj: Any) -> Any:
-    base = next(base for base in (list, dict, set) if isinstance(obj, base))
-    return _empty, (type(obj),), (base, base(obj), dict(obj.__dict__)), None, None, _fill
-
-
-def _reduce_reference(_: _Pickler, obj: Any) -> Any:
-    target = obj()
-    return (_dead_reference, ()) if target is None else (weakref.ref, (target,))
-
-
-def _reduce_tensor(_: _Pickler, obj: Any) -> Any:
-    return _tensor, (obj.numpy(), obj.dtype.name)
-
-
-def _reduce_tf_function(_: _Pickler, obj: Any) -> Any:
-    options = {
-        "input_signature": obj.input_signature,
-        "autograph": obj._autograph,
-        "jit_compile": obj._jit_compile,
-        "reduce_retracing": obj._reduce_retracing,
-    }
-    return _tf_function, (obj.python_function, options)
-
-
-def _reduce_tracker(pickler: _Pickler, obj: Any) -> Any:
-    pickler._remember_settled(obj)
-    return object.__new__, (type(obj),), {name: value for name, value in obj.__dict__.items() if name != "stored_ids"}
-
-
-def _reduce_wrapped_list(_: _Pickler, obj: Any) -> Any:
-    return _wrapped, (type(obj).__module__, type(obj).__name__, list(obj))
-
-
-def _reduce_wrapped_dict(_: _Pickler, obj: Any) -> Any:
-    return _wrapped, (type(obj).__module__, type(obj).__name__, dict(obj))
-
-
-def _reduce_table(make: Callable[..., Any]) -> Callable[[_Pickler, Any], Any]:
-    """A lookup table lives in TensorFlow's runtime: its content travels."""
-    return lambda _, obj: (make, (*obj.export(), obj._default_value))
-
-
-def _reducers() -> list[tuple[Any, Callable[[_Pickler, Any], Any]]]:
-    import tensorflow as tf
-    from keras.src.utils.backend_utils import DynamicBackend
-    from keras.src.utils.tracking import TrackedDict, TrackedList, TrackedOrderedDict, TrackedSet, Tracker
-    from tensorflow.python.eager.polymorphic_function.polymorphic_function import Function as TfFunction
-    from tensorflow.python.trackable.data_structures import ListWrapper, _DictWrapper
-
-    return [
-        ((TrackedList, TrackedDict, TrackedOrderedDict, TrackedSet), _reduce_collection),
-        (ListWrapper, _reduce_wrapped_list),
-        (_DictWrapper, _reduce_wrapped_dict),
-        (Tracker, _reduce_tracker),
-        (weakref.ref, _reduce_reference),
-        (weakref.WeakKeyDictionary, lambda _, obj: (weakref.WeakKeyDictionary, (dict(obj),))),
-        (weakref.WeakValueDictionary, lambda _, obj: (weakref.WeakValueDictionary, (dict(obj),))),
-        (type(threading.Lock()), lambda _, __: (_lock, ("Lock",))),
-        (type(threading.RLock()), lambda _, __: (_lock, ("RLock",))),
-        (tf.Tensor, _reduce_tensor),
-        (tf.distribute.Strategy, lambda _, __: (_strategy, ())),
-        (TfFunction, _reduce_tf_function),
-        (DynamicBackend, lambda _, obj: (_dynamic_backend, (obj._backend,))),
-        (tf.lookup.StaticHashTable, _reduce_table(_static_table)),
-        (tf.lookup.experimental.MutableHashTable, _reduce_table(_mutable_table)),
-        (io.TextIOBase, lambda pickler, obj: _reduce_stream(pickler, obj)),
-    ]
-
-
-def _reduce_stream(pickler: _Pickler, obj: Any) -> Any:
-    for name in ("stdout", "stderr"):
-        if obj is getattr(sys, name):
-            return _stream, (name,)
-    return super(_Pickler, pickler).reducer_override(obj)

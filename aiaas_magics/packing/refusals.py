@@ -148,7 +148,7 @@ def _global_names(function: types.FunctionType) -> Iterator[str]:
 
 
 def _file(obj: Any) -> str | None:
-    if obj is sys.stdout or obj is sys.stderr:
+    if obj is sys.stdout or obj is sys.stderr or obj.closed:
         return None
     if isinstance(obj, (io.StringIO, io.BytesIO)) or type(obj).__module__.partition(".")[0] in {"ipykernel", "_pytest"}:
         return None

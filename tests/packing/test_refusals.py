@@ -93,6 +93,17 @@ def test_a_lock_that_is_free_travels(cell: Cell) -> None:
     assert packed.payload
 
 
+def test_a_file_that_is_closed_travels(cell: Cell, tmp_path: Path) -> None:
+    """As `CSVLogger` holds one after a fit."""
+    import keras
+
+    made = cell(SMALL)
+    logger = keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))
+    made["model"].fit(**made["arguments"], callbacks=[logger], verbose=0)
+
+    assert pack(FitCall(made["model"], {**made["arguments"], "callbacks": [logger]})).payload
+
+
 def test_a_closure_names_its_variable(cell: Cell, tmp_path: Path) -> None:
     made = cell(SMALL)
     with (tmp_path / "log").open("w") as file:
