@@ -91,14 +91,18 @@ def test_a_second_job_with_the_same_arrays_sends_none_of_them(backend: aiaas_mag
     assert again.preflight.send_bytes < 1_000_000
 
 
-def test_files_that_callbacks_wrote_come_back(backend: aiaas_magics.Backend, here: Path) -> None:
+@pytest.mark.parametrize("save_freq", ["epoch", 3])
+def test_files_that_callbacks_wrote_come_back(backend: aiaas_magics.Backend, here: Path, save_freq: str | int) -> None:
     import keras
 
     x, y = table()
     model = small_model()
-    checkpoint = keras.callbacks.ModelCheckpoint("deep/best.keras", monitor="loss", save_best_only=True)
+    last = keras.callbacks.ModelCheckpoint("deep/best.keras", save_freq="epoch")
+    often = keras.callbacks.ModelCheckpoint("deep/often.keras", monitor="loss", save_best_only=True, save_freq=save_freq)
 
-    backend.train(model, x, y, epochs=2, callbacks=[checkpoint]).result(120)
+    backend.train(model, x, y, workers=2, oversubscribe=True, epochs=2, callbacks=[last, often]).result(120)
+
+    assert (here / "deep" / "often.keras").exists()
 
     again = keras.models.load_model(here / "deep" / "best.keras")
     assert gap(again, model) <= 1e-6

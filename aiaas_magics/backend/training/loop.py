@@ -72,7 +72,8 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     history = keras.callbacks.History()
     keeper = Keeper(command, call, channel, users=users, history=history, resumed=resumed)
     progress = Progress(channel, plan=lambda: source.plan, notices=command.rank == 0)
-    batch_logs = any(_overrides(callback, (*BATCH_HOOKS, *TEST_HOOKS)) for callback in users)
+    # Asked of all callbacks, also those that only rank 0 runs: every rank must trace the same exchanges.
+    batch_logs = any(_reads_batches(callback) for callback in call.callbacks)
     agreeing = [] if group is None else [agreement(group, each_batch=batch_logs)]
     with reading_from(source), _hooked(call.model, group, source, batch_logs=batch_logs):
         # The Trainer's own `fit`: a subclass' override has run in the kernel already, where it reached the Trainer's.
@@ -148,8 +149,11 @@ def callbacks_of_rank(callbacks: Sequence[Any], *, rank: int, channel: Channel) 
     return kept
 
 
-def _overrides(callback: Any, hooks: Sequence[str]) -> bool:
-    return any(not python_utils.is_default(getattr(callback, hook)) for hook in hooks)
+def _reads_batches(callback: Any) -> bool:
+    """Whether a callback may look at the logs of single batches. Keras' ModelCheckpoint does only with a number as `save_freq`."""
+    if type(callback) is keras.callbacks.ModelCheckpoint:
+        return bool(callback.save_freq != "epoch")
+    return any(not python_utils.is_default(getattr(callback, hook)) for hook in (*BATCH_HOOKS, *TEST_HOOKS))
 
 
 def agreement(group: Group, *, each_batch: bool) -> Any:

@@ -18,6 +18,7 @@ from aiaas_magics.backend.training.group import Group
 from aiaas_magics.spec import Measured, MeasureSpec
 
 FEWEST_STEPS: Final = 3  # a repeat is at least this long, whatever the budget
+MOST_EPOCHS: Final = 30  # of a whole point: what lies between epochs is not in the time, but it is waited for (guess)
 EPOCHS: Final = 1_000_000  # the timer stops, not the count
 LEFT_OUT: Final = ("validation_data", "validation_split", "validation_steps", "validation_batch_size", "validation_freq", "callbacks")
 
@@ -99,6 +100,7 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
             return
         if not self._steps:
             each = min(self._calibrated) if self._calibrated else spent
-            wanted = float(max(FEWEST_STEPS, round(self._spec.budget_s / max(each, 1e-6))))
+            most = MOST_EPOCHS * (self.params.get("steps") or math.inf) / self._spec.repeats
+            wanted = float(max(FEWEST_STEPS, round(min(self._spec.budget_s / max(each, 1e-6), most))))
             self._steps = int(self._group.from_first(wanted, site="steps") if self._group else wanted)
         self._warm, self._seen = True, 0

@@ -41,6 +41,7 @@ class Collective:
         self._scope = Scope()
         self._sites = itertools.count()
         self._local = threading.local()
+        self._last: Any = None  # the exchange that was traced last
         self._evaluating: str | None = None  # None | "ours" | "theirs"
 
     @contextlib.contextmanager
@@ -108,9 +109,23 @@ class Collective:
 
     def _sum_in_graph(self, value: Any) -> Any:
         site = self._next_site("sum")
-        summed = tf.numpy_function(lambda array: self._group.sum(array, site=site), [value], value.dtype)
+        summed = self._exchange(lambda array: self._group.sum(array, site=site), [value], value.dtype)
         summed.set_shape(value.shape)
         return summed
+
+    def _exchange(self, function: Callable[..., Any], given: list[Any], dtypes: Any) -> Any:
+        """`function` as an op of the step, after the exchanges that were traced before it.
+
+        TensorFlow orders ops by their data and their resources only. Exchanges that have neither in common
+        (a batch's logs and its gradients) would run in any order, and in another one on another rank.
+        """
+        graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        before = [self._last] if graph is not None and self._last is not None and self._last.graph is graph else []
+        with tf.control_dependencies(before):
+            found = tf.numpy_function(function, given, dtypes)
+        if graph is not None:
+            self._last = tf.nest.flatten(found)[0].op
+        return found
 
     def _next_site(self, kind: str) -> str:
         """A name for this place of the program. Every rank traces the same places in the same order."""
@@ -171,7 +186,7 @@ class Collective:
 
         wide = tf.float32 if grad.dtype in HALVES else grad.dtype
         given = [share.part, share.alone, tf.cast(grad.values, wide), grad.indices]
-        values, indices = tf.numpy_function(exchange, given, [wide, grad.indices.dtype])
+        values, indices = self._exchange(exchange, given, [wide, grad.indices.dtype])
         values.set_shape([None, *grad.values.shape[1:]])
         indices.set_shape([None])
         return tf.IndexedSlices(tf.cast(values, grad.dtype), indices, grad.dense_shape)
@@ -183,7 +198,7 @@ class Collective:
         def exchange(weight: npt.NDArray[np.float64], *arrays: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
             return group.sum_weighted(arrays, float(weight), site=site)
 
-        summed = tf.numpy_function(exchange, [part, *tensors], [tensor.dtype for tensor in tensors])
+        summed = self._exchange(exchange, [part, *tensors], [tensor.dtype for tensor in tensors])
         for result, tensor in zip(summed, tensors, strict=True):
             result.set_shape(tensor.shape)
         return list(summed)
