@@ -45,7 +45,7 @@ def _losses(model: Any) -> Iterator[str]:
         yield f"add_loss in {_names(adding)}: each worker's value is taken as a mean over its rows; a sum over rows would come out smaller."
     reductions = {getattr(loss, "reduction", "") for loss in _compiled(model, "loss")}
     if reductions & {None, "none"}:
-        yield "A loss without reduction: gradients are exact, the loss that is shown is not; use reduction='sum_over_batch_size' to have both."
+        yield "A loss without reduction: gradients are exact, the loss that is shown is not. Use reduction='sum' to have both."
 
 
 def _layers(model: Any) -> Iterator[str]:
@@ -63,7 +63,7 @@ def _layers(model: Any) -> Iterator[str]:
         yield f"Non-trainable variables of {_names(own)} follow each worker's rows and are averaged over workers at the end of each epoch."
     if any(getattr(layer, "_seed_generators", ()) for layer in layers):
         drawing = [layer for layer in layers if getattr(layer, "_seed_generators", ())]
-        yield f"Random numbers ({_names(drawing)}) are drawn by each worker for its own rows: a run on n workers is another draw than on one."
+        yield f"Random numbers ({_names(drawing)}) are drawn by each worker for its own rows: n workers draw others than one."
 
 
 def _metrics(model: Any) -> Iterator[str]:
@@ -76,12 +76,9 @@ def _metrics(model: Any) -> Iterator[str]:
 
 
 def _callbacks(callbacks: Iterable[Any]) -> Iterator[str]:
-    own = [callback for callback in callbacks if not _is_keras(type(callback))]
+    own = dict.fromkeys(type(callback).__name__ for callback in callbacks if not _is_keras(type(callback)))
     if own:
-        yield (
-            f"Callbacks ({', '.join(dict.fromkeys(type(callback).__name__ for callback in own))}) run on every worker, so that all decide alike; "
-            "files and attributes are kept of worker 0."
-        )
+        yield (f"Callbacks ({', '.join(own)}) run on every worker, so that all decide alike; files and attributes are kept of worker 0.")
 
 
 def _engine(model: Any) -> Iterator[str]:
@@ -96,14 +93,8 @@ def _own_layers(model: Any) -> list[Any]:
 
 
 def _all_metrics(model: Any) -> list[Any]:
-    found = []
-    for metric in model.metrics:
-        inner = getattr(metric, "_flat_metrics", None) or ()  # CompileMetrics: one list an output, with a place for what has none
-        lists = [listed.metrics for listed in inner if listed is not None]
-        weighted = [listed.metrics for listed in getattr(metric, "_flat_weighted_metrics", None) or () if listed is not None]
-        inside = [each for listed in (*lists, *weighted) for each in listed if each is not None]
-        found.extend(inside or [metric])
-    return found
+    """Every metric, those that `compile` was given too: Keras keeps them inside one of its own."""
+    return [inner for metric in model.metrics for inner in (getattr(metric, "metrics", None) or [metric])]
 
 
 def _compiled(model: Any, name: str) -> list[Any]:

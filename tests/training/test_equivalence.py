@@ -97,9 +97,8 @@ def test_weights_and_logs_are_those_of_plain_fit(trained: Callable[[int], Batch]
         assert history.epoch == expected.history.epoch
         assert history.history.keys() == expected.history.history.keys()
         for log, values in expected.history.history.items():
-            np.testing.assert_allclose(
-                history.history[log], values, rtol=1e-6 if case.floatx == "float64" else 1e-5, atol=1e-7, err_msg=log
-            )
+            exact = 1e-9 if case.floatx == "float64" else 1e-6
+            np.testing.assert_allclose(history.history[log], values, rtol=exact, atol=exact, err_msg=log)
         for mine, theirs in zip(batch.sent[name].packed.callbacks, expected.callbacks, strict=True):
             if isinstance(mine, Watcher):
                 np.testing.assert_allclose(mine.batches, theirs.batches, rtol=1e-5)

@@ -1,0 +1,155 @@
+"""Two workers against one, one core each: the CNN of the design, 28x28 images, 4,096 rows, batch 256.
+
+Real worker processes of the training runtime. Each round measures one worker, then two, and the ratio is
+taken within the round; of an attempt's repeats the fastest counts, because what others on the machine take
+away from one of two cores, two workers lose twice. Compiling is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import interleaved, ratio, save
+
+ROWS, BATCH = 4096, 256
+STEPS = ROWS // BATCH  # one epoch a repeat
+ROUNDS = 5
+REPEATS = 8
+WAIT_S = 600.0
+
+
+def cnn() -> Any:
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            layers.Input((28, 28, 1)),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(2),
+            layers.Conv2D(64, 3, activation="relu"),
+            layers.MaxPooling2D(2),
+            layers.Flatten(),
+            layers.Dense(128, activation="relu"),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def mlp() -> Any:
+    """5.2 million parameters: much to exchange for little to compute."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            layers.Input((784,)),
+            layers.Dense(2048, activation="relu"),
+            layers.Dense(1536, activation="relu"),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy")
+    return model
+
+
+def pack(folder: Path, model: Any, shape: tuple[int, ...], batch: int) -> dict[str, Any]:
+    """The fit call in files; what every command has in common."""
+    from aiaas_magics.packing import fitcall
+
+    random = np.random.default_rng(0)
+    x, y = random.random((ROWS, *shape), dtype=np.float32), random.integers(0, 10, ROWS)
+    packed = fitcall.pack(fitcall.FitCall(model, {"x": x, "y": y, "batch_size": batch}), workers=2)
+    (folder / "payload").write_bytes(packed.payload)
+    for place, array in enumerate(packed.arrays):
+        np.save(folder / f"{place}.npy", array)
+    return {"payload": str(folder / "payload"), "arrays": tuple(str(folder / f"{place}.npy") for place in range(len(packed.arrays)))}
+
+
+def measure(folder: Path, sent: dict[str, Any], *, ranks: int, steps: int) -> float:
+    """Seconds of one repeat on `ranks` workers, the fastest of one attempt."""
+    from aiaas_magics import wire
+    from aiaas_magics.backend.training.command import WorkerCommand, WorkerLine
+    from aiaas_magics.backend.workers.attempt import AttemptFolder, write_value
+    from aiaas_magics.spec import Measured, MeasureSpec
+
+    name = f"aiaas-{secrets.token_hex(6)}"
+    attempt = AttemptFolder(folder / name)
+    attempt.path.mkdir()
+    cores = sorted(os.sched_getaffinity(0))
+    processes = []
+    for rank in range(ranks):
+        command = WorkerCommand(
+            job="scaling",
+            attempt=1,
+            rank=rank,
+            ranks=ranks,
+            attempt_dir=str(attempt.path),
+            job_dir=str(folder),
+            seed=1,
+            cores=(cores[rank % len(cores)],),
+            measure=MeasureSpec(steps=steps, repeats=REPEATS),
+            reduce_name=name,
+            **sent,
+        )
+        write_value(attempt.command(rank), command)
+        with attempt.output(rank).open("wb") as output:
+            arguments = [sys.executable, "-m", "aiaas_magics.backend.workers.child", str(attempt.command(rank))]
+            environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+            processes.append(subprocess.Popen(arguments, stdout=output, stderr=output, env=environment))
+    codes = [process.wait(WAIT_S) for process in processes]
+    if any(codes):
+        raise SystemExit("\n".join(attempt.output(rank).read_text()[-2000:] for rank in range(ranks)))
+    events = [wire.decode(line, WorkerLine).event for line in attempt.events(0).read_bytes().splitlines()]
+    [measured] = [event for event in events if isinstance(event, Measured)]
+    return min(measured.seconds)
+
+
+def compare(what: str, model: Any, shape: tuple[int, ...], *, batch: int, steps: int) -> dict[str, object]:
+    with tempfile.TemporaryDirectory(prefix="aiaas-scaling-") as name:
+        folder = Path(name)
+        sent = pack(folder, model, shape, batch)
+        found = interleaved(
+            {
+                "one": lambda: measure(folder, sent, ranks=1, steps=steps),
+                "two": lambda: measure(folder, sent, ranks=2, steps=steps),
+            },
+            repeats=ROUNDS,
+        )
+    speedup = ratio(found["one"], found["two"])
+    return {
+        "what": what,
+        "steps": steps,
+        "one_worker_s": str(found["one"]),
+        "two_workers_s": str(found["two"]),
+        "speedup": str(speedup),
+        "rounds": json.dumps([round(value, 3) for value in speedup.values]),
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+
+
+def main() -> None:
+    save(
+        "scaling",
+        [
+            compare("CNN 28x28, batch 256", cnn(), (28, 28, 1), batch=BATCH, steps=STEPS) | {"goal": "1.8"},
+            compare("MLP 5.2 M parameters, batch 512", mlp(), (784,), batch=512, steps=8),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What is said before a run on several workers, and what is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import pytest
+from keras import layers
+
+from aiaas_magics.packing.exactness import announcements
+from tests.training.fit_cases import dense, own_step, regularized, scalar_metric
+
+
+def compiled(*inner: Any, **how: Any) -> Any:
+    model = keras.Sequential([layers.Input((4,)), *inner, layers.Dense(1)])
+    model.compile("sgd", "mse", **how)
+    return model
+
+
+class Adds(layers.Layer):
+    def call(self, x: Any) -> Any:
+        self.add_loss(keras.ops.mean(x))
+        return x
+
+
+class Largest(keras.metrics.Metric):
+    def __init__(self) -> None:
+        super().__init__(name="largest")
+        self.value = self.add_variable((), "zeros")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        self.value.assign(keras.ops.maximum(self.value, keras.ops.max(y_pred)))
+
+    def result(self) -> Any:
+        return self.value
+
+
+def built(model: Any) -> Any:
+    model._symbolic_build(data_batch=(keras.KerasTensor((2, 4)), keras.KerasTensor((2, 1)), None))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "word"),
+    [
+        (own_step, "train_step"),
+        (lambda: compiled(layers.BatchNormalization(name="bn")), "BatchNormalization (bn)"),
+        (lambda: compiled(layers.Dropout(0.5, name="drop")), "Random numbers (drop)"),
+        (lambda: compiled(Adds(name="adds")), "add_loss in adds"),
+        (lambda: built(compiled(metrics=[Largest()])), "metric largest"),
+        (lambda: built(compiled(metrics=[scalar_metric])), "scalar_metric"),
+        (lambda: compiled(steps_per_execution=7), "steps_per_execution=7"),
+        (lambda: compiled(jit_compile=True), "jit_compile is off"),
+    ],
+)
+def test_what_cannot_be_exact_is_announced(model: Any, word: str) -> None:
+    said = announcements(model(), {}, 2)
+
+    assert len(said) == 1
+    assert word in said[0]
+
+
+@pytest.mark.parametrize("model", [dense("adam", metrics=["accuracy", "mae"]), regularized])
+def test_what_is_exact_is_not_spoken_of(model: Any) -> None:
+    assert announcements(model(), {"callbacks": [keras.callbacks.EarlyStopping()]}, 4) == ()
+
+
+def test_one_worker_has_nothing_to_announce() -> None:
+    assert announcements(compiled(layers.BatchNormalization()), {}, 1) == ()
+
+
+def test_callbacks_of_the_users_own_are_said_to_run_everywhere() -> None:
+    class Own(keras.callbacks.Callback):
+        pass
+
+    assert "Own" in announcements(compiled(), {"callbacks": [Own()]}, 2)[0]
