@@ -44,7 +44,7 @@ architecture: $(VENV)/.ready
 	$(RUN) -m pytest -q tests/architecture
 
 notebooks: $(VENV)/.ready  ## execute the notebooks and store their outputs in them
-	$(RUN) -m notebooks.run notebooks/*.ipynb --in-place
+	$(RUN) -m notebooks.run notebooks/*.ipynb --in-place --figures docs/figures
 
 bench: $(VENV)/.ready  ## measure beside the peers, in one run
 	$(RUN) -m benchmarks

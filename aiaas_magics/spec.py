@@ -84,7 +84,8 @@ class FitShape(Value, frozen=True, kw_only=True):
 class MeasureSpec(Value, frozen=True, kw_only=True):
     """One point of a study: steady steps, timed, instead of a whole training run.
 
-    `steps` of 0 lets the worker choose as many steps as fit in `budget_s` (at least 3);
+    `steps` of 0 lets the worker choose as many steps as fit in `budget_s` (at least 3). The result
+    holds the weights after `warmup_steps`, to be compared with those of another n;
     `plain` runs the stock `fit` on the arrays themselves with all cores, nothing of ours in between.
     """
 

@@ -10,7 +10,9 @@ state, every figure with a text twin. Used by `make demo`, `make notebooks` and 
 from __future__ import annotations
 
 import argparse
+import base64
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -25,6 +27,8 @@ from nbformat import NotebookNode
 
 CELL_TIMEOUT_S = 600
 # What would only be noise on a page: TensorFlow's start-up lines, and Keras' advice against the article's `input_dim`.
+# TensorFlow writes some of them before it reads the level.
+START_UP = re.compile(r"((WARNING: All log messages before absl|[IWE]0000 |To enable the following).*\n?)+")
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore:Do not pass an `input_shape`:UserWarning"}
 
 
@@ -41,6 +45,8 @@ def execute(notebook: NotebookNode, *, folder: Path, timeout_s: int = CELL_TIMEO
     client.execute(env={**os.environ, **QUIET})
     for cell in notebook.cells:
         cell.get("metadata", {}).pop("execution", None)  # times of day: noise in a diff
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not START_UP.fullmatch(output.get("text", ""))]
     notebook.metadata.pop("widgets", None)
     return notebook
 
@@ -83,6 +89,16 @@ def own_state() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def save_figures(notebook: NotebookNode, stem: str, folder: Path) -> None:
+    """The figures of an executed notebook as PNG files, numbered in order; the README shows them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [
+        output.data["image/png"] for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
+    for number, picture in enumerate(pictures, 1):
+        (folder / f"{stem}-{number}.png").write_bytes(base64.b64decode(picture))
+
+
 def page_of(notebook: NotebookNode) -> str:
     from nbconvert import HTMLExporter
 
@@ -94,6 +110,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--in-place", action="store_true", help="store the outputs in the notebooks")
+    parser.add_argument("--figures", type=Path, help="write the notebooks' figures into this folder")
     parser.add_argument("--html", type=Path, help="write the executed notebook as a page")
     wanted = parser.parse_args()
     bad = 0
@@ -108,6 +125,8 @@ def main() -> int:
             print(f"{path}: done in {time.monotonic() - began:.0f} s")
             if wanted.in_place:
                 nbformat.write(notebook, path)
+            if wanted.figures:
+                save_figures(notebook, path.stem, wanted.figures)
             if wanted.html:
                 wanted.html.parent.mkdir(parents=True, exist_ok=True)
                 wanted.html.write_text(page_of(notebook), encoding="utf-8")

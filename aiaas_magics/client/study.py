@@ -195,7 +195,7 @@ def measure_prepared(
         reference=Point(workers=devices, measured=measured[0], physical=True),
         points=tuple(Point(workers=n, measured=found, physical=n <= devices) for n, found in zip(points, measured[1:], strict=True)),
         parity=largest_difference([result for _, result in results[1:]]),
-        parity_steps=measured[1].steps * REPEATS + spec.warmup_steps,
+        parity_steps=spec.warmup_steps,
     )
 
 

@@ -231,7 +231,7 @@ def test_a_study_compares_the_same_steps(backend: aiaas_magics.Backend, here: Pa
     frame = study.to_frame()
     assert list(frame.columns) == ["workers", "seconds", "rows_per_second", "speedup", "efficiency", "spread"]
     assert list(frame.workers) == [1, 2]
-    assert study.parity <= 1e-4
+    assert study.parity <= 1e-5
     assert study.recommended in (1, 2)
     assert gap(model, before) == 0
     assert study.plot().axes

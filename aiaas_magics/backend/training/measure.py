@@ -51,6 +51,8 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
     """Times `repeats` runs of equally many steps after some to warm up, then stops the training.
 
     What lies between epochs is left out of the time. With several workers all take rank 0's number of steps.
+    In the end the model has the weights that it had when it was warm: after so few steps they tell whether all n compute
+    the same, while after hundreds float32 rounding, which training amplifies, would drown the answer.
     """
 
     def __init__(self, spec: MeasureSpec, *, group: Group | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -61,6 +63,7 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         self._warm = False
         self._spent = 0.0
         self._calibrated: list[float] = []
+        self._weights: list[Any] = []
         self.seconds: list[float] = []
         self.compile_s = 0.0
 
@@ -73,6 +76,10 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._began = self._clock()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._weights:
+            self.model.set_weights(self._weights)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if self.compile_s:
@@ -104,3 +111,4 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
             wanted = float(max(FEWEST_STEPS, round(min(self._spec.budget_s / max(each, 1e-6), most))))
             self._steps = int(self._group.from_first(wanted, site="steps") if self._group else wanted)
         self._warm, self._seen = True, 0
+        self._weights = self.model.get_weights()
