@@ -70,7 +70,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     epochs = int(arguments.get("epochs") or 1)
     source = Source(seed=command.seed, rank=command.rank, ranks=command.ranks, first_epoch=first, start_epoch=start)
     history = keras.callbacks.History()
-    keeper = Keeper(command, call, channel, users=users, history=history, resumed=resumed)
+    keeper = Keeper(command, call, channel, history=history, resumed=resumed)
     progress = Progress(channel, plan=lambda: source.plan, notices=command.rank == 0)
     # Asked of all callbacks, also those that only rank 0 runs: every rank must trace the same exchanges.
     batch_logs = any(_reads_batches(callback) for callback in call.callbacks)
@@ -183,14 +183,13 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         call: Unpacked,
         channel: Channel,
         *,
-        users: Sequence[Any],
         history: Any,
         resumed: Checkpoint | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self._command, self._call, self._channel, self._clock = command, call, channel, clock
-        self._users, self._history, self._resumed = users, history, resumed
+        self._history, self._resumed = history, resumed
         self._folder = Path(command.job_dir) / "checkpoints"
         self._next_s = 0.0
 
@@ -200,9 +199,8 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
             return
         self._history.epoch = list(self._resumed.epochs_done)
         self._history.history = {name: list(values) for name, values in self._resumed.history.items()}
-        for callback, state in zip(self._users, self._resumed.callbacks, strict=False):
-            for name, value in state.items():
-                plain.put_attribute(callback, name, value)
+        for callback, state in zip(self._call.callbacks, self._resumed.callbacks, strict=True):
+            put_back(callback, state)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         every = self._command.checkpoint_every_epochs
@@ -217,13 +215,22 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
                 variables=[variable.numpy() for variable in self._call.variables],
                 history={name: [float(value) for value in values] for name, values in self._history.history.items()},
                 epochs_done=self._history.epoch,
-                callbacks=[checkpoints.plain_attributes(callback, leave_out=NOT_STATE) for callback in self._users],
+                callbacks=[checkpoints.plain_attributes(callback, leave_out=NOT_STATE) for callback in self._call.callbacks],
                 stopped=bool(self.model.stop_training),
             ),
         )
         ended = self._clock()
         self._next_s = ended + (ended - began) * (1 / SAVING_SHARE - 1)
         self._channel.send(Checkpointed(epoch=epoch + 1))
+
+
+def put_back(callback: Any, state: Mapping[str, Any]) -> None:
+    """Give a callback the plain attributes that it had."""
+    # Keras turns the sign of min_delta when it finds out what "better" means, which a fresh callback does again.
+    again = {"min_delta"} if vars(callback).get("monitor_op", callback) is None else set()
+    for name, value in state.items():
+        if name not in again:
+            plain.put_attribute(callback, name, value)
 
 
 def _resume(command: WorkerCommand, call: Unpacked, channel: Channel) -> Checkpoint | None:

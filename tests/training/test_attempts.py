@@ -1,0 +1,161 @@
+"""Attempts as real processes: what a rank says, how it fails, and how another attempt goes on."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from aiaas_magics.backend.training import checkpoints
+from aiaas_magics.backend.workers.attempt import EXIT_CRASHED
+from aiaas_magics.backend.workers.child import EXIT_ALONE
+from aiaas_magics.packing import fitcall
+from aiaas_magics.spec import Checkpointed, Compiled, Crashed, EpochEnded, Finished, Measured, MeasureSpec, Notice, Phase, PhaseEntered
+from tests.training import ranks
+from tests.training.fit_cases import data, dense, stopping, table, validation
+
+LEFT_ALONE_S = 15.0  # far above the second that a rank needs to see that another is gone: the machine may be busy
+
+
+def with_dropout() -> Any:
+    keras.utils.set_random_seed(4)
+    model = keras.Sequential([layers.Input((6,)), layers.Dense(16, activation="tanh"), layers.Dropout(0.3), layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
+    return model
+
+
+class Slow(keras.callbacks.Callback):
+    """So that there is a middle of the epoch to be killed in."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        import time
+
+        time.sleep(0.05)
+
+
+class Breaks(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        raise KeyError("no such thing")
+
+
+def test_a_killed_rank_ends_the_others_soon_and_in_plain_words(tmp_path: Path) -> None:
+    shared = set(Path("/dev/shm").glob("aiaas-test-*"))
+    sent = ranks.send(tmp_path, dense("adam")(), **data(epochs=1000, callbacks=lambda: [Slow()])())
+    processes = ranks.start(ranks.commands(sent, tmp_path, ranks=2))
+    ranks.wait_until(lambda: [e for e in ranks.events_in(tmp_path) if isinstance(e, EpochEnded)], "no epoch ended")
+
+    os.kill(processes[1].pid, signal.SIGKILL)
+    processes[1].wait(ranks.WAIT_S)
+    killed_s = time.monotonic()
+    codes = ranks.finish(processes)
+
+    assert time.monotonic() - killed_s < LEFT_ALONE_S
+    assert codes == [EXIT_ALONE, -signal.SIGKILL]
+    assert "worker 1 is gone (its process ended); this worker cannot go on without it" in ranks.output_of(tmp_path)
+    assert not [e for e in ranks.events_in(tmp_path) if isinstance(e, Crashed | Finished)]
+    assert set(Path("/dev/shm").glob("aiaas-test-*")) == shared
+
+
+def test_an_exception_of_the_users_is_reported_with_its_own_lines(tmp_path: Path) -> None:
+    sent = ranks.send(tmp_path, dense("adam")(), **data(callbacks=lambda: [Breaks()])())
+
+    codes = ranks.finish(ranks.start(ranks.commands(sent, tmp_path, ranks=2)))
+
+    assert set(codes) <= {EXIT_CRASHED, EXIT_ALONE}
+    reports = [e.report for rank in range(2) for e in ranks.events_in(tmp_path, rank) if isinstance(e, Crashed)]
+    assert reports
+    for report in reports:
+        [frame] = [frame for frame in report.frames if frame.user]
+        assert (report.type, report.message, report.phase) == ("KeyError", "'no such thing'", "training")
+        assert frame.file == __file__
+        assert frame.function == "on_epoch_end"
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_resumed_attempt_ends_where_an_undisturbed_one_ends(tmp_path: Path, n: int) -> None:
+    arguments = data(
+        epochs=6, validation_data=validation, shuffle=True, callbacks=lambda: [*stopping(), keras.callbacks.ReduceLROnPlateau()]
+    )
+    sent = ranks.send(tmp_path, with_dropout(), workers=n, **arguments())
+    assert ranks.finish(ranks.start(ranks.commands(sent, tmp_path, ranks=n))) == [0] * n, ranks.output_of(tmp_path)
+    newest, before = sorted((tmp_path / "checkpoints").iterdir(), reverse=True)
+    whole = ranks.result_in(tmp_path)
+    kept = checkpoints.load(before)
+    assert kept is not None
+    assert 0 < kept.epoch < 6
+    shutil.rmtree(newest)
+
+    codes = ranks.finish(ranks.start(ranks.commands(sent, tmp_path, ranks=n, attempt=2, resume_from=str(before))))
+
+    assert codes == [0] * n, ranks.output_of(tmp_path)
+    resumed = ranks.result_in(tmp_path, attempt=2)
+    assert max(ranks.gaps(resumed.variables, whole.variables)) == 0.0
+    assert resumed.history == whole.history
+    assert resumed.epoch == whole.epoch
+    assert resumed.callbacks[0]["wait"] == whole.callbacks[0]["wait"]
+    assert min(e.epoch for e in ranks.events_in(tmp_path, attempt=2) if isinstance(e, EpochEnded)) == kept.epoch
+
+
+def test_the_order_of_shuffled_rows_is_the_same_for_every_number_of_workers(tmp_path: Path) -> None:
+    one, two = dense("adam")(), dense("adam")()
+
+    ranks.train(tmp_path / "one", one, ranks=1, **data(shuffle=True)())
+    ranks.train(tmp_path / "two", two, ranks=2, **data(shuffle=True)())
+
+    assert max(ranks.gaps(two.get_weights(), one.get_weights())) <= 1e-5
+
+
+def test_what_a_rank_says_tells_the_whole_story(tmp_path: Path) -> None:
+    x, y = table()
+    x[3] = np.nan
+
+    ranks.train(tmp_path, dense("adam")(), ranks=1, x=x, y=y, epochs=2, verbose=1)
+
+    events = ranks.events_in(tmp_path)
+    assert [e.phase for e in events if isinstance(e, PhaseEntered)] == [Phase.COMPILING, Phase.TRAINING]
+    assert len([e for e in events if isinstance(e, Compiled)]) == 1
+    assert [(e.epoch, e.epochs, e.logs["loss"]) for e in events if isinstance(e, EpochEnded)] == [(0, 2, "nan"), (1, 2, "nan")]
+    assert [e.epoch for e in events if isinstance(e, Checkpointed)][:1] == [1]
+    [notice] = [e.text for e in events if isinstance(e, Notice)]
+    assert "not a number (NaN) since epoch 1" in notice
+    assert "learning rate" in notice
+    assert isinstance(events[-1], Finished)
+    assert "Epoch" not in ranks.output_of(tmp_path)
+
+
+def test_files_of_callbacks_are_rank_zeros(tmp_path: Path) -> None:
+    callbacks = [keras.callbacks.ModelCheckpoint("best.keras"), keras.callbacks.CSVLogger("log.csv")]
+
+    ranks.train(tmp_path, dense("adam")(), ranks=2, **data(callbacks=lambda: callbacks)())
+
+    assert sorted(path.name for path in (tmp_path / "files").iterdir()) == ["best.keras", "log.csv"]
+    assert list((tmp_path / "attempt-1" / "files-1").iterdir()) == []
+    assert len((tmp_path / "files" / "log.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(("n", "spec"), [(1, {"plain": True}), (1, {"steps": 4}), (2, {"steps": 4}), (2, {"budget_s": 0.05})])
+def test_a_measured_attempt_times_steady_steps(tmp_path: Path, n: int, spec: dict[str, Any]) -> None:
+    model = dense("adam")()
+    sent = ranks.send(tmp_path, model, workers=n, **data(validation_split=0.1)())
+
+    codes = ranks.finish(ranks.start(ranks.commands(sent, tmp_path, ranks=n, measure=MeasureSpec(**spec))))
+
+    assert codes == [0] * n, ranks.output_of(tmp_path)
+    [measured] = [e for e in ranks.events_in(tmp_path) if isinstance(e, Measured)]
+    assert measured.steps == spec.get("steps", measured.steps) >= 3
+    assert measured.rows_per_step == 12
+    assert len(measured.seconds) == 3
+    assert all(seconds > 0 and math.isfinite(seconds) for seconds in measured.seconds)
+    assert measured.compile_s > 0
+    result = ranks.result_in(tmp_path)
+    fitcall.apply_result(result, sent.packed)
+    assert int(model.optimizer.iterations.numpy()) == 3 + 3 * measured.steps
