@@ -191,7 +191,7 @@ def _plain(values: Any, spec: TensorSpec) -> Any:
         raise DataMismatch(
             f"Input {spec.name!r} is of dtype {spec.dtype}; {array.dtype} was given. Convert it with .astype({spec.dtype!r})."
         ) from error
-    if array.ndim != len(spec.shape):
+    if array.ndim != len(spec.shape) or any(n not in (-1, given) for n, given in zip(spec.shape[1:], array.shape[1:], strict=False)):
         raise DataMismatch(f"Input {spec.name!r} has the shape {_shape(spec)}; {array.shape} was given. Give whole rows, the batch first.")
     return np.ascontiguousarray(array)
 

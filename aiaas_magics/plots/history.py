@@ -60,7 +60,7 @@ def _curves(axes: Axes, epochs: Sequence[EpochRow], names: Sequence[str]) -> Non
                 _curve(axes, known, name, index, validation=name.startswith("val_"))
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=8))
     axes.margins(x=0.04, y=0.12)
-    if names:
+    if axes.get_legend_handles_labels()[0]:  # none where every value is NaN
         axes.legend(frameon=False, fontsize=8.5, labelcolor=style.INK)
 
 
