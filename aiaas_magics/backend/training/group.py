@@ -210,10 +210,12 @@ class Group:
         self._put(STARTED, int(psutil.Process().create_time() * 1000))
         self._put(PID, os.getpid())
         self._put(STATE, HERE)
-        for other in self._others:
-            self._until(lambda other=other: self._table[other * LINE + STATE] != 0, other, meet_s)  # type: ignore[misc]
-        if self.rank == 0:
-            self._control.forget()
+        try:
+            for other in self._others:
+                self._until(lambda other=other: self._table[other * LINE + STATE] != 0, other, meet_s)  # type: ignore[misc]
+        finally:
+            if self.rank == 0:
+                self._control.forget()
 
     def _open(self, nbytes: int, limit_s: float) -> Segment:
         """The next segment of this group: rank 0 makes it, the others find it."""
@@ -233,9 +235,11 @@ class Group:
         if site is None or site.nbytes < nbytes:
             slot = -(-nbytes // 4096) * 4096
             segment = self._open(2 * self.ranks * slot, self._wait_s)
-            self.wait(tag=slot)
-            if self.rank == 0:
-                segment.forget()
+            try:
+                self.wait(tag=slot)
+            finally:
+                if self.rank == 0:
+                    segment.forget()
             self._sites[name] = site = _Site(segment, self.ranks, slot)
         return site
 
