@@ -70,6 +70,7 @@ class Kernel:
                 return cell
             mine = told["parent_header"].get("msg_id") == message
             if mine and told["msg_type"] == "status" and told["content"]["execution_state"] == "idle":
+                assert until is None, f"the cell ended before {until!r} was shown: {cell.outputs}"
                 break
         while True:
             reply = self.client.get_shell_msg(timeout=max(0.1, deadline - time.monotonic()))

@@ -131,7 +131,7 @@ def test_a_long_poll_does_not_hold_up_the_end(tmp_path: Path) -> None:
     with served(tmp_path / "state") as server:
         job = server.submit(LONG)
         server.wait_for(job, WorkerStarted)
-        last = server.view(job).last_seq
+        last = server.view(job).last_seq + 1000  # beyond what the job may say meanwhile: the poll has to wait
         poll = subprocess.Popen(
             [sys.executable, "-c", POLL, server.url, server.token, job, str(last)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
