@@ -15,7 +15,7 @@ import numpy as np
 
 from aiaas_magics.packing import checks, closures, exactness, fitcall_pickle, refusals, samples
 from aiaas_magics.packing.data import all_leaves, plain_arguments, with_texts_as_tensors
-from aiaas_magics.packing.manifest import Manifest, ManifestItem, class_item, function_item
+from aiaas_magics.packing.manifest import Manifest, ManifestItem, array_item, class_item, function_item
 from aiaas_magics.packing.result import FitResult, apply_result, apply_to, read_result, write_result
 from aiaas_magics.packing.variables import tensorflow_variable
 from aiaas_magics.spec import FitShape
@@ -227,8 +227,8 @@ def _manifest(model: Any, arguments: Mapping[str, Any], luggage: fitcall_pickle.
     names = {id(array): path for path, array in all_leaves(arguments)}
     items = [ManifestItem(kind="model", name=str(model.name), bytes=len(payload), detail=_described(model))]
     for index, array in enumerate(luggage.arrays):
-        detail = f"{array.dtype} {array.shape}".replace(",)", ")")
-        items.append(ManifestItem(kind="array", name=names.get(id(array), f"array {index}"), bytes=array.nbytes, detail=detail))
+        items.append(array_item(names.pop(id(array), f"array {index}"), array))
+    items += [array_item(path, array, note="sent within the model") for path, array in all_leaves(arguments) if id(array) in names]
     for obj in luggage.code.values():
         if isinstance(obj, types.ModuleType):
             items.append(ManifestItem(kind="module", name=obj.__name__, bytes=0, detail=str(getattr(obj, "__file__", ""))))

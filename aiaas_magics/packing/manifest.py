@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestItem:
@@ -36,6 +38,11 @@ class Manifest:
 
     def of_kind(self, kind: str) -> tuple[ManifestItem, ...]:
         return tuple(item for item in self.items if item.kind == kind)
+
+
+def array_item(name: str, array: np.ndarray[Any, Any], *, note: str = "") -> ManifestItem:
+    detail = f"{array.dtype} {array.shape}".replace(",)", ")")
+    return ManifestItem(kind="array", name=name, bytes=array.nbytes, detail=f"{detail}, {note}" if note else detail)
 
 
 def function_item(function: FunctionType) -> ManifestItem:
