@@ -29,7 +29,7 @@ lab: $(VENV)/.ready  ## open JupyterLab, ready to use
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 test: $(VENV)/.ready  ## the whole test suite
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PYTEST_OPTIONS)
 
 check: lint types architecture test  ## what CI runs
 
