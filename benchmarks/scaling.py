@@ -23,7 +23,7 @@ from benchmarks.report import interleaved, ratio, save
 ROWS, BATCH = 4096, 256
 STEPS = 4  # a repeat: short, so that some repeats see a quiet machine
 ROUNDS = 5
-REPEATS = 40
+REPEATS = 16
 WAIT_S = 600.0
 
 
@@ -110,7 +110,11 @@ def measure(folder: Path, sent: dict[str, Any], *, ranks: int, steps: int) -> fl
             arguments = [sys.executable, "-m", "aiaas_magics.backend.workers.child", str(attempt.command(rank))]
             environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
             processes.append(subprocess.Popen(arguments, stdout=output, stderr=output, env=environment))
-    codes = [process.wait(WAIT_S) for process in processes]
+    try:
+        codes = [process.wait(WAIT_S) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     if any(codes):
         raise SystemExit("\n".join(attempt.output(rank).read_text()[-2000:] for rank in range(ranks)))
     events = [wire.decode(line, WorkerLine).event for line in attempt.events(0).read_bytes().splitlines()]
