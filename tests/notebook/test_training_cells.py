@@ -310,7 +310,7 @@ def test_a_study_draws_its_speedup_and_refuses_a_second_fit(trainer: Kernel) -> 
 
 def test_interrupting_a_study_cancels_the_job_that_runs(trainer: Kernel) -> None:
     message = trainer.start("%%aiaas_train --workers 1,2 --ui html\nmodel.fit(x, y, epochs=2, batch_size=1000)")
-    running = trainer.wait(message, until="measuring")
+    running = trainer.wait(message, until="plain fit, all cores")
 
     trainer.interrupt()
     cell = trainer.wait(message, cell=running)
