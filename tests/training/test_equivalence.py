@@ -52,7 +52,12 @@ def train_all(n: int, base: Path) -> Batch:
             files[rank].append(path)
     script = str(Path(__file__).with_name("run_cases.py"))
     processes = [ranks.spawn(script, *map(str, paths), output=base / f"rank-{rank}.txt") for rank, paths in enumerate(files)]
-    codes = ranks.finish(processes)
+    try:
+        codes = [process.wait(ranks.WAIT_S) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
     assert codes == [0] * n, "\n".join(path.read_text()[-6000:] for path in sorted(base.glob("rank-*.txt")))
     return Batch(base, sent)
 
