@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import time
@@ -17,15 +16,12 @@ import numpy as np
 
 from aiaas_magics import wire
 from aiaas_magics.backend.training.command import WorkerCommand, WorkerLine
-from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, read_value, write_value
-from aiaas_magics.backend.workers.launching import LauncherClient
+from aiaas_magics.backend.workers.attempt import AttemptFolder, write_value
 from aiaas_magics.packing import fitcall
 from aiaas_magics.spec import AnyEvent
 
 WAIT_S = 240.0
 ROOT = Path(__file__).parents[2]
-
-launchers: list[LauncherClient] = []  # the session's, see conftest
 
 
 @dataclass(frozen=True)
@@ -83,45 +79,21 @@ def spawn(*arguments: str, output: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=file, env=environment)
 
 
-class Rank:
-    """A forked rank, by the files that its launcher keeps of it."""
-
-    def __init__(self, command: Path) -> None:
-        self._folder, self._rank = AttemptFolder.of_command(command)
-
-    @property
-    def pid(self) -> int:
-        process = self._folder.process(self._rank)
-        assert process is not None
-        return process.pid
-
-    def wait(self, timeout_s: float) -> int:
-        """Its exit code, or the signal that ended it as a negative number."""
-        deadline = time.monotonic() + timeout_s
-        while (ended := read_value(self._folder.exit(self._rank), Exit)) is None:
-            assert time.monotonic() < deadline, "a rank did not end"
-            time.sleep(0.01)
-        return ended.code if ended.code is not None else -(ended.signal or 0)
-
-    def kill(self) -> None:
-        if not self._folder.exit(self._rank).exists():
-            os.kill(self.pid, signal.SIGKILL)
+def start(paths: Sequence[Path]) -> list[subprocess.Popen[bytes]]:
+    """One process a rank, as the pool starts them where there is no fork."""
+    return [
+        spawn("-m", "aiaas_magics.backend.workers.child", str(path), output=path.with_name(f"output-{place}.txt"))
+        for place, path in enumerate(paths)
+    ]
 
 
-def start(paths: Sequence[Path]) -> list[Rank]:
-    """One process a rank, as the pool starts them."""
-    [launcher] = launchers
-    launcher.ensure()
-    launcher.ask({"commands": [str(path) for path in paths]})
-    return [Rank(path) for path in paths]
-
-
-def finish(ranks: Sequence[Rank]) -> list[int]:
+def finish(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
     try:
-        return [rank.wait(WAIT_S) for rank in ranks]
+        return [process.wait(WAIT_S) for process in processes]
     finally:
-        for rank in ranks:
-            rank.kill()
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def train(folder: Path, model: Any, *, ranks: int, more: Mapping[str, Any] | None = None, **arguments: Any) -> Any:

@@ -54,6 +54,7 @@ def test_a_killed_rank_ends_the_others_soon_and_in_plain_words(tmp_path: Path) -
     ranks.wait_until(lambda: [e for e in ranks.events_in(tmp_path) if isinstance(e, EpochEnded)], "no epoch ended")
 
     os.kill(processes[1].pid, signal.SIGKILL)
+    processes[1].wait(ranks.WAIT_S)
     killed_s = time.monotonic()
     codes = ranks.finish(processes)
 

@@ -52,12 +52,7 @@ def train_all(n: int, base: Path) -> Batch:
             files[rank].append(path)
     script = str(Path(__file__).with_name("run_cases.py"))
     processes = [ranks.spawn(script, *map(str, paths), output=base / f"rank-{rank}.txt") for rank, paths in enumerate(files)]
-    try:
-        codes = [process.wait(ranks.WAIT_S) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    codes = ranks.finish(processes)
     assert codes == [0] * n, "\n".join(path.read_text()[-6000:] for path in sorted(base.glob("rank-*.txt")))
     return Batch(base, sent)
 
