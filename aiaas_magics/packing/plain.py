@@ -5,6 +5,7 @@ Owns the tags that JSON lacks words for. Arrays leave their number behind and tr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -92,6 +93,18 @@ def put_attribute(obj: Any, name: str, value: Any) -> None:
         np.copyto(there, value)
     else:
         setattr(obj, name, value)
+
+
+def put_back(callback: Any, state: Mapping[str, Any]) -> None:
+    """Give a callback the plain attributes that it had elsewhere: in a worker, or before a restart.
+
+    Keras turns the sign of `min_delta` when a callback finds out what "better" means, and one whose `monitor_op`
+    is still None will do so: it keeps its own.
+    """
+    again = {"min_delta"} if vars(callback).get("monitor_op", callback) is None else set()
+    for name, value in state.items():
+        if name not in again:
+            put_attribute(callback, name, value)
 
 
 _COLLECTIONS: Final[dict[type, str]] = {list: "list", tuple: "tuple", set: "set", dict: "dict"}

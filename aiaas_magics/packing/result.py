@@ -123,8 +123,7 @@ def apply_result(result: FitResult, packed: PackedFitCall) -> Any:
     history = _history(result, packed.model)
     packed.model.stop_training = result.stop_training
     for callback, attributes in zip(packed.callbacks, result.callbacks, strict=False):
-        for name, value in attributes.items():
-            plain.put_attribute(callback, name, value)
+        plain.put_back(callback, attributes)
         callback.set_model(packed.model)
     return history
 

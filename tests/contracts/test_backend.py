@@ -120,6 +120,20 @@ def test_plain_state_of_callbacks_comes_back(backend: aiaas_magics.Backend, here
     assert history.epoch == [0, 1]
 
 
+def test_a_callback_used_twice_judges_the_second_fit_as_the_first(backend: aiaas_magics.Backend, here: Path) -> None:
+    """Keras turns the sign of `min_delta` once a callback knows what "better" means; coming back must not turn it again."""
+    import keras
+
+    x, y = table()
+    model, plain = small_model(), small_model()
+    ours, theirs = (keras.callbacks.EarlyStopping(monitor="loss", patience=1, min_delta=10.0) for _ in range(2))
+
+    epochs = [backend.train(model, x, y, epochs=5, shuffle=False, callbacks=[ours]).result(120).epoch for _ in range(2)]
+
+    expected = [plain.fit(x, y, epochs=5, shuffle=False, verbose=0, callbacks=[theirs]).epoch for _ in range(2)]
+    assert epochs == expected == [[0, 1], [0, 1]]
+
+
 def test_an_error_of_the_users_code_is_one_error_with_its_line(backend: aiaas_magics.Backend, here: Path) -> None:
     import keras
 

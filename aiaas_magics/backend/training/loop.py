@@ -200,7 +200,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         self._history.epoch = list(self._resumed.epochs_done)
         self._history.history = {name: list(values) for name, values in self._resumed.history.items()}
         for callback, state in zip(self._call.callbacks, self._resumed.callbacks, strict=True):
-            put_back(callback, state)
+            plain.put_back(callback, state)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         every = self._command.checkpoint_every_epochs
@@ -222,15 +222,6 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         ended = self._clock()
         self._next_s = ended + (ended - began) * (1 / SAVING_SHARE - 1)
         self._channel.send(Checkpointed(epoch=epoch + 1))
-
-
-def put_back(callback: Any, state: Mapping[str, Any]) -> None:
-    """Give a callback the plain attributes that it had."""
-    # Keras turns the sign of min_delta when it finds out what "better" means, which a fresh callback does again.
-    again = {"min_delta"} if vars(callback).get("monitor_op", callback) is None else set()
-    for name, value in state.items():
-        if name not in again:
-            plain.put_attribute(callback, name, value)
 
 
 def _resume(command: WorkerCommand, call: Unpacked, channel: Channel) -> Checkpoint | None:
