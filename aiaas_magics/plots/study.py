@@ -124,7 +124,7 @@ def _share_panel(axes: Axes, rows: Sequence[ScalingRow], fit: StudyFit) -> None:
     axes.set_xticks(range(len(rows)), names)
     axes.set_xlim(-0.7, len(rows) - 0.3)
     axes.set_ylim(0, max(1.25, 1.15 * max(row.efficiency_range[1] for row in rows)))
-    axes.yaxis.set_major_locator(ticker.MultipleLocator(0.25))
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(nbins=5, steps=[1, 2.5, 5, 10]))  # quarters, and wider where a measurement is wild
     axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
 
 

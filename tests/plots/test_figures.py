@@ -88,6 +88,25 @@ def test_the_law_is_drawn_only_where_it_fits() -> None:
     assert "does not fit" in said
 
 
+@pytest.mark.timeout(60)
+def test_one_wild_measurement_does_not_fill_the_axis_with_ticks() -> None:
+    """Efficiency far above 1: a tick every 25 % would be over a million, and drawing them takes minutes."""
+    points = [
+        SpeedupPoint(workers=2**n, seconds=t, rows_per_s=1 / t, spread=0.1, physical=n < 1) for n, t in enumerate((9999.0, 0.02, 9999.0))
+    ]
+
+    figure = study_figure(points, fit_study(points), None, "hardware")
+
+    assert len(figure.axes[2].get_yticks()) <= 12
+    assert as_png(figure).startswith(b"\x89PNG")
+
+
+def test_the_efficiency_axis_counts_in_quarters() -> None:
+    figure = study_figure(POINTS, fit_study(POINTS), None, "2 cores")
+
+    assert [round(tick, 2) for tick in figure.axes[2].get_yticks()][:6] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
+
+
 @settings(max_examples=4, deadline=None)
 @given(times=lists(floats(1e-3, 1e4), min_size=1, max_size=5), physical=integers(0, 5))
 def test_any_study_can_be_drawn_and_told(times: list[float], physical: int) -> None:
