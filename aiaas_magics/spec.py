@@ -52,6 +52,10 @@ class Versions(Value, frozen=True, kw_only=True):
     tensorflow: str
     aiaas_magics: str
 
+    def skew(self, there: Versions, *whats: str) -> str | None:
+        """The first of `whats` whose x.y is another one `there`; what travels by its inner state needs the same."""
+        return next((what for what in whats if getattr(self, what).split(".")[:2] != getattr(there, what).split(".")[:2]), None)
+
 
 class About(Value, frozen=True, kw_only=True):
     """What a backend says of itself."""

@@ -34,6 +34,8 @@ CHUNK_BYTES: Final = 8 * 1024 * 1024  # guess: large enough that the loop is fre
 FINGERPRINT_THREADS: Final = min(4, os.cpu_count() or 1)
 REMEMBERED: Final = 4096
 
+ArrayKey = tuple[str, tuple[int, ...], bytes]  # dtype, shape, fingerprint
+
 
 class _Missing(msgspec.Struct):
     missing: list[str]
@@ -90,23 +92,22 @@ class Sent:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._names: dict[ArrayKey, str] = {}
 
-    def name_of(self, array: np.ndarray) -> str | None:
+    def name_of(self, key: ArrayKey) -> str | None:
         """The blob's name, if these very bytes were sent before."""
-        key = _key(array)
         with self._lock:
             return self._names.get(key)
 
-    def remember(self, array: np.ndarray, sha: str) -> None:
-        key = _key(array)
+    def remember(self, key: ArrayKey, sha: str) -> None:
         with self._lock:
             self._names[key] = sha
             while len(self._names) > REMEMBERED:
                 self._names.pop(next(iter(self._names)))
 
 
-def _key(array: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
+def key_of(array: np.ndarray) -> ArrayKey:
+    """What recognises an array: reads all its bytes, so it is asked for once a sending."""
     return (array.dtype.str, array.shape, fingerprint(_bytes_of(np.ascontiguousarray(array))))
 
 
@@ -130,7 +131,7 @@ class BlobSender:
 
     def known(self, arrays: Sequence[np.ndarray]) -> list[bool]:
         """For each array: whether the backend has it already. Nothing is sent."""
-        names = [self._sent.name_of(array) for array in arrays]
+        names = [self._sent.name_of(key_of(array)) for array in arrays]
         missing = self._missing([name for name in names if name])
         return [name is not None and name not in missing for name in names]
 
@@ -139,23 +140,25 @@ class BlobSender:
 
         `on_progress` hears the bytes that were sent, array by array.
         """
-        names = [self._sent.name_of(array) for array in arrays]
-        missing = self._missing([name for name in names if name])
-        for index, array in enumerate(arrays):
-            name = names[index]
+        keys = [key_of(array) for array in arrays]
+        known = [self._sent.name_of(key) for key in keys]
+        missing = self._missing([name for name in known if name])
+        names = []
+        for key, name, array in zip(keys, known, arrays, strict=True):
             if name is None or name in missing:
                 content = array_content(array)
-                names[index] = self._send(content)
-                self._sent.remember(array, names[index] or "")
+                name = self._send_new(content)
+                self._sent.remember(key, name)
                 on_progress(content.size)
-        return tuple(name for name in names if name is not None)
+            names.append(name)
+        return tuple(names)
 
     def send_bytes(self, data: bytes) -> str:
         """Send `data` unless the backend has it; its name."""
         content = Content(b"", memoryview(data))
         sha = _sha256(content)
         if self._missing([sha]):
-            return self._send(content, sha=sha)
+            self._send(content, sha)
         return sha
 
     def _missing(self, names: list[str]) -> set[str]:
@@ -163,29 +166,35 @@ class BlobSender:
             return set()
         return set(self._transport.post("/v1/blobs/missing", _Asked(names), _Missing, key=secrets.token_hex(8)).missing)
 
-    def _send(self, content: Content, *, sha: str | None = None) -> str:
-        if self._dropbox is not None:
-            return self._drop(content, self._dropbox)
-        sha = sha or _sha256(content)
-        if self._missing([sha]):
-            self._transport.upload(f"/v1/blobs/{sha}", content.chunks(), size=content.size)
-        return sha
+    def _send_new(self, content: Content) -> str:
+        """Send what has no name yet. Into the dropbox it is written while another thread hashes the same memory."""
+        if self._dropbox is None:
+            sha = _sha256(content)
+            if self._missing([sha]):
+                self._send(content, sha)
+            return sha
+        with ThreadPoolExecutor(1) as pool:
+            hashing = pool.submit(_sha256, content)
+            self._drop(content, self._dropbox, hashing.result)
+            return hashing.result()
 
-    def _drop(self, content: Content, dropbox: Path) -> str:
-        """Write into the dropbox while another thread hashes the same memory; then have it adopted."""
+    def _send(self, content: Content, sha: str) -> None:
+        if self._dropbox is not None:
+            self._drop(content, self._dropbox, lambda: sha)
+        else:
+            self._transport.upload(f"/v1/blobs/{sha}", content.chunks(), size=content.size)
+
+    def _drop(self, content: Content, dropbox: Path, sha: Callable[[], str]) -> None:
+        """Write into the dropbox and have it adopted under the name that `sha` gives by then."""
         path = dropbox / secrets.token_hex(16)
         try:
-            with ThreadPoolExecutor(1) as pool:
-                hashing = pool.submit(_sha256, content)
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with open(descriptor, "wb", buffering=0) as file:
-                    for chunk in content.chunks():
-                        _write_all(file, memoryview(chunk))
-                sha = hashing.result()
-            self._transport.post(f"/v1/blobs/{sha}/adopt", _Dropped(path.name), type(None), key=path.name)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "wb", buffering=0) as file:
+                for chunk in content.chunks():
+                    _write_all(file, memoryview(chunk))
+            self._transport.post(f"/v1/blobs/{sha()}/adopt", _Dropped(path.name), type(None), key=path.name)
         finally:
             path.unlink(missing_ok=True)
-        return sha
 
 
 def _write_all(file: io.FileIO, chunk: memoryview) -> None:

@@ -139,7 +139,7 @@ def measure(
     """Measure `call` on each number of workers in `points`; the model in the kernel is not changed."""
     wanted = checked_points(points)
     prepared = prepare(backend, call, replace(options, workers=max(wanted)))
-    return measure_prepared(backend, prepared, points=wanted, on_progress=on_progress)
+    return _measure(backend, prepared, points=wanted, on_progress=on_progress)
 
 
 def run(
@@ -156,9 +156,8 @@ def run(
     """
     wanted = checked_points(points)
     prepared = prepare(backend, call, replace(options, workers=max(wanted)))
-    study = measure_prepared(backend, prepared, points=wanted, on_progress=on_progress)
-    label = f"training on n={max(wanted)}"
-    done = ("plain fit, all cores", *(f"n={n}" for n in wanted))
+    study = _measure(backend, prepared, points=wanted, on_progress=on_progress)
+    label, done = f"training on n={max(wanted)}", _labels(wanted)
     job = submit(prepared)
     try:
         history = job.take(lambda story: on_progress(StudyProgress(label=label, done=done, waiting=(), story=story, measuring=False)))
@@ -168,26 +167,24 @@ def run(
     return replace(study, history=history, job=job.id)
 
 
-def measure_prepared(
+def _measure(
     backend: Backend, prepared: Prepared, *, points: tuple[int, ...], on_progress: Callable[[StudyProgress], None] = lambda _: None
 ) -> Study:
     about = backend.about()
     study_id = secrets.token_hex(4)
-    labels = ["plain fit, all cores", *(f"n={n}" for n in points)]
+    labels, name = _labels(points), prepared.options.name or prepared.packed.shape.model
     results: list[tuple[Measured, FitResult]] = []
     spec = MeasureSpec(plain=True, repeats=REPEATS, budget_s=BUDGET_S)
     for index, workers in enumerate((None, *points)):
         if results:
             spec = MeasureSpec(steps=results[0][0].steps, repeats=REPEATS)
-        options = replace(
-            prepared.options, workers=workers, name=f"{prepared.options.name or prepared.packed.shape.model} {labels[index]}"[:100]
-        )
+        options = replace(prepared.options, workers=workers, name=f"{name} {labels[index]}"[:100])
         job = submit(replace(prepared, options=options), measure=spec, study=study_id)
         results.append(_followed(job, labels, index, on_progress))
     measured = [found for found, _ in results]
     devices = len(about.devices)
     return Study(
-        name=prepared.options.name or prepared.packed.shape.model,
+        name=name,
         shape=prepared.packed.shape,
         hardware=about.hardware,
         simulated=any(device.simulated for device in about.devices),
@@ -199,11 +196,16 @@ def measure_prepared(
     )
 
 
-def _followed(job: Job, labels: list[str], index: int, on_progress: Callable[[StudyProgress], None]) -> tuple[Measured, FitResult]:
+def _labels(points: Sequence[int]) -> tuple[str, ...]:
+    """What a study's measurements are called, in their order: the reference, then every n."""
+    return ("plain fit, all cores", *(f"n={n}" for n in points))
+
+
+def _followed(job: Job, labels: tuple[str, ...], index: int, on_progress: Callable[[StudyProgress], None]) -> tuple[Measured, FitResult]:
     from aiaas_magics.packing import fitcall
 
     def tell(story: JobStory) -> None:
-        on_progress(StudyProgress(label=labels[index], done=tuple(labels[:index]), waiting=tuple(labels[index + 1 :]), story=story))
+        on_progress(StudyProgress(label=labels[index], done=labels[:index], waiting=labels[index + 1 :], story=story))
 
     try:
         story = job.follow(tell)

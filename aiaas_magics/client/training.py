@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiaas_magics import settings
 from aiaas_magics.client.job import Job
@@ -77,8 +77,8 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     began = time.monotonic()
     story = JobStory().with_phase(Phase.PACKING, at_s=time.time())
     on_change(story)
-    about = backend.about()
-    check_versions(settings.versions(), about.versions)
+    about, here = backend.about(), settings.versions()
+    check_versions(here, about.versions)
     devices = len(about.devices)
     if (options.workers or 1) > devices and not options.oversubscribe:
         raise NotEnoughDevices(options.workers or 1, devices, about.backend)
@@ -91,7 +91,7 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
         known_bytes=known_bytes,
         send_bytes=all_bytes - known_bytes,
         notes=packed.notes,
-        here=settings.versions(),
+        here=here,
         there=about.versions,
         memory_bytes=packed.memory_bytes,
         workers=options.workers or 1,
@@ -121,7 +121,7 @@ def submit(
         payload=backend.blobs.send_bytes(packed.payload),
         arrays=backend.blobs.send_arrays(packed.arrays),
         shape=packed.shape,
-        versions=settings.versions(),
+        versions=prepared.preflight.here,
         seed=prepared.seed,
         workers=options.workers,
         oversubscribe=options.oversubscribe,
@@ -136,18 +136,11 @@ def submit(
     return Job(backend.transport, view, packed=packed, story=story, released=released)
 
 
-def train(backend: Backend, call: FitCall, options: TrainOptions, *, on_change: Callable[[JobStory], None] = lambda _: None) -> Any:
-    """Carry out `call` and wait for it: Keras' `History`."""
-    return submit(prepare(backend, call, options, on_change=on_change), on_change=on_change).take(on_change)
-
-
 def check_versions(here: Versions, there: Versions) -> None:
     """Both sides must read the same pickles and compute with the same library: x.y of each must agree.
 
     Raises:
         VersionSkew: naming the first that differs.
     """
-    for what in ("python", "keras", "tensorflow", "aiaas_magics"):
-        mine, theirs = getattr(here, what), getattr(there, what)
-        if mine.split(".")[:2] != theirs.split(".")[:2]:
-            raise VersionSkew(what, mine or "not installed", theirs or "not installed")
+    if what := here.skew(there, "python", "keras", "tensorflow", "aiaas_magics"):
+        raise VersionSkew(what, getattr(here, what) or "not installed", getattr(there, what) or "not installed")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import aiaas_magics
 from aiaas_magics.client import embedded
 from aiaas_magics.client.job import Job
 from aiaas_magics.spec import AttemptStarted, Checkpointed, Entry, JobState, WorkerStarted
+from tests import waiting
 from tests.conftest import processes_of
 from tests.contracts.recipes import gap, small_model, table
 
@@ -35,13 +36,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     wait_until(lambda: not processes_of(folder), "processes were left behind")
 
 
-def wait_until(there: Callable[[], object], otherwise: str) -> object:
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        if found := there():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(otherwise)
+wait_until = functools.partial(waiting.until, wait_s=WAIT_S)
 
 
 def first(job: Job, kind: type) -> Entry | None:

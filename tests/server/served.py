@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import http.client
 import json
@@ -10,8 +11,7 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,14 @@ from urllib.parse import urlsplit
 from aiaas_magics import settings
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.spec import AnyEvent, Entry, FitShape, FitSpec, JobState, JobView
+from tests import waiting
 from tests.conftest import processes_of
 
 WAIT_S = 30.0
 SHAPE = FitShape(rows=100, global_batch=10, steps_per_epoch=10, initial_epoch=0, epochs=3, parameters=7, model="scripted")
 
 
-def until(there: Callable[[], Any], otherwise: str, wait_s: float = WAIT_S) -> Any:
-    deadline = time.monotonic() + wait_s
-    while time.monotonic() < deadline:
-        if found := there():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(otherwise)
+until = functools.partial(waiting.until, wait_s=WAIT_S)
 
 
 class Served:

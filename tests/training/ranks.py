@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from aiaas_magics.backend.training.command import WorkerCommand, WorkerLine
 from aiaas_magics.backend.workers.attempt import AttemptFolder, write_value
 from aiaas_magics.packing import fitcall
 from aiaas_magics.spec import AnyEvent
+from tests import waiting
 
 WAIT_S = 240.0
 ROOT = Path(__file__).parents[2]
@@ -118,13 +119,7 @@ def output_of(folder: Path) -> str:
     return "\n".join(f"--- {path.name}\n{path.read_text()[-4000:]}" for path in sorted(folder.glob("attempt-*/output-*.txt")))
 
 
-def wait_until(there: Callable[[], object], otherwise: str) -> object:
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        if found := there():
-            return found
-        time.sleep(0.01)
-    raise AssertionError(otherwise)
+wait_until = functools.partial(waiting.until, wait_s=WAIT_S)
 
 
 def gaps(ours: Sequence[Any], plain: Sequence[Any]) -> list[float]:

@@ -179,13 +179,9 @@ def check_versions(theirs: Versions, ours: Versions) -> None:
     Raises:
         VersionSkew: naming the first that differs.
     """
-    for what, here, there in (
-        ("Python", theirs.python, ours.python),
-        ("Keras", theirs.keras, ours.keras),
-        ("TensorFlow", theirs.tensorflow, ours.tensorflow),
-    ):
-        if here.split(".")[:2] != there.split(".")[:2]:
-            raise VersionSkew(what, here or "not installed", there or "not installed")
+    names = {"python": "Python", "keras": "Keras", "tensorflow": "TensorFlow"}
+    if what := theirs.skew(ours, *names):
+        raise VersionSkew(names[what], getattr(theirs, what) or "not installed", getattr(ours, what) or "not installed")
 
 
 async def list_jobs(request: Request) -> Response:

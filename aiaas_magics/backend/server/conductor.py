@@ -128,8 +128,7 @@ class Conductor:
         now_s = self._clock.now_s()
         job, is_new = await self._store.call(self._store.add_job, spec, key=key, at_s=now_s)
         if is_new or job not in self._records:
-            records = await self._store.call(self._store.jobs)
-            self._records[job] = next(record for record in records if record.job.id == job)
+            self._records[job] = await self._store.call(self._store.job, job)
             words: list[AnyEvent] = [StateChanged(state=JobState.QUEUED), *(Notice(text=note) for note in spec.notes)]
             await self._happened(job, *(NewEntry(at_s=now_s, attempt=0, rank=None, event=word) for word in words))
             self._place()

@@ -24,6 +24,7 @@ from typing import Any, Final
 import uvicorn
 
 from aiaas_magics import settings, wire
+from aiaas_magics.backend.eventloop import fast_loop
 from aiaas_magics.backend.guard import LOOPBACK, Guard
 from aiaas_magics.backend.server import devices
 from aiaas_magics.backend.server.app import Parts, build
@@ -99,20 +100,10 @@ def serve(options: Options, *, on_ready: Callable[[str], None] = lambda _: None)
     try:
         with listening(options, state) as listener:
             server = Server(options, state, listener, on_ready)
-            with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+            with asyncio.Runner(loop_factory=fast_loop()) as runner:
                 runner.run(server.run())
     finally:
         state.close()
-
-
-def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it exists, which is everywhere but on Windows."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    make: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return make
 
 
 def listening(options: Options, state: StateFolder) -> socket.socket:

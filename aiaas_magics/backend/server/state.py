@@ -27,6 +27,7 @@ import msgspec
 import psutil
 
 from aiaas_magics import settings, wire
+from aiaas_magics.backend.disk import write_private
 from aiaas_magics.errors import InvalidSpec, StoreNotWritable
 
 TOKEN_BYTES: Final = 32  # 256 random bits need no slow hash and no lock-out (facts/reliability 4.1)
@@ -111,7 +112,7 @@ class StateFolder:
                 file.chmod(0o600)
                 return token
         token = "aiaas_" + secrets.token_urlsafe(TOKEN_BYTES)
-        _write_private(file, token + "\n")
+        write_private(file, (token + "\n").encode(), durable=True)
         return token
 
     def last_port(self) -> int:
@@ -124,10 +125,10 @@ class StateFolder:
 
     def announce(self, url: str, port: int) -> None:
         """Say where the server is; called when it listens."""
-        _write_private(self.path / "port", f"{port}\n")
+        write_private(self.path / "port", (f"{port}\n").encode(), durable=True)
         process = psutil.Process()
         told = Serving(pid=process.pid, started=process.create_time(), url=url, version=settings.package_version())
-        _write_private(self.path / "server.json", wire.encode(told).decode() + "\n")
+        write_private(self.path / "server.json", wire.encode(told) + b"\n", durable=True)
 
     def serving(self) -> Serving | None:
         try:
@@ -143,15 +144,6 @@ class StateFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-def _write_private(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _take_lock(path: Path) -> IO[bytes] | None:

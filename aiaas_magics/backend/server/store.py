@@ -79,6 +79,11 @@ versions = sa.Table(
 )
 
 
+# A job with the number of its last entry: a look-up of the events' primary key for each job that is read.
+_LAST = sa.select(sa.func.max(events.c.seq)).where(events.c.job == jobs.c.number).scalar_subquery()
+_JOBS = sa.select(jobs, _LAST.label("seq"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewEntry:
     """An entry that has no sequence number yet."""
@@ -220,10 +225,13 @@ class Store:
 
     def jobs(self) -> list[JobRecord]:
         """Every job, oldest first."""
-        last = sa.select(events.c.job, sa.func.max(events.c.seq).label("seq")).group_by(events.c.job).subquery()
-        query = sa.select(jobs, last.c.seq).outerjoin(last, last.c.job == jobs.c.number).order_by(jobs.c.number)
         with self._engine.connect() as connection:
-            return [_job_record(row) for row in connection.execute(query)]
+            return [_job_record(row) for row in connection.execute(_JOBS.order_by(jobs.c.number))]
+
+    def job(self, job: str) -> JobRecord:
+        """The job with this id, which there is."""
+        with self._engine.connect() as connection:
+            return _job_record(connection.execute(_JOBS.where(jobs.c.number == int(job))).one())
 
     def keep_version(self, record: VersionRecord) -> None:
         """A version that is live now; the ones before it are not."""

@@ -10,8 +10,8 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable
 
+from aiaas_magics.backend.eventloop import fast_loop
 from aiaas_magics.backend.serving.app import BODY_BYTES
 from aiaas_magics.backend.serving.process import Options, run
 from aiaas_magics.errors import AiaasError
@@ -32,22 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
     os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+        with asyncio.Runner(loop_factory=fast_loop()) as runner:
             runner.run(run(Options(**vars(given))))
     except AiaasError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
-
-
-def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it exists, which is everywhere but on Windows."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    make: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return make
 
 
 if __name__ == "__main__":

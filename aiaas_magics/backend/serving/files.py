@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aiaas_magics import wire
+from aiaas_magics.backend.disk import write_private
 from aiaas_magics.errors import StoreNotWritable
 from aiaas_magics.spec import Value
 
@@ -121,12 +122,3 @@ def _locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write `path`, 0600, so that a reader sees the old bytes or the new ones, never half."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
-    with os.fdopen(descriptor, "wb") as handle:
-        handle.write(data)
-    fresh.replace(path)

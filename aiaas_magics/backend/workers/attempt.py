@@ -15,7 +15,6 @@ outlives both sides, so that a server that comes back goes on reading where it s
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -24,6 +23,7 @@ import msgspec
 import psutil
 
 from aiaas_magics import wire
+from aiaas_magics.backend.disk import write_private
 
 T = TypeVar("T")
 
@@ -125,11 +125,7 @@ class AttemptFolder:
 
 def write_value(path: Path, value: object) -> None:
     """Write by rename: a reader sees all of it or nothing."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(wire.encode(value))
-    partial.replace(path)
+    write_private(path, wire.encode(value))
 
 
 def read_value(path: Path, of: type[T]) -> T | None:
