@@ -100,6 +100,37 @@ class MeasureSpec(Value, frozen=True, kw_only=True):
     plain: bool = False
 
 
+ENGINES: Final = ("auto", "tensorflow", "jax")
+STRATEGIES: Final = ("auto", "single", "collective", "mirrored", "spmd")
+FUSING: Final = ("auto", "xla", "graph", "off")
+
+
+class Execution(Value, frozen=True, kw_only=True):
+    """How workers carry a fit call out. The defaults leave every choice to the plan.
+
+    `fused`: how many steps become one call: "xla" compiles them, "graph" does not, "off" is the stock `fit`.
+    `checkpoint_s` of 0 leaves it to epochs alone; `checkpoint_epochs` of 0 keeps none.
+    """
+
+    engine: str = "auto"
+    strategy: str = "auto"
+    fused: str = "auto"
+    model_parallel: int = 1  # devices that share one copy of the model
+    precision: str = ""  # a Keras dtype policy; empty: as the model has it
+    accumulate: int = 1  # batches whose gradients make one update
+    checkpoint_epochs: int = 1
+    checkpoint_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("engine", self.engine, ENGINES),
+            ("strategy", self.strategy, STRATEGIES),
+            ("fused", self.fused, FUSING),
+        ):
+            if value not in known:
+                raise InvalidSpec(f"{what}={value!r} is not known. Use one of {', '.join(known)}.")
+
+
 class FitSpec(Value, frozen=True, kw_only=True):
     """One fit call, as submitted.
 
@@ -116,7 +147,7 @@ class FitSpec(Value, frozen=True, kw_only=True):
     workers: int | None = None
     oversubscribe: bool = False
     retries: int = 3
-    checkpoint_every_epochs: int = 1
+    execution: Execution = Execution()
     measure: MeasureSpec | None = None
     study: str | None = None
     notes: tuple[str, ...] = ()  # what was announced before the run

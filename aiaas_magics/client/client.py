@@ -19,7 +19,7 @@ from aiaas_magics.client.endpoint import Endpoint, deploy
 from aiaas_magics.client.job import Job
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.errors import UnknownName
-from aiaas_magics.spec import About, EndpointView, JobView
+from aiaas_magics.spec import About, EndpointView, Execution, JobView
 
 if TYPE_CHECKING:
     from aiaas_magics.client.study import Study
@@ -113,6 +113,7 @@ class Backend:
         name: str | None = None,
         seed: int | None = None,
         oversubscribe: bool = False,
+        execution: Execution | None = None,
         **fit_arguments: Any,
     ) -> Job:
         """Hand in `model.fit(x, y, **fit_arguments)` on `workers` workers; returns at once.
@@ -126,7 +127,7 @@ class Backend:
         from aiaas_magics.client.training import TrainOptions, prepare, submit
         from aiaas_magics.packing.fitcall import FitCall
 
-        options = TrainOptions(name=name, workers=workers, seed=seed, oversubscribe=oversubscribe)
+        options = TrainOptions(name=name, workers=workers, seed=seed, oversubscribe=oversubscribe, execution=execution or Execution())
         call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
         return submit(prepare(self, call, options))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from aiaas_magics import settings
 from aiaas_magics.client.job import Job
 from aiaas_magics.errors import NotEnoughDevices, VersionSkew
-from aiaas_magics.spec import FitSpec, JobView, MeasureSpec, Phase, Versions
+from aiaas_magics.spec import Execution, FitSpec, JobView, MeasureSpec, Phase, Versions
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class TrainOptions:
     seed: int | None = None
     oversubscribe: bool = False
     retries: int = 3
+    execution: Execution = field(default_factory=Execution)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +127,7 @@ def submit(
         workers=options.workers,
         oversubscribe=options.oversubscribe,
         retries=options.retries,
+        execution=options.execution,
         measure=measure,
         study=study,
         notes=packed.notes,

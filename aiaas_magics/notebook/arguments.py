@@ -23,7 +23,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic_arguments import ArgDecorator
 
 from aiaas_magics.errors import AiaasError
-from aiaas_magics.spec import checked_name
+from aiaas_magics.spec import ENGINES, FUSING, STRATEGIES, Execution, checked_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V")
@@ -163,6 +163,11 @@ train_options = options(
     option("--dry-run", action="store_true", help="Show what the first fit would send, then end the cell. Nothing is sent."),
     option("--seed", type=whole_number(0, 2**31 - 1, "A seed"), metavar="S", help="Makes the sample order repeatable."),
     option("--oversubscribe", action="store_true", help="Allow more workers than devices; they share, and figures say so."),
+    option("--engine", choices=ENGINES, default="auto", metavar="E", help="What computes: auto, tensorflow or jax."),
+    option("--strategy", choices=STRATEGIES, default="auto", metavar="S", help="auto, single, collective, mirrored or spmd."),
+    option(
+        "--fused", choices=FUSING, default="auto", metavar="F", help="Many steps in one call: auto, xla, graph, or off."
+    ),
     option("--local-fallback", action="store_true", help="Run a fit that cannot travel in the kernel instead."),
     UI,
     HELP,
@@ -212,9 +217,16 @@ class TrainRequest:
     dry_run: bool
     seed: int | None
     oversubscribe: bool
+    engine: str
+    strategy: str
+    fused: str
     local_fallback: bool
     ui: str | None
     help: bool
+
+    @property
+    def execution(self) -> Execution:
+        return Execution(engine=self.engine, strategy=self.strategy, fused=self.fused)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

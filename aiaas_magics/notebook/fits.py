@@ -63,7 +63,13 @@ class CellFits:
         from aiaas_magics.client.training import TrainOptions
 
         request = self._request
-        return TrainOptions(name=request.name, workers=self._workers(), seed=request.seed, oversubscribe=request.oversubscribe)
+        return TrainOptions(
+            name=request.name,
+            workers=self._workers(),
+            seed=request.seed,
+            oversubscribe=request.oversubscribe,
+            execution=request.execution,
+        )
 
     def _workers(self) -> int | None:
         asked = self._request.workers

@@ -67,7 +67,10 @@ def test_a_typing_mistake_is_told_with_what_to_type_instead(name: str, line: str
 
 
 def test_every_option_of_training_is_read() -> None:
-    line = "-n 4,1,2 --name 'my run' --async -o out --dry-run --seed 7 --oversubscribe --local-fallback --ui text"
+    line = (
+        "-n 4,1,2 --name 'my run' --async -o out --dry-run --seed 7 --oversubscribe --local-fallback --ui text "
+        "--engine tensorflow --strategy single --fused off"
+    )
 
     request = arguments.read(magic("train"), line, TrainRequest)
 
@@ -79,6 +82,9 @@ def test_every_option_of_training_is_read() -> None:
         dry_run=True,
         seed=7,
         oversubscribe=True,
+        engine="tensorflow",
+        strategy="single",
+        fused="off",
         local_fallback=True,
         ui="text",
         help=False,

@@ -64,7 +64,7 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
             seed=spec.seed,
             cores=machine.cores_of(positions),
             gpu=machine.gpu_of(positions),
-            checkpoint_every_epochs=spec.checkpoint_every_epochs,
+            execution=spec.execution,
             resume_from=str(checkpoint[1]) if checkpoint else None,
             measure=spec.measure,
             reduce_name=reduce_name,

@@ -5,7 +5,7 @@ Owns the two values. Writing and reading the files belongs to `workers`.
 
 from __future__ import annotations
 
-from aiaas_magics.spec import AnyEvent, MeasureSpec, Value
+from aiaas_magics.spec import AnyEvent, Execution, MeasureSpec, Value
 
 
 class WorkerCommand(Value, frozen=True, kw_only=True):
@@ -22,7 +22,7 @@ class WorkerCommand(Value, frozen=True, kw_only=True):
     seed: int
     cores: tuple[int, ...] = ()  # to pin to; empty: do not pin
     gpu: int | None = None
-    checkpoint_every_epochs: int = 1
+    execution: Execution = Execution()
     resume_from: str | None = None  # a checkpoint's folder
     measure: MeasureSpec | None = None
     reduce_name: str = ""  # names the shared memory of this attempt

@@ -9,45 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import keras
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from keras.src.utils import python_utils
 
-from aiaas_magics.backend.training import checkpoints, measure
+from aiaas_magics.backend.training import measure
 from aiaas_magics.backend.training.channel import Channel
-from aiaas_magics.backend.training.checkpoints import Checkpoint
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.data import Source, reading_from
 from aiaas_magics.backend.training.engines.tensorflow import Collective
 from aiaas_magics.backend.training.group import Group
+from aiaas_magics.backend.training.keeper import Keeper, resumed_from
 from aiaas_magics.backend.training.progress import Progress
-from aiaas_magics.packing import plain
-from aiaas_magics.spec import Checkpointed, Notice
+from aiaas_magics.backend.training.unpacked import Unpacked
+from aiaas_magics.spec import Notice
 
 # Callbacks that only write files: rank 0 writes them, the others would write the same ones again.
 WRITERS: Final = ("ModelCheckpoint", "CSVLogger", "TensorBoard", "RemoteMonitor")
 BATCH_HOOKS: Final = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
 TEST_HOOKS: Final = ("on_test_batch_begin", "on_test_batch_end")
-NOT_STATE: Final = frozenset({"model", "_model", "params", "validation_data", "history"})
-SAVING_SHARE: Final = 0.1  # of the time at most goes into checkpoints, the first aside (guess)
-
-
-class Unpacked(Protocol):
-    """A fit call that has arrived: see `packing.fitcall.UnpackedFitCall`."""
-
-    @property
-    def model(self) -> Any: ...
-    @property
-    def arguments(self) -> Mapping[str, Any]: ...
-    @property
-    def variables(self) -> Sequence[Any]: ...
-    @property
-    def callbacks(self) -> Sequence[Any]: ...
 
 
 def run(command: WorkerCommand, call: Unpacked, channel: Channel) -> Any:
@@ -64,7 +48,7 @@ def run(command: WorkerCommand, call: Unpacked, channel: Channel) -> Any:
 def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Group | None) -> Any:
     arguments = _arguments(call.arguments)
     users = callbacks_of_rank(call.callbacks, rank=command.rank, channel=channel)
-    resumed = _resume(command, call, channel)
+    resumed = resumed_from(command, call, channel)
     first = int(arguments.get("initial_epoch") or 0)
     start = resumed.epoch if resumed else first
     epochs = int(arguments.get("epochs") or 1)
@@ -169,69 +153,3 @@ def agreement(group: Group, *, each_batch: bool) -> Any:
                 self.model.stop_training = group.any(bool(self.model.stop_training), site="stop")
 
     return Agreement()
-
-
-# --------------------------------------------------------------------------- going on where an attempt was lost
-
-
-class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
-    """Keeps a checkpoint of epochs, and puts back what an earlier attempt kept. Comes last in the list of callbacks."""
-
-    def __init__(
-        self,
-        command: WorkerCommand,
-        call: Unpacked,
-        channel: Channel,
-        *,
-        history: Any,
-        resumed: Checkpoint | None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__()
-        self._command, self._call, self._channel, self._clock = command, call, channel, clock
-        self._history, self._resumed = history, resumed
-        self._folder = Path(command.job_dir) / "checkpoints"
-        self._next_s = 0.0
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        # Here and not before `fit`: callbacks reset themselves in their own on_train_begin, which came first.
-        if self._resumed is None:
-            return
-        self._history.epoch = list(self._resumed.epochs_done)
-        self._history.history = {name: list(values) for name, values in self._resumed.history.items()}
-        for callback, state in zip(self._call.callbacks, self._resumed.callbacks, strict=True):
-            plain.put_back(callback, state)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        every = self._command.checkpoint_every_epochs
-        due = every > 0 and (epoch + 1) % every == 0
-        if self._command.rank or not due or (self._clock() < self._next_s and not self.model.stop_training):
-            return
-        began = self._clock()
-        checkpoints.save(
-            self._folder,
-            Checkpoint(
-                epoch=epoch + 1,
-                variables=[variable.numpy() for variable in self._call.variables],
-                history={name: [float(value) for value in values] for name, values in self._history.history.items()},
-                epochs_done=self._history.epoch,
-                callbacks=[checkpoints.plain_attributes(callback, leave_out=NOT_STATE) for callback in self._call.callbacks],
-                stopped=bool(self.model.stop_training),
-            ),
-        )
-        ended = self._clock()
-        self._next_s = ended + (ended - began) * (1 / SAVING_SHARE - 1)
-        self._channel.send(Checkpointed(epoch=epoch + 1))
-
-
-def _resume(command: WorkerCommand, call: Unpacked, channel: Channel) -> Checkpoint | None:
-    if command.resume_from is None:
-        return None
-    found = checkpoints.load(Path(command.resume_from))
-    if found is None:
-        if command.rank == 0:
-            channel.send(Notice(text="The checkpoint to go on from is damaged: the training starts from its beginning."))
-        return None
-    for variable, value in zip(call.variables, found.variables, strict=True):
-        variable.assign(value)
-    return found

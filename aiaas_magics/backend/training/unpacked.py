@@ -1,0 +1,19 @@
+"""What the training side knows of a fit call that has arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+
+class Unpacked(Protocol):
+    """A fit call that has arrived: see `packing.fitcall.UnpackedFitCall`."""
+
+    @property
+    def model(self) -> Any: ...
+    @property
+    def arguments(self) -> Mapping[str, Any]: ...
+    @property
+    def variables(self) -> Sequence[Any]: ...
+    @property
+    def callbacks(self) -> Sequence[Any]: ...
