@@ -165,9 +165,7 @@ train_options = options(
     option("--oversubscribe", action="store_true", help="Allow more workers than devices; they share, and figures say so."),
     option("--engine", choices=ENGINES, default="auto", metavar="E", help="What computes: auto, tensorflow or jax."),
     option("--strategy", choices=STRATEGIES, default="auto", metavar="S", help="auto, single, collective, mirrored or spmd."),
-    option(
-        "--fused", choices=FUSING, default="auto", metavar="F", help="Many steps in one call: auto, xla, graph, or off."
-    ),
+    option("--fused", choices=FUSING, default="auto", metavar="F", help="Many steps in one call: auto, xla, graph, or off."),
     option("--local-fallback", action="store_true", help="Run a fit that cannot travel in the kernel instead."),
     UI,
     HELP,
