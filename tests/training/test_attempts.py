@@ -156,6 +156,10 @@ def test_a_measured_attempt_times_steady_steps(tmp_path: Path, n: int, spec: dic
     assert len(measured.seconds) == 3
     assert all(seconds > 0 and math.isfinite(seconds) for seconds in measured.seconds)
     assert measured.compile_s > 0
+    told = (measured.exchange_s, measured.exchanges, measured.exchange_bytes, measured.latency_s, measured.transfer_s)
+    assert all(value > 0 for value in told) if n > 1 else told == (0, 0, 0, 0, 0)
+    assert measured.exchange_bytes == (576 if n > 1 else 0)  # four gradients, each on an aligned address
+    assert measured.exchange_s * 3 * measured.steps < sum(measured.seconds)
     result = ranks.result_in(tmp_path)
     fitcall.apply_result(result, sent.packed)
     assert int(model.optimizer.iterations.numpy()) == 3 + 3 * measured.steps

@@ -10,11 +10,13 @@ n-1 on every rank: all get the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -51,6 +53,21 @@ class RankMissing(RuntimeError):
         return f"worker {self.rank} {self.how}; this worker cannot go on without it"
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a rank gave to exchanges: the time it waited and summed, and what it brought."""
+
+    seconds: float = 0.0
+    bytes: int = 0
+    exchanges: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.seconds + other.seconds, self.bytes + other.bytes, self.exchanges + other.exchanges)
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(self.seconds - other.seconds, self.bytes - other.bytes, self.exchanges - other.exchanges)
+
+
 class Group:
     """Rank `rank` of `ranks`. Use as a context: leaving it tells the others, so that they do not wait.
 
@@ -62,6 +79,7 @@ class Group:
         self, *, rank: int, ranks: int, name: str, folder: Path, spin: bool = True, meet_s: float = MEET_S, wait_s: float = WAIT_S
     ) -> None:
         self.rank, self.ranks = rank, ranks
+        self.spent = Spent()
         self._name, self._folder = name, folder
         self._spin = SPIN_LOOKS if spin else 0
         self._wait_s = wait_s
@@ -89,16 +107,17 @@ class Group:
         """
         dtype = arrays[0].dtype
         offsets, items = _layout([array.size for array in arrays], dtype.itemsize)
-        slots = self._site(site, items * dtype.itemsize).turn(dtype, items)
-        mine, factor = slots[self.rank], dtype.type(weight)
-        for offset, array in zip(offsets, arrays, strict=True):
-            np.multiply(array.reshape(-1), factor, out=mine[offset : offset + array.size])
-        self.wait(tag=items * dtype.itemsize)
-        out = _aligned_empty(items, dtype)
-        if self.ranks < SLICED_FROM:
-            _sum_into(out, slots, slice(None))
-        else:
-            self._sum_sliced(out, slots)
+        with self._exchanging(items * dtype.itemsize):
+            slots = self._site(site, items * dtype.itemsize).turn(dtype, items)
+            mine, factor = slots[self.rank], dtype.type(weight)
+            for offset, array in zip(offsets, arrays, strict=True):
+                np.multiply(array.reshape(-1), factor, out=mine[offset : offset + array.size])
+            self.wait(tag=items * dtype.itemsize)
+            out = _aligned_empty(items, dtype)
+            if self.ranks < SLICED_FROM:
+                _sum_into(out, slots, slice(None))
+            else:
+                self._sum_sliced(out, slots)
         return [out[offset : offset + array.size].reshape(array.shape) for offset, array in zip(offsets, arrays, strict=True)]
 
     def _sum_sliced(self, out: Array, slots: list[Array]) -> None:
@@ -114,9 +133,10 @@ class Group:
 
     def gather(self, array: Array, *, site: str) -> Array:
         """Every rank's `array` (same shape and dtype everywhere), stacked by rank. For small ones."""
-        slots = self._site(site, array.nbytes).turn(array.dtype, array.size)
-        slots[self.rank][:] = array.reshape(-1)
-        self.wait(tag=array.nbytes)
+        with self._exchanging(array.nbytes):
+            slots = self._site(site, array.nbytes).turn(array.dtype, array.size)
+            slots[self.rank][:] = array.reshape(-1)
+            self.wait(tag=array.nbytes)
         return np.stack(slots).reshape(self.ranks, *array.shape)
 
     def concatenate(self, array: Array, *, site: str) -> Array:
@@ -126,9 +146,10 @@ class Group:
         items = int(np.prod(row, dtype=np.int64))
         # Doubled capacities: numbers of rows change from step to step, and a new segment is dear.
         capacity = 1 << (max(1, int(counts.max()) * items * array.dtype.itemsize) - 1).bit_length()
-        slots = self._site(site, capacity).turn(array.dtype, capacity // array.dtype.itemsize)
-        slots[self.rank][: array.size] = array.reshape(-1)
-        self.wait(tag=capacity)
+        with self._exchanging(array.nbytes):
+            slots = self._site(site, capacity).turn(array.dtype, capacity // array.dtype.itemsize)
+            slots[self.rank][: array.size] = array.reshape(-1)
+            self.wait(tag=capacity)
         parts = [slot[: count * items].reshape(count, *row) for slot, count in zip(slots, counts, strict=True)]
         return np.concatenate(parts)
 
@@ -149,6 +170,12 @@ class Group:
         everyone = self.gather(array, site=site)
         mean = everyone.mean(axis=0, dtype=np.float64).astype(array.dtype)
         return np.where((everyone == everyone[0]).all(axis=0), array, mean)
+
+    @contextlib.contextmanager
+    def _exchanging(self, nbytes: int) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.spent += Spent(time.perf_counter() - began, nbytes, 1)
 
     # ------------------------------------------------------------------ waiting
 

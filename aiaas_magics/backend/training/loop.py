@@ -83,8 +83,9 @@ def _measure(command: WorkerCommand, call: Unpacked, channel: Channel, group: Gr
     with reading_from(source), _hooked(call.model, group, source, batch_logs=False):
         history = TensorFlowTrainer.fit(call.model, **arguments, callbacks=[timer, progress])
     assert source.plan is not None
+    measured = timer.measured(source.plan.batch)
     if command.rank == 0:
-        channel.send(timer.measured(source.plan.batch))
+        channel.send(measured)
     return history
 
 

@@ -7,18 +7,24 @@ callbacks of the user's, so that every number of workers does the same work a st
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
 import keras
+import msgspec
+import numpy as np
 from keras.src import tree
 
-from aiaas_magics.backend.training.group import Group
+from aiaas_magics.backend.training.group import Group, Spent
 from aiaas_magics.spec import Measured, MeasureSpec
 
 FEWEST_STEPS: Final = 3  # a repeat is at least this long, whatever the budget
 MOST_EPOCHS: Final = 30  # of a whole point: what lies between epochs is not in the time, but it is waited for (guess)
+PROBE_S: Final = 0.2  # for the exchanges that are timed alone; guess
+PROBES: Final = (3, 50)  # at least, at most
+PROBE_BYTES: Final = 64 * 2**20  # more would not fit some machine's memory once more; beyond, time is proportional to bytes
 EPOCHS: Final = 1_000_000  # the timer stops, not the count
 LEFT_OUT: Final = ("validation_data", "validation_split", "validation_steps", "validation_batch_size", "validation_freq", "callbacks")
 
@@ -64,6 +70,7 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         self._spent = 0.0
         self._calibrated: list[float] = []
         self._weights: list[Any] = []
+        self._before = self._exchanged = Spent()
         self.seconds: list[float] = []
         self.compile_s = 0.0
 
@@ -72,7 +79,20 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         return self._steps
 
     def measured(self, rows_per_step: int) -> Measured:
-        return Measured(steps=self._steps, rows_per_step=rows_per_step, seconds=tuple(self.seconds), compile_s=self.compile_s)
+        point = Measured(steps=self._steps, rows_per_step=rows_per_step, seconds=tuple(self.seconds), compile_s=self.compile_s)
+        return self._with_exchange(point, self._group) if self._group else point
+
+    def _with_exchange(self, point: Measured, group: Group) -> Measured:
+        steps = max(1, self._steps * len(self.seconds))
+        nbytes = int(group.from_first(self._exchanged.bytes / steps, site="bytes"))
+        return msgspec.structs.replace(
+            point,
+            exchange_s=self._exchanged.seconds / steps,
+            exchanges=round(self._exchanged.exchanges / steps),
+            exchange_bytes=nbytes,
+            latency_s=exchange_s(group, 1),
+            transfer_s=exchange_s(group, nbytes),
+        )
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._began = self._clock()
@@ -82,6 +102,8 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
             self.model.set_weights(self._weights)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self._group:
+            self._before = self._group.spent
         if self.compile_s:
             self._began = self._clock()
 
@@ -94,6 +116,8 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
             self._warm_up(spent)
             return
         self._spent += spent
+        if self._group:
+            self._exchanged += self._group.spent - self._before
         if self._seen == self._steps:
             self.seconds.append(self._spent)
             self._seen, self._spent = 0, 0.0
@@ -112,3 +136,22 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
             self._steps = int(self._group.from_first(wanted, site="steps") if self._group else wanted)
         self._warm, self._seen = True, 0
         self._weights = self.model.get_weights()
+
+
+def exchange_s(group: Group, nbytes: int) -> float:
+    """Seconds of one sum of `nbytes` over the ranks, all arriving together; 0 for no bytes. Every rank must ask."""
+    if not nbytes:
+        return 0.0
+    array = np.ones(-(-min(nbytes, PROBE_BYTES) // 4), np.float32)
+    site = f"probe-{array.nbytes}"
+
+    def once() -> float:
+        group.wait()
+        began = time.perf_counter()
+        group.sum_weighted([array], 1.0, site=site)
+        return time.perf_counter() - began
+
+    once()  # the first makes the memory
+    least, most = PROBES
+    times = int(group.from_first(min(most, max(least, PROBE_S / once())), site="probes"))
+    return statistics.median(once() for _ in range(times)) * max(1.0, nbytes / PROBE_BYTES)
