@@ -103,6 +103,8 @@ class MeasureSpec(Value, frozen=True, kw_only=True):
 ENGINES: Final = ("auto", "tensorflow", "jax")
 STRATEGIES: Final = ("auto", "single", "collective", "mirrored", "spmd")
 FUSING: Final = ("auto", "xla", "graph", "off")
+PRECISIONS: Final = ("", "float32", "mixed_bfloat16", "mixed_float16")
+ONE_PROCESS: Final = frozenset({"mirrored", "spmd"})  # strategies of which one process drives every device of the job
 
 
 class Execution(Value, frozen=True, kw_only=True):
@@ -117,7 +119,7 @@ class Execution(Value, frozen=True, kw_only=True):
     fused: str = "auto"
     model_parallel: int = 1  # devices that share one copy of the model
     precision: str = ""  # a Keras dtype policy; empty: as the model has it
-    accumulate: int = 1  # batches whose gradients make one update
+    accumulate: int = 1  # parts that each batch is computed in, one after the other
     checkpoint_epochs: int = 1
     checkpoint_s: float = 0.0
 
@@ -126,9 +128,25 @@ class Execution(Value, frozen=True, kw_only=True):
             ("engine", self.engine, ENGINES),
             ("strategy", self.strategy, STRATEGIES),
             ("fused", self.fused, FUSING),
+            ("precision", self.precision, PRECISIONS),
         ):
             if value not in known:
-                raise InvalidSpec(f"{what}={value!r} is not known. Use one of {', '.join(known)}.")
+                raise InvalidSpec(f"{what}={value!r} is not known. Use one of {', '.join(filter(None, known))}.")
+        if self.accumulate < 1:
+            raise InvalidSpec(f"accumulate={self.accumulate}: a batch has at least 1 part. Leave --accumulate out for one.")
+
+    def resolved(self, *, devices: int, gpus: bool) -> Execution:
+        """This, with the strategy that "auto" stands for on so many devices of one machine."""
+        if self.strategy != "auto":
+            return self
+        if devices == 1:
+            strategy = "single"
+        elif self.engine == "jax":
+            strategy = "spmd"
+        else:
+            # On GPUs gradients would go through the host's memory between processes.
+            strategy = "mirrored" if gpus else "collective"
+        return msgspec.structs.replace(self, strategy=strategy)
 
 
 class FitSpec(Value, frozen=True, kw_only=True):
@@ -156,6 +174,8 @@ class FitSpec(Value, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise InvalidSpec(f"workers={self.workers}: at least one worker is needed. Leave --workers out to use every core.")
+        if self.execution.strategy == "single" and (self.workers or 1) > 1:
+            raise InvalidSpec(f"strategy='single' is one worker, {self.workers} were asked for. Leave one of the two out.")
         if not 0 < len(self.name) <= 100:
             raise InvalidSpec("A job's name has 1 to 100 characters. Give a shorter --name.")
         for sha in (self.payload, *self.arrays):

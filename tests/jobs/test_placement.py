@@ -69,6 +69,13 @@ def test_with_gpus_everything_is_one_worker_a_gpu() -> None:
     assert seats == Seats(frozenset({0, 1}), ((0,), (1,)))
 
 
+@pytest.mark.parametrize(("workers", "devices"), [(2, (0, 1)), (5, (0, 1, 2, 0, 1)), (None, (0, 1, 2))])
+def test_a_strategy_of_one_process_gives_it_every_device_of_the_job(workers: int | None, devices: tuple[int, ...]) -> None:
+    ask = Ask(job="1", workers=workers, oversubscribe=True, together=True)
+
+    assert seats_for(ask, devices=3, held=frozenset(), one_each=True) == Seats(frozenset(devices), (devices,))
+
+
 def test_a_measured_job_has_the_machine_to_itself_and_runs_on_its_share() -> None:
     ask = Ask(job="1", workers=1, alone=True)
 

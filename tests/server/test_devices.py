@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aiaas_magics.backend.server import devices
 from aiaas_magics.backend.server.devices import Machine
-from aiaas_magics.spec import Device
+from aiaas_magics.spec import Device, Execution
 
 
 def test_this_machine_has_the_cores_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,10 +52,18 @@ def test_ranks_on_different_devices_are_on_different_cores_as_long_as_there_are_
     assert machine.cores_of(tuple(range(count))) == tuple(range(min(count, cores)))
 
 
-def test_a_gpu_worker_is_given_its_gpu_and_no_cores() -> None:
+def test_a_gpu_worker_is_given_its_gpus_and_no_cores() -> None:
     machine = Machine((Device(kind="gpu", index=3, name="GPU A"), Device(kind="gpu", index=5, name="GPU A")), (), "", 1)
 
-    assert (machine.gpu_of((1,)), machine.cores_of((1,)), machine.label((1,))) == (5, (), "GPU A")
+    assert (machine.gpus_of((1,)), machine.cores_of((1,)), machine.label((1,), Execution())) == ((5,), (), "GPU A")
+    assert (machine.gpus_of((0, 1)), machine.label((0, 1), Execution(strategy="mirrored"))) == ((3, 5), "2 gpu devices")
+
+
+def test_one_process_with_several_devices_of_a_cpu_is_shown_as_simulated() -> None:
+    machine = Machine(tuple(Device(kind="cpu", index=i, name=f"core {i}") for i in range(2)), (0, 1), "", 1)
+
+    assert machine.label((0, 1), Execution(strategy="mirrored")) == "2 simulated devices on 2 cores"
+    assert machine.label((0, 1), Execution(strategy="single")) == "2 cores"
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,16 @@ from aiaas_magics.errors import NotEnoughDevices
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What a job wants. `workers` of None: one worker with everything; `alone`: the machine to itself."""
+    """What a job wants. `workers` of None: one worker with everything; `alone`: the machine to itself.
+
+    `together`: one process drives the devices of all workers.
+    """
 
     job: str
     workers: int | None
     oversubscribe: bool = False
     alone: bool = False
+    together: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ def seats_for(ask: Ask, *, devices: int, held: frozenset[int], one_each: bool = 
         if len(free) < ask.workers:
             return None
         ranks = tuple((device,) for device in list(free)[: ask.workers])
+    if ask.together:
+        ranks = (tuple(device for seat in ranks for device in seat),)
     wanted = frozenset(range(devices)) if ask.alone else frozenset(device for seat in ranks for device in seat)
     return None if wanted & held else Seats(wanted, ranks)
 

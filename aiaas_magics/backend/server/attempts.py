@@ -27,7 +27,7 @@ from aiaas_magics.backend.server.state import StateFolder
 from aiaas_magics.backend.server.store import JobRecord
 from aiaas_magics.backend.workers.attempt import AttemptFolder
 from aiaas_magics.backend.workers.pool import WorkerCommand, WorkerPool
-from aiaas_magics.spec import Crashed, Entry, Finished, WorkerLost
+from aiaas_magics.spec import ONE_PROCESS, Crashed, Entry, Finished, WorkerLost
 
 CHECKPOINT: Final = re.compile(r"epoch-(\d{5,})", re.ASCII)
 ATTEMPT: Final = re.compile(r"attempt-(\d+)", re.ASCII)
@@ -50,6 +50,7 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
     for needed in (folder.path, state.job(job.id) / "files", state.job(job.id) / "checkpoints"):
         needed.mkdir(mode=0o700, parents=True, exist_ok=True)
     checkpoint = last_checkpoint(state.job(job.id) / "checkpoints")
+    execution = machine.execution_of(spec)
     reduce_name = f"aiaas-{secrets.token_hex(6)}"
     commands = tuple(
         WorkerCommand(
@@ -63,8 +64,9 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
             arrays=tuple(str(blobs.get_path(sha)) for sha in spec.arrays),
             seed=spec.seed,
             cores=machine.cores_of(positions),
-            gpu=machine.gpu_of(positions),
-            execution=spec.execution,
+            gpus=machine.gpus_of(positions),
+            devices=len(positions) if execution.strategy in ONE_PROCESS else 1,
+            execution=execution,
             resume_from=str(checkpoint[1]) if checkpoint else None,
             measure=spec.measure,
             reduce_name=reduce_name,

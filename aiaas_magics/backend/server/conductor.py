@@ -43,6 +43,7 @@ from aiaas_magics.backend.workers.watch import AttemptWatch, Seen
 from aiaas_magics.clock import Clock
 from aiaas_magics.errors import NotEnoughDevices, StoreNotWritable, UnknownName
 from aiaas_magics.spec import (
+    ONE_PROCESS,
     AnyEvent,
     AttemptStarted,
     Crashed,
@@ -124,7 +125,7 @@ class Conductor:
         Raises:
             NotEnoughDevices, StoreNotWritable: nothing was kept.
         """
-        placement.check(_ask("", spec), devices=len(self._machine.devices), backend=self._name)
+        placement.check(self._ask("", spec), devices=len(self._machine.devices), backend=self._name)
         now_s = self._clock.now_s()
         job, is_new = await self._store.call(self._store.add_job, spec, key=key, at_s=now_s)
         if is_new or job not in self._records:
@@ -307,7 +308,8 @@ class Conductor:
 
     def _watch(self, job: str, folder: AttemptFolder, seats: Seats, offsets: dict[str, int]) -> Live:
         ranks = len(seats.ranks)
-        labels = tuple(self._machine.label(seat) for seat in seats.ranks)
+        execution = self._machine.execution_of(self._records[job].spec)
+        labels = tuple(self._machine.label(seat, execution) for seat in seats.ranks)
         live = Live(folder, AttemptWatch(folder, ranks=ranks, offsets=offsets), ranks, labels)
         self._live[job] = live
         attempt = self._records[job].job.attempt
@@ -369,7 +371,7 @@ class Conductor:
         devices = len(self._machine.devices)
         asks = []
         for record in waiting:
-            ask = _ask(record.job.id, record.spec)
+            ask = self._ask(record.job.id, record.spec)
             try:
                 placement.check(ask, devices=devices, backend=self._name)
             except NotEnoughDevices as error:  # the machine had more when the job was submitted
@@ -384,6 +386,10 @@ class Conductor:
             self._said.pop(ask.job, None)
             self._queue.put_nowait(Happened(ask.job, (Placed(len(seats.ranks)),), changes={"seats": attempts.encode_seats(seats)}))
         self._say_why(asks[len(placed) :], held)
+
+    def _ask(self, job: str, spec: FitSpec) -> Ask:
+        together = self._machine.execution_of(spec).strategy in ONE_PROCESS
+        return Ask(job=job, workers=spec.workers, oversubscribe=spec.oversubscribe, alone=spec.measure is not None, together=together)
 
     def _say_why(self, asks: Sequence[Ask], held: dict[str, frozenset[int]]) -> None:
         noun = "GPU" if self._machine.one_each else "core"
@@ -412,10 +418,6 @@ class Conductor:
         unstarted = [rank for rank in range(live.ranks) if folder.process(rank) is None]
         if unstarted or job.verdict is not None or state is JobState.STOPPING:
             self._spawn(self._stop_attempt(job.id, StopAttempt(attempt=job.attempt)), f"stop job {job.id}")
-
-
-def _ask(job: str, spec: FitSpec) -> Ask:
-    return Ask(job=job, workers=spec.workers, oversubscribe=spec.oversubscribe, alone=spec.measure is not None)
 
 
 def _stamped(record: JobRecord, now_s: float) -> JobRecord:

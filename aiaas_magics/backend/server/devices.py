@@ -16,7 +16,7 @@ from typing import Final
 
 import psutil
 
-from aiaas_magics.spec import Device
+from aiaas_magics.spec import ONE_PROCESS, Device, Execution, FitSpec
 
 SIMULATED: Final = "AIAAS_SIMULATED_DEVICES"
 CGROUPS: Final = Path("/sys/fs/cgroup")
@@ -42,14 +42,21 @@ class Machine:
             return ()
         return tuple(dict.fromkeys(self.cores[position % len(self.cores)] for position in positions))
 
-    def gpu_of(self, positions: tuple[int, ...]) -> int | None:
-        return self.devices[positions[0]].index if self.one_each else None
+    def gpus_of(self, positions: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(self.devices[position].index for position in positions) if self.one_each else ()
 
-    def label(self, positions: tuple[int, ...]) -> str:
+    def execution_of(self, spec: FitSpec) -> Execution:
+        """How `spec` is carried out on this machine: "auto" resolved."""
+        everything = len(self.devices) if self.one_each else 1
+        return spec.execution.resolved(devices=spec.workers or everything, gpus=self.one_each)
+
+    def label(self, positions: tuple[int, ...], execution: Execution) -> str:
         """What a worker on these devices is shown to run on."""
         devices = [self.devices[position] for position in positions]
         if len(devices) == 1:
             return devices[0].name
+        if execution.strategy in ONE_PROCESS and not self.one_each:
+            return f"{len(devices)} simulated devices on {_count(len(self.cores_of(positions)), 'core')}"
         return f"{len(devices)} {devices[0].kind} devices" if self.one_each else f"{len(devices)} cores"
 
 

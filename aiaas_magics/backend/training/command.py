@@ -21,7 +21,8 @@ class WorkerCommand(Value, frozen=True, kw_only=True):
     arrays: tuple[str, ...]  # paths of the blobs, `.npy` files
     seed: int
     cores: tuple[int, ...] = ()  # to pin to; empty: do not pin
-    gpu: int | None = None
+    gpus: tuple[int, ...] = ()  # the only ones to see; empty: none
+    devices: int = 1  # that this process drives: GPUs, or simulated ones where there are none
     execution: Execution = Execution()
     resume_from: str | None = None  # a checkpoint's folder
     measure: MeasureSpec | None = None

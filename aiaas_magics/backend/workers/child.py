@@ -91,7 +91,7 @@ def prepare_process(command: WorkerCommand) -> None:
     if command.cores and hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):  # a core of the list may be gone (a smaller container): unpinned is slower, not wrong
             os.sched_setaffinity(0, command.cores)
-    os.environ["CUDA_VISIBLE_DEVICES"] = "" if command.gpu is None else str(command.gpu)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, command.gpus))
     where = Path(command.job_dir, "files") if command.rank == 0 else Path(command.attempt_dir, f"files-{command.rank}")
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chdir(where)
