@@ -374,6 +374,7 @@ class PhaseEntered(Event, frozen=True, kw_only=True, tag="phase"):
 class AttemptStarted(Event, frozen=True, kw_only=True, tag="attempt"):
     ranks: int
     from_epoch: int
+    from_step: int = 0  # of that epoch
     why: str = ""
 
 
@@ -416,6 +417,7 @@ class EpochEnded(Event, frozen=True, kw_only=True, tag="epoch"):
 
 class Checkpointed(Event, frozen=True, kw_only=True, tag="checkpoint"):
     epoch: int  # the epoch that a resumed attempt starts with
+    step: int = 0  # and the step of it
 
 
 class Measured(Event, frozen=True, kw_only=True, tag="measured"):

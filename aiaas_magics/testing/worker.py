@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from aiaas_magics import wire
+from aiaas_magics.backend import checkpoint_folder
+from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training.command import WorkerCommand, WorkerLine
 from aiaas_magics.backend.workers.attempt import EXIT_CRASHED, EXIT_FINISHED
 from aiaas_magics.spec import AnyEvent, Checkpointed, Crashed, EpochEnded, ErrorReport, Finished, Phase, PhaseEntered
@@ -64,13 +66,20 @@ class Play:
 
     def epochs(self, step: dict[str, Any]) -> None:
         count = step["count"]
-        begin = int(Path(self.command.resume_from).name.removeprefix("epoch-")) if self.command.resume_from else 0
+        resumed = Place.of(Path(self.command.resume_from)) if self.command.resume_from else None
+        begin = resumed.epoch if resumed else 0
         for epoch in range(begin, count):
             time.sleep(step.get("seconds", 0.02))
             self.send(EpochEnded(epoch=epoch, epochs=count, rows=10, seconds=0.01, logs={"loss": 1.0 / (epoch + 1)}))
             if self.command.rank == 0:
-                (Path(self.command.job_dir) / "checkpoints" / f"epoch-{epoch + 1:05d}").mkdir(parents=True, exist_ok=True)
+                with checkpoint_folder.written(Path(self.command.job_dir) / "checkpoints", Place(epoch + 1)) as folder:
+                    (folder / "scripted").touch()
                 self.send(Checkpointed(epoch=epoch + 1))
+
+    def tear(self, step: dict[str, Any]) -> None:
+        """The newest checkpoint as a power cut may leave it."""
+        newest = max((Path(self.command.job_dir) / "checkpoints").glob("epoch-*"))
+        (newest / "scripted").write_text("torn", encoding="utf-8")
 
     def crash(self, step: dict[str, Any]) -> int:
         self.send(Crashed(report=ErrorReport(type=step.get("type", "ValueError"), message=step.get("message", "no"))))
@@ -119,7 +128,22 @@ class Play:
 
 STEPS: dict[str, Callable[[Play, dict[str, Any]], int | None]] = {
     name: getattr(Play, name)
-    for name in ("epochs", "finish", "crash", "say", "write", "link", "scribble", "wait", "kill", "exit", "daemonise", "share", "stubborn")
+    for name in (
+        "epochs",
+        "finish",
+        "crash",
+        "say",
+        "write",
+        "link",
+        "scribble",
+        "wait",
+        "kill",
+        "exit",
+        "daemonise",
+        "share",
+        "stubborn",
+        "tear",
+    )
 }
 
 

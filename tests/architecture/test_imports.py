@@ -24,13 +24,30 @@ ARROWS: dict[str, set[str]] = {
     "plots": set(),
     "backend.guard": set(),
     "backend.disk": set(),
+    "backend.checkpoint_folder": set(),
     "backend.eventloop": set(),
-    "backend.server": {"backend.workers", "backend.jobs", "backend.serving", "backend.guard", "backend.disk", "backend.eventloop"},
+    "backend.server": {
+        "backend.workers",
+        "backend.jobs",
+        "backend.serving",
+        "backend.guard",
+        "backend.disk",
+        "backend.checkpoint_folder",
+        "backend.eventloop",
+    },
     "backend.workers": {"backend.training", "backend.jobs", "backend.disk", "packing"},
-    "backend.training": {"packing"},
+    "backend.training": {"backend.checkpoint_folder", "packing"},
     "backend.serving": {"backend.guard", "backend.disk", "backend.eventloop"},
     "backend.jobs": set(),
-    "testing": {"backend.server", "backend.workers", "backend.jobs", "backend.serving", "backend.training", "client"},
+    "testing": {
+        "backend.server",
+        "backend.workers",
+        "backend.jobs",
+        "backend.serving",
+        "backend.training",
+        "backend.checkpoint_folder",
+        "client",
+    },
 }
 
 # library -> the only places that may import it

@@ -140,6 +140,22 @@ def test_a_lost_worker_costs_an_attempt_and_the_next_goes_on_from_the_checkpoint
     assert second.why.endswith(f"Attempt 2 goes on from epoch {second.from_epoch + 1}.")
 
 
+def test_a_torn_checkpoint_is_passed_over_and_the_log_names_the_epoch_that_it_really_goes_on_from(server: Served) -> None:
+    job = server.submit(
+        {"do": "epochs", "count": 3, "attempts": [1]},
+        {"do": "tear", "attempts": [1]},
+        {"do": "kill", "attempts": [1]},
+        {"do": "epochs", "count": 4, "attempts": [2]},
+    )
+
+    server.result(job)
+
+    second = server.events(job, AttemptStarted)[1]
+    assert second.from_epoch == 2
+    assert second.why.endswith("Attempt 2 goes on from epoch 3.")
+    assert [event.epoch for event in server.events(job, EpochEnded)] == [0, 1, 2, 2, 3]
+
+
 def test_a_job_that_loses_workers_each_time_fails_after_its_retries(server: Served) -> None:
     job = server.submit({"do": "kill"}, retries=2)
 

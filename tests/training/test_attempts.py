@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,24 +12,15 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from keras import layers
 
-from aiaas_magics.backend.training import checkpoints
 from aiaas_magics.backend.workers.attempt import EXIT_CRASHED
 from aiaas_magics.backend.workers.child import EXIT_ALONE
 from aiaas_magics.packing import fitcall
 from aiaas_magics.spec import Checkpointed, Compiled, Crashed, EpochEnded, Finished, Measured, MeasureSpec, Notice, Phase, PhaseEntered
 from tests.training import ranks
-from tests.training.fit_cases import data, dense, stopping, table, validation
+from tests.training.fit_cases import data, dense, table
 
 LEFT_ALONE_S = 15.0  # far above the second that a rank needs to see that another is gone: the machine may be busy
-
-
-def with_dropout() -> Any:
-    keras.utils.set_random_seed(4)
-    model = keras.Sequential([layers.Input((6,)), layers.Dense(16, activation="tanh"), layers.Dropout(0.3), layers.Dense(1)])
-    model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
-    return model
 
 
 class Slow(keras.callbacks.Callback):
@@ -78,31 +68,6 @@ def test_an_exception_of_the_users_is_reported_with_its_own_lines(tmp_path: Path
         assert (report.type, report.message, report.phase) == ("KeyError", "'no such thing'", "training")
         assert frame.file == __file__
         assert frame.function == "on_epoch_end"
-
-
-@pytest.mark.parametrize("n", [1, 2])
-def test_a_resumed_attempt_ends_where_an_undisturbed_one_ends(tmp_path: Path, n: int) -> None:
-    arguments = data(
-        epochs=6, validation_data=validation, shuffle=True, callbacks=lambda: [*stopping(), keras.callbacks.ReduceLROnPlateau()]
-    )
-    sent = ranks.send(tmp_path, with_dropout(), workers=n, **arguments())
-    assert ranks.finish(ranks.start(ranks.commands(sent, tmp_path, ranks=n))) == [0] * n, ranks.output_of(tmp_path)
-    newest, before = sorted((tmp_path / "checkpoints").iterdir(), reverse=True)
-    whole = ranks.result_in(tmp_path)
-    kept = checkpoints.load(before)
-    assert kept is not None
-    assert 0 < kept.epoch < 6
-    shutil.rmtree(newest)
-
-    codes = ranks.finish(ranks.start(ranks.commands(sent, tmp_path, ranks=n, attempt=2, resume_from=str(before))))
-
-    assert codes == [0] * n, ranks.output_of(tmp_path)
-    resumed = ranks.result_in(tmp_path, attempt=2)
-    assert max(ranks.gaps(resumed.variables, whole.variables)) == 0.0
-    assert resumed.history == whole.history
-    assert resumed.epoch == whole.epoch
-    assert resumed.callbacks[0]["wait"] == whole.callbacks[0]["wait"]
-    assert min(e.epoch for e in ranks.events_in(tmp_path, attempt=2) if isinstance(e, EpochEnded)) == kept.epoch
 
 
 def test_the_order_of_shuffled_rows_is_the_same_for_every_number_of_workers(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from typing import Final
 import msgspec
 
 from aiaas_magics import wire
+from aiaas_magics.backend import checkpoint_folder
+from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.jobs.actions import StartAttempt
 from aiaas_magics.backend.jobs.placement import Seats
 from aiaas_magics.backend.jobs.states import Blame, Job, Verdict
@@ -29,18 +31,17 @@ from aiaas_magics.backend.workers.attempt import AttemptFolder
 from aiaas_magics.backend.workers.pool import WorkerCommand, WorkerPool
 from aiaas_magics.spec import ONE_PROCESS, Crashed, Entry, Finished, WorkerLost
 
-CHECKPOINT: Final = re.compile(r"epoch-(\d{5,})", re.ASCII)
 ATTEMPT: Final = re.compile(r"attempt-(\d+)", re.ASCII)
 FILES_SHOWN: Final = 10_000  # guess: more files than that are no result that a kernel wants back
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an attempt starts with. `from_epoch` counts from 0."""
+    """What an attempt starts with, and from where on it trains."""
 
     folder: AttemptFolder
     commands: tuple[WorkerCommand, ...]
-    from_epoch: int
+    begin: Place
 
 
 def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStore, machine: Machine) -> Plan:
@@ -49,7 +50,7 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
     folder = AttemptFolder(state.attempt(job.id, job.attempt))
     for needed in (folder.path, state.job(job.id) / "files", state.job(job.id) / "checkpoints"):
         needed.mkdir(mode=0o700, parents=True, exist_ok=True)
-    checkpoint = last_checkpoint(state.job(job.id) / "checkpoints")
+    checkpoint = checkpoint_folder.newest_whole(state.job(job.id) / "checkpoints")
     execution = machine.execution_of(spec)
     reduce_name = f"aiaas-{secrets.token_hex(6)}"
     commands = tuple(
@@ -73,25 +74,15 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
         )
         for rank, positions in enumerate(seats.ranks)
     )
-    return Plan(folder, commands, checkpoint[0] if checkpoint else spec.shape.initial_epoch)
+    return Plan(folder, commands, checkpoint[0] if checkpoint else Place(spec.shape.initial_epoch))
 
 
-def last_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """The newest complete checkpoint and its epoch: it got its name by rename when it was complete."""
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := CHECKPOINT.fullmatch(path.name)) and path.is_dir()]
-    return max(found, default=None)
-
-
-def why(action: StartAttempt, from_epoch: int) -> str:
+def why(action: StartAttempt, begin: Place) -> str:
     """What the user reads when a job is tried again; nothing for a first attempt."""
     if not action.why:
         return ""
     reason = action.why[0].upper() + action.why[1:]
-    return (
-        f"{reason}. Attempt {action.attempt} goes on from epoch {from_epoch + 1}."
-        if from_epoch
-        else (f"{reason}. Attempt {action.attempt} starts from the beginning.")
-    )
+    return f"{reason}. Attempt {action.attempt} {'starts from the beginning' if begin == Place(0) else f'goes on from {begin}'}."
 
 
 def files_of(folder: Path) -> tuple[str, ...]:

@@ -272,7 +272,9 @@ class Conductor:
             plan = await asyncio.to_thread(
                 attempts.plan, self._records[job], seats, state=self._state, blobs=self._blobs, machine=self._machine
             )
-            started = AttemptStarted(ranks=len(seats.ranks), from_epoch=plan.from_epoch, why=attempts.why(action, plan.from_epoch))
+            started = AttemptStarted(
+                ranks=len(seats.ranks), from_epoch=plan.begin.epoch, from_step=plan.begin.step, why=attempts.why(action, plan.begin)
+            )
             words = (started, PhaseEntered(phase=Phase.STARTING))
             await self._happened(job, *(self._word(word, number) for word in words))
             await self._pool.start(plan.folder, plan.commands)

@@ -1,15 +1,13 @@
-"""An epoch's end on disk, so that an attempt can go on where another was lost.
+"""What stands in a checkpoint, so that an attempt can go on where another was lost.
 
-Owns the folder's form: written beside its place and renamed, so that it is whole or not there;
-its files are named with their hashes, so that one torn by a power cut is passed over. No pickle:
-arrays are safetensors, the rest is JSON. When to write is `loop`'s, which one to resume the server's.
+Owns the files' contents. No pickle: arrays are safetensors, the rest is JSON. The folder around them
+is `checkpoint_folder`'s, what to put in is `snapshot`'s, when to write is `keeper`'s, and which one to
+go on from the server's.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,124 +15,149 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
-from safetensors.numpy import load_file, save_file
+import safetensors.numpy
+from safetensors.numpy import load_file, save, save_file
 
+from aiaas_magics.backend import checkpoint_folder
+from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.packing import plain
 
 Array = npt.NDArray[Any]
 
-KEPT: Final = 2  # the newest, and one more for when the newest is torn
-FORMAT: Final = 1
-VARIABLES, STATE, MANIFEST = "variables.safetensors", "state.json", "manifest.json"
+FORMAT: Final = 2
+VARIABLES, STATE = "variables.safetensors", "state.json"
+NATIVE: Final = frozenset({"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float32", "float64"})
+TOLD: Final = "told"  # the JSON of a rank's own state, among its arrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallbackState:
+    """The plain attributes of a callback of the user's; `left` names those that are not plain and were left."""
+
+    kind: str  # the class' name
+    attributes: Mapping[str, Any]
+    left: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Where training stands after an epoch. `epoch` is the one to go on with.
+    """Where training stands. `variables` are rank 0's, `callbacks` are in the order of the user's.
 
-    `callbacks` has the plain attributes of each callback of the user's, in their order.
+    `ranks` has what each rank keeps of its own, as bytes that `encode_own` made.
     """
 
-    epoch: int
+    place: Place
     variables: Sequence[Array]
+    paths: Sequence[str] = ()  # a name for each variable
     history: Mapping[str, list[float]] = field(default_factory=dict)
     epochs_done: Sequence[int] = ()
-    callbacks: Sequence[Mapping[str, Any]] = ()
+    callbacks: Sequence[CallbackState] = ()
+    ranks: Sequence[bytes] = ()
     stopped: bool = False  # a callback ended the training here
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> Path:
+def write(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write `checkpoint` below `folder` and remove all but the newest few. Returns its own folder."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    final = folder / f"epoch-{checkpoint.epoch:05d}"
-    partial = folder / f".{final.name}.{os.getpid()}.part"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(mode=0o700)
     arrays = list(checkpoint.variables)
-    callbacks = [plain.encode(dict(state), arrays) for state in checkpoint.callbacks]
+    callbacks = [
+        {"kind": state.kind, "attributes": plain.encode(dict(state.attributes), arrays), "left": list(state.left)}
+        for state in checkpoint.callbacks
+    ]
     state = {
         "format": FORMAT,
-        "epoch": checkpoint.epoch,
-        "variables": len(checkpoint.variables),
-        "dtypes": [array.dtype.name for array in arrays],
+        "epoch": checkpoint.place.epoch,
+        "step": checkpoint.place.step,
+        "variables": [
+            {"name": path, "dtype": array.dtype.name, "shape": list(array.shape)}
+            for path, array in zip(checkpoint.paths or [""] * len(checkpoint.variables), checkpoint.variables, strict=True)
+        ],
+        "dtypes": [_name(array.dtype) for array in arrays],
         "history": {name: list(values) for name, values in checkpoint.history.items()},
         "epochs_done": list(checkpoint.epochs_done),
         "callbacks": callbacks,
+        "ranks": len(checkpoint.ranks),
         "stopped": checkpoint.stopped,
     }
-    save_file({str(place): _bits(array) for place, array in enumerate(arrays)}, partial / VARIABLES)
-    (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
-    hashes = {name: _hash(partial / name) for name in (VARIABLES, STATE)}
-    (partial / MANIFEST).write_text(json.dumps(hashes), encoding="utf-8")
-    if final.exists():  # of an attempt that was lost before it could say so
-        shutil.rmtree(final)
-    partial.rename(final)
-    _prune(folder)
-    return final
+    with checkpoint_folder.written(folder, checkpoint.place) as path:
+        save_file({str(place): _bits(array) for place, array in enumerate(arrays)}, path / VARIABLES)
+        (path / STATE).write_text(json.dumps(state), encoding="utf-8")
+        for rank, own in enumerate(checkpoint.ranks):
+            (path / _own(rank)).write_bytes(own)
+    return folder / checkpoint.place.name
 
 
 def load(path: Path) -> Checkpoint | None:
-    """The checkpoint in the folder `path`; when that is torn, the newest whole one before it; None when there is none."""
-    for candidate in [path, *(other for other in _newest_first(path.parent) if other.name < path.name)]:
-        if is_whole(candidate):
-            return _load(candidate)
-    return None
-
-
-def is_whole(path: Path) -> bool:
-    try:
-        hashes = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        return bool(hashes) and all(_hash(path / name) == found for name, found in hashes.items())
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _load(path: Path) -> Checkpoint:
+    """The checkpoint in the folder `path`; None when it is damaged, or not one of ours."""
+    if not checkpoint_folder.is_whole(path):
+        return None
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    if state["format"] != FORMAT:
+        return None
     files = load_file(path / VARIABLES)
     arrays = [_from_bits(files[str(place)], dtype) for place, dtype in enumerate(state["dtypes"])]
     return Checkpoint(
-        epoch=state["epoch"],
-        variables=arrays[: state["variables"]],
+        place=Place(state["epoch"], state["step"]),
+        variables=arrays[: len(state["variables"])],
+        paths=[variable["name"] for variable in state["variables"]],
         history=state["history"],
         epochs_done=state["epochs_done"],
-        callbacks=[plain.decode(callback, arrays) for callback in state["callbacks"]],
+        callbacks=[
+            CallbackState(kind=told["kind"], attributes=plain.decode(told["attributes"], arrays), left=told["left"])
+            for told in state["callbacks"]
+        ],
+        ranks=[(path / _own(rank)).read_bytes() for rank in range(state["ranks"])],
         stopped=state["stopped"],
     )
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("epoch-*") if path.is_dir()), reverse=True)
+def encode_own(state: Mapping[str, Any]) -> bytes:
+    """What one rank keeps of its own, as bytes: plain data with arrays in it."""
+    arrays: list[Array] = []
+    told = json.dumps({"state": plain.encode(dict(state), arrays), "dtypes": [_name(array.dtype) for array in arrays]})
+    numbered = {str(place): _bits(array) for place, array in enumerate(arrays)}
+    data: bytes = save({TOLD: np.frombuffer(told.encode(), dtype=np.uint8), **numbered})
+    return data
 
 
-def _prune(folder: Path) -> None:
-    for old in _newest_first(folder)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
-    for partial in folder.glob(".epoch-*.part"):
-        shutil.rmtree(partial, ignore_errors=True)
+def decode_own(data: bytes) -> dict[str, Any]:
+    """What `encode_own` was given."""
+    files = safetensors.numpy.load(data)
+    told = json.loads(files[TOLD].tobytes())
+    arrays = [_from_bits(files[str(place)], dtype) for place, dtype in enumerate(told["dtypes"])]
+    state: dict[str, Any] = plain.decode(told["state"], arrays)
+    return state
 
 
-def _hash(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _own(rank: int) -> str:
+    return f"rank-{rank}.safetensors"
 
 
 def _bits(array: Array) -> Array:
-    """What safetensors can keep: its numpy side does not know bfloat16 and its relatives, which travel as integers."""
+    """What safetensors can keep: other kinds (bfloat16, texts, times) go in as their bytes."""
     array = np.ascontiguousarray(array).reshape(array.shape)
-    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
+    if array.dtype.name in NATIVE:
+        return array
+    return np.frombuffer(array.tobytes(), np.uint8).reshape(*array.shape, array.dtype.itemsize)
 
 
 def _from_bits(array: Array, dtype: str) -> Array:
     if array.dtype.name == dtype:
         return array
-    import ml_dtypes  # comes with TensorFlow
+    return np.frombuffer(array.tobytes(), _named(dtype)).reshape(array.shape[:-1]).copy()
 
-    return array.view(getattr(ml_dtypes, dtype))
+
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.str if dtype.kind in "SUMm" else dtype.name
+
+
+def _named(name: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes  # comes with TensorFlow
+
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return found
 
 
 def plain_attributes(thing: Any, *, leave_out: frozenset[str]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Source:
     ranks: int = 1
     first_epoch: int = 0  # the user's initial_epoch
     start_epoch: int = 0  # where this attempt starts
+    start_step: int = 0  # and after how many steps of that epoch
     plan: Plan | None = None
     batch_alone: bool = False  # some batch, of training or validation, has fewer rows than ranks
 
@@ -69,7 +70,7 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
         EpochIterator.__init__(self, **kwargs)  # past TFEpochIterator's own, which copies all arrays at once
         self._distribute_strategy = distribute_strategy
         self._distributed_dataset: Any = None
-        self._skip = 0
+        self._skip = self._first_step = 0
         if isinstance(self.data_adapter, ArrayDataAdapter):
             if self._training:
                 self._begin_at_start()
@@ -98,6 +99,8 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
         self._pass, self._skip = place_of(
             source.start_epoch, first_epoch=source.first_epoch, batches=source.plan.batches, steps_per_epoch=self.steps_per_epoch
         )
+        self._first_step = source.start_step
+        self._skip += self._first_step
 
     def _get_iterator(self) -> Any:
         if self._distributed_dataset is None:
@@ -122,7 +125,8 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
         batches = self.data_adapter.num_batches
         if self._current_iterator is None or self.steps_per_epoch is None:
             self._begin_pass()
-        for step in range(0, self.steps_per_epoch or batches, self.steps_per_execution):
+        first_step, self._first_step = self._first_step, 0
+        for step in range(first_step, self.steps_per_epoch or batches, self.steps_per_execution):
             if self._steps_seen >= batches:
                 if self.steps_per_epoch:
                     self._interrupted_warning()

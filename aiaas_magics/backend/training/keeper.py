@@ -1,22 +1,24 @@
 """When a checkpoint of an attempt is written, and how the next attempt goes on from it.
 
-Owns the callback that keeps and puts back. A checkpoint's form on disk is `checkpoints`; which
-one to go on from is the server's choice.
+Owns the callback that keeps and puts back. What state that is belongs to `snapshot`, its form on disk
+to `checkpoints`; which one to go on from is the server's choice.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import keras
 
-from aiaas_magics.backend.training import checkpoints
+from aiaas_magics.backend.checkpoint_folder import Place
+from aiaas_magics.backend.training import checkpoints, snapshot
 from aiaas_magics.backend.training.channel import Channel
-from aiaas_magics.backend.training.checkpoints import Checkpoint
+from aiaas_magics.backend.training.checkpoints import CallbackState, Checkpoint
 from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.unpacked import Unpacked
 from aiaas_magics.packing import plain
 from aiaas_magics.spec import Checkpointed, Notice
@@ -26,7 +28,11 @@ SAVING_SHARE: Final = 0.1  # of the time at most goes into checkpoints, the firs
 
 
 class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
-    """Keeps a checkpoint of epochs, and puts back what an earlier attempt kept. Comes last in the list of callbacks."""
+    """Keeps checkpoints, and puts back what an earlier attempt kept. Comes last in the list of callbacks.
+
+    On several ranks rank 0's clock decides, and all meet to hear of it: at the end of each epoch, and, where
+    checkpoints come by the second, after each call of the training function, which all ranks make alike.
+    """
 
     def __init__(
         self,
@@ -34,55 +40,123 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         call: Unpacked,
         channel: Channel,
         *,
+        group: Group | None,
         history: Any,
         resumed: Checkpoint | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self._command, self._call, self._channel, self._clock = command, call, channel, clock
-        self._history, self._resumed = history, resumed
+        self._group, self._history, self._resumed = group, history, resumed
         self._folder = Path(command.job_dir) / "checkpoints"
-        self._next_s = 0.0
+        self._every_epochs, self._every_s = command.execution.checkpoint_epochs, command.execution.checkpoint_s
+        self._epoch = 0
+        self._began_s = self._next_s = 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:
-        # Here and not before `fit`: callbacks reset themselves in their own on_train_begin, which came first.
+        # Here and not before `fit`: callbacks reset themselves, and variables, in their own on_train_begin, which came first.
+        self._began_s = self._clock()
         if self._resumed is None:
             return
         self._history.epoch = list(self._resumed.epochs_done)
         self._history.history = {name: list(values) for name, values in self._resumed.history.items()}
-        for callback, state in zip(self._call.callbacks, self._resumed.callbacks, strict=True):
-            plain.put_back(callback, state)
+        self._put_back(self._resumed)
+        if self._command.rank == 0 and (text := left_behind(self._call.callbacks, self._resumed.callbacks)):
+            self._channel.send(Notice(text=text))
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+        if self._resumed is not None and self._resumed.place.step and epoch == self._resumed.place.epoch:
+            self._put_back(self._resumed)  # the epoch had begun before: its metrics were reset just now, and callbacks began anew
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if not self._every_s or batch + 1 == self.params.get("steps"):
+            return  # an epoch's last step is the epoch's end in a moment
+        if self._agreed(self._is_time() and not self.model.stop_training):
+            self._keep(Place(self._epoch, batch + 1))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        every = self._command.execution.checkpoint_epochs
-        due = every > 0 and (epoch + 1) % every == 0
-        if self._command.rank or not due or (self._clock() < self._next_s and not self.model.stop_training):
+        if not (self._every_epochs or self._every_s):
             return
+        due = self._every_epochs > 0 and (epoch + 1) % self._every_epochs == 0
+        cheap = self._clock() >= self._next_s or self.model.stop_training
+        if self._agreed((due and cheap) or (self._every_s > 0 and self._is_time())):
+            self._keep(Place(epoch + 1))
+
+    def _is_time(self) -> bool:
+        return self._clock() >= max(self._next_s, self._began_s + self._every_s)
+
+    def _agreed(self, due: bool) -> bool:
+        return due if self._group is None else bool(self._group.from_first(due, site="checkpoint-due"))
+
+    def _keep(self, place: Place) -> None:
         began = self._clock()
-        checkpoints.save(
+        variables, ranks = snapshot.take(self._call, self._group)
+        if self._command.rank:
+            return
+        checkpoints.write(
             self._folder,
             Checkpoint(
-                epoch=epoch + 1,
-                variables=[variable.numpy() for variable in self._call.variables],
+                place=place,
+                variables=variables,
+                paths=self._call.paths,
                 history={name: [float(value) for value in values] for name, values in self._history.history.items()},
                 epochs_done=self._history.epoch,
-                callbacks=[checkpoints.plain_attributes(callback, leave_out=NOT_STATE) for callback in self._call.callbacks],
+                callbacks=[state_of(callback) for callback in self._call.callbacks],
+                ranks=ranks,
                 stopped=bool(self.model.stop_training),
             ),
         )
-        ended = self._clock()
+        ended = self._began_s = self._clock()
         self._next_s = ended + (ended - began) * (1 / SAVING_SHARE - 1)
-        self._channel.send(Checkpointed(epoch=epoch + 1))
+        self._channel.send(Checkpointed(epoch=place.epoch, step=place.step))
+
+    def _put_back(self, kept: Checkpoint) -> None:
+        for callback, state in _same_kind(self._call.callbacks, kept.callbacks):
+            plain.put_back(callback, state.attributes)
+        snapshot.put_back(self._call, kept.variables, kept.ranks, rank=self._command.rank, ranks=self._command.ranks)
 
 
 def resumed_from(command: WorkerCommand, call: Unpacked, channel: Channel) -> Checkpoint | None:
+    """The checkpoint that `command` names.
+
+    Raises:
+        InvalidSpec: it is of another model.
+    """
     if command.resume_from is None:
         return None
     found = checkpoints.load(Path(command.resume_from))
-    if found is None:
-        if command.rank == 0:
-            channel.send(Notice(text="The checkpoint to go on from is damaged: the training starts from its beginning."))
-        return None
-    for variable, value in zip(call.variables, found.variables, strict=True):
-        variable.assign(value)
+    if found is not None:
+        snapshot.check_fits(call, found.variables)
+    elif command.rank == 0:
+        channel.send(Notice(text="The checkpoint to go on from is damaged: the training starts from its beginning."))
     return found
+
+
+def state_of(callback: Any) -> CallbackState:
+    attributes = checkpoints.plain_attributes(callback, leave_out=NOT_STATE)
+    return CallbackState(kind=type(callback).__qualname__, attributes=attributes, left=_not_plain(callback, attributes))
+
+
+def _not_plain(callback: Any, kept: Any) -> list[str]:
+    """Attributes of a user's callback that a checkpoint cannot keep and that may change: functions and the model do not."""
+    if type(callback).__module__.partition(".")[0] == "keras":
+        return []
+    return [
+        f"{type(callback).__name__}.{name}"
+        for name, value in vars(callback).items()
+        if name not in kept and name not in NOT_STATE and not callable(value)
+    ]
+
+
+def left_behind(callbacks: Sequence[Any], kept: Sequence[CallbackState]) -> str:
+    """What does not go on where it was, as a sentence; empty when everything does."""
+    known = {id(state) for _, state in _same_kind(callbacks, kept)}
+    anew = [state.kind for state in kept if id(state) not in known]
+    names = [*anew, *(name for state in kept if id(state) in known for name in state.left)]
+    return f"Not part of a checkpoint, so they begin anew: {', '.join(names)}. Numbers, texts, lists and arrays are kept." if names else ""
+
+
+def _same_kind(callbacks: Sequence[Any], kept: Sequence[CallbackState]) -> Iterator[tuple[Any, CallbackState]]:
+    """Callbacks with their states; a job that goes on from another's may have others in their place."""
+    return ((one, state) for one, state in zip(callbacks, kept, strict=False) if type(one).__qualname__ == state.kind)

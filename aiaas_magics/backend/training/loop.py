@@ -17,6 +17,7 @@ import keras
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from keras.src.utils import python_utils
 
+from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import measure
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.command import WorkerCommand
@@ -50,11 +51,13 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     users = callbacks_of_rank(call.callbacks, rank=command.rank, channel=channel)
     resumed = resumed_from(command, call, channel)
     first = int(arguments.get("initial_epoch") or 0)
-    start = resumed.epoch if resumed else first
+    start = resumed.place if resumed else Place(first)
     epochs = int(arguments.get("epochs") or 1)
-    source = Source(seed=command.seed, rank=command.rank, ranks=command.ranks, first_epoch=first, start_epoch=start)
+    source = Source(
+        seed=command.seed, rank=command.rank, ranks=command.ranks, first_epoch=first, start_epoch=start.epoch, start_step=start.step
+    )
     history = keras.callbacks.History()
-    keeper = Keeper(command, call, channel, history=history, resumed=resumed)
+    keeper = Keeper(command, call, channel, group=group, history=history, resumed=resumed)
     progress = Progress(channel, plan=lambda: source.plan, notices=command.rank == 0)
     # Asked of all callbacks, also those that only rank 0 runs: every rank must trace the same exchanges.
     batch_logs = any(_reads_batches(callback) for callback in call.callbacks)
@@ -65,8 +68,8 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
             call.model,
             **arguments
             | {
-                "initial_epoch": start,
-                "epochs": start if resumed and resumed.stopped else epochs,
+                "initial_epoch": start.epoch,
+                "epochs": start.epoch if resumed and resumed.stopped else epochs,
                 "callbacks": [*users, *agreeing, history, progress, keeper],
             },
         )

@@ -1,0 +1,122 @@
+"""A checkpoint as a folder: its name, when it is whole, which one is the newest.
+
+Owns the form that the server and the workers share: written beside its place and renamed, so that it
+is whole or not there; its files are named with their hashes, so that one torn by a power cut is passed
+over. What stands in the files belongs to `training.checkpoints`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import xxhash
+
+KEPT: Final = 2  # the newest, and one more for when the newest is torn
+MANIFEST: Final = "manifest.json"
+NAME: Final = re.compile(r"epoch-(\d{5,})(?:-step-(\d{8,}))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Where a training goes on: the first step that is left to do. Both count from 0."""
+
+    epoch: int
+    step: int = 0
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch + 1}" + (f", step {self.step + 1}" if self.step else "")
+
+    @property
+    def name(self) -> str:
+        return f"epoch-{self.epoch:05d}" + (f"-step-{self.step:08d}" if self.step else "")
+
+    @classmethod
+    def of(cls, path: Path) -> Self | None:
+        """What a folder's name says; None when it is no checkpoint's."""
+        match = NAME.fullmatch(path.name)
+        return cls(int(match[1]), int(match[2] or 0)) if match else None
+
+
+@contextlib.contextmanager
+def written(folder: Path, place: Place) -> Iterator[Path]:
+    """A folder to put files into; on the way out it gets its name, and all but the newest few are removed."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    final = folder / place.name
+    partial = folder / f".{final.name}.{os.getpid()}.part"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(mode=0o700)
+    yield partial
+    hashes = {path.name: _hash(path) for path in sorted(partial.iterdir())}
+    (partial / MANIFEST).write_text(json.dumps(hashes), encoding="utf-8")
+    if final.exists():  # of an attempt that was lost before it could say so
+        shutil.rmtree(final)
+    partial.rename(final)
+    _prune(folder, place)
+
+
+def newest_whole(folder: Path) -> tuple[Place, Path] | None:
+    """The newest checkpoint in `folder` that is not damaged."""
+    return next(((place, path) for place, path in _newest_first(folder) if is_whole(path)), None)
+
+
+def is_whole(path: Path) -> bool:
+    try:
+        hashes = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        return bool(hashes) and all(_hash(path / name) == found for name, found in hashes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def adopt(path: Path, folder: Path) -> None:
+    """Have the checkpoint `path` in `folder` too. Its files never change, so that a link is as good as a copy."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = folder / f".{path.name}.{os.getpid()}.part"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(path, partial, copy_function=_link)
+    partial.rename(folder / path.name)
+
+
+def keep_newest(folder: Path) -> None:
+    """Remove all but the newest whole checkpoint."""
+    kept = newest_whole(folder)
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if kept is None or path != kept[1]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _newest_first(folder: Path) -> list[tuple[Place, Path]]:
+    found = [(place, path) for path in folder.glob("epoch-*") if (place := Place.of(path)) and path.is_dir()]
+    return sorted(found, reverse=True)
+
+
+def _prune(folder: Path, newest: Place) -> None:
+    """What stands after `newest` was passed over when the attempt began: it is damaged."""
+    before = [path for place, path in _newest_first(folder) if place <= newest]
+    for _, path in _newest_first(folder):
+        if path not in before[:KEPT]:
+            shutil.rmtree(path, ignore_errors=True)
+    for partial in folder.glob(".epoch-*.part"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links, or too many of them
+        shutil.copy2(source, target)

@@ -1,0 +1,119 @@
+"""What a rank must have again to go on as if nothing had happened: taken here, and put back here.
+
+Owns which state that is: every variable of the fit call, Python's and numpy's random numbers, Keras'
+generator for random ops without a seed. Ranks share most of it bit for bit; what is a rank's own (its
+seeds, statistics and sums within an epoch) is found by comparing, so that nothing has to be known of
+what the variables mean. How it stands on disk belongs to `checkpoints`.
+
+Not in it, because nobody can ask for it: `tf.random`'s own counters, and whatever a generator holds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
+
+from aiaas_magics.backend.training.checkpoints import decode_own, encode_own
+from aiaas_magics.backend.training.engines.tensorflow import metric_variables, offset_seeds
+from aiaas_magics.backend.training.group import Group
+from aiaas_magics.backend.training.unpacked import Unpacked
+from aiaas_magics.errors import InvalidSpec
+from aiaas_magics.packing.variables import tensorflow_variable
+
+Array = npt.NDArray[Any]
+
+
+def take(call: Unpacked, group: Group | None) -> tuple[list[Array], list[bytes]]:
+    """This rank's variables, and what each rank keeps of its own. Every rank calls it at the same point."""
+    values = [np.asarray(variable.numpy()) for variable in call.variables]
+    if group is None:
+        return values, [_own({})]
+    prints = np.array([_fingerprint(value) for value in values], dtype=np.int64).reshape(-1, 2)
+    everyone = group.gather(prints, site="checkpoint-prints")
+    differing = np.flatnonzero((everyone[group.rank] != everyone[0]).any(axis=1)) if values else ()
+    mine = np.frombuffer(_own({int(place): values[place] for place in differing}), dtype=np.uint8)
+    sizes = group.gather(np.array([mine.size]), site="checkpoint-sizes").reshape(-1)
+    together = group.concatenate(mine, site="checkpoint-own")
+    return values, [part.tobytes() for part in np.split(together, np.cumsum(sizes)[:-1])]
+
+
+def put_back(call: Unpacked, values: Sequence[Array], own: Sequence[bytes], *, rank: int, ranks: int) -> None:
+    """Give this rank what it had, or, where there were more or fewer ranks, its part of what they had together.
+
+    Raises:
+        InvalidSpec: the checkpoint is of another model; nothing was changed then.
+    """
+    check_fits(call, values)
+    for variable, value in zip(call.variables, values, strict=True):
+        variable.assign(value)
+    if len(own) == ranks:
+        state = decode_own(own[rank])
+        for place, value in state["values"].items():
+            call.variables[place].assign(value)
+        _put_back_random(state)
+        return
+    _share_out(call, values, [decode_own(data)["values"] for data in own], rank=rank)
+    if rank == 0:
+        _put_back_random(decode_own(own[0]))
+
+
+def check_fits(call: Unpacked, values: Sequence[Array]) -> None:
+    if len(call.variables) != len(values):
+        raise InvalidSpec(f"The checkpoint has {len(values)} variables and the model {len(call.variables)}. {ANOTHER_MODEL}")
+    for path, variable, value in zip(call.paths, call.variables, values, strict=True):
+        if not variable.shape.is_compatible_with(value.shape) or variable.dtype.name != value.dtype.name:
+            raise InvalidSpec(
+                f"{path} is {value.dtype.name} {list(value.shape)} in the checkpoint and {variable.dtype.name} {list(variable.shape)} "
+                f"in the model. {ANOTHER_MODEL}"
+            )
+
+
+ANOTHER_MODEL = "Build and compile the model as it was, or leave --resume out."
+
+
+def _share_out(call: Unpacked, values: Sequence[Array], differing: Sequence[Mapping[int, Array]], *, rank: int) -> None:
+    """State of other ranks, for this one: metrics are sums, so one rank gets all of them; statistics are averaged."""
+    metrics = {id(tensorflow_variable(variable)): variable for variable in metric_variables(call.model)}
+    for place, variable in enumerate(call.variables):
+        metric = metrics.get(id(variable))
+        if metric is None and not any(place in own for own in differing):
+            continue
+        everyone = np.stack([own.get(place, values[place]) for own in differing])
+        how = "mean" if metric is None else getattr(metric, "aggregation", "sum")
+        if how == "sum":
+            variable.assign(everyone.sum(axis=0) if rank == 0 else np.zeros_like(everyone[0]))
+        elif how == "mean" and keras.backend.is_float_dtype(variable.dtype.name):
+            variable.assign(everyone.mean(axis=0, dtype=np.float64).astype(everyone.dtype))
+    offset_seeds(call.model, rank)
+
+
+def _own(values: Mapping[int, Array]) -> bytes:
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    return encode_own(
+        {
+            "values": dict(values),
+            "python": random.getstate(),
+            "numpy": np.random.get_state(),
+            "keras": None if generator is None else np.asarray(keras.ops.convert_to_numpy(generator.state.value)),
+        }
+    )
+
+
+def _put_back_random(state: Mapping[str, Any]) -> None:
+    if state["keras"] is not None:
+        global_seed_generator().state.assign(state["keras"])  # draws from Python's where there is none yet: first
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+
+
+def _fingerprint(value: Array) -> tuple[int, int]:
+    digest = xxhash.xxh3_128_digest(value.tobytes())
+    return int.from_bytes(digest[:8], "little", signed=True), int.from_bytes(digest[8:], "little", signed=True)

@@ -1,0 +1,175 @@
+"""An attempt that goes on from a checkpoint ends where an undisturbed one ends, bit for bit."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from tensorflow.python.framework.config import disable_op_determinism, enable_op_determinism
+
+from aiaas_magics.backend.checkpoint_folder import Place, is_whole
+from aiaas_magics.backend.training import snapshot
+from aiaas_magics.backend.workers.attempt import AttemptFolder
+from aiaas_magics.backend.workers.local import LocalPool
+from aiaas_magics.errors import InvalidSpec
+from aiaas_magics.packing import fitcall
+from aiaas_magics.spec import EpochEnded, Execution, Notice
+from tests.training import ranks
+from tests.training.fit_cases import data, dense, stopping, validation
+
+EPOCHS, STEPS = 3, 10
+EVERYTHING = Execution(checkpoint_epochs=1, checkpoint_s=1e-6)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPool]:
+    """Ranks are forked, so that an attempt costs a second instead of the libraries' import."""
+    pool = LocalPool(tmp_path_factory.mktemp("launcher"))
+    yield pool
+    asyncio.run(pool.close())
+
+
+def attempt(pool: LocalPool, sent: ranks.Sent, folder: Path, *, n: int, number: int = 1, **more: Any) -> fitcall.FitResult:
+    """One attempt on `n` ranks, to its good end."""
+    name = f"aiaas-test-{folder.name}-{number}"
+    commands = [ranks.command_for(sent, folder, rank=rank, ranks=n, name=name, attempt=number, **more) for rank in range(n)]
+    there = AttemptFolder(folder / f"attempt-{number}")
+    asyncio.run(pool.start(there, commands))
+    ranks.wait_until(lambda: all(there.ending(rank) for rank in range(n)), "a rank did not end")
+    assert [there.ending(rank).code for rank in range(n)] == [0] * n, ranks.output_of(folder)  # type: ignore[union-attr]
+    return ranks.result_in(folder, number)
+
+
+class Noise(keras.layers.Layer):
+    """Draws from the generator that Keras has for random ops without a seed."""
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        return x + 0.1 * keras.random.normal(keras.ops.shape(x)) if training else x
+
+
+class Draws(keras.callbacks.Callback):
+    """State of its own, changed at every step by Python's and numpy's random numbers; begins each epoch with an empty list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[float] = []
+        self.hidden = object()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.drawn = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        import time
+
+        self.drawn.append(random.random() + np.random.rand())
+        self.model.optimizer.learning_rate.assign(0.01 + 0.01 * self.drawn[-1])
+        time.sleep(0.02)  # so that a checkpoint of nearly every step fits into the time that they may take
+
+
+class Waits(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        import time
+
+        time.sleep(0.02)
+
+
+class Collects(keras.callbacks.Callback):
+    """Puts aside every checkpoint that it sees; only the newest two stay in their place."""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        import shutil
+        from pathlib import Path
+
+        for path in Path("../checkpoints").glob("epoch-*"):
+            if not Path("../collected", path.name).exists():
+                shutil.copytree(path, Path("../collected", path.name))
+
+
+def random_model(optimizer: Any) -> Any:
+    keras.utils.set_random_seed(4)
+    x = keras.Input((6,))
+    y = layers.BatchNormalization()(layers.Dense(16, activation="tanh")(x))
+    y = layers.Dense(1, activation="sigmoid")(Noise()(layers.Dropout(0.3)(y)))
+    model = keras.Model(x, y)
+    model.compile(optimizer, "binary_crossentropy", metrics=["accuracy", keras.metrics.AUC(name="auc")])
+    return model
+
+
+def calm_model() -> Any:
+    return dense("adam", metrics=["accuracy"])()
+
+
+def arguments(*callbacks: Any, shuffle: bool = True) -> dict[str, Any]:
+    made = data(12 * STEPS - 7, epochs=EPOCHS, validation_data=validation, shuffle=shuffle)()
+    return made | {"callbacks": [*stopping(), *callbacks, Collects()]}
+
+
+def collected(folder: Path, *, within: bool) -> Path:
+    """The last checkpoint that was put aside from within an epoch, or from the end of one."""
+    found = [path for path in sorted((folder / "collected").iterdir()) if bool(Place.of(path).step) == within]  # type: ignore[union-attr]
+    assert found, f"no such checkpoint among {list((folder / 'collected').iterdir())}"
+    assert is_whole(found[-1])
+    return found[-1]
+
+
+@pytest.mark.parametrize(("n", "optimizer"), [(1, "adam"), (2, "sgd")])
+def test_a_resumed_attempt_ends_where_an_undisturbed_one_ends(pool: LocalPool, tmp_path: Path, n: int, optimizer: str) -> None:
+    enable_op_determinism()
+    try:
+        sent = ranks.send(tmp_path, random_model(optimizer), workers=n, **arguments(Draws()))
+    finally:
+        disable_op_determinism()
+    whole = attempt(pool, sent, tmp_path, n=n, execution=EVERYTHING)
+
+    for number, within in enumerate((False, True), start=2):
+        begin = collected(tmp_path, within=within)
+        shutil.rmtree(tmp_path / "checkpoints")
+        resumed = attempt(pool, sent, tmp_path, n=n, number=number, execution=EVERYTHING, resume_from=str(begin))
+
+        assert max(ranks.gaps(resumed.variables, whole.variables)) == 0.0, begin.name
+        assert resumed.history == whole.history
+        assert resumed.epoch == whole.epoch
+        assert [state.get("wait") for state in resumed.callbacks] == [state.get("wait") for state in whole.callbacks]
+        assert resumed.callbacks[1]["drawn"] == whole.callbacks[1]["drawn"]
+        events = ranks.events_in(tmp_path, attempt=number)
+        assert min(e.epoch for e in events if isinstance(e, EpochEnded)) == Place.of(begin).epoch  # type: ignore[union-attr]
+        [notice] = [e.text for e in events if isinstance(e, Notice)]
+        assert "Draws.hidden" in notice
+
+
+def test_another_number_of_workers_goes_on_with_the_same_global_batches(pool: LocalPool, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    sent = {n: ranks.send(folder, calm_model(), workers=n, **arguments(Waits())) for n, folder in ((1, one), (2, two))}
+    whole = {n: attempt(pool, sent[n], folder, n=n, execution=EVERYTHING) for n, folder in ((1, one), (2, two))}
+
+    for n, folder in ((2, one), (1, two)):
+        begin = collected(folder, within=True)
+        resumed = attempt(pool, sent[1], folder, n=n, number=2, resume_from=str(begin))
+
+        assert max(ranks.gaps(resumed.variables, whole[1].variables)) <= 1e-5, begin.name
+        for name, values in whole[1].history.items():
+            np.testing.assert_allclose(resumed.history[name], values, rtol=1e-5)
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_words_before_anything_is_changed() -> None:
+    def arrived(model: Any) -> Any:
+        packed = fitcall.pack(fitcall.FitCall(model, data()()))
+        return fitcall.unpack(packed.payload, packed.arrays)
+
+    narrow, wide = arrived(dense("adam")()), arrived(random_model("adam"))
+    kept, own = snapshot.take(narrow, None)
+
+    with pytest.raises(InvalidSpec, match=rf"has {len(kept)} variables and the model {len(wide.variables)}. Build and compile the model"):
+        snapshot.put_back(wide, kept, own, rank=0, ranks=1)
+    before = [variable.numpy() for variable in narrow.variables]
+    with pytest.raises(InvalidSpec, match=r"kernel is float32 \[6, 17\] in the checkpoint and float32 \[6, 16\] in the model"):
+        snapshot.put_back(narrow, [np.zeros((6, 17), "float32") if v.shape == (6, 16) else v + 1 for v in kept], own, rank=0, ranks=1)
+    np.testing.assert_equal([variable.numpy() for variable in narrow.variables], before)
