@@ -29,7 +29,7 @@ def everything(group: Group) -> dict[str, object]:
         "aligned": all(found.ctypes.data % 64 == 0 for found in sums),
         "rows": rows,
         "any": [group.any(group.rank == 1, site="any"), group.any(False, site="any")],
-        "first": group.from_first(group.rank + 5.0, site="first"),
+        "first": group.from_first(5 if group.rank == 0 else 6.5, site="first"),
         "same": group.mean_of_different(np.array([0.1, float(group.rank)]), site="mean").tolist(),
         "many": float(sum(group.sum(np.array([turn + group.rank]), site="many")[0] for turn in range(300))),
     }

@@ -163,7 +163,7 @@ class Group:
 
     def from_first(self, value: float, *, site: str) -> float:
         """Rank 0's `value`, on every rank."""
-        return float(self.gather(np.array([value]), site=site)[0, 0])
+        return float(self.gather(np.array([value], np.float64), site=site)[0, 0])
 
     def mean_of_different(self, array: Array, *, site: str) -> Array:
         """The mean over ranks where they differ; exactly `array` where they do not. For small arrays."""
