@@ -394,6 +394,13 @@ class Compiled(Event, frozen=True, kw_only=True, tag="compiled"):
     seconds: float
 
 
+class Planned(Event, frozen=True, kw_only=True, tag="plan"):
+    """How the steps are carried out ("xla", "graph", "off"), and why not otherwise."""
+
+    fused: str
+    why: tuple[str, ...] = ()
+
+
 class StepsDone(Event, frozen=True, kw_only=True, tag="steps"):
     """Progress within an epoch. `step` counts from 1; rows and seconds since the epoch's first step."""
 
@@ -466,6 +473,7 @@ AnyEvent = (
     | WorkerStarted
     | WorkerLost
     | Compiled
+    | Planned
     | StepsDone
     | EpochEnded
     | Checkpointed

@@ -26,6 +26,7 @@ from aiaas_magics.spec import (
     Output,
     Phase,
     PhaseEntered,
+    Planned,
     StateChanged,
     StepsDone,
     WorkerLost,
@@ -95,6 +96,7 @@ class JobStory:
     notices: tuple[str, ...] = ()
     output: tuple[str, ...] = ()
     compile_s: float = 0.0
+    plan: Planned | None = None
     measured: Measured | None = None
     error: ErrorReport | None = None
     last_seq: int = 0
@@ -188,6 +190,8 @@ def _after(story: JobStory, entry: Entry) -> JobStory:  # noqa: C901 - one case 
             return _lane(story, rank, state="lost", detail=how)
         case Compiled(seconds=seconds):
             return story if rank else replace(story, compile_s=seconds)
+        case Planned():
+            return replace(story, plan=event)
         case StepsDone():
             return _steps(story, rank, event)
         case EpochEnded():

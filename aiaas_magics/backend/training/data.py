@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,9 @@ from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 from aiaas_magics.backend.training.engines.tensorflow import ALONE, DATA, PART
+from aiaas_magics.backend.training.fused import Pacing, fusable, take
 from aiaas_magics.backend.training.plan import Indices, Part, Pass, Plan, order_of, place_of
+from aiaas_magics.backend.training.rows import Rows, rows_of_arrays
 from aiaas_magics.errors import DataMismatch
 
 
@@ -39,6 +42,8 @@ class Source:
     start_step: int = 0  # and after how many steps of that epoch
     plan: Plan | None = None
     batch_alone: bool = False  # some batch, of training or validation, has fewer rows than ranks
+    pace: Pacing | None = None  # how many steps a call makes; None: one, by Keras' own iterator
+    test_pace: Pacing | None = None
 
 
 @contextlib.contextmanager
@@ -71,7 +76,10 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
         self._distribute_strategy = distribute_strategy
         self._distributed_dataset: Any = None
         self._skip = self._first_step = 0
-        if isinstance(self.data_adapter, ArrayDataAdapter):
+        arrays = isinstance(self.data_adapter, ArrayDataAdapter)
+        self._pace = (self._source.pace if self._training else self._source.test_pace) if arrays else None
+        self._rows: Rows | None = None
+        if arrays:
             if self._training:
                 self._begin_at_start()
         elif self._ours:
@@ -118,6 +126,9 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
 
     def _enumerate_iterator(self) -> Iterator[tuple[int, int, Any]]:
         """As the stock one, but a pass is begun when its first batch is asked for, and knows its number."""
+        if self._pace is not None and self._readable():
+            yield from self._enumerate_chunks(self._pace)
+            return
         if not (self._ours and self._training):
             yield from super()._enumerate_iterator()
             return
@@ -143,6 +154,66 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
         self._steps_seen = self._skip
         self._pass, self._skip = self._pass + 1, 0
 
+    # ------------------------------------------------------------------ many steps a call
+
+    def _readable(self) -> bool:
+        """Whether rows can be read inside a call; opens them when it is asked first."""
+        if self._rows is None:
+            inputs = tree.lists_to_tuples(array_slicing.convert_to_sliceable(self.data_adapter._inputs, target_backend="tensorflow"))
+            if not fusable(inputs):
+                self._pace = None
+                return False
+            self._rows = rows_of_arrays(inputs)
+        return True
+
+    def _enumerate_chunks(self, pace: Pacing) -> Iterator[tuple[int, int, Any]]:
+        """As the stock one, with as many steps at once as `pace` says."""
+        assert self._rows is not None
+        self.data_adapter.on_epoch_begin()
+        plan = self._cut_plan()
+        if self._current_iterator is None or self.steps_per_epoch is None:
+            self._begin_chunks(plan)
+        step, self._first_step = self._first_step, 0
+        most = self.steps_per_epoch or plan.batches
+        while step < most:
+            if self._steps_seen >= plan.batches:
+                if self.steps_per_epoch:
+                    self._interrupted_warning()
+                break
+            at = self._steps_seen
+            chunk = self._rows.chunk(at, min(pace(), most - step)) if at < plan.full_batches else self._rows.tail()
+            steps = chunk.stop - chunk.start
+            self._steps_seen += steps
+            began = time.perf_counter()
+            yield step, step + steps - 1, chunk
+            pace.took(steps, time.perf_counter() - began)
+            step += steps
+        if self._steps_seen >= plan.batches:
+            self._current_iterator = None
+        self.data_adapter.on_epoch_end()
+
+    def _cut_plan(self) -> Plan:
+        """The plan of a validation inside `fit` is this rank's; of an evaluation of the user's own, the whole."""
+        plan = self._plan()
+        return plan if self._ours else dataclasses.replace(plan, rank=0, ranks=1)
+
+    def _begin_chunks(self, plan: Plan) -> None:
+        assert self._rows is not None
+        order, skip = np.arange(plan.rows, dtype=np.int64), 0
+        if self._training:
+            order = order_of(self._pass, rows=plan.rows, batch=plan.batch, shuffle=self._shuffle, seed=self._source.seed)
+            skip, self._pass, self._skip = self._skip, self._pass + 1, 0
+        self._rows.begin(plan, plan.cut(order))
+        self._steps_seen = skip
+        self._current_iterator = self._rows
+
+
+def with_part(rows: Any, part: Part) -> Any:
+    """What a step is given of these rows: themselves, or on one of several ranks also which part of the batch they are."""
+    if part.whole:
+        return rows
+    return {PART: tf.constant(part.share, tf.float64), ALONE: tf.constant(part.alone), DATA: rows}
+
 
 def our_dataset(adapter: ArrayDataAdapter, plan: Plan, next_pass: Any) -> tf.data.Dataset:
     """One pass a time over the adapter's arrays: of each batch this rank's rows, with the share they are."""
@@ -166,7 +237,7 @@ def our_dataset(adapter: ArrayDataAdapter, plan: Plan, next_pass: Any) -> tf.dat
     positioned = tf.data.Dataset.range(1).map(positions).flat_map(batches)
 
     def read(part: Any, data: Any) -> Any:
-        rows = tree.traverse(lambda x: _take(x, part["rows"]), data)
+        rows = tree.traverse(lambda x: take(x, part["rows"]), data)
         return rows if plan.ranks == 1 else {PART: part["part"], ALONE: part["alone"], DATA: rows}
 
     dataset = tf.data.Dataset.zip((positioned, arrays)).map(read, num_parallel_calls=tf.data.AUTOTUNE)
@@ -182,12 +253,3 @@ def _with_part(rows: Any, part: Part, plan: Plan) -> dict[str, Any]:
         # One length on some ranks and another on others would be traced differently: unknown on all, as in stock `fit`.
         rows = tf.compat.v1.placeholder_with_default(rows, [None])
     return {"rows": rows, "part": tf.constant(part.share, tf.float64), "alone": tf.constant(part.alone)}
-
-
-def _take(x: Any, rows: Any) -> Any:
-    """The rows of one array; None to look inside a structure (the protocol of `tree.traverse`)."""
-    if isinstance(x, array_slicing.TensorflowSparseWrapper):
-        return array_slicing.slice_tensorflow_sparse_wrapper(x, rows)
-    if isinstance(x, list | tuple | dict):
-        return None
-    return tf.gather(x, rows, axis=0) if tf.is_tensor(x) else x

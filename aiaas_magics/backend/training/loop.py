@@ -8,8 +8,9 @@ that keep them exact (`exact`), what is told (`progress`) and kept (`checkpoints
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,13 +22,14 @@ from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import measure
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.command import WorkerCommand
-from aiaas_magics.backend.training.data import Source, reading_from
+from aiaas_magics.backend.training.data import Source, reading_from, with_part
 from aiaas_magics.backend.training.engines.tensorflow import Collective
+from aiaas_magics.backend.training.fused import FusedSteps, Pace, Pacing, Settled, same_random_numbers
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.keeper import Keeper, resumed_from
 from aiaas_magics.backend.training.progress import Progress
 from aiaas_magics.backend.training.unpacked import Unpacked
-from aiaas_magics.spec import Notice
+from aiaas_magics.spec import Notice, Planned
 
 # Callbacks that only write files: rank 0 writes them, the others would write the same ones again.
 WRITERS: Final = ("ModelCheckpoint", "CSVLogger", "TensorBoard", "RemoteMonitor")
@@ -62,7 +64,13 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     # Asked of all callbacks, also those that only rank 0 runs: every rank must trace the same exchanges.
     batch_logs = any(_reads_batches(callback) for callback in call.callbacks)
     agreeing = [] if group is None else [agreement(group, each_batch=batch_logs)]
-    with reading_from(source), _hooked(call.model, group, source, batch_logs=batch_logs):
+    each = int(call.model.steps_per_execution or 1) if batch_logs else None
+    settled = _telling(channel) if command.rank == 0 else lambda _: None
+    with (
+        reading_from(source),
+        _hooked(call.model, group, source, batch_logs=batch_logs),
+        fusing(call.model, source, fused=command.execution.fused, pace=Pace(each), test_pace=Pace(each), settled=settled),
+    ):
         # The Trainer's own `fit`: a subclass' override has run in the kernel already, where it reached the Trainer's.
         TensorFlowTrainer.fit(
             call.model,
@@ -83,7 +91,8 @@ def _measure(command: WorkerCommand, call: Unpacked, channel: Channel, group: Gr
     source = Source(seed=command.seed, rank=command.rank, ranks=command.ranks, first_epoch=first, start_epoch=first)
     timer = measure.StepTimer(command.measure, group=group)
     progress = Progress(channel, plan=lambda: source.plan, notices=False)
-    with reading_from(source), _hooked(call.model, group, source, batch_logs=False):
+    fused = fusing(call.model, source, fused=command.execution.fused, pace=timer, test_pace=Pace())
+    with reading_from(source), _hooked(call.model, group, source, batch_logs=False), fused:
         history = TensorFlowTrainer.fit(call.model, **arguments, callbacks=[timer, progress])
     assert source.plan is not None
     measured = timer.measured(source.plan.batch)
@@ -120,6 +129,36 @@ def _hooked(model: Any, group: Group | None, source: Source, *, batch_logs: bool
         return
     with Collective(model, group, batch_alone=lambda: source.batch_alone, batch_logs=batch_logs).installed():
         yield
+
+
+@contextlib.contextmanager
+def fusing(
+    model: Any, source: Source, *, fused: str, pace: Pacing, test_pace: Pacing, settled: Callable[[Settled], None] = lambda _: None
+) -> Iterator[None]:
+    """Inside, `fit` on arrays makes many steps in one call, as `pace` says; not where the user has a loop of his own."""
+    own = any(getattr(type(model), name) is not getattr(TensorFlowTrainer, name) for name in ("make_train_function", "make_test_function"))
+    if fused == "off" or own or model.run_eagerly:
+        yield
+        return
+    source.pace, source.test_pace = pace, test_pace
+    wanted = "xla" if fused == "auto" and model.jit_compile else fused
+    steps = {"train_function": model.train_step, "test_function": model.test_step}
+    for name, step in steps.items():
+        told = settled if name == "train_function" else lambda _: None
+        stock = functools.partial(model._make_function, step)
+        setattr(model, name, FusedSteps(step, stock=stock, wrap=with_part, fused=wanted, settled=told))
+    try:
+        with same_random_numbers():
+            yield
+    finally:
+        model.train_function = model.test_function = None
+
+
+def _telling(channel: Channel) -> Callable[[Settled], None]:
+    def tell(settled: Settled) -> None:
+        channel.send(Planned(fused=settled.fused, why=settled.why))
+
+    return tell
 
 
 def callbacks_of_rank(callbacks: Sequence[Any], *, rank: int, channel: Channel) -> list[Any]:

@@ -21,6 +21,7 @@ from aiaas_magics.backend.training.group import Group, Spent
 from aiaas_magics.spec import Measured, MeasureSpec
 
 FEWEST_STEPS: Final = 3  # a repeat is at least this long, whatever the budget
+CALIBRATING: Final = 200  # steps at most that a budget is made from (guess: a few calls of small steps)
 MOST_EPOCHS: Final = 30  # of a whole point: what lies between epochs is not in the time, but it is waited for (guess)
 PROBE_S: Final = 0.2  # for the exchanges that are timed alone; guess
 PROBES: Final = (3, 50)  # at least, at most
@@ -56,6 +57,7 @@ def _rows(x: Any) -> int | None:
 class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
     """Times `repeats` runs of equally many steps after some to warm up, then stops the training.
 
+    It also says how many steps are made at once where calls make many: never more than are left of a stretch.
     What lies between epochs is left out of the time. With several workers all take rank 0's number of steps.
     In the end the model has the weights that it had when it was warm: after so few steps they tell whether all n compute
     the same, while after hundreds float32 rounding, which training amplifies, would drown the answer.
@@ -65,7 +67,9 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._spec, self._group, self._clock = spec, group, clock
         self._steps = spec.steps
-        self._seen = 0  # of the present stretch: warming up, or one repeat
+        self._calibrating = 0
+        self._last = -1  # step of the epoch that was the last to be made
+        self._seen = 0  # of the present stretch: warming up, calibrating, or one repeat
         self._warm = False
         self._spent = 0.0
         self._calibrated: list[float] = []
@@ -73,6 +77,15 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         self._before = self._exchanged = Spent()
         self.seconds: list[float] = []
         self.compile_s = 0.0
+
+    def __call__(self) -> int:
+        """How many steps the next call may make."""
+        if not self._warm:
+            return 1
+        return max(1, (self._steps or self._calibrating) - self._seen)
+
+    def took(self, steps: int, seconds: float) -> None:
+        """What `on_train_batch_end` counts is enough."""
 
     @property
     def steps(self) -> int:
@@ -101,6 +114,9 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         if self._weights:
             self.model.set_weights(self._weights)
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._last = -1
+
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if self._group:
             self._before = self._group.spent
@@ -108,34 +124,49 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
             self._began = self._clock()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        spent = self._clock() - self._began
+        spent, steps = self._clock() - self._began, batch - self._last
+        self._last = batch
+        self._seen += steps
         if not self.compile_s:
             self.compile_s = spent
-        self._seen += 1
+        elif not self._warm:
+            self._calibrated.append(spent)
         if not self._warm:
-            self._warm_up(spent)
+            self._warm_up()
             return
         self._spent += spent
+        if not self._steps:
+            self._calibrate()
+            return
         if self._group:
             self._exchanged += self._group.spent - self._before
-        if self._seen == self._steps:
+        if self._seen >= self._steps:
             self.seconds.append(self._spent)
             self._seen, self._spent = 0, 0.0
             if len(self.seconds) >= self._spec.repeats:
                 self.model.stop_training = True
 
-    def _warm_up(self, spent: float) -> None:
-        if self._seen > 1:
-            self._calibrated.append(spent)
+    def _warm_up(self) -> None:
         if self._seen < max(1, self._spec.warmup_steps):
             return
-        if not self._steps:
-            each = min(self._calibrated) if self._calibrated else spent
-            most = MOST_EPOCHS * (self.params.get("steps") or math.inf) / self._spec.repeats
-            wanted = float(max(FEWEST_STEPS, round(min(self._spec.budget_s / max(each, 1e-6), most))))
-            self._steps = int(self._group.from_first(wanted, site="steps") if self._group else wanted)
         self._warm, self._seen = True, 0
         self._weights = self.model.get_weights()
+        if not self._steps:
+            each = min(self._calibrated, default=self.compile_s)
+            self._calibrating = self._agreed(min(CALIBRATING, self._spec.budget_s / 4 / max(each, 1e-6)), least=1)
+
+    def _calibrate(self) -> None:
+        """Find the number of steps that fills the budget: one at a time took longer than many in one call do."""
+        if self._seen < self._calibrating:
+            return
+        each = min(self._spent / self._seen, *self._calibrated) if self._calibrated else self._spent / self._seen
+        most = MOST_EPOCHS * (self.params.get("steps") or math.inf) / self._spec.repeats
+        self._steps = self._agreed(min(self._spec.budget_s / max(each, 1e-6), most), least=FEWEST_STEPS)
+        self._seen, self._spent = 0, 0.0
+
+    def _agreed(self, wanted: float, *, least: int) -> int:
+        steps = float(max(least, round(wanted)))
+        return int(self._group.from_first(steps, site="steps") if self._group else steps)
 
 
 def exchange_s(group: Group, nbytes: int) -> float:

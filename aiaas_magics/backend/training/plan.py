@@ -28,6 +28,11 @@ class Part:
     share: float
     alone: bool
 
+    @property
+    def whole(self) -> bool:
+        """Whether nobody else has rows of the batch."""
+        return self.share == 1.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:

@@ -1,0 +1,271 @@
+"""Many steps in one call are the steps of the stock `fit`: same weights, same logs, same errors, same callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from aiaas_magics.backend.training import loop, rows
+from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.training.fused import CALL_S, GROWTH, Pace
+from aiaas_magics.backend.training.plan import Plan, order_of
+from aiaas_magics.packing.fitcall import FitCall, pack, unpack
+from aiaas_magics.spec import EpochEnded, Event, Execution, Planned
+from tests.training.ranks import gaps
+
+ROWS, BATCH = 210, 32  # the last batch has 18 rows
+
+
+class Told(list[Event]):
+    """A channel that keeps what it is told."""
+
+    send = list.append
+
+    def plan(self) -> Planned:
+        [planned] = [event for event in self if isinstance(event, Planned)]
+        return planned
+
+
+class Trained:
+    def __init__(self, folder: Path, make: Callable[[], Any], arguments: dict[str, Any], *, fused: str) -> None:
+        """Train a fresh model in this process, as a worker does with what it has unpacked."""
+        packed = pack(FitCall(make(), arguments))
+        call = unpack(packed.payload, packed.arrays)
+        command = WorkerCommand(
+            job="test",
+            attempt=1,
+            rank=0,
+            ranks=1,
+            attempt_dir=str(folder),
+            job_dir=str(folder / fused),
+            payload="",
+            arrays=(),
+            seed=5,
+            execution=Execution(fused=fused, checkpoint_epochs=0),
+        )
+        self.told = Told()
+        self.history = loop.run(command, call, self.told)  # type: ignore[arg-type]
+        self.model, self.callbacks = call.model, call.callbacks
+
+    @property
+    def variables(self) -> list[Any]:
+        return [variable.numpy() for variable in (*self.model.variables, *self.model.optimizer.variables)]
+
+
+def table(rows_: int = ROWS) -> tuple[Any, Any]:
+    random = np.random.default_rng(1)
+    x = random.normal(size=(rows_, 12)).astype("float32")
+    return x, (x[:, :1] + x[:, 1:2] ** 2 > 0.5).astype("float32")
+
+
+def mlp(**compiled: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        keras.utils.set_random_seed(3)
+        model = keras.Sequential([layers.Input((12,)), layers.Dense(16, activation="relu"), layers.Dense(1, activation="sigmoid")])
+        compiled_with = {name: value() if name == "optimizer" else value for name, value in compiled.items()}
+        model.compile(
+            **({"optimizer": "adam", "loss": "binary_crossentropy", "metrics": ["accuracy", keras.metrics.AUC(name="auc")]} | compiled_with)
+        )
+        return model
+
+    return make
+
+
+def scheduled() -> Any:
+    return keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 3, 0.9), momentum=0.9)
+
+
+def drop() -> Any:
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential(
+        [
+            layers.Input((12,)),
+            layers.Dense(16, use_bias=False),
+            layers.BatchNormalization(),
+            layers.Dropout(0.5),
+            layers.Dense(1, activation="sigmoid"),
+        ]
+    )
+    model.compile("sgd", "binary_crossentropy")
+    return model
+
+
+class Seen(keras.callbacks.Callback):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.steps.append(batch)
+        self.losses.append(logs["loss"])
+
+
+FITS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "metrics, validation, class weights": (mlp(), {"validation_split": 0.2, "class_weight": {0: 1.0, 1: 3.0}}),
+    "an epoch is a part of a pass": (mlp(), {"steps_per_epoch": 3}),
+    "a schedule": (mlp(optimizer=scheduled), {}),
+    "random masks and statistics": (drop, {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # where steps_per_epoch does not divide the pass
+@pytest.mark.parametrize("fused", ["graph", "xla"])
+@pytest.mark.parametrize("name", FITS)
+def test_weights_and_logs_are_those_of_one_step_a_call(tmp_path: Path, name: str, fused: str) -> None:
+    make, more = FITS[name]
+    x, y = table()
+    arguments = {"x": x, "y": y, "batch_size": BATCH, "epochs": 4} | more
+
+    ours = Trained(tmp_path, make, arguments, fused=fused)
+    stock = Trained(tmp_path, make, arguments, fused="off")
+
+    assert ours.told.plan() == Planned(fused=fused)
+    assert max(gaps(ours.variables, stock.variables)) <= 1e-5
+    assert ours.history.history.keys() == stock.history.history.keys()
+    for log, values in stock.history.history.items():
+        np.testing.assert_allclose(ours.history.history[log], values, rtol=1e-5, err_msg=log)
+    assert [event.rows for event in ours.told if isinstance(event, EpochEnded)] == [
+        event.rows for event in stock.told if isinstance(event, EpochEnded)
+    ]
+
+
+@pytest.mark.parametrize("a_call", [1, 3])
+def test_whoever_looks_at_batches_sees_what_the_stock_fit_shows(tmp_path: Path, a_call: int) -> None:
+    x, y = table()
+    arguments = {"x": x, "y": y, "batch_size": BATCH, "epochs": 2, "shuffle": False, "callbacks": [Seen()]}
+
+    ours = Trained(tmp_path, mlp(steps_per_execution=a_call), arguments, fused="xla").callbacks[0]
+
+    plain = Seen()
+    mlp(steps_per_execution=a_call)().fit(**arguments | {"callbacks": [plain], "verbose": 0})
+    if a_call == 1:  # with more, Keras gives the last call of a pass the number of a step that is not there
+        assert ours.steps == plain.steps
+    np.testing.assert_allclose(ours.losses, plain.losses, rtol=1e-5)
+
+
+class Asserting(layers.Layer):
+    def call(self, x: Any) -> Any:
+        tf.debugging.assert_less(tf.reduce_max(x), 100.0)
+        return x
+
+
+def by_numpy(x: Any) -> Any:
+    return tf.ensure_shape(tf.numpy_function(np.abs, [x], tf.float32), x.shape)
+
+
+def words() -> Any:
+    model = keras.Sequential([layers.Input((1,), dtype="int32"), layers.Embedding(10, 4), layers.Flatten(), layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def layered(*more: Any, shape: tuple[int, ...] = (12,)) -> Callable[[], Any]:
+    def make() -> Any:
+        model = keras.Sequential([layers.Input(shape), *more, layers.Flatten(), layers.Dense(1)])
+        model.compile("sgd", "mse")
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "x", "said"),
+    [
+        (layered(Asserting()), np.zeros((64, 12), "float32"), "drop the check Assert"),
+        (layered(layers.Conv1D(2, 3), shape=(12, 1)), np.zeros((64, 12, 1), "float32"), "slow on a CPU"),
+        (
+            layered(layers.Lambda(lambda x: tf.ensure_shape(tf.numpy_function(np.abs, [x], tf.float32), x.shape))),
+            np.zeros((64, 12), "float32"),
+            "PyFunc",
+        ),
+        (words, np.full((64, 1), 10, "int32"), "out of range"),
+    ],
+)
+def test_what_xla_would_change_is_not_compiled_and_the_plan_says_why(tmp_path: Path, make: Callable[[], Any], x: Any, said: str) -> None:
+    def train() -> Trained:
+        return Trained(tmp_path, make, {"x": x, "y": np.zeros(64), "epochs": 1}, fused="auto")
+
+    if said == "out of range":  # as the stock fit, and not a row of another word
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"indices|is not in"):
+            train()
+        return
+    planned = train().told.plan()
+    assert planned.fused == "graph"
+    assert any(said in why for why in planned.why)
+
+
+def test_indices_in_range_are_compiled(tmp_path: Path) -> None:
+    x = np.arange(64, dtype="int32")[:, None] % 10
+
+    assert Trained(tmp_path, words, {"x": x, "y": x[:, 0] % 3, "epochs": 1}, fused="auto").told.plan() == Planned(fused="xla")
+
+
+def test_a_model_with_a_loop_of_its_own_keeps_it(tmp_path: Path) -> None:
+    class Own(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = layers.Dense(1)
+
+        def call(self, x: Any) -> Any:
+            return self.inner(x)
+
+        def make_train_function(self, force: bool = False) -> Any:
+            self.train_function = lambda iterator: {"loss": float(len(next(iterator)[0]))}
+            return self.train_function
+
+    def make() -> Any:
+        model = Own()
+        model.compile("sgd", "mse")
+        return model
+
+    x, y = table(64)
+    trained = Trained(tmp_path, make, {"x": x, "y": y, "batch_size": 16}, fused="auto")
+
+    assert not [event for event in trained.told if isinstance(event, Planned)]
+
+
+@pytest.mark.parametrize("budget", [None, 2000, 0])
+def test_rows_read_ahead_are_those_of_memory(budget: int | None) -> None:
+    x, y = table(77)
+    read = rows.rows_of_arrays((x, tf.constant(y), None), budget=budget)
+    for epoch in range(2):
+        plan = Plan(rows=77, batch=8, rank=1, ranks=2)
+        cut = plan.cut(order_of(epoch, rows=77, batch=8, shuffle=True, seed=1))
+        read.begin(plan, cut)
+
+        seen, at = [], 0
+        while at < plan.full_batches:
+            chunk = read.chunk(at, 4)
+            assert 1 <= chunk.stop - chunk.start <= 4
+            lines = chunk.positions.numpy()[chunk.start : chunk.stop]
+            seen += [(chunk.arrays[0].numpy()[line], chunk.arrays[1].numpy()[line]) for line in lines]
+            at += chunk.stop - chunk.start
+
+        tail = read.tail()
+        for step, positions in enumerate(cut.full):
+            assert np.array_equal(seen[step][0], x[positions])
+            assert np.array_equal(seen[step][1], y[positions])
+        assert np.array_equal(tail.arrays[0].numpy()[tail.positions.numpy()[0]], x[cut.tail])
+
+
+def test_calls_grow_to_what_fits_between_two_looks() -> None:
+    pace = Pace()
+
+    assert pace() == 1
+    pace.took(1, 3.0)  # the first call compiles
+    assert pace() == 1
+    pace.took(1, CALL_S / 1000)
+    assert pace() == GROWTH
+    pace.took(GROWTH, CALL_S / 1000 * GROWTH)
+    assert pace() == GROWTH**2
+    pace.took(500, CALL_S / 1000 * 500)
+    assert pace() == 1000
+    assert Pace(each=3)() == 3
