@@ -127,4 +127,5 @@ def test_a_measured_attempt_times_steady_steps(tmp_path: Path, n: int, spec: dic
     assert measured.exchange_s * 3 * measured.steps < sum(measured.seconds)
     result = ranks.result_in(tmp_path)
     fitcall.apply_result(result, sent.packed)
-    assert int(model.optimizer.iterations.numpy()) == 3 + 3 * measured.steps
+    made = int(model.optimizer.iterations.numpy()) - 3 - 3 * measured.steps
+    assert made == 0 if "steps" in spec else 0 < made <= 200  # those that found out how many fill the budget

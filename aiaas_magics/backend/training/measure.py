@@ -153,16 +153,18 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         self._weights = self.model.get_weights()
         if not self._steps:
             each = min(self._calibrated, default=self.compile_s)
-            self._calibrating = self._agreed(min(CALIBRATING, self._spec.budget_s / 4 / max(each, 1e-6)), least=1)
+            self._calibrating = self._agreed(min(CALIBRATING, self._most(), self._spec.budget_s / 4 / max(each, 1e-6)), least=1)
 
     def _calibrate(self) -> None:
         """Find the number of steps that fills the budget: one at a time took longer than many in one call do."""
         if self._seen < self._calibrating:
             return
         each = min(self._spent / self._seen, *self._calibrated) if self._calibrated else self._spent / self._seen
-        most = MOST_EPOCHS * (self.params.get("steps") or math.inf) / self._spec.repeats
-        self._steps = self._agreed(min(self._spec.budget_s / max(each, 1e-6), most), least=FEWEST_STEPS)
+        self._steps = self._agreed(min(self._most(), self._spec.budget_s / max(each, 1e-6)), least=FEWEST_STEPS)
         self._seen, self._spent = 0, 0.0
+
+    def _most(self) -> float:
+        return MOST_EPOCHS * float(self.params.get("steps") or math.inf) / self._spec.repeats
 
     def _agreed(self, wanted: float, *, least: int) -> int:
         steps = float(max(least, round(wanted)))
