@@ -149,6 +149,9 @@ class Execution(Value, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, strategy=strategy)
 
 
+MOST_RETRIES: Final = 100  # guess: who needs more has another problem
+
+
 class FitSpec(Value, frozen=True, kw_only=True):
     """One fit call, as submitted.
 
@@ -164,7 +167,8 @@ class FitSpec(Value, frozen=True, kw_only=True):
     seed: int
     workers: int | None = None
     oversubscribe: bool = False
-    retries: int = 3
+    retries: int = 3  # attempts that a lost worker may cost beyond the first
+    resume_job: str = ""  # an ended job whose last checkpoint this one goes on from
     execution: Execution = Execution()
     measure: MeasureSpec | None = None
     study: str | None = None
@@ -172,6 +176,8 @@ class FitSpec(Value, frozen=True, kw_only=True):
     memory_bytes: int = 0  # estimate for one worker, beyond the libraries themselves
 
     def __post_init__(self) -> None:
+        if not 0 <= self.retries <= MOST_RETRIES:
+            raise InvalidSpec(f"retries={self.retries}: between 0 and {MOST_RETRIES} are possible. Leave it out for 3.")
         if self.workers is not None and self.workers < 1:
             raise InvalidSpec(f"workers={self.workers}: at least one worker is needed. Leave --workers out to use every core.")
         if self.execution.strategy == "single" and (self.workers or 1) > 1:
@@ -242,6 +248,15 @@ class JobView(Value, frozen=True, kw_only=True):
     last_seq: int = 0
     result: str | None = None  # blob: see `packing.fitcall.FitResult`
     files: tuple[str, ...] = ()  # relative paths that callbacks wrote
+
+
+class CheckpointView(Value, frozen=True, kw_only=True):
+    """What an ended job left to go on from: the first step that is left to do, and the variables by their names."""
+
+    job: str
+    epoch: int
+    step: int
+    variables: tuple[TensorSpec, ...]
 
 
 class VersionView(Value, frozen=True, kw_only=True):

@@ -15,12 +15,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import xxhash
 
 KEPT: Final = 2  # the newest, and one more for when the newest is torn
 MANIFEST: Final = "manifest.json"
+STATE: Final = "state.json"  # everything that is no array
 NAME: Final = re.compile(r"epoch-(\d{5,})(?:-step-(\d{8,}))?", re.ASCII)
 
 
@@ -73,6 +74,12 @@ def is_whole(path: Path) -> bool:
         return bool(hashes) and all(_hash(path / name) == found for name, found in hashes.items())
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def state_in(path: Path) -> dict[str, Any]:
+    """What a whole checkpoint says in JSON."""
+    state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+    return state
 
 
 def adopt(path: Path, folder: Path) -> None:

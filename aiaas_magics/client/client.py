@@ -113,12 +113,19 @@ class Backend:
         name: str | None = None,
         seed: int | None = None,
         oversubscribe: bool = False,
+        retries: int = 3,
+        resume: str | None = None,
         execution: Execution | None = None,
         **fit_arguments: Any,
     ) -> Job:
         """Hand in `model.fit(x, y, **fit_arguments)` on `workers` workers; returns at once.
 
         `job.result()` waits, puts the trained state into `model` and gives Keras' `History`.
+
+        Args:
+            retries: how many attempts a lost worker may cost beyond the first; each goes on from the last checkpoint.
+            resume: a failed or cancelled job; the new one goes on from its last checkpoint, with its order of rows,
+                on the same or another number of workers. The history then has the epochs of both.
 
         Raises:
             UsageError: what cannot travel or does not fit together; nothing was sent then.
@@ -127,7 +134,15 @@ class Backend:
         from aiaas_magics.client.training import TrainOptions, prepare, submit
         from aiaas_magics.packing.fitcall import FitCall
 
-        options = TrainOptions(name=name, workers=workers, seed=seed, oversubscribe=oversubscribe, execution=execution or Execution())
+        options = TrainOptions(
+            name=name,
+            workers=workers,
+            seed=seed,
+            oversubscribe=oversubscribe,
+            retries=retries,
+            resume=resume,
+            execution=execution or Execution(),
+        )
         call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
         return submit(prepare(self, call, options))
 

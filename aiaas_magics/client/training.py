@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from aiaas_magics import settings
 from aiaas_magics.client.job import Job
-from aiaas_magics.errors import NotEnoughDevices, VersionSkew
-from aiaas_magics.spec import Execution, FitSpec, JobView, MeasureSpec, Phase, Versions
+from aiaas_magics.errors import InvalidSpec, NotEnoughDevices, VersionSkew
+from aiaas_magics.spec import CheckpointView, Execution, FitShape, FitSpec, JobView, MeasureSpec, Phase, Versions
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:
@@ -27,13 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
-    """How a fit call is to be carried out. `workers` of None: one worker with every device."""
+    """How a fit call is to be carried out. `workers` of None: one worker with every device.
+
+    `retries` is how many attempts a lost worker may cost beyond the first.
+    """
 
     name: str | None = None
     workers: int | None = None
     seed: int | None = None
     oversubscribe: bool = False
     retries: int = 3
+    resume: str | None = None  # an ended job whose last checkpoint is gone on from
     execution: Execution = field(default_factory=Execution)
 
 
@@ -87,11 +91,13 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     known = backend.blobs.known(packed.arrays)
     known_bytes = sum(array.nbytes for array, there in zip(packed.arrays, known, strict=True) if there)
     all_bytes = sum(array.nbytes for array in packed.arrays) + len(packed.payload)
+    resumed = None if options.resume is None else backend.job(options.resume).view().spec
+    notes = packed.notes if resumed is None else (*packed.notes, check_resume(backend, options.resume or "", resumed.shape, packed))
     preflight = Preflight(
         manifest=packed.manifest,
         known_bytes=known_bytes,
         send_bytes=all_bytes - known_bytes,
-        notes=packed.notes,
+        notes=notes,
         here=here,
         there=about.versions,
         memory_bytes=packed.memory_bytes,
@@ -102,6 +108,8 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     )
     # `keras.utils.set_random_seed` seeds this generator too: then the order is the same in every run.
     seed = random.getrandbits(31) if options.seed is None else options.seed
+    if resumed is not None:
+        seed = resumed.seed  # the order of rows goes on too
     return Prepared(backend=backend, packed=packed, options=options, preflight=preflight, seed=seed, story=story)
 
 
@@ -127,15 +135,38 @@ def submit(
         workers=options.workers,
         oversubscribe=options.oversubscribe,
         retries=options.retries,
+        resume_job=options.resume or "",
         execution=options.execution,
         measure=measure,
         study=study,
-        notes=packed.notes,
+        notes=prepared.preflight.notes,
         memory_bytes=packed.memory_bytes,
     )
     view = backend.transport.post("/v1/jobs", spec, JobView, key=secrets.token_hex(16))
-    story = replace(story, epochs=packed.shape.epochs, steps=packed.shape.steps_per_epoch, notices=packed.notes)
+    story = replace(story, epochs=packed.shape.epochs, steps=packed.shape.steps_per_epoch, notices=prepared.preflight.notes)
     return Job(backend.transport, view, packed=packed, story=story, released=released)
+
+
+def check_resume(backend: Backend, job: str, shape: FitShape, packed: PackedFitCall) -> str:
+    """The sentence that says where `packed` goes on.
+
+    Raises:
+        UnknownName, InvalidSpec: there is nothing to go on from, or it does not fit; nothing was sent.
+    """
+    from aiaas_magics.packing.variables import check_kept
+
+    kept = backend.transport.get(f"/v1/jobs/{job}/checkpoint", CheckpointView)
+    check_kept(packed.paths, packed.variables, kept.variables)
+    ours = packed.shape
+    if kept.step and (ours.rows, ours.global_batch, ours.initial_epoch) != (shape.rows, shape.global_batch, shape.initial_epoch):
+        raise InvalidSpec(
+            f"Job {job} ended within an epoch of {shape.rows:,} rows in batches of {shape.global_batch}; this fit has {ours.rows:,} in "
+            f"batches of {ours.global_batch}. Give fit the same data and batch_size."
+        )
+    where = f"epoch {kept.epoch + 1}" + (f", step {kept.step + 1}" if kept.step else "")
+    return (
+        f"Goes on from the last checkpoint of job {job}: {where} of {ours.epochs} epochs. What the model holds in the kernel is not used."
+    )
 
 
 def check_versions(here: Versions, there: Versions) -> None:

@@ -23,7 +23,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic_arguments import ArgDecorator
 
 from aiaas_magics.errors import AiaasError
-from aiaas_magics.spec import ENGINES, FUSING, STRATEGIES, Execution, checked_name
+from aiaas_magics.spec import ENGINES, FUSING, MOST_RETRIES, STRATEGIES, Execution, checked_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V")
@@ -114,6 +114,21 @@ def positive_seconds(text: str) -> float:
     return seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Every:
+    """How often a checkpoint is kept: epochs, or seconds. Neither is never."""
+
+    epochs: int = 0
+    seconds: float = 0.0
+
+
+def every(text: str) -> Every:
+    """2 (epochs) | 30s (seconds) | 0 (never)."""
+    if text.endswith("s"):
+        return Every(seconds=positive_seconds(text))
+    return Every(epochs=whole_number(0, 10**6, "A number of epochs (write 30s for seconds)")(text))
+
+
 def levels(text: str) -> tuple[int, ...]:
     """Numbers of connections, between commas."""
     read = whole_number(1, 4096, "A number of connections")
@@ -166,6 +181,21 @@ train_options = options(
     option("--engine", choices=ENGINES, default="auto", metavar="E", help="What computes: auto, tensorflow or jax."),
     option("--strategy", choices=STRATEGIES, default="auto", metavar="S", help="auto, single, collective, mirrored or spmd."),
     option("--fused", choices=FUSING, default="auto", metavar="F", help="Many steps in one call: auto, xla, graph, or off."),
+    option(
+        "--checkpoint-every",
+        type=every,
+        default=Every(epochs=1),
+        metavar="E",
+        help="Keep a checkpoint every 2 (epochs) or 30s (seconds, also within an epoch); 0 keeps none. Left out: every epoch.",
+    ),
+    option(
+        "--retries",
+        type=whole_number(0, MOST_RETRIES, "The number of retries"),
+        default=3,
+        metavar="N",
+        help="Attempts that lost workers may cost beyond the first; each goes on from the last checkpoint.",
+    ),
+    option("--resume", metavar="JOB", values="job", help="Go on from the last checkpoint of a failed or cancelled job, on any -n."),
     option("--local-fallback", action="store_true", help="Run a fit that cannot travel in the kernel instead."),
     UI,
     HELP,
@@ -218,13 +248,22 @@ class TrainRequest:
     engine: str
     strategy: str
     fused: str
+    checkpoint_every: Every
+    retries: int
+    resume: str | None
     local_fallback: bool
     ui: str | None
     help: bool
 
     @property
     def execution(self) -> Execution:
-        return Execution(engine=self.engine, strategy=self.strategy, fused=self.fused)
+        return Execution(
+            engine=self.engine,
+            strategy=self.strategy,
+            fused=self.fused,
+            checkpoint_epochs=self.checkpoint_every.epochs,
+            checkpoint_s=self.checkpoint_every.seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

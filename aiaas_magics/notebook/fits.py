@@ -54,6 +54,8 @@ class CellFits:
             self._show_preflight(call)
             raise EndOfCell
         if self._request.workers is not None and self._request.workers.is_study:
+            if self._request.resume is not None:
+                raise InvalidSpec("A study begins at the cell's weights, so it cannot --resume a job. Give one number of workers.")
             return self._study(call, self._request.workers.points)
         if self._request.background:
             return self._hand_in(call)
@@ -68,6 +70,8 @@ class CellFits:
             workers=self._workers(),
             seed=request.seed,
             oversubscribe=request.oversubscribe,
+            retries=request.retries,
+            resume=None if request.resume is None else self._session.find_job(request.resume).id,
             execution=request.execution,
         )
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+
+from aiaas_magics.errors import InvalidSpec
+from aiaas_magics.spec import TensorSpec
 
 ROLES = ("weights", "optimizer", "metrics", "seeds")
 
@@ -83,6 +86,21 @@ def _seeds(model: Any) -> Iterator[Any]:
     for layer in model._flatten_layers():
         for generator in layer._seed_generators:
             yield generator.state
+
+
+def check_kept(paths: Sequence[str], variables: Sequence[Any], kept: Sequence[TensorSpec]) -> None:
+    """Raises `InvalidSpec`, naming what differs, when a checkpoint's variables are not these."""
+    if len(variables) != len(kept):
+        raise InvalidSpec(f"The checkpoint has {len(kept)} variables and the model {len(variables)}. {ANOTHER_MODEL}")
+    for path, variable, there in zip(paths, variables, kept, strict=True):
+        if variable.dtype.name != there.dtype or not variable.shape.is_compatible_with(there.shape):
+            raise InvalidSpec(
+                f"{path} is {there.dtype} {list(there.shape)} in the checkpoint and {variable.dtype.name} {list(variable.shape)} "
+                f"in the model. {ANOTHER_MODEL}"
+            )
+
+
+ANOTHER_MODEL: Final = "Build and compile the model as it was, or leave --resume out."
 
 
 def fitting_value(variable: Any, value: np.ndarray) -> bool:

@@ -73,13 +73,13 @@ class Play:
             self.send(EpochEnded(epoch=epoch, epochs=count, rows=10, seconds=0.01, logs={"loss": 1.0 / (epoch + 1)}))
             if self.command.rank == 0:
                 with checkpoint_folder.written(Path(self.command.job_dir) / "checkpoints", Place(epoch + 1)) as folder:
-                    (folder / "scripted").touch()
+                    (folder / checkpoint_folder.STATE).write_text('{"variables": []}', encoding="utf-8")
                 self.send(Checkpointed(epoch=epoch + 1))
 
     def tear(self, step: dict[str, Any]) -> None:
         """The newest checkpoint as a power cut may leave it."""
         newest = max((Path(self.command.job_dir) / "checkpoints").glob("epoch-*"))
-        (newest / "scripted").write_text("torn", encoding="utf-8")
+        (newest / checkpoint_folder.STATE).write_text("torn", encoding="utf-8")
 
     def crash(self, step: dict[str, Any]) -> int:
         self.send(Crashed(report=ErrorReport(type=step.get("type", "ValueError"), message=step.get("message", "no"))))

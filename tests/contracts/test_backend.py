@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +65,36 @@ def test_two_workers_compute_what_one_computes(backend: aiaas_magics.Backend, he
     expected = plain.fit(x, y, epochs=2, batch_size=63, shuffle=False, verbose=0)
     assert gap(model, plain) <= 1e-5
     np.testing.assert_allclose(history.history["accuracy"], expected.history["accuracy"], rtol=1e-6)
+
+
+def test_a_failed_job_is_gone_on_from_on_another_number_of_workers(backend: aiaas_magics.Backend, here: Path) -> None:
+    import keras
+
+    class BreaksOnce(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 2:
+                raise ValueError("a mistake in the cell")
+
+    x, y = table(rows=500)
+    model, plain = small_model(), small_model()
+    broken = backend.train(model, x, y, epochs=4, batch_size=63, seed=5, callbacks=[BreaksOnce()])
+    with pytest.raises(errors.RemoteTrainingError):
+        broken.result(120)
+
+    fixed = backend.train(model, x, y, workers=2, oversubscribe=True, epochs=4, batch_size=63, resume=broken.id)
+
+    history = fixed.result(120)
+    whole = backend.train(plain, x, y, epochs=4, batch_size=63, seed=5).result(120)
+    assert gap(model, plain) <= 1e-5
+    np.testing.assert_allclose(history.history["loss"], whole.history["loss"], rtol=1e-5)
+    # Epochs are short here, and checkpoints take a tenth of the time at most: the second may have none.
+    assert re.match(rf"Goes on from the last checkpoint of job {broken.id}: epoch [23] of 4 epochs\.", fixed.story().notices[0])
+    with pytest.raises(
+        errors.InvalidSpec, match=r"in the checkpoint and float32 \[9, 16\] in the model. Build and compile the model as it was"
+    ):
+        backend.train(small_model(9), np.zeros((500, 9), "float32"), y, epochs=4, resume=broken.id)
+    with pytest.raises(errors.InvalidSpec, match="has succeeded"):
+        backend.train(model, x, y, epochs=4, resume=fixed.id)
 
 
 def test_a_second_fit_goes_on_from_the_first(backend: aiaas_magics.Backend, here: Path) -> None:

@@ -11,8 +11,9 @@ from hypothesis.strategies import text
 from IPython.core.error import UsageError
 
 from aiaas_magics.notebook import arguments
-from aiaas_magics.notebook.arguments import BenchRequest, DeployRequest, JobRequest, TrainRequest, Workers
+from aiaas_magics.notebook.arguments import BenchRequest, DeployRequest, Every, JobRequest, TrainRequest, Workers
 from aiaas_magics.notebook.magics import AiaasMagics
+from aiaas_magics.spec import Execution
 
 BAD_LINES = [
     ("train", "--wrkers 2", "no option --wrkers. Did you mean --workers?"),
@@ -30,6 +31,10 @@ BAD_LINES = [
     ("train", "--seed -3", "outside its range"),
     ("train", "--seed x", "not a whole number"),
     ("train", "--ui gui", "invalid choice"),
+    ("train", "--checkpoint-every often", "write 30s for seconds"),
+    ("train", "--checkpoint-every -2", "outside its range"),
+    ("train", "--checkpoint-every 0s", "not a time in seconds"),
+    ("train", "--retries -1", "between 0 and 100"),
     ("train", "-o 2x", "not a variable name"),
     ("train", "-o class", "not a variable name"),
     ("train", "--name {missing}", "Variable 'missing' is not defined"),
@@ -69,7 +74,7 @@ def test_a_typing_mistake_is_told_with_what_to_type_instead(name: str, line: str
 def test_every_option_of_training_is_read() -> None:
     line = (
         "-n 4,1,2 --name 'my run' --async -o out --dry-run --seed 7 --oversubscribe --local-fallback --ui text "
-        "--engine tensorflow --strategy single --fused off"
+        "--engine tensorflow --strategy single --fused off --checkpoint-every 30s --retries 5 --resume 7"
     )
 
     request = arguments.read(magic("train"), line, TrainRequest)
@@ -85,6 +90,9 @@ def test_every_option_of_training_is_read() -> None:
         engine="tensorflow",
         strategy="single",
         fused="off",
+        checkpoint_every=Every(seconds=30.0),
+        retries=5,
+        resume="7",
         local_fallback=True,
         ui="text",
         help=False,
@@ -101,6 +109,16 @@ def test_quotes_hold_words_together_and_are_taken_off(line: str) -> None:
 @pytest.mark.parametrize(("line", "expected"), [("-n max", Workers(most=True)), ("-n3", Workers((3,))), ("--workers=1,2", Workers((1, 2)))])
 def test_workers_are_a_number_a_list_or_max(line: str, expected: Workers) -> None:
     assert arguments.read(magic("train"), line, TrainRequest).workers == expected
+
+
+def test_checkpoints_come_by_epochs_or_by_seconds() -> None:
+    def execution(line: str) -> Execution:
+        return arguments.read(magic("train"), line, TrainRequest).execution
+
+    assert execution("") == Execution()
+    assert execution("--checkpoint-every 2") == Execution(checkpoint_epochs=2)
+    assert execution("--checkpoint-every 2.5s") == Execution(checkpoint_epochs=0, checkpoint_s=2.5)
+    assert execution("--checkpoint-every 0") == Execution(checkpoint_epochs=0)
 
 
 def test_nothing_typed_means_the_defaults() -> None:

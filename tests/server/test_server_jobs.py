@@ -11,10 +11,14 @@ import msgspec
 import pytest
 
 from aiaas_magics import errors, settings
+from aiaas_magics.backend import checkpoint_folder
+from aiaas_magics.backend.server import attempts
+from aiaas_magics.backend.server.state import StateFolder
 from aiaas_magics.spec import (
     About,
     AttemptStarted,
     Checkpointed,
+    CheckpointView,
     Crashed,
     EpochEnded,
     FitSpec,
@@ -154,6 +158,45 @@ def test_a_torn_checkpoint_is_passed_over_and_the_log_names_the_epoch_that_it_re
     assert second.from_epoch == 2
     assert second.why.endswith("Attempt 2 goes on from epoch 3.")
     assert [event.epoch for event in server.events(job, EpochEnded)] == [0, 1, 2, 2, 3]
+
+
+def test_a_job_that_ended_badly_leaves_its_last_checkpoint_and_another_goes_on_from_it(server: Served) -> None:
+    failed = server.submit({"do": "epochs", "count": 3}, {"do": "crash"})
+    server.end(failed)
+    assert server.transport.get(f"/v1/jobs/{failed}/checkpoint", CheckpointView).epoch == 3
+    assert [path.name for path in (server.folder / "jobs" / failed / "checkpoints").iterdir()] == ["epoch-00003"]
+
+    job = server.submit({"do": "epochs", "count": 5}, {"do": "kill", "attempts": [1]}, resume_job=failed, workers=2)
+
+    assert server.end(job).state is JobState.SUCCEEDED
+    assert [event.from_epoch for event in server.events(job, AttemptStarted)] == [3, 5]
+    assert {event.epoch for event in server.events(job, EpochEnded)} == {3, 4}
+    assert not (server.folder / "jobs" / job).exists()
+    assert (server.folder / "jobs" / failed / "checkpoints").exists()
+
+
+def test_a_job_without_anything_to_go_on_from_is_refused_in_words(server: Served) -> None:
+    well, early, running = server.submit({"do": "epochs", "count": 1}), server.submit({"do": "crash"}), server.submit(LONG)
+    server.end(well)
+    server.end(early)
+
+    for job, said in ((well, "has succeeded"), (early, "left no checkpoint"), (running, "cancel it first")):
+        with pytest.raises(errors.InvalidSpec, match=said):
+            server.submit(resume_job=job)
+    with pytest.raises(errors.UnknownName, match="no job '99999'"):
+        server.submit(resume_job="99999")
+
+
+def test_only_the_newest_jobs_that_ended_badly_keep_their_checkpoints(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path)
+    jobs = [str(number) for number in range(1, attempts.KEPT_JOBS + 4)]
+    for job in jobs:
+        with checkpoint_folder.written(state.job(job) / "checkpoints", checkpoint_folder.Place(1)) as folder:
+            (folder / checkpoint_folder.STATE).write_text("{}")
+
+    attempts.forget_checkpoints(state, jobs, needed={"2"})
+
+    assert [job for job in jobs if state.job(job).exists()] == ["2", *jobs[3:]]
 
 
 def test_a_job_that_loses_workers_each_time_fails_after_its_retries(server: Served) -> None:

@@ -46,7 +46,9 @@ class ClearAttempt:
 
 @dataclass(frozen=True, slots=True)
 class ClearJob:
-    """The job is over: its checkpoints are of no more use."""
+    """The job is over. Its last checkpoint is of use where another job may go on from it."""
+
+    resumable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,7 +183,7 @@ def _retry_or_fail(job: Job, why: str) -> Step:
 
 def _end(job: Job, state: JobState, reason: str) -> Step:
     job, record = _move(job, state, reason)
-    return job, (record, ClearJob())
+    return job, (record, ClearJob(resumable=state is not JobState.SUCCEEDED))
 
 
 def _move(job: Job, state: JobState, reason: str) -> tuple[Job, Record]:

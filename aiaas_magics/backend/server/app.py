@@ -89,6 +89,7 @@ def routes() -> list[Route]:
         Route("/v1/jobs/{job}", get_job, methods=["GET"]),
         Route("/v1/jobs/{job}/events", get_events, methods=["GET"]),
         Route("/v1/jobs/{job}/cancel", cancel_job, methods=["POST"]),
+        Route("/v1/jobs/{job}/checkpoint", get_checkpoint, methods=["GET"]),
         Route("/v1/jobs/{job}/files/{path:path}", get_file, methods=["GET"]),
         Route("/v1/endpoints", deploy, methods=["POST"]),
         Route("/v1/endpoints", list_endpoints, methods=["GET"]),
@@ -199,6 +200,11 @@ async def get_events(request: Request) -> Response:
 
 async def cancel_job(request: Request) -> Response:
     return answer(await _parts(request).conductor.cancel(request.path_params["job"]))
+
+
+async def get_checkpoint(request: Request) -> Response:
+    """What an ended job left that another may go on from."""
+    return answer(await _parts(request).conductor.checkpoint(request.path_params["job"]))
 
 
 async def get_file(request: Request) -> Response:

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -29,9 +29,11 @@ from aiaas_magics.backend.server.state import StateFolder
 from aiaas_magics.backend.server.store import JobRecord
 from aiaas_magics.backend.workers.attempt import AttemptFolder
 from aiaas_magics.backend.workers.pool import WorkerCommand, WorkerPool
-from aiaas_magics.spec import ONE_PROCESS, Crashed, Entry, Finished, WorkerLost
+from aiaas_magics.errors import InvalidSpec
+from aiaas_magics.spec import ONE_PROCESS, CheckpointView, Crashed, Entry, Finished, TensorSpec, WorkerLost
 
 ATTEMPT: Final = re.compile(r"attempt-(\d+)", re.ASCII)
+KEPT_JOBS: Final = 8  # guess: who wants to go on from a job that ended badly does so soon
 FILES_SHOWN: Final = 10_000  # guess: more files than that are no result that a kernel wants back
 
 
@@ -50,7 +52,11 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
     folder = AttemptFolder(state.attempt(job.id, job.attempt))
     for needed in (folder.path, state.job(job.id) / "files", state.job(job.id) / "checkpoints"):
         needed.mkdir(mode=0o700, parents=True, exist_ok=True)
-    checkpoint = checkpoint_folder.newest_whole(state.job(job.id) / "checkpoints")
+    own = state.job(job.id) / "checkpoints"
+    checkpoint = checkpoint_folder.newest_whole(own)
+    if checkpoint is None and spec.resume_job:
+        checkpoint_folder.adopt(kept_checkpoint(state, spec.resume_job)[1], own)
+        checkpoint = checkpoint_folder.newest_whole(own)
     execution = machine.execution_of(spec)
     reduce_name = f"aiaas-{secrets.token_hex(6)}"
     commands = tuple(
@@ -97,14 +103,48 @@ def files_of(folder: Path) -> tuple[str, ...]:
     return tuple(found[:FILES_SHOWN])
 
 
-def clear_job(folder: Path) -> None:
-    """Remove what a job that is over needs no more: everything but the files of its callbacks."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    for path in (folder / "files", folder):
+def clear_job(folder: Path, *, resumable: bool) -> None:
+    """Remove what a job that is over needs no more: everything but the files of its callbacks, and its last checkpoint if `resumable`."""
+    if resumable:
+        checkpoint_folder.keep_newest(folder / "checkpoints")
+    else:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for path in (folder / "checkpoints", folder / "files", folder):
         try:
             path.rmdir()
         except OSError:  # there are files in it, or it never was
-            return
+            continue
+
+
+def kept_checkpoint(state: StateFolder, job: str) -> tuple[Place, Path]:
+    """The last checkpoint of a job that has ended.
+
+    Raises:
+        InvalidSpec: it left none.
+    """
+    found = checkpoint_folder.newest_whole(state.job(job) / "checkpoints")
+    if found is None:
+        raise InvalidSpec(
+            f"Job {job} left no checkpoint to go on from: it ended before its first, or {KEPT_JOBS} jobs have ended badly since. "
+            "Leave --resume out to train from the beginning."
+        )
+    return found
+
+
+def checkpoint_view(state: StateFolder, job: str) -> CheckpointView:
+    """Raises `InvalidSpec` when the job left none."""
+    place, path = kept_checkpoint(state, job)
+    told = checkpoint_folder.state_in(path)["variables"]
+    variables = tuple(TensorSpec(name=one["name"], dtype=one["dtype"], shape=tuple(one["shape"])) for one in told)
+    return CheckpointView(job=job, epoch=place.epoch, step=place.step, variables=variables)
+
+
+def forget_checkpoints(state: StateFolder, ended: Sequence[str], *, needed: Collection[str]) -> None:
+    """Of the jobs that have `ended`, oldest first, only the newest few keep a checkpoint, besides those that are `needed`."""
+    having = [job for job in ended if (state.job(job) / "checkpoints").is_dir()]
+    for job in having[:-KEPT_JOBS]:
+        if job not in needed:
+            clear_job(state.job(job), resumable=False)
 
 
 async def end_leftovers(state: StateFolder, pool: WorkerPool, job: str, *, living: int | None) -> None:

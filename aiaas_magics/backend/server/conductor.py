@@ -41,11 +41,12 @@ from aiaas_magics.backend.workers.attempt import EXIT_ALONE, AttemptFolder
 from aiaas_magics.backend.workers.pool import WorkerPool
 from aiaas_magics.backend.workers.watch import AttemptWatch, Seen
 from aiaas_magics.clock import Clock
-from aiaas_magics.errors import NotEnoughDevices, StoreNotWritable, UnknownName
+from aiaas_magics.errors import InvalidSpec, NotEnoughDevices, StoreNotWritable, UnknownName
 from aiaas_magics.spec import (
     ONE_PROCESS,
     AnyEvent,
     AttemptStarted,
+    CheckpointView,
     Crashed,
     Entry,
     Finished,
@@ -124,8 +125,11 @@ class Conductor:
 
         Raises:
             NotEnoughDevices, StoreNotWritable: nothing was kept.
+            UnknownName, InvalidSpec: there is no such job, or no checkpoint of it, to go on from.
         """
         placement.check(self._ask("", spec), devices=len(self._machine.devices), backend=self._name)
+        if spec.resume_job:
+            await self.checkpoint(spec.resume_job)
         now_s = self._clock.now_s()
         job, is_new = await self._store.call(self._store.add_job, spec, key=key, at_s=now_s)
         if is_new or job not in self._records:
@@ -134,6 +138,20 @@ class Conductor:
             await self._happened(job, *(NewEntry(at_s=now_s, attempt=0, rank=None, event=word) for word in words))
             self._place()
         return self.view(job)
+
+    async def checkpoint(self, job: str) -> CheckpointView:
+        """What another job may go on from.
+
+        Raises:
+            UnknownName: there is no such job.
+            InvalidSpec: it has not ended, ended well, or left no checkpoint.
+        """
+        state = self.view(job).state
+        if state is JobState.SUCCEEDED:
+            raise InvalidSpec(f"Job {job} has succeeded: there is nothing left to do. Take its weights with job.apply_to(model).")
+        if not state.final:
+            raise InvalidSpec(f"Job {job} is {state}. Wait until it has ended, or cancel it first.")
+        return await asyncio.to_thread(attempts.checkpoint_view, self._state, job)
 
     async def cancel(self, job: str) -> JobView:
         self.view(job)
@@ -278,7 +296,7 @@ class Conductor:
             words = (started, PhaseEntered(phase=Phase.STARTING))
             await self._happened(job, *(self._word(word, number) for word in words))
             await self._pool.start(plan.folder, plan.commands)
-        except (OSError, RuntimeError, TimeoutError, UnknownName) as error:
+        except (OSError, RuntimeError, TimeoutError, UnknownName, InvalidSpec) as error:
             log.warning("job %s: attempt %d could not be started: %s", job, number, error)
             self._queue.put_nowait(Happened(job, (StartFailed(number, f"its workers could not be started: {error}"),)))
 
@@ -302,7 +320,11 @@ class Conductor:
     async def _clear(self, job: str, action: ClearAttempt | ClearJob) -> None:
         self._held.pop(job, None)
         if isinstance(action, ClearJob):
-            await asyncio.to_thread(attempts.clear_job, self._state.job(job))
+            await asyncio.to_thread(attempts.clear_job, self._state.job(job), resumable=action.resumable)
+            others = [record for id, record in self._records.items() if id != job]
+            ended = [*(record.job.id for record in others if record.job.state.final), job]
+            needed = {record.spec.resume_job for record in others if not record.job.state.final}
+            await asyncio.to_thread(attempts.forget_checkpoints, self._state, ended, needed=needed)
         elif (live := self._live.pop(job, None)) is not None:
             await self._pool.clear(live.folder)
 

@@ -19,13 +19,13 @@ import safetensors.numpy
 from safetensors.numpy import load_file, save, save_file
 
 from aiaas_magics.backend import checkpoint_folder
-from aiaas_magics.backend.checkpoint_folder import Place
+from aiaas_magics.backend.checkpoint_folder import STATE, Place
 from aiaas_magics.packing import plain
 
 Array = npt.NDArray[Any]
 
 FORMAT: Final = 2
-VARIABLES, STATE = "variables.safetensors", "state.json"
+VARIABLES: Final = "variables.safetensors"
 NATIVE: Final = frozenset({"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float32", "float64"})
 TOLD: Final = "told"  # the JSON of a rank's own state, among its arrays
 
@@ -90,7 +90,7 @@ def load(path: Path) -> Checkpoint | None:
     """The checkpoint in the folder `path`; None when it is damaged, or not one of ours."""
     if not checkpoint_folder.is_whole(path):
         return None
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    state = checkpoint_folder.state_in(path)
     if state["format"] != FORMAT:
         return None
     files = load_file(path / VARIABLES)

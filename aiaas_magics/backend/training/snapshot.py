@@ -25,8 +25,8 @@ from aiaas_magics.backend.training.checkpoints import decode_own, encode_own
 from aiaas_magics.backend.training.engines.tensorflow import metric_variables, offset_seeds
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.unpacked import Unpacked
-from aiaas_magics.errors import InvalidSpec
-from aiaas_magics.packing.variables import tensorflow_variable
+from aiaas_magics.packing.variables import check_kept, tensorflow_variable
+from aiaas_magics.spec import TensorSpec
 
 Array = npt.NDArray[Any]
 
@@ -66,17 +66,8 @@ def put_back(call: Unpacked, values: Sequence[Array], own: Sequence[bytes], *, r
 
 
 def check_fits(call: Unpacked, values: Sequence[Array]) -> None:
-    if len(call.variables) != len(values):
-        raise InvalidSpec(f"The checkpoint has {len(values)} variables and the model {len(call.variables)}. {ANOTHER_MODEL}")
-    for path, variable, value in zip(call.paths, call.variables, values, strict=True):
-        if not variable.shape.is_compatible_with(value.shape) or variable.dtype.name != value.dtype.name:
-            raise InvalidSpec(
-                f"{path} is {value.dtype.name} {list(value.shape)} in the checkpoint and {variable.dtype.name} {list(variable.shape)} "
-                f"in the model. {ANOTHER_MODEL}"
-            )
-
-
-ANOTHER_MODEL = "Build and compile the model as it was, or leave --resume out."
+    """Raises `InvalidSpec` when these are another model's."""
+    check_kept(call.paths, call.variables, [TensorSpec(name="", dtype=value.dtype.name, shape=value.shape) for value in values])
 
 
 def _share_out(call: Unpacked, values: Sequence[Array], differing: Sequence[Mapping[int, Array]], *, rank: int) -> None:
