@@ -145,6 +145,18 @@ def test_a_resumed_attempt_ends_where_an_undisturbed_one_ends(pool: LocalPool, t
         assert "Draws.hidden" in notice
 
 
+def test_ranks_that_make_steps_at_their_own_pace_keep_a_checkpoint_of_the_same_step(pool: LocalPool, tmp_path: Path) -> None:
+    """Nobody looks at single steps here, so that each rank makes as many in one call as it finds right."""
+    sent = ranks.send(tmp_path, calm_model(), **data(12 * 3000, epochs=1, shuffle=True)())
+    whole = attempt(pool, sent, tmp_path, n=2, execution=Execution(checkpoint_epochs=0, checkpoint_s=0.05))
+    begin = max(path for path in (tmp_path / "checkpoints").iterdir() if Place.of(path).step)  # type: ignore[union-attr]
+
+    resumed = attempt(pool, sent, tmp_path, n=2, number=2, resume_from=str(begin))
+
+    assert max(ranks.gaps(resumed.variables, whole.variables)) == 0.0, begin.name
+    assert resumed.history == whole.history
+
+
 def test_another_number_of_workers_goes_on_with_the_same_global_batches(pool: LocalPool, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     sent = {n: ranks.send(folder, calm_model(), workers=n, **arguments(Waits())) for n, folder in ((1, one), (2, two))}

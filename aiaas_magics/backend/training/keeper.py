@@ -18,6 +18,7 @@ from aiaas_magics.backend.training import checkpoints, snapshot
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.checkpoints import CallbackState, Checkpoint
 from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.training.fused import Pacing
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.unpacked import Unpacked
 from aiaas_magics.packing import plain
@@ -30,8 +31,8 @@ SAVING_SHARE: Final = 0.1  # of the time at most goes into checkpoints, the firs
 class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
     """Keeps checkpoints, and puts back what an earlier attempt kept. Comes last in the list of callbacks.
 
-    On several ranks rank 0's clock decides, and all meet to hear of it: at the end of each epoch, and, where
-    checkpoints come by the second, after each call of the training function, which all ranks make alike.
+    On several ranks rank 0's clock decides, and all meet to hear of it: at the end of each epoch and, where
+    checkpoints come by the second, after steps that they have agreed on (see `paced`).
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         self._group, self._history, self._resumed = group, history, resumed
         self._folder = Path(command.job_dir) / "checkpoints"
         self._every_epochs, self._every_s = command.execution.checkpoint_epochs, command.execution.checkpoint_s
-        self._epoch = 0
+        self._epoch = self._step = self._meet_at = 0
         self._began_s = self._next_s = 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -65,15 +66,17 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
             self._channel.send(Notice(text=text))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._epoch = epoch
+        self._epoch, self._step, self._meet_at = epoch, 0, 0
         if self._resumed is not None and self._resumed.place.step and epoch == self._resumed.place.epoch:
+            self._step = self._resumed.place.step
             self._put_back(self._resumed)  # the epoch had begun before: its metrics were reset just now, and callbacks began anew
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if not self._every_s or batch + 1 == self.params.get("steps"):
+        self._step = batch + 1
+        if not self._every_s or self._step < self._meet_at or self._step == self.params.get("steps"):
             return  # an epoch's last step is the epoch's end in a moment
         if self._agreed(self._is_time() and not self.model.stop_training):
-            self._keep(Place(self._epoch, batch + 1))
+            self._keep(Place(self._epoch, self._step))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if not (self._every_epochs or self._every_s):
@@ -82,6 +85,19 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         cheap = self._clock() >= self._next_s or self.model.stop_training
         if self._agreed((due and cheap) or (self._every_s > 0 and self._is_time())):
             self._keep(Place(epoch + 1))
+
+    def paced(self, pace: Pacing) -> Pacing:
+        """`pace`, but where ranks have to meet within an epoch no call makes steps beyond their next meeting.
+
+        Each rank makes as many steps a call as it finds right; which step they meet after, rank 0 says at the one before.
+        """
+        return _Together(pace, self) if self._group is not None and self._every_s else pace
+
+    def steps_to_meeting(self, wanted: int) -> int:
+        assert self._group is not None
+        if self._step >= self._meet_at:
+            self._meet_at = self._step + int(self._group.from_first(wanted, site="checkpoint-meeting"))
+        return self._meet_at - self._step
 
     def _is_time(self) -> bool:
         return self._clock() >= max(self._next_s, self._began_s + self._every_s)
@@ -115,6 +131,18 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         for callback, state in _same_kind(self._call.callbacks, kept.callbacks):
             plain.put_back(callback, state.attributes)
         snapshot.put_back(self._call, kept.variables, kept.ranks, rank=self._command.rank, ranks=self._command.ranks)
+
+
+class _Together:
+    def __init__(self, pace: Pacing, keeper: Keeper) -> None:
+        self._pace, self._keeper = pace, keeper
+
+    def __call__(self) -> int:
+        wanted = self._pace()
+        return min(wanted, self._keeper.steps_to_meeting(wanted))
+
+    def took(self, steps: int, seconds: float) -> None:
+        self._pace.took(steps, seconds)
 
 
 def resumed_from(command: WorkerCommand, call: Unpacked, channel: Channel) -> Checkpoint | None:

@@ -69,7 +69,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     with (
         reading_from(source),
         _hooked(call.model, group, source, batch_logs=batch_logs),
-        fusing(call.model, source, fused=command.execution.fused, pace=Pace(each), test_pace=Pace(each), settled=settled),
+        fusing(call.model, source, fused=command.execution.fused, pace=keeper.paced(Pace(each)), test_pace=Pace(each), settled=settled),
     ):
         # The Trainer's own `fit`: a subclass' override has run in the kernel already, where it reached the Trainer's.
         TensorFlowTrainer.fit(
