@@ -20,7 +20,7 @@ from aiaas_magics.errors import BackendRefused, DataMismatch
 from aiaas_magics.spec import DeploySpec, EndpointView, TensorSpec, VersionView, checked_name
 
 if TYPE_CHECKING:
-    from aiaas_magics.spec import LoadReport
+    from aiaas_magics.latency import LoadReport
 
 SHORT: Final = 48  # characters of an example row that still read well in a command line
 

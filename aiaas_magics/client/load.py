@@ -33,7 +33,8 @@ from hdrh.histogram import HdrHistogram
 
 from aiaas_magics import wire
 from aiaas_magics.errors import BackendRefused, BackendTooSlow, BackendUnreachable, InvalidSpec
-from aiaas_magics.spec import LoadPoint, LoadReport, TensorSpec, Value
+from aiaas_magics.latency import LoadPoint, LoadReport
+from aiaas_magics.spec import TensorSpec, Value
 
 if TYPE_CHECKING:
     from aiaas_magics.client.endpoint import Endpoint

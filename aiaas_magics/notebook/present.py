@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
+from aiaas_magics.latency import LoadReport
 from aiaas_magics.notebook.views.picture import error_line, status_line
 from aiaas_magics.plots import text
-from aiaas_magics.spec import About, EndpointView, JobView, LoadReport
+from aiaas_magics.spec import About, EndpointView, JobView
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:

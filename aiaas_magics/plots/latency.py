@@ -11,9 +11,9 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from aiaas_magics.latency import LoadReport
 from aiaas_magics.laws import ideal_capacity
 from aiaas_magics.plots import style, text
-from aiaas_magics.spec import LoadReport
 
 WIDTH: Final = 8.8
 HEIGHT: Final = 2.5

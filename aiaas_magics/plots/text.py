@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from aiaas_magics.latency import LoadReport
 from aiaas_magics.laws import SpeedupPoint, StudyFit, scaling
-from aiaas_magics.spec import LoadReport
 from aiaas_magics.story import EpochRow
 
 

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis.strategies import floats, integers, lists
 from matplotlib.figure import Figure
 
+from aiaas_magics.latency import LoadPoint, LoadReport
 from aiaas_magics.laws import SpeedupPoint, fit_study
 from aiaas_magics.plots.history import history_figure
 from aiaas_magics.plots.latency import latency_figure
 from aiaas_magics.plots.study import study_figure
 from aiaas_magics.plots.style import as_png
 from aiaas_magics.plots.text import history_text, latency_text, study_text
-from aiaas_magics.spec import LoadPoint, LoadReport
 from aiaas_magics.story import EpochRow
 
 POINTS = [
