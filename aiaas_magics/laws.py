@@ -1,15 +1,22 @@
 """The arithmetic of scaling: what n workers should do, what they did, and which law that follows.
 
-Owns numbers in, numbers out. Measuring belongs to `client.study` and `client.load`,
-drawing to `plots`.
+Owns numbers in, numbers out. What was not measured belongs to `projection`, measuring to
+`client.study` and `client.load`, drawing to `plots`.
 
     T = N / n   ideal time: N seconds of work on one worker, shared by n
     P = n * p   ideal capacity: n workers of p rows a second each
     R = M / m   ideal response: M seconds of waiting work, shared by m replicas
 
+Strong scaling keeps the work: the same global batch, cut into n parts. Weak scaling keeps
+each worker's part: n workers do n times the work, ideally in the time of one.
+
 Amdahl's law ("Validity of the single processor approach to achieving large scale
 computing capabilities", AFIPS 1967): of the work on one worker the fraction s stays
 serial, T(n) = T(1) * (s + (1 - s) / n).
+
+Gustafson's law ("Reevaluating Amdahl's law", CACM 31(5), 1988): of the time on n workers,
+each with its own fixed part of the work, the fraction s' is serial; the scaled speedup is
+n - s' * (n - 1).
 
 Universal Scalability Law (Gunther, "Guerrilla Capacity Planning", Springer 2007, ch. 4):
 speedup C(n) = n / (1 + sigma * (n - 1) + kappa * n * (n - 1)); sigma is contention, kappa
@@ -19,10 +26,11 @@ n more workers are slower.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
 
 from aiaas_magics.errors import InvalidSpec
 
@@ -104,8 +112,8 @@ class ScalingRow:
         return self.efficiency / (1 + self.spread), self.efficiency / max(1e-9, 1 - self.spread)
 
 
-def scaling(points: Sequence[SpeedupPoint]) -> tuple[ScalingRow, ...]:
-    """Every point beside its ideal, by number of workers.
+def scaling(points: Sequence[SpeedupPoint], *, weak: bool = False) -> tuple[ScalingRow, ...]:
+    """Every point beside its ideal, by number of workers. With `weak`, n workers did n times the work of one.
 
     The ideal starts from the smallest number of workers that was measured; where that is
     not 1, that point counts as perfect, since nothing says how far from it one worker is.
@@ -114,10 +122,11 @@ def scaling(points: Sequence[SpeedupPoint]) -> tuple[ScalingRow, ...]:
     if not ordered:
         return ()
     first = ordered[0]
-    work_s = first.seconds * first.workers
     rate_of_one = first.rows_per_s / first.workers
-    return tuple(
-        ScalingRow(
+
+    def row(point: SpeedupPoint) -> ScalingRow:
+        work_s = first.seconds * (point.workers if weak else first.workers)
+        return ScalingRow(
             workers=point.workers,
             seconds=point.seconds,
             ideal_s=ideal_seconds(work_s, workers=point.workers),
@@ -128,8 +137,8 @@ def scaling(points: Sequence[SpeedupPoint]) -> tuple[ScalingRow, ...]:
             spread=point.spread,
             physical=point.physical,
         )
-        for point in ordered
-    )
+
+    return tuple(map(row, ordered))
 
 
 def speedup(work_s: float, seconds: float) -> float:
@@ -154,13 +163,33 @@ class AmdahlFit:
     largest_miss: float  # largest relative distance of a point from the law
     r_squared: float | None
 
-    def seconds(self, workers: int) -> float:
+    def seconds(self, workers: float) -> float:
         return self.one_worker_s * (self.serial_fraction + (1 - self.serial_fraction) / workers)
 
     @property
     def speedup_limit(self) -> float:
         """What no number of workers exceeds."""
         return 1 / self.serial_fraction if self.serial_fraction > 0 else math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GustafsonFit:
+    """Gustafson's law through the points of weak scaling; `serial_fraction` is of the time on n workers."""
+
+    one_worker_s: float
+    serial_fraction: float
+    largest_miss: float
+    r_squared: float | None
+
+    def seconds(self, workers: float) -> float:
+        return self.one_worker_s * workers / self.speedup(workers)
+
+    def speedup(self, workers: float) -> float:
+        """Scaled: rows a second over those of one worker."""
+        return workers - self.serial_fraction * (workers - 1)
+
+
+Law = TypeVar("Law", AmdahlFit, GustafsonFit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,10 +213,11 @@ class UslFit:
 class StudyFit:
     """What the points say together. Only points on devices of their own count.
 
-    `fits` says whether Amdahl's law describes them, `verdict` says it in words.
+    `fits` says whether the law describes them (Amdahl's, of weak scaling Gustafson's), `verdict` says it in words.
     """
 
     amdahl: AmdahlFit | None
+    gustafson: GustafsonFit | None = None
     usl: UslFit | None
     fits: bool
     verdict: str
@@ -195,8 +225,16 @@ class StudyFit:
     why_recommended: str
 
     @property
+    def weak(self) -> bool:
+        return self.gustafson is not None
+
+    @property
+    def law(self) -> AmdahlFit | GustafsonFit | None:
+        return self.amdahl or self.gustafson
+
+    @property
     def serial_fraction(self) -> float | None:
-        return self.amdahl.serial_fraction if self.amdahl else None
+        return self.law.serial_fraction if self.law else None
 
 
 def fit_amdahl(points: Sequence[SpeedupPoint]) -> AmdahlFit | None:
@@ -207,16 +245,33 @@ def fit_amdahl(points: Sequence[SpeedupPoint]) -> AmdahlFit | None:
     if len({point.workers for point in points}) < 2:
         return None
     rows = [(1 / point.seconds, 1 / (point.workers * point.seconds)) for point in points]
-    serial, parallel = _least_squares(rows, [1.0] * len(rows))
+    serial, parallel = least_squares(rows, [1.0] * len(rows))
     total = serial + parallel
-    law = AmdahlFit(one_worker_s=total, serial_fraction=serial / total, largest_miss=0.0, r_squared=None)
+    return _judged(AmdahlFit(one_worker_s=total, serial_fraction=serial / total, largest_miss=0.0, r_squared=None), points)
+
+
+def fit_gustafson(points: Sequence[SpeedupPoint]) -> GustafsonFit | None:
+    """Gustafson's law with the least sum of squared relative misses of the rate; None below two different n.
+
+    1 / T(n) = x / n + y * (1 - 1 / n) is linear with x = 1 / T(1) and y = (1 - s') / T(1). Faster than ideal is no s' below 0.
+    """
+    if len({point.workers for point in points}) < 2:
+        return None
+    rows = [(point.seconds / point.workers, point.seconds * (1 - 1 / point.workers)) for point in points]
+    one, parallel = least_squares(rows, [1.0] * len(rows))
+    if parallel > one:
+        [one] = least_squares([(point.seconds,) for point in points], [1.0] * len(points))
+        parallel = one
+    return _judged(GustafsonFit(one_worker_s=1 / one, serial_fraction=1 - parallel / one, largest_miss=0.0, r_squared=None), points)
+
+
+def _judged(law: Law, points: Sequence[SpeedupPoint]) -> Law:
+    """`law` with how well it describes the points: the times of strong scaling; of weak the rates, since its times hardly vary."""
     misses = [law.seconds(point.workers) / point.seconds - 1 for point in points]
-    return AmdahlFit(
-        one_worker_s=total,
-        serial_fraction=law.serial_fraction,
-        largest_miss=max(map(abs, misses)),
-        r_squared=_r_squared([point.seconds for point in points], [law.seconds(point.workers) for point in points]),
-    )
+    weak = isinstance(law, GustafsonFit)
+    measured = [point.workers / point.seconds if weak else point.seconds for point in points]
+    modelled = [point.workers / law.seconds(point.workers) if weak else law.seconds(point.workers) for point in points]
+    return replace(law, largest_miss=max(map(abs, misses)), r_squared=_r_squared(measured, modelled))
 
 
 def fit_usl(points: Sequence[SpeedupPoint]) -> UslFit | None:
@@ -230,31 +285,40 @@ def fit_usl(points: Sequence[SpeedupPoint]) -> UslFit | None:
     others = [point for point in points if point.workers > 1]
     rows = [(float(point.workers - 1), float(point.workers * (point.workers - 1))) for point in others]
     excess = [point.workers * point.seconds / first.seconds - 1 for point in others]
-    contention, coherency = _least_squares(rows, excess)
+    contention, coherency = least_squares(rows, excess)
     law = UslFit(contention=contention, coherency=coherency, largest_miss=0.0)
     misses = [abs(first.seconds / law.speedup(point.workers) / point.seconds - 1) for point in others]
     return UslFit(contention=contention, coherency=coherency, largest_miss=max(misses))
 
 
-def fit_study(points: Sequence[SpeedupPoint]) -> StudyFit:
-    """Both laws, a verdict in words, and how many workers are worth paying for."""
+def fit_study(points: Sequence[SpeedupPoint], *, weak: bool = False) -> StudyFit:
+    """The laws of strong or weak scaling, a verdict in words, and how many workers are worth paying for."""
     real = [point for point in points if point.physical]
-    amdahl = fit_amdahl(real)
-    recommended, why = recommend(points)
-    fits, verdict = _judge(real, amdahl)
-    return StudyFit(amdahl=amdahl, usl=fit_usl(real), fits=fits, verdict=verdict, recommended=recommended, why_recommended=why)
+    amdahl, gustafson = (None, fit_gustafson(real)) if weak else (fit_amdahl(real), None)
+    recommended, why = recommend(points, weak=weak)
+    fits, verdict = _judge(real, amdahl or gustafson)
+    return StudyFit(
+        amdahl=amdahl,
+        gustafson=gustafson,
+        usl=None if weak else fit_usl(real),
+        fits=fits,
+        verdict=verdict,
+        recommended=recommended,
+        why_recommended=why,
+    )
 
 
-def recommend(points: Sequence[SpeedupPoint]) -> tuple[int, str]:
+def recommend(points: Sequence[SpeedupPoint], *, weak: bool = False) -> tuple[int, str]:
     """The largest n that is faster than every smaller one and still arrives to 70 %; and why, in words."""
-    rows = [row for row in scaling(points) if row.physical] or list(scaling(points))[:1]
+    every = scaling(points, weak=weak)
+    rows = [row for row in every if row.physical] or list(every)[:1]
     if not rows:
         return 1, "nothing was measured"
-    best, fastest_s = rows[0], rows[0].seconds
+    best, fastest = rows[0], rows[0].speedup
     for row in rows[1:]:
-        if row.seconds < fastest_s and row.efficiency >= PAYS_FROM:
+        if row.speedup > fastest and row.efficiency >= PAYS_FROM:
             best = row
-        fastest_s = min(fastest_s, row.seconds)
+        fastest = max(fastest, row.speedup)
     if len(rows) == 1:
         return best.workers, "the only number of workers measured on devices of their own"
     if best is rows[-1]:
@@ -262,45 +326,70 @@ def recommend(points: Sequence[SpeedupPoint]) -> tuple[int, str]:
     return best.workers, f"beyond it less than {PAYS_FROM:.0%} of each worker arrives"
 
 
-def _judge(points: Sequence[SpeedupPoint], law: AmdahlFit | None) -> tuple[bool, str]:
+def _judge(points: Sequence[SpeedupPoint], law: AmdahlFit | GustafsonFit | None) -> tuple[bool, str]:
     if law is None:
         return False, "no law: it takes two numbers of workers on devices of their own"
+    weak = isinstance(law, GustafsonFit)
+    name = "Gustafson's law" if weak else "Amdahl's law"
     slack = max(FIT_TOLERANCE, *(point.spread for point in points))
-    first, last = min(points, key=lambda point: point.workers), max(points, key=lambda point: point.workers)
-    if last.seconds > first.seconds * (1 + slack):
-        return (
-            False,
-            f"Amdahl's law does not fit: {last.workers} workers took longer than {first.workers}, the exchange costs more than it gains",
-        )
+    rows = scaling(points, weak=weak)
+    first, last = rows[0], rows[-1]
+    if last.speedup < first.speedup / (1 + slack):
+        took = "did fewer rows a second" if weak else "took longer"
+        return False, f"{name} does not fit: {last.workers} workers {took} than {first.workers}, the exchange costs more than it gains"
     if law.largest_miss > slack:
-        if efficiency(first.seconds * first.workers, last.seconds, workers=last.workers) > 1 + slack:
-            return False, "Amdahl's law does not fit: faster than ideal, so one worker was short of something else (cache, say)"
-        return False, f"Amdahl's law does not fit: it misses a point by {law.largest_miss:.0%}"
+        if last.efficiency > 1 + slack:
+            return False, f"{name} does not fit: faster than ideal, so one worker was short of something else (cache, say)"
+        return False, f"{name} does not fit: it misses a point by {law.largest_miss:.0%}"
     judged = "two points, so nothing tests the law" if law.r_squared is None else f"R² {law.r_squared:.3f}"
-    return True, f"serial fraction {law.serial_fraction:.1%} ({judged})"
+    share = "of the time on n workers " if weak else ""
+    return True, f"serial fraction {share}{law.serial_fraction:.1%} ({judged})"
 
 
-def _least_squares(rows: Sequence[tuple[float, float]], targets: Sequence[float]) -> tuple[float, float]:
-    """x, y >= 0 with the least sum of (p * x + q * y - target)².
+def least_squares(rows: Sequence[Sequence[float]], targets: Sequence[float]) -> tuple[float, ...]:
+    """x >= 0 with the least sum of squares of (row * x - target), for a few unknowns.
 
-    Two unknowns: where the free minimum leaves the quadrant, the best lies on one of its edges.
+    The best lies where some unknowns are 0 and the others at their free minimum, so every choice is tried.
     """
-    pp = math.fsum(p * p for p, _ in rows)
-    qq = math.fsum(q * q for _, q in rows)
-    pq = math.fsum(p * q for p, q in rows)
-    pt = math.fsum(p * t for (p, _), t in zip(rows, targets, strict=True))
-    qt = math.fsum(q * t for (_, q), t in zip(rows, targets, strict=True))
-    determinant = pp * qq - pq * pq
-    if determinant > 1e-12 * pp * qq:
-        x, y = (pt * qq - qt * pq) / determinant, (qt * pp - pt * pq) / determinant
-        if x >= 0 and y >= 0:
-            return x, y
-    edges = ((max(0.0, pt / pp) if pp else 0.0, 0.0), (0.0, max(0.0, qt / qq) if qq else 0.0))
+    columns = list(zip(*rows, strict=True))
+    best, least = (0.0,) * len(columns), math.inf
+    for size in range(len(columns) + 1):
+        for chosen in itertools.combinations(range(len(columns)), size):
+            free = _free_minimum([columns[place] for place in chosen], targets)
+            if free is None or any(value < 0 for value in free):
+                continue
+            found = dict(zip(chosen, free, strict=True))
+            x = tuple(found.get(place, 0.0) for place in range(len(columns)))
+            cost = math.fsum((_dot(row, x) - target) ** 2 for row, target in zip(rows, targets, strict=True))
+            if cost < least:
+                best, least = x, cost
+    return best
 
-    def cost(edge: tuple[float, float]) -> float:
-        return math.fsum((p * edge[0] + q * edge[1] - t) ** 2 for (p, q), t in zip(rows, targets, strict=True))
 
-    return min(edges, key=cost)
+def _free_minimum(columns: Sequence[Sequence[float]], targets: Sequence[float]) -> list[float] | None:
+    """Least squares without bounds, by modified Gram-Schmidt; None where a column is a mixture of those before it."""
+    q: list[list[float]] = []
+    r: list[list[float]] = []
+    for column in columns:
+        rest, parts = list(column), []
+        for unit in q:
+            part = _dot(unit, rest)
+            rest = [value - part * along for value, along in zip(rest, unit, strict=True)]
+            parts.append(part)
+        length = math.sqrt(_dot(rest, rest))
+        if length <= 1e-9 * math.sqrt(_dot(column, column)):
+            return None
+        q.append([value / length for value in rest])
+        r.append([*parts, length])
+    x = [0.0] * len(q)
+    for place in reversed(range(len(q))):
+        known = math.fsum(r[later][place] * x[later] for later in range(place + 1, len(q)))
+        x[place] = (_dot(q[place], targets) - known) / r[place][place]
+    return x
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return math.fsum(one * other for one, other in zip(a, b, strict=True))
 
 
 def _r_squared(measured: Sequence[float], modelled: Sequence[float]) -> float | None:

@@ -416,9 +416,9 @@ class Checkpointed(Event, frozen=True, kw_only=True, tag="checkpoint"):
 class Measured(Event, frozen=True, kw_only=True, tag="measured"):
     """A study's point: one entry of `seconds` a repeat, each over `steps` steps of `rows_per_step`.
 
-    What ranks exchange is rank 0's, and 0 where nothing was exchanged or the strategy cannot tell: of a mean step the
-    seconds it only exchanged (waited for others and summed), in how many exchanges, of how many bytes; and, with all
-    ranks arriving together, an exchange of next to nothing (`latency_s`) and one of `exchange_bytes` (`transfer_s`).
+    What ranks exchange is rank 0's, and 0 where nothing was exchanged or the strategy cannot tell: of a step of the
+    median repeat the seconds it only exchanged (waited for others and summed), in how many exchanges, of how many bytes;
+    and, with all ranks arriving together, an exchange of next to nothing (`latency_s`) and one of `exchange_bytes` (`transfer_s`).
     """
 
     steps: int

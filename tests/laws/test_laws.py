@@ -86,6 +86,69 @@ def test_speedup_and_efficiency_agree_and_never_beat_the_ideal_under_amdahls_law
         assert row.seconds >= row.ideal_s * (1 - 1e-9)
 
 
+def gustafson_points(one_worker_s: float, serial: float, counts: list[int]) -> list[SpeedupPoint]:
+    """n workers that each do the work of `one_worker_s`, the fraction `serial` of their time not in parallel."""
+    return [SpeedupPoint(workers=n, seconds=one_worker_s * n / (n - serial * (n - 1)), rows_per_s=n - serial * (n - 1)) for n in counts]
+
+
+@given(one_worker_s=seconds, serial=floats(0.0, 0.95), counts=worker_counts)
+def test_gustafsons_law_finds_the_serial_fraction_that_made_the_points(one_worker_s: float, serial: float, counts: list[int]) -> None:
+    law = laws.fit_gustafson(gustafson_points(one_worker_s, serial, counts))
+
+    assert law is not None
+    assert law.serial_fraction == pytest.approx(serial, abs=1e-4)
+    assert law.one_worker_s == pytest.approx(one_worker_s, rel=1e-3)
+    assert law.largest_miss < 1e-4
+
+
+@given(counts=worker_counts, serial=fractions.filter(lambda share: share < 0.95))
+def test_of_weak_scaling_the_ideal_is_constant_time_and_speedup_counts_the_grown_work(counts: list[int], serial: float) -> None:
+    rows = laws.scaling(gustafson_points(3.0, serial, counts), weak=True)
+
+    first = rows[0]
+    for row in rows:
+        assert row.ideal_s == pytest.approx(first.seconds)
+        assert row.efficiency == pytest.approx(first.seconds / row.seconds)
+        assert row.speedup == pytest.approx(row.rows_per_s / first.rows_per_s * first.workers)
+
+
+def test_a_weak_study_is_judged_by_gustafsons_law_and_recommends_what_still_pays() -> None:
+    fit = laws.fit_study(gustafson_points(1.0, 0.1, [1, 2, 4]), weak=True)
+    collapsed = laws.fit_study([SpeedupPoint(workers=n, seconds=time) for n, time in ((1, 1.0), (2, 3.0))], weak=True)
+
+    assert fit.amdahl is None
+    assert fit.fits
+    assert "10.0%" in fit.verdict
+    assert "R² 1.000" in fit.verdict
+    assert fit.recommended == 4
+    assert "Gustafson's law does not fit: 2 workers did fewer rows a second than 1" in collapsed.verdict
+    assert collapsed.recommended == 1
+
+
+def test_weak_scaling_beyond_the_ideal_is_no_serial_fraction_below_zero() -> None:
+    fit = laws.fit_study([SpeedupPoint(workers=n, seconds=time) for n, time in ((1, 1.0), (2, 0.6))], weak=True)
+
+    assert fit.serial_fraction == 0
+    assert "faster than ideal" in fit.verdict
+
+
+@given(
+    rows=lists(lists(floats(-10, 10), min_size=3, max_size=3), min_size=3, max_size=8),
+    steps=lists(floats(0, 1), min_size=3, max_size=3),
+)
+def test_least_squares_with_bounds_is_not_beaten_by_a_step_within_them(rows: list[list[float]], steps: list[float]) -> None:
+    targets = [1.0] * len(rows)
+
+    def cost(x: tuple[float, ...]) -> float:
+        return sum((sum(a * b for a, b in zip(row, x, strict=True)) - 1) ** 2 for row in rows)
+
+    found = laws.least_squares(rows, targets)
+
+    assert min(found) >= 0
+    assert cost(found) <= cost(tuple(steps)) + 1e-6
+    assert cost(found) <= cost(tuple(value + step / 100 for value, step in zip(found, steps, strict=True))) + 1e-6
+
+
 def test_the_range_of_an_efficiency_encloses_it() -> None:
     row = laws.scaling([SpeedupPoint(workers=1, seconds=2.0), SpeedupPoint(workers=2, seconds=1.25, spread=0.1)])[1]
     low, high = row.efficiency_range

@@ -75,6 +75,7 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         self._calibrated: list[float] = []
         self._weights: list[Any] = []
         self._before = self._exchanged = Spent()
+        self._exchanges: list[Spent] = []  # of each repeat
         self.seconds: list[float] = []
         self.compile_s = 0.0
 
@@ -96,12 +97,13 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         return self._with_exchange(point, self._group) if self._group else point
 
     def _with_exchange(self, point: Measured, group: Group) -> Measured:
-        steps = max(1, self._steps * len(self.seconds))
-        nbytes = int(group.from_first(self._exchanged.bytes / steps, site="bytes"))
+        # As the step's own time: the median repeat, so that one that something disturbed does not count.
+        typical = sorted(self._exchanges, key=lambda spent: spent.seconds)[len(self._exchanges) // 2]
+        nbytes = int(group.from_first(typical.bytes / self._steps, site="bytes"))
         return msgspec.structs.replace(
             point,
-            exchange_s=self._exchanged.seconds / steps,
-            exchanges=round(self._exchanged.exchanges / steps),
+            exchange_s=typical.seconds / self._steps,
+            exchanges=round(typical.exchanges / self._steps),
             exchange_bytes=nbytes,
             latency_s=exchange_s(group, 1),
             transfer_s=exchange_s(group, nbytes),
@@ -142,7 +144,8 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
             self._exchanged += self._group.spent - self._before
         if self._seen >= self._steps:
             self.seconds.append(self._spent)
-            self._seen, self._spent = 0, 0.0
+            self._exchanges.append(self._exchanged)
+            self._seen, self._spent, self._exchanged = 0, 0.0, Spent()
             if len(self.seconds) >= self._spec.repeats:
                 self.model.stop_training = True
 
