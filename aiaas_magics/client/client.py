@@ -153,18 +153,23 @@ class Backend:
         y: Any = None,
         *,
         workers: tuple[int, ...] = (1, 2),
+        weak: bool = False,
         name: str | None = None,
         seed: int | None = None,
         oversubscribe: bool = False,
         **fit_arguments: Any,
     ) -> Study:
-        """The same fit call on several numbers of workers, measured; `model` keeps its weights."""
+        """The same fit call on several numbers of workers, measured; `model` keeps its weights.
+
+        With `weak`, `batch_size` is each worker's: n workers take global batches n times as large.
+        """
         from aiaas_magics.client import study
         from aiaas_magics.client.training import TrainOptions
         from aiaas_magics.packing.fitcall import FitCall
 
         call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
-        return study.measure(self, call, points=workers, options=TrainOptions(name=name, seed=seed, oversubscribe=oversubscribe))
+        options = TrainOptions(name=name, seed=seed, oversubscribe=oversubscribe)
+        return study.measure(self, call, points=workers, options=options, weak=weak)
 
     def deploy(self, model: Any, *, name: str | None = None, replicas: int = 1, sample: Any = None) -> Endpoint:
         """Export `model`, prove the export equal to Keras on `sample`, and serve it.

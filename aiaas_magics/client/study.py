@@ -5,6 +5,9 @@ Owns the order of a study's jobs and what is made of their measurements. The ari
 
 The order: first plain `fit` on all cores, which also finds how many steps fill the budget;
 then every n with exactly these steps, so that the weights after them can be compared.
+
+Strong scaling gives every n the call as it is. Weak scaling gives n workers a batch n times as
+large, so that each worker's part stays the same.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from aiaas_magics import laws
+from aiaas_magics import laws, projection
 from aiaas_magics.client.training import Prepared, TrainOptions, prepare, submit
 from aiaas_magics.errors import AiaasBug, InvalidSpec
+from aiaas_magics.projection import ProjectedRow, Projection, StepPoint
 from aiaas_magics.spec import FitShape, Measured, MeasureSpec
 from aiaas_magics.story import JobStory
 
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from aiaas_magics.client.client import Backend
     from aiaas_magics.client.job import Job
     from aiaas_magics.packing.fitcall import FitCall, FitResult
+    from aiaas_magics.plots.text import StudyReport
 
 REPEATS: Final = 3
 BUDGET_S: Final = 1.0  # one repeat of the reference; guess: long against a scheduler's slice, short against patience
@@ -57,7 +62,8 @@ class StudyProgress:
 class Study:
     """What the workers bought, measured.
 
-    Times are per epoch, from the median of the repeats; `spread` is half their range over the median.
+    Times are per epoch, from the median of the repeats; `spread` is half their range over the median. With `weak`, n workers
+    took batches n times `shape.global_batch`, times are per step, and there is no parity: other batches make other weights.
     """
 
     name: str
@@ -67,19 +73,27 @@ class Study:
     steps: int
     points: tuple[Point, ...]
     reference: Point  # plain `fit`, all cores, nothing of ours in between
-    parity: float  # largest relative difference of any weight between any n and the smallest n
+    parity: float | None  # largest relative difference of any weight between any n and the smallest n
     parity_steps: int
+    weak: bool = False
     history: Any = None
     job: str | None = None
 
     @property
     def fit(self) -> laws.StudyFit:
-        """Serial fraction, how well Amdahl's law fits, and how many workers are worth it."""
-        return laws.fit_study(self.speedup_points())
+        """Serial fraction, how well its law fits (Amdahl's; with `weak` Gustafson's), and how many workers are worth it."""
+        return laws.fit_study(self.speedup_points(), weak=self.weak)
 
     @property
     def recommended(self) -> int:
+        """Of the measured numbers of workers; `projection.recommended` goes beyond them."""
         return self.fit.recommended
+
+    @property
+    def projection(self) -> Projection:
+        """What the measured points say about up to 64 workers, or why they say nothing."""
+        steps = 1.0 if self.weak else self.shape.rows / self.shape.global_batch
+        return projection.project([_step_point(point) for point in self.points if point.physical], weak=self.weak, steps=steps)
 
     def speedup_points(self) -> tuple[laws.SpeedupPoint, ...]:
         return tuple(self._speedup_point(point) for point in self.points)
@@ -88,44 +102,78 @@ class Study:
         return self._speedup_point(self.reference)
 
     def _speedup_point(self, point: Point) -> laws.SpeedupPoint:
-        rows = point.measured.steps * point.measured.rows_per_step
-        scale = self.shape.rows / rows
-        return laws.point_of(point.measured.seconds, workers=point.workers, rows=rows, physical=point.physical, scale=scale)
+        measured = point.measured
+        rows = measured.steps * measured.rows_per_step
+        scale = 1 / measured.steps if self.weak else self.shape.rows / rows
+        return laws.point_of(measured.seconds, workers=point.workers, rows=rows, physical=point.physical, scale=scale)
 
     def rows(self) -> tuple[laws.ScalingRow, ...]:
         """Every measured number of workers beside its ideal."""
-        return laws.scaling(self.speedup_points())
+        return laws.scaling(self.speedup_points(), weak=self.weak)
 
     def to_frame(self) -> Any:
-        """A pandas DataFrame: workers, seconds (an epoch), rows_per_second, speedup, efficiency, spread."""
+        """A pandas DataFrame: workers, seconds (an epoch; with `weak` a step), rows_per_second, speedup, efficiency, spread, projected.
+
+        Rows with `projected` were not measured; their spread is half the band over the projected time.
+        """
         import pandas as pd
 
+        measured: list[tuple[laws.ScalingRow | ProjectedRow, float, bool]] = [(row, row.spread, False) for row in self.rows()]
+        projected = [(row, (row.high_s - row.low_s) / (2 * row.seconds), True) for row in self.projection.rows]
         return pd.DataFrame(
             {
-                "workers": [row.workers for row in self.rows()],
-                "seconds": [row.seconds for row in self.rows()],
-                "rows_per_second": [row.rows_per_s for row in self.rows()],
-                "speedup": [row.speedup for row in self.rows()],
-                "efficiency": [row.efficiency for row in self.rows()],
-                "spread": [row.spread for row in self.rows()],
+                "workers": row.workers,
+                "seconds": row.seconds,
+                "rows_per_second": row.rows_per_s,
+                "speedup": row.speedup,
+                "efficiency": row.efficiency,
+                "spread": spread,
+                "projected": not_measured,
             }
+            for row, spread, not_measured in [*measured, *projected]
+        )
+
+    def report(self) -> StudyReport:
+        """All that is shown of a study."""
+        from aiaas_magics.plots import text
+
+        return text.StudyReport(
+            title=f"Study {self.name}",
+            points=self.speedup_points(),
+            fit=self.fit,
+            weak=self.weak,
+            reference=self.reference_point(),
+            projection=self.projection,
+            hardware=self.hardware,
+            batch=self.shape.global_batch,
+            parity=text.parity_text(self.parity, steps=self.parity_steps, weak=self.weak),
+            simulated=self.simulated,
         )
 
     def plot(self) -> Figure:
-        """Time against T = N/n, throughput against P = n*p, and efficiency, as one figure."""
-        from aiaas_magics.plots import text
+        """Time against its ideal, throughput against P = n*p, and efficiency, as one figure; beyond the measured n as projected."""
         from aiaas_magics.plots.study import study_figure
 
-        return study_figure(
-            self.speedup_points(),
-            self.fit,
-            reference=self.reference_point(),
-            hardware=self.hardware,
-            title=self.name,
-            batch=self.shape.global_batch,
-            parity=text.parity_text(self.parity, steps=self.parity_steps),
-            simulated=self.simulated,
-        )
+        return study_figure(self.report())
+
+
+def _step_point(point: Point) -> StepPoint:
+    measured = point.measured
+    repeats = laws.point_of(measured.seconds, workers=point.workers, rows=measured.rows_per_step, scale=1 / measured.steps)
+    return StepPoint(
+        workers=point.workers,
+        rows=measured.rows_per_step,
+        seconds=repeats.seconds,
+        spread=repeats.spread,
+        exchange_s=measured.exchange_s,
+        exchanges=measured.exchanges,
+        exchange_bytes=measured.exchange_bytes,
+        latency_s=measured.latency_s,
+        transfer_s=measured.transfer_s,
+    )
+
+
+# --------------------------------------------------------------------------- measuring
 
 
 def measure(
@@ -134,12 +182,11 @@ def measure(
     *,
     points: Sequence[int],
     options: TrainOptions,
+    weak: bool = False,
     on_progress: Callable[[StudyProgress], None] = lambda _: None,
 ) -> Study:
     """Measure `call` on each number of workers in `points`; the model in the kernel is not changed."""
-    wanted = checked_points(points)
-    prepared = prepare(backend, call, replace(options, workers=max(wanted)))
-    return _measure(backend, prepared, points=wanted, on_progress=on_progress)
+    return _measure(_Calls(backend, call, checked_points(points), options, weak=weak), on_progress=on_progress)
 
 
 def run(
@@ -148,17 +195,17 @@ def run(
     *,
     points: Sequence[int],
     options: TrainOptions,
+    weak: bool = False,
     on_progress: Callable[[StudyProgress], None] = lambda _: None,
 ) -> Study:
-    """`measure`, then train with the largest number of workers: the model gets its weights.
+    """`measure`, then train with the largest number of workers (with `weak`, its batch): the model gets its weights.
 
     The returned study's `history` is that run's `History`, its `job` the run's id.
     """
-    wanted = checked_points(points)
-    prepared = prepare(backend, call, replace(options, workers=max(wanted)))
-    study = _measure(backend, prepared, points=wanted, on_progress=on_progress)
-    label, done = f"training on n={max(wanted)}", _labels(wanted)
-    job = submit(prepared)
+    calls = _Calls(backend, call, checked_points(points), options, weak=weak)
+    study = _measure(calls, on_progress=on_progress)
+    label, done = f"training on n={max(calls.points)}", _labels(calls.points)
+    job = submit(calls.prepared(max(calls.points)))
     try:
         history = job.take(lambda story: on_progress(StudyProgress(label=label, done=done, waiting=(), story=story, measuring=False)))
     except KeyboardInterrupt:  # border: whoever starts a job ends it
@@ -167,17 +214,44 @@ def run(
     return replace(study, history=history, job=job.id)
 
 
-def _measure(
-    backend: Backend, prepared: Prepared, *, points: tuple[int, ...], on_progress: Callable[[StudyProgress], None] = lambda _: None
-) -> Study:
-    about = backend.about()
+class _Calls:
+    """The fit call of each number of workers: the same one, or with `weak` one whose batch is n times as large.
+
+    Raises:
+        InvalidSpec: `weak`, and the data has not the rows of the largest batch.
+    """
+
+    def __init__(self, backend: Backend, call: FitCall, points: tuple[int, ...], options: TrainOptions, *, weak: bool) -> None:
+        self.backend, self.points, self.weak = backend, points, weak
+        self._call, self._options = call, replace(options, workers=max(points))
+        self.as_given = prepare(backend, call, self._options)
+        shape = self.as_given.packed.shape
+        largest = max(points) * shape.global_batch
+        if weak and shape.rows < largest:
+            raise InvalidSpec(
+                f"--weak gives each of {max(points)} workers {shape.global_batch:,} rows a step, {largest:,} together, "
+                f"and there are {shape.rows:,} to train on. Use fewer workers or a smaller batch_size."
+            )
+
+    def prepared(self, workers: int) -> Prepared:
+        if not self.weak:
+            return self.as_given
+        given = {name: value for name, value in self._call.arguments.items() if name != "steps_per_epoch"}
+        batch = workers * self.as_given.packed.shape.global_batch
+        grown = replace(self._call, arguments={**given, "batch_size": batch})
+        return replace(prepare(self.backend, grown, self._options), seed=self.as_given.seed)
+
+
+def _measure(calls: _Calls, *, on_progress: Callable[[StudyProgress], None]) -> Study:
+    about, packed, points = calls.backend.about(), calls.as_given.packed, calls.points
     study_id = secrets.token_hex(4)
-    labels, name = _labels(points), prepared.options.name or prepared.packed.shape.model
+    labels, name = _labels(points), calls.as_given.options.name or packed.shape.model
     results: list[tuple[Measured, FitResult]] = []
     spec = MeasureSpec(plain=True, repeats=REPEATS, budget_s=BUDGET_S)
     for index, workers in enumerate((None, *points)):
         if results:
             spec = MeasureSpec(steps=results[0][0].steps, repeats=REPEATS)
+        prepared = calls.as_given if workers is None else calls.prepared(workers)
         options = replace(prepared.options, workers=workers, name=f"{name} {labels[index]}"[:100])
         job = submit(replace(prepared, options=options), measure=spec, study=study_id)
         results.append(_followed(job, labels, index, on_progress))
@@ -185,14 +259,15 @@ def _measure(
     devices = len(about.devices)
     return Study(
         name=name,
-        shape=prepared.packed.shape,
+        shape=packed.shape,
         hardware=about.hardware,
         simulated=any(device.simulated for device in about.devices),
         steps=measured[0].steps,
         reference=Point(workers=devices, measured=measured[0], physical=True),
         points=tuple(Point(workers=n, measured=found, physical=n <= devices) for n, found in zip(points, measured[1:], strict=True)),
-        parity=largest_difference([result for _, result in results[1:]]),
+        parity=None if calls.weak else largest_difference([result for _, result in results[1:]]),
         parity_steps=spec.warmup_steps,
+        weak=calls.weak,
     )
 
 

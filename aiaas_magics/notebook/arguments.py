@@ -172,6 +172,7 @@ train_options = options(
         values="workers",
         help="Workers: a number, numbers between commas (1,2: a study), or max. Left out: one worker with every core or GPU.",
     ),
+    option("--weak", action="store_true", help="In a study: batch_size is each worker's, so n workers do n times the work of a step."),
     option("--name", type=job_name, metavar="NAME", help="What the job is called; the model's name if left out."),
     option("--async", dest="background", action="store_true", help="Return at once: fit gives a Job; job.result() takes the weights."),
     option("-o", "--out", type=variable, metavar="NAME", help="Put the job's History, Job or Study into this variable."),
@@ -239,6 +240,7 @@ shutdown_options = options(HELP)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRequest:
     workers: Workers | None
+    weak: bool
     name: str | None
     background: bool
     out: str | None
@@ -254,6 +256,10 @@ class TrainRequest:
     local_fallback: bool
     ui: str | None
     help: bool
+
+    def __post_init__(self) -> None:
+        if self.weak and not (self.workers and self.workers.is_study):
+            raise UsageError("--weak compares several numbers of workers. Use it with --workers 1,2, say.")
 
     @property
     def execution(self) -> Execution:

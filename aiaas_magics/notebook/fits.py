@@ -180,7 +180,14 @@ class CellFits:
         options = replace(self.options(), workers=max(points))
         with live.LiveView(self._ui, title=f"Study on {', '.join(map(str, points))} workers", hint=HINT) as view:
             try:
-                result = study.run(self._session.backend, call, points=points, options=options, on_progress=lambda at: tell_study(view, at))
+                result = study.run(
+                    self._session.backend,
+                    call,
+                    points=points,
+                    options=options,
+                    weak=self._request.weak,
+                    on_progress=lambda at: tell_study(view, at),
+                )
             except KeyboardInterrupt:
                 raise Interrupted("Interrupted: the study's job was cancelled; the model in the kernel is unchanged.") from None
             view.freeze(present.study_bundles(result, figures=view.shows_figures))

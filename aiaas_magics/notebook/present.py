@@ -8,6 +8,7 @@ and a picture never share a bundle, since nbconvert prefers the HTML and drops t
 from __future__ import annotations
 
 import base64
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -138,55 +139,23 @@ def job_bundle(job: Job) -> Bundle:
 
 def study_bundles(study: Study, *, figures: bool = True) -> list[Bundle]:
     """The table of a study and its figure."""
-    return [study_table(study), *([figure_bundle(study.plot(), study_words(study))] if figures else [])]
+    return [study_table(study), *([figure_bundle(study.plot(), text.study_text(study.report()))] if figures else [])]
 
 
 def study_table(study: Study) -> Bundle:
-    fit, reference = study.fit, study.reference_point()
-    rows = [
-        (
-            str(row.workers) + ("" if row.physical else " (shared devices)"),
-            text.seconds(row.seconds),
-            text.seconds(row.ideal_s),
-            text.count(row.rows_per_s),
-            text.count(row.ideal_rows_per_s),
-            f"{row.speedup:.2f}x",
-            f"{row.efficiency:.0%}",
-            f"±{row.spread:.1%}",
-            text.seconds(compiled_s),
-        )
-        for row, compiled_s in zip(study.rows(), study_compile_s(study), strict=True)
-    ]
-    notes = [
-        f"{fit.verdict[0].upper()}{fit.verdict[1:]}.",
-        text.recommendation(fit),
-        f"Plain fit on all cores: {text.seconds(reference.seconds)} an epoch, {text.count(reference.rows_per_s)} rows/s.",
-        text.parity_text(study.parity, steps=study.parity_steps),
-    ]
-    header = ("workers", "seconds an epoch", "ideal N/n", "rows/s", "ideal n*p", "speedup", "efficiency", "spread", "compile, apart")
-    bundle = table_bundle(header, rows, caption=f"Study {study.name}", notes=notes)
-    bundle["text/plain"] += (
-        f"\n{text.study_caption(study.speedup_points(), study.hardware, batch=study.shape.global_batch, simulated=study.simulated)}"
-    )
+    report = study.report()
+    header, rows = text.study_table(report)
+    compiled = [text.seconds(seconds) for seconds in study_compile_s(study)]
+    rows = [(*row, cell) for row, cell in itertools.zip_longest(rows, compiled, fillvalue="")]
+    notes = [f"{report.fit.verdict[0].upper()}{report.fit.verdict[1:]}.", *text.study_notes(report)]
+    bundle = table_bundle((*header, "compile, apart"), rows, caption=report.title, notes=notes)
+    bundle["text/plain"] += f"\n{text.study_caption(report)}"
     return bundle
 
 
 def study_compile_s(study: Study) -> list[float]:
     ordered = sorted(study.points, key=lambda point: point.workers)
     return [point.measured.compile_s for point in ordered]
-
-
-def study_words(study: Study) -> str:
-    return text.study_text(
-        study.speedup_points(),
-        study.fit,
-        study.reference_point(),
-        study.hardware,
-        f"Study {study.name}",
-        batch=study.shape.global_batch,
-        parity=text.parity_text(study.parity, steps=study.parity_steps),
-        simulated=study.simulated,
-    )
 
 
 # --------------------------------------------------------------------------- preflight

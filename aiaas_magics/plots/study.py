@@ -1,11 +1,11 @@
-"""The figure of a study: time, throughput and efficiency against the ideal.
+"""The figure of a study: time, throughput and efficiency against the ideal, and beyond what was measured as projected.
 
-Owns the drawing. The laws come from `laws`, the same numbers in words from `plots.text`.
+Owns the drawing. The laws come from `laws` and `projection`, the same numbers in words from `plots.text`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from matplotlib import ticker
@@ -13,8 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from aiaas_magics.laws import ScalingRow, SpeedupPoint, StudyFit, scaling
+from aiaas_magics.laws import ScalingRow
 from aiaas_magics.plots import style, text
+from aiaas_magics.plots.text import StudyReport
+from aiaas_magics.projection import ProjectedRow
 
 WIDTH: Final = 10.4
 HEIGHT: Final = 2.45
@@ -33,114 +35,141 @@ WHISKER: Final[dict[str, Any]] = {"fmt": "none", "ecolor": style.INK, "elinewidt
 IDEAL: Final[dict[str, Any]] = {"color": style.INK, "linestyle": (0, (5, 3)), "linewidth": 1.2}
 LAW: Final[dict[str, Any]] = {"color": style.ORANGE, "linestyle": (0, (1, 1.4)), "linewidth": 1.8}
 REFERENCE: Final[dict[str, Any]] = {"color": style.GREEN, "linestyle": (0, (6, 2, 1, 2)), "linewidth": 1.5}
+PROJECTED: Final[dict[str, Any]] = {
+    "color": style.SKY,
+    "linestyle": (0, (2.5, 2)),
+    "linewidth": 1.4,
+    "marker": "o",
+    "markersize": 5,
+    "markerfacecolor": "white",
+}
+BAND: Final[dict[str, Any]] = {"color": style.SKY, "alpha": 0.22, "linewidth": 0}
+
+CROWDED: Final = 5  # bars from which on a word does not fit below one, nor a percent sign into it
+
+Value = Callable[[ScalingRow | ProjectedRow], float]
 
 
-def study_figure(
-    points: Sequence[SpeedupPoint],
-    fit: StudyFit,
-    reference: SpeedupPoint | None,
-    hardware: str,
-    title: str = "Study",
-    *,
-    work: str = "one epoch",
-    batch: int | None = None,
-    parity: str = "",
-    simulated: bool = False,
-) -> Figure:
-    """Measured points with their spread, against T = N/n and P = n*p; efficiency as bars.
+def study_figure(report: StudyReport) -> Figure:
+    """Measured points with their spread, against T = N/n and P = n*p (of weak scaling T = T(1)); efficiency as bars.
 
-    Args:
-        points: one a number of workers; those beyond the physical devices are drawn grey.
-        reference: plain `fit` on all cores for the same work, drawn as a level line.
-        hardware: goes into the caption, with the words "simulated devices" where they are.
-        work: what `seconds` is the time of: "one epoch, 336,776 rows".
-        parity: a sentence on whether all n computed the same.
+    Workers beyond the physical devices are grey. What is projected is pale, dashed, and within its band.
     """
-    rows = scaling(points)
-    caption = text.study_caption(points, hardware, batch=batch, simulated=simulated)
+    caption = (text.study_caption(report), report.parity, report.projection.says if report.projection else "")
     figure, (time, rate, share) = style.new_figure(
         3,
-        title=title,
-        subtitle=_subtitle(fit),
-        caption=f"{caption} {parity}".strip(),
+        title=report.title,
+        subtitle=_subtitle(report),
+        caption=" ".join(part for part in caption if part),
         width=WIDTH,
         height=HEIGHT,
-        keys=_keys(rows, fit, reference),
+        keys=_keys(report),
     )
-    _time_panel(time, rows, fit, reference, work)
-    _rate_panel(rate, rows, fit, reference)
-    _share_panel(share, rows, fit)
+    _time_panel(time, report)
+    _rate_panel(rate, report)
+    _share_panel(share, report)
     return figure
 
 
-def _subtitle(fit: StudyFit) -> str:
-    verdict = fit.verdict[0].upper() + fit.verdict[1:]
-    return f"{verdict}. {text.recommendation(fit)}"
+def _subtitle(report: StudyReport) -> str:
+    fit = report.fit
+    kind = "Weak" if report.weak else "Strong"
+    parts = (f"{kind} scaling, {fit.verdict}.", text.recommendation(fit), text.projected_recommendation(report.projection))
+    return " ".join(part for part in parts if part)
 
 
-def _time_panel(axes: Axes, rows: Sequence[ScalingRow], fit: StudyFit, reference: SpeedupPoint | None, work: str) -> None:
-    style.label(axes, title=f"Time for {work}", x="workers n", y="seconds")
-    curve = _fine(rows)
-    work_s = rows[0].ideal_s * rows[0].workers
-    axes.plot(curve, [work_s / n for n in curve], **IDEAL)
-    if fit.fits and fit.amdahl:
-        law = fit.amdahl
-        axes.plot(curve, [law.one_worker_s * (law.serial_fraction + (1 - law.serial_fraction) / n) for n in curve], **LAW)
-    if reference is not None:
-        axes.axhline(reference.seconds, **REFERENCE)
-    _points(axes, rows, [row.seconds for row in rows], joined=not fit.fits)
-    axes.set_ylim(0, 1.12 * max(*(row.seconds * (1 + row.spread) for row in rows), reference.seconds if reference else 0))
-    style.count_axis(axes, [row.workers for row in rows])
+def _time_panel(axes: Axes, report: StudyReport) -> None:
+    style.label(axes, title=f"Time for {report.work}", x="workers n", y="seconds")
+    rows = report.rows
+    ideal = [(n, rows[0].ideal_s * (1 if report.weak else rows[0].workers / n)) for n in _fine(rows, report.projected)]
+    _line(axes, ideal, IDEAL)
+    _law(axes, report, lambda n, seconds: seconds)
+    # A step of the reference is one of a single worker's batch: beside steps of n batches it would mislead.
+    plain_s = report.reference.seconds if report.reference and not report.weak else None
+    if plain_s:
+        axes.axhline(plain_s, **REFERENCE)
+    _projected(axes, report, lambda row: row.seconds, [(row.low_s, row.high_s) for row in report.projected])
+    _points(axes, rows, [row.seconds for row in rows], joined=not report.fit.fits)
+    tops = [row.seconds * (1 + row.spread) for row in rows] + [row.high_s for row in report.projected] + ([plain_s] if plain_s else [])
+    if report.projected and not report.weak:
+        _log_axis(axes, [seconds for _, seconds in ideal] + [row.low_s for row in report.projected], tops)
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axes.set_ylim(0, 1.12 * max(tops))
+    _count_axis(axes, report)
 
 
-def _rate_panel(axes: Axes, rows: Sequence[ScalingRow], fit: StudyFit, reference: SpeedupPoint | None) -> None:
+def _rate_panel(axes: Axes, report: StudyReport) -> None:
     style.label(axes, title="Throughput", x="workers n", y="rows a second")
-    curve = _fine(rows)
+    rows = report.rows
     one = rows[0].ideal_rows_per_s / rows[0].workers
-    axes.plot(curve, [one * n for n in curve], **IDEAL)
-    if fit.fits and fit.amdahl:
-        law = fit.amdahl
-        axes.plot(curve, [one / (law.serial_fraction + (1 - law.serial_fraction) / n) for n in curve], **LAW)
-    if reference is not None and reference.rows_per_s > 0:
-        axes.axhline(reference.rows_per_s, **REFERENCE)
-    _points(axes, rows, [row.rows_per_s for row in rows], joined=not fit.fits)
-    highest = max(row.rows_per_s * (1 + row.spread) for row in rows)
-    ideal = one * curve[-1]
-    axes.set_ylim(0, 1.12 * max(highest, ideal, reference.rows_per_s if reference else 0))
+    ideal = [(n, one * n) for n in _fine(rows, report.projected)]
+    _line(axes, ideal, IDEAL)
+    rows_of_one = rows[0].rows_per_s * rows[0].seconds
+    _law(axes, report, lambda n, seconds: rows_of_one * (n / rows[0].workers if report.weak else 1) / seconds)
+    plain = report.reference.rows_per_s if report.reference else 0
+    if plain > 0:
+        axes.axhline(plain, **REFERENCE)
+    _projected(axes, report, lambda row: row.rows_per_s, [row.rows_per_s_range for row in report.projected])
+    _points(axes, rows, [row.rows_per_s for row in rows], joined=not report.fit.fits)
+    tops = [*(row.rows_per_s * (1 + row.spread) for row in rows), *(row.rows_per_s_range[1] for row in report.projected), plain]
+    if report.projected:
+        lows = [row.rows_per_s for row in rows] + [row.rows_per_s_range[0] for row in report.projected]
+        _log_axis(axes, lows, [*tops, ideal[-1][1]])
+    else:
+        axes.set_ylim(0, 1.12 * max(*tops, ideal[-1][1]))
     axes.yaxis.set_major_formatter(ticker.EngFormatter(sep=""))
-    style.count_axis(axes, [row.workers for row in rows])
+    _count_axis(axes, report)
 
 
-def _share_panel(axes: Axes, rows: Sequence[ScalingRow], fit: StudyFit) -> None:
-    style.label(axes, title="Efficiency, speedup / n", x="workers n")
+def _share_panel(axes: Axes, report: StudyReport) -> None:
+    rows: list[ScalingRow | ProjectedRow] = [*report.rows, *report.projected]
+    scaled = "scaled speedup / n" if report.weak else "speedup / n"
+    crowded = len(rows) >= CROWDED
+    marks = "▲ recommended, △ projected" if report.projected else "▲ recommended"
+    style.label(axes, title=f"Efficiency, {scaled}", x=f"workers n  ({marks})" if crowded else "workers n")
     for position, row in enumerate(rows):
         low, high = row.efficiency_range
-        look: dict[str, Any] = {"color": style.BLUE} if row.physical else {"color": "white", "edgecolor": GREY, "hatch": "////"}
-        axes.bar(position, row.efficiency, width=0.62, **look)
+        axes.bar(position, row.efficiency, width=0.62, **_bar_look(row))
         axes.errorbar(position, row.efficiency, yerr=[[row.efficiency - low], [high - row.efficiency]], **WHISKER)
-        _share_label(axes, position, row, size=9.5 if len(rows) <= 4 else 7.5)
+        _share_label(axes, position, row, crowded=crowded)
     axes.axhline(1.0, **IDEAL)
-    names = [f"{row.workers}\nrecommended" if row.workers == fit.recommended else str(row.workers) for row in rows]
-    axes.set_xticks(range(len(rows)), names)
+    axes.set_xticks(range(len(rows)), [_bar_name(row, report, crowded=crowded) for row in rows])
     axes.set_xlim(-0.7, len(rows) - 0.3)
     axes.set_ylim(0, max(1.25, 1.15 * max(row.efficiency_range[1] for row in rows)))
     axes.yaxis.set_major_locator(ticker.MaxNLocator(nbins=5, steps=[1, 2.5, 5, 10]))  # quarters, and wider where a measurement is wild
     axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
+    if report.projected:
+        _word(axes, len(report.rows) - 0.4)
 
 
-def _share_label(axes: Axes, position: int, row: ScalingRow, *, size: float) -> None:
+def _bar_name(row: ScalingRow | ProjectedRow, report: StudyReport, *, crowded: bool) -> str:
+    projected = isinstance(row, ProjectedRow)
+    best = report.projection.recommended if projected and report.projection else report.fit.recommended
+    mark = ("△" if projected else "▲") if crowded else "recommended"
+    return f"{row.workers}\n{mark}" if row.workers == best else str(row.workers)
+
+
+def _bar_look(row: ScalingRow | ProjectedRow) -> dict[str, Any]:
+    if isinstance(row, ProjectedRow):
+        return {"facecolor": "#E3F1FA", "edgecolor": style.SKY, "linestyle": (0, (2.5, 2)), "linewidth": 1.1}
+    return {"color": style.BLUE} if row.physical else {"color": "white", "edgecolor": GREY, "hatch": "////"}
+
+
+def _share_label(axes: Axes, position: int, row: ScalingRow | ProjectedRow, *, crowded: bool) -> None:
     """The number inside its bar, where no line crosses it; above a bar too short to hold it."""
     inside = row.efficiency > 0.3
+    solid = isinstance(row, ScalingRow) and row.physical
     axes.text(
         position,
         0.06 if inside else row.efficiency_range[1] + 0.05,
-        f"{row.efficiency:.0%}",
+        f"{100 * row.efficiency:.0f}" if crowded else f"{row.efficiency:.0%}",
         ha="center",
         va="bottom",
-        fontsize=size,
-        fontweight="bold",
-        color="white" if inside and row.physical else style.INK,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5} if inside and not row.physical else None,
+        fontsize=7.5 if crowded else 9.5,
+        fontweight="bold" if isinstance(row, ScalingRow) else "normal",
+        color="white" if inside and solid else style.INK,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5} if inside and isinstance(row, ScalingRow) and not solid else None,
     )
 
 
@@ -163,20 +192,77 @@ def _points(axes: Axes, rows: Sequence[ScalingRow], values: Sequence[float], *, 
             )
 
 
-def _fine(rows: Sequence[ScalingRow]) -> list[float]:
+def _law(axes: Axes, report: StudyReport, value: Callable[[float, float], float]) -> None:
+    """The fitted law between the measured points: `value` of n and its seconds."""
+    law = report.fit.law
+    if report.fit.fits and law:
+        _line(axes, [(n, value(n, law.seconds(n))) for n in _fine(report.rows)], LAW)
+
+
+def _line(axes: Axes, pairs: Sequence[tuple[float, float]], look: dict[str, Any]) -> None:
+    axes.plot([x for x, _ in pairs], [y for _, y in pairs], **look)
+
+
+def _projected(axes: Axes, report: StudyReport, value: Value, band: Sequence[tuple[float, float]]) -> None:
+    """Hollow points on a dashed line from the last measured one, within the band."""
+    if not report.projected:
+        return
+    last = [row for row in report.rows if row.physical][-1]
+    counts = [last.workers, *(row.workers for row in report.projected)]
+    start = value(last)
+    lows, highs = zip((start, start), *band, strict=True)
+    axes.fill_between(counts, lows, highs, **BAND)
+    axes.plot(counts, [start, *map(value, report.projected)], markevery=slice(1, None), **PROJECTED)
+    _word(axes, (last.workers * report.projected[0].workers) ** 0.5)
+
+
+def _word(axes: Axes, x: float) -> None:
+    """A line between what was measured and what was not, and the word for it."""
+    axes.axvline(x, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+    axes.annotate(
+        "projected",
+        (x, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, -2),
+        textcoords="offset points",
+        ha="left",
+        va="top",
+        fontsize=8,
+        fontstyle="italic",
+        color=style.MUTED,
+    )
+
+
+def _log_axis(axes: Axes, lows: Sequence[float], tops: Sequence[float]) -> None:
+    """T = N/n and P = n*p are straight lines on it."""
+    axes.set_yscale("log")
+    axes.set_ylim(0.8 * min(lows), 1.9 * max(tops))
+    axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=8))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+
+
+def _count_axis(axes: Axes, report: StudyReport) -> None:
+    style.count_axis(axes, sorted({row.workers for row in report.rows} | {row.workers for row in report.projected}))
+
+
+def _fine(rows: Sequence[ScalingRow], projected: Sequence[ProjectedRow] = ()) -> list[float]:
     """Enough values of n for a smooth curve, up to the most workers with devices of their own: a law promises nothing beyond."""
-    real = [row.workers for row in rows if row.physical] or [rows[0].workers]
-    low, high = rows[0].workers, max(*real, rows[0].workers)
-    return [low + (high - low) * step / 60 for step in range(61)]
+    low = rows[0].workers
+    high = max([low, *(row.workers for row in rows if row.physical), *(row.workers for row in projected)])
+    return [low * float(high / low) ** (step / 60) for step in range(61)]
 
 
-def _keys(rows: Sequence[ScalingRow], fit: StudyFit, reference: SpeedupPoint | None) -> list[Line2D]:
-    keys = [style.key("measured", **_only_look(MEASURED)), style.key("ideal  T = N/n,  P = n·p", **IDEAL)]
-    if fit.fits and fit.amdahl:
-        keys.append(style.key(f"Amdahl, serial {fit.amdahl.serial_fraction:.1%}", **LAW))
-    if reference is not None:
+def _keys(report: StudyReport) -> list[Line2D]:
+    ideal = "ideal  T = T(1),  P = n·p" if report.weak else "ideal  T = N/n,  P = n·p"
+    keys = [style.key("measured", **_only_look(MEASURED)), style.key(ideal, **IDEAL)]
+    if report.fit.fits and report.fit.law:
+        name = "Gustafson" if report.weak else "Amdahl"
+        keys.append(style.key(f"{name}, serial {report.fit.law.serial_fraction:.1%}", **LAW))
+    if report.projected:
+        keys.append(style.key("projected, 90 % band", **PROJECTED))
+    if report.reference is not None:
         keys.append(style.key("plain fit, all cores", **REFERENCE))
-    if any(not row.physical for row in rows):
+    if any(not row.physical for row in report.rows):
         keys.append(style.key("workers share devices", **_only_look(SHARED)))
     return keys
 

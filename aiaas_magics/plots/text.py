@@ -8,10 +8,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from aiaas_magics.latency import LoadReport
-from aiaas_magics.laws import SpeedupPoint, StudyFit, scaling
+from aiaas_magics.laws import ScalingRow, SpeedupPoint, StudyFit, scaling
+from aiaas_magics.projection import ProjectedRow, Projection
 from aiaas_magics.story import EpochRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyReport:
+    """A study's numbers, as its figure and its twin in words take them.
+
+    Args:
+        points: one a number of workers, of an epoch; with `weak` of a step, since n workers do n times as much in it.
+        reference: plain `fit` on all cores.
+        batch: rows of the global batch; with `weak` of each worker's.
+        parity: a sentence on whether all n computed the same.
+    """
+
+    points: tuple[SpeedupPoint, ...]
+    fit: StudyFit
+    hardware: str
+    title: str = "Study"
+    weak: bool = False
+    reference: SpeedupPoint | None = None
+    projection: Projection | None = None
+    batch: int | None = None
+    parity: str = ""
+    simulated: bool = False
+
+    @property
+    def rows(self) -> tuple[ScalingRow, ...]:
+        return scaling(self.points, weak=self.weak)
+
+    @property
+    def projected(self) -> tuple[ProjectedRow, ...]:
+        return self.projection.rows if self.projection else ()
+
+    @property
+    def work(self) -> str:
+        """What a time is the time of."""
+        return "a step" if self.weak else "an epoch"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -34,15 +72,15 @@ def right_columns(rows: Sequence[Sequence[str]], columns: int) -> list[bool]:
 def seconds(value: float | None) -> str:
     """A duration as people say it.
 
-    >>> seconds(0.00042), seconds(0.25), seconds(12.34), seconds(3725)
-    ('0.42 ms', '250 ms', '12.3 s', '1 h 02 min')
+    >>> seconds(0.00042), seconds(0.0672), seconds(0.25), seconds(12.34), seconds(3725)
+    ('0.42 ms', '67.2 ms', '250 ms', '12.3 s', '1 h 02 min')
     """
     if value is None or not math.isfinite(value):
         return "?"
     if value < 1e-2:
         return f"{value * 1e3:.2f} ms"
     if value < 0.9995:
-        return f"{value * 1e3:.0f} ms"
+        return f"{value * 1e3:.0f} ms" if value >= 0.09995 else f"{value * 1e3:.1f} ms"
     if value < 9.995:
         return f"{value:.2f} s"
     if value < 99.95:
@@ -79,8 +117,10 @@ def number(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else str(value)
 
 
-def parity_text(parity: float | None, *, steps: int) -> str:
+def parity_text(parity: float | None, *, steps: int, weak: bool = False) -> str:
     """Whether all n computed the same, as a sentence."""
+    if weak:
+        return "Parity is not compared: each n has another global batch, so its weights differ by design."
     if parity is None or not math.isfinite(parity):
         return ""
     return f"Parity: after {steps} steps no variable differs between any two n by more than {parity:.1e} of its norm."
@@ -89,59 +129,94 @@ def parity_text(parity: float | None, *, steps: int) -> str:
 # --------------------------------------------------------------------------- twins
 
 
-def study_text(
-    points: Sequence[SpeedupPoint],
-    fit: StudyFit,
-    reference: SpeedupPoint | None,
-    hardware: str,
-    title: str = "Study",
-    *,
-    work: str = "one epoch",
-    batch: int | None = None,
-    parity: str = "",
-    simulated: bool = False,
-) -> str:
+def study_text(report: StudyReport) -> str:
     """`study_figure` in words."""
-    header = ("workers", "seconds", "ideal N/n", "rows/s", "ideal n*p", "speedup", "efficiency", "spread")
-    rows = [
-        (
-            f"{row.workers}{'' if row.physical else ' (shared devices)'}",
-            seconds(row.seconds),
-            seconds(row.ideal_s),
-            count(row.rows_per_s),
-            count(row.ideal_rows_per_s),
-            f"{row.speedup:.2f}x",
-            f"{row.efficiency:.0%}",
-            f"±{row.spread:.1%}",
-        )
-        for row in scaling(points)
+    header, rows = study_table(report)
+    law = "Gustafson" if report.weak else "Amdahl"
+    lines = [
+        f"{report.title}: time for {report.work}",
+        table(header, rows),
+        f"{law}: {report.fit.verdict}.",
+        _usl_text(report.fit),
+        *study_notes(report),
+        study_caption(report),
     ]
-    lines = [f"{title}: time for {work}", table(header, rows), f"Amdahl: {fit.verdict}.", _usl_text(fit), recommendation(fit)]
-    if reference is not None:
-        lines.append(f"Plain fit on all cores: {seconds(reference.seconds)}, {count(reference.rows_per_s)} rows/s.")
-    if parity:
-        lines.append(parity)
-    lines.append(study_caption(points, hardware, batch=batch, simulated=simulated))
     return "\n".join(line for line in lines if line)
+
+
+def study_table(report: StudyReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows: what was measured beside its ideal, then what is projected, by that word."""
+    header = (
+        "workers",
+        f"seconds {report.work}",
+        "ideal T(1)" if report.weak else "ideal N/n",
+        "rows/s",
+        "ideal n*p",
+        "scaled speedup" if report.weak else "speedup",
+        "efficiency",
+        "spread",
+    )
+    measured = [
+        (f"{row.workers}{'' if row.physical else ' (shared devices)'}", *_scaling_cells(row), f"±{row.spread:.1%}") for row in report.rows
+    ]
+    projected = [
+        (f"{row.workers} (projected)", *_scaling_cells(row), f"{seconds(row.low_s)} to {seconds(row.high_s)}") for row in report.projected
+    ]
+    return header, [*measured, *projected]
+
+
+def _scaling_cells(row: ScalingRow | ProjectedRow) -> tuple[str, ...]:
+    return (
+        seconds(row.seconds),
+        seconds(row.ideal_s),
+        count(row.rows_per_s),
+        count(row.ideal_rows_per_s),
+        f"{row.speedup:.2f}x",
+        f"{row.efficiency:.0%}",
+    )
+
+
+def study_notes(report: StudyReport) -> list[str]:
+    """The sentences below the table."""
+    plain = report.reference
+    batch = f", batch {report.batch:,}" if report.weak and report.batch else ""
+    return [
+        recommendation(report.fit),
+        projected_recommendation(report.projection),
+        f"Plain fit on all cores{batch}: {seconds(plain.seconds)} {report.work}, {count(plain.rows_per_s)} rows/s." if plain else "",
+        report.parity,
+        report.projection.says if report.projection else "",
+    ]
 
 
 def recommendation(fit: StudyFit) -> str:
     return f"Recommended: {workers(fit.recommended)} ({fit.why_recommended})."
 
 
+def projected_recommendation(projection: Projection | None) -> str:
+    if projection is None or projection.recommended is None or projection.recommended_range is None:
+        return ""
+    low, high = projection.recommended_range
+    band = f"{low} to {high} within the band" if low < high else "the same all over the band"
+    return f"Recommended with what is projected: {workers(projection.recommended)} ({band})."
+
+
 def workers(n: int) -> str:
     return f"{n} worker" if n == 1 else f"{n} workers"
 
 
-def study_caption(points: Sequence[SpeedupPoint], hardware: str, *, batch: int | None, simulated: bool) -> str:
+def study_caption(report: StudyReport) -> str:
     """What a reader must know to believe a study's figure."""
-    parts = [f"Measured on {hardware}."]
-    if batch:
-        parts.append(f"Global batch {batch:,} rows, the same for every n.")
+    parts = [f"Measured on {report.hardware}."]
+    if report.weak:
+        rows = f"batch {report.batch:,} rows a worker" if report.batch else "a fixed batch a worker"
+        parts.append(f"Weak scaling: {rows}, so the work of a step grows with n and its ideal time is constant.")
+    elif report.batch:
+        parts.append(f"Strong scaling. Global batch {report.batch:,} rows, the same for every n.")
     parts.append("Median of repeats of steady steps, bars show their range; compile time is not in it.")
-    if simulated:
+    if report.simulated:
         parts.append("The devices are simulated devices.")
-    shared = sorted(point.workers for point in points if not point.physical)
+    shared = sorted(point.workers for point in report.points if not point.physical)
     if shared:
         named = ", ".join(f"n={n}" for n in shared)
         parts.append(f"Grey: {named} is more than the physical devices, workers share them; not part of the fit.")

@@ -275,9 +275,26 @@ def test_a_study_compares_the_same_steps(backend: aiaas_magics.Backend, here: Pa
     study = backend.study(model, x, y, workers=(1, 2), oversubscribe=True, batch_size=256)
 
     frame = study.to_frame()
-    assert list(frame.columns) == ["workers", "seconds", "rows_per_second", "speedup", "efficiency", "spread"]
-    assert list(frame.workers) == [1, 2]
+    assert list(frame.columns) == ["workers", "seconds", "rows_per_second", "speedup", "efficiency", "spread", "projected"]
+    assert list(frame.workers[~frame.projected]) == [1, 2]
+    assert study.parity is not None
     assert study.parity <= 1e-5
     assert study.recommended in (1, 2)
     assert gap(model, before) == 0
     assert study.plot().axes
+
+
+@pytest.mark.parametrize("backend", ["local"], indirect=True)  # nothing in it depends on where the backend is
+def test_a_weak_study_grows_the_batch_with_the_workers(backend: aiaas_magics.Backend, here: Path) -> None:
+    x, y = table(rows=2048)
+    model = small_model()
+
+    with pytest.raises(errors.InvalidSpec, match="each of 2 workers 1,500 rows a step, 3,000 together, and there are 2,048"):
+        backend.study(model, x, y, workers=(1, 2), weak=True, oversubscribe=True, batch_size=1500)
+    study = backend.study(model, x, y, workers=(1, 2), weak=True, oversubscribe=True, steps_per_epoch=8)
+
+    assert [point.measured.rows_per_step for point in (study.reference, *study.points)] == [256, 256, 512]
+    assert len({point.measured.steps for point in study.points}) == 1
+    assert study.parity is None
+    [ideal_s] = {row.ideal_s for row in study.rows()}
+    assert ideal_s == study.rows()[0].seconds

@@ -73,7 +73,7 @@ def test_a_typing_mistake_is_told_with_what_to_type_instead(name: str, line: str
 
 def test_every_option_of_training_is_read() -> None:
     line = (
-        "-n 4,1,2 --name 'my run' --async -o out --dry-run --seed 7 --oversubscribe --local-fallback --ui text "
+        "-n 4,1,2 --weak --name 'my run' --async -o out --dry-run --seed 7 --oversubscribe --local-fallback --ui text "
         "--engine tensorflow --strategy single --fused off --checkpoint-every 30s --retries 5 --resume 7"
     )
 
@@ -81,6 +81,7 @@ def test_every_option_of_training_is_read() -> None:
 
     assert request == TrainRequest(
         workers=Workers(points=(1, 2, 4)),
+        weak=True,
         name="my run",
         background=True,
         out="out",
@@ -99,6 +100,8 @@ def test_every_option_of_training_is_read() -> None:
     )
     assert request.workers is not None
     assert request.workers.is_study
+    with pytest.raises(UsageError, match="--workers 1,2"):
+        arguments.read(magic("train"), "--weak -n 2", TrainRequest)
 
 
 @pytest.mark.parametrize("line", ["--name 'two words'", '--name "two words"', "--name='two words'", '--name="two words"'])

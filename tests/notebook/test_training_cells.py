@@ -303,8 +303,7 @@ def test_a_study_draws_its_speedup_and_refuses_a_second_fit(trainer: Kernel) -> 
     for expected in ("ideal N/n", "efficiency", "Plain fit on all cores", "Recommended", "Parity", "compile, apart"):
         assert expected in table
     assert "Global batch 1,000" in figure
-    assert value(trainer, "list(study.to_frame().columns)") == ["workers", "seconds", "rows_per_second", "speedup", "efficiency", "spread"]
-    assert value(trainer, "study.to_frame().workers.tolist(), len(first.epoch)") == ([1, 2], 2)
+    assert value(trainer, "study.to_frame().query('not projected').workers.tolist(), len(first.epoch)") == ([1, 2], 2)
     assert trainer.run("study.plot()").of("image/png")
 
 

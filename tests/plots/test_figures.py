@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import floats, integers, lists
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from aiaas_magics.latency import LoadPoint, LoadReport
 from aiaas_magics.laws import SpeedupPoint, fit_study
 from aiaas_magics.plots.history import history_figure
 from aiaas_magics.plots.latency import latency_figure
-from aiaas_magics.plots.study import study_figure
+from aiaas_magics.plots.study import PROJECTED, study_figure
 from aiaas_magics.plots.style import as_png
-from aiaas_magics.plots.text import history_text, latency_text, study_text
+from aiaas_magics.plots.text import StudyReport, history_text, latency_text, study_text
+from aiaas_magics.projection import StepPoint, project
 from aiaas_magics.story import EpochRow
 
 POINTS = [
@@ -28,11 +31,13 @@ POINTS = [
 REFERENCE = SpeedupPoint(workers=2, seconds=5.1, rows_per_s=1569)
 
 
+def report(points: list[SpeedupPoint], hardware: str = "2 cores", *, weak: bool = False, **more: Any) -> StudyReport:
+    return StudyReport(points=tuple(points), fit=fit_study(points, weak=weak), hardware=hardware, weak=weak, **more)
+
+
 def words_of(figure: Figure) -> str:
     """Every text in a figure, legends and titles included."""
-    import matplotlib.text
-
-    return "\n".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
 def load_point(concurrency: int, requests: int = 1000, **changes: object) -> LoadPoint:
@@ -54,7 +59,7 @@ def load_point(concurrency: int, requests: int = 1000, **changes: object) -> Loa
 
 
 def test_a_study_says_hardware_batch_reference_and_that_devices_are_shared_or_simulated() -> None:
-    figure = study_figure(POINTS, fit_study(POINTS), REFERENCE, "2 cores, Xeon", "Study churn", batch=4096, simulated=True)
+    figure = study_figure(report(POINTS, "2 cores, Xeon", reference=REFERENCE, title="Study churn", batch=4096, simulated=True))
 
     said = words_of(figure)
 
@@ -70,7 +75,7 @@ def test_a_study_says_hardware_batch_reference_and_that_devices_are_shared_or_si
 
 
 def test_a_study_has_three_panels_with_a_bar_for_each_number_of_workers() -> None:
-    figure = study_figure(POINTS, fit_study(POINTS), None, "2 cores")
+    figure = study_figure(report(POINTS))
 
     time, throughput, share = figure.axes
 
@@ -79,10 +84,57 @@ def test_a_study_has_three_panels_with_a_bar_for_each_number_of_workers() -> Non
     assert len({bar.get_hatch() for bar in share.patches}) == 2, "the bar of shared devices looks different"
 
 
+@pytest.mark.parametrize("weak", [False, True], ids=["strong", "weak"])
+def test_what_is_projected_looks_different_and_is_named_in_every_panel(weak: bool) -> None:
+    timed = {"exchange_s": 0.02, "exchanges": 1, "latency_s": 0.001, "transfer_s": 0.01}
+    steps = [StepPoint(workers=1, rows=8, seconds=1.0), StepPoint(workers=2, rows=8, seconds=1.1 if weak else 0.6, **timed)]
+    measured = [SpeedupPoint(workers=step.workers, seconds=step.seconds, rows_per_s=step.rows / step.seconds) for step in steps]
+
+    figure = study_figure(report(measured, weak=weak, projection=project(steps, weak=weak)))
+
+    for panel in figure.axes:
+        assert [text.get_text() for text in panel.texts].count("projected") == 1
+    time, rate, share = figure.axes
+    for panel in (time, rate):
+        assert panel.get_xscale() == "log"
+        assert list(panel.get_xticks()) == [1, 2, 4, 8, 16, 32, 64]
+        [dashed] = [line for line in panel.lines if line.get_color() == PROJECTED["color"]]
+        assert dashed.get_linestyle() == "--"
+        assert list(dashed.get_xdata()) == [2, 4, 8, 16, 32, 64], "from the last measured one on"
+        assert len(panel.collections) >= 1, "the band"
+    assert [bar.get_linestyle() == "solid" for bar in share.patches] == [True] * 2 + [False] * 5
+    assert len({bar.get_facecolor() for bar in share.patches}) == 2
+    assert ("T = T(1)" if weak else "T = N/n") in words_of(figure)
+    assert "are assumed" in words_of(figure).replace("\n", " ")
+
+
+def test_no_text_of_a_projected_study_leaves_the_picture_or_covers_another() -> None:
+    figure = study_figure(
+        report(
+            POINTS,
+            "a machine with a long name, 2 cores, Xeon",
+            reference=REFERENCE,
+            projection=project([StepPoint(workers=n, rows=8, seconds=t) for n, t in ((1, 8.0), (2, 4.2), (3, 3.0))]),
+            parity="Parity: fine.",
+            simulated=True,
+        )
+    )
+    as_png(figure)
+
+    whole = figure.bbox
+    boxes = [text.get_window_extent() for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    legend = figure.legends[0].get_window_extent()
+    assert all(whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1 for box in [*boxes, legend])
+    for panel in figure.axes:
+        own = [text.get_window_extent() for text in (*panel.texts, *panel.get_xticklabels(), *panel.get_yticklabels(), panel.xaxis.label)]
+        shown = [box for box in own if box.width and panel.bbox.x0 - 60 < box.x0 < panel.bbox.x1 + 60]
+        assert not [(a, b) for place, a in enumerate(shown) for b in shown[:place] if a.overlaps(b)]
+
+
 def test_the_law_is_drawn_only_where_it_fits() -> None:
     slower = [SpeedupPoint(workers=1, seconds=1.0, rows_per_s=2), SpeedupPoint(workers=2, seconds=1.6, rows_per_s=1)]
 
-    said = words_of(study_figure(slower, fit_study(slower), None, "2 cores"))
+    said = words_of(study_figure(report(slower)))
 
     assert "Amdahl, serial" not in said
     assert "does not fit" in said
@@ -95,14 +147,14 @@ def test_one_wild_measurement_does_not_fill_the_axis_with_ticks() -> None:
         SpeedupPoint(workers=2**n, seconds=t, rows_per_s=1 / t, spread=0.1, physical=n < 1) for n, t in enumerate((9999.0, 0.02, 9999.0))
     ]
 
-    figure = study_figure(points, fit_study(points), None, "hardware")
+    figure = study_figure(report(points))
 
     assert len(figure.axes[2].get_yticks()) <= 12
     assert as_png(figure).startswith(b"\x89PNG")
 
 
 def test_the_efficiency_axis_counts_in_quarters() -> None:
-    figure = study_figure(POINTS, fit_study(POINTS), None, "2 cores")
+    figure = study_figure(report(POINTS))
 
     assert [round(tick, 2) for tick in figure.axes[2].get_yticks()][:6] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
 
@@ -112,15 +164,15 @@ def test_the_efficiency_axis_counts_in_quarters() -> None:
 def test_any_study_can_be_drawn_and_told(times: list[float], physical: int) -> None:
     points = [SpeedupPoint(workers=2**n, seconds=t, rows_per_s=1 / t, spread=0.1, physical=n < physical) for n, t in enumerate(times)]
 
-    png = as_png(study_figure(points, fit_study(points), None, "hardware"))
-    told = study_text(points, fit_study(points), None, "hardware")
+    png = as_png(study_figure(report(points)))
+    told = study_text(report(points))
 
     assert png.startswith(b"\x89PNG")
     assert "Recommended" in told
 
 
 def test_a_study_in_words_carries_every_number_of_the_figure() -> None:
-    told = study_text(POINTS, fit_study(POINTS), REFERENCE, "2 cores, Xeon", "Study churn", batch=4096, parity="Parity: fine.")
+    told = study_text(report(POINTS, "2 cores, Xeon", reference=REFERENCE, title="Study churn", batch=4096, parity="Parity: fine."))
 
     for expected in (
         "8.00 s",
@@ -204,12 +256,13 @@ def test_drawing_touches_no_pyplot_and_the_text_twins_no_matplotlib() -> None:
 import sys
 from aiaas_magics.laws import SpeedupPoint, fit_study
 from aiaas_magics.plots import text
-points = [SpeedupPoint(workers=1, seconds=2.0), SpeedupPoint(workers=2, seconds=1.0)]
-text.study_text(points, fit_study(points), None, "here")
+points = (SpeedupPoint(workers=1, seconds=2.0), SpeedupPoint(workers=2, seconds=1.0))
+report = text.StudyReport(points=points, fit=fit_study(points), hardware="here")
+text.study_text(report)
 assert "matplotlib" not in sys.modules
 from aiaas_magics.plots.study import study_figure
 from aiaas_magics.plots.style import as_png
-as_png(study_figure(points, fit_study(points), None, "here"))
+as_png(study_figure(report))
 assert "matplotlib.pyplot" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False, timeout=120)
@@ -218,7 +271,7 @@ assert "matplotlib.pyplot" not in sys.modules
 
 
 def test_a_figure_is_opaque_white_in_any_theme() -> None:
-    figure = study_figure(POINTS, fit_study(POINTS), None, "2 cores")
+    figure = study_figure(report(POINTS))
 
     assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
     assert all(axes.get_facecolor() == (1.0, 1.0, 1.0, 1.0) for axes in figure.axes)

@@ -1,0 +1,91 @@
+"""A study's numbers, from measurements of a simulated cluster: its frame, what is shown of it, and its projection."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from aiaas_magics.client.study import Point, Study
+from aiaas_magics.notebook import present
+from aiaas_magics.spec import FitShape
+from aiaas_magics.testing.cluster import Cluster
+
+CLUSTER = Cluster(
+    serial_s=1e-3, parallel_s=60e-3, latency_s=20e-6, byte_s=5e-11, exchange_bytes=20_000_000, jitter=0.05, collective="shared memory"
+)
+SHAPE = FitShape(rows=25_600, global_batch=256, steps_per_epoch=100, initial_epoch=0, epochs=3, parameters=5_000_000, model="cnn")
+
+
+def study(*counts: int, weak: bool = False, devices: int = 64, cluster: Cluster = CLUSTER, **more: Any) -> Study:
+    def point(workers: int) -> Point:
+        return Point(workers=workers, measured=cluster.measure(workers, weak=weak, rows=256), physical=workers <= devices)
+
+    return Study(
+        name="cnn",
+        shape=SHAPE,
+        hardware="2 cores, Xeon",
+        simulated=True,
+        steps=20,
+        points=tuple(map(point, counts)),
+        reference=point(1),
+        parity=None if weak else 3e-7,
+        parity_steps=3,
+        weak=weak,
+        **more,
+    )
+
+
+def test_the_frame_tells_what_was_measured_from_what_is_projected() -> None:
+    found = study(1, 2)
+
+    frame = found.to_frame()
+
+    assert list(frame.columns) == ["workers", "seconds", "rows_per_second", "speedup", "efficiency", "spread", "projected"]
+    assert list(frame.workers) == [1, 2, 4, 8, 16, 32, 64]
+    assert list(frame.projected) == [False] * 2 + [True] * 5
+    assert frame.seconds[0] == pytest.approx(100 * 61e-3, rel=0.03), "of an epoch, which has 100 steps"
+    assert frame.seconds[6] == pytest.approx(100 * CLUSTER.measure(64).seconds[0] / 20, rel=0.15)
+    assert frame.rows_per_second[6] == pytest.approx(25_600 / frame.seconds[6])
+    assert found.recommended == 2, "of what was measured"
+
+
+def test_a_weak_study_counts_steps_and_keeps_its_ideal_constant() -> None:
+    frame = study(1, 2, weak=True).to_frame()
+
+    assert frame.seconds[0] == pytest.approx(61e-3, rel=0.03), "of a step"
+    assert list(frame.rows_per_second * frame.seconds) == pytest.approx([256.0 * n for n in (1, 2, 4, 8, 16, 32, 64)])
+    assert list(frame.speedup) == pytest.approx(list(frame.efficiency * frame.workers))
+
+
+@pytest.mark.parametrize("weak", [False, True], ids=["strong", "weak"])
+def test_everything_shown_says_the_kind_of_scaling_its_ideal_and_what_is_projected(weak: bool) -> None:
+    table, figure = present.study_bundles(study(1, 2, weak=weak))
+
+    said: tuple[str, ...] = ("Strong scaling", "ideal N/n", "Parity: after")
+    if weak:
+        said = ("Weak scaling", "ideal T(1)", "scaled speedup", "Parity is not compared")
+    for words in (table["text/plain"], figure["text/plain"]):
+        for expected in (*said, "64 (projected)", "Projected from n = 1, 2", "interconnect like the measured one are assumed"):
+            assert expected in words
+    assert "64 (projected)" in table["text/html"]
+    assert figure["image/png"]
+
+
+def test_a_study_that_cannot_be_projected_says_so_in_its_table_and_figure() -> None:
+    stalling = study(1, 2, 4, cluster=replace(CLUSTER, stalls=0.05))
+
+    table, figure = present.study_bundles(stalling)
+
+    for words in (table["text/plain"], figure["text/plain"]):
+        assert "Nothing is projected: " in words
+        assert "(projected)" not in words
+    assert not stalling.to_frame().projected.any()
+
+
+def test_workers_that_share_devices_are_no_ground_for_a_projection() -> None:
+    found = study(1, 2, 4, devices=2)
+
+    assert "from n = 1, 2 by" in found.projection.says
+    assert [row.workers for row in found.projection.rows][:2] == [4, 8]
