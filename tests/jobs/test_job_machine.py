@@ -18,6 +18,7 @@ from aiaas_magics.backend.jobs.events import (
     RankCrashed,
     RankEnded,
     RankFinished,
+    RankStuck,
     ResultKept,
     ResultMissing,
     ServerEnds,
@@ -120,6 +121,15 @@ def test_a_rank_that_was_left_alone_is_not_the_one_to_blame() -> None:
     assert hung.reason == "worker 1 did not answer the other workers any more"
 
 
+def test_a_worker_that_does_nothing_any_more_ends_the_attempt_like_a_lost_one() -> None:
+    job, actions = after(running(), RankStuck(1, 1, "was stopped (SIGSTOP)"))
+    assert actions == [Record(WorkerLost(how="was stopped (SIGSTOP)"), 1), StopAttempt(attempt=1)]
+
+    job, _ = after(job, lost(0, how="was killed by signal 15"), lost(1))
+
+    assert (job.state, job.reason, job.lost) == (JobState.QUEUED, "worker 1 was stopped (SIGSTOP)", 1)
+
+
 def test_a_result_that_rank_0_finished_is_kept_though_another_worker_is_lost() -> None:
     _, actions = after(running(), RankFinished(1, 0), lost(1), lost(0))
 
@@ -204,6 +214,7 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(
         RankEnded, attempt=attempts, rank=ranks, how=st.just("how"), out_of_memory=st.booleans(), alone=st.booleans(), told=st.booleans()
     ),
+    st.builds(RankStuck, attempts, ranks, st.just("how")),
     st.builds(ResultKept, attempts),
     st.builds(ResultMissing, attempts, st.just("why")),
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -142,6 +144,23 @@ def test_a_lost_worker_costs_an_attempt_and_the_next_goes_on_from_the_checkpoint
     assert "worker 1" in second.why.lower()
     assert how in second.why
     assert second.why.endswith(f"Attempt 2 goes on from epoch {second.from_epoch + 1}.")
+
+
+def test_a_stopped_worker_costs_an_attempt_and_one_that_goes_on_in_time_costs_nothing(server: Served) -> None:
+    stop, wait = {"do": "kill", "signal": int(signal.SIGSTOP)}, {**LONG, "attempts": [1]}
+    alone = server.submit({"do": "epochs", "count": 2}, {**stop, "attempts": [1]}, {"do": "epochs", "count": 3})
+    together = server.submit({**stop, "ranks": [1], "attempts": [1]}, wait, {"do": "epochs", "count": 2, "attempts": [2]}, workers=2)
+    slowed = server.submit(stop, {"do": "epochs", "count": 2})
+    pid = server.wait_for(slowed, WorkerStarted)[0].pid
+    [notice] = server.wait_for(slowed, Notice)
+    os.kill(pid, signal.SIGCONT)
+
+    assert "Worker 0 is stopped (SIGSTOP)" in notice.text
+    assert (server.end(slowed).state, server.view(slowed).attempt) == (JobState.SUCCEEDED, 1)
+    for job, rank in ((alone, 0), (together, 1)):
+        assert server.result(job) == b"result of attempt 2"
+        assert [event.how for event in server.events(job, WorkerLost)] == ["was stopped (SIGSTOP) for 10 s"]
+        assert server.events(job, AttemptStarted)[1].why.startswith(f"Worker {rank} was stopped (SIGSTOP) for 10 s. Attempt 2")
 
 
 def test_a_torn_checkpoint_is_passed_over_and_the_log_names_the_epoch_that_it_really_goes_on_from(server: Served) -> None:

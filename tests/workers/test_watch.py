@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +18,7 @@ from aiaas_magics.backend.workers import watch as watching
 from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, write_value
 from aiaas_magics.backend.workers.watch import AttemptWatch, Seen, shown
 from aiaas_magics.spec import Compiled, Notice, Output
+from tests import waiting
 
 
 def line(text: str) -> bytes:
@@ -105,6 +109,30 @@ def test_a_process_that_is_gone_without_an_exit_file_has_ended_without_a_word(
 
     assert watch.look().ended == [(0, Exit())]
     assert Exit().how == "ended without a word"
+
+
+def test_a_stopped_process_is_told_at_once_and_given_up_only_when_it_does_not_go_on(
+    folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "STOPPED_LOOK_S", 0.0)
+    with subprocess.Popen(["sleep", "600"]) as process:
+        write_value(folder.pid(0), ProcessId.of(process.pid))
+        watch, status = AttemptWatch(folder, ranks=1), psutil.Process(process.pid).status
+        watch.look()
+        process.send_signal(signal.SIGSTOP)
+        waiting.until(lambda: status() == psutil.STATUS_STOPPED, "it did not stop", 10)
+        assert [watch.look().stopped, watch.look().stopped] == [[0], []]
+        process.send_signal(signal.SIGCONT)
+        waiting.until(lambda: status() != psutil.STATUS_STOPPED, "it did not go on", 10)
+        monkeypatch.setattr(watching, "STOPPED_S", 0.0)
+        assert watch.look().stuck == []
+
+        process.send_signal(signal.SIGSTOP)
+        waiting.until(lambda: status() == psutil.STATUS_STOPPED, "it did not stop", 10)
+
+        assert watch.look().stopped == [0]
+        assert [watch.look().stuck, watch.look().stuck] == [[0], []]
+        process.kill()
 
 
 def test_a_rank_that_was_never_started_is_waited_for_until_it_is_given_up(folder: AttemptFolder) -> None:

@@ -73,6 +73,15 @@ class RankEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class RankStuck:
+    """The rank's process is there and does nothing. `how` is a clause: "was stopped (SIGSTOP)"."""
+
+    attempt: int
+    rank: int
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class ResultKept:
     """What rank 0 left was taken over by the store."""
 
@@ -86,5 +95,15 @@ class ResultMissing:
 
 
 Event = (
-    Placed | CannotBePlaced | CancelAsked | ServerEnds | StartFailed | RankFinished | RankCrashed | RankEnded | ResultKept | ResultMissing
+    Placed
+    | CannotBePlaced
+    | CancelAsked
+    | ServerEnds
+    | StartFailed
+    | RankFinished
+    | RankCrashed
+    | RankEnded
+    | RankStuck
+    | ResultKept
+    | ResultMissing
 )

@@ -18,6 +18,7 @@ from aiaas_magics.backend.jobs.events import (
     RankCrashed,
     RankEnded,
     RankFinished,
+    RankStuck,
     ResultKept,
     ResultMissing,
     ServerEnds,
@@ -38,7 +39,7 @@ FEWER_RANKS: Final = "its workers lost each other"
 Step = tuple[Job, tuple[Action, ...]]
 
 
-def handle(job: Job, event: Event) -> Step:
+def handle(job: Job, event: Event) -> Step:  # noqa: C901 - one case an event
     """The job after `event`, and what is to be done.
 
     A job that is over, and an event of an attempt that is over, change nothing.
@@ -62,6 +63,8 @@ def handle(job: Job, event: Event) -> Step:
             return _crashed(job, rank, what)
         case RankEnded():
             return _ended(job, event)
+        case RankStuck(rank=rank, how=how):
+            return _stuck(job, rank, how)
         case ResultKept(attempt=attempt):
             job, actions = _end(job, JobState.SUCCEEDED, "")
             return job, (ClearAttempt(attempt), *actions)
@@ -139,6 +142,14 @@ def _ended(job: Job, event: RankEnded) -> Step:
         return job, actions
     job, last = _conclude(job)
     return job, actions + last
+
+
+def _stuck(job: Job, rank: int, how: str) -> Step:
+    """The others wait for it, so that none of them would end by itself."""
+    if job.verdict is not None or job.state is JobState.STOPPING or rank in job.finished:
+        return job, ()
+    job = replace(job, verdict=Verdict(Blame.LOST, f"worker {rank} {how}"))
+    return job, (Record(WorkerLost(how=how), rank), StopAttempt(attempt=job.attempt))
 
 
 def _conclude(job: Job) -> Step:

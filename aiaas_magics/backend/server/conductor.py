@@ -25,6 +25,7 @@ from aiaas_magics.backend.jobs.events import (
     RankCrashed,
     RankEnded,
     RankFinished,
+    RankStuck,
     ResultKept,
     ResultMissing,
     ServerEnds,
@@ -39,7 +40,7 @@ from aiaas_magics.backend.server.state import StateFolder
 from aiaas_magics.backend.server.store import JobRecord, NewEntry, Store
 from aiaas_magics.backend.workers.attempt import EXIT_ALONE, AttemptFolder
 from aiaas_magics.backend.workers.pool import WorkerPool
-from aiaas_magics.backend.workers.watch import AttemptWatch, Seen
+from aiaas_magics.backend.workers.watch import STOPPED_S, AttemptWatch, Seen
 from aiaas_magics.clock import Clock
 from aiaas_magics.errors import InvalidSpec, NotEnoughDevices, StoreNotWritable, UnknownName
 from aiaas_magics.spec import (
@@ -67,6 +68,7 @@ log = logging.getLogger(__name__)
 LOOK_S: Final = 0.05
 STORE_RETRY_S: Final = 1.0  # a full disk: events stay in the attempt's files until the store takes them
 SHUTDOWN_S: Final = 8.0
+PAUSED: Final = f"is stopped (SIGSTOP) and the others wait for it. The attempt is given up in {STOPPED_S:g} s; kill -CONT lets it go on."
 
 
 @dataclass(slots=True)
@@ -368,6 +370,8 @@ class Conductor:
             elif isinstance(line.event, Crashed):
                 report = line.event.report
                 inputs.append(RankCrashed(attempt, rank, f"{report.type}: {report.message}"[:500]))
+        inputs += [self._word(Notice(text=f"Worker {rank} {PAUSED}"), attempt, rank) for rank in seen.stopped]
+        inputs += [RankStuck(attempt, rank, f"was stopped (SIGSTOP) for {STOPPED_S:g} s") for rank in seen.stuck]
         told = live.folder.stop.exists()
         inputs += [
             RankEnded(

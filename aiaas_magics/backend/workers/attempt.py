@@ -54,6 +54,13 @@ class ProcessId(msgspec.Struct, frozen=True, kw_only=True):
         except psutil.Error:
             return False
 
+    def is_stopped(self) -> bool:
+        """Whether somebody has stopped it (SIGSTOP), so that it does nothing until it is told to go on. A debugger's stop is none."""
+        try:
+            return bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+        except psutil.Error:
+            return False
+
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
     """What a launcher says of itself in `launcher.json`."""

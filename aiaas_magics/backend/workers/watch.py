@@ -1,6 +1,6 @@
 """Reading what the workers of an attempt write, from where it was read up to before.
 
-Owns offsets, the bounds on what is read at once, and noticing that a rank has ended.
+Owns offsets, the bounds on what is read at once, and noticing that a rank has ended, or does nothing any more.
 What that means belongs to `jobs.machine`; keeping it belongs to `server.store`.
 """
 
@@ -24,6 +24,8 @@ LOOK_BYTES: Final = 1024 * 1024  # guess: what is read of one file at a time, an
 OUTPUT_LOOK_BYTES: Final = 64 * 1024
 OUTPUT_BYTES: Final = 1024 * 1024  # guess: what is kept of one rank's output in one attempt
 REAP_S: Final = 2.0  # guess: how long a launcher on a machine at full load may take to see that a child of its own has died
+STOPPED_LOOK_S: Final = 0.5
+STOPPED_S: Final = 10.0  # guess: long enough for a user's Ctrl-Z and second thought, short against waiting for nothing
 OVERWRITTEN: Final = re.compile(r"[^\n]*\r(?=[^\n])")  # a progress bar's older states
 
 
@@ -34,23 +36,28 @@ class Seen:
     lines: list[tuple[int, WorkerLine]] = field(default_factory=list)
     began: list[tuple[int, ProcessId]] = field(default_factory=list)
     ended: list[tuple[int, Exit]] = field(default_factory=list)
+    stopped: list[int] = field(default_factory=list)  # somebody stops these ranks just now
+    stuck: list[int] = field(default_factory=list)  # and these for `STOPPED_S` already
     offsets: dict[str, int] = field(default_factory=dict)  # of the files that were read further
 
     def __bool__(self) -> bool:
-        return bool(self.lines or self.began or self.ended or self.offsets)
+        return bool(self.lines or self.began or self.ended or self.offsets or self.stopped or self.stuck)
 
 
 class AttemptWatch:
     """Looks into an attempt's folder. `offsets` is where an earlier watch of it came to, by file name.
 
     Promises: a line is given once for the offsets that are kept with it; a rank's end is given after
-    everything that the rank wrote; a torn last line is never given.
+    everything that the rank wrote; a torn last line is never given; a rank that goes on in time is never stuck.
     """
 
     def __init__(self, folder: AttemptFolder, *, ranks: int, offsets: dict[str, int] | None = None) -> None:
         self.folder = folder
         self._open = set(range(ranks))
         self._dead_since_s: dict[int, float] = {}
+        self._stopped_since_s: dict[int, float] = {}
+        self._stuck: set[int] = set()
+        self._next_stopped_look_s = 0.0
         self._offsets = dict(offsets or {})
         self._began = {int(name.removeprefix("began-")) for name in self._offsets if name.startswith("began-")}
 
@@ -73,7 +80,23 @@ class AttemptWatch:
                 self._open.discard(rank)
                 seen.ended.append((rank, ending))
         self._offsets |= seen.offsets
+        if time.monotonic() >= self._next_stopped_look_s:
+            self._next_stopped_look_s = time.monotonic() + STOPPED_LOOK_S
+            self._look_for_stopped(seen)
         return seen
+
+    def _look_for_stopped(self, seen: Seen) -> None:
+        now = time.monotonic()
+        for rank in sorted(self._open & self._began):
+            process = self.folder.process(rank)
+            if process is None or not process.is_stopped():
+                self._stopped_since_s.pop(rank, None)
+            elif rank not in self._stopped_since_s:
+                self._stopped_since_s[rank] = now
+                seen.stopped.append(rank)
+            elif now - self._stopped_since_s[rank] >= STOPPED_S and rank not in self._stuck:
+                self._stuck.add(rank)
+                seen.stuck.append(rank)
 
     def _ending(self, rank: int) -> Exit | None:
         """How the rank ended. Of a process that is dead its reaper tells more in a moment, if there still is one."""
