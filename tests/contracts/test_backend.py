@@ -14,6 +14,7 @@ import pytest
 import aiaas_magics
 from aiaas_magics import errors
 from aiaas_magics.spec import Checkpointed, JobState
+from tests.contracts.memory_group import memory_group
 from tests.contracts.recipes import gap, server_by_hand, small_model, table
 
 
@@ -95,6 +96,30 @@ def test_a_failed_job_is_gone_on_from_on_another_number_of_workers(backend: aiaa
         backend.train(small_model(9), np.zeros((500, 9), "float32"), y, epochs=4, resume=broken.id)
     with pytest.raises(errors.InvalidSpec, match="has succeeded"):
         backend.train(model, x, y, epochs=4, resume=fixed.id)
+
+
+def test_a_worker_that_the_kernel_ends_for_its_memory_is_told_as_that(backend: aiaas_magics.Backend, here: Path) -> None:
+    import keras
+
+    class Hoards(keras.callbacks.Callback):
+        def __init__(self, group: str) -> None:
+            super().__init__()
+            self.group = group
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            import os
+            from pathlib import Path
+
+            Path(self.group, "cgroup.procs").write_text(str(os.getpid()))
+            self.hoard = b"x" * 2**29
+
+    with memory_group(2**26) as group:
+        job = backend.train(small_model(), *table(), epochs=2, callbacks=[Hoards(str(group))])
+
+        with pytest.raises(errors.OutOfMemory, match=rf"Worker 0 of job {job.id} ran out of memory .* Use a smaller batch_size"):
+            job.result(120)
+
+    assert job.view().attempt == 1, "it would need as much again"
 
 
 def test_a_second_fit_goes_on_from_the_first(backend: aiaas_magics.Backend, here: Path) -> None:

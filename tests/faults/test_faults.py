@@ -60,8 +60,10 @@ def long_job(backend: aiaas_magics.Backend, *, workers: int | None, epochs: int 
 
 def test_a_worker_killed_mid_epoch_costs_one_attempt_and_nothing_else(own_home: Path) -> None:
     with aiaas_magics.connect() as backend:
+        shared = set(Path("/dev/shm").glob("aiaas-*"))
         job, model, fit_plain, plain = long_job(backend, workers=2, epochs=12)
-        os.kill(worker_pids(job)[1], signal.SIGKILL)
+        first_two = worker_pids(job)
+        os.kill(first_two[1], signal.SIGKILL)
 
         history = job.result(WAIT_S)
 
@@ -72,6 +74,8 @@ def test_a_worker_killed_mid_epoch_costs_one_attempt_and_nothing_else(own_home: 
         assert "signal 9" in attempts[1].why
         assert len(history.history["loss"]) == 12
         assert gap(model, plain) <= 1e-5
+        assert not any(psutil.pid_exists(pid) for pid in (*first_two.values(), *worker_pids(job).values()))
+        assert set(Path("/dev/shm").glob("aiaas-*")) <= shared
 
 
 def test_the_server_killed_mid_job_comes_back_and_the_job_ends_well(own_home: Path) -> None:
