@@ -10,6 +10,7 @@ library's failure into one of them, is decided where that library lives.
     │   ├── UnknownName           a job, endpoint or variable that is not there
     │   ├── NotCompiled           `fit` before `compile`
     │   ├── CannotTravel          an object that cannot be sent to a worker
+    │   ├── NotOnJax              a fit that was asked for on JAX and cannot run there
     │   ├── DataMismatch          x, y and weights that do not fit together
     │   ├── JobStillRunning       the model is being trained elsewhere
     │   ├── ResultMismatch        a result that does not fit the model
@@ -62,6 +63,7 @@ __all__ = [
     "NotAuthorised",
     "NotCompiled",
     "NotEnoughDevices",
+    "NotOnJax",
     "OutOfMemory",
     "ProofFailed",
     "RemoteTrainingError",
@@ -140,6 +142,17 @@ class CannotTravel(UsageError):
         return (
             f"{self.path} cannot be sent to a worker: {self.why}. {self.next_move} Or add --local-fallback to run this fit in the kernel."
         )
+
+
+class NotOnJax(UsageError):
+    """JAX was asked for, and this fit cannot run on it, or would not compute the same."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"This fit cannot run on JAX: {self.why}. Leave --engine and --strategy out to train on TensorFlow."
 
 
 class DataMismatch(UsageError):

@@ -66,4 +66,5 @@ def versions() -> Versions:
         keras=installed_version("keras"),
         tensorflow=tensorflow,
         aiaas_magics=package_version(),
+        jax=installed_version("jax"),
     )

@@ -51,6 +51,7 @@ class Versions(Value, frozen=True, kw_only=True):
     keras: str
     tensorflow: str
     aiaas_magics: str
+    jax: str = ""
 
     def skew(self, there: Versions, *whats: str) -> str | None:
         """The first of `whats` whose x.y is another one `there`; what travels by its inner state needs the same."""
@@ -134,6 +135,19 @@ class Execution(Value, frozen=True, kw_only=True):
                 raise InvalidSpec(f"{what}={value!r} is not known. Use one of {', '.join(filter(None, known))}.")
         if self.accumulate < 1:
             raise InvalidSpec(f"accumulate={self.accumulate}: a batch has at least 1 part. Leave --accumulate out for one.")
+        if self.engine == "tensorflow" and self.strategy == "spmd":
+            raise InvalidSpec("The strategy spmd is JAX's. Use --engine jax, or --strategy collective on TensorFlow.")
+        if self.engine == "jax" and self.strategy not in ("auto", "single", "spmd"):
+            raise InvalidSpec(f"The strategy {self.strategy} is TensorFlow's. Use --strategy spmd, or leave --engine out.")
+        if self.model_parallel < 1 or (self.model_parallel > 1 and not self.on_jax):
+            raise InvalidSpec(f"model_parallel={self.model_parallel} is for JAX, and at least 1. Use --engine jax with it.")
+        if self.on_jax and (self.precision or self.accumulate > 1):
+            raise InvalidSpec("precision and accumulate are not for JAX. Set keras.config.set_dtype_policy, or leave --engine out.")
+
+    @property
+    def on_jax(self) -> bool:
+        """Whether workers run Keras on JAX. With the engine left open they go to TensorFlow where JAX cannot do it."""
+        return self.engine == "jax" or self.strategy == "spmd"
 
     def resolved(self, *, devices: int, gpus: bool) -> Execution:
         """This, with the strategy that "auto" stands for on so many devices of one machine."""

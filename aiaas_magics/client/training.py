@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from aiaas_magics import settings
 from aiaas_magics.client.job import Job
-from aiaas_magics.errors import InvalidSpec, NotEnoughDevices, VersionSkew
+from aiaas_magics.errors import InvalidSpec, NotEnoughDevices, NotOnJax, VersionSkew
 from aiaas_magics.spec import CheckpointView, Execution, FitShape, FitSpec, JobView, MeasureSpec, Phase, Versions
 from aiaas_magics.story import JobStory
 
@@ -76,6 +76,7 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     Raises:
         UsageError: what cannot travel, does not fit together, or has versions that differ.
         NotEnoughDevices: more workers than devices, without `oversubscribe`.
+        NotOnJax: JAX was asked for by name, and cannot be.
     """
     from aiaas_magics.packing import fitcall
 
@@ -84,10 +85,12 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     on_change(story)
     about, here = backend.about(), settings.versions()
     check_versions(here, about.versions)
+    if options.execution.on_jax and not about.versions.jax:
+        raise NotOnJax(f"{about.backend} has no JAX installed (pip install 'aiaas_magics[jax]')")
     devices = len(about.devices)
     if (options.workers or 1) > devices and not options.oversubscribe:
         raise NotEnoughDevices(options.workers or 1, devices, about.backend)
-    packed = fitcall.pack(call, workers=options.workers or 1)
+    packed = fitcall.pack(call, workers=options.workers or 1, execution=options.execution)
     known = backend.blobs.known(packed.arrays)
     known_bytes = sum(array.nbytes for array, there in zip(packed.arrays, known, strict=True) if there)
     all_bytes = sum(array.nbytes for array in packed.arrays) + len(packed.payload)
@@ -136,7 +139,7 @@ def submit(
         oversubscribe=options.oversubscribe,
         retries=options.retries,
         resume_job=options.resume or "",
-        execution=options.execution,
+        execution=packed.execution,
         measure=measure,
         study=study,
         notes=prepared.preflight.notes,

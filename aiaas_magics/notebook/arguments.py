@@ -181,6 +181,13 @@ train_options = options(
     option("--oversubscribe", action="store_true", help="Allow more workers than devices; they share, and figures say so."),
     option("--engine", choices=ENGINES, default="auto", metavar="E", help="What computes: auto, tensorflow or jax."),
     option("--strategy", choices=STRATEGIES, default="auto", metavar="S", help="auto, single, collective, mirrored or spmd."),
+    option(
+        "--model-parallel",
+        type=whole_number(1, MOST_WORKERS, "A number of devices"),
+        default=1,
+        metavar="M",
+        help="Cut the model over M of the devices, on JAX: by model.layout_map, or kernels of Dense and Embedding by their last axis.",
+    ),
     option("--fused", choices=FUSING, default="auto", metavar="F", help="Many steps in one call: auto, xla, graph, or off."),
     option(
         "--checkpoint-every",
@@ -249,6 +256,7 @@ class TrainRequest:
     oversubscribe: bool
     engine: str
     strategy: str
+    model_parallel: int
     fused: str
     checkpoint_every: Every
     retries: int
@@ -266,6 +274,7 @@ class TrainRequest:
         return Execution(
             engine=self.engine,
             strategy=self.strategy,
+            model_parallel=self.model_parallel,
             fused=self.fused,
             checkpoint_epochs=self.checkpoint_every.epochs,
             checkpoint_s=self.checkpoint_every.seconds,

@@ -10,6 +10,8 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from aiaas_magics.spec import FitShape
+
 
 def announcements(model: Any, arguments: Mapping[str, Any], workers: int) -> tuple[str, ...]:
     """One sentence for each part of this fit that differs from training on one worker."""
@@ -24,6 +26,36 @@ def announcements(model: Any, arguments: Mapping[str, Any], workers: int) -> tup
         *_engine(model),
     ]
     return tuple(dict.fromkeys(found))
+
+
+def on_jax(model: Any, shape: FitShape) -> tuple[str, ...]:
+    """One sentence for each part of this fit that differs on JAX, whatever the number of devices."""
+    import keras
+
+    found = []
+    drawing = [layer for layer in model._flatten_layers(include_self=True) if getattr(layer, "_seed_generators", ())]
+    if drawing:
+        found.append(
+            f"Random numbers ({_names(drawing)}) are drawn by JAX: other masks and noise than TensorFlow's, "
+            "the same ones for any number of devices."
+        )
+    looked_up = [layer for layer in _layers_of(model, keras.layers.Embedding) if layer.trainable]
+    if looked_up and not isinstance(model.optimizer, keras.optimizers.SGD):
+        found.append(
+            f"{type(model.optimizer).__name__} squares the gradient of a row of {_names(looked_up)} once on JAX; "
+            "on TensorFlow it squares each of the lookups that make it up, which gives other steps."
+        )
+    if len(_compiled(model, "loss")) > 1 and shape.rows % shape.global_batch:
+        found.append(
+            "The losses shown of single outputs count the last, smaller batch by its rows on JAX, and like any other on TensorFlow."
+        )
+    if model.run_eagerly:
+        found.append("run_eagerly=True is left aside: JAX compiles each step.")
+    return tuple(found)
+
+
+def stays_on_tensorflow(why: str) -> str:
+    return f"This fit stays on TensorFlow: {why}."
 
 
 def _steps(model: Any) -> Iterator[str]:
@@ -86,6 +118,10 @@ def _engine(model: Any) -> Iterator[str]:
         yield f"steps_per_execution={model.steps_per_execution} is 1 on several workers: they meet at each step. Results do not change."
     if model.jit_compile:
         yield "jit_compile is off on several workers: what they exchange cannot be compiled by XLA."
+
+
+def _layers_of(model: Any, cls: Any) -> list[Any]:
+    return [layer for layer in model._flatten_layers(include_self=False) if isinstance(layer, cls)]
 
 
 def _own_layers(model: Any) -> list[Any]:

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
-from aiaas_magics.packing import checks, closures, exactness, fitcall_pickle, refusals, samples
+from aiaas_magics.errors import NotOnJax
+from aiaas_magics.packing import checks, closures, exactness, fitcall_pickle, portable, refusals, samples
 from aiaas_magics.packing.data import all_leaves, plain_arguments, with_texts_as_tensors
 from aiaas_magics.packing.manifest import Manifest, ManifestItem, array_item, class_item, function_item
 from aiaas_magics.packing.result import FitResult, apply_result, apply_to, read_result, write_result
 from aiaas_magics.packing.variables import tensorflow_variable
-from aiaas_magics.spec import FitShape
+from aiaas_magics.spec import Execution, FitShape
 
 __all__ = [
     "FitCall",
@@ -60,6 +62,7 @@ class PackedFitCall:
     callbacks: tuple[Any, ...]
     variables: tuple[Any, ...]
     paths: tuple[str, ...]
+    execution: Execution  # as asked, or without JAX where it cannot be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +77,18 @@ class UnpackedFitCall:
     batch: checks.BatchSpec
 
 
-def pack(call: FitCall, *, workers: int = 1) -> PackedFitCall:
+def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None) -> PackedFitCall:
     """Check `call`, build what is not built, and make bytes of it. Nothing is sent.
+
+    Where `execution` wants JAX, a portable form goes with it; a call that has none stays on TensorFlow and a note says
+    why, unless JAX was asked for by name.
 
     Raises:
         NotCompiled, DataMismatch, UnsuitableKeras: the call would not work.
         CannotTravel: naming the object by its path, and the next move.
+        NotOnJax: JAX was asked for by name, and cannot be.
     """
+    execution = execution or Execution()
     model = call.model
     checks.check_keras(model)
     checks.check_compiled(model)
@@ -101,6 +109,11 @@ def pack(call: FitCall, *, workers: int = 1) -> PackedFitCall:
         payload, luggage = fitcall_pickle.dumps(root)
     except fitcall_pickle.Failed as failed:
         raise refusals.refuse(failed.culprit, _roots(model, arguments, callbacks), failed.why) from failed.why
+    notes: tuple[str, ...] = ()
+    if execution.on_jax:
+        payload, execution, notes = _ported(payload, luggage, root, execution)
+    if not execution.on_jax:
+        notes += exactness.announcements(model, {**arguments, "callbacks": callbacks}, workers)
     samples.remember(model, arguments["x"])
     paths = _paths(model, luggage.variables)
     shape = checks.shape_of(model, arguments)
@@ -108,20 +121,35 @@ def pack(call: FitCall, *, workers: int = 1) -> PackedFitCall:
         payload=payload,
         arrays=tuple(luggage.arrays),
         manifest=_manifest(model, arguments, luggage, payload),
-        notes=(*exactness.announcements(model, {**arguments, "callbacks": callbacks}, workers), *closures.notes(callbacks)),
+        notes=(*notes, *closures.notes(callbacks)),
         shape=shape,
         memory_bytes=_memory_bytes(model, arguments, shape),
         model=model,
         callbacks=tuple(callbacks),
         variables=tuple(luggage.variables),
         paths=paths,
+        execution=execution,
     )
+
+
+def _ported(
+    payload: bytes, luggage: fitcall_pickle.Luggage, root: Mapping[str, Any], execution: Execution
+) -> tuple[bytes, Execution, tuple[str, ...]]:
+    """The payload with its portable form, how it is to be carried out, and what is to be said of it."""
+    try:
+        payload = portable.add(payload, luggage, root, parts=execution.model_parallel)
+    except portable.NotPortable as why:
+        if execution.engine == "jax":
+            raise NotOnJax(str(why)) from why
+        stays = replace(execution, engine="tensorflow", strategy="auto", model_parallel=1)
+        return payload, stays, (exactness.stays_on_tensorflow(str(why)),)
+    return payload, execution, exactness.on_jax(root["model"], checks.shape_of(root["model"], root["arguments"]))
 
 
 def unpack(payload: bytes, arrays: Sequence[np.ndarray]) -> UnpackedFitCall:
     """The fit call in a worker. This runs the user's code, and sets Keras' settings to those of the kernel."""
     root, variables = fitcall_pickle.loads(payload, arrays)
-    _apply_settings(root["settings"])
+    apply_settings(root["settings"])
     callbacks = tuple(root["callbacks"])
     arguments = {**with_texts_as_tensors(root["arguments"]), "callbacks": list(callbacks)}
     if root["seed"] is not None:
@@ -186,9 +214,9 @@ def _settings() -> dict[str, Any]:
     }
 
 
-def _apply_settings(settings: Mapping[str, Any]) -> None:
+def apply_settings(settings: Mapping[str, Any]) -> None:
+    """The kernel's settings, in a worker."""
     import keras
-    import tensorflow as tf
     from keras.src.backend import config
 
     keras.config.set_floatx(settings["floatx"])
@@ -197,7 +225,9 @@ def _apply_settings(settings: Mapping[str, Any]) -> None:
     keras.config.set_dtype_policy(settings["dtype_policy"])
     config.set_max_epochs(settings["max_epochs"])
     config.set_max_steps_per_epoch(settings["max_steps_per_epoch"])
-    if settings["deterministic"]:
+    if settings["deterministic"] and keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
         tf.config.experimental.enable_op_determinism()
 
 

@@ -7,6 +7,7 @@ What cannot travel is named by `refusals`. Loading happens in workers only.
 
 The bytes are a pickle of `(format, head, body)`: `head` holds the variables and small
 facts, `body` a run of pickles: the root, then `(object, state)` pairs, then the end.
+Behind them a fit call for another backend may have parts of its own (see `portable`).
 """
 
 from __future__ import annotations
@@ -80,29 +81,58 @@ def dumps(root: Any) -> tuple[bytes, Luggage]:
     luggage = Luggage()
     registered: list[types.ModuleType] = []
     body = io.BytesIO()
-    pickler = _Pickler(body, luggage, registered)
     try:
-        pickler.write(root)
-        pickler.write_pending()
-        pickler.write((_END, luggage.settled, luggage.registered))
-        pickler.write_pending()
+        write(Pickler(body, luggage, registered), root)
         head = io.BytesIO()
         facts = [(spec_of(variable), value_of(variable)) for variable in luggage.variables]
-        _Pickler(head, luggage, registered).write(facts)
+        Pickler(head, luggage, registered).write(facts)
     finally:
-        for module in registered:
-            cloudpickle.unregister_pickle_by_value(module)
+        unregister(registered)
     return pickle.dumps((FORMAT, head.getvalue(), body.getvalue()), protocol=5), luggage
+
+
+def unregister(modules: Sequence[types.ModuleType]) -> None:
+    """Take back what a pickler told cloudpickle for the time of its work."""
+    for module in modules:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+def write(pickler: Pickler, root: Any) -> None:
+    """`root` as a run of records: the other half of `read`."""
+    pickler.write(root)
+    pickler.write_pending()
+    pickler.write((_END, pickler.luggage.settled, pickler.luggage.registered))
+    pickler.write_pending()
 
 
 def loads(payload: bytes, arrays: Sequence[np.ndarray]) -> tuple[Any, list[Any]]:
     """The root, and the variables in the order of `Luggage.variables`. In workers only: this runs the user's code."""
-    number, head, body = pickle.loads(payload)
+    head, body, *_ = parts_of(payload)
+    variables = [build_variable(spec, value) for spec, value in facts_in(head, arrays)]
+    return read(Unpickler(io.BytesIO(body), arrays, variables)), variables
+
+
+def parts_of(payload: bytes) -> list[bytes]:
+    """Head and body, and what was put behind them (see `portable`)."""
+    number, *parts = pickle.loads(payload)
     if number != FORMAT:
         raise AiaasBug(f"a fit call of format {number} reached a worker that reads format {FORMAT}")
-    facts: list[tuple[VariableSpec, np.ndarray]] = _Unpickler(io.BytesIO(head), arrays, []).load()
-    variables = [build_variable(spec, value) for spec, value in facts]
-    unpickler = _Unpickler(io.BytesIO(body), arrays, variables)
+    return list(parts)
+
+
+def with_parts(payload: bytes, *more: bytes) -> bytes:
+    """`payload` with `more` behind its parts."""
+    return pickle.dumps((FORMAT, *parts_of(payload), *more), protocol=5)
+
+
+def facts_in(head: bytes, arrays: Sequence[np.ndarray]) -> list[tuple[VariableSpec, np.ndarray]]:
+    """What every variable is, and its value."""
+    facts: list[tuple[VariableSpec, np.ndarray]] = Unpickler(io.BytesIO(head), arrays, []).load()
+    return facts
+
+
+def read(unpickler: Unpickler) -> Any:
+    """The root of a run of records, with all that follows it put in its place."""
     root = unpickler.load()
     settled: list[Any] = []
     while True:
@@ -117,10 +147,10 @@ def loads(payload: bytes, arrays: Sequence[np.ndarray]) -> tuple[Any, list[Any]]
             put_state(first, rest[0])
     for obj in settled:
         settle(obj)
-    return root, variables
+    return root
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(self, file: io.BytesIO, luggage: Luggage, registered: list[types.ModuleType]) -> None:
         super().__init__(file, protocol=5)
         self.luggage = luggage
@@ -208,7 +238,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.luggage.settled.append(obj)
 
 
-class _Unpickler(pickle.Unpickler):
+class Unpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO, arrays: Sequence[np.ndarray], variables: Sequence[Any]) -> None:
         super().__init__(file)
         self._arrays, self._variables = arrays, variables
@@ -220,9 +250,9 @@ class _Unpickler(pickle.Unpickler):
             case ("array", int(place), None):
                 return self._arrays[place]
             case ("array", int(place), str(dtype)):
-                import tensorflow as tf
+                import ml_dtypes  # comes with TensorFlow and with JAX
 
-                return np.asarray(self._arrays[place]).view(tf.as_dtype(dtype).as_numpy_dtype)
+                return np.asarray(self._arrays[place]).view(getattr(ml_dtypes, dtype))
             case _:
                 raise AiaasBug(f"a fit call refers to {pid!r}, which is neither an array nor a variable")
 

@@ -45,7 +45,7 @@ def _library_folders() -> tuple[Path, ...]:
 
 def modules_imported_by(function: FunctionType) -> Iterator[ModuleType]:
     """The user's modules that `function` imports in its body, where pickling a function does not see them."""
-    for name in _imported_names(function.__code__):
+    for name in imported_names(function.__code__):
         top = name.partition(".")[0]
         if top in _NEVER or top in sys.stdlib_module_names:
             continue
@@ -68,10 +68,11 @@ def _is_found_beside(name: str) -> bool:
     return spec is not None and spec.origin is not None and spec.has_location and _is_users_file(spec.origin)
 
 
-def _imported_names(code: CodeType) -> Iterator[str]:
+def imported_names(code: CodeType) -> Iterator[str]:
+    """What the import statements in `code` name."""
     for step in dis.get_instructions(code):
         if step.opname == "IMPORT_NAME":
             yield str(step.argval)
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            yield from _imported_names(inner)
+            yield from imported_names(inner)

@@ -18,6 +18,7 @@ import numpy as np
 from aiaas_magics.errors import AiaasBug, DataMismatch, ResultMismatch
 from aiaas_magics.packing import checks, plain
 from aiaas_magics.packing.checks import BatchSpec
+from aiaas_magics.packing.portable import PortedFitCall
 from aiaas_magics.packing.variables import ROLES, fitting_value, roles_of, value_of
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class FitResult:
     batch: BatchSpec  # what the model was built for
 
 
-def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall, history: Any) -> None:
+def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall | PortedFitCall, history: Any) -> None:
     """Write the state of `unpacked` after training; the file is there whole or not at all.
 
     Args:
@@ -52,12 +53,10 @@ def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall, histor
     from safetensors.numpy import save_file
 
     arrays = [value_of(variable) for variable in unpacked.variables]
-    places = {id(variable): place for place, variable in enumerate(unpacked.variables)}
-    roles = roles_of(unpacked.model)
     header: dict[str, Any] = {
         "variables": len(arrays),
         "paths": list(unpacked.paths),
-        "roles": {role: [places[id(variable)] for variable in roles[role] if id(variable) in places] for role in ROLES},
+        "roles": {role: list(places) for role, places in _places_of(unpacked).items()},
         "callbacks": [
             {name: value for name, value in plain.plain_attributes(callback, arrays).items() if name not in LINKS}
             for callback in unpacked.callbacks
@@ -81,6 +80,14 @@ def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall, histor
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(target)
+
+
+def _places_of(unpacked: UnpackedFitCall | PortedFitCall) -> Mapping[str, Sequence[int]]:
+    if isinstance(unpacked, PortedFitCall):
+        return unpacked.roles
+    places = {id(variable): place for place, variable in enumerate(unpacked.variables)}
+    roles = roles_of(unpacked.model)
+    return {role: [places[id(variable)] for variable in roles[role] if id(variable) in places] for role in ROLES}
 
 
 def read_result(data: bytes) -> FitResult:

@@ -1,4 +1,4 @@
-"""TensorFlow variables as values, and what each is to its model.
+"""A model's variables as values, and what each is to its model.
 
 Owns what is needed to make a variable again elsewhere, and the roles by which a model in
 another kernel finds its own. Which variables are in reach is found by `fitcall_pickle`.
@@ -61,6 +61,11 @@ def value_of(variable: Any) -> np.ndarray:
 
 def roles_of(model: Any) -> dict[str, list[Any]]:
     """The model's TensorFlow variables by role, in an order that depends on its architecture and `compile` alone."""
+    return {role: [tensorflow_variable(variable) for variable in found] for role, found in keras_roles_of(model).items()}
+
+
+def keras_roles_of(model: Any) -> dict[str, list[Any]]:
+    """The same as Keras' variables, whatever Keras runs on."""
     optimizer = getattr(model, "optimizer", None)
     by_role: dict[str, Sequence[Any]] = {
         "weights": model.weights,
@@ -71,9 +76,8 @@ def roles_of(model: Any) -> dict[str, list[Any]]:
     seen: set[int] = set()
     roles: dict[str, list[Any]] = {}
     for role, variables in by_role.items():
-        plain = [tensorflow_variable(variable) for variable in variables]
-        roles[role] = [variable for variable in plain if id(variable) not in seen]
-        seen |= {id(variable) for variable in plain}
+        roles[role] = [variable for variable in variables if id(variable) not in seen]
+        seen |= {id(variable) for variable in variables}
     return roles
 
 
@@ -93,9 +97,11 @@ def check_kept(paths: Sequence[str], variables: Sequence[Any], kept: Sequence[Te
     if len(variables) != len(kept):
         raise InvalidSpec(f"The checkpoint has {len(kept)} variables and the model {len(variables)}. {ANOTHER_MODEL}")
     for path, variable, there in zip(paths, variables, kept, strict=True):
-        if variable.dtype.name != there.dtype or not variable.shape.is_compatible_with(there.shape):
+        shape = tuple(variable.shape)
+        compatible = len(shape) == len(there.shape) and all(a in (None, b) for a, b in zip(shape, there.shape, strict=True))
+        if variable.dtype.name != there.dtype or not compatible:
             raise InvalidSpec(
-                f"{path} is {there.dtype} {list(there.shape)} in the checkpoint and {variable.dtype.name} {list(variable.shape)} "
+                f"{path} is {there.dtype} {list(there.shape)} in the checkpoint and {variable.dtype.name} {list(shape)} "
                 f"in the model. {ANOTHER_MODEL}"
             )
 

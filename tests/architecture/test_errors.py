@@ -26,6 +26,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "NotAuthorised": ("http://127.0.0.1:1",),
     "NotCompiled": ("sequential",),
     "NotEnoughDevices": (4, 2, "local"),
+    "NotOnJax": ("Model has its own train_step, written for TensorFlow",),
     "OutOfMemory": ("7", 1, "killed by signal 9, the machine's out-of-memory count rose"),
     "ProofFailed": ("churn", "onnx", 0.25, "output 'y', row 3"),
     "RemoteTrainingError": (ErrorReport(type="ValueError", message="bad", ranks=(0, 1)),),

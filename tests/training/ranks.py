@@ -18,7 +18,7 @@ from aiaas_magics import wire
 from aiaas_magics.backend.training.command import WorkerCommand, WorkerLine
 from aiaas_magics.backend.workers.attempt import AttemptFolder, write_value
 from aiaas_magics.packing import fitcall
-from aiaas_magics.spec import AnyEvent
+from aiaas_magics.spec import AnyEvent, Execution
 from tests import waiting
 
 WAIT_S = 240.0
@@ -34,9 +34,9 @@ class Sent:
     arrays: tuple[Path, ...]
 
 
-def send(folder: Path, model: Any, workers: int = 2, **arguments: Any) -> Sent:
+def send(folder: Path, model: Any, workers: int = 2, execution: Execution | None = None, **arguments: Any) -> Sent:
     folder.mkdir(parents=True, exist_ok=True)
-    packed = fitcall.pack(fitcall.FitCall(model, arguments), workers=workers)
+    packed = fitcall.pack(fitcall.FitCall(model, arguments), workers=workers, execution=execution)
     payload = folder / "payload"
     payload.write_bytes(packed.payload)
     paths = []

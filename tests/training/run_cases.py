@@ -28,7 +28,7 @@ def main(paths: list[str]) -> int:
             child.prepare_process(command)
         channel = FileChannel(folder.events(command.rank))
         try:
-            call = child.unpack(command)
+            call = loop.unpack(command)
             history = loop.run(command, call, channel)
             if command.rank == 0:
                 fitcall.write_result(folder.result, call, history)

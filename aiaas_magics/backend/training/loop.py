@@ -10,16 +10,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import keras
+import numpy as np
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from keras.src.utils import python_utils
 
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import measure
+from aiaas_magics.backend.training.callbacks import callbacks_of_rank, plain_arguments
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.data import Source, reading_from, with_part
@@ -29,12 +31,19 @@ from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.keeper import Keeper, resumed_from
 from aiaas_magics.backend.training.progress import Progress
 from aiaas_magics.backend.training.unpacked import Unpacked
-from aiaas_magics.spec import Notice, Planned
+from aiaas_magics.packing import fitcall
+from aiaas_magics.packing.fitcall import UnpackedFitCall
+from aiaas_magics.spec import Planned
 
-# Callbacks that only write files: rank 0 writes them, the others would write the same ones again.
-WRITERS: Final = ("ModelCheckpoint", "CSVLogger", "TensorBoard", "RemoteMonitor")
 BATCH_HOOKS: Final = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
 TEST_HOOKS: Final = ("on_test_batch_begin", "on_test_batch_end")
+
+
+def unpack(command: WorkerCommand) -> UnpackedFitCall:
+    """The fit call that the command names."""
+    # Mapped, not read: all ranks share one copy in memory, and only what is used is read at all.
+    arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in command.arrays]
+    return fitcall.unpack(Path(command.payload).read_bytes(), arrays)
 
 
 def run(command: WorkerCommand, call: Unpacked, channel: Channel) -> Any:
@@ -49,7 +58,7 @@ def run(command: WorkerCommand, call: Unpacked, channel: Channel) -> Any:
 
 
 def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Group | None) -> Any:
-    arguments = _arguments(call.arguments)
+    arguments = plain_arguments(call.arguments)
     users = callbacks_of_rank(call.callbacks, rank=command.rank, channel=channel)
     resumed = resumed_from(command, call, channel)
     first = int(arguments.get("initial_epoch") or 0)
@@ -86,7 +95,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
 
 def _measure(command: WorkerCommand, call: Unpacked, channel: Channel, group: Group | None) -> Any:
     assert command.measure is not None
-    arguments = measure.steady(_arguments(call.arguments))
+    arguments = measure.steady(plain_arguments(call.arguments))
     first = int(arguments["initial_epoch"])
     source = Source(seed=command.seed, rank=command.rank, ranks=command.ranks, first_epoch=first, start_epoch=first)
     timer = measure.StepTimer(command.measure, group=group)
@@ -104,16 +113,11 @@ def _measure(command: WorkerCommand, call: Unpacked, channel: Channel, group: Gr
 def _measure_plain(command: WorkerCommand, call: Unpacked, channel: Channel) -> Any:
     """The reference of a study: `fit` on the arrays themselves, nothing of ours in between but the clock."""
     assert command.measure is not None
-    arguments = measure.steady(_arguments(call.arguments))
+    arguments = measure.steady(plain_arguments(call.arguments))
     timer = measure.StepTimer(command.measure)
     history = TensorFlowTrainer.fit(call.model, **arguments, callbacks=[timer])
     channel.send(timer.measured(int(arguments.get("batch_size") or 32)))
     return history
-
-
-def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in given.items() if name not in ("callbacks", "verbose")}
-    return kept | {"verbose": 0}  # our progress takes the place of Keras' bar
 
 
 def _group(command: WorkerCommand) -> Group:
@@ -159,21 +163,6 @@ def _telling(channel: Channel) -> Callable[[Settled], None]:
         channel.send(Planned(fused=settled.fused, why=settled.why))
 
     return tell
-
-
-def callbacks_of_rank(callbacks: Sequence[Any], *, rank: int, channel: Channel) -> list[Any]:
-    """The user's callbacks that run on this rank: all, except those that a worker must not have."""
-    kept = []
-    for callback in callbacks:
-        names = {cls.__name__ for cls in type(callback).__mro__ if cls.__module__.startswith("keras.")}
-        if "BackupAndRestore" in names:
-            if rank == 0:
-                channel.send(Notice(text="BackupAndRestore is left out: the backend keeps a checkpoint of each epoch itself."))
-        elif names & {"ProgbarLogger", "History"} or (rank and names & set(WRITERS)):
-            continue
-        else:
-            kept.append(callback)
-    return kept
 
 
 def _reads_batches(callback: Any) -> bool:

@@ -22,9 +22,9 @@ from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 
 from aiaas_magics.backend.training.checkpoints import decode_own, encode_own
-from aiaas_magics.backend.training.engines.tensorflow import metric_variables, offset_seeds
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.unpacked import Unpacked
+from aiaas_magics.backend.training.variables import metric_variables, offset_seeds
 from aiaas_magics.packing.variables import check_kept, tensorflow_variable
 from aiaas_magics.spec import TensorSpec
 

@@ -9,13 +9,16 @@ code may raise anything. What is computed in it belongs to `training`.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, NoReturn
+
+from msgspec.structs import replace
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -24,11 +27,9 @@ from aiaas_magics import wire
 from aiaas_magics.backend.training.channel import FileChannel
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.report import report_of
-from aiaas_magics.backend.workers.attempt import EXIT_ALONE, EXIT_CRASHED, EXIT_FINISHED, AttemptFolder
-from aiaas_magics.spec import Crashed, Finished, Phase
-
-if TYPE_CHECKING:
-    from aiaas_magics.packing.fitcall import UnpackedFitCall
+from aiaas_magics.backend.workers.attempt import EXIT_ALONE, EXIT_CRASHED, EXIT_FINISHED, AttemptFolder, write_value
+from aiaas_magics.errors import NotOnJax
+from aiaas_magics.spec import Crashed, Finished, Notice, Phase
 
 LAST_WORD_S: Final = 0.5  # so that the server sees the end of the one that was lost before the end of those that miss it (guess)
 
@@ -42,6 +43,12 @@ def main(command_path: str) -> int:
     stage = Stage()
     try:
         work(command, channel, stage)
+    except NotOnJax as error:
+        if command.execution.engine != "jax":
+            channel.send(Notice(text=f"This fit stays on TensorFlow: {error.why}."))
+            go_on_with_tensorflow(command, command_path, error.why)
+        channel.send(Crashed(report=report_of(error, rank=command.rank, phase=stage.phase)))
+        return EXIT_CRASHED
     except (Exception, SystemExit) as error:  # noqa: BLE001 - border: the user's code ran in here and may raise anything
         if missing := missing_rank(error):
             print(missing, file=sys.stderr, flush=True)
@@ -63,25 +70,25 @@ class Stage:
 
 def work(command: WorkerCommand, channel: FileChannel, stage: Stage) -> None:
     """Unpack, train, and (rank 0) leave the result."""
-    from aiaas_magics.backend.training import loop
     from aiaas_magics.packing import fitcall
 
-    call = unpack(command)
+    # By name: importing either binds Keras to its backend for the life of the process.
+    engine = importlib.import_module(f"aiaas_magics.backend.training.{'engines.jax' if command.execution.on_jax else 'loop'}")
+    call = engine.unpack(command)
     stage.phase = Phase.TRAINING
-    history = loop.run(command, call, channel)
+    history = engine.run(command, call, channel)
     if command.rank == 0:
         stage.phase = Phase.FETCHING
         fitcall.write_result(AttemptFolder(Path(command.attempt_dir)).result, call, history)
 
 
-def unpack(command: WorkerCommand) -> UnpackedFitCall:
-    import numpy as np
-
-    from aiaas_magics.packing import fitcall
-
-    # Mapped, not read: all ranks share one copy in memory, and only what is used is read at all.
-    arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in command.arrays]
-    return fitcall.unpack(Path(command.payload).read_bytes(), arrays)
+def go_on_with_tensorflow(command: WorkerCommand, command_path: str, why: str) -> NoReturn:
+    """Become, as the same process, a worker that trains on TensorFlow what does not work on JAX."""
+    stays = replace(command.execution, engine="tensorflow", strategy="single", model_parallel=1)
+    write_value(Path(command_path), replace(command, execution=stays, devices=1))
+    print(f"not on JAX: {why}", flush=True)
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    os.execve(sys.executable, [sys.executable, "-P", "-m", "aiaas_magics.backend.workers.child", command_path], environment)
 
 
 def prepare_process(command: WorkerCommand) -> None:
@@ -96,6 +103,12 @@ def prepare_process(command: WorkerCommand) -> None:
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chdir(where)
 
+    seed = (command.seed + command.rank) % 2**32
+    if command.execution.on_jax:
+        from aiaas_magics.backend.training.engines import jax as engine
+
+        engine.prepare(command, seed=seed)
+        return
     import keras
     import tensorflow as tf
 
@@ -103,7 +116,7 @@ def prepare_process(command: WorkerCommand) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(len(command.cores))
         # One more than cores: an exchange that waits for other ranks occupies one, and data is read meanwhile.
         tf.config.threading.set_inter_op_parallelism_threads(len(command.cores) + 1)
-    keras.utils.set_random_seed((command.seed + command.rank) % 2**32)
+    keras.utils.set_random_seed(seed)
 
 
 def missing_rank(error: BaseException) -> str | None:

@@ -56,6 +56,14 @@ PRELOAD: Final = (
     "aiaas_magics.backend.training.loop",
     "aiaas_magics.backend.workers.child",
 )
+PRELOAD_JAX: Final = (
+    "jax",
+    "keras",
+    "numpy",
+    "aiaas_magics.packing.fitcall",
+    "aiaas_magics.backend.training.engines.jax",
+    "aiaas_magics.backend.workers.child",
+)
 IDLE_S: Final = 600.0  # guess: a user who reads a result for ten minutes does not mind one slow start
 LOOK_S: Final = 1.0
 REQUEST_S: Final = 2.0  # a request is one line of a program of ours; whoever is slower is none
@@ -261,6 +269,10 @@ def preload(modules: Sequence[str]) -> None:
         importlib.import_module(module)
     if "tensorflow" in modules:
         prove_untouched()
+    if "jax" in modules:
+        from aiaas_magics.backend.training.engines import jax as engine
+
+        engine.prove_untouched()
     threads = len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 1
     if threads > 1:
         log.warning("%d threads are alive before the fork", threads)
@@ -309,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="launcher", description="forks workers for a server of aiaas_magics")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--entry", default=ENTRY)
-    parser.add_argument("--preload", default=",".join(PRELOAD))
+    parser.add_argument("--preload", default=",".join(PRELOAD_JAX if os.environ["KERAS_BACKEND"] == "jax" else PRELOAD))
     parser.add_argument("--idle-s", type=float, default=IDLE_S)
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")

@@ -36,9 +36,12 @@ class LauncherGone(RuntimeError):
 
 
 class LauncherClient:
-    def __init__(self, folder: Path, *, options: Sequence[str] = ()) -> None:
+    """One launcher, which keeps its socket, its file and its log in `folder`. `backend` is what Keras runs on in it."""
+
+    def __init__(self, folder: Path, *, options: Sequence[str] = (), backend: str = "tensorflow") -> None:
         self._folder = folder
         self._options = options
+        self._backend = backend
         self._started: subprocess.Popen[bytes] | None = None
         self._starting = threading.Lock()
         self._closed = False
@@ -74,7 +77,7 @@ class LauncherClient:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=worker_environment(),
+                env=worker_environment(self._backend),
             )
         deadline = time.monotonic() + BOUND_S
         while self.running() is None:

@@ -37,38 +37,42 @@ class LocalPool:
     survives_server_restart = True
 
     def __init__(self, folder: Path, *, launcher_options: Sequence[str] = (), fork: bool = hasattr(os, "fork")) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._launcher = LauncherClient(folder, options=launcher_options) if fork else None
+        for needed in (folder, folder / "jax"):
+            needed.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # JAX has a launcher of its own, started by the first job that wants it: Keras runs on one backend a process.
+        on_jax = LauncherClient(folder / "jax", options=launcher_options, backend="jax")
+        self._launchers = {"tensorflow": LauncherClient(folder, options=launcher_options), "jax": on_jax} if fork else {}
         self._lock = asyncio.Lock()
         self._warming: asyncio.Task[None] | None = None
 
     def warm(self) -> None:
-        if self._launcher is not None and self._warming is None:
+        if self._launchers and self._warming is None:
             self._warming = asyncio.create_task(self._warm(), name="warm the launcher")
 
     async def _warm(self) -> None:
         # Whatever is wrong with the launcher is told to whoever wants to start an attempt.
         with contextlib.suppress(OSError, TimeoutError, RuntimeError):
-            await self._ask_launcher({"ping": True})
+            await self._ask_launcher("tensorflow", {"ping": True})
 
     async def start(self, folder: AttemptFolder, commands: Sequence[WorkerCommand], /) -> None:
         for command in commands:
             write_value(folder.command(command.rank), command)
         paths = [folder.command(command.rank) for command in commands]
-        if self._launcher is None:
+        backend = "jax" if any(command.execution.on_jax for command in commands) else "tensorflow"
+        if not self._launchers:
             for path in paths:
-                await asyncio.to_thread(spawn, path)
+                await asyncio.to_thread(spawn, path, backend=backend)
         else:
-            await self._ask_launcher({"commands": [str(path) for path in paths]})
+            await self._ask_launcher(backend, {"commands": [str(path) for path in paths]})
 
-    async def _ask_launcher(self, request: dict[str, object]) -> None:
+    async def _ask_launcher(self, backend: str, request: dict[str, object]) -> None:
         """Ask, and again when the launcher died over it. A rank that has its pid file is not started again."""
-        assert self._launcher is not None
+        launcher = self._launchers[backend]
         for wait_s in (*ASK_WAITS_S, None):
             async with self._lock:  # one launcher is started, however many attempts want it at once
-                await asyncio.to_thread(self._launcher.ensure)
+                await asyncio.to_thread(launcher.ensure)
             try:
-                await asyncio.to_thread(self._launcher.ask, request)
+                await asyncio.to_thread(launcher.ask, request)
             except (ConnectionError, LauncherGone):
                 if wait_s is None:
                     raise
@@ -77,10 +81,11 @@ class LocalPool:
                 return
 
     async def keep_warm(self) -> None:
-        """Tell a launcher that lives that it is still wanted; it would end by itself otherwise."""
-        if self._launcher is not None and self._launcher.running() is not None:
+        """Tell the launcher that jobs fork from as a rule that it is still wanted; it would end by itself otherwise."""
+        launcher = self._launchers.get("tensorflow")
+        if launcher is not None and launcher.running() is not None:
             with contextlib.suppress(OSError, TimeoutError, RuntimeError):
-                await asyncio.to_thread(self._launcher.ask, {"ping": True})
+                await asyncio.to_thread(launcher.ask, {"ping": True})
 
     async def stop(self, folder: AttemptFolder, /, *, ranks: int, patience_s: float = 0.0, grace_s: float = 1.0) -> None:
         with contextlib.suppress(FileNotFoundError):  # an attempt that was cleared has no process
@@ -110,8 +115,8 @@ class LocalPool:
             self._warming.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._warming
-        if self._launcher is not None:
-            await asyncio.to_thread(self._launcher.stop)
+        for launcher in self._launchers.values():
+            await asyncio.to_thread(launcher.stop)
 
 
 def _living(folder: AttemptFolder, ranks: int) -> list[ProcessId]:

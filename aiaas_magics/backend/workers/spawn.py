@@ -18,7 +18,7 @@ from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId,
 MODULE: Final = "aiaas_magics.backend.workers.child"
 
 
-def spawn(command: Path) -> None:
+def spawn(command: Path, *, backend: str = "tensorflow") -> None:
     """Start the rank that the command file describes, detached; its end is written by a thread of ours."""
     folder, rank = AttemptFolder.of_command(command)
     if folder.stop.exists():
@@ -31,7 +31,7 @@ def spawn(command: Path) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(subprocess, "DETACHED_PROCESS", 0),
-            env={**worker_environment(), "PYTHONUNBUFFERED": "1"},
+            env={**worker_environment(backend), "PYTHONUNBUFFERED": "1"},
         )
     write_value(folder.pid(rank), ProcessId.of(process.pid))
     if folder.stop.exists():
@@ -45,6 +45,6 @@ def _reap(process: subprocess.Popen[bytes], folder: AttemptFolder, rank: int) ->
         write_value(folder.exit(rank), Exit(code=code if code >= 0 else None, signal=-code if code < 0 else None))
 
 
-def worker_environment() -> dict[str, str]:
-    """The environment of workers and of the launcher: ours without secrets."""
-    return {name: value for name, value in os.environ.items() if name not in {"AIAAS_TOKEN"}}
+def worker_environment(backend: str) -> dict[str, str]:
+    """The environment of workers and of the launcher: ours without secrets, and what Keras runs on."""
+    return {name: value for name, value in os.environ.items() if name not in {"AIAAS_TOKEN"}} | {"KERAS_BACKEND": backend}

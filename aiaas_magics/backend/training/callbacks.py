@@ -1,0 +1,35 @@
+"""Which of the user's callbacks run on a rank, and what else `fit` is given there.
+
+Owns the choice; no backend of Keras' is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from aiaas_magics.backend.training.channel import Channel
+from aiaas_magics.spec import Notice
+
+# Callbacks that only write files: rank 0 writes them, the others would write the same ones again.
+WRITERS: Final = ("ModelCheckpoint", "CSVLogger", "TensorBoard", "RemoteMonitor")
+
+
+def plain_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `fit` without callbacks, and silent: our progress takes the place of Keras' bar."""
+    return {name: value for name, value in given.items() if name not in ("callbacks", "verbose")} | {"verbose": 0}
+
+
+def callbacks_of_rank(callbacks: Sequence[Any], *, rank: int, channel: Channel) -> list[Any]:
+    """The user's callbacks that run on this rank: all, except those that a worker must not have."""
+    kept = []
+    for callback in callbacks:
+        names = {cls.__name__ for cls in type(callback).__mro__ if cls.__module__.startswith("keras.")}
+        if "BackupAndRestore" in names:
+            if rank == 0:
+                channel.send(Notice(text="BackupAndRestore is left out: the backend keeps a checkpoint of each epoch itself."))
+        elif names & {"ProgbarLogger", "History"} or (rank and names & set(WRITERS)):
+            continue
+        else:
+            kept.append(callback)
+    return kept

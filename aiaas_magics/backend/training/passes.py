@@ -1,0 +1,69 @@
+"""Which batches an epoch of `fit` gets, for Keras' iterators that hand out arrays themselves.
+
+Owns following the passes over the data: where an epoch starts in its pass, and when the next pass
+begins. The order of rows in a pass is `plan`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from aiaas_magics.backend.checkpoint_folder import Place
+from aiaas_magics.backend.training.plan import Indices, Plan, Shuffle, order_of, place_of
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Reading:
+    """What the batches of one `fit` go by. `plan` is known once `fit` has looked at its arrays."""
+
+    seed: int
+    first_epoch: int = 0  # the user's initial_epoch
+    start: Place  # where this attempt starts
+    plan: Plan | None = None
+
+
+class Passes:
+    """Positions in the data, batch by batch, pass after pass."""
+
+    def __init__(self, reading: Reading, plan: Plan, *, shuffle: Shuffle, steps_per_epoch: int | None) -> None:
+        self._reading, self._plan, self._shuffle = reading, plan, shuffle
+        number, skip = place_of(reading.start.epoch, first_epoch=reading.first_epoch, batches=plan.batches, steps_per_epoch=steps_per_epoch)
+        self._place = number, skip + reading.start.step
+        self._first_step = reading.start.step
+
+    def first_step(self) -> int:
+        """The step that the epoch begins with: not the first where an earlier attempt has made some."""
+        first, self._first_step = self._first_step, 0
+        return first
+
+    def begin(self) -> tuple[int, Iterator[Indices]]:
+        """The next pass: how many of its batches an earlier attempt has used up, and the others."""
+        number, skip = self._place
+        self._place = number + 1, 0
+        return skip, self._batches(number, skip)
+
+    def _batches(self, number: int, skip: int) -> Iterator[Indices]:
+        plan = self._plan
+        order = order_of(number, rows=plan.rows, batch=plan.batch, shuffle=self._shuffle, seed=self._reading.seed)
+        for step in range(skip, plan.batches):
+            yield order[step * plan.batch : (step + 1) * plan.batch]
+
+
+def steps_of_epoch(iterator: Any, passes: Passes, begin_pass: Callable[[], None]) -> Iterator[tuple[int, int, Any]]:
+    """As Keras' `EpochIterator._enumerate_iterator`, but a pass is begun when its first batch is asked for, and knows its number."""
+    iterator.data_adapter.on_epoch_begin()
+    batches = iterator.data_adapter.num_batches
+    if iterator._current_iterator is None or iterator.steps_per_epoch is None:
+        begin_pass()
+    for step in range(passes.first_step(), iterator.steps_per_epoch or batches, iterator.steps_per_execution):
+        if iterator._steps_seen >= batches:
+            if iterator.steps_per_epoch:
+                iterator._interrupted_warning()
+            break
+        iterator._steps_seen += iterator.steps_per_execution
+        yield step, step + iterator.steps_per_execution - 1, iterator._current_iterator
+    if iterator._steps_seen >= batches:
+        iterator._current_iterator = None
+    iterator.data_adapter.on_epoch_end()

@@ -1,0 +1,57 @@
+"""One JAX worker of four simulated devices that trains many fit calls, one after the other.
+
+python jax_cases.py COMMAND_FILE...
+
+Beside each command it leaves `refused.txt`, or `shards.json`: on how many devices different parts of a variable lie.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from aiaas_magics import wire
+from aiaas_magics.backend.training.channel import FileChannel
+from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.training.engines import jax as engine
+from aiaas_magics.backend.workers import child
+from aiaas_magics.backend.workers.attempt import AttemptFolder
+from aiaas_magics.errors import NotOnJax
+from aiaas_magics.packing import fitcall
+
+DEVICES = 4
+
+
+def main(paths: list[str]) -> int:
+    failed = 0
+    for place, path in enumerate(map(Path, paths)):
+        command = wire.decode(path.read_bytes(), WorkerCommand)
+        folder = AttemptFolder(Path(command.attempt_dir))
+        if not place:
+            child.prepare_process(replace(command, devices=DEVICES, cores=()))
+        channel = FileChannel(folder.events(command.rank))
+        try:
+            call = engine.unpack(command)
+            history = engine.run(command, call, channel)
+            fitcall.write_result(folder.result, call, history)
+            shards = {variable.path: len({str(s.index) for s in variable.value.addressable_shards}) for variable in call.model.weights}
+            path.with_name("shards.json").write_text(json.dumps(shards))
+        except NotOnJax as error:
+            path.with_name("refused.txt").write_text(str(error))
+        except Exception:  # noqa: BLE001 - border: the other cases are still to be trained
+            print(path)
+            traceback.print_exc()
+            failed = 1
+        channel.close()
+    if "tensorflow" in sys.modules:
+        print("TensorFlow was imported")
+        failed = 1
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
