@@ -35,6 +35,7 @@ from typing import Final
 from aiaas_magics import laws
 from aiaas_magics.laws import SpeedupPoint
 
+SLICED_FROM: Final = 4  # ranks from which `backend.training.group` sums a slice each
 UP_TO: Final = 64
 DRAWS: Final = 300
 BAND: Final = (5.0, 95.0)  # percentiles of the draws
@@ -44,6 +45,7 @@ EXCHANGE_SPREAD: Final = 0.10  # guess: between two timings of the same exchange
 EXCHANGE_TOLERANCE: Final = 0.30  # guess: an exchange that misses its law by more does not grow as it says
 EXCHANGE_COUNTS: Final = 0.05  # guess: below this share of a step the exchange does not decide
 MOST_JITTER: Final = 0.5  # guess: what varies by more is no jitter around a mean: some steps stall
+TIMES_NEED: Final = 3  # numbers of workers: as many as the parameters that times alone tell
 WIDE: Final = 4.0  # guess: a band of more than this factor says "anything"
 
 
@@ -60,13 +62,13 @@ RING: Final = Collective("a ring", lambda n: 2.0 * (n - 1), lambda n: 2 * (n - 1
 
 
 def _meetings(n: int) -> float:
-    return (n - 1.0) * (1 if n < 4 else 2)
+    return (n - 1.0) * (1 if n < SLICED_FROM else 2)
 
 
 def _passes(n: int) -> float:
     if n == 1:
         return 0.0
-    return n + 1.0 if n < 4 else 3.0
+    return n + 1.0 if n < SLICED_FROM else 3.0
 
 
 # As `backend.training.group` does it: a rank writes its bytes and, below four ranks, reads everybody's; from four on it sums a
@@ -182,14 +184,14 @@ def project(
     """Powers of two beyond the measured ones, up to `up_to`, as seconds of `steps` steps. Give points on devices of their own."""
     ordered = sorted(points, key=lambda point: point.workers)
     apart = all(point.timed for point in ordered)
-    if reason := _too_few(ordered, apart=apart):
+    if reason := _untellable(ordered, apart=apart):
         return _none(reason)
     law = _fit(ordered, weak=weak, collective=collective if apart else UNKNOWN)
     if reason := _misfit(ordered, law, apart=apart):
         return _none(reason)
     beyond = _powers_of_two(ordered[-1].workers, up_to)
     if not beyond:
-        return _none(f"{up_to} workers were measured, further is not looked.")
+        return _none(f"{ordered[-1].workers} workers were measured, and it goes to {up_to}.")
     drawn = _draws(ordered, law, weak=weak)
     first = ordered[0]
 
@@ -301,29 +303,31 @@ def _around_one(draw: random.Random, spread: float) -> float:
 # --------------------------------------------------------------------------- judging
 
 
-def _too_few(points: Sequence[StepPoint], *, apart: bool) -> str:
+def _untellable(points: Sequence[StepPoint], *, apart: bool) -> str:
+    """Why these points do not tell the law's parameters, or nothing."""
     counts = len({point.workers for point in points})
     if counts < 2:
         return "it takes two numbers of workers on devices of their own."
-    if not apart and counts < 3:
+    if not apart and counts < TIMES_NEED:
         return (
             "the exchange was not timed, and the times of two numbers of workers do not tell serial work from latency. "
             "Measure a third number."
         )
+    if any(point.computing_s <= 0 for point in points):
+        return "the exchange takes longer than the whole step, so the two overlap and are not told apart."
     return ""
 
 
 def _misfit(points: Sequence[StepPoint], law: StepLaw, *, apart: bool) -> str:
     """Why `law` is not to be believed, or nothing."""
-    if apart and any(point.computing_s <= 0 for point in points):
-        return "the exchange takes longer than the whole step, so the two overlap and are not told apart."
     slack = max(laws.FIT_TOLERANCE, *(point.spread for point in points))
     for point in points:
         miss = law.seconds(point.workers) / point.seconds - 1
         if abs(miss) > slack:
-            return f"the law does not fit: at n={point.workers} it says {abs(miss):.0%} {'more' if miss > 0 else 'less'} than was measured."
+            more = "more" if miss > 0 else "less"
+            return f"the law of a step does not fit: at n={point.workers} it says {abs(miss):.0%} {more} than was measured."
     if law.jitter > MOST_JITTER:
-        return "the law does not fit: the waits for the slowest worker are too long to be jitter, some steps stall."
+        return "the law of a step does not fit: the waits for the slowest worker are too long to be jitter, some steps stall."
     for point in points if apart else ():
         for what, measured, modelled in (
             ("the wait for the slowest worker", point.waiting_s, law.waiting_s(point.workers)),
@@ -331,12 +335,12 @@ def _misfit(points: Sequence[StepPoint], law: StepLaw, *, apart: bool) -> str:
         ):
             far = abs(modelled - measured) > EXCHANGE_TOLERANCE * measured
             if far and max(modelled, measured) > EXCHANGE_COUNTS * point.seconds:
-                return f"the law does not fit: {what} does not grow with n as it says."
+                return f"the law of a step does not fit: {what} does not grow with n as it says."
     return ""
 
 
 def _none(why: str) -> Projection:
-    return Projection(law=None, rows=(), says=f"Nothing is projected: {why}")
+    return Projection(law=None, rows=(), says=f"Nothing is projected, since {why}")
 
 
 def _recommended(points: Sequence[StepPoint], projected: Sequence[tuple[int, float]], *, weak: bool) -> int:
@@ -354,23 +358,31 @@ def _powers_of_two(above: int, up_to: int) -> list[int]:
 def _rests_on(points: Sequence[StepPoint], law: StepLaw, rows: Sequence[ProjectedRow], *, apart: bool, weak: bool) -> str:
     """What a reader must know to believe the projected rows."""
     measured = ", ".join(str(point.workers) for point in points)
-    one_s = law.seconds(1)
-    if apart:
-        computing = "the same computing on every worker" if weak else f"Amdahl's law of computing (serial {law.serial_s / one_s:.1%})"
-        megabytes = points[-1].exchange_bytes / 1e6
-        rate = f", {megabytes:.3g} MB at {megabytes / 1e3 / law.bytes_s:.3g} GB/s" if law.bytes_s else ""
-        exchange = f"the latency-bandwidth model of a sum in {law.collective.name} (latency {law.meeting_s * 1e6:.3g} µs{rate})"
-        by = f"{computing}, {exchange}, a wait for the slowest worker of {law.jitter:.1%} jitter"
-        free = (2 if not weak else 1) + 3 - (len(points) + 3 * sum(point.workers > 1 for point in points))
-    else:
-        law_name = "a constant, a saturating and a growing part" if weak else "the Universal Scalability Law"
-        contention = law.bytes_s if weak else law.serial_s
-        by = f"{law_name} through the times alone (contention {contention / one_s:.2%}, coherency {law.meeting_s / one_s:.2%})"
-        free = 3 - len(points)
-    tested = "" if free < 0 else " There are as many parameters as measurements, so nothing tests it."
+    by, tested = _parts_in_words(points, law, weak=weak) if apart else _times_in_words(points, law, weak=weak)
+    untested = "" if tested else " There are as many parameters as measurements, so nothing tests it."
     wide = next((row.workers for row in rows if row.high_s > WIDE * row.low_s), None)
     loose = f" From n={wide} on the band spans more than a factor of {WIDE:.0f}: measure more workers." if wide else ""
     return (
         f"Projected from n = {measured} by {by}; further devices of the same kind and an interconnect like the measured one are assumed."
-        f" The band holds 90 % of the laws that the spread of the repeats allows.{tested}{loose}"
+        f" The band holds 90 % of the laws that the spread of the repeats allows.{untested}{loose}"
     )
+
+
+def _parts_in_words(points: Sequence[StepPoint], law: StepLaw, *, weak: bool) -> tuple[str, bool]:
+    """The laws of the parts, and whether there are more measurements than parameters."""
+    computing = "the same computing on every worker" if weak else f"Amdahl's law of computing (serial {law.serial_s / law.seconds(1):.1%})"
+    megabytes = points[-1].exchange_bytes / 1e6
+    rate = f", {megabytes:.3g} MB at {megabytes / 1e3 / law.bytes_s:.3g} GB/s" if law.bytes_s else ""
+    exchange = f"the latency-bandwidth model of a sum in {law.collective.name} (latency {law.meeting_s * 1e6:.3g} µs{rate})"
+    parameters = (1 if weak else 2) + 3  # of computing; meeting, bytes and jitter
+    measurements = len(points) + 3 * sum(point.workers > 1 for point in points)  # computing; latency, transfer and waiting
+    by = f"{computing}, {exchange}, and a wait for the slowest worker of {law.jitter:.1%} jitter"
+    return by, measurements > parameters
+
+
+def _times_in_words(points: Sequence[StepPoint], law: StepLaw, *, weak: bool) -> tuple[str, bool]:
+    contention = law.bytes_s if weak else law.serial_s
+    name = "a constant, a saturating and a growing part" if weak else "the Universal Scalability Law"
+    one_s = law.seconds(1)
+    by = f"{name} through the times alone (contention {contention / one_s:.2%}, coherency {law.meeting_s / one_s:.2%})"
+    return by, len(points) > TIMES_NEED

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from aiaas_magics import laws, projection
-from aiaas_magics.client.training import Prepared, TrainOptions, prepare, submit
+from aiaas_magics.client.training import TrainOptions, prepare, submit
 from aiaas_magics.errors import AiaasBug, InvalidSpec
 from aiaas_magics.projection import ProjectedRow, Projection, StepPoint
 from aiaas_magics.spec import FitShape, Measured, MeasureSpec
@@ -205,7 +205,7 @@ def run(
     calls = _Calls(backend, call, checked_points(points), options, weak=weak)
     study = _measure(calls, on_progress=on_progress)
     label, done = f"training on n={max(calls.points)}", _labels(calls.points)
-    job = submit(calls.prepared(max(calls.points)))
+    job = submit(calls.of[max(calls.points)])
     try:
         history = job.take(lambda story: on_progress(StudyProgress(label=label, done=done, waiting=(), story=story, measuring=False)))
     except KeyboardInterrupt:  # border: whoever starts a job ends it
@@ -215,7 +215,7 @@ def run(
 
 
 class _Calls:
-    """The fit call of each number of workers: the same one, or with `weak` one whose batch is n times as large.
+    """The fit call of each number of workers: the same one, or with `weak` one whose batch is n times as large. Nothing is sent.
 
     Raises:
         InvalidSpec: `weak`, and the data has not the rows of the largest batch.
@@ -223,23 +223,21 @@ class _Calls:
 
     def __init__(self, backend: Backend, call: FitCall, points: tuple[int, ...], options: TrainOptions, *, weak: bool) -> None:
         self.backend, self.points, self.weak = backend, points, weak
-        self._call, self._options = call, replace(options, workers=max(points))
-        self.as_given = prepare(backend, call, self._options)
-        shape = self.as_given.packed.shape
-        largest = max(points) * shape.global_batch
-        if weak and shape.rows < largest:
+        options = replace(options, workers=max(points))
+        self.as_given = prepare(backend, call, options)
+        self.of = dict.fromkeys(points, self.as_given)
+        if not weak:
+            return
+        shape, most = self.as_given.packed.shape, max(points)
+        if shape.rows < most * shape.global_batch:
             raise InvalidSpec(
-                f"--weak gives each of {max(points)} workers {shape.global_batch:,} rows a step, {largest:,} together, "
+                f"--weak gives each of {most} workers {shape.global_batch:,} rows a step, {most * shape.global_batch:,} together, "
                 f"and there are {shape.rows:,} to train on. Use fewer workers or a smaller batch_size."
             )
-
-    def prepared(self, workers: int) -> Prepared:
-        if not self.weak:
-            return self.as_given
-        given = {name: value for name, value in self._call.arguments.items() if name != "steps_per_epoch"}
-        batch = workers * self.as_given.packed.shape.global_batch
-        grown = replace(self._call, arguments={**given, "batch_size": batch})
-        return replace(prepare(self.backend, grown, self._options), seed=self.as_given.seed)
+        given = {name: value for name, value in call.arguments.items() if name != "steps_per_epoch"}
+        for workers in points:
+            grown = replace(call, arguments={**given, "batch_size": workers * shape.global_batch})
+            self.of[workers] = replace(prepare(backend, grown, options), seed=self.as_given.seed)
 
 
 def _measure(calls: _Calls, *, on_progress: Callable[[StudyProgress], None]) -> Study:
@@ -251,7 +249,7 @@ def _measure(calls: _Calls, *, on_progress: Callable[[StudyProgress], None]) -> 
     for index, workers in enumerate((None, *points)):
         if results:
             spec = MeasureSpec(steps=results[0][0].steps, repeats=REPEATS)
-        prepared = calls.as_given if workers is None else calls.prepared(workers)
+        prepared = calls.as_given if workers is None else calls.of[workers]
         options = replace(prepared.options, workers=workers, name=f"{name} {labels[index]}"[:100])
         job = submit(replace(prepared, options=options), measure=spec, study=study_id)
         results.append(_followed(job, labels, index, on_progress))

@@ -79,7 +79,7 @@ def test_a_study_that_cannot_be_projected_says_so_in_its_table_and_figure() -> N
     table, figure = present.study_bundles(stalling)
 
     for words in (table["text/plain"], figure["text/plain"]):
-        assert "Nothing is projected: " in words
+        assert "Nothing is projected, since " in words
         assert "(projected)" not in words
     assert not stalling.to_frame().projected.any()
 

@@ -13,6 +13,9 @@ import pytest
 
 import aiaas_magics
 from aiaas_magics import errors
+from aiaas_magics.client.study import run
+from aiaas_magics.client.training import TrainOptions
+from aiaas_magics.packing.fitcall import FitCall
 from aiaas_magics.spec import Checkpointed, JobState
 from tests.contracts.memory_group import memory_group
 from tests.contracts.recipes import gap, server_by_hand, small_model, table
@@ -316,10 +319,15 @@ def test_a_weak_study_grows_the_batch_with_the_workers(backend: aiaas_magics.Bac
 
     with pytest.raises(errors.InvalidSpec, match="each of 2 workers 1,500 rows a step, 3,000 together, and there are 2,048"):
         backend.study(model, x, y, workers=(1, 2), weak=True, oversubscribe=True, batch_size=1500)
-    study = backend.study(model, x, y, workers=(1, 2), weak=True, oversubscribe=True, steps_per_epoch=8)
+    call = FitCall(model=model, arguments={"x": x, "y": y, "steps_per_epoch": 8, "epochs": 2})
+    study = run(backend, call, points=(1, 2), options=TrainOptions(oversubscribe=True), weak=True)
 
     assert [point.measured.rows_per_step for point in (study.reference, *study.points)] == [256, 256, 512]
     assert len({point.measured.steps for point in study.points}) == 1
     assert study.parity is None
     [ideal_s] = {row.ideal_s for row in study.rows()}
     assert ideal_s == study.rows()[0].seconds
+    assert study.job is not None
+    assert backend.job(study.job).view().spec.shape.global_batch == 512
+    assert len(study.history.epoch) == 2
+    assert int(model.optimizer.iterations) == 8, "2 epochs of 4 batches of 512: the training after the measurements"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
-from hypothesis.strategies import booleans, floats, integers, sampled_from
+from hypothesis.strategies import booleans, floats, integers, lists, sampled_from, tuples
 
 from aiaas_magics import laws, projection
+from aiaas_magics.backend.training import group
 from aiaas_magics.projection import RING, SHARED_MEMORY, Collective, StepPoint, project
 from aiaas_magics.testing.cluster import Cluster, ring
 
@@ -150,7 +152,7 @@ def test_what_breaks_the_assumptions_is_said_and_nothing_is_projected(cluster: C
     found = project(points(cluster, *counts, steps=300), collective=RING)
 
     assert found.rows == ()
-    assert found.says.startswith("Nothing is projected: ")
+    assert found.says.startswith("Nothing is projected, since ")
     assert why in found.says
 
 
@@ -181,11 +183,35 @@ def test_the_recommendation_goes_over_measured_and_projected_and_says_how_sure_i
     assert low <= 16 <= high
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    times=lists(floats(1e-4, 1e2), min_size=1, max_size=4),
+    exchange=tuples(floats(0, 1e2), integers(0, 5), floats(0, 1), floats(0, 1)),
+    spread=floats(0, 3),
+    weak=booleans(),
+)
+def test_whatever_was_measured_is_projected_within_its_band_or_refused_in_words(
+    times: list[float], exchange: tuple[float, int, float, float], spread: float, weak: bool
+) -> None:
+    exchange_s, exchanges, latency_s, transfer_s = exchange
+    timed = {"exchange_s": exchange_s, "exchanges": exchanges, "latency_s": latency_s, "transfer_s": transfer_s}
+    found = project(
+        [StepPoint(workers=2**n, rows=64, seconds=t, spread=spread, **(timed if n else {})) for n, t in enumerate(times)], weak=weak
+    )
+
+    assert bool(found.rows) == (found.law is not None) == found.says.startswith("Projected from")
+    assert all(0 < row.low_s <= row.seconds <= row.high_s < math.inf for row in found.rows)
+
+
 @given(workers=integers(1, 1024), collective=sampled_from([RING, SHARED_MEMORY]))
 def test_no_collective_moves_less_than_nothing_and_one_worker_moves_nothing(workers: int, collective: Collective) -> None:
     assert collective.latency(1) == collective.traffic(1) == 0
     assert collective.latency(workers + 1) >= collective.latency(workers)
     assert collective.traffic(workers) >= 0
+
+
+def test_the_sum_in_shared_memory_is_the_one_that_the_workers_take() -> None:
+    assert projection.SLICED_FROM == group.SLICED_FROM
 
 
 def test_the_slowest_of_n_is_expected_where_the_tables_of_order_statistics_have_it() -> None:
