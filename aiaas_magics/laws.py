@@ -225,10 +225,6 @@ class StudyFit:
     why_recommended: str
 
     @property
-    def weak(self) -> bool:
-        return self.gustafson is not None
-
-    @property
     def law(self) -> AmdahlFit | GustafsonFit | None:
         return self.amdahl or self.gustafson
 

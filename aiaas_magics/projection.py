@@ -197,7 +197,7 @@ def project(
 
     def row(workers: int) -> ProjectedRow:
         seconds = law.seconds(workers)
-        each = sorted(one.seconds(workers) for one in drawn)
+        each = [one.seconds(workers) for one in drawn]
         work_s = first.seconds * (workers if weak else first.workers)
         rows = first.rows * workers / first.workers if weak else first.rows
         return ProjectedRow(

@@ -178,7 +178,8 @@ class CellFits:
         if self.count > 1:
             raise InvalidSpec("This is the second fit in the cell of a study, which measures one. Move it to a cell of its own.")
         options = replace(self.options(), workers=max(points))
-        with live.LiveView(self._ui, title=f"Study on {', '.join(map(str, points))} workers", hint=HINT) as view:
+        kind = "Weak study" if self._request.weak else "Study"
+        with live.LiveView(self._ui, title=f"{kind} on {', '.join(map(str, points))} workers", hint=HINT) as view:
             try:
                 result = study.run(
                     self._session.backend,

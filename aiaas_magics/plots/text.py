@@ -198,6 +198,8 @@ def projected_recommendation(projection: Projection | None) -> str:
         return ""
     low, high = projection.recommended_range
     band = f"{low} to {high} within the band" if low < high else "the same all over the band"
+    if projection.recommended == projection.rows[-1].workers:
+        band = f"as far as is projected; {band}"
     return f"Recommended with what is projected: {workers(projection.recommended)} ({band})."
 
 

@@ -59,6 +59,13 @@ def test_a_weak_study_counts_steps_and_keeps_its_ideal_constant() -> None:
     assert list(frame.speedup) == pytest.approx(list(frame.efficiency * frame.workers))
 
 
+def test_a_recommendation_at_the_end_of_what_is_projected_says_that_it_is_the_end() -> None:
+    words = present.study_table(study(1, 2, weak=True))["text/plain"]
+
+    assert "Recommended: 2 workers" in words
+    assert "Recommended with what is projected: 64 workers (as far as is projected; " in words
+
+
 @pytest.mark.parametrize("weak", [False, True], ids=["strong", "weak"])
 def test_everything_shown_says_the_kind_of_scaling_its_ideal_and_what_is_projected(weak: bool) -> None:
     table, figure = present.study_bundles(study(1, 2, weak=weak))
