@@ -179,11 +179,11 @@ def _after(story: JobStory, entry: Entry) -> JobStory:  # noqa: C901 - one case 
             return changed.with_phases_closed(at_s=at_s) if state.final else changed
         case PhaseEntered(phase=phase, detail=detail):
             return story if rank else story.with_phase(phase, at_s=at_s, detail=detail)
-        case AttemptStarted(ranks=ranks, from_epoch=epoch, why=why):
+        case AttemptStarted(ranks=ranks, from_epoch=epoch, from_step=step, why=why):
             kept = tuple(row for row in story.rows if row.epoch < epoch)
             lanes = tuple(Lane(rank=r) for r in range(ranks))
             notices = (*story.notices, why) if why else story.notices
-            return replace(story, attempt=entry.attempt, ranks=ranks, lanes=lanes, rows=kept, epoch=epoch, step=0, notices=notices)
+            return replace(story, attempt=entry.attempt, ranks=ranks, lanes=lanes, rows=kept, epoch=epoch, step=step, notices=notices)
         case WorkerStarted(pid=pid, device=device):
             return _lane(story, rank, pid=pid, device=device)
         case WorkerLost(how=how):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import booleans, integers, just, one_of
 
-from aiaas_magics.backend.training.plan import Plan, order_of, part_of, place_of, rows_of
+from aiaas_magics.backend.training.plan import Plan, order_of, part_of, place_of, rows_of, steps_of
 
 RANKS = integers(1, 9)
 BATCHES = integers(1, 40)
@@ -90,6 +90,7 @@ def test_every_pass_begins_at_its_first_batch_and_ends_at_its_last(batches: int,
     passed, within = 0, 0
     for epoch in range(epochs):
         assert place_of(epoch, first_epoch=0, batches=batches, steps_per_epoch=steps) == (passed, within)
+        assert steps_of(epoch, first_epoch=0, batches=batches, steps_per_epoch=steps) == min(steps, batches - within)
         within += min(steps, batches - within)
         if within == batches:
             passed, within = passed + 1, 0

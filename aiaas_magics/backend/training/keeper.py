@@ -19,6 +19,7 @@ from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.checkpoints import CallbackState, Checkpoint
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.group import Group
+from aiaas_magics.backend.training.plan import Plan, steps_of
 from aiaas_magics.backend.training.unpacked import Unpacked
 from aiaas_magics.packing import plain
 from aiaas_magics.spec import Checkpointed, Notice
@@ -46,11 +47,12 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         group: Group | None,
         history: Any,
         resumed: Checkpoint | None,
+        plan: Callable[[], Plan | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self._command, self._call, self._channel, self._clock = command, call, channel, clock
-        self._group, self._history, self._resumed = group, history, resumed
+        self._group, self._history, self._resumed, self._plan = group, history, resumed, plan
         self._folder = Path(command.job_dir) / "checkpoints"
         self._every_epochs, self._every_s = command.execution.checkpoint_epochs, command.execution.checkpoint_s
         self._epoch = self._step = self._meet_at = 0
@@ -75,7 +77,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._step = batch + 1
-        if not self._every_s or self._step < self._meet_at or self._step == self.params.get("steps"):
+        if not self._every_s or self._step < self._meet_at or self._step == self._steps():
             return  # an epoch's last step is the epoch's end in a moment
         if self._agreed(self._is_time() and not self.model.stop_training):
             self._keep(Place(self._epoch, self._step))
@@ -100,6 +102,14 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         if self._step >= self._meet_at:
             self._meet_at = self._step + int(self._group.from_first(wanted, site="checkpoint-meeting"))
         return self._meet_at - self._step
+
+    def _steps(self) -> int | None:
+        """How many steps the present epoch has, as far as anybody knows."""
+        steps, plan = int(self.params.get("steps") or 0), self._plan()
+        if plan is None or not steps:
+            return steps or None
+        first = int(self._call.arguments.get("initial_epoch") or 0)
+        return steps_of(self._epoch, first_epoch=first, batches=plan.batches, steps_per_epoch=steps)
 
     def _is_time(self) -> bool:
         return self._clock() >= max(self._next_s, self._began_s + self._every_s)

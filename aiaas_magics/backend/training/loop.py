@@ -68,7 +68,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
         seed=command.seed, rank=command.rank, ranks=command.ranks, first_epoch=first, start_epoch=start.epoch, start_step=start.step
     )
     history = keras.callbacks.History()
-    keeper = Keeper(command, call, channel, group=group, history=history, resumed=resumed)
+    keeper = Keeper(command, call, channel, group=group, history=history, resumed=resumed, plan=lambda: source.plan)
     progress = Progress(channel, plan=lambda: source.plan, notices=command.rank == 0)
     # Asked of all callbacks, also those that only rank 0 runs: every rank must trace the same exchanges.
     batch_logs = any(_reads_batches(callback) for callback in call.callbacks)

@@ -141,3 +141,9 @@ def place_of(epoch: int, *, first_epoch: int, batches: int, steps_per_epoch: int
     epochs_per_pass = -(-batches // steps_per_epoch)
     passes, within = divmod(epoch - first_epoch, epochs_per_pass)
     return first_epoch + passes, within * steps_per_epoch
+
+
+def steps_of(epoch: int, *, first_epoch: int, batches: int, steps_per_epoch: int) -> int:
+    """How many steps `epoch` has: as many as are wanted, or what is left of its pass."""
+    _, before = place_of(epoch, first_epoch=first_epoch, batches=batches, steps_per_epoch=steps_per_epoch)
+    return min(steps_per_epoch, batches - before)
