@@ -28,16 +28,17 @@ def notes(callbacks: Sequence[Any]) -> tuple[str, ...]:
 
 
 def _changed(index: int, callback: Any) -> Iterator[tuple[str, str]]:
-    for label, function in _functions(callback):
+    for label, function in own_functions(callback):
         yield from ((name, f"callbacks[{index}], {label}") for name in changed_names(function))
 
 
-def _functions(callback: Any) -> Iterator[tuple[str, types.FunctionType]]:
-    for name, value in vars(callback).items():
+def own_functions(thing: Any) -> Iterator[tuple[str, types.FunctionType]]:
+    """The functions that an object, or a class of the user's, has as attributes, with their names."""
+    for name, value in vars(thing).items():
         function = getattr(value, "__func__", value)
         if isinstance(function, types.FunctionType) and name != "_model":
             yield name, function
-    for cls in type(callback).__mro__:
+    for cls in type(thing).__mro__:
         if cls.__module__.partition(".")[0] in {"keras", "builtins"}:
             continue
         for name, value in vars(cls).items():
@@ -50,7 +51,7 @@ def changed_names(function: types.FunctionType) -> tuple[str, ...]:
     if function.__module__ is not None and function.__module__.partition(".")[0] == "keras":
         return ()
     found: dict[str, None] = {}
-    for code in _codes(function.__code__):
+    for code in codes(function.__code__):
         steps = list(dis.get_instructions(code))
         changes = any(step.opname in _STORES or step.argval in _CHANGING for step in steps if isinstance(step.argval, (str, type(None))))
         for step in steps:
@@ -60,14 +61,15 @@ def changed_names(function: types.FunctionType) -> tuple[str, ...]:
                 or (
                     changes
                     and step.opname in {"LOAD_GLOBAL", "LOAD_DEREF", "LOAD_NAME"}
-                    and _is_changeable(_value(function, str(step.argval)))
+                    and _is_changeable(value_of_name(function, str(step.argval)))
                 )
             ):
                 found[str(step.argval)] = None
     return tuple(found)
 
 
-def _value(function: types.FunctionType, name: str) -> Any:
+def value_of_name(function: types.FunctionType, name: str) -> Any:
+    """What a global or closure variable of `function` holds now."""
     if name in function.__code__.co_freevars:
         try:
             return (function.__closure__ or ())[function.__code__.co_freevars.index(name)].cell_contents
@@ -80,8 +82,9 @@ def _is_changeable(value: Any) -> bool:
     return isinstance(value, (list, dict, set, bytearray)) or type(value).__module__.partition(".")[0] in {"numpy", "pandas", "collections"}
 
 
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+def codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """`code` and what is defined inside it."""
     yield code
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
-            yield from _codes(inner)
+            yield from codes(inner)

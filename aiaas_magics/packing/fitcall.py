@@ -15,7 +15,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from aiaas_magics.errors import NotOnJax
-from aiaas_magics.packing import checks, closures, exactness, fitcall_pickle, portable, refusals, samples
+from aiaas_magics.packing import checks, closures, exactness, fitcall_pickle, portable, randomness, refusals, samples
 from aiaas_magics.packing.data import all_leaves, plain_arguments, with_texts_as_tensors
 from aiaas_magics.packing.manifest import Manifest, ManifestItem, array_item, class_item, function_item
 from aiaas_magics.packing.result import FitResult, apply_result, apply_to, read_result, write_result
@@ -121,7 +121,7 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None)
         payload=payload,
         arrays=tuple(luggage.arrays),
         manifest=_manifest(model, arguments, luggage, payload),
-        notes=(*notes, *closures.notes(callbacks)),
+        notes=(*notes, *closures.notes(callbacks), *randomness.notes(model, callbacks)),
         shape=shape,
         memory_bytes=_memory_bytes(model, arguments, shape),
         model=model,

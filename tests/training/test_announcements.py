@@ -6,8 +6,10 @@ from typing import Any
 
 import keras
 import pytest
+import tensorflow as tf
 from keras import layers
 
+from aiaas_magics.packing import randomness
 from aiaas_magics.packing.exactness import announcements
 from tests.training.fit_cases import dense, own_step, regularized, scalar_metric
 
@@ -68,6 +70,25 @@ def test_what_is_exact_is_not_spoken_of(model: Any) -> None:
 
 def test_one_worker_has_nothing_to_announce() -> None:
     assert announcements(compiled(layers.BatchNormalization()), {}, 1) == ()
+
+
+class Drawing(layers.Layer):
+    def call(self, x: Any) -> Any:
+        return x + tf.random.normal(tf.shape(x))
+
+
+class Repeatable(layers.Layer):
+    def call(self, x: Any) -> Any:
+        return x + tf.random.stateless_normal(tf.shape(x), seed=[1, 2]) + keras.random.normal(keras.ops.shape(x))
+
+
+def test_random_numbers_that_no_checkpoint_holds_are_named_before_the_run() -> None:
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: tf.random.uniform([]))
+
+    [said] = randomness.notes(compiled(Drawing()), [callback])
+
+    assert said.startswith("Drawing.call, LambdaCallback.on_epoch_end draws TensorFlow's own random numbers")
+    assert randomness.notes(compiled(Repeatable(), layers.Dropout(0.5)), [keras.callbacks.EarlyStopping()]) == ()
 
 
 def test_callbacks_of_the_users_own_are_said_to_run_everywhere() -> None:
