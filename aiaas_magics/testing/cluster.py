@@ -84,8 +84,11 @@ def ring(cluster: Cluster, clocks: Times, nbytes: int) -> Times:
     """Reduce-scatter, then all-gather: in each round everyone sends a slice to the right and waits for the left one's."""
     devices = len(clocks)
     message_s = cluster.latency_s + cluster.moving_s(nbytes / devices, devices)
+    clocks, left = clocks.copy(), np.empty(devices)
     for _ in range(2 * (devices - 1)):
-        clocks = np.maximum(clocks, np.roll(clocks, 1)) + message_s
+        left[0], left[1:] = clocks[-1], clocks[:-1]
+        np.maximum(clocks, left, out=clocks)
+        clocks += message_s
     return clocks
 
 
