@@ -36,7 +36,7 @@ ARROWS: dict[str, set[str]] = {
         "backend.eventloop",
     },
     "backend.workers": {"backend.training", "backend.jobs", "backend.disk", "packing"},
-    "backend.training": {"backend.checkpoint_folder", "packing"},
+    "backend.training": {"backend.checkpoint_folder", "backend.disk", "packing"},
     "backend.serving": {"backend.guard", "backend.disk", "backend.eventloop"},
     "backend.jobs": set(),
     "testing": {

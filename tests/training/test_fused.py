@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from aiaas_magics.backend.training import fused as fused_module
 from aiaas_magics.backend.training import loop, rows
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.fused import CALL_S, GROWTH, Pace
@@ -34,7 +35,9 @@ class Told(list[Event]):
 
 
 class Trained:
-    def __init__(self, folder: Path, make: Callable[[], Any], arguments: dict[str, Any], *, fused: str) -> None:
+    def __init__(
+        self, folder: Path, make: Callable[[], Any], arguments: dict[str, Any], *, fused: str, choices: Path | None = None
+    ) -> None:
         """Train a fresh model in this process, as a worker does with what it has unpacked."""
         packed = pack(FitCall(make(), arguments))
         call = unpack(packed.payload, packed.arrays)
@@ -48,6 +51,7 @@ class Trained:
             payload="",
             arrays=(),
             seed=5,
+            choices=str(choices or ""),
             execution=Execution(fused=fused, checkpoint_epochs=0),
         )
         self.told = Told()
@@ -202,10 +206,67 @@ def test_what_xla_would_change_is_not_compiled_and_the_plan_says_why(tmp_path: P
     assert any(said in why for why in planned.why)
 
 
+class After(keras.callbacks.Callback):  # type: ignore[misc]
+    """Ends a training that was to be long."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self._epochs = epochs
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.model.stop_training = epoch + 1 == self._epochs
+
+
 def test_indices_in_range_are_compiled(tmp_path: Path) -> None:
     x = np.arange(64, dtype="int32")[:, None] % 10
+    arguments = {"x": x, "y": x[:, 0] % 3, "epochs": 2000, "callbacks": [After(1)]}
 
-    assert Trained(tmp_path, words, {"x": x, "y": x[:, 0] % 3, "epochs": 1}, fused="auto").told.plan() == Planned(fused="xla")
+    assert Trained(tmp_path, words, arguments, fused="auto").told.plan() == Planned(fused="xla")
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "epochs", "said"),
+    [
+        (mlp(), (64, 12), 2000, ()),
+        (mlp(), (64, 12), 3, ("compiling pays from about 2,500 steps, this fit has 6",)),
+        (layered(layers.LSTM(8), shape=(5, 3)), (64, 5, 3), 200, ()),
+        (
+            layered(layers.Dense(1200)),
+            (6000, 12),
+            2000,
+            ("its time goes into large matrix products, which XLA does not make faster on a CPU",),
+        ),
+    ],
+)
+def test_steps_are_compiled_where_that_pays(
+    tmp_path: Path, make: Callable[[], Any], shape: tuple[int, ...], epochs: int, said: tuple[str, ...]
+) -> None:
+    arguments = {"x": np.zeros(shape, "float32"), "y": np.zeros((shape[0], 1)), "epochs": epochs, "callbacks": [After(1)]}
+    arguments["batch_size"] = 32 if shape[0] == 64 else 3000
+
+    assert Trained(tmp_path, make, arguments, fused="auto").told.plan() == Planned(fused="graph" if said else "xla", why=said)
+
+
+def test_a_long_run_tries_both_forms_and_remembers_the_quicker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_module, "LONG_S", 0.0)
+    monkeypatch.setattr(fused_module, "TRIED_S", 0.01)
+    x, y = table()
+    arguments = {"x": x, "y": y, "batch_size": BATCH, "epochs": 100}
+
+    first = Trained(tmp_path, mlp(), arguments, fused="auto", choices=tmp_path / "choices")
+    second = Trained(tmp_path, mlp(), arguments, fused="auto", choices=tmp_path / "choices")
+
+    before, after = [event for event in first.told if isinstance(event, Planned)]
+    assert before.fused == "graph", "so few steps do not pay for a compilation by estimate"
+    assert after.why[0].startswith("measured: ")
+    assert second.told.plan() == after, "what was measured is not measured again"
+    assert max(gaps(first.variables, second.variables)) <= 1e-5
+    [kept] = (tmp_path / "choices").iterdir()
+    kept.write_text("torn")
+    assert (
+        len([e for e in Trained(tmp_path, mlp(), arguments, fused="auto", choices=tmp_path / "choices").told if isinstance(e, Planned)])
+        == 2
+    )
 
 
 def test_a_model_with_a_loop_of_its_own_keeps_it(tmp_path: Path) -> None:

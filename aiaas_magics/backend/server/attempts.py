@@ -77,6 +77,7 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
             resume_from=str(checkpoint[1]) if checkpoint else None,
             measure=spec.measure,
             reduce_name=reduce_name,
+            choices=str(state.path / "choices"),
         )
         for rank, positions in enumerate(seats.ranks)
     )

@@ -40,10 +40,23 @@ class Source:
     first_epoch: int = 0  # the user's initial_epoch
     start_epoch: int = 0  # where this attempt starts
     start_step: int = 0  # and after how many steps of that epoch
+    epochs: int = 1  # from there on
     plan: Plan | None = None
     batch_alone: bool = False  # some batch, of training or validation, has fewer rows than ranks
     pace: Pacing | None = None  # how many steps a call makes; None: one, by Keras' own iterator
     test_pace: Pacing | None = None
+    _passes: float = 1.0  # still to be begun
+
+    def ahead(self, steps: int) -> float:
+        """Steps still to be made, with `steps` of them in a pass."""
+        return steps * (1 + max(0.0, self._passes))
+
+    def begin(self, plan: Plan, *, steps_per_epoch: int | None) -> None:
+        self.plan = plan
+        self._passes = self.epochs * min(1.0, (steps_per_epoch or plan.batches) / plan.batches)
+
+    def begin_pass(self) -> None:
+        self._passes -= 1
 
 
 @contextlib.contextmanager
@@ -103,7 +116,8 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
 
     def _begin_at_start(self) -> None:
         source = self._source
-        source.plan = self._plan()
+        source.begin(self._plan(), steps_per_epoch=self.steps_per_epoch)
+        assert source.plan is not None
         self._pass, self._skip = place_of(
             source.start_epoch, first_epoch=source.first_epoch, batches=source.plan.batches, steps_per_epoch=self.steps_per_epoch
         )
@@ -203,6 +217,7 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
         if self._training:
             order = order_of(self._pass, rows=plan.rows, batch=plan.batch, shuffle=self._shuffle, seed=self._source.seed)
             skip, self._pass, self._skip = self._skip, self._pass + 1, 0
+            self._source.begin_pass()
         self._rows.begin(plan, plan.cut(order))
         self._steps_seen = skip
         self._current_iterator = self._rows

@@ -4,14 +4,16 @@ Owns the call that takes the place of Keras' train and test functions, and how m
 once. Of a small model's time most goes into Python between steps; a loop inside one compiled call has
 none there. What a step computes is not touched: it is whatever `model.train_step` is.
 
-XLA compiles the loop where that is safe and pays: see `reasons_against_xla`.
+XLA compiles the loop where that is safe and pays: `choice` says when.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
@@ -19,23 +21,18 @@ import numpy as np
 import tensorflow as tf
 from keras.src import tree
 from keras.src.trainers.data_adapters import array_slicing
+from tensorflow.python.framework.config import is_op_determinism_enabled
 from tensorflow.python.ops import gen_stateless_random_ops_v2 as stateless
 from tensorflow.python.ops import random_ops_util
 from tensorflow.python.ops.random_ops_util import Algorithm
 
+from aiaas_magics.backend.training.choice import Choice, Choices, choose, key_of, quickest
 from aiaas_magics.backend.training.plan import Part
 
+LONG_S: Final = 60.0  # a run with so much ahead of it affords to try both forms
+TRIED_S: Final = 0.5  # how long each is tried; with compiling, a few seconds of a minute at most
 CALL_S: Final = 0.25  # one call at most about this long: progress is told, and an interrupt is heard, between calls
 GROWTH: Final = 8  # a call makes at most so many times the steps of the last one: the first one's time says little
-
-# XLA drops assertions, and reads out of range without a word; strings and Python it cannot compile at all.
-UNCOMPILABLE: Final = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc", "LookupTableFindV2", "StringSplitV2", "StaticRegexReplace"})
-UNCHECKED: Final = frozenset({"Assert", "CheckNumerics", "CheckNumericsV2"})
-SAME_RANDOM: Final = frozenset({"StatelessRandomUniformFullIntV2"})
-TABLES: Final = frozenset({"ResourceGather", "GatherV2"})
-CLASSES: Final = frozenset({"SparseSoftmaxCrossEntropyWithLogits"})
-# Measured on CPUs: XLA's convolutions have no oneDNN behind them and take 2 to 4 times as long.
-SLOW_ON_CPU: Final = frozenset({"Conv2D", "Conv3D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "Conv3DBackpropInputV2"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,12 +77,36 @@ class Pace:
         self._steps, self._step_s = max(self._steps, steps), seconds / steps
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settled:
-    """How the steps are carried out, and why not otherwise."""
+class Trial:
+    """A long run tries the other form too, and goes on in the quicker one. All its steps are steps of the training."""
 
-    fused: str  # "xla" | "graph"
-    why: tuple[str, ...] = ()
+    def __init__(self, fused: str) -> None:
+        self.fused, self.other = fused, "graph" if fused == "xla" else "xla"
+        self._made: dict[str, tuple[int, float]] = {}
+        self._began_other = self.is_over = False
+        self.found: Choice | None = None
+
+    @property
+    def step_s(self) -> dict[str, float]:
+        """Seconds of a step, in each form that was tried."""
+        return {fused: seconds / steps for fused, (steps, seconds) in self._made.items()}
+
+    def took(self, steps: int, seconds: float) -> None:
+        made, spent = self._made.get(self.fused, (0, 0.0))
+        self._made[self.fused] = (made + steps, spent + seconds)
+        if self._began_other and spent + seconds >= TRIED_S:
+            self.is_over, self.found = True, quickest(self.step_s)
+
+    def wants_other(self, ahead: float) -> bool:
+        """Whether it is time to try the other form; a run with too little ahead of it ends the trial."""
+        if self.is_over or self._began_other or self._made[self.fused][1] < TRIED_S:
+            return False
+        self.is_over = self.step_s[self.fused] * ahead < LONG_S
+        return not self.is_over
+
+    def begin_other(self, *, possible: bool) -> None:
+        self.fused, self.other = self.other, self.fused
+        self._began_other, self.is_over = True, not possible
 
 
 class FusedSteps:
@@ -95,7 +116,10 @@ class FusedSteps:
         step: the model's step, on data as `train_step` gets it.
         stock: makes Keras' own function, for whatever is no `Chunk`.
         wrap: puts what a rank needs around the rows of a part (several workers), or nothing.
-        fused: "xla", "graph", or "auto" to let the operations of the step decide.
+        fused: "xla", "graph", or "auto" to let `choice` decide.
+        ahead: how many steps are still to be made, with so many in a pass.
+        choices: what was measured before.
+        tries: whether a long run tries both forms, and remembers which was quicker.
         settled: told once how the steps are carried out.
     """
 
@@ -106,23 +130,30 @@ class FusedSteps:
         stock: Callable[[], Callable[[Any], Any]],
         wrap: Callable[[Any, Part], Any],
         fused: str = "auto",
-        settled: Callable[[Settled], None] = lambda _: None,
+        ahead: Callable[[int], float] = lambda _: math.inf,
+        choices: Choices | None = None,
+        tries: bool = False,
+        settled: Callable[[Choice], None] = lambda _: None,
     ) -> None:
-        self._step, self._wrap, self._fused, self._told = step, wrap, fused, settled
+        self._step, self._wrap, self._fused, self._ahead, self._told = step, wrap, fused, ahead, settled
         self._make_stock = functools.cache(stock)
+        self._choices, self._tries = choices, tries
         self._steps: dict[tuple[Part, bool], Any] = {}
         self._runs: dict[tuple[Part, bool, bool], Any] = {}
-        self._settled: Settled | None = None
+        self._choice: Choice | None = None
+        self._trial: Trial | None = None
 
     def __call__(self, given: Any) -> Any:
         if not isinstance(given, Chunk):
             return self._make_stock()(given)
         if given.positions.shape[0] == 1 and given.stop == 1:  # the rest of a pass, once an epoch: not worth a compilation
             return self._run(given, compiled=False)
-        if self._settled is None:
-            self._settled = self._settle(given)
-            self._told(self._settled)
-        return self._run(given, compiled=self._settled.fused == "xla")
+        if self._choice is None:
+            self._choice = self._settle(given)
+            self._told(self._choice)
+        if self._trial is None:
+            return self._run(given, compiled=self._choice.fused == "xla")
+        return self._tried(self._trial, given)
 
     def _run(self, chunk: Chunk, *, compiled: bool) -> Any:
         key = (chunk.part, chunk.uneven, compiled)
@@ -130,20 +161,45 @@ class FusedSteps:
             self._runs[key] = self._loop(self._one(chunk), compiled=compiled)
         return self._runs[key](chunk.arrays, chunk.positions, tf.constant(chunk.start), tf.constant(chunk.stop))
 
-    def _settle(self, chunk: Chunk) -> Settled:
-        if self._fused == "graph":
-            return Settled(fused="graph")
-        why: tuple[str, ...] = ()
+    def _settle(self, chunk: Chunk) -> Choice:
+        choice = Choice(fused="graph") if self._fused == "graph" else Choice(fused="xla")
         if self._fused == "auto":
-            one = self._one(chunk).get_concrete_function(chunk.arrays, chunk.positions[0])
-            why = tuple(reasons_against_xla(one.graph, chunk.arrays))
-        if not why:
-            try:
-                self._run(replace(chunk, start=0, stop=0), compiled=True)  # compiles, and makes no step
-                return Settled(fused="xla")
-            except (tf.errors.OpError, NotImplementedError, ValueError, TypeError) as error:
-                why = (f"XLA cannot compile this step: {first_line(error)}",)
-        return Settled(fused="graph", why=why)
+            graph, rows = self._one(chunk).get_concrete_function(chunk.arrays, chunk.positions[0]).graph, int(chunk.positions.shape[1])
+            self._key = key_of(graph, chunk.arrays, rows)
+            measured = self._choices.of(self._key) if self._choices is not None else None
+            ahead = self._ahead(int(chunk.positions.shape[0]))
+            choice = choose(graph, chunk.arrays, rows=rows, ahead=ahead, measured=measured)
+        if (why := self._prepared(chunk, compiled=choice.fused == "xla")) is not None:
+            choice = Choice(fused="graph", why=(why,))
+        # What is measured may be another form in another run: not where somebody asked for the same bits.
+        if choice.open and self._tries and not is_op_determinism_enabled():
+            self._trial = Trial(choice.fused)
+        return choice
+
+    def _prepared(self, chunk: Chunk, *, compiled: bool) -> str | None:
+        """Trace the loop, and compile it, making no step; why it cannot be compiled, or None."""
+        try:
+            self._run(replace(chunk, start=0, stop=0), compiled=compiled)
+        except (tf.errors.OpError, NotImplementedError, ValueError, TypeError) as error:
+            if not compiled:
+                raise
+            return f"XLA cannot compile this step: {first_line(error)}"
+        return None
+
+    def _tried(self, trial: Trial, chunk: Chunk) -> Any:
+        began = time.perf_counter()
+        logs = self._run(chunk, compiled=trial.fused == "xla")
+        trial.took(chunk.stop - chunk.start, time.perf_counter() - began)
+        if trial.wants_other(self._ahead(int(chunk.positions.shape[0]))):
+            trial.begin_other(possible=self._prepared(chunk, compiled=trial.other == "xla") is None)
+        if trial.is_over:
+            self._trial = None
+            if trial.found is not None:
+                self._choice = trial.found
+                self._told(trial.found)
+                if self._choices is not None:
+                    self._choices.remember(self._key, trial.step_s)
+        return logs
 
     def _one(self, chunk: Chunk) -> Any:
         """One step on the rows at some positions, traced once for all forms of the loop."""
@@ -199,65 +255,6 @@ def same_random_numbers() -> Iterator[None]:
         yield
     finally:
         random_ops_util.convert_alg_to_int, stateless.stateless_random_uniform_v2 = stock_algorithm, stock_uniform
-
-
-def reasons_against_xla(graph: Any, arrays: Any) -> Iterator[str]:
-    """Why the steps of a traced graph should not, or must not, be compiled by XLA; nothing if they can be.
-
-    XLA takes an index out of range for the nearest one in range, where TensorFlow raises an error. So indexing is
-    compiled only where every number of the data is a valid index into whatever is indexed.
-    """
-    found = list(operations(graph))
-    types = {op.type for op in found}
-    if hit := sorted(types & UNCOMPILABLE) or sorted(kind for kind in types if "String" in kind or kind.startswith("Lookup")):
-        yield f"XLA has no {hit[0]}"
-    if hit := sorted(types & UNCHECKED):
-        yield f"XLA would drop the check {hit[0]}"
-    if hit := sorted(kind for kind in types if "Random" in kind and kind not in SAME_RANDOM):
-        yield f"XLA draws other random numbers ({hit[0]})"
-    if types & SLOW_ON_CPU and not tf.config.list_physical_devices("GPU"):
-        yield "XLA's convolutions are slow on a CPU"
-    if types & (TABLES | CLASSES) and not indices_hold(found, arrays):
-        yield "the data may index out of range, which XLA would not notice"
-
-
-def operations(graph: Any) -> Iterator[Any]:
-    """Every operation of `graph` and of the functions that it calls."""
-    yield from graph.get_operations()
-    for function in graph._functions.values():
-        inner = getattr(function, "graph", None)
-        if inner is not None:
-            yield from inner.get_operations()
-
-
-def indices_hold(found: Iterable[Any], arrays: Any) -> bool:
-    """Whether every number of x is an index into the smallest table, and every one of y is a class besides."""
-    tables = [size for op in found if op.type in TABLES and (size := entries(op)) is not None]
-    classes = [op.inputs[0].shape[-1] or 0 for op in found if op.type in CLASSES]
-    x, *rest = arrays if isinstance(arrays, tuple) else (arrays,)
-    return within(x, tables) and (not rest or within(rest[0], [*tables, *classes]))
-
-
-def entries(op: Any) -> int | None:
-    """How many entries the table has that `op` reads from, 0 where that is not known; None for the data itself."""
-    table = op.inputs[0]
-    if op.type == "ResourceGather":
-        told = getattr(table, "_handle_data", None)
-        return int(told.shape_and_type[0].shape.dim[0].size) if told is not None and told.is_set else 0
-    if table.op.type == "Placeholder":
-        return None
-    axis = tf.get_static_value(op.inputs[2])
-    return 0 if axis is None or table.shape.rank is None else table.shape[int(axis)] or 0
-
-
-def within(arrays: Any, limits: Sequence[int]) -> bool:
-    """Whether all numbers are at least 0 and below every limit; without a limit there is nothing to be outside of."""
-    for x in tf.nest.flatten(arrays) if limits else ():
-        if x is None or x.dtype == tf.bool or not len(x):
-            continue
-        if not (x.dtype.is_integer or x.dtype.is_floating) or not bool(tf.reduce_min(x) >= 0 and float(tf.reduce_max(x)) < min(limits)):
-            return False
-    return True
 
 
 def fusable(arrays: Iterable[Any]) -> bool:

@@ -23,10 +23,11 @@ from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import measure
 from aiaas_magics.backend.training.callbacks import callbacks_of_rank, plain_arguments
 from aiaas_magics.backend.training.channel import Channel
+from aiaas_magics.backend.training.choice import Choice, Choices
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.data import Source, reading_from, with_part
 from aiaas_magics.backend.training.engines.tensorflow import Collective
-from aiaas_magics.backend.training.fused import FusedSteps, Pace, Pacing, Settled, same_random_numbers
+from aiaas_magics.backend.training.fused import FusedSteps, Pace, Pacing, same_random_numbers
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.keeper import Keeper, resumed_from
 from aiaas_magics.backend.training.progress import Progress
@@ -65,7 +66,13 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     start = resumed.place if resumed else Place(first)
     epochs = int(arguments.get("epochs") or 1)
     source = Source(
-        seed=command.seed, rank=command.rank, ranks=command.ranks, first_epoch=first, start_epoch=start.epoch, start_step=start.step
+        seed=command.seed,
+        rank=command.rank,
+        ranks=command.ranks,
+        first_epoch=first,
+        start_epoch=start.epoch,
+        start_step=start.step,
+        epochs=epochs - start.epoch,
     )
     history = keras.callbacks.History()
     keeper = Keeper(command, call, channel, group=group, history=history, resumed=resumed, plan=lambda: source.plan)
@@ -74,11 +81,10 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     batch_logs = any(_reads_batches(callback) for callback in call.callbacks)
     agreeing = [] if group is None else [agreement(group, each_batch=batch_logs)]
     each = int(call.model.steps_per_execution or 1) if batch_logs else None
-    settled = _telling(channel) if command.rank == 0 else lambda _: None
     with (
         reading_from(source),
         _hooked(call.model, group, source, batch_logs=batch_logs),
-        fusing(call.model, source, fused=command.execution.fused, pace=keeper.paced(Pace(each)), test_pace=Pace(each), settled=settled),
+        fusing(command, call, source, pace=keeper.paced(Pace(each)), test_pace=Pace(each), channel=channel),
     ):
         # The Trainer's own `fit`: a subclass' override has run in the kernel already, where it reached the Trainer's.
         TensorFlowTrainer.fit(
@@ -97,10 +103,12 @@ def _measure(command: WorkerCommand, call: Unpacked, channel: Channel, group: Gr
     assert command.measure is not None
     arguments = measure.steady(plain_arguments(call.arguments))
     first = int(arguments["initial_epoch"])
-    source = Source(seed=command.seed, rank=command.rank, ranks=command.ranks, first_epoch=first, start_epoch=first)
+    # The form of the loop is the one that the whole training would have.
+    epochs = int(call.arguments.get("epochs") or 1) - first
+    source = Source(seed=command.seed, rank=command.rank, ranks=command.ranks, first_epoch=first, start_epoch=first, epochs=epochs)
     timer = measure.StepTimer(command.measure, group=group)
     progress = Progress(channel, plan=lambda: source.plan, notices=False)
-    fused = fusing(call.model, source, fused=command.execution.fused, pace=timer, test_pace=Pace())
+    fused = fusing(command, call, source, pace=timer, test_pace=Pace(), channel=channel)
     with reading_from(source), _hooked(call.model, group, source, batch_logs=False), fused:
         history = TensorFlowTrainer.fit(call.model, **arguments, callbacks=[timer, progress])
     assert source.plan is not None
@@ -136,21 +144,28 @@ def _hooked(model: Any, group: Group | None, source: Source, *, batch_logs: bool
 
 
 @contextlib.contextmanager
-def fusing(
-    model: Any, source: Source, *, fused: str, pace: Pacing, test_pace: Pacing, settled: Callable[[Settled], None] = lambda _: None
-) -> Iterator[None]:
+def fusing(command: WorkerCommand, call: Unpacked, source: Source, *, pace: Pacing, test_pace: Pacing, channel: Channel) -> Iterator[None]:
     """Inside, `fit` on arrays makes many steps in one call, as `pace` says; not where the user has a loop of his own."""
+    model, wanted = call.model, command.execution.fused
     own = any(getattr(type(model), name) is not getattr(TensorFlowTrainer, name) for name in ("make_train_function", "make_test_function"))
-    if fused == "off" or own or model.run_eagerly:
+    if wanted == "off" or own or model.run_eagerly:
         yield
         return
     source.pace, source.test_pace = pace, test_pace
-    wanted = "xla" if fused == "auto" and model.jit_compile else fused
-    steps = {"train_function": model.train_step, "test_function": model.test_step}
-    for name, step in steps.items():
-        told = settled if name == "train_function" else lambda _: None
-        stock = functools.partial(model._make_function, step)
-        setattr(model, name, FusedSteps(step, stock=stock, wrap=with_part, fused=wanted, settled=told))
+    train = FusedSteps(
+        model.train_step,
+        stock=functools.partial(model._make_function, model.train_step),
+        wrap=with_part,
+        fused="xla" if wanted == "auto" and model.jit_compile and command.ranks == 1 else wanted,
+        ahead=source.ahead,
+        choices=Choices(Path(command.choices)) if command.choices and command.ranks == 1 else None,
+        tries=command.measure is None,
+        settled=_telling(channel) if command.rank == 0 else lambda _: None,
+    )
+    test = FusedSteps(
+        model.test_step, stock=functools.partial(model._make_function, model.test_step), wrap=with_part, fused=wanted, ahead=source.ahead
+    )
+    model.train_function, model.test_function = train, test
     try:
         with same_random_numbers():
             yield
@@ -158,11 +173,8 @@ def fusing(
         model.train_function = model.test_function = None
 
 
-def _telling(channel: Channel) -> Callable[[Settled], None]:
-    def tell(settled: Settled) -> None:
-        channel.send(Planned(fused=settled.fused, why=settled.why))
-
-    return tell
+def _telling(channel: Channel) -> Callable[[Choice], None]:
+    return lambda choice: channel.send(Planned(fused=choice.fused, why=choice.why))
 
 
 def _reads_batches(callback: Any) -> bool:
