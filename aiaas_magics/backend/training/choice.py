@@ -155,12 +155,12 @@ def indices_hold(found: Iterable[Any], arrays: Any) -> bool:
 
 
 def entries(op: Any) -> int | None:
-    """How many entries the table has that `op` reads from, 0 where that is not known; None for the data itself."""
+    """How many entries the table has that `op` reads from, 0 where that is not known; None for the data itself and for shapes."""
     table = op.inputs[0]
     if op.type == "ResourceGather":
         told = getattr(table, "_handle_data", None)
         return int(told.shape_and_type[0].shape.dim[0].size) if told is not None and told.is_set else 0
-    if table.op.type == "Placeholder":
+    if table.op.type in ("Placeholder", "Shape"):
         return None
     axis = tf.get_static_value(op.inputs[2])
     return 0 if axis is None or table.shape.rank is None else table.shape[int(axis)] or 0
