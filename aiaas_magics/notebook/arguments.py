@@ -194,7 +194,8 @@ train_options = options(
         type=every,
         default=Every(epochs=1),
         metavar="E",
-        help="Keep a checkpoint every 2 (epochs) or 30s (seconds, also within an epoch); 0 keeps none. Left out: every epoch.",
+        help="Keep a checkpoint every 2 (epochs) or 30s (seconds, also within an epoch), 0 for none; at most a tenth of the time goes "
+        "into them. Left out: every epoch.",
     ),
     option(
         "--retries",

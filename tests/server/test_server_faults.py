@@ -19,6 +19,7 @@ from aiaas_magics.spec import (
     JobState,
     JobView,
     Notice,
+    Output,
     StateChanged,
     WorkerLost,
     WorkerStarted,
@@ -243,7 +244,8 @@ def test_a_living_kernel_or_a_job_keeps_the_server(tmp_path: Path) -> None:
 
 def test_workers_inherit_no_secret(tmp_path: Path) -> None:
     with served(tmp_path / "state", AIAAS_TOKEN="another-backends-token") as server:
-        job = server.submit(LONG)
+        job = server.submit({"do": "say", "text": "up\n"}, LONG)
+        server.wait_for(job, Output)  # a process is told of when it is forked, and closes what it inherited just after that
         (started,) = server.wait_for(job, WorkerStarted)
 
         environment = Path(f"/proc/{started.pid}/environ").read_bytes()

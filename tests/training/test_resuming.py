@@ -17,6 +17,7 @@ from tensorflow.python.framework.config import disable_op_determinism, enable_op
 
 from aiaas_magics.backend.checkpoint_folder import Place, is_whole
 from aiaas_magics.backend.training import snapshot
+from aiaas_magics.backend.training.keeper import left_behind, matching, state_of
 from aiaas_magics.backend.workers.attempt import AttemptFolder
 from aiaas_magics.backend.workers.local import LocalPool
 from aiaas_magics.errors import InvalidSpec
@@ -185,3 +186,16 @@ def test_a_checkpoint_of_another_model_is_refused_in_words_before_anything_is_ch
     with pytest.raises(InvalidSpec, match=r"kernel is float32 \[6, 17\] in the checkpoint and float32 \[6, 16\] in the model"):
         snapshot.put_back(narrow, [np.zeros((6, 17), "float32") if v.shape == (6, 16) else v + 1 for v in kept], own, rank=0, ranks=1)
     np.testing.assert_equal([variable.numpy() for variable in narrow.variables], before)
+
+
+def test_callbacks_find_their_states_though_one_was_taken_out() -> None:
+    stopping, drawing = keras.callbacks.EarlyStopping(patience=3), Draws()
+    stopping.wait = 2
+    kept = [state_of(callback) for callback in (Waits(), stopping, drawing)]
+
+    found = matching([Draws(), keras.callbacks.EarlyStopping(), Draws()], kept)
+
+    assert [(type(callback).__name__, state.kind) for callback, state in found] == [("Draws", "Draws"), ("EarlyStopping", "EarlyStopping")]
+    assert found[1][1].attributes["wait"] == 2
+    assert left_behind([Draws()], kept).startswith("Not part of a checkpoint, so they begin anew: Draws.hidden.")
+    assert left_behind([keras.callbacks.EarlyStopping()], kept) == ""

@@ -7,7 +7,7 @@ to `checkpoints`; which one to go on from is the server's choice.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -140,7 +140,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         self._channel.send(Checkpointed(epoch=place.epoch, step=place.step))
 
     def _put_back(self, kept: Checkpoint) -> None:
-        for callback, state in _same_kind(self._call.callbacks, kept.callbacks):
+        for callback, state in matching(self._call.callbacks, kept.callbacks):
             plain.put_back(callback, state.attributes)
         snapshot.put_back(self._call, kept.variables, kept.ranks, rank=self._command.rank, ranks=self._command.ranks)
 
@@ -191,12 +191,15 @@ def _not_plain(callback: Any, kept: Any) -> list[str]:
 
 def left_behind(callbacks: Sequence[Any], kept: Sequence[CallbackState]) -> str:
     """What does not go on where it was, as a sentence; empty when everything does."""
-    known = {id(state) for _, state in _same_kind(callbacks, kept)}
-    anew = [state.kind for state in kept if id(state) not in known]
-    names = [*anew, *(name for state in kept if id(state) in known for name in state.left)]
+    names = [name for _, state in matching(callbacks, kept) for name in state.left]
     return f"Not part of a checkpoint, so they begin anew: {', '.join(names)}. Numbers, texts, lists and arrays are kept." if names else ""
 
 
-def _same_kind(callbacks: Sequence[Any], kept: Sequence[CallbackState]) -> Iterator[tuple[Any, CallbackState]]:
-    """Callbacks with their states; a job that goes on from another's may have others in their place."""
-    return ((one, state) for one, state in zip(callbacks, kept, strict=False) if type(one).__qualname__ == state.kind)
+def matching(callbacks: Sequence[Any], kept: Sequence[CallbackState]) -> list[tuple[Any, CallbackState]]:
+    """Callbacks with their states: of equal classes the first has the first. Another job's fit may have others, or fewer."""
+    found, left = [], list(kept)
+    for one in callbacks:
+        place = next((place for place, state in enumerate(left) if state.kind == type(one).__qualname__), None)
+        if place is not None:
+            found.append((one, left.pop(place)))
+    return found
