@@ -68,7 +68,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     ),
     "cloudpickle": ("packing/",),
     "pickle": ("packing/",),
-    "jax": ("backend/training/engines/jax.py",),
+    "jax": ("backend/training/engines/jax.py", "backend/training/engines/jax_steps.py"),
     "onnxruntime": ("backend/serving/engines/onnx.py",),
     "ray": ("backend/workers/ray.py",),
     "sqlalchemy": ("backend/server/",),

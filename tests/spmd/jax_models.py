@@ -102,6 +102,15 @@ class HalfAt(keras.callbacks.Callback):
             self.model.optimizer.learning_rate = float(self.model.optimizer.learning_rate) / 2
 
 
+class CountsBatches(keras.callbacks.Callback):
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.batches.append(batch)
+
+
 def own() -> Any:
     """Two outputs, a layer, a lambda and a loss of the user's own."""
     keras.utils.set_random_seed(6)

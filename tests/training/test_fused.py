@@ -15,7 +15,7 @@ from keras import layers
 from aiaas_magics.backend.training import fused as fused_module
 from aiaas_magics.backend.training import loop, rows
 from aiaas_magics.backend.training.command import WorkerCommand
-from aiaas_magics.backend.training.fused import CALL_S, GROWTH, Pace
+from aiaas_magics.backend.training.pace import CALL_S, GROWTH, Pace
 from aiaas_magics.backend.training.plan import Plan, order_of
 from aiaas_magics.packing.fitcall import FitCall, pack, unpack
 from aiaas_magics.spec import EpochEnded, Event, Execution, Planned

@@ -8,11 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import keras
+from keras.src.utils import python_utils
+
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.spec import Notice
 
 # Callbacks that only write files: rank 0 writes them, the others would write the same ones again.
 WRITERS: Final = ("ModelCheckpoint", "CSVLogger", "TensorBoard", "RemoteMonitor")
+BATCH_HOOKS: Final = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+TEST_HOOKS: Final = ("on_test_batch_begin", "on_test_batch_end")
 
 
 def plain_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,3 +38,10 @@ def callbacks_of_rank(callbacks: Sequence[Any], *, rank: int, channel: Channel) 
         else:
             kept.append(callback)
     return kept
+
+
+def reads_batches(callback: Any) -> bool:
+    """Whether a callback may look at the logs of single batches. Keras' ModelCheckpoint does only with a number as `save_freq`."""
+    if type(callback) is keras.callbacks.ModelCheckpoint:
+        return bool(callback.save_freq != "epoch")
+    return any(not python_utils.is_default(getattr(callback, hook)) for hook in (*BATCH_HOOKS, *TEST_HOOKS))

@@ -24,7 +24,8 @@ from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 from aiaas_magics.backend.training.engines.tensorflow import ALONE, DATA, PART
-from aiaas_magics.backend.training.fused import Pacing, fusable, take
+from aiaas_magics.backend.training.fused import fusable, take
+from aiaas_magics.backend.training.pace import Pacing
 from aiaas_magics.backend.training.plan import Indices, Part, Pass, Plan, order_of, place_of
 from aiaas_magics.backend.training.rows import Rows, rows_of_arrays
 from aiaas_magics.errors import DataMismatch

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import tensorflow as tf
@@ -31,8 +31,6 @@ from aiaas_magics.backend.training.plan import Part
 
 LONG_S: Final = 60.0  # a run with so much ahead of it affords to try both forms
 TRIED_S: Final = 0.5  # how long each is tried; with compiling, a few seconds of a minute at most
-CALL_S: Final = 0.25  # one call at most about this long: progress is told, and an interrupt is heard, between calls
-GROWTH: Final = 8  # a call makes at most so many times the steps of the last one: the first one's time says little
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,32 +47,6 @@ class Chunk:
     stop: int
     part: Part
     uneven: bool = False
-
-
-class Pacing(Protocol):
-    """Says how many steps the next call makes, and hears how long it took."""
-
-    def __call__(self) -> int: ...
-    def took(self, steps: int, seconds: float) -> None: ...
-
-
-class Pace:
-    """How many steps the next call makes: as many as fit in `CALL_S`, or `each` where somebody looks at every one."""
-
-    def __init__(self, each: int | None = None) -> None:
-        self._each = each
-        self._steps, self._step_s = 0, 0.0
-
-    def __call__(self) -> int:
-        if self._each is not None:
-            return self._each
-        if not self._steps:
-            return 1
-        fitting = int(CALL_S / self._step_s) if self._step_s > 0 else GROWTH * self._steps
-        return max(1, min(fitting, GROWTH * self._steps))
-
-    def took(self, steps: int, seconds: float) -> None:
-        self._steps, self._step_s = max(self._steps, steps), seconds / steps
 
 
 class Trial:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import keras
 
@@ -19,13 +19,11 @@ from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.checkpoints import CallbackState, Checkpoint
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.group import Group
+from aiaas_magics.backend.training.pace import Pacing
 from aiaas_magics.backend.training.plan import Plan, steps_of
 from aiaas_magics.backend.training.unpacked import Unpacked
 from aiaas_magics.packing import plain
 from aiaas_magics.spec import Checkpointed, Notice
-
-if TYPE_CHECKING:
-    from aiaas_magics.backend.training.fused import Pacing  # TensorFlow's, and this serves JAX too
 
 NOT_STATE: Final = frozenset({"model", "_model", "params", "validation_data", "history"})
 SAVING_SHARE: Final = 0.1  # of the time at most goes into checkpoints, the first aside (guess)

@@ -12,32 +12,29 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import keras
 import numpy as np
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
-from keras.src.utils import python_utils
 
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import measure
-from aiaas_magics.backend.training.callbacks import callbacks_of_rank, plain_arguments
+from aiaas_magics.backend.training.callbacks import callbacks_of_rank, plain_arguments, reads_batches
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.choice import Choice, Choices
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.data import Source, reading_from, with_part
 from aiaas_magics.backend.training.engines.tensorflow import Collective
-from aiaas_magics.backend.training.fused import FusedSteps, Pace, Pacing, same_random_numbers
+from aiaas_magics.backend.training.fused import FusedSteps, same_random_numbers
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.keeper import Keeper, resumed_from
+from aiaas_magics.backend.training.pace import Pace, Pacing
 from aiaas_magics.backend.training.progress import Progress
 from aiaas_magics.backend.training.unpacked import Unpacked
 from aiaas_magics.packing import fitcall
 from aiaas_magics.packing.fitcall import UnpackedFitCall
 from aiaas_magics.spec import Planned
-
-BATCH_HOOKS: Final = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
-TEST_HOOKS: Final = ("on_test_batch_begin", "on_test_batch_end")
 
 
 def unpack(command: WorkerCommand) -> UnpackedFitCall:
@@ -78,7 +75,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     keeper = Keeper(command, call, channel, group=group, history=history, resumed=resumed, plan=lambda: source.plan)
     progress = Progress(channel, plan=lambda: source.plan, notices=command.rank == 0)
     # Asked of all callbacks, also those that only rank 0 runs: every rank must trace the same exchanges.
-    batch_logs = any(_reads_batches(callback) for callback in call.callbacks)
+    batch_logs = any(reads_batches(callback) for callback in call.callbacks)
     agreeing = [] if group is None else [agreement(group, each_batch=batch_logs)]
     each = int(call.model.steps_per_execution or 1) if batch_logs else None
     with (
@@ -175,13 +172,6 @@ def fusing(command: WorkerCommand, call: Unpacked, source: Source, *, pace: Paci
 
 def _telling(channel: Channel) -> Callable[[Choice], None]:
     return lambda choice: channel.send(Planned(fused=choice.fused, why=choice.why))
-
-
-def _reads_batches(callback: Any) -> bool:
-    """Whether a callback may look at the logs of single batches. Keras' ModelCheckpoint does only with a number as `save_freq`."""
-    if type(callback) is keras.callbacks.ModelCheckpoint:
-        return bool(callback.save_freq != "epoch")
-    return any(not python_utils.is_default(getattr(callback, hook)) for hook in (*BATCH_HOOKS, *TEST_HOOKS))
 
 
 def agreement(group: Group, *, each_batch: bool) -> Any:

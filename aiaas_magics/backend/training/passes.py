@@ -7,11 +7,15 @@ begins. The order of rows in a pass is `plan`.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from aiaas_magics.backend.checkpoint_folder import Place
+from aiaas_magics.backend.training.pace import Pacing
 from aiaas_magics.backend.training.plan import Indices, Plan, Shuffle, order_of, place_of
+
+Steps = Iterator[tuple[int, int, Any]]  # the first step of a call, the last, and the data
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -22,6 +26,8 @@ class Reading:
     first_epoch: int = 0  # the user's initial_epoch
     start: Place  # where this attempt starts
     plan: Plan | None = None
+    pace: Pacing | None = None  # how many steps a call makes; None: Keras' `steps_per_execution`
+    test_pace: Pacing | None = None
 
 
 class Passes:
@@ -38,32 +44,45 @@ class Passes:
         first, self._first_step = self._first_step, 0
         return first
 
-    def begin(self) -> tuple[int, Iterator[Indices]]:
-        """The next pass: how many of its batches an earlier attempt has used up, and the others."""
+    def begin(self) -> tuple[int, Indices]:
+        """The next pass: how many of its batches an earlier attempt has used up, and the order of all its rows."""
         number, skip = self._place
         self._place = number + 1, 0
-        return skip, self._batches(number, skip)
-
-    def _batches(self, number: int, skip: int) -> Iterator[Indices]:
         plan = self._plan
-        order = order_of(number, rows=plan.rows, batch=plan.batch, shuffle=self._shuffle, seed=self._reading.seed)
-        for step in range(skip, plan.batches):
-            yield order[step * plan.batch : (step + 1) * plan.batch]
+        return skip, order_of(number, rows=plan.rows, batch=plan.batch, shuffle=self._shuffle, seed=self._reading.seed)
 
 
-def steps_of_epoch(iterator: Any, passes: Passes, begin_pass: Callable[[], None]) -> Iterator[tuple[int, int, Any]]:
-    """As Keras' `EpochIterator._enumerate_iterator`, but a pass is begun when its first batch is asked for, and knows its number."""
+def steps_of_epoch(
+    iterator: Any,
+    *,
+    first: int,
+    begin_pass: Callable[[], None],
+    call: Callable[[int, int], tuple[int, Any]],
+    took: Callable[[int, float], None],
+) -> Steps:
+    """As Keras' `EpochIterator._enumerate_iterator`, but a pass is begun when its first batch is asked for, and a call may make many steps.
+
+    Args:
+        first: the step that the epoch begins with.
+        call: given the place in the pass and the most steps, how many the next call makes, and the data for them.
+        took: told how many seconds those steps took, with what callbacks did after them.
+    """
     iterator.data_adapter.on_epoch_begin()
     batches = iterator.data_adapter.num_batches
     if iterator._current_iterator is None or iterator.steps_per_epoch is None:
         begin_pass()
-    for step in range(passes.first_step(), iterator.steps_per_epoch or batches, iterator.steps_per_execution):
+    step, most = first, iterator.steps_per_epoch or batches
+    while step < most:
         if iterator._steps_seen >= batches:
             if iterator.steps_per_epoch:
                 iterator._interrupted_warning()
             break
-        iterator._steps_seen += iterator.steps_per_execution
-        yield step, step + iterator.steps_per_execution - 1, iterator._current_iterator
+        steps, data = call(iterator._steps_seen, most - step)
+        iterator._steps_seen += steps
+        began = time.perf_counter()
+        yield step, step + steps - 1, data
+        took(steps, time.perf_counter() - began)
+        step += steps
     if iterator._steps_seen >= batches:
         iterator._current_iterator = None
     iterator.data_adapter.on_epoch_end()

@@ -29,16 +29,19 @@ from keras.src.utils.rng_utils import GLOBAL_RANDOM_SEED
 
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import measure
-from aiaas_magics.backend.training.callbacks import callbacks_of_rank, plain_arguments
+from aiaas_magics.backend.training.callbacks import callbacks_of_rank, plain_arguments, reads_batches
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.training.engines import jax_steps as steps
 from aiaas_magics.backend.training.keeper import Keeper, resumed_from
-from aiaas_magics.backend.training.passes import Passes, Reading, steps_of_epoch
+from aiaas_magics.backend.training.pace import Pace, Pacing
+from aiaas_magics.backend.training.passes import Passes, Reading, Steps, steps_of_epoch
 from aiaas_magics.backend.training.plan import Indices, Plan
 from aiaas_magics.backend.training.progress import Progress
 from aiaas_magics.errors import NotOnJax
 from aiaas_magics.packing import fitcall, portable, proof
 from aiaas_magics.packing.layouts import AXES, Axes
+from aiaas_magics.spec import Planned
 
 # --------------------------------------------------------------------------- devices
 
@@ -84,20 +87,6 @@ def distribute(devices: int, *, model_parallel: int, layouts: dict[str, Axes]) -
     keras.distribution.set_distribution(keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name=AXES[0]))
 
 
-def placed(batch: Any) -> Any:
-    """A batch on the devices: cut where it can be cut evenly, otherwise whole on each, which computes the same."""
-    distribution = keras.distribution.distribution()
-    if distribution is None:
-        return batch
-    mesh, parts = distribution.device_mesh.backend_mesh, distribution.num_model_replicas
-
-    def place(leaf: Any) -> Any:
-        axes = (distribution.batch_dim_name,) if len(leaf) % parts == 0 else ()
-        return jax.device_put(leaf, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)))
-
-    return tree.map_structure(place, batch, none_is_leaf=False)
-
-
 # --------------------------------------------------------------------------- the model
 
 
@@ -110,7 +99,9 @@ def unpack(command: WorkerCommand) -> portable.PortedFitCall:
     arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in command.arrays]
     arrived = portable.Arrived(Path(command.payload).read_bytes(), arrays)
     fitcall.apply_settings(arrived.recipe.settings)
-    distribute(command.devices, model_parallel=command.execution.model_parallel, layouts=arrived.recipe.layouts)
+    # The reference of a study is stock `fit`, which cuts no batch.
+    devices = 1 if command.measure is not None and command.measure.plain else command.devices
+    distribute(devices, model_parallel=min(devices, command.execution.model_parallel), layouts=arrived.recipe.layouts)
     try:
         call = arrived.build(sync=lambda model: model.jax_state_sync())
         differs = proof.difference(call.proof, numbers_of(call.model, call.proof))
@@ -132,7 +123,7 @@ def numbers_of(model: Any, sample: proof.Proof) -> proof.Numbers:
     state = (
         [v.value for v in variables] for variables in (model.trainable_variables, model.non_trainable_variables, model.metrics_variables)
     )
-    (loss, (_, outputs, _, _)), gradients = jax.jit(compute)(*state, placed((sample.x, sample.y, sample.sample_weight)))
+    (loss, (_, outputs, _, _)), gradients = jax.jit(compute)(*state, steps.placed((sample.x, sample.y, sample.sample_weight)))
     return proof.numbers(outputs, loss, gradients)
 
 
@@ -150,9 +141,11 @@ def run(command: WorkerCommand, call: portable.PortedFitCall, channel: Channel) 
     start = resumed.place if resumed else Place(first)
     reading = Reading(seed=command.seed, first_epoch=first, start=start)
     history = keras.callbacks.History()
-    keeper = Keeper(command, call, channel, group=None, history=history, resumed=resumed)
+    keeper = Keeper(command, call, channel, group=None, history=history, resumed=resumed, plan=lambda: reading.plan)
     progress = Progress(channel, plan=lambda: reading.plan, notices=True)
-    with reading_from(reading):
+    batch_logs = any(reads_batches(callback) for callback in call.callbacks)
+    each = int(call.model.steps_per_execution or 1) if batch_logs else None
+    with reading_from(reading), fusing(command, call.model, reading, pace=Pace(each), test_pace=Pace(each), channel=channel):
         jax_trainer.JAXTrainer.fit(
             call.model,
             **arguments
@@ -173,10 +166,30 @@ def _measure(command: WorkerCommand, call: portable.PortedFitCall, channel: Chan
     timer = measure.StepTimer(command.measure)
     progress = Progress(channel, plan=lambda: reading.plan, notices=False)
     plain = command.measure.plain
-    with contextlib.nullcontext() if plain else reading_from(reading):
+    with contextlib.ExitStack() as stack:
+        if not plain:
+            stack.enter_context(reading_from(reading))
+            stack.enter_context(fusing(command, call.model, reading, pace=timer, test_pace=Pace(), channel=channel))
         history = jax_trainer.JAXTrainer.fit(call.model, **arguments, callbacks=[Finished(), timer, *([] if plain else [progress])])
     channel.send(timer.measured(int(arguments.get("batch_size") or 32)))
     return history
+
+
+@contextlib.contextmanager
+def fusing(command: WorkerCommand, model: Any, reading: Reading, *, pace: Pacing, test_pace: Pacing, channel: Channel) -> Iterator[None]:
+    """Inside, `fit` makes many steps in one call, as `pace` says."""
+    why = steps.why_one_by_one(model)
+    if command.execution.fused == "off" or why:
+        channel.send(Planned(fused="off", why=(why,) if why else ()))
+        yield
+        return
+    reading.pace, reading.test_pace = pace, test_pace
+    model.train_function, model.test_function = steps.train_function(model), steps.test_function(model)
+    channel.send(Planned(fused="xla"))
+    try:
+        yield
+    finally:
+        model.train_function = model.test_function = None
 
 
 class Finished(keras.callbacks.Callback):  # type: ignore[misc]
@@ -209,35 +222,61 @@ class _Batches(jax_trainer.JAXEpochIterator):  # type: ignore[misc]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._shuffle = kwargs.get("shuffle", False)
-        self._arrays: Any = None
         if not isinstance(self.data_adapter, ArrayDataAdapter):
             raise NotOnJax(f"x of type {type(kwargs.get('x')).__name__} is no array")
-        # Only `fit` speaks of class weights; evaluate and predict, which callbacks may call, do not.
+        adapter, self._shuffle = self.data_adapter, kwargs.get("shuffle", False)
+        self._arrays: Any = None
+        self._resident: Any = None
+        self._plan = Plan(rows=adapter._num_samples, batch=adapter._batch_size)
+        # Only `fit` speaks of class weights, and only predict of no y.
         self._training = "class_weight" in kwargs
+        self._pace = self._reading.pace if self._training else self._reading.test_pace if "y" in kwargs else None
         self.reset()
 
     def reset(self) -> None:
         super().reset()
         if self._training:
-            adapter = self.data_adapter
-            self._reading.plan = Plan(rows=adapter._num_samples, batch=adapter._batch_size)
-            self._passes = Passes(self._reading, self._reading.plan, shuffle=self._shuffle, steps_per_epoch=self.steps_per_epoch)
+            self._reading.plan = self._plan
+            self._passes = Passes(self._reading, self._plan, shuffle=self._shuffle, steps_per_epoch=self.steps_per_epoch)
 
-    def _enumerate_iterator(self) -> Iterator[tuple[int, int, Any]]:
-        return steps_of_epoch(self, self._passes, self._begin_pass) if self._passes else super()._enumerate_iterator()
+    def _enumerate_iterator(self) -> Steps:
+        first = self._passes.first_step() if self._passes else 0
+        return steps_of_epoch(self, first=first, begin_pass=self._begin_pass, call=self._call, took=self._took)
 
     def _begin_pass(self) -> None:
-        assert self._passes is not None
-        self._steps_seen, positions = self._passes.begin()
-        self._current_iterator = map(self._batch, positions)
+        self._steps_seen, self._order = self._passes.begin() if self._passes else (0, np.arange(self._plan.rows, dtype=np.int64))
+        self._current_iterator, self._at = self._batches(), self._steps_seen
+        if self._pace is not None and self._resident is None:
+            self._resident = steps.resident(self._sliceable())
+        if self._resident is not None:
+            self._positions = steps.positions(self._order, self._plan)
 
-    def _get_iterator(self) -> Iterator[Any]:
-        size, rows = self.data_adapter._batch_size, self.data_adapter._num_samples
-        return (self._batch(slice(start, min(start + size, rows))) for start in range(0, rows, size))
+    def _call(self, at: int, most: int) -> tuple[int, Any]:
+        many = min(most, self._plan.full_batches - at)
+        if self._pace is None:
+            return self.steps_per_execution, self._current_iterator
+        if self._resident is None or many < 1:
+            self._at = at
+            return 1, self._current_iterator
+        count = min(self._pace(), many)
+        return count, steps.Chunk(self._resident, self._positions, at, at + count)
 
-    def _batch(self, rows: slice | Indices) -> Any:
+    def _took(self, count: int, seconds: float) -> None:
+        if self._pace is not None:
+            self._pace.took(count, seconds)
+
+    def _batches(self) -> Iterator[Any]:
+        """The batches from where the pass stands, one after the other."""
+        while self._at < self._plan.batches:
+            start = self._at * self._plan.batch
+            self._at += 1
+            yield self._batch(self._order[start : start + self._plan.batch])
+
+    def _sliceable(self) -> Any:
         if self._arrays is None:
             self._arrays = array_slicing.convert_to_sliceable(self.data_adapter._inputs, target_backend="jax")
-        cut = tree.map_structure(lambda array: array.convert_to_jax_compatible(array[rows]), self._arrays, none_is_leaf=False)
-        return placed(cut)
+        return self._arrays
+
+    def _batch(self, rows: Indices) -> Any:
+        cut = tree.map_structure(lambda array: array.convert_to_jax_compatible(array[rows]), self._sliceable(), none_is_leaf=False)
+        return steps.placed(cut)

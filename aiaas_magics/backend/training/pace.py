@@ -1,0 +1,37 @@
+"""How many steps the next call makes, where a call may make many.
+
+Owns the choice by time; who makes the steps is an engine's.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+CALL_S: Final = 0.25  # one call at most about this long: progress is told, and an interrupt is heard, between calls
+GROWTH: Final = 8  # a call makes at most so many times the steps of the last one: the first one's time says little
+
+
+class Pacing(Protocol):
+    """Says how many steps the next call makes, and hears how long it took."""
+
+    def __call__(self) -> int: ...
+    def took(self, steps: int, seconds: float) -> None: ...
+
+
+class Pace:
+    """How many steps the next call makes: as many as fit in `CALL_S`, or `each` where somebody looks at every one."""
+
+    def __init__(self, each: int | None = None) -> None:
+        self._each = each
+        self._steps, self._step_s = 0, 0.0
+
+    def __call__(self) -> int:
+        if self._each is not None:
+            return self._each
+        if not self._steps:
+            return 1
+        fitting = int(CALL_S / self._step_s) if self._step_s > 0 else GROWTH * self._steps
+        return max(1, min(fitting, GROWTH * self._steps))
+
+    def took(self, steps: int, seconds: float) -> None:
+        self._steps, self._step_s = max(self._steps, steps), seconds / steps
