@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,18 +49,28 @@ class Place:
 
 @contextlib.contextmanager
 def written(folder: Path, place: Place) -> Iterator[Path]:
-    """A folder to put files into; on the way out it gets its name, and all but the newest few are removed."""
+    """A folder to put files into; on the way out it gets its name, and all but the newest few are removed.
+
+    What has a name outlives a power cut; what an error interrupts leaves nothing.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     final = folder / place.name
     partial = folder / f".{final.name}.{os.getpid()}.part"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(mode=0o700)
-    yield partial
-    hashes = {path.name: _hash(path) for path in sorted(partial.iterdir())}
-    (partial / MANIFEST).write_text(json.dumps(hashes), encoding="utf-8")
+    try:
+        yield partial
+        hashes = {path.name: _hash(path) for path in sorted(partial.iterdir())}
+        (partial / MANIFEST).write_text(json.dumps(hashes), encoding="utf-8")
+        for path in (*partial.iterdir(), partial):
+            _flush(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if final.exists():  # of an attempt that was lost before it could say so
         shutil.rmtree(final)
     partial.rename(final)
+    _flush(folder)
     _prune(folder, place)
 
 
@@ -120,6 +131,16 @@ def _hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    if sys.platform == "win32":  # knows no flushing of a folder, or of a file that is not being written
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _link(source: str, target: str) -> None:

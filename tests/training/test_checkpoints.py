@@ -89,6 +89,21 @@ def test_a_torn_one_is_passed_over_and_gives_way_to_the_next(tmp_path: Path, nam
     assert places(tmp_path) == ["epoch-00001", "epoch-00001-step-00000005"]
 
 
+def test_one_that_cannot_be_written_leaves_those_before_it_as_they_were(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    write(tmp_path, checkpoint(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # Python ignores the signal: writing fails, as on a full disk
+    try:
+        with pytest.raises(OSError, match="large"):
+            write(tmp_path, Checkpoint(place=Place(2), variables=[np.zeros(100_000)]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert places(tmp_path) == ["epoch-00001"]
+    assert load(tmp_path / "epoch-00001") is not None
+
+
 def test_none_is_none(tmp_path: Path) -> None:
     assert load(tmp_path / "epoch-00003") is None
     assert newest_whole(tmp_path / "nowhere") is None

@@ -172,6 +172,16 @@ def test_another_number_of_workers_goes_on_with_the_same_global_batches(pool: Lo
             np.testing.assert_allclose(resumed.history[name], values, rtol=1e-5)
 
 
+def test_training_goes_on_where_no_checkpoint_can_be_written(pool: LocalPool, tmp_path: Path) -> None:
+    sent = ranks.send(tmp_path, calm_model(), **data()())
+    (tmp_path / "checkpoints").write_text("no folder")
+
+    attempt(pool, sent, tmp_path, n=1)
+
+    notices = {e.text for e in ranks.events_in(tmp_path) if isinstance(e, Notice)}
+    assert notices == {"Checkpoints cannot be written (File exists): a lost worker would cost more than it should."}
+
+
 def test_a_checkpoint_of_another_model_is_refused_in_words_before_anything_is_changed() -> None:
     def arrived(model: Any) -> Any:
         packed = fitcall.pack(fitcall.FitCall(model, data()()))

@@ -7,6 +7,7 @@ go on from the server's.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save, save_file
 
 from aiaas_magics.backend import checkpoint_folder
@@ -57,7 +59,11 @@ class Checkpoint:
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `checkpoint` below `folder` and remove all but the newest few. Returns its own folder."""
+    """Write `checkpoint` below `folder` and remove all but the newest few. Returns its own folder.
+
+    Raises:
+        OSError: it could not be written; those before it are as they were.
+    """
     arrays = list(checkpoint.variables)
     callbacks = [
         {"kind": state.kind, "attributes": plain.encode(dict(state.attributes), arrays), "left": list(state.left)}
@@ -79,7 +85,10 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
         "stopped": checkpoint.stopped,
     }
     with checkpoint_folder.written(folder, checkpoint.place) as path:
-        save_file({str(place): _bits(array) for place, array in enumerate(arrays)}, path / VARIABLES)
+        try:
+            save_file({str(place): _bits(array) for place, array in enumerate(arrays)}, path / VARIABLES)
+        except SafetensorError as error:  # of a full disk it speaks in its own class
+            raise OSError(errno.EIO, str(error)) from error
         (path / STATE).write_text(json.dumps(state), encoding="utf-8")
         for rank, own in enumerate(checkpoint.ranks):
             (path / _own(rank)).write_bytes(own)

@@ -120,22 +120,26 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         variables, ranks = snapshot.take(self._call, self._group)
         if self._command.rank:
             return
-        checkpoints.write(
-            self._folder,
-            Checkpoint(
-                place=place,
-                variables=variables,
-                paths=self._call.paths,
-                history={name: [float(value) for value in values] for name, values in self._history.history.items()},
-                epochs_done=self._history.epoch,
-                callbacks=[state_of(callback) for callback in self._call.callbacks],
-                ranks=ranks,
-                stopped=bool(self.model.stop_training),
-            ),
+        kept = Checkpoint(
+            place=place,
+            variables=variables,
+            paths=self._call.paths,
+            history={name: [float(value) for value in values] for name, values in self._history.history.items()},
+            epochs_done=self._history.epoch,
+            callbacks=[state_of(callback) for callback in self._call.callbacks],
+            ranks=ranks,
+            stopped=bool(self.model.stop_training),
         )
+        try:
+            checkpoints.write(self._folder, kept)
+        except OSError as error:  # a full disk is no reason to lose the training itself
+            self._channel.send(
+                Notice(text=f"Checkpoints cannot be written ({error.strerror}): a lost worker would cost more than it should.")
+            )
+        else:
+            self._channel.send(Checkpointed(epoch=place.epoch, step=place.step))
         ended = self._began_s = self._clock()
         self._next_s = ended + (ended - began) * (1 / SAVING_SHARE - 1)
-        self._channel.send(Checkpointed(epoch=place.epoch, step=place.step))
 
     def _put_back(self, kept: Checkpoint) -> None:
         for callback, state in matching(self._call.callbacks, kept.callbacks):
