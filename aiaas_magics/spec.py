@@ -70,6 +70,10 @@ class About(Value, frozen=True, kw_only=True):
     started_s: float  # unix time
     dropbox: str | None = None  # a folder that a client of the same account may put blobs in
 
+    @property
+    def gpus(self) -> bool:
+        return any(device.kind == "gpu" for device in self.devices)
+
 
 # --------------------------------------------------------------------------- what is asked
 

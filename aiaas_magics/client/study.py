@@ -23,7 +23,7 @@ from aiaas_magics import laws, projection
 from aiaas_magics.client.training import TrainOptions, prepare, submit
 from aiaas_magics.errors import AiaasBug, InvalidSpec
 from aiaas_magics.projection import ProjectedRow, Projection, StepPoint
-from aiaas_magics.spec import FitShape, Measured, MeasureSpec
+from aiaas_magics.spec import ONE_PROCESS, FitShape, Measured, MeasureSpec
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:
@@ -255,11 +255,12 @@ def _measure(calls: _Calls, *, on_progress: Callable[[StudyProgress], None]) -> 
         results.append(_followed(job, labels, index, on_progress))
     measured = [found for found, _ in results]
     devices = len(about.devices)
+    cut_up = prepared.options.execution.strategy in ONE_PROCESS and not about.gpus  # one process makes devices of its cores
     return Study(
         name=name,
         shape=packed.shape,
         hardware=about.hardware,
-        simulated=any(device.simulated for device in about.devices),
+        simulated=any(device.simulated for device in about.devices) or cut_up,
         steps=measured[0].steps,
         reference=Point(workers=devices, measured=measured[0], physical=True),
         points=tuple(Point(workers=n, measured=found, physical=n <= devices) for n, found in zip(points, measured[1:], strict=True)),

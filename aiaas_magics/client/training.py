@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from aiaas_magics import settings
 from aiaas_magics.client.job import Job
 from aiaas_magics.errors import InvalidSpec, NotEnoughDevices, NotOnJax, VersionSkew
-from aiaas_magics.spec import CheckpointView, Execution, FitShape, FitSpec, JobView, MeasureSpec, Phase, Versions
+from aiaas_magics.spec import ONE_PROCESS, CheckpointView, Execution, FitShape, FitSpec, JobView, MeasureSpec, Phase, Versions
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:
@@ -90,7 +90,10 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     devices = len(about.devices)
     if (options.workers or 1) > devices and not options.oversubscribe:
         raise NotEnoughDevices(options.workers or 1, devices, about.backend)
-    packed = fitcall.pack(call, workers=options.workers or 1, execution=options.execution)
+    workers = options.workers or (devices if about.gpus or options.execution.strategy in ONE_PROCESS else 1)
+    packed = fitcall.pack(call, workers=workers, execution=options.execution, gpus=about.gpus)
+    if options.execution.strategy == "mirrored" and not about.gpus and workers > 1:
+        packed = replace(packed, notes=(*packed.notes, simulated(workers)))
     known = backend.blobs.known(packed.arrays)
     known_bytes = sum(array.nbytes for array, there in zip(packed.arrays, known, strict=True) if there)
     all_bytes = sum(array.nbytes for array in packed.arrays) + len(packed.payload)
@@ -104,7 +107,7 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
         here=here,
         there=about.versions,
         memory_bytes=packed.memory_bytes,
-        workers=options.workers or 1,
+        workers=workers,
         devices=devices,
         hardware=about.hardware,
         seconds=time.monotonic() - began,
@@ -169,6 +172,13 @@ def check_resume(backend: Backend, job: str, shape: FitShape, packed: PackedFitC
     where = f"epoch {kept.epoch + 1}" + (f", step {kept.step + 1}" if kept.step else "")
     return (
         f"Goes on from the last checkpoint of job {job}: {where} of {ours.epochs} epochs. What the model holds in the kernel is not used."
+    )
+
+
+def simulated(devices: int) -> str:
+    return (
+        f"There is no GPU: strategy mirrored runs on {devices} simulated devices, which share the cores of one process. "
+        "Results are those of real ones, times are not; collective is the strategy for cores."
     )
 
 

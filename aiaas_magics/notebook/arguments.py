@@ -23,7 +23,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic_arguments import ArgDecorator
 
 from aiaas_magics.errors import AiaasError
-from aiaas_magics.spec import ENGINES, FUSING, MOST_RETRIES, STRATEGIES, Execution, checked_name
+from aiaas_magics.spec import ENGINES, FUSING, MOST_RETRIES, PRECISIONS, STRATEGIES, Execution, checked_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V")
@@ -205,6 +205,14 @@ train_options = options(
         help="Attempts that lost workers may cost beyond the first; each goes on from the last checkpoint.",
     ),
     option("--resume", metavar="JOB", values="job", help="Go on from the last checkpoint of a failed or cancelled job, on any -n."),
+    option("--precision", choices=PRECISIONS[1:], default="", metavar="P", help="Compute in float32, mixed_bfloat16 or mixed_float16."),
+    option(
+        "--accumulate",
+        type=whole_number(1, 1024, "A number of parts"),
+        default=1,
+        metavar="K",
+        help="Compute each batch in K parts, one after the other, when it does not fit into memory; the update is the batch's.",
+    ),
     option("--local-fallback", action="store_true", help="Run a fit that cannot travel in the kernel instead."),
     UI,
     HELP,
@@ -262,6 +270,8 @@ class TrainRequest:
     checkpoint_every: Every
     retries: int
     resume: str | None
+    precision: str
+    accumulate: int
     local_fallback: bool
     ui: str | None
     help: bool
@@ -277,6 +287,8 @@ class TrainRequest:
             strategy=self.strategy,
             model_parallel=self.model_parallel,
             fused=self.fused,
+            precision=self.precision,
+            accumulate=self.accumulate,
             checkpoint_epochs=self.checkpoint_every.epochs,
             checkpoint_s=self.checkpoint_every.seconds,
         )

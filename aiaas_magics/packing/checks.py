@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.errors import DataMismatch, NotCompiled, UsageError
+from aiaas_magics.errors import DataMismatch, InvalidSpec, NotCompiled, UsageError
 from aiaas_magics.packing import data
 from aiaas_magics.spec import FitShape
 
@@ -91,6 +91,21 @@ def training_rows(arguments: Mapping[str, Any]) -> int:
     if split and arguments.get("validation_data") is None:
         return math.floor(rows * (1.0 - split))
     return rows
+
+
+def check_parts(model: Any, shape: FitShape, *, workers: int, parts: int) -> None:
+    """Raises `InvalidSpec` where a batch cannot be computed in so many parts."""
+    import keras
+
+    rows = min(shape.global_batch, shape.rows) // workers
+    if parts > max(1, rows):
+        whose = f"a batch of {shape.global_batch} rows" if workers == 1 else f"a worker's part of a batch of {shape.global_batch} rows"
+        raise InvalidSpec(f"accumulate={parts}: {whose} is {rows} rows, fewer than parts. Use --accumulate {max(1, rows)} at most.")
+    others = [name for name, value in vars(model).items() if isinstance(value, keras.Optimizer) and value is not model.optimizer]
+    if parts > 1 and others:
+        raise InvalidSpec(
+            f"{type(model).__name__} has further optimizers ({', '.join(others)}): its steps need whole batches. Leave --accumulate out."
+        )
 
 
 def shape_of(model: Any, arguments: Mapping[str, Any]) -> FitShape:

@@ -10,21 +10,26 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from aiaas_magics.spec import FitShape
+from aiaas_magics.spec import Execution, FitShape
 
 
-def announcements(model: Any, arguments: Mapping[str, Any], workers: int) -> tuple[str, ...]:
-    """One sentence for each part of this fit that differs from training on one worker."""
-    if workers <= 1:
-        return ()
-    found = [
-        *_steps(model),
-        *_losses(model),
-        *_layers(model),
-        *_metrics(model),
-        *_callbacks(arguments.get("callbacks") or ()),
-        *_engine(model),
-    ]
+def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execution: Execution | None = None) -> tuple[str, ...]:
+    """One sentence for each part of this fit that differs from training on one worker, as the model stands.
+
+    `execution` has its strategy chosen already.
+    """
+    execution = execution or Execution()
+    found = [*_precision(model, execution.precision), *_parts(model, execution.accumulate)]
+    if workers > 1:
+        mirrored = execution.strategy == "mirrored"
+        found += [
+            *_steps(model),
+            *_losses(model),
+            *_layers(model),
+            *_metrics(model),
+            *_scaling(model, execution.precision),
+            *(_mirrored(model) if mirrored else (*_callbacks(arguments.get("callbacks") or ()), *_engine(model))),
+        ]
     return tuple(dict.fromkeys(found))
 
 
@@ -58,6 +63,57 @@ def stays_on_tensorflow(why: str) -> str:
     return f"This fit stays on TensorFlow: {why}."
 
 
+def _precision(model: Any, policy: str) -> Iterator[str]:
+    if not policy or policy == model.dtype_policy.name:
+        return
+    if policy == "float32":
+        yield "Layers compute in float32, whatever policy the model was built with."
+        return
+    name, digits = {"mixed_bfloat16": ("bfloat16", 2), "mixed_float16": ("float16", 3)}[policy]
+    scaling = " The loss is scaled, and a step whose gradients overflow is left out." if policy == "mixed_float16" else ""
+    yield (
+        f"Layers compute in {name}, about {digits} decimal digits, the outputs in float32; weights and optimizer stay as they are. "
+        f"Results differ from the model's own precision.{scaling}"
+    )
+
+
+def _scaling(model: Any, policy: str) -> Iterator[str]:
+    import keras
+
+    if policy == "mixed_float16" or isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+        yield (
+            "A scaled loss overflows a little earlier on several workers, since means over fewer rows have larger gradients: "
+            "some of the first steps may be left out that one worker makes."
+        )
+
+
+def _parts(model: Any, parts: int) -> Iterator[str]:
+    if parts == 1:
+        return
+    import keras
+
+    layers = list(model._flatten_layers(include_self=True))
+    normal = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
+    if normal:
+        yield f"BatchNormalization ({_names(normal)}) uses the mean and variance of each of a batch's {parts} parts, synchronized or not."
+    drawing = [layer for layer in layers if getattr(layer, "_seed_generators", ())]
+    if drawing:
+        yield f"Random numbers ({_names(drawing)}) are drawn for each of the {parts} parts of a batch: others than for the whole."
+    if _has_own_step(model):
+        yield (
+            f"{type(model).__name__} has its own train_step, which runs for each of the {parts} parts of a batch; where it masks rows, "
+            "each part counts by its rows."
+        )
+    if model.jit_compile:
+        yield "jit_compile is off while a batch is computed in parts: XLA would hold all of them in memory."
+
+
+def _has_own_step(model: Any) -> bool:
+    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+    return type(model).train_step is not TensorFlowTrainer.train_step
+
+
 def _steps(model: Any) -> Iterator[str]:
     from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
@@ -84,11 +140,13 @@ def _layers(model: Any) -> Iterator[str]:
     import keras
 
     layers = list(model._flatten_layers(include_self=True))
-    normal = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
+    normal = [
+        layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable and not layer.synchronized
+    ]
     if normal:
         yield (
             f"BatchNormalization ({_names(normal)}) uses the mean and variance of each worker's own rows; "
-            "the moving statistics are averaged over workers at the end of each epoch."
+            "the moving statistics are averaged over workers at the end of each epoch. With synchronized=True they are the batch's."
         )
     own = [layer for layer in _own_layers(model) if any(keras.backend.is_float_dtype(v.dtype) for v in layer._non_trainable_variables)]
     if own:
@@ -122,6 +180,16 @@ def _engine(model: Any) -> Iterator[str]:
 
 def _layers_of(model: Any, cls: Any) -> list[Any]:
     return [layer for layer in model._flatten_layers(include_self=False) if isinstance(layer, cls)]
+
+
+def _mirrored(model: Any) -> Iterator[str]:
+    if model.jit_compile:
+        yield "jit_compile is off on several devices: what they exchange cannot be compiled by XLA."
+    if _mentions(type(model), "num_replicas_in_sync"):
+        yield (
+            f"{type(model).__name__} divides by num_replicas_in_sync itself: leave that out, gradients are weighted by each device's rows "
+            "already."
+        )
 
 
 def _own_layers(model: Any) -> list[Any]:

@@ -77,11 +77,15 @@ class UnpackedFitCall:
     batch: checks.BatchSpec
 
 
-def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None) -> PackedFitCall:
+def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None, gpus: bool = False) -> PackedFitCall:
     """Check `call`, build what is not built, and make bytes of it. Nothing is sent.
 
     Where `execution` wants JAX, a portable form goes with it; a call that has none stays on TensorFlow and a note says
     why, unless JAX was asked for by name.
+
+    Args:
+        workers: the number of parts that a batch falls into.
+        gpus: whether these are GPUs, which "auto" may choose another strategy for.
 
     Raises:
         NotCompiled, DataMismatch, UnsuitableKeras: the call would not work.
@@ -97,6 +101,7 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None)
     callbacks = flat_callbacks(arguments.pop("callbacks", None))
     batch = checks.batch_spec(arguments)
     checks.build(model, batch)
+    checks.check_parts(model, checks.shape_of(model, arguments), workers=workers, parts=execution.accumulate)
     root = {
         "model": model,
         "arguments": arguments,
@@ -113,7 +118,8 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None)
     if execution.on_jax:
         payload, execution, notes = _ported(payload, luggage, root, execution)
     if not execution.on_jax:
-        notes += exactness.announcements(model, {**arguments, "callbacks": callbacks}, workers)
+        resolved = execution.resolved(devices=workers, gpus=gpus)
+        notes += exactness.announcements(model, {**arguments, "callbacks": callbacks}, workers, resolved)
     samples.remember(model, arguments["x"])
     paths = _paths(model, luggage.variables)
     shape = checks.shape_of(model, arguments)

@@ -87,6 +87,7 @@ def settle(obj: Any) -> None:
     """Build again what is keyed by ids, when every object of the graph has its state."""
     import tensorflow as tf
     from keras import Optimizer
+    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
     from keras.src.ops.function import Function, make_node_key
     from keras.src.utils.tracking import Tracker
 
@@ -94,6 +95,8 @@ def settle(obj: Any) -> None:
         obj.stored_ids = {name: {id(value) for value in store} for name, (_, store) in obj.config.items()}
     if isinstance(obj, Function):
         obj.__dict__["_nodes"] = {make_node_key(operation, index) for operation, index in obj.__dict__["_nodes"]}
+    if isinstance(obj, TensorFlowTrainer) and tf.distribute.has_strategy():
+        obj.__dict__["_distribute_strategy"] = tf.distribute.get_strategy()
     if isinstance(obj, Optimizer):
         obj.__dict__["_distribution_strategy"] = tf.distribute.get_strategy()
         for name, value in list(obj.__dict__.items()):

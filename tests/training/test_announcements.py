@@ -11,6 +11,7 @@ from keras import layers
 
 from aiaas_magics.packing import randomness
 from aiaas_magics.packing.exactness import announcements
+from aiaas_magics.spec import Execution
 from tests.training.fit_cases import dense, own_step, regularized, scalar_metric
 
 
@@ -66,6 +67,46 @@ def test_what_cannot_be_exact_is_announced(model: Any, word: str) -> None:
 @pytest.mark.parametrize("model", [dense("adam", metrics=["accuracy", "mae"]), regularized])
 def test_what_is_exact_is_not_spoken_of(model: Any) -> None:
     assert announcements(model(), {"callbacks": [keras.callbacks.EarlyStopping()]}, 4) == ()
+
+
+MIRRORED = Execution(strategy="mirrored")
+
+
+@pytest.mark.parametrize(
+    ("model", "word"),
+    [
+        (lambda: compiled(jit_compile=True), "jit_compile is off"),
+        (lambda: compiled(layers.BatchNormalization(name="bn")), "BatchNormalization (bn)"),
+        (lambda: compiled(layers.Dropout(0.5, name="drop")), "Random numbers (drop)"),
+    ],
+)
+def test_what_cannot_be_exact_on_mirrored_devices_is_announced(model: Any, word: str) -> None:
+    said = announcements(model(), {}, 2, MIRRORED)
+
+    assert len(said) == 1
+    assert word in said[0]
+
+
+def test_mirrored_devices_keep_clipping_accumulation_steps_a_call_and_synchronized_statistics_as_they_are() -> None:
+    class Own(keras.callbacks.Callback):
+        pass
+
+    optimizer = keras.optimizers.Adam(global_clipnorm=1.0, gradient_accumulation_steps=2)
+    model = compiled(layers.BatchNormalization(synchronized=True), steps_per_execution=3)
+    model.optimizer = optimizer
+
+    assert announcements(model, {"callbacks": [Own()]}, 2, MIRRORED) == ()
+
+
+def test_a_model_that_divides_by_the_number_of_replicas_itself_is_told_not_to() -> None:
+    class Divides(keras.Model):
+        def call(self, x: Any) -> Any:
+            return x / tf.distribute.get_strategy().num_replicas_in_sync
+
+    model = Divides()
+    model.compile("sgd", "mse")
+
+    assert "num_replicas_in_sync" in announcements(model, {}, 2, MIRRORED)[0]
 
 
 def test_one_worker_has_nothing_to_announce() -> None:

@@ -18,6 +18,7 @@ from tests.training import ranks
 from tests.training.fit_cases import CASES, Case, Watcher
 
 ALL = [(name, n) for name, case in CASES.items() for n in case.ranks]
+EXACT = [(name, n) for name, n in ALL if CASES[name].exact]
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,19 @@ def plain(case: Case) -> Trained:
     return Trained(model, history, arguments.get("callbacks") or ())
 
 
-@pytest.mark.parametrize(("name", "n"), ALL)
+@pytest.mark.parametrize(("name", "n"), EXACT)
 def test_weights_and_logs_are_those_of_plain_fit(trained: Callable[[int], Batch], name: str, n: int) -> None:
-    batch, case = trained(n), CASES[name]
+    batch = trained(n)
+
+    assert_like_plain_fit(CASES[name], batch.sent[name], batch.folder / name)
+
+
+def assert_like_plain_fit(case: Case, sent: ranks.Sent, folder: Path) -> None:
+    """The result in `folder` is what plain `fit` makes of `case`: weights, history, and the logs of single batches."""
     with floats(case):
         expected = plain(case)
-        history = fitcall.apply_result(ranks.result_in(batch.folder / name), batch.sent[name].packed)
-        model = batch.sent[name].packed.model
+        history = fitcall.apply_result(ranks.result_in(folder), sent.packed)
+        model = sent.packed.model
 
         ours = [variable.numpy() for variable in (*model.variables, *model.optimizer.variables)]
         theirs = [variable.numpy() for variable in (*expected.model.variables, *expected.model.optimizer.variables)]
@@ -99,6 +106,28 @@ def test_weights_and_logs_are_those_of_plain_fit(trained: Callable[[int], Batch]
         for log, values in expected.history.history.items():
             exact = 1e-9 if case.floatx == "float64" else 1e-6
             np.testing.assert_allclose(history.history[log], values, rtol=exact, atol=exact, err_msg=log)
-        for mine, theirs in zip(batch.sent[name].packed.callbacks, expected.callbacks, strict=True):
+        for mine, theirs in zip(sent.packed.callbacks, expected.callbacks, strict=True):
             if isinstance(mine, Watcher):
                 np.testing.assert_allclose(mine.batches, theirs.batches, rtol=1e-5)
+
+
+def test_moving_statistics_of_each_workers_own_are_averaged_at_the_end_of_each_epoch(trained: Callable[[int], Batch]) -> None:
+    batch, name = trained(2), "statistics of each worker's own"
+    fitcall.apply_result(ranks.result_in(batch.folder / name), batch.sent[name].packed)
+
+    arguments, oracle = CASES[name].arguments(), CASES[name].model()
+    layer = oracle.layers[0]
+    before = [variable.numpy() for variable in layer.non_trainable_variables]
+    for _ in range(arguments["epochs"]):
+        found = []
+        for rank in range(2):
+            for variable, value in zip(layer.non_trainable_variables, before, strict=True):
+                variable.assign(value)
+            for start in range(0, len(arguments["x"]), arguments["batch_size"]):
+                x, y = (arguments[part][start : start + arguments["batch_size"]][rank::2] for part in "xy")
+                oracle.train_on_batch(x, y)
+            found.append([variable.numpy() for variable in layer.non_trainable_variables])
+        before = [np.mean(pair, axis=0) for pair in zip(*found, strict=True)]
+
+    for mine, theirs in zip(batch.sent[name].packed.model.layers[0].non_trainable_variables, before, strict=True):
+        np.testing.assert_allclose(mine.numpy(), theirs, rtol=1e-6)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import msgspec
 import numpy as np
 import pytest
 from keras import layers
@@ -121,19 +122,22 @@ def collected(folder: Path, *, within: bool) -> Path:
     return found[-1]
 
 
-@pytest.mark.parametrize(("n", "optimizer"), [(1, "adam"), (2, "sgd")])
-def test_a_resumed_attempt_ends_where_an_undisturbed_one_ends(pool: LocalPool, tmp_path: Path, n: int, optimizer: str) -> None:
+@pytest.mark.parametrize(("n", "devices", "optimizer"), [(1, 1, "adam"), (2, 1, "sgd"), (1, 2, "adam")])
+def test_a_resumed_attempt_ends_where_an_undisturbed_one_ends(
+    pool: LocalPool, tmp_path: Path, n: int, devices: int, optimizer: str
+) -> None:
+    how = {"devices": devices, "execution": msgspec.structs.replace(EVERYTHING, strategy="mirrored" if devices > 1 else "auto")}
     enable_op_determinism()
     try:
-        sent = ranks.send(tmp_path, random_model(optimizer), workers=n, **arguments(Draws()))
+        sent = ranks.send(tmp_path, random_model(optimizer), workers=n * devices, **arguments(Draws()))
     finally:
         disable_op_determinism()
-    whole = attempt(pool, sent, tmp_path, n=n, execution=EVERYTHING)
+    whole = attempt(pool, sent, tmp_path, n=n, **how)
 
     for number, within in enumerate((False, True), start=2):
         begin = collected(tmp_path, within=within)
         shutil.rmtree(tmp_path / "checkpoints")
-        resumed = attempt(pool, sent, tmp_path, n=n, number=number, execution=EVERYTHING, resume_from=str(begin))
+        resumed = attempt(pool, sent, tmp_path, n=n, number=number, resume_from=str(begin), **how)
 
         assert max(ranks.gaps(resumed.variables, whole.variables)) == 0.0, begin.name
         assert resumed.history == whole.history

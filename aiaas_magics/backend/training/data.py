@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class Source:
     batch_alone: bool = False  # some batch, of training or validation, has fewer rows than ranks
     pace: Pacing | None = None  # how many steps a call makes; None: one, by Keras' own iterator
     test_pace: Pacing | None = None
+    replicas: int = 1  # in this process, which share its rows
     _passes: float = 1.0  # still to be begun
 
     def ahead(self, steps: int) -> float:
@@ -112,7 +114,7 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
     def _plan(self) -> Plan:
         adapter, source = self.data_adapter, self._source
         plan = Plan(rows=adapter._num_samples, batch=adapter._batch_size, rank=source.rank, ranks=source.ranks)
-        source.batch_alone |= plan.has_batch_alone
+        source.batch_alone |= plan.has_batch_alone or of_replicas(plan, source.replicas)[0].has_batch_alone
         return plan
 
     def _begin_at_start(self) -> None:
@@ -127,17 +129,29 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
 
     def _get_iterator(self) -> Any:
         if self._distributed_dataset is None:
-            stock = self.data_adapter.get_tf_dataset
-            self._distributed_dataset = our_dataset(self.data_adapter, self._plan(), self._next_pass) if self._ours else stock()
+            if self._ours and self._source.replicas > 1:
+                plans = of_replicas(self._plan(), self._source.replicas)
+                dealt = dataset_of_replicas(self.data_adapter, plans, self._next_order)
+                self._distributed_dataset = self._distribute_strategy.distribute_datasets_from_function(lambda _: dealt)
+            elif self._ours:
+                self._distributed_dataset = our_dataset(self.data_adapter, self._plan(), self._next_pass)
+            else:
+                stock = self.data_adapter.get_tf_dataset()
+                self._distributed_dataset = self._distribute_strategy.experimental_distribute_dataset(stock)
         return self._distributed_dataset
 
     def _next_pass(self) -> Pass:
         """Called once for each pass, from TensorFlow's thread, before its first batch."""
+        order, skip = self._next_order()
+        return self._plan().cut(order, skip=skip)
+
+    def _next_order(self) -> tuple[Indices, int]:
+        """All rows in the order of the pass, and how many batches of it are over already."""
         plan = self._plan()
         if not self._training:
-            return plan.cut(np.arange(plan.rows, dtype=np.int64))
+            return np.arange(plan.rows, dtype=np.int64), 0
         order = order_of(self._begun, rows=plan.rows, batch=plan.batch, shuffle=self._shuffle, seed=self._source.seed)
-        return plan.cut(order, skip=self._begun_skip)
+        return order, self._begun_skip
 
     def _enumerate_iterator(self) -> Iterator[tuple[int, int, Any]]:
         """As the stock one, but a pass is begun when its first batch is asked for, and knows its number."""
@@ -242,19 +256,57 @@ def our_dataset(adapter: ArrayDataAdapter, plan: Plan, next_pass: Any) -> tf.dat
         cut = next_pass()
         return cut.full, cut.tail
 
-    def batches(full: Any, tail: Any) -> tf.data.Dataset:
-        parts = tf.data.Dataset.from_tensor_slices(full).map(lambda rows: _with_part(rows, plan.full, plan))
-        if plan.tail_rows:
-            parts = parts.concatenate(tf.data.Dataset.from_tensors(tail).map(lambda rows: _with_part(rows, plan.tail, plan)))
-        return parts
+    return _reading(adapter, tf.data.Dataset.range(1).map(positions).flat_map(functools.partial(_parts, plan)), whole=plan.ranks == 1)
 
+
+def of_replicas(plan: Plan, replicas: int) -> list[Plan]:
+    """The plan of each replica of a process that has all rows."""
+    return [dataclasses.replace(plan, rank=replica, ranks=replicas) for replica in range(replicas)] if replicas > 1 else [plan]
+
+
+def dataset_of_replicas(adapter: ArrayDataAdapter, plans: Sequence[Plan], next_order: Callable[[], tuple[Indices, int]]) -> tf.data.Dataset:
+    """As `our_dataset`, with the parts of all replicas of a batch one after the other: a strategy deals them out in turn."""
+
+    def positions(_: Any) -> Any:
+        found = tf.numpy_function(_indices, [], [tf.int64] * (2 * len(plans)))
+        return tuple(
+            (tf.reshape(full, [-1, plan.full.rows]), tf.reshape(tail, [plan.tail.rows]))
+            for plan, full, tail in zip(plans, found[::2], found[1::2], strict=True)
+        )
+
+    def _indices() -> list[Indices]:
+        order, skip = next_order()
+        cuts = [plan.cut(order, skip=skip) for plan in plans]
+        return [indices for cut in cuts for indices in (cut.full, cut.tail)]
+
+    def in_turn(*given: Any) -> tf.data.Dataset:
+        of_each = tuple(_parts(plan, full, tail) for plan, (full, tail) in zip(plans, given, strict=True))
+        return tf.data.Dataset.zip(of_each).flat_map(_one_after_the_other)
+
+    return _reading(adapter, tf.data.Dataset.range(1).map(positions).flat_map(in_turn), whole=False)
+
+
+def _one_after_the_other(*elements: Any) -> tf.data.Dataset:
+    first, *others = (tf.data.Dataset.from_tensors(element) for element in elements)
+    return functools.reduce(lambda before, after: before.concatenate(after), others, first)
+
+
+def _parts(plan: Plan, full: Any, tail: Any) -> tf.data.Dataset:
+    """The parts that `plan` has of each batch of a pass."""
+    parts = tf.data.Dataset.from_tensor_slices(full).map(lambda rows: _with_part(rows, plan.full, plan))
+    if plan.tail_rows:
+        parts = parts.concatenate(tf.data.Dataset.from_tensors(tail).map(lambda rows: _with_part(rows, plan.tail, plan)))
+    return parts
+
+
+def _reading(adapter: ArrayDataAdapter, positioned: tf.data.Dataset, *, whole: bool) -> tf.data.Dataset:
+    """The rows at these positions; unless they are `whole` batches, with the share they are."""
     inputs = tree.lists_to_tuples(array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow"))
     arrays = tf.data.Dataset.from_tensors(inputs).repeat()
-    positioned = tf.data.Dataset.range(1).map(positions).flat_map(batches)
 
     def read(part: Any, data: Any) -> Any:
         rows = tree.traverse(lambda x: take(x, part["rows"]), data)
-        return rows if plan.ranks == 1 else {PART: part["part"], ALONE: part["alone"], DATA: rows}
+        return rows if whole else {PART: part["part"], ALONE: part["alone"], DATA: rows}
 
     dataset = tf.data.Dataset.zip((positioned, arrays)).map(read, num_parallel_calls=tf.data.AUTOTUNE)
     options = tf.data.Options()

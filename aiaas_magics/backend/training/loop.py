@@ -20,16 +20,20 @@ from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import measure
+from aiaas_magics.backend.training.accumulate import Accumulation
 from aiaas_magics.backend.training.callbacks import callbacks_of_rank, plain_arguments, reads_batches
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.choice import Choice, Choices
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.data import Source, reading_from, with_part
+from aiaas_magics.backend.training.engines.mirrored import Mirrored, is_mirrored, mirroring
 from aiaas_magics.backend.training.engines.tensorflow import Collective
+from aiaas_magics.backend.training.exact import Scope
 from aiaas_magics.backend.training.fused import FusedSteps, same_random_numbers
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.keeper import Keeper, resumed_from
 from aiaas_magics.backend.training.pace import Pace, Pacing
+from aiaas_magics.backend.training.precision import set_precision
 from aiaas_magics.backend.training.progress import Progress
 from aiaas_magics.backend.training.unpacked import Unpacked
 from aiaas_magics.packing import fitcall
@@ -41,7 +45,10 @@ def unpack(command: WorkerCommand) -> UnpackedFitCall:
     """The fit call that the command names."""
     # Mapped, not read: all ranks share one copy in memory, and only what is used is read at all.
     arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in command.arrays]
-    return fitcall.unpack(Path(command.payload).read_bytes(), arrays)
+    with mirroring(command):
+        call = fitcall.unpack(Path(command.payload).read_bytes(), arrays)
+        set_precision(call.model, command.execution.precision)
+    return call
 
 
 def run(command: WorkerCommand, call: Unpacked, channel: Channel) -> Any:
@@ -66,6 +73,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
         seed=command.seed,
         rank=command.rank,
         ranks=command.ranks,
+        replicas=call.model.distribute_strategy.num_replicas_in_sync,
         first_epoch=first,
         start_epoch=start.epoch,
         start_step=start.step,
@@ -80,7 +88,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     each = int(call.model.steps_per_execution or 1) if batch_logs else None
     with (
         reading_from(source),
-        _hooked(call.model, group, source, batch_logs=batch_logs),
+        _hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=batch_logs),
         fusing(command, call, source, pace=keeper.paced(Pace(each)), test_pace=Pace(each), channel=channel),
     ):
         # The Trainer's own `fit`: a subclass' override has run in the kernel already, where it reached the Trainer's.
@@ -101,12 +109,19 @@ def _measure(command: WorkerCommand, call: Unpacked, channel: Channel, group: Gr
     arguments = measure.steady(plain_arguments(call.arguments))
     first = int(arguments["initial_epoch"])
     # The form of the loop is the one that the whole training would have.
-    epochs = int(call.arguments.get("epochs") or 1) - first
-    source = Source(seed=command.seed, rank=command.rank, ranks=command.ranks, first_epoch=first, start_epoch=first, epochs=epochs)
+    source = Source(
+        seed=command.seed,
+        rank=command.rank,
+        ranks=command.ranks,
+        replicas=call.model.distribute_strategy.num_replicas_in_sync,
+        first_epoch=first,
+        start_epoch=first,
+        epochs=int(call.arguments.get("epochs") or 1) - first,
+    )
     timer = measure.StepTimer(command.measure, group=group)
     progress = Progress(channel, plan=lambda: source.plan, notices=False)
     fused = fusing(command, call, source, pace=timer, test_pace=Pace(), channel=channel)
-    with reading_from(source), _hooked(call.model, group, source, batch_logs=False), fused:
+    with reading_from(source), _hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=False), fused:
         history = TensorFlowTrainer.fit(call.model, **arguments, callbacks=[timer, progress])
     assert source.plan is not None
     measured = timer.measured(source.plan.batch)
@@ -125,6 +140,14 @@ def _measure_plain(command: WorkerCommand, call: Unpacked, channel: Channel) -> 
     return history
 
 
+def _fused(command: WorkerCommand) -> str:
+    """Parts of a batch must not be compiled by XLA, which would hold all of them in memory; a strategy brings its own steps."""
+    execution = command.execution
+    if is_mirrored(command):
+        return "off"
+    return "graph" if execution.accumulate > 1 and execution.fused != "off" else execution.fused
+
+
 def _group(command: WorkerCommand) -> Group:
     # Ranks that share a core must not take it from one another by looking.
     own_core = bool(command.cores) and command.ranks <= (os.cpu_count() or 1)
@@ -132,18 +155,26 @@ def _group(command: WorkerCommand) -> Group:
 
 
 @contextlib.contextmanager
-def _hooked(model: Any, group: Group | None, source: Source, *, batch_logs: bool) -> Iterator[None]:
-    if group is None:
-        yield
-        return
-    with Collective(model, group, batch_alone=lambda: source.batch_alone, batch_logs=batch_logs).installed():
+def _hooked(model: Any, group: Group | None, source: Source, *, accumulate: int, batch_logs: bool) -> Iterator[None]:
+    scope = Scope()
+    several: Collective | Mirrored | None = None
+    with contextlib.ExitStack() as stack:
+        if accumulate > 1:  # first, so that what adds up over ranks comes after the parts
+            corrected = group is not None or source.replicas > 1
+            stack.enter_context(Accumulation(model, accumulate, scope).installed(corrected=corrected))
+        if group is not None:
+            several = Collective(model, group, batch_alone=lambda: source.batch_alone, batch_logs=batch_logs, scope=scope)
+        elif source.replicas > 1:
+            several = Mirrored(model, batch_alone=lambda: source.batch_alone, batch_logs=batch_logs, scope=scope)
+        if several is not None:
+            stack.enter_context(several.installed())
         yield
 
 
 @contextlib.contextmanager
 def fusing(command: WorkerCommand, call: Unpacked, source: Source, *, pace: Pacing, test_pace: Pacing, channel: Channel) -> Iterator[None]:
     """Inside, `fit` on arrays makes many steps in one call, as `pace` says; not where the user has a loop of his own."""
-    model, wanted = call.model, command.execution.fused
+    model, wanted = call.model, _fused(command)
     own = any(getattr(type(model), name) is not getattr(TensorFlowTrainer, name) for name in ("make_train_function", "make_test_function"))
     if wanted == "off" or own or model.run_eagerly:
         yield

@@ -2,7 +2,7 @@
 
 Owns which state that is: every variable of the fit call, Python's and numpy's random numbers, Keras'
 generator for random ops without a seed. Ranks share most of it bit for bit; what is a rank's own (its
-seeds, statistics and sums within an epoch) is found by comparing, so that nothing has to be known of
+seeds, statistics and sums within an epoch; of a replica likewise) is found by comparing, so that nothing has to be known of
 what the variables mean. How it stands on disk belongs to `checkpoints`.
 
 Not in it, because nobody can ask for it: `tf.random`'s own counters, and whatever a generator holds.
@@ -24,7 +24,7 @@ from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_g
 from aiaas_magics.backend.training.checkpoints import decode_own, encode_own
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.unpacked import Unpacked
-from aiaas_magics.backend.training.variables import metric_variables, offset_seeds
+from aiaas_magics.backend.training.variables import copies_of, metric_variables, offset_replicas, offset_seeds
 from aiaas_magics.packing.variables import check_kept, tensorflow_variable
 from aiaas_magics.spec import TensorSpec
 
@@ -33,9 +33,13 @@ Array = npt.NDArray[Any]
 
 def take(call: Unpacked, group: Group | None) -> tuple[list[Array], list[bytes]]:
     """This rank's variables, and what each rank keeps of its own. Every rank calls it at the same point."""
-    values = [np.asarray(variable.numpy()) for variable in call.variables]
+    copies = [[np.asarray(copy.numpy()) for copy in copies_of(variable)] for variable in call.variables]
+    values = [found[0] for found in copies]
     if group is None:
-        return values, [_own({})]
+        return values, [
+            _own({place: found[replica] for place, found in enumerate(copies) if found[replica].tobytes() != found[0].tobytes()}, replica)
+            for replica in range(_replicas(call))
+        ]
     prints = np.array([_fingerprint(value) for value in values], dtype=np.int64).reshape(-1, 2)
     everyone = group.gather(prints, site="checkpoint-prints")
     differing = np.flatnonzero((everyone[group.rank] != everyone[0]).any(axis=1)) if values else ()
@@ -53,16 +57,21 @@ def put_back(call: Unpacked, values: Sequence[Array], own: Sequence[bytes], *, r
     """
     check_fits(call, values)
     for variable, value in zip(call.variables, values, strict=True):
-        variable.assign(value)
-    if len(own) == ranks:
-        state = decode_own(own[rank])
-        for place, value in state["values"].items():
-            call.variables[place].assign(value)
-        _put_back_random(state)
+        for copy in copies_of(variable):
+            copy.assign(value)
+    replicas = _replicas(call)
+    if len(own) == ranks * replicas:
+        states = [decode_own(data) for data in own[rank : rank + replicas]]
+        for replica, state in enumerate(states):
+            for place, value in state["values"].items():
+                copies_of(call.variables[place])[replica].assign(value)
+        _put_back_random(states[0], [state["keras"] for state in states])
         return
     _share_out(call, values, [decode_own(data)["values"] for data in own], rank=rank)
     if rank == 0:
-        _put_back_random(decode_own(own[0]))
+        state = decode_own(own[0])
+        _put_back_random(state, [state["keras"]] * replicas)
+    offset_replicas(call.model)
 
 
 def check_fits(call: Unpacked, values: Sequence[Array]) -> None:
@@ -86,21 +95,27 @@ def _share_out(call: Unpacked, values: Sequence[Array], differing: Sequence[Mapp
     offset_seeds(call.model, rank)
 
 
-def _own(values: Mapping[int, Array]) -> bytes:
+def _replicas(call: Unpacked) -> int:
+    return max((len(copies_of(variable)) for variable in call.variables), default=1)
+
+
+def _own(values: Mapping[int, Array], replica: int = 0) -> bytes:
     generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     return encode_own(
         {
             "values": dict(values),
             "python": random.getstate(),
             "numpy": np.random.get_state(),
-            "keras": None if generator is None else np.asarray(keras.ops.convert_to_numpy(generator.state.value)),
+            "keras": None if generator is None else np.asarray(copies_of(generator.state)[replica].numpy()),
         }
     )
 
 
-def _put_back_random(state: Mapping[str, Any]) -> None:
+def _put_back_random(state: Mapping[str, Any], of_replicas: Sequence[Array | None]) -> None:
     if state["keras"] is not None:
-        global_seed_generator().state.assign(state["keras"])  # draws from Python's where there is none yet: first
+        generator = global_seed_generator()  # draws from Python's where there is none yet: first
+        for copy, kept in zip(copies_of(generator.state), of_replicas, strict=True):
+            copy.assign(kept)
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
 

@@ -1,6 +1,6 @@
 """Which variables of a model are its metrics' and its random generators', whatever Keras runs on.
 
-Owns finding them, and giving each rank random numbers of its own. What becomes of them belongs to the engines.
+Owns finding them, and giving each rank and replica random numbers of its own. What becomes of them belongs to the engines.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 
 def metric_variables(model: Any) -> list[Any]:
@@ -25,10 +28,30 @@ def offset_seeds(model: Any, rank: int) -> None:
     if rank == 0:
         return
     for generator in seed_generators(model):
-        state = np.array(keras.ops.convert_to_numpy(generator.state.value))
-        # Any odd step gives other streams; this one is 2**32 / golden ratio, far from small seeds and their neighbours.
-        state[0] = (int(state[0]) + rank * 0x9E3779B1) % 2**32 if state.dtype.itemsize <= 4 else int(state[0]) + rank * 0x9E3779B1
-        generator.state.assign(state)
+        generator.state.assign(_state_of_rank(np.array(keras.ops.convert_to_numpy(generator.state.value)), rank))
+
+
+def offset_replicas(model: Any) -> None:
+    """Other random numbers on each replica of a process; the first keeps its own."""
+    of_keras = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    for generator in (*seed_generators(model), *([] if of_keras is None else [of_keras])):
+        first, *others = copies_of(generator.state)
+        for place, copy in enumerate(others, start=1):
+            copy.assign(_state_of_rank(first.numpy(), place))
+
+
+def copies_of(variable: Any) -> tuple[Any, ...]:
+    """The variable of each replica; of one that is not mirrored, itself."""
+    held = variable.value if isinstance(variable, keras.Variable) else variable
+    return tuple(getattr(held, "values", ())) or (variable,)
+
+
+def _state_of_rank(state: npt.NDArray[Any], rank: int) -> npt.NDArray[Any]:
+    state = state.copy()
+    # Any odd step gives other streams; this one is 2**32 / golden ratio, far from small seeds and their neighbours.
+    moved = int(state[0]) + rank * 0x9E3779B1
+    state[0] = moved % 2**32 if state.dtype.itemsize <= 4 else moved
+    return state
 
 
 def seed_generators(model: Any) -> list[Any]:

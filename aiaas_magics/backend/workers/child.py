@@ -112,10 +112,14 @@ def prepare_process(command: WorkerCommand) -> None:
     import keras
     import tensorflow as tf
 
+    from aiaas_magics.backend.training.engines import mirrored
+
     if command.cores:
         tf.config.threading.set_intra_op_parallelism_threads(len(command.cores))
         # One more than cores: an exchange that waits for other ranks occupies one, and data is read meanwhile.
         tf.config.threading.set_inter_op_parallelism_threads(len(command.cores) + 1)
+    if mirrored.is_mirrored(command) and not command.gpus:
+        mirrored.simulate_devices(command.devices)
     keras.utils.set_random_seed(seed)
 
 

@@ -36,10 +36,10 @@ class Collective:
         batch_logs: whether somebody reads the logs of single batches; they are made global then, at a price.
     """
 
-    def __init__(self, model: Any, group: Group, *, batch_alone: Callable[[], bool], batch_logs: bool) -> None:
+    def __init__(self, model: Any, group: Group, *, batch_alone: Callable[[], bool], batch_logs: bool, scope: Scope) -> None:
         self._model, self._group = model, group
         self._batch_alone, self._batch_logs = batch_alone, batch_logs
-        self._scope = Scope()
+        self._scope = scope
         self._sites = itertools.count()
         self._local = threading.local()
         self._last: Any = None  # the exchange that was traced last
@@ -59,7 +59,7 @@ class Collective:
             "_get_metrics_result_or_logs": self._read_metrics(model._get_metrics_result_or_logs),
         }
         offset_seeds(model, self._group.rank)
-        with exact_reductions(self._scope, self._total), self._optimizers():
+        with exact_reductions(self._scope), self._optimizers():
             for name, hook in hooks.items():
                 object.__setattr__(model, name, hook)  # past Keras' tracking: the hooks are no part of the model
             try:
@@ -74,7 +74,7 @@ class Collective:
         def step(data: Any) -> Any:
             if not (isinstance(data, dict) and PART in data):
                 return stock(data)  # an evaluation of the user's own, whole on every rank
-            share = Share(data[PART], data[ALONE])
+            share = Share(data[PART], data[ALONE], self._sum_in_graph)
             with self._scope.of(share):
                 kept = self._metric_values() if self._group.rank and self._batch_alone() else []
                 logs = stock(data[DATA])
@@ -94,7 +94,7 @@ class Collective:
             local = self._metric_values()
             flat = tf.concat([tf.reshape(tf.cast(value, tf.float64), [-1]) for _, value in local], 0)
             summed = self._sum_in_graph(flat)
-            for variable, value in _split(summed, [variable for variable, _ in local]):
+            for variable, value in split(summed, [variable for variable, _ in local]):
                 variable.assign(value)
             logs = {name: tf.identity(value) for name, value in self._model.get_metrics_result().items()}
             for variable, value in local:
@@ -104,9 +104,6 @@ class Collective:
         flat = tf.stack([tf.cast(logs[name], tf.float64) * share.part for name in names])
         summed = self._sum_in_graph(flat)
         return {name: tf.cast(summed[place], tf.convert_to_tensor(logs[name]).dtype) for place, name in enumerate(names)}
-
-    def _total(self, value: Any) -> Any:
-        return self._sum_in_graph(value)
 
     def _sum_in_graph(self, value: Any) -> Any:
         site = self._next_site("sum")
@@ -137,7 +134,7 @@ class Collective:
     @contextlib.contextmanager
     def _optimizers(self) -> Iterator[None]:
         """Every class that defines `apply` gets the hook; only the outermost call of a nest sums."""
-        stock: list[tuple[Any, Any]] = [(cls, cls.__dict__["apply"]) for cls in _with_subclasses(BaseOptimizer) if "apply" in cls.__dict__]
+        stock: list[tuple[Any, Any]] = [(cls, cls.__dict__["apply"]) for cls in with_subclasses(BaseOptimizer) if "apply" in cls.__dict__]
         for cls, apply in stock:
             cls.apply = self._apply(apply)
         try:
@@ -265,13 +262,13 @@ class Collective:
                     variable.assign(mean.astype(here.dtype))
 
 
-def _with_subclasses(cls: Any) -> list[Any]:
+def with_subclasses(cls: Any) -> list[Any]:
     """`cls` and all that inherit from it, each once."""
-    below = [found for child in cls.__subclasses__() for found in _with_subclasses(child)]
+    below = [found for child in cls.__subclasses__() for found in with_subclasses(child)]
     return list(dict.fromkeys([cls, *below]))
 
 
-def _split(flat: Any, variables: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+def split(flat: Any, variables: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
     start = 0
     for variable in variables:
         size = int(np.prod(variable.shape, dtype=np.int64))

@@ -1,0 +1,261 @@
+"""Keras on TensorFlow, one process that drives several devices: `MirroredStrategy`, made exact.
+
+Owns the strategy, the variables under it, and the hooks around one `fit`. Keras' own way of
+distributing divides every loss by the number of replicas and clips each replica's gradients by
+themselves. Here, as between processes, each replica has means over its rows; gradients are weighted
+by the replica's share of the rows and added up where the outermost optimizer applies them. After that
+every replica has the same gradients, so each updates its own copy of the variables by itself: nothing
+inside an optimizer has to meet, and clipping, accumulation and loss scaling are those of one device.
+
+The arithmetic of losses is `exact`, which rows a replica has is `data`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.backend.common import global_state
+from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from keras.src.losses import loss as loss_module
+from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
+
+from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.training.engines.tensorflow import ALONE, DATA, PART, split, with_subclasses
+from aiaas_magics.backend.training.exact import Scope, Share, exact_reductions
+from aiaas_magics.backend.training.variables import copies_of, metric_variables, offset_replicas
+
+# What TensorFlow's optimizer does across replicas, the base class does on one.
+ON_ONE: Final = ("_apply_weight_decay", "_overwrite_model_variables_with_average_value", "_backend_increment_gradient_accumulators")
+
+
+def is_mirrored(command: WorkerCommand) -> bool:
+    """Whether the model of `command` has a copy on each of several devices; never where plain `fit` is measured."""
+    plain = command.measure is not None and command.measure.plain
+    return command.execution.strategy == "mirrored" and command.devices > 1 and not plain
+
+
+def simulate_devices(count: int) -> None:
+    """Cut the CPU into `count` devices, which share its cores. Before TensorFlow has touched it."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration() for _ in range(count)])
+
+
+@contextlib.contextmanager
+def mirroring(command: WorkerCommand) -> Iterator[None]:
+    """Inside, a model is made on all devices of `command`, where that is how it is trained.
+
+    Variables that Keras would have updated by the first replica only are updated by all, alike: meeting for it is not
+    possible inside a condition, where optimizers that scale or accumulate update them.
+    """
+    if not is_mirrored(command):
+        yield
+        return
+    if command.gpus:
+        strategy = tf.distribute.MirroredStrategy([f"GPU:{place}" for place in range(command.devices)])
+    else:
+        # Sums in the order of the devices, where the default would need a thread for each that waits.
+        strategy = tf.distribute.MirroredStrategy(
+            [f"CPU:{place}" for place in range(command.devices)], cross_device_ops=tf.distribute.ReductionToOneDevice()
+        )
+
+    def own_copy(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
+        if kwargs.get("aggregation") == tf.VariableAggregation.ONLY_FIRST_REPLICA:
+            kwargs["aggregation"] = tf.VariableAggregation.NONE
+        return next_creator(**kwargs)
+
+    with strategy.scope(), tf.variable_creator_scope(own_copy):
+        yield
+        global_seed_generator()  # made here, on all devices, in case a step asks for it
+
+
+class Mirrored:
+    """The hooks of one `fit` of `model`, which was made inside `mirroring`.
+
+    Args:
+        batch_alone: asked when a step is traced: whether some batch has fewer rows than replicas.
+        batch_logs: whether somebody reads the logs of single batches; they are made global then, at a price.
+    """
+
+    def __init__(self, model: Any, *, batch_alone: Callable[[], bool], batch_logs: bool, scope: Scope) -> None:
+        self._model, self._strategy = model, model.distribute_strategy
+        self._batch_alone, self._batch_logs = batch_alone, batch_logs
+        self._scope = scope
+        self._local = threading.local()
+        self._evaluating = False
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Everything hooked; undone on the way out."""
+        model = self._model
+        model.jit_compile = False
+        model.train_function = model.test_function = model.predict_function = None
+        hooks = {
+            "train_step": self._step(_python(model.train_step)),
+            "test_step": self._step(_python(model.test_step)),
+            "evaluate": self._evaluate(model.evaluate),
+            "_get_metrics_result_or_logs": self._read_metrics(model._get_metrics_result_or_logs),
+            "_maybe_symbolic_build": lambda **_: None,  # everything is built where the fit call comes from
+        }
+        offset_replicas(model)
+        with exact_reductions(self._scope), self._optimizers():
+            for name, hook in hooks.items():
+                object.__setattr__(model, name, hook)  # past Keras' tracking: the hooks are no part of the model
+            try:
+                yield
+            finally:
+                for name in hooks:
+                    object.__delattr__(model, name)
+
+    # ------------------------------------------------------------------ a step
+
+    def _step(self, stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        generator = global_seed_generator()
+
+        def step(data: Any) -> Any:
+            # Keras keeps it by thread, replicas are traced in threads of their own, and a step cannot make variables.
+            global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+            if not (isinstance(data, dict) and PART in data):
+                return stock(data)  # an evaluation of the user's own
+            share = Share(data[PART], data[ALONE], _total)
+            with self._scope.of(share):
+                kept = self._metric_values() if self._batch_alone() else []
+                logs = stock(data[DATA])
+                again = tf.logical_and(share.alone, _replica() > 0)
+                for variable, before in kept:
+                    variable.assign(tf.where(again, before, variable.value))
+                return self._global_logs(logs, share)
+
+        hooked: Callable[[Any], Any] = tf.autograph.experimental.do_not_convert(step)
+        return hooked
+
+    def _metric_values(self) -> list[tuple[Any, Any]]:
+        return [(variable, tf.identity(variable.value)) for variable in metric_variables(self._model)]
+
+    def _global_logs(self, logs: Any, share: Share) -> Any:
+        """The logs of a step as one device would have them; Keras takes the mean over replicas of what is given here."""
+        if set(logs) != set(self._model.get_metrics_result()):
+            weight = share.part * self._strategy.num_replicas_in_sync
+            return {name: tf.convert_to_tensor(value) * tf.cast(weight, value.dtype) for name, value in logs.items()}
+        if not self._batch_logs:
+            return logs
+        local = self._metric_values()
+        summed = _total(tf.concat([tf.reshape(tf.cast(value, tf.float64), [-1]) for _, value in local], 0))
+        for variable, value in split(summed, [variable for variable, _ in local]):
+            variable.assign(value)
+        logs = {name: tf.identity(value) for name, value in self._model.get_metrics_result().items()}
+        for variable, value in local:
+            variable.assign(value)
+        return logs
+
+    # ------------------------------------------------------------------ gradients
+
+    @contextlib.contextmanager
+    def _optimizers(self) -> Iterator[None]:
+        """Every class that defines `apply` gets the hook, only the outermost call of a nest sums; what follows stays on the replica."""
+        stock: list[tuple[Any, str, Any]] = [
+            *((cls, "apply", cls.__dict__["apply"]) for cls in with_subclasses(BaseOptimizer) if "apply" in cls.__dict__),
+            *((TFOptimizer, name, getattr(TFOptimizer, name)) for name in (*ON_ONE, "_backend_update_step")),
+            (LossScaleOptimizer, "_tf_apply", LossScaleOptimizer._tf_apply),
+            *((loss_module, name, getattr(loss_module, name)) for name in ("scale_loss_for_distribution", "unscale_loss_for_distribution")),
+        ]
+        for owner, name, function in stock:
+            if name == "apply":
+                owner.apply = self._apply(function)
+        for name in ON_ONE:
+            setattr(TFOptimizer, name, getattr(BaseOptimizer, name))
+        TFOptimizer._backend_update_step = _update_own_copy
+        LossScaleOptimizer._tf_apply = LossScaleOptimizer._common_apply
+        loss_module.scale_loss_for_distribution = loss_module.unscale_loss_for_distribution = lambda value: value
+        try:
+            yield
+        finally:
+            for owner, name, function in stock:
+                setattr(owner, name, function)
+
+    def _apply(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+        def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> Any:
+            if getattr(self._local, "within", False) or self._scope.share is None:
+                return stock(optimizer, grads, trainable_variables)
+            self._local.within = True
+            try:
+                return stock(optimizer, _sum_gradients(list(grads), self._scope.share), trainable_variables)
+            finally:
+                self._local.within = False
+
+        return apply
+
+    # ------------------------------------------------------------------ what Keras reads between steps
+
+    def _evaluate(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+        def evaluate(*args: Any, **kwargs: Any) -> Any:
+            ours = bool(kwargs.get("_use_cached_eval_dataset"))
+            if ours:
+                self._model._eval_epoch_iterator.shard()
+            outer, self._evaluating = self._evaluating, True
+            try:
+                return stock(*args, **kwargs)
+            finally:
+                self._evaluating = outer
+
+        return evaluate
+
+    def _read_metrics(self, stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def read(logs: Any) -> Any:
+            if not self._evaluating:
+                self._average_statistics()
+            return stock(logs)
+
+        return read
+
+    def _average_statistics(self) -> None:
+        """Moving statistics (BatchNormalization) saw different rows on each replica."""
+        metrics = {id(variable) for variable in metric_variables(self._model)}
+        for variable in self._model.non_trainable_variables:
+            if id(variable) in metrics or not keras.backend.is_float_dtype(variable.dtype):
+                continue
+            copies = [copy.numpy() for copy in copies_of(variable)]
+            if not all(np.array_equal(copy, copies[0]) for copy in copies):
+                variable.assign(np.mean([copy.astype(np.float64) for copy in copies], axis=0).astype(copies[0].dtype))
+
+
+def _python(step: Any) -> Any:
+    """A user's step without a `tf.function` of its own: replicas cannot meet inside one."""
+    return getattr(step, "python_function", step)
+
+
+def _replica() -> Any:
+    return tf.distribute.get_replica_context().replica_id_in_sync_group
+
+
+def _total(value: Any) -> Any:
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def _sum_gradients(grads: list[Any], share: Share) -> list[Any]:
+    """The sum over replicas of `share * gradient`. Slices are put side by side: Keras' Adam squares each of them."""
+    places = [place for place, grad in enumerate(grads) if grad is not None]
+    weighted = []
+    for grad in (grads[place] for place in places):
+        if isinstance(grad, tf.IndexedSlices):
+            # Of a batch that every replica has whole, the first's count.
+            weight = tf.cast(tf.where(share.alone, tf.cast(_replica() == 0, tf.float64), share.part), grad.dtype)
+            weighted.append(tf.IndexedSlices(grad.values * weight, grad.indices, grad.dense_shape))
+        else:
+            weighted.append(grad * tf.cast(share.part, grad.dtype))
+    summed = list(grads)
+    for place, value in zip(places, _total(weighted) if weighted else [], strict=True):
+        summed[place] = value
+    return summed
+
+
+def _update_own_copy(optimizer: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
+    for grad, variable in zip(grads, trainable_variables, strict=True):
+        optimizer.update_step(grad, getattr(variable, "value", variable), learning_rate)

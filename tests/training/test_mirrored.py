@@ -1,0 +1,89 @@
+"""One process with several devices computes what plain `fit` computes on one. The devices are simulated: cores of the CPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import pytest
+import tensorflow as tf
+
+from aiaas_magics.spec import Execution
+from tests.training import ranks
+from tests.training.fit_cases import CASES, Case, OwnStep, data, dense, optimizer
+from tests.training.test_equivalence import assert_like_plain_fit, floats
+
+MIRRORED = Execution(strategy="mirrored")
+
+
+class Replicas(keras.callbacks.Callback):
+    """Keeps on how many devices the model was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = 0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.found = self.model.distribute_strategy.num_replicas_in_sync
+
+
+class CompiledStep(OwnStep):
+    train_step = tf.function(OwnStep.train_step)
+
+
+def compiled_step() -> Any:
+    keras.utils.set_random_seed(11)
+    model = CompiledStep()
+    model.compile(optimizer="adam")
+    return model
+
+
+KNOWN = CASES | {
+    "momentum": Case(dense(optimizer("SGD", momentum=0.9)), data(callbacks=lambda: [Replicas()])),
+    "compiled train_step": Case(compiled_step, data()),
+}
+NAMES = {
+    2: (
+        "momentum",
+        "adam",
+        "global clipnorm",
+        "accumulated gradients",
+        "scaled loss",
+        "masks",
+        "synchronized statistics, tail smaller than n",
+        "compiled train_step",
+    ),
+    3: ("adam in float64", "sum, tail smaller than n"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, tuple[Path, ranks.Sent]]]:
+    """By number of devices: all cases, trained in one process when first asked for."""
+    return functools.cache(lambda n: train_all(n, tmp_path_factory.mktemp(f"devices-{n}")))
+
+
+def train_all(n: int, base: Path) -> dict[str, tuple[Path, ranks.Sent]]:
+    made, files = {}, []
+    for name in NAMES[n]:
+        folder, case = base / name, KNOWN[name]
+        with floats(case):
+            sent = ranks.send(folder, case.model(), workers=n, execution=MIRRORED, **case.arguments())
+        made[name] = folder, sent
+        files += ranks.commands(sent, folder, ranks=1, devices=n, cores=(0, 1), execution=MIRRORED)
+    script = str(Path(__file__).with_name("run_cases.py"))
+    codes = ranks.finish([ranks.spawn(script, *map(str, files), output=base / "output.txt")])
+    assert codes == [0], (base / "output.txt").read_text()[-6000:]
+    return made
+
+
+@pytest.mark.parametrize(("name", "n"), [(name, n) for n, names in NAMES.items() for name in names])
+def test_replicas_train_as_plain_fit_does(trained: Callable[[int], dict[str, tuple[Path, ranks.Sent]]], name: str, n: int) -> None:
+    folder, sent = trained(n)[name]
+
+    assert_like_plain_fit(KNOWN[name], sent, folder)
+
+    assert all(callback.found == n for callback in sent.packed.callbacks if isinstance(callback, Replicas))
