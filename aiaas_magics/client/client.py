@@ -157,6 +157,7 @@ class Backend:
         name: str | None = None,
         seed: int | None = None,
         oversubscribe: bool = False,
+        execution: Execution | None = None,
         **fit_arguments: Any,
     ) -> Study:
         """The same fit call on several numbers of workers, measured; `model` keeps its weights.
@@ -168,7 +169,7 @@ class Backend:
         from aiaas_magics.packing.fitcall import FitCall
 
         call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
-        options = TrainOptions(name=name, seed=seed, oversubscribe=oversubscribe)
+        options = TrainOptions(name=name, seed=seed, oversubscribe=oversubscribe, execution=execution or Execution())
         return study.measure(self, call, points=workers, options=options, weak=weak)
 
     def deploy(self, model: Any, *, name: str | None = None, replicas: int = 1, sample: Any = None) -> Endpoint:

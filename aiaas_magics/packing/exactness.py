@@ -33,8 +33,8 @@ def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execut
     return tuple(dict.fromkeys(found))
 
 
-def on_jax(model: Any, shape: FitShape) -> tuple[str, ...]:
-    """One sentence for each part of this fit that differs on JAX, whatever the number of devices."""
+def on_jax(model: Any, shape: FitShape, *, copies: int) -> tuple[str, ...]:
+    """One sentence for each part of this fit that differs on JAX, on so many copies of the model."""
     import keras
 
     found = []
@@ -53,6 +53,11 @@ def on_jax(model: Any, shape: FitShape) -> tuple[str, ...]:
     if len(_compiled(model, "loss")) > 1 and shape.rows % shape.global_batch:
         found.append(
             "The losses shown of single outputs count the last, smaller batch by its rows on JAX, and like any other on TensorFlow."
+        )
+    if shape.global_batch % copies:
+        found.append(
+            f"Batches of {shape.global_batch} rows cannot be shared evenly by {copies} devices, so each computes all of them: "
+            f"the same result, and no faster. Use a batch_size that is a multiple of {copies}."
         )
     if model.run_eagerly:
         found.append("run_eagerly=True is left aside: JAX compiles each step.")

@@ -116,7 +116,7 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None,
         raise refusals.refuse(failed.culprit, _roots(model, arguments, callbacks), failed.why) from failed.why
     notes: tuple[str, ...] = ()
     if execution.on_jax:
-        payload, execution, notes = _ported(payload, luggage, root, execution)
+        payload, execution, notes = _ported(payload, luggage, root, execution, workers)
     if not execution.on_jax:
         resolved = execution.resolved(devices=workers, gpus=gpus)
         notes += exactness.announcements(model, {**arguments, "callbacks": callbacks}, workers, resolved)
@@ -139,7 +139,7 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None,
 
 
 def _ported(
-    payload: bytes, luggage: fitcall_pickle.Luggage, root: Mapping[str, Any], execution: Execution
+    payload: bytes, luggage: fitcall_pickle.Luggage, root: Mapping[str, Any], execution: Execution, workers: int
 ) -> tuple[bytes, Execution, tuple[str, ...]]:
     """The payload with its portable form, how it is to be carried out, and what is to be said of it."""
     try:
@@ -149,7 +149,8 @@ def _ported(
             raise NotOnJax(str(why)) from why
         stays = replace(execution, engine="tensorflow", strategy="auto", model_parallel=1)
         return payload, stays, (exactness.stays_on_tensorflow(str(why)),)
-    return payload, execution, exactness.on_jax(root["model"], checks.shape_of(root["model"], root["arguments"]))
+    shape = checks.shape_of(root["model"], root["arguments"])
+    return payload, execution, exactness.on_jax(root["model"], shape, copies=max(1, workers // execution.model_parallel))
 
 
 def unpack(payload: bytes, arrays: Sequence[np.ndarray]) -> UnpackedFitCall:

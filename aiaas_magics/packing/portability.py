@@ -10,8 +10,10 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
+import numpy as np
+
 from aiaas_magics.packing import helpers
-from aiaas_magics.packing.data import all_leaves
+from aiaas_magics.packing.data import PARTS, all_leaves
 
 STEPS: Final = ("train_step", "test_step", "make_train_function", "make_test_function")
 # Layers that look up texts, or hash, in TensorFlow whatever Keras runs on.
@@ -44,6 +46,9 @@ def _reasons(model: Any, arguments: Mapping[str, Any], code: Iterable[Any]) -> I
         yield f"{type(model).__name__} has its own {own[0]}, which is written for TensorFlow"
     if type(model).compile is not TensorFlowTrainer.compile and not _compiles_itself(model):
         yield f"{type(model).__name__} has its own compile without compile_from_config"
+    for part in (*PARTS, "validation_data"):
+        if not _is_arrays(arguments.get(part)):
+            yield f"{part} is no array, and what yields batches is read by TensorFlow"
     for path, leaf in all_leaves(arguments):
         if leaf.dtype.kind in "OSU":
             yield f"{path} holds texts, which only TensorFlow computes with"
@@ -56,6 +61,14 @@ def _reasons(model: Any, arguments: Mapping[str, Any], code: Iterable[Any]) -> I
         if variable.dtype in WIDE:
             yield f"{variable.path} is {variable.dtype}, and JAX computes in single precision here"
     yield from _tensorflow_in(code)
+
+
+def _is_arrays(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_arrays, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_arrays, value))
+    return value is None or isinstance(value, np.ndarray)
 
 
 def _compiles_itself(model: Any) -> bool:

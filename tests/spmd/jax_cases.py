@@ -33,6 +33,8 @@ def main(paths: list[str]) -> int:
         folder = AttemptFolder(Path(command.attempt_dir))
         if not place:
             child.prepare_process(replace(command, devices=DEVICES, cores=()))
+        if command.resume_from:
+            command = replace(command, resume_from=str(min(Path(command.resume_from).glob("epoch-*"))))
         channel = FileChannel(folder.events(command.rank))
         try:
             call = engine.unpack(command)

@@ -11,11 +11,14 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from aiaas_magics.backend.training.plan import order_of
+from aiaas_magics.backend.checkpoint_folder import Place
+from aiaas_magics.backend.training.passes import Passes, Reading
+from aiaas_magics.backend.training.plan import Plan, order_of
 from aiaas_magics.errors import NotOnJax
-from aiaas_magics.packing import fitcall
-from aiaas_magics.spec import Checkpointed, Execution, Measured, MeasureSpec, Planned
+from aiaas_magics.packing import fitcall, portability
+from aiaas_magics.spec import EpochEnded, Execution, Measured, MeasureSpec, Planned
 from tests.spmd import jax_models
 from tests.training import ranks
 
@@ -109,7 +112,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     done = root / "resumed"
     done.mkdir()
     whole = CASES["dropping-2"]
-    kept = whole.folder / "checkpoints" / "epoch-00002"
+    kept = whole.folder / "checkpoints"  # the worker takes the oldest there, since which epochs have one is a matter of time
     paths += ranks.commands(whole.sent, done, ranks=1, seed=SEED, devices=2, execution=ON_JAX, resume_from=str(kept))
     output = root / "output.txt"
     with pytest.MonkeyPatch.context() as patch:
@@ -155,6 +158,17 @@ def test_the_order_of_rows_is_that_of_every_other_strategy(cases: dict[str, Case
     assert len(case.result.history["loss"]) == 4
 
 
+def test_an_attempt_within_an_epoch_goes_on_with_the_next_batch() -> None:
+    plan = Plan(rows=70, batch=16)
+    passes = Passes(Reading(seed=SEED, start=Place(1, 3)), plan, shuffle=True, steps_per_epoch=None)
+
+    begun = passes.begin()
+
+    assert (begun[0], passes.first_step()) == (3, 3)
+    np.testing.assert_array_equal(begun[1], order_of(1, rows=70, batch=16, shuffle=True, seed=SEED))
+    assert (passes.begin()[0], passes.first_step()) == (0, 0)
+
+
 def test_masks_are_the_same_for_any_number_of_devices_and_announced_as_jaxs(cases: dict[str, Case]) -> None:
     one, two = cases["dropping-1"], cases["dropping-2"]
 
@@ -176,7 +190,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(cases: dict[str, Ca
     for there, here in zip(resumed.variables, whole.result.variables, strict=True):
         np.testing.assert_array_equal(there, here)
     assert resumed.history == whole.result.history
-    assert len([event for event in ranks.events_in(folder) if isinstance(event, Checkpointed)]) == 1
+    assert [event.epoch for event in ranks.events_in(folder) if isinstance(event, EpochEnded)] in ([1, 2], [2])
 
 
 def test_callbacks_see_the_model_and_come_back(cases: dict[str, Case]) -> None:
@@ -289,6 +303,12 @@ def holding_a_variable(model: Any) -> Any:
     return callback
 
 
+def test_what_yields_batches_is_read_by_tensorflow() -> None:
+    dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(16)
+
+    assert portability.why_not(jax_models.dense(), {"x": dataset}, ()) == "x is no array, and what yields batches is read by TensorFlow"
+
+
 @pytest.mark.parametrize(
     ("model", "callback", "why"),
     [
@@ -321,6 +341,9 @@ def test_what_differs_on_jax_is_announced() -> None:
     words = fitcall.pack(fitcall.FitCall(looking, WORDS), execution=ON_JAX)
     parts = fitcall.pack(fitcall.FitCall(jax_models.own(), {**fit_of((X, {"a": Y, "b": Y}))}), execution=ON_JAX)
 
+    odd = fitcall.pack(fitcall.FitCall(jax_models.dense(), fit_of((X, Y), batch_size=15)), workers=2, execution=ON_JAX)
+
+    assert [note.partition(", so")[0] for note in odd.notes] == ["Batches of 15 rows cannot be shared evenly by 2 devices"]
     assert [note.partition(" on JAX")[0] for note in words.notes] == ["Adam squares the gradient of a row of table once"]
     assert [note.partition(" on JAX")[0] for note in parts.notes] == [
         "The losses shown of single outputs count the last, smaller batch by its rows"
