@@ -120,6 +120,46 @@ class Group:
                 self._sum_sliced(out, slots)
         return [out[offset : offset + array.size].reshape(array.shape) for offset, array in zip(offsets, arrays, strict=True)]
 
+    def sum_shard(self, arrays: Sequence[Array], weight: float, *, site: str) -> list[Array]:
+        """As `sum_weighted`, but of the arrays laid end to end this rank gets its own shard only: one piece of each that it touches.
+
+        See `pieces` for which those are.
+        """
+        dtype = arrays[0].dtype
+        offsets, items = _layout([array.size for array in arrays], dtype.itemsize)
+        with self._exchanging(items * dtype.itemsize):
+            slots = self._site(site, items * dtype.itemsize).turn(dtype, items)
+            mine, factor = slots[self.rank], dtype.type(weight)
+            for offset, array in zip(offsets, arrays, strict=True):
+                np.multiply(array.reshape(-1), factor, out=mine[offset : offset + array.size])
+            self.wait(tag=items * dtype.itemsize)
+            summed = []
+            for piece in pieces([array.size for array in arrays], dtype, rank=self.rank, ranks=self.ranks):
+                out, start = _aligned_empty(piece.stop - piece.start, dtype), offsets[piece.array] + piece.start
+                _sum_into(out, [slot[start : start + len(out)] for slot in slots], slice(None))
+                summed.append(out)
+        return summed
+
+    def join_shards(self, own: Sequence[Array], shapes: Sequence[tuple[int, ...]], *, site: str) -> list[Array]:
+        """The whole arrays, of which each rank brings the pieces of its shard."""
+        dtype, sizes = own[0].dtype if own else np.dtype(np.float32), [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
+        cut = [pieces(sizes, dtype, rank=rank, ranks=self.ranks) for rank in range(self.ranks)]
+        items = max(sum(piece.stop - piece.start for piece in theirs) for theirs in cut)
+        with self._exchanging(items * dtype.itemsize):
+            slots = self._site(site, items * dtype.itemsize).turn(dtype, items)
+            at = 0
+            for piece in own:
+                slots[self.rank][at : at + piece.size] = piece.reshape(-1)
+                at += piece.size
+            self.wait(tag=items * dtype.itemsize)
+            whole = [_aligned_empty(size, dtype) for size in sizes]
+            for theirs, slot in zip(cut, slots, strict=True):
+                at = 0
+                for part in theirs:
+                    whole[part.array][part.start : part.stop] = slot[at : at + part.stop - part.start]
+                    at += part.stop - part.start
+        return [array.reshape(shape) for array, shape in zip(whole, shapes, strict=True)]
+
     def _sum_sliced(self, out: Array, slots: list[Array]) -> None:
         """Each rank sums its slice, into its own slot; then all read all slices."""
         cuts = [len(out) * rank // self.ranks for rank in range(self.ranks + 1)]
@@ -288,6 +328,27 @@ class _Site:
         return [
             np.frombuffer(self._segment.view, dtype=dtype, count=items, offset=base + rank * self.nbytes) for rank in range(self._ranks)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Items `start` up to `stop` of the flat array number `array`."""
+
+    array: int
+    start: int
+    stop: int
+
+
+def pieces(sizes: Sequence[int], dtype: np.dtype[Any], *, rank: int, ranks: int) -> list[Piece]:
+    """What `rank`'s shard has of arrays of these sizes: an equal part of all of them together, in order."""
+    offsets, items = _layout(sizes, dtype.itemsize)
+    step = max(1, ALIGN // dtype.itemsize)
+    low, high = (items // step * share // ranks * step for share in (rank, rank + 1))
+    found = [
+        Piece(place, max(0, low - offset), min(size, high - offset))
+        for place, (offset, size) in enumerate(zip(offsets, sizes, strict=True))
+    ]
+    return [piece for piece in found if piece.start < piece.stop]
 
 
 def _layout(sizes: Sequence[int], itemsize: int) -> tuple[list[int], int]:

@@ -46,11 +46,13 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         history: Any,
         resumed: Checkpoint | None,
         plan: Callable[[], Plan | None] = lambda: None,
+        before_keeping: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self._command, self._call, self._channel, self._clock = command, call, channel, clock
         self._group, self._history, self._resumed, self._plan = group, history, resumed, plan
+        self._before_keeping = before_keeping
         self._folder = Path(command.job_dir) / "checkpoints"
         self._every_epochs, self._every_s = command.execution.checkpoint_epochs, command.execution.checkpoint_s
         self._epoch = self._step = self._meet_at = 0
@@ -117,6 +119,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _keep(self, place: Place) -> None:
         began = self._clock()
+        self._before_keeping()
         variables, ranks = snapshot.take(self._call, self._group)
         if self._command.rank:
             return

@@ -80,17 +80,19 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
         epochs=epochs - start.epoch,
     )
     history = keras.callbacks.History()
-    keeper = Keeper(command, call, channel, group=group, history=history, resumed=resumed, plan=lambda: source.plan)
     progress = Progress(channel, plan=lambda: source.plan, notices=command.rank == 0)
     # Asked of all callbacks, also those that only rank 0 runs: every rank must trace the same exchanges.
     batch_logs = any(reads_batches(callback) for callback in call.callbacks)
     agreeing = [] if group is None else [agreement(group, each_batch=batch_logs)]
     each = int(call.model.steps_per_execution or 1) if batch_logs else None
-    with (
-        reading_from(source),
-        _hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=batch_logs),
-        fusing(command, call, source, pace=keeper.paced(Pace(each)), test_pace=Pace(each), channel=channel),
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(reading_from(source))
+        collective = stack.enter_context(_hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=batch_logs))
+        settle = collective.settle if collective is not None else lambda: None
+        keeper = Keeper(
+            command, call, channel, group=group, history=history, resumed=resumed, plan=lambda: source.plan, before_keeping=settle
+        )
+        stack.enter_context(fusing(command, call, source, pace=keeper.paced(Pace(each)), test_pace=Pace(each), channel=channel))
         # The Trainer's own `fit`: a subclass' override has run in the kernel already, where it reached the Trainer's.
         TensorFlowTrainer.fit(
             call.model,
@@ -98,7 +100,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
             | {
                 "initial_epoch": start.epoch,
                 "epochs": start.epoch if resumed and resumed.stopped else epochs,
-                "callbacks": [*users, *agreeing, history, progress, keeper],
+                "callbacks": [*users, *agreeing, history, progress, keeper, *_sharing(collective)],
             },
         )
     return history
@@ -121,8 +123,9 @@ def _measure(command: WorkerCommand, call: Unpacked, channel: Channel, group: Gr
     timer = measure.StepTimer(command.measure, group=group)
     progress = Progress(channel, plan=lambda: source.plan, notices=False)
     fused = fusing(command, call, source, pace=timer, test_pace=Pace(), channel=channel)
-    with reading_from(source), _hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=False), fused:
-        history = TensorFlowTrainer.fit(call.model, **arguments, callbacks=[timer, progress])
+    hooked = _hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=False)
+    with reading_from(source), hooked as collective, fused:
+        history = TensorFlowTrainer.fit(call.model, **arguments, callbacks=[*_sharing(collective), timer, progress])
     assert source.plan is not None
     measured = timer.measured(source.plan.batch)
     if command.rank == 0:
@@ -155,7 +158,7 @@ def _group(command: WorkerCommand) -> Group:
 
 
 @contextlib.contextmanager
-def _hooked(model: Any, group: Group | None, source: Source, *, accumulate: int, batch_logs: bool) -> Iterator[None]:
+def _hooked(model: Any, group: Group | None, source: Source, *, accumulate: int, batch_logs: bool) -> Iterator[Collective | None]:
     scope = Scope()
     several: Collective | Mirrored | None = None
     with contextlib.ExitStack() as stack:
@@ -163,12 +166,28 @@ def _hooked(model: Any, group: Group | None, source: Source, *, accumulate: int,
             corrected = group is not None or source.replicas > 1
             stack.enter_context(Accumulation(model, accumulate, scope).installed(corrected=corrected))
         if group is not None:
-            several = Collective(model, group, batch_alone=lambda: source.batch_alone, batch_logs=batch_logs, scope=scope)
+            several = Collective(
+                model, group, batch_alone=lambda: source.batch_alone, batch_logs=batch_logs, scope=scope, share_out=accumulate == 1
+            )
         elif source.replicas > 1:
             several = Mirrored(model, batch_alone=lambda: source.batch_alone, batch_logs=batch_logs, scope=scope)
         if several is not None:
             stack.enter_context(several.installed())
-        yield
+        yield several if isinstance(several, Collective) else None
+
+
+def _sharing(collective: Collective | None) -> list[Any]:
+    """A callback that tells `collective` of every call, last before it begins."""
+    if collective is None:
+        return []
+
+    load = collective.load
+
+    class Sharing(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            load()
+
+    return [Sharing()]
 
 
 @contextlib.contextmanager

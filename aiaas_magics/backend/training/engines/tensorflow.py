@@ -19,6 +19,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 
+from aiaas_magics.backend.training.engines.sharded import ShardedUpdate, shardable
 from aiaas_magics.backend.training.exact import Scope, Share, exact_reductions
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.variables import metric_variables, offset_seeds
@@ -34,9 +35,19 @@ class Collective:
     Args:
         batch_alone: asked when a step is traced: whether some batch has fewer rows than ranks.
         batch_logs: whether somebody reads the logs of single batches; they are made global then, at a price.
+        share_out: whether a large update may be shared out; not where somebody else has a hand in it.
     """
 
-    def __init__(self, model: Any, group: Group, *, batch_alone: Callable[[], bool], batch_logs: bool, scope: Scope) -> None:
+    def __init__(
+        self,
+        model: Any,
+        group: Group,
+        *,
+        batch_alone: Callable[[], bool],
+        batch_logs: bool,
+        scope: Scope,
+        share_out: bool = True,
+    ) -> None:
         self._model, self._group = model, group
         self._batch_alone, self._batch_logs = batch_alone, batch_logs
         self._scope = scope
@@ -44,6 +55,9 @@ class Collective:
         self._local = threading.local()
         self._last: Any = None  # the exchange that was traced last
         self._evaluating: str | None = None  # None | "ours" | "theirs"
+        # Whoever looks at batches may look at the optimizer too.
+        shared_out = share_out and not batch_logs and not model.run_eagerly and shardable(model.optimizer, model.trainable_variables)
+        self._sharded = ShardedUpdate(model.optimizer, model.trainable_variables, group) if shared_out else None
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -67,6 +81,16 @@ class Collective:
             finally:
                 for name in hooks:
                     object.__delattr__(model, name)
+
+    def load(self) -> None:
+        """Before steps: take over what was changed between calls."""
+        if self._sharded is not None:
+            self._sharded.load()
+
+    def settle(self) -> None:
+        """Before anything is read that belongs to all ranks together. Every rank must come here after the same step."""
+        if self._sharded is not None:
+            self._sharded.settle()
 
     # ------------------------------------------------------------------ a step
 
@@ -148,8 +172,11 @@ class Collective:
             if getattr(self._local, "within", False) or self._scope.share is None:
                 return stock(optimizer, grads, trainable_variables)
             self._local.within = True
+            grads, share = list(grads), self._scope.share
             try:
-                return stock(optimizer, self._sum_gradients(list(grads), self._scope.share), trainable_variables)
+                if self._sharded is not None and self._sharded.covers(optimizer, grads, trainable_variables):
+                    return self._sharded.apply(stock, grads, share.part, self._exchange, self._next_site("shards"))
+                return stock(optimizer, self._sum_gradients(grads, share), trainable_variables)
             finally:
                 self._local.within = False
 
@@ -221,6 +248,7 @@ class Collective:
             if self._evaluating == "theirs":
                 return stock(logs)
             if self._evaluating is None:
+                self.settle()
                 self._average_statistics()
             self._sum_metrics()
             found = stock(logs)
