@@ -12,6 +12,7 @@ library's failure into one of them, is decided where that library lives.
     │   ├── CannotTravel          an object that cannot be sent to a worker
     │   ├── NotOnJax              a fit that was asked for on JAX and cannot run there
     │   ├── DataMismatch          x, y and weights that do not fit together
+    │   ├── DataEnded             batches that a kernel sends do not come any more
     │   ├── JobStillRunning       the model is being trained elsewhere
     │   ├── ResultMismatch        a result that does not fit the model
     │   └── VersionSkew           the two sides cannot understand each other
@@ -55,6 +56,7 @@ __all__ = [
     "CannotStart",
     "CannotTravel",
     "CellError",
+    "DataEnded",
     "DataMismatch",
     "InvalidName",
     "InvalidSpec",
@@ -157,6 +159,10 @@ class NotOnJax(UsageError):
 
 class DataMismatch(UsageError):
     """x, y and weights that do not fit together. The argument is the whole sentence, next move included."""
+
+
+class DataEnded(UsageError):
+    """Batches that a kernel sends do not come any more. The argument is the whole sentence, next move included."""
 
 
 class JobStillRunning(UsageError):

@@ -27,6 +27,7 @@ from aiaas_magics.spec import Entry, JobState, JobView, Output, Phase
 from aiaas_magics.story import JobStory, fold
 
 if TYPE_CHECKING:
+    from aiaas_magics.client.feed import Feed
     from aiaas_magics.packing.fitcall import PackedFitCall
 
 POLL_S: Final = 0.25  # a view is redrawn at most four times a second (Jupyter's output limits, facts/notebook)
@@ -48,12 +49,14 @@ class Job:
         packed: PackedFitCall | None = None,
         story: JobStory | None = None,
         released: Callable[[], None] = lambda: None,
+        feed: Feed | None = None,
     ) -> None:
         self._transport = transport
         self._view = view
         self._packed = packed
         self._story = story or JobStory()
         self._released = released
+        self._feed = feed
         self._taken: Any = None
 
     @property
@@ -142,7 +145,7 @@ class Job:
         Files that callbacks wrote under relative paths are written into the working directory.
 
         Raises:
-            RemoteTrainingError: the cell's own code raised in a worker.
+            RemoteTrainingError: the cell's own code raised in a worker. What data that is streamed from here raises, comes as it is.
             WorkersLost, OutOfMemory: the workers did not survive.
             JobCancelled: it was stopped.
             AiaasBug: there is no live model here; use `apply_to(model)` in another kernel.
@@ -189,6 +192,8 @@ class Job:
     def failure(self) -> AiaasError:
         """Why there is no result, as the exception to raise."""
         view, story = self.view(), self._story
+        if self._feed is not None and self._feed.error is not None:
+            raise self._feed.error  # the user's own, with its traceback
         if view.state is JobState.CANCELLED:
             return JobCancelled(self.id)
         if not view.state.final:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from aiaas_magics import settings
+from aiaas_magics.client.feed import Feed
 from aiaas_magics.client.job import Job
-from aiaas_magics.errors import InvalidSpec, NotEnoughDevices, NotOnJax, VersionSkew
+from aiaas_magics.errors import CannotTravel, InvalidSpec, NotEnoughDevices, NotOnJax, VersionSkew
 from aiaas_magics.spec import ONE_PROCESS, CheckpointView, Execution, FitShape, FitSpec, JobView, MeasureSpec, Phase, Versions
 from aiaas_magics.story import JobStory
 
@@ -129,6 +130,8 @@ def submit(
 ) -> Job:
     """Send what the backend has not got, and hand in the job."""
     backend, packed, options = prepared.backend, prepared.packed, prepared.options
+    if measure is not None and packed.in_batches:
+        raise CannotTravel("x", "a study measures steps on arrays, not on what yields batches", "Give arrays, or train without a study.")
     story = prepared.story.with_phase(Phase.SENDING, at_s=time.time(), detail=f"{prepared.preflight.send_bytes:,} bytes")
     on_change(story)
     spec = FitSpec(
@@ -140,7 +143,7 @@ def submit(
         seed=prepared.seed,
         workers=options.workers,
         oversubscribe=options.oversubscribe,
-        retries=options.retries,
+        retries=0 if packed.streams else options.retries,  # what was read of a stream is gone
         resume_job=options.resume or "",
         execution=packed.execution,
         measure=measure,
@@ -150,7 +153,8 @@ def submit(
     )
     view = backend.transport.post("/v1/jobs", spec, JobView, key=secrets.token_hex(16))
     story = replace(story, epochs=packed.shape.epochs, steps=packed.shape.steps_per_epoch, notices=prepared.preflight.notes)
-    return Job(backend.transport, view, packed=packed, story=story, released=released)
+    feed = Feed(backend.transport, view.id, packed.streams) if packed.streams else None
+    return Job(backend.transport, view, packed=packed, story=story, released=released, feed=feed)
 
 
 def check_resume(backend: Backend, job: str, shape: FitShape, packed: PackedFitCall) -> str:

@@ -114,6 +114,10 @@ class Transport:
         response = self._once("PUT", path, content=body, headers={"Content-Length": str(size)}, timeout=None)
         _refuse_errors(response, self.url)
 
+    def put(self, path: str, content: bytes, of: type[T]) -> T:
+        """Put `content` at `path`, where it may be put again, and decode the answer."""
+        return _value(self._repeatable("PUT", path, content=content), of)
+
     @contextmanager
     def download(self, path: str) -> Iterator[Iterator[bytes]]:
         """The bytes at `path`, chunk by chunk."""

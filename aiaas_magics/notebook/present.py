@@ -94,10 +94,10 @@ def job_caption(view: JobView, story: JobStory, hardware: str) -> str:
     shape = view.spec.shape
     where = f" on {hardware}" if hardware else ""
     attempts = f" {story.attempt} attempts." if story.attempt > 1 else ""
-    return (
-        f"{shape.rows:,} rows, global batch {shape.global_batch:,}, {shape.parameters:,} parameters,"
-        f" seed {view.spec.seed}{where}.{attempts} Seconds are of the epochs alone."
-    )
+    # Data that yields batches does not tell before the run.
+    rows = f"{shape.rows:,} rows" if shape.rows else "rows as they come"
+    batch = f"global batch {shape.global_batch:,}" if shape.global_batch else "batches as they come"
+    return f"{rows}, {batch}, {shape.parameters:,} parameters, seed {view.spec.seed}{where}.{attempts} Seconds are of the epochs alone."
 
 
 def job_table(view: JobView, story: JobStory, *, caption: str = "") -> Bundle:

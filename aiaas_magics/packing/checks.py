@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from aiaas_magics.errors import DataMismatch, InvalidSpec, NotCompiled, UsageError
-from aiaas_magics.packing import data
+from aiaas_magics.packing import data, sources
 from aiaas_magics.spec import FitShape
 
 BATCH: Final = 32  # Keras' own
@@ -47,8 +47,8 @@ def check_compiled(model: Any) -> None:
         raise NotCompiled(model.name)
 
 
-def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Numbers of `fit` and lengths of its arrays.
+def check_arguments(model: Any, arguments: Mapping[str, Any]) -> None:
+    """Numbers of `fit`, lengths of its arrays, and what is known of a dataset.
 
     Raises:
         DataMismatch: with what was given.
@@ -57,6 +57,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         value = arguments.get(name)
         if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1):
             raise DataMismatch(f"{name}={value!r}: a whole number of at least 1 is needed. Leave it out for Keras' own choice.")
+    validation = arguments.get("validation_data")
+    if sources.is_source(validation):
+        sources.check(validation, "validation_data", steps_name="validation_steps", steps=arguments.get("validation_steps"))
+    if sources.is_source(arguments.get("x")):
+        _check_source(model, arguments)
+        return
     if not any(True for _ in data.leaves(arguments.get("x"), "x")):
         raise DataMismatch("fit was given no data: x is missing. Give x, and y where the loss needs it.")
     _check_lengths([*(leaf for part in data.PARTS for leaf in data.leaves(arguments.get(part), part))])
@@ -68,6 +74,21 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise DataMismatch(f"validation_split={split!r}: a fraction below 1 is needed. Use validation_split=0.2, say.")
     if training_rows(arguments) < 1:
         raise DataMismatch(f"validation_split={split} leaves no rows for training. Give more data, or a smaller split.")
+
+
+def _check_source(model: Any, arguments: Mapping[str, Any]) -> None:
+    for name, what in (("y", "the targets"), ("sample_weight", "the weights")):
+        if arguments.get(name) is not None:
+            raise DataMismatch(
+                f"{name} was given beside x of type {type(arguments['x']).__name__}. Let x yield {what} too, as (x, y, ...)."
+            )
+    if arguments.get("class_weight") is not None and hasattr(arguments["x"], "__next__"):
+        raise DataMismatch("class_weight was given beside a generator, which Keras does not take. Let it yield (x, y, weights).")
+    if arguments.get("validation_split"):
+        raise DataMismatch("validation_split needs arrays, and x yields batches. Give validation_data instead.")
+    declared = getattr(model, "inputs", None)
+    shapes = [tuple(tensor.shape) for tensor in declared] if declared else None
+    sources.check(arguments["x"], "x", steps_name="steps_per_epoch", steps=arguments.get("steps_per_epoch"), declared=shapes)
 
 
 def _check_lengths(arrays: list[tuple[str, np.ndarray]]) -> None:
@@ -86,6 +107,8 @@ def _check_lengths(arrays: list[tuple[str, np.ndarray]]) -> None:
 
 def training_rows(arguments: Mapping[str, Any]) -> int:
     """Rows that are trained on; Keras rounds a validation split this way."""
+    if isinstance(arguments.get("x"), sources.Source):
+        return 0  # nobody knows before they have come
     rows = max(len(array) for _, array in data.leaves(arguments.get("x"), "x"))
     split = arguments.get("validation_split") or 0.0
     if split and arguments.get("validation_data") is None:
@@ -109,13 +132,17 @@ def check_parts(model: Any, shape: FitShape, *, workers: int, parts: int) -> Non
 
 
 def shape_of(model: Any, arguments: Mapping[str, Any]) -> FitShape:
-    rows = training_rows(arguments)
-    steps = arguments.get("steps_per_epoch")
-    batch = arguments.get("batch_size") or (math.ceil(rows / steps) if steps else BATCH)
+    """How much work it is. Of data that yields batches, 0 stands for what is not known before they have come."""
+    rows, steps, x = training_rows(arguments), arguments.get("steps_per_epoch"), arguments["x"]
+    if isinstance(x, sources.Source):
+        batch, steps = x.batch_rows, steps or x.batches or 0
+    else:
+        batch = arguments.get("batch_size") or (math.ceil(rows / steps) if steps else BATCH)
+        steps = steps or math.ceil(rows / batch)
     return FitShape(
         rows=rows,
         global_batch=int(batch),
-        steps_per_epoch=int(steps or math.ceil(rows / batch)),
+        steps_per_epoch=int(steps),
         initial_epoch=int(arguments.get("initial_epoch") or 0),
         epochs=int(arguments.get("epochs", 1)),
         parameters=int(sum(math.prod(variable.shape) for variable in model.weights)),
@@ -198,6 +225,8 @@ def batch_spec(arguments: Mapping[str, Any]) -> BatchSpec:
     """x, y and weights of the first batch: the same structures, with "float32:16,6" in place of each array."""
     import keras
 
+    if isinstance(arguments.get("x"), sources.Source):
+        return _spec_of_source(arguments["x"], weighted=arguments.get("class_weight") is not None)
     rows = min(shape_rows(arguments), training_rows(arguments))
 
     def spec(array: np.ndarray) -> str:
@@ -216,6 +245,20 @@ def batch_spec(arguments: Mapping[str, Any]) -> BatchSpec:
     return x, y, sample_weight
 
 
+def _spec_of_source(source: sources.Source, *, weighted: bool) -> BatchSpec:
+    import keras
+    import tensorflow as tf
+
+    def spec(leaf: Any) -> str:
+        return f"{leaf.dtype.name}:" + ",".join(map(str, (leaf.shape[0] or source.batch_rows or BATCH, *leaf.shape[1:])))
+
+    leaves = tf.nest.map_structure(spec, source.spec)
+    x, y, sample_weight = (*leaves, None, None)[:3] if isinstance(leaves, tuple) else (leaves, None, None)
+    if weighted and y is not None:
+        sample_weight = f"{keras.config.floatx()}:{y.partition(':')[2].partition(',')[0]}"
+    return x, y, sample_weight
+
+
 def symbols(batch: BatchSpec) -> tuple[Any, Any, Any]:
     """Symbolic tensors as `batch` tells."""
     import keras
@@ -224,7 +267,7 @@ def symbols(batch: BatchSpec) -> tuple[Any, Any, Any]:
         if spec is None:
             return None
         dtype, _, shape = spec.partition(":")
-        return keras.KerasTensor(tuple(int(n) for n in shape.split(",") if n), dtype=dtype)
+        return keras.KerasTensor(tuple(None if n == "None" else int(n) for n in shape.split(",") if n), dtype=dtype)
 
     x, y, sample_weight = keras.tree.map_structure(symbol, tuple(batch), none_is_leaf=False)
     return x, y, sample_weight

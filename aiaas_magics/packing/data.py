@@ -6,31 +6,31 @@ and the counting of rows. Whether they fit the model is found by `checks`.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
 
 from aiaas_magics.errors import CannotTravel, DataMismatch
+from aiaas_magics.packing import sources
 
 ARRAYS: Final = "Give numpy arrays, tensors or pandas objects."
 PARTS: Final = ("x", "y", "sample_weight")
 
 
 def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """`arguments` of `fit` with numpy arrays in place of all other kinds of data.
+    """`arguments` of `fit` with numpy arrays in place of all other kinds of data; what yields batches stays as it is.
 
     Raises:
-        CannotTravel: datasets, generators and other kinds of data that do not travel, by name.
+        CannotTravel: kinds of data that do not travel, by name.
         DataMismatch: what is no array at all.
     """
     plain = dict(arguments)
     for part in PARTS:
-        if plain.get(part) is not None:
+        if plain.get(part) is not None and not (part == "x" and sources.is_source(plain["x"])):
             plain[part] = mapped(plain[part], part)
     validation = plain.get("validation_data")
-    if validation is not None:
+    if validation is not None and not sources.is_source(validation):
         if not isinstance(validation, (tuple, list)) or not 1 <= len(validation) <= 3:
             _refuse_sources(validation, "validation_data")
             raise DataMismatch("validation_data is not (x_val, y_val) or (x_val, y_val, weights). Give a tuple of arrays.")
@@ -136,16 +136,13 @@ def _from_pandas(value: Any) -> np.ndarray | None:
 
 def _refuse_sources(value: Any, path: str) -> None:
     """Refuse by name what yields batches instead of holding rows."""
-    import keras
     import tensorflow as tf
 
     named = None
-    if isinstance(value, (tf.data.Dataset, tf.distribute.DistributedDataset)):
-        named, move = "a tf.data.Dataset", f"{ARRAYS[:-1]} instead: numpy.concatenate(list(dataset.as_numpy_iterator())) makes them."
-    elif isinstance(value, keras.utils.PyDataset):
-        named, move = f"a PyDataset ({type(value).__name__})", ARRAYS
-    elif isinstance(value, types.GeneratorType):
-        named, move = f"a generator ({value.__qualname__})", ARRAYS
+    if isinstance(value, tf.distribute.DistributedDataset):
+        named, move = "a distributed dataset", "Give the tf.data.Dataset itself, workers cut its batches."
+    elif sources.is_source(value):
+        named, move = f"a {type(value).__name__}, which yields whole batches", "Give it as x by itself."
     elif isinstance(value, (tf.RaggedTensor, tf.SparseTensor)):
         named, move = f"a {type(value).__name__}", "Make it dense, with .to_tensor() or tf.sparse.to_dense()."
     elif str(type(value).__module__).partition(".")[0] in {"scipy", "grain", "torch"} and not hasattr(value, "__array__"):

@@ -10,16 +10,17 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from aiaas_magics.packing import sources
 from aiaas_magics.spec import Execution, FitShape
 
 
 def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execution: Execution | None = None) -> tuple[str, ...]:
-    """One sentence for each part of this fit that differs from training on one worker, as the model stands.
+    """One sentence for each part of this fit that differs from training on one worker, or that is not exact when it is resumed.
 
     `execution` has its strategy chosen already.
     """
     execution = execution or Execution()
-    found = [*_precision(model, execution.precision), *_parts(model, execution.accumulate)]
+    found = [*_data(arguments, workers), *_precision(model, execution.precision), *_parts(model, execution.accumulate)]
     if workers > 1:
         mirrored = execution.strategy == "mirrored"
         found += [
@@ -117,6 +118,23 @@ def _has_own_step(model: Any) -> bool:
     from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
     return type(model).train_step is not TensorFlowTrainer.train_step
+
+
+def _data(arguments: Mapping[str, Any], workers: int) -> Iterator[str]:
+    given = sources.in_arguments(arguments)
+    streamed = [name for name, source in given.items() if isinstance(source, sources.StreamedSource)]
+    if streamed:
+        yield (
+            f"Streamed from this kernel ({_list(streamed)}): keep it running until the job has ended. "
+            "A lost worker ends the job, since batches that were read are gone."
+        )
+    if "x" in given and not streamed:
+        yield (
+            "x yields batches: a resumed run starts its epoch with a new pass over them, in another order where they are shuffled, "
+            "and is not exact to the bit. Checkpoints are kept between epochs only."
+        )
+    if given and workers > 1:
+        yield f"Worker 0 alone reads what yields batches ({_list(list(given))}), and gives the others their rows of each."
 
 
 def _steps(model: Any) -> Iterator[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from aiaas_magics.errors import NotOnJax
-from aiaas_magics.packing import checks, closures, exactness, fitcall_pickle, portable, randomness, refusals, samples
+from aiaas_magics.packing import checks, closures, exactness, fitcall_pickle, portable, randomness, refusals, samples, sources
 from aiaas_magics.packing.data import all_leaves, plain_arguments, with_texts_as_tensors
 from aiaas_magics.packing.manifest import Manifest, ManifestItem, array_item, class_item, function_item
 from aiaas_magics.packing.result import FitResult, apply_result, apply_to, read_result, write_result
@@ -63,11 +63,16 @@ class PackedFitCall:
     variables: tuple[Any, ...]
     paths: tuple[str, ...]
     execution: Execution  # as asked, or without JAX where it cannot be
+    streams: tuple[sources.Stream, ...] = ()  # data that this kernel must send batch by batch
+    in_batches: bool = False  # some data yields batches instead of holding rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnpackedFitCall:
-    """A fit call in a worker. Arrays that came apart are those given to `unpack`, often read-only."""
+    """A fit call in a worker. Arrays that came apart are those given to `unpack`, often read-only.
+
+    Data that yields batches is a `sources.Source` among the arguments.
+    """
 
     model: Any
     arguments: dict[str, Any]
@@ -97,7 +102,8 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None,
     checks.check_keras(model)
     checks.check_compiled(model)
     arguments = plain_arguments(_known_arguments(call.arguments))
-    checks.check_arguments(arguments)
+    checks.check_arguments(model, arguments)
+    streams = _pack_sources(arguments, workers, execution.resolved(devices=workers, gpus=gpus))
     callbacks = flat_callbacks(arguments.pop("callbacks", None))
     batch = checks.batch_spec(arguments)
     checks.build(model, batch)
@@ -120,7 +126,8 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None,
     if not execution.on_jax:
         resolved = execution.resolved(devices=workers, gpus=gpus)
         notes += exactness.announcements(model, {**arguments, "callbacks": callbacks}, workers, resolved)
-    samples.remember(model, arguments["x"])
+    if not isinstance(arguments["x"], sources.Source):
+        samples.remember(model, arguments["x"])
     paths = _paths(model, luggage.variables)
     shape = checks.shape_of(model, arguments)
     return PackedFitCall(
@@ -135,7 +142,20 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None,
         variables=tuple(luggage.variables),
         paths=paths,
         execution=execution,
+        streams=streams,
+        in_batches=bool(sources.in_arguments(arguments)),
     )
+
+
+def _pack_sources(arguments: dict[str, Any], workers: int, execution: Execution) -> tuple[sources.Stream, ...]:
+    """Put what travels in the place of what yields batches; returns what this kernel must send itself."""
+    streams = []
+    for name in sources.PLACES:
+        if sources.is_source(arguments.get(name)):
+            arguments[name], stream = sources.packed(arguments[name], name)
+            sources.check_ways(arguments[name], name, workers=workers, execution=execution)
+            streams += [stream] if stream is not None else []
+    return tuple(streams)
 
 
 def _ported(
@@ -265,6 +285,7 @@ def _manifest(model: Any, arguments: Mapping[str, Any], luggage: fitcall_pickle.
     items = [ManifestItem(kind="model", name=str(model.name), bytes=len(payload), detail=_described(model))]
     for index, array in enumerate(luggage.arrays):
         items.append(array_item(names.pop(id(array), f"array {index}"), array))
+    items[1:1] = [sources.item(name, source) for name, source in sources.in_arguments(arguments).items()]
     items += [array_item(path, array, note="sent within the model") for path, array in all_leaves(arguments) if id(array) in names]
     for obj in luggage.code.values():
         if isinstance(obj, types.ModuleType):
@@ -279,10 +300,13 @@ def _described(model: Any) -> str:
 
 
 def _memory_bytes(model: Any, arguments: Mapping[str, Any], shape: FitShape) -> int:
-    """A guess for one worker: variables, as many bytes again for gradients, and one batch through the layers there and back."""
+    """A guess for one worker: variables, as many bytes for gradients, a batch through the layers there and back, a dataset's arrays."""
     variables = sum(int(np.prod(v.shape)) * 4 for v in (*model.variables, *getattr(model.optimizer, "variables", ())))
     gradients = sum(int(np.prod(v.shape)) * 4 for v in model.trainable_variables)
     row = sum(array.nbytes // max(1, len(array)) for _, array in all_leaves(arguments))
+    given = sources.in_arguments(arguments).values()
+    row += sum(source.row_bytes() for source in given)
+    held = sum(array.nbytes for source in given if isinstance(source, sources.GraphSource) for array in source.captured)
     activations = 0
     for layer in model._flatten_layers(include_self=False):
         try:
@@ -291,4 +315,4 @@ def _memory_bytes(model: Any, arguments: Mapping[str, Any], shape: FitShape) -> 
             continue
         tensors = output if isinstance(output, (list, tuple)) else [output]
         activations += sum(4 * int(np.prod([n or 1 for n in tensor.shape[1:]])) for tensor in tensors if hasattr(tensor, "shape"))
-    return variables + gradients + shape.global_batch * (row + 2 * activations)
+    return variables + gradients + held + (shape.global_batch or checks.BATCH) * (row + 2 * activations)

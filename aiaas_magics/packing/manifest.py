@@ -18,7 +18,7 @@ import numpy as np
 class ManifestItem:
     """One thing that will be sent. `bytes` of code are those of its byte code."""
 
-    kind: str  # "model" | "array" | "class" | "function" | "module"
+    kind: str  # "model" | "dataset" | "array" | "class" | "function" | "module"
     name: str
     bytes: int
     detail: str = ""
@@ -26,7 +26,7 @@ class ManifestItem:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything that will be sent: the model first, then arrays, then code."""
+    """Everything that will be sent: the model first, then datasets, arrays and code."""
 
     items: tuple[ManifestItem, ...]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
-BASE = {"errors", "spec", "wire", "story", "laws", "projection", "settings", "clock", "latency"}
+BASE = {"errors", "spec", "wire", "story", "laws", "projection", "settings", "clock", "latency", "frames"}
 
 # room -> rooms it may import from, itself and the base aside
 ARROWS: dict[str, set[str]] = {
@@ -25,6 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "backend.guard": set(),
     "backend.disk": set(),
     "backend.checkpoint_folder": set(),
+    "backend.feed_folder": {"backend.disk"},
     "backend.eventloop": set(),
     "backend.server": {
         "backend.workers",
@@ -33,10 +34,11 @@ ARROWS: dict[str, set[str]] = {
         "backend.guard",
         "backend.disk",
         "backend.checkpoint_folder",
+        "backend.feed_folder",
         "backend.eventloop",
     },
     "backend.workers": {"backend.training", "backend.jobs", "backend.disk", "packing"},
-    "backend.training": {"backend.checkpoint_folder", "backend.disk", "packing"},
+    "backend.training": {"backend.checkpoint_folder", "backend.feed_folder", "backend.disk", "packing"},
     "backend.serving": {"backend.guard", "backend.disk", "backend.eventloop"},
     "backend.jobs": set(),
     "testing": {

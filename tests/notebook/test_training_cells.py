@@ -331,3 +331,34 @@ def test_interrupting_a_magic_that_waits_is_one_line_and_the_job_goes_on(trainer
     assert cell.error.strip().startswith("Left job")
     assert value(trainer, "str(job.state)") == "running"
     assert "cancelled" in trainer.run("%aiaas_cancel slow").text
+
+
+GENERATOR = """
+def batches(fails_at=None):
+    held = open("held.txt", "w")
+    with held:
+        for place in range(10**6):
+            if place == fails_at:
+                raise KeyError("the user's own")
+            rows = np.arange(place * 50, place * 50 + 50) % 2000
+            yield x[rows], y[rows]
+plain, streamed = built(), built()
+streamed.set_weights(plain.get_weights())
+""".strip()
+
+
+def test_a_generator_is_streamed_to_two_workers_and_its_error_comes_back_as_it_is(trainer: Kernel) -> None:
+    trainer.run(GENERATOR)
+
+    cell = trainer.run("%%aiaas_train -n 2 --ui text\nreturned = streamed.fit(batches(), epochs=2, steps_per_epoch=6)")
+    failed = trainer.run("%%aiaas_train --ui none\nstreamed.fit(batches(fails_at=9), epochs=2, steps_per_epoch=6)")
+
+    assert cell.ok, cell.error
+    assert "Streamed from this kernel (x)" in cell.text
+    expected = "plain.fit(batches(), epochs=2, steps_per_epoch=6, verbose=0).history['loss']"
+    assert value(trainer, f"bool(np.allclose({expected}, returned.history['loss'], atol=1e-5))")
+    same = "all(np.allclose(a, b, atol=1e-5) for a, b in zip(plain.get_weights(), streamed.get_weights()))"
+    assert value(trainer, f"bool({same})")
+    assert not failed.ok
+    assert 'KeyError: "the user\'s own"' in failed.error
+    assert "in batches(fails_at)" in failed.error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -132,14 +133,12 @@ def test_an_object_that_refuses_to_be_pickled_is_named_with_its_reason(cell: Cel
 @pytest.mark.parametrize(
     ("source", "named"),
     [
-        ("tf.data.Dataset.from_tensor_slices((x, y)).batch(8)", "a tf.data.Dataset"),
-        ("(pair for pair in [(x, y)])", "a generator"),
-        ("iter([(x, y)])", "an iterator"),
-        ("Rows()", "a PyDataset (Rows)"),
+        ("[tf.data.Dataset.from_tensor_slices((x, y)).batch(8)]", "a _BatchDataset, which yields whole batches"),
+        ("{'a': Rows()}", "a Rows, which yields whole batches"),
         ("tf.ragged.constant([[1.0], [1.0, 2.0]])", "a RaggedTensor"),
     ],
 )
-def test_sources_of_batches_are_refused_by_name(source: str, named: str, cell: Cell) -> None:
+def test_what_yields_batches_within_a_structure_is_refused_by_name(source: str, named: str, cell: Cell) -> None:
     made = cell(
         SMALL
         + "class Rows(keras.utils.PyDataset):\n    def __len__(self): return 1\n    def __getitem__(self, i): return x, y\n"
@@ -148,15 +147,7 @@ def test_sources_of_batches_are_refused_by_name(source: str, named: str, cell: C
 
     told = refusal(FitCall(made["model"], {"x": made["given"]}))
 
-    assert told.startswith(f"x cannot be sent to a worker: {named}")
-
-
-def test_a_dataset_to_validate_with_is_refused_by_name(cell: Cell) -> None:
-    made = cell(SMALL + "given = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)")
-
-    told = refusal(FitCall(made["model"], {**made["arguments"], "validation_data": made["given"]}))
-
-    assert told.startswith("validation_data cannot be sent to a worker: a tf.data.Dataset")
+    assert re.match(rf"x.* cannot be sent to a worker: {re.escape(named)}", told)
 
 
 def test_a_dataset_inside_a_callback_is_refused_by_name(cell: Cell) -> None:

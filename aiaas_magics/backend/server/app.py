@@ -19,16 +19,20 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from aiaas_magics.backend.feed_folder import FeedFolder
 from aiaas_magics.backend.server.answers import answer, body_of, chunks_of, number_in, on_bug, on_http_error, on_our_error
 from aiaas_magics.backend.server.blobs import BlobStore, read_chunks
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoints import Endpoints
 from aiaas_magics.backend.server.presence import Presence
 from aiaas_magics.errors import AiaasError, InvalidSpec, UnknownName, VersionSkew
+from aiaas_magics.frames import FeedView
 from aiaas_magics.spec import About, DeploySpec, FitSpec, Versions
 
 POLL_S: Final = 30.0  # contract: a long poll waits at most this long
 KEY_CHARACTERS: Final = 200
+FEEDS: Final = ("x", "validation_data")  # arguments of `fit` whose batches a kernel may send
+FEED_LOOK_S: Final = 0.01  # a batch is asked for in time while others wait to be read; guess
 
 
 class Health(msgspec.Struct):
@@ -90,6 +94,8 @@ def routes() -> list[Route]:
         Route("/v1/jobs/{job}/events", get_events, methods=["GET"]),
         Route("/v1/jobs/{job}/cancel", cancel_job, methods=["POST"]),
         Route("/v1/jobs/{job}/checkpoint", get_checkpoint, methods=["GET"]),
+        Route("/v1/jobs/{job}/feed/{name}", get_feed, methods=["GET"]),
+        Route("/v1/jobs/{job}/feed/{name}/{number:int}/{index:int}", put_batch, methods=["PUT"]),
         Route("/v1/jobs/{job}/files/{path:path}", get_file, methods=["GET"]),
         Route("/v1/endpoints", deploy, methods=["POST"]),
         Route("/v1/endpoints", list_endpoints, methods=["GET"]),
@@ -216,6 +222,43 @@ async def get_file(request: Request) -> Response:
     if not target.is_relative_to(root) or not target.is_file():
         raise UnknownName("file", path, view.files)
     return _file(target)
+
+
+async def get_feed(request: Request) -> Response:
+    """Where the job stands in data that is sent to it; waits until that is another place than the one in `known`."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + min(number_in(request, "wait_s", 0), POLL_S)
+    while True:
+        view = _feed_view(request)
+        if str(view) != request.query_params.get("known") or clock() >= deadline:
+            return answer(view)
+        await asyncio.sleep(FEED_LOOK_S)
+
+
+async def put_batch(request: Request) -> Response:
+    view, numbers = _feed_view(request), request.path_params
+    if not view.open:
+        return answer(view)
+    batch = b"".join([chunk async for chunk in chunks_of(request)])
+    await asyncio.to_thread(_feed(request).put, numbers["number"], numbers["index"], batch)
+    return answer(_feed_view(request))
+
+
+def _feed_view(request: Request) -> FeedView:
+    view = _parts(request).conductor.view(request.path_params["job"])
+    if view.state.final:
+        return FeedView(open=False, reading=-1, waiting=0)
+    feed = _feed(request)
+    feed.touch()
+    return FeedView(open=True, reading=feed.reading, waiting=feed.waiting())
+
+
+def _feed(request: Request) -> FeedFolder:
+    parts, name = _parts(request), request.path_params["name"]
+    if name not in FEEDS:
+        raise UnknownName("feed", name, FEEDS)
+    job = parts.conductor.view(request.path_params["job"]).id
+    return FeedFolder(parts.jobs_folder / job / "feed" / name).made()
 
 
 # --------------------------------------------------------------------------- endpoints

@@ -29,7 +29,6 @@ from aiaas_magics.backend.training.fused import fusable, take
 from aiaas_magics.backend.training.pace import Pacing
 from aiaas_magics.backend.training.plan import Indices, Part, Pass, Plan, order_of, place_of
 from aiaas_magics.backend.training.rows import Rows, rows_of_arrays
-from aiaas_magics.errors import DataMismatch
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -98,12 +97,8 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
         if arrays:
             if self._training:
                 self._begin_at_start()
-        elif self._ours:
-            if self._source.ranks > 1:
-                raise DataMismatch(
-                    f"x of type {type(kwargs.get('x')).__name__} cannot be cut into parts. Give arrays, or train with one worker."
-                )
-            self._ours = False
+        else:
+            self._ours = False  # what yields batches yields this rank's part of them by itself: see `datasets`
 
     def shard(self) -> None:
         """From now on give this rank its part only (validation inside `fit`)."""

@@ -19,7 +19,7 @@ import numpy as np
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
 from aiaas_magics.backend.checkpoint_folder import Place
-from aiaas_magics.backend.training import measure
+from aiaas_magics.backend.training import datasets, measure
 from aiaas_magics.backend.training.accumulate import Accumulation
 from aiaas_magics.backend.training.callbacks import callbacks_of_rank, plain_arguments, reads_batches
 from aiaas_magics.backend.training.channel import Channel
@@ -38,6 +38,7 @@ from aiaas_magics.backend.training.progress import Progress
 from aiaas_magics.backend.training.unpacked import Unpacked
 from aiaas_magics.packing import fitcall
 from aiaas_magics.packing.fitcall import UnpackedFitCall
+from aiaas_magics.packing.sources import in_arguments
 from aiaas_magics.spec import Planned
 
 
@@ -64,6 +65,9 @@ def run(command: WorkerCommand, call: Unpacked, channel: Channel) -> Any:
 
 def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Group | None) -> Any:
     arguments = plain_arguments(call.arguments)
+    in_batches = bool(in_arguments(arguments))
+    if in_batches:
+        command = datasets.keeping_whole_epochs(command)
     users = callbacks_of_rank(call.callbacks, rank=command.rank, channel=channel)
     resumed = resumed_from(command, call, channel)
     first = int(arguments.get("initial_epoch") or 0)
@@ -78,6 +82,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
         start_epoch=start.epoch,
         start_step=start.step,
         epochs=epochs - start.epoch,
+        batch_alone=in_batches and command.ranks > 1,  # how many rows a batch has is known when it comes
     )
     history = keras.callbacks.History()
     progress = Progress(channel, plan=lambda: source.plan, notices=command.rank == 0)
@@ -86,6 +91,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     agreeing = [] if group is None else [agreement(group, each_batch=batch_logs)]
     each = int(call.model.steps_per_execution or 1) if batch_logs else None
     with contextlib.ExitStack() as stack:
+        given = stack.enter_context(datasets.opened(arguments, command))
         stack.enter_context(reading_from(source))
         collective = stack.enter_context(_hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=batch_logs))
         settle = collective.settle if collective is not None else lambda: None
@@ -96,7 +102,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
         # The Trainer's own `fit`: a subclass' override has run in the kernel already, where it reached the Trainer's.
         TensorFlowTrainer.fit(
             call.model,
-            **arguments
+            **given
             | {
                 "initial_epoch": start.epoch,
                 "epochs": start.epoch if resumed and resumed.stopped else epochs,

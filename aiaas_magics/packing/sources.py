@@ -1,0 +1,313 @@
+"""Data that yields batches instead of holding rows: `tf.data.Dataset`, `PyDataset`, generators.
+
+Owns which way each of them travels, and the values that travel in its place. A dataset of TensorFlow's
+own ops goes as its graph, with large captured arrays apart; tables and variables that it uses go with it.
+A `PyDataset` is pickled. What holds Python that cannot leave the kernel is streamed: the kernel iterates,
+batches go to the job one by one (`Stream` here, `client.feeding` on the way). Nothing is ever materialised:
+that would freeze augmentation and shuffling. Giving batches to ranks belongs to `training.datasets`.
+"""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from aiaas_magics import frames
+from aiaas_magics.errors import AiaasBug, CannotTravel, DataMismatch
+from aiaas_magics.packing import fitcall_pickle
+from aiaas_magics.packing.manifest import ManifestItem
+from aiaas_magics.spec import Execution
+
+PYTHON_OPS: Final = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
+IGNORE_STATE: Final = 1  # tf.data's ExternalStatePolicy: random ops and resources are serialized as they are
+ENDLESS: Final = -1  # tf.data.INFINITE_CARDINALITY
+PLACES: Final = ("x", "validation_data")
+_NOT_A_BATCH: Final = "Give each element as (x,), (x, y) or (x, y, weights)."
+# What was looked at of a generator is not lost to a second fit, after a dry run say.
+_peeked: Final[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What travels in the place of data that yields batches: what is known of them."""
+
+    spec: Any  # of an element, as TensorFlow tells it
+    batches: int | None  # of one pass; None where it ends nobody knows when
+    batch_rows: int = 0  # of a full batch; 0 where nobody knows
+
+    def row_bytes(self) -> int:
+        import tensorflow as tf
+
+        dense = [leaf for leaf in tf.nest.flatten(self.spec) if isinstance(leaf, tf.TensorSpec)]
+        return sum(leaf.dtype.size * int(np.prod([n or 1 for n in leaf.shape[1:]])) for leaf in dense if leaf.shape.rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSource(Source):
+    """A `tf.data.Dataset` as its graph. The n-th of `captured` is the value of the constant at the n-th of `places`."""
+
+    graph: bytes
+    places: tuple[int, ...]
+    captured: tuple[np.ndarray, ...]
+
+    def built(self) -> Any:
+        """The dataset again, in the state in which it was packed: a seeded shuffle gives the order it would have given there."""
+        import tensorflow as tf
+        from tensorflow.python.data.ops import dataset_ops
+
+        graph = tf.compat.v1.GraphDef.FromString(self.graph)
+        nodes = dict(enumerate(_nodes(graph)))
+        for place, array in zip(self.places, self.captured, strict=True):
+            nodes[place].attr["value"].tensor.tensor_content = np.asarray(array).tobytes()
+        return dataset_ops._VariantDataset(tf.raw_ops.DatasetFromGraph(graph_def=graph.SerializeToString()), self.spec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickledSource(Source):
+    """A `PyDataset` as it is."""
+
+    dataset: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedSource(Source):
+    """A place that the kernel sends batches to; `name` is the argument of `fit`."""
+
+    name: str
+
+
+class Stream:
+    """The kernel's side of a `StreamedSource`: the user's own object, iterated here."""
+
+    def __init__(self, name: str, given: Any, adapter: Any, spec: Any) -> None:
+        self.name, self.spec = name, spec
+        self._given, self._adapter = given, adapter
+
+    def one_pass(self) -> Iterator[bytes]:
+        """One pass over the data, batch by batch, as bytes; an error is the user's own with its traceback."""
+        import tensorflow as tf
+        from tensorflow.python.data.util import structure
+
+        for batch in self._batches():
+            element = structure.normalize_element(batch, self.spec)
+            if not structure.are_compatible(structure.type_spec_from_value(element), self.spec):
+                raise DataMismatch(f"A batch of {self.name} is {_told(element)}, the first ones were {_told(self.spec)}. {_NOT_A_BATCH}")
+            parts = [tf.io.serialize_tensor(tensor).numpy() for tensor in structure.to_tensor_list(self.spec, element)]
+            yield frames.encode(frames.Kind.BATCH, parts)
+
+    def _batches(self) -> Iterator[Any]:
+        if isinstance(self._given, types.GeneratorType) or hasattr(self._given, "__next__"):
+            yield from self._adapter.generator()
+            return
+        self._adapter.on_epoch_begin()
+        yield from self._adapter._get_iterator() if hasattr(self._adapter, "_get_iterator") else self._given
+        self._adapter.on_epoch_end()
+
+
+def is_source(value: Any) -> bool:
+    """Whether `value` yields batches and Keras' `fit` takes it."""
+    import keras
+    import tensorflow as tf
+
+    if isinstance(value, tf.distribute.DistributedDataset):
+        return False
+    if isinstance(value, (tf.data.Dataset, keras.utils.PyDataset, types.GeneratorType)):
+        return True
+    library = str(type(value).__module__).partition(".")[0]
+    return hasattr(value, "__next__") and not hasattr(value, "__array__") and library not in {"grain", "torch"}
+
+
+def packed(value: Any, name: str) -> tuple[Source, Stream | None]:
+    """What travels in the place of `value`, and, where the kernel must send its batches, who does.
+
+    Raises:
+        CannotTravel: its batches are of a kind that goes nowhere.
+        DataMismatch: it is empty, or yields no batches.
+    """
+    import keras
+    import tensorflow as tf
+
+    if isinstance(value, tf.data.Dataset):
+        graph = _graph_of(value)
+        if graph is not None:
+            return graph, None
+    elif isinstance(value, keras.utils.PyDataset) and _is_picklable(value):
+        spec = _adapted(value, name).get_tf_dataset().element_spec
+        return PickledSource(dataset=value, spec=spec, batches=value.num_batches, batch_rows=_batch_rows(value, spec)), None
+    adapter = _adapted(value, name)
+    spec = adapter.get_tf_dataset().element_spec
+    source = StreamedSource(name=name, spec=spec, batches=adapter.num_batches, batch_rows=_batch_rows(value, spec))
+    return source, Stream(name, value, adapter, spec)
+
+
+def check_ways(source: Source, name: str, *, workers: int, execution: Execution) -> None:
+    """Batches that are cut for ranks, or sent one by one, are dense; some ways to train take arrays only.
+
+    `execution` has its strategy chosen already.
+
+    Raises:
+        CannotTravel: naming the kind that they are, or the way.
+    """
+    import tensorflow as tf
+
+    if execution.accumulate > 1:
+        raise CannotTravel(name, "its batches are not cut into the parts of --accumulate", "Give smaller batches, or arrays.")
+    if workers > 1 and execution.strategy == "mirrored":
+        raise CannotTravel(name, "its batches are not cut for the devices of one process", "Use --strategy collective, or arrays.")
+    if workers < 2 and not isinstance(source, StreamedSource):
+        return
+    for leaf in tf.nest.flatten(source.spec):
+        if not isinstance(leaf, tf.TensorSpec):
+            kind = type(leaf).__name__.removesuffix("Spec")
+            raise CannotTravel(name, f"its batches hold a {kind}, which is not cut or sent one by one", "Make them dense, with map().")
+
+
+def item(name: str, source: Source) -> ManifestItem:
+    """How the manifest tells of it."""
+    shapes = _told(source.spec)
+    match source:
+        case GraphSource():
+            apart = f", {len(source.captured)} arrays apart" if source.captured else ""
+            return ManifestItem(kind="dataset", name=name, bytes=len(source.graph), detail=f"as a graph{apart}: {shapes}")
+        case PickledSource():
+            return ManifestItem(kind="dataset", name=name, bytes=0, detail=f"pickled ({type(source.dataset).__name__}): {shapes}")
+        case StreamedSource():
+            return ManifestItem(kind="dataset", name=name, bytes=0, detail=f"streamed from this kernel: {shapes}")
+        case _:
+            raise AiaasBug(f"{name} is a {type(source).__name__}, which no way of travelling is known of")
+
+
+def in_arguments(arguments: Mapping[str, Any]) -> dict[str, Source]:
+    """The sources among the arguments of `fit`, by name."""
+    return {name: value for name in PLACES if isinstance(value := arguments.get(name), Source)}
+
+
+def _batch_rows(given: Any, spec: Any) -> int:
+    """Rows of a full batch: as the shapes have it, or the last `batch` on the way through a dataset."""
+    import tensorflow as tf
+
+    shape = tf.nest.flatten(spec)[0].shape
+    if shape.rank and shape[0]:
+        return int(shape[0])
+    while given is not None:
+        if (size := getattr(given, "_batch_size", None)) is not None:
+            return int(size)
+        given = getattr(given, "_input_dataset", None)
+    return 0
+
+
+def check(value: Any, name: str, *, steps_name: str, steps: int | None, declared: Any = None) -> None:
+    """What is known of a dataset before anything is sent.
+
+    Args:
+        declared: the shapes of the model's inputs, batch first; None where the model declares none.
+
+    Raises:
+        DataMismatch: it is not batched, or has no end.
+    """
+    import tensorflow as tf
+
+    if not isinstance(value, tf.data.Dataset):
+        return
+    leaves = [leaf for leaf in tf.nest.flatten(value.element_spec) if isinstance(leaf, tf.TensorSpec)]
+    inputs = [leaf for leaf in tf.nest.flatten(_x_of(value.element_spec)) if isinstance(leaf, tf.TensorSpec)]
+    single = [leaf for leaf in leaves if leaf.shape.rank == 0]
+    if declared and len(declared) == len(inputs):
+        single += [leaf for leaf, shape in zip(inputs, declared, strict=True) if leaf.shape.rank == len(shape) - 1]
+    if single:
+        raise DataMismatch(f"{name} yields single samples ({_told(value.element_spec)}), not batches. Use {name}.batch(32), say.")
+    if int(value.cardinality()) == ENDLESS and not steps:
+        raise DataMismatch(f"{name} has no end. Give {steps_name}, or take() of it.")
+
+
+def _x_of(spec: Any) -> Any:
+    return spec[0] if isinstance(spec, tuple) else spec
+
+
+def _adapted(value: Any, name: str) -> Any:
+    """Keras' own adapter of `value`; one that has looked into a generator stays with it."""
+    from keras.src.trainers import data_adapters
+
+    known = _peeked.get(value) if isinstance(value, types.GeneratorType) else None
+    if known is not None:
+        return known
+    try:
+        adapter = data_adapters.get_data_adapter(_generator_of(value))
+    except ValueError as error:
+        raise DataMismatch(f"{name}: {_sentence(error)} {_NOT_A_BATCH}") from error
+    if isinstance(value, types.GeneratorType):
+        _peeked[value] = adapter
+    return adapter
+
+
+def _generator_of(value: Any) -> Any:
+    """Keras takes generators, not other iterators, which it would have to be told from arrays."""
+    if hasattr(value, "__next__") and not isinstance(value, types.GeneratorType):
+        return (batch for batch in value)
+    return value
+
+
+def _graph_of(dataset: Any) -> GraphSource | None:
+    """None where Python takes part, or where the graph cannot be written."""
+    import tensorflow as tf
+
+    try:
+        written = tf.raw_ops.DatasetToGraphV2(
+            input_dataset=dataset._variant_tensor, external_state_policy=IGNORE_STATE, strip_device_assignment=True
+        ).numpy()
+    except tf.errors.OpError:  # a dataset of another library, or more than the 2 GB of a graph
+        return None
+    graph = tf.compat.v1.GraphDef.FromString(written)
+    nodes = list(_nodes(graph))
+    if any(node.op in PYTHON_OPS for node in nodes):
+        return None
+    places, captured = [], []
+    for place, node in enumerate(nodes):
+        if node.op != "Const" or node.attr["value"].tensor.ByteSize() < fitcall_pickle.APART_BYTES:
+            continue
+        array = tf.make_ndarray(node.attr["value"].tensor)
+        if array.dtype.hasobject:
+            continue
+        places.append(place)
+        captured.append(array)
+        node.attr["value"].tensor.ClearField("tensor_content")
+        for name in [name for name, _ in node.attr["value"].tensor.ListFields() if name.name.endswith("_val")]:
+            node.attr["value"].tensor.ClearField(name.name)
+    count = int(dataset.cardinality())
+    return GraphSource(
+        graph=graph.SerializeToString(),
+        places=tuple(places),
+        captured=tuple(captured),
+        spec=dataset.element_spec,
+        batches=count if count >= 0 else None,
+        batch_rows=_batch_rows(dataset, dataset.element_spec),
+    )
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    yield from graph.node
+    for function in graph.library.function:
+        yield from function.node_def
+
+
+def _is_picklable(value: Any) -> bool:
+    try:
+        fitcall_pickle.dumps(value)
+    except fitcall_pickle.Failed:
+        return False
+    return True
+
+
+def _told(spec: Any) -> str:
+    import tensorflow as tf
+
+    return ", ".join(f"{getattr(leaf, 'dtype', leaf).name} {getattr(leaf, 'shape', '')}" for leaf in tf.nest.flatten(spec))
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") + "."
