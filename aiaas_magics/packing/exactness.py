@@ -39,7 +39,7 @@ def on_jax(model: Any, shape: FitShape, *, copies: int) -> tuple[str, ...]:
     import keras
 
     found = []
-    drawing = [layer for layer in model._flatten_layers(include_self=True) if getattr(layer, "_seed_generators", ())]
+    drawing = [layer for layer in model._flatten_layers(include_self=True) if _draws(layer)]
     if drawing:
         found.append(
             f"Random numbers ({_names(drawing)}) are drawn by JAX: other masks and noise than TensorFlow's, "
@@ -102,7 +102,7 @@ def _parts(model: Any, parts: int) -> Iterator[str]:
     normal = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
     if normal:
         yield f"BatchNormalization ({_names(normal)}) uses the mean and variance of each of a batch's {parts} parts, synchronized or not."
-    drawing = [layer for layer in layers if getattr(layer, "_seed_generators", ())]
+    drawing = [layer for layer in layers if _draws(layer)]
     if drawing:
         yield f"Random numbers ({_names(drawing)}) are drawn for each of the {parts} parts of a batch: others than for the whole."
     if _has_own_step(model):
@@ -174,9 +174,14 @@ def _layers(model: Any) -> Iterator[str]:
     own = [layer for layer in _own_layers(model) if any(keras.backend.is_float_dtype(v.dtype) for v in layer._non_trainable_variables)]
     if own:
         yield f"Non-trainable variables of {_names(own)} follow each worker's rows and are averaged over workers at the end of each epoch."
-    if any(getattr(layer, "_seed_generators", ()) for layer in layers):
-        drawing = [layer for layer in layers if getattr(layer, "_seed_generators", ())]
+    if drawing := [layer for layer in layers if _draws(layer)]:
         yield f"Random numbers ({_names(drawing)}) are drawn by each worker for its own rows: n workers draw others than one."
+
+
+def _draws(layer: Any) -> bool:
+    """Whether a layer draws random numbers. Recurrent cells have a generator also where nothing is dropped."""
+    rates = [getattr(layer, name) for name in ("dropout", "recurrent_dropout") if isinstance(getattr(layer, name, None), int | float)]
+    return bool(getattr(layer, "_seed_generators", ())) and (not rates or not _is_keras(type(layer)) or any(rates))
 
 
 def _metrics(model: Any) -> Iterator[str]:

@@ -50,6 +50,8 @@ def built(model: Any) -> Any:
         (own_step, "train_step"),
         (lambda: compiled(layers.BatchNormalization(name="bn")), "BatchNormalization (bn)"),
         (lambda: compiled(layers.Dropout(0.5, name="drop")), "Random numbers (drop)"),
+        (lambda: recurrent(dropout=0.1), "Random numbers (lstm_cell"),
+        (lambda: recurrent(recurrent_dropout=0.1), "Random numbers (lstm_cell"),
         (lambda: compiled(Adds(name="adds")), "add_loss in adds"),
         (lambda: built(compiled(metrics=[Largest()])), "metric largest"),
         (lambda: built(compiled(metrics=[scalar_metric])), "scalar_metric"),
@@ -64,7 +66,13 @@ def test_what_cannot_be_exact_is_announced(model: Any, word: str) -> None:
     assert word in said[0]
 
 
-@pytest.mark.parametrize("model", [dense("adam", metrics=["accuracy", "mae"]), regularized])
+def recurrent(**how: Any) -> Any:
+    model = keras.Sequential([layers.Input((5, 4)), layers.LSTM(3, **how), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    return model
+
+
+@pytest.mark.parametrize("model", [dense("adam", metrics=["accuracy", "mae"]), regularized, recurrent])
 def test_what_is_exact_is_not_spoken_of(model: Any) -> None:
     assert announcements(model(), {"callbacks": [keras.callbacks.EarlyStopping()]}, 4) == ()
 
