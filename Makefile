@@ -10,7 +10,7 @@ RUN := $(BIN)/python
 # A state folder of its own for the demo and the tests, so that nothing of the user's is touched.
 BUILD := build
 
-.PHONY: help demo test lab check lint types architecture bench notebooks docs clean
+.PHONY: help demo test equivalence lab check lint types architecture bench notebooks docs clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ lab: $(VENV)/.ready  ## open JupyterLab, ready to use
 
 test: $(VENV)/.ready  ## the whole test suite
 	$(RUN) -m pytest $(PYTEST_OPTIONS)
+
+equivalence: $(VENV)/.ready  ## every model, optimizer, strategy and number of workers beside plain fit; `make test` runs a covering set
+	AIAAS_EQUIVALENCE=all $(RUN) -m pytest -q tests/equivalence
 
 check: lint types architecture test  ## what CI runs
 

@@ -1,0 +1,127 @@
+"""Runs, carried out in processes that one preloaded launcher forks: a case costs its tracing and nothing else.
+
+Owns the launcher, which runs share processes, and collecting outcomes. What a process does is `rank`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import secrets
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, read_value
+from aiaas_magics.backend.workers.launcher import PRELOAD
+from aiaas_magics.backend.workers.launching import LauncherClient
+from tests.equivalence.rank import Outcome, Task
+from tests.equivalence.table import PLAIN, Run, Way
+
+ROOT = Path(__file__).parents[2]
+STUCK_S = 120.0  # one case, on a machine that is busy with something else
+LOOK_S = 0.02
+
+Outcomes = dict[Run, Outcome]
+
+
+class Group:
+    """The processes of one way, over its cases. One that fails ends them; the cases after it get new ones."""
+
+    def __init__(self, folder: Path, way: Way, cases: Sequence[str], *, deterministic: bool) -> None:
+        self.way, self._folder, self._cases, self._deterministic = way, folder, list(cases), deterministic
+        self.outcomes: Outcomes = {}
+        self._attempt = 0
+
+    def start(self, launcher: LauncherClient) -> None:
+        self._attempt += 1
+        self._at_s, self._seen = time.monotonic(), 0
+        self._attempt_folder = AttemptFolder(self._folder / f"attempt-{self._attempt}")
+        self._attempt_folder.path.mkdir(parents=True)
+        self._started = tuple(self._cases)
+        name = f"aiaas-test-{secrets.token_hex(4)}"
+        task = Task(self._started, self.way, 0, name, self._attempt_folder.path, self._deterministic)
+        paths = [self._attempt_folder.command(rank) for rank in range(self.way.ranks)]
+        for rank, path in enumerate(paths):
+            path.write_bytes(pickle.dumps(replace(task, rank=rank)))
+        launcher.ask({"commands": [str(path) for path in paths]})
+
+    def collect(self) -> bool:
+        """Whether all processes have ended; outcomes are complete up to the first case that failed."""
+        ended = [read_value(self._attempt_folder.exit(rank), Exit) for rank in range(self.way.ranks)]
+        while (found := self._attempt_folder.path / f"{self._seen}.pickle").exists():
+            self._keep(pickle.loads(found.read_bytes()))
+        stuck = time.monotonic() - self._at_s > STUCK_S
+        if stuck or (None in ended and any(one is not None and one.code != 0 for one in ended)):
+            self.kill()
+        if None in ended:
+            return False
+        if self._cases and self._seen < len(self._started) and not (self._seen and self._last.error):
+            self._keep(Outcome([], {}, [], [], error=f"{ended}, stuck={stuck}\n{self._output()}"))
+        return True
+
+    def _keep(self, outcome: Outcome) -> None:
+        self._last = outcome
+        self.outcomes[Run(self._cases.pop(0), self.way)] = outcome
+        self._seen, self._at_s = self._seen + 1, time.monotonic()
+
+    @property
+    def is_done(self) -> bool:
+        return not self._cases
+
+    def kill(self) -> None:
+        for rank in range(self.way.ranks):
+            process = self._attempt_folder.process(rank)
+            if process is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+
+    def _output(self) -> str:
+        return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self._attempt_folder.path.glob("output-*")))
+
+
+@contextmanager
+def launcher_in(folder: Path) -> Iterator[LauncherClient]:
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(ROOT)  # it runs code of the tests
+    options = ["--entry", "tests.equivalence.rank:main", "--preload", ",".join([*PRELOAD, "tests.equivalence.rank"])]
+    client = LauncherClient(folder, options=options)
+    try:
+        client.ensure()
+        yield client
+    finally:
+        client.stop()
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def carried_out(runs: Iterable[Run], folder: Path, launcher: LauncherClient, *, deterministic: bool = False) -> Outcomes:
+    """The outcome of each run, and of plain `fit` for each of their cases."""
+    cases: dict[Way, dict[str, None]] = {}
+    for run in runs:
+        cases.setdefault(run.way, {})[run.case] = None
+        cases.setdefault(PLAIN, {})[run.case] = None
+    groups = [Group(folder / "-".join(map(str, way)), way, list(names), deterministic=deterministic) for way, names in cases.items()]
+    waiting, running = sorted(groups, key=lambda group: -group.way.ranks), list[Group]()
+    try:
+        while waiting or running:
+            for group in list(waiting):
+                if not running or sum(other.way.ranks for other in running) + group.way.ranks <= (os.cpu_count() or 1):
+                    waiting.remove(group)
+                    running.append(group)
+                    group.start(launcher)
+            for group in list(running):
+                if group.collect():
+                    if group.is_done:
+                        running.remove(group)
+                    else:
+                        group.start(launcher)
+            time.sleep(LOOK_S)
+    finally:
+        for group in running:
+            group.kill()
+    return {run: outcome for group in groups for run, outcome in group.outcomes.items()}

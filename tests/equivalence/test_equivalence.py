@@ -1,0 +1,117 @@
+"""However a fit is carried out, its weights, history and metrics are those of plain `fit` in one process on the same order of rows.
+
+Without more, every pair of (model, optimizer, strategy and form, number of workers) occurs in some run. AIAAS_EQUIVALENCE=all
+(`make equivalence`) runs every combination.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aiaas_magics.backend.workers.launching import LauncherClient
+from tests.equivalence import forked
+from tests.equivalence.pairwise import covering, pairs
+from tests.equivalence.rank import Outcome
+from tests.equivalence.table import COVERING, MODELS, OPTIMIZERS, PLAIN, POSSIBLE, WAYS, Run, Way, case_of, runs
+from tests.training.ranks import gaps
+
+RUNS = runs(every=os.environ.get("AIAAS_EQUIVALENCE") == "all")
+LOGS = {"float32": 1e-5, "float64": 1e-9}
+
+# All runs are carried out before the first test looks at one; `forked.STUCK_S` ends what does not go on.
+pytestmark = pytest.mark.timeout(0)
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LauncherClient]:
+    with forked.launcher_in(tmp_path_factory.mktemp("launcher")) as launcher:
+        yield launcher
+
+
+@pytest.fixture(scope="session")
+def outcomes(request: pytest.FixtureRequest, launcher: LauncherClient, tmp_path_factory: pytest.TempPathFactory) -> forked.Outcomes:
+    """Of all runs that this session's tests ask for."""
+    chosen = [
+        item.callspec.params["run"] for item in request.session.items if "run" in getattr(getattr(item, "callspec", None), "params", ())
+    ]
+    return forked.carried_out([run for run in chosen if isinstance(run, Run)], tmp_path_factory.mktemp("runs"), launcher)
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_a_fit_is_what_plain_fit_is(outcomes: forked.Outcomes, run: Run) -> None:
+    ours, plain = outcomes[run], outcomes[Run(run.case, PLAIN)]
+    assert not plain.error, plain.error
+    assert not ours.error, ours.error
+
+    assert ours.fused == run.way.fused or "step by step" in run.case, "the form that was asked for"
+    assert_announced(run, ours)
+    assert ours.epoch == plain.epoch
+    assert ours.history.keys() == plain.history.keys()
+    if is_exact(run):
+        assert_same(run, ours, plain)
+    else:
+        assert max(gaps(ours.variables, plain.variables)) > 1e-5, "it is exact: nothing should be announced"
+        assert all(np.isfinite(values).all() for values in ours.variables if values.dtype.kind == "f")
+
+
+def is_exact(run: Run) -> bool:
+    row = MODELS.get(run.case.partition(" / ")[0])
+    return run.way.ranks == 1 or (row.exact if row else getattr(case_of(run.case), "exact", True))
+
+
+def assert_same(run: Run, ours: Outcome, plain: Outcome) -> None:
+    case = case_of(run.case)
+    assert max(gaps(ours.variables, plain.variables)) <= case.tolerance
+    for log, values in plain.history.items():
+        np.testing.assert_allclose(ours.history[log], values, rtol=LOGS[case.floatx], atol=LOGS[case.floatx] / 10, err_msg=log)
+    np.testing.assert_allclose(ours.batches, plain.batches, rtol=1e-5)
+
+
+def assert_announced(run: Run, ours: Outcome) -> None:
+    """Nothing differs that was not announced, and nothing is announced that does not."""
+    row = MODELS.get(run.case.partition(" / ")[0])
+    if row is None:
+        return
+    expected = row.said if run.way.ranks > 1 else ()
+    assert [said for said in expected if not any(note.startswith(said) for note in ours.notes)] == [], ours.notes
+    assert [note for note in ours.notes if not note.startswith(expected or ("nothing",))] == []
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("fused", ["off", "graph"])
+def test_the_same_run_has_the_same_bits(launcher: LauncherClient, tmp_path: Path, ranks: int, fused: str) -> None:
+    run = Run("cnn / adam", Way("collective", fused, ranks))
+
+    first, second = (forked.carried_out([run], tmp_path / str(turn), launcher, deterministic=True)[run] for turn in range(2))
+
+    assert not first.error, first.error
+    assert bits(first) == bits(second)
+    assert first.history == second.history
+
+
+def bits(outcome: Outcome) -> list[bytes]:
+    return [np.asarray(values).tobytes() for values in outcome.variables]
+
+
+def test_the_small_set_has_every_pair_that_is_possible() -> None:
+    wanted = frozenset[Any]().union(*map(pairs, POSSIBLE))
+
+    assert frozenset[Any]().union(*map(pairs, COVERING)) == wanted
+    assert set(COVERING) <= set(POSSIBLE)
+    assert len(COVERING) < len(POSSIBLE) / 5
+    assert covering(POSSIBLE) == COVERING
+
+
+def test_the_page_on_equivalence_names_every_case() -> None:
+    page = (forked.ROOT / "docs" / "equivalence.md").read_text(encoding="utf-8")
+
+    cells = {cell.strip() for line in page.splitlines() if line.startswith("|") for cell in line.split("|")[1:2]}
+    assert {*MODELS, *OPTIMIZERS, *(f"{way.strategy}, {way.fused}" for way in WAYS)} <= cells
+    for row in MODELS.values():
+        assert [said for said in row.said if said.partition(" (")[0] not in page] == []
