@@ -74,7 +74,10 @@ class Job:
 
     @property
     def history(self) -> dict[str, list[float]]:
-        """The epochs so far: one list a metric, as `History.history`."""
+        """The epochs so far: one list a metric, as `History.history`.
+
+        Of hundreds of very short ones not all are told; `result()` has them.
+        """
         return self.story().history()
 
     def __repr__(self) -> str:

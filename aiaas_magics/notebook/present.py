@@ -115,7 +115,7 @@ def job_table(view: JobView, story: JobStory, *, caption: str = "") -> Bundle:
     left_out = len(story.rows) - len(shown)
     notes = [
         status_line(story),
-        f"{left_out} epochs between are not shown; job.history has them all." if left_out else "",
+        f"{left_out} epochs between are not shown; the History that fit returns has them all." if left_out else "",
         phases_line(story),
         error_line(story),
         *story.notices,

@@ -105,6 +105,9 @@ def test_a_dry_run_shows_what_would_be_sent_and_ends_the_cell_there(trainer: Ker
     assert value(trainer, JOBS) == before
 
 
+WITH_A_FILE = "keras.callbacks.LambdaCallback(on_epoch_end=lambda e, logs, file=open('/dev/null'): None)"
+
+
 @pytest.mark.parametrize(
     ("body", "name", "said"),
     [
@@ -112,7 +115,7 @@ def test_a_dry_run_shows_what_would_be_sent_and_ends_the_cell_there(trainer: Ker
         ("model.fit(x, y[:7])", "DataMismatch", "x has 2000, y has 7"),
         ("model.fit(x[:, :3], y)", "DataMismatch", "rejects this data"),
         ("model.fit(x[:0], y[:0])", "DataMismatch", "x has no rows"),
-        ("model.fit((batch for batch in [(x, y)]))", "CannotTravel", "--local-fallback"),
+        (f"model.fit(x, y, callbacks=[{WITH_A_FILE}])", "CannotTravel", "--local-fallback"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_at_the_cells_line_before_anything_is_sent(
@@ -140,9 +143,7 @@ def test_more_workers_than_devices_are_refused_with_both_ways_out(trainer: Kerne
 
 
 def test_a_fit_that_cannot_travel_runs_here_if_that_is_wanted(trainer: Kernel) -> None:
-    cell = trainer.run(
-        "%%aiaas_train --local-fallback\nhistory = model.fit(((x[:50], y[:50]) for _ in range(2)), steps_per_epoch=2, verbose=0)"
-    )
+    cell = trainer.run(f"%%aiaas_train --local-fallback\nhistory = model.fit(x[:50], y[:50], verbose=0, callbacks=[{WITH_A_FILE}])")
 
     assert cell.ok, cell.error
     assert "runs in the kernel (--local-fallback)" in cell.text
@@ -173,7 +174,7 @@ model.fit(x, y, epochs=3, batch_size=500, callbacks=[Boom()])"""
 def test_interrupting_cancels_the_job_and_leaves_model_and_kernel_usable(trainer: Kernel) -> None:
     code = "%%aiaas_train --ui html -o job\nmodel.fit(x, y, epochs=100_000, batch_size=20)"
     message = trainer.start(code)
-    running = trainer.wait(message, until="epoch 2 of 100000")
+    running = trainer.wait(message, until=" of 100000")
 
     trainer.interrupt()
     cell = trainer.wait(message, cell=running)
@@ -322,7 +323,7 @@ def test_interrupting_a_study_cancels_the_job_that_runs(trainer: Kernel) -> None
 def test_interrupting_a_magic_that_waits_is_one_line_and_the_job_goes_on(trainer: Kernel) -> None:
     trainer.run("%%aiaas_train --async --ui none --name slow\njob = built().fit(x, y, epochs=100_000, batch_size=20)")
     message = trainer.start("%aiaas_attach slow --ui html")
-    running = trainer.wait(message, until="epoch 2 of 100000")
+    running = trainer.wait(message, until=" of 100000")
 
     trainer.interrupt()
     cell = trainer.wait(message, cell=running)

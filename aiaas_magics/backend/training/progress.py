@@ -18,12 +18,14 @@ from aiaas_magics.backend.training.plan import Plan
 from aiaas_magics.spec import Compiled, EpochEnded, Notice, Phase, PhaseEntered, StepsDone, logs_of
 
 TELL_S: Final = 0.25  # four a second: what an eye can follow, and what a log can keep
+EPOCHS_TOLD: Final = 500  # each one of so many; of the others those that an eye can follow, and the last (guess)
 
 
 class Progress(keras.callbacks.Callback):  # type: ignore[misc]
     """Sends events of one `fit`. `plan` is asked once `fit` has looked at its data; None where nobody knows it.
 
-    Rows and seconds of the first epoch begin after the first step, which traces and compiles.
+    Rows and seconds of the first epoch begin after the first step, which traces and compiles. An epoch of a small model
+    takes a millisecond, and there may be a million of them: not all are told then. `History` has them all.
     """
 
     def __init__(
@@ -35,7 +37,8 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
         self._compiled = False
         self._skipped_rows = 0
         self._epoch = 0
-        self._began = self._told = 0.0
+        self._began = self._told = self._epoch_told = 0.0
+        self._epochs_told = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._began = self._clock()
@@ -73,7 +76,12 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
         self._last_step = step
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        seconds = self._clock() - self._began
+        now = self._clock()
+        last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
+        if self._epochs_told >= EPOCHS_TOLD and now - self._epoch_told < TELL_S and not last:
+            return
+        self._epochs_told, self._epoch_told = self._epochs_told + 1, now
+        seconds = now - self._began
         rows = self._rows(getattr(self, "_last_step", 0)) - self._skipped_rows
         self._channel.send(
             EpochEnded(epoch=epoch, epochs=int(self.params.get("epochs") or 0), rows=rows, seconds=seconds, logs=logs_of(logs or {}))
