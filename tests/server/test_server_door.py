@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -15,10 +16,8 @@ from aiaas_magics.client.transport import Transport
 from aiaas_magics.spec import About, JobView
 from tests.server.served import Served, served
 
-FILLED = {"sha": "0" * 64, "job": "1", "name": "churn", "path": "a.txt"}
-DOORS = sorted(
-    (method, route.path.replace("{path:path}", "a.txt").format(**FILLED)) for route in routes() for method in (route.methods or ())
-)
+FILLED = {"sha": "0" * 64, "job": "1", "name": "churn", "path": "a.txt", "number": "1", "index": "1"}
+DOORS = sorted((method, re.sub(r":\w+}", "}", route.path).format(**FILLED)) for route in routes() for method in (route.methods or ()))
 WRONG = ["", "wrong", "aiaas_", "x" * 100_000]
 
 
