@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.report import interleaved, ratio, save
 
 ROWS, FEATURES, BATCH = 20_000, 100, 32
-ROUNDS = 5
+ROUNDS = 2
 STEADY = 20  # epochs, of which the median counts
 
 
