@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from serving_models import tensor
 
-from aiaas_magics.backend.serving.codec import BadValue, json_of, read_predict, write_predict
+from aiaas_magics.backend.serving.codec import json_of, read_predict, write_predict
+from aiaas_magics.backend.serving.protocols import BadValue
 
 DTYPES = ["float32", "float64", "int8", "int32", "int64", "uint8", "bool"]
 INTERFACES = [

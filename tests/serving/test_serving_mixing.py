@@ -19,7 +19,9 @@ from serving_rig import Rig
 
 from aiaas_magics.backend.serving.batching import BatchQueue, Limits, QueueFull, Waiting
 from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
-from aiaas_magics.backend.serving.protocols.tfserving import Route, predict
+from aiaas_magics.backend.serving.inferring import respond
+from aiaas_magics.backend.serving.protocols import Request, tfserving
+from aiaas_magics.backend.serving.protocols.tfserving import Route
 from aiaas_magics.backend.serving.registry import Registry, Version
 from aiaas_magics.backend.serving.replicas import Replicas, answers_of
 
@@ -215,18 +217,19 @@ async def test_a_full_queue_is_503_with_retry_after_and_the_others_are_answered(
     version.executor = Replicas([engine], name="busy", batchable=False, limits=Limits(waiting=2))
     registry.flip(version)
     route = Route(action="predict", name="busy")
-    asked = [asyncio.create_task(predict(registry, route, b'{"instances": [%d.0]}' % n)) for n in range(8)]
+    requests = [Request(method="POST", path="/v1/models/busy:predict", body=b'{"instances": [%d.0]}' % n) for n in range(8)]
+    asked = [asyncio.create_task(respond(registry, tfserving, route, request)) for request in requests]
     done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
 
     engine.go.set()
-    answers = [(await task)[0] for task in asked]
+    answers = [await task for task in asked]
     await version.drain_and_close()
 
-    assert {task.result()[0].status for task in done} == {503}
-    refused = [answer for answer in answers if answer.status == 503]
-    assert all((b"retry-after", b"1") in answer.headers for answer in refused)
+    assert {task.result().status for task in done} == {503}
+    refused = [got for got in answers if got.status == 503]
+    assert all((b"retry-after", b"1") in got.headers for got in refused)
     assert len(refused) in (5, 6), "one runs at most, two wait"
-    assert [json.loads(answer.body) for answer in answers if answer.status == 200] == [
-        {"predictions": [2.0 * n]} for n, answer in enumerate(answers) if answer.status == 200
+    assert [json.loads(got.body) for got in answers if got.status == 200] == [
+        {"predictions": [2.0 * n]} for n, got in enumerate(answers) if got.status == 200
     ]
     assert engine.closed == 1

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aiaas_magics.backend.guard import Allow, Guard, facts_of
-from aiaas_magics.backend.serving.protocols import tfserving
-from aiaas_magics.backend.serving.protocols.tfserving import Response, error
+from aiaas_magics.backend.serving import inferring
+from aiaas_magics.backend.serving.protocols import Request, Response, error
 from aiaas_magics.backend.serving.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 BODY_BYTES: Final = 64 * 1024 * 1024  # as Triton's --http-max-input-size
 BODY_S: Final = 60.0  # guess: the largest body over a 10 Mbit/s line
 LINGER_S: Final = 2.0  # guess: how long a refused body is read into nothing, so that its sender sees the answer instead of a reset
-JSON: Final = (b"content-type", b"application/json")
 CLOSE: Final = (b"connection", b"close")
 
 
@@ -66,16 +65,16 @@ class App:
         if not isinstance(decision, Allow):
             await self._refuse(error(decision.status, decision.text, decision.headers), scope, receive, send)
             return
-        route = tfserving.find_route(scope["method"], scope["raw_path"].decode("latin-1"))
+        path = scope["raw_path"].decode("latin-1")
+        protocol = inferring.protocol_of(path)
+        route = protocol.find_route(scope["method"], path)
         if isinstance(route, Response):
             await self._refuse(route, scope, receive, send)
             return
         try:
-            if scope["method"] == "GET":
-                response = tfserving.look(self._registry, route)
-            else:
-                body = await self._body(scope, receive)
-                response, _ = await tfserving.predict(self._registry, route, body)
+            body = b"" if scope["method"] == "GET" else await self._body(scope, receive)
+            request = Request(method=scope["method"], path=path, headers=tuple(scope["headers"]), body=body)
+            response = await inferring.respond(self._registry, protocol, route, request)
         except BodyTooLarge as fault:
             await self._refuse(error(413, str(fault)), scope, receive, send)
             return
@@ -156,7 +155,7 @@ async def _answer(send: Send, response: Response, *, close: bool = False) -> Non
 def _head(response: Response, *, close: bool) -> dict[str, Any]:
     headers = [(b"content-length", str(len(response.body)).encode()), *response.headers]
     if response.body:
-        headers.append(JSON)
+        headers.append((b"content-type", response.content_type))
     if close:
         headers.append(CLOSE)
     return {"type": "http.response.start", "status": response.status, "headers": headers}

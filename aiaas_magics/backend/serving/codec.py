@@ -22,22 +22,12 @@ from typing import Any, Final, Literal
 import numpy as np
 import orjson
 
+from aiaas_magics.backend.serving.protocols import BadValue, Response
 from aiaas_magics.spec import TensorSpec
 
 DEFAULT_SIGNATURE: Final = "serving_default"
 NO_JSON_FORM: Final = frozenset({"float16", "bfloat16", "complex64", "complex128"})
 SHOWN: Final = 100  # characters of a wrong value that an error repeats: guess
-
-
-class BadValue(Exception):
-    """A body that does not hold what it should; `status` is the protocol's code for it."""
-
-    def __init__(self, text: str, status: int = 400) -> None:
-        super().__init__(text, status)
-        self.text, self.status = text, status
-
-    def __str__(self) -> str:
-        return self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +37,9 @@ class PredictCall:
     layout: Literal["row", "column"]
     tensors: dict[str, np.ndarray]
     rows: int | None
+
+    def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
+        return Response(200, write_predict(outputs, self.layout))
 
 
 # --------------------------------------------------------------------------- in

@@ -1,0 +1,115 @@
+"""The seam between the inference process and the protocols it speaks.
+
+Owns the values that cross it. What a path, a document or a status code means belongs to each
+protocol's module; what is the same for all of them (finding the version, running it, turning a
+fault into an answer) belongs to `inferring`; sockets and limits belong to `app` and `http1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+import orjson
+
+if TYPE_CHECKING:
+    from aiaas_magics.backend.serving.registry import Registry, Version
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+JSON: Final = b"application/json"
+
+
+class BadValue(Exception):
+    """A body that does not hold what it should; `status` is the protocol's code for it."""
+
+    def __init__(self, text: str, status: int = 400) -> None:
+        super().__init__(text, status)
+        self.text, self.status = text, status
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A request that the guard let in. Header names are in lower case; the body is whole."""
+
+    method: str
+    path: str  # as it came: percent-encoded, without the query
+    headers: Headers = ()
+    body: bytes = b""
+
+    def header(self, name: bytes) -> bytes | None:
+        return next((value for key, value in self.headers if key == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    status: int
+    body: bytes
+    headers: Headers = ()
+    content_type: bytes = JSON
+
+
+class Route(Protocol):
+    """What a request line asks for. `version` of None or 0 is the latest."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int | None: ...
+    @property
+    def label(self) -> str | None: ...
+    @property
+    def infers(self) -> bool:
+        """Whether the answer is a model's; then it comes from `read`, else from `look`."""
+        ...
+
+
+class InferenceCall(Protocol):
+    """A decoded inference request. `rows` is None where the inputs differ in their first dimension."""
+
+    @property
+    def tensors(self) -> Mapping[str, np.ndarray]: ...
+    @property
+    def rows(self) -> int | None: ...
+
+    def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
+        """The answer in the form that the request asked for.
+
+        Raises:
+            BadValue: the outputs have no such form.
+        """
+        ...
+
+
+class InferenceProtocol(Protocol):
+    """One REST interface: pure functions from requests to routes, tensors and documents."""
+
+    def find_route(self, method: str, path: str) -> Route | Response:
+        """The route of a request line, or the answer to one that is none."""
+        ...
+
+    def read(self, route: Route, request: Request, version: Version) -> InferenceCall:
+        """The tensors of an inference request for the version that will compute them.
+
+        Raises:
+            BadValue: the request does not fit the version's interface.
+        """
+        ...
+
+    def look(self, registry: Registry, route: Route, request: Request) -> Response:
+        """The answer to a request that computes nothing."""
+        ...
+
+    def not_found(self, route: Route) -> Response: ...
+
+    def unknown_label(self, label: str) -> Response: ...
+
+
+def error(status: int, text: str, headers: Headers = ()) -> Response:
+    """Every error, in every protocol, is one document with one key."""
+    return Response(status, orjson.dumps({"error": text}), headers)

@@ -19,13 +19,12 @@ from urllib.parse import unquote
 
 import orjson
 
-from aiaas_magics.backend.serving.batching import QueueFull
-from aiaas_magics.backend.serving.codec import BadValue, read_predict, write_predict
-from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
+from aiaas_magics.backend.serving import protocols
+from aiaas_magics.backend.serving.codec import PredictCall, read_predict
+from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, error
 from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
 from aiaas_magics.spec import DeploySpec, TensorSpec
 
-Headers = tuple[tuple[bytes, bytes], ...]
 Action = Literal["predict", "classify", "regress", "status", "metadata"]
 
 ACTIONS: Final[Mapping[str, Action]] = {"predict": "predict", "classify": "classify", "regress": "regress"}
@@ -57,13 +56,6 @@ DTYPES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    status: int
-    body: bytes
-    headers: Headers = ()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """What a request line asks for. A `name` is percent-decoded; `version` of None is the latest."""
@@ -73,10 +65,9 @@ class Route:
     version: int | None = None
     label: str | None = None
 
-
-def error(status: int, text: str, headers: Headers = ()) -> Response:
-    """Every error is one document with one key."""
-    return Response(status, orjson.dumps({"error": text}), headers)
+    @property
+    def infers(self) -> bool:
+        return self.action in ACTIONS
 
 
 def find_route(method: str, path: str) -> Route | Response:
@@ -106,32 +97,19 @@ def find_route(method: str, path: str) -> Route | Response:
 # --------------------------------------------------------------------------- predict
 
 
-async def predict(registry: Registry, route: Route, body: bytes) -> tuple[Response, Version | None]:
-    """The answer to a predict request, and the version that gave it."""
-    if route.label is not None:
-        return unknown_label(route.label), None
-    try:
-        version = registry.find(route.name, route.version)
-    except NotServed:
-        return not_found(route), None
+def read(route: protocols.Route, request: Request, version: Version) -> PredictCall:
+    """The tensors of a predict request.
+
+    Raises:
+        BadValue: with this protocol's status code and sentence.
+    """
+    assert isinstance(route, Route)
     if route.action != "predict":
-        return wrong_signature(route.action), None
-    try:
-        call = read_predict(body, version.spec.inputs)
-        with version.lease() as executor:
-            outputs = await executor.run(call.tensors, call.rows)
-        return Response(200, write_predict(outputs, call.layout)), version
-    except BadValue as fault:
-        return error(fault.status, fault.text), version
-    except EngineRefused as fault:
-        return error(400, f"The model cannot compute this input: {fault}"), version
-    except QueueFull as fault:
-        return error(503, str(fault), ((b"retry-after", str(fault.retry_after_s).encode()),)), version
-    except EngineLost as fault:
-        return error(503, f"The model is being started anew ({fault}). Try again in a moment.", ((b"retry-after", b"1"),)), version
+        raise wrong_signature(route.action)
+    return read_predict(request.body, version.spec.inputs)
 
 
-def not_found(route: Route) -> Response:
+def not_found(route: protocols.Route) -> Response:
     which = f"Latest({route.name[:100]})" if not route.version else f"Specific({route.name[:100]}, {route.version})"
     return error(404, f"Servable not found for request: {which}")
 
@@ -140,10 +118,9 @@ def unknown_label(label: str) -> Response:
     return error(400, f"Unrecognized servable version label: {label[:100]}")
 
 
-def wrong_signature(method: str) -> Response:
+def wrong_signature(method: str) -> BadValue:
     kind = "classification" if method == "classify" else "regression"
-    return error(
-        400,
+    return BadValue(
         f"Expected {kind} signature method_name to be tensorflow/serving/{method}. Was: tensorflow/serving/predict. Use :predict instead.",
     )
 
@@ -151,8 +128,9 @@ def wrong_signature(method: str) -> Response:
 # --------------------------------------------------------------------------- status and metadata
 
 
-def look(registry: Registry, route: Route) -> Response:
+def look(registry: Registry, route: protocols.Route, _request: Request) -> Response:
     """The answer to a status or metadata request."""
+    assert isinstance(route, Route)
     if route.label is not None:
         return unknown_label(route.label)
     return metadata(registry, route) if route.action == "metadata" else status(registry, route)
