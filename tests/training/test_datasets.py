@@ -17,7 +17,7 @@ from aiaas_magics import frames
 from aiaas_magics.backend.feed_folder import FeedFolder
 from aiaas_magics.backend.training import datasets
 from aiaas_magics.backend.training.command import WorkerCommand
-from aiaas_magics.backend.training.engines.tensorflow import ALONE, DATA, PART
+from aiaas_magics.backend.training.engines.hooks import ALONE, DATA, PART
 from aiaas_magics.errors import DataEnded
 from aiaas_magics.packing import fitcall
 from aiaas_magics.packing.sources import Stream, packed

@@ -99,7 +99,7 @@ def test_every_number_belongs_to_one_shard(sizes: list[int], ranks: int) -> None
     dtype = np.dtype(np.float32)
     seen = [np.zeros(size, int) for size in sizes]
     for rank in range(ranks):
-        for piece in pieces(sizes, dtype, rank=rank, ranks=ranks):
+        for piece in pieces(tuple(sizes), dtype, rank=rank, ranks=ranks):
             seen[piece.array][piece.start : piece.stop] += 1
 
     assert all((array == 1).all() for array in seen)

@@ -21,6 +21,7 @@ from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from keras.src.trainers.data_adapters import data_adapter_utils
 
 from aiaas_magics.backend.training.exact import Scope, Share, exact_reductions
+from aiaas_magics.backend.training.replaced import replaced
 from aiaas_magics.errors import InvalidSpec
 
 
@@ -38,12 +39,8 @@ class Accumulation:
         model.jit_compile = False  # XLA orders ops by their data alone: it would hold all parts in memory at once
         model.train_function = None
         step = tf.autograph.experimental.do_not_convert(self._step(model.train_step))
-        object.__setattr__(model, "train_step", step)  # past Keras' tracking
-        try:
-            with contextlib.nullcontext() if corrected else exact_reductions(self._scope):
-                yield
-        finally:
-            vars(model).pop("train_step", None)  # what sums over ranks hooks the hook, and takes both away
+        with replaced((model, "train_step", step)), contextlib.nullcontext() if corrected else exact_reductions(self._scope):
+            yield
 
     def _step(self, stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def step(data: Any) -> Any:
@@ -66,12 +63,8 @@ class Accumulation:
         def catch(grads: Any, trainable_variables: Any = None) -> None:
             caught.append((list(grads), trainable_variables))
 
-        object.__setattr__(optimizer, "apply", catch)
-        try:
-            with self._scope.of(share):
-                logs = stock(part)
-        finally:
-            object.__delattr__(optimizer, "apply")
+        with replaced((optimizer, "apply", catch)), self._scope.of(share):
+            logs = stock(part)
         if len(caught) != 1:
             raise InvalidSpec(f"A step applies gradients {len(caught)} times, --accumulate needs one that does once. Leave it out.")
         [(grads, variables)] = caught

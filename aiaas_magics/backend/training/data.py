@@ -12,8 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,28 +23,22 @@ from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
 
-from aiaas_magics.backend.training.engines.tensorflow import ALONE, DATA, PART
+from aiaas_magics.backend.training.engines.hooks import ALONE, DATA, PART
 from aiaas_magics.backend.training.fused import fusable, take
-from aiaas_magics.backend.training.pace import Pacing
-from aiaas_magics.backend.training.plan import Indices, Part, Pass, Plan, order_of, place_of
+from aiaas_magics.backend.training.passes import Passes, Reading, Steps, steps_of_epoch
+from aiaas_magics.backend.training.plan import Indices, Part, Pass, Plan
+from aiaas_magics.backend.training.replaced import replaced
 from aiaas_magics.backend.training.rows import Rows, rows_of_arrays
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class Source:
-    """What the iterators of one `fit` go by. `plan` is known once `fit` has looked at its arrays."""
+class Source(Reading):
+    """What the iterators of one rank's `fit` go by."""
 
-    seed: int
     rank: int = 0
     ranks: int = 1
-    first_epoch: int = 0  # the user's initial_epoch
-    start_epoch: int = 0  # where this attempt starts
-    start_step: int = 0  # and after how many steps of that epoch
-    epochs: int = 1  # from there on
-    plan: Plan | None = None
+    epochs: int = 1  # from where this attempt starts
     batch_alone: bool = False  # some batch, of training or validation, has fewer rows than ranks
-    pace: Pacing | None = None  # how many steps a call makes; None: one, by Keras' own iterator
-    test_pace: Pacing | None = None
     replicas: int = 1  # in this process, which share its rows
     _passes: float = 1.0  # still to be begun
 
@@ -61,19 +54,13 @@ class Source:
         self._passes -= 1
 
 
-@contextlib.contextmanager
-def reading_from(source: Source) -> Iterator[None]:
+def reading_from(source: Source) -> contextlib.AbstractContextManager[None]:
     """Inside, the stock `fit` gets its batches from `source`."""
-    stock = tf_trainer.TFEpochIterator
 
     class Batches(_Batches):
         _source = source
 
-    tf_trainer.TFEpochIterator = Batches
-    try:
-        yield
-    finally:
-        tf_trainer.TFEpochIterator = stock
+    return replaced((tf_trainer, "TFEpochIterator", Batches))
 
 
 class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
@@ -90,7 +77,7 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
         EpochIterator.__init__(self, **kwargs)  # past TFEpochIterator's own, which copies all arrays at once
         self._distribute_strategy = distribute_strategy
         self._distributed_dataset: Any = None
-        self._skip = self._first_step = 0
+        self._passes: Passes | None = None
         arrays = isinstance(self.data_adapter, ArrayDataAdapter)
         self._pace = (self._source.pace if self._training else self._source.test_pace) if arrays else None
         self._rows: Rows | None = None
@@ -113,14 +100,9 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
         return plan
 
     def _begin_at_start(self) -> None:
-        source = self._source
-        source.begin(self._plan(), steps_per_epoch=self.steps_per_epoch)
-        assert source.plan is not None
-        self._pass, self._skip = place_of(
-            source.start_epoch, first_epoch=source.first_epoch, batches=source.plan.batches, steps_per_epoch=self.steps_per_epoch
-        )
-        self._first_step = source.start_step
-        self._skip += self._first_step
+        plan = self._plan()
+        self._source.begin(plan, steps_per_epoch=self.steps_per_epoch)
+        self._passes = Passes(self._source, plan, shuffle=self._shuffle, steps_per_epoch=self.steps_per_epoch)
 
     def _get_iterator(self) -> Any:
         if self._distributed_dataset is None:
@@ -142,41 +124,26 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
 
     def _next_order(self) -> tuple[Indices, int]:
         """All rows in the order of the pass, and how many batches of it are over already."""
-        plan = self._plan()
-        if not self._training:
-            return np.arange(plan.rows, dtype=np.int64), 0
-        order = order_of(self._begun, rows=plan.rows, batch=plan.batch, shuffle=self._shuffle, seed=self._source.seed)
-        return order, self._begun_skip
+        return (self._order, self._skipped) if self._training else (np.arange(self._plan().rows, dtype=np.int64), 0)
 
-    def _enumerate_iterator(self) -> Iterator[tuple[int, int, Any]]:
-        """As the stock one, but a pass is begun when its first batch is asked for, and knows its number."""
+    def _enumerate_iterator(self) -> Steps:
+        """As the stock one, but of passes that know their number, and with many steps a call where rows can be read inside it."""
+        first = self._passes.first_step() if self._passes else 0
         if self._pace is not None and self._readable():
-            yield from self._enumerate_chunks(self._pace)
-            return
-        if not (self._ours and self._training):
+            yield from steps_of_epoch(self, first=first, begin_pass=self._begin_chunks, call=self._chunk, took=self._pace.took)
+        elif self._passes is not None:
+            yield from steps_of_epoch(self, first=first, begin_pass=self._begin_pass, call=self._stock_call)
+        else:
             yield from super()._enumerate_iterator()
-            return
-        self.data_adapter.on_epoch_begin()
-        batches = self.data_adapter.num_batches
-        if self._current_iterator is None or self.steps_per_epoch is None:
-            self._begin_pass()
-        first_step, self._first_step = self._first_step, 0
-        for step in range(first_step, self.steps_per_epoch or batches, self.steps_per_execution):
-            if self._steps_seen >= batches:
-                if self.steps_per_epoch:
-                    self._interrupted_warning()
-                break
-            self._steps_seen += self.steps_per_execution
-            yield step, step + self.steps_per_execution - 1, self._current_iterator
-        if self._steps_seen >= batches:
-            self._current_iterator = None
-        self.data_adapter.on_epoch_end()
 
     def _begin_pass(self) -> None:
-        self._begun, self._begun_skip = self._pass, self._skip
+        assert self._passes is not None
+        self._skipped, self._order = self._passes.begin()
         self._current_iterator = iter(self._get_iterator())
-        self._steps_seen = self._skip
-        self._pass, self._skip = self._pass + 1, 0
+        self._steps_seen = self._skipped
+
+    def _stock_call(self, _at: int, _most: int) -> tuple[int, Any]:
+        return self.steps_per_execution, self._current_iterator
 
     # ------------------------------------------------------------------ many steps a call
 
@@ -190,47 +157,26 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
             self._rows = rows_of_arrays(inputs)
         return True
 
-    def _enumerate_chunks(self, pace: Pacing) -> Iterator[tuple[int, int, Any]]:
-        """As the stock one, with as many steps at once as `pace` says."""
-        assert self._rows is not None
-        self.data_adapter.on_epoch_begin()
-        plan = self._cut_plan()
-        if self._current_iterator is None or self.steps_per_epoch is None:
-            self._begin_chunks(plan)
-        step, self._first_step = self._first_step, 0
-        most = self.steps_per_epoch or plan.batches
-        while step < most:
-            if self._steps_seen >= plan.batches:
-                if self.steps_per_epoch:
-                    self._interrupted_warning()
-                break
-            at = self._steps_seen
-            chunk = self._rows.chunk(at, min(pace(), most - step)) if at < plan.full_batches else self._rows.tail()
-            steps = chunk.stop - chunk.start
-            self._steps_seen += steps
-            began = time.perf_counter()
-            yield step, step + steps - 1, chunk
-            pace.took(steps, time.perf_counter() - began)
-            step += steps
-        if self._steps_seen >= plan.batches:
-            self._current_iterator = None
-        self.data_adapter.on_epoch_end()
-
     def _cut_plan(self) -> Plan:
         """The plan of a validation inside `fit` is this rank's; of an evaluation of the user's own, the whole."""
         plan = self._plan()
         return plan if self._ours else dataclasses.replace(plan, rank=0, ranks=1)
 
-    def _begin_chunks(self, plan: Plan) -> None:
+    def _begin_chunks(self) -> None:
         assert self._rows is not None
-        order, skip = np.arange(plan.rows, dtype=np.int64), 0
-        if self._training:
-            order = order_of(self._pass, rows=plan.rows, batch=plan.batch, shuffle=self._shuffle, seed=self._source.seed)
-            skip, self._pass, self._skip = self._skip, self._pass + 1, 0
+        self._cut = plan = self._cut_plan()
+        skip, order = self._passes.begin() if self._passes else (0, np.arange(plan.rows, dtype=np.int64))
+        if self._passes:
             self._source.begin_pass()
         self._rows.begin(plan, plan.cut(order))
         self._steps_seen = skip
         self._current_iterator = self._rows
+
+    def _chunk(self, at: int, most: int) -> tuple[int, Any]:
+        assert self._rows is not None
+        assert self._pace is not None
+        chunk = self._rows.chunk(at, min(self._pace(), most)) if at < self._cut.full_batches else self._rows.tail()
+        return chunk.stop - chunk.start, chunk
 
 
 def with_part(rows: Any, part: Part) -> Any:

@@ -27,7 +27,7 @@ from tensorflow.python.saved_model import nested_structure_coder
 
 from aiaas_magics.backend.feed_folder import FeedFolder, SenderSilent
 from aiaas_magics.backend.training.command import WorkerCommand
-from aiaas_magics.backend.training.engines.tensorflow import ALONE, DATA, PART
+from aiaas_magics.backend.training.engines.hooks import ALONE, DATA, PART
 from aiaas_magics.errors import AiaasBug, DataEnded
 from aiaas_magics.frames import Kind, decode, encode
 from aiaas_magics.packing.sources import GraphSource, PickledSource, Source, StreamedSource, in_arguments

@@ -5,7 +5,7 @@ sum of `share * mean` over ranks is the mean over the batch, so most needs no co
 means, regularizers, a user's own `reduce_mean`. Where a denominator is not the number of rows
 (masks, `mean_with_sample_weight`), or there is none (`sum`), the rank's value is scaled so that
 the same weighted sum comes out right. Adding up over ranks belongs to `group`; when, to
-`engines.tensorflow`. A part may also be one replica's (`engines.mirrored`), or computed after
+`engines`. A part may also be one replica's (`engines.mirrored`), or computed after
 the others (`accumulate`).
 
 Everything here patches Keras inside a worker process, for the time of one `fit`.
@@ -23,6 +23,8 @@ import keras
 import tensorflow as tf
 from keras.src.losses import loss as loss_module
 from keras.src.metrics import reduction_metrics
+
+from aiaas_magics.backend.training.replaced import replaced
 
 MEANS = ("sum_over_batch_size", "mean")
 
@@ -64,10 +66,10 @@ class Scope(threading.local):
             self.share = outer
 
 
-@contextlib.contextmanager
-def exact_reductions(scope: Scope) -> Iterator[None]:
-    """Keras' losses and means, corrected inside `scope`."""
+def exact_reductions(scope: Scope) -> contextlib.AbstractContextManager[None]:
+    """Keras' losses, means and synchronized statistics, corrected inside `scope`."""
     stock_loss, stock_update = loss_module.reduce_weighted_values, reduction_metrics.Mean.update_state
+    stock_moments = keras.layers.BatchNormalization._moments
 
     def reduce_weighted_values(
         values: Any, sample_weight: Any = None, mask: Any = None, reduction: str | None = "sum_over_batch_size", dtype: Any = None
@@ -86,31 +88,17 @@ def exact_reductions(scope: Scope) -> Iterator[None]:
             sample_weight = tf.cast(scope.share.count(), self.dtype)
         return stock_update(self, values, sample_weight=sample_weight)
 
-    loss_module.reduce_weighted_values = reduce_weighted_values
-    reduction_metrics.Mean.update_state = update_state
-    try:
-        with synchronized_statistics(scope):
-            yield
-    finally:
-        loss_module.reduce_weighted_values = stock_loss
-        reduction_metrics.Mean.update_state = stock_update
-
-
-@contextlib.contextmanager
-def synchronized_statistics(scope: Scope) -> Iterator[None]:
-    """`BatchNormalization(synchronized=True)` with the mean and variance of the whole batch's rows, inside `scope`."""
-    stock = keras.layers.BatchNormalization._moments
-
     def moments(self: Any, inputs: Any, mask: Any) -> Any:
+        """`BatchNormalization(synchronized=True)` has the mean and variance of the whole batch's rows."""
         if not self.synchronized or scope.share is None or not scope.share.together:
-            return stock(self, inputs, mask)
+            return stock_moments(self, inputs, mask)
         return moments_of_batch(inputs, mask, self._reduction_axes, scope.share)
 
-    keras.layers.BatchNormalization._moments = moments
-    try:
-        yield
-    finally:
-        keras.layers.BatchNormalization._moments = stock
+    return replaced(
+        (loss_module, "reduce_weighted_values", reduce_weighted_values),
+        (reduction_metrics.Mean, "update_state", update_state),
+        (keras.layers.BatchNormalization, "_moments", moments),
+    )
 
 
 def moments_of_batch(x: Any, mask: Any, axes: list[int], share: Share) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from tensorflow.python.ops.random_ops_util import Algorithm
 
 from aiaas_magics.backend.training.choice import Choice, Choices, choose, key_of, quickest
 from aiaas_magics.backend.training.plan import Part
+from aiaas_magics.backend.training.replaced import replaced
 
 LONG_S: Final = 60.0  # a run with so much ahead of it affords to try both forms
 TRIED_S: Final = 0.5  # how long each is tried; with compiling, a few seconds of a minute at most
@@ -202,8 +203,7 @@ class FusedSteps:
         return tf.function(tf.autograph.experimental.do_not_convert(run), jit_compile=compiled)
 
 
-@contextlib.contextmanager
-def same_random_numbers() -> Iterator[None]:
+def same_random_numbers() -> contextlib.AbstractContextManager[None]:
     """Inside, stateless uniform numbers (dropout's, say) are the same bits whether XLA compiles them or not.
 
     TensorFlow draws by Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and makes a float of
@@ -222,11 +222,7 @@ def same_random_numbers() -> Iterator[None]:
         from_one_to_two = tf.bitwise.bitwise_or(tf.bitwise.bitwise_and(words, 0x7FFFFF), 0x3F800000)
         return tf.subtract(tf.bitcast(from_one_to_two, tf.float32), 1.0, name=name)
 
-    random_ops_util.convert_alg_to_int, stateless.stateless_random_uniform_v2 = convert, uniform
-    try:
-        yield
-    finally:
-        random_ops_util.convert_alg_to_int, stateless.stateless_random_uniform_v2 = stock_algorithm, stock_uniform
+    return replaced((random_ops_util, "convert_alg_to_int", convert), (stateless, "stateless_random_uniform_v2", uniform))
 
 
 def fusable(arrays: Iterable[Any]) -> bool:

@@ -11,6 +11,7 @@ n-1 on every rank: all get the same bits.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import threading
@@ -105,15 +106,8 @@ class Group:
         The answer is fresh memory of the caller's own, aligned for TensorFlow. `site` names the place in the
         program: it must be the same on every rank.
         """
-        dtype = arrays[0].dtype
-        offsets, items = _layout([array.size for array in arrays], dtype.itemsize)
-        with self._exchanging(items * dtype.itemsize):
-            slots = self._site(site, items * dtype.itemsize).turn(dtype, items)
-            mine, factor = slots[self.rank], dtype.type(weight)
-            for offset, array in zip(offsets, arrays, strict=True):
-                np.multiply(array.reshape(-1), factor, out=mine[offset : offset + array.size])
-            self.wait(tag=items * dtype.itemsize)
-            out = _aligned_empty(items, dtype)
+        with self._weighted(arrays, weight, site) as (slots, offsets):
+            out = _aligned_empty(len(slots[0]), slots[0].dtype)
             if self.ranks < SLICED_FROM:
                 _sum_into(out, slots, slice(None))
             else:
@@ -125,24 +119,30 @@ class Group:
 
         See `pieces` for which those are.
         """
+        summed = []
+        with self._weighted(arrays, weight, site) as (slots, offsets):
+            for piece in pieces(tuple(array.size for array in arrays), slots[0].dtype, rank=self.rank, ranks=self.ranks):
+                out, start = _aligned_empty(piece.stop - piece.start, slots[0].dtype), offsets[piece.array] + piece.start
+                _sum_into(out, [slot[start : start + len(out)] for slot in slots], slice(None))
+                summed.append(out)
+        return summed
+
+    @contextlib.contextmanager
+    def _weighted(self, arrays: Sequence[Array], weight: float, site: str) -> Iterator[tuple[list[Array], tuple[int, ...]]]:
+        """Every rank's `weight * array`s laid end to end, and where each array starts."""
         dtype = arrays[0].dtype
-        offsets, items = _layout([array.size for array in arrays], dtype.itemsize)
+        offsets, items = _layout(tuple(array.size for array in arrays), dtype.itemsize)
         with self._exchanging(items * dtype.itemsize):
             slots = self._site(site, items * dtype.itemsize).turn(dtype, items)
             mine, factor = slots[self.rank], dtype.type(weight)
             for offset, array in zip(offsets, arrays, strict=True):
                 np.multiply(array.reshape(-1), factor, out=mine[offset : offset + array.size])
             self.wait(tag=items * dtype.itemsize)
-            summed = []
-            for piece in pieces([array.size for array in arrays], dtype, rank=self.rank, ranks=self.ranks):
-                out, start = _aligned_empty(piece.stop - piece.start, dtype), offsets[piece.array] + piece.start
-                _sum_into(out, [slot[start : start + len(out)] for slot in slots], slice(None))
-                summed.append(out)
-        return summed
+            yield slots, offsets
 
     def join_shards(self, own: Sequence[Array], shapes: Sequence[tuple[int, ...]], *, site: str) -> list[Array]:
         """The whole arrays, of which each rank brings the pieces of its shard."""
-        dtype, sizes = own[0].dtype if own else np.dtype(np.float32), [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
+        dtype, sizes = own[0].dtype if own else np.dtype(np.float32), tuple(int(np.prod(shape, dtype=np.int64)) for shape in shapes)
         cut = [pieces(sizes, dtype, rank=rank, ranks=self.ranks) for rank in range(self.ranks)]
         items = max(sum(piece.stop - piece.start for piece in theirs) for theirs in cut)
         with self._exchanging(items * dtype.itemsize):
@@ -339,7 +339,8 @@ class Piece:
     stop: int
 
 
-def pieces(sizes: Sequence[int], dtype: np.dtype[Any], *, rank: int, ranks: int) -> list[Piece]:
+@functools.lru_cache(maxsize=256)  # asked of every rank at every step
+def pieces(sizes: tuple[int, ...], dtype: np.dtype[Any], *, rank: int, ranks: int) -> tuple[Piece, ...]:
     """What `rank`'s shard has of arrays of these sizes: an equal part of all of them together, in order."""
     offsets, items = _layout(sizes, dtype.itemsize)
     step = max(1, ALIGN // dtype.itemsize)
@@ -348,16 +349,17 @@ def pieces(sizes: Sequence[int], dtype: np.dtype[Any], *, rank: int, ranks: int)
         Piece(place, max(0, low - offset), min(size, high - offset))
         for place, (offset, size) in enumerate(zip(offsets, sizes, strict=True))
     ]
-    return [piece for piece in found if piece.start < piece.stop]
+    return tuple(piece for piece in found if piece.start < piece.stop)
 
 
-def _layout(sizes: Sequence[int], itemsize: int) -> tuple[list[int], int]:
+@functools.lru_cache(maxsize=256)
+def _layout(sizes: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], int]:
     """Where arrays of these sizes start, in items, each on an aligned address; and the items of all together."""
     offsets, step, end = [], max(1, ALIGN // itemsize), 0
     for size in sizes:
         offsets.append(end)
         end += -(-size // step) * step
-    return offsets, end
+    return tuple(offsets), end
 
 
 def _aligned_empty(items: int, dtype: np.dtype[Any]) -> Array:

@@ -73,17 +73,8 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     first = int(arguments.get("initial_epoch") or 0)
     start = resumed.place if resumed else Place(first)
     epochs = int(arguments.get("epochs") or 1)
-    source = Source(
-        seed=command.seed,
-        rank=command.rank,
-        ranks=command.ranks,
-        replicas=call.model.distribute_strategy.num_replicas_in_sync,
-        first_epoch=first,
-        start_epoch=start.epoch,
-        start_step=start.step,
-        epochs=epochs - start.epoch,
-        batch_alone=in_batches and command.ranks > 1,  # how many rows a batch has is known when it comes
-    )
+    source = _source(command, call, start, epochs=epochs)
+    source.batch_alone = in_batches and command.ranks > 1  # how many rows a batch has is known when it comes
     history = keras.callbacks.History()
     progress = Progress(channel, plan=lambda: source.plan, notices=command.rank == 0)
     # Asked of all callbacks, also those that only rank 0 runs: every rank must trace the same exchanges.
@@ -112,20 +103,25 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     return history
 
 
+def _source(command: WorkerCommand, call: Unpacked, start: Place, *, epochs: int) -> Source:
+    """What the iterators go by in a `fit` that goes from `start` up to `epochs`."""
+    return Source(
+        seed=command.seed,
+        rank=command.rank,
+        ranks=command.ranks,
+        replicas=call.model.distribute_strategy.num_replicas_in_sync,
+        first_epoch=int(call.arguments.get("initial_epoch") or 0),
+        start=start,
+        epochs=epochs - start.epoch,
+    )
+
+
 def _measure(command: WorkerCommand, call: Unpacked, channel: Channel, group: Group | None) -> Any:
     assert command.measure is not None
     arguments = measure.steady(plain_arguments(call.arguments))
     first = int(arguments["initial_epoch"])
     # The form of the loop is the one that the whole training would have.
-    source = Source(
-        seed=command.seed,
-        rank=command.rank,
-        ranks=command.ranks,
-        replicas=call.model.distribute_strategy.num_replicas_in_sync,
-        first_epoch=first,
-        start_epoch=first,
-        epochs=int(call.arguments.get("epochs") or 1) - first,
-    )
+    source = _source(command, call, Place(first), epochs=int(call.arguments.get("epochs") or 1))
     timer = measure.StepTimer(command.measure, group=group)
     progress = Progress(channel, plan=lambda: source.plan, notices=False)
     fused = fusing(command, call, source, pace=timer, test_pace=Pace(), channel=channel)

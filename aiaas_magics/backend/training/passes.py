@@ -58,7 +58,7 @@ def steps_of_epoch(
     first: int,
     begin_pass: Callable[[], None],
     call: Callable[[int, int], tuple[int, Any]],
-    took: Callable[[int, float], None],
+    took: Callable[[int, float], None] = lambda steps, seconds: None,
 ) -> Steps:
     """As Keras' `EpochIterator._enumerate_iterator`, but a pass is begun when its first batch is asked for, and a call may make many steps.
 

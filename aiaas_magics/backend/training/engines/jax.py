@@ -38,6 +38,7 @@ from aiaas_magics.backend.training.pace import Pace, Pacing
 from aiaas_magics.backend.training.passes import Passes, Reading, Steps, steps_of_epoch
 from aiaas_magics.backend.training.plan import Indices, Plan
 from aiaas_magics.backend.training.progress import Progress
+from aiaas_magics.backend.training.replaced import replaced
 from aiaas_magics.errors import NotOnJax
 from aiaas_magics.packing import fitcall, portable, proof
 from aiaas_magics.packing.layouts import AXES, Axes
@@ -199,19 +200,13 @@ class Finished(keras.callbacks.Callback):  # type: ignore[misc]
         jax.block_until_ready(self._model._jax_state)
 
 
-@contextlib.contextmanager
-def reading_from(reading: Reading) -> Iterator[None]:
+def reading_from(reading: Reading) -> contextlib.AbstractContextManager[None]:
     """Inside, Keras' JAX `fit` gets its batches from `reading`."""
-    stock = jax_trainer.JAXEpochIterator
 
     class Batches(_Batches):
         _reading = reading
 
-    jax_trainer.JAXEpochIterator = Batches
-    try:
-        yield
-    finally:
-        jax_trainer.JAXEpochIterator = stock
+    return replaced((jax_trainer, "JAXEpochIterator", Batches))
 
 
 class _Batches(jax_trainer.JAXEpochIterator):  # type: ignore[misc]

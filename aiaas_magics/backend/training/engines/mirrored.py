@@ -1,6 +1,6 @@
 """Keras on TensorFlow, one process that drives several devices: `MirroredStrategy`, made exact.
 
-Owns the strategy, the variables under it, and the hooks around one `fit`. Keras' own way of
+Owns the strategy, the variables under it, and what replicas exchange; where `fit` is hooked is `hooks`. Keras' own way of
 distributing divides every loss by the number of replicas and clips each replica's gradients by
 themselves. Here, as between processes, each replica has means over its rows; gradients are weighted
 by the replica's share of the rows and added up where the outermost optimizer applies them. After that
@@ -13,7 +13,6 @@ The arithmetic of losses is `exact`, which rows a replica has is `data`.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -28,8 +27,8 @@ from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 
 from aiaas_magics.backend.training.command import WorkerCommand
-from aiaas_magics.backend.training.engines.tensorflow import ALONE, DATA, PART, split, with_subclasses
-from aiaas_magics.backend.training.exact import Scope, Share, exact_reductions
+from aiaas_magics.backend.training.engines.hooks import FitHooks
+from aiaas_magics.backend.training.exact import Share
 from aiaas_magics.backend.training.variables import copies_of, metric_variables, offset_replicas
 
 # What TensorFlow's optimizer does across replicas, the base class does on one.
@@ -76,140 +75,57 @@ def mirroring(command: WorkerCommand) -> Iterator[None]:
         global_seed_generator()  # made here, on all devices, in case a step asks for it
 
 
-class Mirrored:
-    """The hooks of one `fit` of `model`, which was made inside `mirroring`.
+class Mirrored(FitHooks):
+    """The hooks around one `fit` of a model that was made inside `mirroring`; here each replica is a device."""
 
-    Args:
-        batch_alone: asked when a step is traced: whether some batch has fewer rows than replicas.
-        batch_logs: whether somebody reads the logs of single batches; they are made global then, at a price.
-    """
+    def _on_model(self) -> dict[str, Any]:
+        offset_replicas(self._model)
+        # Everything is built where the fit call comes from.
+        return super()._on_model() | {"_maybe_symbolic_build": lambda **_: None}
 
-    def __init__(self, model: Any, *, batch_alone: Callable[[], bool], batch_logs: bool, scope: Scope) -> None:
-        self._model, self._strategy = model, model.distribute_strategy
-        self._batch_alone, self._batch_logs = batch_alone, batch_logs
-        self._scope = scope
-        self._local = threading.local()
-        self._evaluating = False
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Everything hooked; undone on the way out."""
-        model = self._model
-        model.jit_compile = False
-        model.train_function = model.test_function = model.predict_function = None
-        hooks = {
-            "train_step": self._step(_python(model.train_step)),
-            "test_step": self._step(_python(model.test_step)),
-            "evaluate": self._evaluate(model.evaluate),
-            "_get_metrics_result_or_logs": self._read_metrics(model._get_metrics_result_or_logs),
-            "_maybe_symbolic_build": lambda **_: None,  # everything is built where the fit call comes from
-        }
-        offset_replicas(model)
-        with exact_reductions(self._scope), self._optimizers():
-            for name, hook in hooks.items():
-                object.__setattr__(model, name, hook)  # past Keras' tracking: the hooks are no part of the model
-            try:
-                yield
-            finally:
-                for name in hooks:
-                    object.__delattr__(model, name)
+    def _on_keras(self) -> list[tuple[Any, str, Any]]:
+        """After the sum, what an optimizer does stays on the replica."""
+        scaling = ("scale_loss_for_distribution", "unscale_loss_for_distribution")
+        return [
+            *super()._on_keras(),
+            *((TFOptimizer, name, getattr(BaseOptimizer, name)) for name in ON_ONE),
+            (TFOptimizer, "_backend_update_step", _update_own_copy),
+            (LossScaleOptimizer, "_tf_apply", LossScaleOptimizer._common_apply),
+            *((loss_module, name, lambda value: value) for name in scaling),
+        ]
 
     # ------------------------------------------------------------------ a step
 
     def _step(self, stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
         generator = global_seed_generator()
+        hooked = super()._step(_python(stock))
 
         def step(data: Any) -> Any:
             # Keras keeps it by thread, replicas are traced in threads of their own, and a step cannot make variables.
             global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
-            if not (isinstance(data, dict) and PART in data):
-                return stock(data)  # an evaluation of the user's own
-            share = Share(data[PART], data[ALONE], _total)
-            with self._scope.of(share):
-                kept = self._metric_values() if self._batch_alone() else []
-                logs = stock(data[DATA])
-                again = tf.logical_and(share.alone, _replica() > 0)
-                for variable, before in kept:
-                    variable.assign(tf.where(again, before, variable.value))
-                return self._global_logs(logs, share)
+            return hooked(data)
 
-        hooked: Callable[[Any], Any] = tf.autograph.experimental.do_not_convert(step)
-        return hooked
+        return tf.autograph.experimental.do_not_convert(step)  # type: ignore[no-any-return]
 
-    def _metric_values(self) -> list[tuple[Any, Any]]:
-        return [(variable, tf.identity(variable.value)) for variable in metric_variables(self._model)]
+    def _total(self, value: Any) -> Any:
+        return _total(value)
 
-    def _global_logs(self, logs: Any, share: Share) -> Any:
-        """The logs of a step as one device would have them; Keras takes the mean over replicas of what is given here."""
-        if set(logs) != set(self._model.get_metrics_result()):
-            weight = share.part * self._strategy.num_replicas_in_sync
-            return {name: tf.convert_to_tensor(value) * tf.cast(weight, value.dtype) for name, value in logs.items()}
-        if not self._batch_logs:
-            return logs
-        local = self._metric_values()
-        summed = _total(tf.concat([tf.reshape(tf.cast(value, tf.float64), [-1]) for _, value in local], 0))
-        for variable, value in split(summed, [variable for variable, _ in local]):
-            variable.assign(value)
-        logs = {name: tf.identity(value) for name, value in self._model.get_metrics_result().items()}
-        for variable, value in local:
-            variable.assign(value)
-        return logs
+    def _counted_elsewhere(self, share: Share) -> Any:
+        return tf.logical_and(share.alone, _replica() > 0)
 
-    # ------------------------------------------------------------------ gradients
+    def _logs_of_its_own(self, logs: Any, share: Share) -> Any:
+        # Keras takes the mean over replicas of what is given here.
+        weight = share.part * self._model.distribute_strategy.num_replicas_in_sync
+        return {name: tf.convert_to_tensor(value) * tf.cast(weight, value.dtype) for name, value in logs.items()}
 
-    @contextlib.contextmanager
-    def _optimizers(self) -> Iterator[None]:
-        """Every class that defines `apply` gets the hook, only the outermost call of a nest sums; what follows stays on the replica."""
-        stock: list[tuple[Any, str, Any]] = [
-            *((cls, "apply", cls.__dict__["apply"]) for cls in with_subclasses(BaseOptimizer) if "apply" in cls.__dict__),
-            *((TFOptimizer, name, getattr(TFOptimizer, name)) for name in (*ON_ONE, "_backend_update_step")),
-            (LossScaleOptimizer, "_tf_apply", LossScaleOptimizer._tf_apply),
-            *((loss_module, name, getattr(loss_module, name)) for name in ("scale_loss_for_distribution", "unscale_loss_for_distribution")),
-        ]
-        for owner, name, function in stock:
-            if name == "apply":
-                owner.apply = self._apply(function)
-        for name in ON_ONE:
-            setattr(TFOptimizer, name, getattr(BaseOptimizer, name))
-        TFOptimizer._backend_update_step = _update_own_copy
-        LossScaleOptimizer._tf_apply = LossScaleOptimizer._common_apply
-        loss_module.scale_loss_for_distribution = loss_module.unscale_loss_for_distribution = lambda value: value
-        try:
-            yield
-        finally:
-            for owner, name, function in stock:
-                setattr(owner, name, function)
-
-    def _apply(self, stock: Callable[..., Any]) -> Callable[..., Any]:
-        def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> Any:
-            if getattr(self._local, "within", False) or self._scope.share is None:
-                return stock(optimizer, grads, trainable_variables)
-            self._local.within = True
-            try:
-                return stock(optimizer, _sum_gradients(list(grads), self._scope.share), trainable_variables)
-            finally:
-                self._local.within = False
-
-        return apply
+    def _apply(self, stock: Callable[..., Any], optimizer: Any, grads: list[Any], variables: Any, share: Share) -> Any:
+        return stock(optimizer, _sum_gradients(grads, share), variables)
 
     # ------------------------------------------------------------------ what Keras reads between steps
 
-    def _evaluate(self, stock: Callable[..., Any]) -> Callable[..., Any]:
-        def evaluate(*args: Any, **kwargs: Any) -> Any:
-            ours = bool(kwargs.get("_use_cached_eval_dataset"))
-            if ours:
-                self._model._eval_epoch_iterator.shard()
-            outer, self._evaluating = self._evaluating, True
-            try:
-                return stock(*args, **kwargs)
-            finally:
-                self._evaluating = outer
-
-        return evaluate
-
     def _read_metrics(self, stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def read(logs: Any) -> Any:
-            if not self._evaluating:
+            if self._evaluating is None:
                 self._average_statistics()
             return stock(logs)
 

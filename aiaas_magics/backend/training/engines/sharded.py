@@ -38,15 +38,12 @@ def shardable(optimizer: Any, variables: Sequence[Any], *, least: int = LEAST) -
 
 
 class ShardedUpdate:
-    """Rank's share of `optimizer`'s update of `variables`.
-
-    `stock` is the class' own `apply`.
-    """
+    """Rank's share of `optimizer`'s update of `variables`."""
 
     def __init__(self, optimizer: Any, variables: Sequence[Any], group: Group) -> None:
         self.optimizer, self._variables, self._group = optimizer, list(variables), group
         self._shapes = [tuple(variable.shape) for variable in variables]
-        sizes = [int(np.prod(shape)) for shape in self._shapes]
+        sizes = tuple(int(np.prod(shape)) for shape in self._shapes)
         self._pieces = pieces(sizes, np.dtype(np.float32), rank=group.rank, ranks=group.ranks)
         self._weights = self._new("weights")
         self._slots = {name: self._new(name) for name in self._slot_names()}
@@ -59,7 +56,7 @@ class ShardedUpdate:
         return optimizer is self.optimizer and same and all(isinstance(grad, tf.Tensor) and grad.dtype == tf.float32 for grad in grads)
 
     def apply(self, stock: Callable[..., Any], grads: list[Any], part: Any, exchange: Exchange, site: str) -> None:
-        """In the graph of a step: sum, update this rank's pieces, put all weights together."""
+        """In the graph of a step: sum, update this rank's pieces by `stock` (the class' own `apply`), put all weights together."""
         group, shapes = self._group, self._shapes
 
         def sum_shard(weight: npt.NDArray[np.float64], *arrays: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:

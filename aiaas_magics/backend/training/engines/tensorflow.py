@@ -1,15 +1,12 @@
-"""Keras on TensorFlow, n processes: where the stock `fit` is hooked so that n ranks act as one.
+"""Keras on TensorFlow, n processes that act as one.
 
-Owns the hooks and nothing that `fit` does itself: gradients are summed where the outermost
-optimizer applies them, metric variables where Keras reads them, and each step learns which
-share of the batch it has. The arithmetic of losses is `exact`, the sums are `group`.
+Owns what a rank exchanges, and when: gradients inside a step, metric variables and moving statistics between steps. Where
+`fit` is hooked is `hooks`, the arithmetic of losses is `exact`, the sums are `group`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,24 +14,20 @@ import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from keras.src.optimizers.base_optimizer import BaseOptimizer
 
+from aiaas_magics.backend.training.engines.hooks import FitHooks
 from aiaas_magics.backend.training.engines.sharded import ShardedUpdate, shardable
-from aiaas_magics.backend.training.exact import Scope, Share, exact_reductions
+from aiaas_magics.backend.training.exact import Scope, Share
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.variables import metric_variables, offset_seeds
-
-PART, ALONE, DATA = "aiaas_part", "aiaas_alone", "aiaas_data"  # an element of our datasets, and of nobody else's
 
 HALVES = (tf.float16, tf.bfloat16)  # exchanged in single precision: numpy has no fast halves, and no bfloat16 at all
 
 
-class Collective:
-    """The hooks of one rank around one `fit` of `model`.
+class Collective(FitHooks):
+    """The hooks of one rank of `group`.
 
     Args:
-        batch_alone: asked when a step is traced: whether some batch has fewer rows than ranks.
-        batch_logs: whether somebody reads the logs of single batches; they are made global then, at a price.
         share_out: whether a large update may be shared out; not where somebody else has a hand in it.
     """
 
@@ -48,39 +41,18 @@ class Collective:
         scope: Scope,
         share_out: bool = True,
     ) -> None:
-        self._model, self._group = model, group
-        self._batch_alone, self._batch_logs = batch_alone, batch_logs
-        self._scope = scope
+        super().__init__(model, batch_alone=batch_alone, batch_logs=batch_logs, scope=scope)
+        self._group = group
         self._sites = itertools.count()
-        self._local = threading.local()
         self._last: Any = None  # the exchange that was traced last
-        self._evaluating: str | None = None  # None | "ours" | "theirs"
         # Whoever looks at batches may look at the optimizer too.
         shared_out = share_out and not batch_logs and not model.run_eagerly and shardable(model.optimizer, model.trainable_variables)
         self._sharded = ShardedUpdate(model.optimizer, model.trainable_variables, group) if shared_out else None
 
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Everything hooked; undone on the way out."""
-        model = self._model
-        model.jit_compile = False
-        model.steps_per_execution = 1
-        model.train_function = model.test_function = model.predict_function = None
-        hooks = {
-            "train_step": self._step(model.train_step),
-            "test_step": self._step(model.test_step),
-            "evaluate": self._evaluate(model.evaluate),
-            "_get_metrics_result_or_logs": self._read_metrics(model._get_metrics_result_or_logs),
-        }
-        offset_seeds(model, self._group.rank)
-        with exact_reductions(self._scope), self._optimizers():
-            for name, hook in hooks.items():
-                object.__setattr__(model, name, hook)  # past Keras' tracking: the hooks are no part of the model
-            try:
-                yield
-            finally:
-                for name in hooks:
-                    object.__delattr__(model, name)
+    def _on_model(self) -> dict[str, Any]:
+        self._model.steps_per_execution = 1
+        offset_seeds(self._model, self._group.rank)
+        return super()._on_model()
 
     def load(self) -> None:
         """Before steps: take over what was changed between calls."""
@@ -94,46 +66,21 @@ class Collective:
 
     # ------------------------------------------------------------------ a step
 
-    def _step(self, stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def step(data: Any) -> Any:
-            if not (isinstance(data, dict) and PART in data):
-                return stock(data)  # an evaluation of the user's own, whole on every rank
-            share = Share(data[PART], data[ALONE], self._sum_in_graph)
-            with self._scope.of(share):
-                kept = self._metric_values() if self._group.rank and self._batch_alone() else []
-                logs = stock(data[DATA])
-                for variable, before in kept:
-                    variable.assign(tf.where(share.alone, before, variable.value))
-                return self._global_logs(logs, share) if self._batch_logs else logs
-
-        hooked: Callable[[Any], Any] = tf.autograph.experimental.do_not_convert(step)
-        return hooked
-
-    def _metric_values(self) -> list[tuple[Any, Any]]:
-        return [(variable, tf.identity(variable.value)) for variable in metric_variables(self._model)]
-
-    def _global_logs(self, logs: Any, share: Share) -> Any:
-        """The logs of a step as one worker would have them."""
-        if set(logs) == set(self._model.get_metrics_result()):
-            local = self._metric_values()
-            flat = tf.concat([tf.reshape(tf.cast(value, tf.float64), [-1]) for _, value in local], 0)
-            summed = self._sum_in_graph(flat)
-            for variable, value in split(summed, [variable for variable, _ in local]):
-                variable.assign(value)
-            logs = {name: tf.identity(value) for name, value in self._model.get_metrics_result().items()}
-            for variable, value in local:
-                variable.assign(value)
-            return logs
-        names = sorted(logs)
-        flat = tf.stack([tf.cast(logs[name], tf.float64) * share.part for name in names])
-        summed = self._sum_in_graph(flat)
-        return {name: tf.cast(summed[place], tf.convert_to_tensor(logs[name]).dtype) for place, name in enumerate(names)}
-
-    def _sum_in_graph(self, value: Any) -> Any:
+    def _total(self, value: Any) -> Any:
         site = self._next_site("sum")
         summed = self._exchange(lambda array: self._group.sum(array, site=site), [value], value.dtype)
         summed.set_shape(value.shape)
         return summed
+
+    def _counted_elsewhere(self, share: Share) -> Any:
+        return share.alone if self._group.rank else None
+
+    def _logs_of_its_own(self, logs: Any, share: Share) -> Any:
+        if not self._batch_logs:
+            return logs
+        names = sorted(logs)
+        summed = self._total(tf.stack([tf.cast(logs[name], tf.float64) * share.part for name in names]))
+        return {name: tf.cast(summed[place], tf.convert_to_tensor(logs[name]).dtype) for place, name in enumerate(names)}
 
     def _exchange(self, function: Callable[..., Any], given: list[Any], dtypes: Any) -> Any:
         """`function` as an op of the step, after the exchanges that were traced before it.
@@ -155,32 +102,10 @@ class Collective:
 
     # ------------------------------------------------------------------ gradients
 
-    @contextlib.contextmanager
-    def _optimizers(self) -> Iterator[None]:
-        """Every class that defines `apply` gets the hook; only the outermost call of a nest sums."""
-        stock: list[tuple[Any, Any]] = [(cls, cls.__dict__["apply"]) for cls in with_subclasses(BaseOptimizer) if "apply" in cls.__dict__]
-        for cls, apply in stock:
-            cls.apply = self._apply(apply)
-        try:
-            yield
-        finally:
-            for cls, apply in stock:
-                cls.apply = apply
-
-    def _apply(self, stock: Callable[..., Any]) -> Callable[..., Any]:
-        def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> Any:
-            if getattr(self._local, "within", False) or self._scope.share is None:
-                return stock(optimizer, grads, trainable_variables)
-            self._local.within = True
-            grads, share = list(grads), self._scope.share
-            try:
-                if self._sharded is not None and self._sharded.covers(optimizer, grads, trainable_variables):
-                    return self._sharded.apply(stock, grads, share.part, self._exchange, self._next_site("shards"))
-                return stock(optimizer, self._sum_gradients(grads, share), trainable_variables)
-            finally:
-                self._local.within = False
-
-        return apply
+    def _apply(self, stock: Callable[..., Any], optimizer: Any, grads: list[Any], variables: Any, share: Share) -> Any:
+        if self._sharded is not None and self._sharded.covers(optimizer, grads, variables):
+            return self._sharded.apply(stock, grads, share.part, self._exchange, self._next_site("shards"))
+        return stock(optimizer, self._sum_gradients(grads, share), variables)
 
     def _sum_gradients(self, grads: list[Any], share: Share) -> list[Any]:
         dense = [self._join_slices(grad, share) if isinstance(grad, tf.IndexedSlices) else grad for grad in grads]
@@ -230,19 +155,6 @@ class Collective:
 
     # ------------------------------------------------------------------ what Keras reads between steps
 
-    def _evaluate(self, stock: Callable[..., Any]) -> Callable[..., Any]:
-        def evaluate(*args: Any, **kwargs: Any) -> Any:
-            ours = bool(kwargs.get("_use_cached_eval_dataset"))
-            if ours:
-                self._model._eval_epoch_iterator.shard()
-            outer, self._evaluating = self._evaluating, "ours" if ours else "theirs"
-            try:
-                return stock(*args, **kwargs)
-            finally:
-                self._evaluating = outer
-
-        return evaluate
-
     def _read_metrics(self, stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def read(logs: Any) -> Any:
             if self._evaluating == "theirs":
@@ -288,20 +200,6 @@ class Collective:
                 mean = self._group.mean_of_different(wide, site=f"statistics-{place}")
                 if mean is not wide and not np.array_equal(mean, wide):
                     variable.assign(mean.astype(here.dtype))
-
-
-def with_subclasses(cls: Any) -> list[Any]:
-    """`cls` and all that inherit from it, each once."""
-    below = [found for child in cls.__subclasses__() for found in with_subclasses(child)]
-    return list(dict.fromkeys([cls, *below]))
-
-
-def split(flat: Any, variables: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    start = 0
-    for variable in variables:
-        size = int(np.prod(variable.shape, dtype=np.int64))
-        yield variable, tf.cast(tf.reshape(flat[start : start + size], variable.shape), variable.dtype)
-        start += size
 
 
 def _split_rows(everyone: npt.NDArray[np.float64], variables: Sequence[Any]) -> Iterator[tuple[Any, npt.NDArray[np.float64]]]:

@@ -1,0 +1,38 @@
+"""Attributes of others, replaced for a while: Keras inside a worker process, for the time of one `fit`.
+
+Owns putting them back as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+_ABSENT = object()
+
+
+@contextlib.contextmanager
+def replaced(*swaps: tuple[Any, str, Any]) -> Iterator[None]:
+    """Inside, for each `(owner, name, value)`, `owner.name` is `value`.
+
+    What an owner had itself it gets back; what it had from a class or did not have is looked up there again. Owners that
+    are instances are set past their own `__setattr__`: Keras' objects track what they are given, and this is no part of them.
+    """
+    before = [(owner, name, vars(owner).get(name, _ABSENT)) for owner, name, _ in swaps]
+    try:
+        for owner, name, value in swaps:
+            _set(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in reversed(before):
+            _set(owner, name, value)
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    plain = isinstance(owner, type | ModuleType)
+    if value is _ABSENT:
+        (delattr if plain else object.__delattr__)(owner, name)
+    else:
+        (setattr if plain else object.__setattr__)(owner, name, value)
