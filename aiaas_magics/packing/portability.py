@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from aiaas_magics.packing import helpers
+from aiaas_magics.packing.closures import codes, value_of_name
 from aiaas_magics.packing.data import PARTS, all_leaves
 
 STEPS: Final = ("train_step", "test_step", "make_train_function", "make_test_function")
@@ -99,20 +100,9 @@ def _functions(obj: Any) -> Iterator[tuple[str, types.FunctionType]]:
 
 
 def _uses(function: types.FunctionType) -> Iterator[str]:
-    codes = [function.__code__]
-    while codes:
-        code = codes.pop()
-        for name in code.co_names:
-            if is_tensorflow(function.__globals__.get(name)):
-                yield name
-        codes.extend(inner for inner in code.co_consts if isinstance(inner, types.CodeType))
+    names = {name for code in codes(function.__code__) for name in (*code.co_names, *code.co_freevars)}
+    yield from (name for name in names if is_tensorflow(value_of_name(function, name)))
     yield from (name for name in helpers.imported_names(function.__code__) if name.partition(".")[0] == "tensorflow")
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
-        try:
-            if is_tensorflow(cell.cell_contents):
-                yield name
-        except ValueError:  # an empty cell
-            continue
 
 
 def is_tensorflow(obj: Any) -> bool:

@@ -3,7 +3,7 @@
 Owns which way each of them travels, and the values that travel in its place. A dataset of TensorFlow's
 own ops goes as its graph, with large captured arrays apart; tables and variables that it uses go with it.
 A `PyDataset` is pickled. What holds Python that cannot leave the kernel is streamed: the kernel iterates,
-batches go to the job one by one (`Stream` here, `client.feeding` on the way). Nothing is ever materialised:
+batches go to the job one by one (`Stream` here, `client.feed` on the way). Nothing is ever materialised:
 that would freeze augmentation and shuffling. Giving batches to ranks belongs to `training.datasets`.
 """
 

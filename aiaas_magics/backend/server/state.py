@@ -125,7 +125,7 @@ class StateFolder:
 
     def announce(self, url: str, port: int) -> None:
         """Say where the server is; called when it listens."""
-        write_private(self.path / "port", (f"{port}\n").encode(), durable=True)
+        write_private(self.path / "port", f"{port}\n".encode(), durable=True)
         process = psutil.Process()
         told = Serving(pid=process.pid, started=process.create_time(), url=url, version=settings.package_version())
         write_private(self.path / "server.json", wire.encode(told) + b"\n", durable=True)

@@ -28,7 +28,6 @@ class WorkerCommand(Value, frozen=True, kw_only=True):
     measure: MeasureSpec | None = None
     reduce_name: str = ""  # names the shared memory of this attempt
     choices: str = ""  # the folder of what was measured before
-    path_prefixes: tuple[str, ...] = ()
 
 
 class WorkerLine(Value, frozen=True, kw_only=True):

@@ -250,11 +250,15 @@ def _reading(adapter: ArrayDataAdapter, positioned: tf.data.Dataset, *, whole: b
         return rows if whole else {PART: part["part"], ALONE: part["alone"], DATA: rows}
 
     dataset = tf.data.Dataset.zip((positioned, arrays)).map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.with_options(as_it_stands()).prefetch(tf.data.AUTOTUNE)
+
+
+def as_it_stands() -> tf.data.Options:
+    """As Keras does: TensorFlow's optimizations serialize the graph, arrays included, at every start of a pass, and one reads ahead."""
     options = tf.data.Options()
-    # As Keras does: the optimizations serialize the graph, arrays included, at every start of a pass.
     options.experimental_optimization.apply_default_optimizations = False
     options.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
-    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+    return options
 
 
 def _with_part(rows: Any, part: Part, plan: Plan) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from tensorflow.python.saved_model import nested_structure_coder
 
 from aiaas_magics.backend.feed_folder import FeedFolder, SenderSilent
 from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.training.data import as_it_stands
 from aiaas_magics.backend.training.engines.hooks import ALONE, DATA, PART
 from aiaas_magics.errors import AiaasBug, DataEnded
 from aiaas_magics.frames import Kind, decode, encode
@@ -134,14 +135,7 @@ def received(folder: FeedFolder, spec: Any, take: Callable[[int, int], bytes]) -
         return structure.from_tensor_list(spec, tensors)
 
     raw = tf.data.Dataset.from_generator(batches, output_signature=tf.TensorSpec([len(specs)], tf.string))
-    return raw.map(parsed).with_options(_as_it_stands())
-
-
-def _as_it_stands() -> tf.data.Options:
-    options = tf.data.Options()
-    options.experimental_optimization.apply_default_optimizations = False  # among them one that reads ahead
-    options.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
-    return options
+    return raw.map(parsed).with_options(as_it_stands())
 
 
 class _OneOfSeveral(DataAdapter):  # type: ignore[misc]
@@ -195,7 +189,7 @@ class HandingOut(_OneOfSeveral):
         number = begun.flat_map(lambda n: tf.data.Dataset.from_tensors(n).repeat())
         handed = tf.data.Dataset.zip((number, tf.data.Dataset.range(2**62), data)).map(hand_out)
         end = tf.data.Dataset.range(1).flat_map(lambda _: handed.take(_called(self._end)))
-        return handed.concatenate(end).with_options(_as_it_stands())
+        return handed.concatenate(end).with_options(as_it_stands())
 
     def _begin(self) -> int:
         self._number, self._index = next(self._passes), -1

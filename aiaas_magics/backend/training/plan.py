@@ -7,7 +7,7 @@ rank's, and where in the data an epoch starts. Reading the rows belongs to `data
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,11 @@ class Plan:
     def tail_rows(self) -> int:
         """Rows of the last batch where that is not a full one, else 0."""
         return self.rows % self.batch
+
+    @property
+    def index_dtype(self) -> type[np.signedinteger[Any]]:
+        """The narrowest of TensorFlow's and JAX's index types that names every row."""
+        return np.int32 if self.rows < 2**31 else np.int64
 
     @property
     def has_batch_alone(self) -> bool:

@@ -49,7 +49,7 @@ class _Cut:
     def begin(self, plan: Plan, cut: Pass) -> None:
         self._plan, self._cut, self._uneven = plan, cut, plan.tail_rows > 0
         # Small numbers are quicker to index with.
-        self._index = np.int32 if plan.rows < 2**31 else np.int64
+        self._index = plan.index_dtype
 
     def _rest(self, arrays: Any) -> Chunk:
         return Chunk(arrays, self._constant(self._cut.tail[None]), 0, 1, self._plan.tail, uneven=True)

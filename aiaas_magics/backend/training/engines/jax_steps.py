@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import jax
 import keras
-import numpy as np
 import psutil
 from keras.src import tree
 
@@ -68,7 +67,7 @@ def free_bytes() -> float:
 def positions(order: Indices, plan: Plan) -> Any:
     """The rows of every full batch of a pass, on the devices."""
     full = order[: plan.full_batches * plan.batch].reshape(plan.full_batches, plan.batch)
-    return _everywhere(full.astype(np.int32 if plan.rows < 2**31 else np.int64))
+    return _everywhere(full.astype(plan.index_dtype))
 
 
 def _everywhere(array: Any) -> Any:
