@@ -31,7 +31,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """A process with a model for each kind of value; tests that share it leave its endpoints alone."""
     folder = tmp_path_factory.mktemp("models")
     with Rig(tmp_path_factory.mktemp("state")) as rig:
-        for dtype in ("float32", "float64", "int8", "int32", "int64", "uint8", "bool", "string", "float16"):
+        for dtype in serving_models.ONNX_TYPES:
             rig.load(serving_models.echo(folder, f"echo-{dtype}", dtype, 2))
         rig.load(serving_models.echo(folder, "scalar", "float32"))
         rig.load(serving_models.sums(folder, "sums"))

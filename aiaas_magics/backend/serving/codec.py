@@ -83,7 +83,7 @@ def parse(body: bytes) -> Any:
             raise BadValue("JSON Parse error: The document is empty") from error
         fault = str(error)
     try:
-        return _LENIENT.raw_decode(body.decode("utf-8").lstrip(" \t\r\n"))[0]
+        return LENIENT.raw_decode(body.decode("utf-8").lstrip(" \t\r\n"))[0]
     except (ValueError, RecursionError) as error:
         raise BadValue(f"JSON Parse error: {fault}") from error
 
@@ -95,7 +95,7 @@ def _finite_float(text: str) -> float:
     return value
 
 
-_LENIENT: Final = json.JSONDecoder(parse_float=_finite_float)
+LENIENT: Final = json.JSONDecoder(parse_float=_finite_float)
 
 
 def check_signature(name: object) -> None:

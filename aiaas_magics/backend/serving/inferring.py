@@ -11,11 +11,11 @@ from typing import Final
 
 from aiaas_magics.backend.serving.batching import QueueFull
 from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
-from aiaas_magics.backend.serving.protocols import BadValue, InferenceProtocol, Request, Response, Route, error, tfserving
+from aiaas_magics.backend.serving.protocols import BadValue, InferenceProtocol, Request, Response, Route, error, openinference, tfserving
 from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
 
 # What a path begins with says which protocol it is; a path of none of them is TensorFlow Serving's to refuse.
-PROTOCOLS: Final = MappingProxyType[str, InferenceProtocol]({"/v1/": tfserving})
+PROTOCOLS: Final = MappingProxyType[str, InferenceProtocol]({"/v1/": tfserving, "/v2/": openinference, "/v2": openinference})
 
 
 def protocol_of(path: str) -> InferenceProtocol:

@@ -1,7 +1,7 @@
-"""TensorFlow Serving's REST interface: predict, status, metadata, and their errors.
+"""TensorFlow Serving's REST interface: predict, classify, regress, status, metadata, and their errors.
 
 Owns routes, documents, status codes and sentences. How a value becomes a tensor belongs to
-`codec`; sockets, tokens and body limits belong to `app`.
+`codec` and `examples`; sockets, tokens and body limits belong to `app`.
 
 Source of truth: model_servers/http_rest_api_handler.cc, http_rest_api_util.cc and
 util/json_tensor.cc of https://github.com/tensorflow/serving. Where we answer more than it
@@ -11,29 +11,34 @@ and version 0 means the latest.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
-from urllib.parse import unquote
+from typing import Final
 
 import orjson
 
 from aiaas_magics.backend.serving import protocols
 from aiaas_magics.backend.serving.codec import PredictCall, read_predict
-from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, error
+from aiaas_magics.backend.serving.protocols import Request, Response, error
+from aiaas_magics.backend.serving.protocols.examples import METHODS, ExamplesCall, read_examples
+from aiaas_magics.backend.serving.protocols.paths import BadVersion, Operation, PathTable, Route
 from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
 from aiaas_magics.spec import DeploySpec, TensorSpec
 
-Action = Literal["predict", "classify", "regress", "status", "metadata"]
-
-ACTIONS: Final[Mapping[str, Action]] = {"predict": "predict", "classify": "classify", "regress": "regress"}
-
-LARGEST_VERSION: Final = 2**63 - 1
-_WHICH = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
-INFER: Final = re.compile(_WHICH + r":(?P<method>predict|classify|regress)", re.IGNORECASE | re.ASCII)
-LOOK: Final = re.compile(_WHICH + r"(?P<metadata>/metadata)?", re.IGNORECASE | re.ASCII)
-NAMELESS: Final = re.compile(r"/v1/models/?", re.IGNORECASE | re.ASCII)
+WHICH: Final = ("/v1/models/{name}", "/v1/models/{name}/versions/{version}", "/v1/models/{name}/labels/{label}")
+PATHS: Final = PathTable(
+    (
+        operation
+        for which in WHICH
+        for operation in (
+            Operation("POST", f"{which}:predict", "predict", "Outputs for rows or columns of inputs"),
+            Operation("POST", f"{which}:classify", "classify", "Labels and scores of examples"),
+            Operation("POST", f"{which}:regress", "regress", "One number for each example"),
+            Operation("GET", which, "status", "The state of the model's versions"),
+            Operation("GET", f"{which}/metadata", "metadata", "The model's inputs and outputs"),
+        )
+    ),
+    any_case=True,
+)
+NAMELESS: Final = frozenset({"/v1/models", "/v1/models/"})
 
 # numpy's names -> those of tensorflow/core/framework/types.proto
 DTYPES: Final = {
@@ -56,56 +61,40 @@ DTYPES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """What a request line asks for. A `name` is percent-decoded; `version` of None is the latest."""
-
-    action: Action
-    name: str
-    version: int | None = None
-    label: str | None = None
-
-    @property
-    def infers(self) -> bool:
-        return self.action in ACTIONS
-
-
 def find_route(method: str, path: str) -> Route | Response:
     """The route of a request line, or the answer to one that is none. `path` is as it came, still percent-encoded.
 
-    A wrong verb is 400 here, never 405, and below `/v1/` nothing is 404.
+    A wrong verb is 400 here, never 405, and what is not below `/v1/` is 404.
     """
-    match = INFER.fullmatch(path) if method == "POST" else LOOK.fullmatch(path) if method == "GET" else None
-    if match is None:
-        if method == "GET" and NAMELESS.fullmatch(path):
-            return error(400, "Missing model name in request.")
-        if not path.lower().startswith("/v1/"):
-            return Response(404, b"")
-        return error(400, f"Malformed request: {method[:20]} {path[:200]}")
-    digits = match["version"]
-    if digits is not None and (len(digits) > 19 or int(digits) > LARGEST_VERSION):
-        return error(400, f"Failed to convert version: {digits[:100]} to numeric.")
-    action: Action = ACTIONS[match["method"].lower()] if method == "POST" else "metadata" if match["metadata"] else "status"
-    return Route(
-        action=action,
-        name=unquote(match["name"]),
-        version=int(digits) if digits is not None else None,
-        label=unquote(match["label"]) if match["label"] else None,
-    )
+    try:
+        found = PATHS.find(method, path)
+    except BadVersion as fault:
+        return error(400, f"Failed to convert version: {str(fault)[:100]} to numeric.")
+    if isinstance(found, Route):
+        return found
+    folded = path.lower()
+    if not folded.startswith("/v1/"):
+        return Response(404, b"")
+    if method == "OPTIONS":
+        return Route(action="preflight")
+    if method == "GET" and folded in NAMELESS:
+        return error(400, "Missing model name in request.")
+    return error(400, f"Malformed request: {method[:20]} {path[:200]}")
 
 
 # --------------------------------------------------------------------------- predict
 
 
-def read(route: protocols.Route, request: Request, version: Version) -> PredictCall:
-    """The tensors of a predict request.
+def read(route: protocols.Route, request: Request, version: Version) -> PredictCall | ExamplesCall:
+    """The tensors of a predict, classify or regress request.
 
     Raises:
         BadValue: with this protocol's status code and sentence.
     """
     assert isinstance(route, Route)
-    if route.action != "predict":
-        raise wrong_signature(route.action)
+    method = METHODS.get(route.action)
+    if method is not None:
+        return read_examples(request.body, version.spec, method)
     return read_predict(request.body, version.spec.inputs)
 
 
@@ -118,22 +107,25 @@ def unknown_label(label: str) -> Response:
     return error(400, f"Unrecognized servable version label: {label[:100]}")
 
 
-def wrong_signature(method: str) -> BadValue:
-    kind = "classification" if method == "classify" else "regression"
-    return BadValue(
-        f"Expected {kind} signature method_name to be tensorflow/serving/{method}. Was: tensorflow/serving/predict. Use :predict instead.",
-    )
-
-
 # --------------------------------------------------------------------------- status and metadata
 
 
-def look(registry: Registry, route: protocols.Route, _request: Request) -> Response:
-    """The answer to a status or metadata request."""
+def look(registry: Registry, route: protocols.Route, request: Request) -> Response:
+    """The answer to a preflight, status or metadata request."""
     assert isinstance(route, Route)
+    if route.action == "preflight":
+        return preflight(request)
     if route.label is not None:
         return unknown_label(route.label)
     return metadata(registry, route) if route.action == "metadata" else status(registry, route)
+
+
+def preflight(request: Request) -> Response:
+    """What a browser asks before a page calls; the guard has refused every page but this server's own."""
+    origin = request.header(b"origin") or b""
+    if origin.startswith((b"http://", b"https://")):
+        return Response(200, b"")
+    return error(400, "Origin header is missing in CORS preflight")
 
 
 def status(registry: Registry, route: Route) -> Response:

@@ -1,0 +1,139 @@
+"""TensorFlow Serving's classify and regress: examples in, labels with scores or numbers out.
+
+Owns the form of examples, and what the output of a Keras model says as a classification or a
+regression. Routes belong to `tfserving`, values to `codec`.
+
+TensorFlow Serving wants a signature of that method, which a Keras export does not have. Here
+one output decides: a regression is one number a row; a classification is one score a class,
+labelled with the class's index. An output of one number a row, as behind a sigmoid, is the
+probability of class "1" of two: what TensorFlow's own binary heads exported.
+
+Sources: util/json_tensor.cc, servables/tensorflow/classifier.cc and regressor.cc of
+https://github.com/tensorflow/serving. Its documentation says "result"; its code says "results".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from aiaas_magics.backend.serving import codec
+from aiaas_magics.backend.serving.protocols import BadValue, Response
+from aiaas_magics.spec import DeploySpec, TensorSpec
+
+Method = Literal["classify", "regress"]
+METHODS: Final[Mapping[str, Method]] = {"classify": "classify", "regress": "regress"}
+KINDS: Final[Mapping[Method, str]] = {"classify": "classification", "regress": "regression"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExamplesCall:
+    """A decoded classify or regress request."""
+
+    method: Method
+    tensors: Mapping[str, np.ndarray]
+    rows: int | None
+
+    def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
+        ((name, output),) = outputs.items()
+        if len(output) != self.rows:
+            raise BadValue(f"Expected output batch size of {self.rows}. Got: {len(output)}")
+        if self.method == "regress":
+            return Response(200, b'{"results":' + codec.json_of(name, output.reshape(-1)) + b"}")
+        return Response(200, b'{"results":' + classified(name, output) + b"}")
+
+
+def read_examples(body: bytes, spec: DeploySpec, method: Method) -> ExamplesCall:
+    """The tensors of the examples in `body`.
+
+    Raises:
+        BadValue: with TF Serving's status code and, where it has one, its sentence.
+    """
+    check_output(spec, method)
+    document = codec.parse(body)
+    if type(document) is not dict:
+        raise BadValue(f"Malformed request: expected a JSON object, got {codec.shown(document)}")
+    codec.check_signature(document.get("signature_name", ""))
+    if "examples" not in document:
+        raise BadValue(f"When method is {method}, key 'examples' is expected and was not found")
+    examples, context = document["examples"], document.get("context", {})
+    if type(examples) is not list:
+        raise BadValue("Expecting 'examples' value to be an list/array")
+    if not examples:
+        raise BadValue("'examples' value is an empty array")
+    for example in (context, *examples):
+        if type(example) is not dict:
+            raise BadValue(f"Example must be JSON object but got JSON {codec.json_type(example)}")
+    tensors = {tensor.name: _feature([{**context, **example} for example in examples], tensor) for tensor in spec.inputs}
+    return ExamplesCall(method=method, tensors=tensors, rows=len(examples))
+
+
+def check_output(spec: DeploySpec, method: Method) -> None:
+    """Raises `BadValue` where the model's outputs say nothing of this kind."""
+    shapes = [output.shape for output in spec.outputs if output.dtype in ("float16", "float32", "float64")]
+    classes = len(shapes) == 1 and len(spec.outputs) == 1 and len(shapes[0]) == 2
+    if method == "classify" and classes:
+        return
+    if method == "regress" and len(spec.outputs) == 1 and shapes and (len(shapes[0]) == 1 or (classes and shapes[0][1] == 1)):
+        return
+    raise BadValue(
+        f"Expected {KINDS[method]} signature method_name to be tensorflow/serving/{method}. "
+        "Was: tensorflow/serving/predict. Use :predict instead."
+    )
+
+
+def classified(name: str, scores: np.ndarray) -> bytes:
+    """For each row, a list of label and score for each class."""
+    if scores.shape[1] == 1:
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise BadValue("The model's output is no probability, which a classification by one number needs. Use :regress instead.")
+        scores = np.concatenate([1 - scores, scores], axis=1)
+    labels = [f'["{label}",'.encode() for label in range(scores.shape[1])]
+    values = codec.json_of(name, scores.reshape(-1))[1:-1].split(b",")
+    rows = (values[at : at + len(labels)] for at in range(0, len(values), len(labels)))
+    return b"[" + b",".join(b"[" + b",".join(map(_pair, labels, row)) + b"]" for row in rows) + b"]"
+
+
+def _pair(label: bytes, score: bytes) -> bytes:
+    return label + score + b"]"
+
+
+def _feature(examples: Sequence[Mapping[str, Any]], spec: TensorSpec) -> np.ndarray:
+    """One feature of all examples: each holds the values of its row as one flat list, or as a bare value for one."""
+    if spec.dtype in codec.NO_JSON_FORM:
+        raise BadValue(f"Feature {spec.name} is of type {spec.dtype}, which has no form in JSON", 501)
+    size = _row_size(spec)
+    flat: list[Any] = []
+    for index, example in enumerate(examples):
+        if spec.name not in example:
+            raise BadValue(f"Example {index}: Feature: {spec.name} (data type: {spec.dtype}) is required but could not be found.")
+        given = example[spec.name]
+        values = given if type(given) is list else [given]
+        nested = next((value for value in values if type(value) is list), None)
+        if nested is not None:
+            raise BadValue(f"Feature: {spec.name} has element with unexpected JSON type: Array. Give the values of a row as one flat list.")
+        size = size or len(values)
+        if len(values) != size or not values:
+            raise BadValue(f"Example {index}: Feature: {spec.name} has {len(values)} values; {size} are expected")
+        flat += values
+    row = [-1 if width < 0 else width for width in spec.shape[1:]]
+    if spec.dtype == "string":
+        return codec.strings(flat).reshape(len(examples), *row)
+    if np.dtype(spec.dtype).kind in "iu":
+        flat = [int(value) if type(value) is bool else value for value in flat]
+    codec.check_types(flat, spec)
+    return codec.numbers(flat, spec).reshape(len(examples), *row)
+
+
+def _row_size(spec: TensorSpec) -> int | None:
+    """How many values a row has; None where the examples decide, all alike."""
+    free = [width for width in spec.shape[1:] if width < 0]
+    if len(free) > 1:
+        raise BadValue(
+            f"Feature {spec.name} has rows of the shape {codec.dims(spec.shape[1:])}, which a flat list does not tell. Use :predict."
+        )
+    return None if free else math.prod(spec.shape[1:])

@@ -1,0 +1,293 @@
+"""Open Inference Protocol v2 over REST, with the binary tensor extension: routes, reading, answering.
+
+Owns paths, status codes and sentences, which outputs are wanted and in which form. Tensors and
+documents of a request belong to `openinference_codec`, what is told about models to
+`openinference_documents`.
+
+Sources: kserve/open-inference-protocol; where it leaves room, Triton (src/http_server.cc and
+docs/protocol of https://github.com/triton-inference-server/server). Health answers have a body,
+since KServe's client reads it; a model that is not ready is 503, which load balancers understand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+import orjson
+from msgspec import UNSET
+
+from aiaas_magics.backend.serving import codec, protocols
+from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, error
+from aiaas_magics.backend.serving.protocols import openinference_codec as tensors
+from aiaas_magics.backend.serving.protocols import openinference_documents as documents
+from aiaas_magics.backend.serving.protocols.openinference_codec import InferRequest, Output
+from aiaas_magics.backend.serving.protocols.openinference_documents import IndexRequest
+from aiaas_magics.backend.serving.protocols.paths import BadVersion, Operation, PathTable, Route
+from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
+from aiaas_magics.spec import TensorSpec
+
+OCTETS: Final = b"application/octet-stream"
+JSON_LENGTH: Final = b"inference-header-content-length"
+
+
+WHICH: Final = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+PATHS: Final = PathTable(
+    (
+        Operation("GET", "/v2", "server", "What this server is, and the extensions that it speaks"),
+        Operation("GET", "/v2/", "server", "What this server is, and the extensions that it speaks"),
+        Operation("GET", "/v2/health/live", "live", "Whether the server runs"),
+        Operation("GET", "/v2/health/ready", "ready", "Whether every model has a version that answers"),
+        Operation("POST", "/v2/repository/index", "index", "Every version of every model, and its state"),
+        *(
+            operation
+            for which in WHICH
+            for operation in (
+                Operation("GET", which, "metadata", "The model's inputs and outputs"),
+                Operation("GET", f"{which}/ready", "model_ready", "Whether the model answers"),
+                Operation("GET", f"{which}/config", "config", "The model's configuration, as Triton words it"),
+                Operation("POST", f"{which}/infer", "infer", "Outputs for inputs, as JSON or as binary tensors"),
+            )
+        ),
+    )
+)
+
+
+def find_route(method: str, path: str) -> Route | Response:
+    """The route of a request line, or the answer to one that is none: 405 for a wrong verb, 404 for no path."""
+    try:
+        found = PATHS.find(method, path)
+    except BadVersion as fault:
+        return error(400, f"Version {str(fault)[:100]} is beyond what a version can be.")
+    if isinstance(found, Route):
+        return found
+    if found.allowed:
+        return error(405, "Method Not Allowed", ((b"allow", ", ".join(found.allowed).encode()),))
+    return error(404, "Not Found")
+
+
+# --------------------------------------------------------------------------- infer
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An output that the caller asked for, and whether as raw bytes."""
+
+    name: str
+    binary: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferCall:
+    """A decoded inference request. `rows` is None where the inputs differ in their first dimension."""
+
+    model: str
+    version: int
+    id: str | None
+    tensors: Mapping[str, np.ndarray]
+    rows: int | None
+    wanted: tuple[Wanted, ...]
+
+    def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
+        described: list[dict[str, Any]] = []
+        raw: list[bytes | memoryview] = []
+        for wanted in self.wanted:
+            array = np.asarray(outputs[wanted.name])
+            output: dict[str, Any] = {"name": wanted.name, "datatype": tensors.datatype_of(array), "shape": array.shape}
+            if wanted.binary:
+                raw.append(tensors.to_bytes(array))
+                output["parameters"] = {"binary_data_size": len(raw[-1])}
+            else:
+                output["data"] = tensors.to_json(wanted.name, array)
+            described.append(output)
+        document: dict[str, Any] = {"model_name": self.model, "model_version": str(self.version), "outputs": described}
+        if self.id is not None:
+            document["id"] = self.id
+        head = orjson.dumps(document)
+        if not raw:
+            return Response(200, head)
+        return Response(200, b"".join((head, *raw)), ((JSON_LENGTH, str(len(head)).encode()),), OCTETS)
+
+
+def read(_route: protocols.Route, request: Request, version: Version) -> InferCall:
+    """The tensors of an inference request.
+
+    Raises:
+        BadValue: the request does not fit the version's interface.
+    """
+    size = json_size(request)
+    if size == 0:
+        return read_raw(request.body, version)
+    body = request.body if size is None else memoryview(request.body)
+    asked = tensors.parse(body if size is None else body[:size])
+    check_parameters(asked)
+    given = read_inputs(asked, memoryview(body)[size:] if size is not None else memoryview(b""), version)
+    return call_of(version, given, asked.id, wanted_outputs(asked, version.spec.outputs))
+
+
+def json_size(request: Request) -> int | None:
+    """How much of the body is JSON; None is all of it."""
+    told = request.header(JSON_LENGTH)
+    if told is None:
+        return None
+    if not told.isdigit() or len(told) > 19 or int(told) > len(request.body):
+        raise BadValue(
+            f"Inference-Header-Content-Length is the number of bytes of JSON at the body's start, at most its {len(request.body)}; "
+            f"got {told[:20].decode('latin-1')!r}"
+        )
+    return int(told)
+
+
+def check_parameters(asked: InferRequest) -> None:
+    reserved = next((key for key in asked.parameters or () if key.startswith("triton_")), None)
+    if reserved is not None:
+        raise BadValue(f"Parameter {reserved[:100]!r} begins with 'triton_', which is reserved")
+    shared = [given.parameters.shared_memory_region for given in asked.inputs if given.parameters]
+    shared += [output.parameters.shared_memory_region for output in asked.outputs or () if output.parameters]
+    if any(region is not None for region in shared):
+        raise BadValue("Shared memory is not offered here. Send tensors in the body.")
+
+
+def read_inputs(asked: InferRequest, binary: memoryview, version: Version) -> dict[str, np.ndarray]:
+    """Each input by its name, from the document or from the bytes behind it, which lie in the document's order."""
+    specs = {spec.name: spec for spec in version.spec.inputs}
+    found: dict[str, np.ndarray] = {}
+    at = 0
+    for given in asked.inputs:
+        spec = specs.get(given.name)
+        if spec is None:
+            raise BadValue(f"Unexpected input {given.name[:100]!r}; the model has the inputs {codec.listed(specs)}")
+        if given.name in found:
+            raise BadValue(f"Input {given.name} comes twice")
+        tensors.check_interface(given, spec)
+        if given.binary_size is None:
+            found[given.name] = tensors.from_json(given, spec)
+            continue
+        data = binary[at : at + given.binary_size]
+        if len(data) != given.binary_size or given.data is not UNSET:
+            raise BadValue(
+                f"Input {given.name} says {given.binary_size} bytes of binary data and no 'data'; the body holds {len(binary) - at} for it"
+            )
+        at += given.binary_size
+        found[given.name] = tensors.from_bytes(data, given.datatype, given.shape, given.name)
+    if at != len(binary):
+        raise BadValue(f"The body holds {len(binary) - at} bytes behind the last input's. Check binary_data_size of the inputs.")
+    if len(found) != len(specs):
+        raise BadValue(f"The model has the inputs {codec.listed(specs)}; the request holds {codec.listed(found)}")
+    return found
+
+
+def read_raw(body: bytes, version: Version) -> InferCall:
+    """The body is the bytes of the only input, and nothing else; its one free dimension follows from their number."""
+    if len(version.spec.inputs) != 1:
+        raise BadValue(f"A raw body needs a model with one input; this one has {codec.listed(s.name for s in version.spec.inputs)}")
+    (spec,) = version.spec.inputs
+    datatype = tensors.DATATYPES.get(spec.dtype)
+    if datatype is None:
+        raise BadValue(f"Input {spec.name} is of type {spec.dtype}, which this protocol has no datatype for", 501)
+    shape = list(spec.shape)
+    free = [axis for axis, size in enumerate(shape) if size < 0]
+    if datatype == "BYTES":
+        free, shape = [], [1 if size < 0 else size for size in shape]
+    if len(free) == 2 and free[0] == 0:
+        shape[0], free = 1, free[1:]
+    if len(free) > 1:
+        raise BadValue(f"A raw body needs a shape with one free dimension; input {spec.name} has {codec.dims(spec.shape)}")
+    if free:
+        row_bytes = tensors.LAYOUTS[datatype].itemsize * int(np.prod([size for size in shape if size >= 0], dtype=np.int64))
+        shape[free[0]] = len(body) // row_bytes
+    tensors.check_shape(tuple(shape), spec)
+    tensor = tensors.from_bytes(body, datatype, tuple(shape), spec.name)
+    return call_of(version, {spec.name: tensor}, None, tuple(Wanted(output.name, True) for output in version.spec.outputs))
+
+
+def wanted_outputs(asked: InferRequest, specs: tuple[TensorSpec, ...]) -> tuple[Wanted, ...]:
+    """The outputs to answer with. What is said of an output wins over what is said of all."""
+    binary = (asked.parameters or {}).get("binary_data_output", False)
+    if type(binary) is not bool:
+        raise BadValue(f"Parameter 'binary_data_output' is true or false, got {codec.shown(binary)}")
+    if not asked.outputs:
+        return tuple(Wanted(spec.name, binary) for spec in specs)
+    names = {spec.name for spec in specs}
+    wanted: dict[str, Wanted] = {}
+    for output in asked.outputs:
+        if output.name not in names:
+            raise BadValue(f"Unexpected output {output.name[:100]!r}; the model has the outputs {codec.listed(names)}")
+        if output.name in wanted:
+            raise BadValue(f"Output {output.name} is asked for twice")
+        wanted[output.name] = Wanted(output.name, is_binary(output, otherwise=binary))
+    return tuple(wanted.values())
+
+
+def is_binary(output: Output, *, otherwise: bool) -> bool:
+    if output.parameters is None:
+        return otherwise
+    if output.parameters.classification is not None:
+        raise BadValue("Parameter 'classification' is not offered here. Ask for the scores, or use TensorFlow Serving's :classify.")
+    return otherwise if output.parameters.binary_data is None else output.parameters.binary_data
+
+
+def call_of(version: Version, given: Mapping[str, np.ndarray], id: str | None, wanted: tuple[Wanted, ...]) -> InferCall:
+    sizes = {tensor.shape[0] if tensor.ndim else 1 for tensor in given.values()}
+    rows = sizes.pop() if len(sizes) == 1 else None
+    return InferCall(model=version.spec.name, version=version.number, id=id, tensors=given, rows=rows, wanted=wanted)
+
+
+# --------------------------------------------------------------------------- everything else
+
+
+def look(registry: Registry, route: protocols.Route, request: Request) -> Response:
+    """The answer to a request that computes nothing."""
+    assert isinstance(route, Route)
+    try:
+        return _LOOKS[route.action](registry, route, request)
+    except NotServed:
+        return not_found(route)
+    except BadValue as fault:
+        return error(fault.status, fault.text)
+
+
+def not_found(route: protocols.Route) -> Response:
+    version = f" version {route.version}" if route.version else ""
+    return error(404, f"Request for unknown model: '{route.name[:100]}'{version} is not found")
+
+
+def unknown_label(label: str) -> Response:
+    return error(404, f"Unknown label: {label[:100]}")
+
+
+def _ready(registry: Registry, _route: Route, _request: Request) -> Response:
+    ready = documents.is_ready(registry)
+    return _health(ready, {"live": True, "ready": ready})
+
+
+def _model_ready(registry: Registry, route: Route, _request: Request) -> Response:
+    ready = documents.answers(registry, route.name, route.version)
+    return _health(ready, {"name": route.name, "ready": ready})
+
+
+def _health(ready: bool, document: Mapping[str, object]) -> Response:
+    """A model that is not there is no error of the caller's: the body says so, in the form that clients read."""
+    if ready:
+        return Response(200, orjson.dumps(document))
+    return Response(503, orjson.dumps({**document, "error": "not ready"}), ((b"retry-after", b"1"),))
+
+
+def _json(document: object) -> Response:
+    return Response(200, orjson.dumps(document))
+
+
+_LOOKS: Final[Mapping[str, Callable[[Registry, Route, Request], Response]]] = MappingProxyType(
+    {
+        "server": lambda *_: _json(documents.server()),
+        "live": lambda *_: _json({"live": True}),
+        "ready": _ready,
+        "model_ready": _model_ready,
+        "metadata": lambda registry, route, _: _json(documents.metadata(registry, registry.find(route.name, route.version))),
+        "config": lambda registry, route, _: _json(documents.config(registry.find(route.name, route.version).spec)),
+        "index": lambda registry, _, request: _json(documents.index(registry, documents.read(request.body, IndexRequest))),
+    }
+)

@@ -1,0 +1,221 @@
+"""Open Inference Protocol v2: its documents, its datatypes, and tensors as JSON or as raw bytes.
+
+Owns how a value becomes a tensor and back, in both forms, and the sentences for those that do
+not. Which route a body came by belongs to `openinference`; JSON values share their rules with
+TensorFlow Serving's (`codec`).
+
+Sources: kserve/open-inference-protocol, and docs/protocol/extension_binary_data.md of
+https://github.com/triton-inference-server/server.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+import ml_dtypes
+import msgspec
+import numpy as np
+import orjson
+from msgspec import UNSET, Meta
+
+from aiaas_magics.backend.serving import codec
+from aiaas_magics.backend.serving.protocols import BadValue
+from aiaas_magics.spec import TensorSpec, Value
+
+# numpy's names -> the protocol's
+DATATYPES: Final[Mapping[str, str]] = {
+    "bool": "BOOL",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+    "float16": "FP16",
+    "bfloat16": "BF16",
+    "float32": "FP32",
+    "float64": "FP64",
+    "string": "BYTES",
+}
+# What raw bytes are read as: little-endian, whatever this machine is. BOOL is a byte, looked at before it is believed.
+LAYOUTS: Final[Mapping[str, np.dtype[Any]]] = {
+    datatype: np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name).newbyteorder("<")
+    for name, datatype in DATATYPES.items()
+    if name != "string"
+}
+NO_JSON_FORM: Final = frozenset({"FP16", "BF16"})
+LENGTH: Final = struct.Struct("<I")
+
+
+# --------------------------------------------------------------------------- documents
+
+
+class InputParameters(Value, frozen=True, kw_only=True):
+    binary_data_size: Annotated[int, Meta(ge=0)] | None = None
+    shared_memory_region: str | None = None
+
+
+class Input(Value, frozen=True, kw_only=True):
+    name: str
+    datatype: str
+    shape: tuple[Annotated[int, Meta(ge=0)], ...]
+    parameters: InputParameters | None = None
+    data: Any = UNSET
+
+    @property
+    def binary_size(self) -> int | None:
+        return self.parameters.binary_data_size if self.parameters is not None else None
+
+
+class OutputParameters(Value, frozen=True, kw_only=True):
+    binary_data: bool | None = None
+    classification: int | None = None
+    shared_memory_region: str | None = None
+
+
+class Output(Value, frozen=True, kw_only=True):
+    name: str
+    parameters: OutputParameters | None = None
+
+
+class InferRequest(Value, frozen=True, kw_only=True):
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...] | None = None
+
+
+_DECODER: Final = msgspec.json.Decoder(InferRequest)
+
+
+def parse(document: bytes | memoryview) -> InferRequest:
+    """The request in a JSON document; the bare tokens NaN and Infinity are numbers.
+
+    Raises:
+        BadValue: it is none, with the place in it that is wrong.
+    """
+    try:
+        return _DECODER.decode(document)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise BadValue(f"The inference request does not have its form: {error}") from error
+    except msgspec.DecodeError as error:
+        if not bytes(document).strip():
+            raise BadValue("The request's JSON is empty. Send an inference request.") from error
+        fault = str(error)
+    try:
+        return msgspec.convert(codec.LENIENT.decode(bytes(document).decode("utf-8")), InferRequest)
+    except msgspec.ValidationError as error:
+        raise BadValue(f"The inference request does not have its form: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadValue(f"The request's JSON cannot be read: {fault}") from error
+
+
+# --------------------------------------------------------------------------- in
+
+
+def check_interface(given: Input, spec: TensorSpec) -> None:
+    """Raises `BadValue` unless datatype and shape are those of the interface."""
+    expected = DATATYPES.get(spec.dtype)
+    if expected is None:
+        raise BadValue(f"Input {spec.name} is of type {spec.dtype}, which this protocol has no datatype for", 501)
+    if given.datatype != expected:
+        raise BadValue(f"Input {spec.name} is of datatype {given.datatype[:20]}; the model expects {expected}")
+    check_shape(given.shape, spec)
+
+
+def check_shape(shape: tuple[int, ...], spec: TensorSpec) -> None:
+    if len(shape) != len(spec.shape) or any(want not in (-1, got) for want, got in zip(spec.shape, shape, strict=True)):
+        raise BadValue(f"Input {spec.name} has the shape {codec.dims(spec.shape)}; the request says {codec.dims(shape[:32])}")
+    if 0 in shape:
+        raise BadValue(f"Input {spec.name} is empty: its shape in the request is {codec.dims(shape)}")
+
+
+def from_json(given: Input, spec: TensorSpec) -> np.ndarray:
+    """The tensor whose values stand in the document, in nested lists or in one flat list."""
+    if given.datatype in NO_JSON_FORM:
+        raise BadValue(f"{given.datatype} data in JSON is not supported. Send input {spec.name} as binary data.")
+    if type(given.data) is not list:
+        raise BadValue(f"Input {spec.name} needs its 'data' as a list, got {codec.shown(None if given.data is UNSET else given.data)}")
+    shape, flat = codec.flattened(given.data, spec)
+    if shape != given.shape and shape != (math.prod(given.shape),):
+        raise BadValue(f"Input {spec.name} says the shape {codec.dims(given.shape)}; its data has {codec.dims(shape)}")
+    if spec.dtype == "string":
+        return codec.strings(flat).reshape(given.shape)
+    codec.check_types(flat, spec)
+    return codec.numbers(flat, spec).reshape(given.shape)
+
+
+def from_bytes(data: bytes | memoryview, datatype: str, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """The tensor that lies in `data`, without copying it where it lies as the processor wants it."""
+    if datatype == "BYTES":
+        return _byte_strings(memoryview(data), math.prod(shape), name).reshape(shape)
+    layout = LAYOUTS[datatype]
+    expected = math.prod(shape) * layout.itemsize
+    if len(data) != expected:
+        raise BadValue(f"Input {name} of {datatype} and shape {codec.dims(shape)} has {expected} bytes; the request holds {len(data)}")
+    if datatype == "BOOL":
+        raw = np.frombuffer(data, np.uint8)
+        if raw.max(initial=0) > 1:
+            raise BadValue(f"Input {name} is of datatype BOOL; each of its bytes is 0 or 1")
+        return raw.view(np.bool_).reshape(shape)
+    array = np.frombuffer(data, layout).reshape(shape)
+    return array if array.flags.aligned else array.copy()  # engines read with instructions that may insist
+
+
+def _byte_strings(data: memoryview, count: int, name: str) -> np.ndarray:
+    """`count` times a length and that many bytes. `count` is the caller's word: it is held against the bytes first."""
+    if count * LENGTH.size > len(data):
+        raise BadValue(f"Input {name} says {count} strings; its {len(data)} bytes do not hold as many")
+    found = np.empty(count, dtype=object)
+    at = 0
+    for index in range(count):
+        begin = at + LENGTH.size
+        if begin > len(data):
+            raise BadValue(f"Input {name} ends in the middle of string {index}")
+        at = begin + LENGTH.unpack_from(data, begin - LENGTH.size)[0]
+        if at > len(data):
+            raise BadValue(f"Input {name} ends in the middle of string {index}")
+        found[index] = bytes(data[begin:at])
+    if at != len(data):
+        raise BadValue(f"Input {name} has {len(data) - at} bytes behind its last string")
+    return found
+
+
+# --------------------------------------------------------------------------- out
+
+
+def datatype_of(array: np.ndarray) -> str:
+    name = "string" if array.dtype.kind in "OSU" else array.dtype.name
+    found = DATATYPES.get(name)
+    if found is None:
+        raise BadValue(f"An output is of type {name}, which this protocol has no datatype for", 501)
+    return found
+
+
+def to_json(name: str, array: np.ndarray) -> orjson.Fragment:
+    """The values in one flat list, as they stand in a response."""
+    if (datatype := datatype_of(array)) in NO_JSON_FORM:
+        raise BadValue(f"{datatype} data in JSON is not supported. Ask for output {name} as binary data.")
+    if datatype != "BYTES":
+        return orjson.Fragment(codec.json_of(name, array.reshape(-1)))
+    try:
+        return orjson.Fragment(orjson.dumps([value.decode() for value in _raw_strings(array)]))
+    except UnicodeDecodeError as error:
+        raise BadValue(f"Output {name} holds bytes that are no UTF-8. Ask for it as binary data.") from error
+
+
+def to_bytes(array: np.ndarray) -> memoryview | bytes:
+    """The tensor as raw bytes; numbers are not copied where they lie in order."""
+    if array.dtype.kind in "OSU":
+        return b"".join(piece for value in _raw_strings(array) for piece in (LENGTH.pack(len(value)), value))
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return np.ascontiguousarray(little).reshape(-1).view(np.uint8).data
+
+
+def _raw_strings(array: np.ndarray) -> list[bytes]:
+    return [value if isinstance(value, bytes) else str(value).encode() for value in array.ravel().tolist()]

@@ -1,0 +1,143 @@
+"""What Open Inference Protocol v2 tells about the server and its models.
+
+Owns the documents: server, model metadata, configuration, statistics, repository index. gRPC
+tells the same in messages. Which path asks for which belongs to `openinference`.
+
+Sources: docs/protocol/extension_{model_configuration,model_repository,statistics}.md of
+https://github.com/triton-inference-server/server, and its model_config.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from aiaas_magics import settings
+from aiaas_magics.backend.serving.batching import Limits
+from aiaas_magics.backend.serving.protocols import BadValue
+from aiaas_magics.backend.serving.protocols.openinference_codec import DATATYPES
+from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
+from aiaas_magics.spec import DeploySpec, TensorSpec, Value
+
+EXTENSIONS: Final = ("binary_tensor_data", "model_configuration")
+PLATFORMS: Final[Mapping[str, str]] = {"onnx": "onnx_onnxv1", "saved_model": "tensorflow_savedmodel"}
+BACKENDS: Final[Mapping[str, str]] = {"onnx": "onnxruntime", "saved_model": "tensorflow"}
+# Where the configuration has other words than "TYPE_" and the datatype.
+CONFIG_TYPES: Final[Mapping[str, str]] = {"BYTES": "TYPE_STRING"}
+STATES: Final[Mapping[str, str]] = {"START": "LOADING", "LOADING": "LOADING", "AVAILABLE": "READY", "UNLOADING": "UNLOADING"}
+
+
+@cache
+def server() -> dict[str, object]:
+    return {"name": "aiaas_magics", "version": settings.package_version(), "extensions": list(EXTENSIONS)}
+
+
+# --------------------------------------------------------------------------- readiness
+
+
+def answers(registry: Registry, name: str, number: int | None) -> bool:
+    """Whether the version answers now.
+
+    Raises:
+        NotServed: it is not known at all.
+    """
+    known = registry.versions(name)
+    if number and all(version.number != number for version in known):
+        raise NotServed(name, number)
+    try:
+        registry.find(name, number)
+    except NotServed:
+        return False
+    return True
+
+
+def is_ready(registry: Registry) -> bool:
+    """Whether no endpoint is still waiting for its first version."""
+    return all(any(version.state == "AVAILABLE" for version in registry.versions(name)) for name in registry.names())
+
+
+# --------------------------------------------------------------------------- a model
+
+
+def metadata(registry: Registry, version: Version) -> dict[str, object]:
+    spec = version.spec
+    numbers = [other.number for other in registry.versions(spec.name) if other.state == "AVAILABLE"]
+    return {
+        "name": spec.name,
+        "versions": [str(number) for number in sorted(numbers)],
+        "platform": PLATFORMS.get(spec.format, spec.format),
+        "inputs": [described(tensor) for tensor in spec.inputs],
+        "outputs": [described(tensor) for tensor in spec.outputs],
+    }
+
+
+def described(tensor: TensorSpec) -> dict[str, object]:
+    return {"name": tensor.name, "datatype": DATATYPES.get(tensor.dtype, tensor.dtype.upper()), "shape": list(tensor.shape)}
+
+
+def largest_batch(spec: DeploySpec) -> int:
+    """How many rows are computed together; 0, as Triton says it, where rows of requests are never put together."""
+    free = all(tensor.shape[:1] == (-1,) for tensor in (*spec.inputs, *spec.outputs))
+    return Limits().batch_rows if free else 0
+
+
+def config(spec: DeploySpec) -> dict[str, object]:
+    largest = largest_batch(spec)
+    document: dict[str, object] = {
+        "name": spec.name,
+        "platform": PLATFORMS.get(spec.format, spec.format),
+        "backend": BACKENDS.get(spec.format, spec.format),
+        "max_batch_size": largest,
+        "input": [_configured(tensor, batched=largest > 0) for tensor in spec.inputs],
+        "output": [_configured(tensor, batched=largest > 0) for tensor in spec.outputs],
+        "instance_group": [{"name": spec.name, "kind": "KIND_CPU", "count": spec.replicas}],
+    }
+    if largest:
+        document["dynamic_batching"] = {"max_queue_delay_microseconds": 0}
+    return document
+
+
+def _configured(tensor: TensorSpec, *, batched: bool) -> dict[str, object]:
+    datatype = DATATYPES.get(tensor.dtype, "INVALID")
+    dims = list(tensor.shape[1:] if batched else tensor.shape)
+    shape: dict[str, object] = {"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}}
+    return {"name": tensor.name, "data_type": CONFIG_TYPES.get(datatype, f"TYPE_{datatype}"), **shape}
+
+
+# --------------------------------------------------------------------------- repository
+
+
+class IndexRequest(Value, frozen=True, kw_only=True):
+    ready: bool = False
+
+
+class ControlRequest(Value, frozen=True, kw_only=True):
+    parameters: dict[str, Any] | None = None
+
+
+Form = TypeVar("Form", IndexRequest, ControlRequest)
+
+
+def read(body: bytes, form: type[Form]) -> Form:
+    """What a request about the repository says; clients send an empty body for an empty document."""
+    try:
+        return msgspec.json.decode(body or b"{}", type=form)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadValue(f"The request does not have its form: {error}") from error
+
+
+def index(registry: Registry, asked: IndexRequest) -> list[dict[str, str]]:
+    rows = [
+        {"name": name, "version": str(version.number), "state": _state(registry, name, version), "reason": version.fault}
+        for name in registry.names()
+        for version in sorted(registry.versions(name), key=lambda version: version.number)
+    ]
+    return [row for row in rows if row["state"] == "READY"] if asked.ready else rows
+
+
+def _state(registry: Registry, name: str, version: Version) -> str:
+    state = STATES.get(version.state, "UNAVAILABLE")
+    return "UNAVAILABLE" if state == "READY" and not answers(registry, name, version.number) else state

@@ -1,0 +1,396 @@
+"""Open Inference Protocol v2 without a server: tensors there and back, and every body that is refused with its sentence."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from serving_models import spec_of, tensor
+
+from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, openinference
+from aiaas_magics.backend.serving.protocols.openinference_codec import DATATYPES
+from aiaas_magics.backend.serving.protocols.paths import Route
+from aiaas_magics.backend.serving.registry import Version
+from aiaas_magics.spec import TensorSpec
+
+INFER = Route(action="infer", name="m")
+SUMS = [tensor("a", "float32", -1, 2), tensor("b", "int32", -1, 2)]
+ONE = [tensor("x", "float32", -1, 2)]
+
+
+def version(inputs: list[TensorSpec], outputs: list[TensorSpec] | None = None) -> Version:
+    outputs = outputs if outputs is not None else [TensorSpec(name=f"y-{i.name}", dtype=i.dtype, shape=i.shape) for i in inputs]
+    return Version(number=3, spec=spec_of("m", inputs, outputs), created_s=0.0)
+
+
+def read(body: bytes, inputs: list[TensorSpec], *, json_bytes: int | None = None) -> openinference.InferCall:
+    headers = () if json_bytes is None else ((b"inference-header-content-length", str(json_bytes).encode()),)
+    return openinference.read(INFER, Request(method="POST", path="/v2/models/m/infer", headers=headers, body=body), version(inputs))
+
+
+def document(**more: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}], **more}
+
+
+def tensors_in(response: Response) -> dict[str, np.ndarray]:
+    """What a client reads in an answer, written from the protocol's text and sharing no code with the server."""
+    told = dict(response.headers).get(b"inference-header-content-length")
+    assert (told is None) == (response.content_type == b"application/json")
+    size = len(response.body) if told is None else int(told)
+    head, rest = json.loads(response.body[:size]), response.body[size:]
+    found = {}
+    for output in head["outputs"]:
+        binary = output.get("parameters", {}).get("binary_data_size")
+        assert ("data" in output) == (binary is None)
+        values, rest = (output["data"], rest) if binary is None else (rest[:binary], rest[binary:])
+        found[output["name"]] = as_numpy(values, output["datatype"], output["shape"])
+    assert rest == b""
+    return found
+
+
+def as_numpy(values: Any, datatype: str, shape: list[int]) -> np.ndarray:
+    if datatype == "BYTES":
+        flat = []
+        while isinstance(values, bytes) and values:
+            (length,) = struct.unpack("<I", values[:4])
+            flat.append(values[4 : 4 + length])
+            values = values[4 + length :]
+        array = np.empty(int(np.prod(shape)), dtype=object)
+        array[:] = flat or [value.encode() for value in values]
+        return array.reshape(shape)
+    name = next(name for name, known in DATATYPES.items() if known == datatype)
+    dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    return (np.frombuffer(values, dtype) if isinstance(values, bytes) else np.array(values, dtype)).reshape(shape)
+
+
+def same(one: np.ndarray, other: np.ndarray) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return one.tolist() == other.tolist() if one.dtype == object else one.tobytes() == other.tobytes()
+
+
+SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, max_side=4)
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> np.ndarray:
+    name = draw(st.sampled_from(sorted(DATATYPES)))
+    shape = draw(SHAPES)
+    if name == "string":
+        texts = draw(st.lists(st.text(max_size=6), min_size=int(np.prod(shape)), max_size=int(np.prod(shape))))
+        array = np.empty(len(texts), dtype=object)
+        array[:] = [text.encode() for text in texts]
+        return array.reshape(shape)
+    if name == "bfloat16":
+        return draw(hnp.arrays(np.uint16, shape)).view(ml_dtypes.bfloat16)
+    # One NaN only: in JSON they have one name.
+    floats = {"elements": st.floats(width=np.dtype(name).itemsize * 8) | st.just(float("nan"))} if name.startswith("float") else {}
+    found = draw(hnp.arrays(np.dtype(name), shape, **floats))
+    return np.where(np.isnan(found), found.dtype.type("nan"), found) if floats else found
+
+
+def dtype_name(array: np.ndarray) -> str:
+    return "string" if array.dtype == object else array.dtype.name
+
+
+def written(arrays: dict[str, np.ndarray], *, binary: set[str], pad: int = 0) -> tuple[bytes, int]:
+    """A request as a client writes it, and how much of it is JSON."""
+    inputs, raw = [], b""
+    for name, array in arrays.items():
+        entry: dict[str, Any] = {"name": name, "datatype": DATATYPES[dtype_name(array)], "shape": list(array.shape)}
+        if name in binary:
+            data = array.tobytes() if array.dtype != object else b"".join(struct.pack("<I", len(v)) + v for v in array.ravel())
+            entry["parameters"] = {"binary_data_size": len(data)}
+            raw += data
+        else:
+            entry["data"] = array.tolist() if array.dtype != object else [v.decode() for v in array.ravel()]
+        inputs.append(entry)
+    head = json.dumps({"inputs": inputs}).encode() + b" " * pad
+    return head + raw, len(head)
+
+
+@settings(deadline=None)
+@given(arrays(), arrays(), st.booleans(), st.integers(0, 7))
+def test_any_tensor_in_either_form_comes_back_bit_for_bit(one: np.ndarray, other: np.ndarray, mixed: bool, pad: int) -> None:
+    given_arrays = {"one": one, "other": other}
+    no_json = {name for name, array in given_arrays.items() if array.dtype.name in ("float16", "bfloat16")}
+    binary = no_json | ({"one"} if mixed else set())
+    inputs = [tensor(name, dtype_name(array), *array.shape) for name, array in given_arrays.items()]
+
+    body, size = written(given_arrays, binary=binary, pad=pad)
+    call = read(body, inputs, json_bytes=size if binary else None)
+
+    assert all(same(call.tensors[name], array) for name, array in given_arrays.items())
+    assert all(array.flags.aligned for array in call.tensors.values())
+    for form in (True, False) if not no_json else (True,):
+        wanted = tuple(openinference.Wanted(name, form) for name in given_arrays)
+        answer = openinference.call_of(version(inputs), call.tensors, None, wanted).response(call.tensors)
+        assert all(same(tensors_in(answer)[name], array) for name, array in given_arrays.items())
+
+
+def test_an_aligned_binary_tensor_is_the_body_itself() -> None:
+    array = np.arange(64, dtype=np.float32).reshape(32, 2)
+    body, size = written({"x": array}, binary={"x"})
+    body, size = written({"x": array}, binary={"x"}, pad=-size % 16)
+
+    found = read(body, ONE, json_bytes=size).tensors["x"]
+
+    assert np.shares_memory(found, np.frombuffer(body, np.uint8))
+
+
+@pytest.mark.parametrize("data", [[1.5, 2.5], [[1.5, 2.5]], [1.5, 2]])
+def test_data_is_nested_or_flat(data: list[Any]) -> None:
+    body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": data}]}).encode()
+
+    assert read(body, ONE).tensors["x"].shape == (1, 2)
+
+
+REFUSED: list[tuple[dict[str, Any], int, str]] = [
+    # what stands in the one input, status, what the error says
+    ({"datatype": "FP64"}, 400, "of datatype FP64; the model expects FP32"),
+    ({"datatype": "float32"}, 400, "of datatype float32; the model expects FP32"),
+    ({"name": "z"}, 400, "Unexpected input 'z'; the model has the inputs x"),
+    ({"shape": [2, 2]}, 400, "says the shape (2, 2); its data has (2)"),
+    ({"shape": [1, 3]}, 400, "has the shape (any, 2); the request says (1, 3)"),
+    ({"shape": [2]}, 400, "has the shape (any, 2); the request says (2)"),
+    ({"shape": [0, 2], "data": []}, 400, "is empty"),
+    ({"shape": [2**62, 2]}, 400, "says the shape"),
+    ({"shape": [-1, 2]}, 400, "`$.inputs[0].shape[0]`"),
+    ({"shape": [1.0, 2]}, 400, "`$.inputs[0].shape[0]`"),
+    ({"shape": "12"}, 400, "`$.inputs[0].shape`"),
+    ({"data": [1.5]}, 400, "its data has (1)"),
+    ({"data": [[1.5, 2.5], [1.5, 2.5]]}, 400, "its data has (2, 2)"),
+    ({"data": [[1.5], [2.5]]}, 400, "its data has (2, 1)"),
+    ({"data": [[1.5, 2.5], [1.5]], "shape": [2, 2]}, 400, "lists of different lengths"),
+    ({"data": [[1.5, 2.5], 1.5], "shape": [2, 2]}, 400, "lists and values side by side"),
+    ({"data": [[[1.5, 2.5]]]}, 400, "nested deeper"),
+    ({"data": ["1.5", 2.5]}, 400, "Type: String is not of expected type: float"),
+    ({"data": [True, 2.5]}, 400, "Type: Boolean is not of expected type: float"),
+    ({"data": [None, 2.5]}, 400, "is not of expected type: float"),
+    ({"data": [1e39, 2.5]}, 400, "is not of expected type: float"),
+    ({"data": 1.5}, 400, "needs its 'data' as a list"),
+    ({"data": None}, 400, "needs its 'data' as a list"),
+    ({"data": {"x": 1}}, 400, "needs its 'data' as a list"),
+    ({"parameters": {"binary_data_size": 8}}, 400, "says 8 bytes of binary data"),
+    ({"parameters": {"binary_data_size": -1}}, 400, "binary_data_size"),
+    ({"parameters": {"binary_data_size": "8"}}, 400, "binary_data_size"),
+    ({"parameters": {"shared_memory_region": "r"}}, 400, "Shared memory is not offered"),
+]
+
+
+@pytest.mark.parametrize(("changed", "status", "text"), REFUSED)
+def test_an_input_that_does_not_fit_is_refused_with_its_reason(changed: dict[str, Any], status: int, text: str) -> None:
+    asked = document()
+    asked["inputs"][0] |= changed
+
+    with pytest.raises(BadValue) as refused:
+        read(json.dumps(asked).encode(), ONE)
+
+    assert refused.value.status == status
+    assert text in refused.value.text
+    assert len(refused.value.text) < 500
+
+
+@pytest.mark.parametrize(
+    ("dtype", "datatype", "data", "text"),
+    [
+        ("int32", "INT32", "[1.0, 2]", "JSON Value: 1.0 Type: Number is not of expected type: int32"),
+        ("int32", "INT32", "[true, 2]", "is not of expected type: int32"),
+        ("int32", "INT32", "[2147483648, 2]", "is not of expected type: int32"),
+        ("uint8", "UINT8", "[-1, 2]", "is not of expected type: uint8"),
+        ("uint64", "UINT64", "[18446744073709551616, 2]", "is not of expected type: uint64"),
+        ("bool", "BOOL", "[0, 1]", "is not of expected type: bool"),
+        ("string", "BYTES", "[1, 2]", "is not of expected type: string"),
+        ("string", "BYTES", '[{"b64": "!"}, "x"]', "Unable to base64 decode"),
+        ("int32", "INT32", "[NaN, 2]", "is not of expected type: int32"),
+        ("float32", "FP32", "[1e999, 2]", "Number out of range"),
+        ("float16", "FP16", "[1.0, 2.0]", "FP16 data in JSON is not supported"),
+        ("bfloat16", "BF16", "[1.0, 2.0]", "BF16 data in JSON is not supported"),
+    ],
+)
+def test_a_json_value_of_another_type_is_refused(dtype: str, datatype: str, data: str, text: str) -> None:
+    body = f'{{"inputs": [{{"name": "x", "datatype": "{datatype}", "shape": [1, 2], "data": {data}}}]}}'.encode()
+
+    with pytest.raises(BadValue) as refused:
+        read(body, [tensor("x", dtype, -1, 2)])
+
+    assert refused.value.status == 400
+    assert text in refused.value.text
+
+
+def test_nan_and_infinity_may_stand_in_json() -> None:
+    body = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [NaN, -Infinity]}]}'
+
+    found = read(body, ONE)
+
+    assert np.array_equal(found.tensors["x"], np.array([[np.nan, -np.inf]], np.float32), equal_nan=True)
+    assert b'"data":[NaN,-Infinity]' in found.response({"y-x": found.tensors["x"]}).body
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", "JSON is empty"),
+        (b"  ", "JSON is empty"),
+        (b"{", "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"[]", "does not have its form"),
+        (b"null", "does not have its form"),
+        (b"{}", "missing required field `inputs`"),
+        (b'{"inputs": []}', "The model has the inputs x; the request holds "),
+        (b'{"inputs": {}}', "`$.inputs`"),
+        (b'{"inputs": [1]}', "`$.inputs[0]`"),
+        (b'{"inputs": [{"name": "x"}]}', "missing required field"),
+        (b'{"id": 7, "inputs": []}', "`$.id`"),
+        (json.dumps(document(outputs=[{"name": "z"}])).encode(), "Unexpected output 'z'; the model has the outputs y-x"),
+        (json.dumps(document(outputs=[{"name": "y-x"}, {"name": "y-x"}])).encode(), "asked for twice"),
+        (json.dumps(document(outputs=[{"name": "y-x", "parameters": {"binary_data": "yes"}}])).encode(), "binary_data"),
+        (json.dumps(document(outputs=[{"name": "y-x", "parameters": {"classification": 1}}])).encode(), "'classification' is not offered"),
+        (json.dumps(document(parameters={"triton_x": 1})).encode(), "reserved"),
+        (json.dumps(document(parameters={"binary_data_output": 1})).encode(), "true or false"),
+        (json.dumps({"inputs": document()["inputs"] * 2}).encode(), "comes twice"),
+        (b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]}", ""),
+        (b'{"a":' * 20_000 + b"1" + b"}" * 20_000, ""),
+        (json.dumps(document()).encode() + b" trailing", "cannot be read"),
+    ],
+)
+def test_a_body_that_is_no_inference_request_is_refused(body: bytes, text: str) -> None:
+    with pytest.raises(BadValue) as refused:
+        read(body, ONE)
+
+    assert refused.value.status == 400
+    assert text in refused.value.text
+    assert len(refused.value.text) < 500
+
+
+def headed(data: bytes, /, *, size: int, **changed: Any) -> tuple[bytes, int]:
+    entry = {"name": "x", "datatype": "FP32", "shape": [1, 2], "parameters": {"binary_data_size": size}, **changed}
+    head = json.dumps({"inputs": [entry]}).encode()
+    return head + data, len(head)
+
+
+@pytest.mark.parametrize(
+    ("made", "inputs", "text"),
+    [
+        (headed(b"12345678", size=8), ONE, ""),
+        (headed(b"1234567", size=8), ONE, "the body holds 7 for it"),
+        (headed(b"123456789", size=8), ONE, "1 bytes behind the last input's"),
+        (headed(b"1234", size=4), ONE, "has 8 bytes; the request holds 4"),
+        (headed(b"12345678", size=8, shape=[2, 2]), ONE, "has 16 bytes; the request holds 8"),
+        (headed(b"12345678", size=8, shape=[2**40, 2]), ONE, "the request holds 8"),
+        (headed(b"12345678", size=8, data=[1.0, 2.0]), ONE, "and no 'data'"),
+        (headed(b"12345678", size=8, datatype="INT64"), ONE, "expects FP32"),
+        (headed(b"\x00\x02", size=2, datatype="BOOL"), [tensor("x", "bool", -1, 2)], "each of its bytes is 0 or 1"),
+        (headed(b"\x01\0\0\0a\0\0\0\0", size=9, datatype="BYTES"), [tensor("x", "string", -1, 2)], ""),
+        (headed(b"\x01\0\0\0a\0\0\0", size=8, datatype="BYTES"), [tensor("x", "string", -1, 2)], "in the middle of string 1"),
+        (headed(b"\xff\xff\xff\xffa\0\0\0\0", size=9, datatype="BYTES"), [tensor("x", "string", -1, 2)], "in the middle of string 0"),
+        (headed(b"\x01\0\0\0a\0\0\0\0z", size=10, datatype="BYTES"), [tensor("x", "string", -1, 2)], "1 bytes behind its last"),
+        (headed(b"\0" * 8, size=8, datatype="BYTES", shape=[2**50, 2]), [tensor("x", "string", -1, 2)], "do not hold as many"),
+    ],
+)
+def test_bytes_that_do_not_add_up_are_refused(made: tuple[bytes, int], inputs: list[TensorSpec], text: str) -> None:
+    body, size = made
+
+    try:
+        read(body, inputs, json_bytes=size)
+    except BadValue as refused:
+        said = (refused.status, refused.text)
+    else:
+        said = (400, "")
+
+    assert said[0] == 400
+    assert text in said[1]
+    assert bool(text) == bool(said[1])
+
+
+@pytest.mark.parametrize("told", [b"-1", b"x", b"1.5", b"9999", b"", b"0x10", b"1" * 400])
+def test_a_json_length_that_is_none_is_refused(told: bytes) -> None:
+    request = Request(method="POST", path="/v2", headers=((b"inference-header-content-length", told),), body=b"{}")
+
+    with pytest.raises(BadValue, match="Inference-Header-Content-Length is the number of bytes"):
+        openinference.read(INFER, request, version(ONE))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "body", "shape"),
+    [
+        (ONE, np.ones((3, 2), np.float32).tobytes(), (3, 2)),
+        ([tensor("x", "float32", -1, -1)], np.ones(5, np.float32).tobytes(), (1, 5)),
+        ([tensor("x", "uint8", 2, 3)], bytes(6), (2, 3)),
+        ([tensor("x", "string", -1)], b"\x02\0\0\0hi", (1,)),
+        (ONE, bytes(12), "has 8 bytes; the request holds 12"),
+        (ONE, b"", "is empty"),
+        (SUMS, bytes(16), "needs a model with one input"),
+        ([tensor("x", "float32", -1, -1, -1)], bytes(16), "needs a shape with one free dimension"),
+    ],
+)
+def test_a_raw_body_is_the_only_input(inputs: list[TensorSpec], body: bytes, shape: tuple[int, ...] | str) -> None:
+    if isinstance(shape, str):
+        with pytest.raises(BadValue) as refused:
+            read(body, inputs, json_bytes=0)
+        assert shape in refused.value.text
+        return
+
+    call = read(body, inputs, json_bytes=0)
+
+    assert call.tensors["x"].shape == shape
+    assert all(wanted.binary for wanted in call.wanted)
+
+
+def test_only_what_is_asked_for_is_answered_in_the_form_and_order_that_were_asked_for() -> None:
+    made = version(ONE, [tensor("p", "float32", -1), tensor("q", "int64", -1), tensor("r", "string", -1)])
+    asked = document(
+        id="i-7", parameters={"binary_data_output": True}, outputs=[{"name": "r", "parameters": {"binary_data": False}}, {"name": "p"}]
+    )
+    call = openinference.read(INFER, Request(method="POST", path="/v2", body=json.dumps(asked).encode()), made)
+
+    answer = call.response({"p": np.array([0.1], np.float32), "q": np.array([1]), "r": np.array([b"hi"], dtype=object)})
+
+    size = int(dict(answer.headers)[b"inference-header-content-length"])
+    assert json.loads(answer.body[:size]) == {
+        "model_name": "m",
+        "model_version": "3",
+        "id": "i-7",
+        "outputs": [
+            {"name": "r", "datatype": "BYTES", "shape": [1], "data": ["hi"]},
+            {"name": "p", "datatype": "FP32", "shape": [1], "parameters": {"binary_data_size": 4}},
+        ],
+    }
+    assert answer.body[size:] == np.float32(0.1).tobytes()
+    assert answer.content_type == b"application/octet-stream"
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        (np.ones(1, np.float16), "FP16 data in JSON is not supported"),
+        (np.ones(1, ml_dtypes.bfloat16), "BF16 data in JSON is not supported"),
+        (np.array([b"\xff"], dtype=object), "are no UTF-8"),
+        (np.ones(1, np.complex64), "has no datatype for"),
+    ],
+)
+def test_an_output_without_a_json_form_says_so(array: np.ndarray, text: str) -> None:
+    call = openinference.call_of(version(ONE), {}, None, (openinference.Wanted("y", False),))
+
+    with pytest.raises(BadValue) as refused:
+        call.response({"y": array})
+
+    assert text in refused.value.text
+
+
+@given(st.binary(max_size=80), st.none() | st.integers(0, 80))
+def test_any_bytes_are_read_or_refused(body: bytes, size: int | None) -> None:
+    try:
+        read(body, ONE, json_bytes=size)
+    except BadValue as refused:
+        said = (refused.status, len(refused.text) < 600)
+    else:
+        said = (400, size == 0)  # eight bytes are a row
+    assert said == (400, True)
