@@ -225,12 +225,14 @@ class DeploySpec(Value, frozen=True, kw_only=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     replicas: int = 1
+    max_delay_us: int = 0  # how long the first request of a batch may be held back for company
     model: str = ""  # what it is called in the notebook, for showing
 
     def __post_init__(self) -> None:
         checked_name("an endpoint", self.name)
-        if not 1 <= self.replicas <= 64:
-            raise InvalidSpec(f"replicas={self.replicas}: between 1 and 64 are possible. Use --replicas 1 to start with.")
+        for name, value, least, most in (("replicas", self.replicas, 1, 64), ("max_delay_us", self.max_delay_us, 0, 1_000_000)):
+            if not least <= value <= most:
+                raise InvalidSpec(f"{name}={value}: between {least} and {most} are possible. Use {least} to start with.")
 
 
 # --------------------------------------------------------------------------- what is answered

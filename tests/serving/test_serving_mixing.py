@@ -19,6 +19,7 @@ from serving_rig import Rig
 
 from aiaas_magics.backend.serving.batching import BatchQueue, Limits, QueueFull, Waiting
 from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
+from aiaas_magics.backend.serving.figures import Figures
 from aiaas_magics.backend.serving.inferring import respond
 from aiaas_magics.backend.serving.protocols import Request, tfserving
 from aiaas_magics.backend.serving.protocols.tfserving import Route
@@ -82,7 +83,7 @@ def test_batches_keep_the_order_hold_one_key_and_stay_within_the_limit(requests:
         queue.offer(waiting(number, rows, key), now_s=0.0)
 
     batches = []
-    while batch := queue.take():
+    while batch := queue.take()[0]:
         batches.append(batch)
 
     assert [request.item for batch in batches for request in batch] == list(range(len(requests)))
@@ -97,7 +98,7 @@ def test_a_batch_takes_all_that_fits_and_nobody_is_overtaken() -> None:
     for number, rows in enumerate((4, 4, 9, 1)):
         queue.offer(waiting(number, rows), now_s=0.0)
 
-    taken = [[request.item for request in queue.take()] for _ in range(3)]
+    taken = [[request.item for request in queue.take()[0]] for _ in range(3)]
 
     assert taken == [[0, 1], [2, 3], []]
 
@@ -129,7 +130,7 @@ def test_what_is_larger_than_every_limit_is_taken_when_nothing_else_waits() -> N
 
     queue.offer(waiting(0, 5000, size=5000), now_s=0.0)
 
-    assert [request.item for request in queue.take()] == [0]
+    assert [request.item for request in queue.take()[0]] == [0]
 
 
 # --------------------------------------------------------------------------- executors, alone
@@ -163,7 +164,7 @@ def test_every_request_gets_its_own_rows_or_its_own_fault(requests: list[list[in
     engines = [Doubling(), Doubling()]
 
     async def ask() -> list[object]:
-        replicas = Replicas(engines, name="t", batchable=True, limits=Limits(batch_rows=batch_rows))
+        replicas = Replicas(engines, name="t", batchable=True, limits=Limits(batch_rows=batch_rows), figures=Figures())
         try:
             tensors = [np.array(rows, dtype="float32") for rows in requests]
             return list(await asyncio.gather(*(replicas.run({"x": x}, len(x)) for x in tensors), return_exceptions=True))
@@ -214,7 +215,7 @@ async def test_a_full_queue_is_503_with_retry_after_and_the_others_are_answered(
     x, y = tensor("x", "float32", -1), tensor("y", "float32", -1)
     version = Version(number=1, spec=spec_of("busy", [x], [y]), created_s=0.0)
     registry.begin(version)
-    version.executor = Replicas([engine], name="busy", batchable=False, limits=Limits(waiting=2))
+    version.executor = Replicas([engine], name="busy", batchable=False, limits=Limits(waiting=2), figures=version.figures)
     registry.flip(version)
     route = Route(action="predict", name="busy")
     requests = [Request(method="POST", path="/v1/models/busy:predict", body=b'{"instances": [%d.0]}' % n) for n in range(8)]

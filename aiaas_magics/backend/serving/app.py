@@ -37,6 +37,13 @@ class BodyTooLarge(Exception):
 class BodyTooSlow(Exception):
     """The body was not there in time."""
 
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(limit_s)
+        self.limit_s = limit_s
+
+    def __str__(self) -> str:
+        return f"The body did not come within {self.limit_s:g} s. Send fewer rows at once."
+
 
 class SenderGone(Exception):
     """The connection ended before the body did; nobody waits for an answer."""
@@ -53,15 +60,16 @@ class App:
     """`App(registry, guard)` is what uvicorn runs."""
 
     def __init__(self, registry: Registry, guard: Guard, *, body_bytes: int = BODY_BYTES, body_s: float = BODY_S) -> None:
-        self._registry, self._guard = registry, guard
-        self._body_bytes, self._body_s = body_bytes, body_s
-        self._held = Held()
+        self.registry, self.guard = registry, guard
+        self.body_s = body_s
+        self._body_bytes = body_bytes
+        self.held = Held()
         self._held_most = 8 * body_bytes  # guess: eight of the largest bodies at once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        decision = self._guard.decide(facts_of(scope["headers"], scope["query_string"]))
+        decision = self.guard.decide(facts_of(scope["headers"], scope["query_string"]))
         if not isinstance(decision, Allow):
             await self._refuse(error(decision.status, decision.text, decision.headers), scope, receive, send)
             return
@@ -73,8 +81,9 @@ class App:
             return
         try:
             body = b"" if scope["method"] == "GET" else await self._body(scope, receive)
-            request = Request(method=scope["method"], path=path, headers=tuple(scope["headers"]), body=body)
-            response = await inferring.respond(self._registry, protocol, route, request)
+            client = b"%b:%d" % (scope["client"][0].encode(), scope["client"][1]) if scope.get("client") else b""
+            request = Request(method=scope["method"], path=path, headers=tuple(scope["headers"]), body=body, client=client)
+            response = await inferring.respond(self.registry, protocol, route, request)
         except BodyTooLarge as fault:
             await self._refuse(error(413, str(fault)), scope, receive, send)
             return
@@ -83,9 +92,8 @@ class App:
             return
         except SenderGone:
             return
-        except Exception:  # border: a fault of ours costs one answer, not the server; the caller sees no trace of it
-            log.exception("a request failed")
-            response = error(500, "The server failed on this request. Look at its log, or report it to us.")
+        except Exception as fault:  # noqa: BLE001 - border: a fault of ours costs one answer, not the server
+            response = inferring.refusal(fault)
         await _answer(send, response)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
@@ -103,10 +111,10 @@ class App:
         if message["type"] == "http.request" and not message.get("more_body"):
             return bytes(message["body"])
         try:
-            async with asyncio.timeout(self._body_s):
+            async with asyncio.timeout(self.body_s):
                 return await self._rest_of_body(message, receive)
         except TimeoutError as fault:
-            raise BodyTooSlow(f"The body did not come within {self._body_s:g} s. Send fewer rows at once.") from fault
+            raise BodyTooSlow(self.body_s) from fault
 
     async def _rest_of_body(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
         chunks: list[bytes] = []
@@ -117,17 +125,17 @@ class App:
                     raise SenderGone
                 chunk = message["body"]
                 size += len(chunk)
-                self._held.bytes += len(chunk)
+                self.held.bytes += len(chunk)
                 if size > self._body_bytes:
                     raise BodyTooLarge(f"The body has more than the {self._body_bytes} bytes that are taken. Send fewer rows at once.")
-                if self._held.bytes > self._held_most:
+                if self.held.bytes > self._held_most:
                     raise BodyTooLarge("Too many large bodies are being sent at once. Send fewer rows at once, or try again.")
                 chunks.append(chunk)
                 if not message.get("more_body"):
                     return b"".join(chunks)
                 message = await receive()
         finally:
-            self._held.bytes -= size
+            self.held.bytes -= size
 
     async def _refuse(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer without having read the body. A body that was announced is read into nothing for a moment, then cut."""

@@ -4,13 +4,14 @@ Owns the queue's rules, and nothing that waits: no thread, no clock, no array is
 touched. Threads that take from the queue belong to `replicas`.
 
 The rules: first come, first run. A batch is formed at the moment an executor is free, from
-what waits then; nobody waits for company. Requests run together when their rows may be
+what waits then; nobody waits for company unless told to. Requests run together when their rows may be
 stacked (the same key) and the batch stays within `batch_rows`; the first that does not fit
 closes the batch, so that no request is overtaken.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -27,6 +28,14 @@ class Limits:
     waiting: int = 1024  # guess: requests; more would be answered after their callers gave up
     waiting_bytes: int = 256 * 1024 * 1024  # guess: four requests of the largest body that is taken
     oldest_s: float = 10.0  # guess: with a queue this old, a quick refusal helps more than a late answer
+    delay_s: float = 0.0  # how long the first of a batch may be held back for company; nobody waits unless asked to
+
+
+class TooLate(Exception):
+    """A request's own time was over before it ran."""
+
+    def __str__(self) -> str:
+        return "The request's timeout was over before it could run. Try again, or allow more time."
 
 
 class QueueFull(Exception):
@@ -49,6 +58,7 @@ class Waiting(Generic[T]):
     rows: int
     bytes: int
     since_s: float
+    until_s: float = math.inf  # after that nobody waits for the answer any more
 
 
 @dataclass(slots=True)
@@ -78,19 +88,34 @@ class BatchQueue(Generic[T]):
         self._waiting.append(request)
         self._bytes += request.bytes
 
-    def take(self) -> list[Waiting[T]]:
-        """What runs next, together; empty when nothing waits."""
+    def overdue(self, now_s: float) -> list[Waiting[T]]:
+        """Take out those at the front that came too late to run."""
+        late = []
+        while self._waiting and self._waiting[0].until_s < now_s:
+            late.append(self._pop())
+        return late
+
+    def take(self) -> tuple[list[Waiting[T]], str]:
+        """What runs next, together, and what closed the batch; empty when nothing waits."""
         if not self._waiting:
-            return []
+            return [], ""
         batch = [self._pop()]
         key, rows = batch[0].key, batch[0].rows
         while key is not None and self._waiting:
             following = self._waiting[0]
-            if following.key != key or rows + following.rows > self.limits.batch_rows:
-                break
+            if following.key != key:
+                return batch, "other shape"
+            if rows + following.rows > self.limits.batch_rows:
+                return batch, "full"
             rows += following.rows
             batch.append(self._pop())
-        return batch
+        return batch, "alone" if key is None else "all that waited"
+
+    def wait_s(self, now_s: float) -> float:
+        """How long a batch may still be held back for company: 0 unless somebody chose to wait."""
+        if not self._waiting or self.limits.delay_s <= 0 or sum(request.rows for request in self._waiting) >= self.limits.batch_rows:
+            return 0.0
+        return max(0.0, self._waiting[0].since_s + self.limits.delay_s - now_s)
 
     def _pop(self) -> Waiting[T]:
         request = self._waiting.popleft()

@@ -1,53 +1,288 @@
-"""HTTP/1.1 on the socket: uvicorn's own protocol class, with limits on a request's head.
+"""HTTP/1.1 on the socket: uvicorn's own protocol class, with limits on a request's head and a short way for predictions.
 
-Owns what uvicorn leaves open: how large a head may grow and how long it may take. The body's
-limits belong to `app`, which knows what it wants of a body.
+Owns what uvicorn leaves open: how large a head may grow and how long it may take. And a path below ASGI: a prediction with a
+small body that is all there is answered here, without a scope, a task and a dozen messages, which cost more than a small model
+computes. It is taken where everything is plain; whatever is not (a refusal, a large, chunked or compressed body, another
+route) goes to `app`. Both ask the same guard, routes and protocols, so that answers are the same.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from dataclasses import dataclass
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from aiaas_magics.backend.guard import ALLOW, facts_of
+from aiaas_magics.backend.serving import inferring
+from aiaas_magics.backend.serving.app import App, BodyTooSlow
+from aiaas_magics.backend.serving.protocols import Headers, InferenceProtocol, Request, Response, Route, error
 
 HEAD_BYTES: Final = 64 * 1024  # as h11, uvicorn's other protocol, by default
 HEAD_S: Final = 10.0  # guess: a head is one packet; a sender that needs longer holds a connection for nothing
+SHORT_BYTES: Final = 256 * 1024  # guess: reading a larger body costs more than the longer way
+PENDING: Final = 64  # guess: requests of one connection that wait for their answers before it is read on
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A request's head, without its content-length, and what was decided of it: a client's next one mostly is the same."""
+
+    url: bytes
+    headers: list[tuple[bytes, bytes]]
+    path: str
+    protocol: InferenceProtocol
+    route: Route
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A prediction's place in the order of a connection's answers."""
+
+    response: Response | None = None
+
+
+class Pending:
+    """The predictions of one connection that are not answered yet.
+
+    Stands where uvicorn keeps the request that it is carrying out (`cycle`), so that what comes after them on the same
+    connection, and a shutdown, waits for them as for any other.
+    """
+
+    def __init__(self) -> None:
+        self.slots: deque[Slot] = deque()
+        self.keep_alive = True
+        self.disconnected = False
+        self.message_event = self
+
+    @property
+    def response_complete(self) -> bool:
+        return not self.slots
+
+    def set(self) -> None:
+        """Nobody waits for messages here."""
 
 
 class Http1(HttpToolsProtocol):
     """A connection whose sender must finish each head within `HEAD_S`, and within `HEAD_BYTES` give or take one read."""
 
+    app: App
+    cycle: Any
+
     _in_head = True
     _head_bytes = 0
     _head_deadline: asyncio.TimerHandle | None = None
+    _known: Known | None = None  # of the request that was taken the short way last
+    _short: Known | None = None  # the request being read, where it takes the short way
+    _length = b""
+    _held = 0
+    _body_deadline: asyncio.TimerHandle | None = None
+    _last_s = 0.0
+    _default_headers: object = None
+    _head_of_answer = b""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._pending = Pending()
+        self._body: list[bytes] = []
+        self._client = b"%s:%d" % (self.client[0].encode(), self.client[1]) if self.client else b""
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._release()
+        self._pending.slots.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        # A whole request in one read, which is nearly every one, costs two comparisons here.
-        if self._in_head and not self.transport.is_closing():
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES:
-                self.send_400_response(f"The request's head has more than {HEAD_BYTES} bytes.")
-            elif self._head_deadline is None:
-                self._arm()
+        self._last_s = self.loop.time()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._unsupported_upgrade_warning()
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        # A whole request in one read, which is nearly every one, costs a few comparisons here.
+        if self._in_head:
+            if not self.transport.is_closing():
+                self._head_bytes += len(data)
+                if self._head_bytes > HEAD_BYTES:
+                    self.send_400_response(f"The request's head has more than {HEAD_BYTES} bytes.")
+                elif self._head_deadline is None:
+                    self._arm()
+        elif self._short is not None and not self._held:
+            self._hold()
+
+    # ------------------------------------------------------------------ the parser's calls
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        # What uvicorn does here is done when it turns out that the request is one for it.
+        self.url, self.headers, self._length = b"", [], b""
         self._in_head, self._head_bytes = True, 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"content-length" and not self._length:
+            self._length = value
+        else:
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._disarm()
+        self._short = self._known_head() if self._is_free() and self._is_short() else None
+        if self._short is None:
+            self._as_uvicorn()
+        else:
+            self._known, self._body = self._short, []
+
+    def _is_free(self) -> bool:
+        """Whether no request for uvicorn is before this one."""
+        return self.cycle is None or self.cycle is self._pending or self.cycle.response_complete
+
+    def _is_short(self) -> bool:
+        length, parser = self._length, self.parser
+        plain = parser.get_method() == b"POST" and parser.get_http_version() == "1.1" and parser.should_keep_alive()
+        return plain and length.isdigit() and len(length) < 10 and int(length) <= SHORT_BYTES
+
+    def _known_head(self) -> Known | None:
+        known = self._known
+        return known if known is not None and known.url == self.url and known.headers == self.headers else self._look_at_head()
+
+    def _look_at_head(self) -> Known | None:
+        """What is asked for, where it may take the short way."""
+        for name, value in self.headers:
+            if name in (b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"content-length") and value != b"identity":
+                return None
+        url = httptools.parse_url(self.url)
+        if self.app.guard.decide(facts_of(self.headers, url.query or b"")) is not ALLOW:
+            return None
+        path = url.path.decode("ascii")
+        protocol = inferring.protocol_of(path)
+        route = protocol.find_route("POST", path)
+        return Known(self.url, self.headers, path, protocol, route) if not isinstance(route, Response) and route.infers else None
+
+    def _as_uvicorn(self) -> None:
+        url, headers = self.url, self.headers
+        if self._length:
+            headers.append((b"content-length", self._length))
+        super().on_message_begin()
+        self.url, self.headers = url, headers
+        self.scope["headers"] = headers
+        self.expect_100_continue = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._short is None:
+            super().on_body(body)
+        else:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        known, self._short = self._short, None
+        if known is None:
+            super().on_message_complete()
+            return
+        self._release()
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        slot = Slot()
+        self._pending.slots.append(slot)
+        self.cycle = self._pending
+        if len(self._pending.slots) >= PENDING:
+            self.flow.pause_reading()
+
+        def done(response: Response) -> None:
+            slot.response = response
+            self._flush()
+
+        request = Request(method="POST", path=known.path, headers=tuple(known.headers), body=body, client=self._client)
+        inferring.begin(self.app.registry, known.protocol, known.route, request, done)
+
+    # ------------------------------------------------------------------ answers
+
+    def _flush(self) -> None:
+        """Send what may be sent: answers leave in the order of their requests."""
+        slots = self._pending.slots
+        if not slots or slots[0].response is None:
+            return
+        out: list[bytes] = []
+        while slots and (response := slots[0].response) is not None:
+            slots.popleft()
+            out += self._bytes_of(response)
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.transport.write(b"".join(out))
+        if slots:
+            return
+        if not self._pending.keep_alive:  # a shutdown waited for them
+            self.transport.close()
+        elif self.pipeline:
+            self.on_response_complete()
+        else:
+            if self.flow.read_paused and not self.flow.write_paused:
+                self.flow.resume_reading()
+            if self.timeout_keep_alive_task is None:
+                self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _bytes_of(self, response: Response) -> tuple[bytes, ...]:
+        if self._default_headers is not self.server_state.default_headers:  # uvicorn makes a new list each second, for the date
+            self._default_headers = self.server_state.default_headers
+            self._head_of_answer = _lines(self.server_state.default_headers) + b"content-length: "
+        keep = b"" if self._pending.keep_alive else b"connection: close\r\n"
+        rest = _lines(response.headers) + (b"content-type: %b\r\n" % response.content_type if response.body else b"") + keep + b"\r\n"
+        return STATUS_LINE[response.status], self._head_of_answer, b"%d\r\n" % len(response.body), rest, response.body
+
+    def pause_writing(self) -> None:
+        """The other side does not read its answers: no more of its requests are read either."""
+        super().pause_writing()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._is_free() and len(self._pending.slots) < PENDING:
+            self.flow.resume_reading()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """The timer runs on while predictions come and go: whether the connection was idle is seen when it fires."""
+        self.timeout_keep_alive_task = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            return
+        idle_s = self.loop.time() - self._last_s
+        if idle_s >= self.timeout_keep_alive:
+            super().timeout_keep_alive_handler()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive - idle_s, self.timeout_keep_alive_handler)
+
+    # ------------------------------------------------------------------ limits
+
+    def _hold(self) -> None:
+        """A body that did not come in one read counts as memory, and has a deadline."""
+        self._held = int(self._length)
+        self.app.held.bytes += self._held
+        self._body_deadline = self.loop.call_later(self.app.body_s, self._body_too_slow)
+
+    def _release(self) -> None:
+        if self._held:
+            self.app.held.bytes -= self._held
+            self._held = 0
+        if self._body_deadline is not None:
+            self._body_deadline.cancel()
+            self._body_deadline = None
+
+    def _body_too_slow(self) -> None:
+        self._body_deadline = None
+        self._short = None
+        if self.transport.is_closing():
+            return
+        self.flow.pause_reading()
+        self._pending.keep_alive = False
+        self._pending.slots.append(Slot(error(408, str(BodyTooSlow(self.app.body_s)))))
+        self._flush()
 
     def _arm(self) -> None:
         self._head_deadline = self.loop.call_later(HEAD_S, self._too_slow)
@@ -61,3 +296,7 @@ class Http1(HttpToolsProtocol):
         self._head_deadline = None
         if not self.transport.is_closing():
             self.send_400_response(f"The request's head did not come within {HEAD_S:g} s.")
+
+
+def _lines(headers: Headers | list[tuple[bytes, bytes]]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % header for header in headers])

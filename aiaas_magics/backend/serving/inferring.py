@@ -6,13 +6,20 @@ with. The words of a protocol belong to its module, batches and engines to `repl
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Final
 
-from aiaas_magics.backend.serving.batching import QueueFull
+from aiaas_magics.backend.serving.batching import QueueFull, TooLate
 from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
 from aiaas_magics.backend.serving.protocols import BadValue, InferenceProtocol, Request, Response, Route, error, openinference, tfserving
 from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
+from aiaas_magics.backend.serving.replicas import Answer
+
+log = logging.getLogger(__name__)
 
 # What a path begins with says which protocol it is; a path of none of them is TensorFlow Serving's to refuse.
 PROTOCOLS: Final = MappingProxyType[str, InferenceProtocol]({"/v1/": tfserving, "/v2/": openinference, "/v2": openinference})
@@ -26,16 +33,47 @@ async def respond(registry: Registry, protocol: InferenceProtocol, route: Route,
     """The answer to a request on `route`, whatever it asks for."""
     if not route.infers:
         return protocol.look(registry, route, request)
+    answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+    begin(registry, protocol, route, request, lambda response: None if answered.done() else answered.set_result(response))
+    return await answered
+
+
+def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request: Request, done: Callable[[Response], None]) -> None:
+    """Have an inference request answered: `done` is called once, now or later in the event loop."""
+    began_ns = time.perf_counter_ns()
     version = find(registry, protocol, route)
     if isinstance(version, Response):
-        return version
+        done(version)
+        return
     try:
         call = protocol.read(route, request, version)
-        with version.lease() as executor:
-            outputs = await executor.run(call.tensors, call.rows)
-        return call.response(outputs)
-    except (BadValue, EngineRefused, EngineLost, QueueFull) as fault:
-        return refusal(fault)
+        executor = version.enter()
+    except Exception as fault:  # noqa: BLE001 - border: what the caller sent is read here
+        version.figures.failed += 1
+        done(refusal(fault))
+        return
+
+    def answered(answer: Answer) -> None:
+        version.leave()
+        if isinstance(answer, Exception):
+            version.figures.failed += 1
+            done(refusal(answer))
+            return
+        try:
+            response = call.response(answer)
+        except Exception as fault:  # noqa: BLE001 - border: outputs of any model are written here
+            version.figures.failed += 1
+            response = refusal(fault)
+        else:
+            version.figures.answered(rows=call.rows or 0, took_ns=time.perf_counter_ns() - began_ns)
+        done(response)
+
+    try:
+        executor.submit(call.tensors, call.rows, answered)
+    except QueueFull as full:
+        version.leave()
+        version.figures.refused += 1
+        done(refusal(full))
 
 
 def find(registry: Registry, protocol: InferenceProtocol, route: Route) -> Version | Response:
@@ -48,8 +86,8 @@ def find(registry: Registry, protocol: InferenceProtocol, route: Route) -> Versi
         return protocol.not_found(route)
 
 
-def refusal(fault: BadValue | EngineRefused | EngineLost | QueueFull) -> Response:
-    """What a fault that a caller can cause, or can do nothing against, is answered with."""
+def refusal(fault: Exception) -> Response:
+    """What a fault is answered with. One of our own costs one answer, not the server, and the caller sees no trace of it."""
     match fault:
         case BadValue():
             return error(fault.status, fault.text)
@@ -57,5 +95,9 @@ def refusal(fault: BadValue | EngineRefused | EngineLost | QueueFull) -> Respons
             return error(400, f"The model cannot compute this input: {fault}")
         case QueueFull():
             return error(503, str(fault), ((b"retry-after", str(fault.retry_after_s).encode()),))
+        case TooLate():
+            return error(503, str(fault), ((b"retry-after", b"1"),))
         case EngineLost():
             return error(503, f"The model is being started anew ({fault}). Try again in a moment.", ((b"retry-after", b"1"),))
+    log.error("a request failed", exc_info=fault)
+    return error(500, "The server failed on this request. Look at its log, or report it to us.")

@@ -9,20 +9,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
+
+import numpy as np
 
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.engines import Engine, open_engine
-from aiaas_magics.backend.serving.proof import Proof, prove, read_samples
-from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
-from aiaas_magics.backend.serving.replicas import Replicas
+from aiaas_magics.backend.serving.proof import Proof, Samples, prove, read_samples
+from aiaas_magics.backend.serving.registry import Executor, NotServed, Registry, Version
+from aiaas_magics.backend.serving.replicas import Inline, Replicas
 from aiaas_magics.clock import Clock
 from aiaas_magics.errors import InvalidSpec, UnknownName
 from aiaas_magics.spec import DeploySpec, VersionView
 
 log = logging.getLogger(__name__)
+
+INLINE_S: Final = 2e-3  # guess: what a batch may keep the event loop for; other requests wait that long to be read
+INLINE_LEAST_ROWS: Final = 32  # guess: of a model that computes fewer in that time, a thread's turn is a small part
+INLINE_BYTES: Final = 8 * 1024 * 1024  # guess: of a larger file a second copy is no small thing
+TIMED_ROWS: Final = 64
+TIMED_RUNS: Final = 5
 
 
 class Loader:
@@ -42,9 +53,9 @@ class Loader:
         self._registry.begin(version)
         try:
             # In a thread: opening and proving take seconds, and requests go on meanwhile.
-            engines, proof = await asyncio.to_thread(open_and_prove, spec, artefact, samples, self._scratch)
-            version.engine, version.proof = engines[0].kind, proof.largest
-            version.executor = Replicas(engines, name=f"{spec.name}-{number}", batchable=proof.batchable, limits=self._limits)
+            opened = await asyncio.to_thread(open_and_prove, spec, artefact, samples, self._scratch)
+            version.engine, version.proof = opened.engines[0].kind, opened.proof.largest
+            version.executor = self._executor(version, opened)
             before = self._registry.flip(version)
         except BaseException as error:
             self._registry.failed(version, str(error))
@@ -57,6 +68,17 @@ class Loader:
             await before.drain_and_close()
         log.info("%s version %d answers, %s engine, %.3g from Keras", spec.name, number, version.engine, version.proof)
         return version.view()
+
+    def _executor(self, version: Version, opened: Opened) -> Executor:
+        spec, batchable = version.spec, opened.proof.batchable
+        limits = replace(self._limits, delay_s=spec.max_delay_us / 1e6)
+        replicas = Replicas(
+            opened.engines, name=f"{spec.name}-{version.number}", batchable=batchable, limits=limits, figures=version.figures
+        )
+        if opened.inline is None:
+            return replicas
+        limits = replace(limits, batch_rows=min(limits.batch_rows, opened.inline_rows))
+        return Inline(opened.inline, larger=replicas, batchable=batchable, limits=limits, figures=version.figures)
 
     async def retire(self, name: str) -> None:
         """Take an endpoint down, all versions of it; what is being answered is answered.
@@ -76,22 +98,60 @@ class Loader:
             await self.retire(name)
 
 
-def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Path) -> tuple[Sequence[Engine], Proof]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """Proved engines. `inline` is one more, with a single thread, where the model is quick enough for the event loop."""
+
+    engines: Sequence[Engine]
+    proof: Proof
+    inline: Engine | None = None
+    inline_rows: int = 0  # that may run at once in the event loop
+
+
+def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Path) -> Opened:
     """One proved engine a replica; each has computed the samples once, so that the first request is not the slow one."""
     for path in (artefact, samples):
         if not path.is_file():
             raise InvalidSpec(f"{path.name} of {spec.name} is not on this host. Run the cell again to send it anew.")
     replay = read_samples(samples, spec)
     threads = max(1, usable_cores() // spec.replicas)
+    proofs: list[Proof] = []
+
+    def opened(threads: int) -> Engine:
+        engine = open_engine(spec, artefact, threads=threads, scratch=scratch)
+        undo.callback(engine.close)
+        proofs.append(prove(engine, replay, spec))
+        return engine
+
     with ExitStack() as undo:
-        engines, proofs = [], []
-        for _ in range(spec.replicas):
-            engine = open_engine(spec, artefact, threads=threads, scratch=scratch)
-            undo.callback(engine.close)
-            engines.append(engine)
-            proofs.append(prove(engine, replay, spec))
+        engines = [opened(threads) for _ in range(spec.replicas)]
+        inline, rows = None, 0
+        if spec.format == "onnx" and spec.replicas == 1 and artefact.stat().st_size <= INLINE_BYTES:
+            inline = opened(1)
+            rows = rows_within(INLINE_S, inline, replay) if proofs[-1].batchable else 0
+            if rows < INLINE_LEAST_ROWS:
+                inline.close()
+                inline, rows = None, 0
         undo.pop_all()
-    return engines, max(proofs, key=lambda proof: proof.largest)
+    return Opened(engines=engines, proof=max(proofs, key=lambda proof: proof.largest), inline=inline, inline_rows=rows)
+
+
+def rows_within(limit_s: float, engine: Engine, samples: Samples) -> int:
+    """How many rows `engine` computes in that time, by a straight line through the quickest of some runs of 1 and of 64 rows."""
+    one, many = (quickest_s(engine, samples, rows) for rows in (1, TIMED_ROWS))
+    row_s = max((many - one) / (TIMED_ROWS - 1), 1e-9)
+    return max(0, int((limit_s - one) / row_s))
+
+
+def quickest_s(engine: Engine, samples: Samples, rows: int) -> float:
+    chosen = np.arange(rows) % samples.rows
+    inputs = {name: np.ascontiguousarray(array[chosen]) for name, array in samples.inputs.items()}
+    took = []
+    for _ in range(TIMED_RUNS):
+        began = time.perf_counter()
+        engine.run(inputs)
+        took.append(time.perf_counter() - began)
+    return min(took)
 
 
 def usable_cores() -> int:

@@ -18,6 +18,8 @@ from typing import Final, Protocol
 import numpy as np
 
 from aiaas_magics.backend.serving.engines import Tensors
+from aiaas_magics.backend.serving.figures import Figures
+from aiaas_magics.backend.serving.replicas import Done
 from aiaas_magics.errors import InvalidSpec
 from aiaas_magics.spec import DeploySpec, VersionView
 
@@ -25,6 +27,8 @@ ENDED_KEPT: Final = 8  # guess: how many versions of the past a status still nam
 
 
 class Executor(Protocol):
+    def submit(self, tensors: Tensors, rows: int | None, done: Done, *, timeout_s: float = ...) -> None: ...
+
     async def run(self, tensors: Tensors, rows: int | None) -> dict[str, np.ndarray]: ...
 
     async def close(self) -> None: ...
@@ -46,6 +50,7 @@ class Version:
     proof: float = 0.0
     executor: Executor | None = None
     fault: str = ""
+    figures: Figures = field(default_factory=Figures)
     _leases: int = 0
     _free: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -59,18 +64,26 @@ class Version:
             proof=self.proof,
         )
 
-    @contextmanager
-    def lease(self) -> Iterator[Executor]:
-        """Use the version; it is not closed before the lease ends."""
+    def enter(self) -> Executor:
+        """Begin to use the version: it is not closed before as many have left as entered."""
         if self.executor is None:
             raise NotServed
         self._leases += 1
+        return self.executor
+
+    def leave(self) -> None:
+        self._leases -= 1
+        if self._leases == 0:
+            self._free.set()
+
+    @contextmanager
+    def lease(self) -> Iterator[Executor]:
+        """Use the version; it is not closed before the lease ends."""
+        executor = self.enter()
         try:
-            yield self.executor
+            yield executor
         finally:
-            self._leases -= 1
-            if self._leases == 0:
-                self._free.set()
+            self.leave()
 
     async def drain_and_close(self) -> None:
         """End after the last lease. To be called once it is in nobody's reach any more."""

@@ -1,6 +1,6 @@
-"""The executors of one version: each is an engine with a thread of its own.
+"""The executors of one version: engines with a thread each, or one in the event loop itself.
 
-Owns the threads between the event loop and the engines, and cutting a batch's answer into
+Owns the way between the event loop and the engines, and cutting a batch's answer into
 the answers of its requests. Which requests form a batch belongs to `batching`.
 """
 
@@ -8,48 +8,47 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from aiaas_magics.backend.serving.batching import BatchQueue, Limits, Waiting
+from aiaas_magics.backend.serving.batching import BatchQueue, Limits, TooLate, Waiting
 from aiaas_magics.backend.serving.engines import Engine, EngineLost, EngineRefused, Tensors
+from aiaas_magics.backend.serving.figures import Figures
 from aiaas_magics.errors import AiaasBug
 
 log = logging.getLogger(__name__)
 
 Answer = dict[str, np.ndarray] | Exception
+Done = Callable[[Answer], None]  # called in the event loop, once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     tensors: Tensors
-    future: asyncio.Future[dict[str, np.ndarray]]
+    done: Done
 
 
-class Replicas:
-    """Runs requests on `engines`, first come first run. Owns the engines and one thread for each.
+Batch = Sequence[Waiting[Request]]
 
-    Promises: a request gets the answer of its own rows; one that the engine refuses does not
-    spoil the others of its batch; after `close` no thread and no engine is left.
+
+class Queued:
+    """What executors have in common: requests wait in a queue, and batches are counted and answered.
+
+    `submit` and everything that is answered happen in the event loop.
     """
 
-    def __init__(self, engines: Sequence[Engine], *, name: str, batchable: bool, limits: Limits) -> None:
-        self._engines = tuple(engines)
-        self._batchable = batchable
+    def __init__(self, *, batchable: bool, limits: Limits, figures: Figures) -> None:
+        self._batchable, self._figures = batchable, figures
         self._loop = asyncio.get_running_loop()
         self._queue: BatchQueue[Request] = BatchQueue(limits)
-        self._wake = threading.Condition()
-        self._closing = False
-        self._threads = [
-            threading.Thread(target=self._work, args=(engine,), name=f"aiaas-{name}-{index}", daemon=True)
-            for index, engine in enumerate(self._engines)
-        ]
-        for thread in self._threads:
-            thread.start()
+
+    def submit(self, tensors: Tensors, rows: int | None, done: Done, *, timeout_s: float = math.inf) -> None:
+        raise NotImplementedError
 
     async def run(self, tensors: Tensors, rows: int | None) -> dict[str, np.ndarray]:
         """The outputs for `tensors`.
@@ -59,21 +58,66 @@ class Replicas:
             EngineRefused: the engine cannot compute this input.
             EngineLost: the engine died while computing.
         """
-        future: asyncio.Future[dict[str, np.ndarray]] = self._loop.create_future()
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self.submit(tensors, rows, lambda answer: None if future.done() else future.set_result(answer))
+        answer = await future
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _waiting(self, tensors: Tensors, rows: int | None, done: Done, timeout_s: float) -> Waiting[Request]:
         now_s = time.monotonic()
-        waiting = Waiting(
-            item=Request(tensors=tensors, future=future),
+        return Waiting(
+            item=Request(tensors=tensors, done=done),
             key=stack_key(tensors) if self._batchable and rows is not None else None,
             rows=rows or 0,
             bytes=sum(tensor.nbytes for tensor in tensors.values()),
             since_s=now_s,
+            until_s=now_s + timeout_s,
         )
+
+    def _answer(self, batch: Batch, answers: Sequence[Answer], began_s: float, compute_s: float, why: str) -> None:
+        self._figures.ran(
+            rows=sum(waiting.rows for waiting in batch),
+            waited_ns=int(sum(began_s - waiting.since_s for waiting in batch) * 1e9),
+            compute_ns=int(compute_s * 1e9),
+            why=why,
+        )
+        for waiting, answer in zip(batch, answers, strict=True):
+            waiting.item.done(answer)
+
+
+class Replicas(Queued):
+    """Runs requests on `engines`, first come first run. Owns the engines and one thread for each.
+
+    Promises: a request gets the answer of its own rows; one that the engine refuses does not
+    spoil the others of its batch; after `close` no thread and no engine is left.
+    """
+
+    def __init__(self, engines: Sequence[Engine], *, name: str, batchable: bool, limits: Limits, figures: Figures) -> None:
+        super().__init__(batchable=batchable, limits=limits, figures=figures)
+        self._engines = tuple(engines)
+        self._wake = threading.Condition()
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=self._work, args=(engine,), name=f"aiaas-{name}-{index}", daemon=True)
+            for index, engine in enumerate(self._engines)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, tensors: Tensors, rows: int | None, done: Done, *, timeout_s: float = math.inf) -> None:
+        """`done` is called with the outputs for `tensors`, or with what an engine raised.
+
+        Raises:
+            QueueFull: too much is waiting already.
+        """
+        waiting = self._waiting(tensors, rows, done, timeout_s)
         with self._wake:
             if self._closing:
                 raise AiaasBug("a request reached a version after it was drained")
-            self._queue.offer(waiting, now_s=now_s)
+            self._queue.offer(waiting, now_s=waiting.since_s)
             self._wake.notify()
-        return await future
 
     async def close(self, *, grace_s: float = 30.0) -> None:
         """Answer what waits, then end. An engine that computes for longer than `grace_s` is left to its daemon thread."""
@@ -91,18 +135,92 @@ class Replicas:
             engine.close()
 
     def _work(self, engine: Engine) -> None:
-        while True:
-            with self._wake:
-                # Taken under the lock at the very moment this thread is free: whoever came until now may join.
-                while not (batch := self._queue.take()):
-                    if self._closing:
-                        return
-                    self._wake.wait()
+        while (taken := self._next()) is not None:
+            late, batch, why = taken
+            began_s = time.monotonic()
             answers = answers_of(engine, [waiting.item.tensors for waiting in batch], [waiting.rows for waiting in batch])
+            compute_s = time.monotonic() - began_s
             try:
-                self._loop.call_soon_threadsafe(_deliver, [waiting.item.future for waiting in batch], answers)
+                if late:
+                    self._loop.call_soon_threadsafe(_refuse, late)
+                if batch:
+                    self._loop.call_soon_threadsafe(self._answer, batch, answers, began_s, compute_s, why)
             except RuntimeError:  # the loop has ended; nobody waits any more
                 return
+
+    def _next(self) -> tuple[Batch, Batch, str] | None:
+        """Who came too late, what runs next and why now; None when there will be no more."""
+        with self._wake:
+            while True:
+                # Taken under the lock at the very moment this thread is free: whoever came until now may join.
+                now_s = time.monotonic()
+                if held_s := 0.0 if self._closing else self._queue.wait_s(now_s):
+                    self._wake.wait(held_s)
+                    continue
+                late = self._queue.overdue(now_s)
+                batch, why = self._queue.take()
+                if batch or late:
+                    return late, batch, why
+                if self._closing:
+                    return None
+                self._wake.wait()
+
+
+class Inline(Queued):
+    """Runs small batches of an engine in the event loop itself: for a quick model a thread's turn costs more than the work.
+
+    Requests that are read in one turn of the loop run together at its end. What would keep the loop for too long, a request
+    of more rows than a batch may have, goes to `larger`, which has a thread.
+    """
+
+    def __init__(self, engine: Engine, *, larger: Replicas, batchable: bool, limits: Limits, figures: Figures) -> None:
+        super().__init__(batchable=batchable, limits=limits, figures=figures)
+        self._engine, self._larger = engine, larger
+        self._turn_comes = False
+        self._free = asyncio.Event()
+
+    def submit(self, tensors: Tensors, rows: int | None, done: Done, *, timeout_s: float = math.inf) -> None:
+        """As that of `Replicas`."""
+        if rows is None or rows > self._queue.limits.batch_rows:
+            self._larger.submit(tensors, rows, done, timeout_s=timeout_s)
+            return
+        waiting = self._waiting(tensors, rows, done, timeout_s)
+        self._queue.offer(waiting, now_s=waiting.since_s)
+        self._call_turn()
+
+    def _call_turn(self) -> None:
+        if self._turn_comes:
+            return
+        self._turn_comes = True
+        if self._queue.limits.delay_s and (held_s := self._queue.wait_s(time.monotonic())):
+            self._loop.call_later(held_s, self._turn)
+        else:
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_comes = False
+        began_s = time.monotonic()
+        _refuse(self._queue.overdue(began_s))
+        batch, why = self._queue.take()
+        if batch:
+            answers = answers_of(self._engine, [waiting.item.tensors for waiting in batch], [waiting.rows for waiting in batch])
+            self._answer(batch, answers, began_s, time.monotonic() - began_s, why)
+        if len(self._queue):
+            self._call_turn()
+        else:
+            self._free.set()
+
+    async def close(self) -> None:
+        """Answer what waits, then end."""
+        while len(self._queue):
+            self._free.clear()
+            await self._free.wait()
+        await self._larger.close()
+
+
+def _refuse(late: Batch) -> None:
+    for waiting in late:
+        waiting.item.done(TooLate())
 
 
 def stack_key(tensors: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -140,13 +258,3 @@ def cut(outputs: Tensors, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
         raise ValueError("an output has not one row for each row of the inputs")
     ends = np.cumsum(rows).tolist()
     return [{name: output[end - count : end] for name, output in outputs.items()} for count, end in zip(rows, ends, strict=True)]
-
-
-def _deliver(futures: Sequence[asyncio.Future[dict[str, np.ndarray]]], answers: Sequence[Answer]) -> None:
-    for future, answer in zip(futures, answers, strict=True):
-        if future.done():  # its caller was cancelled
-            continue
-        if isinstance(answer, Exception):
-            future.set_exception(answer)
-        else:
-            future.set_result(answer)

@@ -41,6 +41,7 @@ class Request:
     path: str  # as it came: percent-encoded, without the query
     headers: Headers = ()
     body: bytes = b""
+    client: bytes = b""  # the other end of the connection, as host:port
 
     def header(self, name: bytes) -> bytes | None:
         return next((value for key, value in self.headers if key == name), None)
