@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 
+from aiaas_magics import snippets
 from aiaas_magics.client.blobs import BlobSender
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.errors import BackendRefused, DataMismatch
@@ -21,8 +22,6 @@ from aiaas_magics.spec import DeploySpec, EndpointView, TensorSpec, VersionView,
 
 if TYPE_CHECKING:
     from aiaas_magics.latency import LoadReport
-
-SHORT: Final = 48  # characters of an example row that still read well in a command line
 
 
 class Endpoint:
@@ -111,28 +110,11 @@ class Endpoint:
 
     def curl(self) -> str:
         """A command line that calls the endpoint with a row of zeros; it reads the token from $AIAAS_ENDPOINT_TOKEN."""
-        body = f'{{"instances": [{self._example_row()}]}}'
-        if " * " in body:  # Python's shorthand, which JSON does not know
-            body = f"$(python3 -c 'import json; print(json.dumps({body}))')"
-            return f'curl -sS -H "Authorization: Bearer $AIAAS_ENDPOINT_TOKEN" -d "{body}" {self.predict_url}'
-        return f"curl -sS -H \"Authorization: Bearer $AIAAS_ENDPOINT_TOKEN\" -d '{body}' {self.predict_url}"
+        return snippets.curl(self.url, self.name, self._view.inputs)
 
     def snippet(self) -> str:
         """Python that calls the endpoint with the standard library only, with a row of zeros."""
-        return (
-            "import json, os, urllib.request\n"
-            f"body = json.dumps({{'instances': [{self._example_row()}]}}).encode()\n"
-            f"request = urllib.request.Request({self.predict_url!r}, body,\n"
-            '    {"Authorization": "Bearer " + os.environ["AIAAS_ENDPOINT_TOKEN"]})\n'
-            'print(json.load(urllib.request.urlopen(request))["predictions"])'
-        )
-
-    def _example_row(self) -> str:
-        """One row that fits the interface, as Python and, where it is short, as JSON too."""
-        rows = {spec.name: _zeros([1 if n < 0 else n for n in spec.shape[1:]], spec) for spec in self._view.inputs}
-        if len(rows) == 1:
-            return next(iter(rows.values()))
-        return "{" + ", ".join(f'"{name}": {row}' for name, row in rows.items()) + "}"
+        return snippets.python(self.url, self.name, self._view.inputs)
 
     def bench(self, *, concurrency: tuple[int, ...] = (1, 2, 4), duration_s: float = 2.0, rows: int = 1) -> LoadReport:
         """Measure the endpoint from a process of its own: latency percentiles and throughput by concurrency."""
@@ -167,14 +149,6 @@ def default_name(model: Any) -> str:
     """A name for an endpoint from the model's own: "Sequential_1" gives "sequential_1"."""
     cleaned = re.sub(r"[^a-z0-9._-]+", "-", str(getattr(model, "name", "model")).lower()).strip("-._")
     return cleaned[:63] or "model"
-
-
-def _zeros(shape: list[int], spec: TensorSpec) -> str:
-    """Zeros of this shape as a Python expression, which stays short: `[0.0] * 100`."""
-    if not shape:
-        return '""' if spec.dtype == "string" else "0.0" if spec.dtype.startswith("float") else "0"
-    inner = _zeros(shape[1:], spec)
-    return "[" + ", ".join([inner] * shape[0]) + "]" if shape[0] * len(inner) <= SHORT else f"[{inner}] * {shape[0]}"
 
 
 def _dtype(spec: TensorSpec) -> Any:

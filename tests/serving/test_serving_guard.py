@@ -90,6 +90,8 @@ PATHS = [
     "/v1/models/nobody:predict",
     "/v1/models/plus/metadata",
     "/v1/x",
+    "/endpoints/plus",
+    "/openapi.json",
     "/v2",
     "/v2/health/live",
     "/v2/models/plus/infer",

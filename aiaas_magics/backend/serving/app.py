@@ -82,7 +82,9 @@ class App:
         try:
             body = b"" if scope["method"] == "GET" else await self._body(scope, receive)
             client = b"%b:%d" % (scope["client"][0].encode(), scope["client"][1]) if scope.get("client") else b""
-            request = Request(method=scope["method"], path=path, headers=tuple(scope["headers"]), body=body, client=client)
+            request = Request(
+                method=scope["method"], path=path, headers=tuple(scope["headers"]), body=body, client=client, scheme=scope["scheme"]
+            )
             response = await inferring.respond(self.registry, protocol, route, request)
         except BodyTooLarge as fault:
             await self._refuse(error(413, str(fault)), scope, receive, send)

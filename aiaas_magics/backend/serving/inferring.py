@@ -14,19 +14,30 @@ from types import MappingProxyType
 from typing import Final
 
 from aiaas_magics.backend.serving.batching import QueueFull, TooLate
+from aiaas_magics.backend.serving.compression import compressed, encoding_for
 from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
-from aiaas_magics.backend.serving.protocols import BadValue, InferenceProtocol, Request, Response, Route, error, openinference, tfserving
+from aiaas_magics.backend.serving.protocols import (
+    BadValue,
+    InferenceProtocol,
+    Request,
+    Response,
+    Route,
+    describing,
+    error,
+    openinference,
+    tfserving,
+)
 from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
 from aiaas_magics.backend.serving.replicas import Answer
 
 log = logging.getLogger(__name__)
 
-# What a path begins with says which protocol it is; a path of none of them is TensorFlow Serving's to refuse.
+# What a path begins with says which protocol it is; every other path is a page of ours, or nothing.
 PROTOCOLS: Final = MappingProxyType[str, InferenceProtocol]({"/v1/": tfserving, "/v2/": openinference, "/v2": openinference})
 
 
 def protocol_of(path: str) -> InferenceProtocol:
-    return PROTOCOLS.get(path[:4].lower(), tfserving)
+    return PROTOCOLS.get(path[:4].lower(), describing)
 
 
 async def respond(registry: Registry, protocol: InferenceProtocol, route: Route, request: Request) -> Response:
@@ -66,7 +77,12 @@ def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request
             response = refusal(fault)
         else:
             version.figures.answered(rows=call.rows or 0, took_ns=time.perf_counter_ns() - began_ns)
-        done(response)
+        encoding = encoding_for(request, response)
+        if encoding is None:
+            done(response)
+        else:
+            compressing = asyncio.get_running_loop().run_in_executor(None, compressed, response, encoding)
+            compressing.add_done_callback(lambda made: done(made.result()))
 
     try:
         executor.submit(call.tensors, call.rows, answered)

@@ -42,6 +42,7 @@ class Request:
     headers: Headers = ()
     body: bytes = b""
     client: bytes = b""  # the other end of the connection, as host:port
+    scheme: str = "http"
 
     def header(self, name: bytes) -> bytes | None:
         return next((value for key, value in self.headers if key == name), None)

@@ -74,16 +74,19 @@ def read_examples(body: bytes, spec: DeploySpec, method: Method) -> ExamplesCall
 
 def check_output(spec: DeploySpec, method: Method) -> None:
     """Raises `BadValue` where the model's outputs say nothing of this kind."""
-    shapes = [output.shape for output in spec.outputs if output.dtype in ("float16", "float32", "float64")]
-    classes = len(shapes) == 1 and len(spec.outputs) == 1 and len(shapes[0]) == 2
-    if method == "classify" and classes:
-        return
-    if method == "regress" and len(spec.outputs) == 1 and shapes and (len(shapes[0]) == 1 or (classes and shapes[0][1] == 1)):
-        return
-    raise BadValue(
-        f"Expected {KINDS[method]} signature method_name to be tensorflow/serving/{method}. "
-        "Was: tensorflow/serving/predict. Use :predict instead."
-    )
+    if not kind_fits(spec, method):
+        raise BadValue(
+            f"Expected {KINDS[method]} signature method_name to be tensorflow/serving/{method}. "
+            "Was: tensorflow/serving/predict. Use :predict instead."
+        )
+
+
+def kind_fits(spec: DeploySpec, method: Method) -> bool:
+    """Whether the model has one output, of one float a row for a regression, of one or several for a classification."""
+    if len(spec.outputs) != 1 or spec.outputs[0].dtype not in ("float16", "float32", "float64"):
+        return False
+    shape = spec.outputs[0].shape
+    return len(shape) == 2 if method == "classify" else len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
 
 
 def classified(name: str, scores: np.ndarray) -> bytes:

@@ -1,0 +1,49 @@
+"""Answers made smaller for callers who say that they can read it.
+
+Owns when that pays, and the encoding that both sides know. Bodies of requests are unpacked
+before a protocol sees them, by `app`.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from aiaas_magics.backend.serving.protocols import Request, Response
+
+# Measured on one core: level 1 packs 100 MB of JSON floats a second to 0.47 of their size (level 6: 15 MB to 0.42), which pays on
+# a line slower than some 400 Mbit/s. Below this size an answer is a few packets, and the line's latency is what counts: guess.
+LARGE: Final = 64 * 1024
+LEVEL: Final = 1
+PROBE: Final = 16 * 1024  # guess: enough to see whether the bytes shrink
+WORTH: Final = 0.8  # random floats in binary keep 0.9 of their size at 40 MB a second, which pays nowhere
+WINDOWS: Final[Mapping[str, int]] = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
+ACCEPTED: Final = re.compile(r"\s*([\w*-]+)\s*(?:;\s*q=([0-9.]+)\s*)?", re.ASCII)
+
+
+def encoding_for(request: Request, response: Response) -> str | None:
+    """What to compress the answer with; None for a small one, and for a caller who does not ask."""
+    if len(response.body) < LARGE:
+        return None
+    asked = request.header(b"accept-encoding")
+    if asked is None:
+        return None
+    found = [ACCEPTED.fullmatch(word) for word in asked.decode("latin-1").lower().split(",")]
+    willing = {match[1] for match in found if match is not None and match[2] not in ("0", "0.0", "0.00", "0.000")}
+    return next((name for name in WINDOWS if name in willing), None)
+
+
+def compressed(response: Response, encoding: str) -> Response:
+    """The answer in this encoding, or as it is where that saves nothing. Takes milliseconds: not for the event loop."""
+    if len(_packed(response.body[:PROBE], encoding)) > WORTH * PROBE:
+        return response
+    headers = (*response.headers, (b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding"))
+    return replace(response, body=_packed(response.body, encoding), headers=headers)
+
+
+def _packed(data: bytes, encoding: str) -> bytes:
+    packer = zlib.compressobj(LEVEL, zlib.DEFLATED, WINDOWS[encoding])
+    return packer.compress(data) + packer.flush()
