@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import serving_models
 from serving_models import ONNX_TYPES
 from serving_rig import Answer, Rig
 
@@ -185,3 +187,25 @@ def test_a_refusal_is_400_and_the_connection_goes_on(shared: Rig) -> None:
     assert "cannot compute this input" in refused.error
     assert "expects FP32" in unread.error
     assert shared.call("GET", "/v2/models/plus/ready").status == 200
+
+
+def test_statistics_count_what_was_asked(rig: Rig, tmp_path: Path) -> None:
+    rig.load(serving_models.plus(tmp_path, "plus", 1.0), 3)
+    one = {"name": "x", "datatype": "FP32", "shape": [2, 1], "data": [1.0, 2.0]}
+    for _ in range(3):
+        assert infer(rig, "plus", {"inputs": [one]}).status == 200
+    assert infer(rig, "plus", {"inputs": []}).status == 400
+
+    (found,) = rig.call("GET", "/v2/models/plus/stats").document["model_stats"]
+
+    assert (found["name"], found["version"], found["inference_count"], found["execution_count"]) == ("plus", "3", 6, 3)
+    assert found["inference_stats"]["success"]["count"] == 3
+    assert found["inference_stats"]["fail"]["count"] == 1
+    assert found["inference_stats"]["compute_infer"]["ns"] > 0
+    assert [(batch["batch_size"], batch["compute_infer"]["count"]) for batch in found["batch_stats"]] == [(2, 3)]
+    assert rig.call("GET", "/v2/models/plus/versions/3/stats").document == {"model_stats": [found]}
+    assert rig.call("GET", "/v2/models/stats").document == {"model_stats": [found]}
+    assert rig.call("GET", "/v2/models/nobody/stats").status == 404
+    figures = rig.call("GET", "/endpoints/plus").document["figures"]
+    assert (figures["requests"], figures["rows"], figures["batches"], figures["failed"]) == (3, 6, 3, 1)
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["p999_ms"]

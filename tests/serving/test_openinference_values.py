@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from serving_models import spec_of, tensor
 
-from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, openinference
+from aiaas_magics.backend.serving.inferring import respond
+from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, openinference, tfserving
 from aiaas_magics.backend.serving.protocols.openinference_codec import DATATYPES
 from aiaas_magics.backend.serving.protocols.paths import Route
-from aiaas_magics.backend.serving.registry import Version
+from aiaas_magics.backend.serving.registry import Registry, Version
 from aiaas_magics.spec import TensorSpec
 
 INFER = Route(action="infer", name="m")
@@ -394,3 +395,46 @@ def test_any_bytes_are_read_or_refused(body: bytes, size: int | None) -> None:
     else:
         said = (400, size == 0)  # eight bytes are a row
     assert said == (400, True)
+
+
+# --------------------------------------------------------------------------- what is known and does not answer
+
+
+def loading() -> Registry:
+    registry = Registry()
+    registry.begin(version(ONE))
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("action", "name", "status", "document"),
+    [
+        ("live", "", 200, {"live": True}),
+        ("ready", "", 503, {"live": True, "ready": False, "error": "not ready"}),
+        ("model_ready", "m", 503, {"name": "m", "ready": False, "error": "not ready"}),
+        ("metadata", "m", 503, {"error": "Model 'm' is not ready. Try again in a moment."}),
+        ("model_ready", "z", 404, {"error": "Request for unknown model: 'z' is not found"}),
+        ("index", "", 200, [{"name": "m", "version": "3", "state": "LOADING", "reason": ""}]),
+    ],
+)
+def test_a_model_that_is_loading_is_there_and_not_ready(action: str, name: str, status: int, document: Any) -> None:
+    answer = openinference.look(loading(), Route(action=action, name=name), Request(method="GET", path="/v2"))
+
+    assert (answer.status, json.loads(answer.body)) == (status, document)
+    assert (status == 503) == (dict(answer.headers).get(b"retry-after") is not None)
+
+
+async def test_asking_a_model_that_is_loading_is_503_and_one_that_ended_404() -> None:
+    registry = loading()
+    request = Request(method="POST", path="/v2/models/m/infer", body=json.dumps(document()).encode())
+
+    assert (await respond(registry, openinference, INFER, request)).status == 503
+    assert (await respond(registry, tfserving, Route(action="predict", name="m"), request)).status == 404
+    registry.failed(registry.versions("m")[0], "it was not equal to Keras")
+    assert (await respond(registry, openinference, INFER, request)).status == 404
+
+
+def test_the_list_of_ready_models_leaves_out_the_others() -> None:
+    answer = openinference.look(loading(), Route(action="index"), Request(method="POST", path="/v2", body=b'{"ready": true}'))
+
+    assert json.loads(answer.body) == []

@@ -30,6 +30,10 @@ JSON = st.recursive(
 )
 
 
+def int_range(sign: str, bits: int) -> tuple[int, int]:
+    return (0, 2**bits - 1) if sign else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
 def same(one: np.ndarray, other: np.ndarray) -> bool:
     return one.dtype == other.dtype and one.shape == other.shape and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
@@ -45,6 +49,25 @@ def test_any_tensor_survives_a_round_trip(data: st.DataObject, dtype: str, layou
 
     assert same(read.tensors["x"], array)
     assert (read.layout, read.rows) == (layout, len(array))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "complex64", "complex128"])
+@pytest.mark.parametrize("body", [b'{"instances": [[1.0, 2.0]]}', b'{"inputs": {"x": [[1.0, 2.0]]}}'])
+def test_a_type_without_a_form_in_json_is_not_implemented(dtype: str, body: bytes) -> None:
+    with pytest.raises(BadValue, match=f"{dtype}, which has no form in JSON") as refused:
+        read_predict(body, [tensor("x", dtype, -1, 2)])
+
+    assert refused.value.status == 501
+
+
+@pytest.mark.parametrize(("dtype", "least", "most"), [(f"{u}int{n}", *int_range(u, n)) for u in ("", "u") for n in (8, 16, 32, 64)])
+def test_a_whole_number_is_taken_up_to_the_ends_of_its_type(dtype: str, least: int, most: int) -> None:
+    inputs = [tensor("x", dtype, -1)]
+
+    assert read_predict(json.dumps({"instances": [least, most]}).encode(), inputs).tensors["x"].tolist() == [least, most]
+    for wrong in (least - 1, most + 1, 1.0, True, "1", None):
+        with pytest.raises(BadValue, match=f"is not of expected type: {dtype}"):
+            read_predict(json.dumps({"instances": [0, wrong]}).encode(), inputs)
 
 
 @settings(deadline=None)

@@ -233,7 +233,7 @@ def test_any_path_is_found_or_missed(path: str, method: str) -> None:
 
 @pytest.mark.parametrize("line", [line for table in TABLES for line in table.operations], ids=lambda line: f"{line.method} {line.template}")
 def test_every_line_of_a_table_is_found_by_its_own_path(line: Any) -> None:
-    path = line.template.format(name="stats", version="7", label="best%20one")
+    path = line.template.format(name="ready", version="7", label="best%20one")
 
     found = inferring.protocol_of(path).find_route(line.method, path)
 
@@ -241,6 +241,13 @@ def test_every_line_of_a_table_is_found_by_its_own_path(line: Any) -> None:
     assert found.action == line.action
     assert found.version == (7 if "{version}" in line.template else None)
     assert found.label == ("best one" if "{label}" in line.template else None)
+
+
+@pytest.mark.parametrize(("path", "action"), [("/infer", "infer"), ("/ready", "model_ready"), ("/versions/1", "metadata")])
+def test_a_model_may_be_called_like_a_word_of_the_protocol(path: str, action: str) -> None:
+    method = "POST" if action == "infer" else "GET"
+
+    assert inferring.openinference.find_route(method, f"/v2/models/stats{path}").action == action
 
 
 # --------------------------------------------------------------------------- answers made smaller

@@ -77,12 +77,7 @@ def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request
             response = refusal(fault)
         else:
             version.figures.answered(rows=call.rows or 0, took_ns=time.perf_counter_ns() - began_ns)
-        encoding = encoding_for(request, response)
-        if encoding is None:
-            done(response)
-        else:
-            compressing = asyncio.get_running_loop().run_in_executor(None, compressed, response, encoding)
-            compressing.add_done_callback(lambda made: done(made.result()))
+        hand_over(request, response, done)
 
     try:
         executor.submit(call.tensors, call.rows, answered)
@@ -92,6 +87,16 @@ def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request
         done(refusal(full))
 
 
+def hand_over(request: Request, response: Response, done: Callable[[Response], None]) -> None:
+    """Call `done` with the answer, made smaller where its caller asked for that; in a thread, since it takes milliseconds."""
+    encoding = encoding_for(request, response)
+    if encoding is None:
+        done(response)
+    else:
+        compressing = asyncio.get_running_loop().run_in_executor(None, compressed, response, encoding)
+        compressing.add_done_callback(lambda made: done(made.result()))
+
+
 def find(registry: Registry, protocol: InferenceProtocol, route: Route) -> Version | Response:
     """The version that computes the answer, or the answer where there is none."""
     if route.label is not None:
@@ -99,7 +104,7 @@ def find(registry: Registry, protocol: InferenceProtocol, route: Route) -> Versi
     try:
         return registry.find(route.name, route.version)
     except NotServed:
-        return protocol.not_found(route)
+        return protocol.not_ready(route) if registry.knows(route.name, route.version) else protocol.not_found(route)
 
 
 def refusal(fault: Exception) -> Response:

@@ -174,6 +174,13 @@ class Registry:
             raise NotServed(name, number)
         return version
 
+    def knows(self, name: str, number: int | None = None) -> bool:
+        """Whether the version is here and has not ended, so that it may answer later if it does not now."""
+        endpoint = self._endpoints.get(name)
+        if endpoint is None:
+            return False
+        return any(other.state != "END" for other in endpoint.versions.values() if not number or other.number == number)
+
     def versions(self, name: str) -> list[Version]:
         """All versions that are known, the newest first.
 

@@ -45,7 +45,10 @@ class Request:
     scheme: str = "http"
 
     def header(self, name: bytes) -> bytes | None:
-        return next((value for key, value in self.headers if key == name), None)
+        for key, value in self.headers:  # no generator: each request asks for a header or two
+            if key == name:
+                return value
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,10 @@ class InferenceProtocol(Protocol):
         ...
 
     def not_found(self, route: Route) -> Response: ...
+
+    def not_ready(self, route: Route) -> Response:
+        """What is known here and does not answer now: still being loaded, on its way out, or withdrawn."""
+        ...
 
     def unknown_label(self, label: str) -> Response: ...
 

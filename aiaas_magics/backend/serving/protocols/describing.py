@@ -15,8 +15,9 @@ import orjson
 
 from aiaas_magics import snippets, wire
 from aiaas_magics.backend.serving import protocols
+from aiaas_magics.backend.serving.figures import Figures
 from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, error, openapi, openinference, page, tfserving
-from aiaas_magics.backend.serving.protocols.page import Call, Description
+from aiaas_magics.backend.serving.protocols.page import Call, Counted, Description
 from aiaas_magics.backend.serving.protocols.paths import Operation, PathTable, Route
 from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
 from aiaas_magics.spec import DeploySpec
@@ -69,6 +70,10 @@ def not_found(route: protocols.Route) -> Response:
     return error(404, f"There is no endpoint {route.name[:100]!r} here. GET / lists those there are.")
 
 
+def not_ready(route: protocols.Route) -> Response:
+    return not_found(route)
+
+
 def unknown_label(label: str) -> Response:
     return error(404, f"There is no label {label[:100]!r} here.")
 
@@ -91,7 +96,8 @@ def describe(registry: Registry, name: str, url: str) -> Description:
     """
     versions = registry.versions(name)
     live = next((version for version in versions if version.state == "AVAILABLE"), None)
-    spec = (live or versions[0]).spec
+    shown = live or versions[0]
+    spec = shown.spec
     return Description(
         name=name,
         url=url,
@@ -101,6 +107,20 @@ def describe(registry: Registry, name: str, url: str) -> Description:
         inputs=spec.inputs,
         outputs=spec.outputs,
         calls=tuple(examples_of(spec, url)),
+        figures=counted(shown.figures),
+    )
+
+
+def counted(figures: Figures) -> Counted:
+    return Counted(
+        requests=figures.requests,
+        rows=figures.rows,
+        failed=figures.failed,
+        refused=figures.refused,
+        batches=sum(spent.count for spent in figures.batches.values()),
+        p50_ms=figures.latency.percentile(50) / 1000,
+        p99_ms=figures.latency.percentile(99) / 1000,
+        p999_ms=figures.latency.percentile(99.9) / 1000,
     )
 
 

@@ -41,6 +41,8 @@ ANSWERS: Final[Mapping[str, str]] = {
     "server": "Server",
     "metadata": "Metadata",
     "index": "Index",
+    "statistics": "Statistics",
+    "all_statistics": "Statistics",
 }
 BODIES: Final[Mapping[str, str]] = {
     "predict": "Predict",
@@ -224,6 +226,23 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             "outputs": listed(fields({"name": STRING, "datatype": STRING, "shape": listed(COUNT)}, {"data": listed({})})),
         },
         {"id": STRING},
+    ),
+    "Statistics": fields(
+        {
+            "model_stats": listed(
+                fields(
+                    {
+                        "name": STRING,
+                        "version": STRING,
+                        "last_inference": COUNT,
+                        "inference_count": COUNT,
+                        "execution_count": COUNT,
+                        "inference_stats": {"type": "object", "additionalProperties": fields({"count": COUNT, "ns": COUNT})},
+                        "batch_stats": listed(fields({"batch_size": COUNT, "compute_infer": fields({"count": COUNT, "ns": COUNT})})),
+                    }
+                )
+            )
+        }
     ),
     "IndexAsked": fields({}, {"ready": {"type": "boolean"}}),
     "Index": listed(fields({"name": STRING, "version": STRING, "state": STRING, "reason": STRING})),

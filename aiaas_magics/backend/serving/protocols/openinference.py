@@ -24,7 +24,7 @@ from aiaas_magics.backend.serving import codec, protocols
 from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, error
 from aiaas_magics.backend.serving.protocols import openinference_codec as tensors
 from aiaas_magics.backend.serving.protocols import openinference_documents as documents
-from aiaas_magics.backend.serving.protocols.openinference_codec import InferRequest, Output
+from aiaas_magics.backend.serving.protocols.openinference_codec import InferRequest, Input, Output
 from aiaas_magics.backend.serving.protocols.openinference_documents import IndexRequest
 from aiaas_magics.backend.serving.protocols.paths import BadVersion, Operation, PathTable, Route
 from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
@@ -41,6 +41,7 @@ PATHS: Final = PathTable(
         Operation("GET", "/v2/", "server", "What this server is, and the extensions that it speaks"),
         Operation("GET", "/v2/health/live", "live", "Whether the server runs"),
         Operation("GET", "/v2/health/ready", "ready", "Whether every model has a version that answers"),
+        Operation("GET", "/v2/models/stats", "all_statistics", "Counts and times of every model"),
         Operation("POST", "/v2/repository/index", "index", "Every version of every model, and its state"),
         *(
             operation
@@ -49,6 +50,7 @@ PATHS: Final = PathTable(
                 Operation("GET", which, "metadata", "The model's inputs and outputs"),
                 Operation("GET", f"{which}/ready", "model_ready", "Whether the model answers"),
                 Operation("GET", f"{which}/config", "config", "The model's configuration, as Triton words it"),
+                Operation("GET", f"{which}/stats", "statistics", "Counts and times of the model"),
                 Operation("POST", f"{which}/infer", "infer", "Outputs for inputs, as JSON or as binary tensors"),
             )
         ),
@@ -142,13 +144,13 @@ def json_size(request: Request) -> int | None:
 
 
 def check_parameters(asked: InferRequest) -> None:
-    reserved = next((key for key in asked.parameters or () if key.startswith("triton_")), None)
-    if reserved is not None:
-        raise BadValue(f"Parameter {reserved[:100]!r} begins with 'triton_', which is reserved")
-    shared = [given.parameters.shared_memory_region for given in asked.inputs if given.parameters]
-    shared += [output.parameters.shared_memory_region for output in asked.outputs or () if output.parameters]
-    if any(region is not None for region in shared):
-        raise BadValue("Shared memory is not offered here. Send tensors in the body.")
+    for key in asked.parameters or ():
+        if key.startswith("triton_"):
+            raise BadValue(f"Parameter {key[:100]!r} begins with 'triton_', which is reserved")
+    described: tuple[Input | Output, ...] = (*asked.inputs, *(asked.outputs or ()))
+    for tensor in described:
+        if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
+            raise BadValue("Shared memory is not offered here. Send tensors in the body.")
 
 
 def read_inputs(asked: InferRequest, binary: memoryview, version: Version) -> dict[str, np.ndarray]:
@@ -245,7 +247,7 @@ def look(registry: Registry, route: protocols.Route, request: Request) -> Respon
     try:
         return _LOOKS[route.action](registry, route, request)
     except NotServed:
-        return not_found(route)
+        return not_ready(route) if registry.knows(route.name, route.version) else not_found(route)
     except BadValue as fault:
         return error(fault.status, fault.text)
 
@@ -253,6 +255,10 @@ def look(registry: Registry, route: protocols.Route, request: Request) -> Respon
 def not_found(route: protocols.Route) -> Response:
     version = f" version {route.version}" if route.version else ""
     return error(404, f"Request for unknown model: '{route.name[:100]}'{version} is not found")
+
+
+def not_ready(route: protocols.Route) -> Response:
+    return error(503, f"Model '{route.name[:100]}' is not ready. Try again in a moment.", ((b"retry-after", b"1"),))
 
 
 def unknown_label(label: str) -> Response:
@@ -276,6 +282,14 @@ def _health(ready: bool, document: Mapping[str, object]) -> Response:
     return Response(503, orjson.dumps({**document, "error": "not ready"}), ((b"retry-after", b"1"),))
 
 
+def _statistics(registry: Registry, route: Route, _request: Request) -> Response:
+    """Of every version that answers: one of a model, all of it, or all of all models."""
+    if route.version:
+        return _json(documents.statistics([registry.find(route.name, route.version)]))
+    names = [route.name] if route.name else registry.names()
+    return _json(documents.statistics(version for name in names for version in registry.versions(name) if version.state == "AVAILABLE"))
+
+
 def _json(document: object) -> Response:
     return Response(200, orjson.dumps(document))
 
@@ -288,6 +302,8 @@ _LOOKS: Final[Mapping[str, Callable[[Registry, Route, Request], Response]]] = Ma
         "model_ready": _model_ready,
         "metadata": lambda registry, route, _: _json(documents.metadata(registry, registry.find(route.name, route.version))),
         "config": lambda registry, route, _: _json(documents.config(registry.find(route.name, route.version).spec)),
+        "statistics": _statistics,
+        "all_statistics": _statistics,
         "index": lambda registry, _, request: _json(documents.index(registry, documents.read(request.body, IndexRequest))),
     }
 )

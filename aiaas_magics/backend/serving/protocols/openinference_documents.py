@@ -9,7 +9,7 @@ https://github.com/triton-inference-server/server, and its model_config.proto.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Final, TypeVar
 
@@ -22,7 +22,7 @@ from aiaas_magics.backend.serving.protocols.openinference_codec import DATATYPES
 from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
 from aiaas_magics.spec import DeploySpec, TensorSpec, Value
 
-EXTENSIONS: Final = ("binary_tensor_data", "model_configuration")
+EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "statistics")
 PLATFORMS: Final[Mapping[str, str]] = {"onnx": "onnx_onnxv1", "saved_model": "tensorflow_savedmodel"}
 BACKENDS: Final[Mapping[str, str]] = {"onnx": "onnxruntime", "saved_model": "tensorflow"}
 # Where the configuration has other words than "TYPE_" and the datatype.
@@ -42,10 +42,9 @@ def answers(registry: Registry, name: str, number: int | None) -> bool:
     """Whether the version answers now.
 
     Raises:
-        NotServed: it is not known at all.
+        NotServed: it is not known at all, or has ended.
     """
-    known = registry.versions(name)
-    if number and all(version.number != number for version in known):
+    if not registry.knows(name, number):
         raise NotServed(name, number)
     try:
         registry.find(name, number)
@@ -107,6 +106,49 @@ def _configured(tensor: TensorSpec, *, batched: bool) -> dict[str, object]:
     return {"name": tensor.name, "data_type": CONFIG_TYPES.get(datatype, f"TYPE_{datatype}"), **shape}
 
 
+# --------------------------------------------------------------------------- statistics
+
+
+def statistics(versions: Iterable[Version]) -> dict[str, object]:
+    return {"model_stats": [_statistics_of(version) for version in versions]}
+
+
+def _statistics_of(version: Version) -> dict[str, object]:
+    """What was counted, in Triton's words. Times in the engine are summed over batches, so their counts are of batches."""
+    figures = version.figures
+    batches = sum(spent.count for spent in figures.batches.values())
+    return {
+        "name": version.spec.name,
+        "version": str(version.number),
+        "last_inference": int(figures.last_s * 1000),
+        "inference_count": figures.rows,
+        "execution_count": batches,
+        "inference_stats": {
+            "success": _spent(figures.requests, figures.latency.total_us * 1000),
+            "fail": _spent(figures.failed + figures.refused, 0),
+            "queue": _spent(figures.requests, figures.queue_ns),
+            "compute_input": _spent(0, 0),
+            "compute_infer": _spent(batches, figures.compute_ns),
+            "compute_output": _spent(0, 0),
+            "cache_hit": _spent(0, 0),
+            "cache_miss": _spent(0, 0),
+        },
+        "batch_stats": [
+            {
+                "batch_size": rows,
+                "compute_input": _spent(0, 0),
+                "compute_infer": _spent(spent.count, spent.compute_ns),
+                "compute_output": _spent(0, 0),
+            }
+            for rows, spent in sorted(figures.batches.items())
+        ],
+    }
+
+
+def _spent(count: int, ns: int) -> dict[str, int]:
+    return {"count": count, "ns": ns}
+
+
 # --------------------------------------------------------------------------- repository
 
 
@@ -139,5 +181,6 @@ def index(registry: Registry, asked: IndexRequest) -> list[dict[str, str]]:
 
 
 def _state(registry: Registry, name: str, version: Version) -> str:
-    state = STATES.get(version.state, "UNAVAILABLE")
-    return "UNAVAILABLE" if state == "READY" and not answers(registry, name, version.number) else state
+    if version.state == "AVAILABLE" and not answers(registry, name, version.number):
+        return "UNAVAILABLE"
+    return STATES.get(version.state, "UNAVAILABLE")

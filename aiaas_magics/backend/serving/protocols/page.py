@@ -43,6 +43,19 @@ class Call(Value, frozen=True, kw_only=True):
     text: str
 
 
+class Counted(Value, frozen=True, kw_only=True):
+    """What the version that answers has done since it was loaded; times are from the whole request to its answer, in this process."""
+
+    requests: int
+    rows: int
+    failed: int
+    refused: int
+    batches: int
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+
+
 class Description(Value, frozen=True, kw_only=True):
     """An endpoint, for people and programs. `live` is the version that answers, if one does."""
 
@@ -54,6 +67,7 @@ class Description(Value, frozen=True, kw_only=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     calls: tuple[Call, ...]
+    figures: Counted
 
 
 def home(url: str, names: Sequence[str]) -> Response:
@@ -75,6 +89,7 @@ def endpoint(what: Description) -> Response:
         "<h2>Calling it</h2>",
         *(f"<h3>{escape(call.client)}</h3><pre>{escape(call.text)}</pre>" for call in what.calls),
         f"<p>The token is <code>endpoint.token</code> in the notebook; put it into <code>{TOKEN}</code>.</p>",
+        _table("Since it was loaded", ("what", "how much"), _lines(what.figures)),
         _table(
             "Versions",
             ("version", "state", "engine", "largest difference from Keras"),
@@ -82,6 +97,17 @@ def endpoint(what: Description) -> Response:
         ),
         _how_to_fetch(f"{what.url}/endpoints/{what.name}"),
     )
+
+
+def _lines(counted: Counted) -> Iterable[Sequence[str]]:
+    yield "requests answered", f"{counted.requests:,}"
+    yield "rows in them", f"{counted.rows:,}"
+    yield "batches that they ran in", f"{counted.batches:,}"
+    yield "requests that did not fit or failed", f"{counted.failed:,}"
+    yield "requests refused while the queue was full", f"{counted.refused:,}"
+    yield "half of them within", f"{counted.p50_ms:.3g} ms"
+    yield "99 of 100 within", f"{counted.p99_ms:.3g} ms"
+    yield "999 of 1000 within", f"{counted.p999_ms:.3g} ms"
 
 
 def _tensors(caption: str, tensors: Iterable[TensorSpec]) -> str:

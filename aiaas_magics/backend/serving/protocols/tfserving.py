@@ -103,6 +103,11 @@ def not_found(route: protocols.Route) -> Response:
     return error(404, f"Servable not found for request: {which}")
 
 
+def not_ready(route: protocols.Route) -> Response:
+    """TensorFlow Serving tells no version that is still being loaded from one that is not there."""
+    return not_found(route)
+
+
 def unknown_label(label: str) -> Response:
     return error(400, f"Unrecognized servable version label: {label[:100]}")
 
