@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from serving_models import tensor
 
+from aiaas_magics.backend.serving import codec
 from aiaas_magics.backend.serving.codec import json_of, read_predict, write_predict
 from aiaas_magics.backend.serving.protocols import BadValue
 
@@ -126,3 +127,46 @@ def test_tokens_stand_where_the_values_stood(array: np.ndarray) -> None:
 )
 def test_outputs_of_every_kind_have_their_text(name: str, array: Any, text: bytes) -> None:
     assert json_of(name, array) == text
+
+
+NUMBERS = st.one_of(
+    st.integers(-(2**70), 2**70), st.floats(width=32), st.floats(), st.booleans(), st.sampled_from(["1", None, 1e39, -1e39, 3.4028235e38])
+)
+
+
+@given(st.lists(st.lists(NUMBERS, max_size=3), max_size=3), st.sampled_from(["float32", "float64"]), st.sampled_from([-1, 1, 2, 3]))
+def test_the_quick_reading_of_plain_rows_decides_as_the_other_does(rows: list[list[object]], dtype: str, columns: int) -> None:
+    inputs = [tensor("x", dtype, -1, columns)]
+    body = json.dumps({"instances": rows}).encode()
+    quick = codec.read_plain_rows(body, inputs)
+    if quick is None:
+        return
+
+    slow = codec.read_document(codec.parse(body), inputs)
+
+    assert (quick.layout, quick.rows) == (slow.layout, slow.rows)
+    assert quick.tensors["x"].dtype == slow.tensors["x"].dtype
+    assert np.array_equal(quick.tensors["x"], slow.tensors["x"], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"instances": [[true, 1.0]]}',
+        b'{"instances": [["1", 1.0]]}',
+        b'{"instances": [[1e39, 1.0]]}',
+        b'{"instances": [[NaN, 1.0]]}',
+        b'{"instances": [[1.0, 2.0], [1.0]]}',
+        b'{"instances": [[1.0, 2.0]], "inputs": 1}',
+        b'{"instances": [[1.0, 2.0]], "signature_name": "other"}',
+        b'{"instances": []}',
+        b'{"instances": [[]]}',
+        b'{"instances": [[1.0, 2.0]]} and more',
+    ],
+)
+def test_what_is_not_plain_is_left_to_the_rules(body: bytes) -> None:
+    assert codec.read_plain_rows(body, [tensor("x", "float32", -1, 2)]) is None
+
+
+def test_plain_rows_are_read_quickly() -> None:
+    assert codec.read_plain_rows(b'{"instances": [[1, 2.5], [3, 4]]}', [tensor("x", "float32", -1, 2)]) is not None

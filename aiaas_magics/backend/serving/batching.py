@@ -17,6 +17,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import msgspec
+
 T = TypeVar("T")
 
 
@@ -49,8 +51,7 @@ class QueueFull(Exception):
         return f"The model is busy: {self.why}. Try again in {self.retry_after_s} s."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting(Generic[T]):
+class Waiting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """One request in the queue. A `key` of None never shares a batch."""
 
     item: T

@@ -10,15 +10,16 @@ over whole levels instead of a function called for each value.
 
 from __future__ import annotations
 
+import array as arrays
 import base64
 import binascii
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final, Literal
 
+import msgspec
 import numpy as np
 import orjson
 
@@ -30,8 +31,7 @@ NO_JSON_FORM: Final = frozenset({"float16", "bfloat16", "complex64", "complex128
 SHOWN: Final = 100  # characters of a wrong value that an error repeats: guess
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictCall:
+class PredictCall(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded predict request. `rows` is None where the inputs differ in their first dimension."""
 
     layout: Literal["row", "column"]
@@ -51,7 +51,13 @@ def read_predict(body: bytes, inputs: Sequence[TensorSpec]) -> PredictCall:
     Raises:
         BadValue: with TF Serving's status code and, where it has one, its sentence.
     """
-    document = parse(body)
+    if (plain := read_plain_rows(body, inputs)) is not None:
+        return plain
+    return read_document(parse(body), inputs)
+
+
+def read_document(document: Any, inputs: Sequence[TensorSpec]) -> PredictCall:
+    """As `read_predict`, of the parsed body."""
     if type(document) is not dict:
         raise BadValue(f"Malformed request: expected a JSON object, got {shown(document)}")
     check_signature(document.get("signature_name", ""))
@@ -68,6 +74,44 @@ def read_predict(body: bytes, inputs: Sequence[TensorSpec]) -> PredictCall:
     tensors = {spec.name: tensor_of(columns[spec.name], spec) for spec in inputs}
     sizes = {tensor.shape[0] if tensor.ndim else 1 for tensor in tensors.values()}
     return PredictCall(layout=layout, tensors=tensors, rows=sizes.pop() if len(sizes) == 1 else None)
+
+
+class PlainRows(msgspec.Struct, forbid_unknown_fields=True):
+    """What nearly every request is."""
+
+    instances: list[list[float]]
+
+
+_PLAIN_ROWS: Final = msgspec.json.Decoder(PlainRows)
+_PLAIN: Final = {"float32": "f", "float64": "d"}  # dtypes -> the codes of `array`
+
+
+def read_plain_rows(body: bytes, inputs: Sequence[TensorSpec]) -> PredictCall | None:
+    """Rows of plain numbers for a model with one input: the types are checked while they are parsed. None for all else.
+
+    Of what is not plain, or wrong, nothing is decided here: it is read again, slower, by rules with a sentence for each fault.
+    """
+    spec = inputs[0]
+    code = _PLAIN.get(spec.dtype)
+    if code is None or len(inputs) > 1 or len(spec.shape) != 2:
+        return None
+    try:
+        rows = _PLAIN_ROWS.decode(body).instances
+        flat = arrays.array(code, rows[0] if len(rows) == 1 else chain.from_iterable(rows))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    if not flat:
+        return None
+    count, columns = len(rows), len(rows[0])
+    if spec.shape[0] not in (-1, count) or spec.shape[1] not in (-1, columns):
+        return None
+    if count > 1 and set(map(len, rows)) != {columns}:
+        return None
+    values = np.frombuffer(flat, spec.dtype)
+    # Finite where all numbers are and fit into the dtype; where it is not, the other way finds out which does not.
+    if not math.isfinite(values.dot(values)):
+        return None
+    return PredictCall(layout="row", tensors={spec.name: values.reshape(count, columns)}, rows=count)
 
 
 def parse(body: bytes) -> Any:
@@ -240,12 +284,13 @@ def write_predict(outputs: Mapping[str, np.ndarray], layout: Literal["row", "col
             ((name, array),) = outputs.items()
             return b'{"outputs":' + json_of(name, array) + b"}"
         return b'{"outputs":{' + b",".join(orjson.dumps(name) + b":" + json_of(name, a) for name, a in outputs.items()) + b"}}"
+    if len(outputs) == 1:
+        ((name, array),) = outputs.items()
+        if array.ndim:
+            return b'{"predictions":' + json_of(name, array) + b"}"
     sizes = {array.shape[0] if array.ndim else -1 for array in outputs.values()}
     if len(sizes) != 1 or -1 in sizes:
         raise BadValue(f"The outputs {listed(outputs)} have inconsistent batch sizes. Ask in column format ('inputs')")
-    if len(outputs) == 1:
-        ((name, array),) = outputs.items()
-        return b'{"predictions":' + json_of(name, array) + b"}"
     rows = (
         b"{" + b",".join(orjson.dumps(name) + b":" + json_of(name, array[row]) for name, array in outputs.items()) + b"}"
         for row in range(sizes.pop())

@@ -234,8 +234,16 @@ class Http1(HttpToolsProtocol):
             self._default_headers = self.server_state.default_headers
             self._head_of_answer = _lines(self.server_state.default_headers) + b"content-length: "
         keep = b"" if self._pending.keep_alive else b"connection: close\r\n"
-        rest = _lines(response.headers) + (b"content-type: %b\r\n" % response.content_type if response.body else b"") + keep + b"\r\n"
-        return STATUS_LINE[response.status], self._head_of_answer, b"%d\r\n" % len(response.body), rest, response.body
+        kind = b"content-type: %b\r\n" % response.content_type if response.body else b""
+        head = b"%b%b%d\r\n%b%b%b\r\n" % (
+            STATUS_LINE[response.status],
+            self._head_of_answer,
+            len(response.body),
+            _lines(response.headers) if response.headers else b"",
+            kind,
+            keep,
+        )
+        return head, response.body
 
     def pause_writing(self) -> None:
         """The other side does not read its answers: no more of its requests are read either."""

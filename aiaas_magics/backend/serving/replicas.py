@@ -12,8 +12,8 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from aiaas_magics.backend.serving.batching import BatchQueue, Limits, TooLate, Waiting
@@ -27,8 +27,7 @@ Answer = dict[str, np.ndarray] | Exception
 Done = Callable[[Answer], None]  # called in the event loop, once
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     tensors: Tensors
     done: Done
 
@@ -66,12 +65,14 @@ class Queued:
         return answer
 
     def _waiting(self, tensors: Tensors, rows: int | None, done: Done, timeout_s: float) -> Waiting[Request]:
-        now_s = time.monotonic()
+        now_s, nbytes = time.monotonic(), 0
+        for tensor in tensors.values():
+            nbytes += tensor.nbytes
         return Waiting(
             item=Request(tensors=tensors, done=done),
             key=stack_key(tensors) if self._batchable and rows is not None else None,
             rows=rows or 0,
-            bytes=sum(tensor.nbytes for tensor in tensors.values()),
+            bytes=nbytes,
             since_s=now_s,
             until_s=now_s + timeout_s,
         )
@@ -225,7 +226,7 @@ def _refuse(late: Batch) -> None:
 
 def stack_key(tensors: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Requests with equal keys may be stacked; their dtypes are equal already, by the interface."""
-    return tuple((name, tensor.shape[1:]) for name, tensor in tensors.items())
+    return tuple([(name, tensor.shape[1:]) for name, tensor in tensors.items()])
 
 
 def answers_of(engine: Engine, requests: Sequence[Tensors], rows: Sequence[int]) -> list[Answer]:

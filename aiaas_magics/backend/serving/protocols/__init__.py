@@ -1,16 +1,17 @@
 """The seam between the inference process and the protocols it speaks.
 
-Owns the values that cross it. What a path, a document or a status code means belongs to each
-protocol's module; what is the same for all of them (finding the version, running it, turning a
-fault into an answer) belongs to `inferring`; sockets and limits belong to `app` and `http1`.
+Owns the values that cross it; they are made for every request, so they are of the kind that is made
+quickest. What a path, a document or a status code means belongs to each protocol's module; what is
+the same for all of them (finding the version, running it, turning a fault into an answer) belongs to
+`inferring`; sockets and limits belong to `app` and `http1`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
 import numpy as np
 import orjson
 
@@ -33,8 +34,7 @@ class BadValue(Exception):
         return self.text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A request that the guard let in. Header names are in lower case; the body is whole."""
 
     method: str
@@ -51,8 +51,7 @@ class Request:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True):
     status: int
     body: bytes
     headers: Headers = ()
