@@ -109,7 +109,7 @@ def read_plain_rows(body: bytes, inputs: Sequence[TensorSpec]) -> PredictCall | 
         return None
     values = np.frombuffer(flat, spec.dtype)
     # Finite where all numbers are and fit into the dtype; where it is not, the other way finds out which does not.
-    if not math.isfinite(values.dot(values)):
+    if not np.isfinite(values).all():
         return None
     return PredictCall(layout="row", tensors={spec.name: values.reshape(count, columns)}, rows=count)
 
