@@ -7,15 +7,14 @@ into bytes belongs to `wire`, folding events into a picture belongs to `story`.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
 import msgspec
 
 from aiaas_magics.errors import InvalidName, InvalidSpec
+from aiaas_magics.logs import Logs
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -338,27 +337,6 @@ class ErrorReport(Value, frozen=True, kw_only=True):
         if len(self.ranks) == 1:
             return f"worker {self.ranks[0]}"
         return "workers " + ", ".join(map(str, self.ranks))
-
-
-# JSON has no word for NaN and the infinities, and a loss may be one of them: they travel as text.
-Logs = dict[str, float | str]
-
-
-def logs_of(values: Mapping[str, object]) -> Logs:
-    """`values` as they may travel; what is not a number (a user's string, an array) is left out."""
-    logs: Logs = {}
-    for name, value in values.items():
-        try:
-            number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            continue
-        logs[name] = number if math.isfinite(number) else str(number)
-    return logs
-
-
-def numbers(logs: Logs) -> dict[str, float]:
-    """`logs` as they were before `logs_of`."""
-    return {name: float(value) for name, value in logs.items()}
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="kind"):

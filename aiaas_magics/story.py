@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from aiaas_magics.logs import numbers
 from aiaas_magics.spec import (
     AttemptStarted,
     Checkpointed,
@@ -31,7 +32,6 @@ from aiaas_magics.spec import (
     StepsDone,
     WorkerLost,
     WorkerStarted,
-    numbers,
 )
 
 OUTPUT_LINES: Final = 200  # kept in the picture; the whole text stays in the log (guess)

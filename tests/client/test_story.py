@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis.strategies import integers, lists
 
+from aiaas_magics.logs import logs_of, numbers
 from aiaas_magics.spec import (
     AnyEvent,
     AttemptStarted,
@@ -19,8 +20,6 @@ from aiaas_magics.spec import (
     StateChanged,
     StepsDone,
     WorkerLost,
-    logs_of,
-    numbers,
 )
 from aiaas_magics.story import JobStory, fold
 
