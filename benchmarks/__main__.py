@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = ("start", "blobs", "scaling", "serving_start")
+ALL = ("start", "blobs", "training", "scaling", "workers", "serving_start")
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or ALL
@@ -13,4 +13,5 @@ if __name__ == "__main__":
     for name in wanted:
         print(f"{name}:", flush=True)
         codes.append(subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode)
+    codes.append(subprocess.run([sys.executable, "-m", "benchmarks.page"], check=False).returncode)
     sys.exit(max(codes))

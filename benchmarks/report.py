@@ -51,6 +51,12 @@ def ratio(above: Sample, below: Sample) -> Sample:
     return Sample(tuple(a / b for a, b in zip(above.values, below.values, strict=True)))
 
 
+def compared(what: str, against: str, found: Sample, *, goal: float | None = None, higher_is_better: bool = False) -> dict[str, object]:
+    """A row of a ratio: what was measured over what it is compared with; `page` draws these."""
+    row: dict[str, object] = {"what": what, "against": against, "ratio": str(found), "rounds": [round(value, 3) for value in found.values]}
+    return row | {"better": "higher" if higher_is_better else "lower"} | ({} if goal is None else {"goal": round(goal, 3)})
+
+
 def hardware() -> str:
     memory = psutil.virtual_memory().total / 2**30
     return f"{psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
@@ -59,7 +65,7 @@ def hardware() -> str:
 def save(name: str, rows: Sequence[dict[str, object]]) -> None:
     """Print the rows and keep them under benchmarks/results."""
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"hardware": hardware(), "rows": list(rows)}, indent=1)
+    text = json.dumps({"hardware": hardware(), "load_average": round(psutil.getloadavg()[0], 1), "rows": list(rows)}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     for row in rows:
         print("  " + "  ".join(f"{key}={value}" for key, value in row.items()))

@@ -1,4 +1,4 @@
-"""Two workers against one, one core each: the CNN of the design, 28x28 images, 4,096 rows, batch 256.
+"""Two workers against one, one core each, and against what one would use instead on both cores (`peers`).
 
 Real worker processes of the training runtime. Each round measures one worker, then two, and the ratio is
 taken within the round; of an attempt's repeats the fastest counts, because what others on the machine take
@@ -10,12 +10,13 @@ to do with one another, each with half the batch.
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import secrets
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,61 +26,20 @@ from aiaas_magics import wire
 from aiaas_magics.backend.training.command import WorkerCommand, WorkerLine
 from aiaas_magics.backend.workers.attempt import AttemptFolder, write_value
 from aiaas_magics.spec import Measured, MeasureSpec
-from benchmarks.report import interleaved, ratio, save
+from benchmarks import models, peers
+from benchmarks.report import compared, interleaved, ratio, save
 
-ROWS, BATCH = 4096, 256
 STEPS = 4  # a repeat: short, so that some repeats see a quiet machine
 ROUNDS = 5
-REPEATS = 16
 WAIT_S = 600.0
 
 
-def cnn() -> Any:
-    import keras
-    from keras import layers
-
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            layers.Input((28, 28, 1)),
-            layers.Conv2D(32, 3, activation="relu"),
-            layers.MaxPooling2D(2),
-            layers.Conv2D(64, 3, activation="relu"),
-            layers.MaxPooling2D(2),
-            layers.Flatten(),
-            layers.Dense(128, activation="relu"),
-            layers.Dense(10, activation="softmax"),
-        ]
-    )
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model
-
-
-def mlp() -> Any:
-    """5.2 million parameters: much to exchange for little to compute."""
-    import keras
-    from keras import layers
-
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            layers.Input((784,)),
-            layers.Dense(2048, activation="relu"),
-            layers.Dense(1536, activation="relu"),
-            layers.Dense(10, activation="softmax"),
-        ]
-    )
-    model.compile("adam", "sparse_categorical_crossentropy")
-    return model
-
-
-def pack(folder: Path, model: Any, shape: tuple[int, ...], batch: int) -> dict[str, Any]:
+def pack(folder: Path, model: Any, batch: int) -> dict[str, Any]:
     """The fit call in files; what every command has in common."""
     from aiaas_magics.packing import fitcall
 
     folder.mkdir()
-    random = np.random.default_rng(0)
-    x, y = random.random((ROWS, *shape), dtype=np.float32), random.integers(0, 10, ROWS)
+    x, y = models.data(model, peers.ROWS)
     packed = fitcall.pack(fitcall.FitCall(model, {"x": x, "y": y, "batch_size": batch}), workers=2)
     (folder / "payload").write_bytes(packed.payload)
     for place, array in enumerate(packed.arrays):
@@ -87,10 +47,10 @@ def pack(folder: Path, model: Any, shape: tuple[int, ...], batch: int) -> dict[s
     return {"payload": str(folder / "payload"), "arrays": tuple(str(folder / f"{place}.npy") for place in range(len(packed.arrays)))}
 
 
-def measure(folder: Path, sent: dict[str, Any], *, ranks: int, steps: int, attempts: int = 1) -> float:
+def measure(folder: Path, sent: dict[str, Any], *, ranks: int, attempts: int = 1) -> float:
     """Seconds of one repeat on `ranks` workers, the fastest of one attempt; of several attempts at once, the slowest's."""
     cores = iter(sorted(os.sched_getaffinity(0)) * 2)
-    begun = [start(folder, sent, ranks=ranks, steps=steps, cores=[next(cores) for _ in range(ranks)]) for _ in range(attempts)]
+    begun = [start(folder, sent, ranks=ranks, cores=[next(cores) for _ in range(ranks)]) for _ in range(attempts)]
     processes = [process for _, started in begun for process in started]
     try:
         codes = [process.wait(WAIT_S) for process in processes]
@@ -102,9 +62,7 @@ def measure(folder: Path, sent: dict[str, Any], *, ranks: int, steps: int, attem
     return max(min(measured_in(attempt)) for attempt, _ in begun)
 
 
-def start(
-    folder: Path, sent: dict[str, Any], *, ranks: int, steps: int, cores: list[int]
-) -> tuple[AttemptFolder, list[subprocess.Popen[bytes]]]:
+def start(folder: Path, sent: dict[str, Any], *, ranks: int, cores: list[int]) -> tuple[AttemptFolder, list[subprocess.Popen[bytes]]]:
     name = f"aiaas-{secrets.token_hex(6)}"
     attempt = AttemptFolder(folder / name)
     attempt.path.mkdir()
@@ -120,7 +78,7 @@ def start(
             job_dir=str(folder),
             seed=1,
             cores=(cores[rank],),
-            measure=MeasureSpec(steps=steps, repeats=REPEATS),
+            measure=MeasureSpec(steps=STEPS, repeats=peers.REPEATS),
             reduce_name=name,
             **sent,
         )
@@ -137,38 +95,38 @@ def measured_in(attempt: AttemptFolder) -> tuple[float, ...]:
     return measured.seconds
 
 
-def compare(what: str, model: Any, shape: tuple[int, ...], *, batch: int, steps: int, rounds: int = ROUNDS) -> dict[str, object]:
-    with tempfile.TemporaryDirectory(prefix="aiaas-scaling-") as name:
-        folder = Path(name)
-        sent, half = pack(folder / "whole", model, shape, batch), pack(folder / "half", model, shape, batch // 2)
+def compare(what: str, name: str, *, batch: int, goal: float, others: Mapping[str, str]) -> list[dict[str, object]]:
+    """How many times as quick two workers are as one, as each of `others` (peer: what it is), and what the machine allows."""
+    with tempfile.TemporaryDirectory(prefix="aiaas-scaling-") as temporary:
+        folder, model = Path(temporary), models.ALL[name]()
+        sent, half = pack(folder / "whole", model, batch), pack(folder / "half", model, batch // 2)
         found = interleaved(
             {
-                "one": lambda: measure(folder, sent, ranks=1, steps=steps),
-                "two": lambda: measure(folder, sent, ranks=2, steps=steps),
-                "apart": lambda: measure(folder, half, ranks=1, steps=steps, attempts=2),
+                "one": lambda: measure(folder, sent, ranks=1),
+                "two": lambda: measure(folder, sent, ranks=2),
+                "apart": lambda: measure(folder, half, ranks=1, attempts=2),
+                **{peer: functools.partial(peers.measured, peer, name, batch=batch, steps=STEPS) for peer in others},
             },
-            repeats=rounds,
+            repeats=ROUNDS,
         )
-    speedup = ratio(found["one"], found["two"])
-    return {
-        "what": what,
-        "steps": steps,
-        "one_worker_s": str(found["one"]),
-        "two_workers_s": str(found["two"]),
-        "two_apart_s": str(found["apart"]),
-        "speedup": str(speedup),
-        "bound": str(ratio(found["one"], found["apart"])),
-        "rounds": json.dumps([round(value, 3) for value in speedup.values]),
-        "load_average": round(os.getloadavg()[0], 1),
-    }
+    times = functools.partial(compared, higher_is_better=True)
+    return [
+        times(f"{what}: two workers", "one worker", ratio(found["one"], found["two"]), goal=goal),
+        times(f"{what}: two processes that know nothing of each other", "one worker", ratio(found["one"], found["apart"])),
+        *(times(f"{what}: two workers", said, ratio(found[peer], found["two"]), goal=1.0) for peer, said in others.items()),
+    ]
+
+
+PLAIN = {"plain": "plain fit on both cores"}
+DISTRIBUTED = {"collectives": "TensorFlow's collectives over gRPC, two processes", "jax": "Keras' DataParallel on JAX, two devices"}
 
 
 def main() -> None:
     save(
         "scaling",
         [
-            compare("CNN 28x28, batch 256", cnn(), (28, 28, 1), batch=BATCH, steps=STEPS) | {"goal": "1.8"},
-            compare("MLP 5.2 M parameters, batch 512", mlp(), (784,), batch=512, steps=STEPS, rounds=3),
+            *compare("CNN 28x28, batch 256", "cnn", batch=256, goal=1.95, others=PLAIN),
+            *compare("MLP 5.2 M parameters, batch 512", "mlp", batch=512, goal=1.7, others=PLAIN | DISTRIBUTED),
         ],
     )
 

@@ -6,6 +6,7 @@ warm process, which must trace and compile as well.
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -18,7 +19,8 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.report import Sample, interleaved, ratio, save
+from benchmarks.environments import python_of
+from benchmarks.report import Sample, compared, interleaved, ratio, save
 
 REPEATS = 5
 
@@ -73,8 +75,6 @@ def server() -> list[dict[str, object]]:
 
 
 def server_memory_mb(home: Path) -> float:
-    import json
-
     told = json.loads(next(home.glob("local-*/server.json")).read_text())
     return psutil.Process(told["pid"]).memory_info().rss / 1e6
 
@@ -116,8 +116,22 @@ def second_job() -> list[dict[str, object]]:
         plain()
         found = interleaved({"submit to first step": ours, "plain fit, one step": plain}, repeats=REPEATS)
     gap = statistics.median(a - b for a, b in zip(*(sample.values for sample in found.values()), strict=True))
-    rows: list[dict[str, object]] = [{"what": name, "seconds": str(sample)} for name, sample in found.items()]
-    return [*rows, {"what": "beyond plain trace and compile", "seconds": f"{gap:.3g}"}]
+    rays = ray_train()
+    ours_s = Sample(found["submit to first step"].values[: len(rays.values)])
+    return [
+        *({"what": name, "seconds": str(sample)} for name, sample in found.items()),
+        {"what": "beyond plain trace and compile", "seconds": f"{gap:.3g}", "goal": 1},
+        {"what": "Ray Train 2.60, fit() to first step, Ray up and warm", "seconds": str(rays)},
+        compared("submit to first step, warm", "Ray Train 2.60", ratio(ours_s, rays), goal=0.1),
+    ]
+
+
+def ray_train() -> Sample:
+    """Seconds to a first step with Ray Train, in an environment of its own, on the same machine right after."""
+    python = python_of("ray", ["ray[train]==2.60.0"], sees_ours=True)
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    told = subprocess.run([str(python), "-m", "benchmarks.ray_train"], check=True, capture_output=True, text=True, env=environment)
+    return Sample(tuple(json.loads(told.stdout.splitlines()[-1])))
 
 
 if __name__ == "__main__":

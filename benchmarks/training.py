@@ -8,6 +8,7 @@ All forms are measured in turn, round by round; a ratio is taken within its roun
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import time
@@ -16,30 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import interleaved, ratio, save
+from benchmarks import models
+from benchmarks.report import compared, interleaved, ratio, save
 
 ROWS, FEATURES, BATCH = 20_000, 100, 32
 ROUNDS = 2
 STEADY = 20  # epochs, of which the median counts
+OTHERS = {"lstm": "LSTM", "transformer": "Transformer block"}
 
 
 def data() -> tuple[Any, Any]:
-    random = np.random.default_rng(0)
-    x = random.random((ROWS, FEATURES), dtype=np.float32)
-    return x, (x[:, :10].sum(axis=1) > 5).astype(np.float32)[:, None]
-
-
-def article() -> Any:
-    """The article's example."""
-    import keras
-    from keras.layers import Dense
-
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [keras.Input((FEATURES,)), Dense(64, activation="relu"), Dense(32, activation="relu"), Dense(1, activation="sigmoid")]
-    )
-    model.compile(optimizer="adam", loss="binary_crossentropy", metrics=["accuracy"])
-    return model
+    return models.data(models.article(), ROWS)
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -48,8 +36,8 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def plain_epochs(epochs: int) -> list[float]:
-    """Seconds of each epoch of plain `fit`."""
+def plain_epochs(name: str, epochs: int) -> float:
+    """Seconds of a steady epoch of plain `fit`."""
     import keras
 
     class Clock(keras.callbacks.Callback):  # type: ignore[misc]
@@ -60,20 +48,20 @@ def plain_epochs(epochs: int) -> list[float]:
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             self.at.append(time.perf_counter())
 
-    clock = Clock()
-    x, y = data()
-    article().fit(x, y, epochs=epochs, batch_size=BATCH, verbose=0, callbacks=[clock])
-    return list(np.diff(clock.at))
+    clock, model = Clock(), models.ALL[name]()
+    model.fit(*models.data(model, ROWS), epochs=epochs, batch_size=BATCH, verbose=0, callbacks=[clock])
+    return float(np.median(np.diff(clock.at)[1:]))
 
 
-def our_epochs(backend: Any, epochs: int) -> list[float]:
-    """Seconds between the ends of epochs, as the worker wrote them."""
+def our_epochs(backend: Any, name: str, epochs: int) -> float:
+    """Seconds between the ends of steady epochs, as the worker wrote them."""
     from aiaas_magics.spec import EpochEnded
 
-    x, y = data()
-    job = backend.train(article(), x, y, epochs=epochs, batch_size=BATCH, name="steady")
+    model = models.ALL[name]()
+    job = backend.train(model, *models.data(model, ROWS), epochs=epochs, batch_size=BATCH, name="steady")
     job.result()
-    return list(np.diff([entry.at_s for entry in job.entries() if isinstance(entry.event, EpochEnded)]))
+    ends = [entry.at_s for entry in job.entries() if isinstance(entry.event, EpochEnded)]
+    return float(np.median(np.diff(ends)[1:]))
 
 
 def by_hand() -> Callable[[], float]:
@@ -81,7 +69,7 @@ def by_hand() -> Callable[[], float]:
     import tensorflow as tf
 
     x, y = (tf.constant(array) for array in data())
-    model = article()
+    model = models.article()
     model.optimizer.build(model.trainable_variables)
     model.train_on_batch(x[:2], y[:2])
     steps = ROWS // BATCH
@@ -155,10 +143,10 @@ def main() -> None:
             with aiaas_magics.connect() as backend:
 
                 def cell(epochs: int) -> Callable[[], float]:
-                    return lambda: seconds(lambda: backend.train(article(), x, y, epochs=epochs, batch_size=BATCH).result())
+                    return lambda: seconds(lambda: backend.train(models.article(), x, y, epochs=epochs, batch_size=BATCH).result())
 
                 def plain(epochs: int) -> Callable[[], float]:
-                    return lambda: seconds(lambda: article().fit(x, y, epochs=epochs, batch_size=BATCH, verbose=0))
+                    return lambda: seconds(lambda: models.article().fit(x, y, epochs=epochs, batch_size=BATCH, verbose=0))
 
                 cell(1)()  # the server, the launcher and the data are there then
                 hand, scan = by_hand(), by_scan()
@@ -168,10 +156,18 @@ def main() -> None:
                         "plain_10": plain(10),
                         "cell_30": cell(30),
                         "plain_30": plain(30),
-                        "epoch": lambda: float(np.median(our_epochs(backend, STEADY)[3:])),
-                        "plain_epoch": lambda: float(np.median(plain_epochs(4)[1:])),
+                        "epoch": lambda: our_epochs(backend, "article", STEADY),
+                        "plain_epoch": lambda: plain_epochs("article", 4),
                         "hand_epoch": lambda: float(np.median([hand() for _ in range(STEADY)])),
                         "scan_epoch": lambda: float(np.median([scan() for _ in range(STEADY)])),
+                    },
+                    repeats=ROUNDS,
+                )
+                others = interleaved(
+                    {
+                        f"{who}_{name}": functools.partial(measure, name, epochs)
+                        for name in OTHERS
+                        for who, measure, epochs in (("our", functools.partial(our_epochs, backend), 5), ("plain", plain_epochs, 3))
                     },
                     repeats=ROUNDS,
                 )
@@ -180,11 +176,15 @@ def main() -> None:
     save(
         "training",
         [
-            {"what": "article, 10 epochs, whole cell", "of_plain": str(ratio(found["cell_10"], found["plain_10"])), "goal": 1 / 3},
-            {"what": "article, 30 epochs, whole cell", "of_plain": str(ratio(found["cell_30"], found["plain_30"])), "goal": 1 / 6},
-            {"what": "steady epoch", "of_plain": str(ratio(found["epoch"], found["plain_epoch"])), "goal": 1 / 20},
-            {"what": "steady epoch", "of_hand_written_xla": str(ratio(found["epoch"], found["hand_epoch"])), "goal": 1.15},
-            {"what": "steady epoch", "of_lax_scan": str(ratio(found["epoch"], found["scan_epoch"])), "goal": 1.15},
+            compared("article's model, 10 epochs, whole cell", "plain fit", ratio(found["cell_10"], found["plain_10"]), goal=1 / 3),
+            compared("article's model, 30 epochs, whole cell", "plain fit", ratio(found["cell_30"], found["plain_30"]), goal=1 / 6),
+            compared("article's model, steady epoch", "plain fit", ratio(found["epoch"], found["plain_epoch"]), goal=1 / 20),
+            compared("article's model, steady epoch", "a loop by hand, XLA", ratio(found["epoch"], found["hand_epoch"]), goal=1.15),
+            compared("article's model, steady epoch", "lax.scan by hand, JAX", ratio(found["epoch"], found["scan_epoch"]), goal=1.15),
+            *(
+                compared(f"small {said}, steady epoch", "plain fit", ratio(others[f"our_{name}"], others[f"plain_{name}"]), goal=1.0)
+                for name, said in OTHERS.items()
+            ),
         ],
     )
 
