@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Final
+
+import msgspec
 
 from aiaas_magics.backend.serving.protocols import Request, Response
 
@@ -41,7 +42,7 @@ def compressed(response: Response, encoding: str) -> Response:
     if len(_packed(response.body[:PROBE], encoding)) > WORTH * PROBE:
         return response
     headers = (*response.headers, (b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding"))
-    return replace(response, body=_packed(response.body, encoding), headers=headers)
+    return msgspec.structs.replace(response, body=_packed(response.body, encoding), headers=headers)
 
 
 def _packed(data: bytes, encoding: str) -> bytes:

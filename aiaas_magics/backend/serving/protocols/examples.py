@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import msgspec
 import numpy as np
 
 from aiaas_magics.backend.serving import codec
@@ -30,8 +30,7 @@ METHODS: Final[Mapping[str, Method]] = {"classify": "classify", "regress": "regr
 KINDS: Final[Mapping[Method, str]] = {"classify": "classification", "regress": "regression"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExamplesCall:
+class ExamplesCall(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded classify or regress request."""
 
     method: Method

@@ -12,10 +12,10 @@ since KServe's client reads it; a model that is not ready is 503, which load bal
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import orjson
 from msgspec import UNSET
@@ -74,16 +74,14 @@ def find_route(method: str, path: str) -> Route | Response:
 # --------------------------------------------------------------------------- infer
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """An output that the caller asked for, and whether as raw bytes."""
 
     name: str
     binary: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferCall:
+class InferCall(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded inference request. `rows` is None where the inputs differ in their first dimension."""
 
     model: str
