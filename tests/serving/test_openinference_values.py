@@ -132,7 +132,7 @@ def test_any_tensor_in_either_form_comes_back_bit_for_bit(one: np.ndarray, other
     assert all(array.flags.aligned for array in call.tensors.values())
     for form in (True, False) if not no_json else (True,):
         wanted = tuple(openinference.Wanted(name, form) for name in given_arrays)
-        answer = openinference.call_of(version(inputs), call.tensors, None, wanted).response(call.tensors)
+        answer = openinference.call_of(version(inputs), call.tensors, wanted).response(call.tensors)
         assert all(same(tensors_in(answer)[name], array) for name, array in given_arrays.items())
 
 
@@ -255,6 +255,9 @@ def test_nan_and_infinity_may_stand_in_json() -> None:
         (json.dumps(document(outputs=[{"name": "y-x", "parameters": {"binary_data": "yes"}}])).encode(), "binary_data"),
         (json.dumps(document(outputs=[{"name": "y-x", "parameters": {"classification": 1}}])).encode(), "'classification' is not offered"),
         (json.dumps(document(parameters={"triton_x": 1})).encode(), "reserved"),
+        (json.dumps(document(parameters={"timeout": -1})).encode(), "'timeout' is a number of microseconds, got -1"),
+        (json.dumps(document(parameters={"timeout": 10**400})).encode(), "'timeout' is a number of microseconds"),
+        (json.dumps(document(parameters={"timeout": "1s"})).encode(), "'timeout' is a number of microseconds"),
         (json.dumps(document(parameters={"binary_data_output": 1})).encode(), "true or false"),
         (json.dumps({"inputs": document()["inputs"] * 2}).encode(), "comes twice"),
         (b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]}", ""),
@@ -378,7 +381,7 @@ def test_only_what_is_asked_for_is_answered_in_the_form_and_order_that_were_aske
     ],
 )
 def test_an_output_without_a_json_form_says_so(array: np.ndarray, text: str) -> None:
-    call = openinference.call_of(version(ONE), {}, None, (openinference.Wanted("y", False),))
+    call = openinference.call_of(version(ONE), {}, (openinference.Wanted("y", False),))
 
     with pytest.raises(BadValue) as refused:
         call.response({"y": array})

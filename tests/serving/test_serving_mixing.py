@@ -21,7 +21,7 @@ from aiaas_magics.backend.serving.batching import BatchQueue, Limits, QueueFull,
 from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
 from aiaas_magics.backend.serving.figures import Figures
 from aiaas_magics.backend.serving.inferring import respond
-from aiaas_magics.backend.serving.protocols import Request, tfserving
+from aiaas_magics.backend.serving.protocols import Request, openinference, tfserving
 from aiaas_magics.backend.serving.protocols.tfserving import Route
 from aiaas_magics.backend.serving.registry import Registry, Version
 from aiaas_magics.backend.serving.replicas import Replicas, answers_of
@@ -234,3 +234,28 @@ async def test_a_full_queue_is_503_with_retry_after_and_the_others_are_answered(
         {"predictions": [2.0 * n]} for n, got in enumerate(answers) if got.status == 200
     ]
     assert engine.closed == 1
+
+
+async def test_a_request_whose_timeout_is_over_is_not_computed_and_the_others_are() -> None:
+    """The v2 parameter "timeout", in microseconds."""
+    engine, registry = Held(), Registry()
+    x, y = tensor("x", "float32", -1), tensor("y", "float32", -1)
+    version = Version(number=1, spec=spec_of("busy", [x], [y]), created_s=0.0)
+    registry.begin(version)
+    version.executor = Replicas([engine], name="busy", batchable=False, limits=Limits(), figures=version.figures)
+    registry.flip(version)
+    bodies = [
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [n]}], "parameters": {"timeout": timeout_us}}
+        for n, timeout_us in ((1.0, 0), (2.0, 1), (3.0, 600_000_000), (4.0, 0))
+    ]
+    requests = [Request(method="POST", path="/v2/models/busy/infer", body=json.dumps(body).encode()) for body in bodies]
+    asked = [asyncio.create_task(respond(registry, openinference, Route(action="infer", name="busy"), request)) for request in requests]
+    await asyncio.sleep(0.01)  # the first occupies the engine, and more than a microsecond is over
+
+    engine.go.set()
+    answers = [await task for task in asked]
+    await version.drain_and_close()
+
+    assert [answer.status for answer in answers] == [200, 503, 200, 200]
+    assert b"timeout was over" in answers[1].body
+    assert json.loads(answers[2].body)["outputs"][0]["data"] == [6.0]

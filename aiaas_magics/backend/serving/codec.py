@@ -37,6 +37,7 @@ class PredictCall(msgspec.Struct, frozen=True, kw_only=True):
     layout: Literal["row", "column"]
     tensors: dict[str, np.ndarray]
     rows: int | None
+    timeout_s: float = math.inf  # this protocol has no word for it
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
         return Response(200, write_predict(outputs, self.layout))

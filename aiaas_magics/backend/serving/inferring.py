@@ -80,7 +80,7 @@ def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request
         hand_over(request, response, done)
 
     try:
-        executor.submit(call.tensors, call.rows, answered)
+        executor.submit(call.tensors, call.rows, answered, timeout_s=call.timeout_s)
     except QueueFull as full:
         version.leave()
         version.figures.refused += 1

@@ -80,6 +80,10 @@ class InferenceCall(Protocol):
     def tensors(self) -> Mapping[str, np.ndarray]: ...
     @property
     def rows(self) -> int | None: ...
+    @property
+    def timeout_s(self) -> float:
+        """How long its caller lets it wait to be computed; infinite where it does not say."""
+        ...
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
         """The answer in the form that the request asked for.

@@ -36,6 +36,7 @@ class ExamplesCall(msgspec.Struct, frozen=True, kw_only=True):
     method: Method
     tensors: Mapping[str, np.ndarray]
     rows: int | None
+    timeout_s: float = math.inf
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
         ((name, output),) = outputs.items()

@@ -11,6 +11,7 @@ since KServe's client reads it; a model that is not ready is 503, which load bal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -90,6 +91,7 @@ class InferCall(msgspec.Struct, frozen=True, kw_only=True):
     tensors: Mapping[str, np.ndarray]
     rows: int | None
     wanted: tuple[Wanted, ...]
+    timeout_s: float = math.inf
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
         described: list[dict[str, Any]] = []
@@ -125,7 +127,8 @@ def read(_route: protocols.Route, request: Request, version: Version) -> InferCa
     asked = tensors.parse(body if size is None else body[:size])
     check_parameters(asked)
     given = read_inputs(asked, memoryview(body)[size:] if size is not None else memoryview(b""), version)
-    return call_of(version, given, asked.id, wanted_outputs(asked, version.spec.outputs))
+    wanted = wanted_outputs(asked, version.spec.outputs)
+    return call_of(version, given, wanted, id=asked.id, timeout_s=timeout_of(asked))
 
 
 def json_size(request: Request) -> int | None:
@@ -201,7 +204,7 @@ def read_raw(body: bytes, version: Version) -> InferCall:
         shape[free[0]] = len(body) // row_bytes
     tensors.check_shape(tuple(shape), spec)
     tensor = tensors.from_bytes(body, datatype, tuple(shape), spec.name)
-    return call_of(version, {spec.name: tensor}, None, tuple(Wanted(output.name, True) for output in version.spec.outputs))
+    return call_of(version, {spec.name: tensor}, tuple(Wanted(output.name, True) for output in version.spec.outputs))
 
 
 def wanted_outputs(asked: InferRequest, specs: tuple[TensorSpec, ...]) -> tuple[Wanted, ...]:
@@ -230,10 +233,25 @@ def is_binary(output: Output, *, otherwise: bool) -> bool:
     return otherwise if output.parameters.binary_data is None else output.parameters.binary_data
 
 
-def call_of(version: Version, given: Mapping[str, np.ndarray], id: str | None, wanted: tuple[Wanted, ...]) -> InferCall:
+def timeout_of(asked: InferRequest) -> float:
+    """Triton's parameter "timeout": microseconds until the request need not be computed any more; 0 is for ever."""
+    timeout_us = (asked.parameters or {}).get("timeout", 0)
+    if type(timeout_us) is not int or not 0 <= timeout_us < 2**63:
+        raise BadValue(f"Parameter 'timeout' is a number of microseconds, got {codec.shown(timeout_us)}")
+    return timeout_us / 1e6 if timeout_us else math.inf
+
+
+def call_of(
+    version: Version,
+    given: Mapping[str, np.ndarray],
+    wanted: tuple[Wanted, ...],
+    *,
+    id: str | None = None,
+    timeout_s: float = math.inf,
+) -> InferCall:
     sizes = {tensor.shape[0] if tensor.ndim else 1 for tensor in given.values()}
     rows = sizes.pop() if len(sizes) == 1 else None
-    return InferCall(model=version.spec.name, version=version.number, id=id, tensors=given, rows=rows, wanted=wanted)
+    return InferCall(model=version.spec.name, version=version.number, id=id, tensors=given, rows=rows, wanted=wanted, timeout_s=timeout_s)
 
 
 # --------------------------------------------------------------------------- everything else
