@@ -104,14 +104,14 @@ class Http1(HttpToolsProtocol):
         except httptools.HttpParserUpgrade:
             self._unsupported_upgrade_warning()
         except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+            self.send_400_response("This is not valid HTTP/1.1. Check what sends this request.")
             return
         # A whole request in one read, which is nearly every one, costs a few comparisons here.
         if self._in_head:
             if not self.transport.is_closing():
                 self._head_bytes += len(data)
                 if self._head_bytes > HEAD_BYTES:
-                    self.send_400_response(f"The request's head has more than {HEAD_BYTES} bytes.")
+                    self.send_400_response(f"The request's head has more than {HEAD_BYTES} bytes. Send fewer or shorter headers.")
                 elif self._head_deadline is None:
                     self._arm()
         elif self._short is not None and not self._held:
@@ -283,13 +283,20 @@ class Http1(HttpToolsProtocol):
             self._body_deadline = None
 
     def _body_too_slow(self) -> None:
-        self._body_deadline = None
-        self._short = None
+        self._release()
+        self._short, self._body = None, []
+        self._end_with(error(408, str(BodyTooSlow(self.app.body_s))))
+
+    def send_400_response(self, msg: str) -> None:
+        self._end_with(error(400, msg))
+
+    def _end_with(self, response: Response) -> None:
+        """Answer what is being answered, then this, and read nothing more."""
         if self.transport.is_closing():
             return
         self.flow.pause_reading()
         self._pending.keep_alive = False
-        self._pending.slots.append(Slot(error(408, str(BodyTooSlow(self.app.body_s)))))
+        self._pending.slots.append(Slot(response))
         self._flush()
 
     def _arm(self) -> None:
@@ -302,8 +309,7 @@ class Http1(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._head_deadline = None
-        if not self.transport.is_closing():
-            self.send_400_response(f"The request's head did not come within {HEAD_S:g} s.")
+        self.send_400_response(f"The request's head did not come within {HEAD_S:g} s. Send it at once.")
 
 
 def _lines(headers: Headers | list[tuple[bytes, bytes]]) -> bytes:

@@ -1,0 +1,369 @@
+"""The short way and the long way through the server: the same answers, in the order of the requests, whatever comes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from serving_models import plus, spec_of, tensor
+from serving_rig import Rig
+from uvicorn.server import ServerState
+
+from aiaas_magics.backend.guard import Guard
+from aiaas_magics.backend.serving import http1
+from aiaas_magics.backend.serving.app import App
+from aiaas_magics.backend.serving.batching import Limits
+from aiaas_magics.backend.serving.http1 import Http1
+from aiaas_magics.backend.serving.registry import Registry, Version
+from aiaas_magics.backend.serving.replicas import Inline, Replicas
+
+ALLOWED = b"Authorization: Bearer right"
+V1, V2 = b"/v1/models/double:predict", b"/v2/models/double/infer"
+
+
+class Doubling:
+    kind = "doubling"
+
+    def run(self, inputs: Mapping[str, np.ndarray], /) -> dict[str, np.ndarray]:
+        return {"y": inputs["x"] * 2}
+
+    def close(self) -> None: ...
+
+
+class Wire:
+    """A transport that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self.sent, self.closed, self.reading = b"", False, True
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def write(self, data: bytes) -> None:
+        if not self.closed:  # as a real one: what is written after the end is lost
+            self.sent += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+
+class Long(Http1):
+    """Every request goes the long way."""
+
+    def _is_short(self) -> bool:
+        return False
+
+
+class Served:
+    """A registry with one model, and connections to it without a network."""
+
+    def __init__(self, *, body_s: float = 60.0, **limits: Any) -> None:
+        registry = Registry()
+        spec = spec_of("double", [tensor("x", "float32", -1, 2)], [tensor("y", "float32", -1, 2)])
+        version = Version(number=1, spec=spec, created_s=0.0)
+        registry.begin(version)
+        shared = {"batchable": True, "limits": Limits(**limits), "figures": version.figures}
+        self.larger = Replicas([Doubling()], name="double", **shared)
+        version.executor = Inline(Doubling(), larger=self.larger, **shared)
+        registry.flip(version)
+        self.version, self.app = version, App(registry, Guard(b"right"), body_s=body_s)
+        self._config = uvicorn.Config(self.app, ws="none", lifespan="off", interface="asgi3", log_config=None, proxy_headers=False)
+        self._config.load()
+        self.state = ServerState()
+
+    def connect(self, protocol: type[Http1] = Http1) -> tuple[Http1, Wire]:
+        wire = Wire()
+        made = protocol(config=self._config, server_state=self.state, app_state={}, _loop=asyncio.get_running_loop())
+        made.connection_made(wire)
+        return made, wire
+
+    async def answers(self, protocol: type[Http1], data: list[bytes]) -> tuple[bytes, bool]:
+        """What comes back for these reads of one connection, and whether it was closed then."""
+        made, wire = self.connect(protocol)
+        for part in data:
+            if wire.closed:
+                break
+            made.data_received(part)
+            await asyncio.sleep(0)
+        for _ in range(2000):
+            if wire.closed or ((made.cycle is None or made.cycle.response_complete) and not made.pipeline):
+                break
+            await asyncio.sleep(0)
+        if not wire.closed:
+            made.connection_lost(None)
+        return wire.sent, wire.closed
+
+
+async def until(there: Callable[[], bool]) -> None:
+    """Let the loop go on until `there`."""
+    while not there():  # noqa: ASYNC110 - the connection under test has no event for it
+        await asyncio.sleep(0.001)
+
+
+def request(
+    path: bytes, body: bytes, *headers: bytes, method: bytes = b"POST", version: bytes = b"1.1", host: bytes = b"localhost"
+) -> bytes:
+    lines = [b"%b %b HTTP/%b" % (method, path, version), b"Host: " + host, *headers]
+    if method == b"POST":
+        lines.append(b"Content-Length: %d" % len(body))
+    return b"\r\n".join(lines) + b"\r\n\r\n" + (body if method == b"POST" else b"")
+
+
+def some_request(chance: random.Random) -> bytes:
+    """A request of which each part is mostly right and sometimes not."""
+
+    def mostly(right: bytes, *others: bytes) -> bytes:
+        return right if chance.random() < 0.75 else chance.choice(others)
+
+    rows = [[chance.randrange(100) / 4 for _ in range(2)] for _ in range(chance.randrange(1, 4))]
+    v1 = json.dumps({"instances": rows}).encode()
+    binary = np.asarray(rows, "<f4").tobytes()
+    given = {"name": "x", "shape": [len(rows), 2], "datatype": "FP32"}
+    v2 = json.dumps({"id": "i", "inputs": [given | {"data": rows}]}).encode()
+    head = json.dumps({"inputs": [given | {"parameters": {"binary_data_size": len(binary)}}]}).encode()
+    method = mostly(b"POST", b"GET", b"PUT", b"HEAD", b"OPTIONS")
+    headers = [mostly(ALLOWED, b"Authorization: Bearer wrong", b"X-Nothing: 1")]
+    if chance.random() < 0.2:
+        headers.append(
+            chance.choice([b"Connection: close", b"Connection: keep-alive", b"Accept-Encoding: gzip", b"Origin: https://evil.example"])
+        )
+    host = mostly(b"localhost", b"evil.example", b"127.0.0.1:80")
+    version = b"1.0" if chance.random() < 0.05 else b"1.1"
+    if chance.random() < 0.3:
+        headers.append(b"Inference-Header-Content-Length: " + mostly(b"%d" % len(head), b"0", b"9999", b"x"))
+        return request(mostly(V2, V1), head + binary, *headers, method=method, version=version, host=host)
+    path = mostly(V1, V2, V1 + b"?token=right", b"/v1/models/double/versions/1:predict", b"/v1/models/none:predict", b"/v2", b"/", b"/%zz")
+    body = mostly(
+        v2 if path == V2 else v1, b"", b"{", b"[]", b'{"instances": [[1]]}', b'{"instances": [[NaN, 1e39]]}', b'{"inputs": 1}', v1 + b" x"
+    )
+    return request(path, body, *headers, method=method, version=version, host=host)
+
+
+def cut(data: bytes, chance: random.Random) -> list[bytes]:
+    """`data` as a few reads may bring it."""
+    places = sorted(chance.randrange(len(data)) for _ in range(chance.choice([0, 0, 0, 1, 3])))
+    return [data[low:high] for low, high in zip([0, *places], [*places, len(data)], strict=True) if high > low]
+
+
+async def test_twenty_thousand_requests_are_answered_alike_on_both_ways() -> None:
+    served, chance = Served(), random.Random(1)
+    short = seen = 0
+    codes: set[bytes] = set()
+    while seen < 20_000:
+        requests = [some_request(chance) for _ in range(chance.choice([1, 1, 2, 4]))]
+        reads = cut(b"".join(requests), chance)
+        before = served.state.total_requests
+        quick = await served.answers(Http1, reads)
+        short += served.state.total_requests - before
+        slow = await served.answers(Long, reads)
+        assert quick == slow, b"".join(requests)
+        seen += len(requests)
+        codes.update(re.findall(rb"HTTP/1.1 (\d+)", quick[0]))
+
+    assert {b"200", b"400", b"401", b"404", b"405", b"421"} <= codes
+    assert b"500" not in codes
+    assert served.version.figures.requests > 5_000
+    await served.version.drain_and_close()
+
+
+async def test_a_prediction_takes_the_short_way_and_what_is_not_plain_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    served, long = Served(), 0
+    as_uvicorn = Http1._as_uvicorn
+
+    def counted(self: Http1) -> None:
+        nonlocal long
+        long += 1
+        as_uvicorn(self)
+
+    monkeypatch.setattr(Http1, "_as_uvicorn", counted)
+    body = b'{"instances": [[1.0, 2.0]]}'
+    plain = request(V1, body, ALLOWED)
+
+    async def ways(*requests: bytes) -> int:
+        before = long
+        await served.answers(Http1, list(requests))
+        return long - before
+
+    assert await ways(plain, plain, request(V1 + b"?a=1", body, ALLOWED), request(V1, body, ALLOWED, b"X: 1")) == 0
+    assert await ways(request(V1, body)) == 1, "the guard's refusal is the app's to send"
+    assert await ways(plain, request(V1, b"", ALLOWED, method=b"GET")) == 1, "the same head with another method is another request"
+    assert await ways(request(V1, body, ALLOWED, b"Expect: 100-continue")) == 1
+    assert await ways(request(V1, body, ALLOWED, b"Content-Encoding: gzip")) == 1
+    assert await ways(request(V1, b"x" * (http1.SHORT_BYTES + 1), ALLOWED)) == 1
+    chunked = b"POST " + V1 + b" HTTP/1.1\r\nHost: localhost\r\n" + ALLOWED + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert await ways(chunked + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)) == 1
+    await served.version.drain_and_close()
+
+
+async def test_answers_of_both_ways_leave_in_the_order_of_their_requests() -> None:
+    served = Served()
+    paths = [V1, b"/v1/models/double", V1, V1, b"/v2", b"/v2/models/double/ready", V1]
+    requests = [
+        request(path, b'{"instances": [[%d, 0]]}' % place, ALLOWED, method=b"POST" if path == V1 else b"GET")
+        for place, path in enumerate(paths)
+    ]
+
+    sent, _ = await served.answers(Http1, [b"".join(requests)])
+
+    documents = [json.loads(part.partition(b"\r\n\r\n")[2]) for part in sent.split(b"HTTP/1.1 200 OK")[1:]]
+    assert len(documents) == len(paths)
+    for place, (path, document) in enumerate(zip(paths, documents, strict=True)):
+        assert ("predictions" in document) == (path == V1)
+        if path == V1:
+            assert document == {"predictions": [[2.0 * place, 0.0]]}
+    await served.version.drain_and_close()
+
+
+async def test_a_connection_with_many_waiting_predictions_is_not_read_on_until_they_are_answered() -> None:
+    served = Served()
+    made, wire = served.connect()
+
+    made.data_received(request(V1, b'{"instances": [[1, 2]]}', ALLOWED) * http1.PENDING)
+    assert not wire.reading
+    await until(lambda: made.cycle.response_complete)
+
+    assert wire.reading
+    assert wire.sent.count(b"200 OK") == http1.PENDING
+    made.pause_writing()
+    assert not wire.reading, "who does not read answers is not read from"
+    made.resume_writing()
+    assert wire.reading
+    made.connection_lost(None)
+    await served.version.drain_and_close()
+
+
+async def test_a_body_that_does_not_come_is_408_after_the_answers_before_it() -> None:
+    served = Served(body_s=0.05)
+    made, wire = served.connect()
+    whole = request(V1, b'{"instances": [[1, 2]]}', ALLOWED)
+
+    made.data_received(whole + whole[:-5])
+    assert served.app.held.bytes == 23
+    await until(lambda: wire.closed)
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", wire.sent) == [b"200", b"408"]
+    assert b"connection: close" in wire.sent
+    assert served.app.held.bytes == 0
+    made.connection_lost(None)
+    await served.version.drain_and_close()
+
+
+async def test_a_shutdown_waits_for_predictions_and_closes_idle_connections_at_once() -> None:
+    served = Served()
+    (busy, busy_wire), (_, idle_wire) = served.connect(), served.connect()
+    busy.data_received(request(V1, b'{"instances": [[1, 2]]}', ALLOWED))
+
+    for connection in list(served.state.connections):
+        connection.shutdown()
+    assert (busy_wire.closed, idle_wire.closed) == (False, True)
+    await until(lambda: busy_wire.closed)
+
+    assert b"200 OK" in busy_wire.sent
+    assert b"connection: close" in busy_wire.sent
+    await served.version.drain_and_close()
+
+
+async def test_who_leaves_before_the_answer_harms_nobody() -> None:
+    served = Served()
+    (gone, wire), (stays, other) = served.connect(), served.connect()
+    for connection in (gone, stays):
+        connection.data_received(request(V1, b'{"instances": [[1, 2]]}', ALLOWED))
+    wire.close()
+    gone.connection_lost(ConnectionResetError())
+    await until(lambda: stays.cycle.response_complete)
+
+    assert b"200 OK" in other.sent
+    assert served.version.figures.requests == 2
+    await served.version.drain_and_close()
+
+
+async def test_a_request_of_more_rows_than_the_loop_may_be_kept_for_runs_in_a_thread() -> None:
+    served = Served(batch_rows=4)
+    rows = [[float(n), 0.0] for n in range(5)]
+
+    made, wire = served.connect()
+    made.data_received(request(V1, json.dumps({"instances": rows}).encode(), ALLOWED))
+    await until(lambda: made.cycle.response_complete)
+
+    assert json.loads(wire.sent.partition(b"\r\n\r\n")[2]) == {"predictions": [[2 * n, 0.0] for n, _ in rows]}
+    assert served.version.figures.batches.keys() == {5}
+    await served.version.drain_and_close()
+
+
+async def test_requests_of_one_turn_run_together_and_are_counted() -> None:
+    served = Served()
+    connections = [served.connect() for _ in range(8)]
+    for made, _ in connections:
+        made.data_received(request(V1, b'{"instances": [[1, 2]]}', ALLOWED))
+    await until(lambda: all(made.cycle.response_complete for made, _ in connections))
+
+    figures = served.version.figures
+    assert {rows: spent.count for rows, spent in figures.batches.items()} == {8: 1}
+    assert (figures.requests, figures.rows, figures.dispatch) == (8, 8, {"all that waited": 1})
+    assert len(figures.latency) == 8
+    await served.version.drain_and_close()
+
+
+async def test_a_batch_is_held_back_for_company_only_where_that_was_asked_for() -> None:
+    served = Served(delay_s=0.2)
+    (first, _), (second, _) = served.connect(), served.connect()
+    body = request(V1, b'{"instances": [[1, 2]]}', ALLOWED)
+    first.data_received(body)
+    await asyncio.sleep(0.02)
+    second.data_received(body)
+    await until(lambda: first.cycle.response_complete and second.cycle.response_complete)
+
+    assert served.version.figures.batches.keys() == {2}
+    await served.version.drain_and_close()
+
+
+# --------------------------------------------------------------------------- a real process
+
+
+def test_one_real_connection_carries_every_kind_of_request_in_order(rig: Rig, tmp_path: Path) -> None:
+    rig.load(plus(tmp_path, "mixed", 1.0))
+    token = f"Authorization: Bearer {rig.host.token}".encode()
+    path, body = b"/v1/models/mixed:predict", b'{"instances": [[1.0]]}'
+    host = {"host": b"127.0.0.1"}
+    chunked = b"POST %b HTTP/1.1\r\nHost: 127.0.0.1\r\n%b\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
+        path,
+        token,
+        len(body),
+        body,
+    )
+    expecting = request(path, body, token, b"Expect: 100-continue", **host)
+    requests = [
+        request(path, body, token, **host),
+        request(b"/v1/models/mixed", b"", token, method=b"GET", **host),
+        chunked,
+        request(path, b"no json", token, **host),
+        request(path, body, token, **host),
+        expecting,
+        request(path, body, token, b"Connection: close", **host),
+    ]
+    with socket.create_connection(rig.address, timeout=20) as plain:
+        plain.sendall(b"".join(requests))
+        got = b""
+        while chunk := plain.recv(65536):
+            got += chunk
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200", b"200", b"200", b"400", b"200", b"100", b"200", b"200"]
+    assert got.count(b'{"predictions":[[2.0]]}') == 5
