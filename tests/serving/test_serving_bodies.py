@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import socket
 import time
+import zlib
 from collections.abc import Iterator
 
 import psutil
@@ -13,6 +15,7 @@ import pytest
 from serving_rig import Rig, is_whole
 
 MEGABYTE = 1024 * 1024
+PREDICT = "/v1/models/plus:predict"
 
 
 def head_of(rig: Rig, *lines: str) -> bytes:
@@ -172,3 +175,59 @@ def test_requests_that_are_pipelined_are_answered_in_order(shared: Rig) -> None:
             got += plain.recv(65536)
 
     assert [f"[[{n + 1}.0]]".encode() in part for n, part in enumerate(got.split(b'{"predictions":')[1:])] == [True] * 20
+
+
+# --------------------------------------------------------------------------- compressed bodies
+
+
+ROW = b'{"instances": [[1.0]]}'
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "status", "said"),
+    [
+        ("gzip", gzip.compress(ROW), 200, ""),
+        ("GZIP", gzip.compress(ROW), 200, ""),
+        ("deflate", zlib.compress(ROW), 200, ""),
+        ("identity", ROW, 200, ""),
+        ("gzip", ROW, 400, "not gzip"),
+        ("gzip", gzip.compress(ROW)[:-4], 400, "one whole gzip stream"),
+        ("gzip", gzip.compress(ROW) + b"more", 400, "one whole gzip stream"),
+        ("gzip", b"", 400, "one whole gzip stream"),
+        ("deflate", gzip.compress(ROW), 400, "not deflate"),
+        ("br", ROW, 415, "'br' is not read"),
+        ("gzip, gzip", gzip.compress(gzip.compress(ROW)), 415, "is not read"),
+        ("gzip", gzip.compress(bytes(200 * 1024 * 1024), 1), 413, "when it is unpacked"),
+    ],
+)
+def test_a_compressed_body_is_unpacked_within_the_limit(shared: Rig, encoding: str, body: bytes, status: int, said: str) -> None:
+    answer = shared.call("POST", PREDICT, body, headers={"Content-Encoding": encoding})
+
+    assert answer.status == status, answer.body
+    if status != 200:
+        assert said in answer.error
+
+
+def test_a_bomb_costs_no_more_memory_than_a_body_may_have(shared: Rig) -> None:
+    process = psutil.Process(shared.host.pid)
+    before = process.memory_info().rss
+    bomb = gzip.compress(bytes(1024**3), 9)
+
+    for _ in range(4):
+        assert shared.call("POST", PREDICT, bomb, headers={"Content-Encoding": "gzip"}).status == 413
+
+    assert process.memory_info().rss - before < 256 * 1024**2
+
+
+def test_ten_thousand_idle_connections_keep_nobody_from_an_answer(shared: Rig) -> None:
+    resource = pytest.importorskip("resource", reason="this system has no limits of open files to ask for")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = min(hard, psutil.Process(shared.host.pid).rlimit(psutil.RLIMIT_NOFILE)[0]) - 500
+    if allowed < 10_000:
+        pytest.skip(f"a process may have {allowed + 500} files open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.ExitStack() as idle:
+        for _ in range(10_000):
+            idle.enter_context(socket.create_connection(shared.address, timeout=20))
+        assert shared.predict("plus", {"instances": [[1.0]]}).status == 200
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from aiaas_magics.backend.guard import Allow, Guard, facts_of
 from aiaas_magics.backend.serving import inferring
-from aiaas_magics.backend.serving.protocols import Request, Response, error
+from aiaas_magics.backend.serving.compression import TooLarge, unpacked
+from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, error
 from aiaas_magics.backend.serving.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class App:
             await self._refuse(route, scope, receive, send)
             return
         try:
-            body = b"" if scope["method"] == "GET" else await self._body(scope, receive)
+            body = b"" if scope["method"] == "GET" else await self._unpacked(await self._body(scope, receive), scope)
             client = b"%b:%d" % (scope["client"][0].encode(), scope["client"][1]) if scope.get("client") else b""
             request = Request(
                 method=scope["method"], path=path, headers=tuple(scope["headers"]), body=body, client=client, scheme=scope["scheme"]
@@ -89,6 +90,8 @@ class App:
         except BodyTooLarge as fault:
             await self._refuse(error(413, str(fault)), scope, receive, send)
             return
+        except (BadValue, TooLarge) as fault:
+            response = error(fault.status if isinstance(fault, BadValue) else 413, str(fault))
         except BodyTooSlow as fault:
             await _answer(send, error(408, str(fault)), close=True)
             return
@@ -97,6 +100,10 @@ class App:
         except Exception as fault:  # noqa: BLE001 - border: a fault of ours costs one answer, not the server
             response = inferring.refusal(fault)
         await _answer(send, response)
+
+    async def _unpacked(self, body: bytes, scope: Scope) -> bytes:
+        encoding = next((value for name, value in scope["headers"] if name == b"content-encoding"), None)
+        return body if encoding is None else await asyncio.to_thread(unpacked, body, encoding, most=self._body_bytes)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """The whole body, within its limits.

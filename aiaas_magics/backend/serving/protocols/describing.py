@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 import orjson
 
 from aiaas_magics import snippets, wire
-from aiaas_magics.backend.serving import protocols
+from aiaas_magics.backend.serving import metrics, protocols
 from aiaas_magics.backend.serving.figures import Figures
 from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, error, openapi, openinference, page, tfserving
 from aiaas_magics.backend.serving.protocols.page import Call, Counted, Description
@@ -27,6 +27,8 @@ PATHS: Final = PathTable(
         Operation("GET", "/", "home", "That the server is alive, and its endpoints"),
         Operation("GET", "/endpoints/{name}", "page", "An endpoint: its interface, example calls, versions and figures"),
         Operation("GET", "/openapi.json", "openapi", "This document"),
+        Operation("GET", "/metrics", "metrics", "Figures of every version, for Prometheus"),
+        Operation("GET", "/monitoring/prometheus/metrics", "metrics", "The same, where TensorFlow Serving has them"),
     )
 )
 OPERATIONS: Final = (*PATHS.operations, *tfserving.PATHS.operations, *openinference.PATHS.operations)
@@ -50,6 +52,8 @@ def look(registry: Registry, route: protocols.Route, request: Request) -> Respon
     match route.action:
         case "openapi":
             return Response(200, orjson.dumps(openapi.document(OPERATIONS, registry, url)))
+        case "metrics":
+            return Response(200, metrics.text(registry), content_type=metrics.CONTENT_TYPE)
         case "home":
             names = registry.names()
             document = {"status": "alive", "endpoints": [{"name": name, "url": f"{url}/endpoints/{name}"} for name in names]}
