@@ -209,3 +209,42 @@ def test_statistics_count_what_was_asked(rig: Rig, tmp_path: Path) -> None:
     figures = rig.call("GET", "/endpoints/plus").document["figures"]
     assert (figures["requests"], figures["rows"], figures["batches"], figures["failed"]) == (3, 6, 3, 1)
     assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["p999_ms"]
+
+
+def test_an_unloaded_model_is_not_ready_until_it_is_loaded_again(rig: Rig, tmp_path: Path) -> None:
+    rig.load(serving_models.plus(tmp_path, "plus", 1.0))
+    ask = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}]}
+
+    gone = rig.call("POST", "/v2/repository/models/plus/unload", b'{"parameters": {"unload_dependents": false}}')
+    states = [rig.call("GET", path).status for path in ("/v2/models/plus/ready", "/v2/models/plus", "/v2/health/ready")]
+    asked, predicted = infer(rig, "plus", ask), rig.predict("plus", {"instances": [[1.0]]})
+    index = rig.call("POST", "/v2/repository/index", b"").document
+    back = rig.call("POST", "/v2/repository/models/plus/load")
+
+    assert (gone.status, gone.document) == (200, {"name": "plus", "unload": True})
+    assert states == [503, 503, 200]
+    assert (asked.status, asked.headers["retry-after"], predicted.status) == (503, "1", 404)
+    assert index == [{"name": "plus", "version": "1", "state": "UNAVAILABLE", "reason": ""}]
+    assert (back.status, back.document) == (200, {"name": "plus", "load": True})
+    assert infer(rig, "plus", ask).document["outputs"][0]["data"] == [2.0]
+    rig.call("POST", "/v2/repository/models/plus/unload")
+    rig.load(serving_models.plus(tmp_path, "plus", 2.0), 2)
+    assert infer(rig, "plus", ask).document["outputs"][0]["data"] == [3.0], "a deploy lets it answer again"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "text"),
+    [
+        ("/v2/repository/models/nobody/load", b"", 404, "Request for unknown model: 'nobody' is not found"),
+        ("/v2/repository/models/nobody/unload", b"{}", 404, "Request for unknown model: 'nobody' is not found"),
+        ("/v2/repository/models/plus/load", b'{"parameters": {"config": "{}"}}', 400, "Models come here by a deploy"),
+        ("/v2/repository/models/plus/load", b'{"parameters": 7}', 400, "does not have its form"),
+        ("/v2/repository/models/plus/unload", b"[", 400, "does not have its form"),
+    ],
+)
+def test_a_repository_request_that_cannot_be_done_says_why(shared: Rig, path: str, body: bytes, status: int, text: str) -> None:
+    answer = shared.call("POST", path, body)
+
+    assert answer.status == status
+    assert text in answer.error
+    assert shared.call("GET", "/v2/models/plus/ready").status == 200

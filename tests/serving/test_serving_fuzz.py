@@ -24,7 +24,8 @@ def operations(rig: Rig) -> list[Any]:
     """What the document has, with names that are there: a request for nobody is refused before anything reads it."""
     document = rig.call("GET", "/openapi.json").document
     others = re.compile(r"/models/(?!\{|plus\b|sums\b)")
-    document["paths"] = {path: item for path, item in document["paths"].items() if not others.search(path)}
+    # Unloading is asked for elsewhere: after it nothing here would be answered any more.
+    document["paths"] = {path: item for path, item in document["paths"].items() if not others.search(path) and "unload" not in path}
     for operation in (operation for item in document["paths"].values() for operation in item.values()):
         operation["parameters"] = [
             {**given, "schema": {"enum": NAMES[given["name"]]}} for given in operation.get("parameters", ()) if given["name"] in NAMES

@@ -102,6 +102,7 @@ class Endpoint:
     name: str
     live: Version | None = None
     versions: dict[int, Version] = field(default_factory=dict)
+    withdrawn: bool = False
 
 
 class Registry:
@@ -149,6 +150,7 @@ class Registry:
             raise NotServed(f"{version.spec.name} has version {before.number} by now")
         version.state = "AVAILABLE"
         endpoint.live = version
+        endpoint.withdrawn = False  # whoever deploys wants it answered
         for number in [n for n, other in endpoint.versions.items() if other.state == "END"][:-ENDED_KEPT]:
             del endpoint.versions[number]
         return before
@@ -160,17 +162,37 @@ class Registry:
             raise NotServed(name)
         return [version for version in endpoint.versions.values() if version.executor is not None]
 
+    def withdraw(self, name: str) -> None:
+        """Let the endpoint answer no more until `restore`; its versions stay loaded, and what is being answered is answered.
+
+        Raises:
+            NotServed: there is no such endpoint.
+        """
+        self._get(name).withdrawn = True
+
+    def restore(self, name: str) -> None:
+        """Let a withdrawn endpoint answer again; one that was not withdrawn goes on.
+
+        Raises:
+            NotServed: there is no such endpoint.
+        """
+        self._get(name).withdrawn = False
+
+    def _get(self, name: str) -> Endpoint:
+        endpoint = self._endpoints.get(name)
+        if endpoint is None:
+            raise NotServed(name)
+        return endpoint
+
     def find(self, name: str, number: int | None = None) -> Version:
         """The version that answers: the live one for a `number` of None or 0.
 
         Raises:
             NotServed: there is none, or it does not answer (any more).
         """
-        endpoint = self._endpoints.get(name)
-        if endpoint is None:
-            raise NotServed(name)
+        endpoint = self._get(name)
         version = endpoint.versions.get(number) if number else endpoint.live
-        if version is None or version.state != "AVAILABLE":
+        if version is None or version.state != "AVAILABLE" or endpoint.withdrawn:
             raise NotServed(name, number)
         return version
 
@@ -187,10 +209,7 @@ class Registry:
         Raises:
             NotServed: there is no such endpoint.
         """
-        endpoint = self._endpoints.get(name)
-        if endpoint is None:
-            raise NotServed(name)
-        return sorted(endpoint.versions.values(), key=lambda version: -version.number)
+        return sorted(self._get(name).versions.values(), key=lambda version: -version.number)
 
     def status(self) -> dict[str, list[VersionView]]:
         return {name: [version.view() for version in self.versions(name)] for name in self.names()}

@@ -26,7 +26,7 @@ from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, 
 from aiaas_magics.backend.serving.protocols import openinference_codec as tensors
 from aiaas_magics.backend.serving.protocols import openinference_documents as documents
 from aiaas_magics.backend.serving.protocols.openinference_codec import InferRequest, Input, Output
-from aiaas_magics.backend.serving.protocols.openinference_documents import IndexRequest
+from aiaas_magics.backend.serving.protocols.openinference_documents import ControlRequest, IndexRequest
 from aiaas_magics.backend.serving.protocols.paths import BadVersion, Operation, PathTable, Route
 from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
 from aiaas_magics.spec import TensorSpec
@@ -44,6 +44,8 @@ PATHS: Final = PathTable(
         Operation("GET", "/v2/health/ready", "ready", "Whether every model has a version that answers"),
         Operation("GET", "/v2/models/stats", "all_statistics", "Counts and times of every model"),
         Operation("POST", "/v2/repository/index", "index", "Every version of every model, and its state"),
+        Operation("POST", "/v2/repository/models/{name}/load", "load", "Let a withdrawn model answer again"),
+        Operation("POST", "/v2/repository/models/{name}/unload", "unload", "Withdraw a model: it stays loaded and does not answer"),
         *(
             operation
             for which in WHICH
@@ -306,6 +308,19 @@ def _statistics(registry: Registry, route: Route, _request: Request) -> Response
     return _json(documents.statistics(version for name in names for version in registry.versions(name) if version.state == "AVAILABLE"))
 
 
+def _load(registry: Registry, route: Route, request: Request) -> Response:
+    if documents.read(request.body, ControlRequest).parameters:
+        raise BadValue("Models come here by a deploy; 'config' and 'file:' are not taken. Send no parameters.")
+    registry.restore(route.name)
+    return _json({"name": route.name, "load": True})
+
+
+def _unload(registry: Registry, route: Route, request: Request) -> Response:
+    documents.read(request.body, ControlRequest)  # its one parameter is "unload_dependents"; nothing depends on another here
+    registry.withdraw(route.name)
+    return _json({"name": route.name, "unload": True})
+
+
 def _json(document: object) -> Response:
     return Response(200, orjson.dumps(document))
 
@@ -320,6 +335,8 @@ _LOOKS: Final[Mapping[str, Callable[[Registry, Route, Request], Response]]] = Ma
         "config": lambda registry, route, _: _json(documents.config(registry.find(route.name, route.version).spec)),
         "statistics": _statistics,
         "all_statistics": _statistics,
+        "load": _load,
+        "unload": _unload,
         "index": lambda registry, _, request: _json(documents.index(registry, documents.read(request.body, IndexRequest))),
     }
 )

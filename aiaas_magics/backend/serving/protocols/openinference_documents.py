@@ -22,7 +22,7 @@ from aiaas_magics.backend.serving.protocols.openinference_codec import DATATYPES
 from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
 from aiaas_magics.spec import DeploySpec, TensorSpec, Value
 
-EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "statistics")
+EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 PLATFORMS: Final[Mapping[str, str]] = {"onnx": "onnx_onnxv1", "saved_model": "tensorflow_savedmodel"}
 BACKENDS: Final[Mapping[str, str]] = {"onnx": "onnxruntime", "saved_model": "tensorflow"}
 # Where the configuration has other words than "TYPE_" and the datatype.
