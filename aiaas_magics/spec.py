@@ -296,6 +296,7 @@ class EndpointView(Value, frozen=True, kw_only=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     model: str = ""
+    grpc: str = ""  # host:port of the same models over gRPC
 
 
 # --------------------------------------------------------------------------- what happens

@@ -45,6 +45,11 @@ class Endpoint:
         return self._view.url
 
     @property
+    def grpc_url(self) -> str:
+        """host:port of the same model over gRPC; the token goes into the metadata `authorization: Bearer`."""
+        return self._view.grpc
+
+    @property
     def token(self) -> str:
         """The bearer token for predictions. Do not print it in a notebook that is saved."""
         return self._view.token

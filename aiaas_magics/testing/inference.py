@@ -18,6 +18,7 @@ class StubInference:
     """An artefact whose bytes begin with `wrong` fails its proof."""
 
     url = "http://127.0.0.1:9"  # the discard port: nobody answers there
+    grpc = "127.0.0.1:9"
     token = "stub-token"
 
     def __init__(self) -> None:

@@ -72,6 +72,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pickle": ("packing/",),
     "jax": ("backend/training/engines/jax.py", "backend/training/engines/jax_steps.py"),
     "onnxruntime": ("backend/serving/engines/onnx.py",),
+    "grpc": ("backend/serving/grpc/",),
+    "google": ("backend/serving/grpc/",),
     "ray": ("backend/workers/ray.py",),
     "sqlalchemy": ("backend/server/",),
     "starlette": ("backend/server/",),
@@ -177,7 +179,10 @@ def test_there_is_no_import_cycle() -> None:
         ("aiaas_magics.client.client", {"tensorflow", "jax", "keras", "ray", "matplotlib", "IPython"}),
         ("aiaas_magics.notebook.magics", {"tensorflow", "jax", "keras", "ray", "matplotlib"}),
         ("aiaas_magics.backend.server.app", {"tensorflow", "jax", "keras", "ray", "matplotlib", "IPython", "onnxruntime", "cloudpickle"}),
-        ("aiaas_magics.backend.serving.app", {"tensorflow", "jax", "keras", "ray", "matplotlib", "IPython", "cloudpickle"}),
+        (
+            "aiaas_magics.backend.serving.app",
+            {"grpc", "google.protobuf", "tensorflow", "jax", "keras", "ray", "matplotlib", "IPython", "cloudpickle"},
+        ),
         ("aiaas_magics.cli", {"tensorflow", "jax", "keras", "ray", "matplotlib", "IPython"}),
     ],
 )

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 import serving_models
@@ -53,7 +54,7 @@ def answered(rig: Rig, name: str) -> Answer | None:
 def test_killed_in_the_middle_the_process_is_back_with_its_endpoints_port_and_token(rig: Rig, tmp_path: Path) -> None:
     rig.load(plus(tmp_path, "one", 1.0), 4)
     rig.load(plus(tmp_path, "two", 2.0, replicas=2), 1)
-    before = (rig.host.pid, rig.host.url, rig.host.token)
+    before = (rig.host.pid, rig.host.url, rig.host.grpc, rig.host.token)
 
     os.kill(rig.host.pid, signal.SIGKILL)
 
@@ -61,7 +62,7 @@ def test_killed_in_the_middle_the_process_is_back_with_its_endpoints_port_and_to
     assert until(lambda: answered(rig, "one")).document == {"predictions": [[2.0]]}
     assert {name: [view.version for view in views] for name, views in rig.run(rig.host.status()).items()} == {"one": [4], "two": [1]}
     assert rig.host.pid != before[0]
-    assert (rig.host.url, rig.host.token) == before[1:]
+    assert (rig.host.url, rig.host.grpc, rig.host.token) == before[1:]
 
 
 def test_killed_again_and_again_it_comes_back(rig: Rig, tmp_path: Path) -> None:
@@ -175,6 +176,12 @@ def test_a_port_that_was_taken_meanwhile_costs_the_old_token_its_worth(tmp_path:
 
     with socket.create_server(address), Rig(tmp_path / "state") as rig:
         assert rig.address != address
+        assert rig.host.token != token
+        address, token = rig.host.grpc, rig.host.token
+
+    name, _, port = address.partition(":")
+    with socket.create_server((name, int(port))), Rig(tmp_path / "state") as rig:
+        assert rig.host.grpc != address
         assert rig.host.token != token
 
 
@@ -319,3 +326,6 @@ def test_behind_tls_the_same_answers_come(tmp_path: Path) -> None:
 
         assert rig.host.url.startswith("https://127.0.0.1:")
         assert done.stdout == b'{"predictions":[[2.0]]}'
+        with grpc.secure_channel(rig.host.grpc, grpc.ssl_channel_credentials(cert.read_bytes())) as channel:
+            ask = channel.unary_unary("/grpc.health.v1.Health/Check")
+            assert ask(b"", metadata=(("authorization", f"Bearer {rig.host.token}"),), timeout=30) == b"\x08\x01"

@@ -28,6 +28,8 @@ class Inference(Protocol):
     @property
     def url(self) -> str: ...
     @property
+    def grpc(self) -> str: ...
+    @property
     def token(self) -> str: ...
 
     async def start(
@@ -141,6 +143,7 @@ class Endpoints:
         return EndpointView(
             name=spec.name,
             url=inference.url,
+            grpc=inference.grpc,
             token=inference.token,
             replicas=spec.replicas,
             versions=tuple(versions) or (record.view,),

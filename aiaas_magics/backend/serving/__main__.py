@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--state", required=True, help="the server's state folder; files go into its subfolder 'serving'")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; beyond loopback only with TLS")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 is that of last time, or any")
+    parser.add_argument("--grpc-port", type=int, default=0, help="the same for gRPC")
     parser.add_argument("--tls-cert", default="", help="PEM file with the certificate")
     parser.add_argument("--tls-key", default="", help="PEM file with its key")
     parser.add_argument("--body-bytes", type=int, default=BODY_BYTES, help="the largest body that is taken")

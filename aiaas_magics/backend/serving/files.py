@@ -5,6 +5,7 @@ them, and to `host`, which reads them.
 
     token          the bearer token for predictions; made once, the same after a restart
     port           the port that was listened on last; taken again if it is free
+    grpc_port      the same for gRPC
     process.json   who runs now: see `Running`
     control.sock   where `control` listens, on systems that have Unix sockets
     lock           held by the living process
@@ -38,6 +39,7 @@ class Running(Value, frozen=True, kw_only=True):
     control: str
     secret: str
     version: str
+    grpc: str = ""  # host:port for gRPC
 
 
 class Files:
@@ -76,15 +78,15 @@ class Files:
         write_private(self.folder / "token", token.encode())
         return token
 
-    def port(self) -> int:
-        """The port of last time, or 0."""
+    def port(self, name: str) -> int:
+        """The port of last time, or 0. `name` is the file's: port or grpc_port."""
         try:
-            return int((self.folder / "port").read_text(encoding="ascii"))
+            return int((self.folder / name).read_text(encoding="ascii"))
         except (OSError, ValueError):
             return 0
 
-    def keep_port(self, port: int) -> None:
-        write_private(self.folder / "port", str(port).encode())
+    def keep_port(self, name: str, port: int) -> None:
+        write_private(self.folder / name, str(port).encode())
 
     def running(self) -> Running | None:
         """Who ran last; whether it still lives is for the caller to find out."""

@@ -73,6 +73,11 @@ class InferenceHost:
         return self._now().url
 
     @property
+    def grpc(self) -> str:
+        """host:port for gRPC."""
+        return self._now().grpc
+
+    @property
     def token(self) -> str:
         """The bearer token for predictions."""
         assert self._files is not None, "start first"

@@ -1,7 +1,7 @@
-"""The inference process: one port for predictions, one socket for control.
+"""The inference process: a port for HTTP and one for gRPC, and a socket for control.
 
 Owns the order of starting and ending, and refusing to start where it would be unsafe. The
-parts belong to their modules: `app` answers predictions, `loader` carries out control calls.
+parts belong to their modules: `app` and `grpc.server` answer predictions, `loader` carries out control calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psutil
 import uvicorn
@@ -37,7 +37,12 @@ from aiaas_magics.clock import SystemClock
 from aiaas_magics.errors import CannotStart, InvalidSpec
 from aiaas_magics.spec import Value
 
+if TYPE_CHECKING:
+    from aiaas_magics.backend.serving.grpc.server import GrpcServer
+
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BACKLOG: Final = 2048  # uvicorn's own default
 DRAIN_S: Final = 10  # guess: what a request that runs at SIGTERM may still take
@@ -47,11 +52,12 @@ KEEP_ALIVE_S: Final = 75  # nginx's default; load balancers and clients count on
 
 
 class Options(Value, frozen=True, kw_only=True):
-    """How to run, as the command line says it. A `port` of 0 is that of last time, or any."""
+    """How to run, as the command line says it. A port of 0 is that of last time, or any."""
 
     state: str
     host: str = "127.0.0.1"
     port: int = 0
+    grpc_port: int = 0
     tls_cert: str = ""
     tls_key: str = ""
     body_bytes: int = BODY_BYTES
@@ -92,23 +98,27 @@ async def run(options: Options) -> None:
         shutil.rmtree(files.scratch, ignore_errors=True)
         files.scratch.mkdir(mode=0o700)
         listener = held.enter_context(_listener(options, files))
+        grpc_port = _grpc_port(options, files)
         registry = Registry()
         loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=Limits())
-        app = App(registry, Guard(files.token().encode(), _hosts(options)), body_bytes=options.body_bytes)
+        guard = Guard(files.token().encode(), _hosts(options))
+        app = App(registry, guard, body_bytes=options.body_bytes)
         server = Server(_uvicorn_config(app, options))
         _on_signals(lambda: setattr(server, "should_exit", True))
         secret = secrets.token_urlsafe(32)
-        async with control.listening(files.socket, secret=secret, answer=_answering(loader, registry, server)) as address:
-            files.keep_running(_running(options, listener, address, secret))
-            preload = asyncio.create_task(asyncio.to_thread(_preload))
+        grpc = asyncio.create_task(_serve_grpc(options, grpc_port, registry, guard, server))
+        async with control.listening(files.socket, secret=secret, answer=_answering(loader, registry, server, grpc)) as address:
+            files.keep_running(_running(options, listener, grpc_port, address, secret))
             watch = asyncio.create_task(_end_when_disowned(files, server))
             try:
                 await server.serve(sockets=[listener])
             finally:
                 watch.cancel()
                 _forget(files)
-                await preload
-                await loader.close()
+                try:
+                    await (await grpc).stop()
+                finally:
+                    await loader.close()
 
 
 async def _end_when_disowned(files: Files, server: uvicorn.Server) -> None:
@@ -127,18 +137,40 @@ def _forget(files: Files) -> None:
         files.forget_running()
 
 
+async def _serve_grpc(options: Options, port: int, registry: Registry, guard: Guard, server: Server) -> GrpcServer:
+    """gRPC beside HTTP, which does not wait for it: the libraries take a moment."""
+    await asyncio.to_thread(_preload)
+    from aiaas_magics.backend.serving.grpc.server import GrpcServer, Port
+
+    try:
+        beside = GrpcServer(registry, guard, Port(host=options.host, number=port, message_bytes=options.body_bytes, tls=_tls(options)))
+        await beside.start()
+    except BaseException:
+        # Somebody took the port in between, and is being sent our token: the next process has another port and token.
+        server.should_exit = True
+        raise
+    return beside
+
+
+def _tls(options: Options) -> tuple[bytes, bytes] | None:
+    """Key and certificate."""
+    return (Path(options.tls_key).read_bytes(), Path(options.tls_cert).read_bytes()) if options.tls_cert else None
+
+
 def _preload() -> None:
-    """Import the common engine while nobody waits for it: the first deploy is quicker by that."""
+    """Import while nobody waits for it: first the common engine, so that the first deploy is quicker by that."""
     with contextlib.suppress(ImportError):  # said by the load that needs it
-        import aiaas_magics.backend.serving.engines.onnx  # noqa: F401
+        import aiaas_magics.backend.serving.engines.onnx
+    import aiaas_magics.backend.serving.grpc.server  # noqa: F401
 
 
-def _answering(loader: Loader, registry: Registry, server: uvicorn.Server) -> control.Answering:
+def _answering(loader: Loader, registry: Registry, server: uvicorn.Server, grpc: asyncio.Task[GrpcServer]) -> control.Answering:
     async def answer(call: control.AnyCall) -> Reply:
         match call:
             case Hello():
                 return Reply()
             case Load():
+                await asyncio.shield(grpc)  # a version answers on both ports
                 view = await loader.load(call.spec, call.version, artefact=Path(call.artefact), samples=Path(call.samples))
                 return Reply(view=view)
             case Retire():
@@ -167,21 +199,45 @@ async def _alone(files: Files, held: contextlib.ExitStack) -> None:
 
 def _listener(options: Options, files: Files) -> socket.socket:
     """A listening socket, on the port of last time if it is free."""
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    wanted = options.port or files.port()
+    listener = _taken_again(options.host, options.port, files, "port", lambda port: _create_server(options.host, port))
+    files.keep_port("port", listener.getsockname()[1])
+    return listener
+
+
+def _create_server(host: str, port: int) -> socket.socket:
+    return socket.create_server((host, port), family=_family(host), backlog=BACKLOG)
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _grpc_port(options: Options, files: Files) -> int:
+    """A free port for gRPC, which binds by itself: that of last time if it is free."""
+    port = _taken_again(options.host, options.grpc_port, files, "grpc_port", lambda port: _free_port(options.host, port))
+    files.keep_port("grpc_port", port)
+    return port
+
+
+def _free_port(host: str, wanted: int) -> int:
+    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: connections of before that linger are no obstacle
+        probe.bind((host, wanted))
+        return int(probe.getsockname()[1])
+
+
+def _taken_again(host: str, given: int, files: Files, name: str, take: Callable[[int], T]) -> T:
+    """What `take` gives for the port that was asked for, or that of last time, or any."""
+    wanted = given or files.port(name)
     try:
-        listener = socket.create_server((options.host, wanted), family=family, backlog=BACKLOG)
+        return take(wanted)
     except OSError as error:
-        if options.port or not wanted:
-            raise CannotStart(
-                "The inference process", f"{options.host}:{wanted} cannot be listened on ({error})", files.log.name
-            ) from error
+        if given or not wanted:
+            raise CannotStart("The inference process", f"{host}:{wanted} cannot be listened on ({error})", files.log.name) from error
         # Whoever sits on our old port is sent the old token by clients that do not know yet: it must be worth nothing.
         log.warning("port %d is taken by another process; choosing a new port and a new token", wanted)
         files.new_token()
-        listener = socket.create_server((options.host, 0), family=family, backlog=BACKLOG)
-    files.keep_port(listener.getsockname()[1])
-    return listener
+        return take(0)
 
 
 def _hosts(options: Options) -> frozenset[str] | None:
@@ -207,7 +263,7 @@ def _uvicorn_config(app: App, options: Options) -> uvicorn.Config:
     )
 
 
-def _running(options: Options, listener: socket.socket, address: str, secret: str) -> Running:
+def _running(options: Options, listener: socket.socket, grpc_port: int, address: str, secret: str) -> Running:
     name = options.host if options.host not in ("0.0.0.0", "::") else socket.gethostname()
     name = f"[{name}]" if ":" in name else name
     return Running(
@@ -219,6 +275,7 @@ def _running(options: Options, listener: socket.socket, address: str, secret: st
         control=address,
         secret=secret,
         version=settings.package_version(),
+        grpc=f"{name}:{grpc_port}",
     )
 
 

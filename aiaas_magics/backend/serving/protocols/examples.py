@@ -89,16 +89,22 @@ def kind_fits(spec: DeploySpec, method: Method) -> bool:
     return len(shape) == 2 if method == "classify" else len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
 
 
-def classified(name: str, scores: np.ndarray) -> bytes:
+def classified(name: str, output: np.ndarray) -> bytes:
     """For each row, a list of label and score for each class."""
-    if scores.shape[1] == 1:
-        if not ((scores >= 0) & (scores <= 1)).all():
-            raise BadValue("The model's output is no probability, which a classification by one number needs. Use :regress instead.")
-        scores = np.concatenate([1 - scores, scores], axis=1)
+    scores = scores_of(output)
     labels = [f'["{label}",'.encode() for label in range(scores.shape[1])]
     values = codec.json_of(name, scores.reshape(-1))[1:-1].split(b",")
     rows = (values[at : at + len(labels)] for at in range(0, len(values), len(labels)))
     return b"[" + b",".join(b"[" + b",".join(map(_pair, labels, row)) + b"]" for row in rows) + b"]"
+
+
+def scores_of(output: np.ndarray) -> np.ndarray:
+    """One score a class in each row, also where the output is the probability of one of two."""
+    if output.shape[1] > 1:
+        return output
+    if not ((output >= 0) & (output <= 1)).all():
+        raise BadValue("The model's output is no probability, which a classification by one number needs. Use :regress instead.")
+    return np.concatenate([1 - output, output], axis=1)
 
 
 def _pair(label: bytes, score: bytes) -> bytes:
@@ -109,7 +115,7 @@ def _feature(examples: Sequence[Mapping[str, Any]], spec: TensorSpec) -> np.ndar
     """One feature of all examples: each holds the values of its row as one flat list, or as a bare value for one."""
     if spec.dtype in codec.NO_JSON_FORM:
         raise BadValue(f"Feature {spec.name} is of type {spec.dtype}, which has no form in JSON", 501)
-    size = _row_size(spec)
+    size = row_size(spec)
     flat: list[Any] = []
     for index, example in enumerate(examples):
         if spec.name not in example:
@@ -132,7 +138,7 @@ def _feature(examples: Sequence[Mapping[str, Any]], spec: TensorSpec) -> np.ndar
     return codec.numbers(flat, spec).reshape(len(examples), *row)
 
 
-def _row_size(spec: TensorSpec) -> int | None:
+def row_size(spec: TensorSpec) -> int | None:
     """How many values a row has; None where the examples decide, all alike."""
     free = [width for width in spec.shape[1:] if width < 0]
     if len(free) > 1:

@@ -1,0 +1,52 @@
+"""The standard health service, which load balancers and probes of gRPC ask.
+
+Owns its two methods. Ready means what `GET /v2/health/ready` means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+from aiaas_magics.backend.serving.grpc import openinference_schema, tfserving_schema
+from aiaas_magics.backend.serving.grpc.methods import Call, Look, Method, Refused, Watch
+from aiaas_magics.backend.serving.grpc.tfserving_schema import HEALTH_SERVICE, health
+from aiaas_magics.backend.serving.protocols import error
+from aiaas_magics.backend.serving.protocols import openinference_documents as documents
+
+LOOK_S: Final = 1.0  # guess: how soon a watcher hears of a change
+
+SERVICES: Final = frozenset(
+    {"", openinference_schema.SERVICE, tfserving_schema.PREDICTION_SERVICE, tfserving_schema.MODEL_SERVICE, HEALTH_SERVICE}
+)
+STATES: Final[Mapping[str, int]] = {
+    value.name: value.number for value in health.HealthCheckResponse.DESCRIPTOR.enum_types_by_name["ServingStatus"].values
+}
+
+
+def _state(call: Call) -> int:
+    return STATES["SERVING" if documents.is_ready(call.registry) else "NOT_SERVING"]
+
+
+def check(call: Call) -> Any:
+    if call.message.service not in SERVICES:
+        raise Refused(error(404, f"No service {call.message.service[:100]} is here. Ask with an empty name for the whole server."))
+    return health.HealthCheckResponse(status=_state(call))
+
+
+async def watch(call: Call) -> AsyncIterator[Any]:
+    """The state now, and again whenever it has changed, until the watcher leaves."""
+    told = None
+    while True:
+        now = _state(call) if call.message.service in SERVICES else STATES["SERVICE_UNKNOWN"]
+        if now != told:
+            yield health.HealthCheckResponse(status=now)
+            told = now
+        await asyncio.sleep(LOOK_S)
+
+
+METHODS: Final[Mapping[str, Method]] = {
+    f"/{HEALTH_SERVICE}/Check": Look(health.HealthCheckRequest, check),
+    f"/{HEALTH_SERVICE}/Watch": Watch(health.HealthCheckRequest, watch),
+}

@@ -1,0 +1,164 @@
+"""The seam between the gRPC port and the protocols that it speaks.
+
+Owns the values that cross it. Which version answers, how it is run, and what a fault is answered
+with are `inferring`'s for REST and gRPC alike: a call that is refused ends with REST's sentence
+and the status that its HTTP code stands for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import orjson
+
+from aiaas_magics.backend.serving import inferring, protocols
+from aiaas_magics.backend.serving.protocols import Headers, InferenceCall, InferenceProtocol, Request, Response
+from aiaas_magics.backend.serving.protocols.paths import Route
+from aiaas_magics.backend.serving.registry import Registry, Version
+
+TOLD: Final = 2000  # characters of a fault that fit beside other metadata into a client's limit of 8 KiB: guess
+
+STATUSES: Final[Mapping[int, grpc.StatusCode]] = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    421: grpc.StatusCode.PERMISSION_DENIED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a refused call ends."""
+
+    code: grpc.StatusCode
+    text: str
+    trailers: tuple[tuple[str, str], ...] = ()
+
+
+def status_of(status: int, text: str, headers: Headers = ()) -> Status:
+    trailers = tuple((name.decode(), value.decode()) for name, value in headers if name == b"retry-after")
+    return Status(STATUSES.get(status, grpc.StatusCode.UNKNOWN), text[:TOLD], trailers)
+
+
+def status_of_response(response: Response) -> Status:
+    return status_of(response.status, orjson.loads(response.body)["error"], response.headers)
+
+
+class Refused(Exception):
+    """A call that gets no message, but what REST would answer."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response)
+        self.response = response
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call that the guard let in: its message, and its metadata as the headers of a request."""
+
+    registry: Registry
+    message: Any
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A method that computes nothing."""
+
+    takes: Any  # a message class
+    answer: Callable[[Call], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A method that answers one message with many."""
+
+    takes: Any
+    answers: Callable[[Call], AsyncIterator[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The route of a message that asks for inference."""
+
+    message: Any
+    name: str
+    version: int | None = None
+    label: str | None = None
+    timeout_s: float = math.inf  # until the caller's deadline
+    infers: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Infer:
+    """A method that a model answers: for `inferring` a protocol like those of REST, with the sentences of `rest`."""
+
+    takes: Any
+    rest: InferenceProtocol
+    route: Callable[[Any], Asked]
+    call: Callable[[Asked, Version], InferenceCall]
+
+    def find_route(self, method: str, path: str) -> protocols.Route | Response:
+        return self.rest.find_route(method, path)
+
+    def read(self, route: protocols.Route, _request: Request, version: Version) -> InferenceCall:
+        assert isinstance(route, Asked)
+        return self.call(route, version)
+
+    def look(self, registry: Registry, route: protocols.Route, request: Request) -> Response:
+        return self.rest.look(registry, route, request)
+
+    def not_found(self, route: protocols.Route) -> Response:
+        return self.rest.not_found(route)
+
+    def not_ready(self, route: protocols.Route) -> Response:
+        return self.rest.not_ready(route)
+
+    def unknown_label(self, label: str) -> Response:
+        return self.rest.unknown_label(label)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A method that answers each message of a stream, in their order. A fault is an answer too."""
+
+    infer: Infer
+    framed: Callable[[bytes], Any]  # an answer of `infer`
+    fault: Callable[[str], Any]
+
+    @property
+    def takes(self) -> Any:
+        return self.infer.takes
+
+
+Method = Look | Watch | Infer | Stream
+
+
+def find(call: Call, protocol: InferenceProtocol, route: Route) -> Version:
+    """The version that is asked about.
+
+    Raises:
+        Refused: as the protocol says it over REST.
+    """
+    found = inferring.find(call.registry, protocol, route)
+    if isinstance(found, Response):
+        raise Refused(found)
+    return found
+
+
+def rows_of(tensors: Mapping[str, Any]) -> int | None:
+    sizes = {tensor.shape[0] if tensor.ndim else 1 for tensor in tensors.values()}
+    return sizes.pop() if len(sizes) == 1 else None
