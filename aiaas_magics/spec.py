@@ -94,7 +94,8 @@ class MeasureSpec(Value, frozen=True, kw_only=True):
 
     `steps` of 0 lets the worker choose as many steps as fit in `budget_s` (at least 3). The result
     holds the weights after `warmup_steps`, to be compared with those of another n;
-    `plain` runs the stock `fit` on the arrays themselves with all cores, nothing of ours in between.
+    `plain` runs the stock `fit` on the arrays themselves with all cores, nothing of ours in between;
+    `compare` measures every form of the steps that the execution leaves open: a `Candidate` each, and then the plan.
     """
 
     steps: int = 0
@@ -102,6 +103,7 @@ class MeasureSpec(Value, frozen=True, kw_only=True):
     repeats: int = 3
     budget_s: float = 1.0
     plain: bool = False
+    compare: bool = False
 
 
 ENGINES: Final = ("auto", "tensorflow", "jax")
@@ -380,10 +382,24 @@ class Compiled(Event, frozen=True, kw_only=True, tag="compiled"):
 
 
 class Planned(Event, frozen=True, kw_only=True, tag="plan"):
-    """How the steps are carried out ("xla", "graph", "off"), and why not otherwise."""
+    """How the steps are carried out ("xla", "graph", "off"; on which engine, by which strategy), and why not otherwise."""
 
     fused: str
     why: tuple[str, ...] = ()
+    engine: str = ""
+    strategy: str = ""
+
+
+class Candidate(Event, frozen=True, kw_only=True, tag="candidate"):
+    """One way to carry out the steps, in the words of `Planned`: measured on a few of them, or ruled out."""
+
+    engine: str
+    strategy: str
+    fused: str
+    step_s: float = 0.0
+    compile_s: float = 0.0  # to the end of the first step
+    memory_bytes: int = 0  # a GPU's peak, or what the process of rank 0 holds for itself
+    why: str = ""  # it was ruled out
 
 
 class StepsDone(Event, frozen=True, kw_only=True, tag="steps"):
@@ -459,6 +475,7 @@ AnyEvent = (
     | WorkerLost
     | Compiled
     | Planned
+    | Candidate
     | StepsDone
     | EpochEnded
     | Checkpointed

@@ -14,6 +14,7 @@ from typing import Final
 from aiaas_magics.logs import numbers
 from aiaas_magics.spec import (
     AttemptStarted,
+    Candidate,
     Checkpointed,
     Compiled,
     Crashed,
@@ -97,6 +98,7 @@ class JobStory:
     output: tuple[str, ...] = ()
     compile_s: float = 0.0
     plan: Planned | None = None
+    candidates: tuple[Candidate, ...] = ()
     measured: Measured | None = None
     error: ErrorReport | None = None
     last_seq: int = 0
@@ -192,6 +194,8 @@ def _after(story: JobStory, entry: Entry) -> JobStory:  # noqa: C901 - one case 
             return story if rank else replace(story, compile_s=seconds)
         case Planned():
             return replace(story, plan=event)
+        case Candidate():
+            return replace(story, candidates=(*story.candidates, event))
         case StepsDone():
             return _steps(story, rank, event)
         case EpochEnded():

@@ -211,7 +211,7 @@ def test_many_steps_make_one_call_where_it_pays(cases: dict[str, Case]) -> None:
         (plan,) = [event for event in ranks.events_in(cases[name].folder) if isinstance(event, Planned)]
         return plan
 
-    assert planned("dense-2") == Planned(fused="xla")
+    assert planned("dense-2") == Planned(fused="xla", engine="jax", strategy="spmd")
     assert planned("normalised-2").fused == "off"
     assert planned("normalised-2").why[0].startswith("convolutions (conv1d")
 

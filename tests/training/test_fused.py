@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from tensorflow.python.framework.config import disable_op_determinism, enable_op_determinism
 
 from aiaas_magics.backend.training import fused as fused_module
 from aiaas_magics.backend.training import loop, rows
+from aiaas_magics.backend.training.choice import Choices, Timing, quickest
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.pace import CALL_S, GROWTH, Pace
 from aiaas_magics.backend.training.plan import Plan, order_of
@@ -30,8 +33,12 @@ class Told(list[Event]):
     send = list.append
 
     def plan(self) -> Planned:
-        [planned] = [event for event in self if isinstance(event, Planned)]
-        return planned
+        [told] = [event for event in self if isinstance(event, Planned)]
+        return told
+
+
+def planned(fused: str, *why: str) -> Planned:
+    return Planned(fused=fused, why=why, engine="tensorflow", strategy="single")
 
 
 class Trained:
@@ -131,7 +138,8 @@ def test_weights_and_logs_are_those_of_one_step_a_call(tmp_path: Path, name: str
     ours = Trained(tmp_path, make, arguments, fused=fused)
     stock = Trained(tmp_path, make, arguments, fused="off")
 
-    assert ours.told.plan() == Planned(fused=fused)
+    assert ours.told.plan() == planned(fused)
+    assert stock.told.plan() == planned("off")
     assert max(gaps(ours.variables, stock.variables)) <= 1e-5
     assert ours.history.history.keys() == stock.history.history.keys()
     for log, values in stock.history.history.items():
@@ -201,9 +209,9 @@ def test_what_xla_would_change_is_not_compiled_and_the_plan_says_why(tmp_path: P
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"indices|is not in"):
             train()
         return
-    planned = train().told.plan()
-    assert planned.fused == "graph"
-    assert any(said in why for why in planned.why)
+    plan = train().told.plan()
+    assert plan.fused == "graph"
+    assert any(said in why for why in plan.why)
 
 
 class After(keras.callbacks.Callback):  # type: ignore[misc]
@@ -221,7 +229,7 @@ def test_indices_in_range_are_compiled(tmp_path: Path) -> None:
     x = np.arange(64, dtype="int32")[:, None] % 10
     arguments = {"x": x, "y": x[:, 0] % 3, "epochs": 2000, "callbacks": [After(1)]}
 
-    assert Trained(tmp_path, words, arguments, fused="auto").told.plan() == Planned(fused="xla")
+    assert Trained(tmp_path, words, arguments, fused="auto").told.plan() == planned("xla")
 
 
 @pytest.mark.parametrize(
@@ -244,35 +252,102 @@ def test_steps_are_compiled_where_that_pays(
     arguments = {"x": np.zeros(shape, "float32"), "y": np.zeros((shape[0], 1)), "epochs": epochs, "callbacks": [After(1)]}
     arguments["batch_size"] = 32 if shape[0] == 64 else 1000
 
-    assert Trained(tmp_path, make, arguments, fused="auto").told.plan() == Planned(fused="graph" if said else "xla", why=said)
+    assert Trained(tmp_path, make, arguments, fused="auto").told.plan() == planned("graph" if said else "xla", *said)
 
 
-def test_a_long_run_tries_both_forms_and_remembers_the_quicker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_run_tries_both_forms_and_remembers_what_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_module, "LONG_S", 0.0)
     monkeypatch.setattr(fused_module, "TRIED_S", 0.01)
     x, y = table()
-    arguments = {"x": x, "y": y, "batch_size": BATCH, "epochs": 100}
+    choices = tmp_path / "choices"
 
-    first = Trained(tmp_path, mlp(metrics=[]), arguments, fused="auto", choices=tmp_path / "choices")
-    second = Trained(tmp_path, mlp(metrics=[]), arguments, fused="auto", choices=tmp_path / "choices")
+    def train(epochs: int) -> Trained:
+        arguments = {"x": x, "y": y, "batch_size": BATCH, "epochs": epochs, "callbacks": [After(100)]}
+        return Trained(tmp_path, mlp(metrics=[]), arguments, fused="auto", choices=choices)
 
-    before, after = [event for event in first.told if isinstance(event, Planned)]
+    def plans(trained: Trained) -> list[Planned]:
+        return [event for event in trained.told if isinstance(event, Planned)]
+
+    first = train(100)
+    [kept] = choices.iterdir()
+    measured = Choices(choices).of(kept.stem)
+    second = train(10**9)
+
+    before, after = plans(first)
     assert before.fused == "graph", "so few steps do not pay for a compilation by estimate"
     assert after.why[0].startswith("measured: ")
-    assert second.told.plan() == after, "what was measured is not measured again"
+    assert measured["xla"].compile_s > measured["graph"].compile_s > 0
+    assert second.told.plan().fused == after.fused, "what was measured is not measured again"
     assert max(gaps(first.variables, second.variables)) <= 1e-5
-    [kept] = (tmp_path / "choices").iterdir()
     kept.write_text("torn")
-    assert (
-        len(
-            [
-                e
-                for e in Trained(tmp_path, mlp(metrics=[]), arguments, fused="auto", choices=tmp_path / "choices").told
-                if isinstance(e, Planned)
-            ]
-        )
-        == 2
-    )
+    assert len(plans(train(100))) == 2
+
+
+QUICKER_COMPILED = {"graph": Timing(step_s=0.2, compile_s=0.5), "xla": Timing(step_s=0.1, compile_s=5.5)}
+
+
+@pytest.mark.parametrize(
+    ("ahead", "form", "why"), [(10, "graph", "2.60 times"), (500, "xla", "1.81 times"), (math.inf, "xla", "2.00 times")]
+)
+def test_a_short_fit_does_not_compile_what_a_long_one_gained_by(ahead: float, form: str, why: str) -> None:
+    choice = quickest(QUICKER_COMPILED, ahead)
+
+    assert choice.fused == form
+    assert why in choice.why[0]
+
+
+def test_where_the_same_bits_are_asked_for_no_measurement_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_module, "LONG_S", 0.0)
+    monkeypatch.setattr(fused_module, "TRIED_S", 0.01)
+    x, y = table()
+    choices = tmp_path / "choices"
+
+    def train() -> Trained:
+        return Trained(tmp_path, mlp(), {"x": x, "y": y, "batch_size": BATCH, "epochs": 100}, fused="auto", choices=choices)
+
+    train()
+    [kept] = choices.iterdir()
+    Choices(choices).remember(kept.stem, QUICKER_COMPILED)
+    swayed = train()
+    enable_op_determinism()
+    try:
+        deterministic = train()
+    finally:
+        disable_op_determinism()
+
+    assert swayed.told.plan().fused == "xla"
+    assert deterministic.told.plan() == planned("graph", "compiling pays from about 2,500 steps, this fit has 600")
+    assert Choices(choices).of(kept.stem) == QUICKER_COMPILED, "nor is it measured"
+
+
+@pytest.mark.parametrize("rows_", [BATCH, BATCH - 5])
+def test_an_epoch_of_one_batch_has_a_plan(tmp_path: Path, rows_: int) -> None:
+    x, y = table(rows_)
+
+    trained = Trained(tmp_path, mlp(), {"x": x, "y": y, "batch_size": BATCH, "epochs": 2}, fused="xla")
+
+    assert trained.told.plan() == planned("xla")
+
+
+def eager() -> Any:
+    return mlp(run_eagerly=True)()
+
+
+def fed() -> dict[str, Any]:
+    return {"x": tf.data.Dataset.from_tensor_slices(table(64)).batch(16), "shuffle": False}
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "said"),
+    [
+        (eager, {"x": table(64)[0], "y": table(64)[1]}, "the model runs eagerly"),
+        (mlp(), fed(), "its data comes batch by batch"),
+    ],
+)
+def test_steps_that_are_made_one_a_call_have_a_plan_that_says_why(
+    tmp_path: Path, make: Callable[[], Any], arguments: dict[str, Any], said: str
+) -> None:
+    assert Trained(tmp_path, make, arguments, fused="auto").told.plan() == planned("off", said)
 
 
 def test_a_model_with_a_loop_of_its_own_keeps_it(tmp_path: Path) -> None:
@@ -296,7 +371,7 @@ def test_a_model_with_a_loop_of_its_own_keeps_it(tmp_path: Path) -> None:
     x, y = table(64)
     trained = Trained(tmp_path, make, {"x": x, "y": y, "batch_size": 16}, fused="auto")
 
-    assert not [event for event in trained.told if isinstance(event, Planned)]
+    assert trained.told.plan() == planned("off", "Own has a make_train_function of its own")
 
 
 @pytest.mark.parametrize("budget", [None, 2000, 0])
@@ -306,7 +381,7 @@ def test_rows_read_ahead_are_those_of_memory(budget: int | None) -> None:
     for epoch in range(2):
         plan = Plan(rows=77, batch=8, rank=1, ranks=2)
         cut = plan.cut(order_of(epoch, rows=77, batch=8, shuffle=True, seed=1))
-        read.begin(plan, cut)
+        read.begin(plan, cut, uneven=True)
 
         seen, at = [], 0
         while at < plan.full_batches:

@@ -11,7 +11,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from aiaas_magics.spec import Execution
+from aiaas_magics.spec import Execution, Planned
 from tests.training import ranks
 from tests.training.fit_cases import CASES, Case, OwnStep, data, dense, optimizer
 from tests.training.test_equivalence import assert_like_plain_fit, floats
@@ -86,4 +86,6 @@ def test_replicas_train_as_plain_fit_does(trained: Callable[[int], dict[str, tup
 
     assert_like_plain_fit(KNOWN[name], sent, folder)
 
+    [plan] = [event for event in ranks.events_in(folder) if isinstance(event, Planned)]
+    assert (plan.strategy, plan.fused) == ("mirrored", "off")
     assert all(callback.found == n for callback in sent.packed.callbacks if isinstance(callback, Replicas))

@@ -1,18 +1,20 @@
 """Which form of a loop over steps: compiled by XLA or not. The plan's rules, and what was measured before.
 
 Owns the reasons. They are read from the operations of one traced step, so they hold for any model. Those that
-say "must not" are final; those that say "does not pay" may be overruled by a measurement, which is remembered
-by what the step computes and where.
+say "must not" are final; those that say "does not pay" may be overruled by a measurement of both forms, which is
+remembered by what the step computes and where, with the time that compiling took: a short fit need not pay for
+what a long one gained by.
 """
 
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import math
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,27 +30,44 @@ UNCHECKED: Final = frozenset({"Assert", "CheckNumerics", "CheckNumericsV2"})
 SAME_RANDOM: Final = frozenset({"StatelessRandomUniformFullIntV2"})
 TABLES: Final = frozenset({"ResourceGather", "GatherV2"})
 CLASSES: Final = frozenset({"SparseSoftmaxCrossEntropyWithLogits"})
-# Measured on CPUs (docs/training.md): XLA's convolutions have no oneDNN behind them, a small network takes 40 times as long.
+# XLA's convolutions on a CPU have no oneDNN behind them: two layers of them took 19 times as long (a dry run on two cores, --fused xla).
 SLOW_ON_CPU: Final = frozenset({"Conv2D", "Conv3D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "Conv3DBackpropInputV2"})
 PRODUCTS: Final = frozenset({"MatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum"})
 LOOPS: Final = frozenset({"While", "StatelessWhile"})
 
-# Measured with the models of benchmarks/training.py: without XLA an operation costs about 1 us beside its arithmetic, and
-# compiling it takes 2.5 ms, whatever the model: so many steps have to follow. In a recurrent layer it runs many times a step.
-PAYS_AFTER: Final = 2_500
+# What is not measured yet is estimated from the number of operations. Guesses, of the size that dry runs show on two cores:
+# compiling one takes 2 ms, and gains it 0.2 to 1 us a step beside its arithmetic; in a recurrent layer it runs many times a step.
+OPERATION_GAINS_S: Final = 1e-6
+OPERATION_COMPILES_S: Final = 2.5e-3
+PAYS_AFTER: Final = round(OPERATION_COMPILES_S / OPERATION_GAINS_S)
 PAYS_AFTER_LOOPS: Final = 250
-# Where an operation has more arithmetic than this on average, calling it costs nothing beside it (0.1 M: twice as fast with
-# XLA; 20 M: a fifth slower).
+# Where an operation has more arithmetic than this on average, calling it costs nothing beside it (guess: at 0.7 M XLA was still
+# twice as fast).
 LARGE_OPERATION: Final = 2e6
+MOST_COMPILE_S: Final = 5.0  # for a candidate of a dry run (guess: somebody looks on)
+
+FORMS: Final = frozenset({"graph", "xla"})  # what a measurement decides between
+IN_WORDS: Final = {"xla": "compiled by XLA", "graph": "uncompiled"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """`fused` is "xla" or "graph"; `why` says why not "xla"; `open` whether a measurement may change it."""
+    """`fused` is "xla", "graph" or "off"; `why` says why not more than that; `open` whether a measurement may change it."""
 
     fused: str
     why: tuple[str, ...] = ()
     open: bool = False
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """What one form of a loop was measured to take."""
+
+    step_s: float
+    compile_s: float
+
+    def cost_s(self, ahead: float) -> float:
+        """Of a step, with its part of the compilation where `ahead` steps follow."""
+        return self.step_s + self.compile_s / max(1.0, ahead)
 
 
 class Choices:
@@ -57,40 +76,76 @@ class Choices:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def of(self, key: str) -> Choice | None:
+    def of(self, key: str) -> dict[str, Timing]:
+        """Both forms, or nothing."""
         try:
-            told = msgspec.json.decode((self._folder / f"{key}.json").read_bytes(), type=dict[str, float])
+            told = msgspec.json.decode((self._folder / f"{key}.json").read_bytes(), type=dict[str, Timing])
         except (OSError, msgspec.MsgspecError):
-            return None
-        return quickest(told) if told else None
+            return {}
+        return told if told.keys() == FORMS else {}
 
-    def remember(self, key: str, step_s: Mapping[str, float]) -> None:
-        """Seconds of a step in each form that was measured."""
+    def remember(self, key: str, measured: Mapping[str, Timing]) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_private(self._folder / f"{key}.json", msgspec.json.encode(dict(step_s)))
+        write_private(self._folder / f"{key}.json", msgspec.json.encode({form: measured[form] for form in FORMS}))
 
 
-def choose(graph: Any, arrays: Any, *, rows: int, ahead: float, measured: Choice | None) -> Choice:
+class Rule:
+    """Decides the form of one loop, by what `choices` have of its step where that was measured."""
+
+    def __init__(self, choices: Choices | None = None) -> None:
+        self._choices, self._key = choices, ""
+
+    def decide(self, graph: Any, arrays: Any, *, rows: int, ahead: float) -> Choice:
+        measured: dict[str, Timing] = {}
+        if self._choices is not None:
+            self._key = key_of(graph, arrays, rows)
+            measured = self._choices.of(self._key)
+        return choose(graph, arrays, rows=rows, ahead=ahead, measured=measured)
+
+    def remember(self, measured: Mapping[str, Timing]) -> None:
+        """What both forms of the step that was decided on take."""
+        if self._choices is not None:
+            self._choices.remember(self._key, measured)
+
+
+class Comparing(Rule):
+    """Says "xla" wherever that can be measured in a moment, whatever was found before."""
+
+    planned: Callable[[], Choice] | None = None  # what a `Rule` decides by now
+
+    def decide(self, graph: Any, arrays: Any, *, rows: int, ahead: float) -> Choice:
+        self.planned = functools.partial(super().decide, graph, arrays, rows=rows, ahead=ahead)
+        self.planned()
+        by_estimate = choose(graph, arrays, rows=rows, ahead=ahead, measured={})
+        if not by_estimate.open:
+            return by_estimate
+        compile_s = OPERATION_COMPILES_S * sum(1 for _ in operations(graph))
+        if compile_s > MOST_COMPILE_S:
+            return Choice(fused="graph", why=(f"XLA would take about {compile_s:.0f} s to compile this step",))
+        return Choice(fused="xla")
+
+
+def choose(graph: Any, arrays: Any, *, rows: int, ahead: float, measured: Mapping[str, Timing]) -> Choice:
     """The form for the steps of a traced `graph`, of `rows` rows each, with `ahead` steps still to make.
 
-    A function of the step and its data alone, so that the same run is carried out in the same way again.
+    A function of the step, its data and what was `measured` alone, so that the same run is carried out in the same way again.
     """
     found = list(operations(graph))
     if final := tuple(forbidding(found, arrays)):
         return Choice(fused="graph", why=final)
-    if measured is not None:
-        return measured
+    if measured:
+        return quickest(measured, ahead)
     if unpaying := tuple(discouraging(found, rows, ahead)):
         return Choice(fused="graph", why=unpaying, open=True)
     return Choice(fused="xla", open=True)
 
 
-def quickest(step_s: Mapping[str, float]) -> Choice:
-    """The form with the shortest step of those that were measured."""
-    best, *others = sorted(step_s, key=lambda fused: step_s[fused])
-    form = {"xla": "compiled by XLA", "graph": "uncompiled", "off": "one step a call"}
-    why = (f"measured: {form[other]} it takes {step_s[other] / step_s[best]:.2f} times as long" for other in others)
-    return Choice(fused=best, why=tuple(why))
+def quickest(measured: Mapping[str, Timing], ahead: float = math.inf) -> Choice:
+    """The form in which `ahead` steps are done first, compiling included; by default one whose compilation is over."""
+    best, other = sorted(FORMS, key=lambda form: measured[form].cost_s(ahead))
+    ratio = measured[other].cost_s(ahead) / measured[best].cost_s(ahead)
+    included = "" if math.isinf(ahead) else ", compiling included"
+    return Choice(fused=best, why=(f"measured: {IN_WORDS[other]} it takes {ratio:.2f} times as long{included}",))
 
 
 def forbidding(found: Sequence[Any], arrays: Any) -> Iterator[str]:
@@ -129,8 +184,8 @@ def multiplications(op: Any, rows: int) -> float:
 
 
 def key_of(graph: Any, arrays: Any, rows: int) -> str:
-    """Names what a step computes, on what data, with what, on this machine."""
-    counted = collections.Counter(f"{op.type}{[str(x.shape) for x in op.outputs]}" for op in operations(graph))
+    """Names what a step computes, on what kind of rows, with what, on this machine. How many rows there are says nothing of a step."""
+    counted = collections.Counter(f"{op.type}{[str(x.shape) for x in op.outputs]}" for op in operations(graph) if op.type != "Placeholder")
     data = [f"{x.dtype.name}{x.shape[1:]}" for x in tf.nest.flatten(arrays) if x is not None]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     where = [platform.node(), platform.machine(), cores, tf.__version__, [gpu.name for gpu in tf.config.list_physical_devices("GPU")]]

@@ -40,6 +40,7 @@ class Source(Reading):
     epochs: int = 1  # from where this attempt starts
     batch_alone: bool = False  # some batch, of training or validation, has fewer rows than ranks
     replicas: int = 1  # in this process, which share its rows
+    uneven: bool = False  # as if passes ended in a part of a batch, also where they do not: that is another program
     _passes: float = 1.0  # still to be begun
 
     def ahead(self, steps: int) -> float:
@@ -168,7 +169,7 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
         skip, order = self._passes.begin() if self._passes else (0, np.arange(plan.rows, dtype=np.int64))
         if self._passes:
             self._source.begin_pass()
-        self._rows.begin(plan, plan.cut(order))
+        self._rows.begin(plan, plan.cut(order), uneven=plan.tail_rows > 0 or (self._training and self._source.uneven))
         self._steps_seen = skip
         self._current_iterator = self._rows
 

@@ -21,12 +21,11 @@ import numpy as np
 import tensorflow as tf
 from keras.src import tree
 from keras.src.trainers.data_adapters import array_slicing
-from tensorflow.python.framework.config import is_op_determinism_enabled
 from tensorflow.python.ops import gen_stateless_random_ops_v2 as stateless
 from tensorflow.python.ops import random_ops_util
 from tensorflow.python.ops.random_ops_util import Algorithm
 
-from aiaas_magics.backend.training.choice import Choice, Choices, choose, key_of, quickest
+from aiaas_magics.backend.training.choice import Choice, Rule, Timing, quickest
 from aiaas_magics.backend.training.plan import Part
 from aiaas_magics.backend.training.replaced import replaced
 
@@ -48,6 +47,7 @@ class Chunk:
     stop: int
     part: Part
     uneven: bool = False
+    rest: bool = False  # what full batches have left of a pass: one step a pass, not worth a compilation
 
 
 class Trial:
@@ -56,8 +56,7 @@ class Trial:
     def __init__(self, fused: str) -> None:
         self.fused, self.other = fused, "graph" if fused == "xla" else "xla"
         self._made: dict[str, tuple[int, float]] = {}
-        self._began_other = self.is_over = False
-        self.found: Choice | None = None
+        self._began_other = self.is_over = self.is_measured = False
 
     @property
     def step_s(self) -> dict[str, float]:
@@ -68,7 +67,7 @@ class Trial:
         made, spent = self._made.get(self.fused, (0, 0.0))
         self._made[self.fused] = (made + steps, spent + seconds)
         if self._began_other and spent + seconds >= TRIED_S:
-            self.is_over, self.found = True, quickest(self.step_s)
+            self.is_over = self.is_measured = True
 
     def wants_other(self, ahead: float) -> bool:
         """Whether it is time to try the other form; a run with too little ahead of it ends the trial."""
@@ -89,11 +88,10 @@ class FusedSteps:
         step: the model's step, on data as `train_step` gets it.
         stock: makes Keras' own function, for whatever is no `Chunk`.
         wrap: puts what a rank needs around the rows of a part (several workers), or nothing.
-        fused: "xla", "graph", or "auto" to let `choice` decide.
+        fused: the form: "xla", "graph", or "auto" to let `rule` decide; and why it is not another.
         ahead: how many steps are still to be made, with so many in a pass.
-        choices: what was measured before.
-        tries: whether a long run tries both forms, and remembers which was quicker.
-        settled: told once how the steps are carried out.
+        tries: whether a long run tries both forms, and has the rule remember what they take.
+        settled: told how the steps are carried out, before the first; once more where a trial has found out.
     """
 
     def __init__(
@@ -102,15 +100,16 @@ class FusedSteps:
         *,
         stock: Callable[[], Callable[[Any], Any]],
         wrap: Callable[[Any, Part], Any],
-        fused: str = "auto",
+        fused: Choice,
         ahead: Callable[[int], float] = lambda _: math.inf,
-        choices: Choices | None = None,
+        rule: Rule | None = None,
         tries: bool = False,
         settled: Callable[[Choice], None] = lambda _: None,
     ) -> None:
         self._step, self._wrap, self._fused, self._ahead, self._told = step, wrap, fused, ahead, settled
         self._make_stock = functools.cache(stock)
-        self._choices, self._tries = choices, tries
+        self._rule, self._tries = rule or Rule(), tries
+        self._compile_s: dict[str, float] = {}
         self._steps: dict[tuple[Part, bool], Any] = {}
         self._runs: dict[tuple[Part, bool, bool], Any] = {}
         self._choice: Choice | None = None
@@ -118,14 +117,14 @@ class FusedSteps:
 
     def __call__(self, given: Any) -> Any:
         if not isinstance(given, Chunk):
+            if self._choice is None:
+                self._tell(Choice(fused="off", why=("its data comes batch by batch",)))
             return self._make_stock()(given)
-        if given.positions.shape[0] == 1 and given.stop == 1:  # the rest of a pass, once an epoch: not worth a compilation
+        if given.rest:
             return self._run(given, compiled=False)
-        if self._choice is None:
-            self._choice = self._settle(given)
-            self._told(self._choice)
+        choice = self._choice or self._tell(self._settle(given))
         if self._trial is None:
-            return self._run(given, compiled=self._choice.fused == "xla")
+            return self._run(given, compiled=choice.fused == "xla")
         return self._tried(self._trial, given)
 
     def _run(self, chunk: Chunk, *, compiled: bool) -> Any:
@@ -134,29 +133,32 @@ class FusedSteps:
             self._runs[key] = self._loop(self._one(chunk), compiled=compiled)
         return self._runs[key](chunk.arrays, chunk.positions, tf.constant(chunk.start), tf.constant(chunk.stop))
 
+    def _tell(self, choice: Choice) -> Choice:
+        self._choice = choice
+        self._told(choice)
+        return choice
+
     def _settle(self, chunk: Chunk) -> Choice:
-        choice = Choice(fused="graph") if self._fused == "graph" else Choice(fused="xla")
-        if self._fused == "auto":
+        choice = self._fused
+        if choice.fused == "auto":
             graph, rows = self._one(chunk).get_concrete_function(chunk.arrays, chunk.positions[0]).graph, int(chunk.positions.shape[1])
-            self._key = key_of(graph, chunk.arrays, rows)
-            measured = self._choices.of(self._key) if self._choices is not None else None
-            ahead = self._ahead(int(chunk.positions.shape[0]))
-            choice = choose(graph, chunk.arrays, rows=rows, ahead=ahead, measured=measured)
-        if (why := self._prepared(chunk, compiled=choice.fused == "xla")) is not None:
+            choice = self._rule.decide(graph, chunk.arrays, rows=rows, ahead=self._ahead(int(chunk.positions.shape[0])))
+        if (why := self._prepared(chunk, choice.fused)) is not None:
             choice = Choice(fused="graph", why=(why,))
-        # What is measured may be another form in another run: not where somebody asked for the same bits.
-        if choice.open and self._tries and not is_op_determinism_enabled():
+        if choice.open and self._tries:
             self._trial = Trial(choice.fused)
         return choice
 
-    def _prepared(self, chunk: Chunk, *, compiled: bool) -> str | None:
+    def _prepared(self, chunk: Chunk, form: str) -> str | None:
         """Trace the loop, and compile it, making no step; why it cannot be compiled, or None."""
+        began = time.perf_counter()
         try:
-            self._run(replace(chunk, start=0, stop=0), compiled=compiled)
+            self._run(replace(chunk, start=0, stop=0), compiled=form == "xla")
         except (tf.errors.OpError, NotImplementedError, ValueError, TypeError) as error:
-            if not compiled:
+            if form != "xla":
                 raise
             return f"XLA cannot compile this step: {first_line(error)}"
+        self._compile_s[form] = time.perf_counter() - began
         return None
 
     def _tried(self, trial: Trial, chunk: Chunk) -> Any:
@@ -164,14 +166,13 @@ class FusedSteps:
         logs = self._run(chunk, compiled=trial.fused == "xla")
         trial.took(chunk.stop - chunk.start, time.perf_counter() - began)
         if trial.wants_other(self._ahead(int(chunk.positions.shape[0]))):
-            trial.begin_other(possible=self._prepared(chunk, compiled=trial.other == "xla") is None)
+            trial.begin_other(possible=self._prepared(chunk, trial.other) is None)
         if trial.is_over:
             self._trial = None
-            if trial.found is not None:
-                self._choice = trial.found
-                self._told(trial.found)
-                if self._choices is not None:
-                    self._choices.remember(self._key, trial.step_s)
+            if trial.is_measured:
+                measured = {form: Timing(step_s=step_s, compile_s=self._compile_s[form]) for form, step_s in trial.step_s.items()}
+                self._tell(quickest(measured))
+                self._rule.remember(measured)
         return logs
 
     def _one(self, chunk: Chunk) -> Any:

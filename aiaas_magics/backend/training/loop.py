@@ -12,18 +12,22 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+from msgspec.structs import replace
+from tensorflow.python.framework.config import is_op_determinism_enabled
 
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import datasets, measure
 from aiaas_magics.backend.training.accumulate import Accumulation
 from aiaas_magics.backend.training.callbacks import callbacks_of_rank, plain_arguments, reads_batches
+from aiaas_magics.backend.training.candidates import RuledOut, compare, only, process_bytes
 from aiaas_magics.backend.training.channel import Channel
-from aiaas_magics.backend.training.choice import Choice, Choices
+from aiaas_magics.backend.training.choice import FORMS, Choice, Choices, Comparing, Rule, Timing
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.data import Source, reading_from, with_part
 from aiaas_magics.backend.training.engines.mirrored import Mirrored, is_mirrored, mirroring
@@ -33,13 +37,16 @@ from aiaas_magics.backend.training.fused import FusedSteps, same_random_numbers
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.keeper import Keeper, resumed_from
 from aiaas_magics.backend.training.pace import Pace, Pacing
+from aiaas_magics.backend.training.plan import Plan
 from aiaas_magics.backend.training.precision import set_precision
 from aiaas_magics.backend.training.progress import Progress
 from aiaas_magics.backend.training.unpacked import Unpacked
 from aiaas_magics.packing import fitcall
 from aiaas_magics.packing.fitcall import UnpackedFitCall
 from aiaas_magics.packing.sources import in_arguments
-from aiaas_magics.spec import Planned
+from aiaas_magics.spec import AnyEvent, Candidate, Planned
+
+ENGINE: Final = "tensorflow"
 
 
 def unpack(command: WorkerCommand) -> UnpackedFitCall:
@@ -89,7 +96,8 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
         keeper = Keeper(
             command, call, channel, group=group, history=history, resumed=resumed, plan=lambda: source.plan, before_keeping=settle
         )
-        stack.enter_context(fusing(command, call, source, pace=keeper.paced(Pace(each)), test_pace=Pace(each), channel=channel))
+        rule, told = Rule(_choices(command)), _to_rank_0(command, channel)
+        stack.enter_context(fusing(command, call, source, pace=keeper.paced(Pace(each)), test_pace=Pace(each), rule=rule, told=told))
         # The Trainer's own `fit`: a subclass' override has run in the kernel already, where it reached the Trainer's.
         TensorFlowTrainer.fit(
             call.model,
@@ -118,21 +126,68 @@ def _source(command: WorkerCommand, call: Unpacked, start: Place, *, epochs: int
 
 def _measure(command: WorkerCommand, call: Unpacked, channel: Channel, group: Group | None) -> Any:
     assert command.measure is not None
+    if command.measure.compare:
+        return _compare(command, call, channel, group)
+    timer, plan = _timed(command, call, channel, group, rule=Rule(_choices(command)), told=_to_rank_0(command, channel))
+    measured = timer.measured(plan.batch)
+    if command.rank == 0:
+        channel.send(measured)
+    return timer.model.history
+
+
+def _compare(command: WorkerCommand, call: Unpacked, channel: Channel, group: Group | None) -> Any:
+    """Every form of the steps that the command leaves open, measured on a few of them; then the plan that follows from it."""
+    rule, wanted, asked = Comparing(_choices(command)), _wanted(command, call.model), command.execution.fused
+
+    def timed(form: str) -> measure.StepTimer:
+        if form == "xla" and group is not None:
+            raise RuledOut("XLA cannot compile what processes exchange within a step")
+        # XLA only where the rule allows it: asked for by name, it would compile also what it computes differently.
+        fused = "auto" if form == "xla" and asked == "auto" else form
+        in_form = replace(command, execution=replace(command.execution, fused=fused))
+        return _timed(in_form, call, channel, group, rule=rule, told=only(form))[0]
+
+    found: list[Candidate] = []
+    tell = _to_rank_0(command, channel)
+    for candidate in compare(asked, timed, engine=ENGINE, strategy=_strategy(command)):
+        found.append(candidate)
+        tell(candidate)
+    measured = {one.fused: Timing(step_s=one.step_s, compile_s=one.compile_s) for one in found if not one.why}
+    if rule.planned is not None:
+        if measured.keys() >= FORMS:
+            rule.remember(measured)
+        wanted = rule.planned()
+    elif wanted.fused == "auto":
+        wanted = Choice(fused="graph" if "graph" in measured else "off", why=(found[-1].why,))
+    _settled(command, tell)(wanted)
+    history = keras.callbacks.History()
+    history.epoch = []
+    return history
+
+
+def _timed(
+    command: WorkerCommand, call: Unpacked, channel: Channel, group: Group | None, *, rule: Rule, told: Callable[[Planned], None]
+) -> tuple[measure.StepTimer, Plan]:
+    """Steady steps, timed, and the plan of their rows."""
+    assert command.measure is not None
     arguments = measure.steady(plain_arguments(call.arguments))
     first = int(arguments["initial_epoch"])
     # The form of the loop is the one that the whole training would have.
     source = _source(command, call, Place(first), epochs=int(call.arguments.get("epochs") or 1))
-    timer = measure.StepTimer(command.measure, group=group)
+    source.uneven = measure.leaves_rows(plain_arguments(call.arguments))
+    timer = measure.StepTimer(command.measure, group=group, memory=_memory_bytes)
     progress = Progress(channel, plan=lambda: source.plan, notices=False)
-    fused = fusing(command, call, source, pace=timer, test_pace=Pace(), channel=channel)
+    fused = fusing(command, call, source, pace=timer, test_pace=Pace(), rule=rule, told=told)
     hooked = _hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=False)
     with reading_from(source), hooked as collective, fused:
-        history = TensorFlowTrainer.fit(call.model, **arguments, callbacks=[*_sharing(collective), timer, progress])
+        TensorFlowTrainer.fit(call.model, **arguments, callbacks=[*_sharing(collective), timer, progress])
     assert source.plan is not None
-    measured = timer.measured(source.plan.batch)
-    if command.rank == 0:
-        channel.send(measured)
-    return history
+    return timer, source.plan
+
+
+def _memory_bytes() -> int:
+    gpus = tf.config.list_logical_devices("GPU")
+    return max(tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus) if gpus else process_bytes()
 
 
 def _measure_plain(command: WorkerCommand, call: Unpacked, channel: Channel) -> Any:
@@ -145,12 +200,31 @@ def _measure_plain(command: WorkerCommand, call: Unpacked, channel: Channel) -> 
     return history
 
 
-def _fused(command: WorkerCommand) -> str:
-    """Parts of a batch must not be compiled by XLA, which would hold all of them in memory; a strategy brings its own steps."""
+def _wanted(command: WorkerCommand, model: Any) -> Choice:
+    """The form of the steps that is asked for, "auto" among them; or the only one that can be had, and why."""
     execution = command.execution
+    if execution.fused == "off":
+        return Choice(fused="off")
     if is_mirrored(command):
-        return "off"
-    return "graph" if execution.accumulate > 1 and execution.fused != "off" else execution.fused
+        return Choice(fused="off", why=("MirroredStrategy makes its calls itself",))
+    if model.run_eagerly:
+        return Choice(fused="off", why=("the model runs eagerly",))
+    for name in ("make_train_function", "make_test_function"):
+        if getattr(type(model), name) is not getattr(TensorFlowTrainer, name):
+            return Choice(fused="off", why=(f"{type(model).__name__} has a {name} of its own",))
+    if execution.accumulate > 1:
+        return Choice(fused="graph", why=("XLA would hold all parts of a batch in memory at once",))
+    return Choice(fused="xla") if execution.fused == "auto" and model.jit_compile and command.ranks == 1 else Choice(fused=execution.fused)
+
+
+def _strategy(command: WorkerCommand) -> str:
+    return "collective" if command.ranks > 1 else "mirrored" if is_mirrored(command) else "single"
+
+
+def _choices(command: WorkerCommand) -> Choices | None:
+    """What was measured before, and may be measured in this run; nothing where somebody asked for the same bits in every run."""
+    usable = bool(command.choices) and command.ranks == 1 and not is_op_determinism_enabled()
+    return Choices(Path(command.choices)) if usable else None
 
 
 def _group(command: WorkerCommand) -> Group:
@@ -193,11 +267,20 @@ def _sharing(collective: Collective | None) -> list[Any]:
 
 
 @contextlib.contextmanager
-def fusing(command: WorkerCommand, call: Unpacked, source: Source, *, pace: Pacing, test_pace: Pacing, channel: Channel) -> Iterator[None]:
+def fusing(
+    command: WorkerCommand,
+    call: Unpacked,
+    source: Source,
+    *,
+    pace: Pacing,
+    test_pace: Pacing,
+    rule: Rule,
+    told: Callable[[Planned], None],
+) -> Iterator[None]:
     """Inside, `fit` on arrays makes many steps in one call, as `pace` says; not where the user has a loop of his own."""
-    model, wanted = call.model, _fused(command)
-    own = any(getattr(type(model), name) is not getattr(TensorFlowTrainer, name) for name in ("make_train_function", "make_test_function"))
-    if wanted == "off" or own or model.run_eagerly:
+    model, wanted, settled = call.model, _wanted(command, call.model), _settled(command, told)
+    if wanted.fused == "off":
+        settled(wanted)
         yield
         return
     source.pace, source.test_pace = pace, test_pace
@@ -205,11 +288,11 @@ def fusing(command: WorkerCommand, call: Unpacked, source: Source, *, pace: Paci
         model.train_step,
         stock=functools.partial(model._make_function, model.train_step),
         wrap=with_part,
-        fused="xla" if wanted == "auto" and model.jit_compile and command.ranks == 1 else wanted,
+        fused=wanted,
         ahead=source.ahead,
-        choices=Choices(Path(command.choices)) if command.choices and command.ranks == 1 else None,
-        tries=command.measure is None,
-        settled=_telling(channel) if command.rank == 0 else lambda _: None,
+        rule=rule,
+        tries=command.measure is None and not is_op_determinism_enabled(),
+        settled=settled,
     )
     test = FusedSteps(
         model.test_step, stock=functools.partial(model._make_function, model.test_step), wrap=with_part, fused=wanted, ahead=source.ahead
@@ -222,8 +305,12 @@ def fusing(command: WorkerCommand, call: Unpacked, source: Source, *, pace: Paci
         model.train_function = model.test_function = None
 
 
-def _telling(channel: Channel) -> Callable[[Choice], None]:
-    return lambda choice: channel.send(Planned(fused=choice.fused, why=choice.why))
+def _settled(command: WorkerCommand, told: Callable[[Planned], None]) -> Callable[[Choice], None]:
+    return lambda choice: told(Planned(fused=choice.fused, why=choice.why, engine=ENGINE, strategy=_strategy(command)))
+
+
+def _to_rank_0(command: WorkerCommand, channel: Channel) -> Callable[[AnyEvent], None]:
+    return channel.send if command.rank == 0 else lambda _: None
 
 
 def agreement(group: Group, *, each_batch: bool) -> Any:

@@ -20,7 +20,7 @@ from keras.src import tree
 from aiaas_magics.backend.training.group import Group, Spent
 from aiaas_magics.spec import Measured, MeasureSpec
 
-FEWEST_STEPS: Final = 3  # a repeat is at least this long, whatever the budget
+FEWEST_STEPS: Final = 3  # a repeat of a study is at least this long, whatever the budget
 CALIBRATING: Final = 200  # steps at most that a budget is made from (guess: a few calls of small steps)
 MOST_EPOCHS: Final = 30  # of a whole point: what lies between epochs is not in the time, but it is waited for (guess)
 PROBE_S: Final = 0.2  # for the exchanges that are timed alone; guess
@@ -33,12 +33,8 @@ LEFT_OUT: Final = ("validation_data", "validation_split", "validation_steps", "v
 def steady(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `fit`, with as many rows as make full batches and nothing beside the steps."""
     kept = {name: value for name, value in arguments.items() if name not in LEFT_OUT and name != "steps_per_epoch"}
-    rows = _rows(arguments.get("x"))
-    if rows is not None:
-        if arguments.get("validation_data") is None and (split := arguments.get("validation_split") or 0.0):
-            rows = math.floor(rows * (1.0 - split))
-        steps = arguments.get("steps_per_epoch")
-        batch = arguments.get("batch_size") or (math.ceil(rows / steps) if steps else 32)
+    if (found := _rows_and_batch(arguments)) is not None:
+        rows, batch = found
         whole = rows // batch * batch if rows >= batch else rows
         for name in ("x", "y", "sample_weight"):
             if kept.get(name) is not None:
@@ -46,6 +42,23 @@ def steady(arguments: dict[str, Any]) -> dict[str, Any]:
         kept["batch_size"] = batch
     first = int(arguments.get("initial_epoch") or 0)
     return kept | {"initial_epoch": first, "epochs": first + EPOCHS}
+
+
+def leaves_rows(arguments: dict[str, Any]) -> bool:
+    """Whether a pass of the whole `fit` ends in a part of a batch, which makes it another program: batches of unknown length."""
+    found = _rows_and_batch(arguments)
+    return found is not None and found[0] % found[1] > 0
+
+
+def _rows_and_batch(arguments: dict[str, Any]) -> tuple[int, int] | None:
+    """The rows that are trained on, and those of a batch; None where nobody knows."""
+    rows = _rows(arguments.get("x"))
+    if rows is None:
+        return None
+    if arguments.get("validation_data") is None and (split := arguments.get("validation_split") or 0.0):
+        rows = math.floor(rows * (1.0 - split))
+    steps = arguments.get("steps_per_epoch")
+    return rows, int(arguments.get("batch_size") or (math.ceil(rows / steps) if steps else 32))
 
 
 def _rows(x: Any) -> int | None:
@@ -63,9 +76,16 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
     the same, while after hundreds float32 rounding, which training amplifies, would drown the answer.
     """
 
-    def __init__(self, spec: MeasureSpec, *, group: Group | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        spec: MeasureSpec,
+        *,
+        group: Group | None = None,
+        memory: Callable[[], int] = lambda: 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         super().__init__()
-        self._spec, self._group, self._clock = spec, group, clock
+        self._spec, self._group, self._memory, self._clock = spec, group, memory, clock
         self._steps = spec.steps
         self._calibrating = 0
         self._last = -1  # step of the epoch that was the last to be made
@@ -78,6 +98,7 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         self._exchanges: list[Spent] = []  # of each repeat
         self.seconds: list[float] = []
         self.compile_s = 0.0
+        self.memory_bytes = 0
 
     def __call__(self) -> int:
         """How many steps the next call may make."""
@@ -91,6 +112,11 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
     @property
     def steps(self) -> int:
         return self._steps
+
+    @property
+    def step_s(self) -> float:
+        """Of the median repeat."""
+        return statistics.median(self.seconds) / self._steps
 
     def measured(self, rows_per_step: int) -> Measured:
         point = Measured(steps=self._steps, rows_per_step=rows_per_step, seconds=tuple(self.seconds), compile_s=self.compile_s)
@@ -113,6 +139,7 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         self._began = self._clock()
 
     def on_train_end(self, logs: Any = None) -> None:
+        self.memory_bytes = self._memory()
         if self._weights:
             self.model.set_weights(self._weights)
 
@@ -163,7 +190,8 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         if self._seen < self._calibrating:
             return
         each = min(self._spent / self._seen, *self._calibrated) if self._calibrated else self._spent / self._seen
-        self._steps = self._agreed(min(self._most(), self._spec.budget_s / max(each, 1e-6)), least=FEWEST_STEPS)
+        fewest = 1 if self._spec.compare else FEWEST_STEPS
+        self._steps = self._agreed(min(self._most(), self._spec.budget_s / max(each, 1e-6)), least=fewest)
         self._seen, self._spent = 0, 0.0
 
     def _most(self) -> float:

@@ -23,8 +23,8 @@ STREAMED_BYTES: Final = 256 * 1024**2  # read ahead at a time, where the whole d
 class Rows(Protocol):
     """The arrays of one `fit`, read pass by pass."""
 
-    def begin(self, plan: Plan, cut: Pass) -> None:
-        """The next pass reads these positions."""
+    def begin(self, plan: Plan, cut: Pass, *, uneven: bool) -> None:
+        """The next pass reads these positions. `uneven`: see `Chunk`."""
 
     def chunk(self, start: int, steps: int) -> Chunk:
         """Steps of this pass from `start`, at most `steps`, at least one. Full batches only."""
@@ -46,13 +46,13 @@ class _Cut:
     def __init__(self, arrays: Any) -> None:
         self._arrays = arrays
 
-    def begin(self, plan: Plan, cut: Pass) -> None:
-        self._plan, self._cut, self._uneven = plan, cut, plan.tail_rows > 0
+    def begin(self, plan: Plan, cut: Pass, *, uneven: bool) -> None:
+        self._plan, self._cut, self._uneven = plan, cut, uneven
         # Small numbers are quicker to index with.
         self._index = plan.index_dtype
 
     def _rest(self, arrays: Any) -> Chunk:
-        return Chunk(arrays, self._constant(self._cut.tail[None]), 0, 1, self._plan.tail, uneven=True)
+        return Chunk(arrays, self._constant(self._cut.tail[None]), 0, 1, self._plan.tail, uneven=True, rest=self._plan.full_batches > 0)
 
     def _constant(self, positions: Indices) -> Any:
         return tf.constant(positions.astype(self._index))
@@ -62,8 +62,8 @@ class Resident(_Cut):
     def __init__(self, arrays: Any) -> None:
         super().__init__(tree.map_structure(lambda x: None if x is None else tf.convert_to_tensor(x), arrays))
 
-    def begin(self, plan: Plan, cut: Pass) -> None:
-        super().begin(plan, cut)
+    def begin(self, plan: Plan, cut: Pass, *, uneven: bool) -> None:
+        super().begin(plan, cut, uneven=uneven)
         self._positions = self._constant(cut.full)
 
     def chunk(self, start: int, steps: int) -> Chunk:
@@ -82,8 +82,8 @@ class Streamed(_Cut):
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="aiaas-rows")
         self._row = sum(int(np.prod(x.shape[1:], dtype=np.int64)) * itemsize(x) for x in tree.flatten(arrays) if x is not None)
 
-    def begin(self, plan: Plan, cut: Pass) -> None:
-        super().begin(plan, cut)
+    def begin(self, plan: Plan, cut: Pass, *, uneven: bool) -> None:
+        super().begin(plan, cut, uneven=uneven)
         rows = max(1, cut.full.shape[1])
         self._steps = max(1, min(len(cut.full), self._bytes // (2 * max(1, self._row) * rows)))
         self._positions = self._constant(np.arange(self._steps * rows).reshape(self._steps, rows))
@@ -100,7 +100,15 @@ class Streamed(_Cut):
 
     def tail(self) -> Chunk:
         rows = self._cut.tail
-        return Chunk(self._read(rows), self._constant(np.arange(len(rows))[None]), 0, 1, self._plan.tail, uneven=True)
+        return Chunk(
+            self._read(rows),
+            self._constant(np.arange(len(rows))[None]),
+            0,
+            1,
+            self._plan.tail,
+            uneven=True,
+            rest=self._plan.full_batches > 0,
+        )
 
     def _wait_for(self, segment: int) -> Any:
         if self._coming is None or self._coming[0] != segment:

@@ -29,7 +29,7 @@ from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.report import report_of
 from aiaas_magics.backend.workers.attempt import EXIT_ALONE, EXIT_CRASHED, EXIT_FINISHED, AttemptFolder, write_value
 from aiaas_magics.errors import NotOnJax
-from aiaas_magics.spec import Crashed, Finished, Notice, Phase
+from aiaas_magics.spec import Candidate, Crashed, Finished, Notice, Phase
 
 LAST_WORD_S: Final = 0.5  # so that the server sees the end of the one that was lost before the end of those that miss it (guess)
 
@@ -47,6 +47,8 @@ def main(command_path: str) -> int:
         if command.execution.engine != "jax":
             channel.send(Notice(text=f"This fit stays on TensorFlow: {error.why}."))
             go_on_with_tensorflow(command, command_path, error.why)
+        if command.measure is not None and command.measure.compare:
+            channel.send(Candidate(engine="jax", strategy=command.execution.strategy, fused=command.execution.fused, why=error.why))
         channel.send(Crashed(report=report_of(error, rank=command.rank, phase=stage.phase)))
         return EXIT_CRASHED
     except (Exception, SystemExit) as error:  # noqa: BLE001 - border: the user's code ran in here and may raise anything

@@ -12,9 +12,9 @@ from __future__ import annotations
 import contextlib
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jax
 import keras
@@ -26,10 +26,12 @@ from keras.src.backend.jax import trainer as jax_trainer
 from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.utils.rng_utils import GLOBAL_RANDOM_SEED
+from msgspec.structs import replace
 
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import measure
 from aiaas_magics.backend.training.callbacks import callbacks_of_rank, plain_arguments, reads_batches
+from aiaas_magics.backend.training.candidates import compare, only, process_bytes
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.engines import jax_steps as steps
@@ -43,6 +45,8 @@ from aiaas_magics.errors import NotOnJax
 from aiaas_magics.packing import fitcall, portable, proof
 from aiaas_magics.packing.layouts import AXES, Axes
 from aiaas_magics.spec import Planned
+
+ENGINE: Final = "jax"
 
 # --------------------------------------------------------------------------- devices
 
@@ -146,7 +150,7 @@ def run(command: WorkerCommand, call: portable.PortedFitCall, channel: Channel) 
     progress = Progress(channel, plan=lambda: reading.plan, notices=True)
     batch_logs = any(reads_batches(callback) for callback in call.callbacks)
     each = int(call.model.steps_per_execution or 1) if batch_logs else None
-    with reading_from(reading), fusing(command, call.model, reading, pace=Pace(each), test_pace=Pace(each), channel=channel):
+    with reading_from(reading), fusing(command, call.model, reading, pace=Pace(each), test_pace=Pace(each), told=channel.send):
         jax_trainer.JAXTrainer.fit(
             call.model,
             **arguments
@@ -161,32 +165,72 @@ def run(command: WorkerCommand, call: portable.PortedFitCall, channel: Channel) 
 
 def _measure(command: WorkerCommand, call: portable.PortedFitCall, channel: Channel) -> Any:
     assert command.measure is not None
+    if command.measure.compare:
+        return _compare(command, call, channel)
+    timer = _timed(command, call, channel, told=channel.send)
+    channel.send(timer.measured(int(measure.steady(plain_arguments(call.arguments)).get("batch_size") or 32)))
+    return timer.model.history
+
+
+def _compare(command: WorkerCommand, call: portable.PortedFitCall, channel: Channel) -> Any:
+    """Both forms of the steps, unless one is asked for, measured on a few of them; then the plan."""
+
+    def timed(form: str) -> measure.StepTimer:
+        in_form = replace(command, execution=replace(command.execution, fused=form))
+        return _timed(in_form, call, channel, told=only(form))
+
+    asked = "xla" if command.execution.fused == "graph" else command.execution.fused
+    for candidate in compare(asked, timed, engine=ENGINE, strategy=plan_of(command, call.model).strategy):
+        channel.send(candidate)
+    channel.send(plan_of(command, call.model))
+    history = keras.callbacks.History()
+    history.epoch = []
+    return history
+
+
+def _timed(command: WorkerCommand, call: portable.PortedFitCall, channel: Channel, *, told: Callable[[Planned], None]) -> measure.StepTimer:
+    """Steady steps, timed; of a study's reference with nothing of ours in between."""
+    assert command.measure is not None
     arguments = measure.steady(plain_arguments(call.arguments))
     first = int(arguments["initial_epoch"])
     reading = Reading(seed=command.seed, first_epoch=first, start=Place(first))
-    timer = measure.StepTimer(command.measure)
+    timer = measure.StepTimer(command.measure, memory=_memory_bytes)
     progress = Progress(channel, plan=lambda: reading.plan, notices=False)
     plain = command.measure.plain
     with contextlib.ExitStack() as stack:
         if not plain:
             stack.enter_context(reading_from(reading))
-            stack.enter_context(fusing(command, call.model, reading, pace=timer, test_pace=Pace(), channel=channel))
-        history = jax_trainer.JAXTrainer.fit(call.model, **arguments, callbacks=[Finished(), timer, *([] if plain else [progress])])
-    channel.send(timer.measured(int(arguments.get("batch_size") or 32)))
-    return history
+            stack.enter_context(fusing(command, call.model, reading, pace=timer, test_pace=Pace(), told=told))
+        jax_trainer.JAXTrainer.fit(call.model, **arguments, callbacks=[Finished(), timer, *([] if plain else [progress])])
+    return timer
+
+
+def _memory_bytes() -> int:
+    peaks = [stats["peak_bytes_in_use"] for device in jax.local_devices() if (stats := device.memory_stats())]
+    return max(peaks) if peaks else process_bytes()
+
+
+def plan_of(command: WorkerCommand, model: Any) -> Planned:
+    """How the steps are carried out: in a loop unless somebody asked for none, or it would be slower."""
+    why = steps.why_one_by_one(model)
+    strategy = "spmd" if command.devices > 1 else "single"
+    return Planned(
+        fused="off" if why or command.execution.fused == "off" else "xla", why=(why,) if why else (), engine=ENGINE, strategy=strategy
+    )
 
 
 @contextlib.contextmanager
-def fusing(command: WorkerCommand, model: Any, reading: Reading, *, pace: Pacing, test_pace: Pacing, channel: Channel) -> Iterator[None]:
+def fusing(
+    command: WorkerCommand, model: Any, reading: Reading, *, pace: Pacing, test_pace: Pacing, told: Callable[[Planned], None]
+) -> Iterator[None]:
     """Inside, `fit` makes many steps in one call, as `pace` says."""
-    why = steps.why_one_by_one(model)
-    if command.execution.fused == "off" or why:
-        channel.send(Planned(fused="off", why=(why,) if why else ()))
+    plan = plan_of(command, model)
+    told(plan)
+    if plan.fused == "off":
         yield
         return
     reading.pace, reading.test_pace = pace, test_pace
     model.train_function, model.test_function = steps.train_function(model), steps.test_function(model)
-    channel.send(Planned(fused="xla"))
     try:
         yield
     finally:
