@@ -176,7 +176,12 @@ train_options = options(
     option("--name", type=job_name, metavar="NAME", help="What the job is called; the model's name if left out."),
     option("--async", dest="background", action="store_true", help="Return at once: fit gives a Job; job.result() takes the weights."),
     option("-o", "--out", type=variable, metavar="NAME", help="Put the job's History, Job or Study into this variable."),
-    option("--dry-run", action="store_true", help="Show what the first fit would send, then end the cell. Nothing is sent."),
+    option(
+        "--dry-run",
+        action="store_true",
+        help="Show what the first fit sends and how it would be carried out: every way measured on a few steps, or ruled out and why, "
+        "with its memory. Then end the cell; nothing is trained.",
+    ),
     option("--seed", type=whole_number(0, 2**31 - 1, "A seed"), metavar="S", help="Makes the sample order repeatable."),
     option("--oversubscribe", action="store_true", help="Allow more workers than devices; they share, and figures say so."),
     option("--engine", choices=ENGINES, default="auto", metavar="E", help="What computes: auto, tensorflow or jax."),

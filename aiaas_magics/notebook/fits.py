@@ -1,6 +1,6 @@
 """What becomes of the fit calls in one %%aiaas_train cell.
 
-Owns the choice (train, hand in, study, show only) and the view beside it. Catching the
+Owns the choice (train, hand in, study, plan only) and the view beside it. Catching the
 calls belongs to `capture`, carrying them out to `client`, outputs to `present`.
 """
 
@@ -22,6 +22,7 @@ from aiaas_magics.notebook.views.picture import Stop
 
 if TYPE_CHECKING:
     from aiaas_magics.client.job import Job
+    from aiaas_magics.client.planning import PlanProgress
     from aiaas_magics.client.study import StudyProgress
     from aiaas_magics.client.training import TrainOptions
     from aiaas_magics.packing.fitcall import FitCall
@@ -51,7 +52,7 @@ class CellFits:
         """What `fit` returns to the cell: a `History`, or with --async a `Job`."""
         self.count += 1
         if self._request.dry_run:
-            self._show_preflight(call)
+            self._show_plan(call)
             raise EndOfCell
         if self._request.workers is not None and self._request.workers.is_study:
             if self._request.resume is not None:
@@ -197,16 +198,33 @@ class CellFits:
         self._put(result)
         return result.history
 
-    # ---- nothing sent
+    # ---- nothing trained
 
-    def _show_preflight(self, call: FitCall) -> None:
-        from aiaas_magics.client.training import prepare
+    def _show_plan(self, call: FitCall) -> None:
+        from aiaas_magics.client import planning
 
-        prepared = prepare(self._session.backend, call, self.options())
-        live.show(self._shell, [present.preflight_bundle(prepared.preflight)])
+        with live.LiveView(self._ui, title="Plan", hint=HINT) as view:
+            view.freeze([])
+            try:
+                plan = planning.plan(self._session.backend, call, self.options(), on_progress=lambda at: tell_plan(view, at))
+            except KeyboardInterrupt:
+                raise Interrupted("Interrupted: the measuring job was cancelled; the model in the kernel is unchanged.") from None
+            view.freeze(present.plan_bundles(plan))
+        if self._ui == "none":  # no progress was asked for; what was found out is the cell's answer
+            live.show(self._shell, present.plan_bundles(plan))
 
     def _title(self) -> str:
         return f"Job {self._request.name}" if self._request.name else "Job"
+
+
+def tell_plan(view: live.LiveView, at: PlanProgress) -> None:
+    """A dry run's progress as the measuring job's, with the ways that are measured as stops."""
+    stops = (
+        *(Stop(label=label, state="done") for label in at.done),
+        Stop(label=at.label, state="running"),
+        *(Stop(label=label, state="waiting") for label in at.waiting),
+    )
+    view.tell(at.story, stops=stops, measuring=True)
 
 
 def tell_study(view: live.LiveView, at: StudyProgress) -> None:

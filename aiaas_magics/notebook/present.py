@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiaas_magics.latency import LoadReport
 from aiaas_magics.notebook.views.picture import error_line, status_line
 from aiaas_magics.plots import text
-from aiaas_magics.spec import About, EndpointView, JobView
+from aiaas_magics.spec import ONE_PROCESS, About, Candidate, EndpointView, JobView, Planned
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from aiaas_magics.client.endpoint import Endpoint
     from aiaas_magics.client.job import Job
+    from aiaas_magics.client.planning import FitPlan
     from aiaas_magics.client.study import Study
     from aiaas_magics.client.training import Preflight
 
@@ -116,6 +117,7 @@ def job_table(view: JobView, story: JobStory, *, caption: str = "") -> Bundle:
     notes = [
         status_line(story),
         f"{left_out} epochs between are not shown; the History that fit returns has them all." if left_out else "",
+        plan_line(story.plan),
         phases_line(story),
         error_line(story),
         *story.notices,
@@ -162,7 +164,7 @@ def study_compile_s(study: Study) -> list[float]:
 
 
 def preflight_bundle(preflight: Preflight) -> Bundle:
-    """What would be sent, item by item; and what is known before the run."""
+    """What goes to the backend, item by item; and what is known before the run."""
     items = list(preflight.manifest)
     rows = [(str(item.kind), str(item.name), text.size(item.bytes), str(item.detail)) for item in items[:MANIFEST_ROWS]]
     here, there = preflight.here, preflight.there
@@ -171,14 +173,70 @@ def preflight_bundle(preflight: Preflight) -> Bundle:
     )
     notes = [
         f"and {len(items) - MANIFEST_ROWS} more items" if len(items) > MANIFEST_ROWS else "",
-        f"To send: {text.size(preflight.send_bytes)}; the backend already has {text.size(preflight.known_bytes)}.",
+        f"To send: {text.size(preflight.send_bytes)}; the backend already had {text.size(preflight.known_bytes)}.",
         f"Workers: {preflight.workers}, on {preflight.devices} devices ({preflight.hardware}).",
         f"Memory: about {text.size(preflight.memory_bytes)} a worker, beyond the libraries.",
         f"Versions here/there: {versions}.",
         *(f"Note: {note}" for note in preflight.notes),
-        f"Nothing was sent (preflight took {text.seconds(preflight.seconds)}).",
+        f"Packing and checking took {text.seconds(preflight.seconds)}.",
     ]
-    return table_bundle(("kind", "name", "size", "detail"), rows, caption="What fit would send", notes=notes)
+    return table_bundle(("kind", "name", "size", "detail"), rows, caption="What fit sends", notes=notes)
+
+
+STEPS_OF_A_CALL: Final = {"off": "one", "graph": "many", "xla": "many, by XLA", "auto": ""}
+PLAN_HEADER: Final = ("engine", "strategy", "steps a call", "steps/s", "rows/s", "first step", "this fit", "memory", "")
+
+
+def plan_bundles(plan: FitPlan) -> list[Bundle]:
+    """A dry run: what fit sends, and every way to carry it out."""
+    return [preflight_bundle(plan.preflight), plan_table(plan)]
+
+
+def plan_table(plan: FitPlan) -> Bundle:
+    rows = [
+        (
+            *_way(plan, one),
+            text.count(1 / one.step_s),
+            text.count(plan.shape.global_batch / one.step_s),
+            text.seconds(one.compile_s),
+            text.seconds(plan.fit_s(one)),
+            text.size(one.memory_bytes),
+            "the plan" if plan.is_chosen(one) else "",
+        )
+        for one in plan.measured
+    ]
+    rows += [(*_way(plan, one), "", "", "", "", "", f"ruled out: {one.why}") for one in plan.ruled_out]
+    quicker = plan.quicker_engine
+    notes = [
+        plan_line(plan.chosen),
+        plan.unmeasured,
+        *([MEASURED_ALONE] if plan.measured else []),
+        f"--engine {quicker.engine} would take {text.seconds(plan.fit_s(quicker))}; it was proved to compute the same." if quicker else "",
+        "The model in the kernel is as it was." + ("" if plan.unmeasured else " What was sent of its data is not sent again by the fit."),
+    ]
+    return table_bundle(
+        PLAN_HEADER, rows, caption=f"How fit makes its {plan.steps:,} steps" if plan.steps else "How fit is carried out", notes=notes
+    )
+
+
+MEASURED_ALONE: Final = (
+    "Measured on a few steps, and multiplied: no validation, callbacks or checkpoints. The first step includes tracing and compiling; "
+    "memory is what the process of the first worker holds beside the shared libraries, or a GPU's peak."
+)
+
+
+def plan_line(plan: Planned | None) -> str:
+    """How steps are carried out, and why not otherwise, as a sentence."""
+    if plan is None:
+        return ""
+    calls = {"off": "one step a call", "graph": "many steps a call", "xla": "many steps a call, compiled by XLA"}[plan.fused]
+    why = f" ({'; '.join(plan.why)})" if plan.why else ""
+    return f"Plan: {' '.join(filter(None, (plan.engine, plan.strategy)))}, {calls}{why}."
+
+
+def _way(plan: FitPlan, one: Candidate) -> tuple[str, str, str]:
+    simulated = ", simulated devices" if plan.simulated and one.strategy in ONE_PROCESS else ""
+    return one.engine, f"{one.strategy}{simulated}", STEPS_OF_A_CALL.get(one.fused, one.fused)
 
 
 # --------------------------------------------------------------------------- endpoints

@@ -92,17 +92,29 @@ def test_text_is_enough_where_nothing_else_is_shown(trainer: Kernel) -> None:
     assert re.search(r"epoch +time +rows/s +accuracy +loss\n", cell.text)
 
 
-def test_a_dry_run_shows_what_would_be_sent_and_ends_the_cell_there(trainer: Kernel) -> None:
-    before = value(trainer, JOBS)
-    trainer.run("many = np.repeat(x, 4, 0)")
+def test_a_dry_run_shows_what_is_sent_and_every_way_to_train_it_and_ends_the_cell_there(trainer: Kernel) -> None:
+    trainer.run("many = np.repeat(x, 4, 0)\nbefore = [w.copy() for w in model.get_weights()]")
 
-    cell = trainer.run("%%aiaas_train --dry-run -n 2\nafter = 'not reached'\nmodel.fit(many, np.repeat(y, 4), epochs=1)\nafter = 'reached'")
+    fit = "after = 'not reached'\nmodel.fit(many, np.repeat(y, 4), epochs=1)\nafter = 'reached'"
+    cell = trainer.run(f"%%aiaas_train --dry-run --engine tensorflow --strategy collective -n 2\n{fit}")
 
-    assert cell.ok
-    for expected in ("What fit would send", "sequential", "array", "Versions here/there", "Nothing was sent", "2, on"):
-        assert expected in cell.text
+    assert cell.ok, cell.error
+    assert WIDGET in cell.seen, "there was a live view"
+    assert [sorted(output["data"]) for output in cell.outputs] == [["text/html", "text/plain"]] * 2
+    sent, plan = (output["data"]["text/plain"] for output in cell.outputs)
+    for expected in ("What fit sends", "sequential", "array", "Versions here/there", "2, on"):
+        assert expected in sent
+    for expected in (
+        "How fit makes its 250 steps",
+        "steps/s",
+        "memory",
+        "the plan",
+        "ruled out: XLA",
+        "Plan: tensorflow collective, many steps",
+    ):
+        assert expected in plan
     assert value(trainer, "after") == "not reached"
-    assert value(trainer, JOBS) == before
+    assert value(trainer, "all((a == b).all() for a, b in zip(before, model.get_weights()))") is True
 
 
 WITH_A_FILE = "keras.callbacks.LambdaCallback(on_epoch_end=lambda e, logs, file=open('/dev/null'): None)"
