@@ -22,6 +22,7 @@ from aiaas_magics.errors import UnknownName
 from aiaas_magics.spec import About, EndpointView, Execution, JobView
 
 if TYPE_CHECKING:
+    from aiaas_magics.client.planning import FitPlan
     from aiaas_magics.client.study import Study
 
 LOCAL: Final = "local"
@@ -145,6 +146,26 @@ class Backend:
         )
         call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
         return submit(prepare(self, call, options))
+
+    def plan(
+        self,
+        model: Any,
+        x: Any = None,
+        y: Any = None,
+        *,
+        workers: int | None = None,
+        oversubscribe: bool = False,
+        execution: Execution | None = None,
+        **fit_arguments: Any,
+    ) -> FitPlan:
+        """How `train` would carry this fit out, and what every way that `execution` leaves open takes; nothing is trained."""
+        from aiaas_magics.client import planning
+        from aiaas_magics.client.training import TrainOptions
+        from aiaas_magics.packing.fitcall import FitCall
+
+        call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
+        options = TrainOptions(workers=workers, oversubscribe=oversubscribe, execution=execution or Execution())
+        return planning.plan(self, call, options)
 
     def study(
         self,

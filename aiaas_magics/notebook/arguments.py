@@ -175,7 +175,7 @@ train_options = options(
     option("--weak", action="store_true", help="In a study: batch_size is each worker's, so n workers do n times the work of a step."),
     option("--name", type=job_name, metavar="NAME", help="What the job is called; the model's name if left out."),
     option("--async", dest="background", action="store_true", help="Return at once: fit gives a Job; job.result() takes the weights."),
-    option("-o", "--out", type=variable, metavar="NAME", help="Put the job's History, Job or Study into this variable."),
+    option("-o", "--out", type=variable, metavar="NAME", help="Put the job's History, Job, Study or FitPlan into this variable."),
     option(
         "--dry-run",
         action="store_true",

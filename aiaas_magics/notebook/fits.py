@@ -210,6 +210,7 @@ class CellFits:
             except KeyboardInterrupt:
                 raise Interrupted("Interrupted: the measuring job was cancelled; the model in the kernel is unchanged.") from None
             view.freeze(present.plan_bundles(plan))
+        self._put(plan)
         if self._ui == "none":  # no progress was asked for; what was found out is the cell's answer
             live.show(self._shell, present.plan_bundles(plan))
 

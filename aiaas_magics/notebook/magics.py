@@ -37,6 +37,7 @@ R = TypeVar("R")
 DISPLAYS: Final[dict[tuple[str, str], Callable[[Any], present.Bundle]]] = {
     ("aiaas_magics.client.job", "Job"): present.job_bundle,
     ("aiaas_magics.client.study", "Study"): present.study_table,
+    ("aiaas_magics.client.planning", "FitPlan"): present.plan_table,
     ("aiaas_magics.client.endpoint", "Endpoint"): present.endpoint_bundle,
 }
 LOADED: Final[dict[int, tuple[Any, Any]]] = {}  # by id of the shell: its magics and its matcher

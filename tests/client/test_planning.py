@@ -67,12 +67,12 @@ def test_the_fit_goes_by_what_a_dry_run_measured_and_sends_no_array_again(
     monkeypatch.chdir(tmp_path)
     x, y = jax_models.table(7010)  # the last batch is a smaller one, which no measurement has
     model = jax_models.two_faced()
-    call = FitCall(model, {"x": x, "y": y, "epochs": 3, "batch_size": 16})
+    given = {"epochs": 3, "batch_size": 16}
 
-    found = planning.plan(backend, call, TrainOptions())
-    again = planning.plan(backend, call, TrainOptions(execution=Execution(engine="tensorflow", fused="off")))
-    job = backend.train(model, x, y, epochs=3, batch_size=16)
-    waiting = planning.plan(backend, call, TrainOptions())
+    found = backend.plan(model, x, y, **given)
+    again = backend.plan(model, x, y, execution=Execution(engine="tensorflow", fused="off"), **given)
+    job = backend.train(model, x, y, **given)
+    waiting = backend.plan(model, x, y, **given)
     job.result(120)
 
     assert [(one.engine, one.fused) for one in found.candidates] == [

@@ -96,7 +96,7 @@ def test_a_dry_run_shows_what_is_sent_and_every_way_to_train_it_and_ends_the_cel
     trainer.run("many = np.repeat(x, 4, 0)\nbefore = [w.copy() for w in model.get_weights()]")
 
     fit = "after = 'not reached'\nmodel.fit(many, np.repeat(y, 4), epochs=1)\nafter = 'reached'"
-    cell = trainer.run(f"%%aiaas_train --dry-run --engine tensorflow --strategy collective -n 2\n{fit}")
+    cell = trainer.run(f"%%aiaas_train --dry-run --engine tensorflow --strategy collective -n 2 -o plan\n{fit}")
 
     assert cell.ok, cell.error
     assert WIDGET in cell.seen, "there was a live view"
@@ -113,6 +113,7 @@ def test_a_dry_run_shows_what_is_sent_and_every_way_to_train_it_and_ends_the_cel
         "Plan: tensorflow collective, many steps",
     ):
         assert expected in plan
+    assert trainer.run("plan").outputs[-1]["data"]["text/plain"] == plan
     assert value(trainer, "after") == "not reached"
     assert value(trainer, "all((a == b).all() for a, b in zip(before, model.get_weights()))") is True
 

@@ -18,10 +18,11 @@ from aiaas_magics.backend.training import fused as fused_module
 from aiaas_magics.backend.training import loop, rows
 from aiaas_magics.backend.training.choice import Choices, Timing, quickest
 from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.training.fused import Chunk, FusedSteps
 from aiaas_magics.backend.training.pace import CALL_S, GROWTH, Pace
 from aiaas_magics.backend.training.plan import Plan, order_of
 from aiaas_magics.packing.fitcall import FitCall, pack, unpack
-from aiaas_magics.spec import EpochEnded, Event, Execution, Planned
+from aiaas_magics.spec import Candidate, EpochEnded, Event, Execution, MeasureSpec, Planned
 from tests.training.ranks import gaps
 
 ROWS, BATCH = 210, 32  # the last batch has 18 rows
@@ -43,7 +44,14 @@ def planned(fused: str, *why: str) -> Planned:
 
 class Trained:
     def __init__(
-        self, folder: Path, make: Callable[[], Any], arguments: dict[str, Any], *, fused: str, choices: Path | None = None
+        self,
+        folder: Path,
+        make: Callable[[], Any],
+        arguments: dict[str, Any],
+        *,
+        fused: str,
+        choices: Path | None = None,
+        measure: MeasureSpec | None = None,
     ) -> None:
         """Train a fresh model in this process, as a worker does with what it has unpacked."""
         packed = pack(FitCall(make(), arguments))
@@ -59,6 +67,7 @@ class Trained:
             arrays=(),
             seed=5,
             choices=str(choices or ""),
+            measure=measure,
             execution=Execution(fused=fused, checkpoint_epochs=0),
         )
         self.told = Told()
@@ -348,6 +357,28 @@ def test_steps_that_are_made_one_a_call_have_a_plan_that_says_why(
     tmp_path: Path, make: Callable[[], Any], arguments: dict[str, Any], said: str
 ) -> None:
     assert Trained(tmp_path, make, arguments, fused="auto").told.plan() == planned("off", said)
+
+
+@pytest.mark.parametrize(("callbacks", "one_by_one"), [([], False), ([Seen()], True)])
+def test_a_plan_is_measured_with_as_many_steps_a_call_as_the_callbacks_of_the_fit_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, callbacks: list[Any], one_by_one: bool
+) -> None:
+    made: list[int] = []
+    stock = FusedSteps._run
+
+    def run(self: Any, chunk: Chunk, *, compiled: bool) -> Any:
+        made.append(chunk.stop - chunk.start)
+        return stock(self, chunk, compiled=compiled)
+
+    monkeypatch.setattr(FusedSteps, "_run", run)
+    x, y = table()
+    arguments = {"x": x, "y": y, "batch_size": 1, "callbacks": callbacks}
+
+    told = Trained(tmp_path, mlp(), arguments, fused="graph", measure=MeasureSpec(compare=True, steps=210, repeats=1)).told
+
+    [candidate] = [event for event in told if isinstance(event, Candidate)]
+    assert (candidate.fused, candidate.why) == ("graph", "")
+    assert (max(made) == 1) is one_by_one
 
 
 def test_a_model_with_a_loop_of_its_own_keeps_it(tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ def callbacks_of_rank(callbacks: Sequence[Any], *, rank: int, channel: Channel) 
     return kept
 
 
+def most_steps_a_call(model: Any, callbacks: Sequence[Any]) -> int | None:
+    """How many steps somebody wants to look at in between; None where nobody looks at batches."""
+    return int(model.steps_per_execution or 1) if any(reads_batches(callback) for callback in callbacks) else None
+
+
 def reads_batches(callback: Any) -> bool:
     """Whether a callback may look at the logs of single batches. Keras' ModelCheckpoint does only with a number as `save_freq`."""
     if type(callback) is keras.callbacks.ModelCheckpoint:

@@ -24,7 +24,7 @@ from tensorflow.python.framework.config import is_op_determinism_enabled
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import datasets, measure
 from aiaas_magics.backend.training.accumulate import Accumulation
-from aiaas_magics.backend.training.callbacks import callbacks_of_rank, plain_arguments, reads_batches
+from aiaas_magics.backend.training.callbacks import callbacks_of_rank, most_steps_a_call, plain_arguments
 from aiaas_magics.backend.training.candidates import RuledOut, compare, only, process_bytes
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.choice import FORMS, Choice, Choices, Comparing, Rule, Timing
@@ -85,9 +85,9 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     history = keras.callbacks.History()
     progress = Progress(channel, plan=lambda: source.plan, notices=command.rank == 0)
     # Asked of all callbacks, also those that only rank 0 runs: every rank must trace the same exchanges.
-    batch_logs = any(reads_batches(callback) for callback in call.callbacks)
+    each = most_steps_a_call(call.model, call.callbacks)
+    batch_logs = each is not None
     agreeing = [] if group is None else [agreement(group, each_batch=batch_logs)]
-    each = int(call.model.steps_per_execution or 1) if batch_logs else None
     with contextlib.ExitStack() as stack:
         given = stack.enter_context(datasets.opened(arguments, command))
         stack.enter_context(reading_from(source))
@@ -175,10 +175,12 @@ def _timed(
     # The form of the loop is the one that the whole training would have.
     source = _source(command, call, Place(first), epochs=int(call.arguments.get("epochs") or 1))
     source.uneven = measure.leaves_rows(plain_arguments(call.arguments))
-    timer = measure.StepTimer(command.measure, group=group, memory=_memory_bytes)
+    # A study leaves callbacks out; a plan is for a fit that has them.
+    each = most_steps_a_call(call.model, call.callbacks) if command.measure.compare else None
+    timer = measure.StepTimer(command.measure, group=group, each=each, memory=_memory_bytes)
     progress = Progress(channel, plan=lambda: source.plan, notices=False)
     fused = fusing(command, call, source, pace=timer, test_pace=Pace(), rule=rule, told=told)
-    hooked = _hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=False)
+    hooked = _hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=each is not None)
     with reading_from(source), hooked as collective, fused:
         TensorFlowTrainer.fit(call.model, **arguments, callbacks=[*_sharing(collective), timer, progress])
     assert source.plan is not None

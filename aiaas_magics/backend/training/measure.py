@@ -70,7 +70,7 @@ def _rows(x: Any) -> int | None:
 class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
     """Times `repeats` runs of equally many steps after some to warm up, then stops the training.
 
-    It also says how many steps are made at once where calls make many: never more than are left of a stretch.
+    It also says how many steps are made at once where calls make many: never more than are left of a stretch, nor than `each`.
     What lies between epochs is left out of the time. With several workers all take rank 0's number of steps.
     In the end the model has the weights that it had when it was warm: after so few steps they tell whether all n compute
     the same, while after hundreds float32 rounding, which training amplifies, would drown the answer.
@@ -81,11 +81,12 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         spec: MeasureSpec,
         *,
         group: Group | None = None,
+        each: int | None = None,
         memory: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__()
-        self._spec, self._group, self._memory, self._clock = spec, group, memory, clock
+        self._spec, self._group, self._each, self._memory, self._clock = spec, group, each, memory, clock
         self._steps = spec.steps
         self._calibrating = 0
         self._last = -1  # step of the epoch that was the last to be made
@@ -104,7 +105,8 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         """How many steps the next call may make."""
         if not self._warm:
             return 1
-        return max(1, (self._steps or self._calibrating) - self._seen)
+        left = (self._steps or self._calibrating) - self._seen
+        return max(1, min(left, self._each or left))
 
     def took(self, steps: int, seconds: float) -> None:
         """What `on_train_batch_end` counts is enough."""

@@ -30,7 +30,7 @@ from msgspec.structs import replace
 
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import measure
-from aiaas_magics.backend.training.callbacks import callbacks_of_rank, plain_arguments, reads_batches
+from aiaas_magics.backend.training.callbacks import callbacks_of_rank, most_steps_a_call, plain_arguments
 from aiaas_magics.backend.training.candidates import compare, only, process_bytes
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.command import WorkerCommand
@@ -148,8 +148,7 @@ def run(command: WorkerCommand, call: portable.PortedFitCall, channel: Channel) 
     history = keras.callbacks.History()
     keeper = Keeper(command, call, channel, group=None, history=history, resumed=resumed, plan=lambda: reading.plan)
     progress = Progress(channel, plan=lambda: reading.plan, notices=True)
-    batch_logs = any(reads_batches(callback) for callback in call.callbacks)
-    each = int(call.model.steps_per_execution or 1) if batch_logs else None
+    each = most_steps_a_call(call.model, call.callbacks)
     with reading_from(reading), fusing(command, call.model, reading, pace=Pace(each), test_pace=Pace(each), told=channel.send):
         jax_trainer.JAXTrainer.fit(
             call.model,
@@ -194,7 +193,8 @@ def _timed(command: WorkerCommand, call: portable.PortedFitCall, channel: Channe
     arguments = measure.steady(plain_arguments(call.arguments))
     first = int(arguments["initial_epoch"])
     reading = Reading(seed=command.seed, first_epoch=first, start=Place(first))
-    timer = measure.StepTimer(command.measure, memory=_memory_bytes)
+    each = most_steps_a_call(call.model, call.callbacks) if command.measure.compare else None
+    timer = measure.StepTimer(command.measure, each=each, memory=_memory_bytes)
     progress = Progress(channel, plan=lambda: reading.plan, notices=False)
     plain = command.measure.plain
     with contextlib.ExitStack() as stack:
