@@ -56,6 +56,9 @@ def test_every_way_on_two_workers_is_measured_and_nothing_is_trained(
     assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
     assert int(model.optimizer.iterations) == 0
     assert (np.random.get_state()[1] == random).all()
+    job = backend.train(model, x, y, workers=2, oversubscribe=True, **OFTEN)
+    job.result(120)
+    assert job.story().plan == found.chosen
     shown = present.plan_table(found)["text/plain"]
     assert "mirrored, simulated devices" in shown
     assert "ruled out: XLA cannot compile what processes exchange within a step" in shown
@@ -90,6 +93,32 @@ def test_the_fit_goes_by_what_a_dry_run_measured_and_sends_no_array_again(
     assert [(one.engine, one.fused) for one in again.candidates] == [("tensorflow", "off")]
     assert waiting.candidates == ()
     assert waiting.unmeasured.startswith(f"Nothing was measured: the backend is busy with job {job.id}.")
+
+
+def test_a_way_that_takes_too_long_or_breaks_is_a_row_and_leaves_nothing_running(
+    backend: aiaas_magics.Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+
+    class Breaks(keras.layers.Layer):
+        def call(self, x: Any, training: bool = False) -> Any:
+            if training:
+                raise ValueError("no step can be made")
+            return x
+
+    x, y = table()
+    single = Execution(engine="tensorflow", strategy="single")
+    broken = keras.Sequential([keras.Input((8,)), Breaks(), keras.layers.Dense(1)])
+    broken.compile("sgd", "mse")
+
+    [breaks] = backend.plan(broken, x, y, execution=single).candidates
+    monkeypatch.setattr(planning, "MOST_S", 0.0)
+    found = backend.plan(small_model(), x, y, execution=single)
+
+    assert "no step can be made" in breaks.why
+    assert [one.why for one in found.candidates] == ["measuring it takes more than 0 s"]
+    assert found.chosen is None
+    assert [view.id for view in backend.jobs() if not view.state.final] == []
 
 
 def test_what_yields_batches_is_not_read_to_be_measured(backend: aiaas_magics.Backend) -> None:

@@ -321,15 +321,22 @@ def test_a_study_draws_its_speedup_and_refuses_a_second_fit(trainer: Kernel) -> 
     assert trainer.run("study.plot()").of("image/png")
 
 
-def test_interrupting_a_study_cancels_the_job_that_runs(trainer: Kernel) -> None:
-    message = trainer.start("%%aiaas_train --workers 1,2 --ui html\nmodel.fit(x, y, epochs=2, batch_size=1000)")
-    running = trainer.wait(message, until="plain fit, all cores")
+@pytest.mark.parametrize(
+    ("options", "first", "said"),
+    [
+        ("--workers 1,2", "plain fit, all cores", "the study's job was cancelled"),
+        ("--dry-run", "tensorflow, single", "the measuring job was cancelled"),
+    ],
+)
+def test_interrupting_a_study_or_a_dry_run_cancels_the_job_that_runs(trainer: Kernel, options: str, first: str, said: str) -> None:
+    message = trainer.start(f"%%aiaas_train {options} --ui html\nmodel.fit(x, y, epochs=2, batch_size=1000)")
+    running = trainer.wait(message, until=first)
 
     trainer.interrupt()
     cell = trainer.wait(message, cell=running)
 
     assert cell.reply["ename"] == "Interrupted"
-    assert "the study's job was cancelled" in cell.error
+    assert said in cell.error
     assert value(trainer, "[str(view.state) for view in aiaas_magics.connect().jobs() if not view.state.final]") == []
 
 

@@ -47,6 +47,7 @@ from aiaas_magics.packing.sources import in_arguments
 from aiaas_magics.spec import AnyEvent, Candidate, Planned
 
 ENGINE: Final = "tensorflow"
+EXCHANGING: Final = Choice(fused="graph", why=("XLA cannot compile what processes exchange within a step",))
 
 
 def unpack(command: WorkerCommand) -> UnpackedFitCall:
@@ -141,7 +142,7 @@ def _compare(command: WorkerCommand, call: Unpacked, channel: Channel, group: Gr
 
     def timed(form: str) -> measure.StepTimer:
         if form == "xla" and group is not None:
-            raise RuledOut("XLA cannot compile what processes exchange within a step")
+            raise RuledOut(*EXCHANGING.why)
         # XLA only where the rule allows it: asked for by name, it would compile also what it computes differently.
         fused = "auto" if form == "xla" and asked == "auto" else form
         in_form = replace(command, execution=replace(command.execution, fused=fused))
@@ -290,7 +291,7 @@ def fusing(
         model.train_step,
         stock=functools.partial(model._make_function, model.train_step),
         wrap=with_part,
-        fused=wanted,
+        fused=EXCHANGING if wanted.fused == "auto" and command.ranks > 1 else wanted,
         ahead=source.ahead,
         rule=rule,
         tries=command.measure is None and not is_op_determinism_enabled(),
