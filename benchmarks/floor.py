@@ -32,7 +32,9 @@ class Floor(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         body, self._body = b"".join(self._body), []
-        if self.binary:
+        if not body:  # somebody asks whether we are there
+            self._transport.write(ANSWER)
+        elif self.binary:
             end = body.index(b"}]}") + 3
             asked = orjson.loads(body[:end])
             tensor = np.frombuffer(body, np.float32, offset=end).reshape(asked["inputs"][0]["shape"])

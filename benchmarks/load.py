@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+CHUNKED = -1  # the answer's length is not told before
+
 
 class Connection(asyncio.Protocol):
     """Sends the same request again and again."""
@@ -25,7 +27,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, request: bytes, took: list[int], wrong: list[bytes]) -> None:
         self._request, self._took, self._wrong = request, took, wrong
         self._got = b""
-        self._whole = 0  # bytes of the answer that is coming, once its head is there
+        self._whole = 0  # bytes of the answer that is coming, or `CHUNKED`, once its head is there
         self.over = False
 
     def connection_made(self, transport: Any) -> None:
@@ -44,8 +46,8 @@ class Connection(asyncio.Protocol):
                 return
             head = self._got[:end].lower()
             place = head.find(b"content-length:")
-            self._whole = end + 4 + int(head[place + 15 :].split(b"\r\n", 1)[0])
-        if len(self._got) < self._whole:
+            self._whole = CHUNKED if place < 0 else end + 4 + int(head[place + 15 :].split(b"\r\n", 1)[0])
+        if not self._got.endswith(b"0\r\n\r\n") if self._whole == CHUNKED else len(self._got) < self._whole:
             return
         self._took.append(time.perf_counter_ns() - self._began_ns)
         if not self._got.startswith(b"HTTP/1.1 200"):

@@ -11,6 +11,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import psutil
@@ -273,3 +274,11 @@ def test_a_frame_that_lies_is_refused_without_waiting_for_more(data: bytes) -> N
             frames.receive(there)
 
         assert time.monotonic() - began_s < 10
+
+
+def test_samples_of_another_shape_than_the_interface_are_refused(rig: Rig, article: Made) -> None:
+    samples = load_file(article.samples)
+    spec = msgspec.structs.replace(article.spec, inputs=(tensor("x", "float32", -1, samples["input/x"].shape[1] - 1),))
+
+    with pytest.raises(InvalidSpec, match=r"for the input 'x' of shape \(-1, \d+\). Run the cell again"):
+        rig.load(Made(spec, article.artefact, article.samples))

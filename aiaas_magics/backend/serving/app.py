@@ -16,7 +16,7 @@ from typing import Any, Final
 from aiaas_magics.backend.guard import Allow, Guard, facts_of
 from aiaas_magics.backend.serving import inferring
 from aiaas_magics.backend.serving.compression import TooLarge, unpacked
-from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, error
+from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, error
 from aiaas_magics.backend.serving.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -74,18 +74,16 @@ class App:
         if not isinstance(decision, Allow):
             await self._refuse(error(decision.status, decision.text, decision.headers), scope, receive, send)
             return
-        path = scope["raw_path"].decode("latin-1")
+        path, headers = scope["raw_path"].decode("latin-1"), tuple(scope["headers"])  # as they are now: a chunked body may end with more
         protocol = inferring.protocol_of(path)
         route = protocol.find_route(scope["method"], path)
         if isinstance(route, Response):
             await self._refuse(route, scope, receive, send)
             return
         try:
-            body = b"" if scope["method"] == "GET" else await self._unpacked(await self._body(scope, receive), scope)
+            body = b"" if scope["method"] == "GET" else await self._unpacked(await self._body(scope, receive), headers)
             client = b"%b:%d" % (scope["client"][0].encode(), scope["client"][1]) if scope.get("client") else b""
-            request = Request(
-                method=scope["method"], path=path, headers=tuple(scope["headers"]), body=body, client=client, scheme=scope["scheme"]
-            )
+            request = Request(method=scope["method"], path=path, headers=headers, body=body, client=client, scheme=scope["scheme"])
             response = await inferring.respond(self.registry, protocol, route, request)
         except BodyTooLarge as fault:
             await self._refuse(error(413, str(fault)), scope, receive, send)
@@ -101,8 +99,8 @@ class App:
             response = inferring.refusal(fault)
         await _answer(send, response)
 
-    async def _unpacked(self, body: bytes, scope: Scope) -> bytes:
-        encoding = next((value for name, value in scope["headers"] if name == b"content-encoding"), None)
+    async def _unpacked(self, body: bytes, headers: Headers) -> bytes:
+        encoding = next((value for name, value in headers if name == b"content-encoding"), None)
         return body if encoding is None else await asyncio.to_thread(unpacked, body, encoding, most=self._body_bytes)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:

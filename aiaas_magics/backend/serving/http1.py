@@ -32,7 +32,8 @@ class Known:
     """A request's head, without its content-length, and what was decided of it: a client's next one mostly is the same."""
 
     url: bytes
-    headers: list[tuple[bytes, bytes]]
+    raw: list[tuple[bytes, bytes]]
+    headers: Headers  # with names in lower case
     path: str
     protocol: InferenceProtocol
     route: Route
@@ -125,8 +126,7 @@ class Http1(HttpToolsProtocol):
         self._in_head, self._head_bytes = True, 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
-        if name == b"content-length" and not self._length:
+        if len(name) == 14 and not self._length and name.lower() == b"content-length":
             self._length = value
         else:
             self.headers.append((name, value))
@@ -151,23 +151,24 @@ class Http1(HttpToolsProtocol):
 
     def _known_head(self) -> Known | None:
         known = self._known
-        return known if known is not None and known.url == self.url and known.headers == self.headers else self._look_at_head()
+        return known if known is not None and known.url == self.url and known.raw == self.headers else self._look_at_head()
 
     def _look_at_head(self) -> Known | None:
         """What is asked for, where it may take the short way."""
-        for name, value in self.headers:
+        headers = tuple((name.lower(), value) for name, value in self.headers)
+        for name, value in headers:
             if name in (b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"content-length") and value != b"identity":
                 return None
         url = httptools.parse_url(self.url)
-        if self.app.guard.decide(facts_of(self.headers, url.query or b"")) is not ALLOW:
+        if self.app.guard.decide(facts_of(headers, url.query or b"")) is not ALLOW:
             return None
         path = url.path.decode("ascii")
         protocol = inferring.protocol_of(path)
         route = protocol.find_route("POST", path)
-        return Known(self.url, self.headers, path, protocol, route) if not isinstance(route, Response) and route.infers else None
+        return Known(self.url, self.headers, headers, path, protocol, route) if not isinstance(route, Response) and route.infers else None
 
     def _as_uvicorn(self) -> None:
-        url, headers = self.url, self.headers
+        url, headers = self.url, [(name.lower(), value) for name, value in self.headers]
         if self._length:
             headers.append((b"content-length", self._length))
         super().on_message_begin()
@@ -199,7 +200,7 @@ class Http1(HttpToolsProtocol):
             slot.response = response
             self._flush()
 
-        request = Request(method="POST", path=known.path, headers=tuple(known.headers), body=body, client=self._client)
+        request = Request(method="POST", path=known.path, headers=known.headers, body=body, client=self._client)
         inferring.begin(self.app.registry, known.protocol, known.route, request, done)
 
     # ------------------------------------------------------------------ answers

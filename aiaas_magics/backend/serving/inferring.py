@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from aiaas_magics.backend.serving.batching import QueueFull, TooLate
-from aiaas_magics.backend.serving.compression import compressed, encoding_for
+from aiaas_magics.backend.serving.compression import LARGE, compressed, encoding_for
 from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
 from aiaas_magics.backend.serving.protocols import (
     BadValue,
@@ -77,7 +77,10 @@ def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request
             response = refusal(fault)
         else:
             version.figures.answered(rows=call.rows or 0, took_ns=time.perf_counter_ns() - began_ns)
-        hand_over(request, response, done)
+        if len(response.body) < LARGE:
+            done(response)
+        else:
+            hand_over(request, response, done)
 
     try:
         executor.submit(call.tensors, call.rows, answered, timeout_s=call.timeout_s)

@@ -30,7 +30,7 @@ from aiaas_magics.spec import DeploySpec, VersionView
 log = logging.getLogger(__name__)
 
 INLINE_S: Final = 2e-3  # guess: what a batch may keep the event loop for; other requests wait that long to be read
-INLINE_LEAST_ROWS: Final = 32  # guess: of a model that computes fewer in that time, a thread's turn is a small part
+INLINE_LEAST_ROWS: Final = 8  # guess: of a model that computes fewer in that time, a thread's turn is a small part
 INLINE_BYTES: Final = 8 * 1024 * 1024  # guess: of a larger file a second copy is no small thing
 TIMED_ROWS: Final = 64
 TIMED_RUNS: Final = 5

@@ -69,6 +69,13 @@ def _sample(found: Mapping[str, np.ndarray], side: str, tensor: TensorSpec, spec
     if array is None or array.ndim == 0:
         raise InvalidSpec(f"The samples of {spec.name} hold no {side} {tensor.name!r}. Run the cell again to export it anew.")
     if tensor.dtype != "string":
+        if array.ndim != len(tensor.shape) or any(
+            want not in (-1, got) for want, got in zip(tensor.shape[1:], array.shape[1:], strict=True)
+        ):
+            raise InvalidSpec(
+                f"The samples of {spec.name} have the shape {array.shape} for the {side} {tensor.name!r} of shape {tensor.shape}. "
+                "Run the cell again to export it anew."
+            )
         return array
     texts = [bytes(row).rstrip(b"\0") for row in array.reshape(-1, array.shape[-1]).astype(np.uint8)]
     strings = np.empty(len(texts), dtype=object)
