@@ -10,7 +10,7 @@ RUN := $(BIN)/python
 # A state folder of its own for the demo and the tests, so that nothing of the user's is touched.
 BUILD := build
 
-.PHONY: help demo test equivalence lab check lint types architecture bench notebooks docs clean
+.PHONY: help demo test equivalence lab check lint types architecture bench soak notebooks docs clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ notebooks: $(VENV)/.ready  ## execute the notebooks and store their outputs in t
 
 bench: $(VENV)/.ready  ## measure beside the peers, in one run
 	$(RUN) -m benchmarks
+
+soak: $(VENV)/.ready  ## ten minutes of serving at 70 % load: no error, no growth
+	$(RUN) -m benchmarks.soak
 
 clean:
 	rm -rf $(BUILD) $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -24,8 +24,9 @@ CHUNKED = -1  # the answer's length is not told before
 class Connection(asyncio.Protocol):
     """Sends the same request again and again."""
 
-    def __init__(self, request: bytes, took: list[int], wrong: list[bytes]) -> None:
+    def __init__(self, request: bytes, took: list[int], wrong: list[bytes], every_s: float = 0.0) -> None:
         self._request, self._took, self._wrong = request, took, wrong
+        self._every_s, self._due_s = every_s, 0.0
         self._got = b""
         self._whole = 0  # bytes of the answer that is coming, or `CHUNKED`, once its head is there
         self.over = False
@@ -35,6 +36,8 @@ class Connection(asyncio.Protocol):
         self.send()
 
     def send(self) -> None:
+        if self.over:
+            return
         self._began_ns = time.perf_counter_ns()
         self._transport.write(self._request)
 
@@ -53,7 +56,13 @@ class Connection(asyncio.Protocol):
         if not self._got.startswith(b"HTTP/1.1 200"):
             self._wrong.append(self._got[:300])
         self._got, self._whole = b"", 0
-        if not self.over:
+        if self.over:
+            return
+        loop = asyncio.get_running_loop()
+        self._due_s = max(self._due_s + self._every_s, loop.time())
+        if self._every_s:
+            loop.call_at(self._due_s, self.send)
+        else:
             self.send()
 
 

@@ -19,6 +19,7 @@ TITLES = {
     "blobs": "Sending data",
     "serving": "Serving",
     "serving_start": "Start of serving",
+    "soak": "Under load for a while",
 }
 HEAD = """# Measured
 
