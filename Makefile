@@ -10,7 +10,7 @@ RUN := $(BIN)/python
 # A state folder of its own for the demo and the tests, so that nothing of the user's is touched.
 BUILD := build
 
-.PHONY: help demo test equivalence lab check lint types architecture bench soak notebooks docs clean
+.PHONY: help demo test conformance equivalence lab check lint types architecture bench soak notebooks docs clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ lab: $(VENV)/.ready  ## open JupyterLab, ready to use
 
 test: $(VENV)/.ready  ## the whole test suite
 	$(RUN) -m pytest $(PYTEST_OPTIONS)
+
+conformance: $(VENV)/.ready  ## clients of other servers, each in an environment of its own, against ours
+	$(RUN) -m pytest -q tests/conformance
 
 equivalence: $(VENV)/.ready  ## every model, optimizer, strategy and number of workers beside plain fit; `make test` runs a covering set
 	AIAAS_EQUIVALENCE=all $(RUN) -m pytest -q tests/equivalence
@@ -56,4 +59,4 @@ soak: $(VENV)/.ready  ## ten minutes of serving at 70 % load: no error, no growt
 	$(RUN) -m benchmarks.soak
 
 clean:
-	rm -rf $(BUILD) $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(BUILD) $(VENV) .conformance .pytest_cache .mypy_cache .ruff_cache

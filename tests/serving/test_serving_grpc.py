@@ -234,6 +234,37 @@ def test_the_server_and_its_models_describe_themselves_as_over_rest(client: Clie
         assert answer.ready is ready
 
 
+def test_a_model_is_withdrawn_and_answers_again(client: Client) -> None:
+    def ready() -> bool:
+        return bool(client(V2 + "ModelReady", inference.ModelReadyRequest(name="scalar"), inference.ModelReadyResponse).ready)
+
+    client(
+        V2 + "RepositoryModelUnload", inference.RepositoryModelUnloadRequest(model_name="scalar"), inference.RepositoryModelUnloadResponse
+    )
+    try:
+        assert not ready()
+        assert client.refusal(V2 + "ModelInfer", infer_request("scalar", x=np.ones(1, "float32")))[0] is Code.UNAVAILABLE
+    finally:
+        load = inference.RepositoryModelLoadRequest(model_name="scalar")
+        client(V2 + "RepositoryModelLoad", load, inference.RepositoryModelLoadResponse)
+    assert ready()
+    load.parameters["config"].string_param = "{}"
+    assert client.refusal(V2 + "RepositoryModelLoad", load)[0] is Code.INVALID_ARGUMENT
+
+
+def test_statistics_count_what_came_over_either_protocol(client: Client, shared: Rig) -> None:
+    def count() -> int:
+        asked = inference.ModelStatisticsRequest(name="sums")
+        (told,) = client(V2 + "ModelStatistics", asked, inference.ModelStatisticsResponse).model_stats
+        return int(told.inference_stats.success.count)
+
+    before = count()
+    client.infer(infer_request("sums", a=np.ones((1, 2), "float32"), b=np.ones((1, 2), "int32")))
+    shared.predict("sums", {"instances": [{"a": [1.0, 2.0], "b": [1, 2]}]})
+
+    assert count() == before + 2
+
+
 # --------------------------------------------------------------------------- TensorFlow Serving
 
 

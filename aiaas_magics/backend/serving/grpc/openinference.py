@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import numpy as np
+import orjson
 
 from aiaas_magics.backend.serving import codec
-from aiaas_magics.backend.serving.grpc.methods import Asked, Call, Infer, Look, Method, Stream, find, rows_of
+from aiaas_magics.backend.serving.grpc.methods import Asked, Call, Infer, Look, Method, Refused, Stream, find, rows_of
 from aiaas_magics.backend.serving.grpc.openinference_schema import SERVICE, inference
 from aiaas_magics.backend.serving.protocols import BadValue, Response, openinference
 from aiaas_magics.backend.serving.protocols import openinference_codec as tensors
@@ -216,6 +218,26 @@ def repository_index(call: Call) -> Any:
     return inference.RepositoryIndexResponse(models=documents.index(call.registry, documents.IndexRequest(ready=call.message.ready)))
 
 
+def repository_load(call: Call) -> Any:
+    return inference.RepositoryModelLoadResponse(model_name=_control(call, "load"), isLoaded=True)
+
+
+def repository_unload(call: Call) -> Any:
+    return inference.RepositoryModelUnloadResponse(model_name=_control(call, "unload"), isUnloaded=True)
+
+
+def _control(call: Call, action: str) -> str:
+    """Carry out what REST does; gives the model's name."""
+    message = call.message
+    name: str = message.model_name or message.repository_name  # the latter is KServe's number for the model's
+    document = orjson.dumps({"parameters": dict.fromkeys(message.parameters, True)})
+    request = msgspec.structs.replace(call.request, body=document)
+    response = openinference.look(call.registry, Route(action=action, name=name), request)
+    if response.status != 200:
+        raise Refused(response)
+    return name
+
+
 def model_statistics(call: Call) -> Any:
     """Of one model, all its versions or one; of none, of every model."""
     message, registry = call.message, call.registry
@@ -237,5 +259,7 @@ _METHODS: Final[Mapping[str, Method]] = {
     "ModelConfig": Look(inference.ModelConfigRequest, model_config),
     "ModelStatistics": Look(inference.ModelStatisticsRequest, model_statistics),
     "RepositoryIndex": Look(inference.RepositoryIndexRequest, repository_index),
+    "RepositoryModelLoad": Look(inference.RepositoryModelLoadRequest, repository_load),
+    "RepositoryModelUnload": Look(inference.RepositoryModelUnloadRequest, repository_unload),
 }
 METHODS: Final[Mapping[str, Method]] = {f"/{SERVICE}/{name}": method for name, method in _METHODS.items()}

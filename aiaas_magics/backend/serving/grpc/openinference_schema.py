@@ -3,6 +3,9 @@
 Owns names and field numbers, as far as they are used here. `tests/conformance` holds each of them
 against what the clients' own modules say.
 
+Of the two requests that load and unload a model KServe and Triton have different numbers: KServe's
+model name is where Triton has a repository's. Here are Triton's, and KServe's answers, which Triton leaves empty.
+
 Sources: specification/protocol/open_inference_grpc.proto of kserve/open-inference-protocol;
 protobuf/grpc_service.proto and model_config.proto of triton-inference-server/common.
 """
@@ -53,9 +56,9 @@ INFERENCE: Final = Description(
     RepositoryIndexResponse: repeated ModelIndex models 1
     RepositoryIndexResponse.ModelIndex: string name 1, string version 2, string state 3, string reason 4
     RepositoryModelLoadRequest: string repository_name 1, string model_name 2, map<string,ModelRepositoryParameter> parameters 3
-    RepositoryModelLoadResponse:
+    RepositoryModelLoadResponse: string model_name 1, bool isLoaded 2
     RepositoryModelUnloadRequest: string repository_name 1, string model_name 2, map<string,ModelRepositoryParameter> parameters 3
-    RepositoryModelUnloadResponse:
+    RepositoryModelUnloadResponse: string model_name 1, bool isUnloaded 2
 
     ModelStatisticsRequest: string name 1, string version 2
     StatisticDuration: uint64 count 1, uint64 ns 2
