@@ -15,6 +15,7 @@ import msgspec
 
 from aiaas_magics.errors import InvalidName, InvalidSpec
 from aiaas_magics.logs import Logs
+from aiaas_magics.routing import Rollout, Routing
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -227,6 +228,7 @@ class DeploySpec(Value, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     replicas: int = 1
     max_delay_us: int = 0  # how long the first request of a batch may be held back for company
+    rollout: Rollout = Rollout()
     model: str = ""  # what it is called in the notebook, for showing
 
     def __post_init__(self) -> None:
@@ -297,6 +299,7 @@ class EndpointView(Value, frozen=True, kw_only=True):
     versions: tuple[VersionView, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    routing: Routing | None = None
     model: str = ""
     grpc: str = ""  # host:port of the same models over gRPC
 

@@ -19,6 +19,7 @@ from aiaas_magics.client.endpoint import Endpoint, deploy
 from aiaas_magics.client.job import Job
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.errors import UnknownName
+from aiaas_magics.routing import Rollout
 from aiaas_magics.spec import About, EndpointView, Execution, JobView
 
 if TYPE_CHECKING:
@@ -193,14 +194,28 @@ class Backend:
         options = TrainOptions(name=name, seed=seed, oversubscribe=oversubscribe, execution=execution or Execution())
         return study.measure(self, call, points=workers, options=options, weak=weak)
 
-    def deploy(self, model: Any, *, name: str | None = None, replicas: int = 1, sample: Any = None) -> Endpoint:
+    def deploy(
+        self,
+        model: Any,
+        *,
+        name: str | None = None,
+        replicas: int = 1,
+        sample: Any = None,
+        max_delay_us: int = 0,
+        rollout: Rollout | None = None,
+    ) -> Endpoint:
         """Export `model`, prove the export equal to Keras on `sample`, and serve it.
+
+        Args:
+            max_delay_us: microseconds that the first request of a batch may be held back for company.
+            rollout: how the next version of a live endpoint comes in: at once, or as a canary.
 
         Raises:
             InvalidName, UsageError: before anything is exported.
             ProofFailed: the engine's answers differ; a version that was live stays live.
         """
-        return deploy(self.transport, self.blobs, model, name=name, replicas=replicas, sample=sample)
+        options = {"replicas": replicas, "sample": sample, "max_delay_us": max_delay_us, "rollout": rollout}
+        return deploy(self.transport, self.blobs, model, name=name, **options)
 
     def stop(self) -> None:
         """End the backend itself, with its jobs and endpoints."""

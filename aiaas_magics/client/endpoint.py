@@ -18,6 +18,7 @@ from aiaas_magics import snippets
 from aiaas_magics.client.blobs import BlobSender
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.errors import BackendRefused, DataMismatch
+from aiaas_magics.routing import Change, Rollout, Scaling
 from aiaas_magics.spec import DeploySpec, EndpointView, TensorSpec, VersionView, checked_name
 
 if TYPE_CHECKING:
@@ -108,6 +109,35 @@ class Endpoint:
         answer: dict[str, Any] = json.loads(self._calls.exchange("GET", f"/v1/models/{self.name}"))
         return answer
 
+    def promote(self) -> Endpoint:
+        """Let the canary answer everything from the next request on; the version before it stays loaded for a rollback."""
+        return self._change(Change(action="promote"))
+
+    def rollback(self) -> Endpoint:
+        """Take the canary out, or, where there is none, go back to the version before: from the next request on."""
+        return self._change(Change(action="rollback"))
+
+    def canary(self, share: float) -> Endpoint:
+        """Give the canary this share (0 to 1) of the requests; a larger one takes callers to it and none away."""
+        return self._change(Change(action="canary", share=share))
+
+    def label(self, name: str, version: int) -> Endpoint:
+        """Let callers ask for `version` by a name (`/v1/models/NAME/labels/LABEL`); a version of 0 takes the name away.
+
+        Raises:
+            InvalidSpec: the version is not loaded; the label stays where it was.
+        """
+        return self._change(Change(action="label", label=name, version=version))
+
+    def scale(self, replicas: int) -> Endpoint:
+        """Give each version so many executors, while it answers."""
+        self._view = self._transport.post(f"/v1/endpoints/{self.name}/replicas", Scaling(replicas=replicas), EndpointView, answer_s=300.0)
+        return self
+
+    def _change(self, change: Change) -> Endpoint:
+        self._view = self._transport.post(f"/v1/endpoints/{self.name}/routing", change, EndpointView)
+        return self
+
     def stop(self) -> None:
         """Take the endpoint down, all versions of it."""
         self._transport.delete(f"/v1/endpoints/{self.name}")
@@ -129,9 +159,17 @@ class Endpoint:
 
 
 def deploy(
-    transport: Transport, blobs: BlobSender, model: Any, *, name: str | None = None, replicas: int = 1, sample: Any = None
+    transport: Transport,
+    blobs: BlobSender,
+    model: Any,
+    *,
+    name: str | None = None,
+    replicas: int = 1,
+    sample: Any = None,
+    max_delay_us: int = 0,
+    rollout: Rollout | None = None,
 ) -> Endpoint:
-    """Export, prove, serve. A name that is live already gets its next version."""
+    """Export, prove, serve. A name that is live already gets its next version, which comes in as `rollout` says."""
     from aiaas_magics.packing import servable
 
     name = checked_name("an endpoint", name if name is not None else default_name(model))
@@ -144,6 +182,8 @@ def deploy(
         inputs=exported.inputs,
         outputs=exported.outputs,
         replicas=replicas,
+        max_delay_us=max_delay_us,
+        rollout=rollout or Rollout(),
         model=str(getattr(model, "name", "")),
     )
     view = transport.post("/v1/endpoints", spec, EndpointView, answer_s=300.0)

@@ -17,12 +17,13 @@ import shlex
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import ArgDecorator
 
 from aiaas_magics.errors import AiaasError
+from aiaas_magics.routing import Rollout
 from aiaas_magics.spec import ENGINES, FUSING, MOST_RETRIES, PRECISIONS, STRATEGIES, Execution, checked_name
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -112,6 +113,17 @@ def positive_seconds(text: str) -> float:
     if not 0 < seconds <= 86_400:
         raise ArgumentTypeError(f"{text!r} is not a time in seconds. Use a number above 0, such as 2 or 0.5.")
     return seconds
+
+
+def share(text: str) -> float:
+    """A part of the requests: 10% or 0.1."""
+    try:
+        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 1:
+        raise ArgumentTypeError(f"{text!r} is no share of the requests. Use more than 0 and less than 100%, such as 10%.")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +239,26 @@ deploy_options = options(
     option("--name", type=endpoint_name, metavar="NAME", values="endpoint", help="The endpoint's name; a live name gets its next version."),
     option("--replicas", type=whole_number(1, 64, "The number of replicas"), default=1, metavar="R", help="Executors of the model."),
     option("--sample", metavar="ARRAY", values="array", help="Variable with typical input rows; the data of fit if left out."),
+    option(
+        "--canary",
+        type=share,
+        metavar="10%",
+        help="Share of the requests that a next version gets first.",
+    ),
+    option(
+        "--keep",
+        type=whole_number(1, 2, "The number of versions"),
+        default=2,
+        metavar="N",
+        help="Versions kept loaded; 2 allow a rollback.",
+    ),
+    option(
+        "--max-delay-us",
+        type=whole_number(0, 1_000_000, "A delay in microseconds"),
+        default=0,
+        metavar="US",
+        help="Hold the first request of a batch back for company; by default nobody waits.",
+    ),
     OUT,
     HELP,
 )
@@ -248,6 +280,13 @@ logs_options = options(
     HELP,
 )
 stop_options = options(option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint to take down."), HELP)
+promote_options = options(option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint whose canary goes live."), HELP)
+rollback_options = options(option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint to take a version back."), HELP)
+scale_options = options(
+    option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint."),
+    option("replicas", nargs="?", type=whole_number(1, 64, "The number of replicas"), metavar="R", help="Executors of each version."),
+    HELP,
+)
 connect_options = options(
     option("url", nargs="?", metavar="URL", values="backend", help="local, or an address such as https://gpu-box:8443."),
     HELP,
@@ -305,7 +344,21 @@ class DeployRequest:
     name: str | None
     replicas: int
     sample: str | None
+    canary: float | None
+    keep: Literal[1, 2]
+    max_delay_us: int
     out: str | None
+    help: bool
+
+    @property
+    def rollout(self) -> Rollout:
+        return Rollout(canary=self.canary or 0.0, keep=self.keep)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleRequest:
+    name: str | None
+    replicas: int | None
     help: bool
 
 

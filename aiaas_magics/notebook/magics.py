@@ -25,6 +25,7 @@ from aiaas_magics.notebook.arguments import (
     JobRequest,
     NameRequest,
     PlainRequest,
+    ScaleRequest,
     TrainRequest,
 )
 from aiaas_magics.notebook.fits import CellFits, EndOfCell
@@ -218,13 +219,21 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         A name that is live already gets its next version. Returns an Endpoint.
 
             %aiaas_deploy model --name churn --replicas 2
+            %aiaas_deploy better --name churn --canary 10%
         """
         if request.model is None:
             raise UsageError("Which model? Name the variable that holds it: %aiaas_deploy model --name churn.")
         scope = {**self.shell.user_ns, **names}
         model = named(request.model, scope, complete.is_model, "Keras model")
         sample = None if request.sample is None else named(request.sample, scope, lambda _: True, "array")
-        endpoint = self.session.backend.deploy(model, name=request.name, replicas=request.replicas, sample=sample)
+        endpoint = self.session.backend.deploy(
+            model,
+            name=request.name,
+            replicas=request.replicas,
+            sample=sample,
+            max_delay_us=request.max_delay_us,
+            rollout=request.rollout,
+        )
         self.session.saw_endpoint(endpoint)
         self._put(request.out, endpoint)
         return endpoint
@@ -246,6 +255,46 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         report = endpoint.bench(concurrency=request.concurrency, duration_s=request.duration, rows=request.rows)
         self._put(request.out, report)
         live.show(self.shell, present.load_bundles(report, figures=live.shows_pictures(self.shell)))
+
+    @line_magic
+    @magic_arguments()
+    @arguments.promote_options
+    @border(NameRequest)
+    def aiaas_promote(self, request: NameRequest) -> None:
+        """Let an endpoint's canary answer everything, from the next request on.
+
+        %aiaas_promote churn
+        """
+        if request.name is None:
+            raise UsageError("Which endpoint? Name it: %aiaas_promote churn. %aiaas_status lists them.")
+        print(present.routing_text(self.session.backend.endpoint(request.name).promote()))
+
+    @line_magic
+    @magic_arguments()
+    @arguments.rollback_options
+    @border(NameRequest)
+    def aiaas_rollback(self, request: NameRequest) -> None:
+        """Take an endpoint's canary out or, where there is none, go back to the version before.
+
+        %aiaas_rollback churn
+        """
+        if request.name is None:
+            raise UsageError("Which endpoint? Name it: %aiaas_rollback churn. %aiaas_status lists them.")
+        print(present.routing_text(self.session.backend.endpoint(request.name).rollback()))
+
+    @line_magic
+    @magic_arguments()
+    @arguments.scale_options
+    @border(ScaleRequest)
+    def aiaas_scale(self, request: ScaleRequest) -> None:
+        """Give an endpoint so many executors, while it answers.
+
+        %aiaas_scale churn 2
+        """
+        if request.name is None or request.replicas is None:
+            raise UsageError("Which endpoint, and how many executors? Say both: %aiaas_scale churn 2. %aiaas_status lists the endpoints.")
+        endpoint = self.session.backend.endpoint(request.name).scale(request.replicas)
+        print(f"Endpoint {endpoint.name} has {request.replicas} executor{'s' if request.replicas > 1 else ''} a version now.")
 
     @line_magic
     @magic_arguments()

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 from aiaas_magics.latency import LoadReport
 from aiaas_magics.notebook.views.picture import error_line, status_line
 from aiaas_magics.plots import text
-from aiaas_magics.spec import ONE_PROCESS, About, Candidate, EndpointView, JobView, Planned
+from aiaas_magics.routing import told
+from aiaas_magics.spec import ONE_PROCESS, About, Candidate, EndpointView, JobView, Planned, VersionView
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:
@@ -245,10 +246,11 @@ def _way(plan: FitPlan, one: Candidate) -> tuple[str, str, str]:
 def endpoint_bundle(endpoint: Endpoint) -> Bundle:
     """How to call it. The token is never part of an output, since notebooks are saved and shared."""
     view = endpoint.view()
-    version = view.versions[-1] if view.versions else None
+    version = _live_version(view)
     facts = [
         ("URL", endpoint.predict_url),
         ("version", f"{version.version} ({version.state}, {version.engine})" if version else "none"),
+        ("versions", _versions(view)),
         ("proof", f"largest difference from Keras on the samples: {version.proof:.2g}" if version else ""),
         ("replicas", str(view.replicas)),
         ("inputs", _interface(view.inputs)),
@@ -334,6 +336,28 @@ def _job_row(view: JobView, now_s: float) -> tuple[str, ...]:
     )
 
 
+def routing_text(endpoint: Endpoint) -> str:
+    """Who answers now, after a promotion or a rollback."""
+    return f"Endpoint {endpoint.name}: {_versions(endpoint.view())}."
+
+
+def _versions(view: EndpointView) -> str:
+    """The versions that may answer, with what they are to the endpoint: "3 (live), 2 (previous)"."""
+    ready = [version.version for version in view.versions if version.state == "AVAILABLE"]
+    if view.routing is None:
+        return ", ".join(map(str, ready))
+    return ", ".join(f"{number} ({told(view.routing, number)})" for number in ready)
+
+
+def _live_version(view: EndpointView) -> VersionView | None:
+    """The version that answers callers who ask for none, or else the newest."""
+    live = None if view.routing is None else view.routing.live
+    ordered = sorted(view.versions, key=lambda version: (version.version == live, version.version))
+    return ordered[-1] if ordered else None
+
+
 def _live(view: EndpointView) -> str:
-    live = [version for version in view.versions if version.state == "AVAILABLE"]
-    return str(live[-1].version) if live else (view.versions[-1].state if view.versions else "none")
+    if any(version.state == "AVAILABLE" for version in view.versions):
+        return _versions(view)
+    newest = _live_version(view)
+    return newest.state if newest else "none"

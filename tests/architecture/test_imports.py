@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
-BASE = {"errors", "spec", "wire", "story", "laws", "projection", "settings", "clock", "latency", "frames", "snippets", "logs"}
+BASE = {"errors", "spec", "wire", "story", "laws", "projection", "settings", "clock", "latency", "frames", "snippets", "logs", "routing"}
 
 # room -> rooms it may import from, itself and the base aside
 ARROWS: dict[str, set[str]] = {

@@ -11,8 +11,9 @@ from hypothesis.strategies import text
 from IPython.core.error import UsageError
 
 from aiaas_magics.notebook import arguments
-from aiaas_magics.notebook.arguments import BenchRequest, DeployRequest, Every, JobRequest, TrainRequest, Workers
+from aiaas_magics.notebook.arguments import BenchRequest, DeployRequest, Every, JobRequest, ScaleRequest, TrainRequest, Workers
 from aiaas_magics.notebook.magics import AiaasMagics
+from aiaas_magics.routing import Rollout
 from aiaas_magics.spec import Execution
 
 BAD_LINES = [
@@ -106,6 +107,27 @@ def test_every_option_of_training_is_read() -> None:
     assert request.workers.is_study
     with pytest.raises(UsageError, match="--workers 1,2"):
         arguments.read(magic("train"), "--weak -n 2", TrainRequest)
+
+
+def test_every_option_of_deploying_is_read() -> None:
+    line = "model --name churn --replicas 2 --sample rows --canary 10% --keep 1 --max-delay-us 500 -o endpoint"
+
+    request = arguments.read(magic("deploy"), line, DeployRequest)
+
+    assert (request.model, request.name, request.replicas, request.sample, request.out) == ("model", "churn", 2, "rows", "endpoint")
+    assert (request.rollout, request.max_delay_us) == (Rollout(canary=0.1, keep=1), 500)
+    assert arguments.read(magic("deploy"), "model --canary 0.25", DeployRequest).rollout.canary == 0.25
+    for wrong in ("0%", "100%", "2", "x", "-5%"):
+        with pytest.raises(UsageError, match="no share of the requests"):
+            arguments.read(magic("deploy"), f"model --canary={wrong}", DeployRequest)
+
+
+def test_scaling_takes_an_endpoint_and_a_number() -> None:
+    request = arguments.read(magic("scale"), "churn 3", ScaleRequest)
+
+    assert (request.name, request.replicas) == ("churn", 3)
+    with pytest.raises(UsageError, match="between 1 and 64"):
+        arguments.read(magic("scale"), "churn 99", ScaleRequest)
 
 
 @pytest.mark.parametrize("line", ["--name 'two words'", '--name "two words"', "--name='two words'", '--name="two words"'])

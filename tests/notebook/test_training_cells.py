@@ -304,6 +304,26 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
     assert "There is no endpoint 'churn-test'" in again.text
 
 
+def test_a_next_version_comes_as_a_canary_is_promoted_and_taken_back(trainer: Kernel) -> None:
+    trainer.run("%aiaas_deploy model --name rolled -o endpoint")
+    refused = trainer.run("%aiaas_promote rolled")
+    canary = trainer.run("%aiaas_deploy model --name rolled --canary 25% -o endpoint")
+    status = trainer.run("%aiaas_status")
+    promoted = trainer.run("%aiaas_promote rolled")
+    back = trainer.run("%aiaas_rollback rolled")
+    scaled = trainer.run("%aiaas_scale rolled 2")
+    answered = trainer.run("endpoint.predict(x[:3]).shape, endpoint.view().replicas")
+    trainer.run("%aiaas_stop rolled")
+
+    assert "rolled has no canary to promote" in refused.text
+    assert "2 (canary 0.25), 1 (live)" in canary.text
+    assert "2 (canary 0.25), 1 (live)" in status.text
+    assert promoted.text == "Endpoint rolled: 2 (live), 1 (previous).\n"
+    assert back.text == "Endpoint rolled: 2 (previous), 1 (live).\n"
+    assert scaled.text == "Endpoint rolled has 2 executors a version now.\n"
+    assert answered.text.strip() == "((3, 1), 2)"
+
+
 @pytest.mark.timeout(600)
 def test_a_study_draws_its_speedup_and_refuses_a_second_fit(trainer: Kernel) -> None:
     code = "%%aiaas_train --workers 1,2 -o study\nfirst = model.fit(x, y, epochs=2, batch_size=1000)\nmodel.fit(x, y)"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from aiaas_magics import errors
+from aiaas_magics.routing import Change, Rollout, Routing, Scaling
 from aiaas_magics.spec import DeploySpec, EndpointView, TensorSpec
 from tests.server.served import Served, served
 
@@ -20,7 +21,7 @@ def server(tmp_path: Path) -> Iterator[Served]:
         yield server
 
 
-def deployment(server: Served, *, name: str = "churn", artefact: bytes = b"an artefact") -> DeploySpec:
+def deployment(server: Served, *, name: str = "churn", artefact: bytes = b"an artefact", canary: float = 0.0) -> DeploySpec:
     return DeploySpec(
         name=name,
         artefact=server.put(artefact),
@@ -28,8 +29,13 @@ def deployment(server: Served, *, name: str = "churn", artefact: bytes = b"an ar
         samples=server.put(b"samples"),
         inputs=(TENSOR,),
         outputs=(TENSOR,),
+        rollout=Rollout(canary=canary),
         model="net",
     )
+
+
+def change(server: Served, **wanted: object) -> Routing | None:
+    return server.transport.post("/v1/endpoints/churn/routing", Change(**wanted), EndpointView).routing  # type: ignore[arg-type]
 
 
 def deploy(server: Served, **options: object) -> EndpointView:
@@ -41,7 +47,8 @@ def test_each_deployment_is_the_next_version(server: Served) -> None:
 
     view = deploy(server, artefact=b"another")
 
-    assert [version.version for version in view.versions] == [2]
+    assert [version.version for version in view.versions] == [2, 1], "the one before stays for a rollback"
+    assert view.routing == Routing(live=2, previous=1)
     assert (view.name, view.token, view.inputs, view.model) == ("churn", "stub-token", (TENSOR,), "net")
     assert server.transport.get("/v1/endpoints", list[EndpointView]) == [view]
     assert server.transport.get("/v1/endpoints/churn", EndpointView) == view
@@ -78,6 +85,54 @@ def test_endpoints_come_back_with_the_server(server: Served) -> None:
 
     (again,) = server.transport.get("/v1/endpoints", list[EndpointView])
     assert (again.name, again.versions[0].version) == ("churn", view.versions[0].version)
+
+
+def test_a_canary_is_promoted_or_taken_back_and_the_picture_survives_the_server(server: Served) -> None:
+    deploy(server)
+    assert deploy(server, canary=0.1).routing == Routing(live=1, canary=2, share=0.1)
+    assert change(server, action="canary", share=0.5) == Routing(live=1, canary=2, share=0.5)
+    assert change(server, action="label", label="stable", version=1) == Routing(live=1, canary=2, share=0.5, labels={"stable": 1})
+    server.kill()
+    server.start()
+    (view,) = server.transport.get("/v1/endpoints", list[EndpointView])
+    assert view.routing == Routing(live=1, canary=2, share=0.5, labels={"stable": 1})
+    assert [version.version for version in view.versions] == [2, 1]
+
+    assert change(server, action="promote") == Routing(live=2, previous=1, labels={"stable": 1})
+    assert change(server, action="rollback") == Routing(live=1, previous=2, labels={"stable": 1})
+    assert deploy(server).routing == Routing(live=3, previous=1, labels={"stable": 1})
+    assert [version.version for version in server.transport.get("/v1/endpoints/churn", EndpointView).versions] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        ({"action": "promote"}, "no canary to promote"),
+        ({"action": "rollback"}, "no version before 1"),
+        ({"action": "canary", "share": 0.2}, "no canary whose share"),
+        ({"action": "label", "label": "stable", "version": 7}, "no version 7 that is ready"),
+        ({"action": "label", "label": "a/b", "version": 1}, "is no label"),
+        ({"action": "label", "label": "", "version": 1}, "is no label"),
+    ],
+)
+def test_what_cannot_be_routed_is_refused_and_nothing_changes(server: Served, wanted: dict[str, object], why: str) -> None:
+    before = deploy(server)
+
+    with pytest.raises(errors.InvalidSpec, match=why):
+        change(server, **wanted)
+
+    assert server.transport.get("/v1/endpoints/churn", EndpointView) == before
+
+
+def test_a_number_of_executors_is_kept(server: Served) -> None:
+    deploy(server)
+    assert server.transport.post("/v1/endpoints/churn/replicas", Scaling(replicas=3), EndpointView).replicas == 3
+    server.kill()
+    server.start()
+    (view,) = server.transport.get("/v1/endpoints", list[EndpointView])
+    assert view.replicas == 3
+    with pytest.raises(errors.InvalidSpec, match="between 1 and 64"):
+        server.transport.post("/v1/endpoints/churn/replicas", {"replicas": 0}, EndpointView)
 
 
 def test_an_endpoint_keeps_the_server(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.http1 import Http1
 from aiaas_magics.backend.serving.registry import Registry, Version
 from aiaas_magics.backend.serving.replicas import Inline, Replicas
+from aiaas_magics.routing import Routing
 
 ALLOWED = b"Authorization: Bearer right"
 V1, V2 = b"/v1/models/double:predict", b"/v2/models/double/infer"
@@ -83,7 +84,7 @@ class Served:
         shared = {"batchable": True, "limits": Limits(**limits), "figures": version.figures}
         self.larger = Replicas([Doubling()], name="double", **shared)
         version.executor = Inline(Doubling(), larger=self.larger, **shared)
-        registry.flip(version)
+        registry.ready(version, Routing(live=version.number))
         self.version, self.app = version, App(registry, Guard(b"right"), body_s=body_s)
         self._config = uvicorn.Config(self.app, ws="none", lifespan="off", interface="asgi3", log_config=None, proxy_headers=False)
         self._config.load()

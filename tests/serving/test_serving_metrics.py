@@ -14,6 +14,7 @@ from serving_models import spec_of, tensor
 from aiaas_magics.backend.serving import metrics
 from aiaas_magics.backend.serving.figures import Durations, Figures, bucket_of, largest_of
 from aiaas_magics.backend.serving.registry import Registry, Version
+from aiaas_magics.routing import Routing
 
 
 @given(st.integers(0, 2**39))
@@ -49,7 +50,7 @@ def counted(registry: Registry, name: str, number: int) -> Figures:
     version = Version(number=number, spec=spec_of(name, [tensor("x", "float32", -1)], [tensor("y", "float32", -1)]), created_s=0.0)
     version.engine = "onnx"
     registry.begin(version)
-    registry.flip(version)
+    registry.ready(version, Routing(live=version.number))
     return version.figures
 
 

@@ -27,6 +27,7 @@ from aiaas_magics.backend.server.endpoints import Endpoints
 from aiaas_magics.backend.server.presence import Presence
 from aiaas_magics.errors import AiaasError, InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.frames import FeedView
+from aiaas_magics.routing import Change, Scaling
 from aiaas_magics.spec import About, DeploySpec, FitSpec, Versions
 
 POLL_S: Final = 30.0  # contract: a long poll waits at most this long
@@ -101,6 +102,8 @@ def routes() -> list[Route]:
         Route("/v1/endpoints", list_endpoints, methods=["GET"]),
         Route("/v1/endpoints/{name}", get_endpoint, methods=["GET"]),
         Route("/v1/endpoints/{name}", retire, methods=["DELETE"]),
+        Route("/v1/endpoints/{name}/routing", change_routing, methods=["POST"]),
+        Route("/v1/endpoints/{name}/replicas", scale, methods=["POST"]),
         Route("/v1/stop", stop, methods=["POST"]),
     ]
 
@@ -266,6 +269,14 @@ def _feed(request: Request) -> FeedFolder:
 
 async def deploy(request: Request) -> Response:
     return answer(await _parts(request).endpoints.deploy(await body_of(request, DeploySpec)), 201)
+
+
+async def change_routing(request: Request) -> Response:
+    return answer(await _parts(request).endpoints.change(request.path_params["name"], await body_of(request, Change)))
+
+
+async def scale(request: Request) -> Response:
+    return answer(await _parts(request).endpoints.scale(request.path_params["name"], (await body_of(request, Scaling)).replicas))
 
 
 async def list_endpoints(request: Request) -> Response:

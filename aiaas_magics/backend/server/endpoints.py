@@ -13,10 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from aiaas_magics.backend.server.blobs import BlobStore
 from aiaas_magics.backend.server.store import Store, VersionRecord
 from aiaas_magics.backend.serving.host import Recorded
 from aiaas_magics.errors import UnknownName
+from aiaas_magics.routing import Change, Routing, changed, deployed
 from aiaas_magics.spec import DeploySpec, EndpointView, VersionView
 
 log = logging.getLogger(__name__)
@@ -35,7 +38,11 @@ class Inference(Protocol):
     async def start(
         self, state_dir: Path, host: str = "127.0.0.1", tls: tuple[str, str] | None = None, *, recorded: Sequence[Recorded] = ()
     ) -> None: ...
-    async def load(self, spec: DeploySpec, version: int, artefact: Path, samples: Path) -> VersionView: ...
+    async def load(
+        self, spec: DeploySpec, version: int, artefact: Path, samples: Path, *, routing: Routing | None = None
+    ) -> VersionView: ...
+    async def route(self, name: str, routing: Routing) -> None: ...
+    async def scale(self, name: str, replicas: int) -> None: ...
     async def retire(self, name: str) -> None: ...
     async def status(self) -> dict[str, list[VersionView]]: ...
     async def stop(self) -> None: ...
@@ -64,11 +71,14 @@ class Endpoints:
         self._coming: Inference | None = None  # begun to start
         self._starting: asyncio.Task[Inference] | None = None
         self._turn = asyncio.Lock()  # deployments one after the other: each proves its model on all the cores
-        self._live: dict[str, list[VersionRecord]] = {}
+        self._loaded: dict[str, dict[int, VersionRecord]] = {}
+        self._routing: dict[str, Routing] = {}
 
     async def start(self) -> None:
         for record in await self._store.call(self._store.versions):
-            self._live.setdefault(record.spec.name, []).append(record)
+            self._loaded.setdefault(record.spec.name, {})[record.view.version] = record
+        known = await self._store.call(self._store.routings)
+        self._routing = {name: known.get(name) or Routing(live=max(records)) for name, records in self._loaded.items()}
         self._begin()
 
     def _begin(self) -> asyncio.Task[Inference]:
@@ -85,8 +95,10 @@ class Endpoints:
                 version=r.view.version,
                 artefact=str(self._blobs.path(r.spec.artefact)),
                 samples=str(self._blobs.path(r.spec.samples)),
+                routing=self._routing[name],
             )
-            for r in (records[-1] for records in self._live.values())
+            for name, records in self._loaded.items()
+            for r in records.values()
         ]
         await inference.start(self._state_dir, self._host, self._tls, recorded=recorded)
         self._inference = inference
@@ -97,7 +109,7 @@ class Endpoints:
 
     @property
     def any(self) -> bool:
-        return bool(self._live)
+        return bool(self._loaded)
 
     async def deploy(self, spec: DeploySpec) -> EndpointView:
         """The endpoint with `spec` as its newest version; it answers before this returns.
@@ -109,11 +121,52 @@ class Endpoints:
         inference = await self._ready()
         async with self._turn:
             version = 1 + await self._store.call(self._store.last_version, spec.name)
-            view = await inference.load(spec, version, artefact, samples)
+            routing = deployed(self._routing.get(spec.name), version, spec.rollout)
+            view = await inference.load(spec, version, artefact, samples, routing=routing)
             record = VersionRecord(spec, view, True)
-            await self._store.call(self._store.keep_version, record)
-            self._live[spec.name] = [record]
+            await self._store.call(self._store.keep_routing, spec.name, routing, record)
+            self._loaded.setdefault(spec.name, {})[version] = record
+            self._keep(spec.name, routing)
         return await self.view(spec.name)
+
+    async def change(self, name: str, change: Change) -> EndpointView:
+        """Promote, roll back, move a label or a canary's share: from one request to the next.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+            InvalidSpec: it cannot be done; nothing was changed.
+        """
+        self._check(name)
+        inference = await self._ready()
+        async with self._turn:
+            self._check(name)
+            routing = changed(name, self._routing[name], change)
+            await inference.route(name, routing)
+            await self._store.call(self._store.keep_routing, name, routing)
+            self._keep(name, routing)
+        return await self.view(name)
+
+    async def scale(self, name: str, replicas: int) -> EndpointView:
+        """The endpoint with so many executors a version.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+            InvalidSpec: no such number is possible.
+        """
+        self._check(name)
+        inference = await self._ready()
+        async with self._turn:
+            self._check(name)
+            scaled = {n: VersionRecord(replace(r.spec, replicas=replicas), r.view, True) for n, r in self._loaded[name].items()}
+            await inference.scale(name, replicas)
+            for record in scaled.values():
+                await self._store.call(self._store.keep_spec, record)
+            self._loaded[name] = scaled
+        return await self.view(name)
+
+    def _keep(self, name: str, routing: Routing) -> None:
+        self._routing[name] = routing
+        self._loaded[name] = {number: record for number, record in self._loaded[name].items() if number in routing.loaded}
 
     async def retire(self, name: str) -> None:
         self._check(name)
@@ -122,7 +175,7 @@ class Endpoints:
             self._check(name)
             # The record first: a crash in between leaves an endpoint that the next start takes down, not one that comes back.
             await self._store.call(self._store.retire, name)
-            del self._live[name]
+            del self._loaded[name], self._routing[name]
             with contextlib.suppress(UnknownName):  # it could not be brought back after a restart
                 await inference.retire(name)
 
@@ -131,14 +184,16 @@ class Endpoints:
         return (await self._views([name]))[0]
 
     async def views(self) -> list[EndpointView]:
-        return await self._views(sorted(self._live)) if self._live else []
+        return await self._views(sorted(self._loaded)) if self._loaded else []
 
     async def _views(self, names: Sequence[str]) -> list[EndpointView]:
         inference = await self._ready()
         status = await inference.status()
-        return [self._view(inference, self._live[name][-1], status.get(name, [])) for name in names if name in self._live]
+        return [self._view(inference, name, status.get(name, [])) for name in names if name in self._loaded]
 
-    def _view(self, inference: Inference, record: VersionRecord, versions: list[VersionView]) -> EndpointView:
+    def _view(self, inference: Inference, name: str, versions: list[VersionView]) -> EndpointView:
+        routing = self._routing[name]
+        record = self._loaded[name][routing.live]
         spec = record.spec
         return EndpointView(
             name=spec.name,
@@ -150,11 +205,12 @@ class Endpoints:
             inputs=spec.inputs,
             outputs=spec.outputs,
             model=spec.model,
+            routing=routing,
         )
 
     def _check(self, name: str) -> None:
-        if name not in self._live:
-            raise UnknownName("endpoint", name, tuple(self._live))
+        if name not in self._loaded:
+            raise UnknownName("endpoint", name, tuple(self._loaded))
 
     async def close(self) -> None:
         if self._starting is not None and not self._starting.done():

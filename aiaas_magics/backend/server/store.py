@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from aiaas_magics import wire
 from aiaas_magics.backend.jobs.states import Job
 from aiaas_magics.errors import StoreNotWritable
+from aiaas_magics.routing import Routing
 from aiaas_magics.spec import AnyEvent, DeploySpec, Entry, FitSpec, JobState, JobView, VersionView
 
 P = ParamSpec("P")
@@ -67,6 +68,12 @@ offsets = sa.Table(
     sa.Column("file", sa.Text, primary_key=True),
     sa.Column("offset", sa.Integer, nullable=False),
     sqlite_with_rowid=False,
+)
+routings = sa.Table(
+    "routings",
+    tables,
+    sa.Column("endpoint", sa.Text, primary_key=True),
+    sa.Column("routing", sa.LargeBinary, nullable=False),
 )
 versions = sa.Table(
     "versions",
@@ -233,12 +240,26 @@ class Store:
         with self._engine.connect() as connection:
             return _job_record(connection.execute(_JOBS.where(jobs.c.number == int(job))).one())
 
-    def keep_version(self, record: VersionRecord) -> None:
-        """A version that is live now; the ones before it are not."""
-        row = {"endpoint": record.spec.name, "version": record.view.version, "live": record.live}
+    def keep_routing(self, endpoint: str, routing: Routing, record: VersionRecord | None = None) -> None:
+        """Requests go as `routing` says now, in which `record` may be a new version; versions that it does not name are over."""
+        mine = versions.c.endpoint == endpoint
         with self._writing() as connection:
-            connection.execute(sa.update(versions).where(versions.c.endpoint == record.spec.name).values(live=False))
-            connection.execute(sa.insert(versions).values(**row, spec=wire.encode(record.spec), view=wire.encode(record.view)))
+            if record is not None:
+                row = {"endpoint": endpoint, "version": record.view.version, "live": True}
+                connection.execute(sa.insert(versions).values(**row, spec=wire.encode(record.spec), view=wire.encode(record.view)))
+            connection.execute(sa.update(versions).where(mine).values(live=versions.c.version.in_(routing.loaded)))
+            connection.execute(sa.delete(routings).where(routings.c.endpoint == endpoint))
+            connection.execute(sa.insert(routings).values(endpoint=endpoint, routing=wire.encode(routing)))
+
+    def keep_spec(self, record: VersionRecord) -> None:
+        """A version as it is from now on: with other replicas."""
+        mine = (versions.c.endpoint == record.spec.name) & (versions.c.version == record.view.version)
+        with self._writing() as connection:
+            connection.execute(sa.update(versions).where(mine).values(spec=wire.encode(record.spec)))
+
+    def routings(self) -> dict[str, Routing]:
+        with self._engine.connect() as connection:
+            return {row.endpoint: wire.decode(row.routing, Routing) for row in connection.execute(sa.select(routings))}
 
     def versions(self, *, live: bool = True) -> list[VersionRecord]:
         query = sa.select(versions).order_by(versions.c.endpoint, versions.c.version)
@@ -257,6 +278,7 @@ class Store:
     def retire(self, endpoint: str) -> None:
         with self._writing() as connection:
             connection.execute(sa.update(versions).where(versions.c.endpoint == endpoint).values(live=False))
+            connection.execute(sa.delete(routings).where(routings.c.endpoint == endpoint))
 
     def referred_blobs(self) -> set[str]:
         """The blobs that something still needs: inputs of jobs that are not over, results, and what is served."""

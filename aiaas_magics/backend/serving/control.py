@@ -22,6 +22,7 @@ import msgspec
 
 from aiaas_magics import errors, wire
 from aiaas_magics.errors import AiaasBug, AiaasError
+from aiaas_magics.routing import Routing
 from aiaas_magics.spec import DeploySpec, Value, VersionView
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,17 @@ class Load(Call, frozen=True, kw_only=True, tag="load"):
     version: int
     artefact: str  # path
     samples: str  # path
+    routing: Routing | None = None
+
+
+class Route(Call, frozen=True, kw_only=True, tag="route"):
+    name: str
+    routing: Routing
+
+
+class Scale(Call, frozen=True, kw_only=True, tag="scale"):
+    name: str
+    replicas: int
 
 
 class Retire(Call, frozen=True, kw_only=True, tag="retire"):
@@ -57,7 +69,7 @@ class Stop(Call, frozen=True, tag="stop"):
     """Answer what is being answered, then end."""
 
 
-AnyCall = Hello | Load | Retire | Status | Stop
+AnyCall = Hello | Load | Route | Scale | Retire | Status | Stop
 
 
 class Ask(Value, frozen=True, kw_only=True):

@@ -21,10 +21,25 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+from msgspec.structs import replace
 
-from aiaas_magics.backend.serving.control import AnyCall, Hello, Load, Reply, Retire, Status, Stop, ask_on, call_at, connection
+from aiaas_magics.backend.serving.control import (
+    AnyCall,
+    Hello,
+    Load,
+    Reply,
+    Retire,
+    Route,
+    Scale,
+    Status,
+    Stop,
+    ask_on,
+    call_at,
+    connection,
+)
 from aiaas_magics.backend.serving.files import Files, Running
 from aiaas_magics.errors import AiaasBug, AiaasError, BackendTooSlow, CannotStart, UnknownName
+from aiaas_magics.routing import Routing, without
 from aiaas_magics.spec import DeploySpec, Value, VersionView
 
 log = logging.getLogger(__name__)
@@ -48,6 +63,7 @@ class Recorded(Value, frozen=True, kw_only=True):
     version: int
     artefact: str
     samples: str
+    routing: Routing | None = None  # of its endpoint; None: this version answers everything
 
 
 class InferenceHost:
@@ -62,7 +78,7 @@ class InferenceHost:
         self._running: Running | None = None
         self._command: list[str] = []
         self._child: subprocess.Popen[bytes] | None = None
-        self._known: dict[str, Recorded] = {}
+        self._known: dict[str, list[Recorded]] = {}  # by endpoint, ascending; each with the endpoint's routing
         self._up = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self.faults: dict[str, str] = {}  # endpoint -> why it could not be brought back
@@ -114,7 +130,9 @@ class InferenceHost:
         self._command = [sys.executable, "-P", "-m", "aiaas_magics.backend.serving", "--state", str(state_dir), "--host", host]
         self._command += ["--port", str(port)] if port else []
         self._command += ["--tls-cert", cert, "--tls-key", key] if tls else []
-        self._known = {record.spec.name: record for record in recorded}
+        self._known = {}
+        for record in sorted(recorded, key=lambda record: record.version):
+            self._known.setdefault(record.spec.name, []).append(record)
         running = await self._living()
         if running is not None and (running.host, running.tls) != (host, cert):
             await self._end(running)
@@ -128,21 +146,47 @@ class InferenceHost:
         self._up.set()
         self._watching = asyncio.create_task(self._watch(), name="aiaas-inference-watch")
 
-    async def load(self, spec: DeploySpec, version: int, artefact: Path, samples: Path) -> VersionView:
-        """Bring a version up. When this returns, no new request gets an older one.
+    async def load(self, spec: DeploySpec, version: int, artefact: Path, samples: Path, *, routing: Routing | None = None) -> VersionView:
+        """Bring a version up. When this returns, requests go as `routing` says: by default all to this version.
 
         Raises:
             ProofFailed: the engine differs from Keras; what answered before goes on answering.
             InvalidSpec: the artefact is refused.
             CannotStart: the process ended over it.
         """
-        record = Recorded(spec=spec, version=version, artefact=str(artefact), samples=str(samples))
+        routing = routing or Routing(live=version)
+        record = Recorded(spec=spec, version=version, artefact=str(artefact), samples=str(samples), routing=routing)
         reply = await self._call(_load_call(record), answer_s=LOAD_S)
         if reply.view is None:
             raise AiaasBug("the inference process loaded a version and did not say which")
-        self._known[spec.name] = record
+        self._known.setdefault(spec.name, []).append(record)
+        self._keep(spec.name, routing)
         self.faults.pop(spec.name, None)
         return reply.view
+
+    async def route(self, name: str, routing: Routing) -> None:
+        """Let requests go as `routing` says, from one to the next.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+            InvalidSpec: a version that it names is not ready; nothing was changed.
+        """
+        await self._call(Route(name=name, routing=routing), answer_s=ANSWER_S)
+        self._keep(name, routing)
+
+    async def scale(self, name: str, replicas: int) -> None:
+        """Give every version of an endpoint so many executors; nothing that was asked is lost.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+        """
+        await self._call(Scale(name=name, replicas=replicas), answer_s=LOAD_S)
+        self._known[name] = [replace(r, spec=replace(r.spec, replicas=replicas)) for r in self._known.get(name, [])]
+
+    def _keep(self, name: str, routing: Routing) -> None:
+        """Remember what is to be brought back after a death."""
+        kept = [replace(record, routing=routing) for record in self._known.get(name, []) if record.version in routing.loaded]
+        self._known[name] = kept
 
     async def retire(self, name: str) -> None:
         """Take an endpoint down; what is being answered is answered first.
@@ -260,31 +304,57 @@ class InferenceHost:
     async def _restore(self) -> None:
         """Load what is known and not live. A deployment that ends the process over it is left out from then on."""
         running = self._now()
-        live = (await call_at(running.control, running.secret, Status(), answer_s=ANSWER_S)).status or {}
-        right = {name for name, views in live.items() if name in self._known and serves(views, self._known[name].version)}
-        for name in live.keys() - right:
+        status = (await call_at(running.control, running.secret, Status(), answer_s=ANSWER_S)).status or {}
+        right = {name for name, records in self._known.items() if ready_in(status.get(name, ())) == {r.version for r in records}}
+        for name in status.keys() - right:
             # Not what the records say: retired while nobody was there to tell, or a version that was never acknowledged.
             with contextlib.suppress(AiaasError):
                 await call_at(running.control, running.secret, Retire(name=name), answer_s=ANSWER_S)
-        for name, record in list(self._known.items()):
-            if name in right:
-                continue
-            try:
-                running = self._now()
-                await call_at(running.control, running.secret, _load_call(record), answer_s=LOAD_S)
-                self.faults.pop(name, None)
-            except AiaasError as error:
-                self._give_up(name, str(error))
-            except (ConnectionError, OSError, TimeoutError):
-                self._give_up(name, f"{NAME} ended while it was loaded")
-                self._running = await self._launch()
-                return await self._restore()
-        return None
+        for name, records in list(self._known.items()):
+            lost = [] if name in right else [record for record in records if not await self._brought_back(record)]
+            await self._route_again(name, frozenset(record.version for record in lost))
 
-    def _give_up(self, name: str, why: str) -> None:
-        log.error("%s is not back: %s", name, why)
-        self._known.pop(name, None)
+    async def _brought_back(self, record: Recorded) -> bool:
+        """Load a version beside those that were loaded before it. One that ends the process over it is left out from then on."""
+        name = record.spec.name
+        beside = {f"restoring_{other.version}": other.version for other in self._known[name] if other.version < record.version}
+        running = self._now()
+        status = (await call_at(running.control, running.secret, Status(), answer_s=ANSWER_S)).status or {}
+        there = ready_in(status.get(name, ()))
+        held = Routing(live=record.version, labels={label: version for label, version in beside.items() if version in there})
+        try:
+            await call_at(running.control, running.secret, _load_call(replace(record, routing=held)), answer_s=LOAD_S)
+        except AiaasError as error:
+            self._lost(record, str(error))
+            return False
+        except (ConnectionError, OSError, TimeoutError):
+            self._lost(record, f"{NAME} ended while it was loaded")
+            self._running = await self._launch()
+            await self._restore()
+            return False
+        return True
+
+    def _lost(self, record: Recorded, why: str) -> None:
+        name = record.spec.name
+        log.error("version %d of %s is not back: %s", record.version, name, why)
         self.faults[name] = why
+        self._known[name] = [other for other in self._known.get(name, []) if other.version != record.version]
+
+    async def _route_again(self, name: str, lost: frozenset[int]) -> None:
+        """Requests go again as they did, as far as the versions for it are there."""
+        records = self._known.get(name, [])
+        routing = next((record.routing or Routing(live=record.version) for record in records), None)
+        routing = None if routing is None else without(routing, lost | (routing.loaded - {record.version for record in records}))
+        running = self._now()
+        with contextlib.suppress(AiaasError):
+            if routing is None:
+                self._known.pop(name, None)
+                await call_at(running.control, running.secret, Retire(name=name), answer_s=ANSWER_S)
+            else:
+                await call_at(running.control, running.secret, Route(name=name, routing=routing), answer_s=ANSWER_S)
+                self._keep(name, routing)
+                if not lost:
+                    self.faults.pop(name, None)
 
     async def _watch(self) -> None:
         """Wait for the process's end, and bring it back, until this task is cancelled."""
@@ -339,12 +409,12 @@ class InferenceHost:
 
 
 def _load_call(record: Recorded) -> Load:
-    return Load(spec=record.spec, version=record.version, artefact=record.artefact, samples=record.samples)
+    return Load(spec=record.spec, version=record.version, artefact=record.artefact, samples=record.samples, routing=record.routing)
 
 
-def serves(views: Sequence[VersionView], version: int) -> bool:
-    """Whether exactly `version` answers."""
-    return any(view.state == "AVAILABLE" and view.version == version for view in views)
+def ready_in(views: Sequence[VersionView]) -> set[int]:
+    """The versions that may answer."""
+    return {view.version for view in views if view.state == "AVAILABLE"}
 
 
 def is_alive(running: Running) -> bool:

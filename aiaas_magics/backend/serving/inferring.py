@@ -27,7 +27,7 @@ from aiaas_magics.backend.serving.protocols import (
     openinference,
     tfserving,
 )
-from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
+from aiaas_magics.backend.serving.registry import NotServed, Registry, UnknownLabel, Version
 from aiaas_magics.backend.serving.replicas import Answer
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ async def respond(registry: Registry, protocol: InferenceProtocol, route: Route,
 def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request: Request, done: Callable[[Response], None]) -> None:
     """Have an inference request answered: `done` is called once, now or later in the event loop."""
     began_ns = time.perf_counter_ns()
-    version = find(registry, protocol, route)
+    version = find(registry, protocol, route, request)
     if isinstance(version, Response):
         done(version)
         return
@@ -100,12 +100,12 @@ def hand_over(request: Request, response: Response, done: Callable[[Response], N
         compressing.add_done_callback(lambda made: done(made.result()))
 
 
-def find(registry: Registry, protocol: InferenceProtocol, route: Route) -> Version | Response:
+def find(registry: Registry, protocol: InferenceProtocol, route: Route, request: Request) -> Version | Response:
     """The version that computes the answer, or the answer where there is none."""
-    if route.label is not None:
-        return protocol.unknown_label(route.label)
     try:
-        return registry.find(route.name, route.version)
+        return registry.find(route.name, route.version, label=route.label, key=request.sticky_key)
+    except UnknownLabel:
+        return protocol.unknown_label(route.label or "")
     except NotServed:
         return protocol.not_ready(route) if registry.knows(route.name, route.version) else protocol.not_found(route)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from msgspec import structs
 
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.engines import Engine, open_engine
@@ -25,6 +26,7 @@ from aiaas_magics.backend.serving.registry import Executor, NotServed, Registry,
 from aiaas_magics.backend.serving.replicas import Inline, Replicas
 from aiaas_magics.clock import Clock
 from aiaas_magics.errors import InvalidSpec, UnknownName
+from aiaas_magics.routing import Routing
 from aiaas_magics.spec import DeploySpec, VersionView
 
 log = logging.getLogger(__name__)
@@ -42,21 +44,23 @@ class Loader:
     def __init__(self, registry: Registry, *, clock: Clock, scratch: Path, limits: Limits) -> None:
         self._registry, self._clock, self._scratch, self._limits = registry, clock, scratch, limits
 
-    async def load(self, spec: DeploySpec, number: int, *, artefact: Path, samples: Path) -> VersionView:
-        """Bring a version up; when this returns, no new request gets the one before, and its last answer is out.
+    async def load(self, spec: DeploySpec, number: int, *, artefact: Path, samples: Path, routing: Routing | None = None) -> VersionView:
+        """Bring a version up, and let requests go as `routing` says (to it, by default).
+
+        When this returns, no new request gets a version that `routing` does not name, and the last answer of those is out.
 
         Raises:
             ProofFailed: the engine differs from Keras on the samples.
             InvalidSpec: the artefact or the samples are refused.
         """
-        version = Version(number=number, spec=spec, created_s=self._clock.now_s())
+        version = Version(number=number, spec=spec, created_s=self._clock.now_s(), files=(artefact, samples))
         self._registry.begin(version)
         try:
             # In a thread: opening and proving take seconds, and requests go on meanwhile.
             opened = await asyncio.to_thread(open_and_prove, spec, artefact, samples, self._scratch)
             version.engine, version.proof = opened.engines[0].kind, opened.proof.largest
             version.executor = self._executor(version, opened)
-            before = self._registry.flip(version)
+            dropped = self._registry.ready(version, routing or Routing(live=number))
         except BaseException as error:
             self._registry.failed(version, str(error))
             if version.executor is not None:
@@ -64,10 +68,46 @@ class Loader:
             if isinstance(error, NotServed):
                 raise InvalidSpec(f"{error}. Run the cell again.") from error
             raise
-        if before is not None:
-            await before.drain_and_close()
+        await self._drop(dropped)
         log.info("%s version %d answers, %s engine, %.3g from Keras", spec.name, number, version.engine, version.proof)
         return version.view()
+
+    async def route(self, name: str, routing: Routing) -> None:
+        """Let requests go as `routing` says; versions that it has no use for are drained and closed.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+            InvalidSpec: a version that it names is not ready.
+        """
+        try:
+            dropped = self._registry.route(name, routing)
+        except NotServed as error:
+            raise UnknownName("endpoint", name, self._registry.names()) from error
+        await self._drop(dropped)
+
+    async def scale(self, name: str, replicas: int) -> None:
+        """Give every version of an endpoint so many executors; what the old ones have taken on they answer.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+        """
+        try:
+            versions = [version for version in self._registry.versions(name) if version.state == "AVAILABLE"]
+        except NotServed as error:
+            raise UnknownName("endpoint", name, self._registry.names()) from error
+        for version in versions:
+            spec = structs.replace(version.spec, replicas=replicas)
+            opened = await asyncio.to_thread(open_and_prove, spec, *version.files, self._scratch)
+            if version.executor is None:  # drained meanwhile
+                for engine in opened.all:
+                    engine.close()
+                continue
+            version.spec = spec
+            before, version.executor = version.executor, self._executor(version, opened)
+            await before.close()
+
+    async def _drop(self, versions: Sequence[Version]) -> None:
+        await asyncio.gather(*(version.drain_and_close() for version in versions))
 
     def _executor(self, version: Version, opened: Opened) -> Executor:
         spec, batchable = version.spec, opened.proof.batchable
@@ -106,6 +146,10 @@ class Opened:
     proof: Proof
     inline: Engine | None = None
     inline_rows: int = 0  # that may run at once in the event loop
+
+    @property
+    def all(self) -> Sequence[Engine]:
+        return [*self.engines, *([] if self.inline is None else [self.inline])]
 
 
 def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Path) -> Opened:

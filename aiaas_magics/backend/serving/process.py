@@ -28,7 +28,7 @@ from aiaas_magics.backend.guard import LOOPBACK, Guard
 from aiaas_magics.backend.serving import control
 from aiaas_magics.backend.serving.app import BODY_BYTES, App
 from aiaas_magics.backend.serving.batching import Limits
-from aiaas_magics.backend.serving.control import Hello, Load, Reply, Retire, Status, Stop
+from aiaas_magics.backend.serving.control import Hello, Load, Reply, Retire, Route, Scale, Status, Stop
 from aiaas_magics.backend.serving.files import Files, Running
 from aiaas_magics.backend.serving.http1 import Http1
 from aiaas_magics.backend.serving.loader import Loader
@@ -171,8 +171,16 @@ def _answering(loader: Loader, registry: Registry, server: uvicorn.Server, grpc:
                 return Reply()
             case Load():
                 await asyncio.shield(grpc)  # a version answers on both ports
-                view = await loader.load(call.spec, call.version, artefact=Path(call.artefact), samples=Path(call.samples))
+                view = await loader.load(
+                    call.spec, call.version, artefact=Path(call.artefact), samples=Path(call.samples), routing=call.routing
+                )
                 return Reply(view=view)
+            case Route():
+                await loader.route(call.name, call.routing)
+                return Reply()
+            case Scale():
+                await loader.scale(call.name, call.replicas)
+                return Reply()
             case Retire():
                 await loader.retire(call.name)
                 return Reply()

@@ -3,16 +3,17 @@
 Owns names, versions, the flip from one version to the next, and waiting until nobody uses
 the old one. Making a version ready belongs to `loader`; all of this runs in the event loop.
 
-The flip is one assignment to `Endpoint.live`: a request takes a lease on the version it finds
+The flip is one assignment to `Endpoint.table`: a request takes a lease on the version it finds
 there and keeps it until its answer is sent, whatever is flipped meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from aiaas_magics.backend.serving.engines import Tensors
 from aiaas_magics.backend.serving.figures import Figures
 from aiaas_magics.backend.serving.replicas import Done
 from aiaas_magics.errors import InvalidSpec
+from aiaas_magics.routing import Routing, place_of
 from aiaas_magics.spec import DeploySpec, VersionView
 
 ENDED_KEPT: Final = 8  # guess: how many versions of the past a status still names
@@ -38,6 +40,10 @@ class NotServed(LookupError):
     """No such endpoint, or no such version of it."""
 
 
+class UnknownLabel(NotServed):
+    """No version of the endpoint has this label."""
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Version:
     """One version of an endpoint. States are TF Serving's: START, LOADING, AVAILABLE, UNLOADING, END."""
@@ -45,6 +51,7 @@ class Version:
     number: int
     spec: DeploySpec
     created_s: float
+    files: tuple[Path, Path] = (Path(), Path())  # its artefact and samples, for more executors
     state: str = "LOADING"
     engine: str = ""
     proof: float = 0.0
@@ -97,12 +104,26 @@ class Version:
         self.state = "END"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A `Routing` with the versions themselves in it."""
+
+    routing: Routing
+    live: Version
+    canary: Version | None
+    labels: Mapping[str, Version]
+
+
 @dataclass(slots=True, eq=False)
 class Endpoint:
     name: str
-    live: Version | None = None
+    table: Table | None = None  # None while its first version is being loaded
     versions: dict[int, Version] = field(default_factory=dict)
     withdrawn: bool = False
+
+    @property
+    def live(self) -> Version | None:
+        return None if self.table is None else self.table.live
 
 
 class Registry:
@@ -122,9 +143,8 @@ class Registry:
         """
         name = version.spec.name
         endpoint = self._endpoints.get(name) or Endpoint(name)
-        held = endpoint.versions.get(version.number)
-        newest = endpoint.live.number if endpoint.live else 0
-        if version.number < 1 or version.number <= newest or (held and held.state not in ("END",)):
+        newest = max((number for number, other in endpoint.versions.items() if other.state != "END"), default=0)
+        if version.number < 1 or version.number <= newest:
             raise InvalidSpec(f"{name} has a version {max(newest, version.number)} already. Use a higher number than that.")
         endpoint.versions[version.number] = version
         self._endpoints[name] = endpoint
@@ -136,24 +156,42 @@ class Registry:
         if endpoint is not None and endpoint.live is None and all(other.state == "END" for other in endpoint.versions.values()):
             del self._endpoints[endpoint.name]
 
-    def flip(self, version: Version) -> Version | None:
-        """From here on `version` answers; returns the one that did, to be drained.
+    def ready(self, version: Version, routing: Routing) -> list[Version]:
+        """A version that was being loaded answers from here on, as `routing` says. As `route` otherwise.
 
         Raises:
-            NotServed: the endpoint was retired, or overtaken by a higher version, while this one was loading.
+            NotServed: the endpoint was retired while the version was loading.
+            InvalidSpec: another version that `routing` names is not ready.
         """
         endpoint = self._endpoints.get(version.spec.name)
         if endpoint is None or endpoint.versions.get(version.number) is not version:
             raise NotServed(f"{version.spec.name} was stopped while version {version.number} was loading")
-        before = endpoint.live
-        if before is not None and before.number > version.number:
-            raise NotServed(f"{version.spec.name} has version {before.number} by now")
         version.state = "AVAILABLE"
-        endpoint.live = version
+        dropped = self.route(endpoint.name, routing)
         endpoint.withdrawn = False  # whoever deploys wants it answered
         for number in [n for n, other in endpoint.versions.items() if other.state == "END"][:-ENDED_KEPT]:
             del endpoint.versions[number]
-        return before
+        return dropped
+
+    def route(self, name: str, routing: Routing) -> list[Version]:
+        """Let requests go as `routing` says, from one to the next; returns the versions that it has no use for, to be drained.
+
+        Raises:
+            NotServed: there is no such endpoint.
+            InvalidSpec: a version that it names is not ready; nothing was changed.
+        """
+        endpoint = self._get(name)
+        ready = {number: version for number, version in endpoint.versions.items() if version.state == "AVAILABLE"}
+        missing = sorted(routing.loaded - ready.keys())
+        if missing:
+            raise InvalidSpec(f"{name} has no version {missing[0]} that is ready. Those that are: {', '.join(map(str, sorted(ready)))}.")
+        endpoint.table = Table(
+            routing=routing,
+            live=ready[routing.live],
+            canary=ready.get(routing.canary),
+            labels={label: ready[number] for label, number in routing.labels.items()},
+        )
+        return [version for number, version in ready.items() if number not in routing.loaded]
 
     def remove(self, name: str) -> list[Version]:
         """Take an endpoint out of reach; returns its versions, to be drained."""
@@ -184,17 +222,36 @@ class Registry:
             raise NotServed(name)
         return endpoint
 
-    def find(self, name: str, number: int | None = None) -> Version:
-        """The version that answers: the live one for a `number` of None or 0.
+    def find(self, name: str, number: int | None = None, *, label: str | None = None, key: Callable[[], bytes] = bytes) -> Version:
+        """The version that answers: the one of that number or label, or else the live one or, for some keys, the canary.
+
+        `key` tells who asks, where there is a canary: the same key always gets the same version.
 
         Raises:
+            UnknownLabel: no version has this label.
             NotServed: there is none, or it does not answer (any more).
         """
         endpoint = self._get(name)
-        version = endpoint.versions.get(number) if number else endpoint.live
-        if version is None or version.state != "AVAILABLE" or endpoint.withdrawn:
+        table = endpoint.table
+        if table is None or endpoint.withdrawn:
+            raise NotServed(name, number)
+        if label is not None:
+            version = table.labels.get(label)
+            if version is None:
+                raise UnknownLabel(name, label)
+        elif number:
+            version = endpoint.versions.get(number)
+        elif table.canary is not None and place_of(key()) < table.routing.share:
+            version = table.canary
+        else:
+            version = table.live
+        if version is None or version.state != "AVAILABLE":
             raise NotServed(name, number)
         return version
+
+    def routing(self, name: str) -> Routing | None:
+        table = self._get(name).table
+        return None if table is None else table.routing
 
     def knows(self, name: str, number: int | None = None) -> bool:
         """Whether the version is here and has not ended, so that it may answer later if it does not now."""

@@ -153,7 +153,7 @@ def find(call: Call, protocol: InferenceProtocol, route: Route) -> Version:
     Raises:
         Refused: as the protocol says it over REST.
     """
-    found = inferring.find(call.registry, protocol, route)
+    found = inferring.find(call.registry, protocol, route, call.request)
     if isinstance(found, Response):
         raise Refused(found)
     return found

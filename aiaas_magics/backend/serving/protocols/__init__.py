@@ -50,6 +50,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
                 return value
         return None
 
+    def sticky_key(self) -> bytes:
+        """Who asks, for splitting callers between versions: as they say themselves, or else by their connection."""
+        return self.header(b"aiaas-sticky-key") or self.client
+
 
 class Response(msgspec.Struct, frozen=True):
     status: int

@@ -99,7 +99,8 @@ def describe(registry: Registry, name: str, url: str) -> Description:
         NotServed: there is none of this name.
     """
     versions = registry.versions(name)
-    live = next((version for version in versions if version.state == "AVAILABLE"), None)
+    routing = registry.routing(name)
+    live = next((version for version in versions if routing is not None and version.number == routing.live), None)
     shown = live or versions[0]
     spec = shown.spec
     return Description(

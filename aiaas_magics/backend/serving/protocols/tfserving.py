@@ -20,7 +20,7 @@ from aiaas_magics.backend.serving.codec import PredictCall, read_predict
 from aiaas_magics.backend.serving.protocols import Request, Response, error
 from aiaas_magics.backend.serving.protocols.examples import METHODS, ExamplesCall, read_examples
 from aiaas_magics.backend.serving.protocols.paths import BadVersion, Operation, PathTable, Route
-from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
+from aiaas_magics.backend.serving.registry import NotServed, Registry, UnknownLabel, Version
 from aiaas_magics.spec import DeploySpec, TensorSpec
 
 WHICH: Final = ("/v1/models/{name}", "/v1/models/{name}/versions/{version}", "/v1/models/{name}/labels/{label}")
@@ -120,9 +120,10 @@ def look(registry: Registry, route: protocols.Route, request: Request) -> Respon
     assert isinstance(route, Route)
     if route.action == "preflight":
         return preflight(request)
-    if route.label is not None:
-        return unknown_label(route.label)
-    return metadata(registry, route) if route.action == "metadata" else status(registry, route)
+    try:
+        return metadata(registry, route) if route.action == "metadata" else status(registry, route)
+    except UnknownLabel:
+        return unknown_label(route.label or "")
 
 
 def preflight(request: Request) -> Response:
@@ -138,8 +139,8 @@ def status(registry: Registry, route: Route) -> Response:
         versions = registry.versions(route.name)
     except NotServed:
         return error(404, f"Could not find any versions of model {route.name[:100]}")
-    if route.version == 0:
-        versions = [version for version in versions if version.state == "AVAILABLE"][:1]
+    if route.label is not None or route.version == 0:
+        versions = [registry.find(route.name, label=route.label)] if route.label or registry.routing(route.name) else []
     elif route.version is not None:
         versions = [version for version in versions if version.number == route.version]
     if not versions:
@@ -161,7 +162,9 @@ def status(registry: Registry, route: Route) -> Response:
 
 def metadata(registry: Registry, route: Route) -> Response:
     try:
-        version = registry.find(route.name, route.version)
+        version = registry.find(route.name, route.version, label=route.label)
+    except UnknownLabel:
+        raise
     except NotServed:
         return not_found(route)
     document = {

@@ -1,0 +1,205 @@
+"""Which version answers whom: the rules alone, and a real process whose picture is changed under it."""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from serving_models import plus
+from serving_rig import Rig
+
+from aiaas_magics.errors import InvalidSpec, ProofFailed
+from aiaas_magics.routing import Change, Rollout, Routing, changed, deployed, place_of, told, without
+
+ONE = {"instances": [[0.0]]}
+
+
+@given(st.lists(st.sampled_from(["deploy", "canary", "promote", "rollback", "label", "unlabel"]), max_size=20))
+def test_whatever_is_done_the_live_version_is_loaded_and_nothing_is_two_things(steps: list[str]) -> None:
+    routing, newest = deployed(None, 1, Rollout()), 1
+    for step in steps:
+        try:
+            if step in ("deploy", "canary"):
+                newest += 1
+                routing = deployed(routing, newest, Rollout(canary=0.1 if step == "canary" else 0.0))
+            elif step == "label":
+                routing = changed("m", routing, Change(action="label", label="stable", version=routing.live))
+            elif step == "unlabel":
+                routing = changed("m", routing, Change(action="label", label="stable"))
+            else:
+                routing = changed("m", routing, Change(action=step))  # type: ignore[arg-type]
+        except InvalidSpec:
+            continue
+        roles = [number for number in (routing.live, routing.previous, routing.canary) if number]
+        assert routing.live in routing.loaded
+        assert len(set(roles)) == len(roles)
+        assert (routing.share > 0) == (routing.canary > 0)
+
+
+def test_one_version_is_kept_where_no_rollback_is_wanted() -> None:
+    assert deployed(Routing(live=1), 2, Rollout(keep=1)) == Routing(live=2)
+    assert deployed(Routing(live=1), 2, Rollout()) == Routing(live=2, previous=1)
+
+
+def test_what_is_lost_is_left_out_and_without_the_live_version_there_is_nothing() -> None:
+    whole = Routing(live=3, previous=2, canary=4, share=0.1, labels={"stable": 2, "next": 4})
+
+    assert without(whole, frozenset({2})) == Routing(live=3, canary=4, share=0.1, labels={"next": 4})
+    assert without(whole, frozenset({4})) == Routing(live=3, previous=2, labels={"stable": 2})
+    assert without(whole, frozenset({3})) is None
+    assert told(whole, 4) == "canary 0.1, next"
+
+
+@given(st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=50), st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_share_takes_callers_to_the_canary_and_none_away(keys: list[bytes], one: float, other: float) -> None:
+    low, high = sorted((one, other))
+
+    assert {key for key in keys if place_of(key) < low} <= {key for key in keys if place_of(key) < high}
+    assert all(0 <= place_of(key) < 1 for key in keys)
+
+
+def test_shares_are_those_that_were_asked_for() -> None:
+    places = [place_of(f"caller-{n}".encode()) for n in range(10_000)]
+
+    for share in (0.01, 0.1, 0.5):
+        assert abs(sum(place < share for place in places) / len(places) - share) < 0.03
+
+
+# --------------------------------------------------------------------------- a real process
+
+
+def answer_of(rig: Rig, path: str = "/v1/models/live:predict", **headers: str) -> float:
+    got = rig.call("POST", path, b'{"instances": [[0.0]]}', headers={name.replace("_", "-"): value for name, value in headers.items()})
+    assert got.status == 200, got.body
+    return float(got.document["predictions"][0][0])
+
+
+def load(rig: Rig, folder: Path, version: int, routing: Routing) -> None:
+    made = plus(folder, "live", float(version))
+    rig.run(rig.host.load(made.spec, version, made.artefact, made.samples, routing=routing))
+
+
+def test_a_canary_gets_its_share_by_the_callers_key_and_versions_and_labels_answer_beside_it(rig: Rig, tmp_path: Path) -> None:
+    load(rig, tmp_path, 1, Routing(live=1))
+    load(rig, tmp_path, 2, Routing(live=1, canary=2, share=0.3, labels={"stable": 1, "next": 2}))
+
+    found = {f"k{n}": answer_of(rig, aiaas_sticky_key=f"k{n}") for n in range(60)}
+    assert found == {key: 2.0 if place_of(key.encode()) < 0.3 else 1.0 for key in found}
+    assert collections.Counter(found.values())[2.0] > 5
+    assert [answer_of(rig, f"/v1/models/live/versions/{n}:predict") for n in (1, 2)] == [1.0, 2.0]
+    assert [answer_of(rig, f"/v1/models/live/labels/{label}:predict") for label in ("stable", "next")] == [1.0, 2.0]
+    assert rig.call("POST", "/v1/models/live/labels/none:predict", b"{}").status == 400
+    assert rig.call("GET", "/v1/models/live/labels/next").document["model_version_status"][0]["version"] == "2"
+    assert rig.call("GET", "/v1/models/live/labels/next/metadata").document["model_spec"]["version"] == "2"
+
+    rig.run(rig.host.route("live", Routing(live=2, previous=1)))
+    assert {answer_of(rig, aiaas_sticky_key=key) for key in found} == {2.0}
+    rig.run(rig.host.route("live", Routing(live=1)))
+    assert answer_of(rig) == 1.0
+    assert rig.call("POST", "/v1/models/live/versions/2:predict", b'{"instances": [[0.0]]}').status == 404, "it was drained"
+
+
+def test_a_label_moves_only_to_a_version_that_is_ready(rig: Rig, tmp_path: Path) -> None:
+    load(rig, tmp_path, 1, Routing(live=1, labels={"stable": 1}))
+
+    with pytest.raises(InvalidSpec, match="no version 2 that is ready"):
+        rig.run(rig.host.route("live", Routing(live=1, labels={"stable": 2})))
+
+    assert answer_of(rig, "/v1/models/live/labels/stable:predict") == 1.0
+
+
+def test_the_whole_picture_comes_back_after_the_process_was_killed(rig: Rig, tmp_path: Path) -> None:
+    for version in (1, 2, 3):
+        (tmp_path / str(version)).mkdir()
+        routing = {1: Routing(live=1), 2: Routing(live=2, previous=1), 3: Routing(live=1, previous=2, canary=3, share=0.5, labels={"x": 2})}
+        load(rig, tmp_path / str(version), version, routing[version])
+    before = {f"k{n}": answer_of(rig, aiaas_sticky_key=f"k{n}") for n in range(20)}
+    assert set(before.values()) == {1.0, 3.0}
+
+    os.kill(rig.host.pid, signal.SIGKILL)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            if rig.call("GET", "/v1/models/live/labels/x").status == 200:
+                break
+        except OSError:
+            time.sleep(0.05)
+
+    assert {key: answer_of(rig, aiaas_sticky_key=key) for key in before} == before
+    assert answer_of(rig, "/v1/models/live/versions/2:predict") == 2.0
+
+
+def test_executors_are_added_and_taken_away_while_it_answers(rig: Rig, tmp_path: Path) -> None:
+    load(rig, tmp_path, 1, Routing(live=1))
+    stop, wrong = threading.Event(), list[object]()
+
+    def ask() -> None:
+        while not stop.is_set():
+            if (got := rig.predict("live", ONE)).status != 200 or got.document != {"predictions": [[1.0]]}:
+                wrong.append(got)
+
+    callers = [threading.Thread(target=ask) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for replicas in (3, 1, 2, 1):
+        rig.run(rig.host.scale("live", replicas))
+    stop.set()
+    for caller in callers:
+        caller.join(30)
+
+    assert wrong == []
+
+
+def test_nothing_fails_under_load_through_swaps_a_failing_load_a_canary_a_promotion_and_a_rollback(rig: Rig, tmp_path: Path) -> None:
+    load(rig, tmp_path, 1, Routing(live=1))
+    stop, asked = threading.Event(), list[tuple[float, float]]()
+    failed: list[object] = []
+
+    def ask() -> None:
+        while not stop.is_set():
+            sent_s = time.monotonic()
+            got = rig.predict("live", ONE)
+            if got.status == 200:
+                asked.append((sent_s, got.document["predictions"][0][0]))
+            else:
+                failed.append(got)
+
+    callers = [threading.Thread(target=ask) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    since: list[tuple[float, set[float]]] = []  # from when on which versions may answer
+    routing = Routing(live=1)
+    try:
+        for version in range(2, 22):
+            routing = deployed(routing, version, Rollout())
+            load(rig, tmp_path, version, routing)
+            since.append((time.monotonic(), {float(version)}))
+        broken = plus(tmp_path, "live", 1.0, expects=9.0)
+        with pytest.raises(ProofFailed):
+            rig.run(rig.host.load(broken.spec, 22, broken.artefact, broken.samples, routing=deployed(routing, 22, Rollout())))
+        routing = deployed(routing, 23, Rollout(canary=0.5))
+        load(rig, tmp_path, 23, routing)
+        since.append((time.monotonic(), {21.0, 23.0}))
+        for action, alone in (("promote", 23.0), ("rollback", 21.0)):
+            routing = changed("live", routing, Change(action=action))  # type: ignore[arg-type]
+            rig.run(rig.host.route("live", routing))
+            since.append((time.monotonic(), {alone}))
+            time.sleep(0.05)
+    finally:
+        stop.set()
+        for caller in callers:
+            caller.join(30)
+
+    assert failed == []
+    assert len(asked) > 100
+    for (began_s, allowed), (ended_s, after) in pairwise([*since, (float("inf"), set[float]())]):
+        # One that was sent before the next change was over may be answered by either side of it.
+        assert {number for sent_s, number in asked if began_s < sent_s < ended_s} <= allowed | after
