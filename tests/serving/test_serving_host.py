@@ -27,6 +27,7 @@ from aiaas_magics.backend.serving.control import Hello, call_at
 from aiaas_magics.backend.serving.files import Files
 from aiaas_magics.backend.serving.host import InferenceHost, Recorded
 from aiaas_magics.errors import CannotStart, InvalidSpec, NotAuthorised, ProofFailed, StoreNotWritable
+from aiaas_magics.routing import Routing
 
 
 def recorded(made: Made, version: int = 1) -> Recorded:
@@ -145,6 +146,19 @@ def test_a_version_that_was_never_recorded_gives_way_to_the_one_that_was(tmp_pat
     with Rig(tmp_path / "state", recorded=(recorded(kept, 1),)) as second:
         assert second.predict("one", {"instances": [[1.0]]}).document == {"predictions": [[2.0]]}
         assert second.load(plus(tmp_path, "one", 5.0), 2).version == 2
+
+
+def test_what_is_recorded_and_still_loaded_goes_on_without_being_loaded_again(tmp_path: Path) -> None:
+    kept, never = plus(tmp_path, "one", 1.0), plus(tmp_path, "one", 5.0)
+    first = Rig(tmp_path / "state").__enter__()
+    loaded_s = first.load(kept, 1).created_s
+    first.run(first.host.load(never.spec, 2, never.artefact, never.samples, routing=Routing(live=2, previous=1)))
+    first.leave()
+
+    with Rig(tmp_path / "state", recorded=(recorded(kept, 1),)) as second:
+        assert second.predict("one", {"instances": [[1.0]]}).document == {"predictions": [[2.0]]}
+        views = {view.version: view for view in second.run(second.host.status())["one"]}
+        assert (views[1].created_s, views[2].state) == (loaded_s, "END")
 
 
 def test_a_process_that_dies_over_a_load_comes_back_without_it(rig: Rig, tmp_path: Path, article: Made, exports: Path) -> None:

@@ -137,6 +137,29 @@ def test_the_whole_picture_comes_back_after_the_process_was_killed(rig: Rig, tmp
     assert answer_of(rig, "/v1/models/live/versions/2:predict") == 2.0
 
 
+def test_while_versions_are_brought_back_no_other_than_the_live_one_answers(rig: Rig, tmp_path: Path) -> None:
+    for version in (1, 2):
+        (tmp_path / str(version)).mkdir()
+        load(rig, tmp_path / str(version), version, deployed(Routing(live=1) if version > 1 else None, version, Rollout()))
+    killed = rig.host.pid
+
+    os.kill(killed, signal.SIGKILL)
+    seen = set[float]()
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            got = rig.predict("live", ONE)
+        except OSError:
+            continue
+        if got.status == 200:
+            seen.add(got.document["predictions"][0][0])
+            views = rig.run(rig.host.status()).get("live", []) if rig.host.pid != killed else []
+            if [view.state for view in views] == ["AVAILABLE", "AVAILABLE"]:
+                break
+
+    assert seen == {2.0}
+
+
 def test_executors_are_added_and_taken_away_while_it_answers(rig: Rig, tmp_path: Path) -> None:
     load(rig, tmp_path, 1, Routing(live=1))
     stop, wrong = threading.Event(), list[object]()

@@ -44,7 +44,7 @@ class Load(Call, frozen=True, kw_only=True, tag="load"):
     version: int
     artefact: str  # path
     samples: str  # path
-    routing: Routing | None = None
+    routing: Routing | None = None  # None: the version is made ready, and answers when a `Route` says so
 
 
 class Route(Call, frozen=True, kw_only=True, tag="route"):

@@ -305,9 +305,10 @@ class InferenceHost:
         """Load what is known and not live. A deployment that ends the process over it is left out from then on."""
         running = self._now()
         status = (await call_at(running.control, running.secret, Status(), answer_s=ANSWER_S)).status or {}
-        right = {name for name, records in self._known.items() if ready_in(status.get(name, ())) == {r.version for r in records}}
+        right = {name for name, records in self._known.items() if ready_in(status.get(name, ())) >= {r.version for r in records}}
         for name in status.keys() - right:
-            # Not what the records say: retired while nobody was there to tell, or a version that was never acknowledged.
+            # Not what the records say: retired while nobody was there to tell. What is there beside the records' versions was
+            # never acknowledged, and goes when requests are routed again.
             with contextlib.suppress(AiaasError):
                 await call_at(running.control, running.secret, Retire(name=name), answer_s=ANSWER_S)
         for name, records in list(self._known.items()):
@@ -315,15 +316,10 @@ class InferenceHost:
             await self._route_again(name, frozenset(record.version for record in lost))
 
     async def _brought_back(self, record: Recorded) -> bool:
-        """Load a version beside those that were loaded before it. One that ends the process over it is left out from then on."""
-        name = record.spec.name
-        beside = {f"restoring_{other.version}": other.version for other in self._known[name] if other.version < record.version}
+        """Load a version, which answers when all of its endpoint are there. One that ends the process over it is left out from then on."""
         running = self._now()
-        status = (await call_at(running.control, running.secret, Status(), answer_s=ANSWER_S)).status or {}
-        there = ready_in(status.get(name, ()))
-        held = Routing(live=record.version, labels={label: version for label, version in beside.items() if version in there})
         try:
-            await call_at(running.control, running.secret, _load_call(replace(record, routing=held)), answer_s=LOAD_S)
+            await call_at(running.control, running.secret, _load_call(replace(record, routing=None)), answer_s=LOAD_S)
         except AiaasError as error:
             self._lost(record, str(error))
             return False

@@ -44,8 +44,8 @@ class Loader:
     def __init__(self, registry: Registry, *, clock: Clock, scratch: Path, limits: Limits) -> None:
         self._registry, self._clock, self._scratch, self._limits = registry, clock, scratch, limits
 
-    async def load(self, spec: DeploySpec, number: int, *, artefact: Path, samples: Path, routing: Routing | None = None) -> VersionView:
-        """Bring a version up, and let requests go as `routing` says (to it, by default).
+    async def load(self, spec: DeploySpec, number: int, *, artefact: Path, samples: Path, routing: Routing | None) -> VersionView:
+        """Bring a version up, and let requests go as `routing` says; None leaves them as they are.
 
         When this returns, no new request gets a version that `routing` does not name, and the last answer of those is out.
 
@@ -60,7 +60,7 @@ class Loader:
             opened = await asyncio.to_thread(open_and_prove, spec, artefact, samples, self._scratch)
             version.engine, version.proof = opened.engines[0].kind, opened.proof.largest
             version.executor = self._executor(version, opened)
-            dropped = self._registry.ready(version, routing or Routing(live=number))
+            dropped = self._registry.ready(version, routing)
         except BaseException as error:
             self._registry.failed(version, str(error))
             if version.executor is not None:
@@ -69,7 +69,7 @@ class Loader:
                 raise InvalidSpec(f"{error}. Run the cell again.") from error
             raise
         await self._drop(dropped)
-        log.info("%s version %d answers, %s engine, %.3g from Keras", spec.name, number, version.engine, version.proof)
+        log.info("%s version %d is ready, %s engine, %.3g from Keras", spec.name, number, version.engine, version.proof)
         return version.view()
 
     async def route(self, name: str, routing: Routing) -> None:

@@ -156,8 +156,8 @@ class Registry:
         if endpoint is not None and endpoint.live is None and all(other.state == "END" for other in endpoint.versions.values()):
             del self._endpoints[endpoint.name]
 
-    def ready(self, version: Version, routing: Routing) -> list[Version]:
-        """A version that was being loaded answers from here on, as `routing` says. As `route` otherwise.
+    def ready(self, version: Version, routing: Routing | None) -> list[Version]:
+        """A version that was being loaded can answer from here on, and does as `routing` says; None is for one that waits for its `route`.
 
         Raises:
             NotServed: the endpoint was retired while the version was loading.
@@ -167,6 +167,8 @@ class Registry:
         if endpoint is None or endpoint.versions.get(version.number) is not version:
             raise NotServed(f"{version.spec.name} was stopped while version {version.number} was loading")
         version.state = "AVAILABLE"
+        if routing is None:
+            return []
         dropped = self.route(endpoint.name, routing)
         endpoint.withdrawn = False  # whoever deploys wants it answered
         for number in [n for n, other in endpoint.versions.items() if other.state == "END"][:-ENDED_KEPT]:

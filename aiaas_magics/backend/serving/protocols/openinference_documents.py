@@ -55,7 +55,7 @@ def answers(registry: Registry, name: str, number: int | None) -> bool:
 
 def is_ready(registry: Registry) -> bool:
     """Whether no endpoint is still waiting for its first version."""
-    return all(any(version.state == "AVAILABLE" for version in registry.versions(name)) for name in registry.names())
+    return all(registry.routing(name) is not None for name in registry.names())
 
 
 # --------------------------------------------------------------------------- a model
