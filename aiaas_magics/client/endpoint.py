@@ -6,15 +6,18 @@ the backend, load generation to `load`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import orjson
 
 from aiaas_magics import snippets
+from aiaas_magics.client import tensors
 from aiaas_magics.client.blobs import BlobSender
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.errors import BackendRefused, DataMismatch
@@ -24,9 +27,11 @@ from aiaas_magics.spec import DeploySpec, EndpointView, TensorSpec, VersionView,
 if TYPE_CHECKING:
     from aiaas_magics.latency import LoadReport
 
+PART_BYTES: Final = 16 * 1024 * 1024  # guess: a quarter of the largest body that a server takes by default
+
 
 class Endpoint:
-    """A model that is served over HTTP, in TensorFlow Serving's REST protocol.
+    """A model that is served over HTTP: in TensorFlow Serving's REST protocol, and in the Open Inference Protocol v2.
 
     `url` is the inference server's base address; the token goes into an
     `Authorization: Bearer` header and is never shown by `repr`.
@@ -73,6 +78,9 @@ class Endpoint:
     def predict(self, x: Any) -> Any:
         """The served model's outputs for `x`, as numpy.
 
+        Tensors travel as bytes (Open Inference Protocol v2), large ones in parts of whole rows. A prediction changes nothing,
+        so one that a restarting or busy server did not answer is asked again for a few seconds.
+
         Args:
             x: One array-like of shape `(rows, ...)`, or a dict of them by input name, or a
                 list in the order of the model's inputs. pandas objects are taken as arrays.
@@ -84,15 +92,39 @@ class Endpoint:
             DataMismatch: what was given does not fit the interface.
             BackendRefused: the server's own sentence.
         """
-        body = _encoded({"inputs": self._columns(x)})
-        answer = self._calls.exchange("POST", f"/v1/models/{self.name}:predict", content=body)
-        outputs = _outputs(answer)
-        specs = {spec.name: spec for spec in self._view.outputs}
-        if len(specs) == 1 and not isinstance(outputs, Mapping):
-            return _array(outputs, next(iter(specs.values())))
-        return {name: _array(values, specs[name]) for name, values in outputs.items()}
+        columns = self._columns(x)
+        parts = [self._infer(part) for part in _parts(columns)]
+        found = {name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]}
+        return next(iter(found.values())) if len(self._view.outputs) == 1 else found
 
-    def _columns(self, x: Any) -> dict[str, Any]:
+    async def predict_async(self, x: Any) -> Any:
+        """As `predict`, for `await`: other coroutines of the notebook go on meanwhile."""
+        return await asyncio.to_thread(self.predict, x)
+
+    def predict_batches(self, batches: Iterable[Any], *, in_flight: int = 4) -> Iterator[Any]:
+        """As `predict` for one of `batches` after the other, in their order, with up to `in_flight` of them on the way at once.
+
+        A generator is read only so far ahead, so the batches may be more than fit into memory.
+        """
+        with ThreadPoolExecutor(in_flight) as pool:
+            asked: deque[Future[Any]] = deque()
+            for batch in batches:
+                asked.append(pool.submit(self.predict, batch))
+                if len(asked) >= in_flight:
+                    yield asked.popleft().result()
+            while asked:
+                yield asked.popleft().result()
+
+    def _infer(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        body, headers = tensors.encode(columns, self._view.inputs)
+        answer, told = self._calls.infer(f"/v2/models/{self.name}/infer", body, headers=headers)
+        found = tensors.decode(answer, told.get(tensors.LENGTH_HEADER.lower()))
+        missing = {spec.name for spec in self._view.outputs} - found.keys()
+        if missing:
+            raise BackendRefused(200, f"The answer has no output {min(missing)!r}. If another model was deployed, get the endpoint anew.")
+        return {spec.name: found[spec.name] for spec in self._view.outputs}
+
+    def _columns(self, x: Any) -> dict[str, np.ndarray]:
         names = [spec.name for spec in self._view.inputs]
         if isinstance(x, Mapping):
             given = dict(x)
@@ -196,46 +228,34 @@ def default_name(model: Any) -> str:
     return cleaned[:63] or "model"
 
 
-def _dtype(spec: TensorSpec) -> Any:
-    return np.dtype(object) if spec.dtype == "string" else np.dtype(spec.dtype)
+def _parts(columns: Mapping[str, np.ndarray]) -> Iterator[Mapping[str, np.ndarray]]:
+    """`columns` in parts of whole rows that a request may hold; as they are where they have not the same number of rows."""
+    rows = {len(column) for column in columns.values()}
+    nbytes = sum(column.nbytes for column in columns.values())
+    if nbytes <= PART_BYTES or len(rows) > 1:
+        yield columns
+        return
+    (count,) = rows
+    step = max(1, count * PART_BYTES // nbytes)
+    for start in range(0, count, step):
+        yield {name: column[start : start + step] for name, column in columns.items()}
 
 
-def _plain(values: Any, spec: TensorSpec) -> Any:
+def _plain(values: Any, spec: TensorSpec) -> np.ndarray:
     array = np.asarray(values)
     if spec.dtype == "string":
-        return array.astype(str).tolist()
+        return array.astype(object) if array.dtype.kind in "OS" else array.astype(str).astype(object)
+    dtype = tensors.dtype_of(spec.dtype)
     try:
-        array = array.astype(spec.dtype, casting="same_kind") if array.dtype.kind != "O" else np.asarray(array.tolist(), spec.dtype)
+        array = array.astype(dtype, casting="same_kind") if array.dtype.kind not in "OV" else np.asarray(array.tolist(), dtype)
     except (TypeError, ValueError) as error:
         raise DataMismatch(
             f"Input {spec.name!r} is of dtype {spec.dtype}; {array.dtype} was given. Convert it with .astype({spec.dtype!r})."
         ) from error
     if array.ndim != len(spec.shape) or any(n not in (-1, given) for n, given in zip(spec.shape[1:], array.shape[1:], strict=False)):
         raise DataMismatch(f"Input {spec.name!r} has the shape {_shape(spec)}; {array.shape} was given. Give whole rows, the batch first.")
-    return np.ascontiguousarray(array)
-
-
-def _encoded(body: dict[str, dict[str, Any]]) -> bytes:
-    """`body` as JSON. TF Serving reads bare NaN and Infinity, which only the slower writer writes."""
-    arrays = [values for values in body["inputs"].values() if isinstance(values, np.ndarray)]
-    if all(array.dtype.kind not in "f" or np.isfinite(array).all() for array in arrays):
-        return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
-    return json.dumps(body, default=lambda array: array.tolist()).encode()
+    return array
 
 
 def _shape(spec: TensorSpec) -> str:
     return "(" + ", ".join("rows" if i == 0 else "any" if n < 0 else str(n) for i, n in enumerate(spec.shape)) + ")"
-
-
-def _array(values: Any, spec: TensorSpec) -> np.ndarray:
-    return np.asarray(values, dtype=_dtype(spec))
-
-
-def _outputs(answer: bytes) -> Any:
-    """The "outputs" of a column-format answer; bare NaN and Infinity are TF Serving's, so the standard parser reads those."""
-    try:
-        return orjson.loads(answer)["outputs"]
-    except orjson.JSONDecodeError:
-        return json.loads(answer)["outputs"]
-    except KeyError as error:
-        raise BackendRefused(200, "The endpoint's answer has no outputs. Is it an aiaas_magics endpoint?") from error

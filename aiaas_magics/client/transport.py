@@ -11,7 +11,7 @@ import os
 import ssl
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -136,6 +136,19 @@ class Transport:
         response = self._once(method, path, content=content, headers=headers or {})
         _refuse_errors(response, self.url)
         return response.content
+
+    def infer(self, path: str, content: bytes, *, headers: dict[str, str]) -> tuple[bytes, Mapping[str, str]]:
+        """The answer to a prediction, and its headers. One that was not answered, or not now (503), is asked again for a while."""
+        for wait_s in (*RETRY_WAITS_S, None):
+            try:
+                response = self._once("POST", path, content=content, headers=headers)
+            except (BackendUnreachable, BackendRefused) as error:
+                if wait_s is None or (isinstance(error, BackendRefused) and error.status != 503):
+                    raise
+                time.sleep(wait_s)
+            else:
+                return response.content, response.headers
+        raise AssertionError("unreachable")
 
     def _repeatable(self, method: str, path: str, **options: Any) -> httpx.Response:
         for wait_s in (*RETRY_WAITS_S, None):

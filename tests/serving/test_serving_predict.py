@@ -1,0 +1,179 @@
+"""`endpoint.predict` against a real inference process: every dtype, large arrays, many at once, a server that restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from serving_models import Made, echo, plus
+from serving_rig import Rig
+
+from aiaas_magics.client import endpoint as endpoints
+from aiaas_magics.client import tensors
+from aiaas_magics.client.endpoint import Endpoint
+from aiaas_magics.client.transport import Transport
+from aiaas_magics.errors import BackendRefused, DataMismatch
+from aiaas_magics.spec import EndpointView, TensorSpec
+
+DTYPES = ["float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"]
+
+
+def endpoint_of(rig: Rig, made: Made) -> Endpoint:
+    view = EndpointView(
+        name=made.spec.name,
+        url=rig.host.url,
+        token=rig.host.token,
+        replicas=1,
+        versions=(),
+        inputs=made.spec.inputs,
+        outputs=made.spec.outputs,
+    )
+    return Endpoint(Transport(rig.host.url, token=rig.host.token), view)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "string"])
+def test_every_dtype_goes_there_and_back_bit_for_bit(rig: Rig, tmp_path: Path, dtype: str) -> None:
+    made = echo(tmp_path, "echo", dtype, 3)
+    rig.load(made)
+    endpoint = endpoint_of(rig, made)
+    given = (
+        np.array([["a", "ä€", ""], ["b", "c" * 1000, "\x00x"]], object) if dtype == "string" else np.arange(6).reshape(2, 3).astype(dtype)
+    )
+
+    found = endpoint.predict(given)
+
+    assert found.dtype == (np.dtype(object) if dtype == "string" else np.dtype(dtype))
+    assert found.tolist() == given.tolist()
+
+
+def test_numbers_that_json_has_no_word_for_arrive_as_they_are(rig: Rig, tmp_path: Path) -> None:
+    made = echo(tmp_path, "echo", "float32", 4)
+    rig.load(made)
+    given = np.array([[np.nan, np.inf, -np.inf, np.float32(1e-45)]], np.float32)
+
+    assert endpoint_of(rig, made).predict(given).tobytes() == given.tobytes()
+
+
+def test_a_large_array_goes_in_parts_and_is_put_together_again(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "PART_BYTES", 4096)
+    made = plus(tmp_path, "plus", 1.0)
+    rig.load(made)
+    given = np.arange(10_000, dtype=np.float32)[:, None]
+
+    assert np.array_equal(endpoint_of(rig, made).predict(given), given + 1)
+
+
+def test_batches_come_back_in_order_and_are_read_only_so_far_ahead(rig: Rig, tmp_path: Path) -> None:
+    made = plus(tmp_path, "plus", 1.0)
+    rig.load(made)
+    read: list[int] = []
+
+    def batches() -> Iterator[Any]:
+        for number in range(20):
+            read.append(number)
+            yield np.full((number + 1, 1), number, np.float32)
+
+    found = []
+    for answer in endpoint_of(rig, made).predict_batches(batches(), in_flight=3):
+        found.append(answer)
+        assert len(read) <= len(found) + 3
+
+    assert [len(answer) for answer in found] == list(range(1, 21))
+    assert all((answer == number + 1).all() for number, answer in enumerate(found))
+
+
+def test_predictions_can_be_awaited_together(rig: Rig, tmp_path: Path) -> None:
+    made = plus(tmp_path, "plus", 1.0)
+    rig.load(made)
+    endpoint = endpoint_of(rig, made)
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(endpoint.predict_async(np.full((1, 1), n, np.float32)) for n in range(16)))
+
+    assert [float(answer[0, 0]) for answer in asyncio.run(together())] == [n + 1.0 for n in range(16)]
+
+
+def test_pandas_and_lists_are_taken_and_what_does_not_fit_is_told_before_it_is_sent(rig: Rig, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    made = plus(tmp_path, "plus", 1.0)
+    rig.load(made)
+    endpoint = endpoint_of(rig, made)
+
+    assert endpoint.predict(pandas.DataFrame({"a": [1.0, 2.0]})).tolist() == [[2.0], [3.0]]
+    assert endpoint.predict([[1], [2]]).tolist() == [[2.0], [3.0]]
+    with pytest.raises(DataMismatch, match="Give whole rows"):
+        endpoint.predict(np.float32([1, 2]))
+    with pytest.raises(DataMismatch, match="astype"):
+        endpoint.predict([["x"]])
+
+
+def test_a_prediction_outlives_a_restart_of_the_server(rig: Rig, tmp_path: Path) -> None:
+    made = plus(tmp_path, "plus", 1.0)
+    rig.load(made)
+    endpoint = endpoint_of(rig, made)
+    os.kill(rig.host.pid, signal.SIGKILL)
+
+    assert endpoint.predict([[1.0]]).tolist() == [[2.0]]
+
+
+def test_callers_in_threads_share_an_endpoint(rig: Rig, tmp_path: Path) -> None:
+    made = plus(tmp_path, "plus", 1.0)
+    rig.load(made)
+    endpoint, wrong = endpoint_of(rig, made), list[object]()
+
+    def ask(number: int) -> None:
+        for step in range(50):
+            got = endpoint.predict([[number * 100 + step]])
+            if got.tolist() != [[number * 100 + step + 1.0]]:
+                wrong.append(got)
+
+    callers = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+
+    assert wrong == []
+
+
+# --------------------------------------------------------------------------- the form alone
+
+
+@settings(deadline=None)
+@given(st.data(), st.sampled_from(DTYPES), hnp.array_shapes(max_dims=3, max_side=4))
+def test_what_is_written_is_read_again(data: st.DataObject, dtype: str, shape: tuple[int, ...]) -> None:
+    array = data.draw(hnp.arrays(np.dtype(dtype), shape))
+    body, headers = tensors.encode({"x": array}, (TensorSpec(name="x", dtype=dtype, shape=(-1,) * len(shape)),))
+    length = int(headers[tensors.LENGTH_HEADER])
+    answer = body[:length].replace(b'"inputs"', b'"outputs"')
+
+    found = tensors.decode(answer + body[length:], str(len(answer)))["x"]
+
+    assert length % tensors.ALIGN == 0
+    assert (found.dtype, found.shape, found.tobytes()) == (array.dtype, array.shape, array.tobytes())
+    found.fill(0)  # its own memory, to be changed
+
+
+@pytest.mark.parametrize(
+    ("body", "length"),
+    [
+        (b"", None),
+        (b"{}", "2"),
+        (b"{", "x"),
+        (b'{"outputs":[{"name":"y","datatype":"NONE","shape":[1],"parameters":{"binary_data_size":4}}]}', "91"),
+        (b'{"outputs":[{"name":"y","datatype":"FP32","shape":[2],"parameters":{"binary_data_size":4}}]}1234', "91"),
+    ],
+)
+def test_an_answer_of_somebody_else_is_refused_with_a_sentence(body: bytes, length: str | None) -> None:
+    with pytest.raises(BackendRefused, match="is not understood"):
+        tensors.decode(body, length)
