@@ -46,6 +46,7 @@ LONGEST_US: Final = 60_000_000
 DIGITS: Final = 3  # the histogram's precision: 0.1 %
 BODIES: Final = 16  # guess: enough that no cache of one body is measured
 HEADER_BYTES: Final = 64 * 1024
+NO_OP: Final = "aiaas-no-op: 1\r\n"  # a header: read, checked and answered as any other request, but nothing is computed
 
 
 class Plan(Value, frozen=True, kw_only=True):
@@ -58,6 +59,7 @@ class Plan(Value, frozen=True, kw_only=True):
     concurrency: tuple[int, ...]
     duration_s: float
     rows: int
+    model: str = ""  # the endpoint's name, whose figures say what the engine took; "" where nobody asks
     warm_up_s: float = WARM_UP_S
     authority: str = ""  # PEM file of who vouches for the server's certificate, where the system's own do not
 
@@ -98,18 +100,27 @@ def run_load(
         concurrency=tuple(concurrency),
         duration_s=duration_s,
         rows=rows,
+        model=view.name,
         authority=os.environ.get("AIAAS_CA", ""),
     )
-    return LoadReport(endpoint=view.name, rows=rows, hardware=hardware(), points=carry_out(plan))
+    found = carry_out(plan)
+    return LoadReport(
+        endpoint=view.name,
+        rows=rows,
+        hardware=hardware(),
+        points=found.points,
+        model_per_s=found.model_per_s * view.replicas,
+        interface_per_s=found.interface_per_s,
+    )
 
 
-def carry_out(plan: Plan) -> tuple[LoadPoint, ...]:
+def carry_out(plan: Plan) -> Outcome:
     """Run `plan` in a process of its own.
 
     Raises:
         BackendUnreachable, BackendRefused, BackendTooSlow: nothing could be measured.
     """
-    limit_s = START_S + sum(plan.duration_s + plan.warm_up_s + ANSWER_S for _ in plan.concurrency)
+    limit_s = START_S + sum(plan.duration_s + plan.warm_up_s + ANSWER_S for _ in (*plan.concurrency, "no-op"))
     command = [sys.executable, "-P", "-m", "aiaas_magics.client.load"]
     try:
         done = subprocess.run(command, input=wire.encode(plan), capture_output=True, timeout=limit_s, check=False)
@@ -124,7 +135,7 @@ def carry_out(plan: Plan) -> tuple[LoadPoint, ...]:
         raise BackendUnreachable(plan.url)
     if outcome.refused:
         raise BackendRefused(outcome.status, outcome.refused)
-    return outcome.points
+    return outcome
 
 
 def bodies_of(inputs: Sequence[TensorSpec], *, rows: int, x: Any = None) -> tuple[str, ...]:
@@ -194,6 +205,8 @@ class Outcome(Value, frozen=True, kw_only=True):
     """What the generator writes: the points, or why there are none."""
 
     points: tuple[LoadPoint, ...] = ()
+    model_per_s: float = 0.0  # of one executor
+    interface_per_s: float = 0.0
     unreachable: bool = False
     status: int = 0
     refused: str = ""
@@ -222,11 +235,14 @@ class Gone(Exception):
 class Connection:
     """One keep-alive HTTP/1.1 connection; just as much of the protocol as an answer to a prediction has."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, path: str = "", header: str = "") -> None:
+        """`path` is asked instead of the plan's, with GET and no body; `header` is one more line of the plan's requests."""
         where = urlsplit(plan.url)
         self._host, self._tls = where.hostname or "", _trust(plan) if where.scheme == "https" else None
         self._port = where.port or (443 if self._tls else 80)
-        self._requests = [_request(plan, where.netloc, body) for body in plan.bodies]
+        self._requests = (
+            [_looking(plan, where.netloc, path)] if path else [_request(plan, where.netloc, body, header) for body in plan.bodies]
+        )
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._next = 0
 
@@ -262,13 +278,17 @@ def _trust(plan: Plan) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=plan.authority or None)
 
 
-def _request(plan: Plan, host: str, body: str) -> bytes:
+def _request(plan: Plan, host: str, body: str, header: str) -> bytes:
     data = body.encode()
     head = (
         f"POST {plan.path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {plan.token}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        f"{header}Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     )
     return head.encode("latin-1") + data
+
+
+def _looking(plan: Plan, host: str, path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {plan.token}\r\n\r\n".encode("latin-1")
 
 
 def _length(head: bytes) -> int:
@@ -279,9 +299,9 @@ def _length(head: bytes) -> int:
     raise ValueError("an answer without its length")
 
 
-async def caller(plan: Plan, tally: Tally, counts_from_s: float, until_s: float) -> None:
+async def caller(plan: Plan, tally: Tally, counts_from_s: float, until_s: float, header: str = "") -> None:
     """Ask, wait, ask again, until the time is over."""
-    connection = Connection(plan)
+    connection = Connection(plan, header=header)
     try:
         while (began_s := time.perf_counter()) < until_s:
             try:
@@ -300,14 +320,14 @@ async def caller(plan: Plan, tally: Tally, counts_from_s: float, until_s: float)
         connection.close()
 
 
-async def measure(plan: Plan, concurrency: int) -> LoadPoint:
-    """One point: `concurrency` callers for the plan's time."""
+async def measure(plan: Plan, concurrency: int, header: str = "") -> LoadPoint:
+    """One point: `concurrency` callers for the plan's time. `header` is one more line of their requests."""
     tally = Tally()
     counts_from_s = time.perf_counter() + plan.warm_up_s
     until_s = counts_from_s + plan.duration_s
     async with asyncio.TaskGroup() as callers:
         for _ in range(concurrency):
-            callers.create_task(caller(plan, tally, counts_from_s, until_s))
+            callers.create_task(caller(plan, tally, counts_from_s, until_s, header))
     # The callers end with their last answers; those were counted, so their time counts as well.
     return point_of(plan, concurrency, tally, time.perf_counter() - counts_from_s)
 
@@ -344,7 +364,33 @@ async def outcome_of(plan: Plan) -> Outcome:
         first.close()
     if status not in (200, 429, 503):
         return Outcome(status=status, refused=sentence_in(body) or f"The endpoint answered {status}.")
-    return Outcome(points=tuple([await measure(plan, concurrency) for concurrency in plan.concurrency]))
+    before = await spent(plan)
+    points = [await measure(plan, concurrency) for concurrency in plan.concurrency]
+    after = await spent(plan)
+    nothing = await measure(plan, max(plan.concurrency), NO_OP)
+    rows, seconds = (late - early for early, late in zip(before, after, strict=True))
+    return Outcome(
+        points=tuple(points),
+        model_per_s=rows / plan.rows / seconds if seconds > 0 else 0.0,
+        interface_per_s=nothing.requests_per_s,
+    )
+
+
+async def spent(plan: Plan) -> tuple[float, float]:
+    """Rows that the endpoint has computed, and seconds that they took in the engine; zeros where it does not say."""
+    connection = Connection(plan, path=f"/v2/models/{plan.model}/stats")
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            status, body = await connection.ask()
+        models = json.loads(body)["model_stats"] if status == 200 and plan.model else []
+        return (
+            float(sum(model["inference_count"] for model in models)),
+            sum(model["inference_stats"]["compute_infer"]["ns"] for model in models) / 1e9,
+        )
+    except (Gone, OSError, TimeoutError, ValueError, KeyError, TypeError):
+        return 0.0, 0.0
+    finally:
+        connection.close()
 
 
 def sentence_in(body: bytes) -> str:

@@ -281,7 +281,7 @@ def load_bundles(report: LoadReport, *, figures: bool = True) -> list[Bundle]:
         for point in report.points
     ]
     header = ("connections", "requests", "requests/s", "rows/s", "p50", "p90", "p99", "p99.9", "max", "errors")
-    notes = [text.latency_headline(report), text.latency_caption(report)]
+    notes = [note for note in (text.latency_headline(report), text.response_line(report), text.latency_caption(report)) if note]
     table = table_bundle(header, rows, caption=f"Endpoint {report.endpoint} under load", notes=notes)
     if not figures:
         return [table]

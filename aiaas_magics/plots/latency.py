@@ -71,7 +71,15 @@ def _rate_panel(axes: Axes, report: LoadReport) -> None:
     fine = [counts[0] + (counts[-1] - counts[0]) * step / 40 for step in range(41)]
     axes.plot(fine, [one * count for count in fine], color=style.INK, linestyle=(0, (5, 3)), linewidth=1.2, label="ideal  P = n·p")
     axes.plot(counts, rates, color=style.BLUE, marker="o", markersize=7, linewidth=1.6, label="measured")
-    axes.set_ylim(0, 1.18 * max(*rates, min(ideal_capacity(one, workers=counts[-1]), 2.5 * max(rates))))
+    top = 1.18 * max(*rates, min(ideal_capacity(one, workers=counts[-1]), 2.5 * max(rates)))
+    for name, limit, dashes in (
+        ("model alone, M", report.model_per_s, (1, 1)),
+        ("interface alone, m", report.interface_per_s, (4, 1, 1, 1)),
+    ):
+        if 0 < limit * report.rows < 4 * top:  # one that is far away would press everything else together
+            axes.axhline(limit * report.rows, color=style.MUTED, linestyle=(0, dashes), linewidth=1.2, label=name)
+            top = max(top, 1.18 * limit * report.rows)
+    axes.set_ylim(0, top)
     axes.yaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     style.count_axis(axes, counts)
     axes.legend(frameon=False, fontsize=8.5, labelcolor=style.INK, loc="upper left", handlelength=1.8)

@@ -248,7 +248,8 @@ def latency_text(report: LoadReport, hardware: str = "") -> str:
         for point in report.points
     ]
     title = f"Endpoint {report.endpoint} under load"
-    return "\n".join((title, table(header, rows), latency_headline(report), latency_caption(report, hardware)))
+    said = (latency_headline(report), response_line(report), latency_caption(report, hardware))
+    return "\n".join((title, table(header, rows), *(line for line in said if line)))
 
 
 def latency_headline(report: LoadReport) -> str:
@@ -261,6 +262,17 @@ def latency_headline(report: LoadReport) -> str:
     return (
         f"Median {milliseconds(quick.p50_ms)} with {connections(quick.concurrency)}; "
         f"at most {count(most.requests_per_s)} requests/s with {connections(most.concurrency)}, p99 {milliseconds(most.p99_ms)}."
+    )
+
+
+def response_line(report: LoadReport) -> str:
+    """R = M / m in a sentence; empty where it is not known."""
+    if not report.response:
+        return ""
+    side = "the interface" if report.response > 1 else "the model"
+    return (
+        f"R = M/m = {report.response:.2g}: the model alone could answer M = {count(report.model_per_s)} requests/s, "
+        f"the interface alone m = {count(report.interface_per_s)}; {side} is what limits."
     )
 
 

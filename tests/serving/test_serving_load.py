@@ -20,6 +20,7 @@ from serving_rig import Rig
 
 from aiaas_magics.client.load import Plan, bodies_of, carry_out, run_load
 from aiaas_magics.errors import BackendRefused, BackendUnreachable, InvalidSpec
+from aiaas_magics.plots import text
 from aiaas_magics.spec import EndpointView, TensorSpec
 
 
@@ -37,7 +38,7 @@ def plan_for(rig: Rig, name: str, bodies: tuple[str, ...], **changes: Any) -> Pl
 
 
 def test_each_concurrency_gives_a_point_with_ordered_percentiles(shared: Rig) -> None:
-    points = carry_out(plan_for(shared, "plus", bodies_of([tensor("x", "float32", -1, 1)], rows=3), rows=3))
+    points = carry_out(plan_for(shared, "plus", bodies_of([tensor("x", "float32", -1, 1)], rows=3), rows=3)).points
 
     assert [point.concurrency for point in points] == [1, 2, 4]
     for point in points:
@@ -150,7 +151,7 @@ def flaky() -> Iterator[str]:
 
 
 def test_errors_are_counted_by_kind_and_apart_from_answers(shared: Rig, flaky: str) -> None:
-    (point,) = carry_out(plan_for(shared, "plus", ("{}",), url=flaky, concurrency=(1,)))
+    (point,) = carry_out(plan_for(shared, "plus", ("{}",), url=flaky, concurrency=(1,))).points
 
     assert point.requests > 0
     assert set(point.errors) == {"http 503", "connection"}
@@ -179,3 +180,26 @@ def test_the_token_is_on_no_command_line_while_the_load_runs(shared: Rig) -> Non
 
     assert any("aiaas_magics.client.load" in line for line in lines), "the generator was seen"
     assert not any(shared.host.token in line for line in lines)
+
+
+def test_a_report_says_what_the_model_alone_and_the_interface_alone_could_do(shared: Rig) -> None:
+    inputs = (tensor("x", "float32", -1, 1),)
+    report = run_load(OneEndpoint(shared, "plus", inputs), concurrency=(1, 4), duration_s=0.5)  # type: ignore[arg-type]
+
+    most = max(point.requests_per_s for point in report.points)
+    assert report.model_per_s > most, "the engine alone is quicker than with everything around it"
+    assert report.interface_per_s > 0
+    assert report.response == report.model_per_s / report.interface_per_s
+    assert "is what limits" in text.response_line(report)
+
+
+def test_a_request_that_computes_nothing_is_answered_in_form_and_not_counted(shared: Rig) -> None:
+    def counted() -> int:
+        return int(shared.call("GET", "/v2/models/plus/stats").document["model_stats"][0]["inference_count"])
+
+    before = counted()
+    answer = shared.call("POST", "/v1/models/plus:predict", b'{"instances": [[5.0], [6.0]]}', headers={"aiaas-no-op": "1"})
+
+    assert (answer.status, answer.document) == (200, {"predictions": [[0.0], [0.0]]})
+    assert shared.call("POST", "/v1/models/plus:predict", b"{", headers={"aiaas-no-op": "1"}).status == 400
+    assert counted() == before

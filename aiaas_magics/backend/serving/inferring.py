@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import MappingProxyType
 from typing import Final
 
+import numpy as np
+
 from aiaas_magics.backend.serving.batching import QueueFull, TooLate
 from aiaas_magics.backend.serving.compression import LARGE, compressed, encoding_for
 from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
@@ -29,8 +31,11 @@ from aiaas_magics.backend.serving.protocols import (
 )
 from aiaas_magics.backend.serving.registry import NotServed, Registry, UnknownLabel, Version
 from aiaas_magics.backend.serving.replicas import Answer
+from aiaas_magics.spec import DeploySpec
 
 log = logging.getLogger(__name__)
+
+NO_OP: Final = b"aiaas-no-op"  # a header: the request is read and answered as any other, but nothing is computed
 
 # What a path begins with says which protocol it is; every other path is a page of ours, or nothing.
 PROTOCOLS: Final = MappingProxyType[str, InferenceProtocol]({"/v1/": tfserving, "/v2/": openinference, "/v2": openinference})
@@ -58,6 +63,9 @@ def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request
         return
     try:
         call = protocol.read(route, request, version)
+        if request.header(NO_OP) is not None:
+            done(call.response(nothing(version.spec, call.rows)))
+            return
         executor = version.enter()
     except Exception as fault:  # noqa: BLE001 - border: what the caller sent is read here
         version.figures.failed += 1
@@ -88,6 +96,15 @@ def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request
         version.leave()
         version.figures.refused += 1
         done(refusal(full))
+
+
+def nothing(spec: DeploySpec, rows: int | None) -> dict[str, np.ndarray]:
+    """Zeros in the form of the outputs: what the interface is measured with, without the model."""
+    found = {}
+    for output in spec.outputs:
+        shape = [rows or 1, *(1 if size < 0 else size for size in output.shape[1:])]
+        found[output.name] = np.full(shape, b"", object) if output.dtype == "string" else np.zeros(shape, output.dtype)
+    return found
 
 
 def hand_over(request: Request, response: Response, done: Callable[[Response], None]) -> None:
