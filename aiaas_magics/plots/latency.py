@@ -78,7 +78,7 @@ def _rate_panel(axes: Axes, report: LoadReport) -> None:
     ):
         if 0 < limit * report.rows < 4 * top:  # one that is far away would press everything else together
             axes.axhline(limit * report.rows, color=style.MUTED, linestyle=(0, dashes), linewidth=1.2, label=name)
-            top = max(top, 1.18 * limit * report.rows)
+            top = max(top, 1.55 * limit * report.rows)  # the legend stands above it
     axes.set_ylim(0, top)
     axes.yaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     style.count_axis(axes, counts)
