@@ -33,11 +33,13 @@ V1, V2 = b"/v1/models/double:predict", b"/v2/models/double/infer"
 
 class Doubling:
     kind = "doubling"
+    closed = False
 
     def run(self, inputs: Mapping[str, np.ndarray], /) -> dict[str, np.ndarray]:
         return {"y": inputs["x"] * 2}
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.closed = True
 
 
 class Wire:
@@ -82,8 +84,9 @@ class Served:
         version = Version(number=1, spec=spec, created_s=0.0)
         registry.begin(version)
         shared = {"batchable": True, "limits": Limits(**limits), "figures": version.figures}
-        self.larger = Replicas([Doubling()], name="double", **shared)
-        version.executor = Inline(Doubling(), larger=self.larger, **shared)
+        self.engines = Doubling(), Doubling()
+        larger = Replicas([self.engines[0]], name="double", **shared)
+        version.executor = Inline(self.engines[1], larger=larger, **shared)
         registry.ready(version, Routing(live=version.number))
         self.version, self.app = version, App(registry, Guard(b"right"), body_s=body_s)
         self._config = uvicorn.Config(self.app, ws="none", lifespan="off", interface="asgi3", log_config=None, proxy_headers=False)
@@ -307,6 +310,7 @@ async def test_a_request_of_more_rows_than_the_loop_may_be_kept_for_runs_in_a_th
     assert json.loads(wire.sent.partition(b"\r\n\r\n")[2]) == {"predictions": [[2 * n, 0.0] for n, _ in rows]}
     assert served.version.figures.batches.keys() == {5}
     await served.version.drain_and_close()
+    assert all(engine.closed for engine in served.engines)
 
 
 async def test_requests_of_one_turn_run_together_and_are_counted() -> None:

@@ -216,6 +216,7 @@ class Inline(Queued):
         while len(self._queue):
             self._free.clear()
             await self._free.wait()
+        self._engine.close()
         await self._larger.close()
 
 
