@@ -5,6 +5,7 @@ Owns the rules. Loading and draining belong to the backend, which carries a `Rou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Final, Literal
@@ -14,6 +15,8 @@ import msgspec
 from aiaas_magics.errors import InvalidSpec
 
 LABEL_LENGTH: Final = 63
+LABEL: Final = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{LABEL_LENGTH - 1}}}", re.ASCII)
+MOST_REPLICAS: Final = 64
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,13 +61,34 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scaling(msgspec.Struct, frozen=True, kw_only=True):
-    """How many executors each version of an endpoint is to have."""
+    """How many executors each version of an endpoint is to have: `replicas`, or as many as the load wants from there up to `most`."""
 
     replicas: int
+    most: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.replicas <= 64:
-            raise InvalidSpec(f"replicas={self.replicas}: between 1 and 64 are possible. Use 1 to start with.")
+        if not 1 <= self.replicas <= MOST_REPLICAS:
+            raise InvalidSpec(f"replicas={self.replicas}: between 1 and {MOST_REPLICAS} are possible. Use 1 to start with.")
+        if self.most and not self.replicas <= self.most <= MOST_REPLICAS:
+            raise InvalidSpec(f"replicas={self}: the larger number comes last, and is at most {MOST_REPLICAS}. Use auto:1-4, say.")
+
+    def __str__(self) -> str:
+        return f"auto:{self.replicas}-{self.most}" if self.most else str(self.replicas)
+
+
+def scaling_of(wanted: int | str) -> Scaling:
+    """2, "2", "auto" (from one up to the cores of the backend) or "auto:1-4".
+
+    Raises:
+        InvalidSpec: it is none of these.
+    """
+    text = str(wanted)
+    if text == "auto":
+        return Scaling(replicas=1, most=MOST_REPLICAS)
+    if found := re.fullmatch(r"(?:auto:([0-9]{1,4})-([0-9]{1,4}))|(-?[0-9]{1,4})", text, re.ASCII):
+        least, most, number = found.groups()
+        return Scaling(replicas=int(number)) if number else Scaling(replicas=int(least), most=int(most))
+    raise InvalidSpec(f"{text[:80]!r} is no number of replicas. Use 2, auto, or auto:1-4.")
 
 
 def deployed(before: Routing | None, number: int, rollout: Rollout) -> Routing:
@@ -99,8 +123,8 @@ def changed(name: str, before: Routing, change: Change) -> Routing:
                 raise InvalidSpec(f"{name} has no canary whose share could change. Deploy one with --canary 10%.")
             return msgspec.structs.replace(before, share=Rollout(canary=change.share).canary)
     labels = {label: version for label, version in before.labels.items() if label != change.label}
-    if not (change.label and len(change.label) <= LABEL_LENGTH and change.label.isidentifier()):
-        raise InvalidSpec(f"{change.label[:80]!r} is no label: up to {LABEL_LENGTH} letters, digits and underscores. Use 'stable', say.")
+    if not LABEL.fullmatch(change.label):
+        raise InvalidSpec(f"{change.label[:80]!r} is no label: up to {LABEL_LENGTH} letters, digits and _.- are. Use 'stable', say.")
     return msgspec.structs.replace(before, labels=labels | ({change.label: change.version} if change.version else {}))
 
 
@@ -129,7 +153,7 @@ def told(routing: Routing, number: int) -> str:
     """What a version is to its endpoint, in words: "live", "canary 10%", "previous", with its labels."""
     roles: Mapping[str, bool] = {
         "live": number == routing.live,
-        f"canary {routing.share:.3g}": number == routing.canary,
+        f"canary {100 * routing.share:.3g}%": number == routing.canary,
         "previous": number == routing.previous,
     }
     words = [role for role, is_it in roles.items() if is_it]

@@ -131,13 +131,9 @@ class Execution(Value, frozen=True, kw_only=True):
     checkpoint_s: float = 0.0
 
     def __post_init__(self) -> None:
-        for what, value, known in (
-            ("engine", self.engine, ENGINES),
-            ("strategy", self.strategy, STRATEGIES),
-            ("fused", self.fused, FUSING),
-            ("precision", self.precision, PRECISIONS),
-        ):
-            if value not in known:
+        choices = {"engine": ENGINES, "strategy": STRATEGIES, "fused": FUSING, "precision": PRECISIONS}
+        for what, known in choices.items():
+            if (value := getattr(self, what)) not in known:
                 raise InvalidSpec(f"{what}={value!r} is not known. Use one of {', '.join(filter(None, known))}.")
         if self.accumulate < 1:
             raise InvalidSpec(f"accumulate={self.accumulate}: a batch has at least 1 part. Leave --accumulate out for one.")
@@ -227,14 +223,15 @@ class DeploySpec(Value, frozen=True, kw_only=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     replicas: int = 1
+    most_replicas: int = 0  # the load decides on their number, from `replicas` up to this; 0: it stays
     max_delay_us: int = 0  # how long the first request of a batch may be held back for company
     rollout: Rollout = Rollout()
     model: str = ""  # what it is called in the notebook, for showing
 
     def __post_init__(self) -> None:
         checked_name("an endpoint", self.name)
-        for name, value, least, most in (("replicas", self.replicas, 1, 64), ("max_delay_us", self.max_delay_us, 0, 1_000_000)):
-            if not least <= value <= most:
+        for name, (least, most) in {"replicas": (1, 64), "most_replicas": (0, 64), "max_delay_us": (0, 1_000_000)}.items():
+            if not least <= (value := getattr(self, name)) <= most:
                 raise InvalidSpec(f"{name}={value}: between {least} and {most} are possible. Use {least} to start with.")
 
 
@@ -289,6 +286,7 @@ class VersionView(Value, frozen=True, kw_only=True):
     created_s: float
     artefact: str
     proof: float  # largest absolute difference from Keras on the samples
+    replicas: int = 0  # now; 0 from a server that does not say
 
 
 class EndpointView(Value, frozen=True, kw_only=True):
@@ -340,9 +338,7 @@ class ErrorReport(Value, frozen=True, kw_only=True):
     def where(self) -> str:
         if not self.ranks:
             return "the backend"
-        if len(self.ranks) == 1:
-            return f"worker {self.ranks[0]}"
-        return "workers " + ", ".join(map(str, self.ranks))
+        return ("worker " if len(self.ranks) == 1 else "workers ") + ", ".join(map(str, self.ranks))
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="kind"):

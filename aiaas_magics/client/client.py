@@ -199,7 +199,7 @@ class Backend:
         model: Any,
         *,
         name: str | None = None,
-        replicas: int = 1,
+        replicas: int | str = 1,
         sample: Any = None,
         max_delay_us: int = 0,
         rollout: Rollout | None = None,
@@ -207,6 +207,7 @@ class Backend:
         """Export `model`, prove the export equal to Keras on `sample`, and serve it.
 
         Args:
+            replicas: executors of the model: a number, "auto" or "auto:1-4", between which the load decides.
             max_delay_us: microseconds that the first request of a batch may be held back for company.
             rollout: how the next version of a live endpoint comes in: at once, or as a canary.
 

@@ -21,7 +21,7 @@ from aiaas_magics.client import tensors
 from aiaas_magics.client.blobs import BlobSender
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.errors import BackendRefused, DataMismatch
-from aiaas_magics.routing import Change, Rollout, Scaling
+from aiaas_magics.routing import Change, Rollout, scaling_of
 from aiaas_magics.spec import DeploySpec, EndpointView, TensorSpec, VersionView, checked_name
 
 if TYPE_CHECKING:
@@ -161,9 +161,9 @@ class Endpoint:
         """
         return self._change(Change(action="label", label=name, version=version))
 
-    def scale(self, replicas: int) -> Endpoint:
-        """Give each version so many executors, while it answers."""
-        self._view = self._transport.post(f"/v1/endpoints/{self.name}/replicas", Scaling(replicas=replicas), EndpointView, answer_s=300.0)
+    def scale(self, replicas: int | str) -> Endpoint:
+        """Give each version so many executors, while it answers: 2, "auto" or "auto:1-4", between which the load decides."""
+        self._view = self._transport.post(f"/v1/endpoints/{self.name}/replicas", scaling_of(replicas), EndpointView, answer_s=300.0)
         return self
 
     def _change(self, change: Change) -> Endpoint:
@@ -196,7 +196,7 @@ def deploy(
     model: Any,
     *,
     name: str | None = None,
-    replicas: int = 1,
+    replicas: int | str = 1,
     sample: Any = None,
     max_delay_us: int = 0,
     rollout: Rollout | None = None,
@@ -205,6 +205,7 @@ def deploy(
     from aiaas_magics.packing import servable
 
     name = checked_name("an endpoint", name if name is not None else default_name(model))
+    scaling = scaling_of(replicas)
     exported = servable.export(model, sample)
     spec = DeploySpec(
         name=name,
@@ -213,7 +214,8 @@ def deploy(
         samples=blobs.send_bytes(exported.samples),
         inputs=exported.inputs,
         outputs=exported.outputs,
-        replicas=replicas,
+        replicas=scaling.replicas,
+        most_replicas=scaling.most,
         max_delay_us=max_delay_us,
         rollout=rollout or Rollout(),
         model=str(getattr(model, "name", "")),

@@ -23,7 +23,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic_arguments import ArgDecorator
 
 from aiaas_magics.errors import AiaasError
-from aiaas_magics.routing import Rollout
+from aiaas_magics.routing import Rollout, Scaling, scaling_of
 from aiaas_magics.spec import ENGINES, FUSING, MOST_RETRIES, PRECISIONS, STRATEGIES, Execution, checked_name
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -124,6 +124,14 @@ def share(text: str) -> float:
     if not 0 < found < 1:
         raise ArgumentTypeError(f"{text!r} is no share of the requests. Use more than 0 and less than 100%, such as 10%.")
     return found
+
+
+def replicas(text: str) -> Scaling:
+    """2 | auto | auto:1-4"""
+    try:
+        return scaling_of(text)
+    except AiaasError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,21 +245,16 @@ train_options = options(
 deploy_options = options(
     option("model", nargs="?", metavar="MODEL", values="model", help="The variable that holds the trained Keras model."),
     option("--name", type=endpoint_name, metavar="NAME", values="endpoint", help="The endpoint's name; a live name gets its next version."),
-    option("--replicas", type=whole_number(1, 64, "The number of replicas"), default=1, metavar="R", help="Executors of the model."),
+    option(
+        "--replicas",
+        type=replicas,
+        default=Scaling(replicas=1),
+        metavar="R",
+        help="Executors of the model: 2, or auto (or auto:1-4) for as many as its load wants.",
+    ),
     option("--sample", metavar="ARRAY", values="array", help="Variable with typical input rows; the data of fit if left out."),
-    option(
-        "--canary",
-        type=share,
-        metavar="10%",
-        help="Share of the requests that a next version gets first.",
-    ),
-    option(
-        "--keep",
-        type=whole_number(1, 2, "The number of versions"),
-        default=2,
-        metavar="N",
-        help="Versions kept loaded; 2 allow a rollback.",
-    ),
+    option("--canary", type=share, metavar="10%", help="Share of the requests that a next version gets first."),
+    option("--keep", type=whole_number(1, 2, "The number of versions"), default=2, metavar="N", help="Versions loaded; 2 allow rollback."),
     option(
         "--max-delay-us",
         type=whole_number(0, 1_000_000, "A delay in microseconds"),
@@ -284,7 +287,7 @@ promote_options = options(option("name", nargs="?", metavar="NAME", values="endp
 rollback_options = options(option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint to take a version back."), HELP)
 scale_options = options(
     option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint."),
-    option("replicas", nargs="?", type=whole_number(1, 64, "The number of replicas"), metavar="R", help="Executors of each version."),
+    option("replicas", nargs="?", type=replicas, metavar="R", help="Executors of each version: 2, auto, or auto:1-4."),
     HELP,
 )
 connect_options = options(
@@ -342,7 +345,7 @@ class TrainRequest:
 class DeployRequest:
     model: str | None
     name: str | None
-    replicas: int
+    replicas: Scaling
     sample: str | None
     canary: float | None
     keep: Literal[1, 2]
@@ -358,7 +361,7 @@ class DeployRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleRequest:
     name: str | None
-    replicas: int | None
+    replicas: Scaling | None
     help: bool
 
 

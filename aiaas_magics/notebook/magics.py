@@ -229,7 +229,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         endpoint = self.session.backend.deploy(
             model,
             name=request.name,
-            replicas=request.replicas,
+            replicas=str(request.replicas),
             sample=sample,
             max_delay_us=request.max_delay_us,
             rollout=request.rollout,
@@ -289,12 +289,14 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     def aiaas_scale(self, request: ScaleRequest) -> None:
         """Give an endpoint so many executors, while it answers.
 
+        With auto:1-4 their number follows the load, between these.
+
         %aiaas_scale churn 2
         """
         if request.name is None or request.replicas is None:
             raise UsageError("Which endpoint, and how many executors? Say both: %aiaas_scale churn 2. %aiaas_status lists the endpoints.")
-        endpoint = self.session.backend.endpoint(request.name).scale(request.replicas)
-        print(f"Endpoint {endpoint.name} has {request.replicas} executor{'s' if request.replicas > 1 else ''} a version now.")
+        endpoint = self.session.backend.endpoint(request.name).scale(str(request.replicas))
+        print(f"Executors of each version of {endpoint.name}: {request.replicas}.")
 
     @line_magic
     @magic_arguments()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aiaas_magics.backend.serving.host import Recorded
 from aiaas_magics.errors import InvalidSpec, ProofFailed, UnknownName
-from aiaas_magics.routing import Routing
+from aiaas_magics.routing import Routing, Scaling
 from aiaas_magics.spec import DeploySpec, VersionView
 
 
@@ -47,8 +47,8 @@ class StubInference:
             raise InvalidSpec(f"{name} has no version {min(missing)} that is ready. Use another.")
         self.routing[name] = routing
 
-    async def scale(self, name: str, replicas: int) -> None:
-        self.replicas[name] = replicas
+    async def scale(self, name: str, scaling: Scaling) -> None:
+        self.replicas[name] = scaling.replicas
 
     async def retire(self, name: str) -> None:
         if name not in self.loaded:

@@ -13,7 +13,7 @@ from IPython.core.error import UsageError
 from aiaas_magics.notebook import arguments
 from aiaas_magics.notebook.arguments import BenchRequest, DeployRequest, Every, JobRequest, ScaleRequest, TrainRequest, Workers
 from aiaas_magics.notebook.magics import AiaasMagics
-from aiaas_magics.routing import Rollout
+from aiaas_magics.routing import Rollout, Scaling
 from aiaas_magics.spec import Execution
 
 BAD_LINES = [
@@ -45,6 +45,8 @@ BAD_LINES = [
     ("deploy", "model --name 'My Model'", "cannot name an endpoint"),
     ("deploy", "model --name ../etc", "cannot name an endpoint"),
     ("deploy", "model --replicas 0", "between 1 and 64"),
+    ("deploy", "model --replicas many", "Use 2, auto, or auto:1-4"),
+    ("deploy", "model --replicas auto:4-1", "the larger number comes last"),
     ("deploy", "model other", "'other' was not expected here"),
     ("bench", "churn --concurrency 0", "outside its range"),
     ("bench", "churn --concurrency 1, 2", "without spaces"),
@@ -114,7 +116,13 @@ def test_every_option_of_deploying_is_read() -> None:
 
     request = arguments.read(magic("deploy"), line, DeployRequest)
 
-    assert (request.model, request.name, request.replicas, request.sample, request.out) == ("model", "churn", 2, "rows", "endpoint")
+    assert (request.model, request.name, request.replicas, request.sample, request.out) == (
+        "model",
+        "churn",
+        Scaling(replicas=2),
+        "rows",
+        "endpoint",
+    )
     assert (request.rollout, request.max_delay_us) == (Rollout(canary=0.1, keep=1), 500)
     assert arguments.read(magic("deploy"), "model --canary 0.25", DeployRequest).rollout.canary == 0.25
     for wrong in ("0%", "100%", "2", "x", "-5%"):
@@ -125,7 +133,7 @@ def test_every_option_of_deploying_is_read() -> None:
 def test_scaling_takes_an_endpoint_and_a_number() -> None:
     request = arguments.read(magic("scale"), "churn 3", ScaleRequest)
 
-    assert (request.name, request.replicas) == ("churn", 3)
+    assert (request.name, request.replicas) == ("churn", Scaling(replicas=3))
     with pytest.raises(UsageError, match="between 1 and 64"):
         arguments.read(magic("scale"), "churn 99", ScaleRequest)
 
@@ -153,7 +161,16 @@ def test_checkpoints_come_by_epochs_or_by_seconds() -> None:
 def test_nothing_typed_means_the_defaults() -> None:
     assert arguments.read(magic("train"), "", TrainRequest).workers is None
     assert arguments.read(magic("bench"), "churn", BenchRequest).concurrency == (1, 2, 4)
-    assert arguments.read(magic("deploy"), "model", DeployRequest).replicas == 1
+    assert arguments.read(magic("deploy"), "model", DeployRequest).replicas == Scaling(replicas=1)
+
+
+@pytest.mark.parametrize(("written", "most"), [("3", 0), ("auto:3-4", 4)])
+def test_replicas_are_a_number_or_bounds_between_which_the_load_decides(written: str, most: int) -> None:
+    scaling = arguments.read(magic("deploy"), f"model --replicas {written}", DeployRequest).replicas
+
+    assert scaling == Scaling(replicas=3, most=most)
+    assert str(scaling) == written
+    assert arguments.read(magic("deploy"), "model --replicas auto", DeployRequest).replicas == Scaling(replicas=1, most=64)
 
 
 @given(line=text(max_size=40))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import http.client
+import json
 import os
 import signal
 import threading
@@ -17,7 +19,7 @@ from serving_models import plus
 from serving_rig import Rig
 
 from aiaas_magics.errors import InvalidSpec, ProofFailed
-from aiaas_magics.routing import Change, Rollout, Routing, changed, deployed, place_of, told, without
+from aiaas_magics.routing import Change, Rollout, Routing, Scaling, changed, deployed, place_of, told, without
 
 ONE = {"instances": [[0.0]]}
 
@@ -55,7 +57,7 @@ def test_what_is_lost_is_left_out_and_without_the_live_version_there_is_nothing(
     assert without(whole, frozenset({2})) == Routing(live=3, canary=4, share=0.1, labels={"next": 4})
     assert without(whole, frozenset({4})) == Routing(live=3, previous=2, labels={"stable": 2})
     assert without(whole, frozenset({3})) is None
-    assert told(whole, 4) == "canary 0.1, next"
+    assert told(whole, 4) == "canary 10%, next"
 
 
 @given(st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=50), st.floats(0, 1), st.floats(0, 1))
@@ -173,7 +175,8 @@ def test_executors_are_added_and_taken_away_while_it_answers(rig: Rig, tmp_path:
     for caller in callers:
         caller.start()
     for replicas in (3, 1, 2, 1):
-        rig.run(rig.host.scale("live", replicas))
+        rig.run(rig.host.scale("live", Scaling(replicas=replicas)))
+        assert rig.run(rig.host.status())["live"][0].replicas == replicas
     stop.set()
     for caller in callers:
         caller.join(30)
@@ -181,19 +184,24 @@ def test_executors_are_added_and_taken_away_while_it_answers(rig: Rig, tmp_path:
     assert wrong == []
 
 
-def test_nothing_fails_under_load_through_swaps_a_failing_load_a_canary_a_promotion_and_a_rollback(rig: Rig, tmp_path: Path) -> None:
+def test_nothing_fails_under_load_through_swaps_a_failing_load_a_scaling_a_canary_and_a_rollback(rig: Rig, tmp_path: Path) -> None:
     load(rig, tmp_path, 1, Routing(live=1))
     stop, asked = threading.Event(), list[tuple[float, float]]()
     failed: list[object] = []
 
     def ask() -> None:
+        connection = http.client.HTTPConnection(*rig.address, timeout=30)
+        headers = {"Authorization": f"Bearer {rig.host.token}"}
         while not stop.is_set():
             sent_s = time.monotonic()
-            got = rig.predict("live", ONE)
-            if got.status == 200:
-                asked.append((sent_s, got.document["predictions"][0][0]))
+            connection.request("POST", "/v1/models/live:predict", json.dumps(ONE), headers)
+            response = connection.getresponse()
+            got = response.read()
+            if response.status == 200:
+                asked.append((sent_s, json.loads(got)["predictions"][0][0]))
             else:
                 failed.append(got)
+        connection.close()
 
     callers = [threading.Thread(target=ask) for _ in range(4)]
     for caller in callers:
@@ -205,6 +213,8 @@ def test_nothing_fails_under_load_through_swaps_a_failing_load_a_canary_a_promot
             routing = deployed(routing, version, Rollout())
             load(rig, tmp_path, version, routing)
             since.append((time.monotonic(), {float(version)}))
+            if version == 10:
+                rig.run(rig.host.scale("live", Scaling(replicas=2)))
         broken = plus(tmp_path, "live", 1.0, expects=9.0)
         with pytest.raises(ProofFailed):
             rig.run(rig.host.load(broken.spec, 22, broken.artefact, broken.samples, routing=deployed(routing, 22, Rollout())))

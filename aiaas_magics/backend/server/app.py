@@ -276,7 +276,7 @@ async def change_routing(request: Request) -> Response:
 
 
 async def scale(request: Request) -> Response:
-    return answer(await _parts(request).endpoints.scale(request.path_params["name"], (await body_of(request, Scaling)).replicas))
+    return answer(await _parts(request).endpoints.scale(request.path_params["name"], await body_of(request, Scaling)))
 
 
 async def list_endpoints(request: Request) -> Response:

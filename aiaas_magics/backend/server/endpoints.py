@@ -13,13 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from msgspec.structs import replace
-
 from aiaas_magics.backend.server.blobs import BlobStore
 from aiaas_magics.backend.server.store import Store, VersionRecord
 from aiaas_magics.backend.serving.host import Recorded
+from aiaas_magics.backend.serving.scaling import scaled
 from aiaas_magics.errors import UnknownName
-from aiaas_magics.routing import Change, Routing, changed, deployed
+from aiaas_magics.routing import Change, Routing, Scaling, changed, deployed
 from aiaas_magics.spec import DeploySpec, EndpointView, VersionView
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ class Inference(Protocol):
         self, spec: DeploySpec, version: int, artefact: Path, samples: Path, *, routing: Routing | None = None
     ) -> VersionView: ...
     async def route(self, name: str, routing: Routing) -> None: ...
-    async def scale(self, name: str, replicas: int) -> None: ...
+    async def scale(self, name: str, scaling: Scaling) -> None: ...
     async def retire(self, name: str) -> None: ...
     async def status(self) -> dict[str, list[VersionView]]: ...
     async def stop(self) -> None: ...
@@ -146,7 +145,7 @@ class Endpoints:
             self._keep(name, routing)
         return await self.view(name)
 
-    async def scale(self, name: str, replicas: int) -> EndpointView:
+    async def scale(self, name: str, scaling: Scaling) -> EndpointView:
         """The endpoint with so many executors a version.
 
         Raises:
@@ -157,11 +156,11 @@ class Endpoints:
         inference = await self._ready()
         async with self._turn:
             self._check(name)
-            scaled = {n: VersionRecord(replace(r.spec, replicas=replicas), r.view, True) for n, r in self._loaded[name].items()}
-            await inference.scale(name, replicas)
-            for record in scaled.values():
+            records = {n: VersionRecord(scaled(r.spec, scaling), r.view, True) for n, r in self._loaded[name].items()}
+            await inference.scale(name, scaling)
+            for record in records.values():
                 await self._store.call(self._store.keep_spec, record)
-            self._loaded[name] = scaled
+            self._loaded[name] = records
         return await self.view(name)
 
     def _keep(self, name: str, routing: Routing) -> None:
@@ -200,7 +199,7 @@ class Endpoints:
             url=inference.url,
             grpc=inference.grpc,
             token=inference.token,
-            replicas=spec.replicas,
+            replicas=next((view.replicas for view in versions if view.version == routing.live), 0) or spec.replicas,
             versions=tuple(versions) or (record.view,),
             inputs=spec.inputs,
             outputs=spec.outputs,

@@ -22,7 +22,7 @@ import msgspec
 
 from aiaas_magics import errors, wire
 from aiaas_magics.errors import AiaasBug, AiaasError
-from aiaas_magics.routing import Routing
+from aiaas_magics.routing import Routing, Scaling
 from aiaas_magics.spec import DeploySpec, Value, VersionView
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Route(Call, frozen=True, kw_only=True, tag="route"):
 
 class Scale(Call, frozen=True, kw_only=True, tag="scale"):
     name: str
-    replicas: int
+    scaling: Scaling
 
 
 class Retire(Call, frozen=True, kw_only=True, tag="retire"):

@@ -38,8 +38,9 @@ from aiaas_magics.backend.serving.control import (
     connection,
 )
 from aiaas_magics.backend.serving.files import Files, Running
+from aiaas_magics.backend.serving.scaling import scaled
 from aiaas_magics.errors import AiaasBug, AiaasError, BackendTooSlow, CannotStart, UnknownName
-from aiaas_magics.routing import Routing, without
+from aiaas_magics.routing import Routing, Scaling, without
 from aiaas_magics.spec import DeploySpec, Value, VersionView
 
 log = logging.getLogger(__name__)
@@ -174,14 +175,14 @@ class InferenceHost:
         await self._call(Route(name=name, routing=routing), answer_s=ANSWER_S)
         self._keep(name, routing)
 
-    async def scale(self, name: str, replicas: int) -> None:
+    async def scale(self, name: str, scaling: Scaling) -> None:
         """Give every version of an endpoint so many executors; nothing that was asked is lost.
 
         Raises:
             UnknownName: there is no such endpoint.
         """
-        await self._call(Scale(name=name, replicas=replicas), answer_s=LOAD_S)
-        self._known[name] = [replace(r, spec=replace(r.spec, replicas=replicas)) for r in self._known.get(name, [])]
+        await self._call(Scale(name=name, scaling=scaling), answer_s=LOAD_S)
+        self._known[name] = [replace(record, spec=scaled(record.spec, scaling)) for record in self._known.get(name, [])]
 
     def _keep(self, name: str, routing: Routing) -> None:
         """Remember what is to be brought back after a death."""

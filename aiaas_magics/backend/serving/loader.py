@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,9 +25,10 @@ from aiaas_magics.backend.serving.engines import Engine, open_engine
 from aiaas_magics.backend.serving.proof import Proof, Samples, prove, read_samples
 from aiaas_magics.backend.serving.registry import Executor, NotServed, Registry, Version
 from aiaas_magics.backend.serving.replicas import Inline, Replicas
+from aiaas_magics.backend.serving.scaling import DOWN_WINDOWS, Window, scaled, totals_of, wanted, window_between
 from aiaas_magics.clock import Clock
 from aiaas_magics.errors import InvalidSpec, UnknownName
-from aiaas_magics.routing import Routing
+from aiaas_magics.routing import Routing, Scaling
 from aiaas_magics.spec import DeploySpec, VersionView
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ class Loader:
 
     def __init__(self, registry: Registry, *, clock: Clock, scratch: Path, limits: Limits) -> None:
         self._registry, self._clock, self._scratch, self._limits = registry, clock, scratch, limits
+        self._scaling = asyncio.Lock()
+        self._seen: dict[Version, Seen] = {}
 
     async def load(self, spec: DeploySpec, number: int, *, artefact: Path, samples: Path, routing: Routing | None) -> VersionView:
         """Bring a version up, and let requests go as `routing` says; None leaves them as they are.
@@ -59,7 +63,7 @@ class Loader:
             # In a thread: opening and proving take seconds, and requests go on meanwhile.
             opened = await asyncio.to_thread(open_and_prove, spec, artefact, samples, self._scratch)
             version.engine, version.proof = opened.engines[0].kind, opened.proof.largest
-            version.executor = self._executor(version, opened)
+            version.executor, version.replicas = self._executor(version, opened), spec.replicas
             dropped = self._registry.ready(version, routing)
         except BaseException as error:
             self._registry.failed(version, str(error))
@@ -85,7 +89,7 @@ class Loader:
             raise UnknownName("endpoint", name, self._registry.names()) from error
         await self._drop(dropped)
 
-    async def scale(self, name: str, replicas: int) -> None:
+    async def scale(self, name: str, scaling: Scaling) -> None:
         """Give every version of an endpoint so many executors; what the old ones have taken on they answer.
 
         Raises:
@@ -95,16 +99,34 @@ class Loader:
             versions = [version for version in self._registry.versions(name) if version.state == "AVAILABLE"]
         except NotServed as error:
             raise UnknownName("endpoint", name, self._registry.names()) from error
-        for version in versions:
-            spec = structs.replace(version.spec, replicas=replicas)
-            opened = await asyncio.to_thread(open_and_prove, spec, *version.files, self._scratch)
-            if version.executor is None:  # drained meanwhile
-                for engine in opened.all:
-                    engine.close()
-                continue
-            version.spec = spec
-            before, version.executor = version.executor, self._executor(version, opened)
-            await before.close()
+        async with self._scaling:
+            for version in versions:
+                await self._rescale(version, scaling.replicas)
+                version.spec = scaled(version.spec, scaling)
+
+    async def follow_load(self) -> None:
+        """Give versions whose number of executors follows the load one more or one less, where the time since the last call asks for it."""
+        async with self._scaling:
+            answering = [version for version in self._registry.answering() if version.spec.most_replicas]
+            self._seen = {version: self._seen.get(version) or Seen(version, self._clock.now_s()) for version in answering}
+            for version, seen in self._seen.items():
+                seen.look(self._clock.now_s())
+                most = min(version.spec.most_replicas, max(version.spec.replicas, usable_cores()))
+                number = wanted(tuple(seen.windows), replicas=version.replicas, least=version.spec.replicas, most=most)
+                if number != version.replicas:
+                    log.info("%s version %d: %d executors, by its load", version.spec.name, version.number, number)
+                    await self._rescale(version, number)
+                    seen.windows.clear()
+
+    async def _rescale(self, version: Version, replicas: int) -> None:
+        opened = await asyncio.to_thread(open_and_prove, structs.replace(version.spec, replicas=replicas), *version.files, self._scratch)
+        if version.executor is None:  # drained meanwhile
+            for engine in opened.all:
+                engine.close()
+            return
+        before, version.executor = version.executor, self._executor(version, opened)
+        version.replicas = replicas
+        await before.close()
 
     async def _drop(self, versions: Sequence[Version]) -> None:
         await asyncio.gather(*(version.drain_and_close() for version in versions))
@@ -136,6 +158,20 @@ class Loader:
     async def close(self) -> None:
         for name in self._registry.names():
             await self.retire(name)
+
+
+class Seen:
+    """What a version has done in the windows since it was scaled last."""
+
+    def __init__(self, version: Version, now_s: float) -> None:
+        self._version, self._since_s, self._before = version, now_s, totals_of(version.figures)
+        self.windows: deque[Window] = deque(maxlen=DOWN_WINDOWS)
+
+    def look(self, now_s: float) -> None:
+        totals, seconds = totals_of(self._version.figures), now_s - self._since_s
+        if seconds > 0:
+            self.windows.append(window_between(self._before, totals, seconds=seconds, replicas=self._version.replicas))
+            self._since_s, self._before = now_s, totals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ from aiaas_magics.backend.serving.files import Files, Running
 from aiaas_magics.backend.serving.http1 import Http1
 from aiaas_magics.backend.serving.loader import Loader
 from aiaas_magics.backend.serving.registry import Registry
+from aiaas_magics.backend.serving.scaling import WINDOW_S
 from aiaas_magics.clock import SystemClock
 from aiaas_magics.errors import CannotStart, InvalidSpec
 from aiaas_magics.spec import Value
@@ -110,10 +111,12 @@ async def run(options: Options) -> None:
         async with control.listening(files.socket, secret=secret, answer=_answering(loader, registry, server, grpc)) as address:
             files.keep_running(_running(options, listener, grpc_port, address, secret))
             watch = asyncio.create_task(_end_when_disowned(files, server))
+            following = asyncio.create_task(_follow_load(loader))
             try:
                 await server.serve(sockets=[listener])
             finally:
                 watch.cancel()
+                following.cancel()
                 _forget(files)
                 try:
                     await (await grpc).stop()
@@ -129,6 +132,15 @@ async def _end_when_disowned(files: Files, server: uvicorn.Server) -> None:
         if running is None or running.pid != os.getpid():
             log.warning("the state folder no longer names this process; ending")
             server.should_exit = True
+
+
+async def _follow_load(loader: Loader) -> None:
+    while True:
+        await asyncio.sleep(WINDOW_S)
+        try:
+            await loader.follow_load()
+        except Exception:  # border: engines of any kind are opened here, and those that are there go on answering
+            log.exception("a version was not scaled")
 
 
 def _forget(files: Files) -> None:
@@ -179,7 +191,7 @@ def _answering(loader: Loader, registry: Registry, server: uvicorn.Server, grpc:
                 await loader.route(call.name, call.routing)
                 return Reply()
             case Scale():
-                await loader.scale(call.name, call.replicas)
+                await loader.scale(call.name, call.scaling)
                 return Reply()
             case Retire():
                 await loader.retire(call.name)

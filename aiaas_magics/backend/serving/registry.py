@@ -56,6 +56,7 @@ class Version:
     engine: str = ""
     proof: float = 0.0
     executor: Executor | None = None
+    replicas: int = 0
     fault: str = ""
     figures: Figures = field(default_factory=Figures)
     _leases: int = 0
@@ -69,6 +70,7 @@ class Version:
             created_s=self.created_s,
             artefact=self.spec.artefact,
             proof=self.proof,
+            replicas=self.replicas,
         )
 
     def enter(self) -> Executor:
@@ -250,6 +252,11 @@ class Registry:
         if version is None or version.state != "AVAILABLE":
             raise NotServed(name, number)
         return version
+
+    def answering(self) -> list[Version]:
+        """The versions that answer callers who ask for none: live ones and canaries."""
+        tables = [endpoint.table for endpoint in self._endpoints.values() if endpoint.table is not None]
+        return [version for table in tables for version in (table.live, table.canary) if version is not None]
 
     def routing(self, name: str) -> Routing | None:
         table = self._get(name).table
