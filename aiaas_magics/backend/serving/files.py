@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,6 +87,16 @@ class Files:
 
     def keep_port(self, name: str, port: int) -> None:
         write_private(self.folder / name, str(port).encode())
+
+    def withdrawn(self) -> list[str]:
+        """The endpoints that were withdrawn when the process of last time ended."""
+        try:
+            return wire.decode((self.folder / "withdrawn.json").read_bytes(), list[str])
+        except (OSError, wire.Malformed):
+            return []
+
+    def keep_withdrawn(self, names: Collection[str]) -> None:
+        write_private(self.folder / "withdrawn.json", wire.encode(sorted(names)))
 
     def running(self) -> Running | None:
         """Who ran last; whether it still lives is for the caller to find out."""

@@ -149,6 +149,7 @@ class Loader:
             UnknownName: there is no such endpoint.
         """
         try:
+            self._registry.restore(name)  # the name may be given to another
             versions = self._registry.remove(name)
         except NotServed as error:
             raise UnknownName("endpoint", name, self._registry.names()) from error
@@ -157,7 +158,7 @@ class Loader:
 
     async def close(self) -> None:
         for name in self._registry.names():
-            await self.retire(name)
+            await self._drop(self._registry.remove(name))
 
 
 class Seen:

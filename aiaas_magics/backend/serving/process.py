@@ -100,7 +100,7 @@ async def run(options: Options) -> None:
         files.scratch.mkdir(mode=0o700)
         listener = held.enter_context(_listener(options, files))
         grpc_port = _grpc_port(options, files)
-        registry = Registry()
+        registry = Registry(withdrawn=files.withdrawn(), keep_withdrawn=files.keep_withdrawn)
         loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=Limits())
         guard = Guard(files.token().encode(), _hosts(options))
         app = App(registry, guard, body_bytes=options.body_bytes)

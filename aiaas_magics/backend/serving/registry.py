@@ -10,7 +10,7 @@ there and keeps it until its answer is sent, whatever is flipped meanwhile.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +121,6 @@ class Endpoint:
     name: str
     table: Table | None = None  # None while its first version is being loaded
     versions: dict[int, Version] = field(default_factory=dict)
-    withdrawn: bool = False
 
     @property
     def live(self) -> Version | None:
@@ -129,10 +128,19 @@ class Endpoint:
 
 
 class Registry:
-    """Every endpoint of this process."""
+    """Every endpoint of this process.
 
-    def __init__(self) -> None:
+    Args:
+        withdrawn: The endpoints that were withdrawn when the process of last time ended.
+        keep_withdrawn: Called with all of them when they have changed.
+    """
+
+    def __init__(
+        self, *, withdrawn: Collection[str] = (), keep_withdrawn: Callable[[Collection[str]], None] = lambda withdrawn: None
+    ) -> None:
         self._endpoints: dict[str, Endpoint] = {}
+        self._withdrawn = set(withdrawn)
+        self._keep_withdrawn = keep_withdrawn
 
     def names(self) -> list[str]:
         return sorted(self._endpoints)
@@ -172,7 +180,7 @@ class Registry:
         if routing is None:
             return []
         dropped = self.route(endpoint.name, routing)
-        endpoint.withdrawn = False  # whoever deploys wants it answered
+        self.restore(endpoint.name)  # whoever deploys wants it answered
         for number in [n for n, other in endpoint.versions.items() if other.state == "END"][:-ENDED_KEPT]:
             del endpoint.versions[number]
         return dropped
@@ -210,7 +218,9 @@ class Registry:
         Raises:
             NotServed: there is no such endpoint.
         """
-        self._get(name).withdrawn = True
+        self._get(name)
+        self._withdrawn.add(name)
+        self._keep_withdrawn(self._withdrawn)
 
     def restore(self, name: str) -> None:
         """Let a withdrawn endpoint answer again; one that was not withdrawn goes on.
@@ -218,7 +228,10 @@ class Registry:
         Raises:
             NotServed: there is no such endpoint.
         """
-        self._get(name).withdrawn = False
+        self._get(name)
+        if name in self._withdrawn:
+            self._withdrawn.remove(name)
+            self._keep_withdrawn(self._withdrawn)
 
     def _get(self, name: str) -> Endpoint:
         endpoint = self._endpoints.get(name)
@@ -237,7 +250,7 @@ class Registry:
         """
         endpoint = self._get(name)
         table = endpoint.table
-        if table is None or endpoint.withdrawn:
+        if table is None or name in self._withdrawn:
             raise NotServed(name, number)
         if label is not None:
             version = table.labels.get(label)
