@@ -54,6 +54,20 @@ def ideal_response(waiting_s: float, *, replicas: int) -> float:
     return waiting_s / replicas
 
 
+def knee(rates: Sequence[float], latencies: Sequence[float]) -> int | None:
+    """Which of these measurements is the knee of the throughput-latency curve: the one with the greatest power, rate / latency.
+
+    None where that is the last one: the knee was not passed. Source: L. Kleinrock, "Power and deterministic rules of thumb for
+    probabilistic problems in computer communications", ICC 1979.
+
+    >>> knee([100, 200, 300, 310], [1.0, 1.1, 1.5, 9.0])
+    2
+    """
+    power = [rate / latency for rate, latency in zip(rates, latencies, strict=True)]
+    best = max(range(len(power)), key=power.__getitem__, default=None)
+    return None if best is None or best == len(power) - 1 else best
+
+
 # --------------------------------------------------------------------------- points
 
 

@@ -1,4 +1,4 @@
-"""A load generator that costs little, in a process and on a core of its own: raw HTTP/1.1 over a fixed number of connections.
+"""A load generator that costs little, in a process and on a core of its own: the package's callers, over a fixed number of connections.
 
     python -m benchmarks.load CORE URL TOKEN BODY_FILE CONNECTIONS SECONDS [HEADER...]
 
@@ -15,55 +15,40 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-CHUNKED = -1  # the answer's length is not told before
+from aiaas_magics.client.caller import Caller
 
 
-class Connection(asyncio.Protocol):
-    """Sends the same request again and again."""
+class Connection(Caller):
+    """Sends the same request again and again, as soon as it was answered or `every_s`."""
+
+    __slots__ = ("_began_ns", "_every_s", "_request", "_took", "_wrong", "over")
 
     def __init__(self, request: bytes, took: list[int], wrong: list[bytes], every_s: float = 0.0) -> None:
-        self._request, self._took, self._wrong = request, took, wrong
-        self._every_s, self._due_s = every_s, 0.0
-        self._got = b""
-        self._whole = 0  # bytes of the answer that is coming, or `CHUNKED`, once its head is there
+        super().__init__(self._heard, lambda _: None)
+        self._request, self._took, self._wrong, self._every_s = request, took, wrong, every_s
         self.over = False
 
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
         self.send()
 
     def send(self) -> None:
-        if self.over:
-            return
-        self._began_ns = time.perf_counter_ns()
-        self._transport.write(self._request)
+        if not self.over:
+            self._began_ns = time.perf_counter_ns()
+            self.ask(self._request, self.due_s)
 
-    def data_received(self, data: bytes) -> None:
-        self._got += data
-        if not self._whole:
-            end = self._got.find(b"\r\n\r\n")
-            if end < 0:
-                return
-            head = self._got[:end].lower()
-            place = head.find(b"content-length:")
-            self._whole = CHUNKED if place < 0 else end + 4 + int(head[place + 15 :].split(b"\r\n", 1)[0])
-        if not self._got.endswith(b"0\r\n\r\n") if self._whole == CHUNKED else len(self._got) < self._whole:
-            return
+    def _heard(self, _: Caller, status: int) -> None:
         self._took.append(time.perf_counter_ns() - self._began_ns)
-        if not self._got.startswith(b"HTTP/1.1 200"):
-            self._wrong.append(self._got[:300])
-        self._got, self._whole = b"", 0
-        if self.over:
+        if status != 200:
+            self._wrong.append(self.body[:300])
+        if not self._every_s:
+            self.send()
             return
         loop = asyncio.get_running_loop()
-        self._due_s = max(self._due_s + self._every_s, loop.time())
-        if self._every_s:
-            loop.call_at(self._due_s, self.send)
-        else:
-            self.send()
+        self.due_s = max(self.due_s + self._every_s, loop.time())
+        loop.call_at(self.due_s, self.send)
 
 
 async def run(url: str, token: str, body: bytes, connections: int, seconds: float, headers: list[str]) -> dict[str, object]:

@@ -21,7 +21,7 @@ from benchmarks import models
 from benchmarks.report import compared, interleaved, ratio, save
 
 ROWS, FEATURES, BATCH = 20_000, 100, 32
-ROUNDS = 2
+ROUNDS = 5
 STEADY = 20  # epochs, of which the median counts
 OTHERS = {"lstm": "LSTM", "transformer": "Transformer block"}
 

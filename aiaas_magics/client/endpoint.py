@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
@@ -183,11 +183,20 @@ class Endpoint:
         """Python that calls the endpoint with the standard library only, with a row of zeros."""
         return snippets.python(self.url, self.name, self._view.inputs)
 
-    def bench(self, *, concurrency: tuple[int, ...] = (1, 2, 4), duration_s: float = 2.0, rows: int = 1) -> LoadReport:
-        """Measure the endpoint from a process of its own: latency percentiles and throughput by concurrency."""
+    def bench(
+        self,
+        *,
+        concurrency: tuple[int, ...] = (1, 2, 4),
+        duration_s: float = 1.0,
+        rows: int = 1,
+        rates: tuple[float, ...] | None = None,
+        forms: tuple[str, ...] = ("json", "binary"),
+        told: Callable[[str], None] | None = None,
+    ) -> LoadReport:
+        """Measure the endpoint from a process of its own: latency and throughput by connections and by rate (see `load.run_load`)."""
         from aiaas_magics.client.load import run_load
 
-        return run_load(self, concurrency=concurrency, duration_s=duration_s, rows=rows)
+        return run_load(self, concurrency=concurrency, duration_s=duration_s, rows=rows, rates=rates, forms=forms, told=told)
 
 
 def deploy(

@@ -1,6 +1,6 @@
 """What can be typed after a magic's name: the only parsers.
 
-Owns the options, their help and the sentences for what is typed wrong. Parsing, `?` help,
+Owns the options and their help; reading a single value belongs to `option_values`. Parsing, `?` help,
 completion and the reference page are all made from here; carrying a request out belongs
 to `magics`.
 
@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import keyword
 import re
 import shlex
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
@@ -22,15 +21,30 @@ from typing import Any, Final, Literal, TypeVar
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import ArgDecorator
 
-from aiaas_magics.errors import AiaasError
-from aiaas_magics.routing import Rollout, Scaling, scaling_of
-from aiaas_magics.spec import ENGINES, FUSING, MOST_RETRIES, PRECISIONS, STRATEGIES, Execution, checked_name
+from aiaas_magics.notebook.option_values import (
+    MOST_WORKERS,
+    Every,
+    Workers,
+    endpoint_name,
+    every,
+    forms,
+    job_name,
+    levels,
+    positive_seconds,
+    rates,
+    replicas,
+    share,
+    variable,
+    whole_number,
+    workers,
+)
+from aiaas_magics.routing import Rollout, Scaling
+from aiaas_magics.spec import ENGINES, FUSING, MOST_RETRIES, PRECISIONS, STRATEGIES, Execution
 
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V")
 
 UI_CHOICES: Final = ("auto", "widget", "html", "text", "none")
-MOST_WORKERS: Final = 1024  # guess: a typing mistake rather than a wish; what a backend has is the backend's to say
 
 
 class option(ArgDecorator):  # type: ignore[misc, unused-ignore]
@@ -53,127 +67,6 @@ def options(*stack: option) -> Callable[[F], F]:
         return function
 
     return decorate
-
-
-# --------------------------------------------------------------------------- values
-
-
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """How many workers were asked for: several numbers are a study, none of them with `most` means every device."""
-
-    points: tuple[int, ...] = ()
-    most: bool = False
-
-    @property
-    def is_study(self) -> bool:
-        return len(self.points) > 1
-
-
-def workers(text: str) -> Workers:
-    """N | N,M,... | max."""
-    if text == "max":
-        return Workers(most=True)
-    if text.endswith(",") or text.startswith(",") or ",," in text:
-        raise ArgumentTypeError(f"{text!r} has an empty place between its commas. Write 1,2 without spaces.")
-    try:
-        points = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is not a number of workers. Use 2, or 1,2,4 for a study, or max.") from None
-    for point in points:
-        if point < 1:
-            raise ArgumentTypeError(f"{point} workers cannot train. Use at least 1, or leave it out for one worker with every core.")
-        if point > MOST_WORKERS:
-            raise ArgumentTypeError(f"{point} workers are more than {MOST_WORKERS}. Use max for as many as the backend has devices.")
-    if len(set(points)) < len(points):
-        raise ArgumentTypeError(f"{text!r} names a number twice. A study compares different numbers of workers: 1,2.")
-    return Workers(points=tuple(sorted(points)))
-
-
-def whole_number(least: int, most: int, what: str) -> Callable[[str], int]:
-    """A type for argparse: a whole number in a range, refused in words."""
-
-    def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise ArgumentTypeError(f"{text!r} is not a whole number. {what} lies between {least} and {most}.") from None
-        if not least <= number <= most:
-            raise ArgumentTypeError(f"{number} is outside its range. {what} lies between {least} and {most}.")
-        return number
-
-    return read
-
-
-def positive_seconds(text: str) -> float:
-    try:
-        seconds = float(text.removesuffix("s"))
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 86_400:
-        raise ArgumentTypeError(f"{text!r} is not a time in seconds. Use a number above 0, such as 2 or 0.5.")
-    return seconds
-
-
-def share(text: str) -> float:
-    """A part of the requests: 10% or 0.1."""
-    try:
-        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        found = 0.0
-    if not 0 < found < 1:
-        raise ArgumentTypeError(f"{text!r} is no share of the requests. Use more than 0 and less than 100%, such as 10%.")
-    return found
-
-
-def replicas(text: str) -> Scaling:
-    """2 | auto | auto:1-4"""
-    try:
-        return scaling_of(text)
-    except AiaasError as error:
-        raise ArgumentTypeError(str(error)) from None
-
-
-@dataclass(frozen=True, slots=True)
-class Every:
-    """How often a checkpoint is kept: epochs, or seconds. Neither is never."""
-
-    epochs: int = 0
-    seconds: float = 0.0
-
-
-def every(text: str) -> Every:
-    """2 (epochs) | 30s (seconds) | 0 (never)."""
-    if text.endswith("s"):
-        return Every(seconds=positive_seconds(text))
-    return Every(epochs=whole_number(0, 10**6, "A number of epochs (write 30s for seconds)")(text))
-
-
-def levels(text: str) -> tuple[int, ...]:
-    """Numbers of connections, between commas."""
-    read = whole_number(1, 4096, "A number of connections")
-    if not all(text.split(",")):
-        raise ArgumentTypeError(f"{text!r} has an empty place between its commas. Write 1,2,4 without spaces.")
-    return tuple(sorted({read(part) for part in text.split(",")}))
-
-
-def variable(text: str) -> str:
-    if not text.isidentifier() or keyword.iskeyword(text):
-        raise ArgumentTypeError(f"{text!r} is not a variable name. Use letters, digits and '_', not starting with a digit.")
-    return text
-
-
-def endpoint_name(text: str) -> str:
-    try:
-        return checked_name("an endpoint", text)
-    except AiaasError as error:
-        raise ArgumentTypeError(str(error)) from None
-
-
-def job_name(text: str) -> str:
-    if not 0 < len(text) <= 100 or not text.isprintable():
-        raise ArgumentTypeError("A job's name has 1 to 100 printable characters. Give a shorter one.")
-    return text
 
 
 # --------------------------------------------------------------------------- options of each magic
@@ -268,8 +161,16 @@ deploy_options = options(
 bench_options = options(
     option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint."),
     option("-c", "--concurrency", type=levels, default=(1, 2, 4), metavar="C", help="Connections at once, between commas: 1,2,4."),
-    option("-d", "--duration", type=positive_seconds, default=2.0, metavar="S", help="Seconds for each number of connections."),
+    option("-d", "--duration", type=positive_seconds, default=1.0, metavar="S", help="Seconds for each measurement."),
     option("-r", "--rows", type=whole_number(1, 10_000, "Rows a request"), default=1, metavar="K", help="Rows in each request."),
+    option(
+        "--rates",
+        type=rates,
+        metavar="R",
+        help="Requests a second on a schedule of their own, between commas, or none. Left out: up from a quarter of what the "
+        "connections reached until answers stay behind.",
+    ),
+    option("--forms", type=forms, default=("json", "binary"), metavar="F", help="How tensors travel: json, binary, or json,binary."),
     OUT,
     HELP,
 )
@@ -371,6 +272,8 @@ class BenchRequest:
     concurrency: tuple[int, ...]
     duration: float
     rows: int
+    rates: tuple[float, ...] | None
+    forms: tuple[str, ...]
     out: str | None
     help: bool
 

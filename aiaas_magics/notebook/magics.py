@@ -243,7 +243,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     @arguments.bench_options
     @border(BenchRequest)
     def aiaas_bench(self, request: BenchRequest) -> None:
-        """Measure an endpoint: latency percentiles and throughput by number of connections.
+        """Measure an endpoint: latency and throughput by number of connections and by rate, as JSON and as bytes.
 
         The load comes from a process of its own, so that the kernel does not slow it down.
 
@@ -252,9 +252,17 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         if request.name is None:
             raise UsageError("Which endpoint? Name it: %aiaas_bench churn. %aiaas_status lists them.")
         endpoint = self.session.backend.endpoint(request.name)
-        report = endpoint.bench(concurrency=request.concurrency, duration_s=request.duration, rows=request.rows)
-        self._put(request.out, report)
-        live.show(self.shell, present.load_bundles(report, figures=live.shows_pictures(self.shell)))
+        with live.ChangingLine(self.shell, f"Measuring {request.name}") as line:
+            report = endpoint.bench(
+                concurrency=request.concurrency,
+                duration_s=request.duration,
+                rows=request.rows,
+                rates=request.rates,
+                forms=request.forms,
+                told=line.tell,
+            )
+            self._put(request.out, report)
+            line.freeze(present.load_bundles(report, figures=live.shows_pictures(self.shell)))
 
     @line_magic
     @magic_arguments()

@@ -268,26 +268,19 @@ def _interface(specs: Sequence[Any]) -> str:
 
 
 def load_bundles(report: LoadReport, *, figures: bool = True) -> list[Bundle]:
-    """The table of a load run and its figure."""
-    rows = [
-        (
-            str(point.concurrency),
-            f"{point.requests:,}",
-            text.count(point.requests_per_s),
-            text.count(point.rows_per_s),
-            *(text.milliseconds(value) for value in (point.p50_ms, point.p90_ms, point.p99_ms, point.p999_ms, point.max_ms)),
-            text.load_errors(point.errors) or "0",
+    """The tables of a load run and its figure."""
+    bundles = [
+        table_bundle(
+            text.LOAD_HEADER, text.load_rows(report), caption=f"Endpoint {report.endpoint} under load", notes=text.load_notes(report)
         )
-        for point in report.points
     ]
-    header = ("connections", "requests", "requests/s", "rows/s", "p50", "p90", "p99", "p99.9", "max", "errors")
-    notes = [note for note in (text.latency_headline(report), text.response_line(report), text.latency_caption(report)) if note]
-    table = table_bundle(header, rows, caption=f"Endpoint {report.endpoint} under load", notes=notes)
+    if report.rates:
+        bundles.append(table_bundle(text.RATE_HEADER, text.rate_rows(report), caption="Requests on a schedule of their own"))
     if not figures:
-        return [table]
+        return bundles
     from aiaas_magics.plots.latency import latency_figure
 
-    return [table, figure_bundle(latency_figure(report), text.latency_text(report))]
+    return [*bundles, figure_bundle(latency_figure(report), text.latency_text(report))]
 
 
 # --------------------------------------------------------------------------- status

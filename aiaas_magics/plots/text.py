@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from aiaas_magics.latency import LoadReport
+from aiaas_magics.latency import Answers, LoadReport
 from aiaas_magics.laws import ScalingRow, SpeedupPoint, StudyFit, scaling
 from aiaas_magics.projection import ProjectedRow, Projection
 from aiaas_magics.story import EpochRow
+
+LOAD_HEADER: Final = ("connections", "form", "requests", "requests/s", "rows/s", "p50", "p90", "p99", "p99.9", "max", "errors")
+RATE_HEADER: Final = ("asked/s", "answered/s", "p50", "p90", "p99", "p99.9", "max", "errors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,33 +239,59 @@ def _usl_text(fit: StudyFit) -> str:
 
 def latency_text(report: LoadReport, hardware: str = "") -> str:
     """`latency_figure` in words."""
-    header = ("connections", "requests", "requests/s", "rows/s", "p50", "p90", "p99", "p99.9", "max", "errors")
-    rows = [
+    parts = [f"Endpoint {report.endpoint} under load", table(LOAD_HEADER, load_rows(report))]
+    if report.rates:
+        parts += ["", table(RATE_HEADER, rate_rows(report))]
+    return "\n".join((*parts, *load_notes(report, hardware)))
+
+
+def load_rows(report: LoadReport) -> list[tuple[str, ...]]:
+    """The points of a load run under `LOAD_HEADER`."""
+    return [
         (
             str(point.concurrency),
+            point.form,
             f"{point.requests:,}",
             count(point.requests_per_s),
             count(point.rows_per_s),
-            *(milliseconds(value) for value in (point.p50_ms, point.p90_ms, point.p99_ms, point.p999_ms, point.max_ms)),
+            *_latencies(point),
             load_errors(point.errors) or "0",
         )
         for point in report.points
     ]
-    title = f"Endpoint {report.endpoint} under load"
-    said = (latency_headline(report), response_line(report), latency_caption(report, hardware))
-    return "\n".join((title, table(header, rows), *(line for line in said if line)))
+
+
+def rate_rows(report: LoadReport) -> list[tuple[str, ...]]:
+    """The rates of a load run under `RATE_HEADER`."""
+    return [
+        (count(point.offered_per_s), count(point.requests_per_s), *_latencies(point), load_errors(point.errors) or "0")
+        for point in report.rates
+    ]
+
+
+def _latencies(point: Answers) -> tuple[str, ...]:
+    """Percentiles; one that fewer than ten answers lie beyond is not known."""
+    known = ((point.p50_ms, 2), (point.p90_ms, 10), (point.p99_ms, 100), (point.p999_ms, 1000))
+    return *(milliseconds(value) if point.requests >= 10 * one_in else "" for value, one_in in known), milliseconds(point.max_ms)
+
+
+def load_notes(report: LoadReport, hardware: str = "") -> list[str]:
+    """What a load run says, in sentences."""
+    said = (latency_headline(report), response_line(report), form_line(report), rate_line(report), latency_caption(report, hardware))
+    return [line for line in said if line]
 
 
 def latency_headline(report: LoadReport) -> str:
     """The two numbers that people ask for first: the lowest median, the highest throughput."""
-    answered = [point for point in report.points if point.requests]
+    answered = [point for form in report.forms for point in report.points_of(form)]
     if not answered:
         return "No request was answered."
     quick = min(answered, key=lambda point: point.p50_ms)
     most = max(answered, key=lambda point: point.requests_per_s)
     return (
-        f"Median {milliseconds(quick.p50_ms)} with {connections(quick.concurrency)}; "
-        f"at most {count(most.requests_per_s)} requests/s with {connections(most.concurrency)}, p99 {milliseconds(most.p99_ms)}."
+        f"Median {milliseconds(quick.p50_ms)} with {connections(quick.concurrency)} ({quick.form}); "
+        f"at most {count(most.requests_per_s)} requests/s with {connections(most.concurrency)} ({most.form}), "
+        f"p99 {milliseconds(most.p99_ms)}."
     )
 
 
@@ -269,21 +299,62 @@ def response_line(report: LoadReport) -> str:
     """R = M / m in a sentence; empty where it is not known."""
     if not report.response:
         return ""
+    first = report.sides[0]
     side = "the interface" if report.response > 1 else "the model"
     return (
-        f"R = M/m = {report.response:.2g}: the model alone could answer M = {count(report.model_per_s)} requests/s, "
-        f"the interface alone m = {count(report.interface_per_s)}; {side} is what limits."
+        f"R = M/m = {report.response:.2g}: the model alone could answer M = {count(first.model_per_s)} requests/s, "
+        f"the interface alone m = {count(first.interface_per_s)} ({first.form}); {side} is what limits."
     )
+
+
+def form_line(report: LoadReport) -> str:
+    """What another form of the tensors changes, at the most connections; empty where one form was measured."""
+    compared = [(form, report.points_of(form)[-1]) for form in report.forms if report.points_of(form)]
+    if len(compared) < 2:
+        return ""
+    (first, one), (second, other) = compared[:2]
+    return (
+        f"As {second}, {times(other.requests_per_s / one.requests_per_s)} the requests/s of {first} with {connections(one.concurrency)}; "
+        f"median {milliseconds(other.p50_ms)} against {milliseconds(one.p50_ms)}."
+    )
+
+
+def rate_line(report: LoadReport) -> str:
+    """Which rate can be promised; empty where no rate was measured."""
+    kept = [point for point in report.rates if point.keeps_up]
+    if not kept:
+        return "Answers stayed behind at every rate that was asked." if report.rates else ""
+    most, knee = kept[-1], report.knee
+    if len(kept) == len(report.rates):
+        said = f"On schedule, answers kept up at every rate asked, up to {count(most.offered_per_s)}/s (p99 {milliseconds(most.p99_ms)})."
+    else:
+        said = f"On schedule, answers keep up to {count(most.offered_per_s)} requests/s (p99 {milliseconds(most.p99_ms)})."
+    if knee is not None and knee is not most:
+        said += f" Beyond {count(knee.requests_per_s)}/s (p99 {milliseconds(knee.p99_ms)}) latency grows faster than throughput: the knee."
+    return said
 
 
 def latency_caption(report: LoadReport, hardware: str = "") -> str:
     failed = sum(sum(point.errors.values()) for point in report.points)
     seconds_each = max((point.seconds for point in report.points), default=0.0)
-    return (
+    said = (
         f"Measured on {hardware or report.hardware}, client and server on the same machine unless it says otherwise. "
-        f"Closed loop, {report.rows} {'row' if report.rows == 1 else 'rows'} a request, {seconds_each:.1f} s a point; "
+        f"Connections: closed loop; {report.rows} {'row' if report.rows == 1 else 'rows'} a request, {seconds_each:.1f} s a point; "
         f"latency of answered requests, {failed} errors."
     )
+    if report.rates:
+        said += f" Rates: open loop, random arrivals, as {report.rates[0].form}; latency from the time that a request was due."
+    if any(point.late_ms > point.p99_ms / 2 for point in report.rates) or any(point.generator_busy > 0.95 for point in report.points):
+        said += " The load generator was at its own limit: the endpoint can do more."
+    return said
+
+
+def times(ratio: float) -> str:
+    """
+    >>> times(1.944), times(0.5)
+    ('1.94 times', '0.5 times')
+    """
+    return f"{ratio:.3g} times"
 
 
 def load_errors(errors: dict[str, int]) -> str:

@@ -11,8 +11,9 @@ from hypothesis.strategies import text
 from IPython.core.error import UsageError
 
 from aiaas_magics.notebook import arguments
-from aiaas_magics.notebook.arguments import BenchRequest, DeployRequest, Every, JobRequest, ScaleRequest, TrainRequest, Workers
+from aiaas_magics.notebook.arguments import BenchRequest, DeployRequest, JobRequest, ScaleRequest, TrainRequest
 from aiaas_magics.notebook.magics import AiaasMagics
+from aiaas_magics.notebook.option_values import Every, Workers
 from aiaas_magics.routing import Rollout, Scaling
 from aiaas_magics.spec import Execution
 
@@ -53,6 +54,9 @@ BAD_LINES = [
     ("bench", "churn --duration -1", "not a time in seconds"),
     ("bench", "churn --duration nan", "not a time in seconds"),
     ("bench", "churn --rows 0", "outside its range"),
+    ("bench", "churn --rates 0", "are no rates"),
+    ("bench", "churn --rates fast", "are no rates"),
+    ("bench", "churn --forms xml", "is no form of tensors"),
     ("wait", "7 --timeout soon", "not a time in seconds"),
     ("logs", "--lines 0", "outside its range"),
 ]
@@ -161,6 +165,10 @@ def test_checkpoints_come_by_epochs_or_by_seconds() -> None:
 def test_nothing_typed_means_the_defaults() -> None:
     assert arguments.read(magic("train"), "", TrainRequest).workers is None
     assert arguments.read(magic("bench"), "churn", BenchRequest).concurrency == (1, 2, 4)
+    assert arguments.read(magic("bench"), "churn", BenchRequest).rates is None
+    assert arguments.read(magic("bench"), "churn --rates none", BenchRequest).rates == ()
+    assert arguments.read(magic("bench"), "churn --rates 200,50.5", BenchRequest).rates == (50.5, 200.0)
+    assert arguments.read(magic("bench"), "churn --forms binary", BenchRequest).forms == ("binary",)
     assert arguments.read(magic("deploy"), "model", DeployRequest).replicas == Scaling(replicas=1)
 
 

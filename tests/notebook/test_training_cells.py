@@ -287,7 +287,7 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
     deployed = trainer.run("%aiaas_deploy model --name churn-test -o endpoint")
     assert deployed.ok, deployed.error + streams(deployed)
     answered = trainer.run("float(abs(endpoint.predict(x[:4]) - model.predict(x[:4], verbose=0)).max()) < 1e-4")
-    bench = trainer.run("%aiaas_bench churn-test --concurrency 1,2 --duration 0.5")
+    bench = trainer.run("%aiaas_bench churn-test --concurrency 1,2 --duration 0.3 --rates 50,100")
     status = trainer.run("%aiaas_status")
     token = value(trainer, "endpoint.token")
     stopped = trainer.run("%aiaas_stop churn-test")
@@ -295,8 +295,10 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
 
     assert "curl" in deployed.text
     assert answered.text.strip() == "True"
-    assert [sorted(output["data"]) for output in bench.outputs] == [["text/html", "text/plain"], ["image/png", "text/plain"]]
+    tables, figure = [["text/html", "text/plain"]] * 2, ["image/png", "text/plain"]
+    assert [sorted(output["data"]) for output in bench.outputs] == [*tables, figure]
     assert "p99.9" in bench.text
+    assert "asked/s" in bench.text
     assert "churn-test" in status.text
     for cell in (deployed, bench, status):
         assert token not in str(cell.outputs)

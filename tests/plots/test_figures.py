@@ -13,7 +13,7 @@ from hypothesis.strategies import floats, integers, lists
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from aiaas_magics.latency import LoadPoint, LoadReport
+from aiaas_magics.latency import Answers, LoadPoint, LoadReport, RatePoint
 from aiaas_magics.laws import SpeedupPoint, fit_study
 from aiaas_magics.plots.history import history_figure
 from aiaas_magics.plots.latency import latency_figure
@@ -200,6 +200,42 @@ def test_latency_is_drawn_on_a_logarithmic_axis_with_a_curve_for_each_percentile
     assert len({line.get_marker() for line in latency.lines}) == 4
     assert len({str(line.get_linestyle()) + str(line._dash_pattern) for line in latency.lines}) == 4  # type: ignore[attr-defined]
     assert rate.get_ylabel() == "requests a second"
+
+
+def rate_point(offered: float, answered: float, p99_ms: float, **changes: object) -> RatePoint:
+    same = load_point(1, int(answered), requests_per_s=answered, p99_ms=p99_ms, **changes)
+    taken = {name: getattr(same, name) for name in Answers.__struct_fields__}
+    return RatePoint(offered_per_s=offered, late_ms=0.01, **taken)
+
+
+RATES = (rate_point(100, 100, 1.0), rate_point(200, 200, 1.2), rate_point(300, 300, 4.0), rate_point(400, 310, 300.0, errors={"late": 9}))
+
+
+def test_rates_have_a_panel_with_the_knee_and_the_part_that_stays_behind() -> None:
+    points = (load_point(1), load_point(4, 3000), load_point(4, 6000, form="binary", p50_ms=0.2))
+    report = LoadReport(endpoint="churn", rows=1, hardware="2 cores", points=points, rates=RATES)
+
+    figure = latency_figure(report)
+
+    said = words_of(figure)
+    assert len(figure.axes) == 3
+    assert "knee, 200/s" in said
+    assert "stays behind" in said
+    assert "measured, binary" in said
+    told = latency_text(report)
+    assert "answers keep up to 300 requests/s (p99 4 ms). Beyond 200/s" in told
+    assert "As binary, 2 times the requests/s of json with 4 connections; median 0.2 ms against 0.4 ms." in told
+
+
+def test_a_knee_is_named_only_where_it_was_passed() -> None:
+    def report(*rates: RatePoint) -> LoadReport:
+        return LoadReport(endpoint="churn", rows=1, hardware="2 cores", points=(load_point(1),), rates=rates)
+
+    assert report(*RATES).knee == RATES[1]
+    assert report(*RATES[:2]).knee is None
+    assert report().knee is None
+    assert "kept up at every rate asked, up to 200/s" in latency_text(report(*RATES[:2]))
+    assert "stayed behind at every rate" in latency_text(report(RATES[3]))
 
 
 def test_a_load_run_without_an_answer_is_still_drawn_and_said() -> None:

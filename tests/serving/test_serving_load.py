@@ -18,18 +18,24 @@ import pytest
 from serving_models import tensor
 from serving_rig import Rig
 
-from aiaas_magics.client.load import Plan, bodies_of, carry_out, run_load
+from aiaas_magics.client.generator import Form, Plan
+from aiaas_magics.client.load import carry_out, forms_of, run_load
 from aiaas_magics.errors import BackendRefused, BackendUnreachable, InvalidSpec
 from aiaas_magics.plots import text
 from aiaas_magics.spec import EndpointView, TensorSpec
 
+X = [tensor("x", "float32", -1, 1)]
 
-def plan_for(rig: Rig, name: str, bodies: tuple[str, ...], **changes: Any) -> Plan:
+
+def as_json(name: str, *bodies: str) -> tuple[Form, ...]:
+    return (Form(name="json", path=f"/v1/models/{name}:predict", bodies=tuple(body.encode() for body in bodies)),)
+
+
+def plan_for(rig: Rig, forms: tuple[Form, ...], **changes: Any) -> Plan:
     values: dict[str, Any] = {
         "url": rig.host.url,
-        "path": f"/v1/models/{name}:predict",
         "token": rig.host.token,
-        "bodies": bodies,
+        "forms": forms,
         "concurrency": (1, 2, 4),
         "duration_s": 0.4,
         "rows": 1,
@@ -38,7 +44,7 @@ def plan_for(rig: Rig, name: str, bodies: tuple[str, ...], **changes: Any) -> Pl
 
 
 def test_each_concurrency_gives_a_point_with_ordered_percentiles(shared: Rig) -> None:
-    points = carry_out(plan_for(shared, "plus", bodies_of([tensor("x", "float32", -1, 1)], rows=3), rows=3)).points
+    points = carry_out(plan_for(shared, forms_of("plus", X, ("json",), rows=3), rows=3)).points
 
     assert [point.concurrency for point in points] == [1, 2, 4]
     for point in points:
@@ -71,35 +77,37 @@ class OneEndpoint:
     ],
 )
 def test_rows_are_made_up_for_any_interface(shared: Rig, name: str, inputs: tuple[TensorSpec, ...]) -> None:
-    report = run_load(OneEndpoint(shared, name, inputs), concurrency=(2,), duration_s=0.2, rows=2)  # type: ignore[arg-type]
+    report = run_load(OneEndpoint(shared, name, inputs), concurrency=(2,), duration_s=0.2, rows=2, rates=())  # type: ignore[arg-type]
 
-    assert (report.endpoint, report.rows) == (name, 2)
-    assert report.points[0].errors == {}
-    assert report.points[0].requests > 0
+    assert (report.endpoint, report.rows, report.forms) == (name, 2, ("json", "binary"))
+    for point in report.points:
+        assert point.errors == {}
+        assert point.requests > 0
     assert "cores" in report.hardware
 
 
 def test_given_rows_are_sent_in_turn() -> None:
-    bodies = bodies_of([tensor("x", "float32", -1, 2)], rows=2, x=np.arange(12).reshape(6, 2))
+    as_text, as_bytes = forms_of("m", [tensor("x", "float32", -1, 2)], ("json", "binary"), rows=2, x=np.arange(12).reshape(6, 2))
 
-    assert [json.loads(body)["instances"] for body in bodies] == [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10, 11]]]
+    assert [np.frombuffer(body[-16:], "<f4").tolist() for body in as_bytes.bodies] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert [json.loads(body)["instances"] for body in as_text.bodies] == [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10, 11]]]
 
 
 def test_a_wrong_token_is_said_at_once_in_the_servers_words(shared: Rig) -> None:
     with pytest.raises(BackendRefused, match="A token is needed") as caught:
-        carry_out(plan_for(shared, "plus", ('{"instances": [[1.0]]}',), token="wrong", duration_s=3000.0))
+        carry_out(plan_for(shared, as_json("plus", '{"instances": [[1.0]]}'), token="wrong", duration_s=3000.0))
 
     assert caught.value.status == 401
 
 
 def test_rows_that_the_model_rejects_are_said_at_once(shared: Rig) -> None:
     with pytest.raises(BackendRefused, match="has the shape"):
-        carry_out(plan_for(shared, "plus", ('{"instances": [[1.0, 2.0]]}',), duration_s=3000.0))
+        carry_out(plan_for(shared, as_json("plus", '{"instances": [[1.0, 2.0]]}'), duration_s=3000.0))
 
 
 def test_nobody_there_is_said_at_once(shared: Rig) -> None:
     with pytest.raises(BackendUnreachable):
-        carry_out(plan_for(shared, "plus", ("{}",), url="http://127.0.0.1:1", duration_s=3000.0))
+        carry_out(plan_for(shared, as_json("plus", "{}"), url="http://127.0.0.1:1", duration_s=3000.0))
 
 
 @pytest.mark.parametrize(
@@ -111,12 +119,13 @@ def test_nobody_there_is_said_at_once(shared: Rig) -> None:
         {"duration_s": 0.0},
         {"duration_s": 1e9},
         {"rows": 0},
-        {"bodies": ()},
+        {"forms": ()},
+        {"rates": (0.0,)},
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_with_a_next_move(shared: Rig, changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidSpec, match="to start with"):
-        plan_for(shared, "plus", **{"bodies": ("{}",), **changes})
+        plan_for(shared, **{"forms": as_json("plus", "{}"), **changes})
 
 
 class Flaky(BaseHTTPRequestHandler):
@@ -140,9 +149,13 @@ class Flaky(BaseHTTPRequestHandler):
         """Nothing on the test's output."""
 
 
-@pytest.fixture
-def flaky() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Flaky) as server:
+class Patient(ThreadingHTTPServer):
+    request_queue_size = 128  # connections that wait to be accepted; the default of 5 would drop some of a whole load
+
+
+@contextlib.contextmanager
+def serving(answers: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with Patient(("127.0.0.1", 0), answers) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -150,8 +163,9 @@ def flaky() -> Iterator[str]:
         thread.join(10)
 
 
-def test_errors_are_counted_by_kind_and_apart_from_answers(shared: Rig, flaky: str) -> None:
-    (point,) = carry_out(plan_for(shared, "plus", ("{}",), url=flaky, concurrency=(1,))).points
+def test_errors_are_counted_by_kind_and_apart_from_answers(shared: Rig) -> None:
+    with serving(Flaky) as url:
+        (point,) = carry_out(plan_for(shared, as_json("plus", "{}"), url=url, concurrency=(1,))).points
 
     assert point.requests > 0
     assert set(point.errors) == {"http 503", "connection"}
@@ -159,7 +173,7 @@ def test_errors_are_counted_by_kind_and_apart_from_answers(shared: Rig, flaky: s
 
 
 def test_the_generators_process_imports_neither_an_http_library_nor_numpy() -> None:
-    probe = "import sys, aiaas_magics.client.load; print(*sys.modules)"
+    probe = "import sys, aiaas_magics.client.generator; print(*sys.modules)"
 
     loaded = set(subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True).stdout.split())
 
@@ -167,7 +181,7 @@ def test_the_generators_process_imports_neither_an_http_library_nor_numpy() -> N
 
 
 def test_the_token_is_on_no_command_line_while_the_load_runs(shared: Rig) -> None:
-    plan = plan_for(shared, "plus", ('{"instances": [[1.0]]}',), concurrency=(1,), duration_s=1.5)
+    plan = plan_for(shared, as_json("plus", '{"instances": [[1.0]]}'), concurrency=(1,), duration_s=1.5)
     running = threading.Thread(target=carry_out, args=(plan,))
     running.start()
     lines: set[str] = set()
@@ -178,19 +192,85 @@ def test_the_token_is_on_no_command_line_while_the_load_runs(shared: Rig) -> Non
                 lines.add(" ".join(child.cmdline()))
         time.sleep(0.05)
 
-    assert any("aiaas_magics.client.load" in line for line in lines), "the generator was seen"
+    assert any("aiaas_magics.client.generator" in line for line in lines), "the generator was seen"
     assert not any(shared.host.token in line for line in lines)
 
 
 def test_a_report_says_what_the_model_alone_and_the_interface_alone_could_do(shared: Rig) -> None:
-    inputs = (tensor("x", "float32", -1, 1),)
-    report = run_load(OneEndpoint(shared, "plus", inputs), concurrency=(1, 4), duration_s=0.5)  # type: ignore[arg-type]
+    report = run_load(OneEndpoint(shared, "plus", tuple(X)), concurrency=(1, 4), duration_s=0.5, rates=())  # type: ignore[arg-type]
 
-    most = max(point.requests_per_s for point in report.points)
-    assert report.model_per_s > most, "the engine alone is quicker than with everything around it"
-    assert report.interface_per_s > 0
-    assert report.response == report.model_per_s / report.interface_per_s
+    for side in report.sides:
+        most = max(point.requests_per_s for point in report.points_of(side.form))
+        assert side.model_per_s > most, "the engine alone is quicker than with everything around it"
+        assert side.interface_per_s > 0
+    assert report.response == report.sides[0].model_per_s / report.sides[0].interface_per_s
     assert "is what limits" in text.response_line(report)
+    assert text.form_line(report).startswith("As binary, ")
+
+
+def test_rates_are_kept_and_latencies_count_from_when_a_request_was_due(shared: Rig) -> None:
+    outcome = carry_out(plan_for(shared, as_json("plus", '{"instances": [[1.0]]}'), concurrency=(1,), rates=(50.0, 400.0), duration_s=1.0))
+
+    assert [point.requests for point in outcome.rates] == [round(point.offered_per_s) for point in outcome.rates]
+    for asked, point in zip((50, 400), outcome.rates, strict=True):
+        assert asked * 0.6 < point.offered_per_s < asked * 1.4, "arrivals are random, but the same each time"
+        assert point.keeps_up
+        assert point.errors == {}
+
+
+class Slow(Flaky):
+    """Twenty milliseconds an answer, one at a time: at most fifty a second."""
+
+    turn_of_one = threading.Lock()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        with self.turn_of_one:
+            time.sleep(0.02)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_server_that_stays_behind_pays_for_every_request_that_waited(shared: Rig) -> None:
+    with serving(Slow) as url:
+        plan = plan_for(shared, as_json("plus", "{}"), url=url, concurrency=(1,), rates=(20.0, 500.0), duration_s=1.0)
+        (calm, behind) = carry_out(plan).rates
+
+    assert calm.keeps_up
+    assert not behind.keeps_up
+    assert behind.errors.keys() == {"not answered in time"}
+    assert behind.requests + behind.errors["not answered in time"] == pytest.approx(behind.offered_per_s)
+    # Nine of ten requests never left the generator, whose connections were all waiting: their ages are in the percentiles.
+    assert behind.p50_ms > 200, "the queue of half a second of arrivals"
+    assert 20 <= calm.p50_ms < 200
+
+
+def test_rates_are_chosen_up_to_where_answers_stay_behind(shared: Rig) -> None:
+    with serving(Slow) as url:
+        outcome = carry_out(plan_for(shared, as_json("plus", "{}"), url=url, concurrency=(2,), rates=None, duration_s=0.8))
+
+    assert [point.keeps_up for point in outcome.rates][-1:] == [False]
+    assert all(point.keeps_up for point in outcome.rates[:-1])
+    assert 2 <= len(outcome.rates) <= 7
+
+
+def test_what_is_measured_is_told_while_it_is(shared: Rig) -> None:
+    told: list[str] = []
+    forms = forms_of("plus", X, ("json", "binary"), rows=1)
+
+    carry_out(plan_for(shared, forms, concurrency=(1, 2), rates=(100.0,), duration_s=0.1), told.append)
+
+    assert told == [
+        "1 connection, json",
+        "2 connections, json",
+        "the interface alone, json",
+        "1 connection, binary",
+        "2 connections, binary",
+        "the interface alone, binary",
+        "100 requests/s, json",
+    ]
 
 
 def test_a_request_that_computes_nothing_is_answered_in_form_and_not_counted(shared: Rig) -> None:

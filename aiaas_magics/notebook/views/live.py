@@ -129,6 +129,39 @@ def shows_pictures(ip: Any) -> bool:
     return getattr(ip, "kernel", None) is not None
 
 
+class ChangingLine:
+    """A line that says what is done now, bounded by `with`; at the end what was given to `freeze` takes its place.
+
+    A terminal gets each as a line of its own.
+    """
+
+    def __init__(self, ip: Any, title: str) -> None:
+        self._ip, self._title = ip, title
+        self._handle = display(self._bundle("starting"), raw=True, display_id=True) if shows_pictures(ip) else None
+        self._bundles: Sequence[Bundle] = ()
+
+    def _bundle(self, what: str) -> Bundle:
+        return {"text/plain": f"{self._title}: {what}"}
+
+    def tell(self, what: str) -> None:
+        if self._handle is not None:
+            self._handle.update(self._bundle(what), raw=True)
+        else:
+            print(f"{self._title}: {what}", flush=True)
+
+    def freeze(self, bundles: Sequence[Bundle]) -> None:
+        self._bundles = bundles
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._handle is not None:
+            replace_output(self._handle, self._bundles or [self._bundle("ended early")])
+        else:
+            show(self._ip, self._bundles)
+
+
 def choose(ip: Any, wanted: str | None) -> str:
     """The kind of view: what was asked for, else AIAAS_UI, else what this front end can show.
 

@@ -1,0 +1,158 @@
+"""What can be typed as the value of an option, and what it means.
+
+Owns reading one value, and the sentence for one that cannot be read: types for argparse. Which option takes which belongs
+to `arguments`.
+"""
+
+from __future__ import annotations
+
+import keyword
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from aiaas_magics.errors import AiaasError
+from aiaas_magics.routing import Scaling, scaling_of
+from aiaas_magics.spec import checked_name
+
+MOST_WORKERS: Final = 1024  # guess: a typing mistake rather than a wish; what a backend has is the backend's to say
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How many workers were asked for: several numbers are a study, none of them with `most` means every device."""
+
+    points: tuple[int, ...] = ()
+    most: bool = False
+
+    @property
+    def is_study(self) -> bool:
+        return len(self.points) > 1
+
+
+def workers(text: str) -> Workers:
+    """N | N,M,... | max."""
+    if text == "max":
+        return Workers(most=True)
+    if text.endswith(",") or text.startswith(",") or ",," in text:
+        raise ArgumentTypeError(f"{text!r} has an empty place between its commas. Write 1,2 without spaces.")
+    try:
+        points = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not a number of workers. Use 2, or 1,2,4 for a study, or max.") from None
+    for point in points:
+        if point < 1:
+            raise ArgumentTypeError(f"{point} workers cannot train. Use at least 1, or leave it out for one worker with every core.")
+        if point > MOST_WORKERS:
+            raise ArgumentTypeError(f"{point} workers are more than {MOST_WORKERS}. Use max for as many as the backend has devices.")
+    if len(set(points)) < len(points):
+        raise ArgumentTypeError(f"{text!r} names a number twice. A study compares different numbers of workers: 1,2.")
+    return Workers(points=tuple(sorted(points)))
+
+
+def whole_number(least: int, most: int, what: str) -> Callable[[str], int]:
+    """A type for argparse: a whole number in a range, refused in words."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise ArgumentTypeError(f"{text!r} is not a whole number. {what} lies between {least} and {most}.") from None
+        if not least <= number <= most:
+            raise ArgumentTypeError(f"{number} is outside its range. {what} lies between {least} and {most}.")
+        return number
+
+    return read
+
+
+def positive_seconds(text: str) -> float:
+    try:
+        seconds = float(text.removesuffix("s"))
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:
+        raise ArgumentTypeError(f"{text!r} is not a time in seconds. Use a number above 0, such as 2 or 0.5.")
+    return seconds
+
+
+def share(text: str) -> float:
+    """A part of the requests: 10% or 0.1."""
+    try:
+        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 1:
+        raise ArgumentTypeError(f"{text!r} is no share of the requests. Use more than 0 and less than 100%, such as 10%.")
+    return found
+
+
+def replicas(text: str) -> Scaling:
+    """2 | auto | auto:1-4"""
+    try:
+        return scaling_of(text)
+    except AiaasError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """How often a checkpoint is kept: epochs, or seconds. Neither is never."""
+
+    epochs: int = 0
+    seconds: float = 0.0
+
+
+def every(text: str) -> Every:
+    """2 (epochs) | 30s (seconds) | 0 (never)."""
+    if text.endswith("s"):
+        return Every(seconds=positive_seconds(text))
+    return Every(epochs=whole_number(0, 10**6, "A number of epochs (write 30s for seconds)")(text))
+
+
+def levels(text: str) -> tuple[int, ...]:
+    """Numbers of connections, between commas."""
+    read = whole_number(1, 4096, "A number of connections")
+    if not all(text.split(",")):
+        raise ArgumentTypeError(f"{text!r} has an empty place between its commas. Write 1,2,4 without spaces.")
+    return tuple(sorted({read(part) for part in text.split(",")}))
+
+
+def rates(text: str) -> tuple[float, ...]:
+    """Requests a second, between commas; none for no schedule."""
+    if text == "none":
+        return ()
+    try:
+        found = tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        found = (0.0,)
+    if not all(0 < rate <= 1e6 for rate in found):
+        raise ArgumentTypeError(f"{text!r} are no rates. Use requests a second, such as 100,500,1000, or none.")
+    return found
+
+
+def forms(text: str) -> tuple[str, ...]:
+    """How tensors travel: json, binary, or both between commas."""
+    found = tuple(dict.fromkeys(text.split(",")))
+    if not set(found) <= {"json", "binary"}:
+        raise ArgumentTypeError(f"{text!r} is no form of tensors. Use json, binary, or json,binary.")
+    return found
+
+
+def variable(text: str) -> str:
+    if not text.isidentifier() or keyword.iskeyword(text):
+        raise ArgumentTypeError(f"{text!r} is not a variable name. Use letters, digits and '_', not starting with a digit.")
+    return text
+
+
+def endpoint_name(text: str) -> str:
+    try:
+        return checked_name("an endpoint", text)
+    except AiaasError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def job_name(text: str) -> str:
+    if not 0 < len(text) <= 100 or not text.isprintable():
+        raise ArgumentTypeError("A job's name has 1 to 100 printable characters. Give a shorter one.")
+    return text
