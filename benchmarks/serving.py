@@ -196,6 +196,7 @@ class Ours:
 
     def deploy(self, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], version: int = 1) -> float:
         """Seconds until the version answers."""
+        from aiaas_magics.routing import Routing
         from aiaas_magics.spec import DeploySpec, TensorSpec
 
         spec = DeploySpec(
@@ -208,6 +209,7 @@ class Ours:
         )
         began = time.perf_counter()
         self._loop.run_until_complete(self._host.load(spec, version, self._folder / f"{name}.onnx", self._folder / f"{name}.safetensors"))
+        self._loop.run_until_complete(self._host.route(name, Routing(live=version)))
         return time.perf_counter() - began
 
     def target(self, path: str, body: Path, *headers: str) -> Target:

@@ -50,6 +50,7 @@ def bare_engine(folder: Path) -> float:
 async def start_and_deploy(folder: Path) -> dict[str, float]:
     """Seconds of each part, and megabytes, with a state folder of its own."""
     from aiaas_magics.backend.serving.host import InferenceHost
+    from aiaas_magics.routing import Routing
     from aiaas_magics.spec import DeploySpec, TensorSpec
 
     spec = DeploySpec(
@@ -69,6 +70,7 @@ async def start_and_deploy(folder: Path) -> dict[str, float]:
             empty = psutil.Process(host.pid).memory_info().rss / 1e6
             deploying = time.perf_counter()
             await host.load(spec, 1, folder / "article.onnx", folder / "article.safetensors")
+            await host.route("article", Routing(live=1))
             request = urllib.request.Request(
                 f"{host.url}/v1/models/article:predict",
                 json.dumps({"instances": [[0.5] * 100]}).encode(),

@@ -1,10 +1,12 @@
 """An inference process that is none: it remembers what was loaded.
 
-Owns the same promises as `serving.host.InferenceHost` towards the server, without a process.
+Owns the same promises as `serving.host.InferenceHost` towards the server, without a process. An artefact's
+bytes are its script: "wrong..." fails its proof, and "slow PATH" is not done with its load before PATH exists.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +18,6 @@ from aiaas_magics.spec import DeploySpec, VersionView
 
 
 class StubInference:
-    """An artefact whose bytes begin with `wrong` fails its proof."""
-
     url = "http://127.0.0.1:9"  # the discard port: nobody answers there
     grpc = "127.0.0.1:9"
     token = "stub-token"
@@ -31,21 +31,29 @@ class StubInference:
         self, state_dir: Path, host: str = "127.0.0.1", tls: tuple[str, str] | None = None, *, recorded: Sequence[Recorded] = ()
     ) -> None:
         for record in recorded:
-            await self.load(record.spec, record.version, Path(record.artefact), Path(record.samples), routing=record.routing)
+            await self.load(record.spec, record.version, Path(record.artefact), Path(record.samples))
+        for record in recorded:
+            await self.route(record.spec.name, record.routing or Routing(live=record.version))
 
-    async def load(self, spec: DeploySpec, version: int, artefact: Path, samples: Path, *, routing: Routing | None = None) -> VersionView:
-        if artefact.read_bytes().startswith(b"wrong"):  # noqa: ASYNC240 - a few bytes of a test
+    async def load(self, spec: DeploySpec, version: int, artefact: Path, samples: Path) -> VersionView:
+        script = artefact.read_bytes()  # noqa: ASYNC240 - a few bytes of a test
+        if script.startswith(b"wrong"):
             raise ProofFailed(spec.name, "stub", 1.0, "the artefact says so")
         view = VersionView(version=version, state="AVAILABLE", engine="stub", created_s=time.time(), artefact=spec.artefact, proof=0.0)
         self.loaded.setdefault(spec.name, {})[version] = view
-        self.routing[spec.name] = routing or Routing(live=version)
+        if script.startswith(b"slow "):
+            go = Path(script.removeprefix(b"slow ").decode())
+            go.with_suffix(".begun").touch()
+            while not go.exists():  # noqa: ASYNC110, ASYNC240 - the test is another process
+                await asyncio.sleep(0.01)
         return view
 
-    async def route(self, name: str, routing: Routing) -> None:
+    async def route(self, name: str, routing: Routing, *, keeps: int = 0, restores: bool = False) -> None:
         missing = routing.loaded - self.loaded[name].keys()
         if missing:
             raise InvalidSpec(f"{name} has no version {min(missing)} that is ready. Use another.")
         self.routing[name] = routing
+        self.loaded[name] = {number: view for number, view in self.loaded[name].items() if number in routing.loaded | {keeps}}
 
     async def scale(self, name: str, scaling: Scaling) -> None:
         self.replicas[name] = scaling.replicas
@@ -56,10 +64,7 @@ class StubInference:
         del self.loaded[name]
 
     async def status(self) -> dict[str, list[VersionView]]:
-        return {
-            name: [view for number, view in sorted(views.items(), reverse=True) if number in self.routing[name].loaded]
-            for name, views in self.loaded.items()
-        }
+        return {name: [view for _, view in sorted(views.items(), reverse=True)] for name, views in self.loaded.items()}
 
     async def stop(self) -> None:
         self.loaded.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from aiaas_magics import errors
 from aiaas_magics.routing import Change, Rollout, Routing, Scaling
 from aiaas_magics.spec import DeploySpec, EndpointView, TensorSpec
-from tests.server.served import Served, served
+from tests.server.served import Served, served, until
 
 TENSOR = TensorSpec(name="x", dtype="float32", shape=(-1, 3))
 
@@ -102,6 +103,29 @@ def test_a_canary_is_promoted_or_taken_back_and_the_picture_survives_the_server(
     assert change(server, action="rollback") == Routing(live=1, previous=2, labels={"stable": 1})
     assert deploy(server).routing == Routing(live=3, previous=1, labels={"stable": 1})
     assert [version.version for version in server.transport.get("/v1/endpoints/churn", EndpointView).versions] == [3, 1]
+
+
+def test_a_rollback_does_not_wait_for_a_model_that_is_loading_and_is_not_lost_by_it(server: Served, tmp_path: Path) -> None:
+    deploy(server)
+    assert deploy(server).routing == Routing(live=2, previous=1)
+    go = tmp_path / "go"
+    with ThreadPoolExecutor() as pool:
+        loading = pool.submit(deploy, server, artefact=b"slow %s" % bytes(go))
+        until(go.with_suffix(".begun").exists, "the load has not begun")
+
+        back = change(server, action="rollback")
+        labelled = change(server, action="label", label="stable", version=1)
+        waited = loading.done()
+        go.touch()
+
+        assert back == Routing(live=1, previous=2)
+        assert labelled == Routing(live=1, previous=2, labels={"stable": 1})
+        assert not waited
+        assert loading.result().routing == Routing(live=3, previous=1, labels={"stable": 1})
+    server.kill()
+    server.start()
+    (view,) = server.transport.get("/v1/endpoints", list[EndpointView])
+    assert view.routing == Routing(live=3, previous=1, labels={"stable": 1})
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import psutil
 from serving_models import Made
 
 from aiaas_magics.backend.serving.host import InferenceHost, Recorded
+from aiaas_magics.routing import Routing
 from aiaas_magics.spec import VersionView
 
 T = TypeVar("T")
@@ -78,7 +79,13 @@ class Rig:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(120)
 
     def load(self, made: Made, version: int = 1) -> VersionView:
-        return self.run(self.host.load(made.spec, version, made.artefact, made.samples))
+        """A version that answers everything, as soon as it can."""
+        return self.deploy(made, version, Routing(live=version))
+
+    def deploy(self, made: Made, version: int, routing: Routing) -> VersionView:
+        view = self.run(self.host.load(made.spec, version, made.artefact, made.samples))
+        self.run(self.host.route(made.spec.name, routing, restores=True))
+        return view
 
     @property
     def address(self) -> tuple[str, int]:

@@ -170,7 +170,7 @@ def test_what_is_recorded_and_still_loaded_goes_on_without_being_loaded_again(tm
     kept, never = plus(tmp_path, "one", 1.0), plus(tmp_path, "one", 5.0)
     first = Rig(tmp_path / "state").__enter__()
     loaded_s = first.load(kept, 1).created_s
-    first.run(first.host.load(never.spec, 2, never.artefact, never.samples, routing=Routing(live=2, previous=1)))
+    first.deploy(never, 2, Routing(live=2, previous=1))
     first.leave()
 
     with Rig(tmp_path / "state", recorded=(recorded(kept, 1),)) as second:

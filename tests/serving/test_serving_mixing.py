@@ -217,7 +217,8 @@ async def test_a_full_queue_is_503_with_retry_after_and_the_others_are_answered(
     version = Version(number=1, spec=spec_of("busy", [x], [y]), created_s=0.0)
     registry.begin(version)
     version.executor = Replicas([engine], name="busy", batchable=False, limits=Limits(waiting=2), figures=version.figures)
-    registry.ready(version, Routing(live=version.number))
+    registry.ready(version)
+    registry.route("busy", Routing(live=1))
     route = Route(action="predict", name="busy")
     requests = [Request(method="POST", path="/v1/models/busy:predict", body=b'{"instances": [%d.0]}' % n) for n in range(8)]
     asked = [asyncio.create_task(respond(registry, tfserving, route, request)) for request in requests]
@@ -244,7 +245,8 @@ async def test_a_request_whose_timeout_is_over_is_not_computed_and_the_others_ar
     version = Version(number=1, spec=spec_of("busy", [x], [y]), created_s=0.0)
     registry.begin(version)
     version.executor = Replicas([engine], name="busy", batchable=False, limits=Limits(), figures=version.figures)
-    registry.ready(version, Routing(live=version.number))
+    registry.ready(version)
+    registry.route("busy", Routing(live=1))
     bodies = [
         {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [n]}], "parameters": {"timeout": timeout_us}}
         for n, timeout_us in ((1.0, 0), (2.0, 1), (3.0, 600_000_000), (4.0, 0))

@@ -86,7 +86,7 @@ def answer_of(rig: Rig, path: str = "/v1/models/live:predict", **headers: str) -
 
 def load(rig: Rig, folder: Path, version: int, routing: Routing) -> None:
     made = plus(folder, "live", float(version))
-    rig.run(rig.host.load(made.spec, version, made.artefact, made.samples, routing=routing))
+    rig.deploy(made, version, routing)
 
 
 def test_a_canary_gets_its_share_by_the_callers_key_and_versions_and_labels_answer_beside_it(rig: Rig, tmp_path: Path) -> None:
@@ -116,6 +116,18 @@ def test_a_label_moves_only_to_a_version_that_is_ready(rig: Rig, tmp_path: Path)
         rig.run(rig.host.route("live", Routing(live=1, labels={"stable": 2})))
 
     assert answer_of(rig, "/v1/models/live/labels/stable:predict") == 1.0
+
+
+def test_a_version_that_waits_for_its_routing_is_not_dropped_by_another_and_answers_nobody_before(rig: Rig, tmp_path: Path) -> None:
+    load(rig, tmp_path, 1, Routing(live=1))
+    made = plus(tmp_path, "live", 2.0)
+    rig.run(rig.host.load(made.spec, 2, made.artefact, made.samples))
+
+    rig.run(rig.host.route("live", Routing(live=1, labels={"stable": 1}), keeps=2))
+    before = answer_of(rig)
+    rig.run(rig.host.route("live", Routing(live=2, previous=1, labels={"stable": 1})))
+
+    assert (before, answer_of(rig)) == (1.0, 2.0)
 
 
 def test_the_whole_picture_comes_back_after_the_process_was_killed(rig: Rig, tmp_path: Path) -> None:
@@ -217,7 +229,7 @@ def test_nothing_fails_under_load_through_swaps_a_failing_load_a_scaling_a_canar
                 rig.run(rig.host.scale("live", Scaling(replicas=2)))
         broken = plus(tmp_path, "live", 1.0, expects=9.0)
         with pytest.raises(ProofFailed):
-            rig.run(rig.host.load(broken.spec, 22, broken.artefact, broken.samples, routing=deployed(routing, 22, Rollout())))
+            rig.deploy(broken, 22, deployed(routing, 22, Rollout()))
         routing = deployed(routing, 23, Rollout(canary=0.5))
         load(rig, tmp_path, 23, routing)
         since.append((time.monotonic(), {21.0, 23.0}))

@@ -97,7 +97,8 @@ async def _numbers_of_executors(folder: Path) -> dict[str, float]:
     loader = Loader(registry, clock=Clock(), scratch=folder, limits=Limits())
     made = plus(folder, "live", 1.0)
     spec = replace(made.spec, most_replicas=4)
-    await loader.load(spec, 1, artefact=made.artefact, samples=made.samples, routing=Routing(live=1))
+    await loader.load(spec, 1, artefact=made.artefact, samples=made.samples)
+    await loader.route("live", Routing(live=1))
     version = registry.find("live")
 
     async def look(times: int, busy: float) -> int:

@@ -17,7 +17,7 @@ from aiaas_magics.backend.server.blobs import BlobStore
 from aiaas_magics.backend.server.store import Store, VersionRecord
 from aiaas_magics.backend.serving.host import Recorded
 from aiaas_magics.backend.serving.scaling import scaled
-from aiaas_magics.errors import UnknownName
+from aiaas_magics.errors import AiaasError, UnknownName
 from aiaas_magics.routing import Change, Routing, Scaling, changed, deployed
 from aiaas_magics.spec import DeploySpec, EndpointView, VersionView
 
@@ -37,10 +37,8 @@ class Inference(Protocol):
     async def start(
         self, state_dir: Path, host: str = "127.0.0.1", tls: tuple[str, str] | None = None, *, recorded: Sequence[Recorded] = ()
     ) -> None: ...
-    async def load(
-        self, spec: DeploySpec, version: int, artefact: Path, samples: Path, *, routing: Routing | None = None
-    ) -> VersionView: ...
-    async def route(self, name: str, routing: Routing) -> None: ...
+    async def load(self, spec: DeploySpec, version: int, artefact: Path, samples: Path) -> VersionView: ...
+    async def route(self, name: str, routing: Routing, *, keeps: int = 0, restores: bool = False) -> None: ...
     async def scale(self, name: str, scaling: Scaling) -> None: ...
     async def retire(self, name: str) -> None: ...
     async def status(self) -> dict[str, list[VersionView]]: ...
@@ -69,7 +67,11 @@ class Endpoints:
         self._inference: Inference | None = None
         self._coming: Inference | None = None  # begun to start
         self._starting: asyncio.Task[Inference] | None = None
-        self._turn = asyncio.Lock()  # deployments one after the other: each proves its model on all the cores
+        self._turn = asyncio.Lock()  # what opens models, one after the other: each is proved on all the cores
+        # What changes a routing and its record. Held for no longer than that, so that nobody who wants to go back waits for a model.
+        # Whoever needs both takes `_turn` first.
+        self._routed = asyncio.Lock()
+        self._waiting: dict[str, int] = {}  # the version of an endpoint that is being loaded
         self._loaded: dict[str, dict[int, VersionRecord]] = {}
         self._routing: dict[str, Routing] = {}
 
@@ -120,16 +122,32 @@ class Endpoints:
         inference = await self._ready()
         async with self._turn:
             version = 1 + await self._store.call(self._store.last_version, spec.name)
-            routing = deployed(self._routing.get(spec.name), version, spec.rollout)
-            view = await inference.load(spec, version, artefact, samples, routing=routing)
-            record = VersionRecord(spec, view, True)
-            await self._store.call(self._store.keep_routing, spec.name, routing, record)
-            self._loaded.setdefault(spec.name, {})[version] = record
-            self._keep(spec.name, routing)
+            self._waiting[spec.name] = version
+            try:
+                view = await inference.load(spec, version, artefact, samples)
+                async with self._routed:
+                    await self._route_to(inference, VersionRecord(spec, view, True))
+            finally:
+                del self._waiting[spec.name]
         return await self.view(spec.name)
 
+    async def _route_to(self, inference: Inference, record: VersionRecord) -> None:
+        """Let requests go to a version that is ready, from the routing that is in force now; with a fault all is as it was."""
+        name, version = record.spec.name, record.view.version
+        before = self._routing.get(name)
+        routing = deployed(before, version, record.spec.rollout)
+        try:
+            await inference.route(name, routing, restores=True)
+            await self._store.call(self._store.keep_routing, name, routing, record)
+        except BaseException:
+            with contextlib.suppress(AiaasError):
+                await (inference.route(name, before) if before is not None else inference.retire(name))
+            raise
+        self._loaded.setdefault(name, {})[version] = record
+        self._keep(name, routing)
+
     async def change(self, name: str, change: Change) -> EndpointView:
-        """Promote, roll back, move a label or a canary's share: from one request to the next.
+        """Promote, roll back, move a label or a canary's share: from one request to the next, also while a model is being loaded.
 
         Raises:
             UnknownName: there is no such endpoint.
@@ -137,10 +155,10 @@ class Endpoints:
         """
         self._check(name)
         inference = await self._ready()
-        async with self._turn:
+        async with self._routed:
             self._check(name)
             routing = changed(name, self._routing[name], change)
-            await inference.route(name, routing)
+            await inference.route(name, routing, keeps=self._waiting.get(name, 0))
             await self._store.call(self._store.keep_routing, name, routing)
             self._keep(name, routing)
         return await self.view(name)
@@ -156,11 +174,12 @@ class Endpoints:
         inference = await self._ready()
         async with self._turn:
             self._check(name)
-            records = {n: VersionRecord(scaled(r.spec, scaling), r.view, True) for n, r in self._loaded[name].items()}
             await inference.scale(name, scaling)
-            for record in records.values():
-                await self._store.call(self._store.keep_spec, record)
-            self._loaded[name] = records
+            async with self._routed:
+                records = {n: VersionRecord(scaled(r.spec, scaling), r.view, True) for n, r in self._loaded[name].items()}
+                for record in records.values():
+                    await self._store.call(self._store.keep_spec, record)
+                self._loaded[name] = records
         return await self.view(name)
 
     def _keep(self, name: str, routing: Routing) -> None:
@@ -170,7 +189,7 @@ class Endpoints:
     async def retire(self, name: str) -> None:
         self._check(name)
         inference = await self._ready()
-        async with self._turn:
+        async with self._turn, self._routed:
             self._check(name)
             # The record first: a crash in between leaves an endpoint that the next start takes down, not one that comes back.
             await self._store.call(self._store.retire, name)

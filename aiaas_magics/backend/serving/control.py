@@ -40,16 +40,19 @@ class Hello(Call, frozen=True, tag="hello"):
 
 
 class Load(Call, frozen=True, kw_only=True, tag="load"):
+    """Make a version ready; requests go to it when a `Route` says so."""
+
     spec: DeploySpec
     version: int
     artefact: str  # path
     samples: str  # path
-    routing: Routing | None = None  # None: the version is made ready, and answers when a `Route` says so
 
 
 class Route(Call, frozen=True, kw_only=True, tag="route"):
     name: str
     routing: Routing
+    keeps: int = 0  # a version that stays loaded beside those of the routing: it waits for one of its own
+    restores: bool = False  # whether an endpoint that was withdrawn answers again
 
 
 class Scale(Call, frozen=True, kw_only=True, tag="scale"):

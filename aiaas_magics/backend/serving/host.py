@@ -147,33 +147,35 @@ class InferenceHost:
         self._up.set()
         self._watching = asyncio.create_task(self._watch(), name="aiaas-inference-watch")
 
-    async def load(self, spec: DeploySpec, version: int, artefact: Path, samples: Path, *, routing: Routing | None = None) -> VersionView:
-        """Bring a version up. When this returns, requests go as `routing` says: by default all to this version.
+    async def load(self, spec: DeploySpec, version: int, artefact: Path, samples: Path) -> VersionView:
+        """Bring a version up, which takes seconds; requests go on as they did until `route` says otherwise.
 
         Raises:
             ProofFailed: the engine differs from Keras; what answered before goes on answering.
             InvalidSpec: the artefact is refused.
             CannotStart: the process ended over it.
         """
-        routing = routing or Routing(live=version)
-        record = Recorded(spec=spec, version=version, artefact=str(artefact), samples=str(samples), routing=routing)
+        record = Recorded(spec=spec, version=version, artefact=str(artefact), samples=str(samples))
         reply = await self._call(_load_call(record), answer_s=LOAD_S)
         if reply.view is None:
             raise AiaasBug("the inference process loaded a version and did not say which")
         self._known.setdefault(spec.name, []).append(record)
-        self._keep(spec.name, routing)
         self.faults.pop(spec.name, None)
         return reply.view
 
-    async def route(self, name: str, routing: Routing) -> None:
-        """Let requests go as `routing` says, from one to the next.
+    async def route(self, name: str, routing: Routing, *, keeps: int = 0, restores: bool = False) -> None:
+        """Let requests go as `routing` says, from one to the next; after it no new request gets a version that is not named.
+
+        Args:
+            keeps: A version that stays loaded beside those: it is being loaded, and waits for a routing of its own.
+            restores: An endpoint that was withdrawn answers again.
 
         Raises:
             UnknownName: there is no such endpoint.
             InvalidSpec: a version that it names is not ready; nothing was changed.
         """
-        await self._call(Route(name=name, routing=routing), answer_s=ANSWER_S)
-        self._keep(name, routing)
+        await self._call(Route(name=name, routing=routing, keeps=keeps, restores=restores), answer_s=ANSWER_S)
+        self._keep(name, routing, keeps=keeps)
 
     async def scale(self, name: str, scaling: Scaling) -> None:
         """Give every version of an endpoint so many executors; nothing that was asked is lost.
@@ -184,10 +186,10 @@ class InferenceHost:
         await self._call(Scale(name=name, scaling=scaling), answer_s=LOAD_S)
         self._known[name] = [replace(record, spec=scaled(record.spec, scaling)) for record in self._known.get(name, [])]
 
-    def _keep(self, name: str, routing: Routing) -> None:
+    def _keep(self, name: str, routing: Routing, *, keeps: int = 0) -> None:
         """Remember what is to be brought back after a death."""
-        kept = [replace(record, routing=routing) for record in self._known.get(name, []) if record.version in routing.loaded]
-        self._known[name] = kept
+        stays = routing.loaded | {keeps}
+        self._known[name] = [replace(record, routing=routing) for record in self._known.get(name, []) if record.version in stays]
 
     async def retire(self, name: str) -> None:
         """Take an endpoint down; what is being answered is answered first.
@@ -320,7 +322,7 @@ class InferenceHost:
         """Load a version, which answers when all of its endpoint are there. One that ends the process over it is left out from then on."""
         running = self._now()
         try:
-            await call_at(running.control, running.secret, _load_call(replace(record, routing=None)), answer_s=LOAD_S)
+            await call_at(running.control, running.secret, _load_call(record), answer_s=LOAD_S)
         except AiaasError as error:
             self._lost(record, str(error))
             return False
@@ -406,7 +408,7 @@ class InferenceHost:
 
 
 def _load_call(record: Recorded) -> Load:
-    return Load(spec=record.spec, version=record.version, artefact=record.artefact, samples=record.samples, routing=record.routing)
+    return Load(spec=record.spec, version=record.version, artefact=record.artefact, samples=record.samples)
 
 
 def ready_in(views: Sequence[VersionView]) -> set[int]:

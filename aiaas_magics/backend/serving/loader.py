@@ -48,10 +48,8 @@ class Loader:
         self._scaling = asyncio.Lock()
         self._seen: dict[Version, Seen] = {}
 
-    async def load(self, spec: DeploySpec, number: int, *, artefact: Path, samples: Path, routing: Routing | None) -> VersionView:
-        """Bring a version up, and let requests go as `routing` says; None leaves them as they are.
-
-        When this returns, no new request gets a version that `routing` does not name, and the last answer of those is out.
+    async def load(self, spec: DeploySpec, number: int, *, artefact: Path, samples: Path) -> VersionView:
+        """Bring a version up; requests go on as they did until `route` says otherwise.
 
         Raises:
             ProofFailed: the engine differs from Keras on the samples.
@@ -64,7 +62,7 @@ class Loader:
             opened = await asyncio.to_thread(open_and_prove, spec, artefact, samples, self._scratch)
             version.engine, version.proof = opened.engines[0].kind, opened.proof.largest
             version.executor, version.replicas = self._executor(version, opened), spec.replicas
-            dropped = self._registry.ready(version, routing)
+            self._registry.ready(version)
         except BaseException as error:
             self._registry.failed(version, str(error))
             if version.executor is not None:
@@ -72,19 +70,23 @@ class Loader:
             if isinstance(error, NotServed):
                 raise InvalidSpec(f"{error}. Run the cell again.") from error
             raise
-        await self._drop(dropped)
         log.info("%s version %d is ready, %s engine, %.3g from Keras", spec.name, number, version.engine, version.proof)
         return version.view()
 
-    async def route(self, name: str, routing: Routing) -> None:
-        """Let requests go as `routing` says; versions that it has no use for are drained and closed.
+    async def route(self, name: str, routing: Routing, *, keeps: int = 0, restores: bool = False) -> None:
+        """Let requests go as `routing` says; versions that it has no use for are drained and closed, but the one that it `keeps`.
+
+        When this returns, no new request gets a version that `routing` does not name, and the last answer of those is out.
+        `restores` lets an endpoint that was withdrawn answer again.
 
         Raises:
             UnknownName: there is no such endpoint.
             InvalidSpec: a version that it names is not ready.
         """
         try:
-            dropped = self._registry.route(name, routing)
+            dropped = self._registry.route(name, routing, keeps=keeps)
+            if restores:
+                self._registry.restore(name)
         except NotServed as error:
             raise UnknownName("endpoint", name, self._registry.names()) from error
         await self._drop(dropped)

@@ -183,12 +183,10 @@ def _answering(loader: Loader, registry: Registry, server: uvicorn.Server, grpc:
                 return Reply()
             case Load():
                 await asyncio.shield(grpc)  # a version answers on both ports
-                view = await loader.load(
-                    call.spec, call.version, artefact=Path(call.artefact), samples=Path(call.samples), routing=call.routing
-                )
+                view = await loader.load(call.spec, call.version, artefact=Path(call.artefact), samples=Path(call.samples))
                 return Reply(view=view)
             case Route():
-                await loader.route(call.name, call.routing)
+                await loader.route(call.name, call.routing, keeps=call.keeps, restores=call.restores)
                 return Reply()
             case Scale():
                 await loader.scale(call.name, call.scaling)

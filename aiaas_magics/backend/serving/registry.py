@@ -153,6 +153,8 @@ class Registry:
         """
         name = version.spec.name
         endpoint = self._endpoints.get(name) or Endpoint(name)
+        for number in [number for number, other in endpoint.versions.items() if other.state == "END"][:-ENDED_KEPT]:
+            del endpoint.versions[number]
         newest = max((number for number, other in endpoint.versions.items() if other.state != "END"), default=0)
         if version.number < 1 or version.number <= newest:
             raise InvalidSpec(f"{name} has a version {max(newest, version.number)} already. Use a higher number than that.")
@@ -166,27 +168,21 @@ class Registry:
         if endpoint is not None and endpoint.live is None and all(other.state == "END" for other in endpoint.versions.values()):
             del self._endpoints[endpoint.name]
 
-    def ready(self, version: Version, routing: Routing | None) -> list[Version]:
-        """A version that was being loaded can answer from here on, and does as `routing` says; None is for one that waits for its `route`.
+    def ready(self, version: Version) -> None:
+        """A version that was being loaded can answer from here on, and is routed to when a `route` says so.
 
         Raises:
             NotServed: the endpoint was retired while the version was loading.
-            InvalidSpec: another version that `routing` names is not ready.
         """
         endpoint = self._endpoints.get(version.spec.name)
         if endpoint is None or endpoint.versions.get(version.number) is not version:
             raise NotServed(f"{version.spec.name} was stopped while version {version.number} was loading")
         version.state = "AVAILABLE"
-        if routing is None:
-            return []
-        dropped = self.route(endpoint.name, routing)
-        self.restore(endpoint.name)  # whoever deploys wants it answered
-        for number in [n for n, other in endpoint.versions.items() if other.state == "END"][:-ENDED_KEPT]:
-            del endpoint.versions[number]
-        return dropped
 
-    def route(self, name: str, routing: Routing) -> list[Version]:
+    def route(self, name: str, routing: Routing, *, keeps: int = 0) -> list[Version]:
         """Let requests go as `routing` says, from one to the next; returns the versions that it has no use for, to be drained.
+
+        `keeps` is a version that is none of these: it waits for a routing of its own.
 
         Raises:
             NotServed: there is no such endpoint.
@@ -203,7 +199,7 @@ class Registry:
             canary=ready.get(routing.canary),
             labels={label: ready[number] for label, number in routing.labels.items()},
         )
-        return [version for number, version in ready.items() if number not in routing.loaded]
+        return [version for number, version in ready.items() if number not in routing.loaded | {keeps}]
 
     def remove(self, name: str) -> list[Version]:
         """Take an endpoint out of reach; returns its versions, to be drained."""
