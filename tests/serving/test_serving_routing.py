@@ -7,17 +7,21 @@ import http.client
 import json
 import os
 import signal
+import struct
 import threading
 import time
 from itertools import pairwise
 from pathlib import Path
 
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from serving_models import plus
 from serving_rig import Rig
 
+from aiaas_magics.backend.serving.grpc.openinference_schema import inference
+from aiaas_magics.backend.serving.protocols import Request
 from aiaas_magics.errors import InvalidSpec, ProofFailed
 from aiaas_magics.routing import Change, Rollout, Routing, Scaling, changed, deployed, place_of, told, without
 
@@ -75,6 +79,12 @@ def test_shares_are_those_that_were_asked_for() -> None:
         assert abs(sum(place < share for place in places) / len(places) - share) < 0.03
 
 
+def test_requests_of_nobody_in_particular_are_spread() -> None:
+    nobody = Request(method="POST", path="/v1/models/live:predict")
+
+    assert len({nobody.sticky_key() for _ in range(20)}) == 20
+
+
 # --------------------------------------------------------------------------- a real process
 
 
@@ -107,6 +117,34 @@ def test_a_canary_gets_its_share_by_the_callers_key_and_versions_and_labels_answ
     rig.run(rig.host.route("live", Routing(live=1)))
     assert answer_of(rig) == 1.0
     assert rig.call("POST", "/v1/models/live/versions/2:predict", b'{"instances": [[0.0]]}').status == 404, "it was drained"
+
+
+def test_a_canary_splits_grpc_callers_by_their_key_or_else_by_their_connection(rig: Rig, tmp_path: Path) -> None:
+    load(rig, tmp_path, 1, Routing(live=1))
+    load(rig, tmp_path, 2, Routing(live=1, canary=2, share=0.5))
+
+    found = {f"k{n}": by_grpc(rig, ("aiaas-sticky-key", f"k{n}")) for n in range(20)}
+    unnamed = [by_grpc(rig) for _ in range(20)]
+
+    assert found == {key: {2.0 if place_of(key.encode()) < 0.5 else 1.0} for key in found}
+    assert {1.0} in unnamed
+    assert {2.0} in unnamed
+    assert all(len(seen) == 1 for seen in unnamed), "a connection stays on its side"
+
+
+def by_grpc(rig: Rig, *metadata: tuple[str, str]) -> set[float]:
+    """What three calls on a connection of their own are answered."""
+    message = inference.ModelInferRequest(model_name="live", raw_input_contents=[bytes(4)])
+    message.inputs.add(name="x", datatype="FP32", shape=(1, 1))
+    with grpc.insecure_channel(rig.host.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=inference.ModelInferRequest.SerializeToString,
+            response_deserializer=inference.ModelInferResponse.FromString,
+        )
+        sent = (("authorization", f"Bearer {rig.host.token}"), *metadata)
+        answers = [infer(message, metadata=sent, timeout=30).raw_output_contents[0] for _ in range(3)]
+    return {struct.unpack("<f", answer)[0] for answer in answers}
 
 
 def test_a_label_moves_only_to_a_version_that_is_ready(rig: Rig, tmp_path: Path) -> None:

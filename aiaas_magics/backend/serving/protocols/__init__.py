@@ -8,6 +8,7 @@ the same for all of them (finding the version, running it, turning a fault into 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -51,8 +52,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
     def sticky_key(self) -> bytes:
-        """Who asks, for splitting callers between versions: as they say themselves, or else by their connection."""
-        return self.header(b"aiaas-sticky-key") or self.client
+        """Who asks, for splitting callers between versions: as they say themselves, or else by their connection.
+
+        Where neither is known it is somebody else each time: one key for all of them would put all on one side.
+        """
+        return self.header(b"aiaas-sticky-key") or self.client or os.urandom(8)
 
 
 class Response(msgspec.Struct, frozen=True):
