@@ -29,7 +29,8 @@ library's failure into one of them, is decided where that library lives.
     │   ├── BlobDamaged           bytes that do not match their name
     │   ├── WorkersLost           workers died more often than they may
     │   ├── OutOfMemory           the machine ended a worker for its memory
-    │   └── ProofFailed           the engine's answers differ from Keras'
+    │   ├── ProofFailed           the engine's answers differ from Keras'
+    │   └── NotScaled             a model could not be opened as often as was asked
     ├── JobCancelled          the user stopped it
     └── AiaasBug              ask us
 
@@ -66,6 +67,7 @@ __all__ = [
     "NotCompiled",
     "NotEnoughDevices",
     "NotOnJax",
+    "NotScaled",
     "OutOfMemory",
     "ProofFailed",
     "RemoteTrainingError",
@@ -337,6 +339,20 @@ class ProofFailed(BackendError):
         return (
             f"{self.name} was not deployed: the {self.engine} engine differs from Keras{by} ({self.detail}). "
             "Give typical rows with --sample ARRAY, or report the model to us."
+        )
+
+
+class NotScaled(BackendError):
+    """An endpoint keeps the executors that it had: one of the new ones could not be opened."""
+
+    def __init__(self, name: str, replicas: int, version: int, why: str) -> None:
+        super().__init__(name, replicas, version, why)
+        self.name, self.replicas, self.version, self.why = name, replicas, version, why
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} answers with the executors that it had: version {self.version} could not be opened {self.replicas} times. "
+            f"Use fewer replicas, or deploy the model anew. The reason: {self.why}"
         )
 
 

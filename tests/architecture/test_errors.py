@@ -28,6 +28,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "NotCompiled": ("sequential",),
     "NotEnoughDevices": (4, 2, "local"),
     "NotOnJax": ("Model has its own train_step, written for TensorFlow",),
+    "NotScaled": ("churn", 4, 2, "no memory is left"),
     "OutOfMemory": ("7", 1, "killed by signal 9, the machine's out-of-memory count rose"),
     "ProofFailed": ("churn", "onnx", 0.25, "output 'y', row 3"),
     "RemoteTrainingError": (ErrorReport(type="ValueError", message="bad", ranks=(0, 1)),),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.loader import Loader
 from aiaas_magics.backend.serving.registry import Registry, Version
 from aiaas_magics.backend.serving.scaling import DOWN_WINDOWS, UP_WINDOWS, WINDOW_S, Totals, Window, wanted, window_between
-from aiaas_magics.errors import InvalidSpec
+from aiaas_magics.errors import InvalidSpec, NotScaled
 from aiaas_magics.routing import Routing, Scaling, scaling_of
 
 IDLE = Window(busy=0.0, waited_s=0.0, computed_s=0.0)
@@ -115,6 +116,36 @@ async def _numbers_of_executors(folder: Path) -> dict[str, float]:
     seen["fixed"] = await look(3 * UP_WINDOWS, busy=1.0)
     await loader.close()
     return seen
+
+
+def test_a_scaling_that_cannot_open_one_version_leaves_all_of_them_as_they_were(tmp_path: Path) -> None:
+    asyncio.run(_scaled_in_vain(tmp_path))
+
+
+async def _scaled_in_vain(folder: Path) -> None:
+    registry = Registry()
+    loader = Loader(registry, clock=Clock(), scratch=folder, limits=Limits())
+    made = {number: plus(folder, "live", float(number)) for number in (1, 2)}
+    for number, model in made.items():
+        await loader.load(model.spec, number, artefact=model.artefact, samples=model.samples)
+    await loader.route("live", Routing(live=2, previous=1))
+    versions = registry.versions("live")
+    before = [(version.executor, version.replicas, version.spec) for version in versions]
+    threads = threads_of("aiaas-live")
+
+    made[1].artefact.write_bytes(b"damaged since")
+    with pytest.raises(NotScaled, match=r"executors that it had: version 1 could not .* The reason: live was not loaded: it is no ONNX"):
+        await loader.scale("live", Scaling(replicas=3))
+
+    assert [(version.executor, version.replicas, version.spec) for version in versions] == before
+    assert threads_of("aiaas-live") == threads
+    with versions[0].lease() as executor:
+        assert (await executor.run({"x": np.ones((1, 1), np.float32)}, 1))["y"].tolist() == [[3.0]]
+    await loader.close()
+
+
+def threads_of(name: str) -> list[str]:
+    return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith(name))
 
 
 def busy_for(version: Version, share: float) -> None:

@@ -33,6 +33,7 @@ STATUS: Final[dict[type[AiaasError], int]] = {
     errors.NotEnoughDevices: 409,
     errors.BlobDamaged: 422,
     errors.ProofFailed: 422,
+    errors.NotScaled: 422,
     errors.BackendTooSlow: 504,
     errors.CannotStart: 503,
     errors.StoreNotWritable: 507,

@@ -169,6 +169,7 @@ class Endpoints:
         Raises:
             UnknownName: there is no such endpoint.
             InvalidSpec: no such number is possible.
+            NotScaled: one could not be opened; all versions have what they had.
         """
         self._check(name)
         inference = await self._ready()

@@ -182,6 +182,7 @@ class InferenceHost:
 
         Raises:
             UnknownName: there is no such endpoint.
+            NotScaled: one could not be opened; all versions have what they had.
         """
         await self._call(Scale(name=name, scaling=scaling), answer_s=LOAD_S)
         self._known[name] = [replace(record, spec=scaled(record.spec, scaling)) for record in self._known.get(name, [])]

@@ -12,7 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -27,7 +27,7 @@ from aiaas_magics.backend.serving.registry import Executor, NotServed, Registry,
 from aiaas_magics.backend.serving.replicas import Inline, Replicas
 from aiaas_magics.backend.serving.scaling import DOWN_WINDOWS, Window, scaled, totals_of, wanted, window_between
 from aiaas_magics.clock import Clock
-from aiaas_magics.errors import InvalidSpec, UnknownName
+from aiaas_magics.errors import InvalidSpec, NotScaled, UnknownName
 from aiaas_magics.routing import Routing, Scaling
 from aiaas_magics.spec import DeploySpec, VersionView
 
@@ -96,14 +96,15 @@ class Loader:
 
         Raises:
             UnknownName: there is no such endpoint.
+            NotScaled: one could not be opened; all versions have what they had.
         """
-        try:
-            versions = [version for version in self._registry.versions(name) if version.state == "AVAILABLE"]
-        except NotServed as error:
-            raise UnknownName("endpoint", name, self._registry.names()) from error
         async with self._scaling:
+            try:
+                versions = [version for version in self._registry.versions(name) if version.state == "AVAILABLE"]
+            except NotServed as error:
+                raise UnknownName("endpoint", name, self._registry.names()) from error
+            await self._rescale(versions, scaling.replicas)
             for version in versions:
-                await self._rescale(version, scaling.replicas)
                 version.spec = scaled(version.spec, scaling)
 
     async def follow_load(self) -> None:
@@ -117,18 +118,34 @@ class Loader:
                 number = wanted(tuple(seen.windows), replicas=version.replicas, least=version.spec.replicas, most=most)
                 if number != version.replicas:
                     log.info("%s version %d: %d executors, by its load", version.spec.name, version.number, number)
-                    await self._rescale(version, number)
+                    await self._rescale([version], number)
                     seen.windows.clear()
 
-    async def _rescale(self, version: Version, replicas: int) -> None:
-        opened = await asyncio.to_thread(open_and_prove, structs.replace(version.spec, replicas=replicas), *version.files, self._scratch)
-        if version.executor is None:  # drained meanwhile
-            for engine in opened.all:
-                engine.close()
-            return
-        before, version.executor = version.executor, self._executor(version, opened)
-        version.replicas = replicas
-        await before.close()
+    async def _rescale(self, versions: Sequence[Version], replicas: int) -> None:
+        """Open and prove for all before any is swapped: a version that cannot be opened so often leaves the others as they are too."""
+        async with AsyncExitStack() as undo:
+            made = []
+            for version in versions:
+                executor = await self._opened_again(version, replicas)
+                undo.push_async_callback(executor.close)
+                made.append(executor)
+            undo.pop_all()
+        useless: list[Executor] = []
+        for version, executor in zip(versions, made, strict=True):
+            if version.executor is None:  # drained meanwhile
+                useless.append(executor)
+            else:
+                useless.append(version.executor)
+                version.executor, version.replicas = executor, replicas
+        await asyncio.gather(*(executor.close() for executor in useless))
+
+    async def _opened_again(self, version: Version, replicas: int) -> Executor:
+        spec = structs.replace(version.spec, replicas=replicas)
+        try:
+            return self._executor(version, await asyncio.to_thread(open_and_prove, spec, *version.files, self._scratch))
+        except Exception as error:  # border: engines of any kind are opened here
+            log.warning("%s version %d cannot be opened again", spec.name, version.number, exc_info=True)
+            raise NotScaled(spec.name, replicas, version.number, str(error) or type(error).__name__) from error
 
     async def _drop(self, versions: Sequence[Version]) -> None:
         await asyncio.gather(*(version.drain_and_close() for version in versions))
