@@ -75,6 +75,12 @@ class Long(Http1):
         return False
 
 
+def configured(app: App) -> uvicorn.Config:
+    config = uvicorn.Config(app, ws="none", lifespan="off", interface="asgi3", log_config=None, proxy_headers=False)
+    config.load()
+    return config
+
+
 class Served:
     """A registry with one model, and connections to it without a network."""
 
@@ -90,13 +96,14 @@ class Served:
         registry.ready(version)
         registry.route("double", Routing(live=1))
         self.version, self.app = version, App(registry, Guard(b"right"), body_s=body_s)
-        self._config = uvicorn.Config(self.app, ws="none", lifespan="off", interface="asgi3", log_config=None, proxy_headers=False)
-        self._config.load()
+        # What the short way has learned of heads is of one app: the long way has its own.
+        self._short, self._long = configured(self.app), configured(App(registry, Guard(b"right"), body_s=body_s))
         self.state = ServerState()
 
     def connect(self, protocol: type[Http1] = Http1) -> tuple[Http1, Wire]:
         wire = Wire()
-        made = protocol(config=self._config, server_state=self.state, app_state={}, _loop=asyncio.get_running_loop())
+        config = self._long if protocol is Long else self._short
+        made = protocol(config=config, server_state=self.state, app_state={}, _loop=asyncio.get_running_loop())
         made.connection_made(wire)
         return made, wire
 
@@ -186,6 +193,75 @@ async def test_twenty_thousand_requests_are_answered_alike_on_both_ways() -> Non
     assert {b"200", b"400", b"401", b"404", b"405", b"421"} <= codes
     assert b"500" not in codes
     assert served.version.figures.requests > 5_000
+    await served.version.drain_and_close()
+
+
+ROW = b'{"instances": [[1.0, 2.0]]}'
+DOUBLED = b'{"predictions":[[2.0,4.0]]}'
+
+
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Grows by the URL of each request whose head is parsed."""
+    seen: list[bytes] = []
+    complete = Http1.on_headers_complete
+
+    def counted(self: Http1) -> None:
+        seen.append(self.url)
+        complete(self)
+
+    monkeypatch.setattr(Http1, "on_headers_complete", counted)
+    return seen
+
+
+async def test_a_head_that_came_before_is_not_parsed_again_on_any_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    served, seen = Served(), parsed(monkeypatch)
+    one = request(V1, ROW, ALLOWED)
+
+    for reads in ([one, one, one], [one]):
+        answer, _ = await served.answers(Http1, reads)
+        assert answer.count(DOUBLED) == len(reads)
+
+    assert seen == [V1]
+    await served.version.drain_and_close()
+
+
+@pytest.mark.parametrize(
+    ("reads", "said"),
+    [
+        pytest.param([b"\r\n\r\n", request(V1, ROW, ALLOWED)], [b"200"], id="empty lines before"),
+        pytest.param([request(V1, ROW, ALLOWED) * 2], [b"200", b"200"], id="two in one read"),
+        pytest.param([request(V1, ROW, ALLOWED)[:-5], ROW[-5:]], [b"200"], id="the body in two reads"),
+        pytest.param([request(V1, ROW, ALLOWED) + b"POST", request(V1, ROW, ALLOWED)[4:]], [b"200", b"200"], id="the next one's beginning"),
+        pytest.param([request(V1, ROW, b"Authorization: Bearer wrong")], [b"401"], id="another token"),
+        pytest.param([request(V1, ROW, ALLOWED, host=b"evil.example")], [b"421"], id="another host"),
+        pytest.param([request(b"/", b"", ALLOWED, method=b"GET") + request(V1, ROW, ALLOWED)], [b"200", b"200"], id="behind a page"),
+        pytest.param([b"GET / HTTP/1.1\r\n", request(V1, ROW, ALLOWED)], [b"400"], id="within another's head"),
+    ],
+)
+async def test_what_only_looks_like_a_head_that_came_before_is_parsed(reads: list[bytes], said: list[bytes]) -> None:
+    served = Served()
+    await served.answers(Http1, [request(V1, ROW, ALLOWED)] * 2)
+
+    quick, slow = await served.answers(Http1, reads), await served.answers(Long, reads)
+
+    assert quick == slow
+    assert re.findall(rb"HTTP/1.1 (\d+)", quick[0]) == said
+    assert set(served.app.heads) == {request(V1, ROW, ALLOWED).removesuffix(ROW)}
+    await served.version.drain_and_close()
+
+
+async def test_heads_are_kept_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "HEADS", 3)
+    served = Served()
+
+    for spaces in range(10):
+        answer, _ = await served.answers(Http1, [request(V1, ROW + b" " * spaces, ALLOWED)])
+        assert answer.endswith(DOUBLED)
+    long_head = await served.answers(Http1, [request(V1, ROW, ALLOWED, b"X-Long: " + b"x" * http1.KNOWN_HEAD_BYTES)])
+
+    assert long_head[0].endswith(DOUBLED)
+    assert 0 < len(served.app.heads) <= 3
+    assert max(map(len, served.app.heads)) <= http1.KNOWN_HEAD_BYTES
     await served.version.drain_and_close()
 
 

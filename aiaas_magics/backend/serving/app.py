@@ -65,6 +65,7 @@ class App:
         self.body_s = body_s
         self._body_bytes = body_bytes
         self.held = Held()
+        self.heads: dict[bytes, tuple[Any, int]] = {}  # of `http1`: heads that were decided on, with their bodies' lengths
         self._held_most = 8 * body_bytes  # guess: eight of the largest bodies at once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,9 +169,10 @@ async def _answer(send: Send, response: Response, *, close: bool = False) -> Non
 
 
 def _head(response: Response, *, close: bool) -> dict[str, Any]:
-    headers = [(b"content-length", str(len(response.body)).encode()), *response.headers]
+    headers = [*response.headers]
     if response.body:
         headers.append((b"content-type", response.content_type))
     if close:
         headers.append(CLOSE)
+    headers.append((b"content-length", str(len(response.body)).encode()))
     return {"type": "http.response.start", "status": response.status, "headers": headers}

@@ -10,12 +10,13 @@ over whole levels instead of a function called for each value.
 
 from __future__ import annotations
 
-import array as arrays
 import base64
 import binascii
 import json
 import math
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any, Final, Literal
 
@@ -84,7 +85,13 @@ class PlainRows(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _PLAIN_ROWS: Final = msgspec.json.Decoder(PlainRows)
-_PLAIN: Final = {"float32": "f", "float64": "d"}  # dtypes -> the codes of `array`
+_PLAIN: Final[Mapping[str, tuple[str, np.dtype[Any]]]] = {"float32": ("f", np.dtype("<f4")), "float64": ("d", np.dtype("<f8"))}
+PACKED: Final = 65536  # guess: numbers of a row; formats of the last 64 widths are kept, 16 bytes a number
+
+
+@lru_cache(maxsize=64)
+def _packer(count: int, code: str) -> Callable[..., bytes]:
+    return struct.Struct(f"<{count}{code}").pack
 
 
 def read_plain_rows(body: bytes, inputs: Sequence[TensorSpec]) -> PredictCall | None:
@@ -93,26 +100,21 @@ def read_plain_rows(body: bytes, inputs: Sequence[TensorSpec]) -> PredictCall | 
     Of what is not plain, or wrong, nothing is decided here: it is read again, slower, by rules with a sentence for each fault.
     """
     spec = inputs[0]
-    code = _PLAIN.get(spec.dtype)
-    if code is None or len(inputs) > 1 or len(spec.shape) != 2:
+    known = _PLAIN.get(spec.dtype)
+    if known is None or len(inputs) > 1 or len(spec.shape) != 2:
         return None
+    code, dtype = known
     try:
         rows = _PLAIN_ROWS.decode(body).instances
-        flat = arrays.array(code, rows[0] if len(rows) == 1 else chain.from_iterable(rows))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        count, columns = len(rows), len(rows[0])
+        if spec.shape[0] not in (-1, count) or spec.shape[1] not in (-1, columns) or not 0 < columns <= PACKED:
+            return None
+        # Several times as quick as numpy or `array`; a row of another length, and a number that the dtype cannot hold, is refused.
+        pack = _packer(columns, code)
+        packed = pack(*rows[0]) if count == 1 else b"".join([pack(*row) for row in rows])
+    except (msgspec.MsgspecError, UnicodeDecodeError, struct.error, OverflowError, IndexError):
         return None
-    if not flat:
-        return None
-    count, columns = len(rows), len(rows[0])
-    if spec.shape[0] not in (-1, count) or spec.shape[1] not in (-1, columns):
-        return None
-    if count > 1 and set(map(len, rows)) != {columns}:
-        return None
-    values = np.frombuffer(flat, spec.dtype)
-    # Finite where all numbers are and fit into the dtype; where it is not, the other way finds out which does not.
-    if not np.isfinite(values).all():
-        return None
-    return PredictCall(layout="row", tensors={spec.name: values.reshape(count, columns)}, rows=count)
+    return PredictCall(layout="row", tensors={spec.name: np.frombuffer(packed, dtype).reshape(count, columns)}, rows=count)
 
 
 def parse(body: bytes) -> Any:
@@ -302,14 +304,15 @@ def write_predict(outputs: Mapping[str, np.ndarray], layout: Literal["row", "col
 def json_of(name: str, array: Any) -> bytes:
     """A tensor as JSON; floats in the shortest form that is exact at their width, with bare NaN and Infinity."""
     array = np.asarray(array)
-    if array.dtype.kind in "OSU":
+    kind = array.dtype.kind
+    if kind in "OSU":
         return orjson.dumps(_texts(array.tolist(), as_bytes=name.endswith("_bytes")))
     if array.ndim == 0:
         return json_of(name, array.reshape(1))[1:-1]
-    if array.dtype == np.float16:
+    if kind == "f" and array.itemsize == 2:
         array = array.astype(np.float32)  # TF Serving has no JSON for half at all; a wider float loses nothing
-    text = orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
-    if array.dtype.kind != "f" or b"null" not in text:
+    text = orjson.dumps(array if array.flags.c_contiguous else np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
+    if kind != "f" or b"null" not in text:
         return text
     # The writer puts null for each value that JSON has no word for, in order.
     odd = array[~np.isfinite(array)].tolist()

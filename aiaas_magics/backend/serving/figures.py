@@ -29,7 +29,10 @@ class Durations:
 
     def add(self, duration_us: int) -> None:
         self.total_us += duration_us
-        self.counts[min(bucket_of(duration_us), len(self.counts) - 1)] += 1
+        try:
+            self.counts[bucket_of(duration_us)] += 1
+        except IndexError:
+            self.counts[-1] += 1
 
     def __len__(self) -> int:
         return sum(self.counts)

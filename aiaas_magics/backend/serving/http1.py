@@ -19,11 +19,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from aiaas_magics.backend.guard import ALLOW, facts_of
 from aiaas_magics.backend.serving import inferring
 from aiaas_magics.backend.serving.app import App, BodyTooSlow
-from aiaas_magics.backend.serving.protocols import Headers, InferenceProtocol, Request, Response, Route, error
+from aiaas_magics.backend.serving.protocols import JSON, Headers, InferenceProtocol, Request, Response, Route, error
 
 HEAD_BYTES: Final = 64 * 1024  # as h11, uvicorn's other protocol, by default
 HEAD_S: Final = 10.0  # guess: a head is one packet; a sender that needs longer holds a connection for nothing
 SHORT_BYTES: Final = 256 * 1024  # guess: reading a larger body costs more than the longer way
+HEADS: Final = 1024  # guess: heads that are known by their bytes; they differ in the body's length
+KNOWN_HEAD_BYTES: Final = 2048  # guess: of longer ones too few are the same
 PENDING: Final = 64  # guess: requests of one connection that wait for their answers before it is read on
 
 
@@ -37,6 +39,9 @@ class Known:
     path: str
     protocol: InferenceProtocol
     route: Route
+
+
+UNKNOWN: Final[tuple[Known | None, int]] = (None, 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -73,17 +78,19 @@ class Http1(HttpToolsProtocol):
     app: App
     cycle: Any
 
+    _between = True  # the parser stands between two requests
     _in_head = True
     _head_bytes = 0
     _head_deadline: asyncio.TimerHandle | None = None
     _known: Known | None = None  # of the request that was taken the short way last
     _short: Known | None = None  # the request being read, where it takes the short way
+    _taken = UNKNOWN  # the last request of this read that took the short way, and its body's length
     _length = b""
     _held = 0
     _body_deadline: asyncio.TimerHandle | None = None
     _last_s = 0.0
     _default_headers: object = None
-    _head_of_answer = b""
+    _plain_head = b""  # of an answer with a JSON body and nothing special, up to the body's length
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -100,6 +107,16 @@ class Http1(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._last_s = self.loop.time()
+        # A whole request whose head came before, byte for byte, is not parsed again.
+        head = data[: data.find(b"\r\n\r\n") + 4] if self._between else b""
+        if head:
+            known, length = self.app.heads.get(head, UNKNOWN)
+            if known is not None and len(data) == len(head) + length and self._is_free():
+                if self._head_deadline is not None:
+                    self._disarm()
+                self._take(known, data[len(head) :])
+                return
+        self._taken = UNKNOWN
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -107,6 +124,8 @@ class Http1(HttpToolsProtocol):
         except httptools.HttpParserError:
             self.send_400_response("This is not valid HTTP/1.1. Check what sends this request.")
             return
+        if head and self._between:
+            self._learn(head, len(data))
         # A whole request in one read, which is nearly every one, costs a few comparisons here.
         if self._in_head:
             if not self.transport.is_closing():
@@ -123,7 +142,7 @@ class Http1(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         # What uvicorn does here is done when it turns out that the request is one for it.
         self.url, self.headers, self._length = b"", [], b""
-        self._in_head, self._head_bytes = True, 0
+        self._between, self._in_head, self._head_bytes = False, True, 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(name) == 14 and not self._length and name.lower() == b"content-length":
@@ -165,7 +184,9 @@ class Http1(HttpToolsProtocol):
         path = url.path.decode("ascii")
         protocol = inferring.protocol_of(path)
         route = protocol.find_route("POST", path)
-        return Known(self.url, self.headers, headers, path, protocol, route) if not isinstance(route, Response) and route.infers else None
+        if isinstance(route, Response) or not route.infers:
+            return None
+        return Known(self.url, self.headers, headers, path, protocol, route)
 
     def _as_uvicorn(self) -> None:
         url, headers = self.url, [(name.lower(), value) for name, value in self.headers]
@@ -184,12 +205,26 @@ class Http1(HttpToolsProtocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
+        self._between = True
         known, self._short = self._short, None
         if known is None:
             super().on_message_complete()
             return
         self._release()
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._taken = known, len(body)
+        self._take(known, body)
+
+    def _learn(self, head: bytes, read: int) -> None:
+        """If what was read was just one request, and took the short way, the next one with that head need not be parsed."""
+        known, length = self._taken
+        if known is not None and read == len(head) + length and len(head) <= KNOWN_HEAD_BYTES:
+            if len(self.app.heads) >= HEADS:
+                self.app.heads.clear()
+            self.app.heads[head] = known, length
+
+    def _take(self, known: Known, body: bytes) -> None:
+        """Have a request answered below ASGI."""
         slot = Slot()
         self._pending.slots.append(slot)
         self.cycle = self._pending
@@ -208,16 +243,17 @@ class Http1(HttpToolsProtocol):
     def _flush(self) -> None:
         """Send what may be sent: answers leave in the order of their requests."""
         slots = self._pending.slots
-        if not slots or slots[0].response is None:
+        if not slots or (response := slots[0].response) is None:
             return
-        out: list[bytes] = []
+        slots.popleft()
+        out = self._bytes_of(response)
         while slots and (response := slots[0].response) is not None:
             slots.popleft()
             out += self._bytes_of(response)
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.transport.write(b"".join(out))
+        self.transport.write(out)
         if slots:
             return
         if not self._pending.keep_alive:  # a shutdown waited for them
@@ -230,21 +266,26 @@ class Http1(HttpToolsProtocol):
             if self.timeout_keep_alive_task is None:
                 self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
-    def _bytes_of(self, response: Response) -> tuple[bytes, ...]:
+    def _bytes_of(self, response: Response) -> bytes:
         if self._default_headers is not self.server_state.default_headers:  # uvicorn makes a new list each second, for the date
             self._default_headers = self.server_state.default_headers
-            self._head_of_answer = _lines(self.server_state.default_headers) + b"content-length: "
-        keep = b"" if self._pending.keep_alive else b"connection: close\r\n"
-        kind = b"content-type: %b\r\n" % response.content_type if response.body else b""
-        head = b"%b%b%d\r\n%b%b%b\r\n" % (
+            self._plain_head = b"%b%bcontent-type: %b\r\ncontent-length: " % (
+                STATUS_LINE[200],
+                _lines(self.server_state.default_headers),
+                JSON,
+            )
+        body = response.body
+        if response.status == 200 and not response.headers and response.content_type is JSON and body and self._pending.keep_alive:
+            return b"%b%d\r\n\r\n%b" % (self._plain_head, len(body), body)
+        return b"%b%b%b%b%bcontent-length: %d\r\n\r\n%b" % (
             STATUS_LINE[response.status],
-            self._head_of_answer,
-            len(response.body),
-            _lines(response.headers) if response.headers else b"",
-            kind,
-            keep,
+            _lines(self.server_state.default_headers),
+            _lines(response.headers),
+            b"content-type: %b\r\n" % response.content_type if body else b"",
+            b"" if self._pending.keep_alive else b"connection: close\r\n",
+            len(body),
+            body,
         )
-        return head, response.body
 
     def pause_writing(self) -> None:
         """The other side does not read its answers: no more of its requests are read either."""

@@ -78,12 +78,11 @@ class Queued:
         )
 
     def _answer(self, batch: Batch, answers: Sequence[Answer], began_s: float, compute_s: float, why: str) -> None:
-        self._figures.ran(
-            rows=sum(waiting.rows for waiting in batch),
-            waited_ns=int(sum(began_s - waiting.since_s for waiting in batch) * 1e9),
-            compute_ns=int(compute_s * 1e9),
-            why=why,
-        )
+        rows, waited_s = 0, 0.0
+        for waiting in batch:
+            rows += waiting.rows
+            waited_s += began_s - waiting.since_s
+        self._figures.ran(rows=rows, waited_ns=int(waited_s * 1e9), compute_ns=int(compute_s * 1e9), why=why)
         for waiting, answer in zip(batch, answers, strict=True):
             waiting.item.done(answer)
 
@@ -256,7 +255,12 @@ def _answer_of(engine: Engine, request: Tensors) -> Answer:
 def cut(outputs: Tensors, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
     """The outputs of a batch, cut into those of its requests."""
     total = sum(rows)
-    if any(output.ndim == 0 or output.shape[0] != total for output in outputs.values()):
-        raise ValueError("an output has not one row for each row of the inputs")
-    ends = np.cumsum(rows).tolist()
-    return [{name: output[end - count : end] for name, output in outputs.items()} for count, end in zip(rows, ends, strict=True)]
+    for output in outputs.values():
+        if output.ndim == 0 or output.shape[0] != total:
+            raise ValueError("an output has not one row for each row of the inputs")
+    found, start = [], 0
+    for count in rows:
+        end = start + count
+        found.append({name: output[start:end] for name, output in outputs.items()})
+        start = end
+    return found
