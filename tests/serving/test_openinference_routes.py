@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import serving_models
-from serving_models import ONNX_TYPES
+from msgspec.structs import replace
+from serving_models import ONNX_TYPES, Made
 from serving_rig import Answer, Rig
 
 from aiaas_magics.backend.serving.protocols.openinference_codec import DATATYPES
@@ -52,19 +53,6 @@ def infer(rig: Rig, name: str, document: dict[str, Any], raw: bytes = b"", *, wh
                 ],
             },
         ),
-        (
-            "/v2/models/scalar/config",
-            {
-                "name": "scalar",
-                "platform": "onnx_onnxv1",
-                "backend": "onnxruntime",
-                "max_batch_size": 256,
-                "input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [1], "reshape": {"shape": []}}],
-                "output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [1], "reshape": {"shape": []}}],
-                "instance_group": [{"name": "scalar", "kind": "KIND_CPU", "count": 1}],
-                "dynamic_batching": {"max_queue_delay_microseconds": 0},
-            },
-        ),
     ],
 )
 def test_a_document_is_what_the_protocol_says(shared: Rig, path: str, document: dict[str, Any]) -> None:
@@ -72,6 +60,40 @@ def test_a_document_is_what_the_protocol_says(shared: Rig, path: str, document: 
 
     assert (answer.status, answer.document) == (200, document)
     assert answer.headers["content-type"] == "application/json"
+
+
+def test_a_configuration_has_what_clients_look_for(shared: Rig) -> None:
+    document = shared.call("GET", "/v2/models/scalar/config").document
+
+    (together,) = document["dynamic_batching"].pop("preferred_batch_size")
+    assert 8 <= together <= 256, "by how quick the model is here"
+    assert document == {
+        "name": "scalar",
+        "platform": "onnx_onnxv1",
+        "backend": "onnxruntime",
+        "max_batch_size": (64 * 1024 - 64) * 1024 // 4,
+        "input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [1], "reshape": {"shape": []}}],
+        "output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [1], "reshape": {"shape": []}}],
+        "instance_group": [{"name": "scalar", "kind": "KIND_CPU", "count": 1}],
+        "dynamic_batching": {"max_queue_delay_microseconds": 0},
+    }
+
+
+def test_as_many_rows_are_taken_as_the_configuration_says(rig: Rig, tmp_path: Path) -> None:
+    columns = 4096
+    made = serving_models.echo(tmp_path, "wide", "float32", columns)
+    rig.load(Made(replace(made.spec, max_delay_us=7, replicas=2), made.artefact, made.samples))
+    config = rig.call("GET", "/v2/models/wide/config").document
+
+    def ask(rows: int) -> int:
+        raw = bytes(4 * rows * columns)
+        entry = {"name": "x", "datatype": "FP32", "shape": [rows, columns], "parameters": {"binary_data_size": len(raw)}}
+        return infer(rig, "wide", {"inputs": [entry], "parameters": {"binary_data_output": True}}, raw).status
+
+    assert config["dynamic_batching"] == {"preferred_batch_size": [256], "max_queue_delay_microseconds": 7}
+    assert config["instance_group"][0]["count"] == 2
+    assert ask(config["max_batch_size"]) == 200
+    assert ask(config["max_batch_size"] + 16) == 413
 
 
 @pytest.mark.parametrize("path", ["/v2", "/v2/"])

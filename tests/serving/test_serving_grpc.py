@@ -225,7 +225,7 @@ def test_the_server_and_its_models_describe_themselves_as_over_rest(client: Clie
         (t["name"], t["datatype"], t["shape"]) for t in told["inputs"]
     ]
     assert list(about.extensions) == shared.call("GET", "/v2").document["extensions"]
-    assert (config.max_batch_size, config.input[1].data_type, list(config.input[0].dims)) == (256, 8, [2])
+    assert (config.max_batch_size, config.input[1].data_type, list(config.input[0].dims)) == ((64 * 1024 - 64) * 1024 // 16, 8, [2])
     assert ("plus", "3", "READY") in {(model.name, model.version, model.state) for model in index.models}
     assert client(V2 + "ServerLive", inference.ServerLiveRequest(), inference.ServerLiveResponse).live
     assert client(V2 + "ServerReady", inference.ServerReadyRequest(), inference.ServerReadyResponse).ready

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from aiaas_magics.backend.guard import Allow, Guard, facts_of
 from aiaas_magics.backend.serving import inferring
+from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.compression import TooLarge, unpacked
 from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, error
 from aiaas_magics.backend.serving.registry import Registry
@@ -25,7 +26,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-BODY_BYTES: Final = 64 * 1024 * 1024  # as Triton's --http-max-input-size
+BODY_BYTES: Final = Limits().body_bytes
 BODY_S: Final = 60.0  # guess: the largest body over a 10 Mbit/s line
 LINGER_S: Final = 2.0  # guess: how long a refused body is read into nothing, so that its sender sees the answer instead of a reset
 CLOSE: Final = (b"connection", b"close")

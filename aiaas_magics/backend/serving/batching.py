@@ -29,6 +29,7 @@ class Limits:
     batch_rows: int = 256  # guess: beyond this a batch gains little on a CPU and makes its members wait
     waiting: int = 1024  # guess: requests; more would be answered after their callers gave up
     waiting_bytes: int = 256 * 1024 * 1024  # guess: four requests of the largest body that is taken
+    body_bytes: int = 64 * 1024 * 1024  # of one request; as Triton's --http-max-input-size
     oldest_s: float = 10.0  # guess: with a queue this old, a quick refusal helps more than a late answer
     delay_s: float = 0.0  # how long the first of a batch may be held back for company; nobody waits unless asked to
 

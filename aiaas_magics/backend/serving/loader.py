@@ -55,7 +55,9 @@ class Loader:
             ProofFailed: the engine differs from Keras on the samples.
             InvalidSpec: the artefact or the samples are refused.
         """
-        version = Version(number=number, spec=spec, created_s=self._clock.now_s(), files=(artefact, samples))
+        version = Version(
+            number=number, spec=spec, created_s=self._clock.now_s(), files=(artefact, samples), body_bytes=self._limits.body_bytes
+        )
         self._registry.begin(version)
         try:
             # In a thread: opening and proving take seconds, and requests go on meanwhile.

@@ -101,7 +101,7 @@ async def run(options: Options) -> None:
         listener = held.enter_context(_listener(options, files))
         grpc_port = _grpc_port(options, files)
         registry = Registry(withdrawn=files.withdrawn(), keep_withdrawn=files.keep_withdrawn)
-        loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=Limits())
+        loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=Limits(body_bytes=options.body_bytes))
         guard = Guard(files.token().encode(), _hosts(options))
         app = App(registry, guard, body_bytes=options.body_bytes)
         server = Server(_uvicorn_config(app, options))

@@ -29,6 +29,9 @@ ENDED_KEPT: Final = 8  # guess: how many versions of the past a status still nam
 
 
 class Executor(Protocol):
+    @property
+    def batch_rows(self) -> int: ...
+
     def submit(self, tensors: Tensors, rows: int | None, done: Done, *, timeout_s: float = ...) -> None: ...
 
     async def run(self, tensors: Tensors, rows: int | None) -> dict[str, np.ndarray]: ...
@@ -58,6 +61,7 @@ class Version:
     executor: Executor | None = None
     replicas: int = 0
     fault: str = ""
+    body_bytes: int = 0  # that a request for it may have
     figures: Figures = field(default_factory=Figures)
     _leases: int = 0
     _free: asyncio.Event = field(default_factory=asyncio.Event)

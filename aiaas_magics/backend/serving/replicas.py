@@ -46,6 +46,11 @@ class Queued:
         self._loop = asyncio.get_running_loop()
         self._queue: BatchQueue[Request] = BatchQueue(limits)
 
+    @property
+    def batch_rows(self) -> int:
+        """How many rows of several requests run together; 0 where each request runs by itself."""
+        return self._queue.limits.batch_rows if self._batchable else 0
+
     def submit(self, tensors: Tensors, rows: int | None, done: Done, *, timeout_s: float = math.inf) -> None:
         raise NotImplementedError
 

@@ -211,7 +211,7 @@ def model_metadata(call: Call) -> Any:
 
 def model_config(call: Call) -> Any:
     version = version_of(call, call.message.name, call.message.version)
-    return inference.ModelConfigResponse(config=documents.config(version.spec))
+    return inference.ModelConfigResponse(config=documents.config(version))
 
 
 def repository_index(call: Call) -> Any:

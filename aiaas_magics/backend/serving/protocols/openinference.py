@@ -332,7 +332,7 @@ _LOOKS: Final[Mapping[str, Callable[[Registry, Route, Request], Response]]] = Ma
         "ready": _ready,
         "model_ready": _model_ready,
         "metadata": lambda registry, route, _: _json(documents.metadata(registry, registry.find(route.name, route.version))),
-        "config": lambda registry, route, _: _json(documents.config(registry.find(route.name, route.version).spec)),
+        "config": lambda registry, route, _: _json(documents.config(registry.find(route.name, route.version))),
         "statistics": _statistics,
         "all_statistics": _statistics,
         "load": _load,

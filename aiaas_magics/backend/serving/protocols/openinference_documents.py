@@ -9,6 +9,7 @@ https://github.com/triton-inference-server/server, and its model_config.proto.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Final, TypeVar
@@ -16,17 +17,18 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from aiaas_magics import settings
-from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.protocols import BadValue
-from aiaas_magics.backend.serving.protocols.openinference_codec import DATATYPES
+from aiaas_magics.backend.serving.protocols.openinference_codec import DATATYPES, LAYOUTS, LENGTH
 from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
-from aiaas_magics.spec import DeploySpec, TensorSpec, Value
+from aiaas_magics.spec import TensorSpec, Value
 
 EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 PLATFORMS: Final[Mapping[str, str]] = {"onnx": "onnx_onnxv1", "saved_model": "tensorflow_savedmodel"}
 BACKENDS: Final[Mapping[str, str]] = {"onnx": "onnxruntime", "saved_model": "tensorflow"}
 # Where the configuration has other words than "TYPE_" and the datatype.
 CONFIG_TYPES: Final[Mapping[str, str]] = {"BYTES": "TYPE_STRING"}
+HEAD_BYTES: Final = 64 * 1024  # guess: what stands before the tensors in a body, their names and shapes in JSON
+LARGEST_INT32: Final = 2**31 - 1  # the field's type in gRPC
 STATES: Final[Mapping[str, str]] = {"START": "LOADING", "LOADING": "LOADING", "AVAILABLE": "READY", "UNLOADING": "UNLOADING"}
 
 
@@ -77,14 +79,26 @@ def described(tensor: TensorSpec) -> dict[str, object]:
     return {"name": tensor.name, "datatype": DATATYPES.get(tensor.dtype, tensor.dtype.upper()), "shape": list(tensor.shape)}
 
 
-def largest_batch(spec: DeploySpec) -> int:
-    """How many rows are computed together; 0, as Triton says it, where rows of requests are never put together."""
-    free = all(tensor.shape[:1] == (-1,) for tensor in (*spec.inputs, *spec.outputs))
-    return Limits().batch_rows if free else 0
+def largest_batch(version: Version) -> int:
+    """How many rows one request may have: as many as go into a body, there is no other limit.
+
+    0, as Triton says it, where rows of requests are never put together. Where a row's length is free the shortest is counted.
+    """
+    executor = version.executor
+    if executor is None or not executor.batch_rows:
+        return 0
+    row_bytes = sum(_least_bytes(tensor) for tensor in version.spec.inputs)
+    return min((version.body_bytes - HEAD_BYTES) // max(1, row_bytes), LARGEST_INT32)
 
 
-def config(spec: DeploySpec) -> dict[str, object]:
-    largest = largest_batch(spec)
+def _least_bytes(tensor: TensorSpec) -> int:
+    """Of one row, as a binary tensor."""
+    layout = LAYOUTS.get(DATATYPES.get(tensor.dtype, ""))
+    return math.prod(max(1, size) for size in tensor.shape[1:]) * (LENGTH.size if layout is None else layout.itemsize)
+
+
+def config(version: Version) -> dict[str, object]:
+    spec, executor, largest = version.spec, version.executor, largest_batch(version)
     document: dict[str, object] = {
         "name": spec.name,
         "platform": PLATFORMS.get(spec.format, spec.format),
@@ -92,10 +106,13 @@ def config(spec: DeploySpec) -> dict[str, object]:
         "max_batch_size": largest,
         "input": [_configured(tensor, batched=largest > 0) for tensor in spec.inputs],
         "output": [_configured(tensor, batched=largest > 0) for tensor in spec.outputs],
-        "instance_group": [{"name": spec.name, "kind": "KIND_CPU", "count": spec.replicas}],
+        "instance_group": [{"name": spec.name, "kind": "KIND_CPU", "count": version.replicas}],
     }
-    if largest:
-        document["dynamic_batching"] = {"max_queue_delay_microseconds": 0}
+    if largest and executor is not None:
+        document["dynamic_batching"] = {
+            "preferred_batch_size": [executor.batch_rows],
+            "max_queue_delay_microseconds": spec.max_delay_us,
+        }
     return document
 
 
