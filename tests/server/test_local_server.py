@@ -77,6 +77,25 @@ def test_port_and_token_survive_a_kill(own_home: Path) -> None:
     assert embedded.ensure_local() == before
 
 
+@pytest.mark.parametrize(
+    ("module", "options"), [("backend.serving", ("--state",)), ("backend.workers.launcher", ("--preload", "json", "--folder"))]
+)
+def test_a_process_whose_server_died_before_it_could_say_where_it_is_ends_by_itself(
+    tmp_path: Path, module: str, options: tuple[str, ...]
+) -> None:
+    """Nobody would ever find it: a server that was killed right after its start left such ones behind."""
+    command = [sys.executable, "-m", f"aiaas_magics.{module}", *options, str(tmp_path)]
+    script = f"import os, subprocess; subprocess.Popen({command!r} + ['--parent', str(os.getpid())], start_new_session=True)"
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+
+    # Into no pipe of ours: `run` would wait for the end of whoever has it open.
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment, **quiet)
+
+    until(lambda: not processes_of(tmp_path), f"left behind: {processes_of(tmp_path)}")
+    assert list(tmp_path.rglob("process.json")) + list(tmp_path.rglob("launcher.json")) == []
+
+
 def test_a_taken_port_is_no_obstacle(own_home: Path) -> None:
     import socket
 

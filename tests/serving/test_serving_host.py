@@ -153,6 +153,24 @@ def test_what_the_records_do_not_know_is_retired_when_the_process_is_adopted(tmp
         assert second.run(second.host.status()) == {}
 
 
+def test_a_host_that_is_stopped_before_it_found_the_process_ends_it_all_the_same(tmp_path: Path) -> None:
+    first = Rig(tmp_path / "state").__enter__()
+    pid = first.host.pid
+    first.leave()
+
+    async def start_and_stop() -> None:
+        host = InferenceHost()
+        starting = asyncio.create_task(host.start(tmp_path / "state"))
+        await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await host.stop()
+
+    asyncio.run(start_and_stop())
+
+    assert is_gone(pid)
+
+
 def test_a_version_that_was_never_recorded_gives_way_to_the_one_that_was(tmp_path: Path) -> None:
     """The API server was killed between the flip and its record: nobody was told of version 2."""
     kept = plus(tmp_path, "one", 1.0)

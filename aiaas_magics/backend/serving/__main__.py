@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tls-cert", default="", help="PEM file with the certificate")
     parser.add_argument("--tls-key", default="", help="PEM file with its key")
     parser.add_argument("--body-bytes", type=int, default=BODY_BYTES, help="the largest body that is taken")
+    parser.add_argument("--parent", type=int, default=0, help="process that starts this one, which ends if that is gone too early")
     given = parser.parse_args(arguments)
     os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)

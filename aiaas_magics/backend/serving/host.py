@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -129,6 +130,7 @@ class InferenceHost:
         cert, key = tls or ("", "")
         # -P: the folder that the server was started in is no place to import from.
         self._command = [sys.executable, "-P", "-m", "aiaas_magics.backend.serving", "--state", str(state_dir), "--host", host]
+        self._command += ["--parent", str(os.getpid())]
         self._command += ["--port", str(port)] if port else []
         self._command += ["--tls-cert", cert, "--tls-key", key] if tls else []
         self._known = {}
@@ -228,14 +230,20 @@ class InferenceHost:
     async def stop(self) -> None:
         """End the process, after what it is answering."""
         await self._stop_watching()
-        if self._running is not None:
-            await self._end(self._running)
+        running = self._running or (None if self._child else self._left_behind())
+        if running is not None:
+            await self._end(running)
             self._running = None
         elif self._child is not None:  # `start` was cancelled before the process had said that it is there
             self._child.terminate()
             await asyncio.to_thread(self._child.wait, STOP_S)
             self._child = None
         self._up.clear()
+
+    def _left_behind(self) -> Running | None:
+        """A living process of this folder that `start` was not given the time to find."""
+        running = self._files.running() if self._files is not None else None
+        return running if running is not None and is_alive(running) else None
 
     # ----------------------------------------------------------------- calls
 

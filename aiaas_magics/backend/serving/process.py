@@ -62,6 +62,7 @@ class Options(Value, frozen=True, kw_only=True):
     tls_cert: str = ""
     tls_key: str = ""
     body_bytes: int = BODY_BYTES
+    parent: int = 0  # process that started this one, if it is to be looked for there
 
     def __post_init__(self) -> None:
         if bool(self.tls_cert) != bool(self.tls_key):
@@ -90,7 +91,7 @@ async def run(options: Options) -> None:
     """Serve until SIGTERM, SIGINT or a `Stop`.
 
     Raises:
-        CannotStart: another inference process lives in this folder, or the port cannot be had.
+        CannotStart: another inference process lives in this folder, the port cannot be had, or the process that started this one is gone.
     """
     files = Files(Path(options.state))
     files.make()
@@ -107,6 +108,8 @@ async def run(options: Options) -> None:
         server = Server(_uvicorn_config(app, options))
         _on_signals(lambda: setattr(server, "should_exit", True))
         secret = secrets.token_urlsafe(32)
+        if options.parent and os.getppid() != options.parent:
+            raise CannotStart("The inference process", "whoever started it ended first, so that nobody would find it", files.log.name)
         grpc = asyncio.create_task(_serve_grpc(options, grpc_port, registry, guard, server))
         async with control.listening(files.socket, secret=secret, answer=_answering(loader, registry, server, grpc)) as address:
             files.keep_running(_running(options, listener, grpc_port, address, secret))

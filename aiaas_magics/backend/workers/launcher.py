@@ -323,11 +323,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--entry", default=ENTRY)
     parser.add_argument("--preload", default=",".join(PRELOAD_JAX if os.environ["KERAS_BACKEND"] == "jax" else PRELOAD))
     parser.add_argument("--idle-s", type=float, default=IDLE_S)
+    parser.add_argument("--parent", type=int, default=0, help="process that starts this one, which ends if that is gone too early")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     take_orphans()
     # Bound before the slow part, so that whoever asks meanwhile waits in the queue instead of trying again.
     listener, name = bind(options.folder)
+    if options.parent and os.getppid() != options.parent:
+        log.warning("whoever started this launcher ended first, so that nobody would find it; ending")
+        (options.folder / name).unlink()
+        return 0
     told = options.folder / "launcher.json"
     write_value(told, Running(process=ProcessId.of(os.getpid()), socket=name, version=settings.package_version(), entry=options.entry))
     try:

@@ -72,7 +72,7 @@ class LauncherClient:
         log_path = self._folder / "launcher.log"
         with log_path.open("wb") as log:
             self._started = subprocess.Popen(
-                [sys.executable, "-P", "-m", "aiaas_magics.backend.workers.launcher", "--folder", str(self._folder), *self._options],
+                [sys.executable, "-P", "-m", "aiaas_magics.backend.workers.launcher", *self._told()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -87,6 +87,9 @@ class LauncherClient:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the launcher of workers did not come up within {BOUND_S:g} s")
             time.sleep(LOOK_S)
+
+    def _told(self) -> list[str]:
+        return ["--folder", str(self._folder), "--parent", str(os.getpid()), *self._options]
 
     def _check_open(self) -> None:
         if self._closed:
