@@ -104,6 +104,10 @@ def test_the_server_names_its_extensions(shared: Rig, path: str) -> None:
     assert "binary_tensor_data" in document["extensions"]
 
 
+def test_a_question_about_the_repository_that_is_no_text_is_refused(shared: Rig) -> None:
+    assert shared.call("POST", "/v2/repository/models/plus/load", b'{"parameters": {"\x80": 1}}').status == 400
+
+
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"ready": true}'])
 def test_the_repository_lists_every_version(shared: Rig, body: bytes) -> None:
     rows = shared.call("POST", "/v2/repository/index", body).document

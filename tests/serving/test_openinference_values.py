@@ -263,6 +263,7 @@ def test_nan_and_infinity_may_stand_in_json() -> None:
         (b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]}", ""),
         (b'{"a":' * 20_000 + b"1" + b"}" * 20_000, ""),
         (json.dumps(document()).encode() + b" trailing", "cannot be read"),
+        pytest.param(b'{"inputs": [{"name": "\x80"}]}', "cannot be read: 'utf-8' codec", id="no UTF-8"),
     ],
 )
 def test_a_body_that_is_no_inference_request_is_refused(body: bytes, text: str) -> None:

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
+from byte_edits import EDITS, Edit, edited
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serving_models import plus, spec_of, tensor
 from serving_rig import Rig
 from uvicorn.server import ServerState
@@ -196,6 +199,25 @@ async def test_twenty_thousand_requests_are_answered_alike_on_both_ways() -> Non
     await served.version.drain_and_close()
 
 
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@given(st.integers(0, 2**32), EDITS, st.binary(max_size=8))
+def test_bytes_that_are_almost_requests_are_answered_alike_on_both_ways(seed: int, edits: list[Edit], after: bytes) -> None:
+    chance = random.Random(seed)
+    data = edited(some_request(chance) + some_request(chance), edits) + after
+    reads = cut(data, chance)
+
+    async def both() -> tuple[tuple[bytes, bool], tuple[bytes, bool]]:
+        served = Served()
+        answers = await served.answers(Http1, reads), await served.answers(Long, reads)
+        await served.version.drain_and_close()
+        return answers
+
+    quick, slow = asyncio.run(both())
+
+    assert quick == slow
+    assert not re.search(rb"HTTP/1.1 50[02-9]|Traceback", quick[0])
+
+
 ROW = b'{"instances": [[1.0, 2.0]]}'
 DOUBLED = b'{"predictions":[[2.0,4.0]]}'
 
@@ -310,6 +332,20 @@ async def test_answers_of_both_ways_leave_in_the_order_of_their_requests() -> No
         assert ("predictions" in document) == (path == V1)
         if path == V1:
             assert document == {"predictions": [[2.0 * place, 0.0]]}
+    await served.version.drain_and_close()
+
+
+async def test_what_came_whole_before_nonsense_is_answered_and_the_last_answer_closes() -> None:
+    served = Served()
+    asks = request(V1, b'{"instances": [[1, 2]]}', ALLOWED), request(b"/v2", b"", ALLOWED, method=b"GET")
+
+    for before in ([0, 0], [1, 1], [0, 1], [1, 0, 1]):
+        sent, closed = await served.answers(Http1, [b"".join(asks[kind] for kind in before) + b"nonsense\r\n\r\n"])
+
+        assert re.findall(rb"HTTP/1.1 (\d+)", sent) == [b"200"] * len(before) + [b"400"]
+        assert sent.count(b"connection: close") == 1
+        assert sent.partition(b"HTTP/1.1 400")[2].count(b"connection: close") == 1
+        assert closed
     await served.version.drain_and_close()
 
 

@@ -184,6 +184,15 @@ def test_inputs_of_different_sizes_are_the_models_to_judge(shared: Rig) -> None:
     assert answer.document["outputs"]["total"] == [[2.0, 2.0], [3.0, 3.0], [4.0, 4.0]]
 
 
+def test_the_engines_sentence_tells_nothing_of_its_source(shared: Rig) -> None:
+    answer = shared.predict("sums", {"inputs": {"a": [[1.0, 1.0], [2.0, 2.0]], "b": [[1, 1], [2, 2], [3, 3]]}})
+
+    assert answer.status == 400
+    assert "Attempting to broadcast an axis by a dimension other than 1. 2 by 3" in answer.error
+    assert "/" not in answer.error
+    assert "::" not in answer.error
+
+
 def test_an_input_that_the_graph_cannot_compute_is_400_with_the_engines_sentence(shared: Rig) -> None:
     answer = shared.predict("lookup", {"instances": [99]})
 

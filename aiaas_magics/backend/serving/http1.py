@@ -89,6 +89,7 @@ class Http1(HttpToolsProtocol):
     _held = 0
     _body_deadline: asyncio.TimerHandle | None = None
     _last_s = 0.0
+    _end: Response | None = None  # to be sent when all whole requests that came before are answered
     _default_headers: object = None
     _plain_head = b""  # of an answer with a JSON body and nothing special, up to the body's length
 
@@ -246,10 +247,10 @@ class Http1(HttpToolsProtocol):
         if not slots or (response := slots[0].response) is None:
             return
         slots.popleft()
-        out = self._bytes_of(response)
+        out = self._bytes_of(response, is_last=not slots)
         while slots and (response := slots[0].response) is not None:
             slots.popleft()
-            out += self._bytes_of(response)
+            out += self._bytes_of(response, is_last=not slots)
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -266,7 +267,9 @@ class Http1(HttpToolsProtocol):
             if self.timeout_keep_alive_task is None:
                 self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
-    def _bytes_of(self, response: Response) -> bytes:
+    def _bytes_of(self, response: Response, *, is_last: bool) -> bytes:
+        """`is_last` of those that wait: if the connection is to be closed, that answer says so."""
+        closes = is_last and not self._pending.keep_alive
         if self._default_headers is not self.server_state.default_headers:  # uvicorn makes a new list each second, for the date
             self._default_headers = self.server_state.default_headers
             self._plain_head = b"%b%bcontent-type: %b\r\ncontent-length: " % (
@@ -275,14 +278,14 @@ class Http1(HttpToolsProtocol):
                 JSON,
             )
         body = response.body
-        if response.status == 200 and not response.headers and response.content_type is JSON and body and self._pending.keep_alive:
+        if response.status == 200 and not response.headers and response.content_type is JSON and body and not closes:
             return b"%b%d\r\n\r\n%b" % (self._plain_head, len(body), body)
         return b"%b%b%b%b%bcontent-length: %d\r\n\r\n%b" % (
             STATUS_LINE[response.status],
             _lines(self.server_state.default_headers),
             _lines(response.headers),
             b"content-type: %b\r\n" % response.content_type if body else b"",
-            b"" if self._pending.keep_alive else b"connection: close\r\n",
+            b"connection: close\r\n" if closes else b"",
             len(body),
             body,
         )
@@ -333,13 +336,21 @@ class Http1(HttpToolsProtocol):
         self._end_with(error(400, msg))
 
     def _end_with(self, response: Response) -> None:
-        """Answer what is being answered, then this, and read nothing more."""
+        """Answer what came whole before, then this, and read nothing more."""
         if self.transport.is_closing():
             return
         self.flow.pause_reading()
+        if (self.pipeline or not self._is_free()) and (self._between or self._in_head):
+            self._end = response
+            return
         self._pending.keep_alive = False
         self._pending.slots.append(Slot(response))
         self._flush()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._end is not None:
+            self._end_with(self._end)
 
     def _arm(self) -> None:
         self._head_deadline = self.loop.call_later(HEAD_S, self._too_slow)

@@ -6,6 +6,7 @@ interface. What a file is checked for first belongs to `onnx_check`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from aiaas_magics.spec import DeploySpec
 # What a session raises for an input that it cannot compute: a wrong shape inside the graph, an index beyond a table.
 REFUSALS = (native.InvalidArgument, native.RuntimeException, native.Fail, native.NotImplemented)
 UNREADABLE = (*REFUSALS, native.InvalidGraph, native.InvalidProtobuf, native.NoSuchFile, native.NoModel, native.EPFail)
+# "/onnxruntime_src/.../element_wise_ops.h:583 void onnxruntime::...(ptrdiff_t) axis == 1 was false. " before what it has to say.
+SOURCE = re.compile(r"\S+\.(?:h|hpp|inc|cc|cpp|cu|cuh):\d+ (?:.*? was false\. ?|.*)")
 
 
 class OnnxEngine:
@@ -76,6 +79,6 @@ def _text(array: np.ndarray) -> np.ndarray:
 
 
 def _sentence(error: Exception) -> str:
-    """What the library says, without its code, in one line."""
-    text = " ".join(str(error).split())
+    """What the library says in one line, without its code and without the place in its source, which is nobody's business."""
+    text = SOURCE.sub("", " ".join(str(error).split()))
     return text.rpartition(" : ")[2][:300] or "the engine gave no reason"

@@ -104,7 +104,7 @@ def parse(document: bytes | memoryview) -> InferRequest:
         return _DECODER.decode(document)
     except (msgspec.ValidationError, RecursionError) as error:
         raise BadValue(f"The inference request does not have its form: {error}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         if not bytes(document).strip():
             raise BadValue("The request's JSON is empty. Send an inference request.") from error
         fault = str(error)

@@ -187,7 +187,7 @@ def read(body: bytes, form: type[Form]) -> Form:
     """What a request about the repository says; clients send an empty body for an empty document."""
     try:
         return msgspec.json.decode(body or b"{}", type=form)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadValue(f"The request does not have its form: {error}") from error
 
 
