@@ -54,7 +54,7 @@ class Noise(keras.layers.Layer):
     """Draws from the generator that Keras has for random ops without a seed."""
 
     def call(self, x: Any, training: bool = False) -> Any:
-        return x + 0.1 * keras.random.normal(keras.ops.shape(x)) if training else x
+        return x + 0.1 * keras.random.normal(keras.ops.shape(x), dtype=x.dtype) if training else x
 
 
 class Draws(keras.callbacks.Callback):
@@ -95,13 +95,13 @@ class Collects(keras.callbacks.Callback):
                 shutil.copytree(path, Path("../collected", path.name))
 
 
-def random_model(optimizer: Any) -> Any:
+def random_model(optimizer: Any, weight: float = 1.0) -> Any:
     keras.utils.set_random_seed(4)
     x = keras.Input((6,))
     y = layers.BatchNormalization()(layers.Dense(16, activation="tanh")(x))
     y = layers.Dense(1, activation="sigmoid")(Noise()(layers.Dropout(0.3)(y)))
     model = keras.Model(x, y)
-    model.compile(optimizer, "binary_crossentropy", metrics=["accuracy", keras.metrics.AUC(name="auc")])
+    model.compile(optimizer, "binary_crossentropy", loss_weights=[weight], metrics=["accuracy", keras.metrics.AUC(name="auc")])
     return model
 
 
@@ -122,14 +122,20 @@ def collected(folder: Path, *, within: bool) -> Path:
     return found[-1]
 
 
-@pytest.mark.parametrize(("n", "devices", "optimizer"), [(1, 1, "adam"), (2, 1, "sgd"), (1, 2, "adam")])
+@pytest.mark.parametrize(
+    ("n", "devices", "optimizer", "precision"),
+    [(1, 1, "adam", ""), (2, 1, "sgd", ""), (1, 2, "adam", ""), (2, 1, "adam", "mixed_float16")],
+)
 def test_a_resumed_attempt_ends_where_an_undisturbed_one_ends(
-    pool: LocalPool, tmp_path: Path, n: int, devices: int, optimizer: str
+    pool: LocalPool, tmp_path: Path, n: int, devices: int, optimizer: str, precision: str
 ) -> None:
-    how = {"devices": devices, "execution": msgspec.structs.replace(EVERYTHING, strategy="mirrored" if devices > 1 else "auto")}
+    execution = msgspec.structs.replace(EVERYTHING, strategy="mirrored" if devices > 1 else "auto", precision=precision)
+    how = {"devices": devices, "execution": execution}
     enable_op_determinism()
     try:
-        sent = ranks.send(tmp_path, random_model(optimizer), workers=n * devices, **arguments(Draws()))
+        # Gradients of a loss this large overflow in half precision until the scale of the loss, which the worker adds, came down.
+        model = random_model(optimizer, weight=3000.0 if precision else 1.0)
+        sent = ranks.send(tmp_path, model, workers=n * devices, execution=execution, **arguments(Draws()))
     finally:
         disable_op_determinism()
     whole = attempt(pool, sent, tmp_path, n=n, **how)

@@ -1,7 +1,7 @@
 """What a rank must have again to go on as if nothing had happened: taken here, and put back here.
 
-Owns which state that is: every variable of the fit call, Python's and numpy's random numbers, Keras'
-generator for random ops without a seed. Ranks share most of it bit for bit; what is a rank's own (its
+Owns which state that is: every variable of the fit call, those that the worker added (the scale of a loss), Python's and
+numpy's random numbers, Keras' generator for random ops without a seed. Ranks share most of it bit for bit; what is a rank's own (its
 seeds, statistics and sums within an epoch; of a replica likewise) is found by comparing, so that nothing has to be known of
 what the variables mean. How it stands on disk belongs to `checkpoints`.
 
@@ -36,14 +36,15 @@ def take(call: Unpacked, group: Group | None) -> tuple[list[Array], list[bytes]]
     copies = [[np.asarray(copy.numpy()) for copy in copies_of(variable)] for variable in call.variables]
     values = [found[0] for found in copies]
     if group is None:
-        return values, [
-            _own({place: found[replica] for place, found in enumerate(copies) if found[replica].tobytes() != found[0].tobytes()}, replica)
+        differ = [
+            {place: found[replica] for place, found in enumerate(copies) if found[replica].tobytes() != found[0].tobytes()}
             for replica in range(_replicas(call))
         ]
+        return values, [_own(call, found, replica) for replica, found in enumerate(differ)]
     prints = np.array([_fingerprint(value) for value in values], dtype=np.int64).reshape(-1, 2)
     everyone = group.gather(prints, site="checkpoint-prints")
     differing = np.flatnonzero((everyone[group.rank] != everyone[0]).any(axis=1)) if values else ()
-    mine = np.frombuffer(_own({int(place): values[place] for place in differing}), dtype=np.uint8)
+    mine = np.frombuffer(_own(call, {int(place): values[place] for place in differing}), dtype=np.uint8)
     sizes = group.gather(np.array([mine.size]), site="checkpoint-sizes").reshape(-1)
     together = group.concatenate(mine, site="checkpoint-own")
     return values, [part.tobytes() for part in np.split(together, np.cumsum(sizes)[:-1])]
@@ -57,6 +58,9 @@ def put_back(call: Unpacked, values: Sequence[Array], own: Sequence[bytes], *, r
     """
     check_fits(call, values)
     for variable, value in zip(call.variables, values, strict=True):
+        for copy in copies_of(variable):
+            copy.assign(value)
+    for variable, value in zip(_added(call), decode_own(own[0]).get("added", ()), strict=False):  # a checkpoint of before has none
         for copy in copies_of(variable):
             copy.assign(value)
     replicas = _replicas(call)
@@ -99,11 +103,22 @@ def _replicas(call: Unpacked) -> int:
     return max((len(copies_of(variable)) for variable in call.variables), default=1)
 
 
-def _own(values: Mapping[int, Array], replica: int = 0) -> bytes:
+def _added(call: Unpacked) -> list[Any]:
+    """Variables of the optimizer that did not come with the fit call: those of a `LossScaleOptimizer` that `precision` put around it.
+
+    They are the same on every rank.
+    """
+    came = {id(tensorflow_variable(variable)) for variable in call.variables}
+    optimizer = getattr(call.model, "optimizer", None)
+    return [] if optimizer is None else [v for v in optimizer.variables if id(tensorflow_variable(v)) not in came]
+
+
+def _own(call: Unpacked, values: Mapping[int, Array], replica: int = 0) -> bytes:
     generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     return encode_own(
         {
             "values": dict(values),
+            "added": [np.asarray(copies_of(variable)[0].numpy()) for variable in _added(call)],
             "python": random.getstate(),
             "numpy": np.random.get_state(),
             "keras": None if generator is None else np.asarray(copies_of(generator.state)[replica].numpy()),
