@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -174,6 +177,28 @@ def test_an_unsafe_file_is_refused_by_the_server_and_its_target_never_read(rig: 
         rig.load(made)
 
 
+# --------------------------------------------------------------------------- SavedModels that are not loaded
+
+
+@pytest.mark.slow
+def test_a_saved_model_that_reaches_beyond_itself_is_not_loaded_and_what_keras_exports_is(rig: Rig, tmp_path: Path) -> None:
+    script = Path(serving_models.__file__).with_name("saved_models.py")
+    ran = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    verdicts: dict[str, str] = json.loads(ran.stdout.splitlines()[-1])
+
+    assert [what for what, why in verdicts.items() if not why] == ["adds", "a vocabulary", "a vocabulary in a file"]
+    assert verdicts["writes a file"] == "it uses WriteFile, which reach beyond the model"
+    assert verdicts["saves a tensor"] == "it uses SaveV2, which reach beyond the model"
+    assert verdicts["reads a table that the caller names"] == "a table in it is read from a file that is none of its own"
+    assert "leads elsewhere" in verdicts["an asset elsewhere"]
+
+    spec = serving_models.spec_of("live", [tensor("x", "float32", -1, 1)], [tensor("y", "float32", -1, 1)], format="saved_model")
+    with pytest.raises(InvalidSpec, match="live was not loaded: it uses WriteFile"):
+        rig.load(Made(spec, tmp_path / "writes.zip", tmp_path / "writes.safetensors"))
+    assert not (tmp_path / "written").exists()
+
+
 # --------------------------------------------------------------------------- zips that are not unpacked
 
 
@@ -210,6 +235,18 @@ def test_a_zip_that_would_do_harm_is_not_unpacked(tmp_path: Path, members: tuple
         unpack(a_zip(tmp_path / "a.zip", *members), target)
 
     assert not list(tmp_path.rglob("evil"))
+
+
+def test_a_zip_that_lies_about_its_sizes_is_cut_there_and_not_unpacked(tmp_path: Path) -> None:
+    size = 50_000_000
+    path = a_zip(tmp_path / "a.zip", ("saved_model.pb", b"\0" * size))
+    lie = path.read_bytes().replace(size.to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    path.write_bytes(lie)
+
+    with pytest.raises(UnsafeArtefact, match="no zip"):
+        unpack(path, tmp_path / "model")
+
+    assert sum(file.stat().st_size for file in (tmp_path / "model").rglob("*")) <= 1000
 
 
 def test_a_name_that_comes_twice_is_not_unpacked(tmp_path: Path) -> None:

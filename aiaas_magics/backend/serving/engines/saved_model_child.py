@@ -3,8 +3,7 @@
 Owns loading and calling it; the only part of serving that imports TensorFlow. Who starts it,
 and starts it anew, is `saved_model`. It ends when the other end of its socket closes.
 
-A SavedModel is a program: operators that read or write the host's files, or call back into
-Python, are refused before it is loaded.
+What must not be loaded is refused by `saved_model_check` before.
 """
 
 from __future__ import annotations
@@ -17,16 +16,9 @@ from typing import Any, Final
 import msgspec
 
 from aiaas_magics.backend.serving.engines import frames
+from aiaas_magics.backend.serving.engines.saved_model_check import check_saved_model
 
 SIGNATURE: Final = "serving_default"
-FORBIDDEN: Final = frozenset(
-    """
-    PyFunc PyFuncStateless EagerPyFunc ReadFile WriteFile MatchingFiles WholeFileReaderV2 FixedLengthRecordReaderV2
-    TextLineReaderV2 TFRecordReaderV2 TextLineDataset TFRecordDataset TFRecordDatasetV2 FixedLengthRecordDatasetV2
-    ImmutableConst PrintV2 DebugIdentityV2 DebugIdentityV3 SaveDataset SaveDatasetV2 LoadDataset SnapshotDatasetV2
-    WriteGraphSummary CreateSummaryFileWriter CreateSummaryDbWriter
-    """.split()  # noqa: SIM905 - as words it can be read
-)
 
 
 def main(descriptor: int) -> None:
@@ -58,8 +50,9 @@ class Model:
 
     def __init__(self, folder: Path, inputs: list[str], outputs: list[str]) -> None:
         import tensorflow as tf
+        from tensorflow.core.protobuf import saved_model_pb2
 
-        refuse_operators(folder)
+        check_saved_model(saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes()))
         self._tf = tf
         self._loaded = tf.saved_model.load(str(folder))  # kept: the signature holds it by a weak reference only
         self._function: Any = self._loaded.signatures[SIGNATURE]
@@ -72,19 +65,6 @@ class Model:
         feed = {theirs: self._tf.constant(tensors[ours], dtype=self._dtypes[theirs]) for ours, theirs in self._inputs.items()}
         found = self._function(**feed)
         return {ours: found[theirs].numpy() for ours, theirs in self._outputs.items()}
-
-
-def refuse_operators(folder: Path) -> None:
-    """Raises `ValueError` for a graph with an operator that reaches beyond its tensors."""
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    saved = saved_model_pb2.SavedModel()
-    saved.ParseFromString((folder / "saved_model.pb").read_bytes())
-    for meta in saved.meta_graphs:
-        nodes = [*meta.graph_def.node, *(node for function in meta.graph_def.library.function for node in function.node_def)]
-        found = sorted({node.op for node in nodes} & FORBIDDEN)
-        if found:
-            raise ValueError(f"it uses {', '.join(found)}, which reach beyond the model")
 
 
 def _paired(theirs: list[str], ours: list[str], what: str) -> dict[str, str]:
