@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 START_S: Final = 30.0  # guess: ten times what a start takes on two busy cores
 LOAD_S: Final = 300.0  # guess: a SavedModel process imports TensorFlow, once for each replica
+ROUTE_S: Final = 300.0  # guess: versions that are of no more use are drained, and a SavedModel's request may take two minutes
 ANSWER_S: Final = 60.0  # guess: retiring waits for what is being answered
 STOP_S: Final = 20.0  # guess: twice what the process itself gives to requests that still run
 POLL_S: Final = 0.02
@@ -176,7 +177,7 @@ class InferenceHost:
             UnknownName: there is no such endpoint.
             InvalidSpec: a version that it names is not ready; nothing was changed.
         """
-        await self._call(Route(name=name, routing=routing, keeps=keeps, restores=restores), answer_s=ANSWER_S)
+        await self._call(Route(name=name, routing=routing, keeps=keeps, restores=restores), answer_s=ROUTE_S)
         self._keep(name, routing, keeps=keeps)
 
     async def scale(self, name: str, scaling: Scaling) -> None:
