@@ -14,6 +14,7 @@ library's failure into one of them, is decided where that library lives.
     │   ├── DataMismatch          x, y and weights that do not fit together
     │   ├── DataEnded             batches that a kernel sends do not come any more
     │   ├── JobStillRunning       the model is being trained elsewhere
+    │   ├── ChangedTooMuch        fewer bits change a model's answers beyond the limit
     │   ├── ResultMismatch        a result that does not fit the model
     │   └── VersionSkew           the two sides cannot understand each other
     ├── CellError             fix the cell
@@ -57,6 +58,7 @@ __all__ = [
     "CannotStart",
     "CannotTravel",
     "CellError",
+    "ChangedTooMuch",
     "DataEnded",
     "DataMismatch",
     "InvalidName",
@@ -176,6 +178,21 @@ class JobStillRunning(UsageError):
 
     def __str__(self) -> str:
         return f"{self.wanted} on a model that job {self.job} is still training. Call job.result() first, or job.cancel()."
+
+
+class ChangedTooMuch(UsageError):
+    """Fewer bits change a model's answers beyond the limit; nothing was sent. `what` is what was judged, `on` the rows."""
+
+    def __init__(self, precision: str, what: str, by: float, limit: float, on: str) -> None:
+        super().__init__(precision, what, by, limit, on)
+        self.precision, self.what, self.by, self.limit, self.on = precision, what, by, limit, on
+
+    def __str__(self) -> str:
+        other = {"int4": "Use --precision int8", "int8": "Use --precision float16"}.get(self.precision, "Leave --precision out")
+        return (
+            f"Nothing was deployed: {self.precision} changes {self.what} by {self.by:.3g} on {self.on}, and {self.limit:g} is the most. "
+            f"{other}, or allow more with --max-change."
+        )
 
 
 class ResultMismatch(UsageError):

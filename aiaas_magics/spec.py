@@ -15,6 +15,7 @@ import msgspec
 
 from aiaas_magics.errors import InvalidName, InvalidSpec
 from aiaas_magics.logs import Logs
+from aiaas_magics.precision import Precision
 from aiaas_magics.routing import Rollout, Routing
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
@@ -226,6 +227,7 @@ class DeploySpec(Value, frozen=True, kw_only=True):
     most_replicas: int = 0  # the load decides on their number, from `replicas` up to this; 0: it stays
     max_delay_us: int = 0  # how long the first request of a batch may be held back for company
     rollout: Rollout = Rollout()
+    precision: Precision = Precision()  # with the tolerance of the proof
     model: str = ""  # what it is called in the notebook, for showing
 
     def __post_init__(self) -> None:
@@ -285,7 +287,8 @@ class VersionView(Value, frozen=True, kw_only=True):
     engine: str
     created_s: float
     artefact: str
-    proof: float  # largest absolute difference from Keras on the samples
+    proof: float  # largest absolute difference on the samples: from Keras, or from the reduced form as the kernel computed it
+    precision: Precision = Precision()
     replicas: int = 0  # now; 0 from a server that does not say
 
 

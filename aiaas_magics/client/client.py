@@ -7,6 +7,7 @@ starting the local server to `embedded`, each noun (job, study, endpoint) to its
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -18,13 +19,14 @@ from aiaas_magics.client.blobs import BlobSender
 from aiaas_magics.client.endpoint import Endpoint, deploy
 from aiaas_magics.client.job import Job
 from aiaas_magics.client.transport import Transport
-from aiaas_magics.errors import UnknownName
+from aiaas_magics.errors import InvalidSpec, UnknownName
 from aiaas_magics.routing import Rollout
 from aiaas_magics.spec import About, EndpointView, Execution, JobView
 
 if TYPE_CHECKING:
     from aiaas_magics.client.planning import FitPlan
     from aiaas_magics.client.study import Study
+    from aiaas_magics.packing.change import PrecisionChange
 
 LOCAL: Final = "local"
 
@@ -203,6 +205,10 @@ class Backend:
         sample: Any = None,
         max_delay_us: int = 0,
         rollout: Rollout | None = None,
+        precision: str = "",
+        validation_data: Any = None,
+        max_change: float | None = None,
+        tell: Callable[[PrecisionChange], None] | None = None,
     ) -> Endpoint:
         """Export `model`, prove the export equal to Keras on `sample`, and serve it.
 
@@ -210,12 +216,25 @@ class Backend:
             replicas: executors of the model: a number, "auto" or "auto:1-4", between which the load decides.
             max_delay_us: microseconds that the first request of a batch may be held back for company.
             rollout: how the next version of a live endpoint comes in: at once, or as a canary.
+            precision: "float16", "int8" or "int4" for weights in fewer bits (ONNX only); what that changes is measured here first.
+            validation_data: (x_val, y_val), or x_val, as arrays: the rows to measure it on. They are sent nowhere. The model's own
+                metrics are compared, or without y_val its answers; without either the rows of `sample` have to do.
+            max_change: of the first metric, or the share of rows with another answer; 0.01, or 0.1 without validation data.
+            tell: called with what was measured, before anything is sent. It is `endpoint.change` afterwards.
 
         Raises:
             InvalidName, UsageError: before anything is exported.
+            ChangedTooMuch: fewer bits change the answers beyond `max_change`; nothing is sent.
             ProofFailed: the engine's answers differ; a version that was live stays live.
         """
-        options = {"replicas": replicas, "sample": sample, "max_delay_us": max_delay_us, "rollout": rollout}
+        options: dict[str, Any] = {"replicas": replicas, "sample": sample, "max_delay_us": max_delay_us, "rollout": rollout}
+        if precision:
+            from aiaas_magics.packing.change import Reduction
+
+            reduction = Reduction(precision=precision, validation_data=validation_data, max_change=max_change)
+            options |= {"reduction": reduction, "tell": tell}
+        elif validation_data is not None or max_change is not None:
+            raise InvalidSpec("Validation data and max_change belong to fewer bits. Add precision='int8', say, or leave them out.")
         return deploy(self.transport, self.blobs, model, name=name, **options)
 
     def stop(self) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from aiaas_magics import precision as precisions
 from aiaas_magics import snippets
 from aiaas_magics.client import tensors
 from aiaas_magics.client.blobs import BlobSender
@@ -26,6 +27,7 @@ from aiaas_magics.spec import DeploySpec, EndpointView, TensorSpec, VersionView,
 
 if TYPE_CHECKING:
     from aiaas_magics.latency import LoadReport
+    from aiaas_magics.packing.change import PrecisionChange, Reduction
 
 PART_BYTES: Final = 16 * 1024 * 1024  # guess: a quarter of the largest body that a server takes by default
 
@@ -37,9 +39,10 @@ class Endpoint:
     `Authorization: Bearer` header and is never shown by `repr`.
     """
 
-    def __init__(self, transport: Transport, view: EndpointView) -> None:
+    def __init__(self, transport: Transport, view: EndpointView, change: PrecisionChange | None = None) -> None:
         self._transport = transport
         self._view = view
+        self.change = change  # what fewer bits changed, where this object deployed a version in fewer
         self._calls = Transport(view.url, token=view.token)
 
     @property
@@ -209,13 +212,23 @@ def deploy(
     sample: Any = None,
     max_delay_us: int = 0,
     rollout: Rollout | None = None,
+    reduction: Reduction | None = None,
+    tell: Callable[[PrecisionChange], None] | None = None,
 ) -> Endpoint:
-    """Export, prove, serve. A name that is live already gets its next version, which comes in as `rollout` says."""
+    """Export, prove, serve. A name that is live already gets its next version, which comes in as `rollout` says.
+
+    What fewer bits change is told to `tell` and held against its limit before anything is sent.
+    """
     from aiaas_magics.packing import servable
 
     name = checked_name("an endpoint", name if name is not None else default_name(model))
     scaling = scaling_of(replicas)
-    exported = servable.export(model, sample)
+    exported = servable.export(model, sample, reduction=reduction)
+    change = exported.change
+    if change is not None:
+        if tell is not None:
+            tell(change)
+        change.check()
     spec = DeploySpec(
         name=name,
         artefact=blobs.send_bytes(exported.artefact),
@@ -227,10 +240,11 @@ def deploy(
         most_replicas=scaling.most,
         max_delay_us=max_delay_us,
         rollout=rollout or Rollout(),
+        precision=precisions.of(change.precision, change.sentence) if change else precisions.Precision(),
         model=str(getattr(model, "name", "")),
     )
     view = transport.post("/v1/endpoints", spec, EndpointView, answer_s=300.0)
-    return Endpoint(transport, view)
+    return Endpoint(transport, view, change)
 
 
 def default_name(model: Any) -> str:

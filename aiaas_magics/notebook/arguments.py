@@ -25,6 +25,7 @@ from aiaas_magics.notebook.option_values import (
     MOST_WORKERS,
     Every,
     Workers,
+    change,
     endpoint_name,
     every,
     forms,
@@ -35,9 +36,11 @@ from aiaas_magics.notebook.option_values import (
     replicas,
     share,
     variable,
+    variables,
     whole_number,
     workers,
 )
+from aiaas_magics.precision import SERVED
 from aiaas_magics.routing import Rollout, Scaling
 from aiaas_magics.spec import ENGINES, FUSING, MOST_RETRIES, PRECISIONS, STRATEGIES, Execution
 
@@ -155,6 +158,26 @@ deploy_options = options(
         metavar="US",
         help="Hold the first request of a batch back for company; by default nobody waits.",
     ),
+    option(
+        "--precision",
+        choices=SERVED,
+        default="",
+        metavar="P",
+        help="Keep the weights in float16, int8 or int4. What that changes is measured here and shown before it goes live.",
+    ),
+    option(
+        "--validate",
+        type=variables,
+        metavar="X,Y",
+        values="array",
+        help="Variables with validation data, x_val,y_val or x_val: what --precision changes is measured on them. They are not sent.",
+    ),
+    option(
+        "--max-change",
+        type=change,
+        metavar="C",
+        help="With --precision: how much the first metric, or the share of answers, may change. Left out: 0.01; 0.1 without --validate.",
+    ),
     OUT,
     HELP,
 )
@@ -251,8 +274,15 @@ class DeployRequest:
     canary: float | None
     keep: Literal[1, 2]
     max_delay_us: int
+    precision: str
+    validate: tuple[str, ...] | None
+    max_change: float | None
     out: str | None
     help: bool
+
+    def __post_init__(self) -> None:
+        if not self.precision and (self.validate is not None or self.max_change is not None):
+            raise UsageError("--validate and --max-change are about what fewer bits change. Use them with --precision int8, say.")
 
     @property
     def rollout(self) -> Rollout:

@@ -220,12 +220,14 @@ class AiaasMagics(Magics):  # type: ignore[misc]
 
             %aiaas_deploy model --name churn --replicas 2
             %aiaas_deploy better --name churn --canary 10%
+            %aiaas_deploy model --name churn --precision int8 --validate x_val,y_val
         """
         if request.model is None:
             raise UsageError("Which model? Name the variable that holds it: %aiaas_deploy model --name churn.")
         scope = {**self.shell.user_ns, **names}
         model = named(request.model, scope, complete.is_model, "Keras model")
         sample = None if request.sample is None else named(request.sample, scope, lambda _: True, "array")
+        validation = tuple(named(name, scope, lambda _: True, "array") for name in request.validate or ())
         endpoint = self.session.backend.deploy(
             model,
             name=request.name,
@@ -233,6 +235,10 @@ class AiaasMagics(Magics):  # type: ignore[misc]
             sample=sample,
             max_delay_us=request.max_delay_us,
             rollout=request.rollout,
+            precision=request.precision,
+            validation_data=validation or None,
+            max_change=request.max_change,
+            tell=lambda change: live.show(self.shell, [present.change_table(change)]),
         )
         self.session.saw_endpoint(endpoint)
         self._put(request.out, endpoint)

@@ -87,6 +87,25 @@ def share(text: str) -> float:
     return found
 
 
+def variables(text: str) -> tuple[str, ...]:
+    """x_val,y_val | x_val"""
+    names = text.split(",")
+    if len(names) > 2 or not all(names):
+        raise ArgumentTypeError(f"{text!r} does not name validation data. Write x_val,y_val without spaces, or x_val alone.")
+    return tuple(variable(name) for name in names)
+
+
+def change(text: str) -> float:
+    """How much may change: 0.01 or 1%."""
+    try:
+        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise ArgumentTypeError(f"{text!r} does not say how much may change. Use a number from 0 on, such as 0.01 or 1%.")
+    return found
+
+
 def replicas(text: str) -> Scaling:
     """2 | auto | auto:1-4"""
     try:

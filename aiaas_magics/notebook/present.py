@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aiaas_magics.client.planning import FitPlan
     from aiaas_magics.client.study import Study
     from aiaas_magics.client.training import Preflight
+    from aiaas_magics.packing.change import PrecisionChange
 
 Bundle = dict[str, Any]
 
@@ -251,7 +252,8 @@ def endpoint_bundle(endpoint: Endpoint) -> Bundle:
         ("URL", endpoint.predict_url),
         ("version", f"{version.version} ({version.state}, {version.engine})" if version else "none"),
         ("versions", _versions(view)),
-        ("proof", f"largest difference from Keras on the samples: {version.proof:.2g}" if version else ""),
+        *([("precision", f"{version.precision}: {version.precision.change}")] if version and version.precision.name else []),
+        ("proof", f"largest difference from {_proved_against(version)} on the samples: {version.proof:.2g}" if version else ""),
         ("replicas", str(view.replicas)),
         ("inputs", _interface(view.inputs)),
         ("outputs", _interface(view.outputs)),
@@ -261,6 +263,40 @@ def endpoint_bundle(endpoint: Endpoint) -> Bundle:
     curl, snippet = endpoint.curl(), endpoint.snippet()
     plain = "\n".join((text.table(("endpoint", endpoint.name), facts), "", curl, "", snippet))
     return {"text/html": f"<div>{table}<pre>{escape(curl)}</pre><pre>{escape(snippet)}</pre></div>", "text/plain": plain}
+
+
+def _proved_against(version: VersionView) -> str:
+    return f"the {version.precision} form in the kernel" if version.precision.name else "Keras"
+
+
+ON_SAMPLES: Final = (
+    "Measured on {rows} rows of {of} only, which says little about accuracy. Give data of your own with --validate x_val,y_val; "
+    "they stay in the kernel."
+)
+
+
+def change_table(change: PrecisionChange) -> Bundle:
+    """What fewer bits change, before they go live."""
+    rows = [
+        ("size", text.size(change.bytes_before), text.size(change.bytes_after), f"{change.bytes_after / change.bytes_before:.0%}"),
+        *(
+            (
+                line.what,
+                "" if line.before is None else text.number(line.before),
+                text.number(line.after),
+                "" if line.before is None else f"{line.after - line.before:+.2g}",
+            )
+            for line in change.lines
+        ),
+    ]
+    verdict = "" if change.is_within else "It does not go live."
+    notes = [
+        change.note,
+        "" if change.validated else ON_SAMPLES.format(rows=change.rows, of=change.of),
+        f"Judged by {change.judged}: a change of {change.by:.3g}, and {change.limit:g} is the most (--max-change). {verdict}".rstrip(),
+    ]
+    caption = f"In {change.precision}, measured on {change.rows:,} rows of {change.of}"
+    return table_bundle(("", "as trained", change.precision, "change"), rows, caption=caption, notes=notes)
 
 
 def _interface(specs: Sequence[Any]) -> str:
@@ -339,7 +375,8 @@ def _versions(view: EndpointView) -> str:
     ready = [version.version for version in view.versions if version.state == "AVAILABLE"]
     if view.routing is None:
         return ", ".join(map(str, ready))
-    return ", ".join(f"{number} ({told(view.routing, number)})" for number in ready)
+    bits = {version.version: f", {version.precision}" if version.precision.name else "" for version in view.versions}
+    return ", ".join(f"{number} ({told(view.routing, number)}{bits[number]})" for number in ready)
 
 
 def _live_version(view: EndpointView) -> VersionView | None:

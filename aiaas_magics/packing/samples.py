@@ -40,8 +40,8 @@ class Interface:
     dtypes: tuple[str, ...]
 
 
-def samples_for(model: Any, sample: Any) -> tuple[Interface, dict[str, np.ndarray]]:
-    """The model's interface, and up to 32 rows that go through it.
+def samples_for(model: Any, sample: Any) -> tuple[Interface, dict[str, np.ndarray], str]:
+    """The model's interface, up to 32 rows that go through it, and what these are.
 
     Args:
         sample: Rows as `fit` takes them for x; None for those of the last fit.
@@ -51,17 +51,27 @@ def samples_for(model: Any, sample: Any) -> tuple[Interface, dict[str, np.ndarra
         DataMismatch: they are not what the model takes.
     """
     rows = data.mapped(sample, "sample") if sample is not None else _remembered.get(model)
+    which = "your sample" if sample is not None else "the data of the last fit"
     if _is_functional(model):
         interface = _declared(model)
         if rows is None:
-            rows = _made_up(model, interface)
+            rows, which = _made_up(model, interface), "made-up data"
     elif rows is None:
         raise NoSamples(
             f"The shape of {model.name!r}'s input is not known before it was fitted here. Give typical rows with --sample ARRAY."
         )
     else:
         interface = _seen(rows)
-    return interface, _named(model, interface, rows)
+    return interface, _named(model, interface, rows, most=ROWS), which
+
+
+def rows_for(model: Any, interface: Interface, x: Any, path: str) -> dict[str, np.ndarray]:
+    """All rows of `x`, as `fit` takes it, by the interface's names.
+
+    Raises:
+        DataMismatch: they are not what the model takes.
+    """
+    return _named(model, interface, data.mapped(x, path), most=None)
 
 
 def _is_functional(model: Any) -> bool:
@@ -110,7 +120,7 @@ def _dtype_of(array: np.ndarray) -> str:
     return str(keras.config.floatx()) if array.dtype.kind == "f" else str(keras.backend.standardize_dtype(array.dtype))
 
 
-def _named(model: Any, interface: Interface, rows: Any) -> dict[str, np.ndarray]:
+def _named(model: Any, interface: Interface, rows: Any, *, most: int | None) -> dict[str, np.ndarray]:
     """`rows` by the interface's names, in its dtypes, checked against its shapes."""
     import keras
 
@@ -130,7 +140,7 @@ def _named(model: Any, interface: Interface, rows: Any) -> dict[str, np.ndarray]
         fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
         if not fits or not len(array):
             raise DataMismatch(f"Sample rows for input {name!r} have the shape {array.shape}, the model takes {shape}. Give whole rows.")
-        chosen[name] = array[:ROWS] if dtype == "string" else np.ascontiguousarray(array[:ROWS], dtype=dtype)
+        chosen[name] = array[:most] if dtype == "string" else np.ascontiguousarray(array[:most], dtype=dtype)
     if len({len(array) for array in chosen.values()}) > 1:
         raise DataMismatch("The sample arrays have different numbers of rows. Give as many rows in each.")
     return chosen

@@ -1,7 +1,9 @@
 """A live model to an artefact that a serving host can run and check, without its code.
 
 Owns the export (ONNX, or a zip of a SavedModel where ONNX cannot) and Keras' own outputs on
-sample rows. Choosing the rows belongs to `samples`; replaying them belongs to the host.
+sample rows. Choosing the rows belongs to `samples`; replaying them belongs to the host. Where fewer
+bits were asked for, the samples hold the answers of that form; making it belongs to `reduced`,
+what it changes to `change`.
 
 Samples are safetensors with `input/<name>` and `output/<name>`, rows first. A string tensor
 travels as UTF-8 in `uint8`, padded with zeros along one more dimension.
@@ -25,6 +27,8 @@ from typing import Any, Final
 import numpy as np
 
 from aiaas_magics.errors import DataMismatch, UsageError
+from aiaas_magics.packing import change, reduced
+from aiaas_magics.packing.change import PrecisionChange, Reduction
 from aiaas_magics.packing.samples import Interface, samples_for, unique_names
 from aiaas_magics.spec import TensorSpec
 
@@ -47,30 +51,48 @@ class Servable:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     note: str = ""  # why it is no ONNX file, where it is none
+    change: PrecisionChange | None = None  # what fewer bits do to the answers; None as trained
 
 
-def export(model: Any, sample: Any = None, *, format: str | None = None) -> Servable:
-    """Export `model` with sample rows and Keras' own outputs on them.
+def export(model: Any, sample: Any = None, *, format: str | None = None, reduction: Reduction | None = None) -> Servable:
+    """Export `model` with sample rows and Keras' own outputs on them; in fewer bits with those of that form. `model` stays as it is.
 
     Args:
-        sample: Up to 32 typical rows, as `fit` takes them for x; None for rows of the last fit.
+        sample: Up to 32 typical rows, as `fit` takes them for x; None for validation data, or else rows of the last fit.
         format: "onnx" or "saved_model"; None for ONNX where it can be had.
+        reduction: fewer bits for the weights, and the rows to measure on what that changes.
 
     Raises:
         NoSamples: typical rows are neither given nor known.
         DataMismatch: the rows do not go through the model.
-        CannotServe: neither format can express it.
+        CannotServe: neither format can express it, or not in so few bits.
     """
     import keras
+    import tensorflow as tf
 
     if not isinstance(model, keras.Model):
         raise CannotServe(f"{type(model).__name__} is no keras.Model. Give a model to deploy.")
-    interface, rows = samples_for(model, sample)
+    if sample is None and reduction is not None:
+        sample = change.split(reduction.validation_data)[0]
+    interface, rows, which = samples_for(model, sample)
     with _quiet():
         found = _outputs(model, interface, rows)
         function = _function(model, interface, found)
         wanted = [format] if format else [SAVED_MODEL] if "string" in interface.dtypes else [ONNX, SAVED_MODEL]
         kind, artefact, note = _exported(model, function, wanted)
+    changed = None
+    if reduction is not None:
+        smaller = _smaller(model, reduction.precision, kind, artefact, note)
+        form = change.onnx_form(smaller)
+        names, structure = list(found), _call(model, interface, {name: tf.constant(_as_text(array)) for name, array in rows.items()})
+        both = change.Forms(
+            full=lambda part: {name: tensor.numpy() for name, tensor in function(*(part[name] for name in interface.names)).items()},
+            reduced=form,
+            structured=lambda answers: keras.tree.pack_sequence_as(structure, [answers[name] for name in names]),
+        )
+        sizes = len(artefact), len(smaller)
+        changed = change.measure(model, reduction, both, interface=interface, sample=rows, of=which, sizes=sizes)
+        artefact, found = smaller, form(rows)
     return Servable(
         artefact=artefact,
         format=kind,
@@ -81,7 +103,24 @@ def export(model: Any, sample: Any = None, *, format: str | None = None) -> Serv
         ),
         outputs=_output_specs(function, found),
         note=note,
+        change=changed,
     )
+
+
+# --------------------------------------------------------------------------- fewer bits
+
+
+def _smaller(model: Any, precision: str, kind: str, artefact: bytes, note: str) -> bytes:
+    if kind != ONNX:
+        why = f" ({note})" if note else ", since texts go into it"
+        raise CannotServe(
+            f"Model {model.name!r} can be served as a SavedModel only{why}; {precision} is to be had as ONNX. "
+            "Leave --precision out, or deploy the part of the model that ONNX can express."
+        )
+    try:
+        return reduced.reduce(artefact, precision)
+    except reduced.NothingToReduce as error:
+        raise CannotServe(f"Model {model.name!r} gains nothing from {precision}: {error}. Leave --precision out.") from error
 
 
 # --------------------------------------------------------------------------- the model as a function of names

@@ -39,7 +39,15 @@ class StubInference:
         script = artefact.read_bytes()  # noqa: ASYNC240 - a few bytes of a test
         if script.startswith(b"wrong"):
             raise ProofFailed(spec.name, "stub", 1.0, "the artefact says so")
-        view = VersionView(version=version, state="AVAILABLE", engine="stub", created_s=time.time(), artefact=spec.artefact, proof=0.0)
+        view = VersionView(
+            version=version,
+            state="AVAILABLE",
+            engine="stub",
+            created_s=time.time(),
+            artefact=spec.artefact,
+            proof=0.0,
+            precision=spec.precision,
+        )
         self.loaded.setdefault(spec.name, {})[version] = view
         if script.startswith(b"slow "):
             go = Path(script.removeprefix(b"slow ").decode())

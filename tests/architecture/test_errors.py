@@ -18,6 +18,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "BlobDamaged": ("ab" * 32, "its bytes have another hash"),
     "CannotStart": ("The local server", "it ended with code 1", "server.log"),
     "CannotTravel": ("callbacks[1].log", "it is an open file", "Open it in on_train_begin instead."),
+    "ChangedTooMuch": ("int4", "accuracy", 0.04, 0.01, "2,000 rows of validation data"),
     "DataEnded": ("Nothing was heard for 60 s from the kernel. Leave it running.",),
     "DataMismatch": ("x has 3 rows and y has 4. Give both the same number of rows.",),
     "InvalidName": ("an endpoint", "../x"),

@@ -11,7 +11,22 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
-BASE = {"errors", "spec", "wire", "story", "laws", "projection", "settings", "clock", "latency", "frames", "snippets", "logs", "routing"}
+BASE = {
+    "errors",
+    "spec",
+    "wire",
+    "story",
+    "laws",
+    "projection",
+    "settings",
+    "clock",
+    "latency",
+    "frames",
+    "snippets",
+    "logs",
+    "routing",
+    "precision",
+}
 
 # room -> rooms it may import from, itself and the base aside
 ARROWS: dict[str, set[str]] = {
@@ -71,7 +86,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "cloudpickle": ("packing/",),
     "pickle": ("packing/",),
     "jax": ("backend/training/engines/jax.py", "backend/training/engines/jax_steps.py"),
-    "onnxruntime": ("backend/serving/engines/onnx.py",),
+    # In the kernel too: what fewer bits change is measured with the engine that will serve, before anything is sent.
+    "onnxruntime": ("backend/serving/engines/onnx.py", "packing/change.py"),
     "grpc": ("backend/serving/grpc/",),
     "google": ("backend/serving/grpc/",),
     "ray": ("backend/workers/ray.py",),

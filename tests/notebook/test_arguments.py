@@ -48,6 +48,11 @@ BAD_LINES = [
     ("deploy", "model --replicas 0", "between 1 and 64"),
     ("deploy", "model --replicas many", "Use 2, auto, or auto:1-4"),
     ("deploy", "model --replicas auto:4-1", "the larger number comes last"),
+    ("deploy", "model --precision int3", "invalid choice"),
+    ("deploy", "model --precision int8 --validate x,y,z", "Write x_val,y_val without spaces"),
+    ("deploy", "model --precision int8 --validate x,", "Write x_val,y_val without spaces"),
+    ("deploy", "model --precision int8 --max-change nan", "such as 0.01 or 1%"),
+    ("deploy", "model --validate x,y", "Use them with --precision int8"),
     ("deploy", "model other", "'other' was not expected here"),
     ("bench", "churn --concurrency 0", "outside its range"),
     ("bench", "churn --concurrency 1, 2", "without spaces"),
@@ -128,6 +133,9 @@ def test_every_option_of_deploying_is_read() -> None:
         "endpoint",
     )
     assert (request.rollout, request.max_delay_us) == (Rollout(canary=0.1, keep=1), 500)
+    assert (request.precision, request.validate, request.max_change) == ("", None, None)
+    reduced = arguments.read(magic("deploy"), "model --precision int4 --validate x_val,y_val --max-change 2%", DeployRequest)
+    assert (reduced.precision, reduced.validate, reduced.max_change) == ("int4", ("x_val", "y_val"), 0.02)
     assert arguments.read(magic("deploy"), "model --canary 0.25", DeployRequest).rollout.canary == 0.25
     for wrong in ("0%", "100%", "2", "x", "-5%"):
         with pytest.raises(UsageError, match="no share of the requests"):

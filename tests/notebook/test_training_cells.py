@@ -326,6 +326,24 @@ def test_a_next_version_comes_as_a_canary_is_promoted_and_taken_back(trainer: Ke
     assert answered.text.strip() == "((3, 1), 2)"
 
 
+def test_a_model_in_fewer_bits_shows_what_they_change_before_it_goes_live(trainer: Kernel) -> None:
+    trainer.run("""
+import keras
+wide = keras.Sequential([keras.Input(x.shape[1:])] + [keras.layers.Dense(n, "relu") for n in (512, 64, 1)])
+wide.compile("sgd", "mse", metrics=["mae"])""")
+    shown = trainer.run("%aiaas_deploy wide --name bits --precision int8 --validate x,y --max-change 0.2 -o endpoint")
+    refused = trainer.run("%aiaas_deploy wide --name bits --precision int4 --validate x,y --max-change 0")
+    status = trainer.run("%aiaas_status")
+    trainer.run("%aiaas_stop bits")
+
+    assert shown.ok, shown.error + streams(shown)
+    assert "In int8, measured on" in shown.text
+    assert "Judged by" in shown.text
+    assert "It does not go live." in refused.text
+    assert "Nothing was deployed: int4 changes" in refused.text
+    assert "1 (live, int8)" in status.text
+
+
 @pytest.mark.timeout(600)
 def test_a_study_draws_its_speedup_and_refuses_a_second_fit(trainer: Kernel) -> None:
     code = "%%aiaas_train --workers 1,2 -o study\nfirst = model.fit(x, y, epochs=2, batch_size=1000)\nmodel.fit(x, y)"

@@ -1,5 +1,8 @@
 """The proof that an engine computes what Keras computed, on the samples that came with the model.
 
+Of a model in fewer bits the samples hold the answers of that form, as the kernel computed and judged them; how near the engine
+must come travels in the spec (`Precision`) and is bounded there.
+
 Owns replaying and comparing. Where the samples come from belongs to the kernel's side
 (`packing.servable`); what happens to a model that fails belongs to `loader`.
 
@@ -13,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from safetensors import SafetensorError
@@ -22,9 +24,6 @@ from safetensors.numpy import load as read_safetensors
 from aiaas_magics.backend.serving.engines import Engine, EngineLost, EngineRefused, Tensors
 from aiaas_magics.errors import InvalidSpec, ProofFailed
 from aiaas_magics.spec import DeploySpec, TensorSpec
-
-RTOL: Final = 1e-4
-ATOL: Final = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +126,8 @@ def _compare(found: np.ndarray, expected: np.ndarray, spec: DeploySpec, engine: 
     with np.errstate(invalid="ignore"):
         apart = np.where(equal, 0.0, np.abs(ours - theirs))
     apart = np.where(np.isnan(apart), np.inf, apart)
-    tolerance = ATOL + RTOL * np.abs(np.where(np.isfinite(theirs), theirs, 0.0))
+    sizes, allowed = np.abs(np.where(np.isfinite(theirs), theirs, 0.0)), spec.precision
+    tolerance = allowed.atol + allowed.rtol * sizes + allowed.of_largest * sizes.max(initial=0.0)
     worst = float(apart.max(initial=0.0))
     if (apart > tolerance).any():
         row = int(np.unravel_index(int(np.argmax(apart - tolerance)), apart.shape)[0]) if apart.ndim else 0

@@ -74,6 +74,7 @@ class Version:
             created_s=self.created_s,
             artefact=self.spec.artefact,
             proof=self.proof,
+            precision=self.spec.precision,
             replicas=self.replicas,
         )
 

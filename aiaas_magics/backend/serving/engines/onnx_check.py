@@ -3,7 +3,8 @@
 Owns a walk over the protobuf's wire format: no field is believed, no tensor is copied, and
 nothing heavy is imported. It refuses tensors that live in other files (a path out of an
 uploaded model reads the host's files) and operators outside the standard's own domains
-(code that the file cannot carry and this host should not look for).
+(code that the file cannot carry and this host should not look for). Of ONNX Runtime's own domain the operators of
+`RUNTIME_OPERATORS` pass, each of which computes on its tensors alone.
 
 Field numbers: onnx/onnx.proto, https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
@@ -16,6 +17,8 @@ from typing import Final
 from aiaas_magics.backend.serving.engines import UnsafeArtefact
 
 STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+RUNTIME_DOMAIN: Final = "com.microsoft"
+RUNTIME_OPERATORS: Final = frozenset({b"MatMulNBits"})  # products by weights in 8 or 4 bits, of `packing.reduced`
 DEEPEST: Final = 32  # guess: ten graphs inside each other, at three messages each; a Keras export has three at most
 
 # message -> {field: the message it holds}; whatever is not named here is skipped unread
@@ -29,6 +32,7 @@ MESSAGES: Final[dict[str, dict[int, str]]] = {
     "sparse": {1: "tensor", 2: "tensor"},
 }
 DOMAIN_FIELD: Final = {"node": 7, "function": 10}
+OPERATOR_FIELD: Final = 4  # of a node
 EXTERNAL_DATA, DATA_LOCATION = 13, 14
 
 
@@ -52,9 +56,16 @@ def _check(kind: str, data: memoryview, depth: int) -> None:
         if isinstance(value, int):
             continue
         if number == DOMAIN_FIELD.get(kind) and (domain := bytes(value).decode("utf-8", "replace")) not in STANDARD_DOMAINS:
+            if kind == "node" and domain == RUNTIME_DOMAIN and (found := _operators(data)) and found <= RUNTIME_OPERATORS:
+                continue
             raise UnsafeArtefact(f"it uses operators of the domain {domain[:60]!r}, which is not ONNX's own")
         if number in inner:
             _check(inner[number], value, depth + 1)
+
+
+def _operators(node: memoryview) -> set[bytes]:
+    """What the node says it is; a field that comes twice counts twice, whichever of them a reader would take."""
+    return {bytes(value) for number, value in fields(node) if number == OPERATOR_FIELD and not isinstance(value, int)}
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:

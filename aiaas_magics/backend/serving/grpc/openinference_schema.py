@@ -76,7 +76,9 @@ INFERENCE: Final = Description(
     ModelConfigRequest: string name 1, string version 2
     ModelConfigResponse: ModelConfig config 1
     ModelConfig: string name 1, string platform 2, int32 max_batch_size 4, repeated ModelInput input 5, repeated ModelOutput output 6, \
-        repeated ModelInstanceGroup instance_group 7, ModelDynamicBatching dynamic_batching 11 of scheduling_choice, string backend 17
+        repeated ModelInstanceGroup instance_group 7, ModelDynamicBatching dynamic_batching 11 of scheduling_choice, \
+        map<string,ModelParameter> parameters 14, string backend 17
+    ModelParameter: string string_value 1
     ModelTensorReshape: repeated int64 shape 1
     ModelInput: string name 1, DataType data_type 2, repeated int64 dims 4, ModelTensorReshape reshape 5
     ModelOutput: string name 1, DataType data_type 2, repeated int64 dims 3, ModelTensorReshape reshape 5

@@ -108,6 +108,8 @@ def config(version: Version) -> dict[str, object]:
         "output": [_configured(tensor, batched=largest > 0) for tensor in spec.outputs],
         "instance_group": [{"name": spec.name, "kind": "KIND_CPU", "count": version.replicas}],
     }
+    if spec.precision.name:
+        document["parameters"] = {"precision": {"string_value": spec.precision.name}}
     if largest and executor is not None:
         document["dynamic_batching"] = {
             "preferred_batch_size": [executor.batch_rows],

@@ -92,8 +92,8 @@ def endpoint(what: Description) -> Response:
         _table("Since it was loaded", ("what", "how much"), _lines(what.figures)),
         _table(
             "Versions",
-            ("version", "state", "engine", "largest difference from Keras"),
-            ((str(v.version), v.state, v.engine, f"{v.proof:.3g}") for v in what.versions),
+            ("version", "state", "engine", "weights", "largest difference in the proof", "measured before it went live"),
+            ((str(v.version), v.state, v.engine, str(v.precision), f"{v.proof:.3g}", v.precision.change) for v in what.versions),
         ),
         _how_to_fetch(f"{what.url}/endpoints/{what.name}"),
     )
