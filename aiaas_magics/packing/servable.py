@@ -30,6 +30,7 @@ from aiaas_magics.errors import DataMismatch, UsageError
 from aiaas_magics.packing import change, reduced
 from aiaas_magics.packing.change import PrecisionChange, Reduction
 from aiaas_magics.packing.samples import Interface, samples_for, unique_names
+from aiaas_magics.precision import ATOL, RTOL
 from aiaas_magics.spec import TensorSpec
 
 ONNX: Final = "onnx"
@@ -79,7 +80,7 @@ def export(model: Any, sample: Any = None, *, format: str | None = None, reducti
         found = _outputs(model, interface, rows)
         function = _function(model, interface, found)
         wanted = [format] if format else [SAVED_MODEL] if "string" in interface.dtypes else [ONNX, SAVED_MODEL]
-        kind, artefact, note = _exported(model, function, wanted)
+        kind, artefact, note = _exported(model, function, wanted, lambda file: _check_answers(file, rows, found))
     changed = None
     if reduction is not None:
         smaller = _smaller(model, reduction.precision, kind, artefact, note)
@@ -195,13 +196,17 @@ def _output_specs(function: Any, found: Mapping[str, np.ndarray]) -> tuple[Tenso
 # --------------------------------------------------------------------------- two formats
 
 
-def _exported(model: Any, function: Any, wanted: list[str]) -> tuple[str, bytes, str]:
+def _exported(model: Any, function: Any, wanted: list[str], check_onnx: Callable[[bytes], None]) -> tuple[str, bytes, str]:
+    """The first format that can be had, and why not the ones before it."""
     makers: dict[str, Callable[[Any, Any, Path], bytes]] = {ONNX: _onnx, SAVED_MODEL: _saved_model}
     reasons: list[str] = []
     for kind in wanted:
         with tempfile.TemporaryDirectory(prefix="aiaas-export-") as folder:
             try:
-                return kind, makers[kind](model, function, Path(folder)), "; ".join(reasons)
+                artefact = makers[kind](model, function, Path(folder))
+                if kind == ONNX:
+                    check_onnx(artefact)
+                return kind, artefact, "; ".join(reasons)
             except Exception as error:  # noqa: BLE001 - border: the exporters raise anything over an operator they do not know
                 reasons.append(f"{kind}: {' '.join(str(error).split())[:300] or type(error).__name__}")
     raise CannotServe(f"Model {model.name!r} cannot be exported ({'; '.join(reasons)}). Use layers made of TensorFlow operators.")
@@ -216,11 +221,40 @@ def _onnx(model: Any, function: Any, folder: Path) -> bytes:
     proto, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature)
     # An operator without a translation is left as TensorFlow's own, and tf2onnx only logs it; the checker does not know it.
     onnx.checker.check_model(proto)
+    _hold(proto, function)
     made = {output.name for output in proto.graph.output}
     promised = set(function.get_concrete_function().structured_outputs)
     if made != promised:
         raise ValueError(f"outputs are called {sorted(made)} instead of {sorted(promised)}")
     return bytes(proto.SerializeToString())
+
+
+def _hold(proto: Any, function: Any) -> None:
+    """Tensors that the function closes over (an adapted Normalization's mean, say) into the file; tf2onnx makes inputs of them."""
+    import tensorflow as tf
+    from onnx import numpy_helper
+
+    concrete = function.get_concrete_function()
+    held = {inside.name: outside for outside, inside in concrete.graph.captures if outside.dtype != tf.resource}
+    for given in [given for given in proto.graph.input if given.name in held]:
+        proto.graph.initializer.append(numpy_helper.from_array(held[given.name].numpy(), given.name))
+        proto.graph.input.remove(given)
+
+
+def _check_answers(artefact: bytes, rows: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> None:
+    """Raises `ValueError` for a file whose answers the host's proof would refuse: half precision and rare operators come out otherwise.
+
+    The host decides; asked here first, such a model is served as a SavedModel instead of not at all.
+    """
+    answers = change.onnx_form(artefact)(rows)
+    for name, expected in found.items():
+        if expected.dtype.kind in "OSU":
+            continue
+        if answers[name].shape != expected.shape:
+            raise ValueError(f"its output {name!r} has the shape {answers[name].shape} instead of {expected.shape}")
+        if not np.allclose(answers[name], expected, rtol=RTOL, atol=ATOL, equal_nan=True):
+            apart = float(np.abs(answers[name].astype(np.float64) - expected.astype(np.float64)).max())
+            raise ValueError(f"its answers differ from Keras' by {apart:.2g}")
 
 
 def _saved_model(model: Any, function: Any, folder: Path) -> bytes:
