@@ -299,3 +299,34 @@ def test_each_operator_has_its_form(made: Any) -> None:
     assert "MatMulNBits" in dense_8
     assert {"Conv", "Cast", "Mul"} <= images_8
     assert {"Gather", "Cast", "Mul"} <= words_8
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_weight_comes_back_within_half_a_step_of_its_block(bits: int) -> None:
+    matrix = draw.normal(size=(70, 5)).astype("float32")
+    matrix[:, 3] = 0
+
+    packed, scales = reduced.blocks(matrix, bits)
+
+    values = packed if bits == 8 else np.stack([packed & 15, packed >> 4], -1).reshape(5, 3, reduced.BLOCK)
+    again = ((values.astype("float32") - 2 ** (bits - 1)) * scales[..., None]).reshape(5, -1)[:, :70].T
+    steps = np.repeat(scales.T, reduced.BLOCK, axis=0)[:70]
+    assert (np.abs(again - matrix) <= 0.501 * steps).all()
+    assert (again[:, 3] == 0).all()
+
+
+def test_what_the_models_metrics_had_counted_is_put_back(made: Any) -> None:
+    model, x, y = made["dense"]
+    model.evaluate(x[:64], y[:64], verbose=0)
+    before = [np.array(variable.numpy()) for variable in model.metrics_variables]
+
+    servable.export(model, reduction=Reduction(precision="int8", validation_data=(x, y)))
+
+    assert all(np.array_equal(kept, variable.numpy()) for kept, variable in zip(before, model.metrics_variables, strict=True))
+
+
+def test_a_metric_above_one_is_judged_in_parts_of_itself() -> None:
+    lines = change.Line(what="mae", before=30.0, after=30.6), change.Line(what="same answer", before=None, after=0.5)
+
+    assert change.judged(lines) == ("mae", pytest.approx(0.02))
+    assert change.judged(lines[1:]) == ("the share of other answers", 0.5)
