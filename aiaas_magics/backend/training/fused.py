@@ -26,6 +26,7 @@ from tensorflow.python.ops import random_ops_util
 from tensorflow.python.ops.random_ops_util import Algorithm
 
 from aiaas_magics.backend.training.choice import Choice, Rule, Timing, quickest
+from aiaas_magics.backend.training.halves import Halves, NotHalved
 from aiaas_magics.backend.training.plan import Part
 from aiaas_magics.backend.training.replaced import replaced
 
@@ -92,6 +93,7 @@ class FusedSteps:
         ahead: how many steps are still to be made, with so many in a pass.
         tries: whether a long run tries both forms, and has the rule remember what they take.
         settled: told how the steps are carried out, before the first; once more where a trial has found out.
+        halves: cuts each step in two for XLA, where it cannot compile the whole loop; the loop itself is not compiled then.
     """
 
     def __init__(
@@ -105,12 +107,13 @@ class FusedSteps:
         rule: Rule | None = None,
         tries: bool = False,
         settled: Callable[[Choice], None] = lambda _: None,
+        halves: Halves | None = None,
     ) -> None:
         self._step, self._wrap, self._fused, self._ahead, self._told = step, wrap, fused, ahead, settled
-        self._make_stock = functools.cache(stock)
+        self._make_stock, self._halves = functools.cache(stock), halves
         self._rule, self._tries = rule or Rule(), tries
         self._compile_s: dict[str, float] = {}
-        self._steps: dict[tuple[Part, bool], Any] = {}
+        self._steps: dict[tuple[Part, bool, bool], Any] = {}
         self._runs: dict[tuple[Part, bool, bool], Any] = {}
         self._choice: Choice | None = None
         self._trial: Trial | None = None
@@ -130,7 +133,8 @@ class FusedSteps:
     def _run(self, chunk: Chunk, *, compiled: bool) -> Any:
         key = (chunk.part, chunk.uneven, compiled)
         if key not in self._runs:
-            self._runs[key] = self._loop(self._one(chunk), compiled=compiled)
+            halved = compiled and self._halves is not None
+            self._runs[key] = self._loop(self._one(chunk, halved=halved), compiled=compiled and not halved)
         return self._runs[key](chunk.arrays, chunk.positions, tf.constant(chunk.start), tf.constant(chunk.stop))
 
     def _tell(self, choice: Choice) -> Choice:
@@ -141,19 +145,29 @@ class FusedSteps:
     def _settle(self, chunk: Chunk) -> Choice:
         choice = self._fused
         if choice.fused == "auto":
-            graph, rows = self._one(chunk).get_concrete_function(chunk.arrays, chunk.positions[0]).graph, int(chunk.positions.shape[1])
-            choice = self._rule.decide(graph, chunk.arrays, rows=rows, ahead=self._ahead(int(chunk.positions.shape[0])))
+            steps, rows = (int(size) for size in chunk.positions.shape)
+            try:
+                choice = self._rule.decide(self._graphs(chunk), chunk.arrays, rows=rows, ahead=self._ahead(steps))
+            except NotHalved as error:
+                choice = Choice(fused="graph", why=(f"XLA cannot compile an exchange, and the step cannot be cut there: {error}",))
         if (why := self._prepared(chunk, choice.fused)) is not None:
             choice = Choice(fused="graph", why=(why,))
         if choice.open and self._tries:
             self._trial = Trial(choice.fused)
         return choice
 
+    def _graphs(self, chunk: Chunk) -> list[Any]:
+        """What XLA would compile of a step."""
+        whole = self._one(chunk, halved=self._halves is not None).get_concrete_function(chunk.arrays, chunk.positions[0]).graph
+        return [whole] if self._halves is None else self._halves.graphs
+
     def _prepared(self, chunk: Chunk, form: str) -> str | None:
         """Trace the loop, and compile it, making no step; why it cannot be compiled, or None."""
         began = time.perf_counter()
         try:
             self._run(replace(chunk, start=0, stop=0), compiled=form == "xla")
+            if form == "xla" and self._halves is not None:
+                self._halves.check(int(chunk.positions.shape[1]))
         except (tf.errors.OpError, NotImplementedError, ValueError, TypeError) as error:
             if form != "xla":
                 raise
@@ -175,18 +189,19 @@ class FusedSteps:
                 self._rule.remember(measured)
         return logs
 
-    def _one(self, chunk: Chunk) -> Any:
+    def _one(self, chunk: Chunk, *, halved: bool) -> Any:
         """One step on the rows at some positions, traced once for all forms of the loop."""
         part, uneven = chunk.part, chunk.uneven
-        if (part, uneven) not in self._steps:
+        if (part, uneven, halved) not in self._steps:
 
             def one(arrays: Any, rows: Any) -> Any:
                 if uneven:
                     rows = tf.compat.v1.placeholder_with_default(rows, [None])
-                return self._step(self._wrap(tree.traverse(lambda x: take(x, rows), arrays), part))
+                with self._halves.cutting() if halved and self._halves is not None else contextlib.nullcontext():
+                    return self._step(self._wrap(tree.traverse(lambda x: take(x, rows), arrays), part))
 
-            self._steps[part, uneven] = tf.function(tf.autograph.experimental.do_not_convert(one))
-        return self._steps[part, uneven]
+            self._steps[part, uneven, halved] = tf.function(tf.autograph.experimental.do_not_convert(one))
+        return self._steps[part, uneven, halved]
 
     def _loop(self, one: Any, *, compiled: bool) -> Any:
         def run(arrays: Any, positions: Any, start: Any, stop: Any) -> Any:

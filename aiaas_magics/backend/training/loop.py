@@ -25,7 +25,7 @@ from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import datasets, measure
 from aiaas_magics.backend.training.accumulate import Accumulation
 from aiaas_magics.backend.training.callbacks import callbacks_of_rank, most_steps_a_call, plain_arguments
-from aiaas_magics.backend.training.candidates import RuledOut, compare, only, process_bytes
+from aiaas_magics.backend.training.candidates import compare, only, process_bytes
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.choice import FORMS, Choice, Choices, Comparing, Rule, Timing
 from aiaas_magics.backend.training.command import WorkerCommand
@@ -47,7 +47,6 @@ from aiaas_magics.packing.sources import in_arguments
 from aiaas_magics.spec import AnyEvent, Candidate, Planned
 
 ENGINE: Final = "tensorflow"
-EXCHANGING: Final = Choice(fused="graph", why=("XLA cannot compile what processes exchange within a step",))
 
 
 def unpack(command: WorkerCommand) -> UnpackedFitCall:
@@ -98,7 +97,8 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
             command, call, channel, group=group, history=history, resumed=resumed, plan=lambda: source.plan, before_keeping=settle
         )
         rule, told = Rule(_choices(command)), _to_rank_0(command, channel)
-        stack.enter_context(fusing(command, call, source, pace=keeper.paced(Pace(each)), test_pace=Pace(each), rule=rule, told=told))
+        paces = {"pace": keeper.paced(Pace(each)), "test_pace": Pace(each)}
+        stack.enter_context(fusing(command, call, source, collective, **paces, rule=rule, told=told))
         # The Trainer's own `fit`: a subclass' override has run in the kernel already, where it reached the Trainer's.
         TensorFlowTrainer.fit(
             call.model,
@@ -141,8 +141,6 @@ def _compare(command: WorkerCommand, call: Unpacked, channel: Channel, group: Gr
     rule, wanted, asked = Comparing(_choices(command)), _wanted(command, call.model), command.execution.fused
 
     def timed(form: str) -> measure.StepTimer:
-        if form == "xla" and group is not None:
-            raise RuledOut(*EXCHANGING.why)
         # XLA only where the rule allows it: asked for by name, it would compile also what it computes differently.
         fused = "auto" if form == "xla" and asked == "auto" else form
         in_form = replace(command, execution=replace(command.execution, fused=fused))
@@ -180,9 +178,12 @@ def _timed(
     each = most_steps_a_call(call.model, call.callbacks) if command.measure.compare else None
     timer = measure.StepTimer(command.measure, group=group, each=each, memory=_memory_bytes)
     progress = Progress(channel, plan=lambda: source.plan, notices=False)
-    fused = fusing(command, call, source, pace=timer, test_pace=Pace(), rule=rule, told=told)
     hooked = _hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=each is not None)
-    with reading_from(source), hooked as collective, fused:
+    with (
+        reading_from(source),
+        hooked as collective,
+        fusing(command, call, source, collective, pace=timer, test_pace=Pace(), rule=rule, told=told),
+    ):
         TensorFlowTrainer.fit(call.model, **arguments, callbacks=[*_sharing(collective), timer, progress])
     assert source.plan is not None
     return timer, source.plan
@@ -274,6 +275,7 @@ def fusing(
     command: WorkerCommand,
     call: Unpacked,
     source: Source,
+    collective: Collective | None = None,
     *,
     pace: Pacing,
     test_pace: Pacing,
@@ -291,11 +293,13 @@ def fusing(
         model.train_step,
         stock=functools.partial(model._make_function, model.train_step),
         wrap=with_part,
-        fused=EXCHANGING if wanted.fused == "auto" and command.ranks > 1 else wanted,
+        fused=wanted,
         ahead=source.ahead,
         rule=rule,
-        tries=command.measure is None and not is_op_determinism_enabled(),
+        # Ranks that try by their own clocks would not come to the same.
+        tries=command.measure is None and command.ranks == 1 and not is_op_determinism_enabled(),
         settled=settled,
+        halves=None if collective is None else collective.halves,
     )
     test = FusedSteps(
         model.test_step, stock=functools.partial(model._make_function, model.test_step), wrap=with_part, fused=wanted, ahead=source.ahead

@@ -75,13 +75,17 @@ class FitHooks(ABC):
             with self._scope.of(share):
                 again = self._counted_elsewhere(share) if self._batch_alone() else None
                 kept = [] if again is None else self._metric_values()
-                logs = stock(data[DATA])
+                logs = self._carried_out(stock, data[DATA], share)
                 for variable, before in kept:
                     variable.assign(tf.where(again, before, variable.value))
                 return self._logs_of_batch(logs, share)
 
         hooked: Callable[[Any], Any] = tf.autograph.experimental.do_not_convert(step)
         return hooked
+
+    def _carried_out(self, stock: Callable[[Any], Any], data: Any, share: Share) -> Any:
+        """The logs of the stock step on this device's rows."""
+        return stock(data)
 
     def _metric_values(self) -> list[tuple[Any, Any]]:
         return [(variable, tf.identity(variable.value)) for variable in metric_variables(self._model)]

@@ -19,6 +19,7 @@ from aiaas_magics.backend.training.engines.hooks import FitHooks
 from aiaas_magics.backend.training.engines.sharded import ShardedUpdate, shardable
 from aiaas_magics.backend.training.exact import Scope, Share
 from aiaas_magics.backend.training.group import Group
+from aiaas_magics.backend.training.halves import Halves, NotHalved
 from aiaas_magics.backend.training.variables import metric_variables, offset_seeds
 
 HALVES = (tf.float16, tf.bfloat16)  # exchanged in single precision: numpy has no fast halves, and no bfloat16 at all
@@ -48,6 +49,7 @@ class Collective(FitHooks):
         # Whoever looks at batches may look at the optimizer too.
         shared_out = share_out and not batch_logs and not model.run_eagerly and shardable(model.optimizer, model.trainable_variables)
         self._sharded = ShardedUpdate(model.optimizer, model.trainable_variables, group) if shared_out else None
+        self.halves = Halves()
 
     def _on_model(self) -> dict[str, Any]:
         self._model.steps_per_execution = 1
@@ -71,6 +73,29 @@ class Collective(FitHooks):
         summed = self._exchange(lambda array: self._group.sum(array, site=site), [value], value.dtype)
         summed.set_shape(value.shape)
         return summed
+
+    def _carried_out(self, stock: Callable[[Any], Any], data: Any, share: Share) -> Any:
+        if not self.halves.wanted:
+            return stock(data)
+
+        def gradients(data: Any, part: Any, alone: Any) -> Any:
+            with self._scope.of(Share(part, alone, not_within)):
+                return stock(data)
+
+        def not_within(_: Any) -> Any:
+            raise NotHalved("its losses are weighed by what all workers count")
+
+        logs, taken, grads = self.halves.gradients(gradients, self._model.trainable_variables, data, share.part, share.alone)
+        if self._sharded is not None and self._sharded.covers(taken.optimizer, grads, taken.variables):
+            self._sharded.apply(taken.apply, grads, share.part, self._exchange, self._next_site("shards"))
+            return logs
+        summed = self._sum_gradients(grads, share)
+        self._local.within = True
+        try:
+            self.halves.update(taken, summed)
+        finally:
+            self._local.within = False
+        return logs
 
     def _counted_elsewhere(self, share: Share) -> Any:
         return share.alone if self._group.rank else None
@@ -103,6 +128,8 @@ class Collective(FitHooks):
     # ------------------------------------------------------------------ gradients
 
     def _apply(self, stock: Callable[..., Any], optimizer: Any, grads: list[Any], variables: Any, share: Share) -> Any:
+        if self.halves.takes(stock, optimizer, grads, variables):
+            return None
         if self._sharded is not None and self._sharded.covers(optimizer, grads, variables):
             return self._sharded.apply(stock, grads, share.part, self._exchange, self._next_site("shards"))
         return stock(optimizer, self._sum_gradients(grads, share), variables)
