@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,8 @@ from aiaas_magics import snippets
 from aiaas_magics.client import tensors
 from aiaas_magics.client.blobs import BlobSender
 from aiaas_magics.client.transport import Transport
-from aiaas_magics.errors import BackendRefused, DataMismatch
+from aiaas_magics.errors import BackendRefused, BackendTooSlow, BackendUnreachable, DataMismatch
+from aiaas_magics.monitoring import Counts, Sample, counts_in, sample_of
 from aiaas_magics.routing import Change, Rollout, scaling_of
 from aiaas_magics.spec import DeploySpec, EndpointView, TensorSpec, VersionView, checked_name
 
@@ -200,6 +202,33 @@ class Endpoint:
         from aiaas_magics.client.load import run_load
 
         return run_load(self, concurrency=concurrency, duration_s=duration_s, rows=rows, rates=rates, forms=forms, told=told)
+
+    def watch(self, *, every_s: float = 1.0) -> Iterator[Sample | None]:
+        """What the endpoint did since the look before, every `every_s` seconds, without end; None where nobody answered.
+
+        Raises:
+            UnknownName: the endpoint is gone.
+        """
+        before, then_s = None, 0.0
+        while True:
+            found = self._look()
+            now_s = time.monotonic()
+            if found is None:
+                yield None
+            else:
+                if before is not None:
+                    yield sample_of(before, found, at_s=time.time(), seconds=now_s - then_s)
+                before, then_s = found, now_s
+            time.sleep(every_s)
+
+    def _look(self) -> dict[int, Counts] | None:
+        try:
+            found = counts_in(self._calls.exchange("GET", "/metrics").decode(), self.name)
+            if not found:
+                self.view()  # raises where it is gone; else a server that has just begun has it in a moment
+            return found or None
+        except (BackendUnreachable, BackendTooSlow):
+            return None
 
 
 def deploy(

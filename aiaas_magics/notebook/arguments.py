@@ -214,6 +214,13 @@ scale_options = options(
     option("replicas", nargs="?", type=replicas, metavar="R", help="Executors of each version: 2, auto, or auto:1-4."),
     HELP,
 )
+monitor_options = options(
+    option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint."),
+    option("-s", "--seconds", type=positive_seconds, default=30.0, metavar="S", help="How long; an interrupt ends it earlier."),
+    option("-e", "--every", type=positive_seconds, default=1.0, metavar="S", help="Seconds between two looks."),
+    OUT,
+    HELP,
+)
 connect_options = options(
     option("url", nargs="?", metavar="URL", values="backend", help="local, or an address such as https://gpu-box:8443."),
     HELP,
@@ -293,6 +300,15 @@ class DeployRequest:
 class ScaleRequest:
     name: str | None
     replicas: Scaling | None
+    help: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorRequest:
+    name: str | None
+    seconds: float
+    every: float
+    out: str | None
     help: bool
 
 

@@ -17,12 +17,14 @@ from IPython.core.magic_arguments import magic_arguments
 from traitlets import Unicode
 
 from aiaas_magics import errors
+from aiaas_magics.monitoring import Sample, Watched
 from aiaas_magics.notebook import arguments, cells, complete, present, tracebacks
 from aiaas_magics.notebook.arguments import (
     BenchRequest,
     ConnectRequest,
     DeployRequest,
     JobRequest,
+    MonitorRequest,
     NameRequest,
     PlainRequest,
     ScaleRequest,
@@ -269,6 +271,36 @@ class AiaasMagics(Magics):  # type: ignore[misc]
             )
             self._put(request.out, report)
             line.freeze(present.load_bundles(report, figures=live.shows_pictures(self.shell)))
+
+    @line_magic
+    @magic_arguments()
+    @arguments.monitor_options
+    @border(MonitorRequest)
+    def aiaas_monitor(self, request: MonitorRequest) -> None:
+        """Watch an endpoint: rate, latency, batches, versions and errors, as they are. An interrupt ends it.
+
+        %aiaas_monitor churn --seconds 60
+        """
+        if request.name is None:
+            raise UsageError("Which endpoint? Name it: %aiaas_monitor churn. %aiaas_status lists them.")
+        endpoint = self.session.backend.endpoint(request.name)
+        seen: list[Sample | None] = []
+        ended = ""
+        with live.ChangingLine(self.shell, f"Watching {request.name}") as line:
+            try:
+                for _, sample in zip(
+                    range(max(1, round(request.seconds / request.every))), endpoint.watch(every_s=request.every), strict=False
+                ):
+                    seen.append(sample)
+                    line.show(present.looking_bundle(request.name, seen))
+            except KeyboardInterrupt:
+                ended = "Ended by an interrupt."
+            except errors.UnknownName:
+                ended = "The endpoint was taken down meanwhile."
+            samples = tuple(sample for sample in seen if sample is not None)
+            watched = Watched(endpoint=request.name, samples=samples, unanswered=len(seen) - len(samples), ended=ended)
+            self._put(request.out, watched)
+            line.freeze(present.watched_bundles(watched, figures=live.shows_pictures(self.shell)))
 
     @line_magic
     @magic_arguments()

@@ -15,6 +15,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 from aiaas_magics.latency import LoadReport
+from aiaas_magics.monitoring import Sample, Watched
 from aiaas_magics.notebook.views.picture import error_line, status_line
 from aiaas_magics.plots import text
 from aiaas_magics.routing import told
@@ -317,6 +318,40 @@ def load_bundles(report: LoadReport, *, figures: bool = True) -> list[Bundle]:
     from aiaas_magics.plots.latency import latency_figure
 
     return [*bundles, figure_bundle(latency_figure(report), text.latency_text(report))]
+
+
+def looking_bundle(name: str, samples: Sequence[Sample | None]) -> Bundle:
+    """What an endpoint does now, with the rate and the p99 of the time before as small curves."""
+    last = samples[-1] if samples else None
+    line = f"{name}: {'nobody answers' if samples and last is None else text.sample_line(last) if last else 'looking'}"
+    seen = [sample for sample in samples if sample is not None]
+    curves = [("requests/s", [sample.requests_per_s for sample in seen]), ("p99", [sample.p99_ms for sample in seen])]
+    drawn = "".join(
+        f'<span style="margin-right:2em">{escape(what)} {sparkline(values)}</span>' for what, values in curves if len(values) > 1
+    )
+    return {"text/html": f"<div><div>{escape(line)}</div>{drawn}</div>", "text/plain": line}
+
+
+def sparkline(values: Sequence[float], *, width: int = 180, height: int = 28) -> str:
+    """A small curve from 0 to the largest of `values`, as SVG."""
+    top, step = max(*values, 1e-9), width / (len(values) - 1)
+    points = " ".join(f"{place * step:.1f},{height - 1 - (height - 2) * value / top:.1f}" for place, value in enumerate(values))
+    return (
+        f'<svg width="{width}" height="{height}" role="img" aria-label="{escape(text.number(values[-1]))}" style="vertical-align:middle">'
+        f'<polyline points="{points}" fill="none" stroke="#0072b2" stroke-width="1.5"/></svg>'
+    )
+
+
+def watched_bundles(watched: Watched, *, figures: bool = True) -> list[Bundle]:
+    """What stays of looking at an endpoint: its median and worst, and the figure."""
+    rows = text.watched_rows(watched)
+    notes = text.watched_notes(watched) if rows else ["No request was answered meanwhile.", *text.watched_notes(watched)]
+    bundles = [table_bundle(text.WATCHED_HEADER, rows, caption=f"Endpoint {watched.endpoint}", notes=notes)]
+    if not figures or not watched.answered:
+        return bundles
+    from aiaas_magics.plots.monitoring import watched_figure
+
+    return [*bundles, figure_bundle(watched_figure(watched), text.watched_text(watched))]
 
 
 # --------------------------------------------------------------------------- status

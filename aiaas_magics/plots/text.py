@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from aiaas_magics.latency import Answers, LoadReport
-from aiaas_magics.laws import ScalingRow, SpeedupPoint, StudyFit, scaling
+from aiaas_magics.laws import ScalingRow, SpeedupPoint, StudyFit, percentile, scaling
+from aiaas_magics.monitoring import Sample, Watched
 from aiaas_magics.projection import ProjectedRow, Projection
 from aiaas_magics.story import EpochRow
 
 LOAD_HEADER: Final = ("connections", "form", "requests", "requests/s", "rows/s", "p50", "p90", "p99", "p99.9", "max", "errors")
+WATCHED_HEADER: Final = ("", "requests/s", "rows/s", "p50", "p99", "waits", "rows a batch", "failed/s", "refused/s")
 RATE_HEADER: Final = ("asked/s", "answered/s", "p50", "p90", "p99", "p99.9", "max", "errors")
 
 
@@ -371,6 +373,55 @@ def milliseconds(value: float) -> str:
     ('0.0123 ms', '0.71 ms', '123 ms')
     """
     return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
+
+
+def sample_line(sample: Sample) -> str:
+    """What an endpoint did in a moment, in a line."""
+    if not sample.requests_per_s:
+        said = ["no answers"]
+    else:
+        said = [
+            f"{count(sample.requests_per_s)} requests/s",
+            f"p50 {milliseconds(sample.p50_ms)}, p99 {milliseconds(sample.p99_ms)}",
+            f"batches of {sample.batch_rows:.3g} rows",
+            f"waits {milliseconds(sample.wait_ms)}",
+        ]
+    wrong = [(sample.failed_per_s, "failed"), (sample.refused_per_s, "refused")]
+    said += [f"{rate:.3g} {what}/s" for rate, what in wrong if rate]
+    if len(sample.by_version) > 1:
+        said.append(", ".join(f"version {number}: {rate / sample.requests_per_s:.0%}" for number, rate in sample.by_version.items()))
+    return "; ".join(said)
+
+
+def watched_rows(watched: Watched) -> list[tuple[str, ...]]:
+    """The median and the worst of an endpoint's samples, under `WATCHED_HEADER`."""
+    answered = watched.answered
+    if not answered:
+        return []
+
+    def row(name: str, percent: float) -> tuple[str, ...]:
+        def of(field: str) -> float:
+            return percentile([getattr(sample, field) for sample in answered], percent)
+
+        times = (milliseconds(of(field)) for field in ("p50_ms", "p99_ms", "wait_ms"))
+        wrong = (f"{of(field):.3g}" for field in ("failed_per_s", "refused_per_s"))
+        return name, count(of("requests_per_s")), count(of("rows_per_s")), *times, f"{of('batch_rows'):.3g}", *wrong
+
+    return [row("median", 50), row("most", 100)]
+
+
+def watched_notes(watched: Watched) -> list[str]:
+    seconds_seen = sum(sample.seconds for sample in watched.samples)
+    said = f"Watched for {seconds(seconds_seen)}, {len(watched.samples)} looks, of which {len(watched.answered)} saw answers."
+    lost = f"{watched.unanswered} looks found nobody." if watched.unanswered else ""
+    return [line for line in (f"{said} Percentiles are read off the server's histogram of durations.", lost, watched.ended) if line]
+
+
+def watched_text(watched: Watched) -> str:
+    """`watched_figure` in words."""
+    rows = watched_rows(watched)
+    parts = [f"Endpoint {watched.endpoint}", *([table(WATCHED_HEADER, rows)] if rows else ["No request was answered meanwhile."])]
+    return "\n".join((*parts, *watched_notes(watched)))
 
 
 def history_text(epochs: Sequence[EpochRow], title: str = "Training") -> str:

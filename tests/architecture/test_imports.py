@@ -21,6 +21,7 @@ BASE = {
     "settings",
     "clock",
     "latency",
+    "monitoring",
     "frames",
     "snippets",
     "logs",

@@ -66,6 +66,7 @@ def test_a_typing_mistake_is_one_line_and_stops_run_all(kernel: Kernel) -> None:
         ("%aiaas_deploy", "Which model?"),
         ("%aiaas_bench", "Which endpoint?"),
         ("%aiaas_stop", "Which endpoint?"),
+        ("%aiaas_monitor", "Which endpoint?"),
         ("%aiaas_promote", "Which endpoint?"),
         ("%aiaas_rollback", "Which endpoint?"),
         ("%aiaas_scale churn", "how many executors"),

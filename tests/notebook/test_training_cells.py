@@ -288,11 +288,19 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
     assert deployed.ok, deployed.error + streams(deployed)
     answered = trainer.run("float(abs(endpoint.predict(x[:4]) - model.predict(x[:4], verbose=0)).max()) < 1e-4")
     bench = trainer.run("%aiaas_bench churn-test --concurrency 1,2 --duration 0.3 --rates 50,100")
+    trainer.run("import threading\nasking = threading.Thread(target=lambda: [endpoint.predict(x[:4]) for _ in range(400)])\nasking.start()")
+    watched = trainer.run("%aiaas_monitor churn-test --seconds 2 --every 0.5 -o seen")
+    trainer.run("asking.join()")
+    looks = value(trainer, "[(s.requests_per_s, s.rows_per_s, s.p50_ms, s.p99_ms, s.batch_rows) for s in seen.answered]")
     status = trainer.run("%aiaas_status")
     token = value(trainer, "endpoint.token")
     stopped = trainer.run("%aiaas_stop churn-test")
     again = trainer.run("%aiaas_stop churn-test")
 
+    assert [sorted(output["data"]) for output in watched.outputs] == [["text/html", "text/plain"], ["image/png", "text/plain"]]
+    assert looks
+    assert all(rows_per_s == pytest.approx(4 * requests_per_s) for requests_per_s, rows_per_s, *_ in looks)
+    assert all(0 < p50_ms <= p99_ms and batch_rows >= 4 for _, _, p50_ms, p99_ms, batch_rows in looks)
     assert "curl" in deployed.text
     assert answered.text.strip() == "True"
     tables, figure = [["text/html", "text/plain"]] * 2, ["image/png", "text/plain"]
@@ -300,10 +308,27 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
     assert "p99.9" in bench.text
     assert "asked/s" in bench.text
     assert "churn-test" in status.text
-    for cell in (deployed, bench, status):
+    for cell in (deployed, bench, watched, status):
         assert token not in str(cell.outputs)
     assert stopped.text == "Endpoint churn-test is down.\n"
     assert "There is no endpoint 'churn-test'" in again.text
+
+
+def test_a_watch_ends_with_its_endpoint_or_an_interrupt(trainer: Kernel) -> None:
+    trainer.run("%aiaas_deploy model --name passing -o endpoint")
+    message = trainer.start("%aiaas_monitor passing --seconds 600 --every 0.2 -o seen")
+    running = trainer.wait(message, until="passing: no answers")
+    trainer.interrupt()
+    interrupted = trainer.wait(message, cell=running)
+    trainer.run("import threading\nthreading.Timer(1.0, endpoint.stop).start()")
+
+    cell = trainer.run("%aiaas_monitor passing --seconds 600 --every 0.2")
+
+    assert cell.ok, cell.error
+    assert interrupted.ok, interrupted.error
+    assert "Ended by an interrupt." in interrupted.text
+    assert "The endpoint was taken down meanwhile." in cell.text
+    assert "No request was answered meanwhile." in cell.text
 
 
 def test_a_next_version_comes_as_a_canary_is_promoted_and_taken_back(trainer: Kernel) -> None:

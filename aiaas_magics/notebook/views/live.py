@@ -144,10 +144,14 @@ class ChangingLine:
         return {"text/plain": f"{self._title}: {what}"}
 
     def tell(self, what: str) -> None:
+        self.show(self._bundle(what))
+
+    def show(self, bundle: Bundle) -> None:
+        """`bundle` for the line."""
         if self._handle is not None:
-            self._handle.update(self._bundle(what), raw=True)
+            self._handle.update(bundle, raw=True)
         else:
-            print(f"{self._title}: {what}", flush=True)
+            print(bundle["text/plain"], flush=True)
 
     def freeze(self, bundles: Sequence[Bundle]) -> None:
         self._bundles = bundles

@@ -1,0 +1,62 @@
+"""The figure of an endpoint over time: rate and latency.
+
+Owns the drawing; the same numbers in words come from `plots.text`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from matplotlib import ticker
+from matplotlib.figure import Figure
+
+from aiaas_magics.monitoring import Watched, versions_of
+from aiaas_magics.plots import style, text
+
+WIDTH: Final = 8.8
+HEIGHT: Final = 2.1
+
+
+def watched_figure(watched: Watched) -> Figure:
+    """Requests a second, one area a version on top of the other, and latency beside it on a logarithmic axis."""
+    figure, (rate, latency) = style.new_figure(
+        2,
+        title=f"Endpoint {watched.endpoint}",
+        subtitle=text.sample_line(watched.answered[-1]) if watched.answered else "no request was answered",
+        caption=" ".join(text.watched_notes(watched)),
+        width=WIDTH,
+        height=HEIGHT,
+    )
+    style.label(rate, title="Requests a second", x="seconds")
+    style.label(latency, title="Latency in the server, milliseconds", x="seconds")
+    if not watched.samples:
+        return figure
+    began_s = watched.samples[0].at_s - watched.samples[0].seconds
+    versions = versions_of(watched.samples)
+    rate.stackplot(
+        [sample.at_s - began_s for sample in watched.samples],
+        [[sample.by_version.get(version, 0.0) for sample in watched.samples] for version in versions] or [[0.0] * len(watched.samples)],
+        labels=[f"version {version}" for version in versions],
+        colors=style.SERIES,
+        alpha=0.75,
+    )
+    rate.set_ylim(0, 1.25 * max(1.0, *(sample.requests_per_s for sample in watched.samples)))
+    rate.yaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    if versions:
+        rate.legend(frameon=False, fontsize=8.5, labelcolor=style.INK, loc="upper left", ncols=4)
+    for index, (name, field) in enumerate((("p50", "p50_ms"), ("p99", "p99_ms"))):
+        latency.plot(
+            [sample.at_s - began_s for sample in watched.answered],
+            [getattr(sample, field) for sample in watched.answered],
+            label=name,
+            color=style.SERIES[index],
+            marker=style.MARKERS[index],
+            linestyle=style.DASHES[index],
+            linewidth=1.6,
+            markersize=4,
+        )
+    if watched.answered:
+        latency.set_yscale("log")
+        latency.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        latency.legend(frameon=False, fontsize=8.5, labelcolor=style.INK, loc="upper left", ncols=2)
+    return figure
