@@ -69,12 +69,7 @@ def _percentile_lines(axes: Axes, at: Sequence[float], points: Sequence[Answers]
             linewidth=1.6,
             markersize=6,
         )
-    axes.set_yscale("log")
-    values = [value for point in points for _, field in percentiles if (value := getattr(point, field)) > 0]
-    axes.set_ylim(min(values) / 1.5, max(values) * 2.2)
-    axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1.0, 2.0, 5.0) if max(values) < 100 * min(values) else (1.0,)))
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(ticker.NullLocator())
+    style.log_axis(axes, [getattr(point, field) for point in points for _, field in percentiles])
 
 
 def _rate_panel(axes: Axes, report: LoadReport) -> None:

@@ -56,7 +56,6 @@ def watched_figure(watched: Watched) -> Figure:
             markersize=4,
         )
     if watched.answered:
-        latency.set_yscale("log")
-        latency.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        style.log_axis(latency, [value for sample in watched.answered for value in (sample.p50_ms, sample.p99_ms)])
         latency.legend(frameon=False, fontsize=8.5, labelcolor=style.INK, loc="upper left", ncols=2)
     return figure

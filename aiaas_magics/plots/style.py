@@ -105,6 +105,17 @@ def count_axis(axes: Axes, counts: Sequence[int], *, log_from: int = 8) -> None:
     axes.xaxis.set_minor_locator(ticker.NullLocator())
 
 
+def log_axis(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic y axis around `values`, in plain numbers, with room above for a legend."""
+    axes.set_yscale("log")
+    seen = [value for value in values if value > 0]
+    if seen:
+        axes.set_ylim(min(seen) / 1.5, max(seen) * 2.2)
+        axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1.0, 2.0, 5.0) if max(seen) < 100 * min(seen) else (1.0,)))
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+
+
 def _legend(figure: Figure, keys: Sequence[Line2D], *, left: float, top: float) -> None:
     """One legend for all panels, in a row."""
     figure.legend(

@@ -15,11 +15,13 @@ from matplotlib.text import Text
 
 from aiaas_magics.latency import Answers, LoadPoint, LoadReport, RatePoint
 from aiaas_magics.laws import SpeedupPoint, fit_study
+from aiaas_magics.monitoring import Sample, Watched
 from aiaas_magics.plots.history import history_figure
 from aiaas_magics.plots.latency import latency_figure
+from aiaas_magics.plots.monitoring import watched_figure
 from aiaas_magics.plots.study import PROJECTED, study_figure
 from aiaas_magics.plots.style import as_png
-from aiaas_magics.plots.text import StudyReport, history_text, latency_text, study_text
+from aiaas_magics.plots.text import StudyReport, history_text, latency_text, study_text, watched_text
 from aiaas_magics.projection import StepPoint, project
 from aiaas_magics.story import EpochRow
 
@@ -250,6 +252,31 @@ def test_a_load_run_without_an_answer_is_still_drawn_and_said() -> None:
     told = latency_text(report)
     assert "No request was answered" in told
     assert "7 http 503" in told
+
+
+def watched_sample(at_s: float, **by_version: float) -> Sample:
+    rate = sum(by_version.values())
+    versions = {int(name[1:]): share for name, share in by_version.items()}
+    zero = {"failed_per_s": 0.0, "refused_per_s": 0.0, "wait_ms": 0.05, "batch_rows": 3.0}
+    times = {"p50_ms": 0.4, "p99_ms": 2.0} if rate else {"p50_ms": 0.0, "p99_ms": 0.0}
+    return Sample(at_s=at_s, seconds=1.0, requests_per_s=rate, rows_per_s=rate, by_version=versions, **zero, **times)
+
+
+def test_a_watched_endpoint_is_drawn_with_the_share_of_each_version() -> None:
+    samples = (watched_sample(1.0, v1=100.0), watched_sample(2.0), watched_sample(3.0, v1=60.0, v2=20.0))
+    watched = Watched(endpoint="churn", samples=samples, unanswered=1, ended="Ended by an interrupt.")
+
+    said = words_of(watched_figure(watched))
+
+    assert "version 1: 75%, version 2: 25%" in said
+    assert "3 looks, of which 2 saw answers" in said
+    assert "1 looks found nobody" in said
+    told = watched_text(watched)
+    assert "median" in told
+    assert "Ended by an interrupt." in told
+    for nothing in (Watched(endpoint="churn"), Watched(endpoint="churn", samples=(watched_sample(1.0),))):
+        assert as_png(watched_figure(nothing)).startswith(b"\x89PNG")
+        assert "No request was answered meanwhile" in watched_text(nothing)
 
 
 def epoch(number: int, **logs: float) -> EpochRow:
