@@ -325,7 +325,8 @@ def _requests(plan: Plan, form: Form, **more: str) -> list[bytes]:
 
 def _head(method: str, plan: Plan, path: str, headers: dict[str, str]) -> bytes:
     said = {"Host": urlsplit(plan.url).netloc, "Authorization": f"Bearer {plan.token}", **headers}
-    return f"{method} {path} HTTP/1.1\r\n{''.join(f'{name}: {value}{chr(13)}{chr(10)}' for name, value in said.items())}".encode("latin-1")
+    lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
+    return f"{method} {path} HTTP/1.1\r\n{lines}".encode("latin-1")
 
 
 async def ask_once(plan: Plan, request: bytes) -> tuple[int, bytes]:

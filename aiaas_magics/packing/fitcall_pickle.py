@@ -24,7 +24,7 @@ import numpy as np
 
 from aiaas_magics.errors import AiaasBug
 from aiaas_magics.packing import helpers, refusals
-from aiaas_magics.packing.fitcall_reducers import helper_module, reducers
+from aiaas_magics.packing.fitcall_reducers import code_from, helper_module, reducers
 from aiaas_magics.packing.state import is_keras_object, put_state, settle, shell, state_of
 from aiaas_magics.packing.variables import VariableSpec, build_variable, spec_of, value_of
 
@@ -206,6 +206,10 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if isinstance(obj, types.ModuleType) and helpers.users_module(obj.__name__) is obj:
                 self.luggage.pending.append(obj)
                 return helper_module, (obj.__name__, obj.__doc__)
+        if isinstance(obj, types.CodeType):
+            # cloudpickle may leave out where code stands (3.1.3 does); an error in it could not be shown at the cell's line.
+            make, given = self.dispatch_table[types.CodeType](obj)
+            return code_from, (obj.co_filename, make, given)
         return super().reducer_override(obj)
 
     def _note_code(self, obj: Any) -> None:

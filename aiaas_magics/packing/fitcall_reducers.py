@@ -36,6 +36,10 @@ def helper_module(name: str, doc: str | None) -> types.ModuleType:
     return module
 
 
+def code_from(filename: str, make: Callable[..., types.CodeType], given: tuple[Any, ...]) -> types.CodeType:
+    return make(*given).replace(co_filename=filename)
+
+
 def _lock(kind: str) -> Any:
     return threading.RLock() if kind == "RLock" else threading.Lock()
 
