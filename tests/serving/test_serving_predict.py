@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from serving_models import Made, echo, plus
@@ -149,7 +149,6 @@ def test_callers_in_threads_share_an_endpoint(rig: Rig, tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- the form alone
 
 
-@settings(deadline=None)
 @given(st.data(), st.sampled_from(DTYPES), hnp.array_shapes(max_dims=3, max_side=4))
 def test_what_is_written_is_read_again(data: st.DataObject, dtype: str, shape: tuple[int, ...]) -> None:
     array = data.draw(hnp.arrays(np.dtype(dtype), shape))

@@ -17,7 +17,7 @@ from aiaas_magics.backend.guard import Allow, Guard, facts_of
 from aiaas_magics.backend.serving import inferring
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.compression import TooLarge, unpacked
-from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, error
+from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, computes, error
 from aiaas_magics.backend.serving.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,15 @@ class App:
         try:
             body = b"" if scope["method"] == "GET" else await self._unpacked(await self._body(scope, receive), headers)
             client = b"%b:%d" % (scope["client"][0].encode(), scope["client"][1]) if scope.get("client") else b""
-            request = Request(method=scope["method"], path=path, headers=headers, body=body, client=client, scheme=scope["scheme"])
+            request = Request(
+                method=scope["method"],
+                path=path,
+                headers=headers,
+                body=body,
+                client=client,
+                scheme=scope["scheme"],
+                computes=computes(headers),
+            )
             response = await inferring.respond(self.registry, protocol, route, request)
         except BodyTooLarge as fault:
             await self._refuse(error(413, str(fault)), scope, receive, send)

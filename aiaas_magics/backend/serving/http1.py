@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from aiaas_magics.backend.guard import ALLOW, facts_of
 from aiaas_magics.backend.serving import inferring
 from aiaas_magics.backend.serving.app import App, BodyTooSlow
-from aiaas_magics.backend.serving.protocols import JSON, Headers, InferenceProtocol, Request, Response, Route, error
+from aiaas_magics.backend.serving.protocols import JSON, Headers, InferenceProtocol, Request, Response, Route, computes, error
 
 HEAD_BYTES: Final = 64 * 1024  # as h11, uvicorn's other protocol, by default
 HEAD_S: Final = 10.0  # guess: a head is one packet; a sender that needs longer holds a connection for nothing
@@ -39,6 +39,7 @@ class Known:
     path: str
     protocol: InferenceProtocol
     route: Route
+    computes: bool
 
 
 UNKNOWN: Final[tuple[Known | None, int]] = (None, 0)
@@ -187,7 +188,7 @@ class Http1(HttpToolsProtocol):
         route = protocol.find_route("POST", path)
         if isinstance(route, Response) or not route.infers:
             return None
-        return Known(self.url, self.headers, headers, path, protocol, route)
+        return Known(self.url, self.headers, headers, path, protocol, route, computes(headers))
 
     def _as_uvicorn(self) -> None:
         url, headers = self.url, [(name.lower(), value) for name, value in self.headers]
@@ -226,17 +227,18 @@ class Http1(HttpToolsProtocol):
 
     def _take(self, known: Known, body: bytes) -> None:
         """Have a request answered below ASGI."""
-        slot = Slot()
-        self._pending.slots.append(slot)
+        slot, slots = Slot(), self._pending.slots
+        slots.append(slot)
         self.cycle = self._pending
-        if len(self._pending.slots) >= PENDING:
+        if len(slots) >= PENDING:
             self.flow.pause_reading()
 
         def done(response: Response) -> None:
             slot.response = response
-            self._flush()
+            if slots and slots[0] is slot:  # none are left of a connection that was lost
+                self._flush()
 
-        request = Request(method="POST", path=known.path, headers=known.headers, body=body, client=self._client)
+        request = Request(method="POST", path=known.path, headers=known.headers, body=body, client=self._client, computes=known.computes)
         inferring.begin(self.app.registry, known.protocol, known.route, request, done)
 
     # ------------------------------------------------------------------ answers
@@ -244,13 +246,12 @@ class Http1(HttpToolsProtocol):
     def _flush(self) -> None:
         """Send what may be sent: answers leave in the order of their requests."""
         slots = self._pending.slots
-        if not slots or (response := slots[0].response) is None:
-            return
-        slots.popleft()
-        out = self._bytes_of(response, is_last=not slots)
+        out = b""
         while slots and (response := slots[0].response) is not None:
             slots.popleft()
             out += self._bytes_of(response, is_last=not slots)
+        if not out:
+            return
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return

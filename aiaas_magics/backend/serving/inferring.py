@@ -35,8 +35,6 @@ from aiaas_magics.spec import DeploySpec
 
 log = logging.getLogger(__name__)
 
-NO_OP: Final = b"aiaas-no-op"  # a header: the request is read and answered as any other, but nothing is computed
-
 # What a path begins with says which protocol it is; every other path is a page of ours, or nothing.
 PROTOCOLS: Final = MappingProxyType[str, InferenceProtocol]({"/v1/": tfserving, "/v2/": openinference, "/v2": openinference})
 
@@ -63,7 +61,7 @@ def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request
         return
     try:
         call = protocol.read(route, request, version)
-        if request.header(NO_OP) is not None:
+        if not request.computes:
             done(call.response(nothing(version.spec, call.rows)))
             return
         executor = version.enter()

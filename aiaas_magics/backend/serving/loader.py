@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -154,14 +155,13 @@ class Loader:
 
     def _executor(self, version: Version, opened: Opened) -> Executor:
         spec, batchable = version.spec, opened.proof.batchable
-        limits = replace(self._limits, delay_s=spec.max_delay_us / 1e6)
-        replicas = Replicas(
-            opened.engines, name=f"{spec.name}-{version.number}", batchable=batchable, limits=limits, figures=version.figures
-        )
+        limits, row = replace(self._limits, delay_s=spec.max_delay_us / 1e6), row_bytes(spec)
+        name = f"{spec.name}-{version.number}"
+        replicas = Replicas(opened.engines, name=name, batchable=batchable, limits=limits, figures=version.figures, row_bytes=row)
         if opened.inline is None:
             return replicas
         limits = replace(limits, batch_rows=min(limits.batch_rows, opened.inline_rows))
-        return Inline(opened.inline, larger=replicas, batchable=batchable, limits=limits, figures=version.figures)
+        return Inline(opened.inline, larger=replicas, batchable=batchable, limits=limits, figures=version.figures, row_bytes=row)
 
     async def retire(self, name: str) -> None:
         """Take an endpoint down, all versions of it; what is being answered is answered.
@@ -236,6 +236,13 @@ def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Pat
                 inline, rows = None, 0
         undo.pop_all()
     return Opened(engines=engines, proof=max(proofs, key=lambda proof: proof.largest), inline=inline, inline_rows=rows)
+
+
+def row_bytes(spec: DeploySpec) -> int | None:
+    """Bytes of one row of all inputs; None where rows may have different forms."""
+    if any(tensor.dtype == "string" or not tensor.shape or min(tensor.shape[1:], default=0) < 0 for tensor in spec.inputs):
+        return None
+    return sum(math.prod(tensor.shape[1:]) * np.dtype(tensor.dtype).itemsize for tensor in spec.inputs)
 
 
 def rows_within(limit_s: float, engine: Engine, samples: Samples) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from aiaas_magics.backend.serving.replicas import Done
 from aiaas_magics.errors import InvalidSpec
 from aiaas_magics.routing import Routing, place_of
 from aiaas_magics.spec import DeploySpec, VersionView
+
+T = TypeVar("T")
 
 ENDED_KEPT: Final = 8  # guess: how many versions of the past a status still names
 
@@ -63,8 +65,17 @@ class Version:
     fault: str = ""
     body_bytes: int = 0  # that a request for it may have
     figures: Figures = field(default_factory=Figures)
+    _found: dict[object, Any] = field(default_factory=dict)
     _leases: int = 0
     _free: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def once(self, find: Callable[[Version], T]) -> T:
+        """What `find` tells of this version, asked once: what protocols work out of an interface before they read requests for it."""
+        try:
+            found: T = self._found[find]
+        except KeyError:
+            found = self._found[find] = find(self)
+        return found
 
     def view(self) -> VersionView:
         return VersionView(

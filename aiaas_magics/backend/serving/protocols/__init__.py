@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Headers = tuple[tuple[bytes, bytes], ...]
 
 JSON: Final = b"application/json"
+NO_OP: Final = b"aiaas-no-op"  # a header: the request is read and answered as any other, but nothing is computed
 
 
 class BadValue(Exception):
@@ -44,6 +45,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes = b""
     client: bytes = b""  # the other end of the connection, as host:port
     scheme: str = "http"
+    computes: bool = True  # False: to be read and answered as any other, with nothing computed
 
     def header(self, name: bytes) -> bytes | None:
         for key, value in self.headers:  # no generator: each request asks for a header or two
@@ -128,6 +130,11 @@ class InferenceProtocol(Protocol):
         ...
 
     def unknown_label(self, label: str) -> Response: ...
+
+
+def computes(headers: Headers) -> bool:
+    """Whether a request with these headers wants what it asks for computed."""
+    return all(name != NO_OP for name, _ in headers)
 
 
 def error(status: int, text: str, headers: Headers = ()) -> Response:

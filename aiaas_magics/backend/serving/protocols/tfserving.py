@@ -16,7 +16,7 @@ from typing import Final
 import orjson
 
 from aiaas_magics.backend.serving import protocols
-from aiaas_magics.backend.serving.codec import PredictCall, read_predict
+from aiaas_magics.backend.serving.codec import PlainReading, PredictCall, plain_reading, read_predict
 from aiaas_magics.backend.serving.protocols import Request, Response, error
 from aiaas_magics.backend.serving.protocols.examples import METHODS, ExamplesCall, read_examples
 from aiaas_magics.backend.serving.protocols.paths import BadVersion, Operation, PathTable, Route
@@ -92,10 +92,14 @@ def read(route: protocols.Route, request: Request, version: Version) -> PredictC
         BadValue: with this protocol's status code and sentence.
     """
     assert isinstance(route, Route)
-    method = METHODS.get(route.action)
-    if method is not None:
-        return read_examples(request.body, version.spec, method)
-    return read_predict(request.body, version.spec.inputs)
+    if route.action == "predict":
+        plainly = version.once(_plain_reading)
+        return (plainly and plainly(request.body)) or read_predict(request.body, version.spec.inputs)
+    return read_examples(request.body, version.spec, METHODS[route.action])
+
+
+def _plain_reading(version: Version) -> PlainReading | None:
+    return plain_reading(version.spec.inputs)
 
 
 def not_found(route: protocols.Route) -> Response:
