@@ -253,13 +253,14 @@ def rows_within(limit_s: float, engine: Engine, samples: Samples) -> int:
 
 
 def quickest_s(engine: Engine, samples: Samples, rows: int) -> float:
+    """Of this thread's own time, in which an engine of one thread computes: who else uses the machine now says nothing."""
     chosen = np.arange(rows) % samples.rows
     inputs = {name: np.ascontiguousarray(array[chosen]) for name, array in samples.inputs.items()}
     took = []
     for _ in range(TIMED_RUNS):
-        began = time.perf_counter()
+        began = time.thread_time()
         engine.run(inputs)
-        took.append(time.perf_counter() - began)
+        took.append(time.thread_time() - began)
     return min(took)
 
 
