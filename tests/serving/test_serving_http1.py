@@ -383,18 +383,68 @@ async def test_a_body_that_does_not_come_is_408_after_the_answers_before_it() ->
     await served.version.drain_and_close()
 
 
-async def test_a_shutdown_waits_for_predictions_and_closes_idle_connections_at_once() -> None:
+async def test_a_shutdown_waits_for_predictions_and_closes_idle_connections_soon() -> None:
     served = Served()
     (busy, busy_wire), (_, idle_wire) = served.connect(), served.connect()
     busy.data_received(request(V1, b'{"instances": [[1, 2]]}', ALLOWED))
 
     for connection in list(served.state.connections):
         connection.shutdown()
-    assert (busy_wire.closed, idle_wire.closed) == (False, True)
-    await until(lambda: busy_wire.closed)
+    assert not busy_wire.closed
+    await until(lambda: busy_wire.closed and idle_wire.closed)
 
     assert b"200 OK" in busy_wire.sent
     assert b"connection: close" in busy_wire.sent
+    assert idle_wire.sent == b""
+    await served.version.drain_and_close()
+
+
+SHORT = request(V1, ROW, ALLOWED)
+LONG = request(b"/v2", b"", ALLOWED, method=b"GET")
+CHUNKED = b"POST %b HTTP/1.1\r\nHost: localhost\r\n%b\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
+    V1,
+    ALLOWED,
+    len(ROW),
+    ROW,
+)
+
+
+@pytest.mark.parametrize("way", [Http1, Long])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(b"", SHORT, id="on its way"),
+        pytest.param(b"", LONG, id="another on its way"),
+        pytest.param(SHORT[:10], SHORT[10:], id="in the head"),
+        pytest.param(SHORT[:-5], SHORT[-5:], id="in the body"),
+        pytest.param(CHUNKED[:-9], CHUNKED[-9:], id="in a chunk"),
+        pytest.param(SHORT + SHORT[:-5], SHORT[-5:], id="behind a whole one"),
+        pytest.param(LONG + SHORT[:-5], SHORT[-5:], id="behind a whole one of another kind"),
+        pytest.param(SHORT + LONG[:-5], LONG[-5:], id="another behind a whole one"),
+        pytest.param(SHORT + LONG + SHORT + LONG, b"", id="whole ones"),
+        pytest.param(LONG + LONG + LONG, b"", id="whole ones of one kind"),
+    ],
+)
+async def test_what_had_begun_to_come_when_a_shutdown_came_is_answered_and_the_last_answer_says_so(
+    way: type[Http1], before: bytes, after: bytes
+) -> None:
+    served = Served()
+    made, wire = served.connect(way)
+    if before:
+        made.data_received(before)
+
+    made.shutdown()
+    if before and after:
+        await asyncio.sleep(2 * http1.LAST_LOOK_S)  # what is there already is answered, and the rest may still come
+    if after:
+        made.data_received(after)
+    await until(lambda: wire.closed)
+
+    asked = (before + after).count(b"HTTP/1.1\r\n")
+    assert re.findall(rb"HTTP/1.1 (\d+)", wire.sent) == [b"200"] * asked
+    assert wire.sent.count(b"connection: close") == 1
+    assert wire.sent.rpartition(b"HTTP/1.1 200")[2].count(b"connection: close") == 1
+    made.connection_lost(None)
     await served.version.drain_and_close()
 
 

@@ -25,6 +25,7 @@ HEAD_BYTES: Final = 64 * 1024  # as h11, uvicorn's other protocol, by default
 HEAD_S: Final = 10.0  # guess: a head is one packet; a sender that needs longer holds a connection for nothing
 SHORT_BYTES: Final = 256 * 1024  # guess: reading a larger body costs more than the longer way
 HEADS: Final = 1024  # guess: heads that are known by their bytes; they differ in the body's length
+LAST_LOOK_S: Final = 0.05  # guess: a request that was sent before the end is read by then
 KNOWN_HEAD_BYTES: Final = 2048  # guess: of longer ones too few are the same
 PENDING: Final = 64  # guess: requests of one connection that wait for their answers before it is read on
 
@@ -90,6 +91,7 @@ class Http1(HttpToolsProtocol):
     _held = 0
     _body_deadline: asyncio.TimerHandle | None = None
     _last_s = 0.0
+    _ending = False  # a shutdown came
     _end: Response | None = None  # to be sent when all whole requests that came before are answered
     _default_headers: object = None
     _plain_head = b""  # of an answer with a JSON body and nothing special, up to the body's length
@@ -199,6 +201,8 @@ class Http1(HttpToolsProtocol):
         self.scope["headers"] = headers
         self.expect_100_continue = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
         super().on_headers_complete()
+        if self._ending:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         if self._short is None:
@@ -213,6 +217,8 @@ class Http1(HttpToolsProtocol):
             super().on_message_complete()
             return
         self._release()
+        if self._ending:
+            self._pending.keep_alive = False
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._taken = known, len(body)
         self._take(known, body)
@@ -290,6 +296,25 @@ class Http1(HttpToolsProtocol):
             len(body),
             body,
         )
+
+    def shutdown(self) -> None:
+        """Answer what came or has begun to come, and close with the last answer; with nothing of that, in a moment."""
+        self._ending = True
+        if self._has_begun():
+            return  # it is the last one
+        if self._is_free():
+            self._pending.keep_alive = False
+            self.loop.call_later(LAST_LOOK_S, self._close_if_idle)
+        else:
+            self.cycle.keep_alive = False
+
+    def _has_begun(self) -> bool:
+        """Whether a request is being read that is nobody's yet."""
+        return not self._between and (self._in_head or self._short is not None)
+
+    def _close_if_idle(self) -> None:
+        if self._is_free() and not self._pending.slots and not self._has_begun():
+            self.transport.close()
 
     def pause_writing(self) -> None:
         """The other side does not read its answers: no more of its requests are read either."""
