@@ -64,6 +64,12 @@ class Wire:
     def close(self) -> None:
         self.closed = True
 
+    def abort(self) -> None:
+        self.closed = True
+
+    def get_write_buffer_size(self) -> int:
+        return 100_000
+
     def pause_reading(self) -> None:
         self.reading = False
 
@@ -220,6 +226,14 @@ def test_bytes_that_are_almost_requests_are_answered_alike_on_both_ways(seed: in
 
 ROW = b'{"instances": [[1.0, 2.0]]}'
 DOUBLED = b'{"predictions":[[2.0,4.0]]}'
+SHORT = request(V1, ROW, ALLOWED)
+LONG = request(b"/v2", b"", ALLOWED, method=b"GET")
+CHUNKED = b"POST %b HTTP/1.1\r\nHost: localhost\r\n%b\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
+    V1,
+    ALLOWED,
+    len(ROW),
+    ROW,
+)
 
 
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
@@ -367,6 +381,85 @@ async def test_a_connection_with_many_waiting_predictions_is_not_read_on_until_t
     await served.version.drain_and_close()
 
 
+async def test_who_never_reads_an_answer_is_cut_and_who_reads_slowly_is_not() -> None:
+    served = Served(body_s=0.05)
+    (never, never_wire), (slowly, slow_wire), (late, late_wire) = served.connect(), served.connect(), served.connect()
+    looks: list[int] = []
+
+    def less_each_time() -> int:
+        looks.append(1_000_000 - len(looks))
+        return looks[-1]
+
+    slow_wire.get_write_buffer_size = less_each_time  # type: ignore[method-assign]
+    for made in (never, slowly, late):
+        made.data_received(SHORT)
+        made.pause_writing()
+    late.resume_writing()
+
+    await until(lambda: never_wire.closed and len(looks) > 4)
+
+    assert (slow_wire.closed, late_wire.closed) == (False, False)
+    for made in (never, slowly, late):
+        made.connection_lost(None)
+    await served.version.drain_and_close()
+
+
+async def test_an_answer_that_nobody_takes_off_a_real_connection_is_not_kept() -> None:
+    served = Served(body_s=0.2)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Http1(config=served._short, server_state=served.state, app_state={}, _loop=loop), "127.0.0.1")
+    rows = json.dumps({"instances": [[1.0, 2.0]] * 400_000}).encode()
+
+    with socket.socket() as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.setblocking(False)
+        await loop.sock_connect(plain, server.sockets[0].getsockname())
+        await loop.sock_sendall(plain, request(V1, rows, ALLOWED))
+        await until(lambda: served.version.figures.requests == 1)
+        await until(lambda: not served.state.connections)
+
+    server.close()
+    await served.version.drain_and_close()
+
+
+@pytest.mark.parametrize("way", [Http1, Long])
+@pytest.mark.parametrize("cut", [len(SHORT) - 20, len(CHUNKED) - 20])
+async def test_a_body_that_comes_byte_by_byte_is_408_when_its_time_is_over(way: type[Http1], cut: int) -> None:
+    served, data = Served(body_s=0.1), SHORT if cut < len(SHORT) else CHUNKED
+    made, wire = served.connect(way)
+
+    made.data_received(data[:cut])
+    for place in range(cut, len(data) - 1):
+        await asyncio.sleep(0.02)
+        if wire.closed:
+            break
+        made.data_received(data[place : place + 1])
+    await until(lambda: wire.closed)
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", wire.sent) == [b"408"]
+    assert b"did not come within 0.1 s. Send fewer rows at once." in wire.sent
+    assert served.app.held.bytes == 0
+    made.connection_lost(None)
+    await served.version.drain_and_close()
+
+
+async def test_a_head_that_comes_byte_by_byte_is_400_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "HEAD_S", 0.1)
+    served = Served()
+    made, wire = served.connect()
+
+    for place in range(len(SHORT) - len(ROW) - 1):
+        made.data_received(SHORT[place : place + 1])
+        await asyncio.sleep(0.01)
+        if wire.closed:
+            break
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", wire.sent) == [b"400"]
+    assert b"did not come within 0.1 s" in wire.sent
+    made.connection_lost(None)
+    await served.version.drain_and_close()
+
+
 async def test_a_body_that_does_not_come_is_408_after_the_answers_before_it() -> None:
     served = Served(body_s=0.05)
     made, wire = served.connect()
@@ -397,16 +490,6 @@ async def test_a_shutdown_waits_for_predictions_and_closes_idle_connections_soon
     assert b"connection: close" in busy_wire.sent
     assert idle_wire.sent == b""
     await served.version.drain_and_close()
-
-
-SHORT = request(V1, ROW, ALLOWED)
-LONG = request(b"/v2", b"", ALLOWED, method=b"GET")
-CHUNKED = b"POST %b HTTP/1.1\r\nHost: localhost\r\n%b\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
-    V1,
-    ALLOWED,
-    len(ROW),
-    ROW,
-)
 
 
 @pytest.mark.parametrize("way", [Http1, Long])

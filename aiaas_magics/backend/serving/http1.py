@@ -90,6 +90,7 @@ class Http1(HttpToolsProtocol):
     _length = b""
     _held = 0
     _body_deadline: asyncio.TimerHandle | None = None
+    _reader_deadline: asyncio.TimerHandle | None = None
     _last_s = 0.0
     _ending = False  # a shutdown came
     _end: Response | None = None  # to be sent when all whole requests that came before are answered
@@ -106,6 +107,7 @@ class Http1(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         self._release()
+        self._forget_reader()
         self._pending.slots.clear()
         super().connection_lost(exc)
 
@@ -320,9 +322,11 @@ class Http1(HttpToolsProtocol):
         """The other side does not read its answers: no more of its requests are read either."""
         super().pause_writing()
         self.flow.pause_reading()
+        self._watch_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._forget_reader()
         if self._is_free() and len(self._pending.slots) < PENDING:
             self.flow.resume_reading()
 
@@ -357,6 +361,21 @@ class Http1(HttpToolsProtocol):
         self._release()
         self._short, self._body = None, []
         self._end_with(error(408, str(BodyTooSlow(self.app.body_s))))
+
+    def _watch_reader(self) -> None:
+        """An answer must be taken off, be it slowly: it is memory."""
+        self._reader_deadline = self.loop.call_later(self.app.body_s, self._look_at_reader, self.transport.get_write_buffer_size())
+
+    def _look_at_reader(self, unread: int) -> None:
+        if self.transport.get_write_buffer_size() < unread:
+            self._watch_reader()
+        else:
+            self.transport.abort()
+
+    def _forget_reader(self) -> None:
+        if self._reader_deadline is not None:
+            self._reader_deadline.cancel()
+            self._reader_deadline = None
 
     def send_400_response(self, msg: str) -> None:
         self._end_with(error(400, msg))
