@@ -31,6 +31,7 @@ from aiaas_magics.backend.serving.replicas import Inline, Replicas
 from aiaas_magics.routing import Routing
 
 ALLOWED = b"Authorization: Bearer right"
+OFFERED = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA"
 V1, V2 = b"/v1/models/double:predict", b"/v2/models/double/infer"
 
 
@@ -128,9 +129,10 @@ class Served:
             if wire.closed or ((made.cycle is None or made.cycle.response_complete) and not made.pipeline):
                 break
             await asyncio.sleep(0)
-        if not wire.closed:
-            made.connection_lost(None)
-        return wire.sent, wire.closed
+        closed = wire.closed
+        if not closed:
+            made.connection_lost(None)  # which closes
+        return wire.sent, closed
 
 
 async def until(there: Callable[[], bool]) -> None:
@@ -164,7 +166,9 @@ def some_request(chance: random.Random) -> bytes:
     headers = [mostly(ALLOWED, b"Authorization: Bearer wrong", b"X-Nothing: 1")]
     if chance.random() < 0.2:
         headers.append(
-            chance.choice([b"Connection: close", b"Connection: keep-alive", b"Accept-Encoding: gzip", b"Origin: https://evil.example"])
+            chance.choice(
+                [b"Connection: close", b"Connection: keep-alive", OFFERED, b"Accept-Encoding: gzip", b"Origin: https://evil.example"]
+            )
         )
     host = mostly(b"localhost", b"evil.example", b"127.0.0.1:80")
     version = b"1.0" if chance.random() < 0.05 else b"1.1"
@@ -327,6 +331,46 @@ async def test_a_prediction_takes_the_short_way_and_what_is_not_plain_does_not(m
     assert await ways(request(V1, b"x" * (http1.SHORT_BYTES + 1), ALLOWED)) == 1
     chunked = b"POST " + V1 + b" HTTP/1.1\r\nHost: localhost\r\n" + ALLOWED + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert await ways(chunked + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)) == 1
+    await served.version.drain_and_close()
+
+
+OFFERING = request(V1, ROW, ALLOWED, OFFERED)
+
+
+@pytest.mark.parametrize("way", [Http1, Long])
+@pytest.mark.parametrize(
+    ("reads", "answers"),
+    [
+        pytest.param([OFFERING], 1, id="one"),
+        pytest.param([OFFERING, OFFERING], 2, id="twice"),
+        pytest.param([OFFERING * 3 + SHORT + OFFERING], 5, id="in one read"),
+        pytest.param([OFFERING[:100], OFFERING[100:]], 1, id="the head in two reads"),
+        pytest.param([OFFERING[:-5], OFFERING[-5:] + SHORT], 2, id="the body in two reads"),
+        pytest.param([OFFERING[place : place + 1] for place in range(len(OFFERING))], 1, id="byte by byte"),
+        pytest.param([CHUNKED.replace(b"Transfer", OFFERED + b"\r\nTransfer"), SHORT], 2, id="in chunks"),
+        pytest.param(
+            [LONG + OFFERING + LONG.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n") + SHORT], 4, id="mixed"
+        ),
+    ],
+)
+async def test_a_client_that_offers_another_protocol_is_answered_in_this_one(way: type[Http1], reads: list[bytes], answers: int) -> None:
+    """As Java's HttpClient does on its own, and curl with --http2."""
+    served = Served()
+
+    sent, closed = await served.answers(way, reads)
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", sent) == [b"200"] * answers
+    assert sent.count(DOUBLED) == b"".join(reads).count(ROW)
+    assert not closed
+    await served.version.drain_and_close()
+
+
+async def test_an_offer_to_close_as_well_closes() -> None:
+    served = Served()
+
+    sent, closed = await served.answers(Http1, [OFFERING.replace(b"Connection: Upgrade", b"Connection: close, Upgrade")])
+
+    assert (DOUBLED in sent, b"connection: close" in sent, closed) == (True, True, True)
     await served.version.drain_and_close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,6 +149,39 @@ def test_curl_predicts_as_the_endpoints_snippet_says(shared: Rig) -> None:
 
     assert json.loads(done.stdout) == {"predictions": [[2.0], [3.0]]}
     assert done.stderr == b""
+
+
+def test_curl_and_javas_client_are_answered_though_they_offer_another_version_of_http(shared: Rig, tmp_path: Path) -> None:
+    url = f"{shared.host.url}/v1/models/plus:predict"
+    curl = ["curl", "-sS", "-m", "20", "--http2", "-H", f"Authorization: Bearer {shared.host.token}", "-d", '{"instances": [[1.0]]}']
+
+    done = subprocess.run([*curl, url, url], check=True, capture_output=True, timeout=60)
+
+    assert done.stdout == b'{"predictions":[[2.0]]}' * 2
+    java = shutil.which("java")
+    if java is None:
+        pytest.skip("no Java here")
+    (tmp_path / "Ask.java").write_text(JAVA)
+    done = subprocess.run([java, str(tmp_path / "Ask.java"), url, shared.host.token], capture_output=True, timeout=120, check=False)
+    assert done.stdout == b'200 {"predictions":[[2.0]]}\n' * 2, done.stderr
+
+
+JAVA = """
+import java.net.URI;
+import java.net.http.*;
+
+public class Ask {
+    public static void main(String[] given) throws Exception {
+        HttpClient client = HttpClient.newHttpClient();
+        for (int turn = 0; turn < 2; turn++) {
+            HttpRequest request = HttpRequest.newBuilder(URI.create(given[0])).header("Authorization", "Bearer " + given[1])
+                .timeout(java.time.Duration.ofSeconds(20)).POST(HttpRequest.BodyPublishers.ofString("{\\"instances\\": [[1.0]]}")).build();
+            HttpResponse<String> answer = client.send(request, HttpResponse.BodyHandlers.ofString());
+            System.out.println(answer.statusCode() + " " + answer.body());
+        }
+    }
+}
+"""
 
 
 def test_curl_sends_a_large_body_after_it_was_told_to_go_on(shared: Rig, tmp_path: Any) -> None:

@@ -124,9 +124,7 @@ class Http1(HttpToolsProtocol):
                 return
         self._taken = UNKNOWN
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._unsupported_upgrade_warning()
+            self._feed(data)
         except httptools.HttpParserError:
             self.send_400_response("This is not valid HTTP/1.1. Check what sends this request.")
             return
@@ -143,6 +141,26 @@ class Http1(HttpToolsProtocol):
         elif self._short is not None and not self._held:
             self._hold()
 
+    def _feed(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offered:
+                # The parser reads on as another protocol, which nobody here speaks: what comes is read as if it had not been offered.
+                data = self._head_without_offer() + data[offered.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            else:
+                return
+
+    def _head_without_offer(self) -> bytes:
+        """The head that was just read, with what offered another protocol left out (RFC 9110, 7.8: an offer may be passed over)."""
+        headers = [(name, value) for name, value in self.headers if name.lower() not in (b"upgrade", b"connection")]
+        closes = any(b"close" in value.lower() for name, value in self.headers if name.lower() == b"connection")
+        headers += [(b"connection", b"close")] if closes else []
+        headers += [(b"content-length", self._length)] if self._length else []
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode(), _lines(headers))
+
     # ------------------------------------------------------------------ the parser's calls
 
     def on_message_begin(self) -> None:
@@ -157,6 +175,10 @@ class Http1(HttpToolsProtocol):
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise httptools.HttpParserError
+            return  # it comes again, without
         self._in_head = False
         self._disarm()
         self._short = self._known_head() if self._is_free() and self._is_short() else None
@@ -213,6 +235,8 @@ class Http1(HttpToolsProtocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
+        if self._in_head:
+            return
         self._between = True
         known, self._short = self._short, None
         if known is None:
