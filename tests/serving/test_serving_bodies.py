@@ -106,6 +106,26 @@ def test_a_sender_that_breaks_off_leaves_nothing_behind(shared: Rig) -> None:
         ("Transfer-Encoding: chunked, identity",),
         ("Content-Length : 5",),
         ("X: a\r\n folded", "Content-Length: abc"),
+        ("X: a\r\n folded", "Content-Length: 5"),
+        ("X: a\nContent-Length: 5",),
+        ("X: a\rContent-Length: 5",),
+        ("X: \0", "Content-Length: 5"),
+        (" X: y", "Content-Length: 5"),
+        ("Content-Length: 5", "Content-Length: 5"),
+        ("Content-Length: 5, 5",),
+        ("Content-Length: +5",),
+        ("Content-Length: 0x5",),
+        ("Content-Length: 1_0",),
+        ("Content-Length:",),
+        ("Content-Length: 18446744073709551617",),
+        ("Transfer-Encoding: chunked", "Content-Length: 5"),
+        ("Transfer-Encoding: chunked", "Transfer-Encoding: chunked"),
+        ("Transfer-Encoding: chunked", "Transfer-Encoding: identity"),
+        ("Transfer-Encoding: identity",),
+        ("Transfer-Encoding: xchunked",),
+        ("Transfer-Encoding: \vchunked",),
+        ('Transfer-Encoding: "chunked"',),
+        ("Host: other", "Content-Length: 5"),
     ],
 )
 def test_a_request_with_two_meanings_is_refused_and_nothing_after_it_runs(shared: Rig, lines: tuple[str, ...]) -> None:
@@ -115,6 +135,48 @@ def test_a_request_with_two_meanings_is_refused_and_nothing_after_it_runs(shared
 
     assert answer.startswith(b"HTTP/1.1 400 "), answer
     assert b"42.0" not in answer
+
+
+CHUNK = b'17\r\n{"instances": [[41.0]]}\r\n'
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        b"-1\r\n\r\n",
+        b"0x5\r\n12345\r\n0\r\n\r\n",
+        b"ffffffffffffffff1\r\n12345\r\n0\r\n\r\n",
+        b"5\n12345\n0\n\n",
+        b"5\r\n123456\r\n0\r\n\r\n",
+        b"5;a\nb\r\n12345\r\n0\r\n\r\n",
+        CHUNK + b"0\r\nContent-Length: 5\r\n\r\n",
+        CHUNK + b"0\r\nno trailer\r\n\r\n",
+    ],
+)
+def test_chunks_with_two_meanings_are_refused_and_nothing_after_them_runs(shared: Rig, chunks: bytes) -> None:
+    smuggled = head_of(shared, "Content-Length: 22") + b'{"instances": [[41.0]]}'
+
+    answer = shared.raw(head_of(shared, "Transfer-Encoding: chunked") + chunks + smuggled)
+
+    assert answer.startswith(b"HTTP/1.1 400 "), answer
+    assert b"42.0" not in answer
+
+
+def test_what_comes_behind_the_chunks_is_no_head(shared: Rig) -> None:
+    """A token in a trailer opens nothing."""
+    head = head_of(shared, "Transfer-Encoding: chunked").replace(b"Authorization", b"X-Other")
+    trailer = f"0\r\nAuthorization: Bearer {shared.host.token}\r\n\r\n".encode()
+
+    answer = shared.raw(head + CHUNK + trailer)
+
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
+def test_a_transfer_encoding_that_is_not_undone_here_is_said(shared: Rig) -> None:
+    answer = shared.raw(head_of(shared, "Transfer-Encoding: gzip, chunked") + CHUNK + b"0\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 501 ")
+    assert b"Transfer-Encoding 'gzip, chunked' is not read here. Send chunked, or a Content-Length." in answer
 
 
 def test_a_head_that_never_ends_is_cut(shared: Rig) -> None:
