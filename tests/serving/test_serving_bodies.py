@@ -9,10 +9,14 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
+from serving_models import plus
 from serving_rig import Rig, is_whole
+
+from tests.waiting import until
 
 MEGABYTE = 1024 * 1024
 PREDICT = "/v1/models/plus:predict"
@@ -295,3 +299,28 @@ def test_ten_thousand_idle_connections_keep_nobody_from_an_answer(shared: Rig) -
             idle.enter_context(socket.create_connection(shared.address, timeout=20))
         assert shared.predict("plus", {"instances": [[1.0]]}).status == 200
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_process_without_a_free_descriptor_answers_who_is_there_and_everybody_again_later(rig: Rig, tmp_path: Path) -> None:
+    rig.load(plus(tmp_path, "plus", 1.0))
+    process = psutil.Process(rig.host.pid)
+    if not hasattr(process, "rlimit"):
+        pytest.skip("this system has no limits of open files to set")
+    one = head_of(rig, f"Content-Length: {len(ROW)}") + ROW
+    with contextlib.ExitStack() as held:
+        there = held.enter_context(socket.create_connection(rig.address, timeout=20))
+        there.sendall(one)
+        assert b"predictions" in answer_within(there, 20)
+        process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() + 10, process.rlimit(psutil.RLIMIT_NOFILE)[1]))
+        more = [held.enter_context(socket.create_connection(rig.address, timeout=20)) for _ in range(50)]
+        there.sendall(one)
+        assert b"predictions" in answer_within(there, 20), "who was there is served"
+        for plain in more:
+            plain.close()
+
+    def answered() -> bool:
+        with contextlib.suppress(ConnectionError):
+            return rig.predict("plus", {"instances": [[1.0]]}).status == 200
+        return False
+
+    until(answered, "with descriptors free again everybody is served", 20)
