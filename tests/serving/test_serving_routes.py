@@ -38,7 +38,7 @@ def test_what_is_no_route_is_400_never_405(shared: Rig, method: str, path: str) 
     answer = shared.call(method, path, b"{}" if method in ("POST", "PUT", "PATCH") else None)
 
     assert answer.status == 400
-    assert answer.document == {"error": f"Malformed request: {method} {path}"}
+    assert answer.document == {"error": f"Malformed request: {method} {path}. GET /openapi.json has every path with its verb."}
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v3/models", "/favicon.ico"])
@@ -105,10 +105,14 @@ def test_the_status_document_serves_both_protocols(shared: Rig, path: str) -> No
 @pytest.mark.parametrize(
     ("path", "status", "text"),
     [
-        ("/v1/models/nobody", 404, "Could not find any versions of model nobody"),
-        ("/v1/models/plus/versions/4", 404, "Could not find version 4 of model plus"),
-        ("/v1/models/plus/labels/stable", 400, "Unrecognized servable version label: stable"),
-        ("/v1/models/nobody/metadata", 404, "Servable not found for request: Latest(nobody)"),
+        ("/v1/models/nobody", 404, "Could not find any versions of model nobody. GET / lists the endpoints."),
+        ("/v1/models/plus/versions/4", 404, "Could not find version 4 of model plus. Ask without a version for all."),
+        (
+            "/v1/models/plus/labels/stable",
+            400,
+            "Unrecognized servable version label: stable. Ask without one, or set it with endpoint.label.",
+        ),
+        ("/v1/models/nobody/metadata", 404, "Servable not found for request: Latest(nobody). GET / lists the endpoints."),
     ],
 )
 def test_a_status_that_cannot_be_given_is_an_error(shared: Rig, path: str, status: int, text: str) -> None:
