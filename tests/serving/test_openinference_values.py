@@ -477,7 +477,7 @@ def loading() -> Registry:
         ("ready", "", 503, {"live": True, "ready": False, "error": "not ready"}),
         ("model_ready", "m", 503, {"name": "m", "ready": False, "error": "not ready"}),
         ("metadata", "m", 503, {"error": "Model 'm' is not ready. Try again in a moment."}),
-        ("model_ready", "z", 404, {"error": "Request for unknown model: 'z' is not found"}),
+        ("model_ready", "z", 404, {"error": "Request for unknown model: 'z' is not found. GET / lists the endpoints."}),
         ("index", "", 200, [{"name": "m", "version": "3", "state": "LOADING", "reason": ""}]),
     ],
 )

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from serving_models import tensor
 
 from aiaas_magics.backend.serving import codec
-from aiaas_magics.backend.serving.codec import json_of, read_predict, write_predict
+from aiaas_magics.backend.serving.codec import json_of, read_predict, shown, write_predict
 from aiaas_magics.backend.serving.protocols import BadValue
 from aiaas_magics.spec import TensorSpec
 
@@ -175,3 +175,12 @@ def test_what_is_not_plain_is_left_to_the_rules(body: bytes) -> None:
 
 def test_plain_rows_are_read_quickly() -> None:
     assert plainly_read(b'{"instances": [[1, 2.5], [3, 4]]}', [tensor("x", "float32", -1, 2)]) is not None
+
+
+def test_what_a_sentence_shows_of_a_value_needs_no_more_of_it() -> None:
+    long = [["x" * 60, "y" * 60], object()]
+
+    assert shown(long) == "[" + json.dumps(long[0])[:99] + "..."
+    assert shown([1, {"a": None}]) == '[1, {"a": null}]'
+    assert shown([object()]) == "Array"
+    assert len(shown("z" * 1_000_000)) < 110

@@ -118,9 +118,13 @@ class App:
 
         Raises:
             BodyTooLarge: before any of it is read where its length was told; else when it grows too long.
+            BadValue: it is encoded in a way that nobody undoes here.
             BodyTooSlow: after `body_s` seconds.
             SenderGone: the connection ended in the middle.
         """
+        coding = next((value for name, value in scope["headers"] if name == b"transfer-encoding"), b"chunked")
+        if coding.strip().lower() != b"chunked":
+            raise BadValue(f"Transfer-Encoding {coding[:40].decode('latin-1')!r} is not read here. Send chunked, or a Content-Length.", 501)
         told = next((int(value) for name, value in scope["headers"] if name == b"content-length" and value.isdigit()), 0)
         if told > self._body_bytes:
             raise BodyTooLarge(f"The body has {told} bytes; at most {self._body_bytes} are taken. Send fewer rows at once.")

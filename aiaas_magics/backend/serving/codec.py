@@ -146,6 +146,7 @@ def _finite_float(text: str) -> float:
     return value
 
 
+ENCODER: Final = json.JSONEncoder()
 LENIENT: Final = json.JSONDecoder(parse_float=_finite_float)
 
 
@@ -197,14 +198,20 @@ def tensor_of(values: Any, spec: TensorSpec) -> np.ndarray:
     if spec.dtype in NO_JSON_FORM:
         raise BadValue(f"Tensor {spec.name} is of type {spec.dtype}, which has no form in JSON", 501)
     shape, flat = flattened(values, spec)
-    if len(shape) != len(spec.shape) or any(want not in (-1, got) for want, got in zip(spec.shape, shape, strict=True)):
-        raise BadValue(f"Tensor {spec.name} has the shape {dims(spec.shape)}; the request holds {dims(shape)}")
+    if not fits(shape, spec.shape):
+        alone = len(shape) + 1 == len(spec.shape) and fits(shape, spec.shape[1:])
+        move = ". One row is a list in a list" if alone else ""
+        raise BadValue(f"Tensor {spec.name} has the shape {dims(spec.shape)}; the request holds {dims(shape)}{move}")
     if 0 in shape:
         raise BadValue(f"Tensor {spec.name} is empty: its shape in the request is {dims(shape)}")
     if spec.dtype == "string":
         return strings(flat).reshape(shape)
     check_types(flat, spec)
     return numbers(flat, spec).reshape(shape)
+
+
+def fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    return len(shape) == len(wanted) and all(want in (-1, got) for want, got in zip(wanted, shape, strict=True))
 
 
 def flattened(values: Any, spec: TensorSpec) -> tuple[tuple[int, ...], list[Any]]:
@@ -344,11 +351,15 @@ def shown(value: Any) -> str:
     """A value of a request for an error's text, bounded."""
     if isinstance(value, (dict, list)) and len(value) > 20:
         return f"{json_type(value)} of {len(value)}"
+    text = ""
     try:
-        text = json.dumps(value)
+        for piece in ENCODER.iterencode(value):  # piece by piece: a request's value may be its whole body
+            text += piece[: SHOWN + 1]
+            if len(text) > SHOWN:
+                return text[:SHOWN] + "..."
     except (TypeError, ValueError, RecursionError):
-        text = json_type(value)
-    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
+        return json_type(value)
+    return text
 
 
 def json_type(value: Any) -> str:

@@ -92,6 +92,7 @@ class Figures:
     queue_ns: int = 0  # summed over requests
     compute_ns: int = 0  # summed over batches
     last_s: float = 0.0  # unix time of the last batch's end
+    newest: tuple[float, float] = (0.0, 0.0)  # of the batch that is being answered: when it began, by the monotonic clock; its compute time
     latency: Durations = field(default_factory=Durations)  # from the whole request to its answer, in this process
     batches: dict[int, Spent] = field(default_factory=dict)  # by rows
     dispatch: dict[str, int] = field(default_factory=dict)  # why a batch began when it did

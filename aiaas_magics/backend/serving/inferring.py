@@ -55,6 +55,8 @@ async def respond(registry: Registry, protocol: InferenceProtocol, route: Route,
 def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request: Request, done: Callable[[Response], None]) -> None:
     """Have an inference request answered: `done` is called once, now or later in the event loop."""
     began_ns = time.perf_counter_ns()
+    if registry.tracing is not None:
+        protocol, done = registry.tracing.around(protocol, route, request, done)
     version = find(registry, protocol, route, request)
     if isinstance(version, Response):
         done(version)

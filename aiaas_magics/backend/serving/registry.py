@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from aiaas_magics.backend.serving.replicas import Done
 from aiaas_magics.errors import InvalidSpec
 from aiaas_magics.routing import Routing, place_of
 from aiaas_magics.spec import DeploySpec, VersionView
+
+if TYPE_CHECKING:
+    from aiaas_magics.backend.serving.tracing import Tracing
 
 T = TypeVar("T")
 
@@ -157,6 +160,7 @@ class Registry:
         self._endpoints: dict[str, Endpoint] = {}
         self._withdrawn = set(withdrawn)
         self._keep_withdrawn = keep_withdrawn
+        self.tracing: Tracing | None = None  # looks on, where somebody wants to know
 
     def names(self) -> list[str]:
         return sorted(self._endpoints)

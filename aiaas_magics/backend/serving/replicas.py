@@ -93,6 +93,7 @@ class Queued:
             rows += waiting.rows
             waited_s += began_s - waiting.since_s
         self._figures.ran(rows=rows, waited_ns=int(waited_s * 1e9), compute_ns=int(compute_s * 1e9), why=why)
+        self._figures.newest = began_s, compute_s
         for waiting, answer in zip(batch, answers, strict=True):
             waiting.item.done(answer)
 

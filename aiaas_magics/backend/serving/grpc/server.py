@@ -219,7 +219,8 @@ class _Door(grpc.GenericRpcHandler):  # type: ignore[misc]
         method = METHODS.get(details.method)
         if method is None:
             return None
-        return self._handler(method, Request(method="POST", path=details.method, headers=headers, computes=computes(headers)))
+        request = Request(method="POST", path=details.method, headers=headers, scheme="grpc", computes=computes(headers))
+        return self._handler(method, request)
 
 
 def _refusing(status: Status) -> Any:

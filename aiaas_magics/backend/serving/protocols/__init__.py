@@ -44,7 +44,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     headers: Headers = ()
     body: bytes = b""
     client: bytes = b""  # the other end of the connection, as host:port
-    scheme: str = "http"
+    scheme: str = "http"  # or https, or grpc; short ways leave it at http
     computes: bool = True  # False: to be read and answered as any other, with nothing computed
 
     def header(self, name: bytes) -> bytes | None:
@@ -80,6 +80,11 @@ class Route(Protocol):
     @property
     def infers(self) -> bool:
         """Whether the answer is a model's; then it comes from `read`, else from `look`."""
+        ...
+
+    @property
+    def template(self) -> str:
+        """The line of the interface's table, with {name} where the name stood."""
         ...
 
 

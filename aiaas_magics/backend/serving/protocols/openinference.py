@@ -66,8 +66,9 @@ def find_route(method: str, path: str) -> Route | Response:
     if isinstance(found, Route):
         return found
     if found.allowed:
-        return error(405, "Method Not Allowed", ((b"allow", ", ".join(found.allowed).encode()),))
-    return error(404, "Not Found")
+        allowed = ", ".join(found.allowed)
+        return error(405, f"Method Not Allowed. This path takes {allowed}.", ((b"allow", allowed.encode()),))
+    return error(404, "Not Found. GET /openapi.json has every path.")
 
 
 # --------------------------------------------------------------------------- infer
@@ -241,7 +242,7 @@ def look(registry: Registry, route: protocols.Route, request: Request) -> Respon
 
 def not_found(route: protocols.Route) -> Response:
     version = f" version {route.version}" if route.version else ""
-    return error(404, f"Request for unknown model: '{route.name[:100]}'{version} is not found")
+    return error(404, f"Request for unknown model: '{route.name[:100]}'{version} is not found. GET / lists the endpoints.")
 
 
 def not_ready(route: protocols.Route) -> Response:

@@ -79,7 +79,7 @@ def find_route(method: str, path: str) -> Route | Response:
         return Route(action="preflight")
     if method == "GET" and folded in NAMELESS:
         return error(400, "Missing model name in request.")
-    return error(400, f"Malformed request: {method[:20]} {path[:200]}")
+    return error(400, f"Malformed request: {method[:20]} {path[:200]}. GET /openapi.json has every path with its verb.")
 
 
 # --------------------------------------------------------------------------- predict
@@ -103,8 +103,10 @@ def _plain_reading(version: Version) -> PlainReading | None:
 
 
 def not_found(route: protocols.Route) -> Response:
-    which = f"Latest({route.name[:100]})" if not route.version else f"Specific({route.name[:100]}, {route.version})"
-    return error(404, f"Servable not found for request: {which}")
+    if not route.version:
+        return error(404, f"Servable not found for request: Latest({route.name[:100]}). GET / lists the endpoints.")
+    which = f"Specific({route.name[:100]}, {route.version})"
+    return error(404, f"Servable not found for request: {which}. Ask without a version for the one that is live.")
 
 
 def not_ready(route: protocols.Route) -> Response:
@@ -113,7 +115,7 @@ def not_ready(route: protocols.Route) -> Response:
 
 
 def unknown_label(label: str) -> Response:
-    return error(400, f"Unrecognized servable version label: {label[:100]}")
+    return error(400, f"Unrecognized servable version label: {label[:100]}. Ask without one, or set it with endpoint.label.")
 
 
 # --------------------------------------------------------------------------- status and metadata
@@ -142,13 +144,13 @@ def status(registry: Registry, route: Route) -> Response:
     try:
         versions = registry.versions(route.name)
     except NotServed:
-        return error(404, f"Could not find any versions of model {route.name[:100]}")
+        return error(404, f"Could not find any versions of model {route.name[:100]}. GET / lists the endpoints.")
     if route.label is not None or route.version == 0:
         versions = [registry.find(route.name, label=route.label)] if route.label or registry.routing(route.name) else []
     elif route.version is not None:
         versions = [version for version in versions if version.number == route.version]
     if not versions:
-        return error(404, f"Could not find version {route.version} of model {route.name[:100]}")
+        return error(404, f"Could not find version {route.version} of model {route.name[:100]}. Ask without a version for all.")
     document = {
         "name": route.name,
         "ready": any(version.state == "AVAILABLE" for version in versions),
