@@ -19,6 +19,7 @@ from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.compression import TooLarge, unpacked
 from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, computes, error
 from aiaas_magics.backend.serving.registry import Registry
+from aiaas_magics.backend.serving.together import Together
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class App:
         self.body_s = body_s
         self._body_bytes = body_bytes
         self.held = Held()
+        self.together = Together(registry)
         self.heads: dict[bytes, tuple[Any, int]] = {}  # of `http1`: heads that were decided on, with their bodies' lengths
         self._held_most = 8 * body_bytes  # guess: eight of the largest bodies at once
 

@@ -89,10 +89,10 @@ def _packer(count: int, code: str) -> Callable[..., bytes]:
     return struct.Struct(f"<{count}{code}").pack
 
 
-PlainReading = Callable[[bytes], PredictCall | None]
+PlainRowsOf = Callable[[bytes], tuple[bytes, int, int] | None]  # the numbers as they lie in memory, rows, columns
 
 
-def plain_reading(inputs: Sequence[TensorSpec]) -> PlainReading | None:
+def plain_rows(inputs: Sequence[TensorSpec]) -> PlainRowsOf | None:
     """Reads rows of plain numbers for this interface, checking types while they are parsed; None for interfaces of another kind.
 
     It is made once for a version and called for nearly every request. Of a body that is not plain, or wrong, it decides
@@ -102,10 +102,10 @@ def plain_reading(inputs: Sequence[TensorSpec]) -> PlainReading | None:
     known = _PLAIN.get(spec.dtype)
     if known is None or len(inputs) > 1 or len(spec.shape) != 2:
         return None
-    (code, dtype), name, (wanted_rows, wanted_columns) = known, spec.name, spec.shape
+    code, (wanted_rows, wanted_columns) = known[0], spec.shape
     decode = _PLAIN_ROWS.decode
 
-    def read(body: bytes) -> PredictCall | None:
+    def read(body: bytes) -> tuple[bytes, int, int] | None:
         try:
             rows = decode(body).instances
             count, columns = len(rows), len(rows[0])
@@ -116,9 +116,14 @@ def plain_reading(inputs: Sequence[TensorSpec]) -> PlainReading | None:
             packed = pack(*rows[0]) if count == 1 else b"".join([pack(*row) for row in rows])
         except (msgspec.MsgspecError, UnicodeDecodeError, struct.error, OverflowError, IndexError):
             return None
-        return PredictCall(layout="row", tensors={name: np.ndarray((count, columns), dtype, packed)}, rows=count)
+        return packed, count, columns
 
     return read
+
+
+def plain_dtype(spec: TensorSpec) -> np.dtype[Any]:
+    """What `plain_rows` has packed."""
+    return _PLAIN[spec.dtype][1]
 
 
 def parse(body: bytes) -> Any:

@@ -9,8 +9,6 @@ route) goes to `app`. Both ask the same guard, routes and protocols, so that ans
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from dataclasses import dataclass
 from typing import Any, Final
 
 import httptools
@@ -19,7 +17,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from aiaas_magics.backend.guard import ALLOW, facts_of
 from aiaas_magics.backend.serving import inferring
 from aiaas_magics.backend.serving.app import App, BodyTooSlow
-from aiaas_magics.backend.serving.protocols import JSON, Headers, InferenceProtocol, Request, Response, Route, computes, error
+from aiaas_magics.backend.serving.protocols import JSON, Headers, Response, error
+from aiaas_magics.backend.serving.short import UNKNOWN, Asked, Known, Pending, Slot, known_of
 
 HEAD_BYTES: Final = 64 * 1024  # as h11, uvicorn's other protocol, by default
 HEAD_S: Final = 10.0  # guess: a head is one packet; a sender that needs longer holds a connection for nothing
@@ -28,50 +27,6 @@ HEADS: Final = 1024  # guess: heads that are known by their bytes; they differ i
 LAST_LOOK_S: Final = 0.05  # guess: a request that was sent before the end is read by then
 KNOWN_HEAD_BYTES: Final = 2048  # guess: of longer ones too few are the same
 PENDING: Final = 64  # guess: requests of one connection that wait for their answers before it is read on
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A request's head, without its content-length, and what was decided of it: a client's next one mostly is the same."""
-
-    url: bytes
-    raw: list[tuple[bytes, bytes]]
-    headers: Headers  # with names in lower case
-    path: str
-    protocol: InferenceProtocol
-    route: Route
-    computes: bool
-
-
-UNKNOWN: Final[tuple[Known | None, int]] = (None, 0)
-
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    """A prediction's place in the order of a connection's answers."""
-
-    response: Response | None = None
-
-
-class Pending:
-    """The predictions of one connection that are not answered yet.
-
-    Stands where uvicorn keeps the request that it is carrying out (`cycle`), so that what comes after them on the same
-    connection, and a shutdown, waits for them as for any other.
-    """
-
-    def __init__(self) -> None:
-        self.slots: deque[Slot] = deque()
-        self.keep_alive = True
-        self.disconnected = False
-        self.message_event = self
-
-    @property
-    def response_complete(self) -> bool:
-        return not self.slots
-
-    def set(self) -> None:
-        """Nobody waits for messages here."""
 
 
 class Http1(HttpToolsProtocol):
@@ -93,15 +48,16 @@ class Http1(HttpToolsProtocol):
     _reader_deadline: asyncio.TimerHandle | None = None
     _last_s = 0.0
     _ending = False  # a shutdown came
+    _said_end = False
     _end: Response | None = None  # to be sent when all whole requests that came before are answered
     _default_headers: object = None
     _plain_head = b""  # of an answer with a JSON body and nothing special, up to the body's length
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._pending = Pending()
+        client = b"%s:%d" % (self.client[0].encode(), self.client[1]) if self.client else b""
+        self._pending = Pending(self.app.registry, client, self._flush)
         self._body: list[bytes] = []
-        self._client = b"%s:%d" % (self.client[0].encode(), self.client[1]) if self.client else b""
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -214,7 +170,7 @@ class Http1(HttpToolsProtocol):
         route = protocol.find_route("POST", path)
         if isinstance(route, Response) or not route.infers:
             return None
-        return Known(self.url, self.headers, headers, path, protocol, route, computes(headers))
+        return known_of(self.url, self.headers, headers, path, protocol, route)
 
     def _as_uvicorn(self) -> None:
         url, headers = self.url, [(name.lower(), value) for name, value in self.headers]
@@ -259,19 +215,16 @@ class Http1(HttpToolsProtocol):
 
     def _take(self, known: Known, body: bytes) -> None:
         """Have a request answered below ASGI."""
-        slot, slots = Slot(), self._pending.slots
-        slots.append(slot)
-        self.cycle = self._pending
-        if len(slots) >= PENDING:
+        pending = self._pending
+        asked = Asked(pending, known, body)
+        pending.slots.append(asked)
+        self.cycle = pending
+        if len(pending.slots) >= PENDING:
             self.flow.pause_reading()
-
-        def done(response: Response) -> None:
-            slot.response = response
-            if slots and slots[0] is slot:  # none are left of a connection that was lost
-                self._flush()
-
-        request = Request(method="POST", path=known.path, headers=known.headers, body=body, client=self._client, computes=known.computes)
-        inferring.begin(self.app.registry, known.protocol, known.route, request, done)
+        if known.place is None:
+            asked.begin()
+        else:
+            self.app.together.add(known.place, asked)
 
     # ------------------------------------------------------------------ answers
 
@@ -406,13 +359,13 @@ class Http1(HttpToolsProtocol):
 
     def _end_with(self, response: Response) -> None:
         """Answer what came whole before, then this, and read nothing more."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._said_end:
             return
         self.flow.pause_reading()
         if (self.pipeline or not self._is_free()) and (self._between or self._in_head):
             self._end = response
             return
-        self._pending.keep_alive = False
+        self._said_end, self._pending.keep_alive = True, False
         self._pending.slots.append(Slot(response))
         self._flush()
 

@@ -20,6 +20,7 @@ from aiaas_magics.backend.serving.compression import LARGE, compressed, encoding
 from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
 from aiaas_magics.backend.serving.protocols import (
     BadValue,
+    FormOf,
     InferenceProtocol,
     Request,
     Response,
@@ -37,6 +38,12 @@ log = logging.getLogger(__name__)
 
 # What a path begins with says which protocol it is; every other path is a page of ours, or nothing.
 PROTOCOLS: Final = MappingProxyType[str, InferenceProtocol]({"/v1/": tfserving, "/v2/": openinference, "/v2": openinference})
+
+
+# What may be read and answered together with others, by protocol and route.
+PLAIN_FORMS: Final = MappingProxyType[tuple[InferenceProtocol, str], FormOf](
+    {(tfserving, "predict"): tfserving.plain_form, (openinference, "infer"): openinference.plain_form}
+)
 
 
 def protocol_of(path: str) -> InferenceProtocol:

@@ -282,6 +282,16 @@ class Registry:
             raise NotServed(name, number)
         return version
 
+    def only(self, name: str, number: int | None = None, *, label: str | None = None) -> Version | None:
+        """As `find`, where the same version answers whoever asks; else None, and where none does."""
+        endpoint = self._endpoints.get(name)
+        if endpoint is None or endpoint.table is None or (endpoint.table.canary is not None and label is None and not number):
+            return None
+        try:
+            return self.find(name, number, label=label)
+        except NotServed:
+            return None
+
     def answering(self) -> list[Version]:
         """The versions that answer callers who ask for none: live ones and canaries."""
         tables = [endpoint.table for endpoint in self._endpoints.values() if endpoint.table is not None]

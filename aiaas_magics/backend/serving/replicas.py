@@ -203,6 +203,15 @@ class Inline(Queued):
         self._queue.offer(waiting, now_s=waiting.since_s)
         self._call_turn()
 
+    @property
+    def joins(self) -> bool:
+        """Whether rows of several requests may be computed together at once."""
+        return self._batchable and self._row_bytes is not None and not self._queue.limits.delay_s
+
+    def compute(self, tensors: Tensors) -> Tensors:
+        """The outputs, now: at most `batch_rows` rows, for who has put them together and counts them himself."""
+        return self._engine.run(tensors)
+
     def _call_turn(self) -> None:
         if self._turn_comes:
             return

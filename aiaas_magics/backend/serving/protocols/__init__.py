@@ -9,8 +9,8 @@ the same for all of them (finding the version, running it, turning a fault into 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 import numpy as np
@@ -135,6 +135,26 @@ class InferenceProtocol(Protocol):
         ...
 
     def unknown_label(self, label: str) -> Response: ...
+
+
+Write = Callable[[np.ndarray], Response | None]
+Read = Callable[[bytes, int], tuple[bytes, int, Write] | None]
+
+
+class Form(msgspec.Struct, frozen=True, kw_only=True):
+    """How plain requests are read for one version of one input and one output: rows of numbers, and nothing else to decide.
+
+    `read` takes a body, and how much of it is JSON where its head says so (else 0); it gives the rows as they lie in memory,
+    their number, and what writes their answer, or None for a request that is not plain. So does `write` for an output that is not.
+    """
+
+    name: str
+    row: tuple[int, ...]  # the shape of one
+    dtype: np.dtype[Any]
+    read: Read
+
+
+FormOf = Callable[["Version"], Form | None]
 
 
 def computes(headers: Headers) -> bool:

@@ -21,10 +21,10 @@ import orjson
 from msgspec import UNSET
 
 from aiaas_magics.backend.serving import codec, protocols
-from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, error
+from aiaas_magics.backend.serving.protocols import BadValue, Form, Request, Response, Write, error
 from aiaas_magics.backend.serving.protocols import openinference_codec as tensors
 from aiaas_magics.backend.serving.protocols import openinference_documents as documents
-from aiaas_magics.backend.serving.protocols.openinference_calls import JSON_LENGTH, Documents, InferCall, Wanted
+from aiaas_magics.backend.serving.protocols.openinference_calls import JSON_LENGTH, PLAIN, Documents, InferCall, Wanted
 from aiaas_magics.backend.serving.protocols.openinference_codec import InferRequest, Input, Output
 from aiaas_magics.backend.serving.protocols.openinference_documents import ControlRequest, IndexRequest
 from aiaas_magics.backend.serving.protocols.paths import BadVersion, Operation, PathTable, Route
@@ -101,6 +101,22 @@ def read_document(document: bytes, binary: memoryview, version: Version) -> tupl
     given = read_inputs(asked, binary, version)
     wanted = wanted_outputs(asked, version.spec.outputs)
     return asked, call_of(version, given, wanted, id=asked.id, timeout_s=timeout_of(asked))
+
+
+def plain_form(version: Version) -> Form | None:
+    """How `infer` reads documents that came before; None for a model with several inputs or outputs, or with rows of any form."""
+    (spec, *others), documents = version.spec.inputs, version.once(Documents)
+    datatype = tensors.DATATYPES.get(spec.dtype)
+    if others or len(version.spec.outputs) > 1 or datatype not in PLAIN or spec.shape[:1] != (-1,) or -1 in spec.shape[1:]:
+        return None
+
+    def read(body: bytes, json_bytes: int) -> tuple[bytes, int, Write] | None:
+        known = documents.known(body, json_bytes)
+        if known is None or known.rows is None or known.timeout_s != math.inf:
+            return None
+        return body[json_bytes:], known.rows, known.write
+
+    return Form(name=spec.name, row=spec.shape[1:], dtype=tensors.LAYOUTS[datatype], read=read)
 
 
 def json_size(request: Request) -> int | None:

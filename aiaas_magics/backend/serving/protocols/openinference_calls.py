@@ -55,6 +55,11 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float
     answers: dict[tuple[Any, ...], bytes] = {}
 
+    def write(self, output: np.ndarray) -> Response | None:
+        """The answer, where one of such an output was written before."""
+        head = self.answers.get((output.shape, output.dtype))
+        return None if head is None else _binary(head, [tensors.to_bytes(output)])
+
 
 class InferCall(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded inference request. `rows` is None where the inputs differ in their first dimension."""
@@ -109,10 +114,15 @@ class Documents:
         self._name, self._number = version.spec.name, version.number
         self._known: dict[bytes, Known] = {}
 
+    def known(self, body: bytes, size: int) -> Known | None:
+        """What the `size` bytes of JSON at the start of `body` say, if they are known and the tensors behind them are whole."""
+        known = self._known.get(body[:size]) if 0 < size <= DOCUMENT_BYTES else None
+        return known if known is not None and len(body) - size == known.nbytes else None
+
     def find(self, body: bytes, size: int) -> InferCall | None:
-        """The call that `body` holds, if the `size` bytes of JSON at its start are known and the tensors behind them are whole."""
-        known = self._known.get(body[:size]) if size <= DOCUMENT_BYTES else None
-        if known is None or len(body) - size != known.nbytes:
+        """The call that `body` holds, if its document is known."""
+        known = self.known(body, size)
+        if known is None:
             return None
         found = {}
         for place in known.places:

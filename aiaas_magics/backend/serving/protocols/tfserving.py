@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import orjson
 
 from aiaas_magics.backend.serving import protocols
-from aiaas_magics.backend.serving.codec import PlainReading, PredictCall, plain_reading, read_predict
-from aiaas_magics.backend.serving.protocols import Request, Response, error
+from aiaas_magics.backend.serving.codec import PlainRowsOf, PredictCall, json_of, plain_dtype, plain_rows, read_predict
+from aiaas_magics.backend.serving.protocols import Form, Request, Response, Write, error
 from aiaas_magics.backend.serving.protocols.examples import METHODS, ExamplesCall, read_examples
 from aiaas_magics.backend.serving.protocols.paths import BadVersion, Operation, PathTable, Route
 from aiaas_magics.backend.serving.registry import NotServed, Registry, UnknownLabel, Version
@@ -92,14 +93,34 @@ def read(route: protocols.Route, request: Request, version: Version) -> PredictC
         BadValue: with this protocol's status code and sentence.
     """
     assert isinstance(route, Route)
-    if route.action == "predict":
-        plainly = version.once(_plain_reading)
-        return (plainly and plainly(request.body)) or read_predict(request.body, version.spec.inputs)
-    return read_examples(request.body, version.spec, METHODS[route.action])
+    if route.action != "predict":
+        return read_examples(request.body, version.spec, METHODS[route.action])
+    plainly = version.once(_plain_rows)
+    if plainly is None or (found := plainly(request.body)) is None:
+        return read_predict(request.body, version.spec.inputs)
+    (spec,), (packed, rows, columns) = version.spec.inputs, found
+    return PredictCall(layout="row", tensors={spec.name: np.ndarray((rows, columns), plain_dtype(spec), packed)}, rows=rows)
 
 
-def _plain_reading(version: Version) -> PlainReading | None:
-    return plain_reading(version.spec.inputs)
+def _plain_rows(version: Version) -> PlainRowsOf | None:
+    return plain_rows(version.spec.inputs)
+
+
+def plain_form(version: Version) -> Form | None:
+    """How `predict` reads plain rows; None for a model of another kind."""
+    plainly = version.once(_plain_rows)
+    if plainly is None or len(version.spec.outputs) > 1 or version.spec.inputs[0].shape[0] >= 0 or version.spec.inputs[0].shape[1] < 0:
+        return None
+    (spec,), name = version.spec.inputs, version.spec.outputs[0].name
+
+    def write(output: np.ndarray) -> Response:
+        return Response(200, b'{"predictions":%b}' % json_of(name, output))
+
+    def read(body: bytes, _: int) -> tuple[bytes, int, Write] | None:
+        found = plainly(body)
+        return None if found is None else (found[0], found[1], write)
+
+    return Form(name=spec.name, row=spec.shape[1:], dtype=plain_dtype(spec), read=read)
 
 
 def not_found(route: protocols.Route) -> Response:
