@@ -99,7 +99,7 @@ class Served:
         spec = spec_of("double", [tensor("x", "float32", -1, 2)], [tensor("y", "float32", -1, 2)])
         version = Version(number=1, spec=spec, created_s=0.0)
         registry.begin(version)
-        shared = {"batchable": True, "limits": Limits(**limits), "figures": version.figures}
+        shared = {"batchable": True, "limits": Limits(**limits), "figures": version.figures, "row_bytes": 8}
         self.engines = Doubling(), Doubling()
         larger = Replicas([self.engines[0]], name="double", **shared)
         version.executor = Inline(self.engines[1], larger=larger, **shared)
