@@ -169,6 +169,7 @@ class Loader:
         Raises:
             UnknownName: there is no such endpoint.
         """
+        self._registry.expected.discard(name)
         try:
             self._registry.restore(name)  # the name may be given to another
             versions = self._registry.remove(name)
