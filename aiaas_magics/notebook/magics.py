@@ -402,6 +402,8 @@ def named(name: str, scope: dict[str, Any], wanted: Callable[[Any], bool], kind:
     Raises:
         UsageError: it is not defined, or not of that kind; with the names that are.
     """
+    if not name.isidentifier():
+        raise UsageError(f"{name!r} is no variable's name. Assign it in the cell above, and give that name.")
     if name not in scope:
         import difflib
 

@@ -155,7 +155,7 @@ def run(command: WorkerCommand, call: portable.PortedFitCall, channel: Channel) 
             **arguments
             | {
                 "initial_epoch": start.epoch,
-                "epochs": start.epoch if resumed and resumed.stopped else int(arguments.get("epochs") or 1),
+                "epochs": start.epoch if resumed and resumed.stopped else int(arguments.get("epochs", 1)),
                 "callbacks": [*users, history, progress, keeper],
             },
         )
