@@ -23,6 +23,7 @@ NEXT: Final = {
     "The model in the kernel is unchanged."
 }
 OURS: Final = str(Path(__file__).parents[1]) + os.sep
+CAPTURE: Final = str(Path(__file__).with_name("capture.py"))
 MOST_FRAMES: Final = 6  # of the user's own; a recursion is cut in the middle (guess)
 
 
@@ -62,7 +63,17 @@ def block(error: AiaasError, shell: Any) -> list[str]:
     where = [frame for frame in cell_frames(error.__traceback__, shell) if not frame.source.startswith("get_ipython().run_")]
     if isinstance(error, RemoteTrainingError):
         return remote_block(error.report, shell, where[-1:])
-    return [*(line for frame in where[-1:] for line in frame_block(frame, shell)), f"{type(error).__name__}: {error}"]
+    return [
+        *(line for frame in where[-1:] for line in frame_block(frame, shell)),
+        f"{type(error).__name__}: {_with_cells(str(error), shell)}",
+    ]
+
+
+def _with_cells(text: str, shell: Any) -> str:
+    """What a library says of lines of cells, with the cells' own names."""
+    for file in getattr(getattr(shell, "compile", None), "_filename_map", {}):
+        text = text.replace(f'File "{file}"', place(file, shell))
+    return text
 
 
 def attach_local(error: BaseException, shell: Any, file: str) -> None:
@@ -74,16 +85,17 @@ def attach_local(error: BaseException, shell: Any, file: str) -> None:
 
 
 def _of_cell(trace: TracebackType | None, file: str) -> TracebackType | None:
-    """The part that begins in the cell, without frames of ours where nothing but ours comes after them."""
+    """The part that begins in the cell, without frames of ours. An error of our own keeps them: they are what a report of it needs."""
     parts = [] if trace is None else [trace]
     while parts and parts[-1].tb_next is not None:
         parts.append(parts[-1].tb_next)
     names = [part.tb_frame.f_code.co_filename for part in parts]
     first = names.index(file) if file in names else 0
-    last = max((place for place, name in enumerate(names) if place <= first or not name.startswith(OURS)), default=0)
+    is_ours = bool(names) and names[-1].startswith(OURS) and names[-1] != CAPTURE  # which refuses a wrong call, as Python does
     kept: TracebackType | None = None
-    for part in reversed(parts[first : last + 1]):
-        kept = TracebackType(kept, part.tb_frame, part.tb_lasti, part.tb_lineno)
+    for part, name in reversed(list(zip(parts[first:], names[first:], strict=True))):
+        if is_ours or not name.startswith(OURS):
+            kept = TracebackType(kept, part.tb_frame, part.tb_lasti, part.tb_lineno)
     return kept
 
 

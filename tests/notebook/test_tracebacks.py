@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from aiaas_magics.errors import NotCompiled, RemoteTrainingError
+from aiaas_magics.errors import DataMismatch, NotCompiled, RemoteTrainingError
 from aiaas_magics.notebook import tracebacks
 from aiaas_magics.notebook.tracebacks import Interrupted, remote_block
 from aiaas_magics.spec import ErrorReport, Frame
@@ -137,6 +137,12 @@ def test_an_error_of_a_line_magic_alone_in_its_cell_is_one_line() -> None:
         exec(compile("get_ipython().run_line_magic('aiaas_wait', '7')", FILE, "exec"), scope)
 
     assert len(tracebacks.block(caught.value, Shell())) == 1
+
+
+def test_lines_of_cells_within_what_a_library_says_have_the_cells_name() -> None:
+    error = DataMismatch(f'Keras says: in user code: File "{FILE}", line 4, in train_step.')
+
+    assert tracebacks.block(error, Shell())[-1] == "DataMismatch: Keras says: in user code: Cell In[3], line 4, in train_step."
 
 
 class Magic:

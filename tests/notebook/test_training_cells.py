@@ -21,6 +21,11 @@ def built():
     made = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1, "sigmoid")])
     made.compile("adam", "binary_crossentropy", metrics=["accuracy"])
     return made
+class Missing(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+    def __getitem__(self, index):
+        return np.load("no_such.npy"), None
 model = built()
 """.strip()
 JOBS = "len(aiaas_magics.connect().jobs())"
@@ -129,6 +134,7 @@ WITH_A_FILE = "keras.callbacks.LambdaCallback(on_epoch_end=lambda e, logs, file=
         ("model.fit(x[:, :3], y)", "DataMismatch", "rejects this data"),
         ("model.fit(x[:0], y[:0])", "DataMismatch", "x has no rows"),
         ("model.fit(x, y, epoch=2)", "TypeError", "Did you mean epochs?"),
+        ("model.fit(Missing())", "FileNotFoundError", "no_such.npy"),
         (f"model.fit(x, y, callbacks=[{WITH_A_FILE}])", "CannotTravel", "--local-fallback"),
     ],
 )
