@@ -170,7 +170,11 @@ def _ported(
         stays = replace(execution, engine="tensorflow", strategy="auto", model_parallel=1)
         return payload, stays, (exactness.stays_on_tensorflow(str(why)),)
     shape = checks.shape_of(root["model"], root["arguments"])
-    return payload, execution, exactness.on_jax(root["model"], shape, copies=max(1, workers // execution.model_parallel))
+    return (
+        payload,
+        execution,
+        exactness.on_jax(root["model"], shape, copies=max(1, workers // execution.model_parallel), arguments=root["arguments"]),
+    )
 
 
 def unpack(payload: bytes, arrays: Sequence[np.ndarray]) -> UnpackedFitCall:
