@@ -303,6 +303,7 @@ class Talks(keras.callbacks.Callback):
 model.fit(x, y, epochs=1, batch_size=500, callbacks=[Talks()]);""")
 
     assert "hello from the worker" in trainer.run("%aiaas_logs").text
+    assert trainer.run("%aiaas_cancel").text.endswith(" had ended before: succeeded.\n")
 
 
 def test_an_unknown_job_is_one_line_that_names_close_ones(trainer: Kernel) -> None:
