@@ -76,6 +76,7 @@ class Study:
     parity: float | None  # largest relative difference of any weight between any n and the smallest n
     parity_steps: int
     weak: bool = False
+    announced: tuple[str, ...] = ()  # what was said before the run of its largest n
     history: Any = None
     job: str | None = None
 
@@ -146,7 +147,8 @@ class Study:
             projection=self.projection,
             hardware=self.hardware,
             batch=self.shape.global_batch,
-            parity=text.parity_text(self.parity, steps=self.parity_steps, weak=self.weak),
+            parity=text.parity_text(self.parity, steps=self.parity_steps, weak=self.weak, announced=bool(self.announced)),
+            announced=self.announced,
             simulated=self.simulated,
         )
 
@@ -267,6 +269,7 @@ def _measure(calls: _Calls, *, on_progress: Callable[[StudyProgress], None]) -> 
         parity=None if calls.weak else largest_difference([result for _, result in results[1:]]),
         parity_steps=spec.warmup_steps,
         weak=calls.weak,
+        announced=calls.of[max(points)].preflight.notes,
     )
 
 

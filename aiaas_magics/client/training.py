@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiaas_magics import settings
@@ -129,6 +130,8 @@ def submit(
     released: Callable[[], None] = lambda: None,
 ) -> Job:
     """Send what the backend has not got, and hand in the job."""
+    from aiaas_magics.packing import surroundings
+
     backend, packed, options = prepared.backend, prepared.packed, prepared.options
     if measure is not None and packed.in_batches:
         raise CannotTravel("x", "a study measures steps on arrays, not on what yields batches", "Give arrays, or train without a study.")
@@ -150,6 +153,7 @@ def submit(
         study=study,
         notes=prepared.preflight.notes,
         memory_bytes=packed.memory_bytes,
+        folders=surroundings.folders(Path.cwd()) if packed.callbacks else (),
     )
     view = backend.transport.post("/v1/jobs", spec, JobView, key=secrets.token_hex(16))
     story = replace(story, epochs=packed.shape.epochs, steps=packed.shape.steps_per_epoch, notices=prepared.preflight.notes)

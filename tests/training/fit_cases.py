@@ -302,6 +302,7 @@ CASES: dict[str, Case] = {
     "several steps a call": Case(dense("adam", steps_per_execution=3), data()),
     "step by step": Case(dense("adam", run_eagerly=True), data(epochs=1)),
     "steps per epoch": Case(dense("adam"), data(steps_per_epoch=2, epochs=5, initial_epoch=1)),
+    "no epochs": Case(dense("adam"), data(epochs=0)),
     "learning rate plateaus": Case(
         dense(optimizer("SGD", learning_rate=0.3)),
         data(epochs=6, callbacks=lambda: [keras.callbacks.ReduceLROnPlateau("loss", patience=0, min_delta=0.05)]),

@@ -104,6 +104,8 @@ def prepare_process(command: WorkerCommand) -> None:
     where = Path(command.job_dir, "files") if command.rank == 0 else Path(command.attempt_dir, f"files-{command.rank}")
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chdir(where)
+    for folder in command.folders:
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
 
     seed = (command.seed + command.rank) % 2**32
     if command.execution.on_jax:
