@@ -19,6 +19,7 @@ from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.compression import TooLarge, unpacked
 from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, error
 from aiaas_magics.backend.serving.registry import Registry
+from aiaas_magics.backend.serving.together import Together
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +60,22 @@ class Held:
 
 
 class App:
-    """`App(registry, guard)` is what uvicorn runs."""
+    """`App(registry, guard)` is what uvicorn runs.
 
-    def __init__(self, registry: Registry, guard: Guard, *, body_bytes: int = BODY_BYTES, body_s: float = BODY_S) -> None:
-        self.registry, self.guard = registry, guard
+    Args:
+        together: The front ends of this port, where there are several.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        guard: Guard,
+        *,
+        body_bytes: int = BODY_BYTES,
+        body_s: float = BODY_S,
+        together: Together | None = None,
+    ) -> None:
+        self.registry, self.guard, self.together = registry, guard, together
         self.body_s = body_s
         self._body_bytes = body_bytes
         self.held = Held()
@@ -86,7 +99,7 @@ class App:
             body = b"" if scope["method"] == "GET" else await self._unpacked(await self._body(scope, receive), headers)
             client = b"%b:%d" % (scope["client"][0].encode(), scope["client"][1]) if scope.get("client") else b""
             request = Request(method=scope["method"], path=path, headers=headers, body=body, client=client, scheme=scope["scheme"])
-            response = await inferring.respond(self.registry, protocol, route, request)
+            response = await inferring.respond(self.registry, protocol, route, request, self.together)
         except BodyTooLarge as fault:
             await self._refuse(error(413, str(fault)), scope, receive, send)
             return

@@ -26,6 +26,7 @@ from msgspec.structs import replace
 
 from aiaas_magics.backend.serving.control import (
     AnyCall,
+    Collect,
     Hello,
     Load,
     Reply,
@@ -34,6 +35,7 @@ from aiaas_magics.backend.serving.control import (
     Scale,
     Status,
     Stop,
+    Told,
     ask_on,
     call_at,
     connection,
@@ -74,9 +76,13 @@ class InferenceHost:
 
     Promises: after `start` it answers, with the port and token of last time; after it died it
     is back with the same endpoints by itself; `close` lets it live on, `stop` ends it.
+
+    Args:
+        front_ends: How many processes answer on its port; the one that this host talks to is the first of them, and keeps the others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, front_ends: int = 1) -> None:
+        self._front_ends = front_ends
         self._files: Files | None = None
         self._running: Running | None = None
         self._command: list[str] = []
@@ -134,11 +140,12 @@ class InferenceHost:
         self._command += ["--parent", str(os.getpid())]
         self._command += ["--port", str(port)] if port else []
         self._command += ["--tls-cert", cert, "--tls-key", key] if tls else []
+        self._command += ["--front-ends", str(self._front_ends)] if self._front_ends > 1 else []
         self._known = {}
         for record in sorted(recorded, key=lambda record: record.version):
             self._known.setdefault(record.spec.name, []).append(record)
         running = await self._living()
-        if running is not None and (running.host, running.tls) != (host, cert):
+        if running is not None and (running.host, running.tls, running.front_ends) != (host, cert, self._front_ends):
             await self._end(running)
             running = None
         try:
@@ -212,6 +219,14 @@ class InferenceHost:
     async def status(self) -> dict[str, list[VersionView]]:
         """Every endpoint with its versions, the newest first, some of the past among them."""
         return (await self._call(Status(), answer_s=ANSWER_S)).status or {}
+
+    async def collect(self) -> tuple[Told, ...]:
+        """What each front end has counted.
+
+        Raises:
+            BackendTooSlow: one of them does not answer.
+        """
+        return (await self._call(Collect(), answer_s=ANSWER_S)).told
 
     async def close(self) -> None:
         """Let go of the process without ending it."""

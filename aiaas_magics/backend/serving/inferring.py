@@ -31,6 +31,8 @@ from aiaas_magics.backend.serving.protocols import (
 )
 from aiaas_magics.backend.serving.registry import NotServed, Registry, UnknownLabel, Version
 from aiaas_magics.backend.serving.replicas import Answer
+from aiaas_magics.backend.serving.together import Together, look
+from aiaas_magics.errors import BackendError
 from aiaas_magics.spec import DeploySpec
 
 log = logging.getLogger(__name__)
@@ -45,10 +47,14 @@ def protocol_of(path: str) -> InferenceProtocol:
     return PROTOCOLS.get(path[:4].lower(), describing)
 
 
-async def respond(registry: Registry, protocol: InferenceProtocol, route: Route, request: Request) -> Response:
-    """The answer to a request on `route`, whatever it asks for."""
+async def respond(
+    registry: Registry, protocol: InferenceProtocol, route: Route, request: Request, together: Together | None = None
+) -> Response:
+    """The answer to a request on `route`, whatever it asks for; of all front ends, where there are several."""
     if not route.infers:
-        return protocol.look(registry, route, request)
+        if together is None:
+            return protocol.look(registry, route, request)
+        return await look(together, registry, protocol, route, request)
     answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
     begin(registry, protocol, route, request, lambda response: None if answered.done() else answered.set_result(response))
     return await answered
@@ -132,6 +138,8 @@ def refusal(fault: Exception) -> Response:
     match fault:
         case BadValue():
             return error(fault.status, fault.text)
+        case BackendError():  # front ends that should have answered together
+            return error(503, str(fault), ((b"retry-after", b"1"),))
         case EngineRefused():
             return error(400, f"The model cannot compute this input: {fault}")
         case QueueFull():

@@ -21,12 +21,13 @@ import numpy as np
 from msgspec import structs
 
 from aiaas_magics.backend.serving.batching import Limits
+from aiaas_magics.backend.serving.control import Change, Load, Retire, Route, Scale, Withdraw
 from aiaas_magics.backend.serving.engines import Engine, open_engine
 from aiaas_magics.backend.serving.proof import Proof, Samples, prove, read_samples
 from aiaas_magics.backend.serving.registry import Executor, Registry, Version
 from aiaas_magics.backend.serving.replicas import Inline, Replicas
 from aiaas_magics.backend.serving.scaling import DOWN_WINDOWS, Window, totals_of, wanted, window_between
-from aiaas_magics.backend.serving.steps import Flip, Loading, Rescaling, Retiring, alone, ended, known
+from aiaas_magics.backend.serving.steps import Flip, Loading, Rescaling, Retiring, Step, Withdrawing, alone, ended, known
 from aiaas_magics.clock import Clock
 from aiaas_magics.errors import InvalidSpec, NotScaled
 from aiaas_magics.routing import Routing, Scaling
@@ -95,6 +96,24 @@ class Loader:
         log.info("%s is retired", name)
 
     # ----------------------------------------------------------------- the same, prepared
+
+    async def prepare(self, change: Change) -> Step:
+        """All that may fail or takes long of a change; requests see nothing of it.
+
+        Raises:
+            AiaasError: it cannot be done; nothing was changed.
+        """
+        match change:
+            case Load():
+                return await self.loading(change.spec, change.version, artefact=Path(change.artefact), samples=Path(change.samples))
+            case Route():
+                return self.flip(change.name, change.routing, keeps=change.keeps, restores=change.restores)
+            case Scale():
+                return await self.rescaling(change.name, change.scaling)
+            case Retire():
+                return self.retiring(change.name)
+            case Withdraw():
+                return Withdrawing(self._registry, change.name, change.withdrawn)
 
     async def loading(self, spec: DeploySpec, number: int, *, artefact: Path, samples: Path) -> Loading:
         """As `load`, up to where the version becomes ready."""
