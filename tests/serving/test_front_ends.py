@@ -342,6 +342,10 @@ def test_one_that_is_killed_under_load_comes_back_as_the_others_are_and_no_figur
         assert {number for _, number in callers.answers} == {2.0}
         assert ask_all(rig, 2, "/v1/models/live/labels/stable:predict") == {200}
         assert ask_all(rig, 2, "/v1/models/gone:predict") == {404}
+        before = sum(answered(rig, "live").values())
+        os.kill(back, signal.SIGKILL)
+        until(lambda: pids(rig) == [first])
+        assert sum(answered(rig, "live").values()) == before, "what it had counted is not lost with it"
 
 
 def test_one_that_is_stopped_during_a_flip_is_replaced_and_answers_nobody_with_the_old_version(tmp_path: Path) -> None:

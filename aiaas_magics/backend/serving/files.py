@@ -23,6 +23,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from aiaas_magics import wire
 from aiaas_magics.backend.disk import write_private
 from aiaas_magics.errors import StoreNotWritable
@@ -144,6 +146,16 @@ class Files:
             return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
         except OSError:
             return ""
+
+
+def is_alive(started: Running | Started) -> bool:
+    """Whether that very process lives: a pid that was given out again is another process."""
+    try:
+        process = psutil.Process(started.pid)
+        # psutil rounds create times by the clock's ticks, 10 ms
+        return bool(abs(process.create_time() - started.started) < 0.1 and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def _locked(descriptor: int) -> bool:

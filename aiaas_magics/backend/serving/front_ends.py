@@ -272,7 +272,7 @@ class FrontEnds:
 
     def _told_by_gone(self) -> Told:
         """What is told once is told for ever: a counter that went back would be read as one that began anew."""
-        here = {(one.name, one.version) for one in told(self._registry).counted}
+        here = {(name, version.number) for name in self._registry.names() for version in self._registry.versions(name)}
         self._gone = {key: figures for key, figures in self._gone.items() if key in here}
         counted = (CountsOf(name=name, version=number, counts=figures.counts()) for (name, number), figures in self._gone.items())
         return Told(pid=0, counted=tuple(counted))

@@ -40,7 +40,7 @@ from aiaas_magics.backend.serving.control import (
     call_at,
     connection,
 )
-from aiaas_magics.backend.serving.files import Files, Running
+from aiaas_magics.backend.serving.files import Files, Running, is_alive
 from aiaas_magics.backend.serving.scaling import scaled
 from aiaas_magics.errors import AiaasBug, AiaasError, BackendTooSlow, CannotStart, UnknownName
 from aiaas_magics.routing import Routing, Scaling, without
@@ -439,13 +439,3 @@ def _load_call(record: Recorded) -> Load:
 def ready_in(views: Sequence[VersionView]) -> set[int]:
     """The versions that may answer."""
     return {view.version for view in views if view.state == "AVAILABLE"}
-
-
-def is_alive(running: Running) -> bool:
-    """Whether that very process lives: a pid that was given out again is another process."""
-    try:
-        process = psutil.Process(running.pid)
-        # psutil rounds create times by the clock's ticks, 10 ms
-        return bool(abs(process.create_time() - running.started) < 0.1 and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False

@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -30,7 +30,7 @@ from aiaas_magics.backend.serving import control
 from aiaas_magics.backend.serving.app import BODY_BYTES, App
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.control import Collect, Hello, Load, Reply, Retire, Route, Scale, Status, Stop, Withdraw
-from aiaas_magics.backend.serving.files import Files, Running, Started
+from aiaas_magics.backend.serving.files import Files, Running, Started, is_alive
 from aiaas_magics.backend.serving.front_ends import FrontEnds
 from aiaas_magics.backend.serving.http1 import Http1
 from aiaas_magics.backend.serving.loader import Loader
@@ -53,7 +53,7 @@ BACKLOG: Final = 2048  # uvicorn's own default
 DRAIN_S: Final = 10  # guess: what a request that runs at SIGTERM may still take
 DISOWNED_S: Final = 5.0  # guess: how soon a process without a folder is gone
 LOCK_S: Final = 10.0  # guess: a predecessor that drains is gone by then
-ORPHANED_S: Final = 5.0  # guess: front ends whose first is gone end within 2 s, if they can
+ORPHANED_S: Final = 4.0  # guess: front ends whose first is gone end within 2 s, if they can
 KEEP_ALIVE_S: Final = 75  # nginx's default; load balancers and clients count on more than uvicorn's 5 s
 
 
@@ -263,20 +263,21 @@ async def _alone(files: Files, held: contextlib.ExitStack) -> int:
                 return descriptor
         if time.monotonic() > until_s:
             raise CannotStart("The inference process", "another one lives in the same folder", files.log.name)
-        if left_behind and time.monotonic() > until_s - LOCK_S + ORPHANED_S and files.running() is None:
-            for process in left_behind:
-                _kill(process)
-            left_behind = []
+        if left_behind and time.monotonic() > until_s - LOCK_S + ORPHANED_S:
+            running = files.running()
+            if running is None or not is_alive(running):
+                _kill(left_behind)
+                left_behind = []
         await asyncio.sleep(0.1)
 
 
-def _kill(left_behind: Started) -> None:
-    """End a front end that cannot end by itself, a stopped one say. It has inherited our port and the folder's lock."""
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(left_behind.pid)
-        if abs(process.create_time() - left_behind.started) < 0.1:  # psutil rounds create times by the clock's ticks, 10 ms
-            log.warning("killing process %d, which a crash left behind", left_behind.pid)
-            process.kill()
+def _kill(left_behind: Sequence[Started]) -> None:
+    """End front ends whose first is gone and that cannot end by themselves, stopped ones say: they have inherited our port and the lock."""
+    for one in left_behind:
+        if is_alive(one):
+            log.warning("killing process %d, which a crash left behind", one.pid)
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(one.pid).kill()
 
 
 def _listener(options: Options, files: Files) -> socket.socket:
