@@ -8,6 +8,8 @@ import json
 import os
 import select
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -414,17 +416,37 @@ def test_when_the_first_is_killed_the_others_end_a_stopped_one_too_and_all_come_
         assert ask_all(rig, 3) == {200}
 
 
-def test_a_process_with_another_number_of_front_ends_is_replaced(tmp_path: Path) -> None:
+def test_behind_tls_all_of_them_answer(tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.create_default_context(cafile=str(cert))
+    with several(tmp_path / "state", 2, tls=(str(cert), str(key))) as rig:
+        load(rig, tmp_path, 1)
+        for _ in range(20):
+            connection = http.client.HTTPSConnection(*rig.address, timeout=30, context=context)
+            assert predicted(rig, connection) == 1.0
+            connection.close()
+        with socket.create_connection(rig.address) as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\n\r\n")  # no handshake: that connection ends, and no other
+
+        assert min(answered(rig, "live")[pid] for pid in pids(rig)) > 0
+        assert "Traceback" not in Files(rig.state).log.read_text()
+
+
+def test_a_process_with_as_many_front_ends_is_adopted_and_one_with_another_number_replaced(tmp_path: Path) -> None:
     first = Rig(tmp_path / "state", front_ends=2).__enter__()
     pid = first.host.pid
     first.leave()
 
-    with several(tmp_path / "state", 3) as rig:
-        assert is_gone(pid)
-        adopted = rig.host.pid
+    with several(tmp_path / "state", 2) as rig:
+        assert rig.host.pid == pid
         rig.run(rig.host.close())
+        with Rig(tmp_path / "state") as alone:
+            assert is_gone(pid)
+            assert pids(alone) == [alone.host.pid]
         rig.run(rig.host.start(rig.state))
-        assert rig.host.pid == adopted
 
 
 def test_a_server_starts_as_many_as_its_environment_says_and_ends_them_all(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ them, and to `host`, which reads them.
     grpc_port      the same for gRPC
     process.json   who runs now: see `Running`
     beside.json    the front ends beside it
+    connections    how many each of them has, mapped by all; see `taking`
     control.sock   where `control` listens, on systems that have Unix sockets
     lock           held by the living process
     log.txt        what it said
@@ -61,6 +62,7 @@ class Files:
         self.log = self.folder / "log.txt"
         self.scratch = self.folder / "scratch"
         self.socket = self.folder / "control.sock"
+        self.connections = self.folder / "connections"
         self._process = self.folder / "process.json"
 
     def make(self) -> None:

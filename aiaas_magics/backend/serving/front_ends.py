@@ -164,6 +164,7 @@ class FrontEnds:
         command: What starts another one.
         inherits: Descriptors for it: the listening socket's, and one that keeps the state folder locked.
         keep: Called with those that live when they have changed, so that a successor can end what a crash leaves behind.
+        gone: Called with the index of one that takes no more connections.
     """
 
     def __init__(
@@ -175,9 +176,10 @@ class FrontEnds:
         command: Sequence[str],
         inherits: Collection[int],
         keep: Callable[[Sequence[Started]], None],
+        gone: Callable[[int], None],
     ) -> None:
         self._registry, self._loader = registry, loader
-        self._command, self._inherits, self._keep = command, inherits, keep
+        self._command, self._inherits, self._keep, self._say_gone = command, inherits, keep, gone
         self._others = number - 1
         self._tasks: list[asyncio.Task[None]] = []
         self._living: set[FrontEnd] = set()
@@ -306,6 +308,7 @@ class FrontEnds:
         finally:
             self._leave(front_end)
             await front_end.end()
+            self._say_gone(index)
             self._living.discard(front_end)
             self._keep([living.started for living in self._living])
 

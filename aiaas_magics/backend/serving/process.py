@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -37,6 +38,7 @@ from aiaas_magics.backend.serving.loader import Loader
 from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.backend.serving.scaling import WINDOW_S
 from aiaas_magics.backend.serving.steps import alone
+from aiaas_magics.backend.serving.taking import Table, Taking
 from aiaas_magics.backend.serving.together import told
 from aiaas_magics.clock import SystemClock
 from aiaas_magics.errors import CannotStart, InvalidSpec
@@ -91,20 +93,41 @@ class Server(uvicorn.Server):
     """uvicorn's server without its signal handlers: they would end the process before `run` has cleaned up.
 
     Args:
+        table: How many connections each front end has, where several take them from one socket.
         beside: What ends together with it.
     """
 
-    def __init__(self, config: uvicorn.Config, *, beside: FrontEnds | None = None) -> None:
+    def __init__(self, config: uvicorn.Config, *, table: Table | None = None, beside: FrontEnds | None = None) -> None:
         super().__init__(config)
-        self._beside = beside
+        self._table, self._beside = table, beside
         self.is_up = asyncio.Event()
 
     def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
         return contextlib.nullcontext()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        if self._table is None:
+            await super().startup(sockets)
+        else:
+            await self.lifespan.startup()
+            self._take(sockets or (), self._table)
         self.is_up.set()
+
+    def _take(self, listeners: Sequence[socket.socket], table: Table) -> None:
+        """As uvicorn's own startup, but for who accepts."""
+        config, state = self.config, self.server_state
+
+        def protocol() -> asyncio.Protocol:
+            return Http1(config=config, server_state=state, app_state=self.lifespan.state)
+
+        taking = partial(Taking, protocol=protocol, connections=state.connections, table=table, tls=config.ssl)
+        self.servers = [taking(listener) for listener in listeners]  # type: ignore[misc]
+        self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._table is not None:
+            self._table.say(len(self.server_state.connections))
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await asyncio.gather(super().shutdown(sockets), *([] if self._beside is None else [self._beside.stop()]))
@@ -128,9 +151,12 @@ async def run(options: Options) -> None:
         limits = Limits(body_bytes=options.body_bytes)
         loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits, share=options.front_ends)
         guard = Guard(files.token().encode(), hosts(options))
-        beside = _front_ends(options, registry, loader, files, inherits=(listener.fileno(), lock)) if options.front_ends > 1 else None
+        table = beside = None
+        if options.front_ends > 1:
+            table = Table(files.connections, 0)
+            beside = _front_ends(options, registry, loader, files, table, inherits=(listener.fileno(), lock))
         app = App(registry, guard, body_bytes=options.body_bytes, together=beside)
-        server = Server(uvicorn_config(app, options), beside=beside)
+        server = Server(uvicorn_config(app, options), table=table, beside=beside)
         _on_signals(lambda: setattr(server, "should_exit", True))
         secret = secrets.token_urlsafe(32)
         if options.parent and os.getppid() != options.parent:
@@ -156,14 +182,18 @@ async def run(options: Options) -> None:
                     await loader.close()
 
 
-def _front_ends(options: Options, registry: Registry, loader: Loader, files: Files, *, inherits: tuple[int, int]) -> FrontEnds:
+def _front_ends(
+    options: Options, registry: Registry, loader: Loader, files: Files, table: Table, *, inherits: tuple[int, int]
+) -> FrontEnds:
     listener, lock = inherits
     # -P: the folder that this process was started in is no place to import from.
     command = [sys.executable, "-P", "-m", "aiaas_magics.backend.serving", "--state", options.state, "--host", options.host]
     command += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key] if options.tls_cert else []
     command += ["--body-bytes", str(options.body_bytes), "--front-ends", str(options.front_ends)]
     command += ["--listener", str(listener), "--lock", str(lock)]
-    return FrontEnds(registry, loader, number=options.front_ends, command=command, inherits=inherits, keep=files.keep_beside)
+    return FrontEnds(
+        registry, loader, number=options.front_ends, command=command, inherits=inherits, keep=files.keep_beside, gone=table.leave
+    )
 
 
 async def _end_when_disowned(files: Files, server: uvicorn.Server) -> None:
