@@ -401,6 +401,18 @@ def test_sigterm_ends_all_of_them_after_the_last_answer_and_leaves_no_socket(tmp
         rig.run(rig.host.start(rig.state))
 
 
+def test_one_that_is_stopped_keeps_nobody_from_ending(tmp_path: Path) -> None:
+    with several(tmp_path / "state", 2) as rig:
+        first, stopped = pids(rig)
+        os.kill(stopped, signal.SIGSTOP)
+
+        rig.run(rig.host.stop())
+
+        assert [pid for pid in (first, stopped) if not is_gone(pid)] == []
+        assert "killing it" in Files(rig.state).log.read_text()
+        rig.run(rig.host.start(rig.state))
+
+
 def test_when_the_first_is_killed_the_others_end_a_stopped_one_too_and_all_come_back_on_the_same_port(tmp_path: Path) -> None:
     with several(tmp_path / "state", 3) as rig:
         load(rig, tmp_path, 4)

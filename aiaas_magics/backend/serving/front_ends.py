@@ -142,11 +142,11 @@ class FrontEnd:
 
     async def end(self) -> None:
         """End it, after what it is answering; at once where it has ended already."""
-        with contextlib.suppress(AiaasError, ConnectionError, TimeoutError):
-            await self.ask(Stop(), answer_s=ACKNOWLEDGE_S)
         try:
+            with contextlib.suppress(AiaasError, ConnectionError):
+                await self.ask(Stop(), answer_s=ACKNOWLEDGE_S)
             await asyncio.to_thread(self._process.wait, END_S)
-        except subprocess.TimeoutExpired:
+        except (TimeoutError, subprocess.TimeoutExpired):
             log.warning("%s did not end by itself; killing it", self)
             await self.kill()
         self._reading.cancel()
@@ -319,9 +319,13 @@ class FrontEnds:
             await front_end.ask(Follow(picture=picture), answer_s=LONG_S)
             followed = picture
         # Nothing was waited for since they were compared: it has missed no change, and will miss none.
-        self._members.append(front_end)
+        self.join(front_end)
         await front_end.ask(Accept(), answer_s=START_S)
         log.info("%s serves, with %d endpoints", front_end, len(picture.endpoints))
+
+    def join(self, front_end: FrontEnd) -> None:
+        """One that has all that this process has, at this moment: it hears of every change from here on."""
+        self._members.append(front_end)
 
     def _leave(self, front_end: FrontEnd) -> None:
         if front_end not in self._members:
