@@ -36,8 +36,9 @@ from aiaas_magics.backend.serving.channel import (
 )
 from aiaas_magics.backend.serving.control import Change, Collect, Hello, Reply, Stop, Told, Withdraw
 from aiaas_magics.backend.serving.files import Files
+from aiaas_magics.backend.serving.http_server import Server, configured
 from aiaas_magics.backend.serving.loader import Loader
-from aiaas_magics.backend.serving.process import Options, Server, follow_load, hosts, preload_engine, uvicorn_config
+from aiaas_magics.backend.serving.process import Options, follow_load, hosts, preload_engine
 from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.backend.serving.steps import Step, ended
 from aiaas_magics.backend.serving.taking import Table
@@ -75,7 +76,9 @@ async def run(options: Options, place: Place) -> None:
     loader = Loader(registry, clock=SystemClock(), scratch=scratch, limits=limits, share=options.front_ends)
     first = First()
     app = App(registry, Guard(files.token().encode(), hosts(options)), body_bytes=options.body_bytes, together=first)
-    beside = Beside(registry, loader, Server(uvicorn_config(app, options), table=Table(files.connections, place.index)))
+    beside = Beside(
+        registry, loader, Server(configured(app, options.tls_cert, options.tls_key), table=Table(files.connections, place.index))
+    )
     first.channel = channel = await Channel.on(socket.socket(fileno=place.channel), beside.answer)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, beside.end)

@@ -18,12 +18,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import psutil
-import uvicorn
 
 from aiaas_magics import settings
 from aiaas_magics.backend.guard import LOOPBACK, Guard
@@ -33,12 +31,12 @@ from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.control import Collect, Hello, Load, Reply, Retire, Route, Scale, Status, Stop, Withdraw
 from aiaas_magics.backend.serving.files import Files, Running, Started, is_alive
 from aiaas_magics.backend.serving.front_ends import FrontEnds
-from aiaas_magics.backend.serving.http1 import Http1
+from aiaas_magics.backend.serving.http_server import BACKLOG, Server, configured
 from aiaas_magics.backend.serving.loader import Loader
 from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.backend.serving.scaling import WINDOW_S
 from aiaas_magics.backend.serving.steps import alone
-from aiaas_magics.backend.serving.taking import Table, Taking
+from aiaas_magics.backend.serving.taking import Table
 from aiaas_magics.backend.serving.together import told
 from aiaas_magics.clock import SystemClock
 from aiaas_magics.errors import CannotStart, InvalidSpec
@@ -51,12 +49,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BACKLOG: Final = 2048  # uvicorn's own default
-DRAIN_S: Final = 10  # guess: what a request that runs at SIGTERM may still take
 DISOWNED_S: Final = 5.0  # guess: how soon a process without a folder is gone
 LOCK_S: Final = 10.0  # guess: a predecessor that drains is gone by then
 ORPHANED_S: Final = 4.0  # guess: front ends whose first is gone end within 2 s, if they can
-KEEP_ALIVE_S: Final = 75  # nginx's default; load balancers and clients count on more than uvicorn's 5 s
 
 
 class Options(Value, frozen=True, kw_only=True):
@@ -89,50 +84,6 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server without its signal handlers: they would end the process before `run` has cleaned up.
-
-    Args:
-        table: How many connections each front end has, where several take them from one socket.
-        beside: What ends together with it.
-    """
-
-    def __init__(self, config: uvicorn.Config, *, table: Table | None = None, beside: FrontEnds | None = None) -> None:
-        super().__init__(config)
-        self._table, self._beside = table, beside
-        self.is_up = asyncio.Event()
-
-    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
-        return contextlib.nullcontext()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._table is None:
-            await super().startup(sockets)
-        else:
-            await self.lifespan.startup()
-            self._take(sockets or (), self._table)
-        self.is_up.set()
-
-    def _take(self, listeners: Sequence[socket.socket], table: Table) -> None:
-        """As uvicorn's own startup, but for who accepts."""
-        config, state = self.config, self.server_state
-
-        def protocol() -> asyncio.Protocol:
-            return Http1(config=config, server_state=state, app_state=self.lifespan.state)
-
-        taking = partial(Taking, protocol=protocol, connections=state.connections, table=table, tls=config.ssl)
-        self.servers = [taking(listener) for listener in listeners]  # type: ignore[misc]
-        self.started = True
-
-    async def on_tick(self, counter: int) -> bool:
-        if self._table is not None:
-            self._table.say(len(self.server_state.connections))
-        return await super().on_tick(counter)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await asyncio.gather(super().shutdown(sockets), *([] if self._beside is None else [self._beside.stop()]))
-
-
 async def run(options: Options) -> None:
     """Serve until SIGTERM, SIGINT or a `Stop`.
 
@@ -156,7 +107,7 @@ async def run(options: Options) -> None:
             table = Table(files.connections, 0)
             beside = _front_ends(options, registry, loader, files, table, inherits=(listener.fileno(), lock))
         app = App(registry, guard, body_bytes=options.body_bytes, together=beside)
-        server = Server(uvicorn_config(app, options), table=table, beside=beside)
+        server = Server(configured(app, options.tls_cert, options.tls_key), table=table, ends_with=None if beside is None else beside.stop)
         _on_signals(lambda: setattr(server, "should_exit", True))
         secret = secrets.token_urlsafe(32)
         if options.parent and os.getppid() != options.parent:
@@ -196,7 +147,7 @@ def _front_ends(
     )
 
 
-async def _end_when_disowned(files: Files, server: uvicorn.Server) -> None:
+async def _end_when_disowned(files: Files, server: Server) -> None:
     """A process that its folder no longer names can be neither found nor stopped by anybody: it ends itself."""
     while True:
         await asyncio.sleep(DISOWNED_S)
@@ -254,7 +205,7 @@ def preload_engine() -> None:
 
 
 def _answering(
-    loader: Loader, beside: FrontEnds | None, registry: Registry, server: uvicorn.Server, grpc: asyncio.Task[GrpcServer]
+    loader: Loader, beside: FrontEnds | None, registry: Registry, server: Server, grpc: asyncio.Task[GrpcServer]
 ) -> control.Answering:
     async def answer(call: control.AnyCall) -> Reply:
         match call:
@@ -356,24 +307,6 @@ def _taken_again(host: str, given: int, files: Files, name: str, take: Callable[
 def hosts(options: Options) -> frozenset[str] | None:
     """On loopback any web page's name may be made to point here, so only loopback's names are answered to."""
     return LOOPBACK | {options.host} if is_loopback(options.host) else None
-
-
-def uvicorn_config(app: App, options: Options) -> uvicorn.Config:
-    tls: dict[str, Any] = {"ssl_certfile": options.tls_cert, "ssl_keyfile": options.tls_key} if options.tls_cert else {}
-    return uvicorn.Config(
-        app,
-        http=Http1,
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=DRAIN_S,
-        **tls,
-    )
 
 
 def _running(options: Options, listener: socket.socket, grpc_port: int, address: str, secret: str) -> Running:
