@@ -17,9 +17,9 @@ from aiaas_magics.backend.guard import Allow, Guard, facts_of
 from aiaas_magics.backend.serving import inferring
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.compression import TooLarge, unpacked
+from aiaas_magics.backend.serving.everywhere import Everywhere
 from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, error
 from aiaas_magics.backend.serving.registry import Registry
-from aiaas_magics.backend.serving.together import Together
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class App:
     """`App(registry, guard)` is what uvicorn runs.
 
     Args:
-        together: The front ends of this port, where there are several.
+        everywhere: The front ends of this port, where there are several.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class App:
         *,
         body_bytes: int = BODY_BYTES,
         body_s: float = BODY_S,
-        together: Together | None = None,
+        everywhere: Everywhere | None = None,
     ) -> None:
-        self.registry, self.guard, self.together = registry, guard, together
+        self.registry, self.guard, self.everywhere = registry, guard, everywhere
         self.body_s = body_s
         self._body_bytes = body_bytes
         self.held = Held()
@@ -99,7 +99,7 @@ class App:
             body = b"" if scope["method"] == "GET" else await self._unpacked(await self._body(scope, receive), headers)
             client = b"%b:%d" % (scope["client"][0].encode(), scope["client"][1]) if scope.get("client") else b""
             request = Request(method=scope["method"], path=path, headers=headers, body=body, client=client, scheme=scope["scheme"])
-            response = await inferring.respond(self.registry, protocol, route, request, self.together)
+            response = await inferring.respond(self.registry, protocol, route, request, self.everywhere)
         except BodyTooLarge as fault:
             await self._refuse(error(413, str(fault)), scope, receive, send)
             return

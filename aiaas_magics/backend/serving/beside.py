@@ -35,6 +35,7 @@ from aiaas_magics.backend.serving.channel import (
     Prepare,
 )
 from aiaas_magics.backend.serving.control import Change, Collect, Hello, Reply, Stop, Told, Withdraw
+from aiaas_magics.backend.serving.everywhere import told
 from aiaas_magics.backend.serving.files import Files
 from aiaas_magics.backend.serving.http_server import Server, configured
 from aiaas_magics.backend.serving.loader import Loader
@@ -42,7 +43,6 @@ from aiaas_magics.backend.serving.process import Options, follow_load, hosts, pr
 from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.backend.serving.steps import Step, ended
 from aiaas_magics.backend.serving.taking import Table
-from aiaas_magics.backend.serving.together import told
 from aiaas_magics.clock import SystemClock
 from aiaas_magics.errors import AiaasBug, BackendTooSlow
 from aiaas_magics.spec import Value
@@ -75,7 +75,7 @@ async def run(options: Options, place: Place) -> None:
     limits = Limits(body_bytes=options.body_bytes)
     loader = Loader(registry, clock=SystemClock(), scratch=scratch, limits=limits, share=options.front_ends)
     first = First()
-    app = App(registry, Guard(files.token().encode(), hosts(options)), body_bytes=options.body_bytes, together=first)
+    app = App(registry, Guard(files.token().encode(), hosts(options)), body_bytes=options.body_bytes, everywhere=first)
     beside = Beside(
         registry, loader, Server(configured(app, options.tls_cert, options.tls_key), table=Table(files.connections, place.index))
     )

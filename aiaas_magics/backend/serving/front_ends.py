@@ -49,12 +49,12 @@ from aiaas_magics.backend.serving.control import (
     Told,
     Withdraw,
 )
+from aiaas_magics.backend.serving.everywhere import told
 from aiaas_magics.backend.serving.figures import Figures
 from aiaas_magics.backend.serving.files import Started
 from aiaas_magics.backend.serving.loader import Loader
 from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.backend.serving.steps import Loading, Step
-from aiaas_magics.backend.serving.together import told
 from aiaas_magics.backend.serving.two_phase import Kind, Outcome, after_committing, after_preparing
 from aiaas_magics.errors import AiaasBug, AiaasError, BackendTooSlow, CannotStart
 

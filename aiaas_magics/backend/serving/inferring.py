@@ -18,6 +18,7 @@ import numpy as np
 from aiaas_magics.backend.serving.batching import QueueFull, TooLate
 from aiaas_magics.backend.serving.compression import LARGE, compressed, encoding_for
 from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
+from aiaas_magics.backend.serving.everywhere import Everywhere, look
 from aiaas_magics.backend.serving.protocols import (
     BadValue,
     InferenceProtocol,
@@ -31,7 +32,6 @@ from aiaas_magics.backend.serving.protocols import (
 )
 from aiaas_magics.backend.serving.registry import NotServed, Registry, UnknownLabel, Version
 from aiaas_magics.backend.serving.replicas import Answer
-from aiaas_magics.backend.serving.together import Together, look
 from aiaas_magics.errors import BackendError
 from aiaas_magics.spec import DeploySpec
 
@@ -48,13 +48,13 @@ def protocol_of(path: str) -> InferenceProtocol:
 
 
 async def respond(
-    registry: Registry, protocol: InferenceProtocol, route: Route, request: Request, together: Together | None = None
+    registry: Registry, protocol: InferenceProtocol, route: Route, request: Request, everywhere: Everywhere | None = None
 ) -> Response:
     """The answer to a request on `route`, whatever it asks for; of all front ends, where there are several."""
     if not route.infers:
-        if together is None:
+        if everywhere is None:
             return protocol.look(registry, route, request)
-        return await look(together, registry, protocol, route, request)
+        return await look(everywhere, registry, protocol, route, request)
     answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
     begin(registry, protocol, route, request, lambda response: None if answered.done() else answered.set_result(response))
     return await answered

@@ -29,6 +29,7 @@ from aiaas_magics.backend.serving import control
 from aiaas_magics.backend.serving.app import BODY_BYTES, App
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.control import Collect, Hello, Load, Reply, Retire, Route, Scale, Status, Stop, Withdraw
+from aiaas_magics.backend.serving.everywhere import told
 from aiaas_magics.backend.serving.files import Files, Running, Started, is_alive
 from aiaas_magics.backend.serving.front_ends import FrontEnds
 from aiaas_magics.backend.serving.http_server import BACKLOG, Server, configured
@@ -37,7 +38,6 @@ from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.backend.serving.scaling import WINDOW_S
 from aiaas_magics.backend.serving.steps import alone
 from aiaas_magics.backend.serving.taking import Table
-from aiaas_magics.backend.serving.together import told
 from aiaas_magics.clock import SystemClock
 from aiaas_magics.errors import CannotStart, InvalidSpec
 from aiaas_magics.spec import Value
@@ -106,7 +106,7 @@ async def run(options: Options) -> None:
         if options.front_ends > 1:
             table = Table(files.connections, 0)
             beside = _front_ends(options, registry, loader, files, table, inherits=(listener.fileno(), lock))
-        app = App(registry, guard, body_bytes=options.body_bytes, together=beside)
+        app = App(registry, guard, body_bytes=options.body_bytes, everywhere=beside)
         server = Server(configured(app, options.tls_cert, options.tls_key), table=table, ends_with=None if beside is None else beside.stop)
         _on_signals(lambda: setattr(server, "should_exit", True))
         secret = secrets.token_urlsafe(32)
@@ -179,7 +179,7 @@ async def _serve_grpc(options: Options, port: int, app: App, server: Server) -> 
 
     try:
         where = Port(host=options.host, number=port, message_bytes=options.body_bytes, tls=_tls(options))
-        grpc = GrpcServer(app.registry, app.guard, where, together=app.together)
+        grpc = GrpcServer(app.registry, app.guard, where, everywhere=app.everywhere)
         await grpc.start()
     except BaseException:
         # Somebody took the port in between, and is being sent our token: the next process has another port and token.

@@ -26,6 +26,7 @@ from google.protobuf.message import DecodeError
 from aiaas_magics.backend import guard as rules
 from aiaas_magics.backend.guard import Allow, Guard
 from aiaas_magics.backend.serving import inferring
+from aiaas_magics.backend.serving.everywhere import Everywhere, seen, spread
 from aiaas_magics.backend.serving.grpc import health, openinference, tfserving
 from aiaas_magics.backend.serving.grpc.methods import (
     Call,
@@ -41,7 +42,6 @@ from aiaas_magics.backend.serving.grpc.methods import (
 )
 from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response
 from aiaas_magics.backend.serving.registry import Registry
-from aiaas_magics.backend.serving.together import Together, seen, spread
 from aiaas_magics.errors import CannotStart
 
 METHODS: Final[dict[str, Method]] = {**openinference.METHODS, **tfserving.METHODS, **health.METHODS}
@@ -69,11 +69,11 @@ class GrpcServer:
     """`await start()`, and calls are answered until `await stop()`.
 
     Args:
-        together: The front ends of the HTTP port, where there are several: gRPC is answered by the first alone, and tells of all.
+        everywhere: The front ends of the HTTP port, where there are several: gRPC is answered by the first alone, and tells of all.
     """
 
-    def __init__(self, registry: Registry, guard: Guard, port: Port, *, together: Together | None = None) -> None:
-        self._registry, self._port, self._together = registry, port, together
+    def __init__(self, registry: Registry, guard: Guard, port: Port, *, everywhere: Everywhere | None = None) -> None:
+        self._registry, self._port, self._everywhere = registry, port, everywhere
         self._held = 0  # bytes of messages in memory, over all calls
         self._held_most = 8 * port.message_bytes  # guess, as over HTTP
         options = [
@@ -165,12 +165,12 @@ class GrpcServer:
             return inferring.refusal(fault)
 
     async def _look(self, method: Look, message: Any, request: Request) -> Any:
-        together, registry = self._together, self._registry
-        if together is not None:
-            registry = await seen(together, registry, method.action)
+        everywhere, registry = self._everywhere, self._registry
+        if everywhere is not None:
+            registry = await seen(everywhere, registry, method.action)
         answer = method.answer(Call(registry=registry, message=message, request=request))
-        if together is not None and method.action:
-            await spread(together, method.action, getattr(answer, "model_name", ""))
+        if everywhere is not None and method.action:
+            await spread(everywhere, method.action, getattr(answer, "model_name", ""))
         return answer
 
     @contextmanager

@@ -20,7 +20,7 @@ SUMMED: Final = frozenset({"metrics", "page", "statistics", "all_statistics"})  
 WITHDRAWN: Final = MappingProxyType({"unload": True, "load": False})  # actions that withdraw an endpoint, or let it answer again
 
 
-class Together(Protocol):
+class Everywhere(Protocol):
     """All front ends of this port.
 
     Promises: what `collect` tells is whole, and what `withdraw` says holds everywhere when it returns; else they raise
@@ -31,24 +31,24 @@ class Together(Protocol):
     async def withdraw(self, name: str, *, withdrawn: bool) -> None: ...
 
 
-async def look(together: Together, registry: Registry, protocol: InferenceProtocol, route: Route, request: Request) -> Response:
+async def look(everywhere: Everywhere, registry: Registry, protocol: InferenceProtocol, route: Route, request: Request) -> Response:
     """The answer of all front ends to a request that computes nothing."""
-    response = protocol.look(await seen(together, registry, route.action), route, request)
+    response = protocol.look(await seen(everywhere, registry, route.action), route, request)
     if response.status == 200:
-        await spread(together, route.action, route.name)
+        await spread(everywhere, route.action, route.name)
     return response
 
 
-async def seen(together: Together, registry: Registry, action: str) -> Registry:
+async def seen(everywhere: Everywhere, registry: Registry, action: str) -> Registry:
     """What an action is to look at."""
-    return with_all_figures(registry, await together.collect()) if action in SUMMED else registry
+    return with_all_figures(registry, await everywhere.collect()) if action in SUMMED else registry
 
 
-async def spread(together: Together, action: str, name: str) -> None:
+async def spread(everywhere: Everywhere, action: str, name: str) -> None:
     """What an action changed in this front end holds in all of them when this returns."""
     withdrawn = WITHDRAWN.get(action)
     if withdrawn is not None:
-        await together.withdraw(name, withdrawn=withdrawn)
+        await everywhere.withdraw(name, withdrawn=withdrawn)
 
 
 def told(registry: Registry) -> Told:
