@@ -17,6 +17,7 @@ from aiaas_magics.backend.guard import Allow, Guard, facts_of
 from aiaas_magics.backend.serving import inferring
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.compression import TooLarge, unpacked
+from aiaas_magics.backend.serving.everywhere import Everywhere
 from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, computes, error
 from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.backend.serving.together import Together
@@ -60,10 +61,22 @@ class Held:
 
 
 class App:
-    """`App(registry, guard)` is what uvicorn runs."""
+    """`App(registry, guard)` is what uvicorn runs.
 
-    def __init__(self, registry: Registry, guard: Guard, *, body_bytes: int = BODY_BYTES, body_s: float = BODY_S) -> None:
-        self.registry, self.guard = registry, guard
+    Args:
+        everywhere: The front ends of this port, where there are several.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        guard: Guard,
+        *,
+        body_bytes: int = BODY_BYTES,
+        body_s: float = BODY_S,
+        everywhere: Everywhere | None = None,
+    ) -> None:
+        self.registry, self.guard, self.everywhere = registry, guard, everywhere
         self.body_s = body_s
         self._body_bytes = body_bytes
         self.held = Held()
@@ -96,7 +109,7 @@ class App:
                 scheme=scope["scheme"],
                 computes=computes(headers),
             )
-            response = await inferring.respond(self.registry, protocol, route, request)
+            response = await inferring.respond(self.registry, protocol, route, request, self.everywhere)
         except BodyTooLarge as fault:
             await self._refuse(error(413, str(fault)), scope, receive, send)
             return

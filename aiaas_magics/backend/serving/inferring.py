@@ -18,6 +18,7 @@ import numpy as np
 from aiaas_magics.backend.serving.batching import QueueFull, TooLate
 from aiaas_magics.backend.serving.compression import LARGE, compressed, encoding_for
 from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
+from aiaas_magics.backend.serving.everywhere import Everywhere, look
 from aiaas_magics.backend.serving.protocols import (
     BadValue,
     FormOf,
@@ -32,6 +33,7 @@ from aiaas_magics.backend.serving.protocols import (
 )
 from aiaas_magics.backend.serving.registry import NotServed, Registry, UnknownLabel, Version
 from aiaas_magics.backend.serving.replicas import Answer
+from aiaas_magics.errors import BackendError
 from aiaas_magics.spec import DeploySpec
 
 log = logging.getLogger(__name__)
@@ -50,10 +52,14 @@ def protocol_of(path: str) -> InferenceProtocol:
     return PROTOCOLS.get(path[:4].lower(), describing)
 
 
-async def respond(registry: Registry, protocol: InferenceProtocol, route: Route, request: Request) -> Response:
-    """The answer to a request on `route`, whatever it asks for."""
+async def respond(
+    registry: Registry, protocol: InferenceProtocol, route: Route, request: Request, everywhere: Everywhere | None = None
+) -> Response:
+    """The answer to a request on `route`, whatever it asks for; of all front ends, where there are several."""
     if not route.infers:
-        return protocol.look(registry, route, request)
+        if everywhere is None:
+            return protocol.look(registry, route, request)
+        return await look(everywhere, registry, protocol, route, request)
     answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
     begin(registry, protocol, route, request, lambda response: None if answered.done() else answered.set_result(response))
     return await answered
@@ -141,6 +147,8 @@ def refusal(fault: Exception) -> Response:
     match fault:
         case BadValue():
             return error(fault.status, fault.text)
+        case BackendError():  # front ends that should have answered together
+            return error(503, str(fault), ((b"retry-after", b"1"),))
         case EngineRefused():
             return error(400, f"The model cannot compute this input: {fault}")
         case QueueFull():

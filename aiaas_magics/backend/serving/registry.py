@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -205,20 +205,16 @@ class Registry:
             raise NotServed(f"{version.spec.name} was stopped while version {version.number} was loading")
         version.state = "AVAILABLE"
 
-    def route(self, name: str, routing: Routing, *, keeps: int = 0) -> list[Version]:
+    def route(self, name: str, routing: Routing, *, keeps: Collection[int] = ()) -> list[Version]:
         """Let requests go as `routing` says, from one to the next; returns the versions that it has no use for, to be drained.
 
-        `keeps` is a version that is none of these: it waits for a routing of its own.
+        `keeps` are versions that are none of these and stay: they wait for a routing of their own.
 
         Raises:
             NotServed: there is no such endpoint.
             InvalidSpec: a version that it names is not ready; nothing was changed.
         """
-        endpoint = self._get(name)
-        ready = {number: version for number, version in endpoint.versions.items() if version.state == "AVAILABLE"}
-        missing = sorted(routing.loaded - ready.keys())
-        if missing:
-            raise InvalidSpec(f"{name} has no version {missing[0]} that is ready. Those that are: {', '.join(map(str, sorted(ready)))}.")
+        endpoint, ready = self._get(name), self.routable(name, routing)
         self.expected.discard(name)
         endpoint.table = Table(
             routing=routing,
@@ -226,7 +222,31 @@ class Registry:
             canary=ready.get(routing.canary),
             labels={label: ready[number] for label, number in routing.labels.items()},
         )
-        return [version for number, version in ready.items() if number not in routing.loaded | {keeps}]
+        dropped = [version for number, version in ready.items() if number not in routing.loaded | {*keeps}]
+        for version in dropped:
+            version.state = "UNLOADING"  # from now on, not from when its draining begins: nothing is routed to it any more
+        return dropped
+
+    def routable(self, name: str, routing: Routing) -> dict[int, Version]:
+        """The versions that are ready, all that `routing` names among them.
+
+        Raises:
+            NotServed: there is no such endpoint.
+            InvalidSpec: a version that it names is not ready.
+        """
+        ready = self.ready_versions(name)
+        missing = sorted(routing.loaded - ready.keys())
+        if missing:
+            raise InvalidSpec(f"{name} has no version {missing[0]} that is ready. Those that are: {', '.join(map(str, sorted(ready)))}.")
+        return ready
+
+    def ready_versions(self, name: str) -> dict[int, Version]:
+        """By number, ascending.
+
+        Raises:
+            NotServed: there is no such endpoint.
+        """
+        return {number: version for number, version in sorted(self._get(name).versions.items()) if version.state == "AVAILABLE"}
 
     def remove(self, name: str) -> list[Version]:
         """Take an endpoint out of reach; returns its versions, to be drained."""
@@ -255,6 +275,34 @@ class Registry:
         if name in self._withdrawn:
             self._withdrawn.remove(name)
             self._keep_withdrawn(self._withdrawn)
+
+    @property
+    def withdrawn(self) -> frozenset[str]:
+        """The endpoints that do not answer until they are restored, those that are not loaded yet among them."""
+        return frozenset(self._withdrawn)
+
+    def withhold(self, names: Collection[str]) -> None:
+        """These endpoints are withdrawn, and no others, whether they are loaded yet or not."""
+        self._withdrawn = set(names)
+
+    def with_figures(self, found: Mapping[tuple[str, int], Figures]) -> Registry:
+        """A copy to look at, whose versions have the figures that are `found` for their name and number."""
+        seen = Registry(withdrawn=self._withdrawn)
+        for name, endpoint in self._endpoints.items():
+            versions = {
+                number: replace(version, figures=found.get((name, number), version.figures))
+                for number, version in endpoint.versions.items()
+            }
+            table = endpoint.table
+            if table is not None:
+                table = replace(
+                    table,
+                    live=versions[table.live.number],
+                    canary=None if table.canary is None else versions[table.canary.number],
+                    labels={label: versions[version.number] for label, version in table.labels.items()},
+                )
+            seen._endpoints[name] = Endpoint(name, table, versions)
+        return seen
 
     def _get(self, name: str) -> Endpoint:
         endpoint = self._endpoints.get(name)

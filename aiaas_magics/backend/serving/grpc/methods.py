@@ -61,10 +61,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A method that computes nothing."""
+    """A method that computes nothing. `action` is the word for it over REST, where other front ends have to hear of it."""
 
     takes: Any  # a message class
     answer: Callable[[Call], Any]
+    action: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class Asked:
     timeout_s: float = math.inf  # until the caller's deadline
     infers: bool = True
     template: str = ""  # a path of REST's; a method has none
+    action: str = "infer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
