@@ -233,7 +233,8 @@ def test_a_living_kernel_or_a_job_keeps_the_server(tmp_path: Path) -> None:
 
 
 def test_workers_inherit_no_secret(tmp_path: Path) -> None:
-    with served(tmp_path / "state", AIAAS_TOKEN="another-backends-token") as server:
+    secrets = {"AIAAS_TOKEN": "another-backends-token", "OTEL_EXPORTER_OTLP_HEADERS": "api-key=of-a-receiver"}
+    with served(tmp_path / "state", **secrets) as server:
         job = server.submit({"do": "say", "text": "up\n"}, LONG)
         server.wait_for(job, Output)  # a process is told of when it is forked, and closes what it inherited just after that
         (started,) = server.wait_for(job, WorkerStarted)
@@ -242,6 +243,7 @@ def test_workers_inherit_no_secret(tmp_path: Path) -> None:
         files = [os.readlink(link) for link in Path(f"/proc/{started.pid}/fd").iterdir()]
 
         assert b"another-backends-token" not in environment
+        assert b"of-a-receiver" not in environment
         assert [name for name in files if "sqlite" in name or "socket" in name or name.endswith("lock")] == []
 
 

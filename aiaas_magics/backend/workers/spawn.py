@@ -45,6 +45,10 @@ def _reap(process: subprocess.Popen[bytes], folder: AttemptFolder, rank: int) ->
         write_value(folder.exit(rank), Exit(code=code if code >= 0 else None, signal=-code if code < 0 else None))
 
 
+# Tokens, ours and those for a receiver of traces, are nothing for the user's code.
+SECRETS: Final = frozenset({"AIAAS_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"})
+
+
 def worker_environment(backend: str) -> dict[str, str]:
     """The environment of workers and of the launcher: ours without secrets, and what Keras runs on."""
-    return {name: value for name, value in os.environ.items() if name not in {"AIAAS_TOKEN"}} | {"KERAS_BACKEND": backend}
+    return {name: value for name, value in os.environ.items() if name not in SECRETS} | {"KERAS_BACKEND": backend}
