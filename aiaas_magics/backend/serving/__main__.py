@@ -20,7 +20,6 @@ from aiaas_magics.backend.serving.beside import Place
 from aiaas_magics.backend.serving.process import Options
 from aiaas_magics.errors import AiaasError
 
-
 # A large body of JSON is a million lists and no cycle: with the interpreter's own 700, looking for cycles takes as long as reading.
 GARBAGE_AFTER: Final = 100_000  # objects more than before; measured: as quick as never
 
