@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from aiaas_magics.backend.guard import Guard
+from aiaas_magics.backend.serving import tracing
 from aiaas_magics.backend.serving.app import App
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.channel import (
@@ -86,12 +87,13 @@ async def run(options: Options, place: Place) -> None:
     reading, following = asyncio.create_task(channel.run()), asyncio.create_task(follow_load(loader))
     reading.add_done_callback(lambda _: beside.orphaned())
     await asyncio.to_thread(preload_engine)
-    try:
-        await beside.serve(socket.socket(fileno=place.listener))
-    finally:
-        following.cancel()
-        reading.cancel()
-        await loader.close()
+    with tracing.from_environment(scheme="https" if options.tls_cert else "http") as registry.tracing:
+        try:
+            await beside.serve(socket.socket(fileno=place.listener))
+        finally:
+            following.cancel()
+            reading.cancel()
+            await loader.close()
 
 
 class First:

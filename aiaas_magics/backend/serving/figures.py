@@ -31,8 +31,9 @@ class Durations:
 
     def add(self, duration_us: int) -> None:
         self.total_us += duration_us
+        shift = duration_us.bit_length() - PRECISION_BITS - 1  # `bucket_of`, without a call: this is on the way of every answer
         try:
-            self.counts[bucket_of(duration_us)] += 1
+            self.counts[duration_us if shift <= 0 else (shift << PRECISION_BITS) + (duration_us >> shift)] += 1
         except IndexError:
             self.counts[-1] += 1
 
@@ -98,7 +99,8 @@ class Figures:
     rows: int = 0
     queue_ns: int = 0  # summed over requests
     compute_ns: int = 0  # summed over batches
-    last_s: float = 0.0  # unix time of the last answer
+    last_s: float = 0.0  # unix time of the last batch's end
+    newest: tuple[float, float] = (0.0, 0.0)  # of the batch that is being answered: when it began, by the monotonic clock; its compute time
     latency: Durations = field(default_factory=Durations)  # from the whole request to its answer, in this process
     batches: dict[int, Spent] = field(default_factory=dict)  # by rows
     dispatch: dict[str, int] = field(default_factory=dict)  # why a batch began when it did
@@ -112,12 +114,12 @@ class Figures:
         spent.compute_ns += compute_ns
         self.compute_ns += compute_ns
         self.queue_ns += waited_ns
+        self.last_s = time.time()
         self.dispatch[why] = self.dispatch.get(why, 0) + 1
 
     def answered(self, *, rows: int, took_ns: int) -> None:
         self.requests += 1
         self.rows += rows
-        self.last_s = time.time()
         self.latency.add(took_ns // 1000)
 
     def counts(self) -> Counts:

@@ -21,6 +21,7 @@ from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
 from aiaas_magics.backend.serving.everywhere import Everywhere, look
 from aiaas_magics.backend.serving.protocols import (
     BadValue,
+    FormOf,
     InferenceProtocol,
     Request,
     Response,
@@ -37,10 +38,14 @@ from aiaas_magics.spec import DeploySpec
 
 log = logging.getLogger(__name__)
 
-NO_OP: Final = b"aiaas-no-op"  # a header: the request is read and answered as any other, but nothing is computed
-
 # What a path begins with says which protocol it is; every other path is a page of ours, or nothing.
 PROTOCOLS: Final = MappingProxyType[str, InferenceProtocol]({"/v1/": tfserving, "/v2/": openinference, "/v2": openinference})
+
+
+# What may be read and answered together with others, by protocol and route.
+PLAIN_FORMS: Final = MappingProxyType[tuple[InferenceProtocol, str], FormOf](
+    {(tfserving, "predict"): tfserving.plain_form, (openinference, "infer"): openinference.plain_form}
+)
 
 
 def protocol_of(path: str) -> InferenceProtocol:
@@ -63,13 +68,15 @@ async def respond(
 def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request: Request, done: Callable[[Response], None]) -> None:
     """Have an inference request answered: `done` is called once, now or later in the event loop."""
     began_ns = time.perf_counter_ns()
+    if registry.tracing is not None:
+        protocol, done = registry.tracing.around(protocol, route, request, done)
     version = find(registry, protocol, route, request)
     if isinstance(version, Response):
         done(version)
         return
     try:
         call = protocol.read(route, request, version)
-        if request.header(NO_OP) is not None:
+        if not request.computes:
             done(call.response(nothing(version.spec, call.rows)))
             return
         executor = version.enter()

@@ -25,7 +25,7 @@ import psutil
 
 from aiaas_magics import settings
 from aiaas_magics.backend.guard import LOOPBACK, Guard
-from aiaas_magics.backend.serving import control
+from aiaas_magics.backend.serving import control, tracing
 from aiaas_magics.backend.serving.app import BODY_BYTES, App
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.control import Collect, Hello, Load, Reply, Retire, Route, Scale, Status, Stop, Withdraw
@@ -99,6 +99,7 @@ async def run(options: Options) -> None:
         listener = held.enter_context(_listener(options, files))
         grpc_port = _grpc_port(options, files)
         registry = Registry(withdrawn=files.withdrawn(), keep_withdrawn=files.keep_withdrawn)
+        registry.tracing = held.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
         limits = Limits(body_bytes=options.body_bytes)
         loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits, share=options.front_ends)
         guard = Guard(files.token().encode(), hosts(options))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,11 @@ from aiaas_magics.backend.serving.replicas import Done
 from aiaas_magics.errors import InvalidSpec
 from aiaas_magics.routing import Routing, place_of
 from aiaas_magics.spec import DeploySpec, VersionView
+
+if TYPE_CHECKING:
+    from aiaas_magics.backend.serving.tracing import Tracing
+
+T = TypeVar("T")
 
 ENDED_KEPT: Final = 8  # guess: how many versions of the past a status still names
 
@@ -63,8 +68,17 @@ class Version:
     fault: str = ""
     body_bytes: int = 0  # that a request for it may have
     figures: Figures = field(default_factory=Figures)
+    _found: dict[object, Any] = field(default_factory=dict)
     _leases: int = 0
     _free: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def once(self, find: Callable[[Version], T]) -> T:
+        """What `find` tells of this version, asked once: what protocols work out of an interface before they read requests for it."""
+        try:
+            found: T = self._found[find]
+        except KeyError:
+            found = self._found[find] = find(self)
+        return found
 
     def view(self) -> VersionView:
         return VersionView(
@@ -146,6 +160,7 @@ class Registry:
         self._endpoints: dict[str, Endpoint] = {}
         self._withdrawn = set(withdrawn)
         self._keep_withdrawn = keep_withdrawn
+        self.tracing: Tracing | None = None  # looks on, where somebody wants to know
 
     def names(self) -> list[str]:
         return sorted(self._endpoints)
@@ -314,6 +329,16 @@ class Registry:
         if version is None or version.state != "AVAILABLE":
             raise NotServed(name, number)
         return version
+
+    def only(self, name: str, number: int | None = None, *, label: str | None = None) -> Version | None:
+        """As `find`, where the same version answers whoever asks; else None, and where none does."""
+        endpoint = self._endpoints.get(name)
+        if endpoint is None or endpoint.table is None or (endpoint.table.canary is not None and label is None and not number):
+            return None
+        try:
+            return self.find(name, number, label=label)
+        except NotServed:
+            return None
 
     def answering(self) -> list[Version]:
         """The versions that answer callers who ask for none: live ones and canaries."""

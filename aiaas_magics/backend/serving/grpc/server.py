@@ -40,7 +40,7 @@ from aiaas_magics.backend.serving.grpc.methods import (
     status_of,
     status_of_response,
 )
-from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response
+from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, computes
 from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.errors import CannotStart
 
@@ -230,7 +230,10 @@ class _Door(grpc.GenericRpcHandler):  # type: ignore[misc]
         if not isinstance(decision, Allow):
             return _refusing(status_of(decision.status, decision.text))
         method = METHODS.get(details.method)
-        return self._handler(method, Request(method="POST", path=details.method, headers=headers)) if method is not None else None
+        if method is None:
+            return None
+        request = Request(method="POST", path=details.method, headers=headers, scheme="grpc", computes=computes(headers))
+        return self._handler(method, request)
 
 
 def _refusing(status: Status) -> Any:
