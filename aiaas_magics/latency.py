@@ -5,12 +5,16 @@ Owns the values. Making the load belongs to `client.generator`, drawing it to `p
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from aiaas_magics.laws import knee
 from aiaas_magics.spec import Value
 
 KEEPS_UP: Final = 0.95  # guess: with less of what was asked answered meanwhile the queue grows; the last answers come after the end
+
+
+ONE_IN: Final = {"p50_ms": 2, "p90_ms": 10, "p99_ms": 100, "p999_ms": 1000}
 
 
 class Answers(Value, frozen=True, kw_only=True):
@@ -31,6 +35,11 @@ class Answers(Value, frozen=True, kw_only=True):
     p99_ms: float
     p999_ms: float
     max_ms: float
+
+    def known_ms(self, percentile: str) -> float:
+        """A percentile by the name of its field; not a number where fewer than ten answers lie beyond it."""
+        value: float = getattr(self, percentile)
+        return value if self.requests >= 10 * ONE_IN[percentile] else math.nan
 
 
 class LoadPoint(Answers, frozen=True, kw_only=True):

@@ -90,6 +90,11 @@ class FitShape(Value, frozen=True, kw_only=True):
     parameters: int
     model: str  # name of the model's class or of the model
 
+    @property
+    def steps(self) -> int:
+        """Of the whole fit."""
+        return max(0, self.epochs - self.initial_epoch) * self.steps_per_epoch
+
 
 class MeasureSpec(Value, frozen=True, kw_only=True):
     """One point of a study: steady steps, timed, instead of a whole training run.
@@ -123,6 +128,7 @@ class Execution(Value, frozen=True, kw_only=True):
     """
 
     engine: str = "auto"
+    may_stay: bool = False  # on TensorFlow, where JAX cannot do it: nobody asked for JAX by name
     strategy: str = "auto"
     fused: str = "auto"
     model_parallel: int = 1  # devices that share one copy of the model
@@ -151,6 +157,11 @@ class Execution(Value, frozen=True, kw_only=True):
     def on_jax(self) -> bool:
         """Whether workers run Keras on JAX. With the engine left open they go to TensorFlow where JAX cannot do it."""
         return self.engine == "jax" or self.strategy == "spmd"
+
+    @property
+    def must_be_jax(self) -> bool:
+        """Whether the job fails rather than going to TensorFlow."""
+        return self.engine == "jax" and not self.may_stay
 
     def resolved(self, *, devices: int, gpus: bool) -> Execution:
         """This, with the strategy that "auto" stands for on so many devices of one machine."""
@@ -191,6 +202,7 @@ class FitSpec(Value, frozen=True, kw_only=True):
     study: str | None = None
     notes: tuple[str, ...] = ()  # what was announced before the run
     memory_bytes: int = 0  # estimate for one worker, beyond the libraries themselves
+    folders: tuple[str, ...] = ()  # relative; a worker finds them around it, as callbacks found them beside the notebook
 
     def __post_init__(self) -> None:
         if not 0 <= self.retries <= MOST_RETRIES:

@@ -46,6 +46,7 @@ class Endpoint:
         self._view = view
         self.change = change  # what fewer bits changed, where this object deployed a version in fewer
         self._calls = Transport(view.url, token=view.token)
+        self._is_stopped = False
 
     @property
     def name(self) -> str:
@@ -122,7 +123,15 @@ class Endpoint:
 
     def _infer(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         body, headers = tensors.encode(columns, self._view.inputs)
-        answer, told = self._calls.infer(f"/v2/models/{self.name}/infer", body, headers=headers)
+        gone = f"Endpoint {self.name!r} is not live any more. Deploy a model under that name again."
+        if self._is_stopped:
+            raise BackendRefused(404, gone)
+        try:
+            answer, told = self._calls.infer(f"/v2/models/{self.name}/infer", body, headers=headers)
+        except BackendRefused as error:
+            if error.status != 404:
+                raise
+            raise BackendRefused(404, gone) from error
         found = tensors.decode(answer, told.get(tensors.LENGTH_HEADER.lower()))
         missing = {spec.name for spec in self._view.outputs} - found.keys()
         if missing:
@@ -179,6 +188,7 @@ class Endpoint:
         """Take the endpoint down, all versions of it."""
         self._transport.delete(f"/v1/endpoints/{self.name}")
         self._calls.close()
+        self._is_stopped = True
 
     def curl(self) -> str:
         """A command line that calls the endpoint with a row of zeros; it reads the token from $AIAAS_ENDPOINT_TOKEN."""

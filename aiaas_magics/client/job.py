@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Container, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.errors import (
@@ -208,8 +208,11 @@ class Job:
                 return OutOfMemory(self.id, lane.rank, lane.detail)
         return WorkersLost(self.id, view.reason or "no reason was recorded", view.attempt)
 
-    def save_files(self, folder: Path) -> list[Path]:
-        """Write the files of the job's callbacks below `folder`; returns where they are."""
+    def save_files(self, folder: Path, *, appended: Container[str] = ()) -> list[Path]:
+        """Write the files of the job's callbacks below `folder`; returns where they are.
+
+        One of the names in `appended` goes behind what is in the file already, without its first line where that is the same.
+        """
         written = []
         root = folder.resolve()
         for name in self.view().files:
@@ -219,8 +222,10 @@ class Job:
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".{target.name}.{os.getpid()}.part")
             with self._transport.download(f"/v1/jobs/{self.id}/files/{_quoted(name)}") as chunks, partial.open("wb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
+                if name in appended and target.exists():
+                    _write_on(file, target.read_bytes(), b"".join(chunks))
+                else:
+                    file.writelines(chunks)
             partial.replace(target)
             written.append(target)
         return written
@@ -258,12 +263,17 @@ class Job:
             raise self.failure()
         if self._packed is None:
             raise AiaasBug(f"job {self.id} was submitted by another kernel: use job.apply_to(model)")
-        from aiaas_magics.packing import fitcall
+        from aiaas_magics.packing import fitcall, surroundings
 
         history = fitcall.apply_result(fitcall.read_result(self.result_bytes()), self._packed)
-        self.save_files(Path.cwd())
+        self.save_files(Path.cwd(), appended=surroundings.appended(self._packed.callbacks))
         self._taken = history
         return history
+
+
+def _write_on(file: BinaryIO, before: bytes, after: bytes) -> None:
+    head, _, rest = after.partition(b"\n")
+    file.write(before + (rest if before.startswith(head) else after))
 
 
 def _quoted(name: str) -> str:

@@ -17,9 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import numpy as np
 
 from aiaas_magics import laws, projection
+from aiaas_magics.client.measured import is_open
 from aiaas_magics.client.training import TrainOptions, prepare, submit
 from aiaas_magics.errors import AiaasBug, InvalidSpec
 from aiaas_magics.projection import ProjectedRow, Projection, StepPoint
@@ -76,6 +78,7 @@ class Study:
     parity: float | None  # largest relative difference of any weight between any n and the smallest n
     parity_steps: int
     weak: bool = False
+    announced: tuple[str, ...] = ()  # what was said before the run of its largest n
     history: Any = None
     job: str | None = None
 
@@ -146,7 +149,8 @@ class Study:
             projection=self.projection,
             hardware=self.hardware,
             batch=self.shape.global_batch,
-            parity=text.parity_text(self.parity, steps=self.parity_steps, weak=self.weak),
+            parity=text.parity_text(self.parity, steps=self.parity_steps, weak=self.weak, announced=bool(self.announced)),
+            announced=self.announced,
             simulated=self.simulated,
         )
 
@@ -224,6 +228,8 @@ class _Calls:
     def __init__(self, backend: Backend, call: FitCall, points: tuple[int, ...], options: TrainOptions, *, weak: bool) -> None:
         self.backend, self.points, self.weak = backend, points, weak
         options = replace(options, workers=max(points))
+        if is_open(options.execution):  # what was measured of one number of workers must not give the others another engine
+            options = replace(options, execution=msgspec.structs.replace(options.execution, engine="tensorflow"))
         self.as_given = prepare(backend, call, options)
         self.of = dict.fromkeys(points, self.as_given)
         if not weak:
@@ -267,6 +273,7 @@ def _measure(calls: _Calls, *, on_progress: Callable[[StudyProgress], None]) -> 
         parity=None if calls.weak else largest_difference([result for _, result in results[1:]]),
         parity_steps=spec.warmup_steps,
         weak=calls.weak,
+        announced=calls.of[max(points)].preflight.notes,
     )
 
 

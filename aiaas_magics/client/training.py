@@ -11,11 +11,13 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiaas_magics import settings
 from aiaas_magics.client.feed import Feed
 from aiaas_magics.client.job import Job
+from aiaas_magics.client.measured import quicker_for
 from aiaas_magics.errors import CannotTravel, InvalidSpec, NotEnoughDevices, NotOnJax, VersionSkew
 from aiaas_magics.spec import ONE_PROCESS, CheckpointView, Execution, FitShape, FitSpec, JobView, MeasureSpec, Phase, Versions
 from aiaas_magics.story import JobStory
@@ -93,6 +95,13 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
         raise NotEnoughDevices(options.workers or 1, devices, about.backend)
     workers = options.workers or (devices if about.gpus or options.execution.strategy in ONE_PROCESS else 1)
     packed = fitcall.pack(call, workers=workers, execution=options.execution, gpus=about.gpus)
+    # What yields batches, or goes on from a checkpoint, stays where it was.
+    stays = packed.in_batches or options.resume is not None
+    quicker = None if stays else quicker_for(packed, about, asked=options.execution, workers=options.workers)
+    if quicker is not None:
+        packed = fitcall.pack(call, workers=workers, execution=quicker.execution(options.execution), gpus=about.gpus)
+        if packed.execution.on_jax:
+            packed = replace(packed, notes=(quicker.note, *packed.notes))
     if options.execution.strategy == "mirrored" and not about.gpus and workers > 1:
         packed = replace(packed, notes=(*packed.notes, simulated(workers)))
     known = backend.blobs.known(packed.arrays)
@@ -129,6 +138,8 @@ def submit(
     released: Callable[[], None] = lambda: None,
 ) -> Job:
     """Send what the backend has not got, and hand in the job."""
+    from aiaas_magics.packing import surroundings
+
     backend, packed, options = prepared.backend, prepared.packed, prepared.options
     if measure is not None and packed.in_batches:
         raise CannotTravel("x", "a study measures steps on arrays, not on what yields batches", "Give arrays, or train without a study.")
@@ -150,6 +161,7 @@ def submit(
         study=study,
         notes=prepared.preflight.notes,
         memory_bytes=packed.memory_bytes,
+        folders=surroundings.folders(Path.cwd()) if packed.callbacks else (),
     )
     view = backend.transport.post("/v1/jobs", spec, JobView, key=secrets.token_hex(16))
     story = replace(story, epochs=packed.shape.epochs, steps=packed.shape.steps_per_epoch, notices=prepared.preflight.notes)

@@ -9,6 +9,7 @@ Constructor arguments are not recorded: a fit call travels by the state of its o
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import sys
@@ -46,7 +47,11 @@ class _Cell:
     def fit(self, original: Callable[..., Any], model: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if self.busy:
             return original(model, *args, **options)
-        bound = inspect.signature(original).bind(model, *args, **options)
+        signature = inspect.signature(original)
+        try:
+            bound = signature.bind(model, *args, **options)
+        except TypeError as error:
+            raise TypeError(_wrong_arguments(error, options, signature)) from None
         arguments = dict(list(bound.arguments.items())[1:])
         self.busy = True
         try:
@@ -119,6 +124,13 @@ def _captured(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, *args, **options) if cell is None else cell.fit(original, self, args, options)
 
     return fit
+
+
+def _wrong_arguments(error: TypeError, options: dict[str, Any], signature: inspect.Signature) -> str:
+    """As Python says it of a call, with the argument that may have been meant."""
+    unknown = next((name for name in options if name not in signature.parameters), "")
+    close = difflib.get_close_matches(unknown, signature.parameters, n=1)
+    return f"fit() {error}." + (f" Did you mean {close[0]}?" if close else "")
 
 
 def _runs_here_only(error: Exception) -> bool:

@@ -180,9 +180,10 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     def aiaas_cancel(self, request: JobRequest) -> None:
         """Stop a job. The model in the kernel stays as it is."""
         job = self.session.find_job(request.job)
+        over = job.view().state.final
         state = job.cancel()
         self.session.settle(job)
-        print(f"Job {job.id} {state}.")
+        print(f"Job {job.id} had ended before: {state}." if over else f"Job {job.id} {state}.")
 
     @line_magic
     @magic_arguments()
@@ -402,6 +403,8 @@ def named(name: str, scope: dict[str, Any], wanted: Callable[[Any], bool], kind:
     Raises:
         UsageError: it is not defined, or not of that kind; with the names that are.
     """
+    if not name.isidentifier():
+        raise UsageError(f"{name!r} is no variable's name. Assign it in the cell above, and give that name.")
     if name not in scope:
         import difflib
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -19,7 +20,7 @@ from aiaas_magics.monitoring import Sample, Watched
 from aiaas_magics.notebook.views.picture import error_line, status_line
 from aiaas_magics.plots import text
 from aiaas_magics.routing import told
-from aiaas_magics.spec import ONE_PROCESS, About, Candidate, EndpointView, JobView, Planned, VersionView
+from aiaas_magics.spec import ONE_PROCESS, About, Candidate, EndpointView, JobState, JobView, Planned, VersionView
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:
@@ -46,11 +47,13 @@ def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption:
     """A table that inherits the notebook's own look; every cell is escaped."""
     sides = ["right" if right else "left" for right in text.right_columns(rows, len(header))]
     head = "".join(f'<th scope="col" style="text-align:{side}">{escape(name)}</th>' for side, name in zip(sides, header, strict=True))
-    cells = ("".join(f'<td style="text-align:{side}">{escape(cell)}</td>' for side, cell in zip(sides, row, strict=True)) for row in rows)
+    # Numbers with their units stay in one line; where a window is too narrow for that, the table is pushed sideways.
+    styles = ["text-align:right;white-space:nowrap" if side == "right" else "text-align:left" for side in sides]
+    cells = ("".join(f'<td style="{style}">{escape(cell)}</td>' for style, cell in zip(styles, row, strict=True)) for row in rows)
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     title = f'<caption style="text-align:left"><b>{escape(caption)}</b></caption>' if caption else ""
     below = "".join(f"<div>{escape(note)}</div>" for note in notes if note)
-    table = f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if rows else ""
+    table = f'<div style="overflow-x:auto"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>' if rows else ""
     return f"<div>{table or (f'<b>{escape(caption)}</b>' if caption else '')}{below}</div>"
 
 
@@ -122,7 +125,7 @@ def job_table(view: JobView, story: JobStory, *, caption: str = "") -> Bundle:
         f"{left_out} epochs between are not shown; the History that fit returns has them all." if left_out else "",
         plan_line(story.plan),
         phases_line(story),
-        error_line(story),
+        error_line(story) if story.state is not JobState.FAILED else "",  # the first line says it
         *story.notices,
         caption,
     ]
@@ -366,16 +369,14 @@ def status_bundle(
     shown = sorted(jobs, key=lambda view: view.created_s, reverse=True)[:LAST_JOBS]
     job_rows = [_job_row(view, now_s) for view in shown]
     endpoint_rows = [(view.name, _live(view), str(view.replicas), f"{view.url}/v1/models/{view.name}", view.model) for view in endpoints]
-    parts = [
-        table_bundle(("job", "name", "workers", "state", "since", "took", "why"), job_rows, caption=title),
-        table_bundle(("endpoint", "version", "replicas", "URL", "model"), endpoint_rows, caption="Endpoints" if endpoint_rows else ""),
-    ]
-    if not job_rows:
-        parts.append({"text/html": "<div>No jobs yet.</div>", "text/plain": "No jobs yet."})
-    if len(jobs) > len(shown):
-        more = f"and {len(jobs) - len(shown)} older jobs"
-        parts.append({"text/html": f"<div>{more}</div>", "text/plain": more})
-    return joined(parts)
+    older = len(jobs) - len(shown)
+    more = f"and {older} older job{'' if older == 1 else 's'}" if older else "" if job_rows else "No jobs yet."
+    return joined(
+        [
+            table_bundle(("job", "name", "workers", "state", "since", "took", "why"), job_rows, caption=title, notes=[more]),
+            table_bundle(("endpoint", "version", "replicas", "URL", "model"), endpoint_rows, caption="Endpoints" if endpoint_rows else ""),
+        ]
+    )
 
 
 def joined(parts: Sequence[Mapping[str, str]]) -> Bundle:
@@ -396,7 +397,7 @@ def _job_row(view: JobView, now_s: float) -> tuple[str, ...]:
         str(view.state),
         time.strftime("%H:%M:%S", time.localtime(view.created_s)),
         text.seconds(took) if took is not None else "",
-        view.reason[:80],
+        "" if view.reason == view.state else textwrap.shorten(view.reason, 80, placeholder=" …"),
     )
 
 

@@ -7,8 +7,10 @@ Owns the rendering and the mapping to "Cell In[n], line k". What an error says b
 from __future__ import annotations
 
 import linecache
+import os
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
@@ -16,6 +18,12 @@ from aiaas_magics.errors import AiaasError, RemoteTrainingError
 from aiaas_magics.spec import ErrorReport, Frame
 
 CONTEXT: Final = 2  # lines before and after, as IPython shows
+NEXT: Final = {
+    "FileNotFoundError": "Workers run in a folder of their own: read files before fit, or by absolute paths that exist on the backend. "
+    "The model in the kernel is unchanged."
+}
+OURS: Final = str(Path(__file__).parents[1]) + os.sep
+CAPTURE: Final = str(Path(__file__).with_name("capture.py"))
 MOST_FRAMES: Final = 6  # of the user's own; a recursion is cut in the middle (guess)
 
 
@@ -51,10 +59,21 @@ def stop_showing_blocks() -> None:
 
 def block(error: AiaasError, shell: Any) -> list[str]:
     """Where in the cell, what, and the next move; no frames of ours."""
+    # A line magic alone in its cell is all of the cell: nothing is gained by showing what IPython made of it.
+    where = [frame for frame in cell_frames(error.__traceback__, shell) if not frame.source.startswith("get_ipython().run_")]
     if isinstance(error, RemoteTrainingError):
-        return remote_block(error.report, shell)
-    where = cell_frames(error.__traceback__, shell)
-    return [*(line for frame in where[-1:] for line in frame_block(frame, shell)), f"{type(error).__name__}: {error}"]
+        return remote_block(error.report, shell, where[-1:])
+    return [
+        *(line for frame in where[-1:] for line in frame_block(frame, shell)),
+        f"{type(error).__name__}: {_with_cells(str(error), shell)}",
+    ]
+
+
+def _with_cells(text: str, shell: Any) -> str:
+    """What a library says of lines of cells, with the cells' own names."""
+    for file in getattr(getattr(shell, "compile", None), "_filename_map", {}):
+        text = text.replace(f'File "{file}"', place(file, shell))
+    return text
 
 
 def attach_local(error: BaseException, shell: Any, file: str) -> None:
@@ -62,35 +81,47 @@ def attach_local(error: BaseException, shell: Any, file: str) -> None:
     if isinstance(error, SyntaxError):
         attach(error, shell.SyntaxTB.structured_traceback(type(error), error, []))
         return
-    attach(error, shell.InteractiveTB.structured_traceback(type(error), error, _from_cell(error.__traceback__, file), tb_offset=0))
+    attach(error, shell.InteractiveTB.structured_traceback(type(error), error, _of_cell(error.__traceback__, file), tb_offset=0))
 
 
-def _from_cell(trace: TracebackType | None, file: str) -> TracebackType | None:
-    first = trace
-    while first is not None and first.tb_frame.f_code.co_filename != file:
-        first = first.tb_next
-    return first or trace
+def _of_cell(trace: TracebackType | None, file: str) -> TracebackType | None:
+    """The part that begins in the cell, without frames of ours. An error of our own keeps them: they are what a report of it needs."""
+    parts = [] if trace is None else [trace]
+    while parts and parts[-1].tb_next is not None:
+        parts.append(parts[-1].tb_next)
+    names = [part.tb_frame.f_code.co_filename for part in parts]
+    first = names.index(file) if file in names else 0
+    is_ours = bool(names) and names[-1].startswith(OURS) and names[-1] != CAPTURE  # which refuses a wrong call, as Python does
+    kept: TracebackType | None = None
+    for part, name in reversed(list(zip(parts[first:], names[first:], strict=True))):
+        if is_ours or not name.startswith(OURS):
+            kept = TracebackType(kept, part.tb_frame, part.tb_lasti, part.tb_lineno)
+    return kept
 
 
 # --------------------------------------------------------------------------- remote errors
 
 
-def remote_block(report: ErrorReport, shell: Any) -> list[str]:
-    """The user's own frames with their lines; a library's frames are counted, equal ranks were folded before."""
+def remote_block(report: ErrorReport, shell: Any, where: Sequence[Frame] = ()) -> list[str]:
+    """The user's own frames with their lines; a library's frames are counted, equal ranks were folded before.
+
+    Where no line of the user's was running in the worker, `where` stands for it: the `fit` in the cell.
+    """
     during = f" while {report.phase}" if report.phase else ""
     lines = [f"{report.type} on {report.where()}{during}"]
-    own = [frame for frame in report.frames if frame.user] or list(report.frames[-1:])
+    running = [frame for frame in report.frames if frame.user]
+    own = running or list(where) or list(report.frames[-1:])
     kept = own if len(own) <= MOST_FRAMES else [*own[: MOST_FRAMES // 2], *own[-MOST_FRAMES // 2 :]]
     for index, frame in enumerate(kept):
         if len(kept) < len(own) and index == MOST_FRAMES // 2:
             lines.append(f"... {len(own) - len(kept)} more of your frames ...")
         lines += frame_block(frame, shell)
-    inner = _library_frames_after(report.frames, own[-1]) if own else 0
+    inner = _library_frames_after(report.frames, own[-1]) if running else len(report.frames) if where else 0
     if inner:
         last = report.frames[-1]
         lines.append(f"  (then {inner} frames in libraries, the last in {last.function}, {_short(last.file)}:{last.line})")
-    lines += ["", f"{report.type}: {report.message}", "Fix the cell and run it again; the model in the kernel is unchanged."]
-    return lines
+    move = NEXT.get(report.type, "Fix the cell and run it again; the model in the kernel is unchanged.")
+    return [*lines, "", f"{report.type}: {report.message}", move]
 
 
 def _library_frames_after(frames: Sequence[Frame], last_own: Frame) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from aiaas_magics.errors import DataMismatch, InvalidSpec, NotCompiled, UsageError
-from aiaas_magics.packing import data, sources
+from aiaas_magics.packing import data, sources, wording
 from aiaas_magics.spec import FitShape
 
 BATCH: Final = 32  # Keras' own
@@ -57,6 +57,10 @@ def check_arguments(model: Any, arguments: Mapping[str, Any]) -> None:
         value = arguments.get(name)
         if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1):
             raise DataMismatch(f"{name}={value!r}: a whole number of at least 1 is needed. Leave it out for Keras' own choice.")
+    for name in ("epochs", "initial_epoch"):
+        value = arguments.get(name, 0)
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 0:
+            raise DataMismatch(f"{name}={value!r}: a whole number is needed. Write {name}=10, say.")
     validation = arguments.get("validation_data")
     if sources.is_source(validation):
         sources.check(validation, "validation_data", steps_name="validation_steps", steps=arguments.get("validation_steps"))
@@ -288,7 +292,7 @@ def _names_shapes(error: Exception) -> bool:
 def _mismatch(model: Any, batch: Any, error: Exception) -> str:
     told = ", ".join(f"{name} {_shapes(part)}" for name, part in zip(data.PARTS, batch, strict=True) if part is not None)
     wanted = _wanted(model)
-    reason = " ".join(str(error).split())[:600].rstrip(".")
+    reason = " ".join(wording.told(error).split())[:600].rstrip(".")
     return f"Model {model.name!r} rejects this data: a batch is {told}{wanted}. Change the data or the model. Keras says: {reason}."
 
 

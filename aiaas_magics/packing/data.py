@@ -47,6 +47,8 @@ def mapped(value: Any, path: str) -> Any:
     if isinstance(value, (list, tuple)):
         if value and all(isinstance(item, (int, float, bool, str)) for item in value):
             raise DataMismatch(f"{path} is a {type(value).__name__} of numbers, which Keras does not take. Use numpy.array({path}).")
+        if value and all(isinstance(item, (list, tuple)) and item and isinstance(item[0], (int, float)) for item in value):
+            raise DataMismatch(f"{path} is a {type(value).__name__} of rows, which Keras does not take. Use numpy.array({path}).")
         items = [mapped(item, f"{path}[{index}]") for index, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
     return as_array(value, path)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from aiaas_magics.packing import sources
+from aiaas_magics.packing import data, sources
 from aiaas_magics.spec import Execution, FitShape
 
 
@@ -34,7 +35,7 @@ def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execut
     return tuple(dict.fromkeys(found))
 
 
-def on_jax(model: Any, shape: FitShape, *, copies: int) -> tuple[str, ...]:
+def on_jax(model: Any, shape: FitShape, *, copies: int, arguments: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, ...]:
     """One sentence for each part of this fit that differs on JAX, on so many copies of the model."""
     import keras
 
@@ -51,7 +52,7 @@ def on_jax(model: Any, shape: FitShape, *, copies: int) -> tuple[str, ...]:
             f"{type(model.optimizer).__name__} squares the gradient of a row of {_names(looked_up)} once on JAX; "
             "on TensorFlow it squares each of the lookups that make it up, which gives other steps."
         )
-    if len(_compiled(model, "loss")) > 1 and shape.rows % shape.global_batch:
+    if len(_compiled(model, "loss")) > 1 and (shape.rows % shape.global_batch or _validated_unevenly(shape, arguments)):
         found.append(
             "The losses shown of single outputs count the last, smaller batch by its rows on JAX, and like any other on TensorFlow."
         )
@@ -63,6 +64,15 @@ def on_jax(model: Any, shape: FitShape, *, copies: int) -> tuple[str, ...]:
     if model.run_eagerly:
         found.append("run_eagerly=True is left aside: JAX compiles each step.")
     return tuple(found)
+
+
+def _validated_unevenly(shape: FitShape, arguments: Mapping[str, Any]) -> bool:
+    batch = arguments.get("validation_batch_size") or shape.global_batch
+    given = list(data.leaves(arguments.get("validation_data"), "validation_data"))
+    if given:
+        return bool(len(given[0][1]) % batch)
+    rows = [len(array) for _, array in data.leaves(arguments.get("x"), "x")] if arguments.get("validation_split") else []
+    return bool(rows and (rows[0] - shape.rows) % batch)
 
 
 def stays_on_tensorflow(why: str) -> str:

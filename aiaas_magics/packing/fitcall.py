@@ -165,12 +165,16 @@ def _ported(
     try:
         payload = portable.add(payload, luggage, root, parts=execution.model_parallel)
     except portable.NotPortable as why:
-        if execution.engine == "jax":
+        if execution.must_be_jax:
             raise NotOnJax(str(why)) from why
-        stays = replace(execution, engine="tensorflow", strategy="auto", model_parallel=1)
+        stays = replace(execution, engine="tensorflow", may_stay=False, strategy="auto", model_parallel=1)
         return payload, stays, (exactness.stays_on_tensorflow(str(why)),)
     shape = checks.shape_of(root["model"], root["arguments"])
-    return payload, execution, exactness.on_jax(root["model"], shape, copies=max(1, workers // execution.model_parallel))
+    return (
+        payload,
+        execution,
+        exactness.on_jax(root["model"], shape, copies=max(1, workers // execution.model_parallel), arguments=root["arguments"]),
+    )
 
 
 def unpack(payload: bytes, arrays: Sequence[np.ndarray]) -> UnpackedFitCall:
@@ -283,8 +287,7 @@ def _manifest(model: Any, arguments: Mapping[str, Any], luggage: fitcall_pickle.
 
     names = {id(array): path for path, array in all_leaves(arguments)}
     items = [ManifestItem(kind="model", name=str(model.name), bytes=len(payload), detail=_described(model))]
-    for index, array in enumerate(luggage.arrays):
-        items.append(array_item(names.pop(id(array), f"array {index}"), array))
+    items += [array_item(names.pop(id(array), "in the model"), array) for array in luggage.arrays]
     items[1:1] = [sources.item(name, source) for name, source in sources.in_arguments(arguments).items()]
     items += [array_item(path, array, note="sent within the model") for path, array in all_leaves(arguments) if id(array) in names]
     for obj in luggage.code.values():

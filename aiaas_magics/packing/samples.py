@@ -57,9 +57,7 @@ def samples_for(model: Any, sample: Any) -> tuple[Interface, dict[str, np.ndarra
         if rows is None:
             rows, which = _made_up(model, interface), "made-up data"
     elif rows is None:
-        raise NoSamples(
-            f"The shape of {model.name!r}'s input is not known before it was fitted here. Give typical rows with --sample ARRAY."
-        )
+        raise NoSamples(f"What model {model.name!r} takes is not known before it was fitted here. Give typical rows with --sample ARRAY.")
     else:
         interface = _seen(rows)
     return interface, _named(model, interface, rows, most=ROWS), which

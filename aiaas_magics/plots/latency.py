@@ -61,7 +61,7 @@ def _percentile_lines(axes: Axes, at: Sequence[float], points: Sequence[Answers]
     for index, (name, field) in enumerate(percentiles):
         axes.plot(
             at,
-            [getattr(point, field) for point in points],
+            [point.known_ms(field) for point in points],
             label=name,
             color=style.SERIES[index],
             marker=style.MARKERS[index],
@@ -69,7 +69,7 @@ def _percentile_lines(axes: Axes, at: Sequence[float], points: Sequence[Answers]
             linewidth=1.6,
             markersize=6,
         )
-    style.log_axis(axes, [getattr(point, field) for point in points for _, field in percentiles])
+    style.log_axis(axes, [point.known_ms(field) for point in points for _, field in percentiles])
 
 
 def _rate_panel(axes: Axes, report: LoadReport) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from aiaas_magics.latency import Answers, LoadReport
+from aiaas_magics.latency import ONE_IN, Answers, LoadReport
 from aiaas_magics.laws import ScalingRow, SpeedupPoint, StudyFit, percentile, scaling
 from aiaas_magics.monitoring import Sample, Watched
 from aiaas_magics.projection import ProjectedRow, Projection
@@ -19,6 +19,7 @@ from aiaas_magics.story import EpochRow
 
 LOAD_HEADER: Final = ("connections", "form", "requests", "requests/s", "rows/s", "p50", "p90", "p99", "p99.9", "max", "errors")
 WATCHED_HEADER: Final = ("", "requests/s", "rows/s", "p50", "p99", "waits", "rows a batch", "failed/s", "refused/s")
+ROUNDING: Final = 1e-5  # of a variable's norm: what is promised in float32 (docs/equivalence.md)
 RATE_HEADER: Final = ("asked/s", "answered/s", "p50", "p90", "p99", "p99.9", "max", "errors")
 
 
@@ -31,6 +32,7 @@ class StudyReport:
         reference: plain `fit` on all cores.
         batch: rows of the global batch; with `weak` of each worker's.
         parity: a sentence on whether all n computed the same.
+        announced: what was said before the run.
     """
 
     points: tuple[SpeedupPoint, ...]
@@ -42,6 +44,7 @@ class StudyReport:
     projection: Projection | None = None
     batch: int | None = None
     parity: str = ""
+    announced: tuple[str, ...] = ()
     simulated: bool = False
 
     @property
@@ -123,13 +126,17 @@ def number(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else str(value)
 
 
-def parity_text(parity: float | None, *, steps: int, weak: bool = False) -> str:
+def parity_text(parity: float | None, *, steps: int, weak: bool = False, announced: bool = False) -> str:
     """Whether all n computed the same, as a sentence."""
     if weak:
         return "Parity is not compared: each n has another global batch, so its weights differ by design."
     if parity is None or not math.isfinite(parity):
         return ""
-    return f"Parity: after {steps} steps no variable differs between any two n by more than {parity:.1e} of its norm."
+    said = f"Parity: after {steps} steps no variable differs between any two n by more than {parity:.1e} of its norm"
+    if parity <= ROUNDING:
+        return f"{said}."
+    why = "what was announced makes the difference, below" if announced else "nothing was announced that could make the difference"
+    return f"{said}, which is more than rounding ({ROUNDING:.0e}): {why}."
 
 
 # --------------------------------------------------------------------------- twins
@@ -191,6 +198,7 @@ def study_notes(report: StudyReport) -> list[str]:
         projected_recommendation(report.projection),
         f"Plain fit on all cores{batch}: {seconds(plain.seconds)} {report.work}, {count(plain.rows_per_s)} rows/s." if plain else "",
         report.parity,
+        *report.announced,
         report.projection.says if report.projection else "",
     ]
 
@@ -272,9 +280,14 @@ def rate_rows(report: LoadReport) -> list[tuple[str, ...]]:
 
 
 def _latencies(point: Answers) -> tuple[str, ...]:
-    """Percentiles; one that fewer than ten answers lie beyond is not known."""
-    known = ((point.p50_ms, 2), (point.p90_ms, 10), (point.p99_ms, 100), (point.p999_ms, 1000))
-    return *(milliseconds(value) if point.requests >= 10 * one_in else "" for value, one_in in known), milliseconds(point.max_ms)
+    known = map(point.known_ms, ONE_IN)
+    return *("" if math.isnan(value) else milliseconds(value) for value in known), milliseconds(point.max_ms)
+
+
+def _worst(point: Answers) -> str:
+    """The p99, or the slowest answer where there were too few of them."""
+    p99_ms = point.known_ms("p99_ms")
+    return f"slowest {milliseconds(point.max_ms)}" if math.isnan(p99_ms) else f"p99 {milliseconds(p99_ms)}"
 
 
 def load_notes(report: LoadReport, hardware: str = "") -> list[str]:
@@ -293,7 +306,7 @@ def latency_headline(report: LoadReport) -> str:
     return (
         f"Median {milliseconds(quick.p50_ms)} with {connections(quick.concurrency)} ({quick.form}); "
         f"at most {count(most.requests_per_s)} requests/s with {connections(most.concurrency)} ({most.form}), "
-        f"p99 {milliseconds(most.p99_ms)}."
+        f"{_worst(most)}."
     )
 
 
@@ -328,11 +341,11 @@ def rate_line(report: LoadReport) -> str:
         return "Answers stayed behind at every rate that was asked." if report.rates else ""
     most, knee = kept[-1], report.knee
     if len(kept) == len(report.rates):
-        said = f"On schedule, answers kept up at every rate asked, up to {count(most.offered_per_s)}/s (p99 {milliseconds(most.p99_ms)})."
+        said = f"On schedule, answers kept up at every rate asked, up to {count(most.offered_per_s)}/s ({_worst(most)})."
     else:
-        said = f"On schedule, answers keep up to {count(most.offered_per_s)} requests/s (p99 {milliseconds(most.p99_ms)})."
+        said = f"On schedule, answers keep up to {count(most.offered_per_s)} requests/s ({_worst(most)})."
     if knee is not None and knee is not most:
-        said += f" Beyond {count(knee.requests_per_s)}/s (p99 {milliseconds(knee.p99_ms)}) latency grows faster than throughput: the knee."
+        said += f" Beyond {count(knee.requests_per_s)}/s ({_worst(knee)}) latency grows faster than throughput: the knee."
     return said
 
 

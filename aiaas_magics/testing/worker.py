@@ -45,6 +45,8 @@ class Play:
         )
         files.mkdir(exist_ok=True)
         os.chdir(files)
+        for folder in self.command.folders:
+            Path(folder).mkdir(parents=True, exist_ok=True)
         self.send(PhaseEntered(phase=Phase.TRAINING))
         for step in json.loads(Path(self.command.payload).read_bytes()):
             if self.command.rank not in step.get("ranks", [self.command.rank]):

@@ -98,8 +98,10 @@ def test_a_subclass_that_overrides_fit_is_caught_at_its_super_call() -> None:
 
 
 def test_a_wrong_argument_is_a_type_error_as_in_keras() -> None:
-    with capturing(Catcher()), pytest.raises(TypeError, match="epoch"):
+    with capturing(Catcher()), pytest.raises(TypeError, match=r"fit\(\) got an unexpected keyword argument 'epoch'. Did you mean epochs\?"):
         small().fit(X, Y, epoch=3)
+    with capturing(Catcher()), pytest.raises(TypeError, match=r"fit\(\) multiple values for argument 'y'.$"):
+        small().fit(X, Y, y=Y)
 
 
 def test_outside_of_the_cell_fit_is_keras_own() -> None:

@@ -30,10 +30,9 @@ def study(*counts: int, weak: bool = False, devices: int = 64, cluster: Cluster 
         steps=20,
         points=tuple(map(point, counts)),
         reference=point(1),
-        parity=None if weak else 3e-7,
         parity_steps=3,
         weak=weak,
-        **more,
+        **{"parity": None if weak else 3e-7, **more},
     )
 
 
@@ -78,6 +77,16 @@ def test_everything_shown_says_the_kind_of_scaling_its_ideal_and_what_is_project
             assert expected in words
     assert "64 (projected)" in table["text/html"]
     assert figure["image/png"]
+
+
+@pytest.mark.parametrize(
+    ("announced", "said"), [(("Statistics are each worker's own.",), "what was announced makes"), ((), "nothing was announced")]
+)
+def test_a_parity_beyond_rounding_says_what_is_known_of_its_reason(announced: tuple[str, ...], said: str) -> None:
+    words = present.study_table(study(1, 2, parity=4e-3, announced=announced))["text/plain"]
+
+    assert f"by more than 4.0e-03 of its norm, which is more than rounding (1e-05): {said}" in words
+    assert all(note in words for note in announced)
 
 
 def test_a_study_that_cannot_be_projected_says_so_in_its_table_and_figure() -> None:

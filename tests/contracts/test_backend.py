@@ -168,6 +168,20 @@ def test_files_that_callbacks_wrote_come_back(backend: aiaas_magics.Backend, her
     assert gap(again, model) <= 1e-6
 
 
+def test_callbacks_write_into_the_folders_beside_the_notebook_and_go_on_with_a_log(backend: aiaas_magics.Backend, here: Path) -> None:
+    import keras
+
+    x, y = table()
+    (here / "logs" / "first").mkdir(parents=True)
+    for epochs in (2, 1):
+        model = small_model()
+        backend.train(model, x, y, epochs=epochs, callbacks=[keras.callbacks.CSVLogger("logs/first/all.csv", append=True)]).result(120)
+
+    lines = (here / "logs" / "first" / "all.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["epoch", "0", "1", "0"]
+    assert sorted(path.name for path in here.iterdir()) == ["logs"]
+
+
 def test_plain_state_of_callbacks_comes_back(backend: aiaas_magics.Backend, here: Path) -> None:
     import keras
 
@@ -283,6 +297,9 @@ def test_deploy_predict_redeploy_stop(backend: aiaas_magics.Backend, here: Path)
     again.stop()
     with pytest.raises(errors.UnknownName):
         backend.endpoint("churn")
+    for gone in (endpoint, again):
+        with pytest.raises(errors.BackendRefused, match=r"'churn' is not live any more. Deploy a model"):
+            gone.predict(x[:5])
 
 
 def test_an_endpoint_refuses_a_wrong_shape_with_a_sentence(backend: aiaas_magics.Backend, here: Path) -> None:

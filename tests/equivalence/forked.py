@@ -18,6 +18,7 @@ from pathlib import Path
 from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, read_value
 from aiaas_magics.backend.workers.launcher import PRELOAD
 from aiaas_magics.backend.workers.launching import LauncherClient
+from tests.equivalence import ported
 from tests.equivalence.rank import Outcome, Task
 from tests.equivalence.table import PLAIN, Run, Way
 
@@ -44,14 +45,14 @@ class Group:
         self._started = tuple(self._cases)
         name = f"aiaas-test-{secrets.token_hex(4)}"
         task = Task(self._started, self.way, 0, name, self._attempt_folder.path, self._deterministic)
-        paths = [self._attempt_folder.command(rank) for rank in range(self.way.ranks)]
+        paths = [self._attempt_folder.command(rank) for rank in range(self.way.processes)]
         for rank, path in enumerate(paths):
             path.write_bytes(pickle.dumps(replace(task, rank=rank)))
         launcher.ask({"commands": [str(path) for path in paths]})
 
     def collect(self) -> bool:
         """Whether all processes have ended; outcomes are complete up to the first case that failed."""
-        ended = [read_value(self._attempt_folder.exit(rank), Exit) for rank in range(self.way.ranks)]
+        ended = [read_value(self._attempt_folder.exit(rank), Exit) for rank in range(self.way.processes)]
         while (found := self._attempt_folder.path / f"{self._seen}.pickle").exists():
             self._keep(pickle.loads(found.read_bytes()))
         stuck = time.monotonic() - self._at_s > STUCK_S
@@ -73,7 +74,7 @@ class Group:
         return not self._cases
 
     def kill(self) -> None:
-        for rank in range(self.way.ranks):
+        for rank in range(self.way.processes):
             process = self._attempt_folder.process(rank)
             if process is not None and process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
@@ -102,26 +103,35 @@ def launcher_in(folder: Path) -> Iterator[LauncherClient]:
 def carried_out(runs: Iterable[Run], folder: Path, launcher: LauncherClient, *, deterministic: bool = False) -> Outcomes:
     """The outcome of each run, and of plain `fit` for each of their cases."""
     cases: dict[Way, dict[str, None]] = {}
-    for run in runs:
-        cases.setdefault(run.way, {})[run.case] = None
-        cases.setdefault(PLAIN, {})[run.case] = None
+    chosen = list(runs)
+    for run in chosen:
+        if not run.way.on_jax:
+            cases.setdefault(run.way, {})[run.case] = None
+        if not run.stays:
+            cases.setdefault(PLAIN, {})[run.case] = None
     groups = [Group(folder / "-".join(map(str, way)), way, list(names), deterministic=deterministic) for way, names in cases.items()]
-    waiting, running = sorted(groups, key=lambda group: -group.way.ranks), list[Group]()
+    waiting, running = sorted(groups, key=lambda group: -group.way.processes), list[Group]()
     try:
-        while waiting or running:
-            for group in list(waiting):
-                if not running or sum(other.way.ranks for other in running) + group.way.ranks <= (os.cpu_count() or 1):
-                    waiting.remove(group)
-                    running.append(group)
-                    group.start(launcher)
-            for group in list(running):
-                if group.collect():
-                    if group.is_done:
-                        running.remove(group)
-                    else:
-                        group.start(launcher)
-            time.sleep(LOOK_S)
+        with ported.started([run for run in chosen if run.way.on_jax], folder / "jax") as on_jax:
+            _carry_out(waiting, running, launcher)
+            return {run: outcome for group in groups for run, outcome in group.outcomes.items()} | on_jax.outcomes()
     finally:
         for group in running:
             group.kill()
-    return {run: outcome for group in groups for run, outcome in group.outcomes.items()}
+
+
+def _carry_out(waiting: list[Group], running: list[Group], launcher: LauncherClient) -> None:
+    """As many processes at once as there are cores."""
+    while waiting or running:
+        for group in list(waiting):
+            if not running or sum(other.way.processes for other in running) + group.way.processes <= (os.cpu_count() or 1):
+                waiting.remove(group)
+                running.append(group)
+                group.start(launcher)
+        for group in list(running):
+            if group.collect():
+                if group.is_done:
+                    running.remove(group)
+                else:
+                    group.start(launcher)
+        time.sleep(LOOK_S)

@@ -5,6 +5,7 @@ Owns the process' side. Starting and collecting belongs to `forked`.
 
 from __future__ import annotations
 
+import os
 import pickle
 import traceback
 import warnings
@@ -16,13 +17,14 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from msgspec.structs import replace
 
 from aiaas_magics.backend.training import loop
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.workers import child
-from aiaas_magics.packing import fitcall
 from aiaas_magics.spec import Planned
 from tests.equivalence.table import PLAIN, Way, case_of
+from tests.training import ranks
 from tests.training.fit_cases import Case, Watcher
 
 
@@ -67,7 +69,7 @@ def main(path: str) -> int:
     for place, name in enumerate(task.cases):
         try:
             with floats(case_of(name)):
-                outcome = plain(case_of(name)) if task.way == PLAIN else ours(case_of(name), task)
+                outcome = plain(case_of(name)) if task.way == PLAIN else ours(case_of(name), task, place)
         except Exception:  # noqa: BLE001 - border: what a case raises is its outcome; the other ranks end with this one
             outcome = Outcome([], {}, [], [], error=traceback.format_exc())
         keep(outcome, task, place)
@@ -92,23 +94,26 @@ def command(task: Task) -> WorkerCommand:
         job="test",
         attempt=1,
         rank=task.rank,
-        ranks=way.ranks,
+        ranks=way.processes,
+        devices=way.ranks // way.processes,
         attempt_dir=str(task.folder),
         job_dir=str(task.folder),
         payload="",
         arrays=(),
         seed=7,
-        cores=(),
+        cores=tuple(range(os.cpu_count() or 1)) if way.strategy == "mirrored" else (),
         execution=Way("auto", "off", 1).execution if way == PLAIN else way.execution,
         reduce_name=task.name,
     )
 
 
-def ours(case: Case, task: Task) -> Outcome:
-    packed = fitcall.pack(fitcall.FitCall(case.model(), case.arguments()), workers=task.way.ranks, execution=task.way.execution)
-    call = fitcall.unpack(packed.payload, packed.arrays)
-    told = Told()
-    history = loop.run(command(task), call, told)
+def ours(case: Case, task: Task, place: int) -> Outcome:
+    folder = task.folder / f"{place}-{task.rank}"
+    sent = ranks.send(folder, case.model(), workers=task.way.ranks, execution=task.way.execution, **case.arguments())
+    packed, told = sent.packed, Told()
+    given = replace(command(task), payload=str(sent.payload), arrays=tuple(map(str, sent.arrays)))
+    call = loop.unpack(given)
+    history = loop.run(given, call, told)
     return outcome_of(call.model, history, call.callbacks, notes=packed.notes, fused=told.fused)
 
 

@@ -22,11 +22,22 @@ BATCH = 12
 
 
 class Way(NamedTuple):
-    """How a fit is carried out; `strategy` and `fused` are those of `spec.Execution`."""
+    """How a fit is carried out; `strategy` and `fused` are those of `spec.Execution`.
+
+    `ranks` is how many parts a batch has: as many processes, or devices of one process, which are simulated by cores of the CPU.
+    """
 
     strategy: str
     fused: str
     ranks: int
+
+    @property
+    def processes(self) -> int:
+        return self.ranks if self.strategy == "collective" else 1
+
+    @property
+    def on_jax(self) -> bool:
+        return self.strategy == "spmd"
 
     @property
     def execution(self) -> Execution:
@@ -38,6 +49,8 @@ RANKS = (2, 3, 4)
 WAYS = (
     *(Way("single", fused, 1) for fused in ("off", "graph", "xla")),
     *(Way("collective", fused, ranks) for fused in ("off", "graph") for ranks in RANKS),
+    *(Way("mirrored", "off", ranks) for ranks in RANKS),
+    *(Way("spmd", "auto", ranks) for ranks in (1, *RANKS)),
 )
 
 
@@ -46,19 +59,25 @@ class Row:
     """A model to compile with any optimizer.
 
     `said` are the first words of what is announced on several workers; `exact` whether weights and logs are those of one all the same.
+    On JAX other things differ, on any number of devices.
     """
 
     build: Callable[[], tuple[Any, dict[str, Any]]]  # the model, and what else `compile` is given
     arguments: Callable[[], dict[str, Any]]
     said: tuple[str, ...] = ()
     exact: bool = True
+    said_on_jax: tuple[str, ...] = ()
+    exact_on_jax: bool = True
+    logs_on_jax: tuple[str, ...] = ()  # those that the announcement on JAX is about
+    looks_up: str = ""  # the table that an Embedding trains: squares of its gradients differ on JAX
+    stays: str = ""  # why it does not go to JAX
 
 
 class Hits(keras.metrics.Metric):
     """A metric of the user's own: a matrix of counts."""
 
-    def __init__(self, name: str = "hits") -> None:
-        super().__init__(name=name)
+    def __init__(self, name: str = "hits", **options: Any) -> None:
+        super().__init__(name=name, **options)
         self.counts = self.add_variable((2, 2), "zeros", name="counts")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
@@ -157,12 +176,29 @@ def several() -> tuple[Any, dict[str, Any]]:
 
 MODELS: dict[str, Row] = {
     "mlp": Row(mlp, rows(53), said=("Variables of the metric hits",)),
-    "cnn": Row(cnn(own_statistics=True), images, said=("BatchNormalization (normal)", "Random numbers (drop)"), exact=False),
+    "cnn": Row(
+        cnn(own_statistics=True),
+        images,
+        said=("BatchNormalization (normal)", "Random numbers (drop)"),
+        exact=False,
+        said_on_jax=("Random numbers (drop) are drawn by JAX",),
+        exact_on_jax=False,
+    ),
     "cnn, statistics frozen": Row(cnn(own_statistics=False), images),
-    "lstm with masks": Row(lstm, sentences(51)),  # the last batch has 3 rows, less than one for each of 4 ranks
-    "transformer block": Row(transformer, sentences(53, sample_weight=token_weights(53))),
-    "custom train_step": Row(lambda: (OwnStep(), {}), rows(53), said=("OwnStep has its own train_step",)),
-    "several outputs": Row(several, lambda: fit_cases.several_data(53) | {"validation_split": 0.25}),
+    "lstm with masks": Row(lstm, sentences(51), looks_up="embedding"),  # the last batch has 3 rows, less than one for each of 4 ranks
+    "transformer block": Row(transformer, sentences(53, sample_weight=token_weights(53)), looks_up="embedding"),
+    "custom train_step": Row(
+        lambda: (OwnStep(), {}),
+        rows(53),
+        said=("OwnStep has its own train_step",),
+        stays="This fit stays on TensorFlow: OwnStep has its own train_step",
+    ),
+    "several outputs": Row(
+        several,
+        lambda: fit_cases.several_data(53) | {"validation_split": 0.25},
+        said_on_jax=("The losses shown of single outputs count the last, smaller batch",),
+        logs_on_jax=("value_loss", "kind_loss", "val_value_loss", "val_kind_loss"),
+    ),
 }
 
 OPTIMIZERS: dict[str, Callable[[], Any]] = {
@@ -203,6 +239,40 @@ class Run(NamedTuple):
     def __str__(self) -> str:
         return f"{self.case}: {self.way.strategy} {self.way.fused} on {self.way.ranks}"
 
+    @property
+    def row(self) -> Row | None:
+        return MODELS.get(self.case.partition(" / ")[0])
+
+    @property
+    def stays(self) -> bool:
+        """Whether it does not go to JAX, and says so."""
+        return self.way.on_jax and self.row is not None and bool(self.row.stays)
+
+    @property
+    def is_exact(self) -> bool:
+        if self.row is None:
+            return self.way.ranks == 1 or case_of(self.case).exact
+        if self.way.on_jax:
+            return self.row.exact_on_jax and not self._squares
+        return self.way.ranks == 1 or self.row.exact
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """The first words of everything that is announced."""
+        if self.row is None or (self.way.ranks == 1 and not self.way.on_jax):
+            return ()
+        if self.stays:
+            return (self.row.stays, *(self.row.said if self.way.ranks > 1 else ()))
+        if not self.way.on_jax:
+            return self.row.said
+        optimizer = type(optimizer_of(self.case)).__name__
+        return *self.row.said_on_jax, *([f"{optimizer} squares the gradient of a row of {self.row.looks_up}"] if self._squares else [])
+
+    @property
+    def _squares(self) -> bool:
+        assert self.row is not None
+        return bool(self.row.looks_up) and not isinstance(optimizer_of(self.case), keras.optimizers.SGD)
+
 
 def combinations(optimizers: Iterable[str]) -> list[Combination]:
     """Every one that is possible: one process has one rank, several processes have two at least."""
@@ -228,17 +298,20 @@ def runs(*, every: bool) -> list[Run]:
     return [*(combination.run for combination in combinations([*OPTIMIZERS, *MORE_OPTIMIZERS])), *PROPERTIES]
 
 
+def optimizer_of(case: str) -> Any:
+    return (OPTIMIZERS | MORE_OPTIMIZERS)[case.partition(" / ")[2]]()
+
+
 def case_of(name: str) -> Case:
     """A case by its name: one of `fit_cases`, or "model / optimizer"."""
     if name in CASES:
         return CASES[name]
-    model, _, optimizer = name.partition(" / ")
-    row = MODELS[model]
+    row = MODELS[name.partition(" / ")[0]]
 
     def build() -> Any:
         keras.utils.set_random_seed(11)
         built, compiled = row.build()
-        built.compile(optimizer=(OPTIMIZERS | MORE_OPTIMIZERS)[optimizer](), **compiled)
+        built.compile(optimizer=optimizer_of(name), **compiled)
         return built
 
     return Case(build, row.arguments)

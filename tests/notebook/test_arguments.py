@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,6 +194,12 @@ def test_replicas_are_a_number_or_bounds_between_which_the_load_decides(written:
 def test_whatever_is_typed_is_read_or_refused_with_a_usage_error(line: str) -> None:
     with contextlib.suppress(UsageError):
         assert isinstance(arguments.read(magic("train"), line, TrainRequest), TrainRequest)
+
+
+def test_on_binder_every_magic_loads_the_extension() -> None:
+    prepared = (Path(__file__).parents[2] / "binder" / "postBuild").read_text(encoding="utf-8")
+
+    assert [name for name in vars(AiaasMagics) if name.startswith("aiaas_") and f'"{name}"' not in prepared] == []
 
 
 def test_the_reference_page_knows_every_option_of_every_magic() -> None:

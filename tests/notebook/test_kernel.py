@@ -71,6 +71,7 @@ def test_a_typing_mistake_is_one_line_and_stops_run_all(kernel: Kernel) -> None:
         ("%aiaas_rollback", "Which endpoint?"),
         ("%aiaas_scale churn", "how many executors"),
         ("%aiaas_attach", "No job was handed in"),
+        ("%aiaas_deploy keras.Sequential()", "is no variable's name"),
         ("%aiaas_deploy not_there", "Variable 'not_there' is not defined"),
         ("churn_model = 3\n%aiaas_deploy churn_modl", "Did you mean churn_model?"),
         ("churn_model = 3\n%aiaas_deploy churn_model", "is of type int, not a Keras model"),

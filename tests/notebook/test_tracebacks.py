@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from aiaas_magics.errors import NotCompiled, RemoteTrainingError
+from aiaas_magics.errors import DataMismatch, NotCompiled, RemoteTrainingError
 from aiaas_magics.notebook import tracebacks
 from aiaas_magics.notebook.tracebacks import Interrupted, remote_block
 from aiaas_magics.spec import ErrorReport, Frame
@@ -78,6 +78,19 @@ def test_without_a_frame_of_the_users_the_last_one_is_shown() -> None:
     assert lines[1:3] == ["File src/trainer.py, line 20, in fit", "----> 20 step()"]
 
 
+def test_without_a_frame_of_the_users_the_cells_line_that_called_fit_is_shown() -> None:
+    called = Frame(file=FILE, line=2, function="<module>", user=True)
+
+    lines = remote_block(report(frames=(library(10), library(20))), Shell(), [called])
+
+    assert lines[1] == "Cell In[3], line 2"
+    assert "  (then 2 frames in libraries, the last in fit, src/trainer.py:20)" in lines
+
+
+def test_a_file_that_is_not_there_is_told_with_where_workers_run() -> None:
+    assert remote_block(report(type="FileNotFoundError"), Shell())[-1].startswith("Workers run in a folder of their own")
+
+
 def test_without_any_frame_type_and_message_are_enough() -> None:
     lines = remote_block(report(frames=(), ranks=(), phase=""), Shell())
 
@@ -115,6 +128,26 @@ def test_an_error_raised_in_the_cell_shows_the_cells_line_and_the_next_move() ->
     assert lines[0] == "Cell In[3], line 2"
     assert lines[2] == "----> 2 raise NotCompiled('model')"
     assert lines[-1].startswith("NotCompiled: Model 'model' is not compiled. Call model.compile(")
+
+
+def test_an_error_of_a_line_magic_alone_in_its_cell_is_one_line() -> None:
+    linecache.cache[FILE] = (0, None, ["get_ipython().run_line_magic('aiaas_wait', '7')\n"], FILE)
+    scope: dict[str, Any] = {"get_ipython": lambda: Magic()}
+    with pytest.raises(NotCompiled) as caught:
+        exec(compile("get_ipython().run_line_magic('aiaas_wait', '7')", FILE, "exec"), scope)
+
+    assert len(tracebacks.block(caught.value, Shell())) == 1
+
+
+def test_lines_of_cells_within_what_a_library_says_have_the_cells_name() -> None:
+    error = DataMismatch(f'Keras says: in user code: File "{FILE}", line 4, in train_step.')
+
+    assert tracebacks.block(error, Shell())[-1] == "DataMismatch: Keras says: in user code: Cell In[3], line 4, in train_step."
+
+
+class Magic:
+    def run_line_magic(self, name: str, line: str) -> None:
+        raise NotCompiled("model")
 
 
 def test_an_interrupt_is_one_line_and_still_a_keyboard_interrupt() -> None:

@@ -21,6 +21,11 @@ def built():
     made = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1, "sigmoid")])
     made.compile("adam", "binary_crossentropy", metrics=["accuracy"])
     return made
+class Missing(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+    def __getitem__(self, index):
+        return np.load("no_such.npy"), None
 model = built()
 """.strip()
 JOBS = "len(aiaas_magics.connect().jobs())"
@@ -128,6 +133,8 @@ WITH_A_FILE = "keras.callbacks.LambdaCallback(on_epoch_end=lambda e, logs, file=
         ("model.fit(x, y[:7])", "DataMismatch", "x has 2000, y has 7"),
         ("model.fit(x[:, :3], y)", "DataMismatch", "rejects this data"),
         ("model.fit(x[:0], y[:0])", "DataMismatch", "x has no rows"),
+        ("model.fit(x, y, epoch=2)", "TypeError", "Did you mean epochs?"),
+        ("model.fit(Missing())", "FileNotFoundError", "no_such.npy"),
         (f"model.fit(x, y, callbacks=[{WITH_A_FILE}])", "CannotTravel", "--local-fallback"),
     ],
 )
@@ -182,6 +189,29 @@ model.fit(x, y, epochs=3, batch_size=500, callbacks=[Boom()])"""
     assert cell.error.count("KeyError: 'boom'") == 1
     assert value(trainer, "str(failed.state)") == "failed"
     assert not cell.of(WIDGET)
+
+
+def test_an_operation_that_fails_in_a_compiled_step_is_shown_at_the_line_that_made_it(trainer: Kernel) -> None:
+    trainer.run(
+        """
+import tensorflow as tf
+class Checked(keras.layers.Layer):
+    def call(self, inputs):
+        tf.debugging.assert_less(inputs, 0.5, message="rows are too large")
+        return inputs
+checked = keras.Sequential([keras.Input((8,)), Checked(), keras.layers.Dense(1)])
+checked.compile("sgd", "mse")
+""".strip()
+    )
+
+    at_a_line = trainer.run("%%aiaas_train --ui none\nchecked.fit(x, y)")
+    nowhere = trainer.run("%%aiaas_train --ui none\nmodel.fit(x, np.array(['a'] * 2000))")
+
+    assert "----> 4         tf.debugging.assert_less(inputs" in at_a_line.error
+    assert "rows are too large" in at_a_line.error
+    assert f"Cell In[{nowhere.reply['execution_count']}], line 2" in nowhere.error
+    assert "UnimplementedError: Cast string to float is not supported (at the operation " in nowhere.error
+    assert "site-packages" not in at_a_line.error + nowhere.error
 
 
 def test_interrupting_cancels_the_job_and_leaves_model_and_kernel_usable(trainer: Kernel) -> None:
@@ -273,6 +303,7 @@ class Talks(keras.callbacks.Callback):
 model.fit(x, y, epochs=1, batch_size=500, callbacks=[Talks()]);""")
 
     assert "hello from the worker" in trainer.run("%aiaas_logs").text
+    assert trainer.run("%aiaas_cancel").text.endswith(" had ended before: succeeded.\n")
 
 
 def test_an_unknown_job_is_one_line_that_names_close_ones(trainer: Kernel) -> None:

@@ -95,7 +95,7 @@ def test_a_phase_entered_twice_is_one_box_with_both_times() -> None:
     [
         ((StateChanged(state=JobState.SUCCEEDED),), "succeeded: 1 epoch in 2.00 s; loss 0.9, accuracy 0.5"),
         ((StateChanged(state=JobState.FAILED, reason="worker 1 was lost"),), "failed: worker 1 was lost"),
-        ((StateChanged(state=JobState.CANCELLED),), "cancelled after 1 epochs"),
+        ((StateChanged(state=JobState.CANCELLED),), "cancelled after 1 epoch"),
         ((StateChanged(state=JobState.STOPPING),), "stopping"),
     ],
 )
@@ -109,6 +109,14 @@ def test_a_lost_worker_and_an_error_name_the_worker() -> None:
 
     assert seen.lanes[1].state == "lost"
     assert seen.error == "ValueError: bad shape (on worker 1)"
+
+
+def test_what_a_job_failed_with_is_said_once() -> None:
+    report = ErrorReport(type="ValueError", message="bad shape\nmore", ranks=(1,))
+    seen = shown(running((1, Crashed(report=report)), StateChanged(state=JobState.FAILED, reason="ValueError: bad shape\nmore")))
+
+    assert seen.status == "failed: ValueError: bad shape (on worker 1)"
+    assert words_of(seen).count("bad shape") == 2, "in the status and in the worker's own lane"
 
 
 def test_many_workers_are_counted_instead_of_drawn() -> None:

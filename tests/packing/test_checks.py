@@ -32,11 +32,15 @@ model.compile('sgd', 'mse')
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": -4}, "batch_size=-4"),
         ({"batch_size": 2.5}, "batch_size=2.5"),
+        ({"epochs": 2.5}, "epochs=2.5: a whole number is needed"),
+        ({"epochs": None}, "epochs=None"),
+        ({"initial_epoch": -1}, "initial_epoch=-1"),
         ({"validation_split": 1.5}, "validation_split=1.5"),
         ({"validation_split": 0.999}, "leaves no rows for training"),
         ({"x": None}, "x is missing"),
         ({"x": 3.0}, "x is of type float"),
         ({"y": [0.0] * 70}, "y is a list of numbers, which Keras does not take. Use numpy.array(y)."),
+        ({"x": [[0.0] * 6] * 70}, "x is a list of rows, which Keras does not take. Use numpy.array(x)."),
         ({"x": np.array([[object()] * 6] * 70)}, "x holds Python objects"),
         ({"validation_data": 3}, "validation_data is not (x_val, y_val)"),
         ({"validation_data": (np.zeros((3, 6)), np.zeros(4))}, "validation_data[0] has 3, validation_data[1] has 4"),
@@ -60,6 +64,8 @@ def test_a_shape_that_the_model_rejects_is_told_with_both_shapes(cell: Cell) -> 
 
     assert "a batch is x (16, 5), y (16,)" in str(caught.value)
     assert "the model takes (None, 6) and gives (None, 1)" in str(caught.value)
+    assert "Arguments received" not in str(caught.value), "what Keras dumps is left out"
+    assert str(caught.value).endswith("(in Sequential.call()).")
 
 
 def test_a_target_that_the_loss_rejects_is_told_with_both_shapes(cell: Cell) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import floats, integers, lists
@@ -205,7 +206,7 @@ def test_latency_is_drawn_on_a_logarithmic_axis_with_a_curve_for_each_percentile
 
 
 def rate_point(offered: float, answered: float, p99_ms: float, **changes: object) -> RatePoint:
-    same = load_point(1, int(answered), requests_per_s=answered, p99_ms=p99_ms, **changes)
+    same = load_point(1, 10 * int(answered), requests_per_s=answered, p99_ms=p99_ms, **changes)
     taken = {name: getattr(same, name) for name in Answers.__struct_fields__}
     return RatePoint(offered_per_s=offered, late_ms=0.01, **taken)
 
@@ -227,6 +228,17 @@ def test_rates_have_a_panel_with_the_knee_and_the_part_that_stays_behind() -> No
     told = latency_text(report)
     assert "answers keep up to 300 requests/s (p99 4 ms). Beyond 200/s" in told
     assert "As binary, 2 times the requests/s of json with 4 connections; median 0.2 ms against 0.4 ms." in told
+
+
+def test_a_percentile_that_too_few_answers_lie_beyond_is_neither_drawn_nor_said() -> None:
+    few = LoadReport(endpoint="churn", rows=1, hardware="", points=(load_point(1, 150), load_point(2, 150)))
+
+    drawn = {line.get_label(): line.get_ydata() for line in latency_figure(few).axes[0].get_lines()}
+
+    assert np.isfinite(drawn["p90"]).all()
+    assert np.isnan(drawn["p99"]).all()
+    assert "slowest 9 ms" in latency_text(few)
+    assert ", p99 " not in latency_text(few)
 
 
 def test_a_knee_is_named_only_where_it_was_passed() -> None:

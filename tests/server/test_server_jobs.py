@@ -400,6 +400,14 @@ def test_an_unknown_job_is_unknown_whatever_its_name(server: Served, job: str) -
         assert status == 404
 
 
+def test_folders_that_nothing_was_written_into_go_with_the_job(server: Served) -> None:
+    job = server.submit({"do": "write", "path": "kept/one.txt", "ranks": [0]}, folders=("kept", "made/within"))
+
+    assert server.end(job).files == ("kept/one.txt",)
+
+    assert sorted(path.name for path in (server.folder / "jobs" / job / "files").iterdir()) == ["kept"]
+
+
 def test_a_finished_job_leaves_only_its_files(server: Served, tmp_path: Path) -> None:
     job = server.submit({"do": "epochs", "count": 2}, {"do": "share"}, workers=2)
     server.end(job)

@@ -52,3 +52,54 @@ def test_a_report_is_bounded() -> None:
 
 def test_a_message_of_a_megabyte_is_cut() -> None:
     assert len(report_of(ValueError("x" * 2**20), rank=0).message) == report.TEXT
+
+
+class Told(Exception):
+    pass
+
+
+GRAPH = """Graph execution error:
+
+Detected at node compile_loss/mean/Cast defined at (most recent call last):
+  File "<frozen runpy>", line 198, in _run_module_as_main
+
+  File "{ours}", line 7, in work
+
+  File "/tmp/ipykernel_12/345.py", line 3, in train_step
+
+Detected at node compile_loss/mean/Cast defined at (most recent call last):
+  File "/tmp/ipykernel_12/345.py", line 3, in train_step
+
+2 root error(s) found.
+  (0) UNIMPLEMENTED:  Cast string to float is not supported
+\t [[{{{{node compile_loss/mean/Cast}}}}]]
+\t [[loop/_2]]
+  (1) UNIMPLEMENTED:  Cast string to float is not supported
+\t [[{{{{node compile_loss/mean/Cast}}}}]]
+0 successful operations.
+0 derived errors ignored. [Op:__inference_run_577]"""
+
+
+def test_an_operation_that_fails_in_a_compiled_step_is_told_by_its_sentence_and_the_users_line() -> None:
+    simple = GRAPH.split("Detected")[1]
+    error = Told(
+        f"Graph execution error:\n\nDetected{simple}Cast string to float is not supported\n"
+        "\t [[{{node compile_loss/mean/Cast}}]] [Op:__run_5]"
+    )
+
+    found = report_of(error, rank=0)
+    twice = report_of(Told(GRAPH.format(ours=report.__file__)), rank=0)
+
+    assert found.message == twice.message
+    assert twice.message == "Cast string to float is not supported (at the operation compile_loss/mean/Cast)"
+    assert [(frame.file, frame.line, frame.function) for frame in twice.frames if frame.user] == [
+        ("/tmp/ipykernel_12/345.py", 3, "train_step")
+    ]
+
+
+def test_what_keras_wraps_around_an_error_of_a_layer_is_left_out() -> None:
+    error = ValueError(
+        "Exception encountered when calling Mine.call().\n\n\x1b[1mno such thing\x1b[0m\n\nArguments received by Mine.call():\n  \u2022 x=1"
+    )
+
+    assert report_of(error, rank=0).message == "no such thing (in Mine.call())"

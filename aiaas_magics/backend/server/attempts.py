@@ -77,6 +77,7 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
             resume_from=str(checkpoint[1]) if checkpoint else None,
             measure=spec.measure,
             reduce_name=reduce_name,
+            folders=spec.folders,
             choices=str(state.path / "choices"),
         )
         for rank, positions in enumerate(seats.ranks)
@@ -111,7 +112,9 @@ def clear_job(folder: Path, *, resumable: bool) -> None:
         checkpoint_folder.keep_newest(folder / "checkpoints")
     else:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    for path in (folder / "checkpoints", folder / "files", folder):
+    # Folders that were made for callbacks and got no file: from the innermost out.
+    empty = sorted((path for path in (folder / "files").rglob("*") if path.is_dir() and not path.is_symlink()), reverse=True)
+    for path in (*empty, folder / "checkpoints", folder / "files", folder):
         try:
             path.rmdir()
         except OSError:  # there are files in it, or it never was

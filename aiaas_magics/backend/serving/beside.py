@@ -189,6 +189,7 @@ async def follow(picture: Picture, registry: Registry, loader: Loader) -> None:
             wanted = [version.number for version in endpoint.versions]
             await ended(registry.route(endpoint.name, endpoint.routing, keeps=wanted))
     registry.withhold(picture.withdrawn)
+    registry.expected = set(picture.expected)
 
 
 def can_become(endpoint: PicturedEndpoint, registry: Registry) -> bool:

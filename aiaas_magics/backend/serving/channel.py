@@ -39,6 +39,7 @@ class Picture(Value, frozen=True, kw_only=True):
 
     endpoints: tuple[PicturedEndpoint, ...] = ()
     withdrawn: tuple[str, ...] = ()
+    expected: tuple[str, ...] = ()  # endpoints that are being brought back
 
 
 class Follow(Call, frozen=True, kw_only=True, tag="follow"):

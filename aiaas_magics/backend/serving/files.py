@@ -111,6 +111,16 @@ class Files:
     def keep_withdrawn(self, names: Collection[str]) -> None:
         write_private(self.folder / "withdrawn.json", wire.encode(sorted(names)))
 
+    def expected(self) -> list[str]:
+        """The endpoints that a process which starts now will be given."""
+        try:
+            return wire.decode((self.folder / "expected.json").read_bytes(), list[str])
+        except (OSError, wire.Malformed):
+            return []
+
+    def keep_expected(self, names: Collection[str]) -> None:
+        write_private(self.folder / "expected.json", wire.encode(sorted(names)))
+
     def running(self) -> Running | None:
         """Who ran last; whether it still lives is for the caller to find out."""
         try:

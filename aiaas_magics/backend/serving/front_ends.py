@@ -363,7 +363,7 @@ def picture_of(registry: Registry) -> Picture:
         )
         if versions:
             endpoints.append(PicturedEndpoint(name=name, versions=versions, routing=registry.routing(name)))
-    return Picture(endpoints=tuple(endpoints), withdrawn=tuple(sorted(registry.withdrawn)))
+    return Picture(endpoints=tuple(endpoints), withdrawn=tuple(sorted(registry.withdrawn)), expected=tuple(sorted(registry.expected)))
 
 
 def _create_time(pid: int) -> float:

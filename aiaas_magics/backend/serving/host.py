@@ -298,6 +298,7 @@ class InferenceHost:
     async def _launch(self) -> Running:
         assert self._files is not None
         self._files.forget_running()
+        self._files.keep_expected(self._known)
         with self._files.log.open("ab") as output:
             self._child = subprocess.Popen(  # noqa: ASYNC220 - a spawn is over in a millisecond, and the child must outlive this loop
                 self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, close_fds=True

@@ -137,6 +137,8 @@ def find(registry: Registry, protocol: InferenceProtocol, route: Route, request:
     except UnknownLabel:
         return protocol.unknown_label(route.label or "")
     except NotServed:
+        if route.name in registry.expected:
+            return error(503, f"{route.name} is being brought back. Try again in a moment.", ((b"retry-after", b"1"),))
         return protocol.not_ready(route) if registry.knows(route.name, route.version) else protocol.not_found(route)
 
 

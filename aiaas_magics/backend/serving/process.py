@@ -98,7 +98,7 @@ async def run(options: Options) -> None:
         files.scratch.mkdir(mode=0o700)
         listener = held.enter_context(_listener(options, files))
         grpc_port = _grpc_port(options, files)
-        registry = Registry(withdrawn=files.withdrawn(), keep_withdrawn=files.keep_withdrawn)
+        registry = Registry(withdrawn=files.withdrawn(), keep_withdrawn=files.keep_withdrawn, expected=files.expected())
         registry.tracing = held.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
         limits = Limits(body_bytes=options.body_bytes)
         loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits, share=options.front_ends)

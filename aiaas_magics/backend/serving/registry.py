@@ -152,14 +152,20 @@ class Registry:
     Args:
         withdrawn: The endpoints that were withdrawn when the process of last time ended.
         keep_withdrawn: Called with all of them when they have changed.
+        expected: The endpoints that are being brought back: they are not answered as if there were none.
     """
 
     def __init__(
-        self, *, withdrawn: Collection[str] = (), keep_withdrawn: Callable[[Collection[str]], None] = lambda withdrawn: None
+        self,
+        *,
+        withdrawn: Collection[str] = (),
+        keep_withdrawn: Callable[[Collection[str]], None] = lambda withdrawn: None,
+        expected: Collection[str] = (),
     ) -> None:
         self._endpoints: dict[str, Endpoint] = {}
         self._withdrawn = set(withdrawn)
         self._keep_withdrawn = keep_withdrawn
+        self.expected = set(expected)
         self.tracing: Tracing | None = None  # looks on, where somebody wants to know
 
     def names(self) -> list[str]:
@@ -209,6 +215,7 @@ class Registry:
             InvalidSpec: a version that it names is not ready; nothing was changed.
         """
         endpoint, ready = self._get(name), self.routable(name, routing)
+        self.expected.discard(name)
         endpoint.table = Table(
             routing=routing,
             live=ready[routing.live],

@@ -149,6 +149,7 @@ class Retiring:
     versions: Sequence[Version] = ()
 
     def __post_init__(self) -> None:
+        self.registry.expected.discard(self.name)  # one that was to come back is not waited for any more
         with known(self.registry, self.name):
             self.registry.versions(self.name)
 

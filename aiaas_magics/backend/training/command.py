@@ -27,6 +27,7 @@ class WorkerCommand(Value, frozen=True, kw_only=True):
     resume_from: str | None = None  # a checkpoint's folder
     measure: MeasureSpec | None = None
     reduce_name: str = ""  # names the shared memory of this attempt
+    folders: tuple[str, ...] = ()  # to make in the working directory
     choices: str = ""  # the folder of what was measured before
 
 

@@ -79,7 +79,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     resumed = resumed_from(command, call, channel)
     first = int(arguments.get("initial_epoch") or 0)
     start = resumed.place if resumed else Place(first)
-    epochs = int(arguments.get("epochs") or 1)
+    epochs = int(arguments.get("epochs", 1))
     source = _source(command, call, start, epochs=epochs)
     source.batch_alone = in_batches and command.ranks > 1  # how many rows a batch has is known when it comes
     history = keras.callbacks.History()
@@ -172,7 +172,7 @@ def _timed(
     arguments = measure.steady(plain_arguments(call.arguments))
     first = int(arguments["initial_epoch"])
     # The form of the loop is the one that the whole training would have.
-    source = _source(command, call, Place(first), epochs=int(call.arguments.get("epochs") or 1))
+    source = _source(command, call, Place(first), epochs=int(call.arguments.get("epochs", 1)))
     source.uneven = measure.leaves_rows(plain_arguments(call.arguments))
     # A study leaves callbacks out; a plan is for a fit that has them.
     each = most_steps_a_call(call.model, call.callbacks) if command.measure.compare else None

@@ -15,6 +15,9 @@ import traceback
 from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
+from aiaas_magics.packing import wording
 from aiaas_magics.spec import ErrorReport, Frame
 
 FRAMES: Final = 60  # guess: recursion shows in fewer
@@ -28,10 +31,13 @@ def report_of(error: BaseException, *, rank: int, phase: str = "") -> ErrorRepor
         frames.append(
             Frame(file=error.filename, line=error.lineno or 0, function="", source=(error.text or "").strip(), user=is_user(error.filename))
         )
+    # An operation that fails within a compiled step has no frame of the line that made it; TensorFlow remembers it in words.
+    made = (Frame(file=at.file, line=at.line, function=at.function, user=True) for at in wording.lines_of(error) if is_user(at.file))
+    frames += [replace(frame, source=linecache.getline(frame.file, frame.line).strip()) for frame in made]
     text = "".join(traceback.format_exception(error))
     return ErrorReport(
         type=type(error).__name__,
-        message=str(error)[:TEXT],
+        message=wording.told(error)[:TEXT],
         frames=tuple(frames[-FRAMES:]),
         ranks=(rank,),
         phase=phase,

@@ -44,7 +44,7 @@ def main(command_path: str) -> int:
     try:
         work(command, channel, stage)
     except NotOnJax as error:
-        if command.execution.engine != "jax":
+        if not command.execution.must_be_jax:
             channel.send(Notice(text=f"This fit stays on TensorFlow: {error.why}."))
             go_on_with_tensorflow(command, command_path, error.why)
         if command.measure is not None and command.measure.compare:
@@ -86,7 +86,7 @@ def work(command: WorkerCommand, channel: FileChannel, stage: Stage) -> None:
 
 def go_on_with_tensorflow(command: WorkerCommand, command_path: str, why: str) -> NoReturn:
     """Become, as the same process, a worker that trains on TensorFlow what does not work on JAX."""
-    stays = replace(command.execution, engine="tensorflow", strategy="single", model_parallel=1)
+    stays = replace(command.execution, engine="tensorflow", may_stay=False, strategy="single", model_parallel=1)
     write_value(Path(command_path), replace(command, execution=stays, devices=1))
     print(f"not on JAX: {why}", flush=True)
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
@@ -104,6 +104,8 @@ def prepare_process(command: WorkerCommand) -> None:
     where = Path(command.job_dir, "files") if command.rank == 0 else Path(command.attempt_dir, f"files-{command.rank}")
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chdir(where)
+    for folder in command.folders:
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
 
     seed = (command.seed + command.rank) % 2**32
     if command.execution.on_jax:

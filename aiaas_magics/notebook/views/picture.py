@@ -93,7 +93,7 @@ def picture(story: JobStory, *, title: str, now_s: float, hint: str = "", stops:
         curves=_curves(story),
         stops=tuple(stops),
         notices=story.notices[-NOTICES:],
-        error=error_line(story),
+        error="" if story.state is JobState.FAILED else error_line(story),  # then the status says it
         hint="" if story.state.final else hint,
         final=story.state.final and not any(phase.running for phase in phases),
     )
@@ -105,9 +105,9 @@ def status_line(story: JobStory) -> str:
         case JobState.SUCCEEDED:
             return _ended(story)
         case JobState.FAILED:
-            return f"failed: {_first_line(story.reason) or error_line(story) or 'no reason was recorded'}"
+            return f"failed: {error_line(story) or _first_line(story.reason) or 'no reason was recorded'}"
         case JobState.CANCELLED:
-            return f"cancelled after {len(story.rows)} epochs" if story.rows else "cancelled"
+            return f"cancelled after {_epochs(len(story.rows))}" if story.rows else "cancelled"
         case JobState.STOPPING:
             return "stopping"
         case _:
@@ -141,8 +141,11 @@ def _ended(story: JobStory) -> str:
     if not story.rows:
         return "succeeded"
     total_s = sum(row.seconds for row in story.rows)
-    epochs = f"{len(story.rows)} epoch" + ("" if len(story.rows) == 1 else "s")
-    return f"succeeded: {epochs} in {text.seconds(total_s)}; {metrics_line(story.rows[-1].logs)}"
+    return f"succeeded: {_epochs(len(story.rows))} in {text.seconds(total_s)}; {metrics_line(story.rows[-1].logs)}"
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch" + ("" if count == 1 else "s")
 
 
 def _underway(story: JobStory) -> str:
@@ -154,7 +157,7 @@ def _underway(story: JobStory) -> str:
     parts = []
     all_done = 0 < story.epochs <= story.epoch
     if story.epochs:
-        parts.append(f"all {story.epochs} epochs done" if all_done else f"epoch {story.epoch + 1} of {story.epochs}")
+        parts.append(f"{_epochs(story.epochs)} done" if all_done else f"epoch {story.epoch + 1} of {story.epochs}")
     if story.step:
         parts.append(f"step {story.step:,} of {story.steps:,}" if story.steps else f"step {story.step:,}")
     if story.logs:

@@ -86,8 +86,8 @@ class Asked:
     label: str | None = None
     timeout_s: float = math.inf  # until the caller's deadline
     infers: bool = True
-    action: str = "infer"
     template: str = ""  # a path of REST's; a method has none
+    action: str = "infer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

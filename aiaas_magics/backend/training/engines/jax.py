@@ -35,6 +35,7 @@ from aiaas_magics.backend.training.candidates import compare, only, process_byte
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.engines import jax_steps as steps
+from aiaas_magics.backend.training.engines.jax_masks import keeping_masks
 from aiaas_magics.backend.training.keeper import Keeper, resumed_from
 from aiaas_magics.backend.training.pace import Pace, Pacing
 from aiaas_magics.backend.training.passes import Passes, Reading, Steps, steps_of_epoch
@@ -155,7 +156,7 @@ def run(command: WorkerCommand, call: portable.PortedFitCall, channel: Channel) 
             **arguments
             | {
                 "initial_epoch": start.epoch,
-                "epochs": start.epoch if resumed and resumed.stopped else int(arguments.get("epochs") or 1),
+                "epochs": start.epoch if resumed and resumed.stopped else int(arguments.get("epochs", 1)),
                 "callbacks": [*users, history, progress, keeper],
             },
         )
@@ -227,12 +228,14 @@ def fusing(
     plan = plan_of(command, model)
     told(plan)
     if plan.fused == "off":
-        yield
+        with keeping_masks():
+            yield
         return
     reading.pace, reading.test_pace = pace, test_pace
     model.train_function, model.test_function = steps.train_function(model), steps.test_function(model)
     try:
-        yield
+        with keeping_masks():
+            yield
     finally:
         model.train_function = model.test_function = None
 

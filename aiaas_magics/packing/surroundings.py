@@ -1,0 +1,37 @@
+"""What callbacks find around them: the folders beside the notebook, and files that they go on writing.
+
+Owns finding both in the kernel. A worker runs in an empty folder of its own, and what is written there comes back by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+MOST_FOLDERS: Final = 200  # guess: more are no place that a notebook writes to, and looking must take no time
+
+
+def folders(beside: Path) -> tuple[str, ...]:
+    """Relative names of the folders below `beside`, the nearest first; neither hidden ones nor links."""
+    found: list[str] = []
+    left = deque([beside])
+    while left and len(found) < MOST_FOLDERS:
+        try:
+            with os.scandir(left.popleft()) as entries:
+                inner = sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name[0] not in "._")
+        except OSError:  # not ours to read, or gone meanwhile
+            continue
+        left.extend(inner)
+        found += [path.relative_to(beside).as_posix() for path in inner]
+    return tuple(found[:MOST_FOLDERS])
+
+
+def appended(callbacks: Sequence[Any]) -> frozenset[str]:
+    """Relative names of files that callbacks write on to instead of anew."""
+    import keras
+
+    logs = (callback.filename for callback in callbacks if isinstance(callback, keras.callbacks.CSVLogger) and callback.append)
+    return frozenset(Path(name).as_posix() for name in logs if not os.path.isabs(name))

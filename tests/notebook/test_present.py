@@ -1,0 +1,44 @@
+"""What is shown of a backend and of tables in a narrow window."""
+
+from __future__ import annotations
+
+from aiaas_magics.notebook import present
+from aiaas_magics.spec import About, Device, FitShape, FitSpec, JobState, JobView, Versions
+
+VERSIONS = Versions(python="3.11.7", keras="3.15.1", tensorflow="2.21.0", aiaas_magics="0.1.0")
+ABOUT = About(
+    backend="local",
+    protocol=1,
+    memory_bytes=1,
+    started_s=0.0,
+    versions=VERSIONS,
+    devices=(Device(kind="cpu", index=0, name="core 0"),),
+    hardware="1 core",
+)
+SHAPE = FitShape(rows=10, global_batch=5, steps_per_epoch=2, initial_epoch=0, epochs=1, parameters=3, model="net")
+
+
+def job(number: int, state: JobState, reason: str = "") -> JobView:
+    spec = FitSpec(name="net", payload="0" * 64, arrays=(), shape=SHAPE, versions=VERSIONS, seed=1)
+    return JobView(id=str(number), state=state, reason=reason, spec=spec, created_s=float(number), started_s=1.0, ended_s=2.0)
+
+
+def test_a_status_has_one_line_a_job_whatever_it_failed_with() -> None:
+    views = [job(n, JobState.SUCCEEDED) for n in range(20)]
+    views += [job(20, JobState.FAILED, "ValueError: two\n\nlines " + "and more " * 20), job(21, JobState.CANCELLED, "cancelled")]
+
+    plain = present.status_bundle(ABOUT, "http://127.0.0.1:1", views, [], now_s=100.0)["text/plain"]
+
+    failed = next(line for line in plain.splitlines() if line.startswith("20 "))
+    assert "ValueError: two lines and more" in failed
+    assert failed.rstrip().endswith(" …")
+    assert next(line for line in plain.splitlines() if line.startswith("21 ")).count("cancelled") == 1
+    assert plain.splitlines()[-1] == "and 2 older jobs"
+
+
+def test_a_number_keeps_its_unit_beside_it_and_a_wide_table_is_pushed_sideways() -> None:
+    html = present.table_html(("name", "took"), [("a long name", "1.59 s")])
+
+    assert '<div style="overflow-x:auto"><table>' in html
+    assert '<td style="text-align:right;white-space:nowrap">1.59 s</td>' in html
+    assert '<td style="text-align:left">a long name</td>' in html
