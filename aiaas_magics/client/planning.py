@@ -15,7 +15,8 @@ import msgspec
 from aiaas_magics.client.measured import WORTH_LEAVING, Measurements, Way, is_open, key_of, quicker_on_jax
 from aiaas_magics.client.training import Preflight, TrainOptions, prepare, submit
 from aiaas_magics.errors import BackendTooSlow, NotOnJax, UsageError
-from aiaas_magics.spec import Candidate, Execution, FitShape, JobState, MeasureSpec, Phase, Planned
+from aiaas_magics.events import Candidate, Phase, Planned
+from aiaas_magics.spec import Execution, FitShape, JobState, MeasureSpec
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from aiaas_magics.client.feed import Feed
 from aiaas_magics.client.job import Job
 from aiaas_magics.client.measured import quicker_for
 from aiaas_magics.errors import CannotTravel, InvalidSpec, NotEnoughDevices, NotOnJax, VersionSkew
-from aiaas_magics.spec import ONE_PROCESS, CheckpointView, Execution, FitShape, FitSpec, JobView, MeasureSpec, Phase, Versions
+from aiaas_magics.events import Phase
+from aiaas_magics.spec import ONE_PROCESS, CheckpointView, Execution, FitShape, FitSpec, JobView, MeasureSpec, Versions
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.pace import Pacing
 from aiaas_magics.backend.training.plan import Plan, steps_of
 from aiaas_magics.backend.training.unpacked import Unpacked
+from aiaas_magics.events import Checkpointed, Notice
 from aiaas_magics.packing import plain
-from aiaas_magics.spec import Checkpointed, Notice
 
 NOT_STATE: Final = frozenset({"model", "_model", "params", "validation_data", "history"})
 SAVING_SHARE: Final = 0.1  # of the time at most goes into checkpoints, the first aside (guess)

@@ -29,7 +29,7 @@ from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.report import report_of
 from aiaas_magics.backend.workers.attempt import EXIT_ALONE, EXIT_CRASHED, EXIT_FINISHED, AttemptFolder, write_value
 from aiaas_magics.errors import NotOnJax
-from aiaas_magics.spec import Candidate, Crashed, Finished, Notice, Phase
+from aiaas_magics.events import Candidate, Crashed, Finished, Notice, Phase
 
 LAST_WORD_S: Final = 0.5  # so that the server sees the end of the one that was lost before the end of those that miss it (guess)
 
