@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
 BASE = {
     "errors",
     "spec",
+    "events",
     "wire",
     "story",
     "laws",

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -24,11 +25,12 @@ ROWS = 64
 CONNECTIONS = 40
 
 
-@pytest.fixture
-def slow(rig: Rig, tmp_path: Path) -> Rig:
+@pytest.fixture(params=[1, 2], ids=["one front end", "two"])
+def slow(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     """With a model whose requests take a while each, one after the other."""
-    rig.load(matrix(tmp_path, "slow", size=SIZE, steps=60))
-    return rig
+    with Rig(tmp_path / "state", front_ends=request.param) as rig:
+        rig.load(matrix(tmp_path, "slow", size=SIZE, steps=60))
+        yield rig
 
 
 def request_of(rig: Rig, *, chunked: bool) -> bytes:

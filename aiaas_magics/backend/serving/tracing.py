@@ -81,7 +81,8 @@ class Tracing:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         version = settings.package_version()
-        who = Resource({"service.name": "aiaas", "service.version": version}).merge(OTELResourceDetector().detect())
+        who = Resource({"service.name": "aiaas", "service.version": version, "process.pid": os.getpid()})
+        who = who.merge(OTELResourceDetector().detect())  # what the environment says of it stands
         self._provider = TracerProvider(resource=Resource.create().merge(who), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("aiaas_magics", version)
