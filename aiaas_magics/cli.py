@@ -58,6 +58,16 @@ def main() -> None:
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on. Without it: that of last time, or any.")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM file with the certificate chain.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file with its key.")
+@click.option(
+    "--front-ends",
+    type=int,
+    default=1,
+    show_default=True,
+    envvar=settings.FRONT_ENDS,
+    show_envvar=True,
+    help="Processes that answer predictions over HTTP, on one port. Each opens every model for itself, with as many executors "
+    "as `replicas` says, and they share the cores; gRPC is answered by the first.",
+)
 @click.option("--idle-minutes", type=click.FloatRange(min=0), help="End after so long without job, endpoint, kernel or request.")
 @_one_line_errors
 def serve(
@@ -67,6 +77,7 @@ def serve(
     port: int | None,
     tls_cert: Path | None,
     tls_key: Path | None,
+    front_ends: int,
     idle_minutes: float | None,
 ) -> None:
     """Run a server in the foreground, until SIGTERM or Ctrl-C."""
@@ -76,7 +87,16 @@ def serve(
     if local and idle_minutes is None:
         idle_minutes = server.IDLE_MINUTES
     folder = state or (settings.local_state() if local else settings.home() / "server")
-    options = server.Options(state=folder, local=local, host=host, port=port, tls_cert=tls_cert, tls_key=tls_key, idle_minutes=idle_minutes)
+    options = server.Options(
+        state=folder,
+        local=local,
+        host=host,
+        port=port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        front_ends=front_ends,
+        idle_minutes=idle_minutes,
+    )
 
     def on_ready(url: str) -> None:
         click.echo(f"aiaas serves at {url}")

@@ -7,6 +7,7 @@ Creating the folder and writing into it belongs to `backend.server`.
     AIAAS_BACKEND   what a notebook is connected to at first: "local" or a URL
     AIAAS_TOKEN     the token for a backend that is not local
     AIAAS_UI        auto | widget | html | text | none
+    AIAAS_FRONT_ENDS    how many processes answer predictions of the server that is started here, the local one too
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Final
 
 from aiaas_magics.spec import Versions
+
+FRONT_ENDS: Final = "AIAAS_FRONT_ENDS"
 
 
 def package_version() -> str:

@@ -1,8 +1,7 @@
 """The values that both sides speak in.
 
-Owns what is asked (`FitSpec`, `DeploySpec`), what is answered (`JobView`, `EndpointView`),
-and what happens in between (`Entry` and its events). No I/O, no framework: turning them
-into bytes belongs to `wire`, folding events into a picture belongs to `story`.
+Owns what is asked (`FitSpec`, `DeploySpec`), what is answered (`JobView`, `EndpointView`), and what went
+wrong (`ErrorReport`). What happens in between belongs to `events`, turning values into bytes to `wire`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Final
 import msgspec
 
 from aiaas_magics.errors import InvalidName, InvalidSpec
-from aiaas_magics.logs import Logs
 from aiaas_magics.precision import Precision
 from aiaas_magics.routing import Rollout, Routing
 
@@ -90,6 +88,11 @@ class FitShape(Value, frozen=True, kw_only=True):
     parameters: int
     model: str  # name of the model's class or of the model
 
+    @property
+    def steps(self) -> int:
+        """Of the whole fit."""
+        return max(0, self.epochs - self.initial_epoch) * self.steps_per_epoch
+
 
 class MeasureSpec(Value, frozen=True, kw_only=True):
     """One point of a study: steady steps, timed, instead of a whole training run.
@@ -123,6 +126,7 @@ class Execution(Value, frozen=True, kw_only=True):
     """
 
     engine: str = "auto"
+    may_stay: bool = False  # on TensorFlow, where JAX cannot do it: nobody asked for JAX by name
     strategy: str = "auto"
     fused: str = "auto"
     model_parallel: int = 1  # devices that share one copy of the model
@@ -151,6 +155,11 @@ class Execution(Value, frozen=True, kw_only=True):
     def on_jax(self) -> bool:
         """Whether workers run Keras on JAX. With the engine left open they go to TensorFlow where JAX cannot do it."""
         return self.engine == "jax" or self.strategy == "spmd"
+
+    @property
+    def must_be_jax(self) -> bool:
+        """Whether the job fails rather than going to TensorFlow."""
+        return self.engine == "jax" and not self.may_stay
 
     def resolved(self, *, devices: int, gpus: bool) -> Execution:
         """This, with the strategy that "auto" stands for on so many devices of one machine."""
@@ -306,17 +315,7 @@ class EndpointView(Value, frozen=True, kw_only=True):
     grpc: str = ""  # host:port of the same models over gRPC
 
 
-# --------------------------------------------------------------------------- what happens
-
-
-class Phase(StrEnum):
-    PACKING = "packing"
-    SENDING = "sending"
-    WAITING = "waiting"
-    STARTING = "starting"
-    COMPILING = "compiling"
-    TRAINING = "training"
-    FETCHING = "fetching"
+# --------------------------------------------------------------------------- what went wrong
 
 
 class Frame(Value, frozen=True, kw_only=True):
@@ -343,158 +342,3 @@ class ErrorReport(Value, frozen=True, kw_only=True):
         if not self.ranks:
             return "the backend"
         return ("worker " if len(self.ranks) == 1 else "workers ") + ", ".join(map(str, self.ranks))
-
-
-class Event(msgspec.Struct, frozen=True, tag_field="kind"):
-    """Something that happened to a job. Subclasses are the closed set."""
-
-
-class StateChanged(Event, frozen=True, kw_only=True, tag="state"):
-    state: JobState
-    reason: str = ""
-
-
-class PhaseEntered(Event, frozen=True, kw_only=True, tag="phase"):
-    """`detail` says why, where there is a why: "waiting for 2 cores held by job 7"."""
-
-    phase: Phase
-    detail: str = ""
-
-
-class AttemptStarted(Event, frozen=True, kw_only=True, tag="attempt"):
-    ranks: int
-    from_epoch: int
-    from_step: int = 0  # of that epoch
-    why: str = ""
-
-
-class WorkerStarted(Event, frozen=True, kw_only=True, tag="worker_started"):
-    pid: int
-    device: str
-
-
-class WorkerLost(Event, frozen=True, kw_only=True, tag="worker_lost"):
-    """`how` is a clause: "killed by signal 9"."""
-
-    how: str
-    out_of_memory: bool = False
-
-
-class Compiled(Event, frozen=True, kw_only=True, tag="compiled"):
-    seconds: float
-
-
-class Planned(Event, frozen=True, kw_only=True, tag="plan"):
-    """How the steps are carried out ("xla", "graph", "off"; on which engine, by which strategy), and why not otherwise."""
-
-    fused: str
-    why: tuple[str, ...] = ()
-    engine: str = ""
-    strategy: str = ""
-
-
-class Candidate(Event, frozen=True, kw_only=True, tag="candidate"):
-    """One way to carry out the steps, in the words of `Planned`: measured on a few of them, or ruled out."""
-
-    engine: str
-    strategy: str
-    fused: str
-    step_s: float = 0.0
-    compile_s: float = 0.0  # to the end of the first step
-    memory_bytes: int = 0  # a GPU's peak, or what the process of rank 0 holds for itself
-    why: str = ""  # it was ruled out
-
-
-class StepsDone(Event, frozen=True, kw_only=True, tag="steps"):
-    """Progress within an epoch. `step` counts from 1; rows and seconds since the epoch's first step."""
-
-    epoch: int
-    step: int
-    steps: int
-    rows: int
-    seconds: float
-    logs: Logs
-
-
-class EpochEnded(Event, frozen=True, kw_only=True, tag="epoch"):
-    """`epoch` counts from 0 as in Keras; `logs` are those of `History`."""
-
-    epoch: int
-    epochs: int
-    rows: int
-    seconds: float
-    logs: Logs
-
-
-class Checkpointed(Event, frozen=True, kw_only=True, tag="checkpoint"):
-    epoch: int  # the epoch that a resumed attempt starts with
-    step: int = 0  # and the step of it
-
-
-class Measured(Event, frozen=True, kw_only=True, tag="measured"):
-    """A study's point: one entry of `seconds` a repeat, each over `steps` steps of `rows_per_step`.
-
-    What ranks exchange is rank 0's, and 0 where nothing was exchanged or the strategy cannot tell: of a step of the
-    median repeat the seconds it only exchanged (waited for others and summed), in how many exchanges, of how many bytes;
-    and, with all ranks arriving together, an exchange of next to nothing (`latency_s`) and one of `exchange_bytes` (`transfer_s`).
-    """
-
-    steps: int
-    rows_per_step: int
-    seconds: tuple[float, ...]
-    compile_s: float
-    exchange_s: float = 0.0
-    exchanges: int = 0
-    exchange_bytes: int = 0
-    latency_s: float = 0.0
-    transfer_s: float = 0.0
-
-
-class Notice(Event, frozen=True, kw_only=True, tag="notice"):
-    """One sentence that the user should read."""
-
-    text: str
-
-
-class Output(Event, frozen=True, kw_only=True, tag="output"):
-    """What the user's code printed, in lines, bounded."""
-
-    text: str
-
-
-class Crashed(Event, frozen=True, kw_only=True, tag="crashed"):
-    report: ErrorReport
-
-
-class Finished(Event, frozen=True, kw_only=True, tag="finished"):
-    """The rank is done; from rank 0 also: the result stands in the attempt's folder."""
-
-
-AnyEvent = (
-    StateChanged
-    | PhaseEntered
-    | AttemptStarted
-    | WorkerStarted
-    | WorkerLost
-    | Compiled
-    | Planned
-    | Candidate
-    | StepsDone
-    | EpochEnded
-    | Checkpointed
-    | Measured
-    | Notice
-    | Output
-    | Crashed
-    | Finished
-)
-
-
-class Entry(Value, frozen=True, kw_only=True):
-    """One line of a job's log. `seq` starts at 1 and has no gaps; `rank` is None for the server's own."""
-
-    seq: int
-    at_s: float  # unix time
-    attempt: int
-    rank: int | None
-    event: AnyEvent

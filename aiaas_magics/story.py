@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from aiaas_magics.logs import numbers
-from aiaas_magics.spec import (
+from aiaas_magics.events import (
     AttemptStarted,
     Candidate,
     Checkpointed,
@@ -20,9 +19,7 @@ from aiaas_magics.spec import (
     Crashed,
     Entry,
     EpochEnded,
-    ErrorReport,
     Finished,
-    JobState,
     Measured,
     Notice,
     Output,
@@ -34,6 +31,8 @@ from aiaas_magics.spec import (
     WorkerLost,
     WorkerStarted,
 )
+from aiaas_magics.logs import numbers
+from aiaas_magics.spec import ErrorReport, JobState
 
 OUTPUT_LINES: Final = 200  # kept in the picture; the whole text stays in the log (guess)
 

@@ -25,7 +25,8 @@ import numpy as np
 from aiaas_magics import wire
 from aiaas_magics.backend.training.command import WorkerCommand, WorkerLine
 from aiaas_magics.backend.workers.attempt import AttemptFolder, write_value
-from aiaas_magics.spec import Measured, MeasureSpec
+from aiaas_magics.events import Measured
+from aiaas_magics.spec import MeasureSpec
 from benchmarks import models, peers
 from benchmarks.report import compared, interleaved, ratio, save
 

@@ -85,7 +85,7 @@ def second_job() -> list[dict[str, object]]:
     import numpy as np
 
     import aiaas_magics
-    from aiaas_magics.spec import Compiled
+    from aiaas_magics.events import Compiled
 
     x = np.random.default_rng(0).normal(size=(640, 100)).astype("float32")
     y = (x[:, 0] > 0).astype("float32")

@@ -55,7 +55,7 @@ def plain_epochs(name: str, epochs: int) -> float:
 
 def our_epochs(backend: Any, name: str, epochs: int) -> float:
     """Seconds between the ends of steady epochs, as the worker wrote them."""
-    from aiaas_magics.spec import EpochEnded
+    from aiaas_magics.events import EpochEnded
 
     model = models.ALL[name]()
     job = backend.train(model, *models.data(model, ROWS), epochs=epochs, batch_size=BATCH, name="steady")

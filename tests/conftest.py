@@ -8,10 +8,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.pop("AIAAS_BACKEND", None)
 os.environ.pop("AIAAS_TOKEN", None)
+# How long an example takes says how busy the machine is; the tests judge what comes out.
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("here")
 
 
 @pytest.fixture(scope="session", autouse=True)

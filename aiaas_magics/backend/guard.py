@@ -48,9 +48,10 @@ class Refuse:
 
 
 ALLOW: Final = Allow()
-NO_TOKEN: Final = Refuse(
-    401, "A token is needed. Send it in the header 'Authorization: Bearer TOKEN'.", ((b"www-authenticate", b'Bearer realm="aiaas"'),)
-)
+ASKS: Final = ((b"www-authenticate", b'Bearer realm="aiaas"'),)
+NO_TOKEN: Final = Refuse(401, "A token is needed. Send it in the header 'Authorization: Bearer TOKEN'.", ASKS)
+WRONG_TOKEN: Final = Refuse(401, "This is not the token of this server. Send its own in the header 'Authorization: Bearer TOKEN'.", ASKS)
+STRANGERS: Final = (NO_TOKEN, WRONG_TOKEN)
 TOKEN_IN_QUERY: Final = Refuse(400, "A token does not belong into an address. Send it in the header 'Authorization: Bearer TOKEN'.")
 ONE_HOST: Final = Refuse(400, "Exactly one Host header is needed. Check what sends this request.")
 WRONG_HOST: Final = Refuse(421, "This server does not answer to that Host. Use the address that it was started with.")
@@ -96,7 +97,9 @@ class Guard:
             return FOREIGN_PAGE
         if facts.query and any(word in facts.query.lower() for word in TOKEN_WORDS):
             return TOKEN_IN_QUERY
-        return ALLOW if self.is_right(facts.authorizations) else NO_TOKEN
+        if self.is_right(facts.authorizations):
+            return ALLOW
+        return WRONG_TOKEN if facts.authorizations else NO_TOKEN
 
     def is_right(self, authorizations: tuple[bytes, ...]) -> bool:
         """Whether exactly one bearer token came and it is ours, in a time that tells nothing about ours."""

@@ -23,7 +23,8 @@ from aiaas_magics.errors import (
     RemoteTrainingError,
     WorkersLost,
 )
-from aiaas_magics.spec import Entry, JobState, JobView, Output, Phase
+from aiaas_magics.events import Entry, Output, Phase
+from aiaas_magics.spec import JobState, JobView
 from aiaas_magics.story import JobStory, fold
 
 if TYPE_CHECKING:

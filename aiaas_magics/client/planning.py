@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from aiaas_magics.client.measured import WORTH_LEAVING, Measurements, Way, is_open, key_of, quicker_on_jax
 from aiaas_magics.client.training import Preflight, TrainOptions, prepare, submit
 from aiaas_magics.errors import BackendTooSlow, NotOnJax, UsageError
-from aiaas_magics.spec import Candidate, Execution, FitShape, JobState, MeasureSpec, Planned
+from aiaas_magics.events import Candidate, Phase, Planned
+from aiaas_magics.spec import Execution, FitShape, JobState, MeasureSpec
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 MEASURED: Final = MeasureSpec(compare=True, warmup_steps=2, repeats=3, budget_s=0.3)
 ENGINES: Final = ("tensorflow", "jax")
 MOST_S: Final = 120.0  # for all forms of one way, with the start of its processes (guess: a model that takes longer is not for a dry run)
-WORTH_TELLING: Final = 1.1  # times as fast: less is within what two measurements of the same differ by (guess)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,7 @@ class FitPlan:
     @property
     def steps(self) -> int:
         """Of the whole fit."""
-        return max(0, self.shape.epochs - self.shape.initial_epoch) * self.shape.steps_per_epoch
+        return self.shape.steps
 
     @property
     def measured(self) -> tuple[Candidate, ...]:
@@ -74,7 +75,7 @@ class FitPlan:
         """A way of another engine than the chosen one's, where it is quicker by so much that it should be known."""
         chosen = next(filter(self.is_chosen, self.measured), None)
         best = next(iter(self.measured), None)
-        if chosen is None or best is None or best.engine == chosen.engine or self.fit_s(chosen) < WORTH_TELLING * self.fit_s(best):
+        if chosen is None or best is None or best.engine == chosen.engine or self.fit_s(chosen) < WORTH_LEAVING * self.fit_s(best):
             return None
         return best
 
@@ -108,7 +109,8 @@ def plan(
         return replace(found, unmeasured="Nothing was measured: only steps on arrays are, and what yields batches is used up by it.")
     if running := [view.id for view in backend.jobs() if not view.state.final]:
         return replace(found, unmeasured=f"Nothing was measured: the backend is busy with job {', '.join(running)}. Try again after it.")
-    gpus = backend.about().gpus
+    about, measured = backend.about(), list[Way]()
+    gpus = about.gpus
     open_ways = ways(options.execution, devices=preflight.workers, gpus=gpus)
     labels = tuple(", ".join(way) for way in open_ways)
     found = replace(found, simulated=preflight.workers > 1 and not gpus)
@@ -119,9 +121,23 @@ def plan(
             on_progress(PlanProgress(label=labels[at], done=labels[:at], waiting=labels[at + 1 :], story=story))
 
         named = replace(options, name=f"{options.name or packed.shape.model}: {labels[index]}"[:100])
-        chosen, candidates = measure(backend, call, named, engine, strategy, tell)
-        found = replace(found, chosen=found.chosen if index else chosen, candidates=(*found.candidates, *candidates))
+        way = measure(backend, call, named, engine, strategy, tell)
+        measured += [_remembered(one, way.start_s) for one in way.candidates if not one.why]
+        found = replace(found, chosen=found.chosen if index else way.chosen, candidates=(*found.candidates, *way.candidates))
+    if is_open(options.execution):
+        key = key_of(packed, about, asked=options.execution, workers=options.workers)
+        Measurements().remember(key, measured)
+        if (quicker := quicker_on_jax(measured, steps=found.steps)) is not None:
+            best = quicker.way
+            chosen = Planned(engine=best.engine, strategy=best.strategy, fused=best.fused, why=(quicker.why,))
+            # What is to be announced of the fit is what differs on JAX.
+            announced = prepare(backend, call, options).preflight.notes
+            found = replace(found, chosen=chosen, preflight=replace(preflight, notes=announced))
     return found
+
+
+def _remembered(one: Candidate, start_s: float) -> Way:
+    return Way(engine=one.engine, strategy=one.strategy, fused=one.fused, step_s=one.step_s, compile_s=one.compile_s, start_s=start_s)
 
 
 def ways(execution: Execution, *, devices: int, gpus: bool) -> tuple[tuple[str, str], ...]:
@@ -134,28 +150,47 @@ def ways(execution: Execution, *, devices: int, gpus: bool) -> tuple[tuple[str, 
     return tuple(dict.fromkeys((first, *others)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredWay:
+    """One way: the plan that its worker makes, every form that it measured, and the seconds before its first step.
+
+    Why one cannot be measured is a candidate too.
+    """
+
+    candidates: tuple[Candidate, ...]
+    chosen: Planned | None = None
+    start_s: float = 0.0
+
+
 def measure(
     backend: Backend, call: FitCall, options: TrainOptions, engine: str, strategy: str, tell: Callable[[JobStory], None]
-) -> tuple[Planned | None, tuple[Candidate, ...]]:
-    """One way: the plan that its worker makes, and every form that it measured. Why one cannot be measured is a candidate too."""
+) -> MeasuredWay:
+    """Have a job measure one way."""
     refused = Candidate(engine=engine, strategy=strategy, fused=options.execution.fused)
     try:
         way = msgspec.structs.replace(options.execution, engine=engine, strategy=strategy)
         job = submit(prepare(backend, call, replace(options, execution=way)), measure=MEASURED)
     except UsageError as error:
         why = error.why if isinstance(error, NotOnJax) else str(error)
-        return None, (msgspec.structs.replace(refused, why=why),)
+        return MeasuredWay(candidates=(msgspec.structs.replace(refused, why=why),))
     try:
         story = job.follow(tell, timeout_s=MOST_S)
     except BackendTooSlow:
         job.cancel()
-        return None, (*job.story().candidates, msgspec.structs.replace(refused, why=f"measuring it takes more than {MOST_S:.0f} s"))
+        refused = msgspec.structs.replace(refused, why=f"measuring it takes more than {MOST_S:.0f} s")
+        return MeasuredWay(candidates=(*job.story().candidates, refused))
     except BaseException:  # border: an interrupt too; whoever starts a measurement ends it
         job.cancel()
         raise
     if job.state is JobState.SUCCEEDED:
-        return story.plan, story.candidates
+        return MeasuredWay(candidates=story.candidates, chosen=story.plan, start_s=start_s(story))
     if story.candidates and story.candidates[-1].why:  # the worker has said it
-        return None, story.candidates
+        return MeasuredWay(candidates=story.candidates)
     why = story.error.message if story.error is not None else str(job.failure())
-    return None, (*story.candidates, msgspec.structs.replace(refused, why=" ".join(why.split())[:300]))
+    return MeasuredWay(candidates=(*story.candidates, msgspec.structs.replace(refused, why=" ".join(why.split())[:300])))
+
+
+def start_s(story: JobStory) -> float:
+    """Seconds from packing the fit call to where its first step is compiled."""
+    compiling = next((span.start_s for span in story.phases if span.phase is Phase.COMPILING), None)
+    return 0.0 if compiling is None else max(0.0, compiling - story.phases[0].start_s)

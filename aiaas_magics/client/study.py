@@ -17,13 +17,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import numpy as np
 
 from aiaas_magics import laws, projection
+from aiaas_magics.client.measured import is_open
 from aiaas_magics.client.training import TrainOptions, prepare, submit
 from aiaas_magics.errors import AiaasBug, InvalidSpec
+from aiaas_magics.events import Measured
 from aiaas_magics.projection import ProjectedRow, Projection, StepPoint
-from aiaas_magics.spec import ONE_PROCESS, FitShape, Measured, MeasureSpec
+from aiaas_magics.spec import ONE_PROCESS, FitShape, MeasureSpec
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:
@@ -226,6 +229,8 @@ class _Calls:
     def __init__(self, backend: Backend, call: FitCall, points: tuple[int, ...], options: TrainOptions, *, weak: bool) -> None:
         self.backend, self.points, self.weak = backend, points, weak
         options = replace(options, workers=max(points))
+        if is_open(options.execution):  # what was measured of one number of workers must not give the others another engine
+            options = replace(options, execution=msgspec.structs.replace(options.execution, engine="tensorflow"))
         self.as_given = prepare(backend, call, options)
         self.of = dict.fromkeys(points, self.as_given)
         if not weak:

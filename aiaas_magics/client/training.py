@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 from aiaas_magics import settings
 from aiaas_magics.client.feed import Feed
 from aiaas_magics.client.job import Job
+from aiaas_magics.client.measured import quicker_for
 from aiaas_magics.errors import CannotTravel, InvalidSpec, NotEnoughDevices, NotOnJax, VersionSkew
-from aiaas_magics.spec import ONE_PROCESS, CheckpointView, Execution, FitShape, FitSpec, JobView, MeasureSpec, Phase, Versions
+from aiaas_magics.events import Phase
+from aiaas_magics.spec import ONE_PROCESS, CheckpointView, Execution, FitShape, FitSpec, JobView, MeasureSpec, Versions
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:
@@ -94,6 +96,13 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
         raise NotEnoughDevices(options.workers or 1, devices, about.backend)
     workers = options.workers or (devices if about.gpus or options.execution.strategy in ONE_PROCESS else 1)
     packed = fitcall.pack(call, workers=workers, execution=options.execution, gpus=about.gpus)
+    # What yields batches, or goes on from a checkpoint, stays where it was.
+    stays = packed.in_batches or options.resume is not None
+    quicker = None if stays else quicker_for(packed, about, asked=options.execution, workers=options.workers)
+    if quicker is not None:
+        packed = fitcall.pack(call, workers=workers, execution=quicker.execution(options.execution), gpus=about.gpus)
+        if packed.execution.on_jax:
+            packed = replace(packed, notes=(quicker.note, *packed.notes))
     if options.execution.strategy == "mirrored" and not about.gpus and workers > 1:
         packed = replace(packed, notes=(*packed.notes, simulated(workers)))
     known = backend.blobs.known(packed.arrays)

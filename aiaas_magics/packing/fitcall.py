@@ -165,9 +165,9 @@ def _ported(
     try:
         payload = portable.add(payload, luggage, root, parts=execution.model_parallel)
     except portable.NotPortable as why:
-        if execution.engine == "jax":
+        if execution.must_be_jax:
             raise NotOnJax(str(why)) from why
-        stays = replace(execution, engine="tensorflow", strategy="auto", model_parallel=1)
+        stays = replace(execution, engine="tensorflow", may_stay=False, strategy="auto", model_parallel=1)
         return payload, stays, (exactness.stays_on_tensorflow(str(why)),)
     shape = checks.shape_of(root["model"], root["arguments"])
     return (

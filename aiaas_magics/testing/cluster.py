@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from aiaas_magics.spec import Measured
+from aiaas_magics.events import Measured
 
 Times = npt.NDArray[np.float64]  # a clock a device
 

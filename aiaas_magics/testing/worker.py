@@ -25,7 +25,8 @@ from aiaas_magics.backend import checkpoint_folder
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training.command import WorkerCommand, WorkerLine
 from aiaas_magics.backend.workers.attempt import EXIT_CRASHED, EXIT_FINISHED
-from aiaas_magics.spec import AnyEvent, Checkpointed, Crashed, EpochEnded, ErrorReport, Finished, Phase, PhaseEntered
+from aiaas_magics.events import AnyEvent, Checkpointed, Crashed, EpochEnded, Finished, Phase, PhaseEntered
+from aiaas_magics.spec import ErrorReport
 
 
 class Play:

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
 BASE = {
     "errors",
     "spec",
+    "events",
     "wire",
     "story",
     "laws",
@@ -91,6 +92,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("backend/serving/engines/onnx.py", "packing/change.py"),
     "grpc": ("backend/serving/grpc/",),
     "google": ("backend/serving/grpc/",),
+    "opentelemetry": ("backend/serving/tracing.py",),
     "ray": ("backend/workers/ray.py",),
     "sqlalchemy": ("backend/server/",),
     "starlette": ("backend/server/",),
@@ -198,7 +200,7 @@ def test_there_is_no_import_cycle() -> None:
         ("aiaas_magics.backend.server.app", {"tensorflow", "jax", "keras", "ray", "matplotlib", "IPython", "onnxruntime", "cloudpickle"}),
         (
             "aiaas_magics.backend.serving.app",
-            {"grpc", "google.protobuf", "tensorflow", "jax", "keras", "ray", "matplotlib", "IPython", "cloudpickle"},
+            {"grpc", "google.protobuf", "opentelemetry", "tensorflow", "jax", "keras", "ray", "matplotlib", "IPython", "cloudpickle"},
         ),
         ("aiaas_magics.cli", {"tensorflow", "jax", "keras", "ray", "matplotlib", "IPython"}),
     ],

@@ -5,15 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis.strategies import integers, lists
 
-from aiaas_magics.logs import logs_of, numbers
-from aiaas_magics.spec import (
+from aiaas_magics.events import (
     AnyEvent,
     AttemptStarted,
     Crashed,
     Entry,
     EpochEnded,
-    ErrorReport,
-    JobState,
     Notice,
     Phase,
     PhaseEntered,
@@ -21,6 +18,8 @@ from aiaas_magics.spec import (
     StepsDone,
     WorkerLost,
 )
+from aiaas_magics.logs import logs_of, numbers
+from aiaas_magics.spec import ErrorReport, JobState
 from aiaas_magics.story import JobStory, fold
 
 

@@ -15,8 +15,9 @@ import aiaas_magics
 from aiaas_magics import errors
 from aiaas_magics.client.study import run
 from aiaas_magics.client.training import TrainOptions
+from aiaas_magics.events import Checkpointed
 from aiaas_magics.packing.fitcall import FitCall
-from aiaas_magics.spec import Checkpointed, JobState
+from aiaas_magics.spec import JobState
 from tests.contracts.memory_group import memory_group
 from tests.contracts.recipes import gap, server_by_hand, small_model, table
 

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from aiaas_magics.backend.training import loop
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.workers import child
-from aiaas_magics.spec import Planned
+from aiaas_magics.events import Planned
 from tests.equivalence.table import PLAIN, Way, case_of
 from tests.training import ranks
 from tests.training.fit_cases import Case, Watcher

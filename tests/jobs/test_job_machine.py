@@ -27,7 +27,8 @@ from aiaas_magics.backend.jobs.events import (
 from aiaas_magics.backend.jobs.machine import handle
 from aiaas_magics.backend.jobs.states import MOVES, Job, check_move
 from aiaas_magics.errors import AiaasBug
-from aiaas_magics.spec import JobState, StateChanged, WorkerLost
+from aiaas_magics.events import StateChanged, WorkerLost
+from aiaas_magics.spec import JobState
 
 
 def running(*, ranks: int = 2, retries: int = 3) -> Job:

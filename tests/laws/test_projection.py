@@ -46,7 +46,7 @@ def untimed(found: list[StepPoint]) -> list[StepPoint]:
     return [replace(point, exchange_s=0.0, latency_s=0.0, transfer_s=0.0) for point in found]
 
 
-@settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.generate])  # to shrink numbers takes minutes
+@settings(max_examples=40, phases=[Phase.explicit, Phase.generate])  # to shrink numbers takes minutes
 @given(
     serial_s=floats(1e-4, 1e-1),
     parallel_s=floats(1e-3, 1.0),
@@ -183,7 +183,7 @@ def test_the_recommendation_goes_over_measured_and_projected_and_says_how_sure_i
     assert low <= 16 <= high
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     times=lists(floats(1e-4, 1e2), min_size=1, max_size=4),
     exchange=tuples(floats(0, 1e2), integers(0, 5), floats(0, 1), floats(0, 1)),

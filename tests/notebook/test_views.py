@@ -11,17 +11,11 @@ from typing import Any
 import pytest
 
 from aiaas_magics.errors import AiaasBug
-from aiaas_magics.notebook.views import live
-from aiaas_magics.notebook.views.html import html_of
-from aiaas_magics.notebook.views.picture import Picture, Stop, picture
-from aiaas_magics.notebook.views.words import news, words_of
-from aiaas_magics.spec import (
+from aiaas_magics.events import (
     AttemptStarted,
     Crashed,
     Entry,
     EpochEnded,
-    ErrorReport,
-    JobState,
     Notice,
     Phase,
     PhaseEntered,
@@ -30,6 +24,11 @@ from aiaas_magics.spec import (
     WorkerLost,
     WorkerStarted,
 )
+from aiaas_magics.notebook.views import live
+from aiaas_magics.notebook.views.html import html_of
+from aiaas_magics.notebook.views.picture import Picture, Stop, picture
+from aiaas_magics.notebook.views.words import news, words_of
+from aiaas_magics.spec import ErrorReport, JobState
 from aiaas_magics.story import JobStory, fold
 
 EVIL = "<script>alert('x')</script>\"&"

@@ -162,7 +162,7 @@ def test_the_efficiency_axis_counts_in_quarters() -> None:
     assert [round(tick, 2) for tick in figure.axes[2].get_yticks()][:6] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(times=lists(floats(1e-3, 1e4), min_size=1, max_size=5), physical=integers(0, 5))
 def test_any_study_can_be_drawn_and_told(times: list[float], physical: int) -> None:
     points = [SpeedupPoint(workers=2**n, seconds=t, rows_per_s=1 / t, spread=0.1, physical=n < physical) for n, t in enumerate(times)]

@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 from aiaas_magics import settings
 from aiaas_magics.client.transport import Transport
-from aiaas_magics.spec import AnyEvent, Entry, FitShape, FitSpec, JobState, JobView
+from aiaas_magics.events import AnyEvent, Entry
+from aiaas_magics.spec import FitShape, FitSpec, JobState, JobView
 from tests import waiting
 from tests.conftest import processes_of
 

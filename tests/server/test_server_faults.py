@@ -12,18 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aiaas_magics.spec import (
-    AttemptStarted,
-    Checkpointed,
-    EpochEnded,
-    JobState,
-    JobView,
-    Notice,
-    Output,
-    StateChanged,
-    WorkerLost,
-    WorkerStarted,
-)
+from aiaas_magics.events import AttemptStarted, Checkpointed, EpochEnded, Notice, Output, StateChanged, WorkerLost, WorkerStarted
+from aiaas_magics.spec import JobState, JobView
 from tests.conftest import processes_of
 from tests.server.served import Served, served, until
 

@@ -16,17 +16,11 @@ from aiaas_magics import errors, settings
 from aiaas_magics.backend import checkpoint_folder
 from aiaas_magics.backend.server import attempts
 from aiaas_magics.backend.server.state import StateFolder
-from aiaas_magics.spec import (
-    About,
+from aiaas_magics.events import (
     AttemptStarted,
     Checkpointed,
-    CheckpointView,
     Crashed,
     EpochEnded,
-    FitSpec,
-    JobState,
-    JobView,
-    MeasureSpec,
     Notice,
     Output,
     Phase,
@@ -35,6 +29,7 @@ from aiaas_magics.spec import (
     WorkerLost,
     WorkerStarted,
 )
+from aiaas_magics.spec import About, CheckpointView, FitSpec, JobState, JobView, MeasureSpec
 from tests.server.served import Served, served
 
 LONG = {"do": "wait", "seconds": 600}

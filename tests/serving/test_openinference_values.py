@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from serving_models import spec_of, tensor
@@ -117,7 +117,6 @@ def written(arrays: dict[str, np.ndarray], *, binary: set[str], pad: int = 0) ->
     return head + raw, len(head)
 
 
-@settings(deadline=None)
 @given(arrays(), arrays(), st.booleans(), st.integers(0, 7))
 def test_any_tensor_in_either_form_comes_back_bit_for_bit(one: np.ndarray, other: np.ndarray, mixed: bool, pad: int) -> None:
     given_arrays = {"one": one, "other": other}
@@ -134,6 +133,67 @@ def test_any_tensor_in_either_form_comes_back_bit_for_bit(one: np.ndarray, other
         wanted = tuple(openinference.Wanted(name, form) for name in given_arrays)
         answer = openinference.call_of(version(inputs), call.tensors, wanted).response(call.tensors)
         assert all(same(tensors_in(answer)[name], array) for name, array in given_arrays.items())
+
+
+def asked_of(made: Version, body: bytes, size: int) -> openinference.InferCall:
+    headers = ((b"inference-header-content-length", str(size).encode()),)
+    return openinference.read(INFER, Request(method="POST", path="/v2/models/m/infer", headers=headers, body=body), made)
+
+
+@given(arrays(), arrays(), st.integers(0, 7), st.booleans())
+def test_a_document_that_came_before_is_read_and_answered_as_the_first_time(
+    one: np.ndarray, other: np.ndarray, pad: int, binary: bool
+) -> None:
+    given_arrays = {"one": one, "other": other}
+    inputs = [tensor(name, dtype_name(array), *array.shape) for name, array in given_arrays.items()]
+    made, first = version(inputs), version(inputs)
+    body, size = written(given_arrays, binary={"one", "other"}, pad=pad)
+    asked = json.loads(body[:size])
+    asked["parameters"] = {"binary_data_output": binary}
+    head = json.dumps(asked).encode()
+    body = head + body[size:]
+    backwards = {f"y-{name}": np.ascontiguousarray(array[::-1]) for name, array in given_arrays.items()}
+    outputs = {f"y-{name}": array for name, array in given_arrays.items()}
+
+    calls = [asked_of(made, body, len(head)) for _ in range(3)]
+
+    again = asked_of(first, body, len(head))
+    assert all(
+        same(call.tensors[name], array) and call.tensors[name].flags.aligned for call in calls for name, array in given_arrays.items()
+    )
+    assert all((call.rows, call.wanted, call.timeout_s) == (again.rows, again.wanted, again.timeout_s) for call in calls)
+    for call, given_outputs in zip(calls, (outputs, backwards, outputs), strict=True):
+        try:
+            expected = again.response(given_outputs)
+        except BadValue:  # halves have no form in JSON
+            continue
+        assert call.response(given_outputs) == expected
+
+
+def test_behind_a_known_document_stand_just_its_tensors() -> None:
+    made = version(ONE)
+    array = np.arange(4, dtype=np.float32).reshape(2, 2)
+    body, size = written({"x": array}, binary={"x"})
+    head = body[:size].replace(b"}]}", b'}], "parameters": {"binary_data_output": true}}')
+    assert asked_of(made, head + array.tobytes(), len(head)).known is None
+
+    known = asked_of(made, head + array.tobytes(), len(head)).known
+
+    assert known is not None
+    for wrong in (array.tobytes()[:-1], array.tobytes() + b"\0", b""):
+        with pytest.raises(BadValue, match=r"the body holds|behind the last input"):
+            asked_of(made, head + wrong, len(head))
+
+
+def test_a_document_is_known_to_one_version_only() -> None:
+    made, other = version(ONE), version([tensor("x", "float32", -1, 3)])
+    array = np.arange(4, dtype=np.float32).reshape(2, 2)
+    body, size = written({"x": array}, binary={"x"})
+    head = body[:size].replace(b"}]}", b'}], "parameters": {"binary_data_output": true}}')
+    asked_of(made, head + array.tobytes(), len(head))
+
+    with pytest.raises(BadValue, match="has the shape"):
+        asked_of(other, head + array.tobytes(), len(head))
 
 
 def test_an_aligned_binary_tensor_is_the_body_itself() -> None:
@@ -417,7 +477,7 @@ def loading() -> Registry:
         ("ready", "", 503, {"live": True, "ready": False, "error": "not ready"}),
         ("model_ready", "m", 503, {"name": "m", "ready": False, "error": "not ready"}),
         ("metadata", "m", 503, {"error": "Model 'm' is not ready. Try again in a moment."}),
-        ("model_ready", "z", 404, {"error": "Request for unknown model: 'z' is not found"}),
+        ("model_ready", "z", 404, {"error": "Request for unknown model: 'z' is not found. GET / lists the endpoints."}),
         ("index", "", 200, [{"name": "m", "version": "3", "state": "LOADING", "reason": ""}]),
     ],
 )

@@ -9,10 +9,14 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
+from serving_models import plus
 from serving_rig import Rig, is_whole
+
+from tests.waiting import until
 
 MEGABYTE = 1024 * 1024
 PREDICT = "/v1/models/plus:predict"
@@ -106,6 +110,26 @@ def test_a_sender_that_breaks_off_leaves_nothing_behind(shared: Rig) -> None:
         ("Transfer-Encoding: chunked, identity",),
         ("Content-Length : 5",),
         ("X: a\r\n folded", "Content-Length: abc"),
+        ("X: a\r\n folded", "Content-Length: 5"),
+        ("X: a\nContent-Length: 5",),
+        ("X: a\rContent-Length: 5",),
+        ("X: \0", "Content-Length: 5"),
+        (" X: y", "Content-Length: 5"),
+        ("Content-Length: 5", "Content-Length: 5"),
+        ("Content-Length: 5, 5",),
+        ("Content-Length: +5",),
+        ("Content-Length: 0x5",),
+        ("Content-Length: 1_0",),
+        ("Content-Length:",),
+        ("Content-Length: 18446744073709551617",),
+        ("Transfer-Encoding: chunked", "Content-Length: 5"),
+        ("Transfer-Encoding: chunked", "Transfer-Encoding: chunked"),
+        ("Transfer-Encoding: chunked", "Transfer-Encoding: identity"),
+        ("Transfer-Encoding: identity",),
+        ("Transfer-Encoding: xchunked",),
+        ("Transfer-Encoding: \vchunked",),
+        ('Transfer-Encoding: "chunked"',),
+        ("Host: other", "Content-Length: 5"),
     ],
 )
 def test_a_request_with_two_meanings_is_refused_and_nothing_after_it_runs(shared: Rig, lines: tuple[str, ...]) -> None:
@@ -115,6 +139,48 @@ def test_a_request_with_two_meanings_is_refused_and_nothing_after_it_runs(shared
 
     assert answer.startswith(b"HTTP/1.1 400 "), answer
     assert b"42.0" not in answer
+
+
+CHUNK = b'17\r\n{"instances": [[41.0]]}\r\n'
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        b"-1\r\n\r\n",
+        b"0x5\r\n12345\r\n0\r\n\r\n",
+        b"ffffffffffffffff1\r\n12345\r\n0\r\n\r\n",
+        b"5\n12345\n0\n\n",
+        b"5\r\n123456\r\n0\r\n\r\n",
+        b"5;a\nb\r\n12345\r\n0\r\n\r\n",
+        CHUNK + b"0\r\nContent-Length: 5\r\n\r\n",
+        CHUNK + b"0\r\nno trailer\r\n\r\n",
+    ],
+)
+def test_chunks_with_two_meanings_are_refused_and_nothing_after_them_runs(shared: Rig, chunks: bytes) -> None:
+    smuggled = head_of(shared, "Content-Length: 22") + b'{"instances": [[41.0]]}'
+
+    answer = shared.raw(head_of(shared, "Transfer-Encoding: chunked") + chunks + smuggled)
+
+    assert answer.startswith(b"HTTP/1.1 400 "), answer
+    assert b"42.0" not in answer
+
+
+def test_what_comes_behind_the_chunks_is_no_head(shared: Rig) -> None:
+    """A token in a trailer opens nothing."""
+    head = head_of(shared, "Transfer-Encoding: chunked").replace(b"Authorization", b"X-Other")
+    trailer = f"0\r\nAuthorization: Bearer {shared.host.token}\r\n\r\n".encode()
+
+    answer = shared.raw(head + CHUNK + trailer)
+
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
+def test_a_transfer_encoding_that_is_not_undone_here_is_said(shared: Rig) -> None:
+    answer = shared.raw(head_of(shared, "Transfer-Encoding: gzip, chunked") + CHUNK + b"0\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 501 ")
+    assert b"Transfer-Encoding 'gzip, chunked' is not read here. Send chunked, or a Content-Length." in answer
 
 
 def test_a_head_that_never_ends_is_cut(shared: Rig) -> None:
@@ -233,3 +299,28 @@ def test_ten_thousand_idle_connections_keep_nobody_from_an_answer(shared: Rig) -
             idle.enter_context(socket.create_connection(shared.address, timeout=20))
         assert shared.predict("plus", {"instances": [[1.0]]}).status == 200
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_process_without_a_free_descriptor_answers_who_is_there_and_everybody_again_later(rig: Rig, tmp_path: Path) -> None:
+    rig.load(plus(tmp_path, "plus", 1.0))
+    process = psutil.Process(rig.host.pid)
+    if not hasattr(process, "rlimit"):
+        pytest.skip("this system has no limits of open files to set")
+    one = head_of(rig, f"Content-Length: {len(ROW)}") + ROW
+    with contextlib.ExitStack() as held:
+        there = held.enter_context(socket.create_connection(rig.address, timeout=20))
+        there.sendall(one)
+        assert b"predictions" in answer_within(there, 20)
+        process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() + 10, process.rlimit(psutil.RLIMIT_NOFILE)[1]))
+        more = [held.enter_context(socket.create_connection(rig.address, timeout=20)) for _ in range(50)]
+        there.sendall(one)
+        assert b"predictions" in answer_within(there, 20), "who was there is served"
+        for plain in more:
+            plain.close()
+
+    def answered() -> bool:
+        with contextlib.suppress(ConnectionError):
+            return rig.predict("plus", {"instances": [[1.0]]}).status == 200
+        return False
+
+    until(answered, "with descriptors free again everybody is served", 20)

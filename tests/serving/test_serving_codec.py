@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from serving_models import tensor
 
 from aiaas_magics.backend.serving import codec
-from aiaas_magics.backend.serving.codec import json_of, read_predict, write_predict
+from aiaas_magics.backend.serving.codec import json_of, read_predict, shown, write_predict
 from aiaas_magics.backend.serving.protocols import BadValue
+from aiaas_magics.spec import TensorSpec
 
 DTYPES = ["float32", "float64", "int8", "int32", "int64", "uint8", "bool"]
 INTERFACES = [
@@ -39,7 +40,6 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
     return one.dtype == other.dtype and one.shape == other.shape and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
-@settings(deadline=None)
 @given(st.data(), st.sampled_from(DTYPES), st.sampled_from(["row", "column"]))
 def test_any_tensor_survives_a_round_trip(data: st.DataObject, dtype: str, layout: Any) -> None:
     array = data.draw(hnp.arrays(np.dtype(dtype), hnp.array_shapes(min_dims=1, max_dims=3, max_side=4)))
@@ -71,7 +71,6 @@ def test_a_whole_number_is_taken_up_to_the_ends_of_its_type(dtype: str, least: i
             read_predict(json.dumps({"instances": [0, wrong]}).encode(), inputs)
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 4))), hnp.arrays(np.int64, st.tuples(st.integers(1, 3))))
 def test_several_outputs_are_rows_of_objects_when_they_agree_in_rows(one: np.ndarray, other: np.ndarray) -> None:
     outputs = {"one": one, "other": other}
@@ -134,15 +133,21 @@ NUMBERS = st.one_of(
 )
 
 
+def plainly_read(body: bytes, inputs: list[TensorSpec]) -> codec.PredictCall | None:
+    reading = codec.plain_reading(inputs)
+    assert reading is not None
+    return reading(body)
+
+
 @given(st.lists(st.lists(NUMBERS, max_size=3), max_size=3), st.sampled_from(["float32", "float64"]), st.sampled_from([-1, 1, 2, 3]))
 def test_the_quick_reading_of_plain_rows_decides_as_the_other_does(rows: list[list[object]], dtype: str, columns: int) -> None:
     inputs = [tensor("x", dtype, -1, columns)]
     body = json.dumps({"instances": rows}).encode()
-    quick = codec.read_plain_rows(body, inputs)
+    quick = plainly_read(body, inputs)
     if quick is None:
         return
 
-    slow = codec.read_document(codec.parse(body), inputs)
+    slow = codec.read_predict(body, inputs)
 
     assert (quick.layout, quick.rows) == (slow.layout, slow.rows)
     assert quick.tensors["x"].dtype == slow.tensors["x"].dtype
@@ -165,8 +170,17 @@ def test_the_quick_reading_of_plain_rows_decides_as_the_other_does(rows: list[li
     ],
 )
 def test_what_is_not_plain_is_left_to_the_rules(body: bytes) -> None:
-    assert codec.read_plain_rows(body, [tensor("x", "float32", -1, 2)]) is None
+    assert plainly_read(body, [tensor("x", "float32", -1, 2)]) is None
 
 
 def test_plain_rows_are_read_quickly() -> None:
-    assert codec.read_plain_rows(b'{"instances": [[1, 2.5], [3, 4]]}', [tensor("x", "float32", -1, 2)]) is not None
+    assert plainly_read(b'{"instances": [[1, 2.5], [3, 4]]}', [tensor("x", "float32", -1, 2)]) is not None
+
+
+def test_what_a_sentence_shows_of_a_value_needs_no_more_of_it() -> None:
+    long = [["x" * 60, "y" * 60], object()]
+
+    assert shown(long) == "[" + json.dumps(long[0])[:99] + "..."
+    assert shown([1, {"a": None}]) == '[1, {"a": null}]'
+    assert shown([object()]) == "Array"
+    assert len(shown("z" * 1_000_000)) < 110

@@ -46,6 +46,35 @@ def test_the_articles_model_is_proved_and_answers_as_keras_did(rig: Rig, exports
     np.testing.assert_allclose(answer.document["predictions"], samples["output/y"], rtol=1e-4, atol=1e-5)
 
 
+PROBE = """
+import os, sys
+from pathlib import Path
+os.sched_setaffinity(0, set(list(os.sched_getaffinity(0))[: int(sys.argv[1])]))
+import serving_models
+from msgspec.structs import replace
+from aiaas_magics.backend.serving.loader import open_and_prove
+spec = replace(serving_models.article_spec(), replicas=int(sys.argv[2]))
+opened = open_and_prove(spec, Path(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]))
+told = [engine._session.get_session_options() for engine in opened.engines]
+print([(o.intra_op_num_threads, o.get_session_config_entry("session.intra_op.allow_spinning")) for o in told])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity to set")
+@pytest.mark.parametrize(("cores", "replicas", "threads"), [(1, 1, 1), (2, 1, 2), (2, 2, 1), (1, 3, 1)])
+def test_an_engines_threads_share_the_cores_that_the_process_may_use_and_sleep_between(
+    article: Made, tmp_path: Path, cores: int, replicas: int, threads: int
+) -> None:
+    if cores > len(os.sched_getaffinity(0)):
+        pytest.skip("not that many cores here")
+    command = [sys.executable, "-c", PROBE, *map(str, (cores, replicas, article.artefact, article.samples, tmp_path))]
+    environment = os.environ | {"PYTHONPATH": str(Path(serving_models.__file__).parent)}
+
+    told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, env=environment)
+
+    assert told.stdout.strip() == str([(threads, "0")] * replicas)
+
+
 @pytest.mark.slow
 def test_a_saved_models_process_that_dies_is_started_anew_and_ends_with_its_endpoint(rig: Rig, exports: Path, article: Made) -> None:
     rig.load(Made(serving_models.article_spec("saved_model"), exports / "article.zip", article.samples))

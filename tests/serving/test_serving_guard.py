@@ -62,6 +62,8 @@ def test_everything_else_is_refused_with_a_next_move(facts: Facts, status: int) 
     assert decision.status == status
     assert len(decision.text.split(". ")) == 2
     assert "right" not in decision.text
+    if status == 401:
+        assert ("A token is needed" in decision.text) == (not facts.authorizations), "a wrong one is told from none"
 
 
 def test_without_a_list_of_names_any_one_host_is_answered() -> None:

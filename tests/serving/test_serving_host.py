@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -376,6 +378,16 @@ def test_behind_tls_the_same_answers_come(tmp_path: Path) -> None:
 
         assert rig.host.url.startswith("https://127.0.0.1:")
         assert done.stdout == b'{"predictions":[[2.0]]}'
+        head = b"POST /v1/models/one:predict HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %b\r\n" % rig.host.token.encode()
+        short = head + b'Content-Length: 22\r\n\r\n{"instances": [[1.0]]}'
+        chunked = head + b'Transfer-Encoding: chunked\r\n\r\n16\r\n{"instances": [[2.0]]}\r\n0\r\n\r\n'
+        context = ssl.create_default_context(cafile=str(cert))
+        with context.wrap_socket(socket.create_connection(rig.address, timeout=30), server_hostname="localhost") as wrapped:
+            wrapped.sendall(short + chunked + short + b"nonsense\r\n\r\n")
+            got = b"".join(iter(lambda: wrapped.recv(65536), b""))
+        assert re.findall(rb"HTTP/1.1 (\d+)|predictions\":(.*?)}", got) == [
+            (b"200", b""), (b"", b"[[2.0]]"), (b"200", b""), (b"", b"[[3.0]]"), (b"200", b""), (b"", b"[[2.0]]"), (b"400", b""),
+        ], "the same class reads here, pipelined and both ways"  # fmt: skip
         with grpc.secure_channel(rig.host.grpc, grpc.ssl_channel_credentials(cert.read_bytes())) as channel:
             ask = channel.unary_unary("/grpc.health.v1.Health/Check")
             assert ask(b"", metadata=(("authorization", f"Bearer {rig.host.token}"),), timeout=30) == b"\x08\x01"

@@ -31,6 +31,7 @@ from aiaas_magics.backend.serving.replicas import Inline, Replicas
 from aiaas_magics.routing import Routing
 
 ALLOWED = b"Authorization: Bearer right"
+OFFERED = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA"
 V1, V2 = b"/v1/models/double:predict", b"/v2/models/double/infer"
 
 
@@ -64,6 +65,12 @@ class Wire:
     def close(self) -> None:
         self.closed = True
 
+    def abort(self) -> None:
+        self.closed = True
+
+    def get_write_buffer_size(self) -> int:
+        return 100_000
+
     def pause_reading(self) -> None:
         self.reading = False
 
@@ -92,7 +99,7 @@ class Served:
         spec = spec_of("double", [tensor("x", "float32", -1, 2)], [tensor("y", "float32", -1, 2)])
         version = Version(number=1, spec=spec, created_s=0.0)
         registry.begin(version)
-        shared = {"batchable": True, "limits": Limits(**limits), "figures": version.figures}
+        shared = {"batchable": True, "limits": Limits(**limits), "figures": version.figures, "row_bytes": 8}
         self.engines = Doubling(), Doubling()
         larger = Replicas([self.engines[0]], name="double", **shared)
         version.executor = Inline(self.engines[1], larger=larger, **shared)
@@ -122,9 +129,10 @@ class Served:
             if wire.closed or ((made.cycle is None or made.cycle.response_complete) and not made.pipeline):
                 break
             await asyncio.sleep(0)
-        if not wire.closed:
-            made.connection_lost(None)
-        return wire.sent, wire.closed
+        closed = wire.closed
+        if not closed:
+            made.connection_lost(None)  # which closes
+        return wire.sent, closed
 
 
 async def until(there: Callable[[], bool]) -> None:
@@ -158,7 +166,9 @@ def some_request(chance: random.Random) -> bytes:
     headers = [mostly(ALLOWED, b"Authorization: Bearer wrong", b"X-Nothing: 1")]
     if chance.random() < 0.2:
         headers.append(
-            chance.choice([b"Connection: close", b"Connection: keep-alive", b"Accept-Encoding: gzip", b"Origin: https://evil.example"])
+            chance.choice(
+                [b"Connection: close", b"Connection: keep-alive", OFFERED, b"Accept-Encoding: gzip", b"Origin: https://evil.example"]
+            )
         )
     host = mostly(b"localhost", b"evil.example", b"127.0.0.1:80")
     version = b"1.0" if chance.random() < 0.05 else b"1.1"
@@ -220,6 +230,14 @@ def test_bytes_that_are_almost_requests_are_answered_alike_on_both_ways(seed: in
 
 ROW = b'{"instances": [[1.0, 2.0]]}'
 DOUBLED = b'{"predictions":[[2.0,4.0]]}'
+SHORT = request(V1, ROW, ALLOWED)
+LONG = request(b"/v2", b"", ALLOWED, method=b"GET")
+CHUNKED = b"POST %b HTTP/1.1\r\nHost: localhost\r\n%b\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
+    V1,
+    ALLOWED,
+    len(ROW),
+    ROW,
+)
 
 
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
@@ -316,6 +334,46 @@ async def test_a_prediction_takes_the_short_way_and_what_is_not_plain_does_not(m
     await served.version.drain_and_close()
 
 
+OFFERING = request(V1, ROW, ALLOWED, OFFERED)
+
+
+@pytest.mark.parametrize("way", [Http1, Long])
+@pytest.mark.parametrize(
+    ("reads", "answers"),
+    [
+        pytest.param([OFFERING], 1, id="one"),
+        pytest.param([OFFERING, OFFERING], 2, id="twice"),
+        pytest.param([OFFERING * 3 + SHORT + OFFERING], 5, id="in one read"),
+        pytest.param([OFFERING[:100], OFFERING[100:]], 1, id="the head in two reads"),
+        pytest.param([OFFERING[:-5], OFFERING[-5:] + SHORT], 2, id="the body in two reads"),
+        pytest.param([OFFERING[place : place + 1] for place in range(len(OFFERING))], 1, id="byte by byte"),
+        pytest.param([CHUNKED.replace(b"Transfer", OFFERED + b"\r\nTransfer"), SHORT], 2, id="in chunks"),
+        pytest.param(
+            [LONG + OFFERING + LONG.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n") + SHORT], 4, id="mixed"
+        ),
+    ],
+)
+async def test_a_client_that_offers_another_protocol_is_answered_in_this_one(way: type[Http1], reads: list[bytes], answers: int) -> None:
+    """As Java's HttpClient does on its own, and curl with --http2."""
+    served = Served()
+
+    sent, closed = await served.answers(way, reads)
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", sent) == [b"200"] * answers
+    assert sent.count(DOUBLED) == b"".join(reads).count(ROW)
+    assert not closed
+    await served.version.drain_and_close()
+
+
+async def test_an_offer_to_close_as_well_closes() -> None:
+    served = Served()
+
+    sent, closed = await served.answers(Http1, [OFFERING.replace(b"Connection: Upgrade", b"Connection: close, Upgrade")])
+
+    assert (DOUBLED in sent, b"connection: close" in sent, closed) == (True, True, True)
+    await served.version.drain_and_close()
+
+
 async def test_answers_of_both_ways_leave_in_the_order_of_their_requests() -> None:
     served = Served()
     paths = [V1, b"/v1/models/double", V1, V1, b"/v2", b"/v2/models/double/ready", V1]
@@ -367,6 +425,85 @@ async def test_a_connection_with_many_waiting_predictions_is_not_read_on_until_t
     await served.version.drain_and_close()
 
 
+async def test_who_never_reads_an_answer_is_cut_and_who_reads_slowly_is_not() -> None:
+    served = Served(body_s=0.05)
+    (never, never_wire), (slowly, slow_wire), (late, late_wire) = served.connect(), served.connect(), served.connect()
+    looks: list[int] = []
+
+    def less_each_time() -> int:
+        looks.append(1_000_000 - len(looks))
+        return looks[-1]
+
+    slow_wire.get_write_buffer_size = less_each_time  # type: ignore[method-assign]
+    for made in (never, slowly, late):
+        made.data_received(SHORT)
+        made.pause_writing()
+    late.resume_writing()
+
+    await until(lambda: never_wire.closed and len(looks) > 4)
+
+    assert (slow_wire.closed, late_wire.closed) == (False, False)
+    for made in (never, slowly, late):
+        made.connection_lost(None)
+    await served.version.drain_and_close()
+
+
+async def test_an_answer_that_nobody_takes_off_a_real_connection_is_not_kept() -> None:
+    served = Served(body_s=0.2)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Http1(config=served._short, server_state=served.state, app_state={}, _loop=loop), "127.0.0.1")
+    rows = json.dumps({"instances": [[1.0, 2.0]] * 400_000}).encode()
+
+    with socket.socket() as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.setblocking(False)
+        await loop.sock_connect(plain, server.sockets[0].getsockname())
+        await loop.sock_sendall(plain, request(V1, rows, ALLOWED))
+        await until(lambda: served.version.figures.requests == 1)
+        await until(lambda: not served.state.connections)
+
+    server.close()
+    await served.version.drain_and_close()
+
+
+@pytest.mark.parametrize("way", [Http1, Long])
+@pytest.mark.parametrize("cut", [len(SHORT) - 20, len(CHUNKED) - 20])
+async def test_a_body_that_comes_byte_by_byte_is_408_when_its_time_is_over(way: type[Http1], cut: int) -> None:
+    served, data = Served(body_s=0.1), SHORT if cut < len(SHORT) else CHUNKED
+    made, wire = served.connect(way)
+
+    made.data_received(data[:cut])
+    for place in range(cut, len(data) - 1):
+        await asyncio.sleep(0.02)
+        if wire.closed:
+            break
+        made.data_received(data[place : place + 1])
+    await until(lambda: wire.closed)
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", wire.sent) == [b"408"]
+    assert b"did not come within 0.1 s. Send fewer rows at once." in wire.sent
+    assert served.app.held.bytes == 0
+    made.connection_lost(None)
+    await served.version.drain_and_close()
+
+
+async def test_a_head_that_comes_byte_by_byte_is_400_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "HEAD_S", 0.1)
+    served = Served()
+    made, wire = served.connect()
+
+    for place in range(len(SHORT) - len(ROW) - 1):
+        made.data_received(SHORT[place : place + 1])
+        await asyncio.sleep(0.01)
+        if wire.closed:
+            break
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", wire.sent) == [b"400"]
+    assert b"did not come within 0.1 s" in wire.sent
+    made.connection_lost(None)
+    await served.version.drain_and_close()
+
+
 async def test_a_body_that_does_not_come_is_408_after_the_answers_before_it() -> None:
     served = Served(body_s=0.05)
     made, wire = served.connect()
@@ -383,18 +520,58 @@ async def test_a_body_that_does_not_come_is_408_after_the_answers_before_it() ->
     await served.version.drain_and_close()
 
 
-async def test_a_shutdown_waits_for_predictions_and_closes_idle_connections_at_once() -> None:
+async def test_a_shutdown_waits_for_predictions_and_closes_idle_connections_soon() -> None:
     served = Served()
     (busy, busy_wire), (_, idle_wire) = served.connect(), served.connect()
     busy.data_received(request(V1, b'{"instances": [[1, 2]]}', ALLOWED))
 
     for connection in list(served.state.connections):
         connection.shutdown()
-    assert (busy_wire.closed, idle_wire.closed) == (False, True)
-    await until(lambda: busy_wire.closed)
+    assert not busy_wire.closed
+    await until(lambda: busy_wire.closed and idle_wire.closed)
 
     assert b"200 OK" in busy_wire.sent
     assert b"connection: close" in busy_wire.sent
+    assert idle_wire.sent == b""
+    await served.version.drain_and_close()
+
+
+@pytest.mark.parametrize("way", [Http1, Long])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(b"", SHORT, id="on its way"),
+        pytest.param(b"", LONG, id="another on its way"),
+        pytest.param(SHORT[:10], SHORT[10:], id="in the head"),
+        pytest.param(SHORT[:-5], SHORT[-5:], id="in the body"),
+        pytest.param(CHUNKED[:-9], CHUNKED[-9:], id="in a chunk"),
+        pytest.param(SHORT + SHORT[:-5], SHORT[-5:], id="behind a whole one"),
+        pytest.param(LONG + SHORT[:-5], SHORT[-5:], id="behind a whole one of another kind"),
+        pytest.param(SHORT + LONG[:-5], LONG[-5:], id="another behind a whole one"),
+        pytest.param(SHORT + LONG + SHORT + LONG, b"", id="whole ones"),
+        pytest.param(LONG + LONG + LONG, b"", id="whole ones of one kind"),
+    ],
+)
+async def test_what_had_begun_to_come_when_a_shutdown_came_is_answered_and_the_last_answer_says_so(
+    way: type[Http1], before: bytes, after: bytes
+) -> None:
+    served = Served()
+    made, wire = served.connect(way)
+    if before:
+        made.data_received(before)
+
+    made.shutdown()
+    if before and after:
+        await asyncio.sleep(2 * http1.LAST_LOOK_S)  # what is there already is answered, and the rest may still come
+    if after:
+        made.data_received(after)
+    await until(lambda: wire.closed)
+
+    asked = (before + after).count(b"HTTP/1.1\r\n")
+    assert re.findall(rb"HTTP/1.1 (\d+)", wire.sent) == [b"200"] * asked
+    assert wire.sent.count(b"connection: close") == 1
+    assert wire.sent.rpartition(b"HTTP/1.1 200")[2].count(b"connection: close") == 1
+    made.connection_lost(None)
     await served.version.drain_and_close()
 
 

@@ -94,7 +94,7 @@ def test_given_rows_are_sent_in_turn() -> None:
 
 
 def test_a_wrong_token_is_said_at_once_in_the_servers_words(shared: Rig) -> None:
-    with pytest.raises(BackendRefused, match="A token is needed") as caught:
+    with pytest.raises(BackendRefused, match="not the token of this server") as caught:
         carry_out(plan_for(shared, as_json("plus", '{"instances": [[1.0]]}'), token="wrong", duration_s=3000.0))
 
     assert caught.value.status == 401

@@ -7,22 +7,23 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from serving_models import Made, echo, plus
 from serving_rig import Rig
 
 from aiaas_magics.client import endpoint as endpoints
-from aiaas_magics.client import tensors
+from aiaas_magics.client import tensors, transport
 from aiaas_magics.client.endpoint import Endpoint
 from aiaas_magics.client.transport import Transport
-from aiaas_magics.errors import BackendRefused, DataMismatch
+from aiaas_magics.errors import BackendError, BackendRefused, DataMismatch
 from aiaas_magics.spec import EndpointView, TensorSpec
 
 DTYPES = ["float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"]
@@ -126,6 +127,62 @@ def test_a_prediction_outlives_a_restart_of_the_server(rig: Rig, tmp_path: Path)
     assert endpoint.predict([[1.0]]).tolist() == [[2.0]]
 
 
+ANSWER_HEAD = b'{"outputs":[{"name":"y","datatype":"FP32","shape":[1,1],"parameters":{"binary_data_size":4}}]}'
+
+
+@pytest.mark.parametrize(
+    ("script", "asked", "raised"),
+    [
+        pytest.param([503, 503, 200], 3, None, id="not now"),
+        pytest.param([0, 200], 2, None, id="broken off"),
+        pytest.param([503] * 9, 5, "scripted", id="never"),
+        pytest.param([400, 200], 1, "scripted", id="wrong"),
+        pytest.param([413, 200], 1, "scripted", id="too large"),
+        pytest.param([500, 200], 1, "scripted", id="a fault"),
+        pytest.param([401, 200], 1, "token", id="no token"),
+    ],
+)
+def test_only_what_may_be_answered_another_time_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, script: list[int], asked: int, raised: str | None
+) -> None:
+    monkeypatch.setattr(transport, "RETRY_WAITS_S", (0.01,) * 4)
+    seen: list[int] = []
+
+    class Scripted(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            seen.append(script[len(seen)])
+            body = ANSWER_HEAD + np.float32(2.0).tobytes() if seen[-1] == 200 else b'{"error":"scripted"}'
+            self.close_connection = True
+            if seen[-1]:
+                self.send_response(seen[-1])
+                self.send_header("content-length", str(len(body)))
+                self.send_header(tensors.LENGTH_HEADER, str(len(ANSWER_HEAD)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    x, y = (TensorSpec(name=name, dtype="float32", shape=(-1, 1)) for name in "xy")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        view = EndpointView(name="scripted", url=url, token="t", replicas=1, versions=(), inputs=(x,), outputs=(y,))
+        endpoint = Endpoint(Transport(url, token="t"), view)
+
+        if raised is None:
+            assert endpoint.predict([[1.0]]).tolist() == [[2.0]]
+        else:
+            with pytest.raises(BackendError, match=raised):
+                endpoint.predict([[1.0]])
+        server.shutdown()
+        thread.join()
+
+    assert len(seen) == asked
+
+
 def test_callers_in_threads_share_an_endpoint(rig: Rig, tmp_path: Path) -> None:
     made = plus(tmp_path, "plus", 1.0)
     rig.load(made)
@@ -149,7 +206,6 @@ def test_callers_in_threads_share_an_endpoint(rig: Rig, tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- the form alone
 
 
-@settings(deadline=None)
 @given(st.data(), st.sampled_from(DTYPES), hnp.array_shapes(max_dims=3, max_side=4))
 def test_what_is_written_is_read_again(data: st.DataObject, dtype: str, shape: tuple[int, ...]) -> None:
     array = data.draw(hnp.arrays(np.dtype(dtype), shape))

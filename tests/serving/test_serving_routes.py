@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def test_what_is_no_route_is_400_never_405(shared: Rig, method: str, path: str) 
     answer = shared.call(method, path, b"{}" if method in ("POST", "PUT", "PATCH") else None)
 
     assert answer.status == 400
-    assert answer.document == {"error": f"Malformed request: {method} {path}"}
+    assert answer.document == {"error": f"Malformed request: {method} {path}. GET /openapi.json has every path with its verb."}
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v3/models", "/favicon.ico"])
@@ -104,10 +105,14 @@ def test_the_status_document_serves_both_protocols(shared: Rig, path: str) -> No
 @pytest.mark.parametrize(
     ("path", "status", "text"),
     [
-        ("/v1/models/nobody", 404, "Could not find any versions of model nobody"),
-        ("/v1/models/plus/versions/4", 404, "Could not find version 4 of model plus"),
-        ("/v1/models/plus/labels/stable", 400, "Unrecognized servable version label: stable"),
-        ("/v1/models/nobody/metadata", 404, "Servable not found for request: Latest(nobody)"),
+        ("/v1/models/nobody", 404, "Could not find any versions of model nobody. GET / lists the endpoints."),
+        ("/v1/models/plus/versions/4", 404, "Could not find version 4 of model plus. Ask without a version for all."),
+        (
+            "/v1/models/plus/labels/stable",
+            400,
+            "Unrecognized servable version label: stable. Ask without one, or set it with endpoint.label.",
+        ),
+        ("/v1/models/nobody/metadata", 404, "Servable not found for request: Latest(nobody). GET / lists the endpoints."),
     ],
 )
 def test_a_status_that_cannot_be_given_is_an_error(shared: Rig, path: str, status: int, text: str) -> None:
@@ -148,6 +153,39 @@ def test_curl_predicts_as_the_endpoints_snippet_says(shared: Rig) -> None:
 
     assert json.loads(done.stdout) == {"predictions": [[2.0], [3.0]]}
     assert done.stderr == b""
+
+
+def test_curl_and_javas_client_are_answered_though_they_offer_another_version_of_http(shared: Rig, tmp_path: Path) -> None:
+    url = f"{shared.host.url}/v1/models/plus:predict"
+    curl = ["curl", "-sS", "-m", "20", "--http2", "-H", f"Authorization: Bearer {shared.host.token}", "-d", '{"instances": [[1.0]]}']
+
+    done = subprocess.run([*curl, url, url], check=True, capture_output=True, timeout=60)
+
+    assert done.stdout == b'{"predictions":[[2.0]]}' * 2
+    java = shutil.which("java")
+    if java is None:
+        pytest.skip("no Java here")
+    (tmp_path / "Ask.java").write_text(JAVA)
+    done = subprocess.run([java, str(tmp_path / "Ask.java"), url, shared.host.token], capture_output=True, timeout=120, check=False)
+    assert done.stdout == b'200 {"predictions":[[2.0]]}\n' * 2, done.stderr
+
+
+JAVA = """
+import java.net.URI;
+import java.net.http.*;
+
+public class Ask {
+    public static void main(String[] given) throws Exception {
+        HttpClient client = HttpClient.newHttpClient();
+        for (int turn = 0; turn < 2; turn++) {
+            HttpRequest request = HttpRequest.newBuilder(URI.create(given[0])).header("Authorization", "Bearer " + given[1])
+                .timeout(java.time.Duration.ofSeconds(20)).POST(HttpRequest.BodyPublishers.ofString("{\\"instances\\": [[1.0]]}")).build();
+            HttpResponse<String> answer = client.send(request, HttpResponse.BodyHandlers.ofString());
+            System.out.println(answer.statusCode() + " " + answer.body());
+        }
+    }
+}
+"""
 
 
 def test_curl_sends_a_large_body_after_it_was_told_to_go_on(shared: Rig, tmp_path: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import http.client
 import json
 import os
@@ -17,7 +18,7 @@ import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving_models import plus
+from serving_models import matrix, plus
 from serving_rig import Rig
 
 from aiaas_magics.backend.serving.grpc.openinference_schema import inference
@@ -187,6 +188,44 @@ def test_the_whole_picture_comes_back_after_the_process_was_killed(rig: Rig, tmp
 
     assert {key: answer_of(rig, aiaas_sticky_key=key) for key in before} == before
     assert answer_of(rig, "/v1/models/live/versions/2:predict") == 2.0
+
+
+def test_while_an_endpoint_is_brought_back_nobody_is_told_that_there_is_none(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    rig.load(matrix(tmp_path, "heavy", size=1024, steps=100))  # is brought back before the other, which takes a moment
+    load(rig, tmp_path / "1", 1, Routing(live=1))
+    killed, told = rig.host.pid, set[tuple[int, str]]()
+    tensor = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [0.0]}]}).encode()
+
+    os.kill(killed, signal.SIGKILL)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not any(status == 200 for status, _ in told):
+        try:
+            answers = rig.call("GET", "/v2/health/ready"), rig.call("POST", "/v2/models/live/infer", tensor), rig.predict("live", ONE)
+        except OSError:
+            continue
+        told |= {(answer.status, answer.headers.get("retry-after", "")) for answer in answers[1:]}
+        assert answers[0].status == 503 or answers[2].status == 200, "it is not ready before it answers"
+
+    assert told <= {(503, "1"), (200, "")}
+    assert (200, "") in told
+    assert rig.predict("nobody", ONE).status == 404
+
+
+def test_an_endpoint_that_cannot_be_brought_back_is_none_from_then_on(rig: Rig, tmp_path: Path) -> None:
+    load(rig, tmp_path, 1, Routing(live=1))
+    for artefact in tmp_path.glob("*.onnx"):
+        artefact.unlink()
+
+    os.kill(rig.host.pid, signal.SIGKILL)
+    until = time.monotonic() + 60
+    status = 503
+    while time.monotonic() < until and status != 404:
+        with contextlib.suppress(OSError):
+            status = rig.predict("live", ONE).status
+
+    assert status == 404
+    assert rig.call("GET", "/v2/health/ready").status == 200
 
 
 def test_while_versions_are_brought_back_no_other_than_the_live_one_answers(rig: Rig, tmp_path: Path) -> None:

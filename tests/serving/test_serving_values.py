@@ -53,6 +53,7 @@ REFUSED: list[tuple[str, str, int, str]] = [
     ("echo-float32", "[1.0, 2.0, 3.0]", 400, "has the shape (any, 2); the request holds (1, 3)"),
     ("echo-float32", "[[1.0, 2.0]]", 400, "nested deeper"),
     ("echo-float32", "1.0", 400, "has the shape (any, 2); the request holds (1)"),
+    ("echo-float32", "1.0, 2.0", 400, "the request holds (2). One row is a list in a list"),
     ("echo-float32", "[]", 400, "has the shape (any, 2); the request holds (1, 0)"),
     ("echo-float32", '{"wrong": [1.0, 2.0]}', 400, "must equal x"),
 ]

@@ -8,10 +8,12 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import serving_models
+from msgspec.structs import replace
 from safetensors.numpy import save_file
 from serving_models import Made, plus
 from serving_rig import Rig
@@ -181,3 +183,21 @@ def test_replicas_are_executors_with_a_thread_each(rig: Rig, tmp_path: Path) -> 
 
     assert psutil.Process(rig.host.pid).num_threads() >= before + 3
     assert rig.predict("live", {"instances": [[1.0]]}).status == 200
+
+
+def test_a_request_is_held_back_for_company_for_as_long_as_its_deployment_says(rig: Rig, tmp_path: Path) -> None:
+    """`--max-delay-us`, from the deployment to the batch."""
+    made = plus(tmp_path, "patient", 1.0)
+    rig.load(Made(replace(made.spec, max_delay_us=1_000_000), made.artefact, made.samples))
+    answers: list[Any] = []
+    callers = [threading.Thread(target=lambda: answers.append(rig.predict("patient", {"instances": [[1.0]]}).document)) for _ in range(2)]
+
+    callers[0].start()
+    assert rig.call("GET", "/v2/health/live").status == 200  # a turn of the loop in which the first would have run by itself
+    callers[1].start()
+    for caller in callers:
+        caller.join(30)
+
+    assert answers == [{"predictions": [[2.0]]}] * 2
+    (told,) = rig.call("GET", "/v2/models/patient/stats").document["model_stats"]
+    assert [(batch["batch_size"], batch["compute_infer"]["count"]) for batch in told["batch_stats"]] == [(2, 1)]

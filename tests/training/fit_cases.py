@@ -80,14 +80,18 @@ def sentences() -> dict[str, Any]:
     return {"x": words.astype("int32"), "y": (words % 3).astype("int32"), "epochs": 2, "batch_size": BATCH, "shuffle": False}
 
 
-def wide() -> Any:
-    """More than a million weights: each rank updates its own share of them."""
+def wide(optimizer: Any = lambda: keras.optimizers.AdamW(1e-3, weight_decay=0.01)) -> Any:
+    """More than a million weights: their gradients go in two buckets, and each rank may update its own share of them."""
     keras.utils.set_random_seed(11)
     model = keras.Sequential(
         [layers.Input((6,)), layers.Dense(1024, activation="relu"), layers.Dense(1024, activation="tanh"), layers.Dense(1)]
     )
-    model.compile(keras.optimizers.AdamW(1e-3, weight_decay=0.01), "mse", metrics=["mae"])
+    model.compile(optimizer(), "mse", metrics=["mae"])
     return model
+
+
+def wide_and_clipped() -> Any:
+    return wide(lambda: keras.optimizers.SGD(0.1, global_clipnorm=0.5))
 
 
 def several() -> Any:
@@ -285,6 +289,7 @@ CASES: dict[str, Case] = {
     "odd batches": Case(dense("adam", metrics=[scalar_metric, "mae"]), data(45, batch_size=9)),
     "scalar metric, uneven tail": Case(dense("adam", metrics=[scalar_metric]), data()),
     "an update shared out": Case(wide, lambda: data(epochs=2)() | {"validation_split": 0.2}, ranks=(2, 3)),
+    "buckets of an update of all": Case(wide_and_clipped, data(epochs=2), ranks=(2, 3)),
     "clipnorm": Case(dense(optimizer("Adam", clipnorm=0.05)), data()),
     "global clipnorm": Case(dense(optimizer("SGD", learning_rate=0.5, global_clipnorm=0.1)), data()),
     "weight decay and averages": Case(dense(optimizer("AdamW", weight_decay=0.1, use_ema=True, ema_overwrite_frequency=4)), data()),

@@ -15,8 +15,8 @@ from aiaas_magics.backend.training.channel import FileChannel
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.workers import child
 from aiaas_magics.backend.workers.attempt import AttemptFolder
+from aiaas_magics.events import Finished
 from aiaas_magics.packing import fitcall
-from aiaas_magics.spec import Finished
 
 
 def main(paths: list[str]) -> int:

@@ -15,8 +15,9 @@ import pytest
 
 from aiaas_magics.backend.workers.attempt import EXIT_CRASHED
 from aiaas_magics.backend.workers.child import EXIT_ALONE
+from aiaas_magics.events import Checkpointed, Compiled, Crashed, EpochEnded, Finished, Measured, Notice, Phase, PhaseEntered
 from aiaas_magics.packing import fitcall
-from aiaas_magics.spec import Checkpointed, Compiled, Crashed, EpochEnded, Finished, Measured, MeasureSpec, Notice, Phase, PhaseEntered
+from aiaas_magics.spec import MeasureSpec
 from tests.training import ranks
 from tests.training.fit_cases import data, dense, table
 

@@ -14,7 +14,8 @@ import keras
 import pytest
 import tensorflow as tf
 
-from aiaas_magics.spec import Execution, Planned
+from aiaas_magics.events import Planned
+from aiaas_magics.spec import Execution
 from tests.training import ranks
 from tests.training.fit_cases import CASES, Case, OwnStep, data, dense, optimizer
 from tests.training.test_equivalence import assert_like_plain_fit, floats

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from aiaas_magics.backend.training.progress import EPOCHS_TOLD, TELL_S, Progress
-from aiaas_magics.spec import EpochEnded, Event
+from aiaas_magics.events import EpochEnded, Event
 
 
 class Told(list[Event]):

@@ -22,8 +22,9 @@ from aiaas_magics.backend.training.keeper import left_behind, matching, state_of
 from aiaas_magics.backend.workers.attempt import AttemptFolder
 from aiaas_magics.backend.workers.local import LocalPool
 from aiaas_magics.errors import InvalidSpec
+from aiaas_magics.events import EpochEnded, Notice
 from aiaas_magics.packing import fitcall
-from aiaas_magics.spec import EpochEnded, Execution, Notice
+from aiaas_magics.spec import Execution
 from tests.training import ranks
 from tests.training.fit_cases import data, dense, stopping, validation
 

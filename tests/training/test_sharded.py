@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -42,22 +43,26 @@ def gradients(rank: int, step: int) -> list[Any]:
 class Rank:
     """One rank in a thread of its own: `STEPS` updates, the state made whole after each but the first."""
 
-    def __init__(self, rank: int, make: Callable[[], Any], folder: Path, name: str) -> None:
+    def __init__(self, rank: int, make: Callable[[], Any], folder: Path, name: str, *, bucket_bytes: float = math.inf) -> None:
         random = np.random.default_rng(0)
         self.variables = [keras.Variable(random.normal(size=shape).astype("float32"), name=f"v{i}") for i, shape in enumerate(SHAPES)]
         self.optimizer = make()
         self.optimizer.build(self.variables)
-        self._rank, self._folder, self._name = rank, folder, name
+        self._rank, self._folder, self._name, self._bucket_bytes = rank, folder, name, bucket_bytes
         self.failed: BaseException | None = None
 
     def run(self) -> None:
         try:
             with Group(rank=self._rank, ranks=RANKS, name=self._name, folder=self._folder, spin=False, wait_s=60) as group:
-                update = ShardedUpdate(self.optimizer, self.variables, group)
+                update = ShardedUpdate(self.optimizer, self.variables, group, bucket_bytes=self._bucket_bytes)
                 stock = type(self.optimizer).apply
+                before: list[Any] = []
 
                 def exchange(function: Any, given: list[Any], dtypes: Any) -> Any:
-                    return tf.numpy_function(function, given, dtypes)
+                    with tf.control_dependencies(before):
+                        found = tf.numpy_function(function, given, dtypes)
+                    before[:] = tf.nest.flatten(found)
+                    return found
 
                 @tf.function
                 def step(*grads: Any) -> None:
@@ -73,9 +78,11 @@ class Rank:
             raise
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_ranks_together_make_the_update_of_one(tmp_path: Path, name: str) -> None:
-    ranks = [Rank(rank, OPTIMIZERS[name], tmp_path, f"aiaas-test-shards-{name.lower()}") for rank in range(RANKS)]
+# In bytes: all variables together; two buckets; one a variable, of which the first rank has nothing of the small ones.
+@pytest.mark.parametrize(("name", "bucket_bytes"), [*((name, 200) for name in OPTIMIZERS), ("Adam", math.inf), ("Adam", 4)])
+def test_ranks_together_make_the_update_of_one(tmp_path: Path, name: str, bucket_bytes: float) -> None:
+    called = f"aiaas-test-shards-{name.lower()}"
+    ranks = [Rank(rank, OPTIMIZERS[name], tmp_path, called, bucket_bytes=bucket_bytes) for rank in range(RANKS)]
     threads = [threading.Thread(target=rank.run) for rank in ranks]
     for thread in threads:
         thread.start()

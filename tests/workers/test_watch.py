@@ -17,7 +17,7 @@ from aiaas_magics.backend.training.command import WorkerLine
 from aiaas_magics.backend.workers import watch as watching
 from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, write_value
 from aiaas_magics.backend.workers.watch import AttemptWatch, Seen, shown
-from aiaas_magics.spec import Compiled, Notice, Output
+from aiaas_magics.events import Compiled, Notice, Output
 from tests import waiting
 
 

@@ -25,7 +25,8 @@ from aiaas_magics.backend.jobs.events import (
     StartFailed,
 )
 from aiaas_magics.backend.jobs.states import Blame, Job, Verdict, check_move
-from aiaas_magics.spec import JobState, StateChanged, WorkerLost
+from aiaas_magics.events import StateChanged, WorkerLost
+from aiaas_magics.spec import JobState
 
 # Ranks run the same code, so an exception in one is mostly raised by all within milliseconds; those that wait
 # for the one that raised never end by themselves. Guess.

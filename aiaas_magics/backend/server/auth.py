@@ -11,7 +11,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from aiaas_magics.backend.guard import NO_TOKEN, Guard, Refuse, facts_of
+from aiaas_magics.backend.guard import STRANGERS, Guard, Refuse, facts_of
 from aiaas_magics.backend.server.answers import refuse
 from aiaas_magics.errors import BackendRefused, NotAuthorised
 
@@ -33,7 +33,7 @@ class Guarded:
         if scope["type"] != "http":  # websockets: there are none
             return
         decision = self._guard.decide(facts_of(scope["headers"], scope["query_string"]))
-        if decision is NO_TOKEN and (scope["method"], scope["path"]) == OPEN:
+        if decision in STRANGERS and (scope["method"], scope["path"]) == OPEN:
             await self._app(scope, receive, send)
         elif isinstance(decision, Refuse):
             await self._refuse(decision, scope, receive, send)
@@ -44,5 +44,5 @@ class Guarded:
     async def _refuse(self, decision: Refuse, scope: Scope, receive: Receive, send: Send) -> None:
         # The body is not read: a stranger's bytes cost nothing but the connection.
         headers = {name.decode(): value.decode() for name, value in decision.headers} | {"connection": "close"}
-        error = NotAuthorised(self._url()) if decision is NO_TOKEN else BackendRefused(decision.status, decision.text)
+        error = NotAuthorised(self._url()) if decision in STRANGERS else BackendRefused(decision.status, decision.text)
         await refuse(error, decision.status, headers)(scope, receive, send)

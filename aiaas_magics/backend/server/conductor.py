@@ -43,23 +43,8 @@ from aiaas_magics.backend.workers.pool import WorkerPool
 from aiaas_magics.backend.workers.watch import STOPPED_S, AttemptWatch, Seen
 from aiaas_magics.clock import Clock
 from aiaas_magics.errors import InvalidSpec, NotEnoughDevices, StoreNotWritable, UnknownName
-from aiaas_magics.spec import (
-    ONE_PROCESS,
-    AnyEvent,
-    AttemptStarted,
-    CheckpointView,
-    Crashed,
-    Entry,
-    Finished,
-    FitSpec,
-    JobState,
-    JobView,
-    Notice,
-    Phase,
-    PhaseEntered,
-    StateChanged,
-    WorkerStarted,
-)
+from aiaas_magics.events import AnyEvent, AttemptStarted, Crashed, Entry, Finished, Notice, Phase, PhaseEntered, StateChanged, WorkerStarted
+from aiaas_magics.spec import ONE_PROCESS, CheckpointView, FitSpec, JobState, JobView
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -35,6 +36,7 @@ from aiaas_magics.backend.server.endpoints import Endpoints, Inference
 from aiaas_magics.backend.server.presence import Presence
 from aiaas_magics.backend.server.state import StateFolder
 from aiaas_magics.backend.server.store import Store
+from aiaas_magics.backend.serving.control import check_front_ends
 from aiaas_magics.backend.serving.host import InferenceHost
 from aiaas_magics.backend.workers.local import LocalPool
 from aiaas_magics.clock import Clock, SystemClock
@@ -62,10 +64,12 @@ class Options:
     tls_key: Path | None = None
     idle_minutes: float | None = None
     launcher_options: Sequence[str] = field(default=())
-    inference: Callable[[], Inference] = InferenceHost
+    front_ends: int = 1  # processes that answer predictions over HTTP
+    inference: Callable[[], Inference] | None = None  # None: the real one, with so many front ends
 
     def check(self) -> None:
         """Raises `InvalidSpec` for what must not be served so."""
+        check_front_ends(self.front_ends)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
         for flag, path in (("--tls-cert", self.tls_cert), ("--tls-key", self.tls_key)):
@@ -156,7 +160,12 @@ class Server:
             state=state, store=self._store, blobs=self._blobs, pool=self._pool, machine=machine, clock=clock, name=name
         )
         self._endpoints = Endpoints(
-            store=self._store, blobs=self._blobs, make=options.inference, state_dir=state.path, host=options.host, tls=options.tls
+            store=self._store,
+            blobs=self._blobs,
+            make=options.inference or partial(InferenceHost, front_ends=options.front_ends),
+            state_dir=state.path,
+            host=options.host,
+            tls=options.tls,
         )
         self._presence = Presence(clock)
         self._http = _Http(self._config(), on_end=self._conductor.wake)

@@ -20,8 +20,9 @@ import sqlalchemy as sa
 from aiaas_magics import wire
 from aiaas_magics.backend.jobs.states import Job
 from aiaas_magics.errors import StoreNotWritable
+from aiaas_magics.events import AnyEvent, Entry
 from aiaas_magics.routing import Routing
-from aiaas_magics.spec import AnyEvent, DeploySpec, Entry, FitSpec, JobState, JobView, VersionView
+from aiaas_magics.spec import DeploySpec, FitSpec, JobState, JobView, VersionView
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """`python -m aiaas_magics.backend.serving --state DIR`: the command line of the inference process.
 
-Owns options, the log's form and the exit code. Serving belongs to `process`.
+Owns options, the log's form and the exit code. Serving belongs to `process`, and to `beside` in a front end that is not the first.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import os
 import sys
 
 from aiaas_magics.backend.eventloop import fast_loop
+from aiaas_magics.backend.serving import beside, process
 from aiaas_magics.backend.serving.app import BODY_BYTES
-from aiaas_magics.backend.serving.process import Options, run
+from aiaas_magics.backend.serving.beside import Place
+from aiaas_magics.backend.serving.process import Options
 from aiaas_magics.errors import AiaasError
 
 
@@ -30,12 +32,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tls-key", default="", help="PEM file with its key")
     parser.add_argument("--body-bytes", type=int, default=BODY_BYTES, help="the largest body that is taken")
     parser.add_argument("--parent", type=int, default=0, help="process that starts this one, which ends if that is gone too early")
-    given = parser.parse_args(arguments)
+    parser.add_argument(
+        "--front-ends", type=int, default=1, help="processes that answer HTTP on the port; each opens every model for itself"
+    )
+    for handed_over in ("beside", "listener", "lock", "channel"):  # by the first front end to each other one
+        parser.add_argument(f"--{handed_over}", type=int, default=0, help=argparse.SUPPRESS)
+    given = vars(parser.parse_args(arguments))
+    place = Place(index=given.pop("beside"), listener=given.pop("listener"), lock=given.pop("lock"), channel=given.pop("channel"))
     os.umask(0o077)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    who = f"front end {place.index}: " if place.index else ""
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s %(name)s: {who}%(message)s", stream=sys.stderr)
     try:
+        options = Options(**given)
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
-            runner.run(run(Options(**vars(given))))
+            runner.run(beside.run(options, place) if place.index else process.run(options))
     except AiaasError as error:
         print(error, file=sys.stderr)
         return 2

@@ -17,8 +17,10 @@ from aiaas_magics.backend.guard import Allow, Guard, facts_of
 from aiaas_magics.backend.serving import inferring
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.compression import TooLarge, unpacked
-from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, error
+from aiaas_magics.backend.serving.everywhere import Everywhere
+from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, computes, error
 from aiaas_magics.backend.serving.registry import Registry
+from aiaas_magics.backend.serving.together import Together
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +61,26 @@ class Held:
 
 
 class App:
-    """`App(registry, guard)` is what uvicorn runs."""
+    """`App(registry, guard)` is what uvicorn runs.
 
-    def __init__(self, registry: Registry, guard: Guard, *, body_bytes: int = BODY_BYTES, body_s: float = BODY_S) -> None:
-        self.registry, self.guard = registry, guard
+    Args:
+        everywhere: The front ends of this port, where there are several.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        guard: Guard,
+        *,
+        body_bytes: int = BODY_BYTES,
+        body_s: float = BODY_S,
+        everywhere: Everywhere | None = None,
+    ) -> None:
+        self.registry, self.guard, self.everywhere = registry, guard, everywhere
         self.body_s = body_s
         self._body_bytes = body_bytes
         self.held = Held()
+        self.together = Together(registry)
         self.heads: dict[bytes, tuple[Any, int]] = {}  # of `http1`: heads that were decided on, with their bodies' lengths
         self._held_most = 8 * body_bytes  # guess: eight of the largest bodies at once
 
@@ -85,8 +100,16 @@ class App:
         try:
             body = b"" if scope["method"] == "GET" else await self._unpacked(await self._body(scope, receive), headers)
             client = b"%b:%d" % (scope["client"][0].encode(), scope["client"][1]) if scope.get("client") else b""
-            request = Request(method=scope["method"], path=path, headers=headers, body=body, client=client, scheme=scope["scheme"])
-            response = await inferring.respond(self.registry, protocol, route, request)
+            request = Request(
+                method=scope["method"],
+                path=path,
+                headers=headers,
+                body=body,
+                client=client,
+                scheme=scope["scheme"],
+                computes=computes(headers),
+            )
+            response = await inferring.respond(self.registry, protocol, route, request, self.everywhere)
         except BodyTooLarge as fault:
             await self._refuse(error(413, str(fault)), scope, receive, send)
             return
@@ -110,9 +133,13 @@ class App:
 
         Raises:
             BodyTooLarge: before any of it is read where its length was told; else when it grows too long.
+            BadValue: it is encoded in a way that nobody undoes here.
             BodyTooSlow: after `body_s` seconds.
             SenderGone: the connection ended in the middle.
         """
+        coding = next((value for name, value in scope["headers"] if name == b"transfer-encoding"), b"chunked")
+        if coding.strip().lower() != b"chunked":
+            raise BadValue(f"Transfer-Encoding {coding[:40].decode('latin-1')!r} is not read here. Send chunked, or a Content-Length.", 501)
         told = next((int(value) for name, value in scope["headers"] if name == b"content-length" and value.isdigit()), 0)
         if told > self._body_bytes:
             raise BodyTooLarge(f"The body has {told} bytes; at most {self._body_bytes} are taken. Send fewer rows at once.")

@@ -28,6 +28,7 @@ from aiaas_magics.backend.serving.protocols import BadValue, Response
 from aiaas_magics.spec import TensorSpec
 
 DEFAULT_SIGNATURE: Final = "serving_default"
+FLOAT: Final = np.dtype(np.float32)
 NO_JSON_FORM: Final = frozenset({"float16", "bfloat16", "complex64", "complex128"})
 SHOWN: Final = 100  # characters of a wrong value that an error repeats: guess
 
@@ -53,13 +54,7 @@ def read_predict(body: bytes, inputs: Sequence[TensorSpec]) -> PredictCall:
     Raises:
         BadValue: with TF Serving's status code and, where it has one, its sentence.
     """
-    if (plain := read_plain_rows(body, inputs)) is not None:
-        return plain
-    return read_document(parse(body), inputs)
-
-
-def read_document(document: Any, inputs: Sequence[TensorSpec]) -> PredictCall:
-    """As `read_predict`, of the parsed body."""
+    document = parse(body)
     if type(document) is not dict:
         raise BadValue(f"Malformed request: expected a JSON object, got {shown(document)}")
     check_signature(document.get("signature_name", ""))
@@ -94,27 +89,41 @@ def _packer(count: int, code: str) -> Callable[..., bytes]:
     return struct.Struct(f"<{count}{code}").pack
 
 
-def read_plain_rows(body: bytes, inputs: Sequence[TensorSpec]) -> PredictCall | None:
-    """Rows of plain numbers for a model with one input: the types are checked while they are parsed. None for all else.
+PlainRowsOf = Callable[[bytes], tuple[bytes, int, int] | None]  # the numbers as they lie in memory, rows, columns
 
-    Of what is not plain, or wrong, nothing is decided here: it is read again, slower, by rules with a sentence for each fault.
+
+def plain_rows(inputs: Sequence[TensorSpec]) -> PlainRowsOf | None:
+    """Reads rows of plain numbers for this interface, checking types while they are parsed; None for interfaces of another kind.
+
+    It is made once for a version and called for nearly every request. Of a body that is not plain, or wrong, it decides
+    nothing (None): that is read again, slower, by rules with a sentence for each fault.
     """
     spec = inputs[0]
     known = _PLAIN.get(spec.dtype)
     if known is None or len(inputs) > 1 or len(spec.shape) != 2:
         return None
-    code, dtype = known
-    try:
-        rows = _PLAIN_ROWS.decode(body).instances
-        count, columns = len(rows), len(rows[0])
-        if spec.shape[0] not in (-1, count) or spec.shape[1] not in (-1, columns) or not 0 < columns <= PACKED:
+    code, (wanted_rows, wanted_columns) = known[0], spec.shape
+    decode = _PLAIN_ROWS.decode
+
+    def read(body: bytes) -> tuple[bytes, int, int] | None:
+        try:
+            rows = decode(body).instances
+            count, columns = len(rows), len(rows[0])
+            if wanted_rows not in (-1, count) or wanted_columns not in (-1, columns) or not 0 < columns <= PACKED:
+                return None
+            # Several times as quick as numpy or `array`; a row of another length, and a number that the dtype cannot hold, is refused.
+            pack = _packer(columns, code)
+            packed = pack(*rows[0]) if count == 1 else b"".join([pack(*row) for row in rows])
+        except (msgspec.MsgspecError, UnicodeDecodeError, struct.error, OverflowError, IndexError):
             return None
-        # Several times as quick as numpy or `array`; a row of another length, and a number that the dtype cannot hold, is refused.
-        pack = _packer(columns, code)
-        packed = pack(*rows[0]) if count == 1 else b"".join([pack(*row) for row in rows])
-    except (msgspec.MsgspecError, UnicodeDecodeError, struct.error, OverflowError, IndexError):
-        return None
-    return PredictCall(layout="row", tensors={spec.name: np.frombuffer(packed, dtype).reshape(count, columns)}, rows=count)
+        return packed, count, columns
+
+    return read
+
+
+def plain_dtype(spec: TensorSpec) -> np.dtype[Any]:
+    """What `plain_rows` has packed."""
+    return _PLAIN[spec.dtype][1]
 
 
 def parse(body: bytes) -> Any:
@@ -142,6 +151,7 @@ def _finite_float(text: str) -> float:
     return value
 
 
+ENCODER: Final = json.JSONEncoder()
 LENIENT: Final = json.JSONDecoder(parse_float=_finite_float)
 
 
@@ -193,14 +203,20 @@ def tensor_of(values: Any, spec: TensorSpec) -> np.ndarray:
     if spec.dtype in NO_JSON_FORM:
         raise BadValue(f"Tensor {spec.name} is of type {spec.dtype}, which has no form in JSON", 501)
     shape, flat = flattened(values, spec)
-    if len(shape) != len(spec.shape) or any(want not in (-1, got) for want, got in zip(spec.shape, shape, strict=True)):
-        raise BadValue(f"Tensor {spec.name} has the shape {dims(spec.shape)}; the request holds {dims(shape)}")
+    if not fits(shape, spec.shape):
+        alone = len(shape) + 1 == len(spec.shape) and fits(shape, spec.shape[1:])
+        move = ". One row is a list in a list" if alone else ""
+        raise BadValue(f"Tensor {spec.name} has the shape {dims(spec.shape)}; the request holds {dims(shape)}{move}")
     if 0 in shape:
         raise BadValue(f"Tensor {spec.name} is empty: its shape in the request is {dims(shape)}")
     if spec.dtype == "string":
         return strings(flat).reshape(shape)
     check_types(flat, spec)
     return numbers(flat, spec).reshape(shape)
+
+
+def fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    return len(shape) == len(wanted) and all(want in (-1, got) for want, got in zip(wanted, shape, strict=True))
 
 
 def flattened(values: Any, spec: TensorSpec) -> tuple[tuple[int, ...], list[Any]]:
@@ -290,7 +306,7 @@ def write_predict(outputs: Mapping[str, np.ndarray], layout: Literal["row", "col
     if len(outputs) == 1:
         ((name, array),) = outputs.items()
         if array.ndim:
-            return b'{"predictions":' + json_of(name, array) + b"}"
+            return b'{"predictions":%b}' % json_of(name, array)
     sizes = {array.shape[0] if array.ndim else -1 for array in outputs.values()}
     if len(sizes) != 1 or -1 in sizes:
         raise BadValue(f"The outputs {listed(outputs)} have inconsistent batch sizes. Ask in column format ('inputs')")
@@ -303,6 +319,9 @@ def write_predict(outputs: Mapping[str, np.ndarray], layout: Literal["row", "col
 
 def json_of(name: str, array: Any) -> bytes:
     """A tensor as JSON; floats in the shortest form that is exact at their width, with bare NaN and Infinity."""
+    if type(array) is np.ndarray and array.dtype is FLOAT and array.ndim and array.flags.c_contiguous:  # what nearly every output is
+        text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+        return text if b"null" not in text else _with_tokens(text, array)
     array = np.asarray(array)
     kind = array.dtype.kind
     if kind in "OSU":
@@ -312,9 +331,11 @@ def json_of(name: str, array: Any) -> bytes:
     if kind == "f" and array.itemsize == 2:
         array = array.astype(np.float32)  # TF Serving has no JSON for half at all; a wider float loses nothing
     text = orjson.dumps(array if array.flags.c_contiguous else np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
-    if kind != "f" or b"null" not in text:
-        return text
-    # The writer puts null for each value that JSON has no word for, in order.
+    return text if kind != "f" or b"null" not in text else _with_tokens(text, array)
+
+
+def _with_tokens(text: bytes, array: np.ndarray) -> bytes:
+    """`text` of `array`, in which the writer has put null for each value that JSON has no word for, in order."""
     odd = array[~np.isfinite(array)].tolist()
     tokens = ["NaN" if value != value else "Infinity" if value > 0 else "-Infinity" for value in odd]
     pieces = text.split(b"null")
@@ -335,11 +356,15 @@ def shown(value: Any) -> str:
     """A value of a request for an error's text, bounded."""
     if isinstance(value, (dict, list)) and len(value) > 20:
         return f"{json_type(value)} of {len(value)}"
+    text = ""
     try:
-        text = json.dumps(value)
+        for piece in ENCODER.iterencode(value):  # piece by piece: a request's value may be its whole body
+            text += piece[: SHOWN + 1]
+            if len(text) > SHOWN:
+                return text[:SHOWN] + "..."
     except (TypeError, ValueError, RecursionError):
-        text = json_type(value)
-    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
+        return json_type(value)
+    return text
 
 
 def json_type(value: Any) -> str:

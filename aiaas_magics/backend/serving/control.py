@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,13 +22,15 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from aiaas_magics import errors, wire
-from aiaas_magics.errors import AiaasBug, AiaasError
+from aiaas_magics.backend.serving.figures import Counts
+from aiaas_magics.errors import AiaasBug, AiaasError, InvalidSpec
 from aiaas_magics.routing import Routing, Scaling
 from aiaas_magics.spec import DeploySpec, Value, VersionView
 
 log = logging.getLogger(__name__)
 
 LINE_BYTES: Final = 4 * 1024 * 1024  # guess: the interface of a model with some ten thousand inputs
+MOST_FRONT_ENDS: Final = 64  # guess: more processes than a machine has cores only wait for each other
 CONNECT_S: Final = 5.0  # guess: the process answers from its event loop, which no model blocks
 
 
@@ -64,15 +67,27 @@ class Retire(Call, frozen=True, kw_only=True, tag="retire"):
     name: str
 
 
+class Withdraw(Call, frozen=True, kw_only=True, tag="withdraw"):
+    """Let an endpoint answer no more, while its versions stay loaded; or again."""
+
+    name: str
+    withdrawn: bool
+
+
 class Status(Call, frozen=True, tag="status"):
     """Every version of every endpoint."""
+
+
+class Collect(Call, frozen=True, tag="collect"):
+    """What each front end has counted."""
 
 
 class Stop(Call, frozen=True, tag="stop"):
     """Answer what is being answered, then end."""
 
 
-AnyCall = Hello | Load | Route | Scale | Retire | Status | Stop
+Change = Load | Route | Scale | Retire | Withdraw
+AnyCall = Hello | Load | Route | Scale | Retire | Withdraw | Status | Collect | Stop
 
 
 class Ask(Value, frozen=True, kw_only=True):
@@ -80,11 +95,25 @@ class Ask(Value, frozen=True, kw_only=True):
     call: AnyCall
 
 
+class CountsOf(Value, frozen=True, kw_only=True):
+    name: str
+    version: int
+    counts: Counts
+
+
+class Told(Value, frozen=True, kw_only=True):
+    """What one front end has counted of the versions that it has."""
+
+    pid: int  # 0: those that are gone
+    counted: tuple[CountsOf, ...] = ()
+
+
 class Reply(Value, frozen=True, kw_only=True):
     """The answer: a value, or the class and arguments of one of our errors."""
 
     view: VersionView | None = None
     status: dict[str, list[VersionView]] | None = None
+    told: tuple[Told, ...] = ()
     error: str = ""
     type: str = ""
     args: tuple[Any, ...] = ()
@@ -92,6 +121,14 @@ class Reply(Value, frozen=True, kw_only=True):
 
 Answering = Callable[[AnyCall], Awaitable[Reply]]
 T = TypeVar("T")
+
+
+def check_front_ends(number: int) -> None:
+    """Raises `InvalidSpec` for a number of front ends that cannot be."""
+    if not 1 <= number <= MOST_FRONT_ENDS:
+        raise InvalidSpec(f"--front-ends {number}: between 1 and {MOST_FRONT_ENDS} are possible. Use 1 to start with.")
+    if number > 1 and os.name != "posix":
+        raise InvalidSpec(f"--front-ends {number}: processes cannot inherit a listening socket on this system. Leave --front-ends out.")
 
 
 # --------------------------------------------------------------------------- the process's end
@@ -134,13 +171,18 @@ async def _answered(line: bytes, secret: str, answer: Answering) -> Reply:
         return failure(AiaasBug(f"a control message was not understood: {error}"))
     if not hmac.compare_digest(ask.secret.encode(), secret.encode()):
         return Reply(type="NotAuthorised", args=("the control socket",), error="wrong secret")
+    return await replied(answer(ask.call), to=ask.call)
+
+
+async def replied(answering: Awaitable[Reply], *, to: Call) -> Reply:
+    """The reply, whatever it turns out to be: an error becomes data."""
     try:
-        return await answer(ask.call)
+        return await answering
     except AiaasError as error:
         return failure(error)
     except Exception as error:  # border: loading runs foreign libraries; the caller gets a sentence, the log the trace
         log.exception("a control call failed")
-        return failure(AiaasBug(f"{type(ask.call).__name__} failed: {type(error).__name__}: {error}"))
+        return failure(AiaasBug(f"{type(to).__name__} failed: {type(error).__name__}: {error}"))
 
 
 def failure(error: AiaasError) -> Reply:
@@ -195,7 +237,11 @@ async def ask_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sec
     line = await reader.readline()
     if not line.endswith(b"\n"):
         raise ConnectionError("the process ended before it answered")
-    reply = wire.decode(line, Reply)
+    return checked(wire.decode(line, Reply))
+
+
+def checked(reply: Reply) -> Reply:
+    """`reply` itself; raises the error that it holds."""
     if reply.type:
         raise revived(reply)
     return reply

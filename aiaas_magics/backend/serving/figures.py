@@ -2,16 +2,18 @@
 
 Owns the counting. It happens once a request on the way of every answer, so it is plain integers and
 no lock: everything here is called in the event loop. Showing the numbers belongs to `metrics` and to
-the protocols.
+the protocols, fetching those of other processes to `front_ends`.
 """
 
 from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
+
+from aiaas_magics.spec import Value
 
 PRECISION_BITS: Final = 7  # of a duration's leading bits that are kept: buckets are at most 0.8 % wide
 
@@ -29,10 +31,17 @@ class Durations:
 
     def add(self, duration_us: int) -> None:
         self.total_us += duration_us
+        shift = duration_us.bit_length() - PRECISION_BITS - 1  # `bucket_of`, without a call: this is on the way of every answer
         try:
-            self.counts[bucket_of(duration_us)] += 1
+            self.counts[duration_us if shift <= 0 else (shift << PRECISION_BITS) + (duration_us >> shift)] += 1
         except IndexError:
             self.counts[-1] += 1
+
+    def merge(self, counts: Iterable[tuple[int, int]], total_us: int) -> None:
+        """Count what another histogram has: its buckets with their counts, and the sum of its durations."""
+        for bucket, count in counts:
+            self.counts[bucket] += count
+        self.total_us += total_us
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -90,7 +99,8 @@ class Figures:
     rows: int = 0
     queue_ns: int = 0  # summed over requests
     compute_ns: int = 0  # summed over batches
-    last_s: float = 0.0  # unix time of the last answer
+    last_s: float = 0.0  # unix time of the last batch's end
+    newest: tuple[float, float] = (0.0, 0.0)  # of the batch that is being answered: when it began, by the monotonic clock; its compute time
     latency: Durations = field(default_factory=Durations)  # from the whole request to its answer, in this process
     batches: dict[int, Spent] = field(default_factory=dict)  # by rows
     dispatch: dict[str, int] = field(default_factory=dict)  # why a batch began when it did
@@ -104,10 +114,67 @@ class Figures:
         spent.compute_ns += compute_ns
         self.compute_ns += compute_ns
         self.queue_ns += waited_ns
+        self.last_s = time.time()
         self.dispatch[why] = self.dispatch.get(why, 0) + 1
 
     def answered(self, *, rows: int, took_ns: int) -> None:
         self.requests += 1
         self.rows += rows
-        self.last_s = time.time()
         self.latency.add(took_ns // 1000)
+
+    def counts(self) -> Counts:
+        """What was counted until now, as a value."""
+        return Counts(
+            requests=self.requests,
+            failed=self.failed,
+            refused=self.refused,
+            rows=self.rows,
+            queue_ns=self.queue_ns,
+            compute_ns=self.compute_ns,
+            last_s=self.last_s,
+            latency={bucket: count for bucket, count in enumerate(self.latency.counts) if count},
+            latency_us=self.latency.total_us,
+            batches={rows: (spent.count, spent.compute_ns) for rows, spent in self.batches.items()},
+            dispatch=dict(self.dispatch),
+        )
+
+    def merge(self, other: Counts) -> None:
+        """Count what another front end has counted of the same version: all of it are sums, but for the time of the last answer."""
+        self.requests += other.requests
+        self.failed += other.failed
+        self.refused += other.refused
+        self.rows += other.rows
+        self.queue_ns += other.queue_ns
+        self.compute_ns += other.compute_ns
+        self.last_s = max(self.last_s, other.last_s)
+        self.latency.merge(other.latency.items(), other.latency_us)
+        for rows, (count, compute_ns) in other.batches.items():
+            spent = self.batches.setdefault(rows, Spent())
+            spent.count += count
+            spent.compute_ns += compute_ns
+        for why, count in other.dispatch.items():
+            self.dispatch[why] = self.dispatch.get(why, 0) + count
+
+
+class Counts(Value, frozen=True, kw_only=True):
+    """`Figures` on their way between processes."""
+
+    requests: int
+    failed: int
+    refused: int
+    rows: int
+    queue_ns: int
+    compute_ns: int
+    last_s: float
+    latency: dict[int, int]  # by bucket
+    latency_us: int
+    batches: dict[int, tuple[int, int]]  # by rows: how many, and their nanoseconds in the engine
+    dispatch: dict[str, int]
+
+
+def summed(found: Iterable[Counts]) -> Figures:
+    """The figures of a version over all who counted it."""
+    figures = Figures()
+    for counts in found:
+        figures.merge(counts)
+    return figures

@@ -7,6 +7,8 @@ them, and to `host`, which reads them.
     port           the port that was listened on last; taken again if it is free
     grpc_port      the same for gRPC
     process.json   who runs now: see `Running`
+    beside.json    the front ends beside it
+    connections    how many each of them has, mapped by all; see `taking`
     control.sock   where `control` listens, on systems that have Unix sockets
     lock           held by the living process
     log.txt        what it said
@@ -18,9 +20,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from aiaas_magics import wire
 from aiaas_magics.backend.disk import write_private
@@ -40,6 +44,14 @@ class Running(Value, frozen=True, kw_only=True):
     secret: str
     version: str
     grpc: str = ""  # host:port for gRPC
+    front_ends: int = 1
+
+
+class Started(Value, frozen=True, kw_only=True):
+    """A process, by its pid and its create time."""
+
+    pid: int
+    started: float
 
 
 class Files:
@@ -50,6 +62,7 @@ class Files:
         self.log = self.folder / "log.txt"
         self.scratch = self.folder / "scratch"
         self.socket = self.folder / "control.sock"
+        self.connections = self.folder / "connections"
         self._process = self.folder / "process.json"
 
     def make(self) -> None:
@@ -98,6 +111,16 @@ class Files:
     def keep_withdrawn(self, names: Collection[str]) -> None:
         write_private(self.folder / "withdrawn.json", wire.encode(sorted(names)))
 
+    def expected(self) -> list[str]:
+        """The endpoints that a process which starts now will be given."""
+        try:
+            return wire.decode((self.folder / "expected.json").read_bytes(), list[str])
+        except (OSError, wire.Malformed):
+            return []
+
+    def keep_expected(self, names: Collection[str]) -> None:
+        write_private(self.folder / "expected.json", wire.encode(sorted(names)))
+
     def running(self) -> Running | None:
         """Who ran last; whether it still lives is for the caller to find out."""
         try:
@@ -111,17 +134,40 @@ class Files:
     def forget_running(self) -> None:
         self._process.unlink(missing_ok=True)
 
+    def beside(self) -> list[Started]:
+        """The front ends that lived last."""
+        try:
+            return wire.decode((self.folder / "beside.json").read_bytes(), list[Started])
+        except (OSError, wire.Malformed):
+            return []
+
+    def keep_beside(self, living: Sequence[Started]) -> None:
+        write_private(self.folder / "beside.json", wire.encode(living))
+
     @contextmanager
-    def lock(self) -> Iterator[bool]:
-        """Whether this process is the only one in the folder, from here to the end of the `with`."""
+    def lock(self) -> Iterator[int | None]:
+        """None where another process lives in the folder; else it is locked to the end of the `with`.
+
+        Whoever inherits the descriptor that this gives keeps it locked for as long as it lives.
+        """
         with (self.folder / "lock").open("a") as handle:
-            yield _locked(handle.fileno())
+            yield handle.fileno() if _locked(handle.fileno()) else None
 
     def log_tail(self, lines: int = 5) -> str:
         try:
             return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
         except OSError:
             return ""
+
+
+def is_alive(started: Running | Started) -> bool:
+    """Whether that very process lives: a pid that was given out again is another process."""
+    try:
+        process = psutil.Process(started.pid)
+        # psutil rounds create times by the clock's ticks, 10 ms
+        return bool(abs(process.create_time() - started.started) < 0.1 and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def _locked(descriptor: int) -> bool:

@@ -26,6 +26,7 @@ from msgspec.structs import replace
 
 from aiaas_magics.backend.serving.control import (
     AnyCall,
+    Collect,
     Hello,
     Load,
     Reply,
@@ -34,11 +35,12 @@ from aiaas_magics.backend.serving.control import (
     Scale,
     Status,
     Stop,
+    Told,
     ask_on,
     call_at,
     connection,
 )
-from aiaas_magics.backend.serving.files import Files, Running
+from aiaas_magics.backend.serving.files import Files, Running, is_alive
 from aiaas_magics.backend.serving.scaling import scaled
 from aiaas_magics.errors import AiaasBug, AiaasError, BackendTooSlow, CannotStart, UnknownName
 from aiaas_magics.routing import Routing, Scaling, without
@@ -74,9 +76,13 @@ class InferenceHost:
 
     Promises: after `start` it answers, with the port and token of last time; after it died it
     is back with the same endpoints by itself; `close` lets it live on, `stop` ends it.
+
+    Args:
+        front_ends: How many processes answer on its port; the one that this host talks to is the first of them, and keeps the others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, front_ends: int = 1) -> None:
+        self._front_ends = front_ends
         self._files: Files | None = None
         self._running: Running | None = None
         self._command: list[str] = []
@@ -134,11 +140,12 @@ class InferenceHost:
         self._command += ["--parent", str(os.getpid())]
         self._command += ["--port", str(port)] if port else []
         self._command += ["--tls-cert", cert, "--tls-key", key] if tls else []
+        self._command += ["--front-ends", str(self._front_ends)] if self._front_ends > 1 else []
         self._known = {}
         for record in sorted(recorded, key=lambda record: record.version):
             self._known.setdefault(record.spec.name, []).append(record)
         running = await self._living()
-        if running is not None and (running.host, running.tls) != (host, cert):
+        if running is not None and (running.host, running.tls, running.front_ends) != (host, cert, self._front_ends):
             await self._end(running)
             running = None
         try:
@@ -213,6 +220,14 @@ class InferenceHost:
         """Every endpoint with its versions, the newest first, some of the past among them."""
         return (await self._call(Status(), answer_s=ANSWER_S)).status or {}
 
+    async def collect(self) -> tuple[Told, ...]:
+        """What each front end has counted.
+
+        Raises:
+            BackendTooSlow: one of them does not answer.
+        """
+        return (await self._call(Collect(), answer_s=ANSWER_S)).told
+
     async def close(self) -> None:
         """Let go of the process without ending it."""
         await self._stop_watching()
@@ -283,6 +298,7 @@ class InferenceHost:
     async def _launch(self) -> Running:
         assert self._files is not None
         self._files.forget_running()
+        self._files.keep_expected(self._known)
         with self._files.log.open("ab") as output:
             self._child = subprocess.Popen(  # noqa: ASYNC220 - a spawn is over in a millisecond, and the child must outlive this loop
                 self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, close_fds=True
@@ -424,13 +440,3 @@ def _load_call(record: Recorded) -> Load:
 def ready_in(views: Sequence[VersionView]) -> set[int]:
     """The versions that may answer."""
     return {view.version for view in views if view.state == "AVAILABLE"}
-
-
-def is_alive(running: Running) -> bool:
-    """Whether that very process lives: a pid that was given out again is another process."""
-    try:
-        process = psutil.Process(running.pid)
-        # psutil rounds create times by the clock's ticks, 10 ms
-        return bool(abs(process.create_time() - running.started) < 0.1 and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False

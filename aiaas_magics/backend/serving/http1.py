@@ -9,8 +9,6 @@ route) goes to `app`. Both ask the same guard, routes and protocols, so that ans
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from dataclasses import dataclass
 from typing import Any, Final
 
 import httptools
@@ -19,57 +17,16 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from aiaas_magics.backend.guard import ALLOW, facts_of
 from aiaas_magics.backend.serving import inferring
 from aiaas_magics.backend.serving.app import App, BodyTooSlow
-from aiaas_magics.backend.serving.protocols import JSON, Headers, InferenceProtocol, Request, Response, Route, error
+from aiaas_magics.backend.serving.protocols import JSON, Headers, Response, error
+from aiaas_magics.backend.serving.short import UNKNOWN, Asked, Known, Pending, Slot, known_of
 
 HEAD_BYTES: Final = 64 * 1024  # as h11, uvicorn's other protocol, by default
 HEAD_S: Final = 10.0  # guess: a head is one packet; a sender that needs longer holds a connection for nothing
 SHORT_BYTES: Final = 256 * 1024  # guess: reading a larger body costs more than the longer way
 HEADS: Final = 1024  # guess: heads that are known by their bytes; they differ in the body's length
+LAST_LOOK_S: Final = 0.05  # guess: a request that was sent before the end is read by then
 KNOWN_HEAD_BYTES: Final = 2048  # guess: of longer ones too few are the same
 PENDING: Final = 64  # guess: requests of one connection that wait for their answers before it is read on
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A request's head, without its content-length, and what was decided of it: a client's next one mostly is the same."""
-
-    url: bytes
-    raw: list[tuple[bytes, bytes]]
-    headers: Headers  # with names in lower case
-    path: str
-    protocol: InferenceProtocol
-    route: Route
-
-
-UNKNOWN: Final[tuple[Known | None, int]] = (None, 0)
-
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    """A prediction's place in the order of a connection's answers."""
-
-    response: Response | None = None
-
-
-class Pending:
-    """The predictions of one connection that are not answered yet.
-
-    Stands where uvicorn keeps the request that it is carrying out (`cycle`), so that what comes after them on the same
-    connection, and a shutdown, waits for them as for any other.
-    """
-
-    def __init__(self) -> None:
-        self.slots: deque[Slot] = deque()
-        self.keep_alive = True
-        self.disconnected = False
-        self.message_event = self
-
-    @property
-    def response_complete(self) -> bool:
-        return not self.slots
-
-    def set(self) -> None:
-        """Nobody waits for messages here."""
 
 
 class Http1(HttpToolsProtocol):
@@ -88,21 +45,25 @@ class Http1(HttpToolsProtocol):
     _length = b""
     _held = 0
     _body_deadline: asyncio.TimerHandle | None = None
+    _reader_deadline: asyncio.TimerHandle | None = None
     _last_s = 0.0
+    _ending = False  # a shutdown came
+    _said_end = False
     _end: Response | None = None  # to be sent when all whole requests that came before are answered
     _default_headers: object = None
     _plain_head = b""  # of an answer with a JSON body and nothing special, up to the body's length
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._pending = Pending()
+        client = b"%s:%d" % (self.client[0].encode(), self.client[1]) if self.client else b""
+        self._pending = Pending(self.app.registry, client, self._flush)
         self._body: list[bytes] = []
-        self._client = b"%s:%d" % (self.client[0].encode(), self.client[1]) if self.client else b""
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         self._release()
+        self._forget_reader()
         self._pending.slots.clear()
         super().connection_lost(exc)
 
@@ -119,9 +80,7 @@ class Http1(HttpToolsProtocol):
                 return
         self._taken = UNKNOWN
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._unsupported_upgrade_warning()
+            self._feed(data)
         except httptools.HttpParserError:
             self.send_400_response("This is not valid HTTP/1.1. Check what sends this request.")
             return
@@ -138,6 +97,26 @@ class Http1(HttpToolsProtocol):
         elif self._short is not None and not self._held:
             self._hold()
 
+    def _feed(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offered:
+                # The parser reads on as another protocol, which nobody here speaks: what comes is read as if it had not been offered.
+                data = self._head_without_offer() + data[offered.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            else:
+                return
+
+    def _head_without_offer(self) -> bytes:
+        """The head that was just read, with what offered another protocol left out (RFC 9110, 7.8: an offer may be passed over)."""
+        headers = [(name, value) for name, value in self.headers if name.lower() not in (b"upgrade", b"connection")]
+        closes = any(b"close" in value.lower() for name, value in self.headers if name.lower() == b"connection")
+        headers += [(b"connection", b"close")] if closes else []
+        headers += [(b"content-length", self._length)] if self._length else []
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode(), _lines(headers))
+
     # ------------------------------------------------------------------ the parser's calls
 
     def on_message_begin(self) -> None:
@@ -152,6 +131,10 @@ class Http1(HttpToolsProtocol):
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise httptools.HttpParserError
+            return  # it comes again, without
         self._in_head = False
         self._disarm()
         self._short = self._known_head() if self._is_free() and self._is_short() else None
@@ -187,7 +170,7 @@ class Http1(HttpToolsProtocol):
         route = protocol.find_route("POST", path)
         if isinstance(route, Response) or not route.infers:
             return None
-        return Known(self.url, self.headers, headers, path, protocol, route)
+        return known_of(self.url, self.headers, headers, path, protocol, route)
 
     def _as_uvicorn(self) -> None:
         url, headers = self.url, [(name.lower(), value) for name, value in self.headers]
@@ -198,6 +181,8 @@ class Http1(HttpToolsProtocol):
         self.scope["headers"] = headers
         self.expect_100_continue = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
         super().on_headers_complete()
+        if self._ending:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         if self._short is None:
@@ -206,12 +191,16 @@ class Http1(HttpToolsProtocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
+        if self._in_head:
+            return
         self._between = True
         known, self._short = self._short, None
         if known is None:
             super().on_message_complete()
             return
         self._release()
+        if self._ending:
+            self._pending.keep_alive = False
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._taken = known, len(body)
         self._take(known, body)
@@ -226,31 +215,28 @@ class Http1(HttpToolsProtocol):
 
     def _take(self, known: Known, body: bytes) -> None:
         """Have a request answered below ASGI."""
-        slot = Slot()
-        self._pending.slots.append(slot)
-        self.cycle = self._pending
-        if len(self._pending.slots) >= PENDING:
+        pending = self._pending
+        asked = Asked(pending, known, body)
+        pending.slots.append(asked)
+        self.cycle = pending
+        if len(pending.slots) >= PENDING:
             self.flow.pause_reading()
-
-        def done(response: Response) -> None:
-            slot.response = response
-            self._flush()
-
-        request = Request(method="POST", path=known.path, headers=known.headers, body=body, client=self._client)
-        inferring.begin(self.app.registry, known.protocol, known.route, request, done)
+        if known.place is None:
+            asked.begin()
+        else:
+            self.app.together.add(known.place, asked)
 
     # ------------------------------------------------------------------ answers
 
     def _flush(self) -> None:
         """Send what may be sent: answers leave in the order of their requests."""
         slots = self._pending.slots
-        if not slots or (response := slots[0].response) is None:
-            return
-        slots.popleft()
-        out = self._bytes_of(response, is_last=not slots)
+        out = b""
         while slots and (response := slots[0].response) is not None:
             slots.popleft()
             out += self._bytes_of(response, is_last=not slots)
+        if not out:
+            return
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -290,13 +276,34 @@ class Http1(HttpToolsProtocol):
             body,
         )
 
+    def shutdown(self) -> None:
+        """Answer what came or has begun to come, and close with the last answer; with nothing of that, in a moment."""
+        self._ending = True
+        if self._has_begun():
+            return  # it is the last one
+        if self._is_free():
+            self._pending.keep_alive = False
+            self.loop.call_later(LAST_LOOK_S, self._close_if_idle)
+        else:
+            self.cycle.keep_alive = False
+
+    def _has_begun(self) -> bool:
+        """Whether a request is being read that is nobody's yet."""
+        return not self._between and (self._in_head or self._short is not None)
+
+    def _close_if_idle(self) -> None:
+        if self._is_free() and not self._pending.slots and not self._has_begun():
+            self.transport.close()
+
     def pause_writing(self) -> None:
         """The other side does not read its answers: no more of its requests are read either."""
         super().pause_writing()
         self.flow.pause_reading()
+        self._watch_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._forget_reader()
         if self._is_free() and len(self._pending.slots) < PENDING:
             self.flow.resume_reading()
 
@@ -332,18 +339,33 @@ class Http1(HttpToolsProtocol):
         self._short, self._body = None, []
         self._end_with(error(408, str(BodyTooSlow(self.app.body_s))))
 
+    def _watch_reader(self) -> None:
+        """An answer must be taken off, be it slowly: it is memory."""
+        self._reader_deadline = self.loop.call_later(self.app.body_s, self._look_at_reader, self.transport.get_write_buffer_size())
+
+    def _look_at_reader(self, unread: int) -> None:
+        if self.transport.get_write_buffer_size() < unread:
+            self._watch_reader()
+        else:
+            self.transport.abort()
+
+    def _forget_reader(self) -> None:
+        if self._reader_deadline is not None:
+            self._reader_deadline.cancel()
+            self._reader_deadline = None
+
     def send_400_response(self, msg: str) -> None:
         self._end_with(error(400, msg))
 
     def _end_with(self, response: Response) -> None:
         """Answer what came whole before, then this, and read nothing more."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._said_end:
             return
         self.flow.pause_reading()
         if (self.pipeline or not self._is_free()) and (self._between or self._in_head):
             self._end = response
             return
-        self._pending.keep_alive = False
+        self._said_end, self._pending.keep_alive = True, False
         self._pending.slots.append(Slot(response))
         self._flush()
 

@@ -18,8 +18,10 @@ import numpy as np
 from aiaas_magics.backend.serving.batching import QueueFull, TooLate
 from aiaas_magics.backend.serving.compression import LARGE, compressed, encoding_for
 from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
+from aiaas_magics.backend.serving.everywhere import Everywhere, look
 from aiaas_magics.backend.serving.protocols import (
     BadValue,
+    FormOf,
     InferenceProtocol,
     Request,
     Response,
@@ -31,24 +33,33 @@ from aiaas_magics.backend.serving.protocols import (
 )
 from aiaas_magics.backend.serving.registry import NotServed, Registry, UnknownLabel, Version
 from aiaas_magics.backend.serving.replicas import Answer
+from aiaas_magics.errors import BackendError
 from aiaas_magics.spec import DeploySpec
 
 log = logging.getLogger(__name__)
 
-NO_OP: Final = b"aiaas-no-op"  # a header: the request is read and answered as any other, but nothing is computed
-
 # What a path begins with says which protocol it is; every other path is a page of ours, or nothing.
 PROTOCOLS: Final = MappingProxyType[str, InferenceProtocol]({"/v1/": tfserving, "/v2/": openinference, "/v2": openinference})
+
+
+# What may be read and answered together with others, by protocol and route.
+PLAIN_FORMS: Final = MappingProxyType[tuple[InferenceProtocol, str], FormOf](
+    {(tfserving, "predict"): tfserving.plain_form, (openinference, "infer"): openinference.plain_form}
+)
 
 
 def protocol_of(path: str) -> InferenceProtocol:
     return PROTOCOLS.get(path[:4].lower(), describing)
 
 
-async def respond(registry: Registry, protocol: InferenceProtocol, route: Route, request: Request) -> Response:
-    """The answer to a request on `route`, whatever it asks for."""
+async def respond(
+    registry: Registry, protocol: InferenceProtocol, route: Route, request: Request, everywhere: Everywhere | None = None
+) -> Response:
+    """The answer to a request on `route`, whatever it asks for; of all front ends, where there are several."""
     if not route.infers:
-        return protocol.look(registry, route, request)
+        if everywhere is None:
+            return protocol.look(registry, route, request)
+        return await look(everywhere, registry, protocol, route, request)
     answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
     begin(registry, protocol, route, request, lambda response: None if answered.done() else answered.set_result(response))
     return await answered
@@ -57,13 +68,15 @@ async def respond(registry: Registry, protocol: InferenceProtocol, route: Route,
 def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request: Request, done: Callable[[Response], None]) -> None:
     """Have an inference request answered: `done` is called once, now or later in the event loop."""
     began_ns = time.perf_counter_ns()
+    if registry.tracing is not None:
+        protocol, done = registry.tracing.around(protocol, route, request, done)
     version = find(registry, protocol, route, request)
     if isinstance(version, Response):
         done(version)
         return
     try:
         call = protocol.read(route, request, version)
-        if request.header(NO_OP) is not None:
+        if not request.computes:
             done(call.response(nothing(version.spec, call.rows)))
             return
         executor = version.enter()
@@ -124,6 +137,8 @@ def find(registry: Registry, protocol: InferenceProtocol, route: Route, request:
     except UnknownLabel:
         return protocol.unknown_label(route.label or "")
     except NotServed:
+        if route.name in registry.expected:
+            return error(503, f"{route.name} is being brought back. Try again in a moment.", ((b"retry-after", b"1"),))
         return protocol.not_ready(route) if registry.knows(route.name, route.version) else protocol.not_found(route)
 
 
@@ -132,6 +147,8 @@ def refusal(fault: Exception) -> Response:
     match fault:
         case BadValue():
             return error(fault.status, fault.text)
+        case BackendError():  # front ends that should have answered together
+            return error(503, str(fault), ((b"retry-after", b"1"),))
         case EngineRefused():
             return error(400, f"The model cannot compute this input: {fault}")
         case QueueFull():

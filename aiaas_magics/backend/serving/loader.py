@@ -1,13 +1,14 @@
 """From an artefact on disk to a version that answers: open, prove, warm, flip, drain.
 
 Owns the order of these, and that a failure anywhere leaves what answered before untouched.
-Each part belongs to its own module: `engines`, `proof`, `replicas`, `registry`.
+Each part belongs to its own module: `engines`, `proof`, `replicas`, `registry`, `steps`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -21,13 +22,15 @@ import numpy as np
 from msgspec import structs
 
 from aiaas_magics.backend.serving.batching import Limits
+from aiaas_magics.backend.serving.control import Change, Load, Retire, Route, Scale, Withdraw
 from aiaas_magics.backend.serving.engines import Engine, open_engine
 from aiaas_magics.backend.serving.proof import Proof, Samples, prove, read_samples
-from aiaas_magics.backend.serving.registry import Executor, NotServed, Registry, Version
+from aiaas_magics.backend.serving.registry import Executor, Registry, Version
 from aiaas_magics.backend.serving.replicas import Inline, Replicas
-from aiaas_magics.backend.serving.scaling import DOWN_WINDOWS, Window, scaled, totals_of, wanted, window_between
+from aiaas_magics.backend.serving.scaling import DOWN_WINDOWS, Window, totals_of, wanted, window_between
+from aiaas_magics.backend.serving.steps import Flip, Loading, Rescaling, Retiring, Step, Withdrawing, alone, ended, known
 from aiaas_magics.clock import Clock
-from aiaas_magics.errors import InvalidSpec, NotScaled, UnknownName
+from aiaas_magics.errors import InvalidSpec, NotScaled
 from aiaas_magics.routing import Routing, Scaling
 from aiaas_magics.spec import DeploySpec, VersionView
 
@@ -41,10 +44,14 @@ TIMED_RUNS: Final = 5
 
 
 class Loader:
-    """Loads and retires versions of one registry."""
+    """Loads and retires versions of one registry.
 
-    def __init__(self, registry: Registry, *, clock: Clock, scratch: Path, limits: Limits) -> None:
-        self._registry, self._clock, self._scratch, self._limits = registry, clock, scratch, limits
+    Args:
+        share: How many processes do the same on these cores.
+    """
+
+    def __init__(self, registry: Registry, *, clock: Clock, scratch: Path, limits: Limits, share: int = 1) -> None:
+        self._registry, self._clock, self._scratch, self._limits, self._share = registry, clock, scratch, limits, share
         self._scaling = asyncio.Lock()
         self._seen: dict[Version, Seen] = {}
 
@@ -55,25 +62,9 @@ class Loader:
             ProofFailed: the engine differs from Keras on the samples.
             InvalidSpec: the artefact or the samples are refused.
         """
-        version = Version(
-            number=number, spec=spec, created_s=self._clock.now_s(), files=(artefact, samples), body_bytes=self._limits.body_bytes
-        )
-        self._registry.begin(version)
-        try:
-            # In a thread: opening and proving take seconds, and requests go on meanwhile.
-            opened = await asyncio.to_thread(open_and_prove, spec, artefact, samples, self._scratch)
-            version.engine, version.proof = opened.engines[0].kind, opened.proof.largest
-            version.executor, version.replicas = self._executor(version, opened), spec.replicas
-            self._registry.ready(version)
-        except BaseException as error:
-            self._registry.failed(version, str(error))
-            if version.executor is not None:
-                await version.drain_and_close()
-            if isinstance(error, NotServed):
-                raise InvalidSpec(f"{error}. Run the cell again.") from error
-            raise
-        log.info("%s version %d is ready, %s engine, %.3g from Keras", spec.name, number, version.engine, version.proof)
-        return version.view()
+        loading = await self.loading(spec, number, artefact=artefact, samples=samples)
+        await alone(loading)
+        return loading.version.view()
 
     async def route(self, name: str, routing: Routing, *, keeps: int = 0, restores: bool = False) -> None:
         """Let requests go as `routing` says; versions that it has no use for are drained and closed, but the one that it `keeps`.
@@ -85,13 +76,7 @@ class Loader:
             UnknownName: there is no such endpoint.
             InvalidSpec: a version that it names is not ready.
         """
-        try:
-            dropped = self._registry.route(name, routing, keeps=keeps)
-            if restores:
-                self._registry.restore(name)
-        except NotServed as error:
-            raise UnknownName("endpoint", name, self._registry.names()) from error
-        await self._drop(dropped)
+        await alone(self.flip(name, routing, keeps=keeps, restores=restores))
 
     async def scale(self, name: str, scaling: Scaling) -> None:
         """Give every version of an endpoint so many executors; what the old ones have taken on they answer.
@@ -100,14 +85,73 @@ class Loader:
             UnknownName: there is no such endpoint.
             NotScaled: one could not be opened; all versions have what they had.
         """
-        async with self._scaling:
-            try:
-                versions = [version for version in self._registry.versions(name) if version.state == "AVAILABLE"]
-            except NotServed as error:
-                raise UnknownName("endpoint", name, self._registry.names()) from error
-            await self._rescale(versions, scaling.replicas)
-            for version in versions:
-                version.spec = scaled(version.spec, scaling)
+        await alone(await self.rescaling(name, scaling))
+
+    async def retire(self, name: str) -> None:
+        """Take an endpoint down, all versions of it; what is being answered is answered.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+        """
+        await alone(self.retiring(name))
+        log.info("%s is retired", name)
+
+    # ----------------------------------------------------------------- the same, prepared
+
+    async def prepare(self, change: Change) -> Step:
+        """All that may fail or takes long of a change; requests see nothing of it.
+
+        Raises:
+            AiaasError: it cannot be done; nothing was changed.
+        """
+        match change:
+            case Load():
+                return await self.loading(change.spec, change.version, artefact=Path(change.artefact), samples=Path(change.samples))
+            case Route():
+                return self.flip(change.name, change.routing, keeps=change.keeps, restores=change.restores)
+            case Scale():
+                return await self.rescaling(change.name, change.scaling)
+            case Retire():
+                return self.retiring(change.name)
+            case Withdraw():
+                return Withdrawing(self._registry, change.name, change.withdrawn)
+
+    async def loading(self, spec: DeploySpec, number: int, *, artefact: Path, samples: Path) -> Loading:
+        """As `load`, up to where the version becomes ready."""
+        version = Version(
+            number=number, spec=spec, created_s=self._clock.now_s(), files=(artefact, samples), body_bytes=self._limits.body_bytes
+        )
+        self._registry.begin(version)
+        try:
+            # In a thread: opening and proving take seconds, and requests go on meanwhile.
+            opened = await asyncio.to_thread(open_and_prove, spec, artefact, samples, self._scratch, cores=self._cores())
+            version.engine, version.proof = opened.engines[0].kind, opened.proof.largest
+            version.executor, version.replicas = self._executor(version, opened), spec.replicas
+        except BaseException as error:
+            self._registry.failed(version, str(error))
+            raise
+        log.info("%s version %d is proved, %s engine, %.3g from Keras", spec.name, number, version.engine, version.proof)
+        return Loading(self._registry, version)
+
+    def flip(self, name: str, routing: Routing, *, keeps: int = 0, restores: bool = False) -> Flip:
+        """As `route`, up to the flip."""
+        return Flip(self._registry, name, routing, keeps, restores)
+
+    async def rescaling(self, name: str, scaling: Scaling) -> Rescaling:
+        """As `scale`, with new executors that nobody uses yet. Until it is decided on, no other scaling begins."""
+        await self._scaling.acquire()
+        try:
+            with known(self._registry, name):
+                versions = list(self._registry.ready_versions(name).values())
+            opened = await self._opened_for(versions, scaling.replicas)
+        except BaseException:
+            self._scaling.release()
+            raise
+        return Rescaling(opened, scaling, self._scaling.release)
+
+    def retiring(self, name: str) -> Retiring:
+        """As `retire`, up to where it goes."""
+        return Retiring(self._registry, name)
 
     async def follow_load(self) -> None:
         """Give versions whose number of executors follows the load one more or one less, where the time since the last call asks for it."""
@@ -116,70 +160,51 @@ class Loader:
             self._seen = {version: self._seen.get(version) or Seen(version, self._clock.now_s()) for version in answering}
             for version, seen in self._seen.items():
                 seen.look(self._clock.now_s())
-                most = min(version.spec.most_replicas, max(version.spec.replicas, usable_cores()))
+                most = min(version.spec.most_replicas, max(version.spec.replicas, self._cores()))
                 number = wanted(tuple(seen.windows), replicas=version.replicas, least=version.spec.replicas, most=most)
                 if number != version.replicas:
                     log.info("%s version %d: %d executors, by its load", version.spec.name, version.number, number)
-                    await self._rescale([version], number)
+                    await alone(Rescaling(await self._opened_for([version], number)))
                     seen.windows.clear()
 
-    async def _rescale(self, versions: Sequence[Version], replicas: int) -> None:
-        """Open and prove for all before any is swapped: a version that cannot be opened so often leaves the others as they are too."""
+    async def _opened_for(self, versions: Sequence[Version], replicas: int) -> list[tuple[Version, Executor, int]]:
+        """Executors for all of them, before any is swapped: a version that cannot be opened so often leaves the others as they are too."""
         async with AsyncExitStack() as undo:
-            made = []
+            opened = []
             for version in versions:
                 executor = await self._opened_again(version, replicas)
                 undo.push_async_callback(executor.close)
-                made.append(executor)
+                opened.append((version, executor, replicas))
             undo.pop_all()
-        useless: list[Executor] = []
-        for version, executor in zip(versions, made, strict=True):
-            if version.executor is None:  # drained meanwhile
-                useless.append(executor)
-            else:
-                useless.append(version.executor)
-                version.executor, version.replicas = executor, replicas
-        await asyncio.gather(*(executor.close() for executor in useless))
+        return opened
+
+    def _cores(self) -> int:
+        """Those that fall to this process."""
+        return max(1, usable_cores() // self._share)
 
     async def _opened_again(self, version: Version, replicas: int) -> Executor:
         spec = structs.replace(version.spec, replicas=replicas)
         try:
-            return self._executor(version, await asyncio.to_thread(open_and_prove, spec, *version.files, self._scratch))
+            return self._executor(
+                version, await asyncio.to_thread(open_and_prove, spec, *version.files, self._scratch, cores=self._cores())
+            )
         except Exception as error:  # border: engines of any kind are opened here
             log.warning("%s version %d cannot be opened again", spec.name, version.number, exc_info=True)
             raise NotScaled(spec.name, replicas, version.number, str(error) or type(error).__name__) from error
 
-    async def _drop(self, versions: Sequence[Version]) -> None:
-        await asyncio.gather(*(version.drain_and_close() for version in versions))
-
     def _executor(self, version: Version, opened: Opened) -> Executor:
         spec, batchable = version.spec, opened.proof.batchable
-        limits = replace(self._limits, delay_s=spec.max_delay_us / 1e6)
-        replicas = Replicas(
-            opened.engines, name=f"{spec.name}-{version.number}", batchable=batchable, limits=limits, figures=version.figures
-        )
+        limits, row = replace(self._limits, delay_s=spec.max_delay_us / 1e6), row_bytes(spec)
+        name = f"{spec.name}-{version.number}"
+        replicas = Replicas(opened.engines, name=name, batchable=batchable, limits=limits, figures=version.figures, row_bytes=row)
         if opened.inline is None:
             return replicas
         limits = replace(limits, batch_rows=min(limits.batch_rows, opened.inline_rows))
-        return Inline(opened.inline, larger=replicas, batchable=batchable, limits=limits, figures=version.figures)
-
-    async def retire(self, name: str) -> None:
-        """Take an endpoint down, all versions of it; what is being answered is answered.
-
-        Raises:
-            UnknownName: there is no such endpoint.
-        """
-        try:
-            self._registry.restore(name)  # the name may be given to another
-            versions = self._registry.remove(name)
-        except NotServed as error:
-            raise UnknownName("endpoint", name, self._registry.names()) from error
-        await asyncio.gather(*(version.drain_and_close() for version in versions))
-        log.info("%s is retired", name)
+        return Inline(opened.inline, larger=replicas, batchable=batchable, limits=limits, figures=version.figures, row_bytes=row)
 
     async def close(self) -> None:
         for name in self._registry.names():
-            await self._drop(self._registry.remove(name))
+            await ended(self._registry.remove(name))
 
 
 class Seen:
@@ -210,13 +235,16 @@ class Opened:
         return [*self.engines, *([] if self.inline is None else [self.inline])]
 
 
-def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Path) -> Opened:
-    """One proved engine a replica; each has computed the samples once, so that the first request is not the slow one."""
+def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Path, *, cores: int) -> Opened:
+    """One proved engine a replica, which share `cores`.
+
+    Each has computed the samples once, so that the first request is not the slow one.
+    """
     for path in (artefact, samples):
         if not path.is_file():
             raise InvalidSpec(f"{path.name} of {spec.name} is not on this host. Run the cell again to send it anew.")
     replay = read_samples(samples, spec)
-    threads = max(1, usable_cores() // spec.replicas)
+    threads = max(1, cores // spec.replicas)
     proofs: list[Proof] = []
 
     def opened(threads: int) -> Engine:
@@ -238,6 +266,13 @@ def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Pat
     return Opened(engines=engines, proof=max(proofs, key=lambda proof: proof.largest), inline=inline, inline_rows=rows)
 
 
+def row_bytes(spec: DeploySpec) -> int | None:
+    """Bytes of one row of all inputs; None where rows may have different forms."""
+    if any(tensor.dtype == "string" or not tensor.shape or min(tensor.shape[1:], default=0) < 0 for tensor in spec.inputs):
+        return None
+    return sum(math.prod(tensor.shape[1:]) * np.dtype(tensor.dtype).itemsize for tensor in spec.inputs)
+
+
 def rows_within(limit_s: float, engine: Engine, samples: Samples) -> int:
     """How many rows `engine` computes in that time, by a straight line through the quickest of some runs of 1 and of 64 rows."""
     one, many = (quickest_s(engine, samples, rows) for rows in (1, TIMED_ROWS))
@@ -246,13 +281,14 @@ def rows_within(limit_s: float, engine: Engine, samples: Samples) -> int:
 
 
 def quickest_s(engine: Engine, samples: Samples, rows: int) -> float:
+    """Of this thread's own time, in which an engine of one thread computes: who else uses the machine now says nothing."""
     chosen = np.arange(rows) % samples.rows
     inputs = {name: np.ascontiguousarray(array[chosen]) for name, array in samples.inputs.items()}
     took = []
     for _ in range(TIMED_RUNS):
-        began = time.perf_counter()
+        began = time.thread_time()
         engine.run(inputs)
-        took.append(time.perf_counter() - began)
+        took.append(time.thread_time() - began)
     return min(took)
 
 

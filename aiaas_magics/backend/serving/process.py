@@ -15,25 +15,29 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import psutil
-import uvicorn
 
 from aiaas_magics import settings
 from aiaas_magics.backend.guard import LOOPBACK, Guard
-from aiaas_magics.backend.serving import control
+from aiaas_magics.backend.serving import control, tracing
 from aiaas_magics.backend.serving.app import BODY_BYTES, App
 from aiaas_magics.backend.serving.batching import Limits
-from aiaas_magics.backend.serving.control import Hello, Load, Reply, Retire, Route, Scale, Status, Stop
-from aiaas_magics.backend.serving.files import Files, Running
-from aiaas_magics.backend.serving.http1 import Http1
+from aiaas_magics.backend.serving.control import Collect, Hello, Load, Reply, Retire, Route, Scale, Status, Stop, Withdraw
+from aiaas_magics.backend.serving.everywhere import told
+from aiaas_magics.backend.serving.files import Files, Running, Started, is_alive
+from aiaas_magics.backend.serving.front_ends import FrontEnds
+from aiaas_magics.backend.serving.http_server import BACKLOG, Server, configured
 from aiaas_magics.backend.serving.loader import Loader
 from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.backend.serving.scaling import WINDOW_S
+from aiaas_magics.backend.serving.steps import alone
+from aiaas_magics.backend.serving.taking import Table
 from aiaas_magics.clock import SystemClock
 from aiaas_magics.errors import CannotStart, InvalidSpec
 from aiaas_magics.spec import Value
@@ -45,11 +49,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BACKLOG: Final = 2048  # uvicorn's own default
-DRAIN_S: Final = 10  # guess: what a request that runs at SIGTERM may still take
 DISOWNED_S: Final = 5.0  # guess: how soon a process without a folder is gone
 LOCK_S: Final = 10.0  # guess: a predecessor that drains is gone by then
-KEEP_ALIVE_S: Final = 75  # nginx's default; load balancers and clients count on more than uvicorn's 5 s
+ORPHANED_S: Final = 4.0  # guess: front ends whose first is gone end within 2 s, if they can
 
 
 class Options(Value, frozen=True, kw_only=True):
@@ -63,8 +65,10 @@ class Options(Value, frozen=True, kw_only=True):
     tls_key: str = ""
     body_bytes: int = BODY_BYTES
     parent: int = 0  # process that started this one, if it is to be looked for there
+    front_ends: int = 1  # processes that answer HTTP, this one among them
 
     def __post_init__(self) -> None:
+        control.check_front_ends(self.front_ends)
         if bool(self.tls_cert) != bool(self.tls_key):
             raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
         if not is_loopback(self.host) and not self.tls_cert:
@@ -80,13 +84,6 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server without its signal handlers: they would end the process before `run` has cleaned up."""
-
-    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
-        return contextlib.nullcontext()
-
-
 async def run(options: Options) -> None:
     """Serve until SIGTERM, SIGINT or a `Stop`.
 
@@ -96,26 +93,34 @@ async def run(options: Options) -> None:
     files = Files(Path(options.state))
     files.make()
     with contextlib.ExitStack() as held:
-        await _alone(files, held)
+        lock = await _alone(files, held)
         shutil.rmtree(files.scratch, ignore_errors=True)
         files.scratch.mkdir(mode=0o700)
         listener = held.enter_context(_listener(options, files))
         grpc_port = _grpc_port(options, files)
-        registry = Registry(withdrawn=files.withdrawn(), keep_withdrawn=files.keep_withdrawn)
-        loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=Limits(body_bytes=options.body_bytes))
-        guard = Guard(files.token().encode(), _hosts(options))
-        app = App(registry, guard, body_bytes=options.body_bytes)
-        server = Server(_uvicorn_config(app, options))
+        registry = Registry(withdrawn=files.withdrawn(), keep_withdrawn=files.keep_withdrawn, expected=files.expected())
+        registry.tracing = held.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
+        limits = Limits(body_bytes=options.body_bytes)
+        loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits, share=options.front_ends)
+        guard = Guard(files.token().encode(), hosts(options))
+        table = beside = None
+        if options.front_ends > 1:
+            table = Table(files.connections, 0)
+            beside = _front_ends(options, registry, loader, files, table, inherits=(listener.fileno(), lock))
+        app = App(registry, guard, body_bytes=options.body_bytes, everywhere=beside)
+        server = Server(configured(app, options.tls_cert, options.tls_key), table=table, ends_with=None if beside is None else beside.stop)
         _on_signals(lambda: setattr(server, "should_exit", True))
         secret = secrets.token_urlsafe(32)
         if options.parent and os.getppid() != options.parent:
             raise CannotStart("The inference process", "whoever started it ended first, so that nobody would find it", files.log.name)
-        grpc = asyncio.create_task(_serve_grpc(options, grpc_port, registry, guard, server))
-        async with control.listening(files.socket, secret=secret, answer=_answering(loader, registry, server, grpc)) as address:
+        grpc = asyncio.create_task(_serve_grpc(options, grpc_port, app, server))
+        async with control.listening(files.socket, secret=secret, answer=_answering(loader, beside, registry, server, grpc)) as address:
             files.keep_running(_running(options, listener, grpc_port, address, secret))
             watch = asyncio.create_task(_end_when_disowned(files, server))
-            following = asyncio.create_task(_follow_load(loader))
+            following = asyncio.create_task(follow_load(loader))
             try:
+                if beside is not None:
+                    beside.start()
                 await server.serve(sockets=[listener])
             finally:
                 watch.cancel()
@@ -124,10 +129,26 @@ async def run(options: Options) -> None:
                 try:
                     await (await grpc).stop()
                 finally:
+                    if beside is not None:
+                        await beside.stop()
                     await loader.close()
 
 
-async def _end_when_disowned(files: Files, server: uvicorn.Server) -> None:
+def _front_ends(
+    options: Options, registry: Registry, loader: Loader, files: Files, table: Table, *, inherits: tuple[int, int]
+) -> FrontEnds:
+    listener, lock = inherits
+    # -P: the folder that this process was started in is no place to import from.
+    command = [sys.executable, "-P", "-m", "aiaas_magics.backend.serving", "--state", options.state, "--host", options.host]
+    command += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key] if options.tls_cert else []
+    command += ["--body-bytes", str(options.body_bytes), "--front-ends", str(options.front_ends)]
+    command += ["--listener", str(listener), "--lock", str(lock)]
+    return FrontEnds(
+        registry, loader, number=options.front_ends, command=command, inherits=inherits, keep=files.keep_beside, gone=table.leave
+    )
+
+
+async def _end_when_disowned(files: Files, server: Server) -> None:
     """A process that its folder no longer names can be neither found nor stopped by anybody: it ends itself."""
     while True:
         await asyncio.sleep(DISOWNED_S)
@@ -137,7 +158,7 @@ async def _end_when_disowned(files: Files, server: uvicorn.Server) -> None:
             server.should_exit = True
 
 
-async def _follow_load(loader: Loader) -> None:
+async def follow_load(loader: Loader) -> None:
     while True:
         await asyncio.sleep(WINDOW_S)
         try:
@@ -152,19 +173,20 @@ def _forget(files: Files) -> None:
         files.forget_running()
 
 
-async def _serve_grpc(options: Options, port: int, registry: Registry, guard: Guard, server: Server) -> GrpcServer:
+async def _serve_grpc(options: Options, port: int, app: App, server: Server) -> GrpcServer:
     """gRPC beside HTTP, which does not wait for it: the libraries take a moment."""
     await asyncio.to_thread(_preload)
     from aiaas_magics.backend.serving.grpc.server import GrpcServer, Port
 
     try:
-        beside = GrpcServer(registry, guard, Port(host=options.host, number=port, message_bytes=options.body_bytes, tls=_tls(options)))
-        await beside.start()
+        where = Port(host=options.host, number=port, message_bytes=options.body_bytes, tls=_tls(options))
+        grpc = GrpcServer(app.registry, app.guard, where, everywhere=app.everywhere)
+        await grpc.start()
     except BaseException:
         # Somebody took the port in between, and is being sent our token: the next process has another port and token.
         server.should_exit = True
         raise
-    return beside
+    return grpc
 
 
 def _tls(options: Options) -> tuple[bytes, bytes] | None:
@@ -174,29 +196,35 @@ def _tls(options: Options) -> tuple[bytes, bytes] | None:
 
 def _preload() -> None:
     """Import while nobody waits for it: first the common engine, so that the first deploy is quicker by that."""
-    with contextlib.suppress(ImportError):  # said by the load that needs it
-        import aiaas_magics.backend.serving.engines.onnx
+    preload_engine()
     import aiaas_magics.backend.serving.grpc.server  # noqa: F401
 
 
-def _answering(loader: Loader, registry: Registry, server: uvicorn.Server, grpc: asyncio.Task[GrpcServer]) -> control.Answering:
+def preload_engine() -> None:
+    with contextlib.suppress(ImportError):  # said by the load that needs it
+        import aiaas_magics.backend.serving.engines.onnx  # noqa: F401
+
+
+def _answering(
+    loader: Loader, beside: FrontEnds | None, registry: Registry, server: Server, grpc: asyncio.Task[GrpcServer]
+) -> control.Answering:
     async def answer(call: control.AnyCall) -> Reply:
         match call:
             case Hello():
                 return Reply()
-            case Load():
+            case Load() if beside is None:
                 await asyncio.shield(grpc)  # a version answers on both ports
                 view = await loader.load(call.spec, call.version, artefact=Path(call.artefact), samples=Path(call.samples))
                 return Reply(view=view)
-            case Route():
-                await loader.route(call.name, call.routing, keeps=call.keeps, restores=call.restores)
+            case Load() | Route() | Scale() | Retire() | Withdraw() if beside is not None:
+                if isinstance(call, Load):
+                    await asyncio.shield(grpc)
+                return await beside.carry_out(call)
+            case Load() | Route() | Scale() | Retire() | Withdraw():
+                await alone(await loader.prepare(call))
                 return Reply()
-            case Scale():
-                await loader.scale(call.name, call.scaling)
-                return Reply()
-            case Retire():
-                await loader.retire(call.name)
-                return Reply()
+            case Collect():
+                return Reply(told=(told(registry),) if beside is None else await beside.collect())
             case Status():
                 return Reply(status=registry.status())
             case Stop():
@@ -206,16 +234,32 @@ def _answering(loader: Loader, registry: Registry, server: uvicorn.Server, grpc:
     return answer
 
 
-async def _alone(files: Files, held: contextlib.ExitStack) -> None:
-    until_s = time.monotonic() + LOCK_S
+async def _alone(files: Files, held: contextlib.ExitStack) -> int:
+    """The descriptor that keeps others out of the folder."""
+    until_s, left_behind = time.monotonic() + LOCK_S, files.beside()
     while True:
         with contextlib.ExitStack() as attempt:
-            if attempt.enter_context(files.lock()):
+            descriptor = attempt.enter_context(files.lock())
+            if descriptor is not None:
                 held.enter_context(attempt.pop_all())
-                return
+                return descriptor
         if time.monotonic() > until_s:
             raise CannotStart("The inference process", "another one lives in the same folder", files.log.name)
+        if left_behind and time.monotonic() > until_s - LOCK_S + ORPHANED_S:
+            running = files.running()
+            if running is None or not is_alive(running):
+                _kill(left_behind)
+                left_behind = []
         await asyncio.sleep(0.1)
+
+
+def _kill(left_behind: Sequence[Started]) -> None:
+    """End front ends whose first is gone and that cannot end by themselves, stopped ones say: they have inherited our port and the lock."""
+    for one in left_behind:
+        if is_alive(one):
+            log.warning("killing process %d, which a crash left behind", one.pid)
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(one.pid).kill()
 
 
 def _listener(options: Options, files: Files) -> socket.socket:
@@ -261,27 +305,9 @@ def _taken_again(host: str, given: int, files: Files, name: str, take: Callable[
         return take(0)
 
 
-def _hosts(options: Options) -> frozenset[str] | None:
+def hosts(options: Options) -> frozenset[str] | None:
     """On loopback any web page's name may be made to point here, so only loopback's names are answered to."""
     return LOOPBACK | {options.host} if is_loopback(options.host) else None
-
-
-def _uvicorn_config(app: App, options: Options) -> uvicorn.Config:
-    tls: dict[str, Any] = {"ssl_certfile": options.tls_cert, "ssl_keyfile": options.tls_key} if options.tls_cert else {}
-    return uvicorn.Config(
-        app,
-        http=Http1,
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=DRAIN_S,
-        **tls,
-    )
 
 
 def _running(options: Options, listener: socket.socket, grpc_port: int, address: str, secret: str) -> Running:
@@ -297,6 +323,7 @@ def _running(options: Options, listener: socket.socket, grpc_port: int, address:
         secret=secret,
         version=settings.package_version(),
         grpc=f"{name}:{grpc_port}",
+        front_ends=options.front_ends,
     )
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,11 @@ from aiaas_magics.backend.serving.replicas import Done
 from aiaas_magics.errors import InvalidSpec
 from aiaas_magics.routing import Routing, place_of
 from aiaas_magics.spec import DeploySpec, VersionView
+
+if TYPE_CHECKING:
+    from aiaas_magics.backend.serving.tracing import Tracing
+
+T = TypeVar("T")
 
 ENDED_KEPT: Final = 8  # guess: how many versions of the past a status still names
 
@@ -63,8 +68,17 @@ class Version:
     fault: str = ""
     body_bytes: int = 0  # that a request for it may have
     figures: Figures = field(default_factory=Figures)
+    _found: dict[object, Any] = field(default_factory=dict)
     _leases: int = 0
     _free: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def once(self, find: Callable[[Version], T]) -> T:
+        """What `find` tells of this version, asked once: what protocols work out of an interface before they read requests for it."""
+        try:
+            found: T = self._found[find]
+        except KeyError:
+            found = self._found[find] = find(self)
+        return found
 
     def view(self) -> VersionView:
         return VersionView(
@@ -138,14 +152,21 @@ class Registry:
     Args:
         withdrawn: The endpoints that were withdrawn when the process of last time ended.
         keep_withdrawn: Called with all of them when they have changed.
+        expected: The endpoints that are being brought back: they are not answered as if there were none.
     """
 
     def __init__(
-        self, *, withdrawn: Collection[str] = (), keep_withdrawn: Callable[[Collection[str]], None] = lambda withdrawn: None
+        self,
+        *,
+        withdrawn: Collection[str] = (),
+        keep_withdrawn: Callable[[Collection[str]], None] = lambda withdrawn: None,
+        expected: Collection[str] = (),
     ) -> None:
         self._endpoints: dict[str, Endpoint] = {}
         self._withdrawn = set(withdrawn)
         self._keep_withdrawn = keep_withdrawn
+        self.expected = set(expected)
+        self.tracing: Tracing | None = None  # looks on, where somebody wants to know
 
     def names(self) -> list[str]:
         return sorted(self._endpoints)
@@ -184,27 +205,48 @@ class Registry:
             raise NotServed(f"{version.spec.name} was stopped while version {version.number} was loading")
         version.state = "AVAILABLE"
 
-    def route(self, name: str, routing: Routing, *, keeps: int = 0) -> list[Version]:
+    def route(self, name: str, routing: Routing, *, keeps: Collection[int] = ()) -> list[Version]:
         """Let requests go as `routing` says, from one to the next; returns the versions that it has no use for, to be drained.
 
-        `keeps` is a version that is none of these: it waits for a routing of its own.
+        `keeps` are versions that are none of these and stay: they wait for a routing of their own.
 
         Raises:
             NotServed: there is no such endpoint.
             InvalidSpec: a version that it names is not ready; nothing was changed.
         """
-        endpoint = self._get(name)
-        ready = {number: version for number, version in endpoint.versions.items() if version.state == "AVAILABLE"}
-        missing = sorted(routing.loaded - ready.keys())
-        if missing:
-            raise InvalidSpec(f"{name} has no version {missing[0]} that is ready. Those that are: {', '.join(map(str, sorted(ready)))}.")
+        endpoint, ready = self._get(name), self.routable(name, routing)
+        self.expected.discard(name)
         endpoint.table = Table(
             routing=routing,
             live=ready[routing.live],
             canary=ready.get(routing.canary),
             labels={label: ready[number] for label, number in routing.labels.items()},
         )
-        return [version for number, version in ready.items() if number not in routing.loaded | {keeps}]
+        dropped = [version for number, version in ready.items() if number not in routing.loaded | {*keeps}]
+        for version in dropped:
+            version.state = "UNLOADING"  # from now on, not from when its draining begins: nothing is routed to it any more
+        return dropped
+
+    def routable(self, name: str, routing: Routing) -> dict[int, Version]:
+        """The versions that are ready, all that `routing` names among them.
+
+        Raises:
+            NotServed: there is no such endpoint.
+            InvalidSpec: a version that it names is not ready.
+        """
+        ready = self.ready_versions(name)
+        missing = sorted(routing.loaded - ready.keys())
+        if missing:
+            raise InvalidSpec(f"{name} has no version {missing[0]} that is ready. Those that are: {', '.join(map(str, sorted(ready)))}.")
+        return ready
+
+    def ready_versions(self, name: str) -> dict[int, Version]:
+        """By number, ascending.
+
+        Raises:
+            NotServed: there is no such endpoint.
+        """
+        return {number: version for number, version in sorted(self._get(name).versions.items()) if version.state == "AVAILABLE"}
 
     def remove(self, name: str) -> list[Version]:
         """Take an endpoint out of reach; returns its versions, to be drained."""
@@ -233,6 +275,34 @@ class Registry:
         if name in self._withdrawn:
             self._withdrawn.remove(name)
             self._keep_withdrawn(self._withdrawn)
+
+    @property
+    def withdrawn(self) -> frozenset[str]:
+        """The endpoints that do not answer until they are restored, those that are not loaded yet among them."""
+        return frozenset(self._withdrawn)
+
+    def withhold(self, names: Collection[str]) -> None:
+        """These endpoints are withdrawn, and no others, whether they are loaded yet or not."""
+        self._withdrawn = set(names)
+
+    def with_figures(self, found: Mapping[tuple[str, int], Figures]) -> Registry:
+        """A copy to look at, whose versions have the figures that are `found` for their name and number."""
+        seen = Registry(withdrawn=self._withdrawn)
+        for name, endpoint in self._endpoints.items():
+            versions = {
+                number: replace(version, figures=found.get((name, number), version.figures))
+                for number, version in endpoint.versions.items()
+            }
+            table = endpoint.table
+            if table is not None:
+                table = replace(
+                    table,
+                    live=versions[table.live.number],
+                    canary=None if table.canary is None else versions[table.canary.number],
+                    labels={label: versions[version.number] for label, version in table.labels.items()},
+                )
+            seen._endpoints[name] = Endpoint(name, table, versions)
+        return seen
 
     def _get(self, name: str) -> Endpoint:
         endpoint = self._endpoints.get(name)
@@ -266,6 +336,16 @@ class Registry:
         if version is None or version.state != "AVAILABLE":
             raise NotServed(name, number)
         return version
+
+    def only(self, name: str, number: int | None = None, *, label: str | None = None) -> Version | None:
+        """As `find`, where the same version answers whoever asks; else None, and where none does."""
+        endpoint = self._endpoints.get(name)
+        if endpoint is None or endpoint.table is None or (endpoint.table.canary is not None and label is None and not number):
+            return None
+        try:
+            return self.find(name, number, label=label)
+        except NotServed:
+            return None
 
     def answering(self) -> list[Version]:
         """The versions that answer callers who ask for none: live ones and canaries."""

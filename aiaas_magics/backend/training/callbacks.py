@@ -12,7 +12,7 @@ import keras
 from keras.src.utils import python_utils
 
 from aiaas_magics.backend.training.channel import Channel
-from aiaas_magics.spec import Notice
+from aiaas_magics.events import Notice
 
 # Callbacks that only write files: rank 0 writes them, the others would write the same ones again.
 WRITERS: Final = ("ModelCheckpoint", "CSVLogger", "TensorBoard", "RemoteMonitor")

@@ -12,7 +12,7 @@ import psutil
 from msgspec.structs import replace
 
 from aiaas_magics.backend.training.measure import StepTimer
-from aiaas_magics.spec import Candidate, Planned
+from aiaas_magics.events import Candidate, Planned
 
 FORMS: Final = {"tensorflow": ("off", "graph", "xla"), "jax": ("off", "xla")}
 

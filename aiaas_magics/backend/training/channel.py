@@ -13,7 +13,7 @@ from typing import Protocol
 
 from aiaas_magics import wire
 from aiaas_magics.backend.training.command import WorkerLine
-from aiaas_magics.spec import AnyEvent
+from aiaas_magics.events import AnyEvent
 
 
 class Channel(Protocol):

@@ -56,7 +56,7 @@ class RankMissing(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a rank gave to exchanges: the time it waited and summed, and what it brought."""
+    """What a rank gave to exchanges: the time it summed, and waited with nothing computed meanwhile, and what it brought."""
 
     seconds: float = 0.0
     bytes: int = 0
@@ -81,6 +81,7 @@ class Group:
     ) -> None:
         self.rank, self.ranks = rank, ranks
         self.spent = Spent()
+        self._waited_s = 0.0
         self._name, self._folder = name, folder
         self._spin = SPIN_LOOKS if spin else 0
         self._wait_s = wait_s
@@ -100,13 +101,13 @@ class Group:
 
     # ------------------------------------------------------------------ operations
 
-    def sum_weighted(self, arrays: Sequence[Array], weight: float, *, site: str) -> list[Array]:
+    def sum_weighted(self, arrays: Sequence[Array], weight: float, *, site: str, beside: bool = False) -> list[Array]:
         """Over all ranks, the sum of `weight * array`, for arrays of one floating dtype and the same shapes everywhere.
 
         The answer is fresh memory of the caller's own, aligned for TensorFlow. `site` names the place in the
-        program: it must be the same on every rank.
+        program: it must be the same on every rank. A wait `beside` computing is no time spent.
         """
-        with self._weighted(arrays, weight, site) as (slots, offsets):
+        with self._weighted(arrays, weight, site, beside=beside) as (slots, offsets):
             out = _aligned_empty(len(slots[0]), slots[0].dtype)
             if self.ranks < SLICED_FROM:
                 _sum_into(out, slots, slice(None))
@@ -114,13 +115,13 @@ class Group:
                 self._sum_sliced(out, slots)
         return [out[offset : offset + array.size].reshape(array.shape) for offset, array in zip(offsets, arrays, strict=True)]
 
-    def sum_shard(self, arrays: Sequence[Array], weight: float, *, site: str) -> list[Array]:
+    def sum_shard(self, arrays: Sequence[Array], weight: float, *, site: str, beside: bool = False) -> list[Array]:
         """As `sum_weighted`, but of the arrays laid end to end this rank gets its own shard only: one piece of each that it touches.
 
         See `pieces` for which those are.
         """
         summed = []
-        with self._weighted(arrays, weight, site) as (slots, offsets):
+        with self._weighted(arrays, weight, site, beside=beside) as (slots, offsets):
             for piece in pieces(tuple(array.size for array in arrays), slots[0].dtype, rank=self.rank, ranks=self.ranks):
                 out, start = _aligned_empty(piece.stop - piece.start, slots[0].dtype), offsets[piece.array] + piece.start
                 _sum_into(out, [slot[start : start + len(out)] for slot in slots], slice(None))
@@ -128,11 +129,13 @@ class Group:
         return summed
 
     @contextlib.contextmanager
-    def _weighted(self, arrays: Sequence[Array], weight: float, site: str) -> Iterator[tuple[list[Array], tuple[int, ...]]]:
+    def _weighted(
+        self, arrays: Sequence[Array], weight: float, site: str, *, beside: bool
+    ) -> Iterator[tuple[list[Array], tuple[int, ...]]]:
         """Every rank's `weight * array`s laid end to end, and where each array starts."""
         dtype = arrays[0].dtype
         offsets, items = _layout(tuple(array.size for array in arrays), dtype.itemsize)
-        with self._exchanging(items * dtype.itemsize):
+        with self._exchanging(items * dtype.itemsize, beside=beside):
             slots = self._site(site, items * dtype.itemsize).turn(dtype, items)
             mine, factor = slots[self.rank], dtype.type(weight)
             for offset, array in zip(offsets, arrays, strict=True):
@@ -212,15 +215,17 @@ class Group:
         return np.where((everyone == everyone[0]).all(axis=0), array, mean)
 
     @contextlib.contextmanager
-    def _exchanging(self, nbytes: int) -> Iterator[None]:
-        began = time.perf_counter()
+    def _exchanging(self, nbytes: int, *, beside: bool = False) -> Iterator[None]:
+        began, waited_s = time.perf_counter(), self._waited_s
         yield
-        self.spent += Spent(time.perf_counter() - began, nbytes, 1)
+        hidden_s = self._waited_s - waited_s if beside else 0.0
+        self.spent += Spent(time.perf_counter() - began - hidden_s, nbytes, 1)
 
     # ------------------------------------------------------------------ waiting
 
     def wait(self, *, tag: int = 0) -> None:
         """Return when every rank has come here. Whatever a rank wrote before is seen by all afterwards."""
+        began = time.perf_counter()
         arrived = self._table[self.rank * LINE + ARRIVED] + 1
         # Nobody is more than one meeting ahead, so a tag stands until everyone has read it.
         field = TAG + arrived % 2
@@ -233,6 +238,7 @@ class Group:
                 raise AiaasBug(f"worker {self.rank} exchanges {tag} bytes while worker {other} exchanges {theirs}")
         with self._fence:
             pass
+        self._waited_s += time.perf_counter() - began
 
     def _until(self, there: Callable[[], bool], other: int, limit_s: float) -> None:
         for _ in range(self._spin):

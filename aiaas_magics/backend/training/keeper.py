@@ -22,11 +22,13 @@ from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.pace import Pacing
 from aiaas_magics.backend.training.plan import Plan, steps_of
 from aiaas_magics.backend.training.unpacked import Unpacked
+from aiaas_magics.events import Checkpointed, Notice
 from aiaas_magics.packing import plain
-from aiaas_magics.spec import Checkpointed, Notice
 
 NOT_STATE: Final = frozenset({"model", "_model", "params", "validation_data", "history"})
 SAVING_SHARE: Final = 0.1  # of the time at most goes into checkpoints, the first aside (guess)
+SMALL_SHARE: Final = 0.02  # and no more than this where that leaves `SOON_MADE_S` to be made again at most (guess)
+SOON_MADE_S: Final = 1.0  # guess: a second of training that is lost with a worker is less than it takes to notice
 
 
 class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
@@ -142,12 +144,23 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         else:
             self._channel.send(Checkpointed(epoch=place.epoch, step=place.step))
         ended = self._began_s = self._clock()
-        self._next_s = ended + (ended - began) * (1 / SAVING_SHARE - 1)
+        self._next_s = ended + pause_s(ended - began)
 
     def _put_back(self, kept: Checkpoint) -> None:
         for callback, state in matching(self._call.callbacks, kept.callbacks):
             plain.put_back(callback, state.attributes)
         snapshot.put_back(self._call, kept.variables, kept.ranks, rank=self._command.rank, ranks=self._command.ranks)
+
+
+def pause_s(took_s: float) -> float:
+    """How long to train before the next checkpoint, if the last one took `took_s`.
+
+    A fiftieth of the time goes into checkpoints where at most a second of work is at stake by that, a tenth where it is more.
+
+    >>> [round(pause_s(took_s), 2) for took_s in (0.003, 0.05, 2.0)]
+    [0.15, 1.0, 18.0]
+    """
+    return min(took_s * (1 / SMALL_SHARE - 1), max(took_s * (1 / SAVING_SHARE - 1), SOON_MADE_S))
 
 
 class _Together:

@@ -41,10 +41,10 @@ from aiaas_magics.backend.training.plan import Plan
 from aiaas_magics.backend.training.precision import set_precision
 from aiaas_magics.backend.training.progress import Progress
 from aiaas_magics.backend.training.unpacked import Unpacked
+from aiaas_magics.events import AnyEvent, Candidate, Planned
 from aiaas_magics.packing import fitcall
 from aiaas_magics.packing.fitcall import UnpackedFitCall
 from aiaas_magics.packing.sources import in_arguments
-from aiaas_magics.spec import AnyEvent, Candidate, Planned
 
 ENGINE: Final = "tensorflow"
 

@@ -18,7 +18,8 @@ import numpy as np
 from keras.src import tree
 
 from aiaas_magics.backend.training.group import Group, Spent
-from aiaas_magics.spec import Measured, MeasureSpec
+from aiaas_magics.events import Measured
+from aiaas_magics.spec import MeasureSpec
 
 FEWEST_STEPS: Final = 3  # a repeat of a study is at least this long, whatever the budget
 CALIBRATING: Final = 200  # steps at most that a budget is made from (guess: a few calls of small steps)

@@ -15,8 +15,8 @@ import keras
 
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.plan import Plan
+from aiaas_magics.events import Compiled, EpochEnded, Notice, Phase, PhaseEntered, StepsDone
 from aiaas_magics.logs import logs_of
-from aiaas_magics.spec import Compiled, EpochEnded, Notice, Phase, PhaseEntered, StepsDone
 
 TELL_S: Final = 0.25  # four a second: what an eye can follow, and what a log can keep
 EPOCHS_TOLD: Final = 500  # each one of so many; of the others those that an eye can follow, and the last (guess)

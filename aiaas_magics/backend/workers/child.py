@@ -29,7 +29,7 @@ from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.report import report_of
 from aiaas_magics.backend.workers.attempt import EXIT_ALONE, EXIT_CRASHED, EXIT_FINISHED, AttemptFolder, write_value
 from aiaas_magics.errors import NotOnJax
-from aiaas_magics.spec import Candidate, Crashed, Finished, Notice, Phase
+from aiaas_magics.events import Candidate, Crashed, Finished, Notice, Phase
 
 LAST_WORD_S: Final = 0.5  # so that the server sees the end of the one that was lost before the end of those that miss it (guess)
 
@@ -44,7 +44,7 @@ def main(command_path: str) -> int:
     try:
         work(command, channel, stage)
     except NotOnJax as error:
-        if command.execution.engine != "jax":
+        if not command.execution.must_be_jax:
             channel.send(Notice(text=f"This fit stays on TensorFlow: {error.why}."))
             go_on_with_tensorflow(command, command_path, error.why)
         if command.measure is not None and command.measure.compare:
@@ -86,7 +86,7 @@ def work(command: WorkerCommand, channel: FileChannel, stage: Stage) -> None:
 
 def go_on_with_tensorflow(command: WorkerCommand, command_path: str, why: str) -> NoReturn:
     """Become, as the same process, a worker that trains on TensorFlow what does not work on JAX."""
-    stays = replace(command.execution, engine="tensorflow", strategy="single", model_parallel=1)
+    stays = replace(command.execution, engine="tensorflow", may_stay=False, strategy="single", model_parallel=1)
     write_value(Path(command_path), replace(command, execution=stays, devices=1))
     print(f"not on JAX: {why}", flush=True)
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}

@@ -16,7 +16,7 @@ from typing import Final
 from aiaas_magics import wire
 from aiaas_magics.backend.training.command import WorkerLine
 from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId
-from aiaas_magics.spec import Output
+from aiaas_magics.events import Output
 
 log = logging.getLogger(__name__)
 

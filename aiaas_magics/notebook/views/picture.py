@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from aiaas_magics.events import Phase
 from aiaas_magics.plots import text
-from aiaas_magics.spec import JobState, Phase
+from aiaas_magics.spec import JobState
 from aiaas_magics.story import JobStory, Lane
 
 SERIES_POINTS: Final = 300  # a line 300 pixels wide cannot show more

@@ -44,17 +44,22 @@ class OnnxEngine:
             self._session: Any = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except UNREADABLE as error:
             raise UnsafeArtefact(_sentence(error)) from error
-        self._inputs = _by_name([i.name for i in self._session.get_inputs()], [i.name for i in spec.inputs], "inputs")
-        self._outputs = _by_name([o.name for o in self._session.get_outputs()], [o.name for o in spec.outputs], "outputs")
+        inputs = _by_name([i.name for i in self._session.get_inputs()], [i.name for i in spec.inputs], "inputs")
+        outputs = _by_name([o.name for o in self._session.get_outputs()], [o.name for o in spec.outputs], "outputs")
+        self._fed = tuple(inputs.items())
+        self._names, self._fetched = tuple(outputs), list(outputs.values())
         self._strings = frozenset(i.name for i in spec.inputs if i.dtype == "string")
 
     def run(self, inputs: Tensors, /) -> dict[str, np.ndarray]:
-        feed = {theirs: _text(inputs[ours]) if ours in self._strings else inputs[ours] for ours, theirs in self._inputs.items()}
+        feed = {theirs: inputs[ours] for ours, theirs in self._fed}
+        for ours, theirs in self._fed if self._strings else ():
+            if ours in self._strings:
+                feed[theirs] = _text(inputs[ours])
         try:
-            found = self._session.run(list(self._outputs.values()), feed)
+            found = self._session.run(self._fetched, feed)
         except REFUSALS as error:
             raise EngineRefused(_sentence(error)) from error
-        return dict(zip(self._outputs, found, strict=True))
+        return dict(zip(self._names, found, strict=True))
 
     def close(self) -> None:
         self._session = None

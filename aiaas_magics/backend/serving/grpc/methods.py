@@ -16,27 +16,12 @@ import grpc
 import orjson
 
 from aiaas_magics.backend.serving import inferring, protocols
+from aiaas_magics.backend.serving.grpc.statuses import status_name
 from aiaas_magics.backend.serving.protocols import Headers, InferenceCall, InferenceProtocol, Request, Response
 from aiaas_magics.backend.serving.protocols.paths import Route
 from aiaas_magics.backend.serving.registry import Registry, Version
 
 TOLD: Final = 2000  # characters of a fault that fit beside other metadata into a client's limit of 8 KiB: guess
-
-STATUSES: Final[Mapping[int, grpc.StatusCode]] = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    404: grpc.StatusCode.NOT_FOUND,
-    408: grpc.StatusCode.DEADLINE_EXCEEDED,
-    409: grpc.StatusCode.FAILED_PRECONDITION,
-    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    421: grpc.StatusCode.PERMISSION_DENIED,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    500: grpc.StatusCode.INTERNAL,
-    501: grpc.StatusCode.UNIMPLEMENTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +35,7 @@ class Status:
 
 def status_of(status: int, text: str, headers: Headers = ()) -> Status:
     trailers = tuple((name.decode(), value.decode()) for name, value in headers if name == b"retry-after")
-    return Status(STATUSES.get(status, grpc.StatusCode.UNKNOWN), text[:TOLD], trailers)
+    return Status(grpc.StatusCode[status_name(status)], text[:TOLD], trailers)
 
 
 def status_of_response(response: Response) -> Status:
@@ -76,10 +61,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A method that computes nothing."""
+    """A method that computes nothing. `action` is the word for it over REST, where other front ends have to hear of it."""
 
     takes: Any  # a message class
     answer: Callable[[Call], Any]
+    action: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +86,8 @@ class Asked:
     label: str | None = None
     timeout_s: float = math.inf  # until the caller's deadline
     infers: bool = True
+    template: str = ""  # a path of REST's; a method has none
+    action: str = "infer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -257,9 +257,9 @@ _METHODS: Final[Mapping[str, Method]] = {
     "ModelReady": Look(inference.ModelReadyRequest, model_ready),
     "ModelMetadata": Look(inference.ModelMetadataRequest, model_metadata),
     "ModelConfig": Look(inference.ModelConfigRequest, model_config),
-    "ModelStatistics": Look(inference.ModelStatisticsRequest, model_statistics),
+    "ModelStatistics": Look(inference.ModelStatisticsRequest, model_statistics, "statistics"),
     "RepositoryIndex": Look(inference.RepositoryIndexRequest, repository_index),
-    "RepositoryModelLoad": Look(inference.RepositoryModelLoadRequest, repository_load),
-    "RepositoryModelUnload": Look(inference.RepositoryModelUnloadRequest, repository_unload),
+    "RepositoryModelLoad": Look(inference.RepositoryModelLoadRequest, repository_load, "load"),
+    "RepositoryModelUnload": Look(inference.RepositoryModelUnloadRequest, repository_unload, "unload"),
 }
 METHODS: Final[Mapping[str, Method]] = {f"/{SERVICE}/{name}": method for name, method in _METHODS.items()}

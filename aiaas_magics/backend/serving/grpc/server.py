@@ -26,6 +26,7 @@ from google.protobuf.message import DecodeError
 from aiaas_magics.backend import guard as rules
 from aiaas_magics.backend.guard import Allow, Guard
 from aiaas_magics.backend.serving import inferring
+from aiaas_magics.backend.serving.everywhere import Everywhere, seen, spread
 from aiaas_magics.backend.serving.grpc import health, openinference, tfserving
 from aiaas_magics.backend.serving.grpc.methods import (
     Call,
@@ -39,7 +40,7 @@ from aiaas_magics.backend.serving.grpc.methods import (
     status_of,
     status_of_response,
 )
-from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response
+from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, computes
 from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.errors import CannotStart
 
@@ -65,10 +66,14 @@ class Port:
 
 
 class GrpcServer:
-    """`await start()`, and calls are answered until `await stop()`."""
+    """`await start()`, and calls are answered until `await stop()`.
 
-    def __init__(self, registry: Registry, guard: Guard, port: Port) -> None:
-        self._registry, self._port = registry, port
+    Args:
+        everywhere: The front ends of the HTTP port, where there are several: gRPC is answered by the first alone, and tells of all.
+    """
+
+    def __init__(self, registry: Registry, guard: Guard, port: Port, *, everywhere: Everywhere | None = None) -> None:
+        self._registry, self._port, self._everywhere = registry, port, everywhere
         self._held = 0  # bytes of messages in memory, over all calls
         self._held_most = 8 * port.message_bytes  # guess, as over HTTP
         options = [
@@ -151,14 +156,22 @@ class GrpcServer:
                     left_s = context.time_remaining()
                     asked = replace(method.route(message), timeout_s=math.inf if left_s is None else left_s)
                     return await inferring.respond(self._registry, method, asked, request)
-                answer = method.answer(Call(registry=self._registry, message=message, request=request))
-                return Response(200, answer.SerializeToString())
+                return Response(200, (await self._look(method, message, request)).SerializeToString())
         except Refused as refused:
             return refused.response
         except grpc.aio.BaseError:  # the caller is gone, or its message beyond the limit: grpc itself has answered
             raise
         except Exception as fault:  # noqa: BLE001 - border: what the caller sent is read here
             return inferring.refusal(fault)
+
+    async def _look(self, method: Look, message: Any, request: Request) -> Any:
+        everywhere, registry = self._everywhere, self._registry
+        if everywhere is not None:
+            registry = await seen(everywhere, registry, method.action)
+        answer = method.answer(Call(registry=registry, message=message, request=request))
+        if everywhere is not None and method.action:
+            await spread(everywhere, method.action, getattr(answer, "model_name", ""))
+        return answer
 
     @contextmanager
     def _holding(self, raw: bytes) -> Iterator[None]:
@@ -217,7 +230,10 @@ class _Door(grpc.GenericRpcHandler):  # type: ignore[misc]
         if not isinstance(decision, Allow):
             return _refusing(status_of(decision.status, decision.text))
         method = METHODS.get(details.method)
-        return self._handler(method, Request(method="POST", path=details.method, headers=headers)) if method is not None else None
+        if method is None:
+            return None
+        request = Request(method="POST", path=details.method, headers=headers, scheme="grpc", computes=computes(headers))
+        return self._handler(method, request)
 
 
 def _refusing(status: Status) -> Any:

@@ -9,8 +9,8 @@ the same for all of them (finding the version, running it, turning a fault into 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Headers = tuple[tuple[bytes, bytes], ...]
 
 JSON: Final = b"application/json"
+NO_OP: Final = b"aiaas-no-op"  # a header: the request is read and answered as any other, but nothing is computed
 
 
 class BadValue(Exception):
@@ -43,7 +44,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     headers: Headers = ()
     body: bytes = b""
     client: bytes = b""  # the other end of the connection, as host:port
-    scheme: str = "http"
+    scheme: str = "http"  # or https, or grpc; short ways leave it at http
+    computes: bool = True  # False: to be read and answered as any other, with nothing computed
 
     def header(self, name: bytes) -> bytes | None:
         for key, value in self.headers:  # no generator: each request asks for a header or two
@@ -70,6 +72,8 @@ class Route(Protocol):
     """What a request line asks for. `version` of None or 0 is the latest."""
 
     @property
+    def action(self) -> str: ...
+    @property
     def name(self) -> str: ...
     @property
     def version(self) -> int | None: ...
@@ -78,6 +82,11 @@ class Route(Protocol):
     @property
     def infers(self) -> bool:
         """Whether the answer is a model's; then it comes from `read`, else from `look`."""
+        ...
+
+    @property
+    def template(self) -> str:
+        """The line of the interface's table, with {name} where the name stood."""
         ...
 
 
@@ -128,6 +137,31 @@ class InferenceProtocol(Protocol):
         ...
 
     def unknown_label(self, label: str) -> Response: ...
+
+
+Write = Callable[[np.ndarray], Response | None]
+Read = Callable[[bytes, int], tuple[bytes, int, Write] | None]
+
+
+class Form(msgspec.Struct, frozen=True, kw_only=True):
+    """How plain requests are read for one version of one input and one output: rows of numbers, and nothing else to decide.
+
+    `read` takes a body, and how much of it is JSON where its head says so (else 0); it gives the rows as they lie in memory,
+    their number, and what writes their answer, or None for a request that is not plain. So does `write` for an output that is not.
+    """
+
+    name: str
+    row: tuple[int, ...]  # the shape of one
+    dtype: np.dtype[Any]
+    read: Read
+
+
+FormOf = Callable[["Version"], Form | None]
+
+
+def computes(headers: Headers) -> bool:
+    """Whether a request with these headers wants what it asks for computed."""
+    return all(name != NO_OP for name, _ in headers)
 
 
 def error(status: int, text: str, headers: Headers = ()) -> Response:

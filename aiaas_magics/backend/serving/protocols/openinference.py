@@ -1,7 +1,7 @@
 """Open Inference Protocol v2 over REST, with the binary tensor extension: routes, reading, answering.
 
-Owns paths, status codes and sentences, which outputs are wanted and in which form. Tensors and
-documents of a request belong to `openinference_codec`, what is told about models to
+Owns paths, status codes, sentences, and reading a request. A decoded request and its answer belong to
+`openinference_calls`, tensors and documents to `openinference_codec`, what is told about models to
 `openinference_documents`.
 
 Sources: kserve/open-inference-protocol; where it leaves room, Triton (src/http_server.cc and
@@ -14,26 +14,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 import numpy as np
 import orjson
 from msgspec import UNSET
 
 from aiaas_magics.backend.serving import codec, protocols
-from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, error
+from aiaas_magics.backend.serving.protocols import BadValue, Form, Request, Response, Write, error
 from aiaas_magics.backend.serving.protocols import openinference_codec as tensors
 from aiaas_magics.backend.serving.protocols import openinference_documents as documents
+from aiaas_magics.backend.serving.protocols.openinference_calls import JSON_LENGTH, PLAIN, Documents, InferCall, Wanted
 from aiaas_magics.backend.serving.protocols.openinference_codec import InferRequest, Input, Output
 from aiaas_magics.backend.serving.protocols.openinference_documents import ControlRequest, IndexRequest
 from aiaas_magics.backend.serving.protocols.paths import BadVersion, Operation, PathTable, Route
 from aiaas_magics.backend.serving.registry import NotServed, Registry, Version
 from aiaas_magics.spec import TensorSpec
-
-OCTETS: Final = b"application/octet-stream"
-JSON_LENGTH: Final = b"inference-header-content-length"
-
 
 WHICH: Final = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 PATHS: Final = PathTable(
@@ -70,50 +66,12 @@ def find_route(method: str, path: str) -> Route | Response:
     if isinstance(found, Route):
         return found
     if found.allowed:
-        return error(405, "Method Not Allowed", ((b"allow", ", ".join(found.allowed).encode()),))
-    return error(404, "Not Found")
+        allowed = ", ".join(found.allowed)
+        return error(405, f"Method Not Allowed. This path takes {allowed}.", ((b"allow", allowed.encode()),))
+    return error(404, "Not Found. GET /openapi.json has every path.")
 
 
 # --------------------------------------------------------------------------- infer
-
-
-class Wanted(msgspec.Struct, frozen=True):
-    """An output that the caller asked for, and whether as raw bytes."""
-
-    name: str
-    binary: bool
-
-
-class InferCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A decoded inference request. `rows` is None where the inputs differ in their first dimension."""
-
-    model: str
-    version: int
-    id: str | None
-    tensors: Mapping[str, np.ndarray]
-    rows: int | None
-    wanted: tuple[Wanted, ...]
-    timeout_s: float = math.inf
-
-    def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
-        described: list[dict[str, Any]] = []
-        raw: list[bytes | memoryview] = []
-        for wanted in self.wanted:
-            array = np.asarray(outputs[wanted.name])
-            output: dict[str, Any] = {"name": wanted.name, "datatype": tensors.datatype_of(array), "shape": array.shape}
-            if wanted.binary:
-                raw.append(tensors.to_bytes(array))
-                output["parameters"] = {"binary_data_size": len(raw[-1])}
-            else:
-                output["data"] = tensors.to_json(wanted.name, array)
-            described.append(output)
-        document: dict[str, Any] = {"model_name": self.model, "model_version": str(self.version), "outputs": described}
-        if self.id is not None:
-            document["id"] = self.id
-        head = orjson.dumps(document)
-        if not raw:
-            return Response(200, head)
-        return Response(200, b"".join((head, *raw)), ((JSON_LENGTH, str(len(head)).encode()),), OCTETS)
 
 
 def read(_route: protocols.Route, request: Request, version: Version) -> InferCall:
@@ -125,12 +83,40 @@ def read(_route: protocols.Route, request: Request, version: Version) -> InferCa
     size = json_size(request)
     if size == 0:
         return read_raw(request.body, version)
-    body = request.body if size is None else memoryview(request.body)
-    asked = tensors.parse(body if size is None else body[:size])
+    if size is None:
+        return read_document(request.body, memoryview(b""), version)[1]
+    known = version.once(Documents)
+    if (call := known.find(request.body, size)) is not None:
+        return call
+    document = request.body[:size]
+    asked, call = read_document(document, memoryview(request.body)[size:], version)
+    known.learn(document, asked.inputs, call)
+    return call
+
+
+def read_document(document: bytes, binary: memoryview, version: Version) -> tuple[InferRequest, InferCall]:
+    """What `document` asks for, with the tensors that are in it or in the bytes behind it."""
+    asked = tensors.parse(document)
     check_parameters(asked)
-    given = read_inputs(asked, memoryview(body)[size:] if size is not None else memoryview(b""), version)
+    given = read_inputs(asked, binary, version)
     wanted = wanted_outputs(asked, version.spec.outputs)
-    return call_of(version, given, wanted, id=asked.id, timeout_s=timeout_of(asked))
+    return asked, call_of(version, given, wanted, id=asked.id, timeout_s=timeout_of(asked))
+
+
+def plain_form(version: Version) -> Form | None:
+    """How `infer` reads documents that came before; None for a model with several inputs or outputs, or with rows of any form."""
+    (spec, *others), documents = version.spec.inputs, version.once(Documents)
+    datatype = tensors.DATATYPES.get(spec.dtype)
+    if others or len(version.spec.outputs) > 1 or datatype not in PLAIN or spec.shape[:1] != (-1,) or -1 in spec.shape[1:]:
+        return None
+
+    def read(body: bytes, json_bytes: int) -> tuple[bytes, int, Write] | None:
+        known = documents.known(body, json_bytes)
+        if known is None or known.rows is None or known.timeout_s != math.inf:
+            return None
+        return body[json_bytes:], known.rows, known.write
+
+    return Form(name=spec.name, row=spec.shape[1:], dtype=tensors.LAYOUTS[datatype], read=read)
 
 
 def json_size(request: Request) -> int | None:
@@ -272,7 +258,7 @@ def look(registry: Registry, route: protocols.Route, request: Request) -> Respon
 
 def not_found(route: protocols.Route) -> Response:
     version = f" version {route.version}" if route.version else ""
-    return error(404, f"Request for unknown model: '{route.name[:100]}'{version} is not found")
+    return error(404, f"Request for unknown model: '{route.name[:100]}'{version} is not found. GET / lists the endpoints.")
 
 
 def not_ready(route: protocols.Route) -> Response:

@@ -56,8 +56,8 @@ def answers(registry: Registry, name: str, number: int | None) -> bool:
 
 
 def is_ready(registry: Registry) -> bool:
-    """Whether no endpoint is still waiting for its first version."""
-    return all(registry.routing(name) is not None for name in registry.names())
+    """Whether no endpoint is still waiting for its first version, or to be brought back."""
+    return not registry.expected and all(registry.routing(name) is not None for name in registry.names())
 
 
 # --------------------------------------------------------------------------- a model

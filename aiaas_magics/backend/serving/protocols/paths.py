@@ -33,6 +33,7 @@ class Route:
     name: str = ""
     version: int | None = None
     label: str | None = None
+    template: str = ""  # the operation's
 
     @property
     def infers(self) -> bool:
@@ -109,6 +110,7 @@ def route_of(operation: Operation, values: Mapping[str, str]) -> Route:
         name=unquote(values.get("name", "")),
         version=int(digits) if digits is not None else None,
         label=unquote(label) if label is not None else None,
+        template=operation.template,
     )
 
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import orjson
 
 from aiaas_magics.backend.serving import protocols
-from aiaas_magics.backend.serving.codec import PredictCall, read_predict
-from aiaas_magics.backend.serving.protocols import Request, Response, error
+from aiaas_magics.backend.serving.codec import PlainRowsOf, PredictCall, json_of, plain_dtype, plain_rows, read_predict
+from aiaas_magics.backend.serving.protocols import Form, Request, Response, Write, error
 from aiaas_magics.backend.serving.protocols.examples import METHODS, ExamplesCall, read_examples
 from aiaas_magics.backend.serving.protocols.paths import BadVersion, Operation, PathTable, Route
 from aiaas_magics.backend.serving.registry import NotServed, Registry, UnknownLabel, Version
@@ -79,7 +80,7 @@ def find_route(method: str, path: str) -> Route | Response:
         return Route(action="preflight")
     if method == "GET" and folded in NAMELESS:
         return error(400, "Missing model name in request.")
-    return error(400, f"Malformed request: {method[:20]} {path[:200]}")
+    return error(400, f"Malformed request: {method[:20]} {path[:200]}. GET /openapi.json has every path with its verb.")
 
 
 # --------------------------------------------------------------------------- predict
@@ -92,15 +93,41 @@ def read(route: protocols.Route, request: Request, version: Version) -> PredictC
         BadValue: with this protocol's status code and sentence.
     """
     assert isinstance(route, Route)
-    method = METHODS.get(route.action)
-    if method is not None:
-        return read_examples(request.body, version.spec, method)
-    return read_predict(request.body, version.spec.inputs)
+    if route.action != "predict":
+        return read_examples(request.body, version.spec, METHODS[route.action])
+    plainly = version.once(_plain_rows)
+    if plainly is None or (found := plainly(request.body)) is None:
+        return read_predict(request.body, version.spec.inputs)
+    (spec,), (packed, rows, columns) = version.spec.inputs, found
+    return PredictCall(layout="row", tensors={spec.name: np.ndarray((rows, columns), plain_dtype(spec), packed)}, rows=rows)
+
+
+def _plain_rows(version: Version) -> PlainRowsOf | None:
+    return plain_rows(version.spec.inputs)
+
+
+def plain_form(version: Version) -> Form | None:
+    """How `predict` reads plain rows; None for a model of another kind."""
+    plainly = version.once(_plain_rows)
+    if plainly is None or len(version.spec.outputs) > 1 or version.spec.inputs[0].shape[0] >= 0 or version.spec.inputs[0].shape[1] < 0:
+        return None
+    (spec,), name = version.spec.inputs, version.spec.outputs[0].name
+
+    def write(output: np.ndarray) -> Response:
+        return Response(200, b'{"predictions":%b}' % json_of(name, output))
+
+    def read(body: bytes, _: int) -> tuple[bytes, int, Write] | None:
+        found = plainly(body)
+        return None if found is None else (found[0], found[1], write)
+
+    return Form(name=spec.name, row=spec.shape[1:], dtype=plain_dtype(spec), read=read)
 
 
 def not_found(route: protocols.Route) -> Response:
-    which = f"Latest({route.name[:100]})" if not route.version else f"Specific({route.name[:100]}, {route.version})"
-    return error(404, f"Servable not found for request: {which}")
+    if not route.version:
+        return error(404, f"Servable not found for request: Latest({route.name[:100]}). GET / lists the endpoints.")
+    which = f"Specific({route.name[:100]}, {route.version})"
+    return error(404, f"Servable not found for request: {which}. Ask without a version for the one that is live.")
 
 
 def not_ready(route: protocols.Route) -> Response:
@@ -109,7 +136,7 @@ def not_ready(route: protocols.Route) -> Response:
 
 
 def unknown_label(label: str) -> Response:
-    return error(400, f"Unrecognized servable version label: {label[:100]}")
+    return error(400, f"Unrecognized servable version label: {label[:100]}. Ask without one, or set it with endpoint.label.")
 
 
 # --------------------------------------------------------------------------- status and metadata
@@ -138,13 +165,13 @@ def status(registry: Registry, route: Route) -> Response:
     try:
         versions = registry.versions(route.name)
     except NotServed:
-        return error(404, f"Could not find any versions of model {route.name[:100]}")
+        return error(404, f"Could not find any versions of model {route.name[:100]}. GET / lists the endpoints.")
     if route.label is not None or route.version == 0:
         versions = [registry.find(route.name, label=route.label)] if route.label or registry.routing(route.name) else []
     elif route.version is not None:
         versions = [version for version in versions if version.number == route.version]
     if not versions:
-        return error(404, f"Could not find version {route.version} of model {route.name[:100]}")
+        return error(404, f"Could not find version {route.version} of model {route.name[:100]}. Ask without a version for all.")
     document = {
         "name": route.name,
         "ready": any(version.state == "AVAILABLE" for version in versions),

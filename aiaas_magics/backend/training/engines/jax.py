@@ -43,9 +43,9 @@ from aiaas_magics.backend.training.plan import Indices, Plan
 from aiaas_magics.backend.training.progress import Progress
 from aiaas_magics.backend.training.replaced import replaced
 from aiaas_magics.errors import NotOnJax
+from aiaas_magics.events import Planned
 from aiaas_magics.packing import fitcall, portable, proof
 from aiaas_magics.packing.layouts import AXES, Axes
-from aiaas_magics.spec import Planned
 
 ENGINE: Final = "jax"
 

@@ -8,6 +8,7 @@ of the summing. The optimizer's state is whole again whenever somebody may read 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -16,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from aiaas_magics.backend.training.group import Group, pieces
+from aiaas_magics.backend.training.engines.buckets import BUCKET_BYTES, in_buckets
+from aiaas_magics.backend.training.group import Group, Piece, pieces
 
 # Of these every weight's update depends on that weight, its gradient and its state alone.
 ELEMENTWISE: Final = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Lion")
@@ -38,13 +40,15 @@ def shardable(optimizer: Any, variables: Sequence[Any], *, least: int = LEAST) -
 
 
 class ShardedUpdate:
-    """Rank's share of `optimizer`'s update of `variables`."""
+    """Rank's share of `optimizer`'s update of `variables`: of every bucket of gradients one shard."""
 
-    def __init__(self, optimizer: Any, variables: Sequence[Any], group: Group) -> None:
+    def __init__(self, optimizer: Any, variables: Sequence[Any], group: Group, *, bucket_bytes: float = BUCKET_BYTES) -> None:
         self.optimizer, self._variables, self._group = optimizer, list(variables), group
         self._shapes = [tuple(variable.shape) for variable in variables]
-        sizes = tuple(int(np.prod(shape)) for shape in self._shapes)
-        self._pieces = pieces(sizes, np.dtype(np.float32), rank=group.rank, ranks=group.ranks)
+        sizes = [int(np.prod(shape)) for shape in self._shapes]
+        self._buckets = in_buckets([4 * size for size in sizes], least=bucket_bytes)
+        self._shards = [_shard(sizes, bucket, group) for bucket in self._buckets]
+        self._pieces = [piece for shard in self._shards for piece in shard]
         self._weights = self._new("weights")
         self._slots = {name: self._new(name) for name in self._slot_names()}
         self._share = self._shared_optimizer()
@@ -58,14 +62,20 @@ class ShardedUpdate:
     def apply(self, stock: Callable[..., Any], grads: list[Any], part: Any, exchange: Exchange, site: str) -> None:
         """In the graph of a step: sum, update this rank's pieces by `stock` (the class' own `apply`), put all weights together."""
         group, shapes = self._group, self._shapes
+        summed: list[Any] = []
+        for number, (bucket, shard) in enumerate(zip(self._buckets, self._shards, strict=True), start=1):
 
-        def sum_shard(weight: npt.NDArray[np.float64], *arrays: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-            return group.sum_shard(arrays, float(weight), site=site)
+            def sum_shard(
+                weight: npt.NDArray[np.float64], *arrays: npt.NDArray[Any], site: str = f"{site}-{number}", number: int = number
+            ) -> list[npt.NDArray[Any]]:
+                return group.sum_shard(arrays, float(weight), site=site, beside=number < len(self._buckets))
+
+            found = exchange(sum_shard, [part, *(grads[place] for place in bucket)], [tf.float32] * len(shard))
+            summed += tf.nest.flatten(found) if shard else []
 
         def join(*own: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-            return group.join_shards(own, shapes, site=f"{site}-weights")
+            return self._joined(own, site=f"{site}-weights")
 
-        summed = tf.nest.flatten(exchange(sum_shard, [part, *grads], [tf.float32] * len(self._pieces)))
         for gradient, piece in zip(summed, self._pieces, strict=True):
             gradient.set_shape([piece.stop - piece.start])
         # Compiled, the update reads and writes each number once; operation by operation it goes over memory a dozen times.
@@ -92,9 +102,18 @@ class ShardedUpdate:
             return
         self._loaded = False
         for name, slot in self._slots.items():
-            joined = self._group.join_shards([own.numpy() for own in slot], self._shapes, site=f"slot-{name}")
+            joined = self._joined([own.numpy() for own in slot], site=f"slot-{name}")
             for variable, value in zip(self._whole(name), joined, strict=True):
                 variable.assign(value)
+
+    def _joined(self, own: Sequence[npt.NDArray[Any]], *, site: str) -> list[npt.NDArray[Any]]:
+        """The whole arrays of which every rank brings its pieces, bucket by bucket."""
+        whole: dict[int, npt.NDArray[Any]] = {}
+        rest = iter(own)
+        for number, (bucket, shard) in enumerate(zip(self._buckets, self._shards, strict=True)):
+            brought, shapes = list(itertools.islice(rest, len(shard))), [self._shapes[place] for place in bucket]
+            whole |= zip(bucket, self._group.join_shards(brought, shapes, site=f"{site}-{number}"), strict=True)
+        return [whole[place] for place in range(len(self._shapes))]
 
     def _whole(self, name: str) -> Sequence[Any]:
         whole: Sequence[Any] = self.optimizer.__dict__[name] if name else self._variables
@@ -126,3 +145,9 @@ class ShardedUpdate:
             _trainable_variables_indices={share._var_key(weights): place for place, weights in enumerate(self._weights)},
         )
         return share
+
+
+def _shard(sizes: Sequence[int], bucket: Sequence[int], group: Group) -> list[Piece]:
+    """What this rank has of a bucket, by the places of all arrays."""
+    own = pieces(tuple(sizes[place] for place in bucket), np.dtype(np.float32), rank=group.rank, ranks=group.ranks)
+    return [Piece(bucket[piece.array], piece.start, piece.stop) for piece in own]

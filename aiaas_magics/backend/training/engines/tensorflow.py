@@ -7,6 +7,7 @@ Owns what a rank exchanges, and when: gradients inside a step, metric variables 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from aiaas_magics.backend.training.engines.buckets import BUCKET_BYTES, in_buckets
 from aiaas_magics.backend.training.engines.hooks import FitHooks
 from aiaas_magics.backend.training.engines.sharded import ShardedUpdate, shardable
 from aiaas_magics.backend.training.exact import Scope, Share
@@ -89,7 +91,7 @@ class Collective(FitHooks):
         if self._sharded is not None and self._sharded.covers(taken.optimizer, grads, taken.variables):
             self._sharded.apply(taken.apply, grads, share.part, self._exchange, self._next_site("shards"))
             return logs
-        summed = self._sum_gradients(grads, share)
+        summed = self._sum_gradients(grads, share, bucket_bytes=math.inf)  # what is compiled gives all of them at once
         self._local.within = True
         try:
             self.halves.update(taken, summed)
@@ -118,7 +120,8 @@ class Collective(FitHooks):
         with tf.control_dependencies(before):
             found = tf.numpy_function(function, given, dtypes)
         if graph is not None:
-            self._last = tf.nest.flatten(found)[0].op
+            first = tf.nest.flatten(found)[0]
+            self._last = first if isinstance(first, tf.Operation) else first.op  # of what gives nothing, the op itself
         return found
 
     def _next_site(self, kind: str) -> str:
@@ -134,18 +137,24 @@ class Collective(FitHooks):
             return self._sharded.apply(stock, grads, share.part, self._exchange, self._next_site("shards"))
         return stock(optimizer, self._sum_gradients(grads, share), variables)
 
-    def _sum_gradients(self, grads: list[Any], share: Share) -> list[Any]:
-        dense = [self._join_slices(grad, share) if isinstance(grad, tf.IndexedSlices) else grad for grad in grads]
+    def _sum_gradients(self, grads: list[Any], share: Share, *, bucket_bytes: float = BUCKET_BYTES) -> list[Any]:
+        """Every gradient summed over ranks, in exchanges of `bucket_bytes` at least, which begin while others are still computed."""
+        summed = list(grads)
         places: dict[Any, list[int]] = {}
-        for place, grad in enumerate(dense):
+        for place, grad in enumerate(grads):
             if grad is not None and not isinstance(grad, tf.IndexedSlices):
                 places.setdefault(grad.dtype, []).append(place)
-        for dtype, those in sorted(places.items(), key=lambda item: item[0].name):
-            wide = tf.float32 if dtype in HALVES else dtype
-            summed = self._sum_weighted([tf.cast(dense[place], wide) for place in those], share.part)
-            for place, value in zip(those, summed, strict=True):
-                dense[place] = tf.cast(value, dtype)
-        return dense
+        buckets = []
+        for _, those in sorted(places.items(), key=lambda item: item[0].name):
+            cut = in_buckets([_bytes_of(grads[place]) for place in those], least=math.inf if tf.executing_eagerly() else bucket_bytes)
+            buckets += [[those[at] for at in bucket] for bucket in cut]
+        for number, bucket in enumerate(buckets, start=1):
+            wide = tf.float32 if grads[bucket[0]].dtype in HALVES else grads[bucket[0]].dtype
+            values = self._sum_weighted([tf.cast(grads[place], wide) for place in bucket], share.part, beside=number < len(buckets))
+            for place, value in zip(bucket, values, strict=True):
+                summed[place] = tf.cast(value, grads[place].dtype)
+        # Tables are the first layers: their gradients come last.
+        return [self._join_slices(grad, share) if isinstance(grad, tf.IndexedSlices) else grad for grad in summed]
 
     def _join_slices(self, grad: Any, share: Share) -> Any:
         """The slices of all ranks side by side: Keras' Adam squares each of them, so adding them up would change the result.
@@ -168,12 +177,12 @@ class Collective(FitHooks):
         indices.set_shape([None])
         return tf.IndexedSlices(tf.cast(values, grad.dtype), indices, grad.dense_shape)
 
-    def _sum_weighted(self, tensors: list[Any], part: Any) -> list[Any]:
+    def _sum_weighted(self, tensors: list[Any], part: Any, *, beside: bool) -> list[Any]:
         site = self._next_site("gradients")
         group = self._group
 
         def exchange(weight: npt.NDArray[np.float64], *arrays: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-            return group.sum_weighted(arrays, float(weight), site=site)
+            return group.sum_weighted(arrays, float(weight), site=site, beside=beside)
 
         summed = self._exchange(exchange, [part, *tensors], [tensor.dtype for tensor in tensors])
         for result, tensor in zip(summed, tensors, strict=True):
@@ -227,6 +236,11 @@ class Collective(FitHooks):
                 mean = self._group.mean_of_different(wide, site=f"statistics-{place}")
                 if mean is not wide and not np.array_equal(mean, wide):
                     variable.assign(mean.astype(here.dtype))
+
+
+def _bytes_of(tensor: Any) -> int:
+    """0 where nobody knows."""
+    return int(tensor.shape.num_elements() or 0) * int(tensor.dtype.size)
 
 
 def _split_rows(everyone: npt.NDArray[np.float64], variables: Sequence[Any]) -> Iterator[tuple[Any, npt.NDArray[np.float64]]]:

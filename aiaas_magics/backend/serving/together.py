@@ -1,0 +1,146 @@
+"""Plain predictions that one turn of the event loop has read, answered together at its end.
+
+Owns the short cut for what nearly every request to a small model is: rows of numbers, for a model that runs in the event loop.
+They are read, computed and answered in one loop, without an object and a callback for each of them; a small model takes less time
+than those. Of everything else (another form, a fault, a canary, a long answer) nothing is decided here: such a request goes the
+way of all others, as if it had not been here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import msgspec
+import numpy as np
+
+from aiaas_magics.backend.serving.batching import Limits
+from aiaas_magics.backend.serving.compression import LARGE
+from aiaas_magics.backend.serving.engines import Tensors
+from aiaas_magics.backend.serving.protocols import FormOf, Response, Write
+from aiaas_magics.backend.serving.registry import Registry, Version
+from aiaas_magics.backend.serving.replicas import Inline
+
+log = logging.getLogger(__name__)
+
+MOST: Final = Limits().waiting  # predictions that may wait here; what is beyond waits, or is refused, where all others do
+
+
+class Prediction(Protocol):
+    """A request that waits for its answer."""
+
+    @property
+    def body(self) -> bytes: ...
+    @property
+    def json_bytes(self) -> int: ...
+    @property
+    def began_ns(self) -> int: ...
+
+    def answer(self, response: Response) -> None: ...
+
+    def begin(self) -> None:
+        """Have it answered as any other request."""
+        ...
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Which version is asked for, in which protocol's plain form."""
+
+    name: str
+    version: int | None
+    label: str | None
+    form: FormOf
+
+
+class Together:
+    """Answers plain predictions for the versions of `registry`. Everything happens in the event loop."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._asked: list[tuple[Place, Prediction]] = []
+        self._turn_comes = False
+
+    def add(self, place: Place, prediction: Prediction) -> None:
+        """Have `prediction` answered at the end of this turn."""
+        if len(self._asked) >= MOST:
+            prediction.begin()
+            return
+        self._asked.append((place, prediction))
+        self._call_turn()
+
+    def _call_turn(self) -> None:
+        if not self._turn_comes:
+            self._turn_comes = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_comes = False
+        asked, self._asked = self._asked, []
+        places: dict[Place, list[Prediction]] = {}
+        for place, prediction in asked:
+            places.setdefault(place, []).append(prediction)
+        for place, predictions in places.items():
+            self._answer(place, predictions)
+
+    def _answer(self, place: Place, predictions: Sequence[Prediction]) -> None:
+        version = self._registry.only(place.name, place.version, label=place.label)
+        executor = None if version is None or self._registry.tracing is not None else version.executor
+        form = None if version is None or not isinstance(executor, Inline) or not executor.joins else version.once(place.form)
+        if version is None or not isinstance(executor, Inline) or form is None:
+            _begin(predictions)
+            return
+        packed: list[bytes] = []
+        taken: list[tuple[Prediction, int, Write]] = []
+        total, why = 0, "all that waited"
+        for at, prediction in enumerate(predictions):
+            found = form.read(prediction.body, prediction.json_bytes)
+            if found is None or found[1] > executor.batch_rows:
+                prediction.begin()
+                continue
+            data, rows, write = found
+            if total + rows > executor.batch_rows:
+                # The loop is to read on in between. They come before whatever it reads.
+                self._asked += [(place, later) for later in predictions[at:]]
+                self._call_turn()
+                why = "full"
+                break
+            packed.append(data)
+            taken.append((prediction, rows, write))
+            total += rows
+        if taken:
+            x = np.ndarray((total, *form.row), form.dtype, packed[0] if len(packed) == 1 else b"".join(packed))
+            _compute(version, executor, {form.name: x}, taken, why)
+
+
+def _begin(predictions: Sequence[Prediction]) -> None:
+    for prediction in predictions:
+        prediction.begin()
+
+
+def _compute(version: Version, executor: Inline, tensors: Tensors, taken: Sequence[tuple[Prediction, int, Write]], why: str) -> None:
+    began_ns = time.perf_counter_ns()
+    try:
+        (output,) = executor.compute(tensors).values()
+    except Exception:  # noqa: BLE001 - border: a foreign library computes here; one by one each request is told its own fault
+        _begin([prediction for prediction, _, _ in taken])
+        return
+    ended_ns = time.perf_counter_ns()
+    if output.ndim == 0 or output.shape[0] != sum([rows for _, rows, _ in taken]):
+        _begin([prediction for prediction, _, _ in taken])
+        return
+    figures, start, answered, waited_ns = version.figures, 0, 0, 0
+    for prediction, rows, write in taken:
+        end = start + rows
+        response = write(output[start:end])
+        start = end
+        if response is None or len(response.body) >= LARGE:
+            prediction.begin()
+            continue
+        prediction.answer(response)
+        answered += rows
+        waited_ns += began_ns - prediction.began_ns
+        figures.answered(rows=rows, took_ns=time.perf_counter_ns() - prediction.began_ns)
+    figures.ran(rows=answered, waited_ns=waited_ns, compute_ns=ended_ns - began_ns, why=why)
