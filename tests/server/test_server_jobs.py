@@ -180,7 +180,7 @@ def test_a_job_that_ended_badly_leaves_its_last_checkpoint_and_another_goes_on_f
     assert server.transport.get(f"/v1/jobs/{failed}/checkpoint", CheckpointView).epoch == 3
     assert [path.name for path in (server.folder / "jobs" / failed / "checkpoints").iterdir()] == ["epoch-00003"]
 
-    job = server.submit({"do": "epochs", "count": 5}, {"do": "kill", "attempts": [1]}, resume_job=failed, workers=2)
+    job = server.submit({"do": "epochs", "count": 5}, {"do": "kill", "attempts": [1], "ranks": [0]}, resume_job=failed, workers=2)
 
     assert server.end(job).state is JobState.SUCCEEDED
     assert [event.from_epoch for event in server.events(job, AttemptStarted)] == [3, 5]
