@@ -1,7 +1,8 @@
 """The values that both sides speak in.
 
 Owns what is asked (`FitSpec`, `DeploySpec`), what is answered (`JobView`, `EndpointView`), and what went
-wrong (`ErrorReport`). What happens in between belongs to `events`, turning values into bytes to `wire`.
+wrong (`ErrorReport`). How workers carry a fit out belongs to `execution`, what happens in between to `events`, turning
+values into bytes to `wire`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Final
 import msgspec
 
 from aiaas_magics.errors import InvalidName, InvalidSpec
+from aiaas_magics.execution import Execution
 from aiaas_magics.precision import Precision
 from aiaas_magics.routing import Rollout, Routing
 
@@ -111,70 +113,6 @@ class MeasureSpec(Value, frozen=True, kw_only=True):
     compare: bool = False
 
 
-ENGINES: Final = ("auto", "tensorflow", "jax")
-STRATEGIES: Final = ("auto", "single", "collective", "mirrored", "spmd")
-FUSING: Final = ("auto", "xla", "graph", "off")
-PRECISIONS: Final = ("", "float32", "mixed_bfloat16", "mixed_float16")
-ONE_PROCESS: Final = frozenset({"mirrored", "spmd"})  # strategies of which one process drives every device of the job
-
-
-class Execution(Value, frozen=True, kw_only=True):
-    """How workers carry a fit call out. The defaults leave every choice to the plan.
-
-    `fused`: how many steps become one call: "xla" compiles them, "graph" does not, "off" is the stock `fit`.
-    `checkpoint_s` of 0 leaves it to epochs alone; `checkpoint_epochs` of 0 keeps none.
-    """
-
-    engine: str = "auto"
-    may_stay: bool = False  # on TensorFlow, where JAX cannot do it: nobody asked for JAX by name
-    strategy: str = "auto"
-    fused: str = "auto"
-    model_parallel: int = 1  # devices that share one copy of the model
-    precision: str = ""  # a Keras dtype policy; empty: as the model has it
-    accumulate: int = 1  # parts that each batch is computed in, one after the other
-    checkpoint_epochs: int = 1
-    checkpoint_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        choices = {"engine": ENGINES, "strategy": STRATEGIES, "fused": FUSING, "precision": PRECISIONS}
-        for what, known in choices.items():
-            if (value := getattr(self, what)) not in known:
-                raise InvalidSpec(f"{what}={value!r} is not known. Use one of {', '.join(filter(None, known))}.")
-        if self.accumulate < 1:
-            raise InvalidSpec(f"accumulate={self.accumulate}: a batch has at least 1 part. Leave --accumulate out for one.")
-        if self.engine == "tensorflow" and self.strategy == "spmd":
-            raise InvalidSpec("The strategy spmd is JAX's. Use --engine jax, or --strategy collective on TensorFlow.")
-        if self.engine == "jax" and self.strategy not in ("auto", "single", "spmd"):
-            raise InvalidSpec(f"The strategy {self.strategy} is TensorFlow's. Use --strategy spmd, or leave --engine out.")
-        if self.model_parallel < 1 or (self.model_parallel > 1 and not self.on_jax):
-            raise InvalidSpec(f"model_parallel={self.model_parallel} is for JAX, and at least 1. Use --engine jax with it.")
-        if self.on_jax and (self.precision or self.accumulate > 1):
-            raise InvalidSpec("precision and accumulate are not for JAX. Set keras.config.set_dtype_policy, or leave --engine out.")
-
-    @property
-    def on_jax(self) -> bool:
-        """Whether workers run Keras on JAX. With the engine left open they go to TensorFlow where JAX cannot do it."""
-        return self.engine == "jax" or self.strategy == "spmd"
-
-    @property
-    def must_be_jax(self) -> bool:
-        """Whether the job fails rather than going to TensorFlow."""
-        return self.engine == "jax" and not self.may_stay
-
-    def resolved(self, *, devices: int, gpus: bool) -> Execution:
-        """This, with the strategy that "auto" stands for on so many devices of one machine."""
-        if self.strategy != "auto":
-            return self
-        if devices == 1:
-            strategy = "single"
-        elif self.engine == "jax":
-            strategy = "spmd"
-        else:
-            # On GPUs gradients would go through the host's memory between processes.
-            strategy = "mirrored" if gpus else "collective"
-        return msgspec.structs.replace(self, strategy=strategy)
-
-
 MOST_RETRIES: Final = 100  # guess: who needs more has another problem
 
 
@@ -209,6 +147,16 @@ class FitSpec(Value, frozen=True, kw_only=True):
             raise InvalidSpec(f"workers={self.workers}: at least one worker is needed. Leave --workers out to use every core.")
         if self.execution.strategy == "single" and (self.workers or 1) > 1:
             raise InvalidSpec(f"strategy='single' is one worker, {self.workers} were asked for. Leave one of the two out.")
+        if self.execution.processes > 1 and (self.workers or 0) % self.execution.processes:
+            raise InvalidSpec(
+                f"workers={self.workers} do not make {self.execution.processes} processes of equally many. "
+                f"Use --workers {self.execution.processes}, or a multiple of it."
+            )
+        if self.execution.processes > 1 and (self.workers is None or self.measure is not None):
+            raise InvalidSpec(
+                "Several processes on JAX need a stated number of workers, and are not measured. "
+                "Use --workers with one number, or leave --processes out."
+            )
         if not 0 < len(self.name) <= 100:
             raise InvalidSpec("A job's name has 1 to 100 characters. Give a shorter --name.")
         for sha in (self.payload, *self.arrays):

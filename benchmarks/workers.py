@@ -60,7 +60,7 @@ def plain_mb(count: int) -> float:
 def begun(backend: Any, count: int) -> tuple[Any, list[int]]:
     """A job on `count` workers that will not end by itself, once it makes steps; and the workers' processes by rank."""
     from aiaas_magics.events import StepsDone, WorkerStarted
-    from aiaas_magics.spec import Execution
+    from aiaas_magics.execution import Execution
 
     model = models.article()
     x, y = models.data(model, 20_000)

@@ -20,8 +20,9 @@ from aiaas_magics.client.endpoint import Endpoint, deploy
 from aiaas_magics.client.job import Job
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.errors import InvalidSpec, UnknownName
+from aiaas_magics.execution import Execution
 from aiaas_magics.routing import Rollout
-from aiaas_magics.spec import About, EndpointView, Execution, JobView
+from aiaas_magics.spec import About, EndpointView, JobView
 
 if TYPE_CHECKING:
     from aiaas_magics.client.planning import FitPlan

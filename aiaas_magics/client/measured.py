@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from aiaas_magics import settings
-from aiaas_magics.spec import Execution
+from aiaas_magics.execution import Execution
 
 if TYPE_CHECKING:
     from aiaas_magics.packing.fitcall import PackedFitCall

@@ -16,7 +16,8 @@ from aiaas_magics.client.measured import WORTH_LEAVING, Measurements, Way, is_op
 from aiaas_magics.client.training import Preflight, TrainOptions, prepare, submit
 from aiaas_magics.errors import BackendTooSlow, NotOnJax, UsageError
 from aiaas_magics.events import Candidate, Phase, Planned
-from aiaas_magics.spec import Execution, FitShape, JobState, MeasureSpec
+from aiaas_magics.execution import Execution
+from aiaas_magics.spec import FitShape, JobState, MeasureSpec
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:

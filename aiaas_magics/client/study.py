@@ -25,8 +25,9 @@ from aiaas_magics.client.measured import is_open
 from aiaas_magics.client.training import TrainOptions, prepare, submit
 from aiaas_magics.errors import AiaasBug, InvalidSpec
 from aiaas_magics.events import Measured
+from aiaas_magics.execution import ONE_PROCESS
 from aiaas_magics.projection import ProjectedRow, Projection, StepPoint
-from aiaas_magics.spec import ONE_PROCESS, FitShape, MeasureSpec
+from aiaas_magics.spec import FitShape, MeasureSpec
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from aiaas_magics.client.job import Job
 from aiaas_magics.client.measured import quicker_for
 from aiaas_magics.errors import CannotTravel, InvalidSpec, NotEnoughDevices, NotOnJax, VersionSkew
 from aiaas_magics.events import Phase
-from aiaas_magics.spec import ONE_PROCESS, CheckpointView, Execution, FitShape, FitSpec, JobView, MeasureSpec, Versions
+from aiaas_magics.execution import ONE_PROCESS, Execution
+from aiaas_magics.spec import CheckpointView, FitShape, FitSpec, JobView, MeasureSpec, Versions
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:

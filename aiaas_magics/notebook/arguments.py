@@ -21,6 +21,7 @@ from typing import Any, Final, Literal, TypeVar
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import ArgDecorator
 
+from aiaas_magics.execution import ENGINES, FUSING, PRECISIONS, STRATEGIES, Execution
 from aiaas_magics.notebook.option_values import (
     MOST_WORKERS,
     Every,
@@ -42,7 +43,7 @@ from aiaas_magics.notebook.option_values import (
 )
 from aiaas_magics.precision import SERVED
 from aiaas_magics.routing import Rollout, Scaling
-from aiaas_magics.spec import ENGINES, FUSING, MOST_RETRIES, PRECISIONS, STRATEGIES, Execution
+from aiaas_magics.spec import MOST_RETRIES
 
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V")
@@ -108,6 +109,13 @@ train_options = options(
         default=1,
         metavar="M",
         help="Cut the model over M of the devices, on JAX: by model.layout_map, or kernels of Dense and Embedding by their last axis.",
+    ),
+    option(
+        "--processes",
+        type=whole_number(1, MOST_WORKERS, "A number of processes"),
+        default=1,
+        metavar="P",
+        help="Share the devices of --strategy spmd out to P processes. One is the default, and as quick or quicker on one machine.",
     ),
     option("--fused", choices=FUSING, default="auto", metavar="F", help="Many steps in one call: auto, xla, graph, or off."),
     option(
@@ -244,6 +252,7 @@ class TrainRequest:
     engine: str
     strategy: str
     model_parallel: int
+    processes: int
     fused: str
     checkpoint_every: Every
     retries: int
@@ -264,6 +273,7 @@ class TrainRequest:
             engine=self.engine,
             strategy=self.strategy,
             model_parallel=self.model_parallel,
+            processes=self.processes,
             fused=self.fused,
             precision=self.precision,
             accumulate=self.accumulate,

@@ -16,12 +16,13 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 from aiaas_magics.events import Candidate, Planned
+from aiaas_magics.execution import ONE_PROCESS
 from aiaas_magics.latency import LoadReport
 from aiaas_magics.monitoring import Sample, Watched
 from aiaas_magics.notebook.views.picture import error_line, status_line
 from aiaas_magics.plots import text
 from aiaas_magics.routing import told
-from aiaas_magics.spec import ONE_PROCESS, About, EndpointView, JobState, JobView, VersionView
+from aiaas_magics.spec import About, EndpointView, JobState, JobView, VersionView
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:

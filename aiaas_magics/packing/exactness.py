@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from aiaas_magics.execution import Execution
 from aiaas_magics.packing import data, sources
-from aiaas_magics.spec import Execution, FitShape
+from aiaas_magics.spec import FitShape
 
 
 def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execution: Execution | None = None) -> tuple[str, ...]:

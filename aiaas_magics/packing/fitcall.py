@@ -15,12 +15,13 @@ import numpy as np
 from msgspec.structs import replace
 
 from aiaas_magics.errors import NotOnJax
+from aiaas_magics.execution import Execution
 from aiaas_magics.packing import checks, closures, exactness, fitcall_pickle, portable, randomness, refusals, samples, sources
 from aiaas_magics.packing.data import all_leaves, plain_arguments, with_texts_as_tensors
 from aiaas_magics.packing.manifest import Manifest, ManifestItem, array_item, class_item, function_item
 from aiaas_magics.packing.result import FitResult, apply_result, apply_to, read_result, write_result
 from aiaas_magics.packing.variables import tensorflow_variable
-from aiaas_magics.spec import Execution, FitShape
+from aiaas_magics.spec import FitShape
 
 __all__ = [
     "FitCall",

@@ -19,9 +19,9 @@ import numpy as np
 
 from aiaas_magics import frames
 from aiaas_magics.errors import AiaasBug, CannotTravel, DataMismatch
+from aiaas_magics.execution import Execution
 from aiaas_magics.packing import fitcall_pickle
 from aiaas_magics.packing.manifest import ManifestItem
-from aiaas_magics.spec import Execution
 
 PYTHON_OPS: Final = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 IGNORE_STATE: Final = 1  # tf.data's ExternalStatePolicy: random ops and resources are serialized as they are

@@ -28,6 +28,7 @@ BASE = {
     "logs",
     "routing",
     "precision",
+    "execution",
 }
 
 # room -> rooms it may import from, itself and the base aside
@@ -87,7 +88,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     ),
     "cloudpickle": ("packing/",),
     "pickle": ("packing/",),
-    "jax": ("backend/training/engines/jax.py", "backend/training/engines/jax_steps.py"),
+    "jax": ("backend/training/engines/jax.py", "backend/training/engines/jax_processes.py", "backend/training/engines/jax_steps.py"),
     # In the kernel too: what fewer bits change is measured with the engine that will serve, before anything is sent.
     "onnxruntime": ("backend/serving/engines/onnx.py", "packing/change.py"),
     "grpc": ("backend/serving/grpc/",),

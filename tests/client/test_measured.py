@@ -15,9 +15,9 @@ import aiaas_magics
 from aiaas_magics.client import measured
 from aiaas_magics.client.measured import Measurements, Way, is_open, quicker_on_jax
 from aiaas_magics.events import Planned
+from aiaas_magics.execution import Execution
 from aiaas_magics.packing import fitcall
 from aiaas_magics.packing.fitcall import FitCall
-from aiaas_magics.spec import Execution
 from tests.spmd import jax_models
 
 

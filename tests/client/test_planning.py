@@ -15,9 +15,10 @@ from aiaas_magics.client import measured, planning
 from aiaas_magics.client.planning import FitPlan, PlanProgress
 from aiaas_magics.client.training import TrainOptions
 from aiaas_magics.events import Candidate, Planned
+from aiaas_magics.execution import Execution
 from aiaas_magics.notebook import present
 from aiaas_magics.packing.fitcall import FitCall
-from aiaas_magics.spec import Execution, FitShape
+from aiaas_magics.spec import FitShape
 from tests.contracts.recipes import small_model, table
 from tests.spmd import jax_models
 

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from aiaas_magics.spec import Execution
+from aiaas_magics.execution import Execution
 from tests.equivalence.pairwise import covering
 from tests.training import fit_cases
 from tests.training.fit_cases import CASES, Case, OwnStep

@@ -18,7 +18,8 @@ import aiaas_magics
 from aiaas_magics.client import embedded
 from aiaas_magics.client.job import Job
 from aiaas_magics.events import AttemptStarted, Checkpointed, Entry, WorkerStarted
-from aiaas_magics.spec import Execution, JobState
+from aiaas_magics.execution import Execution
+from aiaas_magics.spec import JobState
 from tests import waiting
 from tests.conftest import processes_of
 from tests.contracts.recipes import gap, small_model, table

@@ -11,8 +11,8 @@ from conftest import Namespace
 
 from aiaas_magics import frames
 from aiaas_magics.errors import CannotTravel, DataMismatch, UsageError
+from aiaas_magics.execution import Execution
 from aiaas_magics.packing.fitcall import FitCall, PackedFitCall, pack, unpack
-from aiaas_magics.spec import Execution
 
 Cell = Callable[..., Namespace]
 

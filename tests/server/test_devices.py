@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from aiaas_magics.backend.server import devices
 from aiaas_magics.backend.server.devices import Machine
-from aiaas_magics.spec import Device, Execution
+from aiaas_magics.execution import Execution
+from aiaas_magics.spec import Device
 
 
 def test_this_machine_has_the_cores_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import aiaas_magics
 from aiaas_magics.errors import RemoteTrainingError
 from aiaas_magics.events import Notice, WorkerStarted
-from aiaas_magics.spec import Execution
+from aiaas_magics.execution import Execution
 from tests.contracts.recipes import gap
 from tests.spmd import jax_models
 

@@ -21,8 +21,9 @@ from aiaas_magics.backend.training.passes import Passes, Reading
 from aiaas_magics.backend.training.plan import Plan, order_of
 from aiaas_magics.errors import NotOnJax
 from aiaas_magics.events import EpochEnded, Measured, Planned
+from aiaas_magics.execution import Execution
 from aiaas_magics.packing import fitcall, portability
-from aiaas_magics.spec import Execution, MeasureSpec
+from aiaas_magics.spec import MeasureSpec
 from tests.spmd import jax_models
 from tests.training import ranks
 

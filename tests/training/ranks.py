@@ -18,8 +18,8 @@ from aiaas_magics import wire
 from aiaas_magics.backend.training.command import WorkerCommand, WorkerLine
 from aiaas_magics.backend.workers.attempt import AttemptFolder, write_value
 from aiaas_magics.events import AnyEvent
+from aiaas_magics.execution import Execution
 from aiaas_magics.packing import fitcall
-from aiaas_magics.spec import Execution
 from tests import waiting
 
 WAIT_S = 240.0

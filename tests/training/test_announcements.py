@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from aiaas_magics.execution import Execution
 from aiaas_magics.packing import randomness
 from aiaas_magics.packing.exactness import announcements
-from aiaas_magics.spec import Execution
 from tests.training.fit_cases import dense, own_step, regularized, scalar_metric
 
 

@@ -22,8 +22,9 @@ from aiaas_magics.backend.training.fused import Chunk, FusedSteps
 from aiaas_magics.backend.training.pace import CALL_S, GROWTH, Pace
 from aiaas_magics.backend.training.plan import Plan, order_of
 from aiaas_magics.events import Candidate, EpochEnded, Event, Planned
+from aiaas_magics.execution import Execution
 from aiaas_magics.packing.fitcall import FitCall, pack, unpack
-from aiaas_magics.spec import Execution, MeasureSpec
+from aiaas_magics.spec import MeasureSpec
 from tests.training.ranks import gaps
 
 ROWS, BATCH = 210, 32  # the last batch has 18 rows

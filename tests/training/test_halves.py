@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 from aiaas_magics.events import Planned
-from aiaas_magics.spec import Execution
+from aiaas_magics.execution import Execution
 from tests.training import ranks
 from tests.training.fit_cases import CASES, Case, data, dense, metrics, optimizer
 from tests.training.test_equivalence import assert_like_plain_fit, floats

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 from aiaas_magics.events import Planned
-from aiaas_magics.spec import Execution
+from aiaas_magics.execution import Execution
 from tests.training import ranks
 from tests.training.fit_cases import CASES, Case, OwnStep, data, dense, optimizer
 from tests.training.test_equivalence import assert_like_plain_fit, floats

@@ -12,9 +12,9 @@ import pytest
 from keras import layers
 
 from aiaas_magics.errors import InvalidSpec
+from aiaas_magics.execution import Execution
 from aiaas_magics.packing import fitcall
 from aiaas_magics.packing.exactness import announcements
-from aiaas_magics.spec import Execution
 from tests.training import ranks
 from tests.training.fit_cases import CASES, OwnStep, data, dense
 from tests.training.test_equivalence import assert_like_plain_fit

@@ -23,8 +23,8 @@ from aiaas_magics.backend.workers.attempt import AttemptFolder
 from aiaas_magics.backend.workers.local import LocalPool
 from aiaas_magics.errors import InvalidSpec
 from aiaas_magics.events import EpochEnded, Notice
+from aiaas_magics.execution import Execution
 from aiaas_magics.packing import fitcall
-from aiaas_magics.spec import Execution
 from tests.training import ranks
 from tests.training.fit_cases import data, dense, stopping, validation
 

@@ -31,7 +31,8 @@ from aiaas_magics.backend.workers.attempt import AttemptFolder
 from aiaas_magics.backend.workers.pool import WorkerCommand, WorkerPool
 from aiaas_magics.errors import InvalidSpec
 from aiaas_magics.events import Crashed, Entry, Finished, WorkerLost
-from aiaas_magics.spec import ONE_PROCESS, CheckpointView, TensorSpec
+from aiaas_magics.execution import ONE_PROCESS
+from aiaas_magics.spec import CheckpointView, TensorSpec
 
 ATTEMPT: Final = re.compile(r"attempt-(\d+)", re.ASCII)
 KEPT_JOBS: Final = 8  # guess: who wants to go on from a job that ended badly does so soon

@@ -44,7 +44,8 @@ from aiaas_magics.backend.workers.watch import STOPPED_S, AttemptWatch, Seen
 from aiaas_magics.clock import Clock
 from aiaas_magics.errors import InvalidSpec, NotEnoughDevices, StoreNotWritable, UnknownName
 from aiaas_magics.events import AnyEvent, AttemptStarted, Crashed, Entry, Finished, Notice, Phase, PhaseEntered, StateChanged, WorkerStarted
-from aiaas_magics.spec import ONE_PROCESS, CheckpointView, FitSpec, JobState, JobView
+from aiaas_magics.execution import ONE_PROCESS
+from aiaas_magics.spec import CheckpointView, FitSpec, JobState, JobView
 
 log = logging.getLogger(__name__)
 
@@ -401,8 +402,14 @@ class Conductor:
         self._say_why(asks[len(placed) :], held)
 
     def _ask(self, job: str, spec: FitSpec) -> Ask:
-        together = self._machine.execution_of(spec).strategy in ONE_PROCESS
-        return Ask(job=job, workers=spec.workers, oversubscribe=spec.oversubscribe, alone=spec.measure is not None, together=together)
+        return Ask(
+            job=job,
+            workers=spec.workers,
+            oversubscribe=spec.oversubscribe,
+            alone=spec.measure is not None,
+            together=self._machine.execution_of(spec).strategy in ONE_PROCESS,
+            processes=spec.execution.processes,
+        )
 
     def _say_why(self, asks: Sequence[Ask], held: dict[str, frozenset[int]]) -> None:
         noun = "GPU" if self._machine.one_each else "core"

@@ -16,7 +16,8 @@ from typing import Final
 
 import psutil
 
-from aiaas_magics.spec import ONE_PROCESS, Device, Execution, FitSpec
+from aiaas_magics.execution import ONE_PROCESS, Execution
+from aiaas_magics.spec import Device, FitSpec
 
 SIMULATED: Final = "AIAAS_SIMULATED_DEVICES"
 CGROUPS: Final = Path("/sys/fs/cgroup")

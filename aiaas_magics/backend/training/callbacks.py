@@ -12,6 +12,7 @@ import keras
 from keras.src.utils import python_utils
 
 from aiaas_magics.backend.training.channel import Channel
+from aiaas_magics.backend.training.group import Group
 from aiaas_magics.events import Notice
 
 # Callbacks that only write files: rank 0 writes them, the others would write the same ones again.
@@ -50,3 +51,18 @@ def reads_batches(callback: Any) -> bool:
     if type(callback) is keras.callbacks.ModelCheckpoint:
         return bool(callback.save_freq != "epoch")
     return any(not python_utils.is_default(getattr(callback, hook)) for hook in (*BATCH_HOOKS, *TEST_HOOKS))
+
+
+def agreement(group: Group, *, each_batch: bool) -> Any:
+    """A callback after which all ranks have the same `stop_training`: one that stops, stops all."""
+
+    class Agreement(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.model.stop_training = group.any(bool(self.model.stop_training), site="stop")
+
+        if each_batch:
+
+            def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+                self.model.stop_training = group.any(bool(self.model.stop_training), site="stop")
+
+    return Agreement()

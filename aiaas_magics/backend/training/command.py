@@ -6,7 +6,8 @@ Owns the two values. Writing and reading the files belongs to `workers`.
 from __future__ import annotations
 
 from aiaas_magics.events import AnyEvent
-from aiaas_magics.spec import Execution, MeasureSpec, Value
+from aiaas_magics.execution import Execution
+from aiaas_magics.spec import MeasureSpec, Value
 
 
 class WorkerCommand(Value, frozen=True, kw_only=True):

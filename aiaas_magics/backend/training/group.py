@@ -258,6 +258,17 @@ class Group:
             if now - began > limit_s:
                 raise RankMissing(other, f"did not come within {limit_s:g} s")
 
+    def missing(self, *, within_s: float) -> RankMissing | None:
+        """A rank whose process is gone, or goes within so many seconds."""
+        deadline = time.monotonic() + within_s
+        while True:
+            for other in self._others:
+                if how := self._why_missing(other):
+                    return RankMissing(other, how)
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(SLEEP_S[-1])
+
     def _why_missing(self, other: int) -> str:
         line = other * LINE
         if self._table[line + STATE] == LEFT:

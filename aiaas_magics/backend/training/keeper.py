@@ -35,7 +35,8 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
     """Keeps checkpoints, and puts back what an earlier attempt kept. Comes last in the list of callbacks.
 
     On several ranks rank 0's clock decides, and all meet to hear of it: at the end of each epoch and, where
-    checkpoints come by the second, after steps that they have agreed on (see `paced`).
+    checkpoints come by the second, after steps that they have agreed on (see `paced`). Ranks that are `alike` hold the
+    same in everything: one keeps it for all.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         channel: Channel,
         *,
         group: Group | None,
+        alike: bool = False,
         history: Any,
         resumed: Checkpoint | None,
         plan: Callable[[], Plan | None] = lambda: None,
@@ -53,7 +55,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._command, self._call, self._channel, self._clock = command, call, channel, clock
-        self._group, self._history, self._resumed, self._plan = group, history, resumed, plan
+        self._group, self._alike, self._history, self._resumed, self._plan = group, alike, history, resumed, plan
         self._before_keeping = before_keeping
         self._folder = Path(command.job_dir) / "checkpoints"
         self._every_epochs, self._every_s = command.execution.checkpoint_epochs, command.execution.checkpoint_s
@@ -122,7 +124,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
     def _keep(self, place: Place) -> None:
         began = self._clock()
         self._before_keeping()
-        variables, ranks = snapshot.take(self._call, self._group)
+        variables, ranks = snapshot.take(self._call, None if self._alike else self._group)
         if self._command.rank:
             return
         kept = Checkpoint(
@@ -149,7 +151,8 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
     def _put_back(self, kept: Checkpoint) -> None:
         for callback, state in matching(self._call.callbacks, kept.callbacks):
             plain.put_back(callback, state.attributes)
-        snapshot.put_back(self._call, kept.variables, kept.ranks, rank=self._command.rank, ranks=self._command.ranks)
+        rank, ranks = (0, 1) if self._alike else (self._command.rank, self._command.ranks)
+        snapshot.put_back(self._call, kept.variables, kept.ranks, rank=rank, ranks=ranks)
 
 
 def pause_s(took_s: float) -> float:

@@ -24,7 +24,7 @@ from tensorflow.python.framework.config import is_op_determinism_enabled
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import datasets, measure
 from aiaas_magics.backend.training.accumulate import Accumulation
-from aiaas_magics.backend.training.callbacks import callbacks_of_rank, most_steps_a_call, plain_arguments
+from aiaas_magics.backend.training.callbacks import agreement, callbacks_of_rank, most_steps_a_call, plain_arguments
 from aiaas_magics.backend.training.candidates import compare, only, process_bytes
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.choice import FORMS, Choice, Choices, Comparing, Rule, Timing
@@ -318,18 +318,3 @@ def _settled(command: WorkerCommand, told: Callable[[Planned], None]) -> Callabl
 
 def _to_rank_0(command: WorkerCommand, channel: Channel) -> Callable[[AnyEvent], None]:
     return channel.send if command.rank == 0 else lambda _: None
-
-
-def agreement(group: Group, *, each_batch: bool) -> Any:
-    """A callback after which all ranks have the same `stop_training`: one that stops, stops all."""
-
-    class Agreement(keras.callbacks.Callback):  # type: ignore[misc]
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            self.model.stop_training = group.any(bool(self.model.stop_training), site="stop")
-
-        if each_batch:
-
-            def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-                self.model.stop_training = group.any(bool(self.model.stop_training), site="stop")
-
-    return Agreement()

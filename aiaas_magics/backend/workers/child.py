@@ -111,7 +111,7 @@ def prepare_process(command: WorkerCommand) -> None:
     if command.execution.on_jax:
         from aiaas_magics.backend.training.engines import jax as engine
 
-        engine.prepare(command, seed=seed)
+        engine.prepare(command)
         return
     import keras
     import tensorflow as tf

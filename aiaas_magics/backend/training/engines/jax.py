@@ -30,12 +30,14 @@ from msgspec.structs import replace
 
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import measure
-from aiaas_magics.backend.training.callbacks import callbacks_of_rank, most_steps_a_call, plain_arguments
+from aiaas_magics.backend.training.callbacks import agreement, callbacks_of_rank, most_steps_a_call, plain_arguments
 from aiaas_magics.backend.training.candidates import compare, only, process_bytes
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.training.engines import jax_processes
 from aiaas_magics.backend.training.engines import jax_steps as steps
 from aiaas_magics.backend.training.engines.jax_masks import keeping_masks
+from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.keeper import Keeper, resumed_from
 from aiaas_magics.backend.training.pace import Pace, Pacing
 from aiaas_magics.backend.training.passes import Passes, Reading, Steps, steps_of_epoch
@@ -52,11 +54,14 @@ ENGINE: Final = "jax"
 # --------------------------------------------------------------------------- devices
 
 
-def prepare(command: WorkerCommand, *, seed: int) -> None:
+def prepare(command: WorkerCommand) -> None:
     """Devices and seeds, before anything touches a device. Where there is no GPU, the CPU stands for so many devices."""
     if not command.gpus:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", command.devices)
+    if command.ranks > 1:
+        jax_processes.join(command)
+    seed = command.seed % 2**32  # the same in every process: together they run one program
     # Keras' own function would import TensorFlow, to seed it as well.
     random.seed(seed)
     np.random.seed(seed)
@@ -84,7 +89,8 @@ def distribute(devices: int, *, model_parallel: int, layouts: dict[str, Axes]) -
         keras.distribution.set_distribution(None)
         return
     if model_parallel == 1:
-        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=found))
+        # Not cut by Keras: it would want a `tf.data.Dataset`, and our batches are cut already.
+        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=found, auto_shard_dataset=False))
         return
     mesh = keras.distribution.DeviceMesh((devices // model_parallel, model_parallel), AXES, found)
     layout_map = keras.distribution.LayoutMap(mesh)
@@ -106,7 +112,7 @@ def unpack(command: WorkerCommand) -> portable.PortedFitCall:
     arrived = portable.Arrived(Path(command.payload).read_bytes(), arrays)
     fitcall.apply_settings(arrived.recipe.settings)
     # The reference of a study is stock `fit`, which cuts no batch.
-    devices = 1 if command.measure is not None and command.measure.plain else command.devices
+    devices = 1 if command.measure is not None and command.measure.plain else command.devices * command.ranks
     distribute(devices, model_parallel=min(devices, command.execution.model_parallel), layouts=arrived.recipe.layouts)
     try:
         call = arrived.build(sync=lambda model: model.jax_state_sync())
@@ -114,6 +120,7 @@ def unpack(command: WorkerCommand) -> portable.PortedFitCall:
     except NotOnJax:
         raise
     except Exception as error:  # border: the user's layers may raise anything on a backend that they were not written for
+        jax_processes.let_others_end(error, ranks=command.ranks)
         raise NotOnJax(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
     if differs is not None:
         raise NotOnJax(f"it would compute something else there: {differs}")
@@ -129,7 +136,11 @@ def numbers_of(model: Any, sample: proof.Proof) -> proof.Numbers:
     state = (
         [v.value for v in variables] for variables in (model.trainable_variables, model.non_trainable_variables, model.metrics_variables)
     )
-    (loss, (_, outputs, _, _)), gradients = jax.jit(compute)(*state, steps.placed((sample.x, sample.y, sample.sample_weight)))
+    distribution = keras.distribution.distribution()
+    # Whole in every process, so that each can compare all of it.
+    whole = None if distribution is None or jax.process_count() == 1 else steps.everywhere(distribution)
+    compiled = jax.jit(compute, out_shardings=whole)
+    (loss, (_, outputs, _, _)), gradients = compiled(*state, steps.placed((sample.x, sample.y, sample.sample_weight)))
     return proof.numbers(outputs, loss, gradients)
 
 
@@ -140,6 +151,13 @@ def run(command: WorkerCommand, call: portable.PortedFitCall, channel: Channel) 
     """Train, or measure, as `command` says. Returns the `keras.callbacks.History`; the model holds the weights."""
     if command.measure is not None:
         return _measure(command, call, channel)
+    if command.ranks == 1:
+        return _train(command, call, channel, None)
+    with jax_processes.meeting(command) as group:
+        return _train(command, call, channel, group)
+
+
+def _train(command: WorkerCommand, call: portable.PortedFitCall, channel: Channel, group: Group | None) -> Any:
     arguments = plain_arguments(call.arguments)
     users = callbacks_of_rank(call.callbacks, rank=command.rank, channel=channel)
     resumed = resumed_from(command, call, channel)
@@ -147,17 +165,20 @@ def run(command: WorkerCommand, call: portable.PortedFitCall, channel: Channel) 
     start = resumed.place if resumed else Place(first)
     reading = Reading(seed=command.seed, first_epoch=first, start=start)
     history = keras.callbacks.History()
-    keeper = Keeper(command, call, channel, group=None, history=history, resumed=resumed, plan=lambda: reading.plan)
-    progress = Progress(channel, plan=lambda: reading.plan, notices=True)
+    keeper = Keeper(command, call, channel, group=group, alike=True, history=history, resumed=resumed, plan=lambda: reading.plan)
+    progress = Progress(channel, plan=lambda: reading.plan, notices=command.rank == 0)
     each = most_steps_a_call(call.model, call.callbacks)
-    with reading_from(reading), fusing(command, call.model, reading, pace=Pace(each), test_pace=Pace(each), told=channel.send):
+    pace, test_pace = jax_processes.agreed(keeper.paced(Pace(each)), group), jax_processes.agreed(Pace(each), group)
+    agreeing = [] if group is None else [agreement(group, each_batch=each is not None)]
+    tell = channel.send if command.rank == 0 else lambda _: None
+    with reading_from(reading), fusing(command, call.model, reading, pace=pace, test_pace=test_pace, told=tell):
         jax_trainer.JAXTrainer.fit(
             call.model,
             **arguments
             | {
                 "initial_epoch": start.epoch,
-                "epochs": start.epoch if resumed and resumed.stopped else int(arguments.get("epochs", 1)),
-                "callbacks": [*users, history, progress, keeper],
+                "epochs": start.epoch if resumed and resumed.stopped else int(arguments.get("epochs") or 1),
+                "callbacks": [*users, *agreeing, history, progress, keeper],
             },
         )
     return history
@@ -214,7 +235,7 @@ def _memory_bytes() -> int:
 def plan_of(command: WorkerCommand, model: Any) -> Planned:
     """How the steps are carried out: in a loop unless somebody asked for none, or it would be slower."""
     why = steps.why_one_by_one(model)
-    strategy = "spmd" if command.devices > 1 else "single"
+    strategy = "spmd" if command.devices * command.ranks > 1 else "single"
     return Planned(
         fused="off" if why or command.execution.fused == "off" else "xla", why=(why,) if why else (), engine=ENGINE, strategy=strategy
     )

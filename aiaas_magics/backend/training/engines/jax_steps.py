@@ -27,7 +27,14 @@ def placed(batch: Any) -> Any:
     distribution = keras.distribution.distribution()
     if distribution is None:
         return batch
-    return tree.map_structure(lambda leaf: jax.device_put(leaf, _sharding(distribution, len(leaf))), batch, none_is_leaf=False)
+    return tree.map_structure(lambda leaf: _put(leaf, _sharding(distribution, len(leaf))), batch, none_is_leaf=False)
+
+
+def _put(array: Any, sharding: Any) -> Any:
+    """The parts of `array`, which every process has, on the devices of this one."""
+    if jax.process_count() == 1:
+        return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _sharding(distribution: Any, rows: int) -> Any:
@@ -58,7 +65,7 @@ def resident(sliceable: Any) -> Any:
 
 def free_bytes() -> float:
     """Of the memory that the devices compute in."""
-    told = jax.devices()[0].memory_stats()
+    told = jax.local_devices()[0].memory_stats()
     if told and "bytes_limit" in told:
         return float(told["bytes_limit"] - told["bytes_in_use"]) * len(jax.devices())
     return float(psutil.virtual_memory().available)
@@ -74,7 +81,12 @@ def _everywhere(array: Any) -> Any:
     distribution = keras.distribution.distribution()
     if distribution is None:
         return jax.device_put(array)
-    return jax.device_put(array, jax.sharding.NamedSharding(distribution.device_mesh.backend_mesh, jax.sharding.PartitionSpec()))
+    return _put(array, everywhere(distribution))
+
+
+def everywhere(distribution: Any) -> Any:
+    """Whole on every device."""
+    return jax.sharding.NamedSharding(distribution.device_mesh.backend_mesh, jax.sharding.PartitionSpec())
 
 
 def why_one_by_one(model: Any) -> str:
