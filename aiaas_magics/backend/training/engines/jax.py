@@ -177,7 +177,7 @@ def _train(command: WorkerCommand, call: portable.PortedFitCall, channel: Channe
             **arguments
             | {
                 "initial_epoch": start.epoch,
-                "epochs": start.epoch if resumed and resumed.stopped else int(arguments.get("epochs") or 1),
+                "epochs": start.epoch if resumed and resumed.stopped else int(arguments.get("epochs", 1)),
                 "callbacks": [*users, *agreeing, history, progress, keeper],
             },
         )
