@@ -16,7 +16,7 @@ from aiaas_magics.backend.serving.engines import EngineRefused
 from aiaas_magics.backend.serving.protocols import Response, tfserving
 from aiaas_magics.backend.serving.registry import Registry, Version
 from aiaas_magics.backend.serving.replicas import Inline, Replicas
-from aiaas_magics.backend.serving.together import Place, Together
+from aiaas_magics.backend.serving.together import Together, place_of
 from aiaas_magics.routing import Routing
 
 
@@ -75,7 +75,7 @@ class Served:
 
     def ask(self, name: str, body: bytes, number: int | None = None) -> Asked:
         asked = Asked(body)
-        self.together.add(Place(name, number, None, tfserving.plain_form), asked)
+        self.together.add(place_of(name, number, None, tfserving.plain_form), asked)
         return asked
 
     async def close(self) -> None:

@@ -16,7 +16,7 @@ from aiaas_magics.backend.serving.protocols import Headers, InferenceProtocol, R
 from aiaas_magics.backend.serving.protocols.openinference_calls import JSON_LENGTH
 from aiaas_magics.backend.serving.protocols.paths import Route as PathRoute
 from aiaas_magics.backend.serving.registry import Registry
-from aiaas_magics.backend.serving.together import Place
+from aiaas_magics.backend.serving.together import Place, place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def known_of(url: bytes, raw: list[tuple[bytes, bytes]], headers: Headers, path:
         route=route,
         computes=wanted,
         json_bytes=int(told[0]) if len(told) == 1 and told[0].isdigit() and len(told[0]) < 10 else 0,
-        place=None if form is None else Place(route.name, route.version, route.label, form),
+        place=None if form is None else place_of(route.name, route.version, route.label, form),
     )
 
 

@@ -9,12 +9,12 @@ way of all others, as if it had not been here.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Protocol
 
-import msgspec
 import numpy as np
 
 from aiaas_magics.backend.serving.batching import Limits
@@ -23,8 +23,6 @@ from aiaas_magics.backend.serving.engines import Tensors
 from aiaas_magics.backend.serving.protocols import FormOf, Response, Write
 from aiaas_magics.backend.serving.registry import Registry, Version
 from aiaas_magics.backend.serving.replicas import Inline
-
-log = logging.getLogger(__name__)
 
 MOST: Final = Limits().waiting  # predictions that may wait here; what is beyond waits, or is refused, where all others do
 
@@ -46,13 +44,17 @@ class Prediction(Protocol):
         ...
 
 
-class Place(msgspec.Struct, frozen=True):
-    """Which version is asked for, in which protocol's plain form."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Which version is asked for, in which protocol's plain form. To be had from `place_of`: what is asked alike is one place."""
 
     name: str
     version: int | None
     label: str | None
     form: FormOf
+
+
+place_of = lru_cache(maxsize=1024)(Place)  # guess: as many as heads are known
 
 
 class Together:
