@@ -74,6 +74,21 @@ def test_two_processes_compute_what_one_computes(tmp_path: Path, monkeypatch: py
     assert not [event for event in ranks.events_in(tmp_path / "two", rank=1) if isinstance(event, Planned | Checkpointed)]
 
 
+def test_a_process_that_is_told_to_end_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    x, y = jax_models.table(512)
+    sent = ranks.send(tmp_path, jax_models.dropping(), execution=IN_TWO, x=x, y=y, epochs=10**6, batch_size=16)
+    processes = ranks.start(ranks.commands(sent, tmp_path, ranks=2, devices=1, execution=sent.packed.execution))
+    try:
+        ranks.wait_until(lambda: any(isinstance(event, EpochEnded) for event in ranks.events_in(tmp_path)), "no epoch ended")
+        processes[1].terminate()
+        assert processes[1].wait(ranks.WAIT_S) == -signal.SIGTERM
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_costs_one_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     monkeypatch.setenv("AIAAS_HOME", str(tmp_path / "home"))

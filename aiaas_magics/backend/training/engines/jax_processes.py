@@ -36,6 +36,7 @@ def join(command: WorkerCommand) -> None:
     else:
         address = _read(path)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for a notice, and whoever ends a worker means it
     jax.distributed.initialize(address, command.ranks, command.rank, initialization_timeout=round(MEET_S))
 
 
