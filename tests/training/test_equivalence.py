@@ -96,7 +96,8 @@ def assert_like_plain_fit(case: Case, sent: ranks.Sent, folder: Path) -> None:
     with floats(case):
         expected = plain(case)
         # A fit of no epochs leaves its optimizer unbuilt; ours was built in the kernel, before it travelled.
-        expected.model.optimizer.build(expected.model.trainable_variables)
+        if not expected.model.optimizer.built:
+            expected.model.optimizer.build(expected.model.trainable_variables)
         history = fitcall.apply_result(ranks.result_in(folder), sent.packed)
         model = sent.packed.model
 
