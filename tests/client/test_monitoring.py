@@ -28,7 +28,7 @@ def served(name: str, figures: Figures) -> Registry:
 def test_a_servers_own_text_is_read_back() -> None:
     figures = Figures(failed=2, refused=1)
     for took_us in (200, 300, 4000):
-        figures.answered(rows=5, took_ns=1000 * took_us)
+        figures.answered(1000 * took_us, rows=5)
     figures.ran(rows=10, waited_ns=3_000_000, compute_ns=7_000_000, why="full")
 
     found = counts_in(metrics.text(served("churn", figures)).decode(), "churn")

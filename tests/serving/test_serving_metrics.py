@@ -56,7 +56,7 @@ def test_what_was_counted_apart_is_summed_as_if_it_had_been_counted_together(apa
     for figures, answers in zip(processes, apart, strict=True):
         for rows, took_us in answers:
             for counting in (figures, together):
-                counting.answered(rows=rows, took_ns=took_us * 1000)
+                counting.answered(took_us * 1000, rows=rows)
                 counting.ran(rows=rows, waited_ns=rows, compute_ns=took_us, why="full" if rows > 150 else "alone")
                 counting.failed += 1
                 counting.refused += 2
@@ -83,7 +83,7 @@ def told() -> Mapping[str, dict[tuple[tuple[str, str], ...], float]]:
     registry, chance = Registry(), random.Random(2)
     figures = counted(registry, "oddname", 3)
     for _ in range(100):
-        figures.answered(rows=2, took_ns=int(chance.uniform(1e5, 1e8)))
+        figures.answered(int(chance.uniform(1e5, 1e8)), rows=2)
     figures.failed, figures.refused = 4, 5
     figures.ran(rows=2, waited_ns=10**9, compute_ns=3 * 10**9, why="all that waited")
     figures.ran(rows=300, waited_ns=0, compute_ns=10**9, why="full")

@@ -73,7 +73,7 @@ class Http1(HttpToolsProtocol):
         head = data[: data.find(b"\r\n\r\n") + 4] if self._between else b""
         if head:
             known, length = self.app.heads.get(head, UNKNOWN)
-            if known is not None and len(data) == len(head) + length and self._is_free():
+            if known is not None and len(data) == len(head) + length and (self.cycle is self._pending or self._is_free()):
                 if self._head_deadline is not None:
                     self._disarm()
                 self._take(known, data[len(head) :])
@@ -230,8 +230,8 @@ class Http1(HttpToolsProtocol):
 
     def _flush(self) -> None:
         """Send what may be sent: answers leave in the order of their requests."""
-        slots = self._pending.slots
-        out = b""
+        pending, out = self._pending, b""
+        slots = pending.slots
         while slots and (response := slots[0].response) is not None:
             slots.popleft()
             out += self._bytes_of(response, is_last=not slots)
@@ -243,7 +243,7 @@ class Http1(HttpToolsProtocol):
         self.transport.write(out)
         if slots:
             return
-        if not self._pending.keep_alive:  # a shutdown waited for them
+        if not pending.keep_alive:  # a shutdown waited for them
             self.transport.close()
         elif self.pipeline:
             self.on_response_complete()

@@ -97,7 +97,7 @@ def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request
             version.figures.failed += 1
             response = refusal(fault)
         else:
-            version.figures.answered(rows=call.rows or 0, took_ns=time.perf_counter_ns() - began_ns)
+            version.figures.answered(time.perf_counter_ns() - began_ns, rows=call.rows or 0)
         if len(response.body) < LARGE:
             done(response)
         else:

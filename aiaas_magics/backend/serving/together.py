@@ -67,11 +67,13 @@ class Together:
 
     def add(self, place: Place, prediction: Prediction) -> None:
         """Have `prediction` answered at the end of this turn."""
-        if len(self._asked) >= MOST:
+        asked = self._asked
+        if len(asked) >= MOST:
             prediction.begin()
             return
-        self._asked.append((place, prediction))
-        self._call_turn()
+        asked.append((place, prediction))
+        if not self._turn_comes:
+            self._call_turn()
 
     def _call_turn(self) -> None:
         if not self._turn_comes:
@@ -133,7 +135,7 @@ def _compute(version: Version, executor: Inline, tensors: Tensors, taken: Sequen
     if output.ndim == 0 or output.shape[0] != sum([rows for _, rows, _ in taken]):
         _begin([prediction for prediction, _, _ in taken])
         return
-    figures, start, answered, waited_ns = version.figures, 0, 0, 0
+    start, answered, since_ns = 0, 0, list[int]()
     for prediction, rows, write in taken:
         end = start + rows
         response = write(output[start:end])
@@ -143,6 +145,8 @@ def _compute(version: Version, executor: Inline, tensors: Tensors, taken: Sequen
             continue
         prediction.answer(response)
         answered += rows
-        waited_ns += began_ns - prediction.began_ns
-        figures.answered(rows=rows, took_ns=time.perf_counter_ns() - prediction.began_ns)
+        since_ns.append(prediction.began_ns)
+    figures, over_ns = version.figures, time.perf_counter_ns()
+    figures.answered(*[over_ns - since for since in since_ns], rows=answered)
+    waited_ns = len(since_ns) * began_ns - sum(since_ns)
     figures.ran(rows=answered, waited_ns=waited_ns, compute_ns=ended_ns - began_ns, why=why)
