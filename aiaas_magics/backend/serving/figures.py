@@ -31,13 +31,11 @@ class Durations:
 
     def add(self, *durations_us: int) -> None:
         self.total_us += sum(durations_us)
-        counts = self.counts
         for duration_us in durations_us:
-            shift = duration_us.bit_length() - PRECISION_BITS - 1  # `bucket_of`, without a call: this is on the way of every answer
             try:
-                counts[duration_us if shift <= 0 else (shift << PRECISION_BITS) + (duration_us >> shift)] += 1
+                self.counts[bucket_of(duration_us)] += 1
             except IndexError:
-                counts[-1] += 1
+                self.counts[-1] += 1
 
     def merge(self, counts: Iterable[tuple[int, int]], total_us: int) -> None:
         """Count what another histogram has: its buckets with their counts, and the sum of its durations."""

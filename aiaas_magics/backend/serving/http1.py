@@ -73,7 +73,7 @@ class Http1(HttpToolsProtocol):
         head = data[: data.find(b"\r\n\r\n") + 4] if self._between else b""
         if head:
             known, length = self.app.heads.get(head, UNKNOWN)
-            if known is not None and len(data) == len(head) + length and (self.cycle is self._pending or self._is_free()):
+            if known is not None and len(data) == len(head) + length and self._is_free():
                 if self._head_deadline is not None:
                     self._disarm()
                 self._take(known, data[len(head) :])

@@ -92,8 +92,7 @@ class Together:
     def _answer(self, place: Place, predictions: Sequence[Prediction]) -> None:
         version = self._registry.only(place.name, place.version, label=place.label)
         executor = None if version is None or self._registry.tracing is not None else version.executor
-        form = None if version is None or not isinstance(executor, Inline) or not executor.joins else version.once(place.form)
-        if version is None or not isinstance(executor, Inline) or form is None:
+        if version is None or not isinstance(executor, Inline) or not executor.joins or (form := version.once(place.form)) is None:
             _begin(predictions)
             return
         packed: list[bytes] = []

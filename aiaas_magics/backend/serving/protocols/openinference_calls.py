@@ -55,10 +55,20 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float
     answers: dict[tuple[Any, ...], bytes] = {}
 
-    def write(self, output: np.ndarray) -> Response | None:
-        """The answer, where one of such an output was written before."""
-        head = self.answers.get((output.shape, output.dtype))
-        return None if head is None else _binary(head, [tensors.to_bytes(output)])
+    def write(self, *outputs: np.ndarray) -> Response | None:
+        """The answer, where one of such outputs was written before."""
+        head = self.answers.get(_form(outputs))
+        return None if head is None else _binary(head, [tensors.to_bytes(output) for output in outputs])
+
+    def learn(self, outputs: Sequence[np.ndarray], head: bytes) -> None:
+        """Remember the document of an answer."""
+        if len(self.answers) >= DOCUMENTS:
+            self.answers.clear()
+        self.answers[_form(outputs)] = head
+
+
+def _form(outputs: Sequence[np.ndarray]) -> tuple[Any, ...]:
+    return tuple([part for output in outputs for part in (output.shape, output.dtype)])
 
 
 class InferCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,15 +84,12 @@ class InferCall(msgspec.Struct, frozen=True, kw_only=True):
     known: Known | None = None
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
-        if self.known is not None:
-            arrays = [outputs[wanted.name] for wanted in self.wanted]
-            key = tuple([part for array in arrays for part in (array.shape, array.dtype)])
-            if (head := self.known.answers.get(key)) is not None:
-                return _binary(head, [tensors.to_bytes(array) for array in arrays])
+        arrays = [np.asarray(outputs[wanted.name]) for wanted in self.wanted]
+        if self.known is not None and (answer := self.known.write(*arrays)) is not None:
+            return answer
         described: list[dict[str, Any]] = []
         raw: list[bytes | memoryview] = []
-        for wanted in self.wanted:
-            array = np.asarray(outputs[wanted.name])
+        for wanted, array in zip(self.wanted, arrays, strict=True):
             output: dict[str, Any] = {"name": wanted.name, "datatype": tensors.datatype_of(array), "shape": array.shape}
             if wanted.binary:
                 raw.append(tensors.to_bytes(array))
@@ -97,9 +104,7 @@ class InferCall(msgspec.Struct, frozen=True, kw_only=True):
         if not raw:
             return Response(200, head)
         if self.known is not None and all(one["datatype"] in tensors.LAYOUTS for one in described):
-            if len(self.known.answers) >= DOCUMENTS:
-                self.known.answers.clear()
-            self.known.answers[key] = head
+            self.known.learn(arrays, head)
         return _binary(head, raw)
 
 
@@ -150,6 +155,4 @@ class Documents:
             start += given.binary_size
         if len(self._known) >= DOCUMENTS:
             self._known.clear()
-        self._known[document] = Known(
-            places=tuple(places), nbytes=start, rows=call.rows, wanted=call.wanted, timeout_s=call.timeout_s, answers={}
-        )
+        self._known[document] = Known(places=tuple(places), nbytes=start, rows=call.rows, wanted=call.wanted, timeout_s=call.timeout_s)

@@ -131,7 +131,7 @@ def check_interface(given: Input, spec: TensorSpec) -> None:
 
 
 def check_shape(shape: tuple[int, ...], spec: TensorSpec) -> None:
-    if len(shape) != len(spec.shape) or any(want not in (-1, got) for want, got in zip(spec.shape, shape, strict=True)):
+    if not codec.fits(shape, spec.shape):
         raise BadValue(f"Input {spec.name} has the shape {codec.dims(spec.shape)}; the request says {codec.dims(shape[:32])}")
     if 0 in shape:
         raise BadValue(f"Input {spec.name} is empty: its shape in the request is {codec.dims(shape)}")
