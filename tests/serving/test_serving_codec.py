@@ -110,6 +110,21 @@ def test_tokens_stand_where_the_values_stood(array: np.ndarray) -> None:
     assert same(np.array(json.loads(json_of("y", array)), np.float32), array)
 
 
+@given(
+    hnp.arrays(
+        st.sampled_from([np.float16, np.float32, np.float64]),
+        hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4),
+        elements=st.sampled_from([math.nan, -math.inf, 0.0, 1.5]),
+    ).filter(len),
+    st.booleans(),
+)
+def test_rows_cut_from_the_text_of_all_are_those_written_alone(array: np.ndarray, alone: bool) -> None:
+    counts = [1] * len(array) if alone else [1, len(array) - 1]
+    cut = [array[:1], array[1:]] if not alone else [array[at : at + 1] for at in range(len(array))]
+
+    assert codec.json_of_each("y", array, counts) == [json_of("y", part) for part in cut]
+
+
 @pytest.mark.parametrize(
     ("name", "array", "text"),
     [
@@ -136,7 +151,7 @@ NUMBERS = st.one_of(
 def plainly_read(body: bytes, inputs: list[TensorSpec]) -> np.ndarray | None:
     reading = codec.plain_rows(inputs)
     assert reading is not None
-    found = reading(body)
+    found = reading(body, 0)
     return None if found is None else np.ndarray(found[1:], codec.plain_dtype(inputs[0]), found[0])
 
 

@@ -38,6 +38,14 @@ class Times:
     def close(self) -> None: ...
 
 
+class Odd(Times):
+    """Answers with what one kind of request cannot be answered with: numbers that JSON has no form for, or another count of rows."""
+
+    def run(self, inputs: Mapping[str, np.ndarray], /) -> dict[str, np.ndarray]:
+        x = super().run(inputs)["y"]
+        return {"y": x.astype(np.complex64) if self.factor == 10 else x[0] if self.factor == 100 else x.sum()}
+
+
 class Asked:
     """A request that writes down what becomes of it."""
 
@@ -63,13 +71,13 @@ class Served:
         self.limits = Limits(**limits)
         self.together = Together(self.registry)
 
-    def load(self, name: str, number: int, *, columns: int = 1, **more: Any) -> Version:
+    def load(self, name: str, number: int, *, columns: int = 1, engine: type[Times] = Times, **more: Any) -> Version:
         spec = spec_of(name, [tensor("x", "float32", -1, columns)], [tensor("y", "float32", -1, columns)])
         version = Version(number=number, spec=spec, created_s=0.0)
         self.registry.begin(version)
-        engine = self.engines[name, number] = Times(10**number)
+        made = self.engines[name, number] = engine(10**number)
         shared = {"batchable": True, "limits": self.limits, "figures": version.figures, "row_bytes": 4 * columns} | more
-        version.executor = Inline(engine, larger=Replicas([Times(1)], name=name, **shared), **shared)
+        version.executor = Inline(made, larger=Replicas([Times(1)], name=name, **shared), **shared)
         self.registry.ready(version)
         return version
 
@@ -147,6 +155,18 @@ async def test_of_a_batch_that_fails_every_request_goes_the_common_way(served: S
 
     assert [(one.begun, one.said) for one in asked] == [(1, None)] * 3
     assert served.registry.find("a").figures.requests == 0
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+async def test_outputs_that_are_not_rows_of_numbers_are_left_to_the_common_way(number: int) -> None:
+    served = Served()
+    served.load("odd", number, columns=3, engine=Odd)
+    served.registry.route("odd", Routing(live=number))
+    asked = [served.ask("odd", b'{"instances": [[1, 2, 3]]}') for _ in range(2)]
+    await turns()
+
+    assert [(one.begun, one.said) for one in asked] == [(1, None)] * 2
+    await served.close()
 
 
 async def test_models_and_versions_of_one_turn_do_not_mix(served: Served) -> None:

@@ -17,7 +17,7 @@ import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, Final, Literal
 
 import msgspec
@@ -89,7 +89,7 @@ def _packer(count: int, code: str) -> Callable[..., bytes]:
     return struct.Struct(f"<{count}{code}").pack
 
 
-PlainRowsOf = Callable[[bytes], tuple[bytes, int, int] | None]  # the numbers as they lie in memory, rows, columns
+PlainRowsOf = Callable[[bytes, int], tuple[bytes, int, int] | None]  # the numbers as they lie in memory, rows, columns
 
 
 def plain_rows(inputs: Sequence[TensorSpec]) -> PlainRowsOf | None:
@@ -103,13 +103,13 @@ def plain_rows(inputs: Sequence[TensorSpec]) -> PlainRowsOf | None:
     if known is None or len(inputs) > 1 or len(spec.shape) != 2:
         return None
     code, (wanted_rows, wanted_columns) = known[0], spec.shape
-    decode = _PLAIN_ROWS.decode
+    any_rows, any_columns, decode = wanted_rows == -1, wanted_columns == -1, _PLAIN_ROWS.decode
 
-    def read(body: bytes) -> tuple[bytes, int, int] | None:
+    def read(body: bytes, _: int) -> tuple[bytes, int, int] | None:
         try:
             rows = decode(body).instances
             count, columns = len(rows), len(rows[0])
-            if wanted_rows not in (-1, count) or wanted_columns not in (-1, columns) or not 0 < columns <= PACKED:
+            if not ((any_rows or count == wanted_rows) and (any_columns or columns == wanted_columns) and 0 < columns <= PACKED):
                 return None
             # Several times as quick as numpy or `array`; a row of another length, and a number that the dtype cannot hold, is refused.
             pack = _packer(columns, code)
@@ -332,6 +332,17 @@ def json_of(name: str, array: Any) -> bytes:
         array = array.astype(np.float32)  # TF Serving has no JSON for half at all; a wider float loses nothing
     text = orjson.dumps(array if array.flags.c_contiguous else np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
     return text if kind != "f" or b"null" not in text else _with_tokens(text, array)
+
+
+def json_of_each(name: str, array: np.ndarray, counts: Sequence[int]) -> Sequence[bytes]:
+    """`array` cut along its first dimension into so many rows each, as JSON. Rows alone, mostly, are cut from the text of all."""
+    if len(counts) == len(array) and array.size and array.dtype.kind == "f":
+        inner = array.ndim - 1
+        opens, closes = b"[" * inner, b"]" * inner
+        texts = json_of(name, array)[1 + inner : -1 - inner].split(closes + b"," + opens)
+        return [b"[%b%b%b]" % (opens, text, closes) for text in texts]
+    ends = list(accumulate(counts))
+    return [json_of(name, array[end - count : end]) for count, end in zip(counts, ends, strict=True)]
 
 
 def _with_tokens(text: bytes, array: np.ndarray) -> bytes:

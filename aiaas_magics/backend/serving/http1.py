@@ -9,6 +9,7 @@ route) goes to `app`. Both ask the same guard, routes and protocols, so that ans
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, Final
 
 import httptools
@@ -216,7 +217,7 @@ class Http1(HttpToolsProtocol):
     def _take(self, known: Known, body: bytes) -> None:
         """Have a request answered below ASGI."""
         pending = self._pending
-        asked = Asked(pending, known, body)
+        asked = Asked(pending, known, body, known.json_bytes, time.perf_counter_ns())
         pending.slots.append(asked)
         self.cycle = pending
         if len(pending.slots) >= PENDING:
@@ -366,7 +367,7 @@ class Http1(HttpToolsProtocol):
             self._end = response
             return
         self._said_end, self._pending.keep_alive = True, False
-        self._pending.slots.append(Slot(response))
+        self._pending.slots.append(Slot(response=response))
         self._flush()
 
     def on_response_complete(self) -> None:

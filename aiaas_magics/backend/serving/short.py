@@ -5,11 +5,12 @@ Owns the values; reading them off the wire and writing answers belongs to `http1
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from aiaas_magics.backend.serving import inferring
 from aiaas_magics.backend.serving.protocols import Headers, InferenceProtocol, Request, Response, Route, computes
@@ -53,13 +54,10 @@ def known_of(url: bytes, raw: list[tuple[bytes, bytes]], headers: Headers, path:
     )
 
 
-class Slot:
+class Slot(msgspec.Struct, eq=False, kw_only=True):
     """A place in the order of a connection's answers."""
 
-    __slots__ = ("response",)
-
-    def __init__(self, response: Response | None = None) -> None:
-        self.response = response
+    response: Response | None = None
 
 
 class Pending:
@@ -88,23 +86,18 @@ class Pending:
         """Nobody waits for messages here."""
 
 
-class Asked(Slot):
+class Asked(Slot, eq=False):
     """A prediction that waits for its answer in its place."""
 
-    __slots__ = ("_known", "_pending", "began_ns", "body")
-
-    def __init__(self, pending: Pending, known: Known, body: bytes) -> None:
-        self.response = None
-        self.began_ns = time.perf_counter_ns()
-        self.body, self._known, self._pending = body, known, pending
-
-    @property
-    def json_bytes(self) -> int:
-        return self._known.json_bytes
+    pending: Pending
+    known: Known
+    body: bytes
+    json_bytes: int
+    began_ns: int
 
     def begin(self) -> None:
         """Have it answered as any other request."""
-        known, pending = self._known, self._pending
+        known, pending = self.known, self.pending
         request = Request(
             method="POST", path=known.path, headers=known.headers, body=self.body, client=pending.client, computes=known.computes
         )
@@ -112,6 +105,6 @@ class Asked(Slot):
 
     def answer(self, response: Response) -> None:
         self.response = response
-        slots = self._pending.slots
+        slots = self.pending.slots
         if slots and slots[0] is self:  # none are left of a connection that was lost
-            self._pending.flush()
+            self.pending.flush()

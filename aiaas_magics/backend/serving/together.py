@@ -19,8 +19,7 @@ import numpy as np
 
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.compression import LARGE
-from aiaas_magics.backend.serving.engines import Tensors
-from aiaas_magics.backend.serving.protocols import FormOf, Response, Write
+from aiaas_magics.backend.serving.protocols import Form, FormOf, Plain, Response
 from aiaas_magics.backend.serving.registry import Registry, Version
 from aiaas_magics.backend.serving.replicas import Inline
 
@@ -95,27 +94,26 @@ class Together:
         if version is None or not isinstance(executor, Inline) or not executor.joins or (form := version.once(place.form)) is None:
             _begin(predictions)
             return
-        packed: list[bytes] = []
-        taken: list[tuple[Prediction, int, Write]] = []
-        total, why = 0, "all that waited"
+        taken: list[Prediction] = []
+        plain: list[Plain] = []
+        read, most, total, why = form.read, executor.batch_rows, 0, "all that waited"
         for at, prediction in enumerate(predictions):
-            found = form.read(prediction.body, prediction.json_bytes)
-            if found is None or found[1] > executor.batch_rows:
+            found = read(prediction.body, prediction.json_bytes)
+            if found is None or found[1] > most:
                 prediction.begin()
                 continue
-            data, rows, write = found
-            if total + rows > executor.batch_rows:
+            if total + found[1] > most:
                 # The loop is to read on in between. They come before whatever it reads.
                 self._asked += [(place, later) for later in predictions[at:]]
                 self._call_turn()
                 why = "full"
                 break
-            packed.append(data)
-            taken.append((prediction, rows, write))
-            total += rows
+            taken.append(prediction)
+            plain.append(found)
+            total += found[1]
         if taken:
-            x = np.ndarray((total, *form.row), form.dtype, packed[0] if len(packed) == 1 else b"".join(packed))
-            _compute(version, executor, {form.name: x}, taken, why)
+            x = np.ndarray((total, *form.row), form.dtype, b"".join([data for data, _, _ in plain]))
+            _compute(version, executor, form, x, plain, taken, why)
 
 
 def _begin(predictions: Sequence[Prediction]) -> None:
@@ -123,22 +121,19 @@ def _begin(predictions: Sequence[Prediction]) -> None:
         prediction.begin()
 
 
-def _compute(version: Version, executor: Inline, tensors: Tensors, taken: Sequence[tuple[Prediction, int, Write]], why: str) -> None:
+def _compute(
+    version: Version, executor: Inline, form: Form, x: np.ndarray, plain: Sequence[Plain], taken: Sequence[Prediction], why: str
+) -> None:
     began_ns = time.perf_counter_ns()
     try:
-        (output,) = executor.compute(tensors).values()
-    except Exception:  # noqa: BLE001 - border: a foreign library computes here; one by one each request is told its own fault
-        _begin([prediction for prediction, _, _ in taken])
+        (output,) = executor.compute({form.name: x}).values()
+        ended_ns = time.perf_counter_ns()
+        responses = form.write(output, plain) if output.ndim and len(output) == len(x) else [None] * len(taken)
+    except Exception:  # noqa: BLE001 - border: outputs of any model come and are written here; one by one each request is told its own fault
+        _begin(taken)
         return
-    ended_ns = time.perf_counter_ns()
-    if output.ndim == 0 or output.shape[0] != sum([rows for _, rows, _ in taken]):
-        _begin([prediction for prediction, _, _ in taken])
-        return
-    start, answered, since_ns = 0, 0, list[int]()
-    for prediction, rows, write in taken:
-        end = start + rows
-        response = write(output[start:end])
-        start = end
+    answered, since_ns = 0, list[int]()
+    for prediction, (_, rows, _), response in zip(taken, plain, responses, strict=True):
         if response is None or len(response.body) >= LARGE:
             prediction.begin()
             continue

@@ -9,7 +9,7 @@ the same for all of them (finding the version, running it, turning a fault into 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -139,21 +139,21 @@ class InferenceProtocol(Protocol):
     def unknown_label(self, label: str) -> Response: ...
 
 
-Write = Callable[[np.ndarray], Response | None]
-Read = Callable[[bytes, int], tuple[bytes, int, Write] | None]
+Plain = tuple[bytes, int, Any]  # a request's rows as they lie in memory, their number, and what its protocol needs for the answer
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
     """How plain requests are read for one version of one input and one output: rows of numbers, and nothing else to decide.
 
-    `read` takes a body, and how much of it is JSON where its head says so (else 0); it gives the rows as they lie in memory,
-    their number, and what writes their answer, or None for a request that is not plain. So does `write` for an output that is not.
+    `read` takes a body, and how much of it is JSON where its head says so (else 0); it gives None for a request that is not plain.
+    `write` takes what a batch of them was computed to, row after row, and gives the answer to each; None for one that is not plain.
     """
 
     name: str
     row: tuple[int, ...]  # the shape of one
     dtype: np.dtype[Any]
-    read: Read
+    read: Callable[[bytes, int], Plain | None]
+    write: Callable[[np.ndarray, Sequence[Plain]], Sequence[Response | None]]
 
 
 FormOf = Callable[["Version"], Form | None]

@@ -12,7 +12,8 @@ since KServe's client reads it; a model that is not ready is 503, which load bal
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Final
 
@@ -21,7 +22,7 @@ import orjson
 from msgspec import UNSET
 
 from aiaas_magics.backend.serving import codec, protocols
-from aiaas_magics.backend.serving.protocols import BadValue, Form, Request, Response, Write, error
+from aiaas_magics.backend.serving.protocols import BadValue, Form, Plain, Request, Response, error
 from aiaas_magics.backend.serving.protocols import openinference_codec as tensors
 from aiaas_magics.backend.serving.protocols import openinference_documents as documents
 from aiaas_magics.backend.serving.protocols.openinference_calls import JSON_LENGTH, PLAIN, Documents, InferCall, Wanted
@@ -110,13 +111,17 @@ def plain_form(version: Version) -> Form | None:
     if others or len(version.spec.outputs) > 1 or datatype not in PLAIN or spec.shape[:1] != (-1,) or -1 in spec.shape[1:]:
         return None
 
-    def read(body: bytes, json_bytes: int) -> tuple[bytes, int, Write] | None:
+    def read(body: bytes, json_bytes: int) -> Plain | None:
         known = documents.known(body, json_bytes)
         if known is None or known.rows is None or known.timeout_s != math.inf:
             return None
-        return body[json_bytes:], known.rows, known.write
+        return body[json_bytes:], known.rows, known
 
-    return Form(name=spec.name, row=spec.shape[1:], dtype=tensors.LAYOUTS[datatype], read=read)
+    def write(output: np.ndarray, asked: Sequence[Plain]) -> Sequence[Response | None]:
+        ends = accumulate(rows for _, rows, _ in asked)
+        return [known.write(output[end - rows : end]) for end, (_, rows, known) in zip(ends, asked, strict=True)]
+
+    return Form(name=spec.name, row=spec.shape[1:], dtype=tensors.LAYOUTS[datatype], read=read, write=write)
 
 
 def json_size(request: Request) -> int | None:

@@ -11,14 +11,15 @@ and version 0 means the latest.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import orjson
 
 from aiaas_magics.backend.serving import protocols
-from aiaas_magics.backend.serving.codec import PlainRowsOf, PredictCall, json_of, plain_dtype, plain_rows, read_predict
-from aiaas_magics.backend.serving.protocols import Form, Request, Response, Write, error
+from aiaas_magics.backend.serving.codec import PlainRowsOf, PredictCall, json_of_each, plain_dtype, plain_rows, read_predict
+from aiaas_magics.backend.serving.protocols import Form, Plain, Request, Response, error
 from aiaas_magics.backend.serving.protocols.examples import METHODS, ExamplesCall, read_examples
 from aiaas_magics.backend.serving.protocols.paths import BadVersion, Operation, PathTable, Route
 from aiaas_magics.backend.serving.registry import NotServed, Registry, UnknownLabel, Version
@@ -96,7 +97,7 @@ def read(route: protocols.Route, request: Request, version: Version) -> PredictC
     if route.action != "predict":
         return read_examples(request.body, version.spec, METHODS[route.action])
     plainly = version.once(_plain_rows)
-    if plainly is None or (found := plainly(request.body)) is None:
+    if plainly is None or (found := plainly(request.body, 0)) is None:
         return read_predict(request.body, version.spec.inputs)
     (spec,), (packed, rows, columns) = version.spec.inputs, found
     return PredictCall(layout="row", tensors={spec.name: np.ndarray((rows, columns), plain_dtype(spec), packed)}, rows=rows)
@@ -113,14 +114,11 @@ def plain_form(version: Version) -> Form | None:
         return None
     (spec,), name = version.spec.inputs, version.spec.outputs[0].name
 
-    def write(output: np.ndarray) -> Response:
-        return Response(200, b'{"predictions":%b}' % json_of(name, output))
+    def write(output: np.ndarray, asked: Sequence[Plain]) -> Sequence[Response]:
+        texts = json_of_each(name, output, [rows for _, rows, _ in asked])
+        return [Response(200, b'{"predictions":%b}' % text) for text in texts]
 
-    def read(body: bytes, _: int) -> tuple[bytes, int, Write] | None:
-        found = plainly(body)
-        return None if found is None else (found[0], found[1], write)
-
-    return Form(name=spec.name, row=spec.shape[1:], dtype=plain_dtype(spec), read=read)
+    return Form(name=spec.name, row=spec.shape[1:], dtype=plain_dtype(spec), read=plainly, write=write)
 
 
 def not_found(route: protocols.Route) -> Response:
