@@ -258,11 +258,15 @@ class BackendTooSlow(BackendError):
 
 
 class BackendRefused(BackendError):
-    """The backend understood and said no; the text is the backend's own."""
+    """The backend understood and said no; the text is the backend's own.
 
-    def __init__(self, status: int, text: str) -> None:
+    Attributes:
+        retry_after_s: How long it asks to be left alone before the next try; 0 where it does not say.
+    """
+
+    def __init__(self, status: int, text: str, retry_after_s: float = 0.0) -> None:
         super().__init__(status, text)
-        self.status, self.text = status, text
+        self.status, self.text, self.retry_after_s = status, text, retry_after_s
 
     def __str__(self) -> str:
         return self.text or f"The backend answered {self.status} and gave no reason. Look at its log with `aiaas status`."

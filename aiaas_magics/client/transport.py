@@ -35,6 +35,8 @@ ANSWER_S: Final = 60.0  # guess: the slowest ordinary answer is a deploy, which 
 CHUNK_BYTES: Final = 4 * 1024 * 1024
 # Waits between tries of a request that may be repeated; a server that is being restarted is up within 2 s.
 RETRY_WAITS_S: Final = (0.2, 0.5, 1.0, 2.0)
+NOT_NOW: Final = (429, 503)
+RETRY_MOST_S: Final = 10.0  # guess: who asks to be left alone for longer is told to the caller, not waited for
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -138,14 +140,21 @@ class Transport:
         return response.content
 
     def infer(self, path: str, content: bytes, *, headers: dict[str, str]) -> tuple[bytes, Mapping[str, str]]:
-        """The answer to a prediction, and its headers. One that was not answered, or not now (503), is asked again for a while."""
+        """The answer to a prediction, and its headers.
+
+        One that was not answered, or not now (429, 503), is asked again for a while; after as long as the server says, if it does.
+        """
         for wait_s in (*RETRY_WAITS_S, None):
             try:
                 response = self._once("POST", path, content=content, headers=headers)
-            except (BackendUnreachable, BackendRefused) as error:
-                if wait_s is None or (isinstance(error, BackendRefused) and error.status != 503):
+            except BackendUnreachable:
+                if wait_s is None:
                     raise
                 time.sleep(wait_s)
+            except BackendRefused as error:
+                if wait_s is None or error.status not in NOT_NOW or error.retry_after_s > RETRY_MOST_S:
+                    raise
+                time.sleep(max(wait_s, error.retry_after_s))
             else:
                 return response.content, response.headers
         raise AssertionError("unreachable")
@@ -223,20 +232,22 @@ def _refuse_errors(response: httpx.Response, url: str) -> None:
 
 def _refusal(response: httpx.Response) -> AiaasError:
     """The backend's error as the class it names, where it names one of ours and the arguments fit."""
+    said = response.headers.get("Retry-After", "")
+    retry_after_s = float(said) if said.isdecimal() else 0.0  # the other form, a date, nobody sends for seconds
     try:
         told = wire.decode(response.content, Refusal)
     except wire.Malformed:
-        return BackendRefused(response.status_code, response.text[:300])
+        return BackendRefused(response.status_code, response.text[:300], retry_after_s)
     kind = getattr(errors, told.type, None) if told.type in errors.__all__ else None
     if kind is not None:
         try:
             error = kind(*told.args)
             str(error)
         except (TypeError, AttributeError):
-            return BackendRefused(response.status_code, told.error)
+            return BackendRefused(response.status_code, told.error, retry_after_s)
         if isinstance(error, AiaasError):
             return error
-    return BackendRefused(response.status_code, told.error)
+    return BackendRefused(response.status_code, told.error, retry_after_s)
 
 
 def _value(response: httpx.Response, of: type[T]) -> T:

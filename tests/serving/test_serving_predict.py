@@ -133,7 +133,7 @@ ANSWER_HEAD = b'{"outputs":[{"name":"y","datatype":"FP32","shape":[1,1],"paramet
 @pytest.mark.parametrize(
     ("script", "asked", "raised"),
     [
-        pytest.param([503, 503, 200], 3, None, id="not now"),
+        pytest.param([503, 429, 200], 3, None, id="not now"),
         pytest.param([0, 200], 2, None, id="broken off"),
         pytest.param([503] * 9, 5, "scripted", id="never"),
         pytest.param([400, 200], 1, "scripted", id="wrong"),
@@ -181,6 +181,43 @@ def test_only_what_may_be_answered_another_time_is_asked_again(
         thread.join()
 
     assert len(seen) == asked
+
+
+@pytest.mark.parametrize(
+    ("says", "waits"),
+    [("3", [3.0]), ("0", [0.2]), ("", [0.2]), ("Wed, 25 Nov 2026 10:00:00 GMT", [0.2]), ("-1", [0.2]), ("11", []), ("9" * 400, [])],
+)
+def test_a_server_is_left_alone_for_as_long_as_it_asks_if_that_is_not_long(
+    monkeypatch: pytest.MonkeyPatch, says: str, waits: list[float]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(transport.time, "sleep", waited.append)
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200 if waited else 503)
+            self.send_header("content-length", "0")
+            self.send_header("retry-after", says)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        with Transport(f"http://127.0.0.1:{server.server_port}", token="t") as calls:
+            if waits:
+                calls.infer("/", b"x", headers={})
+            else:
+                with pytest.raises(BackendRefused) as refused:
+                    calls.infer("/", b"x", headers={})
+                assert refused.value.retry_after_s > transport.RETRY_MOST_S
+        server.shutdown()
+        thread.join()
+
+    assert waited == waits
 
 
 def test_callers_in_threads_share_an_endpoint(rig: Rig, tmp_path: Path) -> None:
