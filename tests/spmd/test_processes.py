@@ -94,7 +94,7 @@ def test_a_killed_process_costs_one_attempt(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("AIAAS_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     x, y = jax_models.table(4096)
-    given = {"epochs": 8, "batch_size": 16, "shuffle": False}
+    given = {"epochs": 3, "batch_size": 16, "shuffle": False}
     with aiaas_magics.connect() as backend:
         model = jax_models.dropping()
         often = Execution(strategy="spmd", processes=2, checkpoint_epochs=0, checkpoint_s=0.2)
@@ -109,7 +109,7 @@ def test_a_killed_process_costs_one_attempt(tmp_path: Path, monkeypatch: pytest.
     embedded.stop_local()
     assert len(attempts) == 2
     assert (attempts[1].from_epoch, attempts[1].from_step) > (0, 0)
-    assert len(history.history["loss"]) == 8
+    assert len(history.history["loss"]) == 3
 
 
 def test_what_several_processes_cannot_do_is_refused_with_the_reason() -> None:

@@ -260,16 +260,16 @@ CASES: dict[str, Case] = {
     "adam": Case(dense("adam", metrics=metrics), data()),
     "sgd in float64": Case(dense("sgd", metrics=metrics), data(), floatx="float64", tolerance=1e-9),
     "momentum in float64": Case(dense(optimizer("SGD", momentum=0.9)), data(), floatx="float64", tolerance=1e-9),
-    "adam in float64": Case(dense("adam"), data(sample_weight=weights), ranks=(2, 3), floatx="float64", tolerance=1e-9),
+    "adam in float64": Case(dense("adam"), data(sample_weight=weights), floatx="float64", tolerance=1e-9),
     "class weights": Case(dense("adam", metrics=metrics), data(class_weight={0: 0.3, 1: 4.0})),
     "sample weights": Case(dense("adam", weighted_metrics=metrics), data(sample_weight=weights)),
     "mean with sample weights": Case(
-        dense("adam", loss("BinaryCrossentropy", reduction="mean_with_sample_weight")), data(sample_weight=weights), ranks=(2, 3)
+        dense("adam", loss("BinaryCrossentropy", reduction="mean_with_sample_weight")), data(sample_weight=weights)
     ),
-    "sum": Case(dense("adam", loss("BinaryCrossentropy", reduction="sum"), metrics=metrics), data(), ranks=(2, 3)),
+    "sum": Case(dense("adam", loss("BinaryCrossentropy", reduction="sum"), metrics=metrics), data()),
     "statistics of each worker's own": Case(standing, data(epochs=2), exact=False),
     "sum, tail smaller than n": Case(dense("sgd", loss("BinaryCrossentropy", reduction="sum")), data(49), ranks=(2, 3)),
-    "synchronized statistics": Case(normalized(), labelled, ranks=(2, 3), floatx="float64", tolerance=1e-9),
+    "synchronized statistics": Case(normalized(), labelled, floatx="float64", tolerance=1e-9),
     "synchronized statistics, tail smaller than n": Case(
         normalized(), lambda: labelled() | {"batch_size": 13}, floatx="float64", tolerance=1e-9
     ),
@@ -279,7 +279,7 @@ CASES: dict[str, Case] = {
     "masks through an LSTM": Case(lambda: masked(recurrent=True), sentences),
     "masks, tail smaller than n": Case(masked, lambda: {k: v[:49] if hasattr(v, "shape") else v for k, v in sentences().items()}),
     "masks and weights": Case(masked, lambda: sentences() | {"sample_weight": np.tile(weights()[:, None], 7)}),
-    "several outputs": Case(several, several_data, ranks=(2, 3)),
+    "several outputs": Case(several, several_data),
     "several outputs, odd batches": Case(several, lambda: several_data(36) | {"batch_size": 9}),
     "tail smaller than n": Case(
         dense("adam", metrics=metrics), data(49, validation_data=validation, validation_batch_size=15), ranks=(2, 3)
@@ -289,13 +289,13 @@ CASES: dict[str, Case] = {
     "odd batches": Case(dense("adam", metrics=[scalar_metric, "mae"]), data(45, batch_size=9)),
     "scalar metric, uneven tail": Case(dense("adam", metrics=[scalar_metric]), data()),
     "an update shared out": Case(wide, lambda: data(epochs=2)() | {"validation_split": 0.2}, ranks=(2, 3)),
-    "buckets of an update of all": Case(wide_and_clipped, data(epochs=2), ranks=(2, 3)),
+    "buckets of an update of all": Case(wide_and_clipped, data(epochs=2)),
     "clipnorm": Case(dense(optimizer("Adam", clipnorm=0.05)), data()),
     "global clipnorm": Case(dense(optimizer("SGD", learning_rate=0.5, global_clipnorm=0.1)), data()),
     "weight decay and averages": Case(dense(optimizer("AdamW", weight_decay=0.1, use_ema=True, ema_overwrite_frequency=4)), data()),
     "accumulated gradients": Case(dense(optimizer("Adam", gradient_accumulation_steps=3)), data()),
     "scaled loss": Case(dense(lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))), data()),
-    "custom train_step": Case(own_step, data(), ranks=(2, 3)),
+    "custom train_step": Case(own_step, data()),
     "no y": Case(only_inputs, lambda: data()() | {"y": None}),
     "regularizers": Case(regularized, data()),
     "validation data": Case(dense("adam", metrics=metrics), data(validation_data=validation, validation_freq=2)),

@@ -89,9 +89,9 @@ def start(paths: Sequence[Path]) -> list[subprocess.Popen[bytes]]:
     ]
 
 
-def finish(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+def finish(processes: Sequence[subprocess.Popen[bytes]], wait_s: float = WAIT_S) -> list[int]:
     try:
-        return [process.wait(WAIT_S) for process in processes]
+        return [process.wait(wait_s) for process in processes]
     finally:
         for process in processes:
             process.kill()

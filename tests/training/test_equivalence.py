@@ -20,6 +20,9 @@ from tests.training.fit_cases import CASES, Case, Watcher
 ALL = [(name, n) for name, case in CASES.items() for n in case.ranks]
 EXACT = [(name, n) for name, n in ALL if CASES[name].exact]
 
+# The first test of each number of ranks trains all of its cases.
+pytestmark = pytest.mark.timeout(3 * ranks.WAIT_S)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -53,7 +56,7 @@ def train_all(n: int, base: Path) -> Batch:
             files[rank].append(path)
     script = str(Path(__file__).with_name("run_cases.py"))
     processes = [ranks.spawn(script, *map(str, paths), output=base / f"rank-{rank}.txt") for rank, paths in enumerate(files)]
-    codes = ranks.finish(processes)
+    codes = ranks.finish(processes, 2 * ranks.WAIT_S)
     assert codes == [0] * n, "\n".join(path.read_text()[-6000:] for path in sorted(base.glob("rank-*.txt")))
     return Batch(base, sent)
 
