@@ -36,9 +36,30 @@ def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execut
     return tuple(dict.fromkeys(found))
 
 
+def _lookups(model: Any) -> Iterator[str]:
+    """On TensorFlow the gradient of an Embedding is a list of lookups, of which a row may have several; an optimizer that adds
+    gradients up over steps makes a table of it first."""
+    import keras
+
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    names = _names([layer for layer in _layers_of(model, keras.layers.Embedding) if layer.trainable])
+    if not names or optimizer.gradient_accumulation_steps:
+        return
+    if not isinstance(optimizer, keras.optimizers.SGD):
+        yield (
+            f"{type(optimizer).__name__} squares the gradient of a row of {names} once on JAX; "
+            "on TensorFlow it squares each of the lookups that make it up, which gives other steps."
+        )
+    for clipping in ("clipnorm", "global_clipnorm", "clipvalue"):
+        if getattr(optimizer, clipping):
+            yield (
+                f"{clipping} clips the gradient of a row of {names} as a whole on JAX; "
+                "on TensorFlow it looks at each of the lookups that make it up, which gives other steps."
+            )
+
+
 def on_jax(model: Any, shape: FitShape, *, copies: int, arguments: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, ...]:
     """One sentence for each part of this fit that differs on JAX, on so many copies of the model."""
-    import keras
 
     found = []
     drawing = [layer for layer in model._flatten_layers(include_self=True) if _draws(layer)]
@@ -47,12 +68,7 @@ def on_jax(model: Any, shape: FitShape, *, copies: int, arguments: Mapping[str, 
             f"Random numbers ({_names(drawing)}) are drawn by JAX: other masks and noise than TensorFlow's, "
             "the same ones for any number of devices."
         )
-    looked_up = [layer for layer in _layers_of(model, keras.layers.Embedding) if layer.trainable]
-    if looked_up and not isinstance(model.optimizer, keras.optimizers.SGD):
-        found.append(
-            f"{type(model.optimizer).__name__} squares the gradient of a row of {_names(looked_up)} once on JAX; "
-            "on TensorFlow it squares each of the lookups that make it up, which gives other steps."
-        )
+    found += _lookups(model)
     if len(_compiled(model, "loss")) > 1 and (shape.rows % shape.global_batch or _validated_unevenly(shape, arguments)):
         found.append(
             "The losses shown of single outputs count the last, smaller batch by its rows on JAX, and like any other on TensorFlow."

@@ -343,6 +343,10 @@ def test_what_differs_on_jax_is_announced() -> None:
     looking = jax_models.read()
     looking.compile("adam", "sparse_categorical_crossentropy")
     words = fitcall.pack(fitcall.FitCall(looking, WORDS), execution=ON_JAX)
+    looking.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(clipvalue=0.1)), "sparse_categorical_crossentropy")
+    clipped = fitcall.pack(fitcall.FitCall(looking, WORDS), execution=ON_JAX)
+    looking.compile(keras.optimizers.Adam(global_clipnorm=0.1, gradient_accumulation_steps=2), "sparse_categorical_crossentropy")
+    added_up = fitcall.pack(fitcall.FitCall(looking, WORDS), execution=ON_JAX)
     parts = fitcall.pack(fitcall.FitCall(jax_models.own(), {**fit_of((X, {"a": Y, "b": Y}))}), execution=ON_JAX)
 
     even = {"x": X[:64], "y": {"a": Y[:64], "b": Y[:64]}, "batch_size": 16}
@@ -355,6 +359,8 @@ def test_what_differs_on_jax_is_announced() -> None:
     assert [note.partition(", so")[0] for note in odd.notes] == ["Batches of 15 rows cannot be shared evenly by 2 devices"]
     assert [len(notes) for notes in validated] == [0, 1, 0, 0], "batches of 16, 4 of them left over for validation"
     assert [note.partition(" on JAX")[0] for note in words.notes] == ["Adam squares the gradient of a row of table once"]
+    assert [note.partition(" on JAX")[0] for note in clipped.notes] == ["clipvalue clips the gradient of a row of table as a whole"]
+    assert added_up.notes == ()
     assert [note.partition(" on JAX")[0] for note in parts.notes] == [
         "The losses shown of single outputs count the last, smaller batch by its rows"
     ]
