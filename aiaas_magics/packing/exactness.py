@@ -60,7 +60,6 @@ def _lookups(model: Any) -> Iterator[str]:
 
 def on_jax(model: Any, shape: FitShape, *, copies: int, arguments: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, ...]:
     """One sentence for each part of this fit that differs on JAX, on so many copies of the model."""
-
     found = []
     drawing = [layer for layer in model._flatten_layers(include_self=True) if _draws(layer)]
     if drawing:

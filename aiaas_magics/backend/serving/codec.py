@@ -17,13 +17,14 @@ import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
 import orjson
 
+from aiaas_magics.backend.serving.engines import slices_of
 from aiaas_magics.backend.serving.protocols import BadValue, Response
 from aiaas_magics.spec import TensorSpec
 
@@ -341,8 +342,7 @@ def json_of_each(name: str, array: np.ndarray, counts: Sequence[int]) -> Sequenc
         opens, closes = b"[" * inner, b"]" * inner
         texts = json_of(name, array)[1 + inner : -1 - inner].split(closes + b"," + opens)
         return [b"[%b%b%b]" % (opens, text, closes) for text in texts]
-    ends = list(accumulate(counts))
-    return [json_of(name, array[end - count : end]) for count, end in zip(counts, ends, strict=True)]
+    return [json_of(name, array[place]) for place in slices_of(counts)]
 
 
 def _with_tokens(text: bytes, array: np.ndarray) -> bytes:

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from aiaas_magics.backend.serving.batching import BatchQueue, Limits, TooLate, Waiting
-from aiaas_magics.backend.serving.engines import Engine, EngineLost, EngineRefused, Tensors
+from aiaas_magics.backend.serving.engines import Engine, EngineLost, EngineRefused, Tensors, slices_of
 from aiaas_magics.backend.serving.figures import Figures
 from aiaas_magics.errors import AiaasBug
 
@@ -294,9 +294,4 @@ def cut(outputs: Tensors, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
     for output in outputs.values():
         if output.ndim == 0 or output.shape[0] != total:
             raise ValueError("an output has not one row for each row of the inputs")
-    found, start = [], 0
-    for count in rows:
-        end = start + count
-        found.append({name: output[start:end] for name, output in outputs.items()})
-        start = end
-    return found
+    return [{name: output[place] for name, output in outputs.items()} for place in slices_of(rows)]

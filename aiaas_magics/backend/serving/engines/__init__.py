@@ -6,7 +6,7 @@ artefact is checked for before it is opened belongs to the engine's own module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,18 @@ from aiaas_magics.errors import InvalidSpec
 from aiaas_magics.spec import DeploySpec
 
 Tensors = Mapping[str, np.ndarray]
+
+
+def slices_of(counts: Iterable[int]) -> Iterator[slice]:
+    """Where so many rows each lie, one after the other.
+
+    >>> list(slices_of([1, 2]))
+    [slice(0, 1, None), slice(1, 3, None)]
+    """
+    end = 0
+    for count in counts:
+        start, end = end, end + count
+        yield slice(start, end)
 
 
 class EngineRefused(Exception):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
 from types import MappingProxyType
 from typing import Final
 
@@ -22,6 +21,7 @@ import orjson
 from msgspec import UNSET
 
 from aiaas_magics.backend.serving import codec, protocols
+from aiaas_magics.backend.serving.engines import slices_of
 from aiaas_magics.backend.serving.protocols import BadValue, Form, Plain, Request, Response, error
 from aiaas_magics.backend.serving.protocols import openinference_codec as tensors
 from aiaas_magics.backend.serving.protocols import openinference_documents as documents
@@ -118,8 +118,8 @@ def plain_form(version: Version) -> Form | None:
         return body[json_bytes:], known.rows, known
 
     def write(output: np.ndarray, asked: Sequence[Plain]) -> Sequence[Response | None]:
-        ends = accumulate(rows for _, rows, _ in asked)
-        return [known.write(output[end - rows : end]) for end, (_, rows, known) in zip(ends, asked, strict=True)]
+        places = slices_of(rows for _, rows, _ in asked)
+        return [known.write(output[place]) for place, (_, _, known) in zip(places, asked, strict=True)]
 
     return Form(name=spec.name, row=spec.shape[1:], dtype=tensors.LAYOUTS[datatype], read=read, write=write)
 
