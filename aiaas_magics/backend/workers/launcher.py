@@ -44,6 +44,7 @@ import psutil
 from aiaas_magics import settings
 from aiaas_magics.backend.workers import memory
 from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, Running, read_value, write_value
+from aiaas_magics.backend.workers.deferred import deferring
 
 log = logging.getLogger(__name__)
 
@@ -265,8 +266,10 @@ def prepare_process() -> None:
 
 def preload(modules: Sequence[str]) -> None:
     """Import what workers need; raises when that touched a device, because nothing could fork after that."""
-    for module in modules:
-        importlib.import_module(module)
+    # Keras on TensorFlow imports JAX to mend a JAX that is too old for Orbax, and for nothing else.
+    with deferring(without=() if "jax" in modules else ("jax",)):
+        for module in modules:
+            importlib.import_module(module)
     if "tensorflow" in modules:
         prove_untouched()
     if "jax" in modules:
