@@ -117,12 +117,22 @@ class FusedSteps:
         self._runs: dict[tuple[Part, bool, bool], Any] = {}
         self._choice: Choice | None = None
         self._trial: Trial | None = None
+        self._last: Any = None
 
     def __call__(self, given: Any) -> Any:
         if not isinstance(given, Chunk):
             if self._choice is None:
                 self._tell(Choice(fused="off", why=("its data comes batch by batch",)))
             return self._make_stock()(given)
+        self._last = self._carried_out(given)
+        return self._last
+
+    def told(self, logs: Any) -> bool:
+        """Whether `logs` are those of the last step that was made; asked a second time, they are not."""
+        last, self._last = self._last, None
+        return last is not None and logs is last
+
+    def _carried_out(self, given: Chunk) -> Any:
         if given.rest:
             return self._run(given, compiled=False)
         choice = self._choice or self._tell(self._settle(given))

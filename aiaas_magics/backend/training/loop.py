@@ -32,6 +32,7 @@ from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.data import Source, reading_from, with_part
 from aiaas_magics.backend.training.engines.mirrored import Mirrored, is_mirrored, mirroring
 from aiaas_magics.backend.training.engines.tensorflow import Collective
+from aiaas_magics.backend.training.epoch_metrics import quick_metrics
 from aiaas_magics.backend.training.exact import Scope
 from aiaas_magics.backend.training.fused import FusedSteps, same_random_numbers
 from aiaas_magics.backend.training.group import Group
@@ -98,7 +99,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
         )
         rule, told = Rule(_choices(command)), _to_rank_0(command, channel)
         paces = {"pace": keeper.paced(Pace(each)), "test_pace": Pace(each)}
-        stack.enter_context(fusing(command, call, source, collective, **paces, rule=rule, told=told))
+        stack.enter_context(fusing(command, call, source, collective, **paces, rule=rule, told=told, batch_logs=batch_logs))
         # The Trainer's own `fit`: a subclass' override has run in the kernel already, where it reached the Trainer's.
         TensorFlowTrainer.fit(
             call.model,
@@ -182,7 +183,7 @@ def _timed(
     with (
         reading_from(source),
         hooked as collective,
-        fusing(command, call, source, collective, pace=timer, test_pace=Pace(), rule=rule, told=told),
+        fusing(command, call, source, collective, pace=timer, test_pace=Pace(), rule=rule, told=told, batch_logs=each is not None),
     ):
         TensorFlowTrainer.fit(call.model, **arguments, callbacks=[*_sharing(collective), timer, progress])
     assert source.plan is not None
@@ -281,8 +282,12 @@ def fusing(
     test_pace: Pacing,
     rule: Rule,
     told: Callable[[Planned], None],
+    batch_logs: bool,
 ) -> Iterator[None]:
-    """Inside, `fit` on arrays makes many steps in one call, as `pace` says; not where the user has a loop of his own."""
+    """Inside, `fit` on arrays makes many steps in one call, as `pace` says; not where the user has a loop of his own.
+
+    `batch_logs`: somebody looks on between steps.
+    """
     model, wanted, settled = call.model, _wanted(command, call.model), _settled(command, told)
     if wanted.fused == "off":
         settled(wanted)
@@ -306,7 +311,7 @@ def fusing(
     )
     model.train_function, model.test_function = train, test
     try:
-        with same_random_numbers():
+        with same_random_numbers(), quick_metrics(model, (train, test), told=command.ranks == 1 and not batch_logs):
             yield
     finally:
         model.train_function = model.test_function = None
