@@ -18,10 +18,11 @@ from aiaas_magics.errors import AiaasError, RemoteTrainingError
 from aiaas_magics.spec import ErrorReport, Frame
 
 CONTEXT: Final = 2  # lines before and after, as IPython shows
-NEXT: Final = {
-    "FileNotFoundError": "Workers run in a folder of their own: read files before fit, or by absolute paths that exist on the backend. "
+NO_FILE: Final = (
+    "Workers run in a folder of their own: read files before fit, or by absolute paths that exist on the backend. "
     "The model in the kernel is unchanged."
-}
+)
+NEXT: Final = {"FileNotFoundError": NO_FILE, "NotFoundError": NO_FILE}  # Python's, and TensorFlow's
 OURS: Final = str(Path(__file__).parents[1]) + os.sep
 CAPTURE: Final = str(Path(__file__).with_name("capture.py"))
 MOST_FRAMES: Final = 6  # of the user's own; a recursion is cut in the middle (guess)

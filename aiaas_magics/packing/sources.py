@@ -2,8 +2,8 @@
 
 Owns which way each of them travels, and the values that travel in its place. A dataset of TensorFlow's
 own ops goes as its graph, with large captured arrays apart; tables and variables that it uses go with it.
-A `PyDataset` is pickled. What holds Python that cannot leave the kernel is streamed: the kernel iterates,
-batches go to the job one by one (`Stream` here, `client.feed` on the way). Nothing is ever materialised:
+A `PyDataset` is pickled. What holds Python that cannot leave the kernel, or reads files, is streamed: the kernel
+iterates, batches go to the job one by one (`Stream` here, `client.feed` on the way). Nothing is ever materialised:
 that would freeze augmentation and shuffling. Giving batches to ranks belongs to `training.datasets`.
 """
 
@@ -24,6 +24,28 @@ from aiaas_magics.packing import fitcall_pickle
 from aiaas_magics.packing.manifest import ManifestItem
 
 PYTHON_OPS: Final = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
+# A worker's folder is another than the kernel's, and on another machine the files are not there at all. What only writes
+# (`cache`, `snapshot`) is not among them: it makes its files where it runs.
+FILE_OPS: Final = frozenset(
+    {
+        "ReadFile",
+        "MatchingFiles",
+        "MatchingFilesDataset",
+        "TextLineDataset",
+        "TFRecordDataset",
+        "TFRecordDatasetV2",
+        "FixedLengthRecordDataset",
+        "FixedLengthRecordDatasetV2",
+        "CSVDataset",
+        "CSVDatasetV2",
+        "SqlDataset",
+        "LMDBDataset",
+        "LoadDataset",
+        "InitializeTableFromTextFile",
+        "InitializeTableFromTextFileV2",
+        *(f"Experimental{name}" for name in ("MatchingFilesDataset", "CSVDataset", "SqlDataset", "LMDBDataset")),
+    }
+)
 IGNORE_STATE: Final = 1  # tf.data's ExternalStatePolicy: random ops and resources are serialized as they are
 ENDLESS: Final = -1  # tf.data.INFINITE_CARDINALITY
 PLACES: Final = ("x", "validation_data")
@@ -253,7 +275,7 @@ def _generator_of(value: Any) -> Any:
 
 
 def _graph_of(dataset: Any) -> GraphSource | None:
-    """None where Python takes part, or where the graph cannot be written."""
+    """None where Python takes part or files are read, or where the graph cannot be written."""
     import tensorflow as tf
 
     try:
@@ -264,7 +286,7 @@ def _graph_of(dataset: Any) -> GraphSource | None:
         return None
     graph = tf.compat.v1.GraphDef.FromString(written)
     nodes = list(_nodes(graph))
-    if any(node.op in PYTHON_OPS for node in nodes):
+    if any(node.op in PYTHON_OPS | FILE_OPS for node in nodes):  # those of functions that the graph calls among them
         return None
     places, captured = [], []
     for place, node in enumerate(nodes):

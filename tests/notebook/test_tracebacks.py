@@ -87,8 +87,9 @@ def test_without_a_frame_of_the_users_the_cells_line_that_called_fit_is_shown() 
     assert "  (then 2 frames in libraries, the last in fit, src/trainer.py:20)" in lines
 
 
-def test_a_file_that_is_not_there_is_told_with_where_workers_run() -> None:
-    assert remote_block(report(type="FileNotFoundError"), Shell())[-1].startswith("Workers run in a folder of their own")
+@pytest.mark.parametrize("kind", ["FileNotFoundError", "NotFoundError"])
+def test_a_file_that_is_not_there_is_told_with_where_workers_run(kind: str) -> None:
+    assert remote_block(report(type=kind), Shell())[-1].startswith("Workers run in a folder of their own")
 
 
 def test_without_any_frame_type_and_message_are_enough() -> None:

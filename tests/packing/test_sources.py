@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from conftest import Namespace
 from aiaas_magics import frames
 from aiaas_magics.errors import CannotTravel, DataMismatch, UsageError
 from aiaas_magics.execution import Execution
+from aiaas_magics.packing import sources
 from aiaas_magics.packing.fitcall import FitCall, PackedFitCall, pack, unpack
 
 Cell = Callable[..., Namespace]
@@ -59,6 +61,52 @@ def test_the_manifest_says_which_way_the_data_goes(source: str, way: str, steps:
     assert (packed.shape.rows, packed.shape.steps_per_epoch, packed.shape.global_batch) == (0, steps, batch)
     assert [stream.name for stream in packed.streams] == (["x"] if "streamed" in way else [])
     assert any(("Streamed from this kernel (x)" if packed.streams else "not exact to the bit") in note for note in packed.notes)
+
+
+FILES = """
+for name in 'ab':
+    tf.io.write_file(f'{name}/0.png', tf.io.encode_png(np.zeros((4, 4, 3), np.uint8)))
+    tf.io.write_file(f'{name}.txt', '1,2\\n3,4\\n')
+with tf.io.TFRecordWriter('d.tfrecord') as writer:
+    writer.write(b'6')
+tf.data.Dataset.range(4).save('saved')
+names = tf.data.Dataset.from_tensor_slices(['a.txt', 'b.txt'])
+words = tf.lookup.TextFileInitializer('a.txt', tf.string, tf.lookup.TextFileIndex.WHOLE_LINE, tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER)
+table = tf.lookup.StaticHashTable(words, -1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "way"),
+    [
+        ("keras.utils.image_dataset_from_directory('.', image_size=(4, 4), verbose=False)", sources.StreamedSource),
+        ("tf.data.TFRecordDataset('d.tfrecord').batch(1)", sources.StreamedSource),
+        ("tf.data.TFRecordDataset(['d.tfrecord'], num_parallel_reads=2).batch(1)", sources.StreamedSource),
+        ("tf.data.TextLineDataset('a.txt').batch(1)", sources.StreamedSource),
+        ("tf.data.FixedLengthRecordDataset('a.txt', 4).batch(1)", sources.StreamedSource),
+        ("tf.data.experimental.CsvDataset('a.txt', [1.0, 2.0]).batch(2)", sources.StreamedSource),
+        ("tf.data.Dataset.load('saved').batch(2)", sources.StreamedSource),
+        ("names.interleave(tf.data.TextLineDataset).batch(2)", sources.StreamedSource),
+        ("names.map(lambda name: tf.cond(name == '', lambda: name, lambda: tf.io.read_file(name))).batch(1)", sources.StreamedSource),
+        ("names.map(tf.io.matching_files).batch(1)", sources.StreamedSource),
+        ("names.map(table.lookup).batch(1)", sources.StreamedSource),
+        ("tf.data.Dataset.list_files('*.txt').batch(1)", sources.GraphSource),  # names alone, which were listed here
+        ("slices.cache('cached').batch(8)", sources.GraphSource),
+        ("slices.batch(8).cache().repeat(2)", sources.GraphSource),
+    ],
+)
+def test_what_reads_files_is_read_where_they_are(
+    source: str, way: type, cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = cell(SOURCES + FILES + f"given = {source}")
+
+    found, stream = sources.packed(made["given"], "x")
+
+    assert isinstance(found, way)
+    assert (stream is None) == (way is sources.GraphSource)
+    if stream is not None:
+        assert list(stream.one_pass()), "this kernel finds them"
 
 
 def test_arrays_tables_and_variables_of_a_dataset_travel_with_its_graph_and_large_arrays_apart(cell: Cell) -> None:
