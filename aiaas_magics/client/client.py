@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
-import psutil
 
+from aiaas_magics import processes
 from aiaas_magics.client import embedded
 from aiaas_magics.client.blobs import BlobSender
 from aiaas_magics.client.endpoint import Endpoint, deploy
@@ -34,7 +34,7 @@ LOCAL: Final = "local"
 
 class _Kernel(msgspec.Struct):
     pid: int
-    started: float
+    started: int
 
 
 class Backend:
@@ -50,8 +50,8 @@ class Backend:
         self._about = transport.get("/v1/about", About)
         self.blobs = BlobSender(transport, dropbox=self._about.dropbox)
         if self._about.dropbox:
-            process = psutil.Process()
-            transport.post("/v1/kernels", _Kernel(process.pid, process.create_time()), type(None), key=f"kernel-{process.pid}")
+            pid = os.getpid()
+            transport.post("/v1/kernels", _Kernel(pid, processes.start_mark(pid)), type(None), key=f"kernel-{pid}")
 
     @property
     def url(self) -> str:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import msgspec
 import psutil
 
-from aiaas_magics import settings, wire
+from aiaas_magics import processes, settings, wire
 from aiaas_magics.errors import CannotStart, StoreNotWritable, VersionSkew
 
 START_S: Final = 15.0  # a start takes under 2 s here; a machine at full load takes several times that
@@ -29,14 +29,13 @@ HEALTH_S: Final = 5.0
 STOP_S: Final = 20.0  # workers get 8 s, the inference process 10 s to answer what it is answering
 KILLED_S: Final = 5.0
 LOOK_S: Final = 0.02
-SAME_START_S: Final = 2.0  # boot time, on which create times rest, is recomputed when the clock is set
 
 
 class _Serving(msgspec.Struct):
     """What server.json says."""
 
     pid: int
-    started: float
+    started: int
     url: str
     version: str = ""
 
@@ -135,12 +134,11 @@ def _told(folder: Path) -> _Serving | None:
 def _process(told: _Serving) -> psutil.Process | None:
     """The very process that wrote the note, if it lives: its pid alone may be another's by now."""
     _reap()
-    try:
-        process = psutil.Process(told.pid)
-        same = abs(process.create_time() - told.started) < SAME_START_S
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.Error:
-        return None
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(told.pid)  # first, so that it is this one that is told to end
+        if processes.is_alive(told.pid, started=told.started):
+            return process
+    return None
 
 
 def _health(url: str) -> str | None:

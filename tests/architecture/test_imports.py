@@ -29,6 +29,7 @@ BASE = {
     "routing",
     "precision",
     "execution",
+    "processes",
 }
 
 # room -> rooms it may import from, itself and the base aside

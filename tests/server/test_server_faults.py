@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from aiaas_magics import processes
 from aiaas_magics.events import AttemptStarted, Checkpointed, EpochEnded, Notice, Output, StateChanged, WorkerLost, WorkerStarted
 from aiaas_magics.spec import JobState, JobView
 from tests.conftest import processes_of
@@ -217,7 +218,7 @@ def test_a_living_kernel_or_a_job_keeps_the_server(tmp_path: Path) -> None:
     kernel = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         with served(tmp_path / "state", "--idle-minutes", "0.01") as server:
-            started = psutil.Process(kernel.pid).create_time()
+            started = processes.start_mark(kernel.pid)
             server.transport.post("/v1/kernels", {"pid": kernel.pid, "started": started}, type(None))
             with pytest.raises(subprocess.TimeoutExpired):
                 server.process.wait(2)

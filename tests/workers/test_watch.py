@@ -101,7 +101,7 @@ def test_a_line_longer_than_what_is_read_does_not_stop_the_rest(folder: AttemptF
 def test_a_process_that_is_gone_without_an_exit_file_has_ended_without_a_word(
     folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_value(folder.pid(0), ProcessId(pid=os.getpid(), started=1.0))  # another process has the pid now
+    write_value(folder.pid(0), ProcessId(pid=os.getpid(), started=1))  # another process has the pid now
     watch = AttemptWatch(folder, ranks=1)
     assert watch.look().ended == []  # its launcher may be about to say how it ended
 

@@ -42,7 +42,7 @@ class Health(msgspec.Struct):
 
 class KernelHere(msgspec.Struct):
     pid: int
-    started: float
+    started: int
 
 
 class Asked(msgspec.Struct):

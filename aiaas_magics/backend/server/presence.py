@@ -20,7 +20,7 @@ class Presence:
         """A request came."""
         self._heard_s = self._clock.monotonic_s()
 
-    def add(self, pid: int, started: float) -> None:
+    def add(self, pid: int, started: int) -> None:
         """A kernel is here for as long as its process lives."""
         self._kernels.add(ProcessId(pid=pid, started=started))
 

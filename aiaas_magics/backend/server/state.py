@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import IO, Final
 
 import msgspec
-import psutil
 
-from aiaas_magics import settings, wire
+from aiaas_magics import processes, settings, wire
 from aiaas_magics.backend.disk import write_private
 from aiaas_magics.errors import InvalidSpec, StoreNotWritable
 
@@ -39,7 +38,7 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
     """What server.json says."""
 
     pid: int
-    started: float
+    started: int
     url: str
     version: str
 
@@ -126,8 +125,8 @@ class StateFolder:
     def announce(self, url: str, port: int) -> None:
         """Say where the server is; called when it listens."""
         write_private(self.path / "port", f"{port}\n".encode(), durable=True)
-        process = psutil.Process()
-        told = Serving(pid=process.pid, started=process.create_time(), url=url, version=settings.package_version())
+        pid = os.getpid()
+        told = Serving(pid=pid, started=processes.start_mark(pid), url=url, version=settings.package_version())
         write_private(self.path / "server.json", wire.encode(told) + b"\n", durable=True)
 
     def serving(self) -> Serving | None:

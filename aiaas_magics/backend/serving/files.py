@@ -24,9 +24,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
-from aiaas_magics import wire
+from aiaas_magics import processes, wire
 from aiaas_magics.backend.disk import write_private
 from aiaas_magics.errors import StoreNotWritable
 from aiaas_magics.spec import Value
@@ -36,7 +34,7 @@ class Running(Value, frozen=True, kw_only=True):
     """The living process, as it describes itself. `control` is "unix:PATH" or "tcp:PORT"."""
 
     pid: int
-    started: float  # the process's create time, so that a pid used again is not taken for it
+    started: int  # `processes.start_mark`, so that a pid used again is not taken for it
     url: str
     host: str
     tls: str  # the certificate's path, or empty
@@ -51,7 +49,7 @@ class Started(Value, frozen=True, kw_only=True):
     """A process, by its pid and its create time."""
 
     pid: int
-    started: float
+    started: int
 
 
 class Files:
@@ -162,12 +160,7 @@ class Files:
 
 def is_alive(started: Running | Started) -> bool:
     """Whether that very process lives: a pid that was given out again is another process."""
-    try:
-        process = psutil.Process(started.pid)
-        # psutil rounds create times by the clock's ticks, 10 ms
-        return bool(abs(process.create_time() - started.started) < 0.1 and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
+    return processes.is_alive(started.pid, started=started.started)
 
 
 def _locked(descriptor: int) -> bool:

@@ -22,6 +22,7 @@ from typing import Final, Self
 
 import psutil
 
+from aiaas_magics import processes
 from aiaas_magics.backend.serving.channel import (
     Abort,
     Accept,
@@ -82,7 +83,7 @@ class FrontEnd:
         self.index, self._process, self._channel = index, process, channel
         self._reading = asyncio.create_task(channel.run(), name=f"aiaas-front-end-{index}")
         self.counted: tuple[CountsOf, ...] = ()  # as it said last
-        self.started = Started(pid=process.pid, started=_create_time(process.pid))
+        self.started = Started(pid=process.pid, started=_start_mark(process.pid))
 
     def __str__(self) -> str:
         return f"front end {self.index} (process {self._process.pid})"
@@ -366,8 +367,8 @@ def picture_of(registry: Registry) -> Picture:
     return Picture(endpoints=tuple(endpoints), withdrawn=tuple(sorted(registry.withdrawn)), expected=tuple(sorted(registry.expected)))
 
 
-def _create_time(pid: int) -> float:
+def _start_mark(pid: int) -> int:
     try:
-        return float(psutil.Process(pid).create_time())
+        return processes.start_mark(pid)
     except psutil.Error:
-        return 0.0
+        return 0

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import psutil
 
-from aiaas_magics import settings
+from aiaas_magics import processes, settings
 from aiaas_magics.backend.guard import LOOPBACK, Guard
 from aiaas_magics.backend.serving import control, tracing
 from aiaas_magics.backend.serving.app import BODY_BYTES, App
@@ -315,7 +315,7 @@ def _running(options: Options, listener: socket.socket, grpc_port: int, address:
     name = f"[{name}]" if ":" in name else name
     return Running(
         pid=os.getpid(),
-        started=psutil.Process().create_time(),
+        started=processes.start_mark(os.getpid()),
         url=f"{'https' if options.tls_cert else 'http'}://{name}:{listener.getsockname()[1]}",
         host=options.host,
         tls=options.tls_cert,

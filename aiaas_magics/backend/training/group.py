@@ -23,8 +23,8 @@ from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
+from aiaas_magics import processes
 from aiaas_magics.backend.training.segment import Segment, create_segment, find_segment
 from aiaas_magics.errors import AiaasBug
 
@@ -276,12 +276,7 @@ class Group:
         pid = self._table[line + PID]
         if not pid:
             return ""  # not come yet; the time limit speaks
-        try:
-            process = psutil.Process(pid)
-            alive = process.status() != psutil.STATUS_ZOMBIE and int(process.create_time() * 1000) == self._table[line + STARTED]
-        except psutil.NoSuchProcess:
-            alive = False
-        return "" if alive else "is gone (its process ended)"
+        return "" if processes.is_alive(pid, started=self._table[line + STARTED]) else "is gone (its process ended)"
 
     def _put(self, field: int, value: int) -> None:
         # Taking a lock orders this write after the data before it, also where the processor may swap stores (ARM).
@@ -291,7 +286,7 @@ class Group:
     # ------------------------------------------------------------------ memory
 
     def _meet(self, meet_s: float) -> None:
-        self._put(STARTED, int(psutil.Process().create_time() * 1000))
+        self._put(STARTED, processes.start_mark(os.getpid()))
         self._put(PID, os.getpid())
         self._put(STATE, HERE)
         try:

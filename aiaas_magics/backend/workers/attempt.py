@@ -22,7 +22,7 @@ from typing import Final, TypeVar
 import msgspec
 import psutil
 
-from aiaas_magics import wire
+from aiaas_magics import processes, wire
 from aiaas_magics.backend.disk import write_private
 
 T = TypeVar("T")
@@ -30,29 +30,22 @@ T = TypeVar("T")
 EXIT_FINISHED: Final = 0
 EXIT_CRASHED: Final = 3  # the user's code raised, and the rank said so
 EXIT_ALONE: Final = 4  # another rank is gone; why, that one's end says
-# Boot time, on which create times rest, is recomputed when the clock is set; no pid is used again within that time.
-SAME_START_S: Final = 2.0
 
 
 class ProcessId(msgspec.Struct, frozen=True, kw_only=True):
     """A process of this boot: a pid alone may be another process tomorrow."""
 
     pid: int
-    started: float  # unix time of its creation
+    started: int  # see `processes.start_mark`
 
     @classmethod
     def of(cls, pid: int) -> ProcessId:
         """The identity of a living process; raises `psutil.NoSuchProcess`."""
-        return cls(pid=pid, started=psutil.Process(pid).create_time())
+        return cls(pid=pid, started=processes.start_mark(pid))
 
     def is_alive(self) -> bool:
         """Whether this very process still runs; one that is dead but not yet reaped does not."""
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < SAME_START_S
-            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-        except psutil.Error:
-            return False
+        return processes.is_alive(self.pid, started=self.started)
 
     def is_stopped(self) -> bool:
         """Whether somebody has stopped it (SIGSTOP), so that it does nothing until it is told to go on. A debugger's stop is none."""
