@@ -314,7 +314,7 @@ def checked_points(points: Sequence[int]) -> tuple[int, ...]:
 
 
 def largest_difference(results: Sequence[FitResult]) -> float:
-    """Largest norm(a - b) / norm(b) of any weight between any result and the first; 0 for one result.
+    """Largest norm(a - b) / norm(b) of any weight between any result and the first; 0 for one result, infinite where one is no number.
 
     Optimizer slots are left out: Adam divides tiny momenta by tiny roots, so they say more about rounding than about the model.
     """
@@ -323,6 +323,8 @@ def largest_difference(results: Sequence[FitResult]) -> float:
     for other in others:
         for place in first.roles["weights"]:
             mine, theirs = (np.asarray(result.variables[place], np.float64).ravel() for result in (first, other))
-            norm, gap = float(np.linalg.norm(mine)), float(np.linalg.norm(theirs - mine))
-            worst = max(worst, gap / norm if norm else gap)
+            with np.errstate(invalid="ignore"):  # of two infinities
+                norm, gap = float(np.linalg.norm(mine)), float(np.linalg.norm(theirs - mine))
+            relative = gap / norm if norm else gap
+            worst = max(worst, relative if np.isfinite(relative) else np.inf)  # max() passes a NaN over
     return worst

@@ -118,19 +118,31 @@ def difference(proof: Proof, there: Numbers) -> str | None:
     if [output.shape for output in here.outputs] != [output.shape for output in there.outputs]:
         return "its outputs have other shapes"
     pairs += [(f"output {place}", a, b, 0.0) for place, (a, b) in enumerate(zip(here.outputs, there.outputs, strict=True))]
-    scale = float(np.sqrt(sum(float(np.sum(g**2)) for g in here.gradients if g is not None)))
+    scale = float(np.sqrt(sum(_norm(g) ** 2 for g in here.gradients if g is not None)))
     for path, ours, theirs in zip(proof.paths, here.gradients, there.gradients, strict=True):
         # A variable that the loss does not depend on has no gradient on TensorFlow, and zeros on JAX.
         zeros = np.zeros(1) if ours is None and theirs is None else np.zeros_like(theirs if ours is None else ours)
         pairs.append((f"the gradient of {path}", zeros if ours is None else ours, zeros if theirs is None else theirs, FLOOR * scale))
     for what, a, b, floor in pairs:
-        gap = float(np.linalg.norm(a - b))
-        relative = gap / max(float(np.linalg.norm(a)), floor / proof.tolerance, 1e-30)
-        if not relative <= worst[0] and not (np.isnan(a).any() and np.isnan(b).any()):
-            worst = (relative, what)
+        relative = _gap(a, b) / max(_norm(a), floor / proof.tolerance, 1e-30)
+        worst = max(worst, (relative, what), key=lambda found: found[0])
     if worst[0] <= proof.tolerance:
         return None
+    if np.isinf(worst[0]):
+        return f"{worst[1]} is not a number, or infinite, in other places"
     return f"{worst[1]} differs by {worst[0]:.2g} of its norm ({proof.tolerance:g} is allowed)"
+
+
+def _norm(flat: np.ndarray) -> float:
+    """Of what is finite."""
+    return float(np.linalg.norm(flat[np.isfinite(flat)]))
+
+
+def _gap(a: np.ndarray, b: np.ndarray) -> float:
+    """The norm of the difference. NaN, or one infinity, in the same place of both is none; in one of them it is infinite."""
+    differs = ~((a == b) | (np.isnan(a) & np.isnan(b)))
+    gap = float(np.linalg.norm(a[differs] - b[differs]))
+    return gap if np.isfinite(gap) else np.inf
 
 
 def _flat(value: Any) -> np.ndarray:

@@ -130,8 +130,10 @@ def parity_text(parity: float | None, *, steps: int, weak: bool = False, announc
     """Whether all n computed the same, as a sentence."""
     if weak:
         return "Parity is not compared: each n has another global batch, so its weights differ by design."
-    if parity is None or not math.isfinite(parity):
+    if parity is None:
         return ""
+    if not math.isfinite(parity):
+        return f"Parity: after {steps} steps some variable is not a number, or infinite, so nothing can be compared."
     said = f"Parity: after {steps} steps no variable differs between any two n by more than {parity:.1e} of its norm"
     if parity <= ROUNDING:
         return f"{said}."

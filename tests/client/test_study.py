@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from aiaas_magics.client.study import Point, Study
+from aiaas_magics.client.study import Point, Study, largest_difference
 from aiaas_magics.notebook import present
+from aiaas_magics.packing.result import FitResult
 from aiaas_magics.spec import FitShape
 from aiaas_magics.testing.cluster import Cluster
 
@@ -87,6 +89,34 @@ def test_a_parity_beyond_rounding_says_what_is_known_of_its_reason(announced: tu
 
     assert f"by more than 4.0e-03 of its norm, which is more than rounding (1e-05): {said}" in words
     assert all(note in words for note in announced)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_leaves_nothing_to_compare(place: int, lost: float) -> None:
+    holed = [np.ones(2) for _ in range(3)]
+    holed[place][1] = lost
+    whole, other = result(*[np.ones(2)] * 3), result(*holed)
+
+    found = [largest_difference(results) for results in ((whole, other), (other, whole), (other, other), (whole, other, whole))]
+
+    assert found == [float("inf")] * 4
+    assert "some variable is not a number" in present.study_table(study(1, 2, parity=found[0]))["text/plain"]
+    assert largest_difference((whole, result(*[np.full(2, 1.5)] * 3))) == pytest.approx(0.5)
+
+
+def result(*weights: np.ndarray) -> FitResult:
+    return FitResult(
+        variables=weights,
+        paths=("",) * len(weights),
+        roles={"weights": tuple(range(len(weights)))},
+        history={},
+        epoch=[],
+        params={},
+        callbacks=(),
+        stop_training=False,
+        batch=(None, None, None),
+    )
 
 
 def test_a_study_that_cannot_be_projected_says_so_in_its_table_and_figure() -> None:

@@ -124,10 +124,12 @@ wait_until = functools.partial(waiting.until, wait_s=WAIT_S)
 
 
 def gaps(ours: Sequence[Any], plain: Sequence[Any]) -> list[float]:
-    """norm(a - b) / norm(b) of each floating variable."""
+    """norm(a - b) / norm(b) of each floating variable; infinite where a number is missing, since `max` passes a NaN over."""
     found = []
     for mine, theirs in zip(ours, plain, strict=True):
         a, b = np.asarray(mine, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
         norm = float(np.linalg.norm(b))
-        found.append(float(np.linalg.norm(a - b)) / norm if norm else float(np.linalg.norm(a)))
+        with np.errstate(invalid="ignore"):  # of two infinities
+            gap = float(np.linalg.norm(a - b)) / norm if norm else float(np.linalg.norm(a))
+        found.append(gap if np.isfinite(gap) else np.inf)
     return found

@@ -137,3 +137,13 @@ def test_moving_statistics_of_each_workers_own_are_averaged_at_the_end_of_each_e
 
     for mine, theirs in zip(batch.sent[name].packed.model.layers[0].non_trainable_variables, before, strict=True):
         np.testing.assert_allclose(mine.numpy(), theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_a_number_that_is_missing_is_a_gap_wherever_it_is(place: int, lost: float) -> None:
+    holed = [np.ones(2) for _ in range(3)]
+    holed[place][1] = lost
+
+    for ours, theirs in ((holed, [np.ones(2)] * 3), ([np.ones(2)] * 3, holed), (holed, holed)):
+        assert max(ranks.gaps(ours, theirs)) == np.inf
