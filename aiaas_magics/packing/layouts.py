@@ -4,6 +4,8 @@ Owns the user's rules (`model.layout_map`), the rule for when there are none, an
 that what is cut can be cut. Carrying it out belongs to Keras' `ModelParallel`.
 
     model.layout_map = {"dense.*kernel": (None, "model"), "dense.*bias": ("model",)}
+
+A `keras.distribution.LayoutMap` is one too. Of its layouts only the axes count: the devices are the worker's.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def _by_rules(model: Any, rules: Mapping[str, Any], parts: int) -> Iterator[tupl
             if not re.search(pattern, variable.path):
                 continue
             unused.discard(pattern)
-            yield variable.path, _checked(variable, tuple(given), pattern, parts)
+            yield variable.path, _checked(variable, tuple(getattr(given, "axes", given)), pattern, parts)
             break
     if unused:
         raise InvalidSpec(f"layout_map[{min(unused)!r}] fits no variable of {model.name!r}. Use a pattern such as 'dense.*kernel'.")
