@@ -1,6 +1,6 @@
 """The real server with workers that play scripts and an inference process that is none.
 
-    python -m aiaas_magics.testing.server --state DIR [--local] [--idle-minutes M]
+    python -m aiaas_magics.testing.server --state DIR [--local] [--idle-minutes M] [--launcher-idle-s S]
 
 Owns nothing but the choice of parts.
 """
@@ -24,10 +24,15 @@ def main() -> int:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--local", action="store_true")
     parser.add_argument("--idle-minutes", type=float)
+    parser.add_argument("--launcher-idle-s", type=float)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     options = Options(
-        state=given.state, local=given.local, idle_minutes=given.idle_minutes, launcher_options=SCRIPTED, inference=StubInference
+        state=given.state,
+        local=given.local,
+        idle_minutes=given.idle_minutes,
+        launcher_options=SCRIPTED if given.launcher_idle_s is None else (*SCRIPTED, "--idle-s", str(given.launcher_idle_s)),
+        inference=StubInference,
     )
     try:
         serve(options)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -14,7 +17,7 @@ import pytest
 
 from aiaas_magics import processes
 from aiaas_magics.events import AttemptStarted, Checkpointed, EpochEnded, Notice, Output, StateChanged, WorkerLost, WorkerStarted
-from aiaas_magics.spec import JobState, JobView
+from aiaas_magics.spec import About, JobState, JobView
 from tests.conftest import processes_of
 from tests.server.served import Served, served, until
 
@@ -231,6 +234,31 @@ def test_a_living_kernel_or_a_job_keeps_the_server(tmp_path: Path) -> None:
     finally:
         kernel.kill()
         kernel.wait()
+
+
+def test_the_memory_of_the_libraries_is_let_go_when_nobody_asks_and_the_next_job_runs_all_the_same(tmp_path: Path) -> None:
+    told = tmp_path / "state" / "launcher" / "launcher.json"
+
+    def launcher() -> int | None:
+        with contextlib.suppress(OSError):
+            return int(json.loads(told.read_bytes())["process"]["pid"])
+        return None
+
+    # The server looks four times within its idle time, and lives for a kernel that asks for nothing.
+    with served(tmp_path / "state", "--idle-minutes", "0.05", "--launcher-idle-s", "1.5") as server:
+        server.transport.post("/v1/kernels", {"pid": os.getpid(), "started": processes.start_mark(os.getpid())}, type(None))
+        first = until(launcher, "the launcher was not warmed")
+        began = time.monotonic()
+        while time.monotonic() - began < 4:
+            server.transport.get("/v1/about", About)
+            time.sleep(0.1)
+        assert launcher() == first, "it is kept for whoever asks"
+
+        until(lambda: not psutil.pid_exists(first), "the launcher stayed")
+        assert server.process.poll() is None
+        server.result(server.submit({"do": "epochs", "count": 1}))
+
+        assert launcher() not in (None, first)
 
 
 def test_workers_inherit_no_secret(tmp_path: Path) -> None:

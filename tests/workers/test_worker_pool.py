@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from aiaas_magics.backend.training.command import WorkerCommand
-from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, Running, read_value
+from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, Running, read_value, write_value
+from aiaas_magics.backend.workers.launching import LauncherClient, LauncherGone
 from aiaas_magics.backend.workers.local import LocalPool
+from aiaas_magics.settings import package_version
 from aiaas_magics.testing.server import SCRIPTED
 from tests.conftest import processes_of
 
@@ -214,6 +216,14 @@ async def test_a_launcher_ends_by_itself_when_nobody_asks(tmp_path: Path) -> Non
     await until(lambda: not processes_of(tmp_path / "launcher"), "the launcher stayed")
     assert not list((tmp_path / "launcher").glob("*.sock"))
     await pool.close()
+
+
+def test_a_launcher_that_has_just_taken_its_socket_away_is_gone_so_that_it_is_asked_again(tmp_path: Path) -> None:
+    me = Running(process=ProcessId.of(os.getpid()), socket="launcher-gone.sock", version=package_version(), entry="")
+    write_value(tmp_path / "launcher.json", me)
+
+    with pytest.raises(LauncherGone):
+        LauncherClient(tmp_path).ask({"ping": True})
 
 
 async def test_without_fork_a_rank_is_a_fresh_process_with_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

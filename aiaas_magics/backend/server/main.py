@@ -46,7 +46,7 @@ from aiaas_magics.spec import About
 log = logging.getLogger(__name__)
 
 IDLE_MINUTES: Final = 30.0
-LOOK_S: Final = 30.0  # how often the idle end is thought of, and the launcher told that it is wanted; guess
+LOOK_S: Final = 30.0  # how often the idle end is thought of, and the launcher told if it is wanted; guess
 GRACE_S: Final = 3  # what requests in flight get when the server ends; long polls are answered at once
 KEEP_ALIVE_S: Final = 75  # nginx's default; clients count on more than uvicorn's 5 s
 BACKLOG: Final = 2048  # uvicorn's own default
@@ -242,9 +242,12 @@ class Server:
         while True:
             limit_s = None if self._options.idle_minutes is None else self._options.idle_minutes * 60
             await asyncio.sleep(LOOK_S if limit_s is None else min(LOOK_S, max(limit_s / 4, 0.1)))
-            await self._pool.keep_warm()
+            # Otherwise the launcher ends in its own time: a server that lives for months must not hold the libraries' memory for nobody.
+            if self._conductor.is_busy or self._presence.was_asked():
+                await self._pool.keep_warm()
+            self._pool.reap()
             if self._conductor.is_busy or self._endpoints.any:
-                self._presence.heard()
+                self._presence.needed()
             elif limit_s is not None and self._presence.quiet_s() > limit_s:
                 log.info("nobody was here for %g minutes", self._options.idle_minutes)
                 return self.stop()

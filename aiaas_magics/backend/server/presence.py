@@ -1,6 +1,6 @@
 """Whether anybody still needs this server.
 
-Owns the kernels that said they are here and the time of the last request. What follows
+Owns the kernels that said they are here and when somebody asked for something. What follows
 from it belongs to `main`.
 """
 
@@ -14,19 +14,30 @@ class Presence:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._kernels: set[ProcessId] = set()
-        self._heard_s = clock.monotonic_s()
+        self._needed_s = clock.monotonic_s()
+        self._asked = False
 
     def heard(self) -> None:
         """A request came."""
-        self._heard_s = self._clock.monotonic_s()
+        self._asked = True
+        self.needed()
+
+    def needed(self) -> None:
+        """Something needs the server, whether anybody asks or not."""
+        self._needed_s = self._clock.monotonic_s()
+
+    def was_asked(self) -> bool:
+        """Whether a request came since this was asked last. A kernel that lives and asks for nothing is none."""
+        asked, self._asked = self._asked, False
+        return asked
 
     def add(self, pid: int, started: int) -> None:
         """A kernel is here for as long as its process lives."""
         self._kernels.add(ProcessId(pid=pid, started=started))
 
     def quiet_s(self) -> float:
-        """For how long nobody was here: 0 while a kernel lives, otherwise since the last request or the last kernel seen."""
+        """For how long nobody was here: 0 while a kernel lives, otherwise since the last request, kernel or need."""
         self._kernels = {kernel for kernel in self._kernels if kernel.is_alive()}
         if self._kernels:
-            self.heard()
-        return self._clock.monotonic_s() - self._heard_s
+            self.needed()
+        return self._clock.monotonic_s() - self._needed_s

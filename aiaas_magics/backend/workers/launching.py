@@ -107,8 +107,11 @@ class LauncherClient:
             raise LauncherGone(f"the launcher of workers is gone: {_tail(self._folder / 'launcher.log')}")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(READY_S)
-            with _short(self._folder / told.socket) as address:
-                connection.connect(address)
+            try:
+                with _short(self._folder / told.socket) as address:
+                    connection.connect(address)
+            except FileNotFoundError as error:
+                raise LauncherGone("the launcher of workers has come to its end") from error
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as answers:
                 line = answers.readline()

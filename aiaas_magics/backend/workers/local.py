@@ -87,6 +87,11 @@ class LocalPool:
             with contextlib.suppress(OSError, TimeoutError, RuntimeError):
                 await asyncio.to_thread(launcher.ask, {"ping": True})
 
+    def reap(self) -> None:
+        """Collect launchers that have ended by themselves; until a job wants one again nobody else looks."""
+        for launcher in self._launchers.values():
+            launcher.running()
+
     async def stop(self, folder: AttemptFolder, /, *, ranks: int, patience_s: float = 0.0, grace_s: float = 1.0) -> None:
         with contextlib.suppress(FileNotFoundError):  # an attempt that was cleared has no process
             folder.stop.touch(mode=0o600)
