@@ -123,7 +123,7 @@ train_options = options(
         type=every,
         default=Every(epochs=1),
         metavar="E",
-        help="Keep a checkpoint every 2 (epochs) or 30s (seconds, also within an epoch), 0 for none; at most a tenth of the time goes "
+        help="Keep a checkpoint every 2 (epochs) or 30s (seconds, also within an epoch), 0 for none; at most a twentieth of the time goes "
         "into them. Left out: every epoch.",
     ),
     option(

@@ -5,7 +5,7 @@ Owns the tags that JSON lacks words for. Arrays leave their number behind and tr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -46,6 +46,28 @@ def _encode_collection(value: Any, arrays: list[np.ndarray], depth: int) -> Any:
     if name == "dict":
         return {TAG: name, "items": [[encode(key, arrays, depth), encode(item, arrays, depth)] for key, item in value.items()]}
     raise NotPlain(type(value).__name__)
+
+
+def encode_history(history: Mapping[str, Iterable[Any]], arrays: list[np.ndarray]) -> dict[str, list[Any]]:
+    """As `encode`, for what `fit` has collected: a metric may give an array, and a callback may add anything to the logs.
+
+    What is not plain goes as its text: no training is lost by it.
+    """
+    return {str(name): [_logged(value, arrays) for value in values] for name, values in history.items()}
+
+
+def decode_history(history: Mapping[str, Iterable[Any]], arrays: list[np.ndarray]) -> dict[str, list[Any]]:
+    """What `encode_history` was given."""
+    return {name: [decode(value, arrays) for value in values] for name, values in history.items()}
+
+
+def _logged(value: Any, arrays: list[np.ndarray]) -> Any:
+    before = len(arrays)
+    try:
+        return encode(value.item() if isinstance(value, np.generic) else value, arrays)
+    except NotPlain:
+        del arrays[before:]
+        return str(value)
 
 
 def decode(value: Any, arrays: list[np.ndarray]) -> Any:

@@ -61,7 +61,7 @@ def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall | Porte
             {name: value for name, value in plain.plain_attributes(callback, arrays).items() if name not in LINKS}
             for callback in unpacked.callbacks
         ],
-        "history": plain.encode(_rounded(history.history), arrays),
+        "history": plain.encode_history(history.history, arrays),
         "epoch": plain.encode(list(history.epoch), arrays),
         "params": plain.encode(dict(history.params or {}), arrays),
         "stop_training": bool(getattr(unpacked.model, "stop_training", False)),
@@ -109,7 +109,7 @@ def read_result(data: bytes) -> FitResult:
             variables=tuple(arrays[: header["variables"]]),
             paths=tuple(header["paths"]),
             roles={role: tuple(places) for role, places in header["roles"].items()},
-            history=plain.decode(header["history"], arrays),
+            history=plain.decode_history(header["history"], arrays),
             epoch=plain.decode(header["epoch"], arrays),
             params=plain.decode(header["params"], arrays),
             callbacks=tuple({name: plain.decode(value, arrays) for name, value in found.items()} for found in header["callbacks"]),
@@ -197,10 +197,6 @@ def _build(result: FitResult, model: Any) -> None:
             backend.compute_output_spec(model, checks.symbols(result.batch)[0], training=False)
     except (DataMismatch, ValueError, RuntimeError) as error:
         raise ResultMismatch(model.name, f"it does not take the data of that fit ({' '.join(str(error).split())[:300]})") from error
-
-
-def _rounded(history: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(name): list(values) for name, values in history.items()}
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -92,7 +92,7 @@ def test_a_failed_job_is_gone_on_from_on_another_number_of_workers(backend: aiaa
     whole = backend.train(plain, x, y, epochs=4, batch_size=63, seed=5).result(120)
     assert gap(model, plain) <= 1e-5
     np.testing.assert_allclose(history.history["loss"], whole.history["loss"], rtol=1e-5)
-    # Epochs are short here, and checkpoints take a tenth of the time at most: the second may have none.
+    # Epochs are short here, and checkpoints take a twentieth of the time at most: the second may have none.
     assert re.match(rf"Goes on from the last checkpoint of job {broken.id}: epoch [23] of 4 epochs\.", fixed.story().notices[0])
     with pytest.raises(
         errors.InvalidSpec, match=r"in the checkpoint and float32 \[9, 16\] in the model. Build and compile the model as it was"

@@ -17,8 +17,10 @@ from aiaas_magics import frames
 from aiaas_magics.backend.feed_folder import FeedFolder
 from aiaas_magics.backend.training import datasets
 from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.training.datasets import keeping_whole_epochs
 from aiaas_magics.backend.training.engines.hooks import ALONE, DATA, PART
 from aiaas_magics.errors import DataEnded
+from aiaas_magics.execution import Execution
 from aiaas_magics.packing import fitcall
 from aiaas_magics.packing.sources import Stream, packed
 from tests.training import ranks
@@ -142,3 +144,17 @@ def test_a_kernel_that_falls_silent_ends_the_job_with_a_clear_word(tmp_path: Pat
         train()
 
     assert len(read) == 2, "what had come was read"
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [(Execution(checkpoint_epochs=0, checkpoint_s=30.0), 1), (Execution(checkpoint_epochs=2), 2), (Execution(checkpoint_epochs=0), 0)],
+)
+def test_checkpoints_asked_for_by_the_second_come_between_epochs(asked: Execution, kept: int) -> None:
+    command = WorkerCommand(
+        job="test", attempt=1, rank=0, ranks=1, attempt_dir="", job_dir="", payload="", arrays=(), seed=1, execution=asked
+    )
+
+    execution = keeping_whole_epochs(command).execution
+
+    assert (execution.checkpoint_s, execution.checkpoint_epochs) == (0.0, kept)

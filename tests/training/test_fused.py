@@ -14,10 +14,13 @@ import tensorflow as tf
 from keras import layers
 from tensorflow.python.framework.config import disable_op_determinism, enable_op_determinism
 
+from aiaas_magics.backend.checkpoint_folder import Place
+from aiaas_magics.backend.training import choice as choice_module
 from aiaas_magics.backend.training import fused as fused_module
 from aiaas_magics.backend.training import loop, rows
 from aiaas_magics.backend.training.choice import Choices, Timing, quickest
 from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.training.data import Source
 from aiaas_magics.backend.training.fused import Chunk, FusedSteps
 from aiaas_magics.backend.training.pace import CALL_S, GROWTH, Pace
 from aiaas_magics.backend.training.plan import Plan, order_of
@@ -54,6 +57,7 @@ class Trained:
         fused: str,
         choices: Path | None = None,
         measure: MeasureSpec | None = None,
+        checkpoint_epochs: int = 0,
     ) -> None:
         """Train a fresh model in this process, as a worker does with what it has unpacked."""
         packed = pack(FitCall(make(), arguments))
@@ -70,9 +74,9 @@ class Trained:
             seed=5,
             choices=str(choices or ""),
             measure=measure,
-            execution=Execution(fused=fused, checkpoint_epochs=0),
+            execution=Execution(fused=fused, checkpoint_epochs=checkpoint_epochs),
         )
-        self.told = Told()
+        self.told, self.folder = Told(), folder / fused
         self.history = loop.run(command, call, self.told)  # type: ignore[arg-type]
         self.model, self.callbacks = call.model, call.callbacks
 
@@ -269,6 +273,7 @@ def test_steps_are_compiled_where_that_pays(
 def test_a_long_run_tries_both_forms_and_remembers_what_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_module, "LONG_S", 0.0)
     monkeypatch.setattr(fused_module, "TRIED_S", 0.01)
+    monkeypatch.setattr(fused_module, "TRIED_SHARE", math.inf)
     x, y = table()
     choices = tmp_path / "choices"
 
@@ -294,6 +299,17 @@ def test_a_long_run_tries_both_forms_and_remembers_what_they_take(tmp_path: Path
     assert len(plans(train(100))) == 2
 
 
+def test_a_form_that_would_compile_longer_than_it_can_gain_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_module, "LONG_S", 0.0)
+    monkeypatch.setattr(fused_module, "TRIED_S", 0.01)
+    monkeypatch.setattr(choice_module, "OPERATION_COMPILES_S", 10.0)
+    x, y = table()
+
+    trained = Trained(tmp_path, mlp(), {"x": x, "y": y, "batch_size": BATCH, "epochs": 100}, fused="auto", choices=tmp_path / "choices")
+
+    assert trained.told.plan().fused == "graph"  # told once: nothing was measured
+
+
 QUICKER_COMPILED = {"graph": Timing(step_s=0.2, compile_s=0.5), "xla": Timing(step_s=0.1, compile_s=5.5)}
 
 
@@ -310,6 +326,7 @@ def test_a_short_fit_does_not_compile_what_a_long_one_gained_by(ahead: float, fo
 def test_where_the_same_bits_are_asked_for_no_measurement_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_module, "LONG_S", 0.0)
     monkeypatch.setattr(fused_module, "TRIED_S", 0.01)
+    monkeypatch.setattr(fused_module, "TRIED_SHARE", math.inf)
     x, y = table()
     choices = tmp_path / "choices"
 
@@ -429,6 +446,47 @@ def test_rows_read_ahead_are_those_of_memory(budget: int | None) -> None:
             assert np.array_equal(seen[step][0], x[positions])
             assert np.array_equal(seen[step][1], y[positions])
         assert np.array_equal(tail.arrays[0].numpy()[tail.positions.numpy()[0]], x[cut.tail])
+
+
+def test_data_read_ahead_train_as_data_in_memory_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = table()
+    arguments = {"x": x, "y": y, "batch_size": BATCH, "epochs": 4}
+    kept = Trained(tmp_path, mlp(), arguments, fused="graph")
+    monkeypatch.setattr(rows, "MEMORY_SHARE", 0.0)
+
+    streamed = Trained(tmp_path, mlp(), arguments, fused="auto")
+
+    assert max(gaps(streamed.variables, kept.variables)) <= 1e-5
+    assert streamed.told.plan() == planned("graph", "compiling pays from about 2,500 steps, this fit has 24")
+
+
+def test_an_index_out_of_range_in_data_that_is_read_later_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MEMORY_SHARE", 0.0)
+    x = np.arange(96, dtype="int32")[:, None] % 10
+    x[-1] = 10
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"indices|is not in"):
+        Trained(tmp_path, words, {"x": x, "y": x[:, 0] % 3, "epochs": 2000, "shuffle": False}, fused="auto")
+
+
+def test_ranks_share_the_memory_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _ = table()
+    monkeypatch.setattr(rows, "free_bytes", lambda: int(x.nbytes / rows.MEMORY_SHARE) + 1)
+
+    assert isinstance(rows.rows_of_arrays((x,)), rows.Resident)
+    assert isinstance(rows.rows_of_arrays((x,), ranks=2), rows.Streamed)
+
+
+def test_an_attempt_that_goes_on_decides_by_the_steps_of_the_whole_fit() -> None:
+    def source(start: Place) -> Source:
+        made = Source(seed=1, start=start, epochs=10)
+        made.begin(Plan(rows=20_000, batch=32), steps_per_epoch=None)
+        return made
+
+    first, resumed = source(Place(0)), source(Place(7, 100))
+
+    assert first.in_all(625) == resumed.in_all(625) == 6250
+    assert (first.ahead(625), resumed.ahead(625)) == (625 * 11, 625 * 4)  # before the first pass has begun
 
 
 def test_calls_grow_to_what_fits_between_two_looks() -> None:

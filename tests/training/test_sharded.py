@@ -144,3 +144,12 @@ def test_an_update_that_needs_all_numbers_is_not_shared_out(make: Callable[[], A
     assert not shardable(plain, variables, least=9)
     variables[0].constraint = Frozen()
     assert not shardable(plain, variables, least=8)
+
+
+def test_an_update_of_what_is_left_after_freezing_is_not_shared_out() -> None:
+    trained, frozen = (keras.Variable(np.zeros(8, "float32")) for _ in range(2))
+    optimizer = keras.optimizers.Adam()
+    optimizer.build([frozen, trained])
+
+    assert shardable(optimizer, [frozen, trained], least=8)
+    assert not shardable(optimizer, [trained], least=8), "its slots are those of both"

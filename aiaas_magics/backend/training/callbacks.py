@@ -30,15 +30,23 @@ def callbacks_of_rank(callbacks: Sequence[Any], *, rank: int, channel: Channel) 
     """The user's callbacks that run on this rank: all, except those that a worker must not have."""
     kept = []
     for callback in callbacks:
-        names = {cls.__name__ for cls in type(callback).__mro__ if cls.__module__.startswith("keras.")}
+        names = kinds(callback)
         if "BackupAndRestore" in names:
             if rank == 0:
                 channel.send(Notice(text="BackupAndRestore is left out: the backend keeps a checkpoint of each epoch itself."))
-        elif names & {"ProgbarLogger", "History"} or (rank and names & set(WRITERS)):
-            continue
-        else:
+        elif not (is_left_out(callback) or (rank and names & set(WRITERS))):
             kept.append(callback)
     return kept
+
+
+def is_left_out(callback: Any) -> bool:
+    """Whether no worker runs it: each does that itself. What a user made of Keras' History runs, like any callback of his."""
+    return "BackupAndRestore" in kinds(callback) or type(callback) in (keras.callbacks.History, keras.callbacks.ProgbarLogger)
+
+
+def kinds(callback: Any) -> set[str]:
+    """The names of Keras' classes that it is one of."""
+    return {cls.__name__ for cls in type(callback).__mro__ if cls.__module__.startswith("keras.")}
 
 
 def most_steps_a_call(model: Any, callbacks: Sequence[Any]) -> int | None:
@@ -48,6 +56,8 @@ def most_steps_a_call(model: Any, callbacks: Sequence[Any]) -> int | None:
 
 def reads_batches(callback: Any) -> bool:
     """Whether a callback may look at the logs of single batches. Keras' ModelCheckpoint does only with a number as `save_freq`."""
+    if is_left_out(callback):
+        return False
     if type(callback) is keras.callbacks.ModelCheckpoint:
         return bool(callback.save_freq != "epoch")
     return any(not python_utils.is_default(getattr(callback, hook)) for hook in (*BATCH_HOOKS, *TEST_HOOKS))

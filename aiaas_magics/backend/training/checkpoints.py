@@ -26,7 +26,7 @@ from aiaas_magics.packing import plain
 
 Array = npt.NDArray[Any]
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 VARIABLES: Final = "variables.safetensors"
 NATIVE: Final = frozenset({"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float32", "float64"})
 TOLD: Final = "told"  # the JSON of a rank's own state, among its arrays
@@ -51,7 +51,7 @@ class Checkpoint:
     place: Place
     variables: Sequence[Array]
     paths: Sequence[str] = ()  # a name for each variable
-    history: Mapping[str, list[float]] = field(default_factory=dict)
+    history: Mapping[str, list[Any]] = field(default_factory=dict)
     epochs_done: Sequence[int] = ()
     callbacks: Sequence[CallbackState] = ()
     ranks: Sequence[bytes] = ()
@@ -69,6 +69,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
         {"kind": state.kind, "attributes": plain.encode(dict(state.attributes), arrays), "left": list(state.left)}
         for state in checkpoint.callbacks
     ]
+    history = plain.encode_history(checkpoint.history, arrays)
     state = {
         "format": FORMAT,
         "epoch": checkpoint.place.epoch,
@@ -78,7 +79,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
             for path, array in zip(checkpoint.paths or [""] * len(checkpoint.variables), checkpoint.variables, strict=True)
         ],
         "dtypes": [_name(array.dtype) for array in arrays],
-        "history": {name: list(values) for name, values in checkpoint.history.items()},
+        "history": history,
         "epochs_done": list(checkpoint.epochs_done),
         "callbacks": callbacks,
         "ranks": len(checkpoint.ranks),
@@ -108,7 +109,7 @@ def load(path: Path) -> Checkpoint | None:
         place=Place(state["epoch"], state["step"]),
         variables=arrays[: len(state["variables"])],
         paths=[variable["name"] for variable in state["variables"]],
-        history=state["history"],
+        history=plain.decode_history(state["history"], arrays),
         epochs_done=state["epochs_done"],
         callbacks=[
             CallbackState(kind=told["kind"], attributes=plain.decode(told["attributes"], arrays), left=told["left"])

@@ -95,12 +95,12 @@ class Rule:
     def __init__(self, choices: Choices | None = None) -> None:
         self._choices, self._key = choices, ""
 
-    def decide(self, graphs: Sequence[Any], arrays: Any, *, rows: int, ahead: float) -> Choice:
+    def decide(self, graphs: Sequence[Any], arrays: Any, *, rows: int, ahead: float, whole: bool = True) -> Choice:
         measured: dict[str, Timing] = {}
         if self._choices is not None:
             self._key = key_of(graphs, arrays, rows)
             measured = self._choices.of(self._key)
-        return choose(graphs, arrays, rows=rows, ahead=ahead, measured=measured)
+        return choose(graphs, arrays, rows=rows, ahead=ahead, measured=measured, whole=whole)
 
     def remember(self, measured: Mapping[str, Timing]) -> None:
         """What both forms of the step that was decided on take."""
@@ -113,25 +113,31 @@ class Comparing(Rule):
 
     planned: Callable[[], Choice] | None = None  # what a `Rule` decides by now
 
-    def decide(self, graphs: Sequence[Any], arrays: Any, *, rows: int, ahead: float) -> Choice:
-        self.planned = functools.partial(super().decide, graphs, arrays, rows=rows, ahead=ahead)
+    def decide(self, graphs: Sequence[Any], arrays: Any, *, rows: int, ahead: float, whole: bool = True) -> Choice:
+        self.planned = functools.partial(super().decide, graphs, arrays, rows=rows, ahead=ahead, whole=whole)
         self.planned()
-        by_estimate = choose(graphs, arrays, rows=rows, ahead=ahead, measured={})
+        by_estimate = choose(graphs, arrays, rows=rows, ahead=ahead, measured={}, whole=whole)
         if not by_estimate.open:
             return by_estimate
-        compile_s = OPERATION_COMPILES_S * sum(1 for _ in operations(graphs))
-        if compile_s > MOST_COMPILE_S:
-            return Choice(fused="graph", why=(f"XLA would take about {compile_s:.0f} s to compile this step",))
+        if (takes_s := compile_s(graphs)) > MOST_COMPILE_S:
+            return Choice(fused="graph", why=(f"XLA would take about {takes_s:.0f} s to compile this step",))
         return Choice(fused="xla")
 
 
-def choose(graphs: Sequence[Any], arrays: Any, *, rows: int, ahead: float, measured: Mapping[str, Timing]) -> Choice:
+def compile_s(graphs: Sequence[Any]) -> float:
+    """About how many seconds XLA takes to compile these."""
+    return OPERATION_COMPILES_S * sum(1 for _ in operations(graphs))
+
+
+def choose(graphs: Sequence[Any], arrays: Any, *, rows: int, ahead: float, measured: Mapping[str, Timing], whole: bool = True) -> Choice:
     """The form for steps of which XLA would compile the traced `graphs`, of `rows` rows each, with `ahead` steps still to make.
+
+    `whole` says that `arrays` are all that the steps will read.
 
     A function of the step, its data and what was `measured` alone, so that the same run is carried out in the same way again.
     """
     found = list(operations(graphs))
-    if final := tuple(forbidding(found, arrays)):
+    if final := tuple(forbidding(found, arrays, whole=whole)):
         return Choice(fused="graph", why=final)
     if measured:
         return quickest(measured, ahead)
@@ -148,7 +154,7 @@ def quickest(measured: Mapping[str, Timing], ahead: float = math.inf) -> Choice:
     return Choice(fused=best, why=(f"measured: {IN_WORDS[other]} it takes {ratio:.2f} times as long{included}",))
 
 
-def forbidding(found: Sequence[Any], arrays: Any) -> Iterator[str]:
+def forbidding(found: Sequence[Any], arrays: Any, *, whole: bool) -> Iterator[str]:
     """Why XLA would compute something else than TensorFlow does, or nothing at all.
 
     XLA takes an index out of range for the nearest one in range, where TensorFlow raises an error. So indexing is
@@ -163,7 +169,7 @@ def forbidding(found: Sequence[Any], arrays: Any) -> Iterator[str]:
         yield f"XLA draws other random numbers ({hit[0]})"
     if types & SLOW_ON_CPU and not tf.config.list_physical_devices("GPU"):
         yield "XLA's convolutions are slow on a CPU"
-    if types & (TABLES | CLASSES) and not indices_hold(found, arrays):
+    if types & (TABLES | CLASSES) and not indices_hold(found, arrays, whole=whole):
         yield "the data may index out of range, which XLA would not notice"
 
 
@@ -206,10 +212,15 @@ def operations(graphs: Iterable[Any]) -> Iterator[Any]:
                 yield from inner.get_operations()
 
 
-def indices_hold(found: Iterable[Any], arrays: Any) -> bool:
-    """Whether every number of x is an index into the smallest table, and every one of y is a class besides."""
+def indices_hold(found: Iterable[Any], arrays: Any, *, whole: bool) -> bool:
+    """Whether every number of x is an index into the smallest table, and every one of y is a class besides.
+
+    Of arrays that are not the `whole` nobody knows.
+    """
     tables = [size for op in found if op.type in TABLES and (size := entries(op)) is not None]
     classes = [op.inputs[0].shape[-1] or 0 for op in found if op.type in CLASSES]
+    if not whole and (tables or classes):
+        return False
     x, *rest = arrays if isinstance(arrays, tuple) else (arrays,)
     return within(x, tables) and (not rest or within(rest[0], [*tables, *classes]))
 

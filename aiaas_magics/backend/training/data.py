@@ -37,19 +37,26 @@ class Source(Reading):
 
     rank: int = 0
     ranks: int = 1
-    epochs: int = 1  # from where this attempt starts
+    epochs: int = 1  # of the whole fit
     batch_alone: bool = False  # some batch, of training or validation, has fewer rows than ranks
     replicas: int = 1  # in this process, which share its rows
     uneven: bool = False  # as if passes ended in a part of a batch, also where they do not: that is another program
     _passes: float = 1.0  # still to be begun
+    _of_all: float = 1.0  # passes of the whole fit
 
     def ahead(self, steps: int) -> float:
         """Steps still to be made, with `steps` of them in a pass."""
         return steps * (1 + max(0.0, self._passes))
 
+    def in_all(self, steps: int) -> float:
+        """As `ahead`, when the fit began: the same for an attempt that goes on from another."""
+        return steps * max(1.0, self._of_all)
+
     def begin(self, plan: Plan, *, steps_per_epoch: int | None) -> None:
         self.plan = plan
-        self._passes = self.epochs * min(1.0, (steps_per_epoch or plan.batches) / plan.batches)
+        of_an_epoch = min(1.0, (steps_per_epoch or plan.batches) / plan.batches)
+        self._of_all = self.epochs * of_an_epoch
+        self._passes = (self.first_epoch + self.epochs - self.start.epoch) * of_an_epoch
 
     def begin_pass(self) -> None:
         self._passes -= 1
@@ -155,7 +162,7 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
             if not fusable(inputs):
                 self._pace = None
                 return False
-            self._rows = rows_of_arrays(inputs)
+            self._rows = rows_of_arrays(inputs, ranks=self._source.ranks)
         return True
 
     def _cut_plan(self) -> Plan:

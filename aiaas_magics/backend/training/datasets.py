@@ -71,7 +71,9 @@ def opened(arguments: Mapping[str, Any], command: WorkerCommand, *, silent_s: fl
 
 def keeping_whole_epochs(command: WorkerCommand) -> WorkerCommand:
     """Checkpoints between epochs only: nobody can go on from within a pass over data that is made anew each time."""
-    return replace(command, execution=replace(command.execution, checkpoint_s=0.0))
+    execution = command.execution
+    epochs = execution.checkpoint_epochs or int(execution.checkpoint_s > 0)
+    return replace(command, execution=replace(execution, checkpoint_s=0.0, checkpoint_epochs=epochs))
 
 
 def _built(source: Source, command: WorkerCommand, ended: list[DataEnded], silent_s: float) -> Any:

@@ -25,13 +25,14 @@ from tensorflow.python.ops import gen_stateless_random_ops_v2 as stateless
 from tensorflow.python.ops import random_ops_util
 from tensorflow.python.ops.random_ops_util import Algorithm
 
-from aiaas_magics.backend.training.choice import Choice, Rule, Timing, quickest
+from aiaas_magics.backend.training.choice import Choice, Rule, Timing, compile_s, quickest
 from aiaas_magics.backend.training.halves import Halves, NotHalved
 from aiaas_magics.backend.training.plan import Part
 from aiaas_magics.backend.training.replaced import replaced
 
 LONG_S: Final = 60.0  # a run with so much ahead of it affords to try both forms
-TRIED_S: Final = 0.5  # how long each is tried; with compiling, a few seconds of a minute at most
+TRIED_S: Final = 0.5  # how long each is tried
+TRIED_SHARE: Final = 0.05  # of what is ahead, compiling the other form may take at most
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +50,13 @@ class Chunk:
     part: Part
     uneven: bool = False
     rest: bool = False  # what full batches have left of a pass: one step a pass, not worth a compilation
+    of: int = 0  # steps of a pass, where `positions` are not all of them
+    whole: bool = True  # `arrays` hold all rows of the pass
+
+    @property
+    def steps(self) -> int:
+        """Steps of a pass."""
+        return self.of or int(self.positions.shape[0])
 
 
 class Trial:
@@ -91,6 +99,7 @@ class FusedSteps:
         wrap: puts what a rank needs around the rows of a part (several workers), or nothing.
         fused: the form: "xla", "graph", or "auto" to let `rule` decide; and why it is not another.
         ahead: how many steps are still to be made, with so many in a pass.
+        in_all: how many there were when the fit began: what `rule` decides by, so that an attempt that goes on decides alike.
         tries: whether a long run tries both forms, and has the rule remember what they take.
         settled: told how the steps are carried out, before the first; once more where a trial has found out.
         halves: cuts each step in two for XLA, where it cannot compile the whole loop; the loop itself is not compiled then.
@@ -104,12 +113,14 @@ class FusedSteps:
         wrap: Callable[[Any, Part], Any],
         fused: Choice,
         ahead: Callable[[int], float] = lambda _: math.inf,
+        in_all: Callable[[int], float] = lambda _: math.inf,
         rule: Rule | None = None,
         tries: bool = False,
         settled: Callable[[Choice], None] = lambda _: None,
         halves: Halves | None = None,
     ) -> None:
         self._step, self._wrap, self._fused, self._ahead, self._told = step, wrap, fused, ahead, settled
+        self._in_all = in_all
         self._make_stock, self._halves = functools.cache(stock), halves
         self._rule, self._tries = rule or Rule(), tries
         self._compile_s: dict[str, float] = {}
@@ -155,9 +166,9 @@ class FusedSteps:
     def _settle(self, chunk: Chunk) -> Choice:
         choice = self._fused
         if choice.fused == "auto":
-            steps, rows = (int(size) for size in chunk.positions.shape)
+            rows, ahead = int(chunk.positions.shape[1]), self._in_all(chunk.steps)
             try:
-                choice = self._rule.decide(self._graphs(chunk), chunk.arrays, rows=rows, ahead=self._ahead(steps))
+                choice = self._rule.decide(self._graphs(chunk), chunk.arrays, rows=rows, ahead=ahead, whole=chunk.whole)
             except NotHalved as error:
                 choice = Choice(fused="graph", why=(f"XLA cannot compile an exchange, and the step cannot be cut there: {error}",))
         if (why := self._prepared(chunk, choice.fused)) is not None:
@@ -189,8 +200,9 @@ class FusedSteps:
         began = time.perf_counter()
         logs = self._run(chunk, compiled=trial.fused == "xla")
         trial.took(chunk.stop - chunk.start, time.perf_counter() - began)
-        if trial.wants_other(self._ahead(int(chunk.positions.shape[0]))):
-            trial.begin_other(possible=self._prepared(chunk, trial.other) is None)
+        if trial.wants_other(ahead := self._ahead(chunk.steps)):
+            affords = trial.other != "xla" or compile_s(self._graphs(chunk)) <= TRIED_SHARE * trial.step_s[trial.fused] * ahead
+            trial.begin_other(possible=affords and self._prepared(chunk, trial.other) is None)
         if trial.is_over:
             self._trial = None
             if trial.is_measured:

@@ -26,7 +26,7 @@ from aiaas_magics.events import Checkpointed, Notice
 from aiaas_magics.packing import plain
 
 NOT_STATE: Final = frozenset({"model", "_model", "params", "validation_data", "history"})
-SAVING_SHARE: Final = 0.1  # of the time at most goes into checkpoints, the first aside (guess)
+SAVING_SHARE: Final = 0.05  # of the time at most goes into checkpoints, the first aside (guess)
 SMALL_SHARE: Final = 0.02  # and no more than this where that leaves `SOON_MADE_S` to be made again at most (guess)
 SOON_MADE_S: Final = 1.0  # guess: a second of training that is lost with a worker is less than it takes to notice
 
@@ -131,7 +131,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
             place=place,
             variables=variables,
             paths=self._call.paths,
-            history={name: [float(value) for value in values] for name, values in self._history.history.items()},
+            history=self._history.history,
             epochs_done=self._history.epoch,
             callbacks=[state_of(callback) for callback in self._call.callbacks],
             ranks=ranks,
@@ -158,10 +158,10 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
 def pause_s(took_s: float) -> float:
     """How long to train before the next checkpoint, if the last one took `took_s`.
 
-    A fiftieth of the time goes into checkpoints where at most a second of work is at stake by that, a tenth where it is more.
+    A fiftieth of the time goes into checkpoints where at most a second of work is at stake by that, a twentieth where it is more.
 
     >>> [round(pause_s(took_s), 2) for took_s in (0.003, 0.05, 2.0)]
-    [0.15, 1.0, 18.0]
+    [0.15, 1.0, 38.0]
     """
     return min(took_s * (1 / SMALL_SHARE - 1), max(took_s * (1 / SAVING_SHARE - 1), SOON_MADE_S))
 

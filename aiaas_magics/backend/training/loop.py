@@ -81,7 +81,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     first = int(arguments.get("initial_epoch") or 0)
     start = resumed.place if resumed else Place(first)
     epochs = int(arguments.get("epochs", 1))
-    source = _source(command, call, start, epochs=epochs)
+    source = _source(command, call, start, epochs=epochs - first)
     source.batch_alone = in_batches and command.ranks > 1  # how many rows a batch has is known when it comes
     history = keras.callbacks.History()
     progress = Progress(channel, plan=lambda: source.plan, notices=command.rank == 0)
@@ -114,7 +114,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
 
 
 def _source(command: WorkerCommand, call: Unpacked, start: Place, *, epochs: int) -> Source:
-    """What the iterators go by in a `fit` that goes from `start` up to `epochs`."""
+    """What the iterators go by in a `fit` of `epochs`, from `start`."""
     return Source(
         seed=command.seed,
         rank=command.rank,
@@ -122,7 +122,7 @@ def _source(command: WorkerCommand, call: Unpacked, start: Place, *, epochs: int
         replicas=call.model.distribute_strategy.num_replicas_in_sync,
         first_epoch=int(call.arguments.get("initial_epoch") or 0),
         start=start,
-        epochs=epochs - start.epoch,
+        epochs=epochs,
     )
 
 
@@ -173,7 +173,7 @@ def _timed(
     arguments = measure.steady(plain_arguments(call.arguments))
     first = int(arguments["initial_epoch"])
     # The form of the loop is the one that the whole training would have.
-    source = _source(command, call, Place(first), epochs=int(call.arguments.get("epochs", 1)))
+    source = _source(command, call, Place(first), epochs=int(call.arguments.get("epochs", 1)) - first)
     source.uneven = measure.leaves_rows(plain_arguments(call.arguments))
     # A study leaves callbacks out; a plan is for a fit that has them.
     each = most_steps_a_call(call.model, call.callbacks) if command.measure.compare else None
@@ -300,6 +300,7 @@ def fusing(
         wrap=with_part,
         fused=wanted,
         ahead=source.ahead,
+        in_all=source.in_all,
         rule=rule,
         # Ranks that try by their own clocks would not come to the same.
         tries=command.measure is None and command.ranks == 1 and not is_op_determinism_enabled(),
@@ -307,7 +308,7 @@ def fusing(
         halves=None if collective is None else collective.halves,
     )
     test = FusedSteps(
-        model.test_step, stock=functools.partial(model._make_function, model.test_step), wrap=with_part, fused=wanted, ahead=source.ahead
+        model.test_step, stock=functools.partial(model._make_function, model.test_step), wrap=with_part, fused=wanted, in_all=source.in_all
     )
     model.train_function, model.test_function = train, test
     try:

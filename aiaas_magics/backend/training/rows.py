@@ -12,11 +12,12 @@ import numpy as np
 import psutil
 import tensorflow as tf
 from keras.src import tree
+from tensorflow.python.client import device_lib
 
 from aiaas_magics.backend.training.fused import Chunk
 from aiaas_magics.backend.training.plan import Indices, Pass, Plan
 
-MEMORY_SHARE: Final = 0.2  # of what is free when training begins (guess: n ranks may each take it)
+MEMORY_SHARE: Final = 0.2  # of what is free when training begins; validation may take as much again (guess)
 STREAMED_BYTES: Final = 256 * 1024**2  # read ahead at a time, where the whole does not fit (guess)
 
 
@@ -33,10 +34,10 @@ class Rows(Protocol):
         """The rest of this pass, where the last batch is not a full one."""
 
 
-def rows_of_arrays(arrays: Any, *, budget: int | None = None) -> Rows:
-    """`arrays` on the device where they fit into `budget` bytes (by default a share of the memory), else read ahead."""
+def rows_of_arrays(arrays: Any, *, ranks: int = 1, budget: int | None = None) -> Rows:
+    """`arrays` on the device where they fit into `budget` bytes (by default a share of it for each of `ranks`), else read ahead."""
     nbytes = sum(int(np.prod(x.shape, dtype=np.int64)) * itemsize(x) for x in tree.flatten(arrays) if x is not None)
-    most = MEMORY_SHARE * psutil.virtual_memory().available if budget is None else budget
+    most = MEMORY_SHARE * free_bytes() / ranks if budget is None else budget
     return Resident(arrays) if nbytes <= most else Streamed(arrays, min(STREAMED_BYTES, int(most)))
 
 
@@ -96,7 +97,8 @@ class Streamed(_Cut):
             self._here = (segment, self._wait_for(segment))
             self._read_ahead(segment + 1)
         last = min(first + steps, self._steps, self._plan.full_batches - segment * self._steps)
-        return Chunk(self._here[1], self._positions, first, last, self._plan.full, self._uneven)
+        of = self._plan.full_batches
+        return Chunk(self._here[1], self._positions, first, last, self._plan.full, self._uneven, of=of, whole=of <= self._steps)
 
     def tail(self) -> Chunk:
         rows = self._cut.tail
@@ -129,6 +131,13 @@ class Streamed(_Cut):
             lambda x: None if x is None else tf.gather(x, rows) if tf.is_tensor(x) else tf.convert_to_tensor(np.take(x, rows, axis=0)),
             self._arrays,
         )
+
+
+def free_bytes() -> int:
+    """Of the memory that this process computes in: its smallest GPU's, or the machine's."""
+    if not tf.config.list_physical_devices("GPU"):
+        return int(psutil.virtual_memory().available)
+    return min(int(device.memory_limit) for device in device_lib.list_local_devices() if device.device_type == "GPU")
 
 
 def itemsize(x: Any) -> int:

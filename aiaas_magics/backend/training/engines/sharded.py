@@ -30,7 +30,9 @@ Exchange = Callable[[Callable[..., Any], list[Any], Any], Any]
 def shardable(optimizer: Any, variables: Sequence[Any], *, least: int = LEAST) -> bool:
     """Whether the update of `variables` is one of single numbers, and large enough to be shared out."""
     known = type(optimizer) is getattr(keras.optimizers, type(optimizer).__name__, None) and type(optimizer).__name__ in ELEMENTWISE
-    if not (known and optimizer.built and sum(int(np.prod(variable.shape)) for variable in variables) >= least):
+    # A layer that was frozen after the optimizer was built leaves slots of variables that are not trained.
+    same = known and optimizer.built and len(optimizer._trainable_variables) == len(variables)
+    if not (same and sum(int(np.prod(variable.shape)) for variable in variables) >= least):
         return False
     whole = ("clipnorm", "global_clipnorm", "use_ema", "gradient_accumulation_steps", "loss_scale_factor")
     excluded = getattr(optimizer, "_exclude_from_weight_decay", None) or getattr(optimizer, "_exclude_from_weight_decay_pattern", None)

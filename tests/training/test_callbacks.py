@@ -1,0 +1,79 @@
+"""Which callbacks a worker runs, and what their logs may hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from aiaas_magics.backend.checkpoint_folder import newest_whole
+from aiaas_magics.backend.training.callbacks import callbacks_of_rank, most_steps_a_call
+from aiaas_magics.backend.training.checkpoints import load
+from aiaas_magics.events import Checkpointed, Notice
+from aiaas_magics.packing import plain
+from tests.training.test_fused import Told, Trained, mlp, table
+
+
+class Losses(keras.callbacks.History):  # type: ignore[misc]
+    """What a tutorial makes of Keras' History."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        super().on_train_begin(logs)
+        self.losses: list[float] = []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.losses.append(logs["loss"])
+
+
+class Remarks(keras.callbacks.Callback):  # type: ignore[misc]
+    """Puts into the logs what is no number."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs["remark"] = f"epoch {epoch}"
+        logs["where"] = Path("somewhere")
+        logs["rate"] = np.float32(0.5)
+
+
+def classes() -> Any:
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential([layers.Input((12,)), layers.Dense(3, activation="softmax")])
+    model.compile("sgd", "categorical_crossentropy", metrics=[keras.metrics.F1Score()])  # gives one number a class
+    return model
+
+
+def test_a_metric_of_many_numbers_and_words_in_the_logs_cost_no_training(tmp_path: Path) -> None:
+    x, _ = table()
+    y = np.eye(3, dtype="float32")[np.arange(len(x)) % 3]
+    arguments = {"x": x, "y": y, "epochs": 2, "shuffle": False}
+
+    ours = Trained(tmp_path, classes, arguments | {"callbacks": [Remarks()]}, fused="graph", checkpoint_epochs=1)
+
+    plainly = classes().fit(**arguments, callbacks=[Remarks()], verbose=0).history
+    assert [event for event in ours.told if isinstance(event, Checkpointed)]
+    found = newest_whole(ours.folder / "checkpoints")
+    assert found is not None
+    kept = load(found[1])
+    assert kept is not None
+    epochs = len(kept.history["loss"])
+    for history in (kept.history, plain.decode_history(plain.encode_history(ours.history.history, arrays := []), arrays)):
+        np.testing.assert_allclose(history["f1_score"], np.stack(plainly["f1_score"])[: len(history["f1_score"])], rtol=1e-5)
+        assert history["remark"][:epochs] == plainly["remark"][:epochs]
+        assert history["where"][0] == "somewhere"
+        assert history["rate"][0] == 0.5
+
+
+def test_a_history_of_the_users_runs_and_keras_own_does_not(tmp_path: Path) -> None:
+    users = [Losses(), keras.callbacks.History(), keras.callbacks.ProgbarLogger(), keras.callbacks.BackupAndRestore(str(tmp_path))]
+    told = Told()
+
+    kept = callbacks_of_rank(users, rank=0, channel=told)  # type: ignore[arg-type]
+
+    assert kept == users[:1]
+    assert [type(event) for event in told] == [Notice]
+    assert most_steps_a_call(mlp()(), users) is None, "what does not run looks at no batches"
+    x, y = table()
+    trained = Trained(tmp_path, mlp(), {"x": x, "y": y, "epochs": 2, "callbacks": users}, fused="graph")
+    assert trained.callbacks[0].losses == trained.history.history["loss"]
