@@ -83,16 +83,22 @@ class FeedFolder:
         return frame
 
     def wait_for(self, name: str, *, silent_s: float | None = None) -> bytes:
-        began = time.time()
+        # Silence is what this process has seen of it. The time in the file is of a clock that may be set, and that goes on
+        # while a laptop sleeps.
+        heard, heard_s = self._heard(), time.monotonic()
         while True:
             with contextlib.suppress(FileNotFoundError):
                 return (self.path / name).read_bytes()
-            if silent_s is not None and (silence := time.time() - max(began, self._heard())) > silent_s:
-                raise SenderSilent(round(silence))
+            if silent_s is not None:
+                if (told := self._heard()) != heard:
+                    heard, heard_s = told, time.monotonic()
+                elif (silence_s := time.monotonic() - heard_s) > silent_s:
+                    raise SenderSilent(round(silence_s))
             time.sleep(LOOK_S)
 
-    def _heard(self) -> float:
+    def _heard(self) -> int:
+        """Another number whenever the sender was heard of anew."""
         try:
-            return os.stat(self.path / "alive").st_mtime
+            return os.stat(self.path / "alive").st_mtime_ns
         except OSError:
-            return 0.0
+            return 0
