@@ -25,7 +25,7 @@ from aiaas_magics.client.measured import is_open
 from aiaas_magics.client.training import TrainOptions, prepare, submit
 from aiaas_magics.errors import AiaasBug, InvalidSpec
 from aiaas_magics.events import Measured
-from aiaas_magics.execution import ONE_PROCESS
+from aiaas_magics.execution import ONE_PROCESS, Execution
 from aiaas_magics.projection import ProjectedRow, Projection, StepPoint
 from aiaas_magics.spec import FitShape, MeasureSpec
 from aiaas_magics.story import JobStory
@@ -263,12 +263,11 @@ def _measure(calls: _Calls, *, on_progress: Callable[[StudyProgress], None]) -> 
         results.append(_followed(job, labels, index, on_progress))
     measured = [found for found, _ in results]
     devices = len(about.devices)
-    cut_up = prepared.options.execution.strategy in ONE_PROCESS and not about.gpus  # one process makes devices of its cores
     return Study(
         name=name,
         shape=packed.shape,
         hardware=about.hardware,
-        simulated=any(device.simulated for device in about.devices) or cut_up,
+        simulated=any(device.simulated for device in about.devices) or cuts_up(packed.execution, devices=max(points), gpus=about.gpus),
         steps=measured[0].steps,
         reference=Point(workers=devices, measured=measured[0], physical=True),
         points=tuple(Point(workers=n, measured=found, physical=n <= devices) for n, found in zip(points, measured[1:], strict=True)),
@@ -277,6 +276,11 @@ def _measure(calls: _Calls, *, on_progress: Callable[[StudyProgress], None]) -> 
         weak=calls.weak,
         announced=calls.of[max(points)].preflight.notes,
     )
+
+
+def cuts_up(execution: Execution, *, devices: int, gpus: bool) -> bool:
+    """Whether one process makes the devices of its cores. `execution` is that of the packed call, which may have left JAX."""
+    return execution.resolved(devices=devices, gpus=gpus).strategy in ONE_PROCESS and not gpus
 
 
 def _labels(points: Sequence[int]) -> tuple[str, ...]:

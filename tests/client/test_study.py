@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aiaas_magics.client.study import Point, Study, largest_difference
+from aiaas_magics.client.study import Point, Study, cuts_up, largest_difference
+from aiaas_magics.execution import Execution
 from aiaas_magics.notebook import present
 from aiaas_magics.packing.result import FitResult
 from aiaas_magics.spec import FitShape
@@ -117,6 +118,20 @@ def result(*weights: np.ndarray) -> FitResult:
         stop_training=False,
         batch=(None, None, None),
     )
+
+
+@pytest.mark.parametrize(
+    ("execution", "gpus", "expected"),
+    [
+        (Execution(strategy="spmd"), False, True),
+        (Execution(strategy="spmd"), True, False),
+        (Execution(engine="jax"), False, True),
+        (Execution(strategy="mirrored"), False, True),
+        (Execution(engine="tensorflow"), False, False),
+    ],
+)
+def test_devices_are_simulated_where_one_process_makes_them_of_cores(execution: Execution, gpus: bool, expected: bool) -> None:
+    assert cuts_up(execution, devices=2, gpus=gpus) is expected
 
 
 def test_a_study_that_cannot_be_projected_says_so_in_its_table_and_figure() -> None:

@@ -29,6 +29,8 @@ def test_jobs_on_jax_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         left_open.result(180)
         with pytest.raises(RemoteTrainingError, match="it would compute something else there"):
             by_name.result(180)
+        with pytest.raises(RemoteTrainingError, match=r"it would compute something else there.* Leave --engine and --strategy out"):
+            backend.study(jax_models.two_faced(), x, y, workers=(1, 2), oversubscribe=True, execution=Execution(strategy="spmd"), **given)
         started = [entry.event.device for entry in job.entries() if isinstance(entry.event, WorkerStarted)]
         notices = [entry.event.text for entry in left_open.entries() if isinstance(entry.event, Notice)]
 

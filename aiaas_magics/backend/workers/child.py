@@ -44,7 +44,8 @@ def main(command_path: str) -> int:
     try:
         work(command, channel, stage)
     except NotOnJax as error:
-        if not command.execution.must_be_jax:
+        # A measurement fails instead: its numbers would stand for devices on JAX, and be those of one process on TensorFlow.
+        if not command.execution.must_be_jax and command.measure is None:
             channel.send(Notice(text=f"This fit stays on TensorFlow: {error.why}."))
             go_on_with_tensorflow(command, command_path, error.why)
         if command.measure is not None and command.measure.compare:
