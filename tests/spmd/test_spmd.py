@@ -85,6 +85,7 @@ CUT = Execution(engine="jax", model_parallel=2)
 
 CASES = {
     "dense-2": Case(jax_models.dense, VALIDATED),
+    "large-2": Case(jax_models.dense, VALIDATED),
     "normalised-2": Case(jax_models.normalised, RESHAPED),
     "shuffled-2": Case(
         jax_models.dense,
@@ -136,7 +137,7 @@ def assert_close(ours: list[np.ndarray], theirs: list[np.ndarray], limit: float 
     assert max(gaps) < limit, gaps
 
 
-@pytest.mark.parametrize("name", ["dense-2", "normalised-2", "own-2", "cut-2", "cut-4", "layout-2"])
+@pytest.mark.parametrize("name", ["dense-2", "large-2", "normalised-2", "own-2", "cut-2", "cut-4", "layout-2"])
 def test_any_number_of_devices_computes_what_plain_fit_computes_on_tensorflow(cases: dict[str, Case], name: str) -> None:
     case = cases[name]
     plain, expected = case.plain()
@@ -216,6 +217,8 @@ def test_many_steps_make_one_call_where_it_pays(cases: dict[str, Case]) -> None:
         return plan
 
     assert planned("dense-2") == Planned(fused="xla", engine="jax", strategy="spmd")
+    *_, large = [event for event in ranks.events_in(cases["large-2"].folder) if isinstance(event, Planned)]
+    assert (large.fused, large.why) == ("off", ("its data do not fit into the share of the memory that they may take",))
     assert planned("normalised-2").fused == "off"
     assert planned("normalised-2").why[0].startswith("convolutions (conv1d")
 

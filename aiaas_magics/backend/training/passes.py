@@ -28,6 +28,7 @@ class Reading:
     plan: Plan | None = None
     pace: Pacing | None = None  # how many steps a call makes; None: Keras' `steps_per_execution`
     test_pace: Pacing | None = None
+    too_large: Callable[[], None] = lambda: None  # told where the data of training turn out not to fit on the devices
 
 
 class Passes:

@@ -253,6 +253,8 @@ def fusing(
             yield
         return
     reading.pace, reading.test_pace = pace, test_pace
+    one_by_one = replace(plan, fused="off", why=("its data do not fit into the share of the memory that they may take",))
+    reading.too_large = lambda: told(one_by_one)
     model.train_function, model.test_function = steps.train_function(model), steps.test_function(model)
     try:
         with keeping_masks():
@@ -290,6 +292,7 @@ class _Batches(jax_trainer.JAXEpochIterator):  # type: ignore[misc]
         adapter, self._shuffle = self.data_adapter, kwargs.get("shuffle", False)
         self._arrays: Any = None
         self._resident: Any = None
+        self._fits = True  # as far as anybody knows
         self._plan = Plan(rows=adapter._num_samples, batch=adapter._batch_size)
         # Only `fit` speaks of class weights, and only predict of no y.
         self._training = "class_weight" in kwargs
@@ -309,8 +312,11 @@ class _Batches(jax_trainer.JAXEpochIterator):  # type: ignore[misc]
     def _begin_pass(self) -> None:
         self._steps_seen, self._order = self._passes.begin() if self._passes else (0, np.arange(self._plan.rows, dtype=np.int64))
         self._current_iterator, self._at = self._batches(), self._steps_seen
-        if self._pace is not None and self._resident is None:
+        if self._pace is not None and self._resident is None and self._fits:
             self._resident = steps.resident(self._sliceable())
+            self._fits = self._resident is not None
+            if self._training and not self._fits:
+                self._reading.too_large()
         if self._resident is not None:
             self._positions = steps.positions(self._order, self._plan)
 

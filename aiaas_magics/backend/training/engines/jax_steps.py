@@ -68,7 +68,9 @@ def free_bytes() -> float:
     told = jax.local_devices()[0].memory_stats()
     if told and "bytes_limit" in told:
         return float(told["bytes_limit"] - told["bytes_in_use"]) * len(jax.devices())
-    return float(psutil.virtual_memory().available)
+    memory = psutil.virtual_memory()
+    # What is available each of several processes would find another amount of, and they have to decide alike.
+    return float(memory.total / 2 if jax.process_count() > 1 else memory.available)
 
 
 def positions(order: Indices, plan: Plan) -> Any:
