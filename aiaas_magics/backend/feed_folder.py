@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ from typing import Final
 from aiaas_magics.backend.disk import write_private
 
 LOOK_S: Final = 0.001  # what waiting may cost a step; a look is one stat
+ASK_S: Final = 0.2  # how often it is asked whether the sender is lost
 
 
 class SenderSilent(Exception):
@@ -71,24 +73,31 @@ class FeedFolder:
                 left.unlink(missing_ok=True)
         write_private(self.path / "pass", str(number).encode())
 
-    def take(self, number: int, index: int, *, silent_s: float | None = None) -> bytes:
+    def take(self, number: int, index: int, *, silent_s: float | None = None, lost: Callable[[], Exception | None] | None = None) -> bytes:
         """Wait for a frame, read and remove it.
 
         Raises:
             SenderSilent: the sender was not heard of for `silent_s`; None waits as long as it takes.
+            Exception: what `lost` told, so that nothing will come any more.
         """
         path = self.frame(number, index)
-        frame = self.wait_for(path.name, silent_s=silent_s)
+        frame = self.wait_for(path.name, silent_s=silent_s, lost=lost)
         path.unlink()
         return frame
 
-    def wait_for(self, name: str, *, silent_s: float | None = None) -> bytes:
+    def wait_for(self, name: str, *, silent_s: float | None = None, lost: Callable[[], Exception | None] | None = None) -> bytes:
         # Silence is what this process has seen of it. The time in the file is of a clock that may be set, and that goes on
         # while a laptop sleeps.
         heard, heard_s = self._heard(), time.monotonic()
+        asked_s, gone = heard_s, None
         while True:
             with contextlib.suppress(FileNotFoundError):
                 return (self.path / name).read_bytes()
+            if gone is not None:  # and it was not the last that was written
+                raise gone
+            if lost is not None and time.monotonic() - asked_s > ASK_S:
+                gone, asked_s = lost(), time.monotonic()
+                continue
             if silent_s is not None:
                 if (told := self._heard()) != heard:
                     heard, heard_s = told, time.monotonic()

@@ -6,6 +6,7 @@ python group_rank.py RANK RANKS NAME FOLDER WHAT
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -45,14 +46,22 @@ def leaves(group: Group) -> dict[str, object]:
     return {} if group.rank == 1 else {"sum": group.sum(np.ones(1), site="sum").tolist()}
 
 
+def dies(group: Group) -> dict[str, object]:
+    if group.rank == 0:
+        os._exit(9)
+    return {"sum": group.sum(np.ones(1), site="sum").tolist()}
+
+
 def disagrees(group: Group) -> dict[str, object]:
     return {"sum": group.sum(np.ones(1 + group.rank), site="sum").tolist()}
 
 
 def main() -> None:
     rank, ranks, name, folder, what = sys.argv[1:]
-    with Group(rank=int(rank), ranks=int(ranks), name=name, folder=Path(folder), spin=False, meet_s=20.0, wait_s=2.0) as group:
-        print(json.dumps({"everything": everything, "late": late, "leaves": leaves, "disagrees": disagrees}[what](group)))
+    with Group(
+        rank=int(rank), ranks=int(ranks), name=name, folder=Path(folder), spin=False, meet_s=20.0, wait_s=60.0 if what == "dies" else 2.0
+    ) as group:
+        print(json.dumps({"everything": everything, "late": late, "leaves": leaves, "dies": dies, "disagrees": disagrees}[what](group)))
 
 
 if __name__ == "__main__":

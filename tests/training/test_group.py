@@ -100,6 +100,15 @@ def test_a_rank_that_left_is_not_waited_for(tmp_path: Path) -> None:
     assert "RankMissing: worker 1 has left" in first.stderr
 
 
+def test_memory_is_not_waited_for_when_the_rank_that_makes_it_is_gone(tmp_path: Path) -> None:
+    began = time.monotonic()
+
+    _, second = run(tmp_path, 2, "dies")
+
+    assert "RankMissing: worker 0 is gone (its process ended)" in second.stderr
+    assert time.monotonic() - began < 30
+
+
 def test_ranks_that_lost_step_are_told_so(tmp_path: Path) -> None:
     ends = run(tmp_path, 2, "disagrees")
 

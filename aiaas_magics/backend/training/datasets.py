@@ -10,6 +10,7 @@ Since all ranks exchange gradients in each step, rank 0 is ahead by its own pref
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from aiaas_magics.backend.feed_folder import FeedFolder, SenderSilent
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.data import as_it_stands
 from aiaas_magics.backend.training.engines.hooks import ALONE, DATA, PART
+from aiaas_magics.backend.training.group import Group, RankMissing
 from aiaas_magics.errors import AiaasBug, DataEnded
 from aiaas_magics.frames import Kind, decode, encode
 from aiaas_magics.packing.sources import GraphSource, PickledSource, Source, StreamedSource, in_arguments
@@ -39,8 +41,12 @@ FORM: Final = "form"  # a file: how the tensors of a part lie in an element
 
 
 @contextlib.contextmanager
-def opened(arguments: Mapping[str, Any], command: WorkerCommand, *, silent_s: float = SILENT_S) -> Iterator[dict[str, Any]]:
+def opened(
+    arguments: Mapping[str, Any], command: WorkerCommand, *, group: Group | None = None, silent_s: float = SILENT_S
+) -> Iterator[dict[str, Any]]:
     """`arguments` with data that the stock `fit` takes in the place of each source.
+
+    Other ranks wait for what rank 0 writes only while its process lives, as their `group` knows.
 
     Raises:
         DataEnded: batches of a kernel do not come any more.
@@ -54,7 +60,8 @@ def opened(arguments: Mapping[str, Any], command: WorkerCommand, *, silent_s: fl
             continue
         parts = Path(command.attempt_dir) / "feed" / name
         if command.rank:
-            made[name] = Receiving(FeedFolder(parts / str(command.rank)).made(), batches=source.batches)
+            lost = None if group is None else functools.partial(group.lost, 0)
+            made[name] = Receiving(FeedFolder(parts / str(command.rank)).made(), batches=source.batches, lost=lost)
         else:
             folders = [FeedFolder(parts / str(rank)).made() for rank in range(1, command.ranks)]
             shuffle = bool(arguments.get("shuffle", True)) and name == "x"
@@ -210,14 +217,14 @@ class HandingOut(_OneOfSeveral):
 
 
 class Receiving(_OneOfSeveral):
-    """Another rank's data: its part of each batch, as rank 0 writes it."""
+    """Another rank's data: its part of each batch, as rank 0 writes it. A server ends this rank when rank 0 dies, but may be dead too."""
 
-    def __init__(self, folder: FeedFolder, *, batches: int | None) -> None:
-        self._folder, self._batches = folder, batches
+    def __init__(self, folder: FeedFolder, *, batches: int | None, lost: Callable[[], RankMissing | None] | None = None) -> None:
+        self._folder, self._batches, self._lost = folder, batches, lost
 
     def get_tf_dataset(self) -> tf.data.Dataset:
-        form = struct_pb2.StructuredValue.FromString(self._folder.wait_for(FORM))
-        return received(self._folder, nested_structure_coder.decode_proto(form), self._folder.take)
+        form = struct_pb2.StructuredValue.FromString(self._folder.wait_for(FORM, lost=self._lost))
+        return received(self._folder, nested_structure_coder.decode_proto(form), functools.partial(self._folder.take, lost=self._lost))
 
 
 def part_of_batch(batch: Any, *, rank: int, ranks: int) -> dict[str, Any]:

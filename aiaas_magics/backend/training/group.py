@@ -72,8 +72,8 @@ class Spent:
 class Group:
     """Rank `rank` of `ranks`. Use as a context: leaving it tells the others, so that they do not wait.
 
-    Promises: no operation waits longer than `wait_s`, and at most about `LOOK_S` for a rank whose process is
-    gone; no name of the shared memory is left once all ranks have met there.
+    Promises: no operation waits longer than `wait_s`, and at most about `LOOK_S` for a rank that met the others and
+    whose process is gone; no name of the shared memory is left once all ranks have met there.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class Group:
         self._wait_s = wait_s
         self._segments = 0
         self._sites: dict[str, _Site] = {}
+        self._table = memoryview(bytes(ranks * LINE * 8)).cast("q")  # nobody has come, as far as can be known before there is one
         self._control = self._open(CONTROL_BYTES, meet_s)
         self._table = self._control.view[: ranks * LINE * 8].cast("q")
         self._others = [other for other in range(ranks) if other != rank]
@@ -263,11 +264,16 @@ class Group:
         deadline = time.monotonic() + within_s
         while True:
             for other in self._others:
-                if how := self._why_missing(other):
-                    return RankMissing(other, how)
+                if (lost := self.lost(other)) is not None:
+                    return lost
             if time.monotonic() > deadline:
                 return None
             time.sleep(SLEEP_S[-1])
+
+    def lost(self, other: int) -> RankMissing | None:
+        """That rank `other` is gone, if it is."""
+        how = self._why_missing(other)
+        return RankMissing(other, how) if how else None
 
     def _why_missing(self, other: int) -> str:
         line = other * LINE
@@ -302,12 +308,15 @@ class Group:
         self._segments += 1
         if self.rank == 0:
             return create_segment(name, nbytes, fallback=self._folder)
-        deadline = time.monotonic() + limit_s
-        while (segment := find_segment(name, nbytes, fallback=self._folder)) is None:
-            if time.monotonic() > deadline:
-                raise RankMissing(0, f"did not come within {limit_s:g} s")
-            time.sleep(1e-3)
-        return segment
+        found: list[Segment] = []
+
+        def is_there() -> bool:
+            if not found and (segment := find_segment(name, nbytes, fallback=self._folder)) is not None:
+                found.append(segment)
+            return bool(found)
+
+        self._until(is_there, 0, limit_s)
+        return found[0]
 
     def _site(self, name: str, nbytes: int) -> _Site:
         site = self._sites.get(name)

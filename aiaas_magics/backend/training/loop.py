@@ -90,7 +90,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     batch_logs = each is not None
     agreeing = [] if group is None else [agreement(group, each_batch=batch_logs)]
     with contextlib.ExitStack() as stack:
-        given = stack.enter_context(datasets.opened(arguments, command))
+        given = stack.enter_context(datasets.opened(arguments, command, group=group))
         stack.enter_context(reading_from(source))
         collective = stack.enter_context(_hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=batch_logs))
         settle = collective.settle if collective is not None else lambda: None
@@ -262,11 +262,14 @@ def _sharing(collective: Collective | None) -> list[Any]:
     if collective is None:
         return []
 
-    load = collective.load
+    load, count_on = collective.load, collective.count_on
 
     class Sharing(keras.callbacks.Callback):  # type: ignore[misc]
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             load()
+
+        def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
+            count_on()
 
     return [Sharing()]
 
