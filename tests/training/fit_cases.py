@@ -148,6 +148,20 @@ def own_step() -> Any:
     return model
 
 
+class KeepsMetrics(keras.Sequential):
+    """Of its metrics only the loss begins anew in every epoch."""
+
+    def reset_metrics(self) -> None:
+        self.metrics[0].reset_state()
+
+
+def kept_metrics() -> Any:
+    keras.utils.set_random_seed(11)
+    model = KeepsMetrics([layers.Input((6,)), layers.Dense(1, activation="sigmoid")])
+    model.compile("sgd", "binary_crossentropy", metrics=metrics())
+    return model
+
+
 class OnlyInputs(keras.Model):
     """An autoencoder without y: the loss is made from x in compute_loss."""
 
@@ -296,6 +310,7 @@ CASES: dict[str, Case] = {
     "accumulated gradients": Case(dense(optimizer("Adam", gradient_accumulation_steps=3)), data()),
     "scaled loss": Case(dense(lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))), data()),
     "custom train_step": Case(own_step, data()),
+    "metrics that are kept": Case(kept_metrics, data(epochs=3, validation_data=validation)),
     "no y": Case(only_inputs, lambda: data()() | {"y": None}),
     "regularizers": Case(regularized, data()),
     "validation data": Case(dense("adam", metrics=metrics), data(validation_data=validation, validation_freq=2)),

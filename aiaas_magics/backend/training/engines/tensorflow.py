@@ -48,6 +48,7 @@ class Collective(FitHooks):
         self._group = group
         self._sites = itertools.count()
         self._last: Any = None  # the exchange that was traced last
+        self._summed = False  # metrics are those of all ranks, on each of them
         # Whoever looks at batches may look at the optimizer too.
         shared_out = share_out and not batch_logs and not model.run_eagerly and shardable(model.optimizer, model.trainable_variables)
         self._sharded = ShardedUpdate(model.optimizer, model.trainable_variables, group) if shared_out else None
@@ -59,7 +60,8 @@ class Collective(FitHooks):
         return super()._on_model()
 
     def load(self) -> None:
-        """Before steps: take over what was changed between calls."""
+        """Before steps of training: take over what was changed between calls."""
+        self.count_on()
         if self._sharded is not None:
             self._sharded.load()
 
@@ -215,6 +217,16 @@ class Collective(FitHooks):
             how = getattr(variable, "aggregation", "sum")
             value = ranks[0] if how == "only_first_replica" else ranks.mean(axis=0) if how == "mean" else ranks.sum(axis=0)
             variable.assign(value.reshape(variable.shape))
+        self._summed = True
+
+    def count_on(self) -> None:
+        """Before steps: what metrics had, and a model's own `reset_metrics` has kept, is rank 0's; the next sum would count it n times."""
+        if not self._summed:
+            return
+        self._summed = False
+        for variable in metric_variables(self._model) if self._group.rank else ():
+            if getattr(variable, "aggregation", "sum") not in ("mean", "only_first_replica"):
+                variable.assign(np.zeros(variable.shape))
 
     def _mean_logs(self, logs: Any) -> Any:
         """Logs that are no metric's: what the last step returned, averaged, so that callbacks decide alike on all ranks."""
