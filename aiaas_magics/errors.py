@@ -343,7 +343,7 @@ class OutOfMemory(BackendError):
     def __str__(self) -> str:
         return (
             f"Worker {self.rank} of job {self.job} ran out of memory ({self.detail}). "
-            "Use a smaller batch_size, fewer workers, or a machine with more memory."
+            "Use a smaller batch_size, --accumulate K (the same batch in K parts), fewer workers, or a machine with more memory."
         )
 
 

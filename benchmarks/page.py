@@ -23,8 +23,8 @@ TITLES = {
 }
 HEAD = """# Measured
 
-Made by `make bench` on the machine named with each part; every ratio was taken within its round, one subject after the other in
-turns, and stands as the median of its rounds with half their range. A goal is what we set out to reach. Ratios marked *lower*
+Made by `make bench` (and `make soak`) on the machine named with each part; every ratio was taken within its round, one subject after
+the other in turns, and stands as the median of its rounds with half their range. A goal is what we set out to reach. Ratios marked *lower*
 are better when they are smaller (ours over the other's time or memory), those marked *higher* when they are larger.
 
 ![Ratios beside their goals](figures/measured.png)
