@@ -213,6 +213,7 @@ def layered(*more: Any, shape: tuple[int, ...] = (12,)) -> Callable[[], Any]:
             np.zeros((64, 12), "float32"),
             "PyFunc",
         ),
+        (layered(layers.Lambda(lambda x: tf.strings.to_number(tf.strings.as_string(x)))), np.zeros((64, 12), "float32"), "XLA has no"),
         (words, np.full((64, 1), 10, "int32"), "out of range"),
     ],
 )
@@ -238,6 +239,21 @@ class After(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.model.stop_training = epoch + 1 == self._epochs
+
+
+def as_many(x: Any) -> Any:
+    """Something whose shape only the data say."""
+    return x * tf.reduce_sum(tf.ones([tf.cast(tf.reduce_max(x), tf.int32)]))
+
+
+def test_what_xla_cannot_compile_trains_uncompiled_and_the_plan_says_why(tmp_path: Path) -> None:
+    arguments = {"x": np.ones((64, 12), "float32"), "y": np.zeros(64), "epochs": 2000, "callbacks": [After(1)]}
+
+    trained = Trained(tmp_path, layered(layers.Lambda(as_many)), arguments, fused="auto")
+
+    assert trained.told.plan().fused == "graph"
+    assert trained.told.plan().why[0].startswith("XLA cannot compile this step: ")
+    assert len(trained.history.history["loss"]) == 1
 
 
 def test_indices_in_range_are_compiled(tmp_path: Path) -> None:
