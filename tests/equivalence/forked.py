@@ -87,7 +87,8 @@ class Group:
 def launcher_in(folder: Path) -> Iterator[LauncherClient]:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(ROOT)  # it runs code of the tests
-    options = ["--entry", "tests.equivalence.rank:main", "--preload", ",".join([*PRELOAD, "tests.equivalence.rank"])]
+    # All runs of one way are asked for at once, and may take longer than a launcher waits for the next job.
+    options = ["--entry", "tests.equivalence.rank:main", "--preload", ",".join([*PRELOAD, "tests.equivalence.rank"]), "--idle-s", "7200"]
     client = LauncherClient(folder, options=options)
     try:
         client.ensure()
