@@ -46,7 +46,7 @@ class Running(Value, frozen=True, kw_only=True):
 
 
 class Started(Value, frozen=True, kw_only=True):
-    """A process, by its pid and its create time."""
+    """A process, by its pid and the mark of its start."""
 
     pid: int
     started: int

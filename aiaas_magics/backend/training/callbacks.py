@@ -31,10 +31,9 @@ def callbacks_of_rank(callbacks: Sequence[Any], *, rank: int, channel: Channel) 
     kept = []
     for callback in callbacks:
         names = kinds(callback)
-        if "BackupAndRestore" in names:
-            if rank == 0:
-                channel.send(Notice(text="BackupAndRestore is left out: the backend keeps a checkpoint of each epoch itself."))
-        elif not (is_left_out(callback) or (rank and names & set(WRITERS))):
+        if rank == 0 and "BackupAndRestore" in names:
+            channel.send(Notice(text="BackupAndRestore is left out: the backend keeps a checkpoint of each epoch itself."))
+        if not (is_left_out(callback) or (rank and names & set(WRITERS))):
             kept.append(callback)
     return kept
 

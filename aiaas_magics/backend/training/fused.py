@@ -51,12 +51,16 @@ class Chunk:
     uneven: bool = False
     rest: bool = False  # what full batches have left of a pass: one step a pass, not worth a compilation
     of: int = 0  # steps of a pass, where `positions` are not all of them
-    whole: bool = True  # `arrays` hold all rows of the pass
 
     @property
     def steps(self) -> int:
         """Steps of a pass."""
         return self.of or int(self.positions.shape[0])
+
+    @property
+    def whole(self) -> bool:
+        """Whether `arrays` hold the rows of all full batches of the pass."""
+        return self.steps <= int(self.positions.shape[0])
 
 
 class Trial:

@@ -81,7 +81,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     first = int(arguments.get("initial_epoch") or 0)
     start = resumed.place if resumed else Place(first)
     epochs = int(arguments.get("epochs", 1))
-    source = _source(command, call, start, epochs=epochs - first)
+    source = _source(command, call, start)
     source.batch_alone = in_batches and command.ranks > 1  # how many rows a batch has is known when it comes
     history = keras.callbacks.History()
     progress = Progress(channel, plan=lambda: source.plan, notices=command.rank == 0)
@@ -113,16 +113,17 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     return history
 
 
-def _source(command: WorkerCommand, call: Unpacked, start: Place, *, epochs: int) -> Source:
-    """What the iterators go by in a `fit` of `epochs`, from `start`."""
+def _source(command: WorkerCommand, call: Unpacked, start: Place) -> Source:
+    """What the iterators go by in the `fit`, from `start`."""
+    first = int(call.arguments.get("initial_epoch") or 0)
     return Source(
         seed=command.seed,
         rank=command.rank,
         ranks=command.ranks,
         replicas=call.model.distribute_strategy.num_replicas_in_sync,
-        first_epoch=int(call.arguments.get("initial_epoch") or 0),
+        first_epoch=first,
         start=start,
-        epochs=epochs,
+        epochs=int(call.arguments.get("epochs", 1)) - first,
     )
 
 
@@ -171,9 +172,8 @@ def _timed(
     """Steady steps, timed, and the plan of their rows."""
     assert command.measure is not None
     arguments = measure.steady(plain_arguments(call.arguments))
-    first = int(arguments["initial_epoch"])
     # The form of the loop is the one that the whole training would have.
-    source = _source(command, call, Place(first), epochs=int(call.arguments.get("epochs", 1)) - first)
+    source = _source(command, call, Place(int(arguments["initial_epoch"])))
     source.uneven = measure.leaves_rows(plain_arguments(call.arguments))
     # A study leaves callbacks out; a plan is for a fit that has them.
     each = most_steps_a_call(call.model, call.callbacks) if command.measure.compare else None

@@ -97,8 +97,7 @@ class Streamed(_Cut):
             self._here = (segment, self._wait_for(segment))
             self._read_ahead(segment + 1)
         last = min(first + steps, self._steps, self._plan.full_batches - segment * self._steps)
-        of = self._plan.full_batches
-        return Chunk(self._here[1], self._positions, first, last, self._plan.full, self._uneven, of=of, whole=of <= self._steps)
+        return Chunk(self._here[1], self._positions, first, last, self._plan.full, self._uneven, of=self._plan.full_batches)
 
     def tail(self) -> Chunk:
         rows = self._cut.tail

@@ -78,6 +78,8 @@ _RUN: Final = "__aiaas_run__"
 
 
 class _Deferred(ModuleType):
+    """Runs for what is missing only. The standard library's `LazyLoader` runs a module for its metadata too, which inspect asks all for."""
+
     def __getattr__(self, name: str) -> Any:
         # Whoever goes through all modules there are (inspect, warnings) asks for what only some have.
         if name.startswith("__") and name not in ("__all__", "__path__"):
