@@ -49,6 +49,7 @@ RANKS = (2, 3, 4)
 WAYS = (
     *(Way("single", fused, 1) for fused in ("off", "graph", "xla")),
     *(Way("collective", fused, ranks) for fused in ("off", "graph") for ranks in RANKS),
+    Way("collective", "xla", 2),
     *(Way("mirrored", "off", ranks) for ranks in RANKS),
     *(Way("spmd", "auto", ranks) for ranks in (1, *RANKS)),
 )
@@ -71,6 +72,7 @@ class Row:
     logs_on_jax: tuple[str, ...] = ()  # those that the announcement on JAX is about
     looks_up: str = ""  # the table that an Embedding trains: what squares or clips its gradients differs on JAX
     stays: str = ""  # why it does not go to JAX
+    is_cut: bool = True  # for XLA, around the exchange of several processes
 
 
 class Hits(keras.metrics.Metric):
@@ -185,8 +187,9 @@ MODELS: dict[str, Row] = {
         exact_on_jax=False,
     ),
     "cnn, statistics frozen": Row(cnn(own_statistics=False), images),
-    "lstm with masks": Row(lstm, sentences(51), looks_up="embedding"),  # the last batch has 3 rows, less than one for each of 4 ranks
-    "transformer block": Row(transformer, sentences(53, sample_weight=token_weights(53)), looks_up="embedding"),
+    # The last batch has 3 rows, less than one for each of 4 ranks.
+    "lstm with masks": Row(lstm, sentences(51), looks_up="embedding", is_cut=False),
+    "transformer block": Row(transformer, sentences(53, sample_weight=token_weights(53)), looks_up="embedding", is_cut=False),
     "custom train_step": Row(
         lambda: (OwnStep(), {}),
         rows(53),
@@ -247,6 +250,12 @@ class Run(NamedTuple):
     def stays(self) -> bool:
         """Whether it does not go to JAX, and says so."""
         return self.way.on_jax and self.row is not None and bool(self.row.stays)
+
+    @property
+    def fused(self) -> str:
+        """The form of its steps: the one that is asked for, where that can be had."""
+        in_halves = self.way.fused == "xla" and self.way.ranks > 1
+        return "graph" if in_halves and self.row is not None and not self.row.is_cut else self.way.fused
 
     @property
     def is_exact(self) -> bool:

@@ -55,7 +55,7 @@ def test_a_fit_is_what_plain_fit_is(outcomes: forked.Outcomes, run: Run) -> None
     assert not plain.error, plain.error
     assert not ours.error, ours.error
 
-    assert ours.fused == run.way.fused or run.way.on_jax or "step by step" in run.case, "the form that was asked for"
+    assert ours.fused == run.fused or run.way.on_jax or "step by step" in run.case, "the form that was asked for"
     assert_announced(run, ours)
     assert ours.epoch == plain.epoch
     assert ours.history.keys() == plain.history.keys()

@@ -273,8 +273,9 @@ def test_indices_in_range_are_compiled(tmp_path: Path) -> None:
             layered(layers.Dense(600), layers.Dense(600)),
             (2000, 12),
             2000,
-            ("its time goes into large matrix products, which XLA does not make faster on a CPU",),
+            ("its time goes into matrix products of many rows, which XLA does not make faster on a CPU",),
         ),
+        (layered(layers.Dense(2400), layers.Dense(2400)), (2000, 12), 20, ()),
     ],
 )
 def test_steps_are_compiled_where_that_pays(

@@ -39,11 +39,13 @@ LOOPS: Final = frozenset({"While", "StatelessWhile"})
 # compiling one takes 2 ms, and gains it 0.2 to 1 us a step beside its arithmetic; in a recurrent layer it runs many times a step.
 OPERATION_GAINS_S: Final = 1e-6
 OPERATION_COMPILES_S: Final = 2.5e-3
-PAYS_AFTER: Final = round(OPERATION_COMPILES_S / OPERATION_GAINS_S)
 PAYS_AFTER_LOOPS: Final = 250
 # Where an operation has more arithmetic than this on average, calling it costs nothing beside it (guess: at 0.7 M XLA was still
 # twice as fast).
 LARGE_OPERATION: Final = 2e6
+# Of a product of few rows with a large matrix XLA takes 0.55 to 0.84 of the time of TensorFlow, which is slow where the matrix is
+# transposed; of as many rows as the matrix has, 0.9 to 1.6 (docs/training.md). A multiplication took 25e-12 s of one core.
+PRODUCT_GAINS_S: Final = 4e-12
 MOST_COMPILE_S: Final = 5.0  # for a candidate of a dry run (guess: somebody looks on)
 
 FORMS: Final = frozenset({"graph", "xla"})  # what a measurement decides between
@@ -176,21 +178,41 @@ def forbidding(found: Sequence[Any], arrays: Any, *, whole: bool) -> Iterator[st
 def discouraging(found: Sequence[Any], rows: int, ahead: float, *, pieces: int) -> Iterator[str]:
     """Why compiling would not pay, by estimate."""
     recurs = any(op.type in LOOPS for op in found)
-    if pieces > 1 and not recurs:
+    products = [op for op in found if op.type in PRODUCTS]
+    arithmetic = sum(multiplications(op, rows) for op in products)
+    large = arithmetic > LARGE_OPERATION * len(found) and not tf.config.list_physical_devices("GPU")
+    of_few = sum(multiplications(op, rows) for op in products if has_few_rows(op, rows))
+    if large and of_few < arithmetic / 2:
+        yield "its time goes into matrix products of many rows, which XLA does not make faster on a CPU"
+    if pieces > 1 and not (recurs or large):
         # Measured for two workers: a small MLP 1.1 and a Transformer block 1.0 times the uncompiled time, a small LSTM 0.37.
-        yield "calling compiled parts of a step one by one costs what compiling gains, but in recurrent layers"
-    arithmetic = sum(multiplications(op, rows) for op in found if op.type in PRODUCTS)
-    if arithmetic > LARGE_OPERATION * len(found) and not tf.config.list_physical_devices("GPU"):
-        yield "its time goes into large matrix products, which XLA does not make faster on a CPU"
-    least = PAYS_AFTER_LOOPS if recurs else PAYS_AFTER
+        yield "calling compiled parts of a step one by one costs what compiling gains, but in recurrent layers and large products"
+    gains_s = of_few * PRODUCT_GAINS_S if large else OPERATION_GAINS_S * len(found)
+    least = PAYS_AFTER_LOOPS if recurs else round(OPERATION_COMPILES_S * len(found) / gains_s) if gains_s else 0
     if ahead < least:
         yield f"compiling pays from about {least:,} steps, this fit has {ahead:,.0f}"
 
 
 def multiplications(op: Any, rows: int) -> float:
     """About how many a product of matrices [.., m, k] and [.., k, n] takes: the root of (mk)(kn)(mn). Unknown lengths are rows."""
-    sizes = [math.prod(size or rows for size in x.shape) for x in (*op.inputs[:2], *op.outputs[:1]) if x.shape.rank is not None]
+    sizes = [math.prod(shape) for shape in _shapes(op, rows)]
     return math.sqrt(math.prod(sizes)) if len(sizes) == 3 else 0.0
+
+
+def has_few_rows(op: Any, rows: int) -> bool:
+    """Whether a product of two matrices has the batch on one side only, and there less than half of what every other side has.
+
+    What a reshaping makes rows of, sequences perhaps, may be more than the rows of the batch where its length is not known.
+    """
+    if op.type != "MatMul" or any(given.op.type == "Reshape" and None in given.shape for given in op.inputs):
+        return False
+    sides = sorted({side for shape in _shapes(op, rows) for side in shape})
+    return sides[0] == rows and 2 * rows <= sides[1] if len(sides) > 1 else False
+
+
+def _shapes(op: Any, rows: int) -> list[list[int]]:
+    """Of both factors and the product, where known."""
+    return [[side or rows for side in x.shape] for x in (*op.inputs[:2], *op.outputs[:1]) if x.shape.rank is not None]
 
 
 def key_of(graphs: Sequence[Any], arrays: Any, rows: int) -> str:
