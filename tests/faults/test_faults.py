@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import pytest
 import aiaas_magics
 from aiaas_magics.client import embedded
 from aiaas_magics.client.job import Job
-from aiaas_magics.events import AttemptStarted, Checkpointed, Entry, WorkerStarted
+from aiaas_magics.events import AttemptStarted, Checkpointed, Entry, WorkerLost, WorkerStarted
 from aiaas_magics.execution import Execution
 from aiaas_magics.spec import JobState
 from tests import waiting
@@ -80,6 +82,50 @@ def test_a_worker_killed_mid_epoch_costs_one_attempt_and_nothing_else(own_home: 
         pids = (*first_two.values(), *worker_pids(job).values())
         wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "a worker outlived its attempt")
         assert set(Path("/dev/shm").glob("aiaas-*")) <= shared
+
+
+def test_a_worker_that_is_stopped_costs_one_attempt_and_nothing_else(own_home: Path) -> None:
+    with aiaas_magics.connect() as backend:
+        shared = set(Path("/dev/shm").glob("aiaas-*"))
+        job, model, fit_plain, plain = long_job(backend, workers=2, epochs=12, execution=Execution(checkpoint_epochs=0, checkpoint_s=0.1))
+        first_two = worker_pids(job)
+        os.kill(first_two[1], signal.SIGSTOP)
+
+        history = job.result(WAIT_S)
+
+        fit_plain()
+        lost = [entry.event.how for entry in job.entries() if isinstance(entry.event, WorkerLost)]
+        assert lost == ["was stopped (SIGSTOP) for 10 s"]
+        attempts = [entry.event for entry in job.entries() if isinstance(entry.event, AttemptStarted)]
+        assert len(attempts) == 2
+        assert (attempts[1].from_epoch, attempts[1].from_step) > (0, 0)
+        assert len(history.history["loss"]) == 12
+        assert gap(model, plain) <= 1e-5
+        pids = (*first_two.values(), *worker_pids(job).values())
+        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "a worker outlived its attempt")
+        assert set(Path("/dev/shm").glob("aiaas-*")) <= shared
+
+
+def test_a_worker_that_is_slow_is_waited_for(own_home: Path) -> None:
+    with aiaas_magics.connect() as backend:
+        job, model, fit_plain, plain = long_job(backend, workers=2, epochs=12, execution=Execution(checkpoint_epochs=0, checkpoint_s=0.1))
+        slow = psutil.Process(worker_pids(job)[1])
+        stops = 0
+        with contextlib.suppress(psutil.NoSuchProcess):  # it is done
+            while job.state is JobState.RUNNING:
+                slow.suspend()
+                time.sleep(0.2)
+                slow.resume()
+                time.sleep(0.05)
+                stops += 1
+
+        history = job.result(WAIT_S)
+
+        fit_plain()
+        assert stops > 3
+        assert sum(isinstance(entry.event, AttemptStarted) for entry in job.entries()) == 1
+        assert len(history.history["loss"]) == 12
+        assert gap(model, plain) <= 1e-5
 
 
 def test_the_server_killed_mid_job_comes_back_and_the_job_ends_well(own_home: Path) -> None:
