@@ -56,6 +56,7 @@ NAMES = {
         "scaled loss",
         "synchronized statistics, tail smaller than n",
         "compiled train_step",
+        "step by step",
     ),
     3: ("adam in float64", "sum, tail smaller than n"),
 }
