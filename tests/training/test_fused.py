@@ -18,7 +18,7 @@ from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import choice as choice_module
 from aiaas_magics.backend.training import fused as fused_module
 from aiaas_magics.backend.training import loop, rows
-from aiaas_magics.backend.training.choice import Choices, Timing, quickest
+from aiaas_magics.backend.training.choice import Choices, Timing, has_few_rows, quickest
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.data import Source
 from aiaas_magics.backend.training.fused import Chunk, FusedSteps
@@ -275,16 +275,29 @@ def test_indices_in_range_are_compiled(tmp_path: Path) -> None:
             2000,
             ("its time goes into matrix products of many rows, which XLA does not make faster on a CPU",),
         ),
-        (layered(layers.Dense(2400), layers.Dense(2400)), (2000, 12), 20, ()),
+        (layered(layers.Dense(1200), layers.Dense(1200)), (200, 12), 200, ()),
     ],
 )
 def test_steps_are_compiled_where_that_pays(
     tmp_path: Path, make: Callable[[], Any], shape: tuple[int, ...], epochs: int, said: tuple[str, ...]
 ) -> None:
     arguments = {"x": np.zeros(shape, "float32"), "y": np.zeros((shape[0], 1)), "epochs": epochs, "callbacks": [After(1)]}
-    arguments["batch_size"] = 32 if shape[0] == 64 else 1000
+    arguments["batch_size"] = shape[0] // 2
 
     assert Trained(tmp_path, make, arguments, fused="auto").told.plan() == planned("graph" if said else "xla", *said)
+
+
+@pytest.mark.parametrize(("length", "few"), [(None, True), (32, True), (700, False)])
+def test_rows_are_few_beside_those_of_the_matrix_unless_a_sequence_may_have_made_them(length: int | None, few: bool) -> None:
+    rows = length or 32
+    with tf.Graph().as_default():
+        matrix = tf.zeros((1200, 1300))
+        of_batch = tf.matmul(tf.compat.v1.placeholder(tf.float32, (length, 1200)), matrix)
+        sequences = tf.compat.v1.placeholder(tf.float32, (length, 8, 1200))
+        of_sequences = tf.matmul(tf.reshape(sequences, (-1, 1200)), matrix)
+
+    assert has_few_rows(of_batch.op, rows) is few
+    assert not has_few_rows(of_sequences.op, rows)
 
 
 def test_a_long_run_tries_both_forms_and_remembers_what_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
