@@ -295,9 +295,11 @@ def test_rows_are_few_beside_those_of_the_matrix_unless_a_sequence_may_have_made
         of_batch = tf.matmul(tf.compat.v1.placeholder(tf.float32, (length, 1200)), matrix)
         sequences = tf.compat.v1.placeholder(tf.float32, (length, 8, 1200))
         of_sequences = tf.matmul(tf.reshape(sequences, (-1, 1200)), matrix)
+        of_any_shape = tf.matmul(tf.reshape(sequences, tf.compat.v1.placeholder(tf.int32)), matrix)
 
     assert has_few_rows(of_batch.op, rows) is few
     assert not has_few_rows(of_sequences.op, rows)
+    assert not has_few_rows(of_any_shape.op, rows)
 
 
 def test_a_long_run_tries_both_forms_and_remembers_what_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

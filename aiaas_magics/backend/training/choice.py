@@ -204,7 +204,7 @@ def has_few_rows(op: Any, rows: int) -> bool:
 
     What a reshaping makes rows of, sequences perhaps, may be more than the rows of the batch where its length is not known.
     """
-    if op.type != "MatMul" or any(given.op.type == "Reshape" and None in given.shape for given in op.inputs):
+    if op.type != "MatMul" or any(given.op.type == "Reshape" and not given.shape.is_fully_defined() for given in op.inputs):
         return False
     sides = sorted({side for shape in _shapes(op, rows) for side in shape})
     return sides[0] == rows and 2 * rows <= sides[1] if len(sides) > 1 else False
