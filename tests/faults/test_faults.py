@@ -27,6 +27,7 @@ from tests.conftest import processes_of
 from tests.contracts.recipes import gap, small_model, table
 
 WAIT_S = 90.0
+WITHIN_EPOCHS = Execution(checkpoint_epochs=0, checkpoint_s=0.1)
 
 
 @pytest.fixture
@@ -62,43 +63,22 @@ def long_job(backend: aiaas_magics.Backend, *, workers: int | None, epochs: int 
     return job, model, lambda: plain.fit(x, y, verbose=0, **arguments), plain
 
 
-def test_a_worker_killed_mid_epoch_costs_one_attempt_and_nothing_else(own_home: Path) -> None:
+@pytest.mark.parametrize(("sent", "how"), [(signal.SIGKILL, "was killed by signal 9"), (signal.SIGSTOP, "was stopped (SIGSTOP) for 10 s")])
+def test_a_worker_killed_or_stopped_mid_epoch_costs_one_attempt_and_nothing_else(own_home: Path, sent: signal.Signals, how: str) -> None:
     with aiaas_magics.connect() as backend:
         shared = set(Path("/dev/shm").glob("aiaas-*"))
-        within_epochs = Execution(checkpoint_epochs=0, checkpoint_s=0.1)
-        job, model, fit_plain, plain = long_job(backend, workers=2, epochs=12, execution=within_epochs)
+        job, model, fit_plain, plain = long_job(backend, workers=2, epochs=12, execution=WITHIN_EPOCHS)
         first_two = worker_pids(job)
-        os.kill(first_two[1], signal.SIGKILL)
+        os.kill(first_two[1], sent)
 
         history = job.result(WAIT_S)
 
         fit_plain()
+        assert [entry.event.how for entry in job.entries() if isinstance(entry.event, WorkerLost)] == [how]
         attempts = [entry.event for entry in job.entries() if isinstance(entry.event, AttemptStarted)]
         assert len(attempts) == 2
         assert (attempts[1].from_epoch, attempts[1].from_step) > (0, 0)
-        assert "signal 9" in attempts[1].why
-        assert len(history.history["loss"]) == 12
-        assert gap(model, plain) <= 1e-5
-        pids = (*first_two.values(), *worker_pids(job).values())
-        wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "a worker outlived its attempt")
-        assert set(Path("/dev/shm").glob("aiaas-*")) <= shared
-
-
-def test_a_worker_that_is_stopped_costs_one_attempt_and_nothing_else(own_home: Path) -> None:
-    with aiaas_magics.connect() as backend:
-        shared = set(Path("/dev/shm").glob("aiaas-*"))
-        job, model, fit_plain, plain = long_job(backend, workers=2, epochs=12, execution=Execution(checkpoint_epochs=0, checkpoint_s=0.1))
-        first_two = worker_pids(job)
-        os.kill(first_two[1], signal.SIGSTOP)
-
-        history = job.result(WAIT_S)
-
-        fit_plain()
-        lost = [entry.event.how for entry in job.entries() if isinstance(entry.event, WorkerLost)]
-        assert lost == ["was stopped (SIGSTOP) for 10 s"]
-        attempts = [entry.event for entry in job.entries() if isinstance(entry.event, AttemptStarted)]
-        assert len(attempts) == 2
-        assert (attempts[1].from_epoch, attempts[1].from_step) > (0, 0)
+        assert how in attempts[1].why
         assert len(history.history["loss"]) == 12
         assert gap(model, plain) <= 1e-5
         pids = (*first_two.values(), *worker_pids(job).values())
@@ -108,7 +88,7 @@ def test_a_worker_that_is_stopped_costs_one_attempt_and_nothing_else(own_home: P
 
 def test_a_worker_that_is_slow_is_waited_for(own_home: Path) -> None:
     with aiaas_magics.connect() as backend:
-        job, model, fit_plain, plain = long_job(backend, workers=2, epochs=12, execution=Execution(checkpoint_epochs=0, checkpoint_s=0.1))
+        job, model, fit_plain, plain = long_job(backend, workers=2, epochs=12, execution=WITHIN_EPOCHS)
         slow = psutil.Process(worker_pids(job)[1])
         stops = 0
         with contextlib.suppress(psutil.NoSuchProcess):  # it is done

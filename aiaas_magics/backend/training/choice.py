@@ -188,7 +188,9 @@ def discouraging(found: Sequence[Any], rows: int, ahead: float, *, pieces: int) 
         # Measured for two workers: a small MLP 1.1 and a Transformer block 1.0 times the uncompiled time, a small LSTM 0.37.
         yield "calling compiled parts of a step one by one costs what compiling gains, but in recurrent layers and large products"
     gains_s = of_few * PRODUCT_GAINS_S if large else OPERATION_GAINS_S * len(found)
-    least = PAYS_AFTER_LOOPS if recurs else round(OPERATION_COMPILES_S * len(found) / gains_s) if gains_s else 0
+    least = PAYS_AFTER_LOOPS
+    if not recurs:
+        least = round(OPERATION_COMPILES_S * len(found) / gains_s) if gains_s else 0
     if ahead < least:
         yield f"compiling pays from about {least:,} steps, this fit has {ahead:,.0f}"
 
@@ -200,14 +202,14 @@ def multiplications(op: Any, rows: int) -> float:
 
 
 def has_few_rows(op: Any, rows: int) -> bool:
-    """Whether a product of two matrices has the batch on one side only, and there less than half of what every other side has.
+    """Whether a product of two matrices has the batch on one side only, and there at most half of what every other side has.
 
     What a reshaping makes rows of, sequences perhaps, may be more than the rows of the batch where its length is not known.
     """
     if op.type != "MatMul" or any(given.op.type == "Reshape" and not given.shape.is_fully_defined() for given in op.inputs):
         return False
     sides = sorted({side for shape in _shapes(op, rows) for side in shape})
-    return sides[0] == rows and 2 * rows <= sides[1] if len(sides) > 1 else False
+    return len(sides) > 1 and sides[0] == rows and 2 * rows <= sides[1]
 
 
 def _shapes(op: Any, rows: int) -> list[list[int]]:
