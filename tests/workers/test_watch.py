@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -132,6 +133,32 @@ def test_a_stopped_process_is_told_at_once_and_given_up_only_when_it_does_not_go
 
         assert watch.look().stopped == [0]
         assert [watch.look().stuck, watch.look().stuck] == [[0], []]
+        process.kill()
+
+
+def test_a_process_that_goes_on_between_two_looks_at_it_stopped_is_not_given_up(
+    folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "STOPPED_LOOK_S", 0.0)
+    monkeypatch.setattr(watching, "STOPPED_S", 0.0)
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        write_value(folder.pid(0), ProcessId.of(process.pid))
+        watch, seen_of = AttemptWatch(folder, ranks=1), psutil.Process(process.pid)
+
+        def stop() -> Seen:
+            process.send_signal(signal.SIGSTOP)
+            waiting.until(lambda: seen_of.status() == psutil.STATUS_STOPPED, "it did not stop", 10)
+            return watch.look()
+
+        assert stop().stopped == [0]
+        for _ in range(3):
+            spent_s = sum(seen_of.cpu_times()[:2])
+            process.send_signal(signal.SIGCONT)
+            waiting.until(lambda spent_s=spent_s: sum(seen_of.cpu_times()[:2]) > spent_s + 0.05, "it did not go on", 10)
+            again = stop()
+            assert (again.stopped, again.stuck) == ([], [])
+
+        assert watch.look().stuck == [0]
         process.kill()
 
 

@@ -47,12 +47,16 @@ class ProcessId(msgspec.Struct, frozen=True, kw_only=True):
         """Whether this very process still runs; one that is dead but not yet reaped does not."""
         return processes.is_alive(self.pid, started=self.started)
 
-    def is_stopped(self) -> bool:
-        """Whether somebody has stopped it (SIGSTOP), so that it does nothing until it is told to go on. A debugger's stop is none."""
+    def stopped_after_s(self) -> float | None:
+        """The CPU time it had when somebody stopped it (SIGSTOP), so that it does nothing until it is told to go on.
+
+        None of one that is not stopped. A debugger's stop is none.
+        """
         try:
-            return bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+            process = psutil.Process(self.pid)
+            return sum(process.cpu_times()[:2]) if process.status() == psutil.STATUS_STOPPED else None
         except psutil.Error:
-            return False
+            return None
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):

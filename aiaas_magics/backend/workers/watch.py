@@ -44,6 +44,12 @@ class Seen:
         return bool(self.lines or self.began or self.ended or self.offsets or self.stopped or self.stuck)
 
 
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    since_s: float
+    spent_s: float  # the process' CPU time then
+
+
 class AttemptWatch:
     """Looks into an attempt's folder. `offsets` is where an earlier watch of it came to, by file name.
 
@@ -55,7 +61,7 @@ class AttemptWatch:
         self.folder = folder
         self._open = set(range(ranks))
         self._dead_since_s: dict[int, float] = {}
-        self._stopped_since_s: dict[int, float] = {}
+        self._stops: dict[int, _Stop] = {}
         self._stuck: set[int] = set()
         self._next_stopped_look_s = 0.0
         self._offsets = dict(offsets or {})
@@ -89,12 +95,14 @@ class AttemptWatch:
         now = time.monotonic()
         for rank in sorted(self._open & self._began):
             process = self.folder.process(rank)
-            if process is None or not process.is_stopped():
-                self._stopped_since_s.pop(rank, None)
-            elif rank not in self._stopped_since_s:
-                self._stopped_since_s[rank] = now
-                seen.stopped.append(rank)
-            elif now - self._stopped_since_s[rank] >= STOPPED_S and rank not in self._stuck:
+            spent_s = process.stopped_after_s() if process is not None else None
+            before = self._stops.get(rank)
+            if spent_s is None:
+                self._stops.pop(rank, None)
+            elif before is None or spent_s > before.spent_s:  # it may have gone on, and be stopped again, between two looks
+                self._stops[rank] = _Stop(now, spent_s)
+                seen.stopped += [rank] if before is None else []
+            elif now - before.since_s >= STOPPED_S and rank not in self._stuck:
                 self._stuck.add(rank)
                 seen.stuck.append(rank)
 
