@@ -82,8 +82,8 @@ class Watched(Group):
     def sum_weighted(self, arrays: Any, weight: float, *, site: str, **more: Any) -> Any:
         return self._exchanged(super().sum_weighted(arrays, weight, site=site, **more), site)
 
-    def sum_shard(self, arrays: Any, weight: float, *, site: str, **more: Any) -> Any:
-        return self._exchanged(super().sum_shard(arrays, weight, site=site, **more), site)
+    def exchange_shards(self, arrays: Any, weight: float, *, site: str, **more: Any) -> Any:
+        return self._exchanged(super().exchange_shards(arrays, weight, site=site, **more), site)
 
 
 @pytest.mark.parametrize("share_out", [True, False])

@@ -36,7 +36,8 @@ ARRIVED, PID, STARTED, STATE, TAG = range(5)  # two tags, for even and odd meeti
 HERE, LEFT = 1, 2
 ALIGN: Final = 64  # EIGEN_MAX_ALIGN_BYTES with AVX-512: TensorFlow takes aligned arrays without a copy
 SPIN_LOOKS: Final = 2000  # about 0.2 ms of looking before the first sleep; measured: peers of a 1 ms step come within it
-SLEEP_S: Final = (20e-6, 1e-3)
+SLEEP_S: Final = (20e-6, 1e-3)  # the shortest and the longest sleep between two looks
+SLEEP_SHARE: Final = 0.05  # of the wait so far: what is overslept on top
 LOOK_S: Final = 0.2  # how often a waiting rank asks whether the others live
 MEET_S: Final = 120.0  # guess: the slowest fork and unpacking against the fastest
 WAIT_S: Final = 600.0  # guess: a callback of one rank may save a large model meanwhile
@@ -108,32 +109,6 @@ class Group:
         The answer is fresh memory of the caller's own, aligned for TensorFlow. `site` names the place in the
         program: it must be the same on every rank. A wait `beside` computing is no time spent.
         """
-        with self._weighted(arrays, weight, site, beside=beside) as (slots, offsets):
-            out = _aligned_empty(len(slots[0]), slots[0].dtype)
-            if self.ranks < SLICED_FROM:
-                _sum_into(out, slots, slice(None))
-            else:
-                self._sum_sliced(out, slots)
-        return [out[offset : offset + array.size].reshape(array.shape) for offset, array in zip(offsets, arrays, strict=True)]
-
-    def sum_shard(self, arrays: Sequence[Array], weight: float, *, site: str, beside: bool = False) -> list[Array]:
-        """As `sum_weighted`, but of the arrays laid end to end this rank gets its own shard only: one piece of each that it touches.
-
-        See `pieces` for which those are.
-        """
-        summed = []
-        with self._weighted(arrays, weight, site, beside=beside) as (slots, offsets):
-            for piece in pieces(tuple(array.size for array in arrays), slots[0].dtype, rank=self.rank, ranks=self.ranks):
-                out, start = _aligned_empty(piece.stop - piece.start, slots[0].dtype), offsets[piece.array] + piece.start
-                _sum_into(out, [slot[start : start + len(out)] for slot in slots], slice(None))
-                summed.append(out)
-        return summed
-
-    @contextlib.contextmanager
-    def _weighted(
-        self, arrays: Sequence[Array], weight: float, site: str, *, beside: bool
-    ) -> Iterator[tuple[list[Array], tuple[int, ...]]]:
-        """Every rank's `weight * array`s laid end to end, and where each array starts."""
         dtype = arrays[0].dtype
         offsets, items = _layout(tuple(array.size for array in arrays), dtype.itemsize)
         with self._exchanging(items * dtype.itemsize, beside=beside):
@@ -142,7 +117,32 @@ class Group:
             for offset, array in zip(offsets, arrays, strict=True):
                 np.multiply(array.reshape(-1), factor, out=mine[offset : offset + array.size])
             self.wait(tag=items * dtype.itemsize)
-            yield slots, offsets
+            out = _aligned_empty(items, dtype)
+            if self.ranks < SLICED_FROM:
+                _sum_into(out, slots, slice(None))
+            else:
+                self._sum_sliced(out, slots)
+        return [out[offset : offset + array.size].reshape(array.shape) for offset, array in zip(offsets, arrays, strict=True)]
+
+    def exchange_shards(self, arrays: Sequence[Array], weight: float, *, site: str, beside: bool = False) -> list[Array]:
+        """What the other ranks add to this rank's shard of the arrays laid end to end: the `pieces` of `weight * array`, rank by rank.
+
+        Nothing is copied: what is returned is the group's own memory, and stands until this rank comes to `site` again.
+        """
+        dtype, sizes = arrays[0].dtype, tuple(array.size for array in arrays)
+        offsets, items = _layout(sizes, dtype.itemsize)
+
+        def cut(rank: int) -> Iterator[tuple[Piece, slice]]:
+            for piece in pieces(sizes, dtype, rank=rank, ranks=self.ranks):
+                yield piece, slice(offsets[piece.array] + piece.start, offsets[piece.array] + piece.stop)
+
+        with self._exchanging(items * dtype.itemsize, beside=beside):
+            slots = self._site(site, items * dtype.itemsize).turn(dtype, items)
+            for other in self._others:
+                for piece, place in cut(other):
+                    np.multiply(arrays[piece.array].reshape(-1)[piece.start : piece.stop], dtype.type(weight), out=slots[self.rank][place])
+            self.wait(tag=items * dtype.itemsize)
+            return [slots[other][place] for other in self._others for _, place in cut(self.rank)]
 
     def join_shards(self, own: Sequence[Array], shapes: Sequence[tuple[int, ...]], *, site: str) -> list[Array]:
         """The whole arrays, of which each rank brings the pieces of its shard."""
@@ -245,11 +245,10 @@ class Group:
         for _ in range(self._spin):
             if there():
                 return
-        sleep_s, longest_s = SLEEP_S
-        began = looked = time.monotonic()
+        shortest_s, longest_s = SLEEP_S
+        began = looked = now = time.monotonic()
         while not there():
-            time.sleep(sleep_s)
-            sleep_s = min(sleep_s * 1.5, longest_s)
+            time.sleep(min(max(shortest_s, (now - began) * SLEEP_SHARE), longest_s))
             now = time.monotonic()
             if now - looked > LOOK_S:
                 looked = now

@@ -8,7 +8,9 @@ of the summing. The optimizer's state is whole again whenever somebody may read 
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -64,29 +66,43 @@ class ShardedUpdate:
     def apply(self, stock: Callable[..., Any], grads: list[Any], part: Any, exchange: Exchange, site: str) -> None:
         """In the graph of a step: sum, update this rank's pieces by `stock` (the class' own `apply`), put all weights together."""
         group, shapes = self._group, self._shapes
-        summed: list[Any] = []
+        others: list[Any] = []  # what each of the other ranks adds to this rank's pieces, piece by piece
         for number, (bucket, shard) in enumerate(zip(self._buckets, self._shards, strict=True), start=1):
 
-            def sum_shard(
+            def exchange_shards(
                 weight: npt.NDArray[np.float64], *arrays: npt.NDArray[Any], site: str = f"{site}-{number}", number: int = number
             ) -> list[npt.NDArray[Any]]:
-                return group.sum_shard(arrays, float(weight), site=site, beside=number < len(self._buckets))
+                return group.exchange_shards(arrays, float(weight), site=site, beside=number < len(self._buckets))
 
-            found = exchange(sum_shard, [part, *(grads[place] for place in bucket)], [tf.float32] * len(shard))
-            summed += tf.nest.flatten(found) if shard else []
+            count = (group.ranks - 1) * len(shard)
+            found = exchange(exchange_shards, [part, *(grads[place] for place in bucket)], [tf.float32] * count)
+            values = tf.nest.flatten(found) if count else []
+            others += [values[at :: len(shard)] for at in range(len(shard))]
 
         def join(*own: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
             return self._joined(own, site=f"{site}-weights")
 
-        for gradient, piece in zip(summed, self._pieces, strict=True):
-            gradient.set_shape([piece.stop - piece.start])
-        # Compiled, the update reads and writes each number once; operation by operation it goes over memory a dozen times.
-        compiled = tf.function(lambda *own: stock(self._share, list(own), self._weights) or 0, jit_compile=True, autograph=False)
-        with tf.control_dependencies([tf.convert_to_tensor(compiled(*summed))]):
+        for values, piece in zip(others, self._pieces, strict=True):
+            for value in values:
+                value.set_shape([piece.stop - piece.start])
+        with tf.control_dependencies([tf.convert_to_tensor(self._compiled_update(stock)(part, grads, others))]):
             own = [tf.identity(weights.value) for weights in self._weights]
         for variable, value in zip(self._variables, exchange(join, own, [tf.float32] * len(shapes)), strict=True):
             value.set_shape(variable.shape)
             variable.assign(value)
+
+    def _compiled_update(self, stock: Callable[..., Any]) -> Callable[[Any, Sequence[Any], Sequence[Sequence[Any]]], Any]:
+        """The sums over ranks and the update as one pass over memory: operation by operation it would be a dozen."""
+
+        def update(part: Any, grads: Sequence[Any], others: Sequence[Sequence[Any]]) -> Any:
+            summed = []
+            for piece, ranks in zip(self._pieces, others, strict=True):
+                own = tf.reshape(grads[piece.array], [-1])[piece.start : piece.stop] * tf.cast(part, tf.float32)
+                summed.append(functools.reduce(operator.add, [*ranks[: self._group.rank], own, *ranks[self._group.rank :]]))
+            stock(self._share, summed, self._weights)
+            return tf.constant(0)
+
+        return tf.function(update, jit_compile=True, autograph=False)  # type: ignore[no-any-return]
 
     def load(self) -> None:
         """Take the pieces out of the model and its optimizer, if those may have changed since."""
