@@ -81,6 +81,7 @@ class Study:
     parity_steps: int
     weak: bool = False
     announced: tuple[str, ...] = ()  # what was said before the run of its largest n
+    adaptive: str = ""  # the optimizer, where it divides each gradient by its own size
     history: Any = None
     job: str | None = None
 
@@ -151,7 +152,9 @@ class Study:
             projection=self.projection,
             hardware=self.hardware,
             batch=self.shape.global_batch,
-            parity=text.parity_text(self.parity, steps=self.parity_steps, weak=self.weak, announced=bool(self.announced)),
+            parity=text.parity_text(
+                self.parity, steps=self.parity_steps, weak=self.weak, announced=bool(self.announced), adaptive=self.adaptive
+            ),
             announced=self.announced,
             simulated=self.simulated,
         )
@@ -228,7 +231,9 @@ class _Calls:
     """
 
     def __init__(self, backend: Backend, call: FitCall, points: tuple[int, ...], options: TrainOptions, *, weak: bool) -> None:
-        self.backend, self.points, self.weak = backend, points, weak
+        from aiaas_magics.packing.exactness import adaptive
+
+        self.backend, self.points, self.weak, self.adaptive = backend, points, weak, adaptive(call.model)
         options = replace(options, workers=max(points))
         if is_open(options.execution):  # what was measured of one number of workers must not give the others another engine
             options = replace(options, execution=msgspec.structs.replace(options.execution, engine="tensorflow"))
@@ -275,6 +280,7 @@ def _measure(calls: _Calls, *, on_progress: Callable[[StudyProgress], None]) -> 
         parity_steps=spec.warmup_steps,
         weak=calls.weak,
         announced=calls.of[max(points)].preflight.notes,
+        adaptive=calls.adaptive,
     )
 
 

@@ -36,12 +36,25 @@ def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execut
     return tuple(dict.fromkeys(found))
 
 
+def adaptive(model: Any) -> str:
+    """The optimizer's name, where it divides each gradient by its own size: then what rounding does to a small one is not small."""
+    import keras
+
+    optimizer = _optimizer(model)
+    return "" if isinstance(optimizer, keras.optimizers.SGD) else type(optimizer).__name__
+
+
+def _optimizer(model: Any) -> Any:
+    """The one that makes the steps."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
 def _lookups(model: Any) -> Iterator[str]:
     """On TensorFlow the gradient of an Embedding is a list of lookups, of which a row may have several; an optimizer that adds
     gradients up over steps makes a table of it first."""
     import keras
 
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer = _optimizer(model)
     names = _names([layer for layer in _layers_of(model, keras.layers.Embedding) if layer.trainable])
     if not names or optimizer.gradient_accumulation_steps:
         return

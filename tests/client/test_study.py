@@ -83,12 +83,20 @@ def test_everything_shown_says_the_kind_of_scaling_its_ideal_and_what_is_project
 
 
 @pytest.mark.parametrize(
-    ("announced", "said"), [(("Statistics are each worker's own.",), "what was announced makes"), ((), "nothing was announced")]
+    ("announced", "adaptive", "parity", "said"),
+    [
+        (("Statistics are each worker's own.",), "Adam", 4e-3, "what was announced makes"),
+        ((), "Adam", 4e-3, "Adam divides each gradient by its own size"),
+        ((), "Adam", 4e-2, "nothing was announced"),
+        ((), "", 4e-3, "nothing was announced"),
+    ],
 )
-def test_a_parity_beyond_rounding_says_what_is_known_of_its_reason(announced: tuple[str, ...], said: str) -> None:
-    words = present.study_table(study(1, 2, parity=4e-3, announced=announced))["text/plain"]
+def test_a_parity_beyond_rounding_says_what_is_known_of_its_reason(
+    announced: tuple[str, ...], adaptive: str, parity: float, said: str
+) -> None:
+    words = present.study_table(study(1, 2, parity=parity, announced=announced, adaptive=adaptive))["text/plain"]
 
-    assert f"by more than 4.0e-03 of its norm, which is more than rounding (1e-05): {said}" in words
+    assert f"by more than {parity:.1e} of its norm, which is more than rounding (1e-05): {said}" in words
     assert all(note in words for note in announced)
 
 

@@ -325,6 +325,7 @@ def test_a_study_compares_the_same_steps(backend: aiaas_magics.Backend, here: Pa
     assert list(frame.workers[~frame.projected]) == [1, 2]
     assert study.parity is not None
     assert study.parity <= 1e-5
+    assert study.adaptive == "Adam"
     assert study.recommended in (1, 2)
     assert gap(model, before) == 0
     assert study.plot().axes

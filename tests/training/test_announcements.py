@@ -11,7 +11,7 @@ from keras import layers
 
 from aiaas_magics.execution import Execution
 from aiaas_magics.packing import randomness
-from aiaas_magics.packing.exactness import announcements
+from aiaas_magics.packing.exactness import adaptive, announcements
 from tests.training.fit_cases import dense, own_step, regularized, scalar_metric
 
 
@@ -145,3 +145,19 @@ def test_callbacks_of_the_users_own_are_said_to_run_everywhere() -> None:
         pass
 
     assert "Own" in announcements(compiled(), {"callbacks": [Own()]}, 2)[0]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name"),
+    [
+        (keras.optimizers.SGD(momentum=0.9), ""),
+        (keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()), ""),
+        (keras.optimizers.Adam(), "Adam"),
+        (keras.optimizers.LossScaleOptimizer(keras.optimizers.Lion()), "Lion"),
+    ],
+)
+def test_an_optimizer_that_enlarges_rounding_is_known_by_its_name(optimizer: Any, name: str) -> None:
+    model = compiled()
+    model.compile(optimizer, "mse")
+
+    assert adaptive(model) == name
