@@ -1,6 +1,6 @@
 """Runs, carried out in processes that one preloaded launcher forks: a case costs its tracing and nothing else.
 
-Owns the launcher, which runs share processes, and collecting outcomes. What a process does is `rank`.
+Owns which runs share processes, and collecting outcomes. What a process does is `rank`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ import pickle
 import secrets
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, read_value
-from aiaas_magics.backend.workers.launcher import PRELOAD
 from aiaas_magics.backend.workers.launching import LauncherClient
 from tests.equivalence import ported
 from tests.equivalence.rank import Outcome, Task
 from tests.equivalence.table import PLAIN, Run, Way
 
-ROOT = Path(__file__).parents[2]
 STUCK_S = 120.0  # one case, on a machine that is busy with something else
 LOOK_S = 0.02
 
@@ -81,24 +78,6 @@ class Group:
 
     def _output(self) -> str:
         return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self._attempt_folder.path.glob("output-*")))
-
-
-@contextmanager
-def launcher_in(folder: Path) -> Iterator[LauncherClient]:
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)  # it runs code of the tests
-    # All runs of one way are asked for at once, and may take longer than a launcher waits for the next job.
-    options = ["--entry", "tests.equivalence.rank:main", "--preload", ",".join([*PRELOAD, "tests.equivalence.rank"]), "--idle-s", "7200"]
-    client = LauncherClient(folder, options=options)
-    try:
-        client.ensure()
-        yield client
-    finally:
-        client.stop()
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
 
 
 def carried_out(runs: Iterable[Run], folder: Path, launcher: LauncherClient, *, deterministic: bool = False) -> Outcomes:

@@ -19,9 +19,11 @@ from tests.equivalence import forked
 from tests.equivalence.pairwise import covering, pairs
 from tests.equivalence.rank import Outcome
 from tests.equivalence.table import COVERING, MODELS, OPTIMIZERS, PLAIN, POSSIBLE, WAYS, Run, Way, case_of, runs
+from tests.launchers import ROOT, launcher_in
 from tests.training.ranks import gaps
 
-RUNS = runs(every=os.environ.get("AIAAS_EQUIVALENCE") == "all")
+EVERY = os.environ.get("AIAAS_EQUIVALENCE") == "all"
+RUNS = runs(every=EVERY)
 LOGS = {"float32": 1e-5, "float64": 1e-9}
 ON_JAX = 1e-4  # another library's float32: every operation rounds for itself
 NOTHING = Outcome([], {}, [], [])
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.timeout(0)
 
 @pytest.fixture(scope="session")
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LauncherClient]:
-    with forked.launcher_in(tmp_path_factory.mktemp("launcher")) as launcher:
+    with launcher_in(tmp_path_factory.mktemp("launcher"), module="tests.equivalence.rank") as launcher:
         yield launcher
 
 
@@ -87,8 +89,7 @@ def assert_announced(run: Run, ours: Outcome) -> None:
         assert [note for note in ours.notes if not note.startswith(run.said or ("nothing",))] == []
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("fused", ["off", "graph"])
+@pytest.mark.parametrize(("fused", "ranks"), [("off", 2), ("graph", 3), *([("off", 3), ("graph", 2), ("xla", 2)] if EVERY else [])])
 def test_the_same_run_has_the_same_bits(launcher: LauncherClient, tmp_path: Path, ranks: int, fused: str) -> None:
     run = Run("cnn / adam", Way("collective", fused, ranks))
 
@@ -113,7 +114,7 @@ def test_the_small_set_has_every_pair_that_is_possible() -> None:
 
 
 def test_the_page_on_equivalence_names_every_case() -> None:
-    page = (forked.ROOT / "docs" / "equivalence.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "equivalence.md").read_text(encoding="utf-8")
 
     cells = {cell.strip() for line in page.splitlines() if line.startswith("|") for cell in line.split("|")[1:2]}
     assert {*MODELS, *OPTIMIZERS, *(f"{way.strategy}, {way.fused}" for way in WAYS)} <= cells

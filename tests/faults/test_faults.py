@@ -88,7 +88,7 @@ def test_a_worker_killed_or_stopped_mid_epoch_costs_one_attempt_and_nothing_else
 
 def test_a_worker_that_is_slow_is_waited_for(own_home: Path) -> None:
     with aiaas_magics.connect() as backend:
-        job, model, fit_plain, plain = long_job(backend, workers=2, epochs=12, execution=WITHIN_EPOCHS)
+        job, model, fit_plain, plain = long_job(backend, workers=2, epochs=6, execution=WITHIN_EPOCHS)
         slow = psutil.Process(worker_pids(job)[1])
         stops = 0
         with contextlib.suppress(psutil.NoSuchProcess):  # it is done
@@ -104,7 +104,7 @@ def test_a_worker_that_is_slow_is_waited_for(own_home: Path) -> None:
         fit_plain()
         assert stops > 3
         assert sum(isinstance(entry.event, AttemptStarted) for entry in job.entries()) == 1
-        assert len(history.history["loss"]) == 12
+        assert len(history.history["loss"]) == 6
         assert gap(model, plain) <= 1e-5
 
 

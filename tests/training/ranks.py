@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import secrets
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,16 @@ import numpy as np
 
 from aiaas_magics import wire
 from aiaas_magics.backend.training.command import WorkerCommand, WorkerLine
-from aiaas_magics.backend.workers.attempt import AttemptFolder, write_value
+from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, write_value
+from aiaas_magics.backend.workers.launching import LauncherClient
+from aiaas_magics.backend.workers.local import LocalPool
 from aiaas_magics.events import AnyEvent
 from aiaas_magics.execution import Execution
 from aiaas_magics.packing import fitcall
 from tests import waiting
+from tests.launchers import ROOT
 
 WAIT_S = 240.0
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,25 @@ def start(paths: Sequence[Path]) -> list[subprocess.Popen[bytes]]:
     ]
 
 
+def carry_out(launcher: LauncherClient, files: Sequence[Sequence[Path]], folder: Path, *, wait_s: float = WAIT_S) -> None:
+    """Processes that `run_cases` runs in, each over its command files one after the other, to their good end."""
+    there = AttemptFolder(folder / "processes")
+    there.path.mkdir()
+    paths = [there.command(number) for number in range(len(files))]
+    for path, commands in zip(paths, files, strict=True):
+        path.write_text("\n".join(map(str, commands)))
+    launcher.ask({"commands": [str(path) for path in paths]})
+    try:
+        waiting.until(lambda: all(there.ending(number) for number in range(len(files))), "a process did not end", wait_s)
+    finally:
+        for number in range(len(files)):
+            process = there.process(number)
+            if process is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+    output = "\n".join(there.output(number).read_text(errors="replace")[-6000:] for number in range(len(files)))
+    assert [there.ending(number) for number in range(len(files))] == [Exit(code=0)] * len(files), output
+
+
 def finish(processes: Sequence[subprocess.Popen[bytes]], wait_s: float = WAIT_S) -> list[int]:
     try:
         return [process.wait(wait_s) for process in processes]
@@ -98,11 +121,20 @@ def finish(processes: Sequence[subprocess.Popen[bytes]], wait_s: float = WAIT_S)
             process.wait()
 
 
-def train(folder: Path, model: Any, *, ranks: int, more: Mapping[str, Any] | None = None, **arguments: Any) -> Any:
+def fork(pool: LocalPool, sent: Sent, folder: Path, *, ranks: int, attempt: int = 1, **more: Any) -> list[int | None]:
+    """How the processes of one attempt ended, which `pool` forks."""
+    name = f"aiaas-test-{secrets.token_hex(4)}"
+    made = [command_for(sent, folder, rank=rank, ranks=ranks, name=name, attempt=attempt, **more) for rank in range(ranks)]
+    there = AttemptFolder(folder / f"attempt-{attempt}")
+    asyncio.run(pool.start(there, made))
+    wait_until(lambda: all(there.ending(rank) for rank in range(ranks)), "a rank did not end")
+    return [ending.code for rank in range(ranks) if (ending := there.ending(rank)) is not None]
+
+
+def train(pool: LocalPool, folder: Path, model: Any, *, ranks: int, **arguments: Any) -> Any:
     """Train `model` on `ranks` processes and put the result into it; returns the `History`."""
     sent = send(folder, model, workers=ranks, **arguments)
-    codes = finish(start(commands(sent, folder, ranks=ranks, **(more or {}))))
-    assert codes == [0] * ranks, output_of(folder)
+    assert fork(pool, sent, folder, ranks=ranks) == [0] * ranks, output_of(folder)
     return fitcall.apply_result(result_in(folder), sent.packed)
 
 

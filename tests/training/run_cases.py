@@ -1,11 +1,7 @@
-"""One rank that trains many fit calls, one after the other: starting a process for each would take minutes.
-
-python run_cases.py COMMAND_FILE...
-"""
+"""One rank that trains many fit calls, one after the other: starting a process for each would take minutes."""
 
 from __future__ import annotations
 
-import sys
 import traceback
 from pathlib import Path
 
@@ -19,9 +15,10 @@ from aiaas_magics.events import Finished
 from aiaas_magics.packing import fitcall
 
 
-def main(paths: list[str]) -> int:
+def main(listed: str) -> int:
+    """What a launcher's process calls; the file names a command file a line."""
     failed = 0
-    for place, path in enumerate(paths):
+    for place, path in enumerate(Path(listed).read_text().splitlines()):
         command = wire.decode(Path(path).read_bytes(), WorkerCommand)
         folder = AttemptFolder(Path(command.attempt_dir))
         if not place:
@@ -39,7 +36,3 @@ def main(paths: list[str]) -> int:
             failed = 1
         channel.close()
     return failed
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

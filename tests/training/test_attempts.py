@@ -15,6 +15,7 @@ import pytest
 
 from aiaas_magics.backend.workers.attempt import EXIT_CRASHED
 from aiaas_magics.backend.workers.child import EXIT_ALONE
+from aiaas_magics.backend.workers.local import LocalPool
 from aiaas_magics.events import Checkpointed, Compiled, Crashed, EpochEnded, Finished, Measured, Notice, Phase, PhaseEntered
 from aiaas_magics.packing import fitcall
 from aiaas_magics.spec import MeasureSpec
@@ -56,10 +57,10 @@ def test_a_killed_rank_ends_the_others_soon_and_in_plain_words(tmp_path: Path) -
     assert set(Path("/dev/shm").glob("aiaas-test-*")) == shared
 
 
-def test_an_exception_of_the_users_is_reported_with_its_own_lines(tmp_path: Path) -> None:
+def test_an_exception_of_the_users_is_reported_with_its_own_lines(pool: LocalPool, tmp_path: Path) -> None:
     sent = ranks.send(tmp_path, dense("adam")(), **data(callbacks=lambda: [Breaks()])())
 
-    codes = ranks.finish(ranks.start(ranks.commands(sent, tmp_path, ranks=2)))
+    codes = ranks.fork(pool, sent, tmp_path, ranks=2)
 
     assert set(codes) <= {EXIT_CRASHED, EXIT_ALONE}
     reports = [e.report for rank in range(2) for e in ranks.events_in(tmp_path, rank) if isinstance(e, Crashed)]
@@ -71,20 +72,20 @@ def test_an_exception_of_the_users_is_reported_with_its_own_lines(tmp_path: Path
         assert frame.function == "on_epoch_end"
 
 
-def test_the_order_of_shuffled_rows_is_the_same_for_every_number_of_workers(tmp_path: Path) -> None:
+def test_the_order_of_shuffled_rows_is_the_same_for_every_number_of_workers(pool: LocalPool, tmp_path: Path) -> None:
     one, two = dense("adam")(), dense("adam")()
 
-    ranks.train(tmp_path / "one", one, ranks=1, **data(shuffle=True)())
-    ranks.train(tmp_path / "two", two, ranks=2, **data(shuffle=True)())
+    ranks.train(pool, tmp_path / "one", one, ranks=1, **data(shuffle=True)())
+    ranks.train(pool, tmp_path / "two", two, ranks=2, **data(shuffle=True)())
 
     assert max(ranks.gaps(two.get_weights(), one.get_weights())) <= 1e-5
 
 
-def test_what_a_rank_says_tells_the_whole_story(tmp_path: Path) -> None:
+def test_what_a_rank_says_tells_the_whole_story(pool: LocalPool, tmp_path: Path) -> None:
     x, y = table()
     x[3] = np.nan
 
-    ranks.train(tmp_path, dense("adam")(), ranks=1, x=x, y=y, epochs=2, verbose=1)
+    ranks.train(pool, tmp_path, dense("adam")(), ranks=1, x=x, y=y, epochs=2, verbose=1)
 
     events = ranks.events_in(tmp_path)
     assert [e.phase for e in events if isinstance(e, PhaseEntered)] == [Phase.COMPILING, Phase.TRAINING]
@@ -98,10 +99,10 @@ def test_what_a_rank_says_tells_the_whole_story(tmp_path: Path) -> None:
     assert "Epoch" not in ranks.output_of(tmp_path)
 
 
-def test_files_of_callbacks_are_rank_zeros(tmp_path: Path) -> None:
+def test_files_of_callbacks_are_rank_zeros(pool: LocalPool, tmp_path: Path) -> None:
     callbacks = [keras.callbacks.ModelCheckpoint("best.keras"), keras.callbacks.CSVLogger("log.csv")]
 
-    ranks.train(tmp_path, dense("adam")(), ranks=2, **data(callbacks=lambda: callbacks)())
+    ranks.train(pool, tmp_path, dense("adam")(), ranks=2, **data(callbacks=lambda: callbacks)())
 
     assert sorted(path.name for path in (tmp_path / "files").iterdir()) == ["best.keras", "log.csv"]
     assert list((tmp_path / "attempt-1" / "files-1").iterdir()) == []
@@ -109,11 +110,11 @@ def test_files_of_callbacks_are_rank_zeros(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("n", "spec"), [(1, {"plain": True}), (1, {"steps": 4}), (2, {"steps": 4}), (2, {"budget_s": 0.05})])
-def test_a_measured_attempt_times_steady_steps(tmp_path: Path, n: int, spec: dict[str, Any]) -> None:
+def test_a_measured_attempt_times_steady_steps(pool: LocalPool, tmp_path: Path, n: int, spec: dict[str, Any]) -> None:
     model = dense("adam")()
     sent = ranks.send(tmp_path, model, workers=n, **data(validation_split=0.1)())
 
-    codes = ranks.finish(ranks.start(ranks.commands(sent, tmp_path, ranks=n, measure=MeasureSpec(**spec))))
+    codes = ranks.fork(pool, sent, tmp_path, ranks=n, measure=MeasureSpec(**spec))
 
     assert codes == [0] * n, ranks.output_of(tmp_path)
     [measured] = [e for e in ranks.events_in(tmp_path) if isinstance(e, Measured)]

@@ -19,6 +19,7 @@ from aiaas_magics.backend.training import datasets
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.datasets import keeping_whole_epochs
 from aiaas_magics.backend.training.engines.hooks import ALONE, DATA, PART
+from aiaas_magics.backend.workers.launching import LauncherClient
 from aiaas_magics.errors import DataEnded
 from aiaas_magics.execution import Execution
 from aiaas_magics.packing import fitcall
@@ -70,26 +71,23 @@ def plain(name: str) -> tuple[list[Any], dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Your input ran out of data", "ignore:`shuffle=True` was passed")
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_all_kinds_of_data_give_the_weights_and_the_history_of_plain_fit(n: int, tmp_path: Path) -> None:
+def test_all_kinds_of_data_give_the_weights_and_the_history_of_plain_fit(n: int, cases: LauncherClient, tmp_path: Path) -> None:
     sent: dict[str, ranks.Sent] = {}
     files: list[list[Path]] = [[] for _ in range(n)]
     streams = []
-    cases = {name: arguments for name, arguments in CASES.items() if name in FEW.get(n, CASES)}
-    for place, (name, arguments) in enumerate(cases.items()):
+    chosen = {name: arguments for name, arguments in CASES.items() if name in FEW.get(n, CASES)}
+    for place, (name, arguments) in enumerate(chosen.items()):
         folder = tmp_path / f"case-{place}"
         sent[name] = ranks.send(folder, model(), workers=n, **arguments())
         streams += [(stream, folder / "feed" / stream.name) for stream in sent[name].packed.streams]
         for rank, path in enumerate(ranks.commands(sent[name], folder, ranks=n)):
             files[rank].append(path)
-    script = str(Path(__file__).with_name("run_cases.py"))
 
     with kernel(streams):
-        processes = [ranks.spawn(script, *map(str, paths), output=tmp_path / f"rank-{rank}.txt") for rank, paths in enumerate(files)]
-        codes = ranks.finish(processes)
+        ranks.carry_out(cases, files, tmp_path)
 
-    assert codes == [0] * n, "\n".join(path.read_text()[-6000:] for path in sorted(tmp_path.glob("rank-*.txt")))
     assert not list(tmp_path.glob("case-*/attempt-1/feed/*/*/frame-0-0")), "what was read is removed"
-    for place, name in enumerate(cases):
+    for place, name in enumerate(chosen):
         history = fitcall.apply_result(ranks.result_in(tmp_path / f"case-{place}"), sent[name].packed)
         weights, expected = plain(name)
         for got, wanted in zip(sent[name].packed.model.get_weights(), weights, strict=True):

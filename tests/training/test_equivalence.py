@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 
+from aiaas_magics.backend.workers.launching import LauncherClient
 from aiaas_magics.packing import fitcall
 from tests.training import ranks
 from tests.training.fit_cases import CASES, Case, Watcher
@@ -40,12 +41,12 @@ class Batch:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Batch]:
+def trained(cases: LauncherClient, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Batch]:
     """By number of ranks, each trained when first asked for."""
-    return functools.cache(lambda n: train_all(n, tmp_path_factory.mktemp(f"ranks-{n}")))
+    return functools.cache(lambda n: train_all(cases, n, tmp_path_factory.mktemp(f"ranks-{n}")))
 
 
-def train_all(n: int, base: Path) -> Batch:
+def train_all(cases: LauncherClient, n: int, base: Path) -> Batch:
     """One process a rank trains all cases."""
     sent: dict[str, ranks.Sent] = {}
     files: list[list[Path]] = [[] for _ in range(n)]
@@ -54,10 +55,7 @@ def train_all(n: int, base: Path) -> Batch:
             sent[name] = ranks.send(base / name, CASES[name].model(), workers=n, **CASES[name].arguments())
         for rank, path in enumerate(ranks.commands(sent[name], base / name, ranks=n)):
             files[rank].append(path)
-    script = str(Path(__file__).with_name("run_cases.py"))
-    processes = [ranks.spawn(script, *map(str, paths), output=base / f"rank-{rank}.txt") for rank, paths in enumerate(files)]
-    codes = ranks.finish(processes, 2 * ranks.WAIT_S)
-    assert codes == [0] * n, "\n".join(path.read_text()[-6000:] for path in sorted(base.glob("rank-*.txt")))
+    ranks.carry_out(cases, files, base, wait_s=2 * ranks.WAIT_S)
     return Batch(base, sent)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from aiaas_magics.backend.workers.launching import LauncherClient
 from aiaas_magics.events import Planned
 from aiaas_magics.execution import Execution
 from tests.training import ranks
@@ -87,7 +88,7 @@ ALL = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[ranks.Sent, Path]]:
+def trained(cases: LauncherClient, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[ranks.Sent, Path]]:
     """Everything of this module, trained by two processes."""
     base = tmp_path_factory.mktemp("halves")
     sent: dict[str, ranks.Sent] = {}
@@ -98,10 +99,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[r
             sent[name] = ranks.send(base / name, one.case.model(), execution=execution, **one.case.arguments())
         for rank, path in enumerate(ranks.commands(sent[name], base / name, ranks=2, execution=execution)):
             files[rank].append(path)
-    script = str(Path(__file__).with_name("run_cases.py"))
-    processes = [ranks.spawn(script, *map(str, paths), output=base / f"rank-{rank}.txt") for rank, paths in enumerate(files)]
-    codes = ranks.finish(processes)
-    assert codes == [0, 0], "\n".join(path.read_text()[-6000:] for path in sorted(base.glob("rank-*.txt")))
+    ranks.carry_out(cases, files, base)
     return lambda name: (sent[name], base / name)
 
 

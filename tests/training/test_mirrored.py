@@ -14,6 +14,7 @@ import keras
 import pytest
 import tensorflow as tf
 
+from aiaas_magics.backend.workers.launching import LauncherClient
 from aiaas_magics.events import Planned
 from aiaas_magics.execution import Execution
 from tests.training import ranks
@@ -63,12 +64,12 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, tuple[Path, ranks.Sent]]]:
+def trained(cases: LauncherClient, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, tuple[Path, ranks.Sent]]]:
     """By number of devices: all cases, trained in one process when first asked for."""
-    return functools.cache(lambda n: train_all(n, tmp_path_factory.mktemp(f"devices-{n}")))
+    return functools.cache(lambda n: train_all(cases, n, tmp_path_factory.mktemp(f"devices-{n}")))
 
 
-def train_all(n: int, base: Path) -> dict[str, tuple[Path, ranks.Sent]]:
+def train_all(cases: LauncherClient, n: int, base: Path) -> dict[str, tuple[Path, ranks.Sent]]:
     made, files = {}, []
     for name in NAMES[n]:
         folder, case = base / name, KNOWN[name]
@@ -76,9 +77,7 @@ def train_all(n: int, base: Path) -> dict[str, tuple[Path, ranks.Sent]]:
             sent = ranks.send(folder, case.model(), workers=n, execution=MIRRORED, **case.arguments())
         made[name] = folder, sent
         files += ranks.commands(sent, folder, ranks=1, devices=n, cores=(0, 1), execution=MIRRORED)
-    script = str(Path(__file__).with_name("run_cases.py"))
-    codes = ranks.finish([ranks.spawn(script, *map(str, files), output=base / "output.txt")])
-    assert codes == [0], (base / "output.txt").read_text()[-6000:]
+    ranks.carry_out(cases, [files], base)
     return made
 
 

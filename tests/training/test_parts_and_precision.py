@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from aiaas_magics.backend.workers.launching import LauncherClient
 from aiaas_magics.errors import InvalidSpec
 from aiaas_magics.execution import Execution
 from aiaas_magics.packing import fitcall
@@ -59,7 +60,7 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], Done]:
+def done(cases: LauncherClient, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], Done]:
     """Everything of this module, trained: one process for one rank, two for two."""
     found = {}
     for n in (1, 2):
@@ -72,9 +73,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], Done
             for rank, path in enumerate(ranks.commands(sent, base / name, ranks=n, execution=execution)):
                 files[rank].append(path)
             found[n, name] = Done(sent, base / name)
-        script = str(Path(__file__).with_name("run_cases.py"))
-        processes = [ranks.spawn(script, *map(str, paths), output=base / f"rank-{rank}.txt") for rank, paths in enumerate(files)]
-        assert ranks.finish(processes) == [0] * n, (base / "rank-0.txt").read_text()[-6000:]
+        ranks.carry_out(cases, files, base)
     return found
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from tensorflow.python.framework.config import disable_op_determinism, enable_op
 from aiaas_magics.backend.checkpoint_folder import Place, is_whole
 from aiaas_magics.backend.training import snapshot
 from aiaas_magics.backend.training.keeper import left_behind, matching, state_of
-from aiaas_magics.backend.workers.attempt import AttemptFolder
 from aiaas_magics.backend.workers.local import LocalPool
 from aiaas_magics.errors import InvalidSpec
 from aiaas_magics.events import EpochEnded, Notice
@@ -32,22 +29,9 @@ EPOCHS, STEPS = 3, 10
 EVERYTHING = Execution(checkpoint_epochs=1, checkpoint_s=1e-6)
 
 
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPool]:
-    """Ranks are forked, so that an attempt costs a second instead of the libraries' import."""
-    pool = LocalPool(tmp_path_factory.mktemp("launcher"))
-    yield pool
-    asyncio.run(pool.close())
-
-
 def attempt(pool: LocalPool, sent: ranks.Sent, folder: Path, *, n: int, number: int = 1, **more: Any) -> fitcall.FitResult:
     """One attempt on `n` ranks, to its good end."""
-    name = f"aiaas-test-{folder.name}-{number}"
-    commands = [ranks.command_for(sent, folder, rank=rank, ranks=n, name=name, attempt=number, **more) for rank in range(n)]
-    there = AttemptFolder(folder / f"attempt-{number}")
-    asyncio.run(pool.start(there, commands))
-    ranks.wait_until(lambda: all(there.ending(rank) for rank in range(n)), "a rank did not end")
-    assert [there.ending(rank).code for rank in range(n)] == [0] * n, ranks.output_of(folder)  # type: ignore[union-attr]
+    assert ranks.fork(pool, sent, folder, ranks=n, attempt=number, **more) == [0] * n, ranks.output_of(folder)
     return ranks.result_in(folder, number)
 
 
