@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from aiaas_magics.backend.workers.launcher import PRELOAD
 from aiaas_magics.backend.workers.launching import LauncherClient
@@ -16,17 +17,13 @@ ROOT = Path(__file__).parents[1]
 @contextmanager
 def launcher_in(folder: Path, *, module: str) -> Iterator[LauncherClient]:
     """One whose processes call `main` of `module` with the path of their command."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)
     # All runs of one way are asked for at once, and may take longer than a launcher waits for the next job.
     options = ["--entry", f"{module}:main", "--preload", ",".join([*PRELOAD, module]), "--idle-s", "7200"]
     client = LauncherClient(folder, options=options)
     try:
-        client.ensure()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(ROOT))
+            client.ensure()
         yield client
     finally:
         client.stop()
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import pickle
 import secrets
-import signal
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from aiaas_magics.backend.workers.launching import LauncherClient
 from tests.equivalence import ported
 from tests.equivalence.rank import Outcome, Task
 from tests.equivalence.table import PLAIN, Run, Way
+from tests.training import ranks
 
 STUCK_S = 120.0  # one case, on a machine that is busy with something else
 LOOK_S = 0.02
@@ -71,10 +71,7 @@ class Group:
         return not self._cases
 
     def kill(self) -> None:
-        for rank in range(self.way.processes):
-            process = self._attempt_folder.process(rank)
-            if process is not None and process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
+        ranks.kill(self._attempt_folder, self.way.processes)
 
     def _output(self) -> str:
         return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self._attempt_folder.path.glob("output-*")))

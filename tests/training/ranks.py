@@ -69,14 +69,18 @@ def command_for(sent: Sent, folder: Path, *, rank: int, ranks: int, name: str, a
     )
 
 
+def commands_for(sent: Sent, folder: Path, *, ranks: int, attempt: int = 1, **more: Any) -> list[WorkerCommand]:
+    """Those of every rank of one attempt, which meet under one name."""
+    name = f"aiaas-test-{secrets.token_hex(4)}"
+    return [command_for(sent, folder, rank=rank, ranks=ranks, name=name, attempt=attempt, **more) for rank in range(ranks)]
+
+
 def commands(sent: Sent, folder: Path, *, ranks: int, attempt: int = 1, **more: Any) -> list[Path]:
     """Command files for every rank of one attempt."""
-    name = f"aiaas-test-{secrets.token_hex(4)}"
-    made = [command_for(sent, folder, rank=rank, ranks=ranks, name=name, attempt=attempt, **more) for rank in range(ranks)]
-    attempt_folder = AttemptFolder(folder / f"attempt-{attempt}")
-    for command in made:
-        write_value(attempt_folder.command(command.rank), command)
-    return [attempt_folder.command(rank) for rank in range(ranks)]
+    there = AttemptFolder(folder / f"attempt-{attempt}")
+    for command in commands_for(sent, folder, ranks=ranks, attempt=attempt, **more):
+        write_value(there.command(command.rank), command)
+    return [there.command(rank) for rank in range(ranks)]
 
 
 def spawn(*arguments: str, output: Path) -> subprocess.Popen[bytes]:
@@ -101,15 +105,26 @@ def carry_out(launcher: LauncherClient, files: Sequence[Sequence[Path]], folder:
     for path, commands in zip(paths, files, strict=True):
         path.write_text("\n".join(map(str, commands)))
     launcher.ask({"commands": [str(path) for path in paths]})
-    try:
-        waiting.until(lambda: all(there.ending(number) for number in range(len(files))), "a process did not end", wait_s)
-    finally:
-        for number in range(len(files)):
-            process = there.process(number)
-            if process is not None and process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
+    ended = endings(there, len(files), wait_s=wait_s)
     output = "\n".join(there.output(number).read_text(errors="replace")[-6000:] for number in range(len(files)))
-    assert [there.ending(number) for number in range(len(files))] == [Exit(code=0)] * len(files), output
+    assert ended == [Exit(code=0)] * len(files), output
+
+
+def endings(there: AttemptFolder, processes: int, *, wait_s: float = WAIT_S) -> list[Exit | None]:
+    """How processes that a launcher forked ended; those that do not within `wait_s` are killed."""
+    try:
+        waiting.until(lambda: all(there.ending(number) for number in range(processes)), "a process did not end", wait_s)
+    finally:
+        kill(there, processes)
+    return [there.ending(number) for number in range(processes)]
+
+
+def kill(there: AttemptFolder, processes: int) -> None:
+    """Those of a launcher's processes that still live."""
+    for number in range(processes):
+        process = there.process(number)
+        if process is not None and process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def finish(processes: Sequence[subprocess.Popen[bytes]], wait_s: float = WAIT_S) -> list[int]:
@@ -123,12 +138,9 @@ def finish(processes: Sequence[subprocess.Popen[bytes]], wait_s: float = WAIT_S)
 
 def fork(pool: LocalPool, sent: Sent, folder: Path, *, ranks: int, attempt: int = 1, **more: Any) -> list[int | None]:
     """How the processes of one attempt ended, which `pool` forks."""
-    name = f"aiaas-test-{secrets.token_hex(4)}"
-    made = [command_for(sent, folder, rank=rank, ranks=ranks, name=name, attempt=attempt, **more) for rank in range(ranks)]
     there = AttemptFolder(folder / f"attempt-{attempt}")
-    asyncio.run(pool.start(there, made))
-    wait_until(lambda: all(there.ending(rank) for rank in range(ranks)), "a rank did not end")
-    return [ending.code for rank in range(ranks) if (ending := there.ending(rank)) is not None]
+    asyncio.run(pool.start(there, commands_for(sent, folder, ranks=ranks, attempt=attempt, **more)))
+    return [ending.code for ending in endings(there, ranks) if ending is not None]
 
 
 def train(pool: LocalPool, folder: Path, model: Any, *, ranks: int, **arguments: Any) -> Any:
