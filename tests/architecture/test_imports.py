@@ -193,6 +193,7 @@ def test_there_is_no_import_cycle() -> None:
         visit(module, ())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("module", "banned"),
     [

@@ -22,6 +22,8 @@ from aiaas_magics.spec import FitShape
 from tests.contracts.recipes import small_model, table
 from tests.spmd import jax_models
 
+pytestmark = pytest.mark.process
+
 OFTEN = {"epochs": 20, "batch_size": 64}
 
 

@@ -21,6 +21,8 @@ from aiaas_magics.spec import JobState
 from tests.contracts.memory_group import memory_group
 from tests.contracts.recipes import gap, server_by_hand, small_model, table
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module", params=["local", "by hand"])
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[aiaas_magics.Backend]:
@@ -30,6 +32,10 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return
     with server_by_hand(tmp_path_factory.mktemp("by-hand")) as (url, token), aiaas_magics.connect(url, token) as backend:
         yield backend
+
+
+# Both backends are one server: what is long and was seen on the local one is seen on the other at night.
+LONG = pytest.mark.parametrize("backend", ["local", pytest.param("by hand", marks=pytest.mark.nightly)], indirect=True, scope="module")
 
 
 @pytest.fixture
@@ -72,6 +78,7 @@ def test_two_workers_compute_what_one_computes(backend: aiaas_magics.Backend, he
     np.testing.assert_allclose(history.history["accuracy"], expected.history["accuracy"], rtol=1e-6)
 
 
+@LONG
 def test_a_failed_job_is_gone_on_from_on_another_number_of_workers(backend: aiaas_magics.Backend, here: Path) -> None:
     import keras
 
@@ -102,6 +109,7 @@ def test_a_failed_job_is_gone_on_from_on_another_number_of_workers(backend: aiaa
         backend.train(model, x, y, epochs=4, resume=fixed.id)
 
 
+@LONG
 def test_a_worker_that_the_kernel_ends_for_its_memory_is_told_as_that(backend: aiaas_magics.Backend, here: Path) -> None:
     import keras
 
@@ -126,6 +134,7 @@ def test_a_worker_that_the_kernel_ends_for_its_memory_is_told_as_that(backend: a
     assert job.view().attempt == 1, "it would need as much again"
 
 
+@LONG
 def test_a_second_fit_goes_on_from_the_first(backend: aiaas_magics.Backend, here: Path) -> None:
     x, y = table()
     model, plain = small_model(), small_model()
@@ -169,6 +178,7 @@ def test_files_that_callbacks_wrote_come_back(backend: aiaas_magics.Backend, her
     assert gap(again, model) <= 1e-6
 
 
+@LONG
 def test_callbacks_write_into_the_folders_beside_the_notebook_and_go_on_with_a_log(backend: aiaas_magics.Backend, here: Path) -> None:
     import keras
 
@@ -195,6 +205,7 @@ def test_plain_state_of_callbacks_comes_back(backend: aiaas_magics.Backend, here
     assert history.epoch == [0, 1]
 
 
+@LONG
 def test_a_callback_used_twice_judges_the_second_fit_as_the_first(backend: aiaas_magics.Backend, here: Path) -> None:
     """Keras turns the sign of `min_delta` once a callback knows what "better" means; coming back must not turn it again."""
     import keras
@@ -228,6 +239,7 @@ def test_an_error_of_the_users_code_is_one_error_with_its_line(backend: aiaas_ma
     assert job.state is JobState.FAILED
 
 
+@LONG
 def test_a_cancelled_job_leaves_the_model_as_it_was(backend: aiaas_magics.Backend, here: Path) -> None:
     x, y = table()
     model, before = small_model(), small_model()
@@ -242,6 +254,7 @@ def test_a_cancelled_job_leaves_the_model_as_it_was(backend: aiaas_magics.Backen
     assert gap(model, before) == 0
 
 
+@LONG
 def test_a_job_can_be_awaited(backend: aiaas_magics.Backend, here: Path) -> None:
     x, y = table()
 
@@ -314,6 +327,7 @@ def test_an_endpoint_refuses_a_wrong_shape_with_a_sentence(backend: aiaas_magics
     endpoint.stop()
 
 
+@LONG
 def test_a_study_compares_the_same_steps(backend: aiaas_magics.Backend, here: Path) -> None:
     x, y = table(rows=2048)
     model, before = small_model(), small_model()

@@ -326,6 +326,7 @@ def test_a_history_of_nothing_can_be_drawn(rows: list[EpochRow]) -> None:
     assert as_png(history_figure(rows, "churn")).startswith(b"\x89PNG")
 
 
+@pytest.mark.process
 def test_drawing_touches_no_pyplot_and_the_text_twins_no_matplotlib() -> None:
     probe = """
 import sys

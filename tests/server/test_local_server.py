@@ -22,6 +22,8 @@ from aiaas_magics.spec import About
 from tests.conftest import processes_of
 from tests.server.served import until
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

@@ -279,7 +279,7 @@ def test_a_compressed_body_is_unpacked_within_the_limit(shared: Rig, encoding: s
 def test_a_bomb_costs_no_more_memory_than_a_body_may_have(shared: Rig) -> None:
     process = psutil.Process(shared.host.pid)
     before = process.memory_info().rss
-    bomb = gzip.compress(bytes(1024**3), 9)
+    bomb = gzip.compress(bytes(1024**3), 1)
 
     for _ in range(4):
         assert shared.call("POST", PREDICT, bomb, headers={"Content-Encoding": "gzip"}).status == 413

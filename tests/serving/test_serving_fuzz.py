@@ -135,10 +135,11 @@ def exchanged(rig: Rig, data: bytes) -> bytes:
     return got
 
 
-def test_bytes_that_are_almost_a_request_break_nothing(fuzzed: Fuzzed) -> None:
+@pytest.mark.parametrize("examples", [300, pytest.param(1500, marks=pytest.mark.nightly)])
+def test_bytes_that_are_almost_a_request_break_nothing(fuzzed: Fuzzed, examples: int) -> None:
     good = requests_of(fuzzed.rig)
 
-    @settings(SETTINGS, max_examples=1500)
+    @settings(SETTINGS, max_examples=examples)
     @given(st.lists(st.sampled_from(range(len(good))), min_size=1, max_size=3), EDITS, st.binary(max_size=20))
     def ask(kinds: list[int], edits: list[Edit], after: bytes) -> None:
         answer = exchanged(fuzzed.rig, edited(b"".join(good[kind] for kind in kinds), edits) + after)
@@ -233,12 +234,13 @@ def messages(draw: st.DrawFn) -> tuple[str, bytes]:
     return method, edited(sent, draw(EDITS)) if draw(st.booleans()) else sent
 
 
-def test_no_message_over_grpc_breaks_the_server(fuzzed: Fuzzed) -> None:
+@pytest.mark.parametrize("examples", [250, pytest.param(1000, marks=pytest.mark.nightly)])
+def test_no_message_over_grpc_breaks_the_server(fuzzed: Fuzzed, examples: int) -> None:
     sent = (("authorization", f"Bearer {fuzzed.rig.host.token}"),)
 
     with grpc.insecure_channel(fuzzed.rig.host.grpc) as channel:
 
-        @settings(SETTINGS, max_examples=1000)
+        @settings(SETTINGS, max_examples=examples)
         @given(messages())
         def ask(given: tuple[str, bytes]) -> None:
             method, message = given

@@ -430,6 +430,7 @@ def test_probes_hear_of_health(client: Client) -> None:
     watching.cancel()
 
 
+@pytest.mark.process
 def test_its_messages_live_beside_tensorflows_and_are_the_same_on_the_wire() -> None:
     """In a process of its own: TensorFlow stays out of the test process."""
     program = """

@@ -31,6 +31,8 @@ from aiaas_magics.backend.serving.host import InferenceHost, Recorded
 from aiaas_magics.errors import CannotStart, InvalidSpec, NotAuthorised, ProofFailed, StoreNotWritable
 from aiaas_magics.routing import Routing
 
+pytestmark = pytest.mark.process
+
 
 def recorded(made: Made, version: int = 1) -> Recorded:
     return Recorded(spec=made.spec, version=version, artefact=str(made.artefact), samples=str(made.samples))

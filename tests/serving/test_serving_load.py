@@ -172,6 +172,7 @@ def test_errors_are_counted_by_kind_and_apart_from_answers(shared: Rig) -> None:
     assert point.rows == point.requests
 
 
+@pytest.mark.process
 def test_the_generators_process_imports_neither_an_http_library_nor_numpy() -> None:
     probe = "import sys, aiaas_magics.client.generator; print(*sys.modules)"
 

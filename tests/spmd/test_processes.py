@@ -53,6 +53,7 @@ def trained(folder: Path, execution: Execution, *, n: int, devices: int, **argum
     return model, history
 
 
+@pytest.mark.process
 def test_two_processes_compute_what_one_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     x, y = jax_models.table(53)  # the last batch has 5 rows, which two devices cannot share evenly
@@ -74,6 +75,7 @@ def test_two_processes_compute_what_one_computes(tmp_path: Path, monkeypatch: py
     assert not [event for event in ranks.events_in(tmp_path / "two", rank=1) if isinstance(event, Planned | Checkpointed)]
 
 
+@pytest.mark.nightly
 def test_a_process_that_is_told_to_end_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     x, y = jax_models.table(512)
@@ -89,6 +91,7 @@ def test_a_process_that_is_told_to_end_ends(tmp_path: Path, monkeypatch: pytest.
             process.wait()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_costs_one_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     monkeypatch.setenv("AIAAS_HOME", str(tmp_path / "home"))

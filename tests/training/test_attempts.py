@@ -39,6 +39,7 @@ class Breaks(keras.callbacks.Callback):
         raise KeyError("no such thing")
 
 
+@pytest.mark.process
 def test_a_killed_rank_ends_the_others_soon_and_in_plain_words(tmp_path: Path) -> None:
     shared = set(Path("/dev/shm").glob("aiaas-test-*"))
     sent = ranks.send(tmp_path, dense("adam")(), **data(epochs=1000, callbacks=lambda: [Slow()])())

@@ -19,6 +19,8 @@ from aiaas_magics.backend.training.engines.sharded import ShardedUpdate, shardab
 from aiaas_magics.backend.training.group import Group, pieces
 from tests.training.ranks import gaps
 
+pytestmark = pytest.mark.slow
+
 SHAPES = ((37, 11), (11,), (11, 5), (5,), (1,))
 STEPS, RANKS = 3, 2
 

@@ -112,6 +112,7 @@ def test_a_process_that_is_gone_without_an_exit_file_has_ended_without_a_word(
     assert Exit().how == "ended without a word"
 
 
+@pytest.mark.process
 def test_a_stopped_process_is_told_at_once_and_given_up_only_when_it_does_not_go_on(
     folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_stopped_process_is_told_at_once_and_given_up_only_when_it_does_not_go
         process.kill()
 
 
+@pytest.mark.process
 def test_a_process_that_goes_on_between_two_looks_at_it_stopped_is_not_given_up(
     folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,8 @@ from aiaas_magics.settings import package_version
 from aiaas_magics.testing.server import SCRIPTED
 from tests.conftest import processes_of
 
+pytestmark = pytest.mark.process
+
 WAIT_S = 20.0
 
 
