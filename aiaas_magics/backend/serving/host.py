@@ -258,7 +258,9 @@ class InferenceHost:
 
     def _left_behind(self) -> Running | None:
         """A living process of this folder that `start` was not given the time to find."""
-        running = self._files.running() if self._files is not None else None
+        running = None
+        with contextlib.suppress(OSError):  # what cannot be read now cannot be ended now
+            running = self._files.running() if self._files is not None else None
         return running if running is not None and is_alive(running) else None
 
     # ----------------------------------------------------------------- calls
@@ -284,7 +286,10 @@ class InferenceHost:
     async def _living(self) -> Running | None:
         """The process of last time, if it is that very process and answers."""
         assert self._files is not None
-        running = self._files.running()
+        try:
+            running = self._files.running()
+        except OSError as error:  # a second process would take the folder from one that may live
+            raise CannotStart(NAME, f"it is not known who runs: {error}", self._log()) from error
         if running is None or not is_alive(running):
             return None
         try:
@@ -314,9 +319,10 @@ class InferenceHost:
         self._files.log.chmod(0o600)
         until_s = time.monotonic() + START_S
         while time.monotonic() < until_s:
-            running = self._files.running()
-            if running is not None and running.pid == child.pid:
-                return running
+            with contextlib.suppress(OSError):
+                running = self._files.running()
+                if running is not None and running.pid == child.pid:
+                    return running
             if (code := child.poll()) is not None:
                 said = self._files.log_tail().splitlines()[-1:]
                 raise CannotStart(NAME, f"it ended with code {code} ({' '.join(said)})", self._log())
@@ -410,7 +416,7 @@ class InferenceHost:
                 await reader.read()
         except OSError:
             pass
-        while is_alive(running):  # noqa: ASYNC110 - only the system knows when another process is gone
+        while lives(running):  # noqa: ASYNC110 - only the system knows when another process is gone
             await asyncio.sleep(POLL_S)
 
     async def _end(self, running: Running) -> None:
@@ -431,6 +437,14 @@ class InferenceHost:
 
     def _log(self) -> str:
         return str(self._files.log) if self._files else ""
+
+
+def lives(running: Running) -> bool:
+    """Whether it is alive; also where that cannot be read now: only a process that is gone is replaced."""
+    try:
+        return is_alive(running)
+    except OSError:
+        return True
 
 
 def _load_call(record: Recorded) -> Load:

@@ -152,8 +152,7 @@ async def _end_when_disowned(files: Files, server: Server) -> None:
     """A process that its folder no longer names can be neither found nor stopped by anybody: it ends itself."""
     while True:
         await asyncio.sleep(DISOWNED_S)
-        running = files.running()
-        if running is None or running.pid != os.getpid():
+        if files.disowns(os.getpid()):
             log.warning("the state folder no longer names this process; ending")
             server.should_exit = True
 
@@ -168,8 +167,7 @@ async def follow_load(loader: Loader) -> None:
 
 
 def _forget(files: Files) -> None:
-    running = files.running()
-    if running is not None and running.pid == os.getpid():
+    if not files.disowns(os.getpid()):
         files.forget_running()
 
 
