@@ -32,6 +32,7 @@ class Client:
 
     def __init__(self, rig: Rig) -> None:
         self.token = rig.host.token
+        self.managing = (("authorization", f"Bearer {rig.api_token}"),)
         self.channel = grpc.insecure_channel(rig.host.grpc)
 
     def __call__(self, method: str, message: Any, answer: Any, *, metadata: tuple[tuple[str, str], ...] | None = None) -> Any:
@@ -238,18 +239,19 @@ def test_a_model_is_withdrawn_and_answers_again(client: Client) -> None:
     def ready() -> bool:
         return bool(client(V2 + "ModelReady", inference.ModelReadyRequest(name="scalar"), inference.ModelReadyResponse).ready)
 
-    client(
-        V2 + "RepositoryModelUnload", inference.RepositoryModelUnloadRequest(model_name="scalar"), inference.RepositoryModelUnloadResponse
-    )
+    unload = inference.RepositoryModelUnloadRequest(model_name="scalar")
+    assert client.refusal(V2 + "RepositoryModelUnload", unload)[0] is Code.PERMISSION_DENIED, "with a token for predictions"
+    assert ready()
+    client(V2 + "RepositoryModelUnload", unload, inference.RepositoryModelUnloadResponse, metadata=client.managing)
     try:
         assert not ready()
         assert client.refusal(V2 + "ModelInfer", infer_request("scalar", x=np.ones(1, "float32")))[0] is Code.UNAVAILABLE
     finally:
         load = inference.RepositoryModelLoadRequest(model_name="scalar")
-        client(V2 + "RepositoryModelLoad", load, inference.RepositoryModelLoadResponse)
+        client(V2 + "RepositoryModelLoad", load, inference.RepositoryModelLoadResponse, metadata=client.managing)
     assert ready()
     load.parameters["config"].string_param = "{}"
-    assert client.refusal(V2 + "RepositoryModelLoad", load)[0] is Code.INVALID_ARGUMENT
+    assert client.refusal(V2 + "RepositoryModelLoad", load, metadata=client.managing)[0] is Code.INVALID_ARGUMENT
 
 
 def test_statistics_count_what_came_over_either_protocol(client: Client, shared: Rig) -> None:

@@ -19,6 +19,7 @@ from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.compression import TooLarge, unpacked
 from aiaas_magics.backend.serving.everywhere import Everywhere
 from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, computes, error
+from aiaas_magics.backend.serving.protocols.paths import MANAGING
 from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.backend.serving.together import Together
 
@@ -87,13 +88,14 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        decision = self.guard.decide(facts_of(scope["headers"], scope["query_string"]))
-        if not isinstance(decision, Allow):
-            await self._refuse(error(decision.status, decision.text, decision.headers), scope, receive, send)
-            return
         path, headers = scope["raw_path"].decode("latin-1"), tuple(scope["headers"])  # as they are now: a chunked body may end with more
         protocol = inferring.protocol_of(path)
         route = protocol.find_route(scope["method"], path)
+        manages = not isinstance(route, Response) and route.action in MANAGING
+        decision = self.guard.decide(facts_of(headers, scope["query_string"]), manages=manages)
+        if not isinstance(decision, Allow):
+            await self._refuse(error(decision.status, decision.text, decision.headers), scope, receive, send)
+            return
         if isinstance(route, Response):
             await self._refuse(route, scope, receive, send)
             return

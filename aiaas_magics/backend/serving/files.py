@@ -89,6 +89,13 @@ class Files:
         write_private(self.folder / "token", token.encode())
         return token
 
+    def api_token(self) -> bytes:
+        """The token of the API server whose folder this is; empty where there is none. It is read anew each time: it may be replaced."""
+        try:
+            return (self.folder.parent / "token").read_bytes().strip()
+        except OSError:
+            return b""
+
     def port(self, name: str) -> int:
         """The port of last time, or 0. `name` is the file's: port or grpc_port."""
         try:

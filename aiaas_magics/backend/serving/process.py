@@ -102,7 +102,7 @@ async def run(options: Options) -> None:
         registry.tracing = held.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
         limits = Limits(body_bytes=options.body_bytes)
         loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits, share=options.front_ends)
-        guard = Guard(files.token().encode(), hosts(options))
+        guard = Guard(files.token().encode(), hosts(options), manager=files.api_token)
         table = beside = None
         if options.front_ends > 1:
             table = Table(files.connections, 0)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import numpy as np
+from msgspec.structs import replace as replace_fields
 
 from aiaas_magics.backend.serving.engines import Tensors
 from aiaas_magics.backend.serving.figures import Figures
@@ -372,4 +373,7 @@ class Registry:
         return sorted(self._get(name).versions.values(), key=lambda version: -version.number)
 
     def status(self) -> dict[str, list[VersionView]]:
-        return {name: [version.view() for version in self.versions(name)] for name in self.names()}
+        return {
+            name: [replace_fields(version.view(), withdrawn=name in self._withdrawn) for version in self.versions(name)]
+            for name in self.names()
+        }

@@ -41,6 +41,7 @@ from aiaas_magics.backend.serving.grpc.methods import (
     status_of_response,
 )
 from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, computes
+from aiaas_magics.backend.serving.protocols.paths import MANAGING
 from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.errors import CannotStart
 
@@ -226,10 +227,10 @@ class _Door(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def service(self, details: Any) -> Any:
         headers = headers_of(details.invocation_metadata)
-        decision = self._guard.decide(facts_of(headers))
+        method = METHODS.get(details.method)
+        decision = self._guard.decide(facts_of(headers), manages=isinstance(method, Look) and method.action in MANAGING)
         if not isinstance(decision, Allow):
             return _refusing(status_of(decision.status, decision.text))
-        method = METHODS.get(details.method)
         if method is None:
             return None
         request = Request(method="POST", path=details.method, headers=headers, scheme="grpc", computes=computes(headers))

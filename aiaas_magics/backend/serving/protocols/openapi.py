@@ -59,7 +59,7 @@ MEDIA: Final[Mapping[str, str]] = {"infer": "application/octet-stream", "page": 
 REFUSALS: Final[Mapping[str, str]] = {
     "400": "The request does not fit, and the sentence says where",
     "401": "A token is needed",
-    "403": "Asked by a web page of another origin",
+    "403": "Asked by a web page of another origin, or by a token for predictions where the API token is needed",
     "404": "No such path, model or version",
     "421": "Not a name of this server",
     "500": "A fault of the server's own",
