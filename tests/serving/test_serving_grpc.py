@@ -141,6 +141,15 @@ def test_several_inputs_and_a_choice_of_outputs(client: Client) -> None:
     assert np.frombuffer(one.raw_output_contents[0], "<f4").tolist() == [4.0, 2.5]
 
 
+def test_inputs_of_different_numbers_of_rows_are_refused(client: Client) -> None:
+    a, b = np.ones((1, 2), "float32"), np.ones((3, 2), "int32")
+    text = "Input 'a' has 1 row and input 'b' has 3 rows. Give all inputs the same number of rows"
+    by_proto = predict_request("sums", a=proto(1, (1, 2), tensor_content=a.tobytes()), b=proto(3, (3, 2), tensor_content=b.tobytes()))
+
+    assert client.refusal(V2 + "ModelInfer", infer_request("sums", a=a, b=b)) == (Code.INVALID_ARGUMENT, text)
+    assert client.refusal(TFS + "Predict", by_proto) == (Code.INVALID_ARGUMENT, text)
+
+
 def _with(change: Callable[[Any], Any]) -> Any:
     message = infer_request("sums", a=np.ones((1, 2), "float32"), b=np.ones((1, 2), "int32"))
     change(message)
