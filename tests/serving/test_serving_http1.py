@@ -21,6 +21,7 @@ from serving_models import plus, spec_of, tensor
 from serving_rig import Rig
 from uvicorn.server import ServerState
 
+from aiaas_magics.backend import limited
 from aiaas_magics.backend.guard import Guard
 from aiaas_magics.backend.serving import http1
 from aiaas_magics.backend.serving.app import App
@@ -307,14 +308,14 @@ async def test_heads_are_kept_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None
 
 async def test_a_prediction_takes_the_short_way_and_what_is_not_plain_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     served, long = Served(), 0
-    as_uvicorn = Http1._as_uvicorn
+    begin_asgi = Http1._begin_asgi
 
     def counted(self: Http1) -> None:
         nonlocal long
         long += 1
-        as_uvicorn(self)
+        begin_asgi(self)
 
-    monkeypatch.setattr(Http1, "_as_uvicorn", counted)
+    monkeypatch.setattr(Http1, "_begin_asgi", counted)
     body = b'{"instances": [[1.0, 2.0]]}'
     plain = request(V1, body, ALLOWED)
 
@@ -488,7 +489,7 @@ async def test_a_body_that_comes_byte_by_byte_is_408_when_its_time_is_over(way: 
 
 
 async def test_a_head_that_comes_byte_by_byte_is_400_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "HEAD_S", 0.1)
+    monkeypatch.setattr(limited, "HEAD_S", 0.1)
     served = Served()
     made, wire = served.connect()
 
