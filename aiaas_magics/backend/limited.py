@@ -38,7 +38,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     _between = True  # the parser stands between two requests
     _in_head = True
-    _had_head = False  # one was whole, so that the sender speaks HTTP/1
+    had_head = False  # one was whole, so that the sender speaks HTTP/1
     _head_bytes = 0
     _head_deadline: asyncio.TimerHandle | None = None
     _reader_deadline: asyncio.TimerHandle | None = None
@@ -114,7 +114,7 @@ class LimitedProtocol(HttpToolsProtocol):
             if self.parser.get_method() == b"CONNECT":
                 raise httptools.HttpParserError
             return  # it comes again, without
-        self._in_head, self._had_head = False, True
+        self._in_head, self.had_head = False, True
         self._disarm()
         self._begin()
 
@@ -178,7 +178,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_bytes += len(data)
         if self._head_bytes > HEAD_BYTES:
             self._refuse(431, f"The request's head has more than {HEAD_BYTES} bytes. Send fewer or shorter headers.")
-        elif not self._had_head and not self._between and b"\n" in line and self.parser.get_http_version() == "0.0":
+        elif not self.had_head and not self._between and b"\n" in line and self.parser.get_http_version() == "0.0":
             # The parser has read a request line without a version, and waits for headers that HTTP/0.9 does not have.
             self.send_400_response("This is HTTP/0.9, which is not spoken here. Send HTTP/1.1.")
         elif self._head_deadline is None:
@@ -262,29 +262,48 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 class Connections(set[Any]):
-    """All connections of a server, at most so many: for a new one the oldest that is idle is closed, or else the new one.
+    """All connections of a server, at most so many: for a new one an idle one is closed, or else the new one is refused.
 
+    Those that never sent a whole head go first, the oldest of them before the others; then whoever is idle for longest.
     Stands where uvicorn has a plain set.
     """
 
     def __init__(self, most: int) -> None:
         super().__init__()
         self.most = most
-        self._line: dict[LimitedProtocol, float] = {}  # in the order in which they are looked at, with what `last_s` was then
+        self._new: dict[LimitedProtocol, None] = {}  # had no whole head when they were looked at last; in the order in which they came
+        self._line: dict[LimitedProtocol, float] = {}  # the others, as they are looked at, with what `last_s` was then
 
     def add(self, connection: LimitedProtocol) -> None:
         is_full = len(self) >= self.most and not self.close_one()
         super().add(connection)
-        self._line[connection] = connection.last_s
+        self._new[connection] = None
         if is_full:
             connection.loop.call_soon(connection._refuse, 503, BUSY)  # when the connection is made
 
     def discard(self, connection: Any) -> None:
         super().discard(connection)
+        self._new.pop(connection, None)
         self._line.pop(connection, None)
 
     def close_one(self) -> bool:
-        """Close the connection that is idle for longest, of the next `LOOKS` in the line; False where none of them is idle."""
+        """Close one that is idle; False where none of the next `LOOKS` is."""
+        idle = self._next_new() or self._longest_idle()
+        if idle is None:
+            return False
+        self.discard(idle)
+        idle.close_idle()
+        return True
+
+    def _next_new(self) -> LimitedProtocol | None:
+        for connection in list(islice(self._new, LOOKS)):
+            if not connection.had_head:
+                return connection
+            del self._new[connection]
+            self._line[connection] = connection.last_s
+        return None
+
+    def _longest_idle(self) -> LimitedProtocol | None:
         idle: LimitedProtocol | None = None
         for connection in list(islice(self._line, LOOKS)):
             since_s = self._line.pop(connection)
@@ -293,11 +312,7 @@ class Connections(set[Any]):
                 idle = connection
                 if connection.last_s <= since_s:
                     break  # nothing came since it was put there, and whoever stands behind it came later
-        if idle is None:
-            return False
-        self.discard(idle)
-        idle.close_idle()
-        return True
+        return idle
 
 
 def raise_descriptors() -> int:

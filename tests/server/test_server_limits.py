@@ -231,8 +231,9 @@ class Loop:
 class Connection:
     """As much of a `LimitedProtocol` as a list of them sees."""
 
-    def __init__(self, last_s: float, *, idle: bool = True) -> None:
-        self.last_s, self.idle, self.closed, self.refused, self.loop = last_s, idle, False, 0, Loop()
+    def __init__(self, last_s: float, *, idle: bool = True, had_head: bool = True) -> None:
+        self.last_s, self.idle, self.had_head = last_s, idle, had_head
+        self.closed, self.refused, self.loop = False, 0, Loop()
 
     def is_idle(self) -> bool:
         return self.idle
@@ -254,6 +255,7 @@ def connections(most: int, *members: Connection) -> Connections:
 def test_for_a_new_connection_the_one_that_is_idle_for_longest_is_closed() -> None:
     old, busy, active, newer = Connection(1.0), Connection(2.0, idle=False), Connection(3.0), Connection(4.0)
     full = connections(4, busy, old, active, newer)
+    assert full._next_new() is None, "they are in the line then"
     active.last_s = 9.0
 
     full.add(Connection(10.0))  # type: ignore[arg-type]
@@ -261,6 +263,17 @@ def test_for_a_new_connection_the_one_that_is_idle_for_longest_is_closed() -> No
 
     assert (old.closed, newer.closed, busy.closed, active.closed) == (True, True, False, False)
     assert len(full) == 4
+
+
+def test_one_that_never_asked_goes_before_one_that_did() -> None:
+    client, strangers = Connection(1.0), [Connection(2.0 + number, had_head=False) for number in range(9)]
+    full = connections(10, client, *strangers)
+
+    for _ in range(8):
+        full.add(Connection(20.0, had_head=False))  # type: ignore[arg-type]
+
+    assert [stranger.closed for stranger in strangers] == [*[True] * 8, False]
+    assert not client.closed
 
 
 def test_where_none_is_idle_the_new_one_is_refused() -> None:

@@ -77,7 +77,7 @@ async def run(options: Options, place: Place) -> None:
     loader = Loader(registry, clock=SystemClock(), scratch=scratch, limits=limits, share=options.front_ends)
     first = First()
     guard = Guard(files.token().encode(), hosts(options), manager=files.api_token)
-    app = App(registry, guard, body_bytes=options.body_bytes, everywhere=first)
+    app = App(registry, guard, body_bytes=options.body_bytes, json_bytes=options.json_bytes, everywhere=first)
     beside = Beside(
         registry, loader, Server(configured(app, options.tls_cert, options.tls_key), table=Table(files.connections, place.index))
     )
