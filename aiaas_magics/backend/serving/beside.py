@@ -73,7 +73,7 @@ async def run(options: Options, place: Place) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(mode=0o700, parents=True)
     registry = Registry()
-    limits = Limits(body_bytes=options.body_bytes)
+    limits = Limits(body_bytes=options.body_bytes, compute_s=options.compute_s)
     loader = Loader(registry, clock=SystemClock(), scratch=scratch, limits=limits, share=options.front_ends)
     first = First()
     guard = Guard(files.token().encode(), hosts(options), manager=files.api_token)

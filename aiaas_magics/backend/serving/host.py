@@ -17,9 +17,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 from msgspec.structs import replace
@@ -53,6 +53,8 @@ LOAD_S: Final = 300.0  # guess: a SavedModel process imports TensorFlow, once fo
 ROUTE_S: Final = 300.0  # guess: versions that are of no more use are drained, and a SavedModel's request may take two minutes
 ANSWER_S: Final = 60.0  # guess: retiring waits for what is being answered
 STOP_S: Final = 20.0  # guess: twice what the process itself gives to requests that still run
+WATCH_S: Final = 5.0  # guess: how often it is asked whether it lives; as the first front end asks the others
+HUNG_S: Final = 10.0  # guess: no model computes in the loop that answers for longer than some milliseconds, so this is no busy moment
 POLL_S: Final = 0.02
 # Waits before another start, when the process died again: a machine without memory is not helped by haste. Guesses.
 RESTART_WAITS_S: Final = (0.0, 0.5, 2.0, 5.0, 10.0)
@@ -408,12 +410,16 @@ class InferenceHost:
             self._up.set()
 
     async def _until_it_ends(self) -> None:
-        """A connection that is held open ends with the process, at once; no polling."""
+        """A connection that is held open ends with the process, at once; whoever lives and does not answer on it is killed."""
         running = self._now()
         try:
             async with connection(running.control) as (reader, writer):
-                await ask_on(reader, writer, running.secret, Hello())
-                await reader.read()
+                while await is_answered(ask_on(reader, writer, running.secret, Hello())):
+                    if await is_closed(reader):
+                        break
+                else:
+                    log.error("process %d does not answer within %g s; killing it, and starting it again", running.pid, HUNG_S)
+                    kill(running)
         except OSError:
             pass
         while lives(running):  # noqa: ASYNC110 - only the system knows when another process is gone
@@ -429,14 +435,48 @@ class InferenceHost:
             await asyncio.sleep(POLL_S)
         if is_alive(running):
             log.warning("process %d did not end by itself; killing it", running.pid)
-            with contextlib.suppress(psutil.Error):
-                psutil.Process(running.pid).kill()
+            kill(running)
         if self._child is not None and self._child.pid == running.pid:
             await asyncio.to_thread(self._child.wait, STOP_S)
             self._child = None
 
     def _log(self) -> str:
         return str(self._files.log) if self._files else ""
+
+
+async def is_answered(asking: Coroutine[Any, Any, Reply]) -> bool:
+    """Whether an answer comes within `HUNG_S`. Time in which this very process did not run is not the other's.
+
+    Raises:
+        OSError: the process is gone.
+    """
+    answer = asyncio.ensure_future(asking)
+    began_s = time.monotonic()
+    await asyncio.wait({answer}, timeout=HUNG_S)
+    if not answer.done() and time.monotonic() - began_s > HUNG_S + WATCH_S:  # we were stopped ourselves
+        await asyncio.wait({answer}, timeout=HUNG_S)
+    if not answer.done():
+        answer.cancel()
+        await asyncio.gather(answer, return_exceptions=True)
+        return False
+    answer.result()
+    return True
+
+
+async def is_closed(reader: asyncio.StreamReader) -> bool:
+    """Whether the other side closes the connection within `WATCH_S`."""
+    try:
+        async with asyncio.timeout(WATCH_S):
+            await reader.read()
+    except TimeoutError:
+        return False
+    return True
+
+
+def kill(running: Running) -> None:
+    if lives(running):
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(running.pid).kill()
 
 
 def lives(running: Running) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from aiaas_magics.backend.serving.batching import QueueFull, TooLate
 from aiaas_magics.backend.serving.compression import LARGE, compressed, encoding_for
-from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
+from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused, EngineTooSlow
 from aiaas_magics.backend.serving.everywhere import Everywhere, look
 from aiaas_magics.backend.serving.protocols import (
     BadValue,
@@ -199,6 +199,8 @@ def refusal(fault: Exception) -> Response:
             return error(503, str(fault), ((b"retry-after", str(fault.retry_after_s).encode()),))
         case TooLate():
             return error(503, str(fault), ((b"retry-after", b"1"),))
+        case EngineTooSlow():
+            return error(504, str(fault))
         case EngineLost():
             return error(503, f"The model is being started anew ({fault}). Try again in a moment.", ((b"retry-after", b"1"),))
     log.error("a request failed", exc_info=fault)

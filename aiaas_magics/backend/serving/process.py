@@ -65,6 +65,7 @@ class Options(Value, frozen=True, kw_only=True):
     tls_key: str = ""
     body_bytes: int = BODY_BYTES
     json_bytes: int = JSON_BYTES
+    compute_s: float = Limits().compute_s
     parent: int = 0  # process that started this one, if it is to be looked for there
     front_ends: int = 1  # processes that answer HTTP, this one among them
 
@@ -101,7 +102,7 @@ async def run(options: Options) -> None:
         grpc_port = _grpc_port(options, files)
         registry = Registry(withdrawn=files.withdrawn(), keep_withdrawn=files.keep_withdrawn, expected=files.expected())
         registry.tracing = held.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
-        limits = Limits(body_bytes=options.body_bytes)
+        limits = Limits(body_bytes=options.body_bytes, compute_s=options.compute_s)
         loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits, share=options.front_ends)
         guard = Guard(files.token().encode(), hosts(options), manager=files.api_token)
         table = beside = None
@@ -143,6 +144,7 @@ def _front_ends(
     command = [sys.executable, "-P", "-m", "aiaas_magics.backend.serving", "--state", options.state, "--host", options.host]
     command += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key] if options.tls_cert else []
     command += ["--body-bytes", str(options.body_bytes), "--json-bytes", str(options.json_bytes)]
+    command += ["--compute-s", str(options.compute_s)]
     command += ["--front-ends", str(options.front_ends)]
     command += ["--listener", str(listener), "--lock", str(lock)]
     return FrontEnds(

@@ -10,6 +10,7 @@ there and keeps it until its answer is sent, whatever is flipped meanwhile.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,8 +30,11 @@ from aiaas_magics.spec import DeploySpec, VersionView
 if TYPE_CHECKING:
     from aiaas_magics.backend.serving.tracing import Tracing
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
+DRAIN_S: Final = 90.0  # guess: half as long again as one computation may take
 ENDED_KEPT: Final = 8  # guess: how many versions of the past a status still names
 
 
@@ -115,11 +119,15 @@ class Version:
             self.leave()
 
     async def drain_and_close(self) -> None:
-        """End after the last lease. To be called once it is in nobody's reach any more."""
+        """End after the last lease, or after `DRAIN_S`. To be called once it is in nobody's reach any more."""
         self.state = "UNLOADING"
-        while self._leases:
-            self._free.clear()
-            await self._free.wait()
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while self._leases:
+                    self._free.clear()
+                    await self._free.wait()
+        except TimeoutError:
+            log.warning("%s version %d is closed with %d requests under way", self.spec.name, self.number, self._leases)
         executor, self.executor = self.executor, None
         if executor is not None:
             await executor.close()

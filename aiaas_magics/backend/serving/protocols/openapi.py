@@ -64,6 +64,7 @@ REFUSALS: Final[Mapping[str, str]] = {
     "421": "Not a name of this server",
     "500": "A fault of the server's own",
     "501": "A type that this form cannot carry",
+    "504": "The model did not compute the request in time",
     "503": "Busy, or not ready: Retry-After says when to come again",
 }
 WITH_A_BODY: Final[Mapping[str, str]] = {"408": "The body came too slowly", "413": "The body is too large", "429": "Too many requests wait"}
