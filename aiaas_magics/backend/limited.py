@@ -116,7 +116,19 @@ class LimitedProtocol(HttpToolsProtocol):
             return  # it comes again, without
         self._in_head, self.had_head = False, True
         self._disarm()
+        if self.url[:1] != b"/":
+            self._name_host()
         self._begin()
+
+    def _name_host(self) -> None:
+        """Of `GET http://name/path` the name counts, whatever the Host header says (RFC 9112, 3.2.2)."""
+        try:
+            target = httptools.parse_url(self.url)
+        except httptools.HttpParserInvalidURLError as error:
+            raise httptools.HttpParserError from error
+        if target.host is not None:
+            host = target.host if target.port is None else b"%b:%d" % (target.host, target.port)
+            self.headers = [(name, host if name.lower() == b"host" else value) for name, value in self.headers]
 
     def _begin(self) -> None:
         """A head is whole."""

@@ -217,6 +217,34 @@ def test_a_token_in_a_trailer_is_none(server: Server) -> None:
     assert b" 401 " in got.split(b"\r\n")[0], got
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://evil.example{}", 421),
+        ("http://127.0.0.1{}", 200),
+        ("http://localhost:1{}", 200),
+        ("http://evil.example:80{}", 421),
+        ("{}", 200),
+    ],
+)
+def test_the_name_in_an_absolute_address_counts_as_that_in_the_host_header(server: Server, target: str, status: int) -> None:
+    with server.connect() as connection:
+        line = f"GET {target.format(server.path)} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {server.token}"
+        connection.sendall(f"{line}\r\nConnection: close\r\n\r\n".encode())
+        got = answer(connection)
+
+    assert int(got.split()[1]) == status, got
+
+
+@pytest.mark.parametrize("target", ["*", "evil.example", "evil.example:80", "http:///x", "http://[::1", "//"])
+def test_another_form_of_address_is_refused(server: Server, target: str) -> None:
+    with server.connect() as connection:
+        connection.sendall(f"OPTIONS {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
+        got = answer(connection)
+
+    assert got.split()[1] in (b"400", b"401", b"404", b"405"), got
+
+
 # --------------------------------------------------------------------------- the rule, without a network
 
 

@@ -256,8 +256,10 @@ def test_a_saved_model_that_reaches_beyond_itself_is_not_loaded_and_what_keras_e
     verdicts: dict[str, str] = json.loads(ran.stdout.splitlines()[-1])
 
     assert [what for what, why in verdicts.items() if not why] == ["adds", "a vocabulary", "a vocabulary in a file"]
-    assert verdicts["writes a file"] == "it uses WriteFile, which reach beyond the model"
-    assert verdicts["saves a tensor"] == "it uses SaveV2, which reach beyond the model"
+    assert verdicts["writes a file"] == "it uses WriteFile, not among the operators that only compute"
+    assert verdicts["saves a tensor"] == "it uses SaveV2, not among the operators that only compute"
+    assert verdicts["reads the host's vocabulary"] == "it uses GenerateVocabRemapping, not among the operators that only compute"
+    assert verdicts["an operator that is not known here"] == "it uses FIFOQueueV2, QueueSizeV2, not among the operators that only compute"
     assert verdicts["reads a table that the caller names"] == "a table in it is read from a file that is none of its own"
     assert "leads elsewhere" in verdicts["an asset elsewhere"]
 
