@@ -187,6 +187,26 @@ def test_a_good_client_comes_in_while_more_idle_connections_stand_than_there_are
     assert server.process.poll() is None
 
 
+@pytest.mark.parametrize("server", ["inference"], indirect=True)
+def test_idle_connections_to_the_grpc_port_leave_descriptors_for_http(server: Server) -> None:
+    port = int(until(lambda: (server.log.parent / "state" / "serving" / "grpc_port").read_text(), "it has none"))
+    until(lambda: is_open(port), "nobody listens there")
+    with contextlib.ExitStack() as idle:
+        for _ in range(IDLE):
+            idle.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+        statuses = [server.get() for _ in range(20)]
+        descriptors = psutil.Process(server.process.pid).num_fds()
+
+    assert statuses == [200] * 20
+    assert descriptors < DESCRIPTORS
+
+
+def is_open(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=20):
+        return True
+    return False
+
+
 def test_without_descriptors_nothing_is_reset_and_the_log_has_one_line(server: Server) -> None:
     """What waits is accepted when there are some again."""
     pid, limits = server.process.pid, resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
