@@ -10,6 +10,7 @@ whatever waits, good and bad. Here each is made, and another closed for it if ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -29,6 +30,7 @@ RETRY_S: Final = 1.0  # as asyncio's own server, when descriptors or memory are 
 SAY_S: Final = 60.0  # guess: how often that is worth a line in the log
 USED_UP: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 FREED: Final = 8  # guess: idle connections that are closed at once for that
+FAREWELL_S: Final = 5.0  # guess: what the other side of a TLS connection gets to say that it is over; asyncio's own is 30 s
 HANDSHAKES: Final = 1024  # guess: TLS handshakes under way
 
 
@@ -87,7 +89,8 @@ class Accepting:
         self._listener, self._protocol, self._connections, self._tls = listener, protocol, connections, tls
         self._make_room, self._handshakes = make_room, handshakes
         self._loop = asyncio.get_running_loop()
-        self._beginning: dict[asyncio.Task[Any], None] = {}  # in the order in which they came
+        self._beginning: dict[asyncio.Task[Any], socket.socket] = {}  # in the order in which they came
+        self._ending: set[asyncio.Task[Any]] = set()  # handshakes that were given up
         self._pause: asyncio.TimerHandle | None = None
         self._said_s = -SAY_S
         listener.setblocking(False)
@@ -138,16 +141,24 @@ class Accepting:
     def _begin(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         if len(self._beginning) >= self._handshakes:
-            next(iter(self._beginning)).cancel()  # the handshake that has taken longest
-        handshake = {} if self._tls is None else {"ssl": self._tls, "ssl_handshake_timeout": HEAD_S}
+            self._give_up(next(iter(self._beginning)))
+        handshake = {"ssl": self._tls, "ssl_handshake_timeout": HEAD_S, "ssl_shutdown_timeout": FAREWELL_S} if self._tls else {}
         task = self._loop.create_task(self._made(accepted, handshake))
-        self._beginning[task] = None
+        self._beginning[task] = accepted
         task.add_done_callback(self._begun)
+
+    def _give_up(self, task: asyncio.Task[Any]) -> None:
+        """End a handshake. Cancelled it would wait for the other side's farewell; so it reads the end of its connection."""
+        accepted = self._beginning.pop(task)
+        self._ending.add(task)
+        with contextlib.suppress(OSError):
+            accepted.shutdown(socket.SHUT_RDWR)
 
     async def _made(self, accepted: socket.socket, handshake: dict[str, Any]) -> None:
         await self._loop.connect_accepted_socket(self._protocol, accepted, **handshake)
 
     def _begun(self, task: asyncio.Task[Any]) -> None:
         self._beginning.pop(task, None)
+        self._ending.discard(task)
         if not task.cancelled():
             task.exception()  # a handshake that failed is the caller's affair

@@ -166,8 +166,11 @@ class LimitedProtocol(HttpToolsProtocol):
         return self._is_free() and not self.pipeline
 
     def close_idle(self) -> None:
-        """Its place is needed."""
-        self.transport.close()
+        """Its place is needed, at once: TLS would wait for the other side's farewell."""
+        if self.scheme == "https":
+            self.transport.abort()
+        else:
+            self.transport.close()
 
     def timeout_keep_alive_handler(self) -> None:
         """The timer runs on while requests come and go: whether the connection was idle is seen when it fires."""

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import resource
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ from tests.server.served import until
 DESCRIPTORS = 128
 IDLE = 300
 MODULES = {"api": "aiaas_magics.testing.server", "inference": "aiaas_magics.backend.serving"}
+PLAIN = ssl.create_default_context()
+PLAIN.check_hostname, PLAIN.verify_mode = False, ssl.CERT_NONE  # what is tested is who comes in
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,20 @@ class Server:
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp(request.param)
     state, log = folder / "state", folder / "log.txt"
-    command = [sys.executable, "-m", MODULES[request.param], "--state", str(state)]
+    with started(MODULES[request.param], state, log) as process:
+        yield Server(request.param, process, log, *until(lambda: found(request.param, state), f"{request.param} did not come up"))
+
+
+@contextlib.contextmanager
+def started(module: str, state: Path, log: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A server with few descriptors; it ends well at the end of the `with`."""
+    command = [sys.executable, "-m", module, "--state", str(state), *options]
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["sh", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "sh", *command], stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
     try:
-        yield Server(request.param, process, log, *until(lambda: found(request.param, state), f"{request.param} did not come up"))
+        yield process
     finally:
         process.terminate()
         assert process.wait(30) == 0, log.read_text()
@@ -76,6 +86,27 @@ def found(kind: str, state: Path) -> tuple[tuple[str, int], str] | None:
         return None if running is None else (("127.0.0.1", int(running.url.rpartition(":")[2])), Files(state).token())
     except (OSError, ValueError):
         return None
+
+
+def test_handshakes_that_do_not_begin_keep_no_good_client_out(tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    state, log = tmp_path / "state", tmp_path / "log.txt"
+    with started(MODULES["inference"], state, log, "--tls-cert", str(cert), "--tls-key", str(key)) as process:
+        address, token = until(lambda: found("inference", state), "it did not come up")
+        with contextlib.ExitStack() as idle:
+            for _ in range(IDLE):
+                idle.enter_context(socket.create_connection(address, timeout=20))
+            for _ in range(2 * most_connections(DESCRIPTORS)):
+                plain = idle.enter_context(socket.create_connection(address, timeout=20))
+                idle.enter_context(PLAIN.wrap_socket(plain))
+            for _ in range(10):
+                connection = http.client.HTTPSConnection(*address, timeout=20, context=PLAIN)
+                connection.request("GET", "/v2", headers={"Authorization": f"Bearer {token}"})
+                assert connection.getresponse().status == 200
+                connection.close()
+            assert psutil.Process(process.pid).num_fds() < DESCRIPTORS
 
 
 @pytest.fixture(autouse=True)
