@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 from aiaas_magics.backend import limited
 from aiaas_magics.backend.guard import Guard
 from aiaas_magics.backend.serving import http1
-from aiaas_magics.backend.serving.app import App
+from aiaas_magics.backend.serving.app import JSON_BYTES, App
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.http1 import Http1
 from aiaas_magics.backend.serving.registry import Registry, Version
@@ -95,7 +95,7 @@ def configured(app: App) -> uvicorn.Config:
 class Served:
     """A registry with one model, and connections to it without a network."""
 
-    def __init__(self, *, body_s: float = 60.0, **limits: Any) -> None:
+    def __init__(self, *, body_s: float = 60.0, json_bytes: int = JSON_BYTES, **limits: Any) -> None:
         registry = Registry()
         spec = spec_of("double", [tensor("x", "float32", -1, 2)], [tensor("y", "float32", -1, 2)])
         version = Version(number=1, spec=spec, created_s=0.0)
@@ -106,7 +106,7 @@ class Served:
         version.executor = Inline(self.engines[1], larger=larger, **shared)
         registry.ready(version)
         registry.route("double", Routing(live=1))
-        self.version, self.app = version, App(registry, Guard(b"right"), body_s=body_s)
+        self.version, self.app = version, App(registry, Guard(b"right"), body_s=body_s, json_bytes=json_bytes)
         # What the short way has learned of heads is of one app: the long way has its own.
         self._short, self._long = configured(self.app), configured(App(registry, Guard(b"right"), body_s=body_s))
         self.state = ServerState()
@@ -450,7 +450,7 @@ async def test_who_never_reads_an_answer_is_cut_and_who_reads_slowly_is_not() ->
 
 
 async def test_an_answer_that_nobody_takes_off_a_real_connection_is_not_kept() -> None:
-    served = Served(body_s=0.2)
+    served = Served(body_s=0.2, json_bytes=2**23)  # more than the system's buffers hold
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Http1(config=served._short, server_state=served.state, app_state={}, _loop=loop), "127.0.0.1")
     rows = json.dumps({"instances": [[1.0, 2.0]] * 400_000}).encode()
