@@ -138,7 +138,7 @@ def _endpoints_table(backend: Backend) -> Any:
     table = Table("endpoint", "version", "state", "engine", "address", title="Endpoints", title_justify="left")
     for view in backend.endpoints():
         for version in view.versions:
-            table.add_row(view.name, str(version.version), version.state, version.engine, f"{view.url}/v1/models/{view.name}")
+            table.add_row(view.name, str(version.version), version.shown_state, version.engine, f"{view.url}/v1/models/{view.name}")
     return table
 
 

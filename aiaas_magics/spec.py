@@ -248,6 +248,12 @@ class VersionView(Value, frozen=True, kw_only=True):
     proof: float  # largest absolute difference on the samples: from Keras, or from the reduced form as the kernel computed it
     precision: Precision = Precision()
     replicas: int = 0  # now; 0 from a server that does not say
+    withdrawn: bool = False  # its endpoint does not answer until it is loaded again, whatever the state says
+
+    @property
+    def shown_state(self) -> str:
+        """The state as people read it."""
+        return "WITHDRAWN" if self.withdrawn and self.state == "AVAILABLE" else self.state
 
 
 class EndpointView(Value, frozen=True, kw_only=True):
@@ -261,6 +267,11 @@ class EndpointView(Value, frozen=True, kw_only=True):
     routing: Routing | None = None
     model: str = ""
     grpc: str = ""  # host:port of the same models over gRPC
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether it was unloaded: its versions are there and answer nobody until it is loaded again."""
+        return any(version.withdrawn for version in self.versions)
 
 
 # --------------------------------------------------------------------------- what went wrong

@@ -256,7 +256,7 @@ def endpoint_bundle(endpoint: Endpoint) -> Bundle:
     version = _live_version(view)
     facts = [
         ("URL", endpoint.predict_url),
-        ("version", f"{version.version} ({version.state}, {version.engine})" if version else "none"),
+        ("version", f"{version.version} ({version.shown_state}, {version.engine})" if version else "none"),
         ("versions", _versions(view)),
         *([("precision", f"{version.precision}: {version.precision.change}")] if version and version.precision.name else []),
         ("proof", f"largest difference from {_proved_against(version)} on the samples: {version.proof:.2g}" if version else ""),
@@ -426,6 +426,6 @@ def _live_version(view: EndpointView) -> VersionView | None:
 
 def _live(view: EndpointView) -> str:
     if any(version.state == "AVAILABLE" for version in view.versions):
-        return _versions(view)
+        return f"{_versions(view)}; withdrawn, answers nobody" if view.withdrawn else _versions(view)
     newest = _live_version(view)
     return newest.state if newest else "none"

@@ -46,6 +46,8 @@ ARROWS: dict[str, set[str]] = {
     "backend.checkpoint_folder": set(),
     "backend.feed_folder": {"backend.disk"},
     "backend.eventloop": set(),
+    "backend.limited": set(),
+    "backend.accepting": {"backend.limited"},
     "backend.server": {
         "backend.workers",
         "backend.jobs",
@@ -55,10 +57,12 @@ ARROWS: dict[str, set[str]] = {
         "backend.checkpoint_folder",
         "backend.feed_folder",
         "backend.eventloop",
+        "backend.limited",
+        "backend.accepting",
     },
     "backend.workers": {"backend.training", "backend.jobs", "backend.disk", "packing"},
     "backend.training": {"backend.checkpoint_folder", "backend.feed_folder", "backend.disk", "packing"},
-    "backend.serving": {"backend.guard", "backend.disk", "backend.eventloop"},
+    "backend.serving": {"backend.guard", "backend.disk", "backend.eventloop", "backend.limited", "backend.accepting"},
     "backend.jobs": set(),
     "testing": {
         "backend.server",

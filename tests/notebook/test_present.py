@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from aiaas_magics.notebook import present
-from aiaas_magics.spec import About, Device, FitShape, FitSpec, JobState, JobView, Versions
+from aiaas_magics.routing import Routing
+from aiaas_magics.spec import About, Device, EndpointView, FitShape, FitSpec, JobState, JobView, Versions, VersionView
 
 VERSIONS = Versions(python="3.11.7", keras="3.15.1", tensorflow="2.21.0", aiaas_magics="0.1.0")
 ABOUT = About(
@@ -34,6 +37,19 @@ def test_a_status_has_one_line_a_job_whatever_it_failed_with() -> None:
     assert failed.rstrip().endswith(" …")
     assert next(line for line in plain.splitlines() if line.startswith("21 ")).count("cancelled") == 1
     assert plain.splitlines()[-1] == "and 2 older jobs"
+
+
+def test_a_withdrawn_endpoint_shows_as_one() -> None:
+    version = VersionView(version=3, state="AVAILABLE", engine="onnx", created_s=1.0, artefact="a", proof=0.0)
+    views = [
+        EndpointView(name=name, url="u", token="t", replicas=1, versions=(version_of_it,), inputs=(), outputs=(), routing=Routing(live=3))
+        for name, version_of_it in (("churn", version), ("beta", replace(version, withdrawn=True)))
+    ]
+
+    lines = present.status_bundle(ABOUT, "http://127.0.0.1:1", [], views, now_s=100.0)["text/plain"].splitlines()
+
+    assert "3 (live); withdrawn" in next(line for line in lines if line.startswith("beta"))
+    assert "withdrawn" not in next(line for line in lines if line.startswith("churn"))
 
 
 def test_a_number_keeps_its_unit_beside_it_and_a_wide_table_is_pushed_sideways() -> None:

@@ -224,21 +224,22 @@ def by_grpc(rig: Rig, method: str, message: Any) -> Any:
             request_serializer=type(message).SerializeToString,
             response_deserializer=getattr(inference, type(message).__name__.replace("Request", "Response")).FromString,
         )
-        return ask(message, metadata=(("authorization", f"Bearer {rig.host.token}"),), timeout=30)
+        token = rig.api_token if method.startswith("RepositoryModel") else rig.host.token
+        return ask(message, metadata=(("authorization", f"Bearer {token}"),), timeout=30)
 
 
 def test_unloaded_at_any_front_end_an_endpoint_answers_at_none_and_loaded_again_at_all(calm: Rig) -> None:
     for _ in range(6):
-        assert calm.call("POST", "/v2/repository/models/live/unload", b"{}").status == 200
+        assert calm.manage("live", "unload").status == 200
         assert ask_all(calm, 1) == {404}
-        assert calm.call("POST", "/v2/repository/models/live/load", b"{}").status == 200
+        assert calm.manage("live", "load").status == 200
         assert ask_all(calm, 1) == {200}
 
     by_grpc(calm, "RepositoryModelUnload", inference.RepositoryModelUnloadRequest(model_name="live"))
     assert ask_all(calm, 1) == {404}
     by_grpc(calm, "RepositoryModelLoad", inference.RepositoryModelLoadRequest(model_name="live"))
     assert ask_all(calm, 1) == {200}
-    assert calm.call("POST", "/v2/repository/models/none/unload", b"{}").status == 404
+    assert calm.manage("none", "unload").status == 404
 
 
 def test_one_that_does_not_answer_is_said_and_its_figures_are_not_left_out(calm: Rig) -> None:
@@ -328,7 +329,7 @@ def test_one_that_is_killed_under_load_comes_back_as_the_others_are_and_no_figur
         load(rig, tmp_path, 1)
         load(rig, tmp_path, 2, Routing(live=2, previous=1, labels={"stable": 1}))
         rig.load(plus(tmp_path, "gone", 5.0))
-        rig.call("POST", "/v2/repository/models/gone/unload", b"{}")
+        rig.manage("gone", "unload")
         first, killed = pids(rig)
         with Callers(rig) as callers:
             until(lambda: answered(rig, "live")[killed] > 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ import pytest
 
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, Running, read_value, write_value
+from aiaas_magics.backend.workers.launcher import LOOK_S
 from aiaas_magics.backend.workers.launching import LauncherClient, LauncherGone
 from aiaas_magics.backend.workers.local import LocalPool
 from aiaas_magics.settings import package_version
@@ -185,6 +187,25 @@ async def test_a_dead_launcher_is_replaced_and_its_ranks_go_on(pool: LocalPool, 
     assert process is not None
     assert not process.is_alive()
     assert folder.ending(0) is None  # nobody was there to see how it ended
+
+
+async def test_a_launcher_without_descriptors_goes_on_when_it_has_some_again(pool: LocalPool, tmp_path: Path) -> None:
+    folder, commands = attempt(tmp_path)
+    await pool.start(folder, commands)
+    await until(lambda: folder.ending(0), "the first attempt did not end")
+    launcher = read_value(tmp_path / "launcher" / "launcher.json", Running)
+    assert launcher is not None
+    limits = resource.prlimit(launcher.process.pid, resource.RLIMIT_NOFILE)
+
+    resource.prlimit(launcher.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    second, more = attempt(tmp_path, number=2)
+    starting = asyncio.ensure_future(pool.start(second, more))
+    await asyncio.sleep(1.5 * LOOK_S)  # it looks for its folder meanwhile
+    resource.prlimit(launcher.process.pid, resource.RLIMIT_NOFILE, limits)
+    await starting
+
+    assert await until(lambda: second.ending(0), "the second attempt did not end") == Exit(code=0)
+    assert read_value(tmp_path / "launcher" / "launcher.json", Running) == launcher
 
 
 async def test_a_launcher_that_cannot_start_says_why(tmp_path: Path) -> None:

@@ -25,9 +25,12 @@ from typing import Any, Final
 import uvicorn
 
 from aiaas_magics import settings, wire
+from aiaas_magics.backend.accepting import LimitedServer
 from aiaas_magics.backend.eventloop import fast_loop
 from aiaas_magics.backend.guard import LOOPBACK, Guard
+from aiaas_magics.backend.limited import KEEP_ALIVE_S, LimitedProtocol
 from aiaas_magics.backend.server import devices
+from aiaas_magics.backend.server.answers import refuse
 from aiaas_magics.backend.server.app import Parts, build
 from aiaas_magics.backend.server.auth import Guarded
 from aiaas_magics.backend.server.blobs import BlobStore
@@ -40,7 +43,7 @@ from aiaas_magics.backend.serving.control import check_front_ends
 from aiaas_magics.backend.serving.host import InferenceHost
 from aiaas_magics.backend.workers.local import LocalPool
 from aiaas_magics.clock import Clock, SystemClock
-from aiaas_magics.errors import InvalidSpec
+from aiaas_magics.errors import BackendRefused, InvalidSpec
 from aiaas_magics.spec import About
 
 log = logging.getLogger(__name__)
@@ -48,7 +51,6 @@ log = logging.getLogger(__name__)
 IDLE_MINUTES: Final = 30.0
 LOOK_S: Final = 30.0  # how often the idle end is thought of, and the launcher told if it is wanted; guess
 GRACE_S: Final = 3  # what requests in flight get when the server ends; long polls are answered at once
-KEEP_ALIVE_S: Final = 75  # nginx's default; clients count on more than uvicorn's 5 s
 BACKLOG: Final = 2048  # uvicorn's own default
 
 
@@ -186,7 +188,7 @@ class Server:
         app = Guarded(build(parts), guard=guard, url=lambda: self.url, heard=self._presence.heard)
         return uvicorn.Config(
             app,
-            http="httptools",
+            http=ApiConnection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -253,8 +255,15 @@ class Server:
                 return self.stop()
 
 
-class _Http(uvicorn.Server):
-    """uvicorn's server, telling when it listens and when it begins to end."""
+class ApiConnection(LimitedProtocol):
+    """A connection of the API server, whose clients read errors as data."""
+
+    def refusal(self, status: int, text: str) -> bytes:
+        return bytes(refuse(BackendRefused(status, text), status).body)
+
+
+class _Http(LimitedServer):
+    """A limited server, telling when it listens and when it begins to end."""
 
     def __init__(self, config: uvicorn.Config, *, on_end: Callable[[], None]) -> None:
         super().__init__(config)
