@@ -21,6 +21,7 @@ library's failure into one of them, is decided where that library lives.
     │   └── RemoteTrainingError   the user's code raised in a worker
     ├── BackendError          ask whoever runs the backend, or wait
     │   ├── BackendUnreachable    nobody answers
+    │   │   └── BackendNotProven      another program answers
     │   ├── BackendTooSlow        no answer in time
     │   ├── BackendRefused        an answer that says no
     │   ├── NotAuthorised         the token is missing or wrong
@@ -51,6 +52,7 @@ __all__ = [
     "AiaasBug",
     "AiaasError",
     "BackendError",
+    "BackendNotProven",
     "BackendRefused",
     "BackendTooSlow",
     "BackendUnreachable",
@@ -246,6 +248,29 @@ class BackendUnreachable(BackendError):
 
     def __str__(self) -> str:
         return f"Nobody answers at {self.url}. Check the address, or use %aiaas_connect local for this machine."
+
+
+class BackendNotProven(BackendUnreachable):
+    """What answers at the backend's address has not shown that it knows the token; it was sent neither token nor data.
+
+    Attributes:
+        address: Where it says that it listens, if it does know the token; else "".
+    """
+
+    def __init__(self, url: str, address: str = "") -> None:
+        AiaasError.__init__(self, url, address)
+        self.url, self.address = url, address
+
+    def __str__(self) -> str:
+        if self.address:
+            return (
+                f"The backend behind {self.url} listens at {self.address}, so another program may stand in between; nothing was sent. "
+                "Use the same address and port number at both ends of a tunnel, and name them in the URL."
+            )
+        return (
+            f"What answers at {self.url} could not show that it knows the token: it is another program, or the token is another backend's. "
+            "Nothing was sent to it. Use %aiaas_connect local for this machine, or check the address and AIAAS_TOKEN."
+        )
 
 
 class BackendTooSlow(BackendError):

@@ -27,13 +27,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from hdrh.histogram import HdrHistogram
 
-from aiaas_magics import wire
-from aiaas_magics.client.caller import Caller
-from aiaas_magics.errors import InvalidSpec
+from aiaas_magics import server_proof, wire
+from aiaas_magics.client.caller import Caller, Proving
+from aiaas_magics.errors import AiaasError, BackendNotProven, InvalidSpec
 from aiaas_magics.latency import LoadPoint, RatePoint, Sides
 from aiaas_magics.spec import Value
 
@@ -99,6 +99,7 @@ class Outcome(Value, frozen=True, kw_only=True):
     rates: tuple[RatePoint, ...] = ()
     sides: tuple[Sides, ...] = ()
     unreachable: bool = False
+    unproven: bool = False  # another program answers there; it was sent nothing
     status: int = 0
     refused: str = ""
 
@@ -168,7 +169,7 @@ class Callers:
     patience_s = 2 * ANSWER_S  # with what is on the way at the end
 
     def __init__(self, plan: Plan, requests: list[bytes]) -> None:
-        self._where, self._tls = urlsplit(plan.url), _trust(plan)
+        self._plan, self._tls = plan, _trust(plan)
         self._requests: Iterator[bytes] = cycle(requests)
         self._loop = asyncio.get_running_loop()
         self._open: set[Caller] = set()
@@ -194,8 +195,8 @@ class Callers:
         while not self._over:
             began_s = time.perf_counter()
             try:
-                caller = await _connected(self._where, self._tls, self._answered, self._lost)
-            except (OSError, TimeoutError):
+                caller = await _connected(self._plan, self._tls, self._answered, self._lost)
+            except (OSError, TimeoutError, BackendNotProven):
                 self.tally.failed("connection", began_s)
                 await asyncio.sleep(AGAIN_S)
             else:
@@ -306,10 +307,22 @@ class Punctual(Callers):
             self.tally.left(due_s, now_s)
 
 
-async def _connected(where: SplitResult, tls: ssl.SSLContext | None, answered: Any, lost: Any) -> Caller:
-    port = where.port or (443 if tls else 80)
+async def _connected(plan: Plan, tls: ssl.SSLContext | None, answered: Any, lost: Any) -> Caller:
+    where, loop = urlsplit(plan.url), asyncio.get_running_loop()
+    host, port = where.hostname or "", where.port or (443 if tls else 80)
     async with asyncio.timeout(ANSWER_S):
-        _, caller = await asyncio.get_running_loop().create_connection(lambda: Caller(answered, lost), where.hostname or "", port, ssl=tls)
+        if not server_proof.is_needed(plan.url):
+            _, caller = await loop.create_connection(lambda: Caller(answered, lost), host, port, ssl=tls)
+            return caller
+        transport, proving = await loop.create_connection(lambda: Proving(plan.url, plan.token), host, port)
+        try:
+            await proving.proven
+        except BaseException:
+            transport.abort()
+            raise
+        caller = Caller(answered, lost)
+        transport.set_protocol(caller)
+        caller.connection_made(transport)
     return caller
 
 
@@ -333,7 +346,7 @@ async def ask_once(plan: Plan, request: bytes) -> tuple[int, bytes]:
     """Status and body of the answer to one request.
 
     Raises:
-        OSError, TimeoutError: there was none.
+        OSError, TimeoutError, BackendNotProven: there was none.
     """
     answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
 
@@ -345,7 +358,7 @@ async def ask_once(plan: Plan, request: bytes) -> tuple[int, bytes]:
         if not answer.done():
             answer.set_exception(ConnectionError("the connection ended without an answer"))
 
-    caller = await _connected(urlsplit(plan.url), _trust(plan), answered, lost)
+    caller = await _connected(plan, _trust(plan), answered, lost)
     try:
         caller.ask(request, 0.0)
         async with asyncio.timeout(ANSWER_S):
@@ -411,6 +424,8 @@ async def outcome_of(plan: Plan) -> Outcome:
             status, body = await ask_once(plan, _requests(plan, form)[0])
         except (OSError, TimeoutError):
             return Outcome(unreachable=True)
+        except AiaasError:
+            return Outcome(unproven=True)
         if status not in (200, 429, 503):
             return Outcome(status=status, refused=sentence_in(body) or f"The endpoint answered {status}.")
     points: list[LoadPoint] = []
@@ -429,7 +444,7 @@ async def spent(plan: Plan) -> tuple[float, float]:
             float(sum(model["inference_count"] for model in models)),
             sum(model["inference_stats"]["compute_infer"]["ns"] for model in models) / 1e9,
         )
-    except (OSError, TimeoutError, ValueError, KeyError, TypeError):
+    except (OSError, TimeoutError, BackendNotProven, ValueError, KeyError, TypeError):
         return 0.0, 0.0
 
 

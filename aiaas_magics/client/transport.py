@@ -20,8 +20,10 @@ import httpx
 import msgspec
 
 from aiaas_magics import errors, wire
+from aiaas_magics.client import connections
 from aiaas_magics.errors import (
     AiaasError,
+    BackendNotProven,
     BackendRefused,
     BackendTooSlow,
     BackendUnreachable,
@@ -52,7 +54,8 @@ class Transport:
 
     Promises: every call ends within its deadline; a `GET` and whatever carries an
     idempotency key are tried again when the connection fails; no redirect is followed,
-    so the token goes to no other host.
+    so the token goes to no other host. Over plain HTTP each new connection's server proves first
+    that it knows the token: another program on the same port is sent neither token nor data.
 
     `revive`, where it is given, brings a dead backend back and says where it is now; it is
     called before such a request is tried again.
@@ -62,12 +65,15 @@ class Transport:
         self.url = checked_url(url)
         self._revive = revive
         self._answer_s = answer_s
+        self._peer = connections.Peer(self.url, token)
+        http = httpx.HTTPTransport(verify=_trust(), trust_env=False)
+        connections.put_into(http._pool, connections.Connections(self._peer, answer_s=answer_s))
         self._http = httpx.Client(
+            transport=http,
             base_url=self.url,
             headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=httpx.Timeout(answer_s, connect=5.0),
             follow_redirects=False,
-            verify=_trust(),
             trust_env=False,
         )
         # Endpoints and jobs are made and forgotten in notebooks; their connections go with them.
@@ -147,6 +153,8 @@ class Transport:
         for wait_s in (*RETRY_WAITS_S, None):
             try:
                 response = self._once("POST", path, content=content, headers=headers)
+            except BackendNotProven:
+                raise  # whoever has the port keeps it
             except BackendUnreachable:
                 if wait_s is None:
                     raise
@@ -163,6 +171,8 @@ class Transport:
         for wait_s in (*RETRY_WAITS_S, None):
             try:
                 return self._once(method, path, **options)
+            except BackendNotProven:
+                raise
             except BackendUnreachable:
                 if wait_s is None:
                     raise
@@ -173,11 +183,25 @@ class Transport:
         raise AssertionError("unreachable")
 
     def _move_to(self, url: str, token: str) -> None:
-        self.url = checked_url(url)
+        self.url = self._peer.url = checked_url(url)
+        self._peer.token = token
         self._http.base_url = httpx.URL(self.url)
         self._http.headers["Authorization"] = f"Bearer {token}"
 
     def _once(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """One request. One that met another program in the backend's place was not sent, so it may always be sent to the right one."""
+        try:
+            return self._sent(method, path, **options)
+        except BackendNotProven as error:
+            if self._revive is None:
+                raise
+            found = self._revive()
+            if found == (self._peer.url, self._peer.token):
+                raise error
+            self._move_to(*found)
+            return self._sent(method, path, **options)
+
+    def _sent(self, method: str, path: str, **options: Any) -> httpx.Response:
         if options.get("timeout", 0) is None:
             options["timeout"] = httpx.USE_CLIENT_DEFAULT
         with _our_errors(self.url, self._answer_s):

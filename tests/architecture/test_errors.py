@@ -12,6 +12,7 @@ from aiaas_magics.spec import ErrorReport
 
 ARGUMENTS: dict[str, tuple[object, ...]] = {
     "AiaasBug": ("the store has no row for job 7",),
+    "BackendNotProven": ("http://127.0.0.1:1", "127.0.0.1:2"),
     "BackendRefused": (503, ""),
     "BackendTooSlow": ("http://127.0.0.1:1", 5.0),
     "BackendUnreachable": ("http://127.0.0.1:1",),

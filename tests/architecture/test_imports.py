@@ -30,6 +30,7 @@ BASE = {
     "precision",
     "execution",
     "processes",
+    "server_proof",
 }
 
 # room -> rooms it may import from, itself and the base aside
@@ -78,6 +79,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "anywidget": ("notebook/",),
     "matplotlib": ("plots/",),
     "httpx": ("client/transport.py",),
+    "httpcore": ("client/connections.py",),
     "keras": ("notebook/capture.py", "packing/", "backend/training/", "backend/workers/launcher.py", "backend/workers/child.py"),
     "tensorflow": (
         "notebook/capture.py",

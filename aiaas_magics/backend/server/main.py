@@ -111,7 +111,7 @@ def serve(options: Options, *, on_ready: Callable[[str], None] = lambda _: None)
 
 
 def listening(options: Options, state: StateFolder) -> socket.socket:
-    """A bound socket: on the port that was asked for, else on that of last time, else on any.
+    """A bound socket: on the port that was asked for, else on that of last time, else on any, and then with a new token.
 
     Raises:
         InvalidSpec: the port that was asked for is taken.
@@ -128,6 +128,10 @@ def listening(options: Options, state: StateFolder) -> socket.socket:
             listener.close()
             if wanted is not None or port == 0:
                 raise InvalidSpec(f"{options.host}:{port} cannot be listened on: {error.strerror}. Give another --port.") from error
+            if port:
+                # Programs that do not ask for a proof first send the old token to whoever sits there: it must be worth nothing.
+                log.warning("port %d is taken by another process; choosing a new port and a new token", port)
+                state.new_token()
         else:
             return listener
     raise AssertionError("port 0 is always tried last")
