@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -47,6 +48,14 @@ class Refusal(msgspec.Struct, frozen=True):
     error: str = ""
     type: str = ""
     args: list[Any] = []  # msgspec gives each its own
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """Bytes that come chunk by chunk, and the headers that came before them, with names in lower case."""
+
+    chunks: Iterator[bytes]
+    headers: Mapping[str, str]
 
 
 class Transport:
@@ -127,17 +136,17 @@ class Transport:
         return _value(self._repeatable("PUT", path, content=content), of)
 
     @contextmanager
-    def download(self, path: str) -> Iterator[Iterator[bytes]]:
+    def download(self, path: str) -> Iterator[Download]:
         """The bytes at `path`, chunk by chunk."""
         with _our_errors(self.url, self._answer_s), self._http.stream("GET", path) as response:
             if response.status_code >= 400:
                 response.read()
             _refuse_errors(response, self.url)
-            yield response.iter_bytes(CHUNK_BYTES)
+            yield Download(response.iter_bytes(CHUNK_BYTES), response.headers)
 
     def read(self, path: str) -> bytes:
-        with self.download(path) as chunks:
-            return b"".join(chunks)
+        with self.download(path) as incoming:
+            return b"".join(incoming.chunks)
 
     def exchange(self, method: str, path: str, *, content: bytes = b"", headers: dict[str, str] | None = None) -> bytes:
         """One request with bytes both ways; for interfaces that are not the backend's own, such as predictions."""

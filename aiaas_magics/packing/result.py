@@ -130,7 +130,7 @@ def apply_result(result: FitResult, packed: PackedFitCall) -> Any:
     history = _history(result, packed.model)
     packed.model.stop_training = result.stop_training
     for callback, attributes in zip(packed.callbacks, result.callbacks, strict=False):
-        plain.put_back(callback, attributes)
+        plain.put_back(callback, {name: value for name, value in plain.trusted(callback, attributes).items() if name not in LINKS})
         callback.set_model(packed.model)
     return history
 

@@ -12,7 +12,7 @@ from cells import CELLS
 from conftest import Namespace, Worker
 
 from aiaas_magics.errors import AiaasBug, ResultMismatch
-from aiaas_magics.packing import fitcall
+from aiaas_magics.packing import fitcall, plain
 from aiaas_magics.packing.fitcall import FitCall
 
 Cell = Callable[..., Namespace]
@@ -78,6 +78,46 @@ arguments.update(callbacks=[recorder, stopper], epochs=9)
     assert recorder.model is made["model"]
     assert stopper.stopped_epoch == 1
     assert made["model"].stop_training is True
+
+
+def test_a_backend_gives_callbacks_data_and_neither_paths_nor_other_code() -> None:
+    """What `trusted` lets through of attributes that a lying backend sends."""
+    import keras
+
+    class Stops(keras.callbacks.Callback):
+        limit = 3
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.status, self.seen, self.folder, self.where = "begun", [], "runs", Path("runs/a")
+
+        @property
+        def best(self) -> int:
+            return 1
+
+    saves, logs, stops = keras.callbacks.ModelCheckpoint("best.keras"), keras.callbacks.CSVLogger("log.csv"), Stops()
+    board = keras.callbacks.TensorBoard("logs")
+
+    def trusted(callback: object, **state: object) -> list[str]:
+        return sorted(plain.trusted(callback, state))
+
+    assert trusted(saves, filepath="/etc/x.keras", best=0.5, _current_epoch=3, epochs_since_last_save=1, save_best_only=True) == [
+        "_current_epoch",
+        "best",
+        "epochs_since_last_save",
+        "save_best_only",
+    ]
+    assert trusted(saves, filepath="best.keras") == ["filepath"]
+    assert trusted(saves, filepath=None) == trusted(logs, filename="log2.csv") == trusted(board, log_dir="elsewhere") == []
+    assert trusted(stops, status="stopped early", seen=[1.0], limit=5, losses=[1], note="runs/b") == [
+        "limit",
+        "losses",
+        "note",
+        "seen",
+        "status",
+    ]
+    assert trusted(stops, status="../x", folder="other", where="runs/b", best=2, on_epoch_end=1, __class__="x", __dict__={}) == []
+    assert trusted(stops, out="/etc/passwd", other="~/x", up="../x") == []
 
 
 def test_a_mismatch_leaves_the_model_as_it_was(cell: Cell, worker: Worker, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ jobs belong to `conductor`, bytes to `blobs`, endpoints to `endpoints`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,7 @@ from aiaas_magics.backend.server.blobs import BlobStore, read_chunks
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoints import Endpoints
 from aiaas_magics.backend.server.presence import Presence
+from aiaas_magics.backend.workers import opened
 from aiaas_magics.errors import AiaasError, InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.frames import FeedView
 from aiaas_magics.routing import Change, Scaling
@@ -161,9 +162,9 @@ async def adopt_blob(request: Request) -> Response:
     return Response(status_code=201)
 
 
-def _file(path: Path) -> Response:
+def _file(path: Path, more: Mapping[str, str] = {}) -> Response:
     size = path.stat().st_size
-    headers = {"content-length": str(size), "x-content-type-options": "nosniff"}
+    headers = {**more, "content-length": str(size), "x-content-type-options": "nosniff"}
     return StreamingResponse(read_chunks(path), media_type="application/octet-stream", headers=headers)
 
 
@@ -224,7 +225,8 @@ async def get_file(request: Request) -> Response:
     target = (root / path).resolve() if path in view.files else root
     if not target.is_relative_to(root) or not target.is_file():
         raise UnknownName("file", path, view.files)
-    return _file(target)
+    appended = path in await asyncio.to_thread(opened.appended, root.parent)
+    return _file(target, {"aiaas-opened": opened.APPENDED} if appended else {})
 
 
 async def get_feed(request: Request) -> Response:
