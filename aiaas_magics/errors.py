@@ -24,6 +24,7 @@ library's failure into one of them, is decided where that library lives.
     │   │   └── BackendNotProven      another program answers
     │   ├── BackendTooSlow        no answer in time
     │   ├── BackendRefused        an answer that says no
+    │   ├── UntrustedAddress      the backend names another machine
     │   ├── NotAuthorised         the token is missing or wrong
     │   ├── NotEnoughDevices      fewer devices than workers
     │   ├── CannotStart           the local server did not come up
@@ -78,6 +79,7 @@ __all__ = [
     "ResultMismatch",
     "StoreNotWritable",
     "UnknownName",
+    "UntrustedAddress",
     "UsageError",
     "VersionSkew",
     "WorkersLost",
@@ -304,6 +306,20 @@ class NotAuthorised(BackendError):
 
     def __str__(self) -> str:
         return f"{self.url} does not accept this token. Set AIAAS_TOKEN to the token that `aiaas token` prints there, then connect again."
+
+
+class UntrustedAddress(BackendError):
+    """Where a backend says that its endpoints answer is not its own machine; nothing was sent there."""
+
+    def __init__(self, named: str, url: str) -> None:
+        super().__init__(named, url)
+        self.named, self.url = named, url
+
+    def __str__(self) -> str:
+        return (
+            f"The backend at {self.url} says that its endpoints answer at {self.named[:80]!r}, which is another scheme or machine; "
+            "nothing was sent there. Check who runs this backend, or connect to it by the address that it names."
+        )
 
 
 class NotEnoughDevices(BackendError):

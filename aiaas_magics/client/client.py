@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
-from aiaas_magics import processes
+from aiaas_magics import processes, server_proof, settings
 from aiaas_magics.client import embedded
 from aiaas_magics.client.blobs import BlobSender
 from aiaas_magics.client.endpoint import Endpoint, deploy
@@ -45,11 +46,14 @@ class Backend:
     ...     history = job.result()
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, *, state: Path | None = None) -> None:
+        """`state` is the local server's folder. Only a server of this account, there, may have arrays written into a folder for it."""
         self.transport = transport
         self._about = transport.get("/v1/about", About)
-        self.blobs = BlobSender(transport, dropbox=self._about.dropbox)
-        if self._about.dropbox:
+        dropbox = self._about.dropbox
+        is_ours = dropbox is not None and state is not None and Path(dropbox).resolve().is_relative_to(state.resolve())
+        self.blobs = BlobSender(transport, dropbox=dropbox if is_ours else None)
+        if dropbox and server_proof.is_needed(transport.url):  # on this machine, for as long as somebody needs it
             pid = os.getpid()
             transport.post("/v1/kernels", _Kernel(pid, processes.start_mark(pid)), type(None), key=f"kernel-{pid}")
 
@@ -255,5 +259,5 @@ def connect(url: str | None = None, token: str | None = None) -> Backend:
     url = url or os.environ.get("AIAAS_BACKEND") or LOCAL
     if url == LOCAL:
         found_url, found_token = embedded.ensure_local()
-        return Backend(Transport(found_url, token=found_token, revive=embedded.ensure_local))
+        return Backend(Transport(found_url, token=found_token, revive=embedded.ensure_local), state=settings.local_state())
     return Backend(Transport(url, token=token or os.environ.get("AIAAS_TOKEN", "")))

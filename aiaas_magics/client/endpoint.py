@@ -17,12 +17,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from msgspec.structs import replace
 
 from aiaas_magics import precision as precisions
 from aiaas_magics import snippets
 from aiaas_magics.client import tensors
 from aiaas_magics.client.blobs import BlobSender
-from aiaas_magics.client.transport import Transport
+from aiaas_magics.client.transport import Transport, sibling_url
 from aiaas_magics.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable, DataMismatch
 from aiaas_magics.monitoring import Counts, Sample, counts_in, sample_of
 from aiaas_magics.routing import Change, Rollout, scaling_of
@@ -45,8 +46,8 @@ class Endpoint:
     def __init__(self, transport: Transport, view: EndpointView, change: PrecisionChange | None = None) -> None:
         self._transport = transport
         self.change = change  # what fewer bits changed, where this object deployed a version in fewer
-        self._view = view
-        self._calls = Transport(view.url, token=view.token)
+        self._view = self._checked(view)
+        self._calls = Transport(self._view.url, token=view.token)
         self._is_stopped = False
 
     @property
@@ -83,10 +84,17 @@ class Endpoint:
 
     def _keep(self, view: EndpointView) -> EndpointView:
         """Remember what the backend says. An inference process that had to take another port has another token as well."""
+        view = self._checked(view)
         if (view.url, view.token) != (self._view.url, self._view.token):
             self._calls = Transport(view.url, token=view.token)  # calls of other threads go on over the one of before
         self._view = view
         return view
+
+    def _checked(self, view: EndpointView) -> EndpointView:
+        """`view`, if the endpoint is on the backend's own machine: rows and tokens go nowhere else."""
+        url = sibling_url(view.url, self._transport.url)
+        host, port = url.partition("://")[2].rpartition(":")[0], view.grpc.rpartition(":")[2]
+        return replace(view, url=url, grpc=f"{host}:{port}" if view.grpc else "")
 
     def predict(self, x: Any) -> Any:
         """The served model's outputs for `x`, as numpy.

@@ -227,16 +227,17 @@ class Job:
 
     def _bring_files(self, folder: Path, logs: Container[str] = ()) -> tuple[str, ...]:
         """Bring what is not here yet; the sentences that say what came where."""
-        here = {file.name for file in self.files}
-        names = [name for name in self.view().files if name not in here]
+        here = [file for file in self.files if file.path is not None]
+        known = {file.name for file in here}
+        names = [name for name in self.view().files if name not in known]
         new = returned_files.save(self.id, names, folder, fetch=self._file, logs=logs)
-        self.files = (*self.files, *new)
+        self.files = (*here, *new)
         return returned_files.sentences(self.id, new)
 
     @contextmanager
     def _file(self, name: str) -> Iterator[_JobFile]:
         with self._transport.download(f"/v1/jobs/{self.id}/files/{_quoted(name)}") as incoming:
-            yield _JobFile(incoming.chunks, incoming.headers.get(OPENED) == "appended")
+            yield _JobFile(incoming.size, incoming.chunks, incoming.headers.get(OPENED) == "appended")
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._awaited().__await__()
@@ -289,6 +290,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class _JobFile:
+    size: int
     chunks: Iterable[bytes]
     appended: bool
 

@@ -38,8 +38,10 @@ REMEMBERED: Final = 10_000  # files written by jobs of this account; guess
 
 
 class Incoming(Protocol):
-    """A file as the backend sends it."""
+    """A file of `size` bytes as the backend sends it."""
 
+    @property
+    def size(self) -> int: ...
     @property
     def chunks(self) -> Iterable[bytes]: ...
     @property
@@ -167,6 +169,9 @@ def _save_one(job: str, name: str, root: Path, incoming: Incoming, *, is_log: bo
     if why:
         target = _aside(job, name, root)
     target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if incoming.size > free:
+        return ReturnedFile(name=name, path=None, why=f"it has {incoming.size:,} bytes, {free:,} are free here")
     partial = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with partial.open("xb") as file:
@@ -231,7 +236,9 @@ def sentences(job: str, files: Sequence[ReturnedFile]) -> tuple[str, ...]:
         lines.append(f"Put into {ASIDE}/{job}/ instead: {_listed([file.name for file in aside])} ({reasons}). Move what you want to keep.")
     if left:
         reasons = " and ".join(dict.fromkeys(file.why for file in left))
-        lines.append(f"Left on the backend: {_listed([file.name for file in left])} ({reasons}). Write to another name to get it.")
+        lines.append(
+            f"Left on the backend: {_listed([file.name for file in left])} ({reasons}). Use another name, or make room, to get it."
+        )
     return tuple(lines)
 
 

@@ -37,6 +37,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "ResultMismatch": ("sequential", "it has 6 variables and the result 8"),
     "StoreNotWritable": ("state", "read-only file system"),
     "UnknownName": ("job", "8", ("7", "9")),
+    "UntrustedAddress": ("http://127.0.0.1:1/elsewhere", "https://gpu-box:8443"),
     "VersionSkew": ("keras", "3.15.1", "3.14.0"),
     "WorkersLost": ("7", "worker 1 was killed by signal 9", 4),
 }

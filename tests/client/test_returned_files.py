@@ -42,6 +42,7 @@ def new_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 class Sent:
     chunks: list[bytes]
     appended: bool
+    size: int = 1
 
 
 def bring(
@@ -204,6 +205,18 @@ def test_a_download_that_breaks_off_leaves_what_was_there(here: Path) -> None:
         save("8", ["best.keras"], here, fetch=fetch)
 
     assert tree(here) == {"best.keras": b"whole"}
+
+
+def test_a_file_that_does_not_fit_on_the_disk_stays_on_the_backend(here: Path) -> None:
+    @contextmanager
+    def fetch(_: str) -> Iterator[Sent]:
+        yield Sent([], appended=False, size=2**62)
+
+    files = save("8", ["big.bin"], here, fetch=fetch)
+
+    assert files[0].path is None
+    assert "bytes" in sentences("8", files)[0]
+    assert tree(here) == {}
 
 
 # --------------------------------------------------------------------------- how a worker's files were opened
