@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -29,7 +29,7 @@ class Facts:
     hosts: tuple[bytes, ...] = ()
     origins: tuple[bytes, ...] = ()
     fetch_sites: tuple[bytes, ...] = ()
-    authorizations: tuple[bytes, ...] = ()
+    authorizations: tuple[bytes, ...] = field(default=(), repr=False)
     query: bytes = b""
 
 

@@ -23,6 +23,7 @@ from aiaas_magics.client import tensors
 from aiaas_magics.client.generator import ANSWER_S, MARK, Form, Outcome, Plan
 from aiaas_magics.errors import BackendNotProven, BackendRefused, BackendTooSlow, BackendUnreachable, InvalidSpec
 from aiaas_magics.latency import LoadReport, Sides
+from aiaas_magics.plain_text import visible
 from aiaas_magics.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def carry_out(plan: Plan, told: Callable[[str], None] | None = None) -> Outcome:
     if outcome.unreachable:
         raise BackendUnreachable(plan.url)
     if outcome.refused:
-        raise BackendRefused(outcome.status, outcome.refused)
+        raise BackendRefused(outcome.status, visible(outcome.refused))
     return outcome
 
 

@@ -35,6 +35,7 @@ from aiaas_magics.errors import (
     NotAuthorised,
     UntrustedAddress,
 )
+from aiaas_magics.plain_text import visible, visible_json
 
 T = TypeVar("T")
 
@@ -393,15 +394,15 @@ def _refusal(answer: Answer) -> AiaasError:
     said = answer.headers.get("Retry-After", "")
     retry_after_s = float(said) if said.isdecimal() else 0.0  # the other form, a date, nobody sends for seconds
     try:
-        told = wire.decode(answer.content, Refusal)
+        told = wire.decode(visible_json(answer.content), Refusal)
     except wire.Malformed:
-        return BackendRefused(answer.status, answer.content[:1200].decode(errors="replace")[:300], retry_after_s)
+        return BackendRefused(answer.status, visible(answer.content[:1200].decode(errors="replace")[:300]), retry_after_s)
     kind = getattr(errors, told.type, None) if told.type in errors.__all__ else None
     if kind is not None:
         try:
             error = kind(*told.args)
             str(error)
-        except (TypeError, AttributeError):
+        except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError):  # arguments of other types than ours
             return BackendRefused(answer.status, told.error, retry_after_s)
         if isinstance(error, AiaasError):
             return error
@@ -412,7 +413,7 @@ def _value(answer: Answer, of: type[T]) -> T:
     if of is type(None) or not answer.content:
         return None  # type: ignore[return-value]
     try:
-        return wire.decode(answer.content, of)
+        return wire.decode(visible_json(answer.content), of)
     except wire.Malformed as error:
         raise BackendRefused(
             answer.status, f"The answer is not understood here ({error}). Install the same version on both sides."

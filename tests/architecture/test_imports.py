@@ -31,6 +31,7 @@ BASE = {
     "execution",
     "processes",
     "server_proof",
+    "plain_text",
 }
 
 # room -> rooms it may import from, itself and the base aside

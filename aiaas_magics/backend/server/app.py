@@ -29,7 +29,7 @@ from aiaas_magics.backend.workers import opened
 from aiaas_magics.errors import AiaasError, InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.frames import FeedView
 from aiaas_magics.routing import Change, Scaling
-from aiaas_magics.spec import About, DeploySpec, FitSpec, Versions
+from aiaas_magics.spec import About, DeploySpec, FitSpec, Versions, checked_job_name
 
 POLL_S: Final = 30.0  # contract: a long poll waits at most this long
 KEY_CHARACTERS: Final = 200
@@ -177,6 +177,7 @@ async def submit_job(request: Request) -> Response:
     if key is not None and not 0 < len(key) <= KEY_CHARACTERS:
         raise InvalidSpec(f"An Idempotency-Key has 1 to {KEY_CHARACTERS} characters. Use a random one for each job.")
     spec = await body_of(request, FitSpec)
+    checked_job_name(spec.name)
     check_versions(spec.versions, parts.about().versions)
     missing = await asyncio.to_thread(parts.blobs.missing, (spec.payload, *spec.arrays))
     if missing:
