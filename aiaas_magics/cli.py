@@ -81,6 +81,7 @@ def serve(
     idle_minutes: float | None,
 ) -> None:
     """Run a server in the foreground, until SIGTERM or Ctrl-C."""
+    from aiaas_magics.backend import certificate
     from aiaas_magics.backend.server import main as server
 
     log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -100,6 +101,8 @@ def serve(
 
     def on_ready(url: str) -> None:
         click.echo(f"aiaas serves at {url}")
+        if tls_cert is not None:
+            click.echo(f"Its certificate's SHA-256 fingerprint: {certificate.fingerprint(tls_cert)}", err=True)
         shown = "" if local else f" --state {folder}"
         click.echo(f"Its token: aiaas token{shown}. In a notebook: %aiaas_connect {url}", err=True)
 

@@ -22,6 +22,9 @@ library's failure into one of them, is decided where that library lives.
     ├── BackendError          ask whoever runs the backend, or wait
     │   ├── BackendUnreachable    nobody answers
     │   │   └── BackendNotProven      another program answers
+    │   ├── WrongProtocol         TLS on one side only
+    │   ├── CertificateRefused    nobody vouches for the certificate
+    │   ├── CertificateChanged    another certificate than the accepted one
     │   ├── BackendTooSlow        no answer in time
     │   ├── BackendRefused        an answer that says no
     │   ├── UntrustedAddress      the backend names another machine
@@ -61,6 +64,8 @@ __all__ = [
     "CannotStart",
     "CannotTravel",
     "CellError",
+    "CertificateChanged",
+    "CertificateRefused",
     "ChangedTooMuch",
     "DataEnded",
     "DataMismatch",
@@ -83,6 +88,7 @@ __all__ = [
     "UsageError",
     "VersionSkew",
     "WorkersLost",
+    "WrongProtocol",
 ]
 
 
@@ -271,7 +277,55 @@ class BackendNotProven(BackendUnreachable):
             )
         return (
             f"What answers at {self.url} could not show that it knows the token: it is another program, or the token is another backend's. "
-            "Nothing was sent to it. Use %aiaas_connect local for this machine, or check the address and AIAAS_TOKEN."
+            "Nothing was sent to it. Set AIAAS_TOKEN to the token that `aiaas token` prints there, or use %aiaas_connect local for this "
+            "machine."
+        )
+
+
+class WrongProtocol(BackendError):
+    """One side speaks TLS and the other does not; nothing was sent. `speaks` is "TLS" or "no TLS", of the other side."""
+
+    def __init__(self, url: str, speaks: str) -> None:
+        super().__init__(url, speaks)
+        self.url, self.speaks = url, speaks
+
+    def __str__(self) -> str:
+        if self.speaks == "TLS":
+            return f"What answers at {self.url} speaks TLS; nothing was sent. Use https{self.url.removeprefix('http')} instead."
+        return f"What answers at {self.url} speaks no TLS; nothing was sent. Check the port; plain http:// is for this machine only."
+
+
+class CertificateRefused(BackendError):
+    """A certificate that nobody vouches for; nothing was sent. `why` is a clause, `fingerprint` its SHA-256, if it could be seen."""
+
+    def __init__(self, url: str, why: str, fingerprint: str = "") -> None:
+        super().__init__(url, why, fingerprint)
+        self.url, self.why, self.fingerprint = url, why, fingerprint
+
+    def __str__(self) -> str:
+        text = f"The certificate of {self.url} is not accepted: {self.why}. Nothing was sent."
+        if not self.fingerprint:
+            return f"{text} Set AIAAS_CA to the PEM file of the authority that signed it."
+        return (
+            f"{text}\nIts SHA-256 fingerprint is {self.fingerprint}\nIf `aiaas serve` printed the same one there, type\n"
+            f"    %aiaas_connect {self.url} --fingerprint {self.fingerprint}\n"
+            "Or set AIAAS_CA to the PEM file of the authority that signed it."
+        )
+
+
+class CertificateChanged(BackendError):
+    """Another certificate than the one that was accepted; nothing was sent."""
+
+    def __init__(self, url: str, pinned: str, seen: str) -> None:
+        super().__init__(url, pinned, seen)
+        self.url, self.pinned, self.seen = url, pinned, seen
+
+    def __str__(self) -> str:
+        return (
+            f"{self.url} shows another certificate than the accepted one. Nothing was sent: somebody may be in between.\n"
+            f"accepted: {self.pinned}\nseen:     {self.seen}\n"
+            f"If it was replaced on purpose, and `aiaas serve` printed the second one there, type\n"
+            f"    %aiaas_connect {self.url} --fingerprint {self.seen}"
         )
 
 

@@ -26,8 +26,11 @@ class Proving(asyncio.Protocol):
         self.proven: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
+        address = transport.get_extra_info("peername")
+        if address is None:  # it was reset at once; `connection_lost` follows
+            return
         try:
-            self._challenge = server_proof.Challenge(self._url, token=self._token, peer=transport.get_extra_info("peername")[:2])
+            self._challenge = server_proof.Challenge(self._url, token=self._token, peer=address[:2])
             transport.write(self._challenge.request)
         except AiaasError as error:
             self._end(error)

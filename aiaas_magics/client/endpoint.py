@@ -47,7 +47,7 @@ class Endpoint:
         self._transport = transport
         self.change = change  # what fewer bits changed, where this object deployed a version in fewer
         self._view = self._checked(view)
-        self._calls = Transport(self._view.url, token=view.token)
+        self._calls = Transport(self._view.url, token=view.token, fingerprint=self._transport.fingerprint)
         self._is_stopped = False
 
     @property
@@ -57,6 +57,11 @@ class Endpoint:
     @property
     def url(self) -> str:
         return self._view.url
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the certificate that was accepted for this backend; "" where an authority vouches for it, or there is none."""
+        return self._transport.fingerprint
 
     @property
     def grpc_url(self) -> str:
@@ -86,7 +91,9 @@ class Endpoint:
         """Remember what the backend says. An inference process that had to take another port has another token as well."""
         view = self._checked(view)
         if (view.url, view.token) != (self._view.url, self._view.token):
-            self._calls = Transport(view.url, token=view.token)  # calls of other threads go on over the one of before
+            self._calls = Transport(
+                view.url, token=view.token, fingerprint=self._transport.fingerprint
+            )  # calls of other threads go on over the one of before
         self._view = view
         return view
 

@@ -72,6 +72,7 @@ def run_load(
         rows=rows,
         rates=None if rates is None else tuple(rates),
         model=view.name,
+        fingerprint=endpoint.fingerprint,
         authority=os.environ.get("AIAAS_CA", ""),
     )
     found = carry_out(plan, told)

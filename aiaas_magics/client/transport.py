@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import ssl
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,7 +23,7 @@ import msgspec
 import psutil
 
 from aiaas_magics import errors, server_proof, wire
-from aiaas_magics.client import connections
+from aiaas_magics.client import certificates, connections
 from aiaas_magics.errors import (
     AiaasError,
     BackendNotProven,
@@ -87,12 +86,27 @@ class Transport:
     called before such a request is tried again.
     """
 
-    def __init__(self, url: str, *, token: str, revive: Callable[[], tuple[str, str]] | None = None, answer_s: float = ANSWER_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str,
+        revive: Callable[[], tuple[str, str]] | None = None,
+        answer_s: float = ANSWER_S,
+        fingerprint: str = "",
+    ) -> None:
+        """`fingerprint` is of the only certificate to believe; without it the accepted one for this address, if there is one."""
         self.url = checked_url(url)
         self._revive = revive
         self._answer_s = answer_s
-        self._peer = connections.Peer(self.url, token)
-        http = httpx.HTTPTransport(verify=_trust(), trust_env=False)
+        self.fingerprint = ""
+        if self.url.startswith("https:"):
+            self.fingerprint = certificates.checked_fingerprint(fingerprint) if fingerprint else certificates.pinned(self.url)
+        elif fingerprint:
+            raise InvalidSpec(f"A fingerprint is of a certificate, and {self.url} has none. Use https://, or leave it out.")
+        self._peer = connections.Peer(self.url, token, self.fingerprint)
+        tls = certificates.settings_for(self.fingerprint, os.environ.get(certificates.AUTHORITY, ""))
+        http = httpx.HTTPTransport(verify=True if tls is None else tls, trust_env=False)
         connections.put_into(http._pool, connections.Connections(self._peer, answer_s=answer_s))
         self._http = httpx.Client(
             transport=http,
@@ -362,19 +376,13 @@ def sibling_url(named: str, own: str) -> str:
     return str(there).rstrip("/")
 
 
-def _trust() -> Any:
-    """What certificates to believe: the system's, or those in the file AIAAS_CA (a self-signed server)."""
-    authority = os.environ.get("AIAAS_CA", "")
-    return ssl.create_default_context(cafile=authority) if authority else True
-
-
 @contextmanager
 def _our_errors(url: str, waited_s: float) -> Iterator[None]:
     """Turn the HTTP library's failures into ours. No other module knows their names."""
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise BackendUnreachable(url) from error
+        raise certificates.refusal(error, url) or BackendUnreachable(url) from error
     except httpx.TimeoutException as error:
         raise BackendTooSlow(url, waited_s) from error
     except httpx.TransportError as error:

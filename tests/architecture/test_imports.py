@@ -38,7 +38,7 @@ BASE = {
 ARROWS: dict[str, set[str]] = {
     "__init__": {"client", "notebook"},
     "__main__": {"cli"},
-    "cli": {"client", "backend.server"},
+    "cli": {"client", "backend.server", "backend.certificate"},
     "notebook": {"client", "packing", "plots"},
     "client": {"packing", "plots"},
     "packing": set(),
@@ -48,6 +48,7 @@ ARROWS: dict[str, set[str]] = {
     "backend.checkpoint_folder": set(),
     "backend.feed_folder": {"backend.disk"},
     "backend.eventloop": set(),
+    "backend.certificate": set(),
     "backend.server": {
         "backend.workers",
         "backend.jobs",
@@ -57,10 +58,11 @@ ARROWS: dict[str, set[str]] = {
         "backend.checkpoint_folder",
         "backend.feed_folder",
         "backend.eventloop",
+        "backend.certificate",
     },
     "backend.workers": {"backend.training", "backend.jobs", "backend.disk", "packing"},
     "backend.training": {"backend.checkpoint_folder", "backend.feed_folder", "backend.disk", "packing"},
-    "backend.serving": {"backend.guard", "backend.disk", "backend.eventloop"},
+    "backend.serving": {"backend.guard", "backend.disk", "backend.eventloop", "backend.certificate"},
     "backend.jobs": set(),
     "testing": {
         "backend.server",

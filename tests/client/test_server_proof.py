@@ -58,7 +58,7 @@ NONSENSE = [
 @pytest.mark.parametrize("answer", NONSENSE, ids=lambda answer: repr(answer[:40]))
 def test_a_program_that_does_not_know_the_token_is_sent_nothing_but_the_question(answer: bytes) -> None:
     with squatting(answer=answer) as squatter, Transport(f"http://127.0.0.1:{squatter.port}", token=TOKEN) as transport:
-        with pytest.raises(errors.BackendNotProven, match=r"Nothing was sent to it. Use %aiaas_connect local"):
+        with pytest.raises(errors.BackendNotProven, match=r"Nothing was sent to it\. Set AIAAS_TOKEN to the token that `aiaas token`"):
             transport.get("/v1/jobs", list[JobView])
         with pytest.raises(errors.BackendNotProven):
             transport.upload("/v1/blobs/x", [b"training data"], size=13)

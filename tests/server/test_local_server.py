@@ -211,6 +211,7 @@ def test_beyond_loopback_the_server_speaks_tls(tmp_path: Path) -> None:
     (tmp_path / "key.pem").write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
+    (tmp_path / "key.pem").chmod(0o600)
     pems = ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
     process = subprocess.Popen(
         [sys.executable, "-m", "aiaas_magics", "serve", "--state", str(tmp_path / "state"), "--host", "0.0.0.0", *pems],

@@ -25,6 +25,7 @@ from typing import Any, Final
 import uvicorn
 
 from aiaas_magics import settings, wire
+from aiaas_magics.backend.certificate import check_pair
 from aiaas_magics.backend.eventloop import fast_loop
 from aiaas_magics.backend.guard import LOOPBACK, Guard
 from aiaas_magics.backend.server import devices
@@ -72,9 +73,8 @@ class Options:
         check_front_ends(self.front_ends)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
-        for flag, path in (("--tls-cert", self.tls_cert), ("--tls-key", self.tls_key)):
-            if path is not None and not path.is_file():
-                raise InvalidSpec(f"{flag} {path}: there is no such file. Give the path of a PEM file.")
+        if self.tls_cert is not None and self.tls_key is not None:
+            check_pair(self.tls_cert, self.tls_key)
         if not is_loopback(self.host) and self.tls_cert is None:
             raise InvalidSpec(
                 f"--host {self.host} reaches beyond this machine, and the token would cross in the clear. Add --tls-cert and --tls-key."
