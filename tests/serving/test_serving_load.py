@@ -61,6 +61,8 @@ def test_each_concurrency_gives_a_point_with_ordered_percentiles(shared: Rig) ->
 class OneEndpoint:
     """What `run_load` needs of an endpoint."""
 
+    fingerprint = ""
+
     def __init__(self, rig: Rig, name: str, inputs: tuple[TensorSpec, ...]) -> None:
         self._view = EndpointView(name=name, url=rig.host.url, token=rig.host.token, replicas=1, versions=(), inputs=inputs, outputs=())
 
