@@ -96,6 +96,7 @@ def read_result(data: bytes) -> FitResult:
     Raises:
         AiaasBug: when the bytes are not such a result.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
@@ -116,7 +117,7 @@ def read_result(data: bytes) -> FitResult:
             stop_training=header["stop_training"],
             batch=plain.decode(header["batch"], arrays),
         )
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, SafetensorError) as error:
         raise AiaasBug(f"a result cannot be read ({type(error).__name__}: {error})") from error
 
 

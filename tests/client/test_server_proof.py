@@ -11,9 +11,11 @@ import threading
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import aiaas_magics
 from aiaas_magics import errors, server_proof, wire
@@ -186,6 +188,41 @@ def test_rows_go_to_no_program_that_has_taken_the_endpoints_port_and_no_token_ei
             endpoint.predict(np.full((3, 1), 41.5, "float32"))
         assert next(endpoint.watch(every_s=0.0)) is None  # monitoring
 
+    assert set(squatter.paths) == {b"/v1/proof"}
+    assert TOKEN.encode() not in squatter.received
+
+
+def test_an_endpoint_that_had_to_move_is_asked_where_it_is_now_with_its_new_token(server: Served) -> None:
+    """The inference process takes another port and a new token where its port was taken; the first word goes to the squatter."""
+    head = b'{"outputs":[{"name":"x","datatype":"FP32","shape":[1,1],"parameters":{"binary_data_size":4}}]}'
+
+    class Moved(Proving):
+        token = "new token"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            assert self.headers["Authorization"] == "Bearer new token"
+            self.send_response(200)
+            self.send_header("content-length", str(len(head) + 4))
+            self.send_header("Inference-Header-Content-Length", str(len(head)))
+            self.end_headers()
+            self.wfile.write(head + np.float32(2.0).tobytes())
+
+    class Knows(Transport):
+        def get(self, path: str, *_: Any, **__: Any) -> Any:
+            return replace(view, url=f"http://127.0.0.1:{moved.server_port}", token="new token")
+
+    tensor = TensorSpec(name="x", dtype="float32", shape=(-1, 1))
+    with squatting(answer=answer_of(b"{}")) as squatter, ThreadingHTTPServer(("127.0.0.1", 0), Moved) as moved:
+        thread = threading.Thread(target=moved.serve_forever, args=(0.01,))
+        thread.start()
+        url = f"http://127.0.0.1:{squatter.port}"
+        view = EndpointView(name="churn", url=url, token=TOKEN, replicas=1, versions=(), inputs=(tensor,), outputs=(tensor,))
+
+        assert Endpoint(Knows(server.url, token=server.token), view).predict([[41.5]]).tolist() == [[2.0]]
+
+        moved.shutdown()
+        thread.join()
     assert set(squatter.paths) == {b"/v1/proof"}
     assert TOKEN.encode() not in squatter.received
 

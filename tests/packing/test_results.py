@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -135,9 +136,34 @@ def test_a_mismatch_leaves_the_model_as_it_was(cell: Cell, worker: Worker, tmp_p
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_bytes_that_are_no_result_are_said_to_be_none() -> None:
+def file_of(header: object, data: bytes = b"", **tensors: object) -> bytes:
+    """A safetensors file with our header, as text or as what becomes text."""
+    text = header if isinstance(header, str) else json.dumps(header)
+    head = json.dumps({"__metadata__": {"aiaas": text}, **tensors}).encode()
+    return len(head).to_bytes(8, "little") + head + data
+
+
+NONE = {"variables": 0, "dtypes": [], "shapes": [], "callbacks": []}
+NONE |= {"paths": [], "roles": {}, "history": {}, "epoch": [], "params": {}, "stop_training": False, "batch": None}
+ONE = {**NONE, "variables": 1, "dtypes": ["<f4"], "shapes": [[1]]}
+NO_RESULTS = {
+    "empty": b"",
+    "another header": b"\x02\0\0\0\0\0\0\0{}",
+    "no safetensors": b"\xff" * 16,
+    "a list": file_of([]),
+    "deep": file_of("[" * 100_000 + "]" * 100_000),
+    "a tensor is missing": file_of(ONE),
+    "a tensor is longer than the file": file_of(ONE, b"1234", **{"0": {"dtype": "U8", "shape": [4], "data_offsets": [0, 400]}}),
+    "objects": file_of({**ONE, "dtypes": ["|O"]}, b"12345678", **{"0": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}}),
+    "a callback that is a number": file_of({**NONE, "callbacks": [7]}),
+    "an array that is not there": file_of({**NONE, "callbacks": [{"x": {"$": "array", "at": 99}}]}),
+}
+
+
+@pytest.mark.parametrize("data", NO_RESULTS.values(), ids=NO_RESULTS)
+def test_bytes_that_are_no_result_are_said_to_be_none(data: bytes) -> None:
     with pytest.raises(AiaasBug, match="cannot be read"):
-        fitcall.read_result(b"\x02\0\0\0\0\0\0\0{}")
+        fitcall.read_result(data)
 
 
 @pytest.mark.parametrize(
