@@ -6,7 +6,6 @@ Serving belongs to `backend.server`, asking a server to `client`.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -17,6 +16,7 @@ import click
 
 from aiaas_magics import settings
 from aiaas_magics.errors import AiaasError
+from aiaas_magics.plain_text import log_to, visible
 
 if TYPE_CHECKING:
     from aiaas_magics.client.client import Backend
@@ -32,7 +32,7 @@ def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **options)
         except AiaasError as error:
-            click.echo(str(error), err=True)
+            click.echo(visible(str(error)), err=True)
             sys.exit(FAILED)
 
     return run
@@ -81,9 +81,10 @@ def serve(
     idle_minutes: float | None,
 ) -> None:
     """Run a server in the foreground, until SIGTERM or Ctrl-C."""
+    from aiaas_magics.backend import certificate
     from aiaas_magics.backend.server import main as server
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     if local and idle_minutes is None:
         idle_minutes = server.IDLE_MINUTES
     folder = state or (settings.local_state() if local else settings.home() / "server")
@@ -100,6 +101,8 @@ def serve(
 
     def on_ready(url: str) -> None:
         click.echo(f"aiaas serves at {url}")
+        if tls_cert is not None:
+            click.echo(f"Its certificate's SHA-256 fingerprint: {certificate.fingerprint(tls_cert)}", err=True)
         shown = "" if local else f" --state {folder}"
         click.echo(f"Its token: aiaas token{shown}. In a notebook: %aiaas_connect {url}", err=True)
 
@@ -112,11 +115,15 @@ def serve(
 def status(state: Path | None) -> None:
     """Show the server, its jobs and its endpoints."""
     from rich.console import Console
+    from rich.markup import escape
 
     with _backend(state) as backend:
         console = Console(highlight=False)
         about = backend.about()
-        console.print(f"[bold]{about.backend}[/] at {backend.url}: {about.hardware}; aiaas_magics {about.versions.aiaas_magics}")
+        console.print(
+            f"[bold]{escape(about.backend)}[/] at {backend.url}: {escape(about.hardware)}; "
+            f"aiaas_magics {escape(about.versions.aiaas_magics)}"
+        )
         console.print(_jobs_table(backend))
         console.print(_endpoints_table(backend))
 
@@ -128,17 +135,19 @@ def _jobs_table(backend: Backend) -> Any:
     table = Table("job", "name", "state", "workers", "attempt", title="Jobs", title_justify="left")
     for view in backend.jobs()[-20:]:
         state = f"{view.state}" + (f" ({view.reason})" if view.reason else "")
-        table.add_row(view.id, escape(view.spec.name), escape(state), str(view.spec.workers or "all"), str(view.attempt))
+        table.add_row(escape(view.id), escape(view.spec.name), escape(state), str(view.spec.workers or "all"), str(view.attempt))
     return table
 
 
 def _endpoints_table(backend: Backend) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("endpoint", "version", "state", "engine", "address", title="Endpoints", title_justify="left")
     for view in backend.endpoints():
         for version in view.versions:
-            table.add_row(view.name, str(version.version), version.shown_state, version.engine, f"{view.url}/v1/models/{view.name}")
+            row = (view.name, str(version.version), version.shown_state, version.engine, f"{view.url}/v1/models/{view.name}")
+            table.add_row(*map(escape, row))
     return table
 
 

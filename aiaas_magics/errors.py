@@ -21,8 +21,13 @@ library's failure into one of them, is decided where that library lives.
     │   └── RemoteTrainingError   the user's code raised in a worker
     ├── BackendError          ask whoever runs the backend, or wait
     │   ├── BackendUnreachable    nobody answers
+    │   │   └── BackendNotProven      another program answers
+    │   ├── WrongProtocol         TLS on one side only
+    │   ├── CertificateRefused    nobody vouches for the certificate
+    │   ├── CertificateChanged    another certificate than the accepted one
     │   ├── BackendTooSlow        no answer in time
     │   ├── BackendRefused        an answer that says no
+    │   ├── UntrustedAddress      the backend names another machine
     │   ├── NotAuthorised         the token is missing or wrong
     │   ├── NotEnoughDevices      fewer devices than workers
     │   ├── CannotStart           the local server did not come up
@@ -51,6 +56,7 @@ __all__ = [
     "AiaasBug",
     "AiaasError",
     "BackendError",
+    "BackendNotProven",
     "BackendRefused",
     "BackendTooSlow",
     "BackendUnreachable",
@@ -58,6 +64,8 @@ __all__ = [
     "CannotStart",
     "CannotTravel",
     "CellError",
+    "CertificateChanged",
+    "CertificateRefused",
     "ChangedTooMuch",
     "DataEnded",
     "DataMismatch",
@@ -76,9 +84,11 @@ __all__ = [
     "ResultMismatch",
     "StoreNotWritable",
     "UnknownName",
+    "UntrustedAddress",
     "UsageError",
     "VersionSkew",
     "WorkersLost",
+    "WrongProtocol",
 ]
 
 
@@ -248,6 +258,77 @@ class BackendUnreachable(BackendError):
         return f"Nobody answers at {self.url}. Check the address, or use %aiaas_connect local for this machine."
 
 
+class BackendNotProven(BackendUnreachable):
+    """What answers at the backend's address has not shown that it knows the token; it was sent neither token nor data.
+
+    Attributes:
+        address: Where it says that it listens, if it does know the token; else "".
+    """
+
+    def __init__(self, url: str, address: str = "") -> None:
+        AiaasError.__init__(self, url, address)
+        self.url, self.address = url, address
+
+    def __str__(self) -> str:
+        if self.address:
+            return (
+                f"The backend behind {self.url} listens at {self.address}, so another program may stand in between; nothing was sent. "
+                "Use the same address and port number at both ends of a tunnel, and name them in the URL."
+            )
+        return (
+            f"What answers at {self.url} could not show that it knows the token: it is another program, or the token is another backend's. "
+            "Nothing was sent to it. Set AIAAS_TOKEN to the token that `aiaas token` prints there, or use %aiaas_connect local for this "
+            "machine."
+        )
+
+
+class WrongProtocol(BackendError):
+    """One side speaks TLS and the other does not; nothing was sent. `speaks` is "TLS" or "no TLS", of the other side."""
+
+    def __init__(self, url: str, speaks: str) -> None:
+        super().__init__(url, speaks)
+        self.url, self.speaks = url, speaks
+
+    def __str__(self) -> str:
+        if self.speaks == "TLS":
+            return f"What answers at {self.url} speaks TLS; nothing was sent. Use https{self.url.removeprefix('http')} instead."
+        return f"What answers at {self.url} speaks no TLS; nothing was sent. Check the port; plain http:// is for this machine only."
+
+
+class CertificateRefused(BackendError):
+    """A certificate that nobody vouches for; nothing was sent. `why` is a clause, `fingerprint` its SHA-256, if it could be seen."""
+
+    def __init__(self, url: str, why: str, fingerprint: str = "") -> None:
+        super().__init__(url, why, fingerprint)
+        self.url, self.why, self.fingerprint = url, why, fingerprint
+
+    def __str__(self) -> str:
+        text = f"The certificate of {self.url} is not accepted: {self.why}. Nothing was sent."
+        if not self.fingerprint:
+            return f"{text} Set AIAAS_CA to the PEM file of the authority that signed it."
+        return (
+            f"{text}\nIts SHA-256 fingerprint is {self.fingerprint}\nIf `aiaas serve` printed the same one there, type\n"
+            f"    %aiaas_connect {self.url} --fingerprint {self.fingerprint}\n"
+            "Or set AIAAS_CA to the PEM file of the authority that signed it."
+        )
+
+
+class CertificateChanged(BackendError):
+    """Another certificate than the one that was accepted; nothing was sent."""
+
+    def __init__(self, url: str, pinned: str, seen: str) -> None:
+        super().__init__(url, pinned, seen)
+        self.url, self.pinned, self.seen = url, pinned, seen
+
+    def __str__(self) -> str:
+        return (
+            f"{self.url} shows another certificate than the accepted one. Nothing was sent: somebody may be in between.\n"
+            f"accepted: {self.pinned}\nseen:     {self.seen}\n"
+            f"If it was replaced on purpose, and `aiaas serve` printed the second one there, type\n"
+            f"    %aiaas_connect {self.url} --fingerprint {self.seen}"
+        )
+
+
 class BackendTooSlow(BackendError):
     def __init__(self, url: str, waited_s: float = 0.0) -> None:
         super().__init__(url, waited_s)
@@ -279,6 +360,20 @@ class NotAuthorised(BackendError):
 
     def __str__(self) -> str:
         return f"{self.url} does not accept this token. Set AIAAS_TOKEN to the token that `aiaas token` prints there, then connect again."
+
+
+class UntrustedAddress(BackendError):
+    """Where a backend says that its endpoints answer is not its own machine; nothing was sent there."""
+
+    def __init__(self, named: str, url: str) -> None:
+        super().__init__(named, url)
+        self.named, self.url = named, url
+
+    def __str__(self) -> str:
+        return (
+            f"The backend at {self.url} says that its endpoints answer at {self.named[:80]!r}, which is another scheme or machine; "
+            "nothing was sent there. Check who runs this backend, or connect to it by the address that it names."
+        )
 
 
 class NotEnoughDevices(BackendError):

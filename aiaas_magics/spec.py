@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from aiaas_magics.errors import InvalidName, InvalidSpec
 from aiaas_magics.execution import Execution
+from aiaas_magics.plain_text import visible
 from aiaas_magics.precision import Precision
 from aiaas_magics.routing import Rollout, Routing
 
@@ -22,14 +23,42 @@ NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
+SECRETS: Final = frozenset({"token", "secret"})  # fields that no repr shows, so that no notebook's output holds one
+
+
+class _Hidden:
+    def __repr__(self) -> str:
+        return "<hidden>"
+
+
+HIDDEN: Final = _Hidden()
+
+
 class Value(msgspec.Struct, frozen=True):
-    """A frozen value; unknown fields from a newer peer are ignored."""
+    """A frozen value; unknown fields from a newer peer are ignored. Its repr shows no secret."""
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        fields = [(name, getattr(self, name)) for name in self.__struct_fields__]
+        return [(name, HIDDEN if name in SECRETS and value else value) for name, value in fields]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
 def checked_name(kind: str, name: str) -> str:
     """`name` itself, if it may name `kind`; raises `InvalidName` otherwise."""
     if not NAME.fullmatch(name):
         raise InvalidName(kind, name)
+    return name
+
+
+def checked_job_name(name: str) -> str:
+    """`name` itself, if it may name a job: any text that shows as it is. Raises `InvalidSpec` otherwise.
+
+    Asked where a job is handed in, not by `FitSpec`: a server reads its records of before.
+    """
+    if visible(name) != name or "\n" in name or "\t" in name:
+        raise InvalidSpec(f"{name[:80]!r} cannot name a job: it holds a control character. Give another --name, or name the model anew.")
     return name
 
 

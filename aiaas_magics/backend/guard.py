@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -30,7 +30,7 @@ class Facts:
     hosts: tuple[bytes, ...] = ()
     origins: tuple[bytes, ...] = ()
     fetch_sites: tuple[bytes, ...] = ()
-    authorizations: tuple[bytes, ...] = ()
+    authorizations: tuple[bytes, ...] = field(default=(), repr=False)
     query: bytes = b""
 
 

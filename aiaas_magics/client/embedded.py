@@ -23,6 +23,7 @@ import psutil
 
 from aiaas_magics import processes, settings, wire
 from aiaas_magics.errors import CannotStart, StoreNotWritable, VersionSkew
+from aiaas_magics.plain_text import visible
 
 START_S: Final = 15.0  # a start takes under 2 s here; a machine at full load takes several times that
 HEALTH_S: Final = 5.0
@@ -202,7 +203,7 @@ def _last_line(log: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         return "it left no log"
-    return lines[-1][:300] if lines else "it said nothing"
+    return visible(lines[-1][:300]) if lines else "it said nothing"
 
 
 @contextlib.contextmanager

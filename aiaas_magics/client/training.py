@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aiaas_magics import settings
 from aiaas_magics.client.feed import Feed
@@ -21,13 +21,17 @@ from aiaas_magics.client.measured import quicker_for
 from aiaas_magics.errors import CannotTravel, InvalidSpec, NotEnoughDevices, NotOnJax, VersionSkew
 from aiaas_magics.events import Phase
 from aiaas_magics.execution import ONE_PROCESS, Execution
-from aiaas_magics.spec import CheckpointView, FitShape, FitSpec, JobView, MeasureSpec, Versions
+from aiaas_magics.plain_text import visible
+from aiaas_magics.spec import CheckpointView, FitShape, FitSpec, JobView, MeasureSpec, Versions, checked_job_name
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:
     from aiaas_magics.client.client import Backend
     from aiaas_magics.packing.fitcall import FitCall, PackedFitCall
     from aiaas_magics.packing.manifest import Manifest
+
+
+NAME_CHARACTERS: Final = 100  # of a job's name, as `FitSpec` has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,8 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     """
     from aiaas_magics.packing import fitcall
 
+    if options.name is not None:
+        checked_job_name(options.name)
     began = time.monotonic()
     story = JobStory().with_phase(Phase.PACKING, at_s=time.time())
     on_change(story)
@@ -148,7 +154,7 @@ def submit(
     story = prepared.story.with_phase(Phase.SENDING, at_s=time.time(), detail=f"{prepared.preflight.send_bytes:,} bytes")
     on_change(story)
     spec = FitSpec(
-        name=options.name or packed.shape.model,
+        name=checked_job_name(options.name) if options.name else _default_name(packed.shape.model),
         payload=backend.blobs.send_bytes(packed.payload),
         arrays=backend.blobs.send_arrays(packed.arrays),
         shape=packed.shape,
@@ -169,6 +175,11 @@ def submit(
     story = replace(story, epochs=packed.shape.epochs, steps=packed.shape.steps_per_epoch, notices=prepared.preflight.notes)
     feed = Feed(backend.transport, view.id, packed.streams) if packed.streams else None
     return Job(backend.transport, view, packed=packed, story=story, released=released, feed=feed)
+
+
+def _default_name(model: str) -> str:
+    """A job's name from its model's, which may be any text."""
+    return " ".join(visible(model).split())[:NAME_CHARACTERS] or "model"
 
 
 def check_resume(backend: Backend, job: str, shape: FitShape, packed: PackedFitCall) -> str:

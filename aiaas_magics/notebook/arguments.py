@@ -231,6 +231,11 @@ monitor_options = options(
 )
 connect_options = options(
     option("url", nargs="?", metavar="URL", values="backend", help="local, or an address such as https://gpu-box:8443."),
+    option(
+        "--fingerprint",
+        metavar="HEX",
+        help="Accept the certificate with this SHA-256 fingerprint, now and later, whoever signed it. `aiaas serve` prints it there.",
+    ),
     HELP,
 )
 shutdown_options = options(HELP)
@@ -355,6 +360,7 @@ class NameRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectRequest:
     url: str | None
+    fingerprint: str | None
     help: bool
 
 

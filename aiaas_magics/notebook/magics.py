@@ -379,7 +379,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
 
         The token is read from AIAAS_TOKEN, or asked for. It is never an argument, since cells are saved.
         """
-        backend = self.session.connect(request.url)
+        backend = self.session.connect(request.url, fingerprint=request.fingerprint or "")
         about = backend.about()
         print(f"Connected to {about.backend} at {backend.url}: {about.hardware}, {len(about.devices)} devices.")
 

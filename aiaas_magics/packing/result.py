@@ -96,6 +96,7 @@ def read_result(data: bytes) -> FitResult:
     Raises:
         AiaasBug: when the bytes are not such a result.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
@@ -116,7 +117,7 @@ def read_result(data: bytes) -> FitResult:
             stop_training=header["stop_training"],
             batch=plain.decode(header["batch"], arrays),
         )
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, SafetensorError) as error:
         raise AiaasBug(f"a result cannot be read ({type(error).__name__}: {error})") from error
 
 
@@ -130,7 +131,7 @@ def apply_result(result: FitResult, packed: PackedFitCall) -> Any:
     history = _history(result, packed.model)
     packed.model.stop_training = result.stop_training
     for callback, attributes in zip(packed.callbacks, result.callbacks, strict=False):
-        plain.put_back(callback, attributes)
+        plain.put_back(callback, {name: value for name, value in plain.trusted(callback, attributes).items() if name not in LINKS})
         callback.set_model(packed.model)
     return history
 

@@ -30,13 +30,15 @@ BASE = {
     "precision",
     "execution",
     "processes",
+    "server_proof",
+    "plain_text",
 }
 
 # room -> rooms it may import from, itself and the base aside
 ARROWS: dict[str, set[str]] = {
     "__init__": {"client", "notebook"},
     "__main__": {"cli"},
-    "cli": {"client", "backend.server"},
+    "cli": {"client", "backend.server", "backend.certificate"},
     "notebook": {"client", "packing", "plots"},
     "client": {"packing", "plots"},
     "packing": set(),
@@ -48,6 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "backend.eventloop": set(),
     "backend.limited": set(),
     "backend.accepting": {"backend.limited"},
+    "backend.certificate": set(),
     "backend.server": {
         "backend.workers",
         "backend.jobs",
@@ -59,10 +62,18 @@ ARROWS: dict[str, set[str]] = {
         "backend.eventloop",
         "backend.limited",
         "backend.accepting",
+        "backend.certificate",
     },
     "backend.workers": {"backend.training", "backend.jobs", "backend.disk", "packing"},
     "backend.training": {"backend.checkpoint_folder", "backend.feed_folder", "backend.disk", "packing"},
-    "backend.serving": {"backend.guard", "backend.disk", "backend.eventloop", "backend.limited", "backend.accepting"},
+    "backend.serving": {
+        "backend.guard",
+        "backend.disk",
+        "backend.eventloop",
+        "backend.limited",
+        "backend.accepting",
+        "backend.certificate",
+    },
     "backend.jobs": set(),
     "testing": {
         "backend.server",
@@ -82,6 +93,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "anywidget": ("notebook/",),
     "matplotlib": ("plots/",),
     "httpx": ("client/transport.py",),
+    "httpcore": ("client/connections.py",),
     "keras": ("notebook/capture.py", "packing/", "backend/training/", "backend/workers/launcher.py", "backend/workers/child.py"),
     "tensorflow": (
         "notebook/capture.py",

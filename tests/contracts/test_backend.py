@@ -193,6 +193,60 @@ def test_callbacks_write_into_the_folders_beside_the_notebook_and_go_on_with_a_l
     assert sorted(path.name for path in here.iterdir()) == ["logs"]
 
 
+def test_files_of_callbacks_come_home_and_cost_the_user_none_of_his(backend: aiaas_magics.Backend, here: Path) -> None:
+    import keras
+
+    class Writes(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+            from pathlib import Path
+
+            with open("mine.txt", "a") as file:
+                file.write(f"{epoch}\n")
+            for name in ("notes.md", "new.txt", "helpers.py", ".bashrc"):
+                Path(name).write_text(f"epoch {epoch}")
+
+    x, y = table()
+    for name in ("mine.txt", "notes.md", ".bashrc"):
+        (here / name).write_text("precious\n")
+    for _ in range(2):
+        model = small_model()
+        callbacks = [Writes(), keras.callbacks.ModelCheckpoint("deep/best.keras")]
+        job = backend.train(model, x, y, epochs=2, callbacks=callbacks)
+        job.take()
+
+    assert (here / "mine.txt").read_text() == "precious\n0\n1\n0\n1\n"
+    assert (here / "notes.md").read_text() == (here / ".bashrc").read_text() == "precious\n"
+    assert (here / "new.txt").read_text() == (here / "aiaas_files" / job.id / "notes.md").read_text() == "epoch 1"
+    assert gap(keras.models.load_model(here / "deep" / "best.keras"), model) <= 1e-6, "the second fit may replace what the first wrote"
+    assert not (here / "helpers.py").exists()
+    came, aside, left = job.story().notices[-3:]
+    assert came == "Files of the callbacks: mine.txt (added to), new.txt, deep/best.keras."
+    assert aside.startswith(f"Put into aiaas_files/{job.id}/ instead: helpers.py, notes.md (it could be run and a file of that name is")
+    assert left.startswith("Left on the backend: .bashrc (it is hidden).")
+
+
+def test_a_fit_without_callbacks_brings_no_files(backend: aiaas_magics.Backend, here: Path) -> None:
+    import keras
+
+    class Writes(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            import os
+            from pathlib import Path
+
+            Path(f"traced-by-{os.getpid()}.txt").write_text("")
+            return x
+
+    model = keras.Sequential([keras.Input((8,)), Writes(), keras.layers.Dense(1)])
+    model.compile(loss="mse")
+
+    job = backend.train(model, *table(), epochs=1)
+    job.result(120)
+
+    (name,) = job.view().files
+    assert not (here / name).exists()
+    assert not (here / "aiaas_files").exists()
+
+
 def test_plain_state_of_callbacks_comes_back(backend: aiaas_magics.Backend, here: Path) -> None:
     import keras
 

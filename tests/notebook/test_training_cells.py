@@ -325,6 +325,16 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
     looks = value(trainer, "[(s.requests_per_s, s.rows_per_s, s.p50_ms, s.p99_ms, s.batch_rows) for s in seen.answered]")
     status = trainer.run("%aiaas_status")
     token = value(trainer, "endpoint.token")
+    looked = [
+        trainer.run(code)
+        for code in (
+            "import aiaas_magics\nbackend = aiaas_magics.connect()\nbackend.endpoints()",
+            "endpoint.view()",
+            "print([endpoint.view()], repr(backend.endpoints()))",
+            "{'deployed': backend.endpoints()}",
+            "raise ValueError(endpoint.view())",
+        )
+    ]
     stopped = trainer.run("%aiaas_stop churn-test")
     again = trainer.run("%aiaas_stop churn-test")
 
@@ -339,8 +349,9 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
     assert "p99.9" in bench.text
     assert "asked/s" in bench.text
     assert "churn-test" in status.text
-    for cell in (deployed, bench, watched, status):
-        assert token not in str(cell.outputs)
+    assert all("token=<hidden>" in streams(cell) + str(cell.outputs) + cell.error for cell in looked)
+    for cell in (deployed, bench, watched, status, *looked):
+        assert token not in streams(cell) + str(cell.outputs) + cell.error + str(cell.reply)
     assert stopped.text == "Endpoint churn-test is down.\n"
     assert "There is no endpoint 'churn-test'" in again.text
 

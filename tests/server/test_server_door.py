@@ -163,7 +163,9 @@ def test_a_request_behind_another_ones_body_is_not_carried_out(server: Served) -
 
 
 def test_an_error_says_whose_move_it_is_and_keeps_its_class(server: Served) -> None:
-    with Transport(server.url, token="wrong") as stranger, pytest.raises(errors.NotAuthorised, match="AIAAS_TOKEN"):
+    with Transport(server.url, token="wrong") as stranger, pytest.raises(errors.BackendNotProven, match="AIAAS_TOKEN"):
+        stranger.get("/v1/about", About)
+    with Transport(server.url, token="") as stranger, pytest.raises(errors.NotAuthorised, match="AIAAS_TOKEN"):
         stranger.get("/v1/about", About)
     with pytest.raises(errors.UnknownName, match="There is no job 'nope'"):
         server.view("nope")

@@ -7,7 +7,7 @@ jobs belong to `conductor`, bytes to `blobs`, endpoints to `endpoints`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,10 +25,11 @@ from aiaas_magics.backend.server.blobs import BlobStore, read_chunks
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoints import Endpoints
 from aiaas_magics.backend.server.presence import Presence
+from aiaas_magics.backend.workers import opened
 from aiaas_magics.errors import AiaasError, InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.frames import FeedView
 from aiaas_magics.routing import Change, Scaling
-from aiaas_magics.spec import About, DeploySpec, FitSpec, Versions
+from aiaas_magics.spec import About, DeploySpec, FitSpec, Versions, checked_job_name
 
 POLL_S: Final = 30.0  # contract: a long poll waits at most this long
 KEY_CHARACTERS: Final = 200
@@ -161,9 +162,9 @@ async def adopt_blob(request: Request) -> Response:
     return Response(status_code=201)
 
 
-def _file(path: Path) -> Response:
+def _file(path: Path, more: Mapping[str, str] = {}) -> Response:
     size = path.stat().st_size
-    headers = {"content-length": str(size), "x-content-type-options": "nosniff"}
+    headers = {**more, "content-length": str(size), "x-content-type-options": "nosniff"}
     return StreamingResponse(read_chunks(path), media_type="application/octet-stream", headers=headers)
 
 
@@ -176,6 +177,7 @@ async def submit_job(request: Request) -> Response:
     if key is not None and not 0 < len(key) <= KEY_CHARACTERS:
         raise InvalidSpec(f"An Idempotency-Key has 1 to {KEY_CHARACTERS} characters. Use a random one for each job.")
     spec = await body_of(request, FitSpec)
+    checked_job_name(spec.name)
     check_versions(spec.versions, parts.about().versions)
     missing = await asyncio.to_thread(parts.blobs.missing, (spec.payload, *spec.arrays))
     if missing:
@@ -224,7 +226,8 @@ async def get_file(request: Request) -> Response:
     target = (root / path).resolve() if path in view.files else root
     if not target.is_relative_to(root) or not target.is_file():
         raise UnknownName("file", path, view.files)
-    return _file(target)
+    appended = path in await asyncio.to_thread(opened.appended, root.parent)
+    return _file(target, {"aiaas-opened": opened.APPENDED} if appended else {})
 
 
 async def get_feed(request: Request) -> Response:

@@ -6,6 +6,7 @@ When an attempt starts or ends is decided in `jobs.machine`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -27,6 +28,7 @@ from aiaas_magics.backend.server.blobs import BlobStore
 from aiaas_magics.backend.server.devices import Machine
 from aiaas_magics.backend.server.state import StateFolder
 from aiaas_magics.backend.server.store import JobRecord
+from aiaas_magics.backend.workers import opened
 from aiaas_magics.backend.workers.attempt import AttemptFolder
 from aiaas_magics.backend.workers.pool import WorkerCommand, WorkerPool
 from aiaas_magics.errors import InvalidSpec
@@ -121,6 +123,10 @@ def clear_job(folder: Path, *, resumable: bool) -> None:
             path.rmdir()
         except OSError:  # there are files in it, or it never was
             continue
+    if not (folder / "files").exists():
+        (folder / opened.RECORD).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def kept_checkpoint(state: StateFolder, job: str) -> tuple[Place, Path]:

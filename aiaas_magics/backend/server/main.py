@@ -26,6 +26,7 @@ import uvicorn
 
 from aiaas_magics import settings, wire
 from aiaas_magics.backend.accepting import LimitedServer
+from aiaas_magics.backend.certificate import check_pair
 from aiaas_magics.backend.eventloop import fast_loop
 from aiaas_magics.backend.guard import LOOPBACK, Guard
 from aiaas_magics.backend.limited import KEEP_ALIVE_S, LimitedProtocol
@@ -74,9 +75,8 @@ class Options:
         check_front_ends(self.front_ends)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
-        for flag, path in (("--tls-cert", self.tls_cert), ("--tls-key", self.tls_key)):
-            if path is not None and not path.is_file():
-                raise InvalidSpec(f"{flag} {path}: there is no such file. Give the path of a PEM file.")
+        if self.tls_cert is not None and self.tls_key is not None:
+            check_pair(self.tls_cert, self.tls_key)
         if not is_loopback(self.host) and self.tls_cert is None:
             raise InvalidSpec(
                 f"--host {self.host} reaches beyond this machine, and the token would cross in the clear. Add --tls-cert and --tls-key."
@@ -113,7 +113,7 @@ def serve(options: Options, *, on_ready: Callable[[str], None] = lambda _: None)
 
 
 def listening(options: Options, state: StateFolder) -> socket.socket:
-    """A bound socket: on the port that was asked for, else on that of last time, else on any.
+    """A bound socket: on the port that was asked for, else on that of last time, else on any, and then with a new token.
 
     Raises:
         InvalidSpec: the port that was asked for is taken.
@@ -130,6 +130,10 @@ def listening(options: Options, state: StateFolder) -> socket.socket:
             listener.close()
             if wanted is not None or port == 0:
                 raise InvalidSpec(f"{options.host}:{port} cannot be listened on: {error.strerror}. Give another --port.") from error
+            if port:
+                # Programs that do not ask for a proof first send the old token to whoever sits there: it must be worth nothing.
+                log.warning("port %d is taken by another process; choosing a new port and a new token", port)
+                state.new_token()
         else:
             return listener
     raise AssertionError("port 0 is always tried last")

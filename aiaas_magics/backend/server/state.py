@@ -5,7 +5,7 @@ token, the port of last time, and the note by which clients find the server.
 
     lock              held by the server that serves this folder
     server.json       who serves it now, and where
-    token, port       survive a restart, so that clients and endpoints' users need not notice one
+    token, port       survive a restart, so that clients and endpoints' users need not notice one; both are new if the port is taken
     records.sqlite    see `store`; blobs/, dropbox/: see `blobs`
     jobs/<id>/        attempt-<k>/, checkpoints/, files/; of a job that failed or was cancelled the last checkpoint stays
     launcher/         the launcher's socket and log
@@ -110,8 +110,11 @@ class StateFolder:
             if token := file.read_text(encoding="ascii").strip():
                 file.chmod(0o600)
                 return token
+        return self.new_token()
+
+    def new_token(self) -> str:
         token = "aiaas_" + secrets.token_urlsafe(TOKEN_BYTES)
-        write_private(file, (token + "\n").encode(), durable=True)
+        write_private(self.path / "token", (token + "\n").encode(), durable=True)
         return token
 
     def last_port(self) -> int:

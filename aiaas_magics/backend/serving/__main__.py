@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import logging
 import os
 import sys
 from typing import Final
@@ -20,6 +19,7 @@ from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.beside import Place
 from aiaas_magics.backend.serving.process import Options
 from aiaas_magics.errors import AiaasError
+from aiaas_magics.plain_text import log_to
 
 # A large body of JSON is a million lists and no cycle: with the interpreter's own 700, looking for cycles takes as long as reading.
 COMPUTE_VARIABLE: Final = "AIAAS_COMPUTE_S"
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.umask(0o077)
     gc.set_threshold(GARBAGE_AFTER)
     who = f"front end {place.index}: " if place.index else ""
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s %(name)s: {who}%(message)s", stream=sys.stderr)
+    log_to(sys.stderr, f"%(asctime)s %(levelname)s %(name)s: {who}%(message)s")
     try:
         options = Options(**given)
         with asyncio.Runner(loop_factory=fast_loop()) as runner:

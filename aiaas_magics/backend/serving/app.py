@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiaas_magics.backend.guard import Allow, Guard, facts_of
+from aiaas_magics import server_proof
+from aiaas_magics.backend.guard import STRANGERS, Allow, Guard, facts_of
 from aiaas_magics.backend.serving import inferring
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.compression import TooLarge, unpacked
@@ -36,6 +37,8 @@ JSON_BYTES: Final = 4 * 1024 * 1024
 BODY_S: Final = 60.0  # guess: the largest body over a 10 Mbit/s line
 LINGER_S: Final = 2.0  # guess: how long a refused body is read into nothing, so that its sender sees the answer instead of a reset
 CLOSE: Final = (b"connection", b"close")
+PROOF: Final = ("GET", server_proof.PATH.encode())
+BAD_QUESTION: Final = error(400, "A proof is asked for with nonce= and 64 hexadecimal digits. Check what sends this request.")
 
 
 class BodyTooLarge(Exception):
@@ -130,6 +133,10 @@ class App:
         route = protocol.find_route(scope["method"], path)
         manages = not isinstance(route, Response) and route.action in MANAGING
         decision = self.guard.decide(facts_of(headers, scope["query_string"]), manages=manages)
+        if (scope["method"], scope["raw_path"]) == PROOF and (decision in STRANGERS or isinstance(decision, Allow)):
+            proof = server_proof.answer(self.guard.token, scope["query_string"], scope.get("server"))
+            await _answer(send, BAD_QUESTION if proof is None else Response(200, proof))
+            return
         if not isinstance(decision, Allow):
             await self._refuse(error(decision.status, decision.text, decision.headers), scope, receive, send)
             return

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import psutil
 
 from aiaas_magics import processes, settings
+from aiaas_magics.backend.certificate import check_pair
 from aiaas_magics.backend.guard import LOOPBACK, Guard
 from aiaas_magics.backend.serving import control, tracing
 from aiaas_magics.backend.serving.app import BODY_BYTES, JSON_BYTES, App
@@ -90,8 +91,11 @@ async def run(options: Options) -> None:
     """Serve until SIGTERM, SIGINT or a `Stop`.
 
     Raises:
+        InvalidSpec: the certificate and its key cannot be used.
         CannotStart: another inference process lives in this folder, the port cannot be had, or the process that started this one is gone.
     """
+    if options.tls_cert:
+        check_pair(Path(options.tls_cert), Path(options.tls_key))
     files = Files(Path(options.state))
     files.make()
     with contextlib.ExitStack() as held:

@@ -27,6 +27,7 @@ from aiaas_magics import wire
 from aiaas_magics.backend.training.channel import FileChannel
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.report import report_of
+from aiaas_magics.backend.workers import opened
 from aiaas_magics.backend.workers.attempt import EXIT_ALONE, EXIT_CRASHED, EXIT_FINISHED, AttemptFolder, write_value
 from aiaas_magics.errors import NotOnJax
 from aiaas_magics.events import Candidate, Crashed, Finished, Notice, Phase
@@ -105,6 +106,8 @@ def prepare_process(command: WorkerCommand) -> None:
     where = Path(command.job_dir, "files") if command.rank == 0 else Path(command.attempt_dir, f"files-{command.rank}")
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chdir(where)
+    if command.rank == 0:
+        opened.record(Path(command.job_dir))
     for folder in command.folders:
         Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
 
