@@ -1,12 +1,69 @@
 """Small files of ours: read whole or not at all, and by nobody else.
 
-Owns the one way to write them. Blobs and checkpoints, which are large, have their own.
+Owns the one way to write them, and the one way to open a file that somebody else wrote: a worker runs the user's code,
+which may leave a link, a pipe or a device where a file is expected. Blobs and checkpoints, which are large, are written
+in their own ways.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
+
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe waits for its other end
+
+
+class NotPlain(Exception):
+    """A file that is not what it should be. The argument is a clause with the file as its subject."""
+
+
+def open_plain(path: Path, flags: int = os.O_RDONLY, *, most_bytes: int | None = None, links: int | None = 1) -> BinaryIO:
+    """The regular file `path`, open for reading; never a link, pipe or device, and nothing waits for it.
+
+    Args:
+        most_bytes: the file may not be larger.
+        links: how many names the file may have; None for any number.
+
+    Raises:
+        NotPlain: it is something else, is too large, or has other names.
+        OSError: it cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, flags | NO_LINK | NO_WAIT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        if os.path.islink(path):
+            raise NotPlain("is a link") from error
+        raise
+    file = open(descriptor, "rb" if flags == os.O_RDONLY else "r+b", buffering=0)  # noqa: SIM115 - it is the caller's to close
+    try:
+        _check_plain(os.fstat(descriptor), most_bytes, links)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_plain(status: os.stat_result, most_bytes: int | None, links: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise NotPlain("is not a regular file")
+    if links is not None and status.st_nlink > links:  # 0 of a file that was removed since
+        raise NotPlain("has another name elsewhere (a hard link)")
+    if most_bytes is not None and status.st_size > most_bytes:
+        raise NotPlain(f"has {status.st_size:,} bytes, and {most_bytes:,} are the most")
+
+
+def read_plain(path: Path, *, most_bytes: int, links: int | None = 1) -> bytes:
+    """What the regular file `path` holds; see `open_plain`."""
+    with open_plain(path, most_bytes=most_bytes, links=links) as file:
+        data = b""
+        while piece := file.read(most_bytes + 1 - len(data)):
+            data += piece
+    if len(data) > most_bytes:  # it grows while it is read
+        raise NotPlain(f"has more than {most_bytes:,} bytes")
+    return data
 
 
 def write_private(path: Path, data: bytes, *, durable: bool = False) -> None:

@@ -125,6 +125,12 @@ class Play:
         resource_tracker.unregister(f"/{segment.name}", "shared_memory")
         segment.close()
 
+    def python(self, step: dict[str, Any]) -> int | None:
+        """Any code, as the user's would run; it knows this rank as `play`, and may set `code` to end it."""
+        names: dict[str, Any] = {"play": self, "code": None}
+        exec(step["text"], names)
+        return names["code"]  # type: ignore[no-any-return]
+
     def stubborn(self, step: dict[str, Any]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -146,6 +152,7 @@ STEPS: dict[str, Callable[[Play, dict[str, Any]], int | None]] = {
         "share",
         "stubborn",
         "tear",
+        "python",
     )
 }
 

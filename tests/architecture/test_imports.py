@@ -43,7 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "plots": set(),
     "backend.guard": set(),
     "backend.disk": set(),
-    "backend.checkpoint_folder": set(),
+    "backend.checkpoint_folder": {"backend.disk"},
     "backend.feed_folder": {"backend.disk"},
     "backend.eventloop": set(),
     "backend.server": {

@@ -7,10 +7,11 @@ jobs belong to `conductor`, bytes to `blobs`, endpoints to `endpoints`.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 from starlette.applications import Starlette
@@ -19,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from aiaas_magics.backend.disk import NotPlain, open_plain
 from aiaas_magics.backend.feed_folder import FeedFolder
 from aiaas_magics.backend.server.answers import answer, body_of, chunks_of, number_in, on_bug, on_http_error, on_our_error
 from aiaas_magics.backend.server.blobs import BlobStore, read_chunks
@@ -149,7 +151,7 @@ async def put_blob(request: Request) -> Response:
 
 
 async def get_blob(request: Request) -> Response:
-    return _file(_parts(request).blobs.get_path(request.path_params["sha"]))
+    return _file(open_plain(_parts(request).blobs.get_path(request.path_params["sha"]), links=None))
 
 
 async def adopt_blob(request: Request) -> Response:
@@ -161,10 +163,10 @@ async def adopt_blob(request: Request) -> Response:
     return Response(status_code=201)
 
 
-def _file(path: Path) -> Response:
-    size = path.stat().st_size
+def _file(file: BinaryIO) -> Response:
+    size = os.fstat(file.fileno()).st_size
     headers = {"content-length": str(size), "x-content-type-options": "nosniff"}
-    return StreamingResponse(read_chunks(path), media_type="application/octet-stream", headers=headers)
+    return StreamingResponse(read_chunks(file, size), media_type="application/octet-stream", headers=headers)
 
 
 # --------------------------------------------------------------------------- jobs
@@ -222,9 +224,12 @@ async def get_file(request: Request) -> Response:
     view = parts.conductor.view(request.path_params["job"])
     root = (parts.jobs_folder / view.id / "files").resolve()
     target = (root / path).resolve() if path in view.files else root
-    if not target.is_relative_to(root) or not target.is_file():
-        raise UnknownName("file", path, view.files)
-    return _file(target)
+    try:
+        if target.is_relative_to(root):
+            return _file(open_plain(target))
+    except (OSError, NotPlain):
+        pass
+    raise UnknownName("file", path, view.files)
 
 
 async def get_feed(request: Request) -> Response:

@@ -6,6 +6,7 @@ When an attempt starts or ends is decided in `jobs.machine`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -20,6 +21,7 @@ import msgspec
 from aiaas_magics import wire
 from aiaas_magics.backend import checkpoint_folder
 from aiaas_magics.backend.checkpoint_folder import Place
+from aiaas_magics.backend.disk import NotPlain, open_plain
 from aiaas_magics.backend.jobs.actions import StartAttempt
 from aiaas_magics.backend.jobs.placement import Seats
 from aiaas_magics.backend.jobs.states import Blame, Job, Verdict
@@ -96,15 +98,22 @@ def why(action: StartAttempt, begin: Place) -> str:
 
 
 def files_of(folder: Path) -> tuple[str, ...]:
-    """Relative paths of the plain files below `folder`; links are neither listed nor followed."""
-    found: list[str] = []
+    """Relative paths of the plain files below `folder`, at most `FILES_SHOWN`.
+
+    Links of either kind are neither listed nor followed, and names that are no text are left out: they cannot travel.
+    """
+    shown: list[str] = []
     for root, folders, names in os.walk(folder, followlinks=False):
         folders[:] = sorted(name for name in folders if not os.path.islink(os.path.join(root, name)))
         for name in sorted(names):
             path = Path(root, name)
-            if path.is_file() and not path.is_symlink():
-                found.append(path.relative_to(folder).as_posix())
-    return tuple(found[:FILES_SHOWN])
+            with contextlib.suppress(OSError, NotPlain, UnicodeEncodeError):
+                path.relative_to(folder).as_posix().encode()
+                open_plain(path).close()
+                shown.append(path.relative_to(folder).as_posix())
+            if len(shown) == FILES_SHOWN:
+                return tuple(shown)
+    return tuple(shown)
 
 
 def clear_job(folder: Path, *, resumable: bool) -> None:
@@ -141,8 +150,13 @@ def kept_checkpoint(state: StateFolder, job: str) -> tuple[Place, Path]:
 def checkpoint_view(state: StateFolder, job: str) -> CheckpointView:
     """Raises `InvalidSpec` when the job left none."""
     place, path = kept_checkpoint(state, job)
-    told = checkpoint_folder.state_in(path)["variables"]
-    variables = tuple(TensorSpec(name=one["name"], dtype=one["dtype"], shape=tuple(one["shape"])) for one in told)
+    try:
+        kept = checkpoint_folder.state_in(path)["variables"]
+        variables = tuple(msgspec.convert(kept, list[TensorSpec]))
+    except (OSError, NotPlain, ValueError, TypeError, LookupError, RecursionError, msgspec.ValidationError) as error:
+        raise InvalidSpec(
+            f"The checkpoint that job {job} left is not understood. Leave --resume out to train from the beginning."
+        ) from error
     return CheckpointView(job=job, epoch=place.epoch, step=place.step, variables=variables)
 
 

@@ -19,13 +19,15 @@ import stat
 import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
+from aiaas_magics.backend.disk import NotPlain, open_plain
 from aiaas_magics.errors import BlobDamaged, InvalidSpec, StoreNotWritable, UnknownName
 from aiaas_magics.spec import SHA256
 
 GATHER_BYTES: Final = 1024 * 1024  # network chunks are 64 KB; a hop into a thread for each would cost more than the write
 READ_BYTES: Final = 1024 * 1024
+BLOB_BYTES: Final = 256 * 1024**3  # guess: what is larger is no array that a kernel holds
 DAY_S: Final = 24 * 3600.0
 
 
@@ -111,21 +113,31 @@ class BlobStore:
             _give_name(source, target)
 
     def keep(self, path: Path) -> str:
-        """Store a file that was made here and that nobody writes any more, safe against a power cut; its name. The file stays."""
+        """Store a file that was made here and that nobody writes any more, safe against a power cut; its name. The file stays.
+
+        Raises:
+            NotPlain: it is a link or a device, or larger than a blob may be.
+        """
         partial = self._new_partial()
         digest = hashlib.sha256()
         try:
-            with _our_errors(self._folder), path.open("rb") as file:
+            with _our_errors(self._folder), open_plain(path, most_bytes=BLOB_BYTES, links=None) as file:
                 while piece := file.read(READ_BYTES):
                     digest.update(piece)
                 os.fsync(file.fileno())
                 sha = digest.hexdigest()
+                self._check_names(os.fstat(file.fileno()), self.path(sha))
                 _link(path, partial)
                 _give_name(partial, self.path(sha))
                 _sync_folder(self.path(sha).parent)
         finally:
             partial.unlink(missing_ok=True)
         return sha
+
+    def _check_names(self, status: os.stat_result, target: Path) -> None:
+        """A file of several names is somebody else's too, unless the other one is the blob's, of a `keep` that was interrupted."""
+        if status.st_nlink > 1 and not (status.st_nlink == 2 and target.exists() and os.path.samestat(status, target.stat())):
+            raise NotPlain("has another name elsewhere (a hard link)")
 
     def sweep(self, referred: set[str], *, now_s: float, older_than_s: float = DAY_S) -> int:
         """Remove blobs that nothing refers to and that were not used for a while, and what broken uploads left; how many."""
@@ -145,10 +157,11 @@ class BlobStore:
         return self._partial / secrets.token_hex(16)
 
 
-async def read_chunks(path: Path) -> AsyncIterator[bytes]:
-    """The file's bytes, read outside the event loop."""
-    with await asyncio.to_thread(path.open, "rb") as file:
-        while piece := await asyncio.to_thread(file.read, READ_BYTES):
+async def read_chunks(file: BinaryIO, size: int) -> AsyncIterator[bytes]:
+    """The first `size` bytes of the open file, read outside the event loop; closes it."""
+    with file:
+        while size and (piece := await asyncio.to_thread(file.read, min(size, READ_BYTES))):
+            size -= len(piece)
             yield piece
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from aiaas_magics.backend.disk import NotPlain
 from aiaas_magics.backend.jobs import placement
 from aiaas_magics.backend.jobs.actions import Action, ClearAttempt, ClearJob, KeepResult, Record, StartAttempt, StopAttempt
 from aiaas_magics.backend.jobs.events import (
@@ -300,7 +301,7 @@ class Conductor:
         try:
             sha = await asyncio.to_thread(self._blobs.keep, folder.result)
             files = await asyncio.to_thread(attempts.files_of, self._state.job(job) / "files")
-        except (OSError, StoreNotWritable) as error:
+        except (OSError, NotPlain, StoreNotWritable) as error:
             self._queue.put_nowait(Happened(job, (ResultMissing(attempt, f"its result could not be kept ({error})"),)))
             return
         self._queue.put_nowait(Happened(job, (ResultKept(attempt),), changes={"result": sha, "files": files}))

@@ -28,6 +28,7 @@ READY_S: Final = 90.0
 BOUND_S: Final = 30.0  # the interpreter and our own modules only
 END_S: Final = 10.0
 LOOK_S: Final = 0.02
+TAIL_BYTES: Final = 2000
 ADDRESS_BYTES: Final = 100  # sockaddr_un holds 108 on Linux, 104 on macOS
 
 
@@ -169,6 +170,8 @@ def _short(path: Path) -> Iterator[str]:
 
 def _tail(path: Path) -> str:
     try:
-        return path.read_text(errors="replace").strip()[-500:] or "it said nothing"
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            return file.read(TAIL_BYTES).decode(errors="replace").strip()[-500:] or "it said nothing"
     except OSError:
         return "it left no log"
