@@ -15,7 +15,6 @@ from aiaas_magics.execution import Execution
 from aiaas_magics.packing import data, sources
 from aiaas_magics.spec import FitShape
 
-
 UNGUARDED: str = (
     "The processes of spmd meet at a port of JAX's on loopback that asks for no token: another account of that machine can end this job. "
     "Leave --processes out where others have an account."

@@ -52,7 +52,8 @@ def main(command_path: str) -> int:
             channel.send(Candidate(engine="jax", strategy=command.execution.strategy, fused=command.execution.fused, why=error.why))
         channel.send(Crashed(report=report_of(error, rank=command.rank, phase=stage.phase)))
         return EXIT_CRASHED
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - border: the user's code ran in here and may raise anything
+    # SystemExit and KeyboardInterrupt too: SIGINT is ignored here, so that an interrupt is one that the user's code raised.
+    except BaseException as error:  # noqa: BLE001 - border: the user's code ran in here and may raise anything
         if missing := missing_rank(error):
             print(missing, file=sys.stderr, flush=True)
             time.sleep(LAST_WORD_S)
