@@ -6,6 +6,7 @@ import hashlib
 import os
 import resource
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,9 +14,13 @@ from urllib.parse import urlsplit
 import msgspec
 import psutil
 import pytest
+from starlette.requests import Request
 
 from aiaas_magics import errors
+from aiaas_magics.backend.server.answers import upload_of
 from aiaas_magics.backend.server.blobs import DAY_S, BlobStore
+from aiaas_magics.events import WorkerStarted
+from aiaas_magics.spec import JobView
 from tests.server.served import Served, served, until
 
 
@@ -104,6 +109,52 @@ def test_a_body_that_is_too_large_gets_one_sentence_and_costs_no_memory(server: 
     assert status == 413
     assert "larger than 16 MB" in msgspec.json.decode(answer)["error"]
     assert process.memory_info().rss - before < 50_000_000
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", f"/v1/blobs/{'0' * 64}"), ("PUT", "feed"), ("POST", "/v1/jobs")])
+def test_a_body_that_says_it_is_far_too_large_is_refused_before_it_comes(server: Served, method: str, path: str) -> None:
+    if path == "feed":
+        path = f"/v1/jobs/{server.submit({'do': 'wait', 'seconds': 2})}/feed/x/0/0"
+    parts = urlsplit(server.url)
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.token}\r\nContent-Length: {10**12}\r\n\r\n"
+    began_s = time.monotonic()
+    with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10) as connection:
+        connection.sendall(head.encode())
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"larger than" in answer
+    assert time.monotonic() - began_s < 10  # it waited 30 s for the body once
+
+
+def test_a_large_batch_of_a_kernel_goes_to_the_disk_and_not_into_the_servers_memory(server: Served) -> None:
+    job = server.submit({"do": "wait", "seconds": 20})
+    server.wait_for(job, WorkerStarted)
+    before = psutil.Process(server.process.pid).memory_info().rss
+
+    status, _, _ = server.raw("PUT", f"/v1/jobs/{job}/feed/x/0/0", b"x" * 200_000_000)
+
+    assert status == 200
+    assert psutil.Process(server.process.pid).memory_info().rss - before < 60_000_000
+    feed = server.folder / "jobs" / job / "feed" / "x"
+    assert {path.name: path.stat().st_size for path in feed.glob("*frame*")} == {"frame-0-0": 200_000_000}
+    server.transport.post(f"/v1/jobs/{job}/cancel", None, JobView)
+
+
+async def test_a_body_that_grows_beyond_what_may_come_is_cut() -> None:
+    sent = [b"x" * 600_000] * 3
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": sent.pop(), "more_body": bool(sent)}
+
+    request = Request({"type": "http", "method": "PUT", "headers": []}, receive)
+    upload = upload_of(request, most_bytes=2**20)
+
+    assert len(await anext(upload)) == 600_000
+    with pytest.raises(errors.BackendRefused, match="larger than 1 MB"):
+        await anext(upload)
 
 
 def test_a_file_in_the_dropbox_becomes_a_blob(server: Served) -> None:

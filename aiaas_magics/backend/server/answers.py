@@ -57,7 +57,8 @@ def refuse(error: AiaasError, status: int | None = None, headers: dict[str, str]
 async def on_our_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, AiaasError)
     if isinstance(error, BackendRefused):
-        return refuse(error, error.status)
+        # What is left of a body that is too large is not waited for.
+        return refuse(error, error.status, {"connection": "close"} if error.status == 413 else None)
     return refuse(error)
 
 
@@ -82,10 +83,11 @@ async def body_of(request: Request, of: type[T]) -> T:
         InvalidSpec: it is no such value; the text names the field.
         BackendRefused: it is too large, or did not come.
     """
-    told = request.headers.get("content-length", "0")
     data = bytearray()
-    too_large = told.isdigit() and int(told) > JSON_BYTES
+    too_large = told_bytes(request) > JSON_BYTES
     read = 0
+    if told_bytes(request) > DISCARD_BYTES:
+        raise _too_large()
     async for piece in chunks_of(request):
         read += len(piece)
         too_large = too_large or read > JSON_BYTES
@@ -94,12 +96,35 @@ async def body_of(request: Request, of: type[T]) -> T:
         if not too_large:
             data += piece
     if too_large:
-        limit = JSON_BYTES // 2**20
-        raise BackendRefused(413, f"This request's body is larger than {limit} MB. Send arrays as blobs and name them by their hash.")
+        raise _too_large()
     try:
         return wire.decode(bytes(data), of)
     except wire.Malformed as error:
         raise InvalidSpec(f"The request is not understood: {error}. Install the same version on both sides.") from error
+
+
+def _too_large() -> BackendRefused:
+    limit = JSON_BYTES // 2**20
+    return BackendRefused(413, f"This request's body is larger than {limit} MB. Send arrays as blobs and name them by their hash.")
+
+
+def told_bytes(request: Request) -> int:
+    """How large the body is going to be; 0 where its sender does not say."""
+    told = request.headers.get("content-length", "")
+    return int(told) if told.isdecimal() else 0
+
+
+async def upload_of(request: Request, *, most_bytes: int) -> AsyncIterator[bytes]:
+    """The pieces of a body that may be large, and not larger than this; see `chunks_of`. One that says so is refused before it comes."""
+    read = 0
+    if told_bytes(request) <= most_bytes:
+        async for piece in chunks_of(request):
+            if (read := read + len(piece)) > most_bytes:
+                break
+            yield piece
+        else:
+            return
+    raise BackendRefused(413, f"This request's body is larger than {most_bytes // 2**20:,} MB. Send it in smaller parts.")
 
 
 async def chunks_of(request: Request) -> AsyncIterator[bytes]:

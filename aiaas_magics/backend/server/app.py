@@ -22,8 +22,8 @@ from starlette.routing import Route
 
 from aiaas_magics.backend.disk import NotPlain, open_plain
 from aiaas_magics.backend.feed_folder import FeedFolder
-from aiaas_magics.backend.server.answers import answer, body_of, chunks_of, number_in, on_bug, on_http_error, on_our_error
-from aiaas_magics.backend.server.blobs import BlobStore, read_chunks
+from aiaas_magics.backend.server.answers import answer, body_of, number_in, on_bug, on_http_error, on_our_error, upload_of
+from aiaas_magics.backend.server.blobs import BLOB_BYTES, BlobStore, read_chunks, receive
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoints import Endpoints
 from aiaas_magics.backend.server.presence import Presence
@@ -34,6 +34,7 @@ from aiaas_magics.spec import About, DeploySpec, FitSpec, Versions
 
 POLL_S: Final = 30.0  # contract: a long poll waits at most this long
 KEY_CHARACTERS: Final = 200
+BATCH_BYTES: Final = 4 * 1024**3  # guess: one batch of a kernel's data, which a worker takes into its memory whole
 FEEDS: Final = ("x", "validation_data")  # arguments of `fit` whose batches a kernel may send
 FEED_LOOK_S: Final = 0.01  # a batch is asked for in time while others wait to be read; guess
 
@@ -146,7 +147,7 @@ async def missing_blobs(request: Request) -> Response:
 
 
 async def put_blob(request: Request) -> Response:
-    await _parts(request).blobs.put(request.path_params["sha"], chunks_of(request))
+    await _parts(request).blobs.put(request.path_params["sha"], upload_of(request, most_bytes=BLOB_BYTES))
     return Response(status_code=201)
 
 
@@ -247,8 +248,8 @@ async def put_batch(request: Request) -> Response:
     view, numbers = _feed_view(request), request.path_params
     if not view.open:
         return answer(view)
-    batch = b"".join([chunk async for chunk in chunks_of(request)])
-    await asyncio.to_thread(_feed(request).put, numbers["number"], numbers["index"], batch)
+    frame = _feed(request).frame(numbers["number"], numbers["index"])
+    await receive(upload_of(request, most_bytes=BATCH_BYTES), frame)
     return answer(_feed_view(request))
 
 

@@ -157,6 +157,19 @@ class BlobStore:
         return self._partial / secrets.token_hex(16)
 
 
+async def receive(body: AsyncIterator[bytes], target: Path) -> None:
+    """Write `body` to the file `target`, which is there when it is whole; raises `StoreNotWritable`. What came in part is removed."""
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    try:
+        with _our_errors(target.parent):
+            with await asyncio.to_thread(_create, partial) as file:
+                async for pieces in _gathered(body):
+                    await asyncio.to_thread(_write_all, file, pieces)
+            os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 async def read_chunks(file: BinaryIO, size: int) -> AsyncIterator[bytes]:
     """The first `size` bytes of the open file, read outside the event loop; closes it."""
     with file:
@@ -185,6 +198,11 @@ def _create(path: Path):  # type: ignore[no-untyped-def]
 def _write(file, digest, pieces: list[bytes]) -> None:  # type: ignore[no-untyped-def]
     for piece in pieces:
         digest.update(piece)
+    _write_all(file, pieces)
+
+
+def _write_all(file, pieces: list[bytes]) -> None:  # type: ignore[no-untyped-def]
+    for piece in pieces:
         rest = memoryview(piece)
         while rest:
             rest = rest[file.write(rest) :]
