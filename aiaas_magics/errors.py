@@ -316,6 +316,8 @@ class StoreNotWritable(BackendError):
 
 
 class BlobDamaged(BackendError):
+    """Bytes on the backend that are not those that were sent; nothing was trained on them."""
+
     def __init__(self, sha: str, why: str) -> None:
         super().__init__(sha, why)
         self.sha, self.why = sha, why
@@ -393,3 +395,16 @@ class AiaasBug(AiaasError):
 
     def __str__(self) -> str:
         return f"{' '.join(map(str, self.args))}. This is a bug in aiaas_magics: please report it with this text."
+
+
+def rebuilt(kind: str, args: Sequence[object]) -> AiaasError | None:
+    """The error of the other side, which sent the name of its class and its arguments; None where that is none of ours."""
+    found = globals().get(kind) if kind in __all__ else None
+    if found is None:
+        return None
+    try:
+        error = found(*args)
+        str(error)
+    except Exception:  # noqa: BLE001 - border: what the other side sent may be anything, and a class may do anything with it
+        return None
+    return error if isinstance(error, AiaasError) else None

@@ -285,6 +285,8 @@ class ErrorReport(Value, frozen=True, kw_only=True):
     ranks: tuple[int, ...] = ()
     phase: str = ""
     traceback: str = ""  # as Python printed it, bounded
+    kind: str = ""  # a class of `errors`, where the fault is the backend's and not the user's code's
+    args: tuple[str, ...] = ()  # that class' arguments
 
     def where(self) -> str:
         if not self.ranks:

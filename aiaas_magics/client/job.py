@@ -7,17 +7,20 @@ Building and submitting it belongs to `training`; drawing it to `notebook`.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 from collections.abc import Callable, Container, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from aiaas_magics import errors
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.errors import (
     AiaasBug,
     AiaasError,
     BackendTooSlow,
+    BlobDamaged,
     JobCancelled,
     OutOfMemory,
     RemoteTrainingError,
@@ -191,7 +194,10 @@ class Job:
         view = self.view()
         if view.state is not JobState.SUCCEEDED or view.result is None:
             raise self.failure()
-        return self._transport.read(f"/v1/blobs/{view.result}")
+        data = self._transport.read(f"/v1/blobs/{view.result}")
+        if hashlib.sha256(data).hexdigest() != view.result:
+            raise BlobDamaged(view.result, "its bytes changed on the backend's disk")
+        return data
 
     def failure(self) -> AiaasError:
         """Why there is no result, as the exception to raise."""
@@ -202,6 +208,8 @@ class Job:
             return JobCancelled(self.id)
         if not view.state.final:
             return BackendTooSlow(f"job {self.id}", 0.0)
+        if story.error is not None and (fault := errors.rebuilt(story.error.kind, story.error.args)) is not None:
+            return fault
         if story.error is not None:
             return RemoteTrainingError(story.error)
         for lane in story.lanes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import resource
 import socket
@@ -14,13 +15,14 @@ from urllib.parse import urlsplit
 import msgspec
 import psutil
 import pytest
+import xxhash
 from starlette.requests import Request
 
 from aiaas_magics import errors
 from aiaas_magics.backend.server.answers import upload_of
 from aiaas_magics.backend.server.blobs import DAY_S, BlobStore
 from aiaas_magics.events import WorkerStarted
-from aiaas_magics.spec import JobView
+from aiaas_magics.spec import JobState, JobView
 from tests.server.served import Served, served, until
 
 
@@ -203,6 +205,43 @@ def test_what_nothing_refers_to_goes_after_a_day(tmp_path: Path) -> None:
     assert store.sweep({kept}, now_s=now_s) == 1
 
     assert store.missing([kept, old, fresh]) == [old]
+
+
+def test_beside_each_blob_stands_what_a_worker_checks_it_by(server: Served, tmp_path: Path) -> None:
+    store = BlobStore(tmp_path / "blobs")
+    data = os.urandom(3_000_000)
+    (tmp_path / "file").write_bytes(data)
+    (server.folder / "dropbox" / "mine").write_bytes(data)
+    server.raw("POST", f"/v1/blobs/{sha_of(data)}/adopt", b'{"file": "mine"}')
+    server.put(data[1:])
+
+    kept, there = store.keep(tmp_path / "file"), BlobStore(server.folder / "blobs")
+
+    assert store.check_of(kept) == there.check_of(kept) == xxhash.xxh3_128_hexdigest(data)
+    assert there.check_of(sha_of(data[1:])) == xxhash.xxh3_128_hexdigest(data[1:])
+    assert there.check_of("0" * 64) == ""
+    assert store.sweep(set(), now_s=time.time() + 2 * DAY_S) == 1
+    assert [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == []
+
+
+def test_a_blob_that_a_worker_says_is_damaged_is_dropped_if_it_is_its_jobs(server: Served) -> None:
+    def crash(sha: str) -> str:
+        return (
+            "from aiaas_magics.events import Crashed; from aiaas_magics.spec import ErrorReport; "
+            f"play.send(Crashed(report=ErrorReport(type='x', message='', kind='BlobDamaged', args=({sha!r}, 'rotten')))); code = 3"
+        )
+
+    arrays = [server.put(b"its own"), server.put(b"another's")]
+    for sha in arrays:
+        payload = server.put(json.dumps([{"do": "python", "text": crash(sha)}]).encode())
+        spec = msgspec.structs.replace(server.spec(), payload=payload, arrays=tuple(arrays[:1]))
+        view = server.transport.post("/v1/jobs", spec, JobView, key=sha)
+        assert server.end(view.id).state is JobState.FAILED
+        if sha == arrays[0]:
+            assert missing(server, *arrays) == [sha]
+            server.put(b"its own")
+
+    assert missing(server, *arrays) == []
 
 
 def test_asking_for_a_blob_keeps_it(tmp_path: Path) -> None:

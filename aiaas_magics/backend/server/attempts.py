@@ -62,6 +62,7 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
         checkpoint_folder.adopt(kept_checkpoint(state, spec.resume_job)[1], own)
         checkpoint = checkpoint_folder.newest_whole(own)
     execution = machine.execution_of(spec)
+    checks = tuple(blobs.check_of(sha) for sha in (spec.payload, *spec.arrays))
     reduce_name = f"aiaas-{secrets.token_hex(6)}"
     commands = tuple(
         WorkerCommand(
@@ -73,6 +74,7 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
             job_dir=str(state.job(job.id)),
             payload=str(blobs.get_path(spec.payload)),
             arrays=tuple(str(blobs.get_path(sha)) for sha in spec.arrays),
+            checks=checks,
             seed=spec.seed,
             cores=machine.cores_of(positions),
             gpus=machine.gpus_of(positions),

@@ -43,10 +43,10 @@ from aiaas_magics.backend.workers.attempt import EXIT_ALONE, AttemptFolder
 from aiaas_magics.backend.workers.pool import WorkerPool
 from aiaas_magics.backend.workers.watch import STOPPED_S, AttemptWatch, Seen
 from aiaas_magics.clock import Clock
-from aiaas_magics.errors import InvalidSpec, NotEnoughDevices, StoreNotWritable, UnknownName
+from aiaas_magics.errors import BlobDamaged, InvalidSpec, NotEnoughDevices, StoreNotWritable, UnknownName
 from aiaas_magics.events import AnyEvent, AttemptStarted, Crashed, Entry, Finished, Notice, Phase, PhaseEntered, StateChanged, WorkerStarted
 from aiaas_magics.execution import ONE_PROCESS
-from aiaas_magics.spec import CheckpointView, FitSpec, JobState, JobView
+from aiaas_magics.spec import CheckpointView, ErrorReport, FitSpec, JobState, JobView
 
 log = logging.getLogger(__name__)
 
@@ -334,7 +334,7 @@ class Conductor:
         while not live.watch.is_over:
             was_stopped = live.stopped
             seen = await asyncio.to_thread(live.watch.look)
-            inputs = self._inputs(attempt, live, seen)
+            inputs = self._inputs(job, attempt, live, seen)
             if was_stopped:
                 inputs += [RankEnded(attempt=attempt, rank=rank, how="was not started") for rank in live.watch.end_unstarted()]
             if inputs or seen.offsets:
@@ -342,7 +342,14 @@ class Conductor:
             else:
                 await asyncio.sleep(LOOK_S)
 
-    def _inputs(self, attempt: int, live: Live, seen: Seen) -> list[NewEntry | Event]:
+    def _drop_damaged(self, job: str, report: ErrorReport) -> None:
+        """A worker found other bytes in a blob than were sent: without it the next upload brings them again."""
+        spec = self._records[job].spec
+        if report.kind == BlobDamaged.__name__ and report.args and report.args[0] in (spec.payload, *spec.arrays):
+            log.warning("job %s: %s", job, report.message)
+            self._blobs.drop(report.args[0])
+
+    def _inputs(self, job: str, attempt: int, live: Live, seen: Seen) -> list[NewEntry | Event]:
         """What was seen, in words of the log and of the machine."""
         inputs: list[NewEntry | Event] = [
             self._word(WorkerStarted(pid=process.pid, device=live.labels[rank]), attempt, rank) for rank, process in seen.began
@@ -356,6 +363,7 @@ class Conductor:
                 inputs.append(RankFinished(attempt, rank))
             elif isinstance(line.event, Crashed):
                 report = line.event.report
+                self._drop_damaged(job, report)
                 inputs.append(RankCrashed(attempt, rank, f"{report.type}: {report.message}"[:500]))
         inputs += [self._word(Notice(text=f"Worker {rank} {PAUSED}"), attempt, rank) for rank in seen.stopped]
         inputs += [RankStuck(attempt, rank, f"was stopped (SIGSTOP) for {STOPPED_S:g} s") for rank in seen.stuck]
