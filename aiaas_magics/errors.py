@@ -312,6 +312,11 @@ class StoreNotWritable(BackendError):
         self.folder, self.why = folder, why
 
     def __str__(self) -> str:
+        if "space" in self.why or "full" in self.why or "quota" in self.why:
+            return (
+                f"The state folder {self.folder} has no room: {self.why}. "
+                "Use %aiaas_storage --free to remove what nothing needs, or set AIAAS_HOME to a folder with more room."
+            )
         return f"The state folder {self.folder} cannot be written: {self.why}. Set AIAAS_HOME to a folder of yours."
 
 

@@ -7,11 +7,14 @@ in their own ways.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 from typing import BinaryIO
 
+NO_ROOM = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+NO_ROOM_WORDS = ("No space left on device", "Disk quota exceeded", "database or disk is full", "no space left on its disk")
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe waits for its other end
 
@@ -64,6 +67,16 @@ def read_plain(path: Path, *, most_bytes: int, links: int | None = 1) -> bytes:
     if len(data) > most_bytes:  # it grows while it is read
         raise NotPlain(f"has more than {most_bytes:,} bytes")
     return data
+
+
+def is_no_room(error: BaseException) -> bool:
+    """Whether `error` says that a disk, or the account's part of it, is full."""
+    return getattr(error, "errno", None) in NO_ROOM or says_no_room(str(error))
+
+
+def says_no_room(text: str) -> bool:
+    """The same of the text of an error; libraries keep no more than that (safetensors, TensorFlow, HDF5)."""
+    return any(words in text for words in NO_ROOM_WORDS)
 
 
 def write_private(path: Path, data: bytes, *, durable: bool = False) -> None:

@@ -24,6 +24,7 @@ from aiaas_magics.errors import (
     JobCancelled,
     OutOfMemory,
     RemoteTrainingError,
+    StoreNotWritable,
     WorkersLost,
 )
 from aiaas_magics.events import Entry, Output, Phase
@@ -143,6 +144,8 @@ class Job:
         self._view = self._transport.post(f"/v1/jobs/{self.id}/cancel", None, JobView, key=f"cancel-{self.id}")
         try:
             return self.wait(CANCEL_S)
+        except StoreNotWritable:  # it is told to stop; that it has cannot be recorded before there is room
+            return self._view.state
         finally:
             self._released()
 

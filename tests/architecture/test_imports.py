@@ -67,6 +67,7 @@ ARROWS: dict[str, set[str]] = {
         "backend.serving",
         "backend.training",
         "backend.checkpoint_folder",
+        "backend.disk",
         "client",
     },
 }

@@ -22,11 +22,12 @@ from starlette.routing import Route
 
 from aiaas_magics.backend.disk import NotPlain, open_plain
 from aiaas_magics.backend.feed_folder import FeedFolder
-from aiaas_magics.backend.server.answers import answer, body_of, number_in, on_bug, on_http_error, on_our_error, upload_of
+from aiaas_magics.backend.server.answers import answer, body_of, number_in, on_bug, on_http_error, on_our_error, told_bytes, upload_of
 from aiaas_magics.backend.server.blobs import BLOB_BYTES, BlobStore, read_chunks, receive
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoints import Endpoints
 from aiaas_magics.backend.server.presence import Presence
+from aiaas_magics.backend.server.room import Room
 from aiaas_magics.errors import AiaasError, InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.frames import FeedView
 from aiaas_magics.routing import Change, Scaling
@@ -69,6 +70,7 @@ class Parts:
     blobs: BlobStore
     endpoints: Endpoints
     presence: Presence
+    room: Room
     jobs_folder: Path
     stop: Callable[[], None]
 
@@ -147,6 +149,7 @@ async def missing_blobs(request: Request) -> Response:
 
 
 async def put_blob(request: Request) -> Response:
+    _parts(request).room.check(told_bytes(request))
     await _parts(request).blobs.put(request.path_params["sha"], upload_of(request, most_bytes=BLOB_BYTES))
     return Response(status_code=201)
 
@@ -160,6 +163,7 @@ async def adopt_blob(request: Request) -> Response:
     if parts.about().dropbox is None:
         raise InvalidSpec("This server has no dropbox. Send the bytes over HTTP instead.")
     dropped = await body_of(request, Dropped)
+    parts.room.check()
     await asyncio.to_thread(parts.blobs.adopt, request.path_params["sha"], dropped.file)
     return Response(status_code=201)
 
@@ -248,6 +252,7 @@ async def put_batch(request: Request) -> Response:
     view, numbers = _feed_view(request), request.path_params
     if not view.open:
         return answer(view)
+    _parts(request).room.check(told_bytes(request))
     frame = _feed(request).frame(numbers["number"], numbers["index"])
     await receive(upload_of(request, most_bytes=BATCH_BYTES), frame)
     return answer(_feed_view(request))
@@ -274,6 +279,7 @@ def _feed(request: Request) -> FeedFolder:
 
 
 async def deploy(request: Request) -> Response:
+    _parts(request).room.check()
     return answer(await _parts(request).endpoints.deploy(await body_of(request, DeploySpec)), 201)
 
 

@@ -5,7 +5,8 @@ removing those that nobody refers to. Who may refer to which belongs to `app`.
 
 A blob's file is complete from the moment it has its name, because it is forced to disk and
 then gets the name by rename. Beside it stands XXH3 of its bytes, 128 bits, by which workers
-see at every use whether the disk still has what was sent: SHA-256 would take ten times as long.
+see at every use whether the disk still has what was sent: SHA-256 takes six times as long (1.9 instead of
+0.3 s a GB, measured).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from typing import BinaryIO, Final
 import xxhash
 
 from aiaas_magics.backend.disk import NotPlain, open_plain, read_plain, write_private
-from aiaas_magics.errors import BlobDamaged, InvalidSpec, StoreNotWritable, UnknownName
+from aiaas_magics.backend.server.room import not_writable
+from aiaas_magics.errors import BlobDamaged, InvalidSpec, UnknownName
 from aiaas_magics.spec import SHA256
 
 GATHER_BYTES: Final = 1024 * 1024  # network chunks are 64 KB; a hop into a thread for each would cost more than the write
@@ -289,4 +291,4 @@ class _our_errors:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
-            raise StoreNotWritable(str(self._folder), error.strerror or str(error)) from error
+            raise not_writable(self._folder, error.strerror or str(error)) from error

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from aiaas_magics.backend.disk import NotPlain
+import msgspec
+
+from aiaas_magics.backend.disk import NotPlain, says_no_room
 from aiaas_magics.backend.jobs import placement
 from aiaas_magics.backend.jobs.actions import Action, ClearAttempt, ClearJob, KeepResult, Record, StartAttempt, StopAttempt
 from aiaas_magics.backend.jobs.events import (
@@ -32,11 +34,12 @@ from aiaas_magics.backend.jobs.events import (
     ServerEnds,
     StartFailed,
 )
-from aiaas_magics.backend.jobs.machine import handle
+from aiaas_magics.backend.jobs.machine import CANCEL_GRACE_S, handle
 from aiaas_magics.backend.jobs.placement import Ask, Seats
 from aiaas_magics.backend.server import attempts
 from aiaas_magics.backend.server.blobs import BlobStore
 from aiaas_magics.backend.server.devices import Machine
+from aiaas_magics.backend.server.room import Room
 from aiaas_magics.backend.server.state import StateFolder
 from aiaas_magics.backend.server.store import JobRecord, NewEntry, Store
 from aiaas_magics.backend.workers.attempt import EXIT_ALONE, AttemptFolder
@@ -54,7 +57,10 @@ log = logging.getLogger(__name__)
 # be felt to wait; a look costs some stats and reads (0.1 ms a rank measured).
 LOOK_S: Final = 0.05
 STORE_RETRY_S: Final = 1.0  # a full disk: events stay in the attempt's files until the store takes them
+CANCEL_LOOK_S: Final = 0.5
+TROUBLE_TOLD_S: Final = 2.0  # guess: a disk that has room again after a moment is worth no word
 SHUTDOWN_S: Final = 8.0
+ENDING: Final = frozenset({JobState.STOPPING, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 PAUSED: Final = f"is stopped (SIGSTOP) and the others wait for it. The attempt is given up in {STOPPED_S:g} s; kill -CONT lets it go on."
 
 
@@ -82,12 +88,26 @@ class Happened:
     done: asyncio.Event | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Nothing of a job can be written, since then."""
+
+    error: StoreNotWritable
+    since_s: float
+
+
 class Conductor:
     """Every job of one server. `start` and `close` bound it; everything between is called from the server's loop."""
 
-    def __init__(self, *, state: StateFolder, store: Store, blobs: BlobStore, pool: WorkerPool, machine: Machine, clock: Clock, name: str):
+    def __init__(
+        self, *, state: StateFolder, store: Store, blobs: BlobStore, pool: WorkerPool, machine: Machine, room: Room, clock: Clock, name: str
+    ) -> None:
         self._state, self._store, self._blobs, self._pool = state, store, blobs, pool
-        self._machine, self._clock, self._name = machine, clock, name
+        self._machine, self._room, self._clock, self._name = machine, room, clock, name
+        self._troubles: dict[str, Trouble] = {}
+        self._full: Trouble | None = None  # the disk, though nothing may have failed yet
+        self._blocked: Trouble | None = None  # nothing can be recorded, of any job
+        self._cancelling: set[str] = set()  # told to stop while that could not be recorded
         self._records: dict[str, JobRecord] = {}
         self._held: dict[str, Seats] = {}
         self._live: dict[str, Live] = {}
@@ -107,6 +127,7 @@ class Conductor:
         for record in list(self._records.values()):
             await self._take_up(record)
         self._loop = asyncio.create_task(self._conduct(), name="conductor")
+        self._spawn(self._watch_room(), "watch the disk")
         self._place()
 
     async def submit(self, spec: FitSpec, *, key: str | None) -> JobView:
@@ -120,11 +141,12 @@ class Conductor:
         if spec.resume_job:
             await self.checkpoint(spec.resume_job)
         now_s = self._clock.now_s()
-        job, is_new = await self._store.call(self._store.add_job, spec, key=key, at_s=now_s)
+        self._room.check()
+        words: list[AnyEvent] = [StateChanged(state=JobState.QUEUED), *(Notice(text=note) for note in spec.notes)]
+        job, is_new = await self._store.call(self._store.add_job, spec, key=key, at_s=now_s, words=words)
         if is_new or job not in self._records:
             self._records[job] = await self._store.call(self._store.job, job)
-            words: list[AnyEvent] = [StateChanged(state=JobState.QUEUED), *(Notice(text=note) for note in spec.notes)]
-            await self._happened(job, *(NewEntry(at_s=now_s, attempt=0, rank=None, event=word) for word in words))
+            self._publish(job)
             self._place()
         return self.view(job)
 
@@ -143,8 +165,20 @@ class Conductor:
         return await asyncio.to_thread(attempts.checkpoint_view, self._state, job)
 
     async def cancel(self, job: str) -> JobView:
-        self.view(job)
-        await self._happened(job, CancelAsked())
+        """The job when it was told to stop. While nothing can be recorded its workers are ended all the same, and at once."""
+        state = self.view(job).state
+        done = asyncio.create_task(self._happened(job, CancelAsked()))
+        self._tasks.add(done)
+        done.add_done_callback(self._tasks.discard)
+        while not done.done():
+            await asyncio.wait([done], timeout=CANCEL_LOOK_S)
+            if done.done() or self._blocked is None:
+                continue
+            if not state.final and job not in self._cancelling:
+                self._cancelling.add(job)
+                stop = StopAttempt(attempt=self._records[job].job.attempt, grace_s=CANCEL_GRACE_S)
+                self._spawn(self._stop_attempt(job, stop), f"stop job {job}")
+            break
         self._place()
         return self.view(job)
 
@@ -152,23 +186,41 @@ class Conductor:
         """Raises `UnknownName`."""
         if job not in self._records:
             raise UnknownName("job", job, tuple(self._records)[-100:])
-        return self._records[job].view()
+        return self._shown(self._records[job])
 
     def views(self) -> list[JobView]:
-        return [record.view() for record in self._records.values()]
+        return [self._shown(record) for record in self._records.values()]
+
+    def _shown(self, record: JobRecord) -> JobView:
+        """The job as it is, which may be further than what could be recorded."""
+        view, trouble = record.view(), self._trouble_of(record.job.id)
+        if view.state.final:
+            return view
+        if record.job.id in self._cancelling:
+            view = msgspec.structs.replace(view, state=JobState.STOPPING, reason="cancelled")
+        return view if trouble is None else msgspec.structs.replace(view, reason=str(trouble.error))
 
     @property
     def is_busy(self) -> bool:
         return any(not record.job.state.final for record in self._records.values())
 
     async def entries(self, job: str, *, after: int, wait_s: float) -> list[Entry]:
-        """Entries with a higher number than `after`; when there are none, waits up to `wait_s` for one."""
+        """Entries with a higher number than `after`; when there are none, waits up to `wait_s` for one.
+
+        Raises:
+            UnknownName: there is no such job.
+            StoreNotWritable: one was waited for in vain because nothing of the job can be written, for some seconds already.
+        """
         pulse = self._pulses.setdefault(job, asyncio.Event())
         if self.view(job).last_seq <= after and wait_s > 0 and not self.closing.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(pulse.wait(), wait_s)
         known = self.view(job).last_seq
         if known <= after:
+            trouble = self._trouble_of(job)
+            waited = wait_s > 0 and not self.view(job).state.final  # who only looks sees what there is
+            if trouble is not None and waited and self._clock.monotonic_s() - trouble.since_s > TROUBLE_TOLD_S:
+                raise trouble.error
             return []
         found = await self._store.call(self._store.entries, job, after=after)
         return [entry for entry in found if entry.seq <= known]
@@ -186,8 +238,13 @@ class Conductor:
             self._queue.put_nowait(Happened(job, (ServerEnds(),)))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_S):
-                while self._live:  # noqa: ASYNC110 - several tasks and the queue must come to rest, not one event
+                while self._live and self._blocked is None:  # noqa: ASYNC110 - several tasks and the queue must come to rest, not one event
                     await asyncio.sleep(LOOK_S)
+        # What could not be recorded, or did not come to rest, is not left behind either.
+        ends = (self._pool.stop(live.folder, ranks=live.ranks, grace_s=0.0) for live in self._live.values())
+        for end in await asyncio.gather(*ends, return_exceptions=True):
+            if isinstance(end, Exception):
+                log.error("an attempt's processes could not be ended", exc_info=end)
         left = [task for task in (self._loop, *self._tasks, *(live.task for live in self._live.values())) if task is not None]
         for task in left:
             task.cancel()
@@ -208,10 +265,43 @@ class Conductor:
     async def _apply_until_kept(self, happened: Happened) -> None:
         while True:
             try:
-                return await self._apply(happened)
+                await self._apply(happened)
             except StoreNotWritable as error:
-                log.warning("job %s: %s", happened.job, error)
+                self._blocked = self._trouble(self._blocked, error, happened.job)
                 await asyncio.sleep(STORE_RETRY_S)
+            else:
+                break
+        if self._blocked is not None:
+            self._blocked = None
+            log.info("the state folder can be written again")
+        if self._records[happened.job].job.state in ENDING:
+            self._cancelling.discard(happened.job)
+
+    def _trouble(self, before: Trouble | None, error: StoreNotWritable, job: str) -> Trouble:
+        if before is None:
+            log.warning("job %s waits: %s", job, error)
+        return Trouble(error, self._clock.monotonic_s() if before is None else before.since_s)
+
+    def _trouble_of(self, job: str) -> Trouble | None:
+        """What holds the job up: it alone, or everything since the disk is full or nothing can be recorded."""
+        return self._blocked or self._full or self._troubles.get(job)
+
+    async def _watch_room(self) -> None:
+        """See a disk that is full also while workers keep what they have to say in memory, so that there is nothing to record."""
+        while True:
+            try:
+                self._room.check_start()
+            except StoreNotWritable as error:
+                self._full = Trouble(error, self._clock.monotonic_s() if self._full is None else self._full.since_s)
+            except OSError as error:  # the folder is gone: whoever writes says so
+                log.warning("%s: %s", self._room.folder, error)
+            else:
+                self._full = None
+            await asyncio.sleep(STORE_RETRY_S)
+
+    async def _wait_for_room(self, job: str, error: StoreNotWritable) -> None:
+        self._troubles[job] = self._trouble(self._troubles.get(job), error, job)
+        await asyncio.sleep(STORE_RETRY_S)
 
     async def _apply(self, happened: Happened) -> None:
         """Everything up to the write changes nothing, so that it can be tried again."""
@@ -275,6 +365,8 @@ class Conductor:
 
     async def _start_workers(self, job: str, action: StartAttempt, seats: Seats) -> None:
         number = action.attempt
+        if not await self._has_room_to_start(job):
+            return
         try:
             plan = await asyncio.to_thread(
                 attempts.plan, self._records[job], seats, state=self._state, blobs=self._blobs, machine=self._machine
@@ -289,6 +381,19 @@ class Conductor:
             log.warning("job %s: attempt %d could not be started: %s", job, number, error)
             self._queue.put_nowait(Happened(job, (StartFailed(number, f"its workers could not be started: {error}"),)))
 
+    async def _has_room_to_start(self, job: str) -> bool:
+        """Wait until the first files of an attempt find room; whether the attempt was not stopped meanwhile."""
+        while (live := self._live.get(job)) is not None and not live.stopped:
+            try:
+                self._room.check_start()
+            except StoreNotWritable as error:
+                await self._wait_for_room(job, error)
+            else:
+                self._troubles.pop(job, None)
+                return True
+        self._troubles.pop(job, None)
+        return False
+
     async def _stop_attempt(self, job: str, action: StopAttempt) -> None:
         live = self._live.get(job)
         if live is None:
@@ -298,12 +403,18 @@ class Conductor:
 
     async def _keep_result(self, job: str, attempt: int) -> None:
         folder = AttemptFolder(self._state.attempt(job, attempt))
-        try:
-            sha = await asyncio.to_thread(self._blobs.keep, folder.result)
-            files = await asyncio.to_thread(attempts.files_of, self._state.job(job) / "files")
-        except (OSError, NotPlain, StoreNotWritable) as error:
-            self._queue.put_nowait(Happened(job, (ResultMissing(attempt, f"its result could not be kept ({error})"),)))
-            return
+        while True:
+            try:
+                sha = await asyncio.to_thread(self._blobs.keep, folder.result)
+                files = await asyncio.to_thread(attempts.files_of, self._state.job(job) / "files")
+            except (OSError, NotPlain, StoreNotWritable) as error:
+                if isinstance(error, StoreNotWritable) and says_no_room(str(error)):  # a training is not thrown away for that
+                    await self._wait_for_room(job, error)
+                    continue
+                self._queue.put_nowait(Happened(job, (ResultMissing(attempt, f"its result could not be kept ({error})"),)))
+                return
+            break
+        self._troubles.pop(job, None)
         self._queue.put_nowait(Happened(job, (ResultKept(attempt),), changes={"result": sha, "files": files}))
 
     async def _clear(self, job: str, action: ClearAttempt | ClearJob) -> None:

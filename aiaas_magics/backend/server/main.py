@@ -34,6 +34,7 @@ from aiaas_magics.backend.server.blobs import BlobStore
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoints import Endpoints, Inference
 from aiaas_magics.backend.server.presence import Presence
+from aiaas_magics.backend.server.room import KeepFree, Room
 from aiaas_magics.backend.server.state import StateFolder
 from aiaas_magics.backend.server.store import Store
 from aiaas_magics.backend.serving.control import check_front_ends
@@ -64,12 +65,15 @@ class Options:
     tls_key: Path | None = None
     idle_minutes: float | None = None
     launcher_options: Sequence[str] = field(default=())
+    keep_free: str = ""  # of the disk: see `room.KeepFree`
     front_ends: int = 1  # processes that answer predictions over HTTP
     inference: Callable[[], Inference] | None = None  # None: the real one, with so many front ends
 
     def check(self) -> None:
         """Raises `InvalidSpec` for what must not be served so."""
         check_front_ends(self.front_ends)
+        if self.keep_free:
+            KeepFree.parse(self.keep_free)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
         for flag, path in (("--tls-cert", self.tls_cert), ("--tls-key", self.tls_key)):
@@ -141,6 +145,7 @@ class Server:
         self._options, self._state, self._listener, self._on_ready = options, state, listener, on_ready
         self.port: int = listener.getsockname()[1]
         self.url = _url(options, self.port)
+        self._room = Room(state.path, KeepFree.parse(options.keep_free) if options.keep_free else KeepFree())
         self._store = Store(state.records)
         self._blobs = BlobStore(state.blobs)
         self._pool = LocalPool(state.launcher, launcher_options=options.launcher_options)
@@ -157,7 +162,7 @@ class Server:
             dropbox=str(self._blobs.dropbox) if options.local else None,
         )
         self._conductor = Conductor(
-            state=state, store=self._store, blobs=self._blobs, pool=self._pool, machine=machine, clock=clock, name=name
+            state=state, store=self._store, blobs=self._blobs, pool=self._pool, machine=machine, room=self._room, clock=clock, name=name
         )
         self._endpoints = Endpoints(
             store=self._store,
@@ -178,6 +183,7 @@ class Server:
             blobs=self._blobs,
             endpoints=self._endpoints,
             presence=self._presence,
+            room=self._room,
             jobs_folder=self._state.jobs,
             stop=self.stop,
         )

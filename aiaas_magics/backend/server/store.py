@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from aiaas_magics import wire
 from aiaas_magics.backend.jobs.states import Job
-from aiaas_magics.errors import StoreNotWritable
+from aiaas_magics.backend.server.room import not_writable
 from aiaas_magics.events import AnyEvent, Entry
 from aiaas_magics.routing import Routing
 from aiaas_magics.spec import DeploySpec, FitSpec, JobState, JobView, VersionView
@@ -165,8 +165,11 @@ class Store:
         self._thread.shutdown(wait=True)
         self._engine.dispose()
 
-    def add_job(self, spec: FitSpec, *, key: str | None, at_s: float) -> tuple[str, bool]:
-        """The id of the job for `spec`, and whether it is new; with a `key` that was used it is the job of that time."""
+    def add_job(self, spec: FitSpec, *, key: str | None, at_s: float, words: Sequence[AnyEvent] = ()) -> tuple[str, bool]:
+        """The id of the job for `spec`, and whether it is new; with a `key` that was used it is the job of that time.
+
+        A new job's log begins with `words`, kept together with it.
+        """
         with self._writing() as connection:
             if key is not None:
                 known = connection.execute(sa.select(jobs.c.number).where(jobs.c.key == key)).scalar()
@@ -174,6 +177,12 @@ class Store:
                     return str(known), False
             values = {"key": key, "spec": wire.encode(spec), "state": JobState.QUEUED.value, "created_s": at_s}
             number = connection.execute(sa.insert(jobs).values(values)).inserted_primary_key[0]  # type: ignore[index]
+            rows = [
+                {"job": number, "seq": seq, "at_s": at_s, "attempt": 0, "rank": None, "event": wire.encode(word)}
+                for seq, word in enumerate(words, start=1)
+            ]
+            if rows:
+                connection.execute(sa.insert(events), rows)
         return str(number), True
 
     def save(self, record: JobRecord) -> None:
@@ -299,7 +308,7 @@ class Store:
             with self._engine.begin() as connection:
                 yield connection
         except sa.exc.OperationalError as error:  # read-only, full, or gone
-            raise StoreNotWritable(str(self._path.parent), str(error.orig)) from error
+            raise not_writable(self._path.parent, str(error.orig)) from error
 
 
 def _configure(connection: Any, _: object) -> None:

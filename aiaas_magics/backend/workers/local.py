@@ -20,6 +20,7 @@ from typing import Final
 
 import psutil
 
+from aiaas_magics.backend.disk import is_no_room
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.workers.attempt import COMMAND_BYTES, REDUCE_NAME, AttemptFolder, ProcessId, read_value, write_value
 from aiaas_magics.backend.workers.launching import LauncherClient, LauncherGone
@@ -93,8 +94,13 @@ class LocalPool:
             launcher.running()
 
     async def stop(self, folder: AttemptFolder, /, *, ranks: int, patience_s: float = 0.0, grace_s: float = 1.0) -> None:
-        with contextlib.suppress(FileNotFoundError):  # an attempt that was cleared has no process
+        try:
             folder.stop.touch(mode=0o600)
+        except FileNotFoundError:  # an attempt that was cleared has no process
+            pass
+        except OSError as error:  # on a full disk the processes that there are end all the same
+            if not is_no_room(error):
+                raise
         if await self._until_gone(folder, ranks, patience_s):
             return
         _signal_all(folder, ranks, signal.SIGTERM)
