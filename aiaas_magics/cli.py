@@ -1,4 +1,4 @@
-"""`aiaas serve | status | stop | token`: the server from a terminal.
+"""`aiaas serve | status | storage | stop | token`: the server from a terminal.
 
 Owns options and what is printed: results on standard output, talk on standard error.
 Serving belongs to `backend.server`, asking a server to `client`.
@@ -20,6 +20,7 @@ from aiaas_magics.errors import AiaasError
 
 if TYPE_CHECKING:
     from aiaas_magics.client.client import Backend
+    from aiaas_magics.spec import StorageView
 
 FAILED = 2
 
@@ -174,6 +175,44 @@ def token(state: Path | None) -> None:
     except OSError:
         click.echo(f"There is no token in {file.parent}. Start a server there with `aiaas serve` first.", err=True)
         sys.exit(FAILED)
+
+
+@main.command()
+@_state
+@click.option("--free", is_flag=True, help="Remove what nothing needs. Unfinished jobs, live endpoints and what --resume needs stay.")
+@click.option(
+    "--set-aside-records",
+    is_flag=True,
+    help="Of a server that does not run: move its records, and its jobs' folders, into a folder beside them and begin anew.",
+)
+@_one_line_errors
+def storage(state: Path | None, free: bool, set_aside_records: bool) -> None:
+    """Show what the state folder holds, and give back what nothing needs."""
+    if set_aside_records:
+        from aiaas_magics.backend.server.storage import set_records_aside
+
+        click.echo(
+            f"The records are in {set_records_aside(state or settings.local_state())} now. Remove that folder when you need it no more."
+        )
+        return
+    from rich.console import Console
+
+    with _backend(state) as backend:
+        if free:
+            freed = backend.free_storage()
+            click.echo(f"Freed {freed.bytes / 1e6:,.1f} MB: {freed.blobs} arrays and models, the results of {freed.results} jobs.")
+        view = backend.storage()
+        Console(highlight=False).print(_storage_table(view))
+        click.echo(f"{view.free_bytes / 1e9:,.1f} GB are free on its disk; {view.keep_free_bytes / 1e9:,.2g} GB of them are to stay free.")
+
+
+def _storage_table(view: StorageView) -> Any:
+    from rich.table import Table
+
+    table = Table("what", "MB", "things", "MB that nothing needs", title=view.folder, title_justify="left")
+    for part in view.parts:
+        table.add_row(part.what, f"{part.bytes / 1e6:,.1f}", str(part.count or ""), f"{part.freeable_bytes / 1e6:,.1f}")
+    return table
 
 
 def _backend(state: Path | None) -> Backend:

@@ -27,6 +27,8 @@ library's failure into one of them, is decided where that library lives.
     │   ├── NotEnoughDevices      fewer devices than workers
     │   ├── CannotStart           the local server did not come up
     │   ├── StoreNotWritable      the state folder cannot be written
+    │   ├── RecordsUnreadable     the server's records are damaged, or of a newer version
+    │   ├── ResultRemoved         a result that was removed to make room
     │   ├── BlobDamaged           bytes that do not match their name
     │   ├── WorkersLost           workers died more often than they may
     │   ├── OutOfMemory           the machine ended a worker for its memory
@@ -72,8 +74,10 @@ __all__ = [
     "NotScaled",
     "OutOfMemory",
     "ProofFailed",
+    "RecordsUnreadable",
     "RemoteTrainingError",
     "ResultMismatch",
+    "ResultRemoved",
     "StoreNotWritable",
     "UnknownName",
     "UsageError",
@@ -318,6 +322,32 @@ class StoreNotWritable(BackendError):
                 "Use %aiaas_storage --free to remove what nothing needs, or set AIAAS_HOME to a folder with more room."
             )
         return f"The state folder {self.folder} cannot be written: {self.why}. Set AIAAS_HOME to a folder of yours."
+
+
+class RecordsUnreadable(BackendError):
+    """The records of a state folder are damaged, or of a newer version; nothing in them was changed. `why` has them as its subject."""
+
+    def __init__(self, folder: str, why: str) -> None:
+        super().__init__(folder, why)
+        self.folder, self.why = folder, why
+
+    def __str__(self) -> str:
+        return (
+            f"The records in {self.folder} cannot be used: {self.why}. "
+            "Set them aside, which forgets jobs and endpoints and deletes nothing: "
+            f"aiaas storage --set-aside-records --state {self.folder}. Or use the version that wrote them."
+        )
+
+
+class ResultRemoved(BackendError):
+    """A job whose result was removed to make room."""
+
+    def __init__(self, job: str, kept: str) -> None:
+        super().__init__(job, kept)
+        self.job, self.kept = job, kept
+
+    def __str__(self) -> str:
+        return f"The result of job {self.job} was removed to make room: kept are {self.kept}. Run the cell again to train anew."
 
 
 class BlobDamaged(BackendError):

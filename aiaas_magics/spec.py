@@ -228,6 +228,34 @@ class JobView(Value, frozen=True, kw_only=True):
     last_seq: int = 0
     result: str | None = None  # blob: see `packing.fitcall.FitResult`
     files: tuple[str, ...] = ()  # relative paths that callbacks wrote
+    removed_s: float | None = None  # unix time: when result, files and log were removed to make room
+
+
+class StoragePart(Value, frozen=True, kw_only=True):
+    """One kind of thing in a state folder. `freeable_bytes` are what nothing needs."""
+
+    what: str
+    bytes: int
+    count: int = 0
+    freeable_bytes: int = 0
+
+
+class StorageView(Value, frozen=True, kw_only=True):
+    """What a state folder holds, and the disk that it is on."""
+
+    folder: str
+    parts: tuple[StoragePart, ...]
+    disk_bytes: int
+    free_bytes: int
+    keep_free_bytes: int  # of them, what is to stay free
+
+
+class Freed(Value, frozen=True, kw_only=True):
+    """What was given back to the disk."""
+
+    bytes: int
+    blobs: int
+    results: int
 
 
 class CheckpointView(Value, frozen=True, kw_only=True):

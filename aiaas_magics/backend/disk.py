@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -85,7 +86,8 @@ def write_private(path: Path, data: bytes, *, durable: bool = False) -> None:
     Args:
         durable: the bytes outlive a power cut when this returns.
     """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Two threads may write the same file at once.
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
     with open(descriptor, "wb") as file:
         file.write(data)

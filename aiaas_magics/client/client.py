@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
-from aiaas_magics import processes
+from aiaas_magics import processes, wire
 from aiaas_magics.client import embedded
 from aiaas_magics.client.blobs import BlobSender
 from aiaas_magics.client.endpoint import Endpoint, deploy
 from aiaas_magics.client.job import Job
 from aiaas_magics.client.transport import Transport
-from aiaas_magics.errors import InvalidSpec, UnknownName
+from aiaas_magics.errors import InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.execution import Execution
 from aiaas_magics.routing import Rollout
-from aiaas_magics.spec import About, EndpointView, JobView
+from aiaas_magics.spec import About, EndpointView, Freed, JobView, StorageView
 
 if TYPE_CHECKING:
     from aiaas_magics.client.planning import FitPlan
@@ -46,8 +46,11 @@ class Backend:
     """
 
     def __init__(self, transport: Transport) -> None:
+        """Raises `VersionSkew` when both sides cannot understand each other."""
         self.transport = transport
         self._about = transport.get("/v1/about", About)
+        if self._about.protocol != wire.PROTOCOL:
+            raise VersionSkew("aiaas_magics' protocol", str(wire.PROTOCOL), str(self._about.protocol))
         self.blobs = BlobSender(transport, dropbox=self._about.dropbox)
         if self._about.dropbox:
             pid = os.getpid()
@@ -237,6 +240,14 @@ class Backend:
         elif validation_data is not None or max_change is not None:
             raise InvalidSpec("Validation data and max_change belong to fewer bits. Add precision='int8', say, or leave them out.")
         return deploy(self.transport, self.blobs, model, name=name, **options)
+
+    def storage(self) -> StorageView:
+        """What the backend's state folder holds, and how much of its disk that is."""
+        return self.transport.get("/v1/storage", StorageView)
+
+    def free_storage(self) -> Freed:
+        """Remove what nothing needs: no job that is not over, no live endpoint, no job that can be gone on from."""
+        return self.transport.post("/v1/storage/free", None, Freed)
 
     def stop(self) -> None:
         """End the backend itself, with its jobs and endpoints."""

@@ -24,6 +24,7 @@ from aiaas_magics.errors import (
     JobCancelled,
     OutOfMemory,
     RemoteTrainingError,
+    ResultRemoved,
     StoreNotWritable,
     WorkersLost,
 )
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from aiaas_magics.packing.fitcall import PackedFitCall
 
 POLL_S: Final = 0.25  # a view is redrawn at most four times a second (Jupyter's output limits, facts/notebook)
+KEPT_RESULTS: Final = "those of the newest 100 jobs and of the last 30 days, and fewer where the disk is full"  # `server.retention`
 CANCEL_S: Final = 15.0  # workers get 5 s to end by themselves, then they are killed
 
 
@@ -195,6 +197,10 @@ class Job:
     def result_bytes(self) -> bytes:
         """The result as it is stored: a safetensors file (variables by index, JSON header)."""
         view = self.view()
+        if view.removed_s is None and view.state is JobState.SUCCEEDED:  # it is known as over, and may have been removed since
+            view = self._view = self._transport.get(f"/v1/jobs/{self.id}", JobView)
+        if view.removed_s is not None and view.state is JobState.SUCCEEDED:
+            raise ResultRemoved(self.id, KEPT_RESULTS)
         if view.state is not JobState.SUCCEEDED or view.result is None:
             raise self.failure()
         data = self._transport.read(f"/v1/blobs/{view.result}")

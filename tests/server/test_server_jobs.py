@@ -380,7 +380,7 @@ def test_the_same_key_is_the_same_job(server: Served) -> None:
     assert len(jobs) == 1
 
 
-@pytest.mark.parametrize("what", ["python", "keras", "tensorflow"])
+@pytest.mark.parametrize("what", ["python", "keras", "tensorflow", "aiaas_magics"])
 def test_other_versions_are_refused_by_name(server: Served, what: str) -> None:
     skewed = msgspec.structs.replace(settings.versions(), **{what: "9.9.1"})
 

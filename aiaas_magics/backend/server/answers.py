@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from aiaas_magics import errors, wire
-from aiaas_magics.errors import AiaasBug, AiaasError, BackendRefused, InvalidSpec
+from aiaas_magics.errors import AiaasBug, AiaasError, BackendRefused, InvalidSpec, StoreNotWritable
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ async def on_our_error(request: Request, error: Exception) -> Response:
     if isinstance(error, BackendRefused):
         # What is left of a body that is too large is not waited for.
         return refuse(error, error.status, {"connection": "close"} if error.status == 413 else None)
-    return refuse(error)
+    return refuse(error, headers={"connection": "close"} if isinstance(error, StoreNotWritable) else None)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -114,17 +114,24 @@ def told_bytes(request: Request) -> int:
     return int(told) if told.isdecimal() else 0
 
 
-async def upload_of(request: Request, *, most_bytes: int) -> AsyncIterator[bytes]:
-    """The pieces of a body that may be large, and not larger than this; see `chunks_of`. One that says so is refused before it comes."""
-    read = 0
-    if told_bytes(request) <= most_bytes:
+def upload_of(request: Request, *, most_bytes: int) -> AsyncIterator[bytes]:
+    """The pieces of a body that may be large, and not larger than this; see `chunks_of`.
+
+    Raises:
+        BackendRefused: it says that it is larger, or, while it is read, turns out to be.
+    """
+    too_large = BackendRefused(413, f"This request's body is larger than {most_bytes // 2**20:,} MB. Send it in smaller parts.")
+    if told_bytes(request) > most_bytes:
+        raise too_large
+
+    async def pieces() -> AsyncIterator[bytes]:
+        read = 0
         async for piece in chunks_of(request):
             if (read := read + len(piece)) > most_bytes:
-                break
+                raise too_large
             yield piece
-        else:
-            return
-    raise BackendRefused(413, f"This request's body is larger than {most_bytes // 2**20:,} MB. Send it in smaller parts.")
+
+    return pieces()
 
 
 async def chunks_of(request: Request) -> AsyncIterator[bytes]:

@@ -28,6 +28,7 @@ from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoints import Endpoints
 from aiaas_magics.backend.server.presence import Presence
 from aiaas_magics.backend.server.room import Room
+from aiaas_magics.backend.server.storage import Storage
 from aiaas_magics.errors import AiaasError, InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.frames import FeedView
 from aiaas_magics.routing import Change, Scaling
@@ -71,6 +72,7 @@ class Parts:
     endpoints: Endpoints
     presence: Presence
     room: Room
+    storage: Storage
     jobs_folder: Path
     stop: Callable[[], None]
 
@@ -109,6 +111,8 @@ def routes() -> list[Route]:
         Route("/v1/endpoints/{name}", retire, methods=["DELETE"]),
         Route("/v1/endpoints/{name}/routing", change_routing, methods=["POST"]),
         Route("/v1/endpoints/{name}/replicas", scale, methods=["POST"]),
+        Route("/v1/storage", get_storage, methods=["GET"]),
+        Route("/v1/storage/free", free_storage, methods=["POST"]),
         Route("/v1/stop", stop, methods=["POST"]),
     ]
 
@@ -135,6 +139,14 @@ async def kernel_here(request: Request) -> Response:
     return Response(status_code=204)
 
 
+async def get_storage(request: Request) -> Response:
+    return answer(await _parts(request).storage.view())
+
+
+async def free_storage(request: Request) -> Response:
+    return answer(await _parts(request).storage.free())
+
+
 async def stop(request: Request) -> Response:
     _parts(request).stop()
     return Response(status_code=202)
@@ -149,8 +161,9 @@ async def missing_blobs(request: Request) -> Response:
 
 
 async def put_blob(request: Request) -> Response:
+    body = upload_of(request, most_bytes=BLOB_BYTES)
     _parts(request).room.check(told_bytes(request))
-    await _parts(request).blobs.put(request.path_params["sha"], upload_of(request, most_bytes=BLOB_BYTES))
+    await _parts(request).blobs.put(request.path_params["sha"], body)
     return Response(status_code=201)
 
 
@@ -191,12 +204,12 @@ async def submit_job(request: Request) -> Response:
 
 
 def check_versions(theirs: Versions, ours: Versions) -> None:
-    """Python, Keras and TensorFlow must be the same up to the second number: objects travel by their inner state.
+    """Python, Keras, TensorFlow and this package must be the same up to the second number: objects travel by their inner state.
 
     Raises:
         VersionSkew: naming the first that differs.
     """
-    names = {"python": "Python", "keras": "Keras", "tensorflow": "TensorFlow"}
+    names = {"python": "Python", "keras": "Keras", "tensorflow": "TensorFlow", "aiaas_magics": "aiaas_magics"}
     if what := theirs.skew(ours, *names):
         raise VersionSkew(names[what], getattr(theirs, what) or "not installed", getattr(ours, what) or "not installed")
 
@@ -252,9 +265,9 @@ async def put_batch(request: Request) -> Response:
     view, numbers = _feed_view(request), request.path_params
     if not view.open:
         return answer(view)
+    body = upload_of(request, most_bytes=BATCH_BYTES)
     _parts(request).room.check(told_bytes(request))
-    frame = _feed(request).frame(numbers["number"], numbers["index"])
-    await receive(upload_of(request, most_bytes=BATCH_BYTES), frame)
+    await receive(body, _feed(request).frame(numbers["number"], numbers["index"]))
     return answer(_feed_view(request))
 
 

@@ -23,7 +23,7 @@ from aiaas_magics.backend import checkpoint_folder
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.disk import NotPlain, open_plain
 from aiaas_magics.backend.jobs.actions import StartAttempt
-from aiaas_magics.backend.jobs.placement import Seats
+from aiaas_magics.backend.jobs.placement import Ask, Seats
 from aiaas_magics.backend.jobs.states import Blame, Job, Verdict
 from aiaas_magics.backend.server.blobs import BlobStore
 from aiaas_magics.backend.server.devices import Machine
@@ -34,7 +34,7 @@ from aiaas_magics.backend.workers.pool import WorkerCommand, WorkerPool
 from aiaas_magics.errors import InvalidSpec
 from aiaas_magics.events import Crashed, Entry, Finished, WorkerLost
 from aiaas_magics.execution import ONE_PROCESS
-from aiaas_magics.spec import CheckpointView, TensorSpec
+from aiaas_magics.spec import CheckpointView, FitSpec, TensorSpec
 
 ATTEMPT: Final = re.compile(r"attempt-(\d+)", re.ASCII)
 KEPT_JOBS: Final = 8  # guess: who wants to go on from a job that ended badly does so soon
@@ -89,6 +89,18 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
         for rank, positions in enumerate(seats.ranks)
     )
     return Plan(folder, commands, checkpoint[0] if checkpoint else Place(spec.shape.initial_epoch))
+
+
+def ask_of(job: str, spec: FitSpec, machine: Machine) -> Ask:
+    """What the job wants of this machine."""
+    return Ask(
+        job=job,
+        workers=spec.workers,
+        oversubscribe=spec.oversubscribe,
+        alone=spec.measure is not None,
+        together=machine.execution_of(spec).strategy in ONE_PROCESS,
+        processes=spec.execution.processes,
+    )
 
 
 def why(action: StartAttempt, begin: Place) -> str:

@@ -166,6 +166,16 @@ class BlobStore:
         if status.st_nlink > 1 and not (status.st_nlink == 2 and target.exists() and os.path.samestat(status, target.stat())):
             raise NotPlain("has another name elsewhere (a hard link)")
 
+    def sizes(self) -> dict[str, tuple[int, float]]:
+        """Every blob's size, and when it was used last (unix time)."""
+        found = {}
+        for path in self._folder.glob("??/*"):
+            with contextlib.suppress(FileNotFoundError):
+                if SHA256.fullmatch(path.name):
+                    status = path.stat()
+                    found[path.name] = (status.st_size, status.st_mtime)
+        return found
+
     def sweep(self, referred: set[str], *, now_s: float, older_than_s: float = DAY_S) -> int:
         """Remove blobs that nothing refers to and that were not used for a while, and what broken uploads left; how many."""
         removed = 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -25,10 +24,7 @@ from aiaas_magics.backend.jobs.events import (
     CannotBePlaced,
     Event,
     Placed,
-    RankCrashed,
     RankEnded,
-    RankFinished,
-    RankStuck,
     ResultKept,
     ResultMissing,
     ServerEnds,
@@ -40,15 +36,16 @@ from aiaas_magics.backend.server import attempts
 from aiaas_magics.backend.server.blobs import BlobStore
 from aiaas_magics.backend.server.devices import Machine
 from aiaas_magics.backend.server.room import Room
+from aiaas_magics.backend.server.sightings import inputs_of
 from aiaas_magics.backend.server.state import StateFolder
 from aiaas_magics.backend.server.store import JobRecord, NewEntry, Store
-from aiaas_magics.backend.workers.attempt import EXIT_ALONE, AttemptFolder
+from aiaas_magics.backend.server.troubles import Troubles
+from aiaas_magics.backend.workers.attempt import AttemptFolder
 from aiaas_magics.backend.workers.pool import WorkerPool
-from aiaas_magics.backend.workers.watch import STOPPED_S, AttemptWatch, Seen
+from aiaas_magics.backend.workers.watch import AttemptWatch
 from aiaas_magics.clock import Clock
 from aiaas_magics.errors import BlobDamaged, InvalidSpec, NotEnoughDevices, StoreNotWritable, UnknownName
-from aiaas_magics.events import AnyEvent, AttemptStarted, Crashed, Entry, Finished, Notice, Phase, PhaseEntered, StateChanged, WorkerStarted
-from aiaas_magics.execution import ONE_PROCESS
+from aiaas_magics.events import AnyEvent, AttemptStarted, Crashed, Entry, Notice, Phase, PhaseEntered, StateChanged
 from aiaas_magics.spec import CheckpointView, ErrorReport, FitSpec, JobState, JobView
 
 log = logging.getLogger(__name__)
@@ -56,12 +53,9 @@ log = logging.getLogger(__name__)
 # How often an attempt's files are looked at. A view is redrawn four times a second, and a job's end should not
 # be felt to wait; a look costs some stats and reads (0.1 ms a rank measured).
 LOOK_S: Final = 0.05
-STORE_RETRY_S: Final = 1.0  # a full disk: events stay in the attempt's files until the store takes them
 CANCEL_LOOK_S: Final = 0.5
-TROUBLE_TOLD_S: Final = 2.0  # guess: a disk that has room again after a moment is worth no word
 SHUTDOWN_S: Final = 8.0
 ENDING: Final = frozenset({JobState.STOPPING, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
-PAUSED: Final = f"is stopped (SIGSTOP) and the others wait for it. The attempt is given up in {STOPPED_S:g} s; kill -CONT lets it go on."
 
 
 @dataclass(slots=True)
@@ -88,14 +82,6 @@ class Happened:
     done: asyncio.Event | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Nothing of a job can be written, since then."""
-
-    error: StoreNotWritable
-    since_s: float
-
-
 class Conductor:
     """Every job of one server. `start` and `close` bound it; everything between is called from the server's loop."""
 
@@ -104,9 +90,7 @@ class Conductor:
     ) -> None:
         self._state, self._store, self._blobs, self._pool = state, store, blobs, pool
         self._machine, self._room, self._clock, self._name = machine, room, clock, name
-        self._troubles: dict[str, Trouble] = {}
-        self._full: Trouble | None = None  # the disk, though nothing may have failed yet
-        self._blocked: Trouble | None = None  # nothing can be recorded, of any job
+        self._troubles = Troubles(room, clock)
         self._cancelling: set[str] = set()  # told to stop while that could not be recorded
         self._records: dict[str, JobRecord] = {}
         self._held: dict[str, Seats] = {}
@@ -127,7 +111,7 @@ class Conductor:
         for record in list(self._records.values()):
             await self._take_up(record)
         self._loop = asyncio.create_task(self._conduct(), name="conductor")
-        self._spawn(self._watch_room(), "watch the disk")
+        self._spawn(self._troubles.watch(), "watch the disk")
         self._place()
 
     async def submit(self, spec: FitSpec, *, key: str | None) -> JobView:
@@ -137,7 +121,7 @@ class Conductor:
             NotEnoughDevices, StoreNotWritable: nothing was kept.
             UnknownName, InvalidSpec: there is no such job, or no checkpoint of it, to go on from.
         """
-        placement.check(self._ask("", spec), devices=len(self._machine.devices), backend=self._name)
+        placement.check(attempts.ask_of("", spec, self._machine), devices=len(self._machine.devices), backend=self._name)
         if spec.resume_job:
             await self.checkpoint(spec.resume_job)
         now_s = self._clock.now_s()
@@ -172,7 +156,7 @@ class Conductor:
         done.add_done_callback(self._tasks.discard)
         while not done.done():
             await asyncio.wait([done], timeout=CANCEL_LOOK_S)
-            if done.done() or self._blocked is None:
+            if done.done() or not self._troubles.blocks_all:
                 continue
             if not state.final and job not in self._cancelling:
                 self._cancelling.add(job)
@@ -193,12 +177,23 @@ class Conductor:
 
     def _shown(self, record: JobRecord) -> JobView:
         """The job as it is, which may be further than what could be recorded."""
-        view, trouble = record.view(), self._trouble_of(record.job.id)
+        view, trouble = record.view(), self._troubles.of(record.job.id)
         if view.state.final:
             return view
         if record.job.id in self._cancelling:
             view = msgspec.structs.replace(view, state=JobState.STOPPING, reason="cancelled")
         return view if trouble is None else msgspec.structs.replace(view, reason=str(trouble.error))
+
+    def records(self) -> list[JobRecord]:
+        """Every job as it is kept, oldest first."""
+        return list(self._records.values())
+
+    async def remove_results(self, jobs: Sequence[str]) -> None:
+        """Forget results, files and logs of jobs that are over."""
+        now_s = self._clock.now_s()
+        await self._store.call(self._store.remove_results, jobs, at_s=now_s)
+        for job in jobs:
+            self._records[job] = replace(self._records[job], result=None, files=(), removed_s=now_s)
 
     @property
     def is_busy(self) -> bool:
@@ -217,10 +212,9 @@ class Conductor:
                 await asyncio.wait_for(pulse.wait(), wait_s)
         known = self.view(job).last_seq
         if known <= after:
-            trouble = self._trouble_of(job)
-            waited = wait_s > 0 and not self.view(job).state.final  # who only looks sees what there is
-            if trouble is not None and waited and self._clock.monotonic_s() - trouble.since_s > TROUBLE_TOLD_S:
-                raise trouble.error
+            # Who only looks sees what there is.
+            if wait_s > 0 and not self.view(job).state.final and (error := self._troubles.worth_telling(job)) is not None:
+                raise error
             return []
         found = await self._store.call(self._store.entries, job, after=after)
         return [entry for entry in found if entry.seq <= known]
@@ -238,7 +232,7 @@ class Conductor:
             self._queue.put_nowait(Happened(job, (ServerEnds(),)))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_S):
-                while self._live and self._blocked is None:  # noqa: ASYNC110 - several tasks and the queue must come to rest, not one event
+                while self._live and not self._troubles.blocks_all:  # noqa: ASYNC110 - several tasks and the queue must come to rest, not one event
                     await asyncio.sleep(LOOK_S)
         # What could not be recorded, or did not come to rest, is not left behind either.
         ends = (self._pool.stop(live.folder, ranks=live.ranks, grace_s=0.0) for live in self._live.values())
@@ -267,41 +261,12 @@ class Conductor:
             try:
                 await self._apply(happened)
             except StoreNotWritable as error:
-                self._blocked = self._trouble(self._blocked, error, happened.job)
-                await asyncio.sleep(STORE_RETRY_S)
+                await self._troubles.wait_for_records(happened.job, error)
             else:
                 break
-        if self._blocked is not None:
-            self._blocked = None
-            log.info("the state folder can be written again")
+        self._troubles.recorded()
         if self._records[happened.job].job.state in ENDING:
             self._cancelling.discard(happened.job)
-
-    def _trouble(self, before: Trouble | None, error: StoreNotWritable, job: str) -> Trouble:
-        if before is None:
-            log.warning("job %s waits: %s", job, error)
-        return Trouble(error, self._clock.monotonic_s() if before is None else before.since_s)
-
-    def _trouble_of(self, job: str) -> Trouble | None:
-        """What holds the job up: it alone, or everything since the disk is full or nothing can be recorded."""
-        return self._blocked or self._full or self._troubles.get(job)
-
-    async def _watch_room(self) -> None:
-        """See a disk that is full also while workers keep what they have to say in memory, so that there is nothing to record."""
-        while True:
-            try:
-                self._room.check_start()
-            except StoreNotWritable as error:
-                self._full = Trouble(error, self._clock.monotonic_s() if self._full is None else self._full.since_s)
-            except OSError as error:  # the folder is gone: whoever writes says so
-                log.warning("%s: %s", self._room.folder, error)
-            else:
-                self._full = None
-            await asyncio.sleep(STORE_RETRY_S)
-
-    async def _wait_for_room(self, job: str, error: StoreNotWritable) -> None:
-        self._troubles[job] = self._trouble(self._troubles.get(job), error, job)
-        await asyncio.sleep(STORE_RETRY_S)
 
     async def _apply(self, happened: Happened) -> None:
         """Everything up to the write changes nothing, so that it can be tried again."""
@@ -315,7 +280,7 @@ class Conductor:
             job, answered = handle(job, given)
             entries += [NewEntry(at_s=now_s, attempt=job.attempt, rank=a.rank, event=a.event) for a in answered if isinstance(a, Record)]
             actions += [action for action in answered if not isinstance(action, Record)]
-        record = _stamped(replace(record, job=job, **happened.changes), now_s)
+        record = replace(record, job=job, **happened.changes).stamped(now_s)
         last = await self._store.call(self._store.append, job.id, entries, record=record, attempt=happened.attempt, read=happened.read)
         # Whoever reads that a job has ended finds nothing of it left behind.
         for action in actions:
@@ -387,11 +352,11 @@ class Conductor:
             try:
                 self._room.check_start()
             except StoreNotWritable as error:
-                await self._wait_for_room(job, error)
+                await self._troubles.wait_for_room(job, error)
             else:
-                self._troubles.pop(job, None)
+                self._troubles.has_room(job)
                 return True
-        self._troubles.pop(job, None)
+        self._troubles.has_room(job)
         return False
 
     async def _stop_attempt(self, job: str, action: StopAttempt) -> None:
@@ -409,12 +374,12 @@ class Conductor:
                 files = await asyncio.to_thread(attempts.files_of, self._state.job(job) / "files")
             except (OSError, NotPlain, StoreNotWritable) as error:
                 if isinstance(error, StoreNotWritable) and says_no_room(str(error)):  # a training is not thrown away for that
-                    await self._wait_for_room(job, error)
+                    await self._troubles.wait_for_room(job, error)
                     continue
                 self._queue.put_nowait(Happened(job, (ResultMissing(attempt, f"its result could not be kept ({error})"),)))
                 return
             break
-        self._troubles.pop(job, None)
+        self._troubles.has_room(job)
         self._queue.put_nowait(Happened(job, (ResultKept(attempt),), changes={"result": sha, "files": files}))
 
     async def _clear(self, job: str, action: ClearAttempt | ClearJob) -> None:
@@ -445,7 +410,10 @@ class Conductor:
         while not live.watch.is_over:
             was_stopped = live.stopped
             seen = await asyncio.to_thread(live.watch.look)
-            inputs = self._inputs(job, attempt, live, seen)
+            stopping = live.folder.stop.exists()
+            inputs = inputs_of(seen, attempt=attempt, labels=live.labels, stopping=stopping, now_s=self._clock.now_s())
+            for report in (line.event.report for _, line in seen.lines if isinstance(line.event, Crashed)):
+                self._drop_damaged(job, report)
             if was_stopped:
                 inputs += [RankEnded(attempt=attempt, rank=rank, how="was not started") for rank in live.watch.end_unstarted()]
             if inputs or seen.offsets:
@@ -460,38 +428,6 @@ class Conductor:
             log.warning("job %s: %s", job, report.message)
             self._blobs.drop(report.args[0])
 
-    def _inputs(self, job: str, attempt: int, live: Live, seen: Seen) -> list[NewEntry | Event]:
-        """What was seen, in words of the log and of the machine."""
-        inputs: list[NewEntry | Event] = [
-            self._word(WorkerStarted(pid=process.pid, device=live.labels[rank]), attempt, rank) for rank, process in seen.began
-        ]
-        for rank, line in seen.lines:
-            # The server's own words are not a worker's to say.
-            if isinstance(line.event, StateChanged | AttemptStarted | WorkerStarted):
-                continue
-            inputs.append(NewEntry(at_s=line.at_s, attempt=attempt, rank=rank, event=line.event))
-            if isinstance(line.event, Finished):
-                inputs.append(RankFinished(attempt, rank))
-            elif isinstance(line.event, Crashed):
-                report = line.event.report
-                self._drop_damaged(job, report)
-                inputs.append(RankCrashed(attempt, rank, f"{report.type}: {report.message}"[:500]))
-        inputs += [self._word(Notice(text=f"Worker {rank} {PAUSED}"), attempt, rank) for rank in seen.stopped]
-        inputs += [RankStuck(attempt, rank, f"was stopped (SIGSTOP) for {STOPPED_S:g} s") for rank in seen.stuck]
-        told = live.folder.stop.exists()
-        inputs += [
-            RankEnded(
-                attempt=attempt,
-                rank=rank,
-                how=ending.how,
-                out_of_memory=ending.out_of_memory,
-                alone=ending.code == EXIT_ALONE,
-                told=told and ending.signal == signal.SIGTERM,
-            )
-            for rank, ending in seen.ended
-        ]
-        return inputs
-
     def _word(self, event: Any, attempt: int, rank: int | None = None) -> NewEntry:
         return NewEntry(at_s=self._clock.now_s(), attempt=attempt, rank=rank, event=event)
 
@@ -505,7 +441,7 @@ class Conductor:
         devices = len(self._machine.devices)
         asks = []
         for record in waiting:
-            ask = self._ask(record.job.id, record.spec)
+            ask = attempts.ask_of(record.job.id, record.spec, self._machine)
             try:
                 placement.check(ask, devices=devices, backend=self._name)
             except NotEnoughDevices as error:  # the machine had more when the job was submitted
@@ -520,16 +456,6 @@ class Conductor:
             self._said.pop(ask.job, None)
             self._queue.put_nowait(Happened(ask.job, (Placed(len(seats.ranks)),), changes={"seats": attempts.encode_seats(seats)}))
         self._say_why(asks[len(placed) :], held)
-
-    def _ask(self, job: str, spec: FitSpec) -> Ask:
-        return Ask(
-            job=job,
-            workers=spec.workers,
-            oversubscribe=spec.oversubscribe,
-            alone=spec.measure is not None,
-            together=self._machine.execution_of(spec).strategy in ONE_PROCESS,
-            processes=spec.execution.processes,
-        )
 
     def _say_why(self, asks: Sequence[Ask], held: dict[str, frozenset[int]]) -> None:
         noun = "GPU" if self._machine.one_each else "core"
@@ -558,16 +484,6 @@ class Conductor:
         unstarted = [rank for rank in range(live.ranks) if folder.process(rank) is None]
         if unstarted or job.verdict is not None or state is JobState.STOPPING:
             self._spawn(self._stop_attempt(job.id, StopAttempt(attempt=job.attempt)), f"stop job {job.id}")
-
-
-def _stamped(record: JobRecord, now_s: float) -> JobRecord:
-    """`record` with the times that its state implies."""
-    state = record.job.state
-    if state is JobState.RUNNING and record.started_s is None:
-        return replace(record, started_s=now_s)
-    if state.final and record.ended_s is None:
-        return replace(record, ended_s=now_s)
-    return record
 
 
 async def _logged(work: Any, name: str) -> None:
