@@ -22,6 +22,7 @@ library's failure into one of them, is decided where that library lives.
     ├── BackendError          ask whoever runs the backend, or wait
     │   ├── BackendUnreachable    nobody answers
     │   ├── BackendTooSlow        no answer in time
+    │   ├── BackendStopped        its process was stopped (SIGSTOP)
     │   ├── BackendRefused        an answer that says no
     │   ├── NotAuthorised         the token is missing or wrong
     │   ├── NotEnoughDevices      fewer devices than workers
@@ -54,6 +55,7 @@ __all__ = [
     "AiaasError",
     "BackendError",
     "BackendRefused",
+    "BackendStopped",
     "BackendTooSlow",
     "BackendUnreachable",
     "BlobDamaged",
@@ -259,6 +261,20 @@ class BackendTooSlow(BackendError):
 
     def __str__(self) -> str:
         return f"{self.url} did not answer within {self.waited_s:g} s. Try again, or look at its log with `aiaas status`."
+
+
+class BackendStopped(BackendError):
+    """The server's process is there and was stopped (SIGSTOP), so that it does nothing."""
+
+    def __init__(self, url: str, pid: int) -> None:
+        super().__init__(url, pid)
+        self.url, self.pid = url, pid
+
+    def __str__(self) -> str:
+        return (
+            f"The server at {self.url}, process {self.pid}, was stopped (SIGSTOP) and answers nobody. "
+            f"Run `kill -CONT {self.pid}` to let it go on, or `aiaas stop` to end it."
+        )
 
 
 class BackendRefused(BackendError):

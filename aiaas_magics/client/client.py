@@ -266,5 +266,5 @@ def connect(url: str | None = None, token: str | None = None) -> Backend:
     url = url or os.environ.get("AIAAS_BACKEND") or LOCAL
     if url == LOCAL:
         found_url, found_token = embedded.ensure_local()
-        return Backend(Transport(found_url, token=found_token, revive=embedded.ensure_local))
+        return Backend(Transport(found_url, token=found_token, revive=embedded.ensure_local, on_silence=embedded.check_local_goes_on))
     return Backend(Transport(url, token=token or os.environ.get("AIAAS_TOKEN", "")))

@@ -22,7 +22,7 @@ import msgspec
 import psutil
 
 from aiaas_magics import processes, settings, wire
-from aiaas_magics.errors import CannotStart, StoreNotWritable, VersionSkew
+from aiaas_magics.errors import BackendStopped, CannotStart, StoreNotWritable, VersionSkew
 
 START_S: Final = 15.0  # a start takes under 2 s here; a machine at full load takes several times that
 HEALTH_S: Final = 5.0
@@ -114,6 +114,7 @@ def _living(folder: Path) -> _Serving | None:
 
     Raises:
         VersionSkew: it is of another version of this package.
+        BackendStopped: its process was stopped (SIGSTOP), so that it does nothing until it is told to go on.
     """
     told = _told(folder)
     if told is None or _process(told) is None:
@@ -121,7 +122,23 @@ def _living(folder: Path) -> _Serving | None:
     version = _health(told.url)
     if version is not None and version != settings.package_version():
         raise VersionSkew("aiaas_magics (stop the running server with `aiaas stop`)", settings.package_version(), version)
+    if version is None:
+        _check_goes_on(told)
     return told if version is not None else None
+
+
+def check_local_goes_on() -> None:
+    """Raises `BackendStopped` when somebody stopped the local server's process."""
+    told = _told(settings.local_state())
+    if told is not None:
+        _check_goes_on(told)
+
+
+def _check_goes_on(told: _Serving) -> None:
+    process = _process(told)
+    with contextlib.suppress(psutil.Error):
+        if process is not None and process.status() == psutil.STATUS_STOPPED:
+            raise BackendStopped(told.url, told.pid)
 
 
 def _told(folder: Path) -> _Serving | None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 POLL_S: Final = 0.25  # a view is redrawn at most four times a second (Jupyter's output limits, facts/notebook)
 KEPT_RESULTS: Final = "those of the newest 100 jobs and of the last 30 days, and fewer where the disk is full"  # `server.retention`
+POLL_ANSWER_S: Final = 20.0  # guess: a poll waits a second at most, and a server at full load takes some
 CANCEL_S: Final = 15.0  # workers get 5 s to end by themselves, then they are killed
 
 
@@ -268,7 +269,9 @@ class Job:
         """Fold what is new into the story; whether there was anything."""
         after = self._story.last_seq
         while True:
-            batch = self._transport.get(f"/v1/jobs/{self.id}/events", list[Entry], after=self._story.last_seq, wait_s=wait_s)
+            batch = self._transport.get(
+                f"/v1/jobs/{self.id}/events", list[Entry], answer_s=POLL_ANSWER_S, after=self._story.last_seq, wait_s=wait_s
+            )
             self._story = fold(batch, self._story)
             if len(batch) < 1000:
                 return self._story.last_seq > after

@@ -55,11 +55,20 @@ class Transport:
     so the token goes to no other host.
 
     `revive`, where it is given, brings a dead backend back and says where it is now; it is
-    called before such a request is tried again.
+    called before such a request is tried again. `on_silence` is called when no answer came in time, and may raise why.
     """
 
-    def __init__(self, url: str, *, token: str, revive: Callable[[], tuple[str, str]] | None = None, answer_s: float = ANSWER_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str,
+        revive: Callable[[], tuple[str, str]] | None = None,
+        on_silence: Callable[[], None] = lambda: None,
+        answer_s: float = ANSWER_S,
+    ) -> None:
         self.url = checked_url(url)
+        self._on_silence = on_silence
         self._revive = revive
         self._answer_s = answer_s
         self._http = httpx.Client(
@@ -178,10 +187,15 @@ class Transport:
         self._http.headers["Authorization"] = f"Bearer {token}"
 
     def _once(self, method: str, path: str, **options: Any) -> httpx.Response:
+        waited_s = options.get("timeout") or self._answer_s
         if options.get("timeout", 0) is None:
             options["timeout"] = httpx.USE_CLIENT_DEFAULT
-        with _our_errors(self.url, self._answer_s):
-            response = self._http.request(method, path, **options)
+        try:
+            with _our_errors(self.url, waited_s):
+                response = self._http.request(method, path, **options)
+        except BackendTooSlow:
+            self._on_silence()
+            raise
         _refuse_errors(response, self.url)
         return response
 

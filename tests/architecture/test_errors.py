@@ -13,6 +13,7 @@ from aiaas_magics.spec import ErrorReport
 ARGUMENTS: dict[str, tuple[object, ...]] = {
     "AiaasBug": ("the store has no row for job 7",),
     "BackendRefused": (503, ""),
+    "BackendStopped": ("http://127.0.0.1:1", 4711),
     "BackendTooSlow": ("http://127.0.0.1:1", 5.0),
     "BackendUnreachable": ("http://127.0.0.1:1",),
     "BlobDamaged": ("ab" * 32, "its bytes have another hash"),

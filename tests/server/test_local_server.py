@@ -13,14 +13,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
-from aiaas_magics import settings
+from aiaas_magics import cli, settings
 from aiaas_magics.client import embedded
 from aiaas_magics.client.transport import Transport
-from aiaas_magics.errors import CannotStart, StoreNotWritable, VersionSkew
+from aiaas_magics.errors import BackendStopped, BackendTooSlow, CannotStart, StoreNotWritable, VersionSkew
 from aiaas_magics.spec import About
 from tests.conftest import processes_of
-from tests.server.served import until
+from tests.server.served import served, until
 
 
 @pytest.fixture
@@ -230,3 +231,26 @@ def test_beyond_loopback_the_server_speaks_tls(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(30) == 0
     until(lambda: not processes_of(tmp_path), f"left behind: {processes_of(tmp_path)}")
+
+
+def test_a_server_that_was_stopped_is_told_as_such_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "HEALTH_S", 0.3)
+    with served(tmp_path / "state") as server:
+        pid = server.process.pid
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "it did not stop")
+        try:
+            with pytest.raises(BackendStopped, match=f"kill -CONT {pid}"):
+                embedded.find_at(server.folder)
+            shown = CliRunner().invoke(cli.main, ["status", "--state", str(server.folder)])
+            with Transport(server.url, token=server.token, answer_s=0.3, on_silence=lambda: embedded._check_goes_on(told)) as transport:
+                told = embedded._told(server.folder)
+                with pytest.raises(BackendStopped):
+                    transport.get("/v1/about", About)
+            with pytest.raises(BackendTooSlow, match=r"did not answer within 0\.2 s"):
+                server.transport.get("/v1/about", About, answer_s=0.2)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+        assert (shown.exit_code, f"process {pid}, was stopped (SIGSTOP)" in shown.output) == (2, True)
+        assert embedded.find_at(server.folder) == (server.url, server.token)
