@@ -7,6 +7,7 @@ Serving belongs to `backend.server`, asking a server to `client`.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -91,6 +92,7 @@ def serve(
     idle_minutes: float | None,
 ) -> None:
     """Run a server in the foreground, until SIGTERM or Ctrl-C."""
+    _forget_tokens()
     from aiaas_magics.backend.server import main as server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -115,6 +117,17 @@ def serve(
         click.echo(f"Its token: aiaas token{shown}. In a notebook: %aiaas_connect {url}", err=True)
 
     server.serve(options, on_ready=on_ready)
+
+
+def _forget_tokens() -> None:
+    """Become the same process without the token of another backend: the kernel shows a process' first environment for its whole life."""
+    cleaned = settings.without_tokens(os.environ)
+    if cleaned == dict(os.environ):
+        return
+    if hasattr(os, "fork"):  # elsewhere that would be another process
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], cleaned)
+    os.environ.clear()
+    os.environ.update(cleaned)
 
 
 @main.command()

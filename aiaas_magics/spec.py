@@ -19,6 +19,7 @@ from aiaas_magics.precision import Precision
 from aiaas_magics.routing import Rollout, Routing
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
+FOLDER: Final = re.compile(r"[^/\0][^\0]{0,4000}")
 SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -159,6 +160,8 @@ class FitSpec(Value, frozen=True, kw_only=True):
             )
         if not 0 < len(self.name) <= 100:
             raise InvalidSpec("A job's name has 1 to 100 characters. Give a shorter --name.")
+        if any(not FOLDER.fullmatch(folder) or ".." in folder.split("/") for folder in self.folders):
+            raise InvalidSpec("A folder of a job is a relative path without '..'. Leave it out.")
         for sha in (self.payload, *self.arrays):
             if not SHA256.fullmatch(sha):
                 raise InvalidSpec(f"{sha[:80]!r} is not a SHA-256. Send the blob first and use the name it got.")

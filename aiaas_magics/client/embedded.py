@@ -58,7 +58,7 @@ def ensure_local() -> tuple[str, str]:
     if found := _living(folder):
         return found.url, _token(folder)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.make_private(folder)
         with _one_at_a_time(folder / "starting"):
             found = _living(folder) or _start(folder)
             return found.url, _token(folder)
@@ -211,7 +211,7 @@ def _start(folder: Path) -> _Serving:
 
 def _environment() -> dict[str, str]:
     """The server's environment: ours, without another backend's token."""
-    return {name: value for name, value in os.environ.items() if name not in {"AIAAS_TOKEN", "AIAAS_BACKEND"}}
+    return settings.without_tokens(os.environ)
 
 
 def _last_line(log: Path) -> str:
