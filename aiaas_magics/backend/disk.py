@@ -11,9 +11,14 @@ import errno
 import os
 import stat
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
+T = TypeVar("T")
+
+ROOM_LOOK_S = 0.2
 NO_ROOM = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 NO_ROOM_WORDS = ("No space left on device", "Disk quota exceeded", "database or disk is full", "no space left on its disk")
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -36,6 +41,8 @@ def open_plain(path: Path, flags: int = os.O_RDONLY, *, most_bytes: int | None =
         OSError: it cannot be opened.
     """
     try:
+        if not NO_LINK and os.path.islink(path):
+            raise NotPlain("is a link")
         descriptor = os.open(path, flags | NO_LINK | NO_WAIT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
         if os.path.islink(path):
@@ -78,6 +85,17 @@ def is_no_room(error: BaseException) -> bool:
 def says_no_room(text: str) -> bool:
     """The same of the text of an error; libraries keep no more than that (safetensors, TensorFlow, HDF5)."""
     return any(words in text for words in NO_ROOM_WORDS)
+
+
+def when_there_is_room(work: Callable[[], T]) -> T:
+    """What `work` gives; on a full disk it is tried again until there is room."""
+    while True:
+        try:
+            return work()
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+            time.sleep(ROOM_LOOK_S)
 
 
 def write_private(path: Path, data: bytes, *, durable: bool = False) -> None:

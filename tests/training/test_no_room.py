@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from aiaas_magics import wire
+from aiaas_magics.backend.feed_folder import FeedFolder
 from aiaas_magics.backend.training.channel import FileChannel
 from aiaas_magics.backend.training.checkpoints import write
+from aiaas_magics.backend.training.choice import FORMS, Choices, Timing
 from aiaas_magics.backend.training.command import WorkerLine
 from aiaas_magics.backend.workers import child
 from aiaas_magics.backend.workers.attempt import AttemptFolder
@@ -136,6 +138,32 @@ def test_a_result_waits_for_room_and_says_so_and_is_refused_in_the_end(folder: A
     assert str(disk_of(folder)) in str(told.value)
     channel.send(Notice(text="end"))
     assert any("waits for room on the disk of" in text for text in said(folder))
+
+
+def test_batches_for_another_rank_and_a_new_pass_wait_for_room(folder: AttemptFolder) -> None:
+    feed = FeedFolder(folder.path / "feed").made()
+    with full(disk_of(folder)):
+        sends = threading.Thread(target=lambda: (feed.begin(3), feed.put(3, 0, b"x" * 10_000)))
+        sends.start()
+        sends.join(0.5)
+        assert sends.is_alive()
+
+    sends.join(30)
+
+    assert (feed.reading, feed.take(3, 0)) == (3, b"x" * 10_000)
+
+
+def test_what_was_measured_is_forgotten_without_room_and_read_from_plain_files_only(folder: AttemptFolder) -> None:
+    choices = Choices(folder.path / "choices")
+    timings = {form: Timing(step_s=1.0, compile_s=1.0) for form in FORMS}
+    with full(disk_of(folder)):
+        choices.remember("a", timings)
+    assert choices.of("a") == {}
+    choices.remember("a", timings)
+    assert choices.of("a") == timings
+    os.mkfifo(folder.path / "choices" / "b.json")
+
+    assert choices.of("b") == {}
 
 
 def test_only_the_state_folders_own_disk_is_told_as_full(folder: AttemptFolder) -> None:

@@ -160,6 +160,7 @@ class Conductor:
                 continue
             if not state.final and job not in self._cancelling:
                 self._cancelling.add(job)
+                self._room.give_reserve()
                 stop = StopAttempt(attempt=self._records[job].job.attempt, grace_s=CANCEL_GRACE_S)
                 self._spawn(self._stop_attempt(job, stop), f"stop job {job}")
             break
@@ -230,9 +231,11 @@ class Conductor:
         self.wake()
         for job in list(self._live):
             self._queue.put_nowait(Happened(job, (ServerEnds(),)))
+        if self._troubles.blocks_all:
+            self._room.give_reserve()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_S):
-                while self._live and not self._troubles.blocks_all:  # noqa: ASYNC110 - several tasks and the queue must come to rest, not one event
+                while self._live:  # noqa: ASYNC110 - several tasks and the queue must come to rest, not one event
                     await asyncio.sleep(LOOK_S)
         # What could not be recorded, or did not come to rest, is not left behind either.
         ends = (self._pool.stop(live.folder, ranks=live.ranks, grace_s=0.0) for live in self._live.values())

@@ -7,18 +7,20 @@ is full. What is removed to make room belongs to `storage`.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from aiaas_magics.backend.disk import says_no_room
+from aiaas_magics.backend.disk import says_no_room, write_private
 from aiaas_magics.errors import InvalidSpec, StoreNotWritable
 
 # What stays free by default: whichever is less. Guess: records, logs and checkpoints of running jobs find room in it.
 KEEP_FREE_BYTES: Final = 1024**3
 KEEP_FREE_SHARE: Final = 0.05
+RESERVE_BYTES: Final = 1024**2  # guess: the ends of some hundred jobs
 START_BYTES: Final = 512 * 1024  # guess: an attempt's commands, pids and first events
 UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 AMOUNT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]?B|)", re.ASCII | re.IGNORECASE)
@@ -63,6 +65,20 @@ class Room:
         """What may still be written, beyond what is to stay free; negative when that is touched already."""
         usage = shutil.disk_usage(self.folder)
         return usage.free - self.keep_free.of(usage.total)
+
+    def hold_reserve(self) -> None:
+        """Keep some of the disk for what must be recorded when it is full: that somebody cancelled a job, or stopped the server."""
+        with contextlib.suppress(OSError):  # without it a full disk costs more, and nothing else
+            if not self._reserve.exists() and self.free_bytes() > RESERVE_BYTES:
+                write_private(self._reserve, os.urandom(RESERVE_BYTES))  # no file system makes that smaller
+
+    def give_reserve(self) -> None:
+        with contextlib.suppress(OSError):
+            self._reserve.unlink(missing_ok=True)
+
+    @property
+    def _reserve(self) -> Path:
+        return self.folder / "reserve"
 
     def check(self, wanted_bytes: int = 0) -> None:
         """Raises `StoreNotWritable` when so many bytes find no room, saying how many are missing."""

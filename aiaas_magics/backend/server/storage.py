@@ -118,23 +118,28 @@ class Storage:
             now_s = time.time()
             records = self._conductor.records()
             missing = max(0, -self._room.free_bytes())
+            # First what needs no record: on a full disk that makes room for the rest.
+            known = {record.job.id for record in records}
+            await asyncio.to_thread(self._remove_strays, known, now_s - older_than_s)
+            blobs = await self._sweep_blobs(now_s=now_s, older_than_s=older_than_s)
             gone = await asyncio.to_thread(lambda: expired(self._ended(records), now_s=now_s, missing_bytes=missing))
             if gone:
                 await self._conductor.remove_results(gone)
                 for job in gone:
                     await asyncio.to_thread(shutil.rmtree, self._state.job(job) / "files", ignore_errors=True)
+                blobs += await self._sweep_blobs(now_s=now_s, older_than_s=older_than_s)
             for record in records:
                 if record.job.state.final and now_s - (record.ended_s or now_s) > SETTLED_S and record.last_seq > EVENTS_KEPT:
                     await self._store.call(self._store.thin_log, record.job.id, keep=EVENTS_KEPT)
-            known = {record.job.id for record in records}
-            await asyncio.to_thread(self._remove_strays, known, now_s - older_than_s)
-            uses = await self._store.call(self._store.blob_uses)
-            blobs = await asyncio.to_thread(self._blobs.sweep, set(uses), now_s=now_s, older_than_s=older_than_s)
             if await self._store.call(self._store.unused_bytes) > (0 if compact else COMPACT_BYTES) and self._has_room_to_compact():
                 await self._store.call(self._store.compact)
             freed = before - await asyncio.to_thread(size_of, places)
         log.info("removed %d blobs that nothing needs and the results of %d jobs", blobs, len(gone))
         return Freed(bytes=max(0, freed), blobs=blobs, results=len(gone))
+
+    async def _sweep_blobs(self, *, now_s: float, older_than_s: float) -> int:
+        uses = await self._store.call(self._store.blob_uses)
+        return await asyncio.to_thread(self._blobs.sweep, set(uses), now_s=now_s, older_than_s=older_than_s)
 
     def _has_room_to_compact(self) -> bool:
         return shutil.disk_usage(self._state.path).free > 2 * self._state.records.stat().st_size

@@ -69,7 +69,7 @@ class Troubles:
         self._of.pop(job, None)
 
     async def watch(self) -> None:
-        """See a disk that is full also while workers keep what they have to say in memory, so that there is nothing to record."""
+        """Hold the reserve, and see a full disk also while there is nothing to record: workers keep what they have to say in memory."""
         while True:
             try:
                 self._room.check_start()
@@ -79,6 +79,8 @@ class Troubles:
                 log.warning("%s: %s", self._room.folder, error)
             else:
                 self._full = None
+                if self._blocked is None:
+                    await asyncio.to_thread(self._room.hold_reserve)
             await asyncio.sleep(RETRY_S)
 
     def _since(self, before: Trouble | None, error: StoreNotWritable, job: str) -> Trouble:
