@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from aiaas_magics import errors
 from aiaas_magics.backend.server.room import KeepFree, Room
+from aiaas_magics.client.feed import Feed
 from aiaas_magics.client.job import Job
-from aiaas_magics.events import AttemptStarted, Checkpointed, EpochEnded, WorkerStarted
+from aiaas_magics.events import AttemptStarted, Checkpointed, EpochEnded, Output, WorkerStarted
 from aiaas_magics.spec import JobState
 from tests.server.served import Served, served, until
 from tests.small_disk import MOUNTS, full, small_disk
@@ -81,6 +83,46 @@ def test_a_job_whose_first_files_find_no_room_starts_when_there_is_some(server: 
 
     assert server.result(id) == b"result of attempt 1"
     assert server.result(before) == b"result of attempt 1"
+
+
+READS = """
+from pathlib import Path
+from aiaas_magics.backend.feed_folder import FeedFolder
+feed = FeedFolder(Path(play.command.job_dir, "feed", "x")).made()
+feed.begin(0)
+print(sum(len(feed.take(0, number)) for number in range(4)) > 300_000)
+"""
+
+
+class Batches:
+    """What a kernel streams: three batches, of which all but the first wait for `go_on`."""
+
+    name = "x"
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.asked = 0
+
+    def one_pass(self) -> Iterator[bytes]:
+        for _ in range(3):
+            yield b"x" * 100_000
+            self.asked += 1
+            self.go_on.wait(60)
+
+
+def test_what_a_kernel_streams_waits_for_room_and_none_of_it_is_lost(server: Served) -> None:
+    id = server.submit({"do": "python", "text": READS})
+    batches = Batches()
+    feed = Feed(server.transport, id, [batches])  # type: ignore[list-item]
+    until(lambda: batches.asked == 1, "nothing was sent")
+    with full(server.folder.parent):
+        batches.go_on.set()
+        until(lambda: server.view(id).reason, "the full disk was not seen")
+        assert batches.asked == 1
+
+    assert server.result(id) == b"result of attempt 1"
+    assert feed.error is None
+    assert [event.text for event in server.events(id, Output)] == ["True"]
 
 
 def test_a_server_that_is_stopped_on_a_full_disk_leaves_no_worker(tmp_path: Path) -> None:

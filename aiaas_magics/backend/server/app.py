@@ -27,7 +27,7 @@ from aiaas_magics.backend.server.blobs import BLOB_BYTES, BlobStore, read_chunks
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoints import Endpoints
 from aiaas_magics.backend.server.presence import Presence
-from aiaas_magics.backend.server.room import Room
+from aiaas_magics.backend.server.room import Room, not_writable
 from aiaas_magics.backend.server.storage import Storage
 from aiaas_magics.errors import AiaasError, InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.frames import FeedView
@@ -276,7 +276,10 @@ def _feed_view(request: Request) -> FeedView:
     if view.state.final:
         return FeedView(open=False, reading=-1, waiting=0)
     feed = _feed(request)
-    feed.touch()
+    try:
+        feed.touch()
+    except OSError as error:
+        raise not_writable(feed.path, error.strerror or str(error)) from error
     return FeedView(open=True, reading=feed.reading, waiting=feed.waiting())
 
 
@@ -285,7 +288,10 @@ def _feed(request: Request) -> FeedFolder:
     if name not in FEEDS:
         raise UnknownName("feed", name, FEEDS)
     job = parts.conductor.view(request.path_params["job"]).id
-    return FeedFolder(parts.jobs_folder / job / "feed" / name).made()
+    try:
+        return FeedFolder(parts.jobs_folder / job / "feed" / name).made()
+    except OSError as error:
+        raise not_writable(parts.jobs_folder, error.strerror or str(error)) from error
 
 
 # --------------------------------------------------------------------------- endpoints

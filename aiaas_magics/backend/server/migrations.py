@@ -21,7 +21,7 @@ SCHEMA: Final = 2
 NOT_NUMBERED: Final = 1  # the first had no number: a file that has tables and 0
 # From a number to the next: what is done once, all of it or nothing. A step never changes after its release.
 STEPS: Final[Mapping[int, tuple[str, ...]]] = {
-    1: ("ALTER TABLE jobs ADD COLUMN removed_s FLOAT", "CREATE INDEX events_of_job ON events (job, attempt)"),
+    1: ("ALTER TABLE jobs ADD COLUMN removed_s FLOAT",),
 }
 
 

@@ -64,7 +64,6 @@ events = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("rank", sa.Integer),
     sa.Column("event", sa.LargeBinary, nullable=False),
-    sa.Index("events_of_job", "job", "attempt"),
     sqlite_with_rowid=False,
 )
 offsets = sa.Table(
