@@ -1,4 +1,4 @@
-"""`aiaas serve | status | stop | token`: the server from a terminal.
+"""`aiaas serve | status | storage | stop | token`: the server from a terminal.
 
 Owns options and what is printed: results on standard output, talk on standard error.
 Serving belongs to `backend.server`, asking a server to `client`.
@@ -6,6 +6,7 @@ Serving belongs to `backend.server`, asking a server to `client`.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -20,6 +21,7 @@ from aiaas_magics.plain_text import log_to, visible
 
 if TYPE_CHECKING:
     from aiaas_magics.client.client import Backend
+    from aiaas_magics.spec import StorageView
 
 FAILED = 2
 
@@ -68,6 +70,14 @@ def main() -> None:
     help="Processes that answer predictions over HTTP, on one port. Each opens every model for itself, with as many executors "
     "as `replicas` says, and they share the cores; gRPC is answered by the first.",
 )
+@click.option(
+    "--keep-free",
+    envvar=settings.KEEP_FREE,
+    show_envvar=True,
+    metavar="AMOUNT",
+    help="What is to stay free of the state folder's disk, like 2GB or 10%. Without it: 1 GB, of a small disk 5 %. "
+    "What would touch that is refused: new jobs, uploads, deployments.",
+)
 @click.option("--idle-minutes", type=click.FloatRange(min=0), help="End after so long without job, endpoint, kernel or request.")
 @_one_line_errors
 def serve(
@@ -78,9 +88,11 @@ def serve(
     tls_cert: Path | None,
     tls_key: Path | None,
     front_ends: int,
+    keep_free: str | None,
     idle_minutes: float | None,
 ) -> None:
     """Run a server in the foreground, until SIGTERM or Ctrl-C."""
+    _forget_tokens()
     from aiaas_magics.backend import certificate
     from aiaas_magics.backend.server import main as server
 
@@ -96,6 +108,7 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         front_ends=front_ends,
+        keep_free=keep_free or "",
         idle_minutes=idle_minutes,
     )
 
@@ -107,6 +120,17 @@ def serve(
         click.echo(f"Its token: aiaas token{shown}. In a notebook: %aiaas_connect {url}", err=True)
 
     server.serve(options, on_ready=on_ready)
+
+
+def _forget_tokens() -> None:
+    """Become the same process without the token of another backend: the kernel shows a process' first environment for its whole life."""
+    cleaned = settings.without_tokens(os.environ)
+    if cleaned == dict(os.environ):
+        return
+    if hasattr(os, "fork"):  # elsewhere that would be another process
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], cleaned)
+    os.environ.clear()
+    os.environ.update(cleaned)
 
 
 @main.command()
@@ -173,6 +197,44 @@ def token(state: Path | None) -> None:
     except OSError:
         click.echo(f"There is no token in {file.parent}. Start a server there with `aiaas serve` first.", err=True)
         sys.exit(FAILED)
+
+
+@main.command()
+@_state
+@click.option("--free", is_flag=True, help="Remove what nothing needs. Unfinished jobs, live endpoints and what --resume needs stay.")
+@click.option(
+    "--set-aside-records",
+    is_flag=True,
+    help="Of a server that does not run: move its records, and its jobs' folders, into a folder beside them and begin anew.",
+)
+@_one_line_errors
+def storage(state: Path | None, free: bool, set_aside_records: bool) -> None:
+    """Show what the state folder holds, and give back what nothing needs."""
+    if set_aside_records:
+        from aiaas_magics.backend.server.storage import set_records_aside
+
+        click.echo(
+            f"The records are in {set_records_aside(state or settings.local_state())} now. Remove that folder when you need it no more."
+        )
+        return
+    from rich.console import Console
+
+    with _backend(state) as backend:
+        if free:
+            freed = backend.free_storage()
+            click.echo(f"Freed {freed.bytes / 1e6:,.1f} MB: {freed.blobs} arrays and models, the results of {freed.results} jobs.")
+        view = backend.storage()
+        Console(highlight=False).print(_storage_table(view))
+        click.echo(f"{view.free_bytes / 1e9:,.1f} GB are free on its disk; {view.keep_free_bytes / 1e9:,.2g} GB of them are to stay free.")
+
+
+def _storage_table(view: StorageView) -> Any:
+    from rich.table import Table
+
+    table = Table("what", "MB", "things", "MB that nothing needs", title=view.folder, title_justify="left")
+    for part in view.parts:
+        table.add_row(part.what, f"{part.bytes / 1e6:,.1f}", str(part.count or ""), f"{part.freeable_bytes / 1e6:,.1f}")
+    return table
 
 
 def _backend(state: Path | None) -> Backend:

@@ -26,12 +26,15 @@ library's failure into one of them, is decided where that library lives.
     │   ├── CertificateRefused    nobody vouches for the certificate
     │   ├── CertificateChanged    another certificate than the accepted one
     │   ├── BackendTooSlow        no answer in time
+    │   ├── BackendStopped        its process was stopped (SIGSTOP)
     │   ├── BackendRefused        an answer that says no
     │   ├── UntrustedAddress      the backend names another machine
     │   ├── NotAuthorised         the token is missing or wrong
     │   ├── NotEnoughDevices      fewer devices than workers
     │   ├── CannotStart           the local server did not come up
     │   ├── StoreNotWritable      the state folder cannot be written
+    │   ├── RecordsUnreadable     the server's records are damaged, or of a newer version
+    │   ├── ResultRemoved         a result that was removed to make room
     │   ├── BlobDamaged           bytes that do not match their name
     │   ├── WorkersLost           workers died more often than they may
     │   ├── OutOfMemory           the machine ended a worker for its memory
@@ -58,6 +61,7 @@ __all__ = [
     "BackendError",
     "BackendNotProven",
     "BackendRefused",
+    "BackendStopped",
     "BackendTooSlow",
     "BackendUnreachable",
     "BlobDamaged",
@@ -80,8 +84,10 @@ __all__ = [
     "NotScaled",
     "OutOfMemory",
     "ProofFailed",
+    "RecordsUnreadable",
     "RemoteTrainingError",
     "ResultMismatch",
+    "ResultRemoved",
     "StoreNotWritable",
     "UnknownName",
     "UntrustedAddress",
@@ -338,6 +344,20 @@ class BackendTooSlow(BackendError):
         return f"{self.url} did not answer within {self.waited_s:g} s. Try again, or look at its log with `aiaas status`."
 
 
+class BackendStopped(BackendError):
+    """The server's process is there and was stopped (SIGSTOP), so that it does nothing."""
+
+    def __init__(self, url: str, pid: int) -> None:
+        super().__init__(url, pid)
+        self.url, self.pid = url, pid
+
+    def __str__(self) -> str:
+        return (
+            f"The server at {self.url}, process {self.pid}, was stopped (SIGSTOP) and answers nobody. "
+            f"Run `kill -CONT {self.pid}` to let it go on, or `aiaas stop` to end it."
+        )
+
+
 class BackendRefused(BackendError):
     """The backend understood and said no; the text is the backend's own.
 
@@ -407,10 +427,43 @@ class StoreNotWritable(BackendError):
         self.folder, self.why = folder, why
 
     def __str__(self) -> str:
+        if "space" in self.why or "full" in self.why or "quota" in self.why:
+            return (
+                f"The state folder {self.folder} has no room: {self.why}. "
+                "Use %aiaas_storage --free to remove what nothing needs, or set AIAAS_HOME to a folder with more room."
+            )
         return f"The state folder {self.folder} cannot be written: {self.why}. Set AIAAS_HOME to a folder of yours."
 
 
+class RecordsUnreadable(BackendError):
+    """The records of a state folder are damaged, or of a newer version; nothing in them was changed. `why` has them as its subject."""
+
+    def __init__(self, folder: str, why: str) -> None:
+        super().__init__(folder, why)
+        self.folder, self.why = folder, why
+
+    def __str__(self) -> str:
+        return (
+            f"The records in {self.folder} cannot be used: {self.why}. "
+            "Set them aside, which forgets jobs and endpoints and deletes nothing: "
+            f"aiaas storage --set-aside-records --state {self.folder}. Or use the version that wrote them."
+        )
+
+
+class ResultRemoved(BackendError):
+    """A job whose result was removed to make room."""
+
+    def __init__(self, job: str, kept: str) -> None:
+        super().__init__(job, kept)
+        self.job, self.kept = job, kept
+
+    def __str__(self) -> str:
+        return f"The result of job {self.job} was removed to make room: kept are {self.kept}. Run the cell again to train anew."
+
+
 class BlobDamaged(BackendError):
+    """Bytes on the backend that are not those that were sent; nothing was trained on them."""
+
     def __init__(self, sha: str, why: str) -> None:
         super().__init__(sha, why)
         self.sha, self.why = sha, why
@@ -488,3 +541,16 @@ class AiaasBug(AiaasError):
 
     def __str__(self) -> str:
         return f"{' '.join(map(str, self.args))}. This is a bug in aiaas_magics: please report it with this text."
+
+
+def rebuilt(kind: str, args: Sequence[object]) -> AiaasError | None:
+    """The error of the other side, which sent the name of its class and its arguments; None where that is none of ours."""
+    found = globals().get(kind) if kind in __all__ else None
+    if found is None:
+        return None
+    try:
+        error = found(*args)
+        str(error)
+    except Exception:  # noqa: BLE001 - border: what the other side sent may be anything, and a class may do anything with it
+        return None
+    return error if isinstance(error, AiaasError) else None

@@ -170,7 +170,10 @@ AnyEvent = (
 
 
 class Entry(Value, frozen=True, kw_only=True):
-    """One line of a job's log. `seq` starts at 1 and has no gaps; `rank` is None for the server's own."""
+    """One line of a job's log. `seq` starts at 1 and has no gaps while the job lives; a long log is thinned afterwards.
+
+    `rank` is None for the server's own.
+    """
 
     seq: int
     at_s: float  # unix time

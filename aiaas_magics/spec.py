@@ -20,6 +20,7 @@ from aiaas_magics.precision import Precision
 from aiaas_magics.routing import Rollout, Routing
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
+FOLDER: Final = re.compile(r"[^/\0][^\0]{0,4000}")
 SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -188,6 +189,8 @@ class FitSpec(Value, frozen=True, kw_only=True):
             )
         if not 0 < len(self.name) <= 100:
             raise InvalidSpec("A job's name has 1 to 100 characters. Give a shorter --name.")
+        if any(not FOLDER.fullmatch(folder) or ".." in folder.split("/") for folder in self.folders):
+            raise InvalidSpec("A folder of a job is a relative path without '..'. Leave it out.")
         for sha in (self.payload, *self.arrays):
             if not SHA256.fullmatch(sha):
                 raise InvalidSpec(f"{sha[:80]!r} is not a SHA-256. Send the blob first and use the name it got.")
@@ -257,6 +260,34 @@ class JobView(Value, frozen=True, kw_only=True):
     last_seq: int = 0
     result: str | None = None  # blob: see `packing.fitcall.FitResult`
     files: tuple[str, ...] = ()  # relative paths that callbacks wrote
+    removed_s: float | None = None  # unix time: when result, files and log were removed to make room
+
+
+class StoragePart(Value, frozen=True, kw_only=True):
+    """One kind of thing in a state folder. `freeable_bytes` are what nothing needs."""
+
+    what: str
+    bytes: int
+    count: int = 0
+    freeable_bytes: int = 0
+
+
+class StorageView(Value, frozen=True, kw_only=True):
+    """What a state folder holds, and the disk that it is on."""
+
+    folder: str
+    parts: tuple[StoragePart, ...]
+    disk_bytes: int
+    free_bytes: int
+    keep_free_bytes: int  # of them, what is to stay free
+
+
+class Freed(Value, frozen=True, kw_only=True):
+    """What was given back to the disk."""
+
+    bytes: int
+    blobs: int
+    results: int
 
 
 class CheckpointView(Value, frozen=True, kw_only=True):
@@ -325,6 +356,8 @@ class ErrorReport(Value, frozen=True, kw_only=True):
     ranks: tuple[int, ...] = ()
     phase: str = ""
     traceback: str = ""  # as Python printed it, bounded
+    kind: str = ""  # a class of `errors`, where the fault is the backend's and not the user's code's
+    args: tuple[str, ...] = ()  # that class' arguments
 
     def where(self) -> str:
         if not self.ranks:

@@ -267,4 +267,6 @@ def _with_ranks(report: ErrorReport, ranks: tuple[int, ...]) -> ErrorReport:
         ranks=ranks,
         phase=report.phase,
         traceback=report.traceback,
+        kind=report.kind,
+        args=report.args,
     )

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
-from aiaas_magics import processes, server_proof, settings
+from aiaas_magics import processes, server_proof, settings, wire
 from aiaas_magics.client import certificates, embedded
 from aiaas_magics.client.blobs import BlobSender
 from aiaas_magics.client.endpoint import Endpoint, deploy
 from aiaas_magics.client.job import Job
 from aiaas_magics.client.transport import Transport
-from aiaas_magics.errors import InvalidSpec, UnknownName
+from aiaas_magics.errors import InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.execution import Execution
 from aiaas_magics.routing import Rollout
-from aiaas_magics.spec import About, EndpointView, JobView
+from aiaas_magics.spec import About, EndpointView, Freed, JobView, StorageView
 
 if TYPE_CHECKING:
     from aiaas_magics.client.planning import FitPlan
@@ -47,9 +47,15 @@ class Backend:
     """
 
     def __init__(self, transport: Transport, *, state: Path | None = None) -> None:
-        """`state` is the local server's folder. Only a server of this account, there, may have arrays written into a folder for it."""
+        """`state` is the local server's folder. Only a server of this account, there, may have arrays written into a folder for it.
+
+        Raises:
+            VersionSkew: both sides cannot understand each other.
+        """
         self.transport = transport
         self._about = transport.get("/v1/about", About)
+        if self._about.protocol != wire.PROTOCOL:
+            raise VersionSkew("aiaas_magics' protocol", str(wire.PROTOCOL), str(self._about.protocol))
         dropbox = self._about.dropbox
         is_ours = dropbox is not None and state is not None and Path(dropbox).resolve().is_relative_to(state.resolve())
         self.blobs = BlobSender(transport, dropbox=dropbox if is_ours else None)
@@ -242,6 +248,14 @@ class Backend:
             raise InvalidSpec("Validation data and max_change belong to fewer bits. Add precision='int8', say, or leave them out.")
         return deploy(self.transport, self.blobs, model, name=name, **options)
 
+    def storage(self) -> StorageView:
+        """What the backend's state folder holds, and how much of its disk that is."""
+        return self.transport.get("/v1/storage", StorageView)
+
+    def free_storage(self) -> Freed:
+        """Remove what nothing needs: no job that is not over, no live endpoint, no job that can be gone on from."""
+        return self.transport.post("/v1/storage/free", None, Freed)
+
     def stop(self) -> None:
         """End the backend itself, with its jobs and endpoints."""
         self.transport.post("/v1/stop", None, type(None))
@@ -264,7 +278,8 @@ def connect(url: str | None = None, token: str | None = None, *, fingerprint: st
         if fingerprint:
             raise InvalidSpec("A fingerprint is of a certificate, and the local server has none. Leave it out.")
         found_url, found_token = embedded.ensure_local()
-        return Backend(Transport(found_url, token=found_token, revive=embedded.ensure_local), state=settings.local_state())
+        local = Transport(found_url, token=found_token, revive=embedded.ensure_local, on_silence=embedded.check_local_goes_on)
+        return Backend(local, state=settings.local_state())
     transport = Transport(url, token=token or os.environ.get("AIAAS_TOKEN", ""), fingerprint=fingerprint)
     backend = Backend(transport)
     if fingerprint:

@@ -7,6 +7,7 @@ Building and submitting it belongs to `training`; drawing it to `notebook`.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 import warnings
 from collections.abc import Callable, Container, Generator, Iterable, Iterator
@@ -15,15 +16,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from aiaas_magics import errors
 from aiaas_magics.client import returned_files
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.errors import (
     AiaasBug,
     AiaasError,
     BackendTooSlow,
+    BlobDamaged,
     JobCancelled,
     OutOfMemory,
     RemoteTrainingError,
+    ResultRemoved,
+    StoreNotWritable,
     WorkersLost,
 )
 from aiaas_magics.events import Entry, Output, Phase
@@ -36,6 +41,8 @@ if TYPE_CHECKING:
 
 POLL_S: Final = 0.25  # a view is redrawn at most four times a second (Jupyter's output limits, facts/notebook)
 OPENED: Final = "aiaas-opened"  # header of a file: "appended" if callbacks only ever added to it
+KEPT_RESULTS: Final = "those of the newest 100 jobs and of the last 30 days, and fewer where the disk is full"  # `server.retention`
+POLL_ANSWER_S: Final = 20.0  # guess: a poll waits a second at most, and a server at full load takes some
 CANCEL_S: Final = 15.0  # workers get 5 s to end by themselves, then they are killed
 
 
@@ -145,6 +152,8 @@ class Job:
         self._view = self._transport.post(f"/v1/jobs/{self.id}/cancel", None, JobView, key=f"cancel-{self.id}")
         try:
             return self.wait(CANCEL_S)
+        except StoreNotWritable:  # it is told to stop; that it has cannot be recorded before there is room
+            return self._view.state
         finally:
             self._released()
 
@@ -197,9 +206,16 @@ class Job:
     def result_bytes(self) -> bytes:
         """The result as it is stored: a safetensors file (variables by index, JSON header)."""
         view = self.view()
+        if view.removed_s is None and view.state is JobState.SUCCEEDED:  # it is known as over, and may have been removed since
+            view = self._view = self._transport.get(f"/v1/jobs/{self.id}", JobView)
+        if view.removed_s is not None and view.state is JobState.SUCCEEDED:
+            raise ResultRemoved(self.id, KEPT_RESULTS)
         if view.state is not JobState.SUCCEEDED or view.result is None:
             raise self.failure()
-        return self._transport.read(f"/v1/blobs/{view.result}")
+        data = self._transport.read(f"/v1/blobs/{view.result}")
+        if hashlib.sha256(data).hexdigest() != view.result:
+            raise BlobDamaged(view.result, "its bytes changed on the backend's disk")
+        return data
 
     def failure(self) -> AiaasError:
         """Why there is no result, as the exception to raise."""
@@ -210,6 +226,8 @@ class Job:
             return JobCancelled(self.id)
         if not view.state.final:
             return BackendTooSlow(f"job {self.id}", 0.0)
+        if story.error is not None and (fault := errors.rebuilt(story.error.kind, story.error.args)) is not None:
+            return fault
         if story.error is not None:
             return RemoteTrainingError(story.error)
         for lane in story.lanes:
@@ -259,7 +277,9 @@ class Job:
         """Fold what is new into the story; whether there was anything."""
         after = self._story.last_seq
         while True:
-            batch = self._transport.get(f"/v1/jobs/{self.id}/events", list[Entry], after=self._story.last_seq, wait_s=wait_s)
+            batch = self._transport.get(
+                f"/v1/jobs/{self.id}/events", list[Entry], answer_s=POLL_ANSWER_S, after=self._story.last_seq, wait_s=wait_s
+            )
             self._story = fold(batch, self._story)
             if len(batch) < 1000:
                 return self._story.last_seq > after

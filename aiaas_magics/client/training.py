@@ -169,7 +169,7 @@ def submit(
         study=study,
         notes=prepared.preflight.notes,
         memory_bytes=packed.memory_bytes,
-        folders=surroundings.folders(Path.cwd()) if packed.callbacks else (),
+        folders=surroundings.folders(Path.cwd(), payload=packed.payload) if packed.callbacks else (),
     )
     view = backend.transport.post("/v1/jobs", spec, JobView, key=secrets.token_hex(16))
     story = replace(story, epochs=packed.shape.epochs, steps=packed.shape.steps_per_epoch, notices=prepared.preflight.notes)

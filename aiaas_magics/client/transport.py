@@ -83,7 +83,7 @@ class Transport:
     that it knows the token: another program on the same port is sent neither token nor data.
 
     `revive`, where it is given, brings a dead backend back and says where it is now; it is
-    called before such a request is tried again.
+    called before such a request is tried again. `on_silence` is called when no answer came in time, and may raise why.
     """
 
     def __init__(
@@ -92,11 +92,13 @@ class Transport:
         *,
         token: str,
         revive: Callable[[], tuple[str, str]] | None = None,
+        on_silence: Callable[[], None] = lambda: None,
         answer_s: float = ANSWER_S,
         fingerprint: str = "",
     ) -> None:
         """`fingerprint` is of the only certificate to believe; without it the accepted one for this address, if there is one."""
         self.url = checked_url(url)
+        self._on_silence = on_silence
         self._revive = revive
         self._answer_s = answer_s
         self.fingerprint = ""
@@ -256,12 +258,16 @@ class Transport:
         """One request; `most` bytes of an answer to a prediction, else what JSON may have, and in time."""
         limit_s = self._answer_s if answer_s is None else answer_s
         timeout = httpx.USE_CLIENT_DEFAULT if answer_s is None else answer_s
-        with _our_errors(self.url, limit_s), _unlogged():
-            response = self._http.send(self._http.build_request(method, path, timeout=timeout, **options), stream=True)
-            try:
-                answer = _read(response, most or JSON_BYTES, read_s=None if most else limit_s)
-            finally:
-                response.close()
+        try:
+            with _our_errors(self.url, limit_s), _unlogged():
+                response = self._http.send(self._http.build_request(method, path, timeout=timeout, **options), stream=True)
+                try:
+                    answer = _read(response, most or JSON_BYTES, read_s=None if most else limit_s)
+                finally:
+                    response.close()
+        except BackendTooSlow:
+            self._on_silence()
+            raise
         _refuse_errors(answer, self.url)
         return answer
 

@@ -28,6 +28,7 @@ from aiaas_magics.notebook.arguments import (
     NameRequest,
     PlainRequest,
     ScaleRequest,
+    StorageRequest,
     TrainRequest,
 )
 from aiaas_magics.notebook.fits import CellFits, EndOfCell
@@ -369,6 +370,19 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         self.session.saw_jobs(jobs)
         self.session.saw_endpoints(endpoints)
         live.show(self.shell, [present.status_bundle(about, backend.url, jobs, endpoints)])
+
+    @line_magic
+    @magic_arguments()
+    @arguments.storage_options
+    @border(StorageRequest)
+    def aiaas_storage(self, request: StorageRequest) -> None:
+        """What the backend's state folder holds, and what of it nothing needs.
+
+        %aiaas_storage --free
+        """
+        backend = self.session.backend
+        freed = backend.free_storage() if request.free else None
+        live.show(self.shell, [present.storage_bundle(backend.storage(), freed)])
 
     @line_magic
     @magic_arguments()

@@ -22,7 +22,7 @@ from aiaas_magics.monitoring import Sample, Watched
 from aiaas_magics.notebook.views.picture import error_line, status_line
 from aiaas_magics.plots import text
 from aiaas_magics.routing import told
-from aiaas_magics.spec import About, EndpointView, JobState, JobView, VersionView
+from aiaas_magics.spec import About, EndpointView, Freed, JobState, JobView, StorageView, VersionView
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:
@@ -379,6 +379,21 @@ def status_bundle(
             table_bundle(("endpoint", "version", "replicas", "URL", "model"), endpoint_rows, caption="Endpoints" if endpoint_rows else ""),
         ]
     )
+
+
+def storage_bundle(view: StorageView, freed: Freed | None = None) -> Bundle:
+    """What a state folder holds, largest first."""
+    rows = [
+        (part.what, f"{part.bytes / 1e6:,.1f}", str(part.count or ""), f"{part.freeable_bytes / 1e6:,.1f}")
+        for part in sorted(view.parts, key=lambda part: -part.bytes)
+        if part.bytes
+    ]
+    notes = [f"{view.free_bytes / 1e9:,.1f} GB are free on its disk, of which {view.keep_free_bytes / 1e9:,.2g} GB are to stay free."]
+    if freed is not None:
+        notes.insert(0, f"Freed {freed.bytes / 1e6:,.1f} MB: {freed.blobs} arrays and models, the results of {freed.results} jobs.")
+    elif any(part.freeable_bytes for part in view.parts):
+        notes.append("%aiaas_storage --free removes what nothing needs.")
+    return table_bundle(("what", "MB", "things", "MB that nothing needs"), rows, caption=view.folder, notes=notes)
 
 
 def joined(parts: Sequence[Mapping[str, str]]) -> Bundle:

@@ -15,6 +15,11 @@ from aiaas_magics.execution import Execution
 from aiaas_magics.packing import data, sources
 from aiaas_magics.spec import FitShape
 
+UNGUARDED: str = (
+    "The processes of spmd meet at a port of JAX's on loopback that asks for no token: another account of that machine can end this job. "
+    "Leave --processes out where others have an account."
+)
+
 
 def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execution: Execution | None = None) -> tuple[str, ...]:
     """One sentence for each part of this fit that differs from training on one worker, or that is not exact when it is resumed.
@@ -71,9 +76,11 @@ def _lookups(model: Any) -> Iterator[str]:
             )
 
 
-def on_jax(model: Any, shape: FitShape, *, copies: int, arguments: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, ...]:
-    """One sentence for each part of this fit that differs on JAX, on so many copies of the model."""
-    found = []
+def on_jax(
+    model: Any, shape: FitShape, *, copies: int, processes: int = 1, arguments: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[str, ...]:
+    """One sentence for each part of this fit that differs on JAX, on so many copies of the model in so many processes."""
+    found = [UNGUARDED] if processes > 1 else []
     drawing = [layer for layer in model._flatten_layers(include_self=True) if _draws(layer)]
     if drawing:
         found.append(

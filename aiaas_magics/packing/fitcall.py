@@ -174,7 +174,13 @@ def _ported(
     return (
         payload,
         execution,
-        exactness.on_jax(root["model"], shape, copies=max(1, workers // execution.model_parallel), arguments=root["arguments"]),
+        exactness.on_jax(
+            root["model"],
+            shape,
+            copies=max(1, workers // execution.model_parallel),
+            processes=execution.processes,
+            arguments=root["arguments"],
+        ),
     )
 
 

@@ -8,9 +8,11 @@ Owns nothing but the choice of parts.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+from aiaas_magics import settings
 from aiaas_magics.backend.server.main import Options, serve
 from aiaas_magics.errors import AiaasError
 from aiaas_magics.plain_text import log_to
@@ -32,6 +34,7 @@ def main() -> int:
         local=given.local,
         idle_minutes=given.idle_minutes,
         launcher_options=SCRIPTED if given.launcher_idle_s is None else (*SCRIPTED, "--idle-s", str(given.launcher_idle_s)),
+        keep_free=os.environ.get(settings.KEEP_FREE, ""),
         inference=StubInference,
     )
     try:

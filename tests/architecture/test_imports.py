@@ -45,7 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "plots": set(),
     "backend.guard": set(),
     "backend.disk": set(),
-    "backend.checkpoint_folder": set(),
+    "backend.checkpoint_folder": {"backend.disk"},
     "backend.feed_folder": {"backend.disk"},
     "backend.eventloop": set(),
     "backend.limited": set(),
@@ -82,6 +82,7 @@ ARROWS: dict[str, set[str]] = {
         "backend.serving",
         "backend.training",
         "backend.checkpoint_folder",
+        "backend.disk",
         "client",
     },
 }

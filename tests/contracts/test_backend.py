@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import aiaas_magics
-from aiaas_magics import errors
+from aiaas_magics import errors, settings
 from aiaas_magics.client.study import run
 from aiaas_magics.client.training import TrainOptions
 from aiaas_magics.events import Checkpointed
@@ -76,6 +77,44 @@ def test_two_workers_compute_what_one_computes(backend: aiaas_magics.Backend, he
     expected = plain.fit(x, y, epochs=2, batch_size=63, shuffle=False, verbose=0)
     assert gap(model, plain) <= 1e-5
     np.testing.assert_allclose(history.history["accuracy"], expected.history["accuracy"], rtol=1e-6)
+
+
+def test_bits_that_rotted_are_not_trained_on_and_the_next_run_sends_them_again(here: Path) -> None:
+    x, y = table(rows=5000)
+    given = {"epochs": 1, "batch_size": 500, "shuffle": False}
+    with aiaas_magics.connect() as backend:
+        first = backend.train(small_model(), x, y, **given)
+        expected = first.result(120).history
+        sha = first.view().spec.arrays[0]
+        blob = settings.local_state() / "blobs" / sha[:2] / sha
+        blob.chmod(0o600)
+        with blob.open("r+b") as file:
+            file.seek(4000)
+            file.write(b"\xff" * 400)
+
+        model = small_model()
+        before = model.get_weights()
+        with pytest.raises(errors.BlobDamaged, match=f"Blob {sha[:12]} is damaged: its bytes changed on the backend's disk. Run the cell"):
+            backend.train(model, x, y, workers=2, oversubscribe=True, **given).result(120)
+
+        assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+        assert backend.train(small_model(), x, y, **given).result(120).history == expected
+
+
+def test_a_result_that_rotted_is_not_taken(here: Path) -> None:
+    x, y = table(rows=64)
+    with aiaas_magics.connect() as backend:
+        job = backend.train(small_model(), x, y, epochs=1)
+        job.wait(120)
+        sha = job.view().result or ""
+        blob = settings.local_state() / "blobs" / sha[:2] / sha
+        blob.chmod(0o600)
+        with blob.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\xff")
+
+        with pytest.raises(errors.BlobDamaged):
+            job.result(120)
 
 
 @LONG

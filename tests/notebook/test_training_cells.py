@@ -294,6 +294,17 @@ def test_another_kernel_finds_a_job_shows_its_history_and_takes_its_weights(trai
         assert ast.literal_eval(applied.outputs[-1]["data"]["text/plain"]) == pytest.approx(expected, abs=1e-4)
 
 
+def test_what_the_disk_holds_is_shown_and_what_nothing_needs_is_freed(trainer: Kernel) -> None:
+    shown = trainer.run("%aiaas_storage")
+    freed = trainer.run("%aiaas_storage --free")
+    wrong = trainer.run("%aiaas_storage --fre")
+
+    assert "records and logs of jobs" in shown.text
+    assert "are to stay free" in shown.text
+    assert "Freed 0" in freed.text
+    assert "Did you mean --free?" in streams(wrong)
+
+
 def test_what_workers_print_is_in_the_logs(trainer: Kernel) -> None:
     trainer.run("""%%aiaas_train --ui none
 class Talks(keras.callbacks.Callback):

@@ -104,6 +104,98 @@ def test_files_of_rank_0_come_back_and_links_and_others_files_do_not(server: Ser
         assert server.token.encode() not in body
 
 
+def test_a_callback_that_prints_long_lines_holds_up_neither_the_server_nor_the_job(server: Served) -> None:
+    """Of 100 lines of 1 MB the pattern that looked for progress bars would have taken hours."""
+    job = server.submit({"do": "python", "text": "for _ in range(100): print('x' * 1_000_000, flush=True)"}, {"do": "epochs", "count": 1})
+
+    assert server.result(job) == b"result of attempt 1"
+
+    output = [event.text for event in server.events(job, Output)]
+    assert 1_000_000 < sum(map(len, output)) < 1_200_000
+    assert output[-1].endswith("(more than 1 MB were printed; the rest is left out)")
+
+
+ODD_FILES = """
+import os
+os.mkfifo("pipe")
+os.symlink("/dev/zero", "endless")
+os.link(play.command.payload, "other name")
+open(b"\\xff\\xfe.txt", "w").close()
+open("plain.txt", "w").write("plain")
+"""
+
+
+def test_odd_files_of_a_callback_are_left_out_and_the_rest_comes_back(server: Served) -> None:
+    job = server.submit({"do": "python", "text": ODD_FILES})
+
+    assert server.end(job).files == ("plain.txt",)
+
+    assert server.transport.read(f"/v1/jobs/{job}/files/plain.txt") == b"plain"
+    for name in ("pipe", "endless", "other%20name", "%FF%FE.txt"):
+        assert server.raw("GET", f"/v1/jobs/{job}/files/{name}")[0] == 404
+
+
+def test_a_file_that_became_a_pipe_after_it_was_listed_is_not_there(server: Served) -> None:
+    job = server.submit({"do": "write", "path": "a.txt", "text": "a"})
+    assert server.end(job).files == ("a.txt",)
+    path = server.folder / "jobs" / job / "files" / "a.txt"
+    path.unlink()
+    os.mkfifo(path)
+
+    assert server.raw("GET", f"/v1/jobs/{job}/files/a.txt")[0] == 404
+
+
+PLANTED_CHECKPOINT = """
+import json, os
+folder = os.path.join(play.command.job_dir, "checkpoints", "epoch-00009")
+os.makedirs(folder)
+open(os.path.join(folder, "manifest.json"), "w").write(json.dumps({"/dev/zero": "x", "../../files": "y"}))
+"""
+
+
+def test_a_checkpoint_whose_manifest_names_a_device_is_passed_over(server: Served) -> None:
+    job = server.submit(
+        {"do": "epochs", "count": 1, "attempts": [1]},
+        {"do": "python", "text": PLANTED_CHECKPOINT, "attempts": [1]},
+        {"do": "kill", "attempts": [1]},
+    )
+
+    assert server.result(job) == b"result of attempt 2"
+
+    assert server.events(job, AttemptStarted)[1].from_epoch == 1
+
+
+RESULT_ELSEWHERE = """
+import os
+from aiaas_magics.events import Finished
+result = os.path.join(play.command.attempt_dir, "result.safetensors")
+{make}
+play.send(Finished())
+code = 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        ("os.symlink('/dev/zero', result)", "is a link"),
+        ("os.mkfifo(result)", "is not a regular file"),
+        (
+            "os.link(play.command.job_dir + '/../../token', result)",
+            "has another name elsewhere",
+        ),
+    ],
+    ids=["link", "pipe", "hard link"],
+)
+def test_a_result_that_is_no_plain_file_is_not_kept_and_the_reason_is_told(server: Served, make: str, why: str) -> None:
+    job = server.submit({"do": "python", "text": RESULT_ELSEWHERE.format(make=make)}, retries=0)
+
+    view = server.end(job)
+
+    assert view.state is JobState.FAILED
+    assert why in view.reason
+
+
 def test_an_exception_of_the_user_fails_the_job_at_once_and_every_rank_may_tell(server: Served) -> None:
     job = server.submit({"do": "crash", "type": "LookupError", "message": "no such column"}, workers=2)
 
@@ -288,7 +380,7 @@ def test_the_same_key_is_the_same_job(server: Served) -> None:
     assert len(jobs) == 1
 
 
-@pytest.mark.parametrize("what", ["python", "keras", "tensorflow"])
+@pytest.mark.parametrize("what", ["python", "keras", "tensorflow", "aiaas_magics"])
 def test_other_versions_are_refused_by_name(server: Served, what: str) -> None:
     skewed = msgspec.structs.replace(settings.versions(), **{what: "9.9.1"})
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
@@ -38,13 +39,15 @@ from aiaas_magics.backend.server.blobs import BlobStore
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoints import Endpoints, Inference
 from aiaas_magics.backend.server.presence import Presence
+from aiaas_magics.backend.server.room import KeepFree, Room
 from aiaas_magics.backend.server.state import StateFolder
+from aiaas_magics.backend.server.storage import SWEEP_S, Storage
 from aiaas_magics.backend.server.store import Store
 from aiaas_magics.backend.serving.control import check_front_ends
 from aiaas_magics.backend.serving.host import InferenceHost
 from aiaas_magics.backend.workers.local import LocalPool
 from aiaas_magics.clock import Clock, SystemClock
-from aiaas_magics.errors import BackendRefused, InvalidSpec
+from aiaas_magics.errors import BackendRefused, InvalidSpec, StoreNotWritable
 from aiaas_magics.spec import About
 
 log = logging.getLogger(__name__)
@@ -67,12 +70,15 @@ class Options:
     tls_key: Path | None = None
     idle_minutes: float | None = None
     launcher_options: Sequence[str] = field(default=())
+    keep_free: str = ""  # of the disk: see `room.KeepFree`
     front_ends: int = 1  # processes that answer predictions over HTTP
     inference: Callable[[], Inference] | None = None  # None: the real one, with so many front ends
 
     def check(self) -> None:
         """Raises `InvalidSpec` for what must not be served so."""
         check_front_ends(self.front_ends)
+        if self.keep_free:
+            KeepFree.parse(self.keep_free)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
         if self.tls_cert is not None and self.tls_key is not None:
@@ -147,6 +153,7 @@ class Server:
         self._options, self._state, self._listener, self._on_ready = options, state, listener, on_ready
         self.port: int = listener.getsockname()[1]
         self.url = _url(options, self.port)
+        self._room = Room(state.path, KeepFree.parse(options.keep_free) if options.keep_free else KeepFree())
         self._store = Store(state.records)
         self._blobs = BlobStore(state.blobs)
         self._pool = LocalPool(state.launcher, launcher_options=options.launcher_options)
@@ -163,7 +170,7 @@ class Server:
             dropbox=str(self._blobs.dropbox) if options.local else None,
         )
         self._conductor = Conductor(
-            state=state, store=self._store, blobs=self._blobs, pool=self._pool, machine=machine, clock=clock, name=name
+            state=state, store=self._store, blobs=self._blobs, pool=self._pool, machine=machine, room=self._room, clock=clock, name=name
         )
         self._endpoints = Endpoints(
             store=self._store,
@@ -173,6 +180,7 @@ class Server:
             host=options.host,
             tls=options.tls,
         )
+        self._storage = Storage(state=state, store=self._store, blobs=self._blobs, conductor=self._conductor, room=self._room)
         self._presence = Presence(clock)
         self._http = _Http(self._config(), on_end=self._conductor.wake)
 
@@ -184,6 +192,8 @@ class Server:
             blobs=self._blobs,
             endpoints=self._endpoints,
             presence=self._presence,
+            room=self._room,
+            storage=self._storage,
             jobs_folder=self._state.jobs,
             stop=self.stop,
         )
@@ -242,10 +252,11 @@ class Server:
             log.info("ended")
 
     async def _keep_house(self) -> None:
-        referred = await self._store.call(self._store.referred_blobs)
-        removed = await asyncio.to_thread(self._blobs.sweep, referred, now_s=time.time())
-        log.info("removed %d blobs that nothing needs", removed)
+        swept_s = -math.inf
         while True:
+            if time.monotonic() - swept_s > SWEEP_S:
+                swept_s = time.monotonic()
+                await self._sweep()
             limit_s = None if self._options.idle_minutes is None else self._options.idle_minutes * 60
             await asyncio.sleep(LOOK_S if limit_s is None else min(LOOK_S, max(limit_s / 4, 0.1)))
             # Otherwise the launcher ends in its own time: a server that lives for months must not hold the libraries' memory for nobody.
@@ -257,6 +268,12 @@ class Server:
             elif limit_s is not None and self._presence.quiet_s() > limit_s:
                 log.info("nobody was here for %g minutes", self._options.idle_minutes)
                 return self.stop()
+
+    async def _sweep(self) -> None:
+        try:
+            await self._storage.sweep()
+        except (StoreNotWritable, OSError) as error:  # on a full disk the next one may find room
+            log.warning("nothing was removed: %s", error)
 
 
 class ApiConnection(LimitedProtocol):

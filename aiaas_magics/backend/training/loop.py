@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from msgspec.structs import replace
@@ -36,6 +35,7 @@ from aiaas_magics.backend.training.epoch_metrics import quick_metrics
 from aiaas_magics.backend.training.exact import Scope
 from aiaas_magics.backend.training.fused import FusedSteps, same_random_numbers
 from aiaas_magics.backend.training.group import Group
+from aiaas_magics.backend.training.inputs import arrays_of, payload_of
 from aiaas_magics.backend.training.keeper import Keeper, resumed_from
 from aiaas_magics.backend.training.pace import Pace, Pacing
 from aiaas_magics.backend.training.plan import Plan
@@ -52,10 +52,9 @@ ENGINE: Final = "tensorflow"
 
 def unpack(command: WorkerCommand) -> UnpackedFitCall:
     """The fit call that the command names."""
-    # Mapped, not read: all ranks share one copy in memory, and only what is used is read at all.
-    arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in command.arrays]
+    arrays = arrays_of(command)
     with mirroring(command):
-        call = fitcall.unpack(Path(command.payload).read_bytes(), arrays)
+        call = fitcall.unpack(payload_of(command), arrays)
         set_precision(call.model, command.execution.precision)
     return call
 

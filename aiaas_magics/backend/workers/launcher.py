@@ -42,9 +42,11 @@ from typing import Any, Final, NoReturn
 import psutil
 
 from aiaas_magics import settings, wire
+from aiaas_magics.backend.disk import is_no_room
 from aiaas_magics.backend.workers import memory
 from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, Running, read_value, write_value
 from aiaas_magics.backend.workers.deferred import deferring
+from aiaas_magics.backend.workers.output import text_output
 
 log = logging.getLogger(__name__)
 
@@ -178,8 +180,10 @@ class Launcher:
         self._ranks[pid] = Rank(folder, rank, kills)
         try:
             write_value(folder.pid(rank), ProcessId.of(pid))
-        except OSError:  # the attempt was stopped and cleared in this very moment
+        except OSError as error:  # the attempt was stopped and cleared in this very moment
             kill_group(pid, signal.SIGKILL)
+            if is_no_room(error):
+                raise
             return False
         # Whoever stops an attempt writes `stop` first and then reads the pids: either it saw ours, or we see its file.
         if folder.stop.exists():
@@ -274,8 +278,7 @@ def redirect(output: Path) -> None:
         os.dup2(source, number)
     os.close(nothing)
     os.close(target)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.stdout, sys.stderr = text_output(1), text_output(2)
 
 
 def prepare_process() -> None:

@@ -13,7 +13,6 @@ import contextlib
 import random
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import jax
@@ -38,6 +37,7 @@ from aiaas_magics.backend.training.engines import jax_processes
 from aiaas_magics.backend.training.engines import jax_steps as steps
 from aiaas_magics.backend.training.engines.jax_masks import keeping_masks
 from aiaas_magics.backend.training.group import Group
+from aiaas_magics.backend.training.inputs import arrays_of, payload_of
 from aiaas_magics.backend.training.keeper import Keeper, resumed_from
 from aiaas_magics.backend.training.pace import Pace, Pacing
 from aiaas_magics.backend.training.passes import Passes, Reading, Steps, steps_of_epoch
@@ -108,8 +108,7 @@ def unpack(command: WorkerCommand) -> portable.PortedFitCall:
     Raises:
         NotOnJax: it cannot be made here, or computes something else.
     """
-    arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in command.arrays]
-    arrived = portable.Arrived(Path(command.payload).read_bytes(), arrays)
+    arrived = portable.Arrived(payload_of(command), arrays_of(command))
     fitcall.apply_settings(arrived.recipe.settings)
     # The reference of a study is stock `fit`, which cuts no batch.
     devices = 1 if command.measure is not None and command.measure.plain else command.devices * command.ranks
