@@ -276,6 +276,9 @@ class Frame(Value, frozen=True, kw_only=True):
     user: bool = False  # the user's own code, not a library's
 
 
+OS_FILES: Final = ("<frozen os>", "os.py")
+
+
 class ErrorReport(Value, frozen=True, kw_only=True):
     """An exception as data; nothing on the client's side is ever unpickled."""
 
@@ -285,6 +288,14 @@ class ErrorReport(Value, frozen=True, kw_only=True):
     ranks: tuple[int, ...] = ()
     phase: str = ""
     traceback: str = ""  # as Python printed it, bounded
+    bases: tuple[str, ...] = ()  # Python's own classes that the exception is one of, the nearest first
+
+    @property
+    def missing_variable(self) -> str | None:
+        """The environment variable that `os.environ[...]` did not have; None for any other error."""
+        last = self.frames[-1] if self.frames else None
+        in_os = last is not None and last.function == "__getitem__" and last.file.replace("\\", "/").rpartition("/")[2] in OS_FILES
+        return self.message.strip("'\"") if in_os and self.type == "KeyError" else None
 
     def where(self) -> str:
         if not self.ranks:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from aiaas_magics.errors import AiaasError, RemoteTrainingError
+from aiaas_magics.errors import AiaasError, RemoteTrainingError, remote_move
 from aiaas_magics.spec import ErrorReport, Frame
 
 CONTEXT: Final = 2  # lines before and after, as IPython shows
@@ -121,7 +121,7 @@ def remote_block(report: ErrorReport, shell: Any, where: Sequence[Frame] = ()) -
     if inner:
         last = report.frames[-1]
         lines.append(f"  (then {inner} frames in libraries, the last in {last.function}, {_short(last.file)}:{last.line})")
-    move = NEXT.get(report.type, "Fix the cell and run it again; the model in the kernel is unchanged.")
+    move = NEXT.get(report.type, f"{remote_move(report)}; the model in the kernel is unchanged.")
     return [*lines, "", f"{report.type}: {report.message}", move]
 
 

@@ -7,6 +7,7 @@ checks first and changes nothing but this: what is not built yet is built.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,14 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 
+from aiaas_magics import environment as environment_rules
+from aiaas_magics.environment import EnvironmentChoice
 from aiaas_magics.errors import NotOnJax
 from aiaas_magics.execution import Execution
-from aiaas_magics.packing import checks, closures, exactness, fitcall_pickle, portable, randomness, refusals, samples, sources
+from aiaas_magics.packing import cell_sources, checks, closures, exactness, fitcall_pickle, portable, randomness, refusals, samples, sources
 from aiaas_magics.packing.data import all_leaves, plain_arguments, with_texts_as_tensors
 from aiaas_magics.packing.manifest import Manifest, ManifestItem, array_item, class_item, function_item
+from aiaas_magics.packing.preamble import Preamble
 from aiaas_magics.packing.result import FitResult, apply_result, apply_to, read_result, write_result
 from aiaas_magics.packing.variables import tensorflow_variable
 from aiaas_magics.spec import FitShape
@@ -43,6 +47,12 @@ class FitCall:
 
     model: Any
     arguments: Mapping[str, Any]
+
+    @property
+    def steps_before(self) -> int:
+        """Steps that the model's optimizer has made already; 0 where it does not say."""
+        iterations = getattr(getattr(self.model, "optimizer", None), "iterations", None)
+        return 0 if iterations is None else int(iterations.numpy())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +93,14 @@ class UnpackedFitCall:
     batch: checks.BatchSpec
 
 
-def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None, gpus: bool = False) -> PackedFitCall:
+def pack(
+    call: FitCall,
+    *,
+    workers: int = 1,
+    execution: Execution | None = None,
+    gpus: bool = False,
+    environment: Sequence[str] | None = (),
+) -> PackedFitCall:
     """Check `call`, build what is not built, and make bytes of it. Nothing is sent.
 
     Where `execution` wants JAX, a portable form goes with it; a call that has none stays on TensorFlow and a note says
@@ -92,6 +109,7 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None,
     Args:
         workers: the number of parts that a batch falls into.
         gpus: whether these are GPUs, which "auto" may choose another strategy for.
+        environment: names of variables that travel beside those set in this kernel; None: none at all.
 
     Raises:
         NotCompiled, DataMismatch, UnsuitableKeras: the call would not work.
@@ -121,6 +139,9 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None,
         payload, luggage = fitcall_pickle.dumps(root)
     except fitcall_pickle.Failed as failed:
         raise refusals.refuse(failed.culprit, _roots(model, arguments, callbacks), failed.why) from failed.why
+    chosen = _chosen_environment(environment, luggage)
+    preamble = Preamble(environment=chosen.values, sources=cell_sources.sources_of(luggage.codes.values()))
+    payload = fitcall_pickle.with_preamble(payload, preamble)
     notes: tuple[str, ...] = ()
     if execution.on_jax:
         payload, execution, notes = _ported(payload, luggage, root, execution, workers)
@@ -134,8 +155,8 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None,
     return PackedFitCall(
         payload=payload,
         arrays=tuple(luggage.arrays),
-        manifest=_manifest(model, arguments, luggage, payload),
-        notes=(*notes, *closures.notes(callbacks), *randomness.notes(model, callbacks)),
+        manifest=_manifest(model, arguments, luggage, payload, chosen),
+        notes=(*chosen.notes(), *notes, *closures.notes(callbacks), *randomness.notes(model, callbacks)),
         shape=shape,
         memory_bytes=_memory_bytes(model, arguments, shape),
         model=model,
@@ -283,7 +304,15 @@ def _paths(model: Any, variables: Sequence[Any]) -> tuple[str, ...]:
     return tuple(known.get(id(variable), variable.name.partition(":")[0]) for variable in variables)
 
 
-def _manifest(model: Any, arguments: Mapping[str, Any], luggage: fitcall_pickle.Luggage, payload: bytes) -> Manifest:
+def _chosen_environment(named: Sequence[str] | None, luggage: fitcall_pickle.Luggage) -> EnvironmentChoice:
+    if named is None:
+        return EnvironmentChoice(values={})
+    return environment_rules.choose(os.environ, environment_rules.initial(), mentioned=luggage.texts_in_code(), named=named)
+
+
+def _manifest(
+    model: Any, arguments: Mapping[str, Any], luggage: fitcall_pickle.Luggage, payload: bytes, chosen: EnvironmentChoice
+) -> Manifest:
     import types
 
     names = {id(array): path for path, array in all_leaves(arguments)}
@@ -296,6 +325,7 @@ def _manifest(model: Any, arguments: Mapping[str, Any], luggage: fitcall_pickle.
             items.append(ManifestItem(kind="module", name=obj.__name__, bytes=0, detail=str(getattr(obj, "__file__", ""))))
         else:
             items.append(class_item(obj) if isinstance(obj, type) else function_item(obj))
+    items += [ManifestItem(kind="variable", name=name, bytes=len(value), detail="environment") for name, value in chosen.values.items()]
     return Manifest(tuple(items))
 
 

@@ -30,6 +30,7 @@ BASE = {
     "precision",
     "execution",
     "processes",
+    "environment",
 }
 
 # room -> rooms it may import from, itself and the base aside

@@ -52,7 +52,7 @@ def main(command_path: str) -> int:
             channel.send(Candidate(engine="jax", strategy=command.execution.strategy, fused=command.execution.fused, why=error.why))
         channel.send(Crashed(report=report_of(error, rank=command.rank, phase=stage.phase)))
         return EXIT_CRASHED
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - border: the user's code ran in here and may raise anything
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - border: the user's code ran in here and may raise anything
         if missing := missing_rank(error):
             print(missing, file=sys.stderr, flush=True)
             time.sleep(LAST_WORD_S)
