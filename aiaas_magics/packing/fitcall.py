@@ -76,6 +76,7 @@ class PackedFitCall:
     execution: Execution  # as asked, or without JAX where it cannot be
     streams: tuple[sources.Stream, ...] = ()  # data that this kernel must send batch by batch
     in_batches: bool = False  # some data yields batches instead of holding rows
+    verbose: Any = "auto"  # as `fit` was given it; workers train silently
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +139,8 @@ def pack(
     try:
         payload, luggage = fitcall_pickle.dumps(root)
     except fitcall_pickle.Failed as failed:
-        raise refusals.refuse(failed.culprit, _roots(model, arguments, callbacks), failed.why) from failed.why
+        roots = _roots(model, arguments, callbacks)
+        raise refusals.refuse(failed.culprit, roots, failed.why, fails=fitcall_pickle.fails) from failed.why
     chosen = _chosen_environment(environment, luggage)
     preamble = Preamble(environment=chosen.values, sources=cell_sources.sources_of(luggage.codes.values()))
     payload = fitcall_pickle.with_preamble(payload, preamble)
@@ -166,6 +168,7 @@ def pack(
         execution=execution,
         streams=streams,
         in_batches=bool(sources.in_arguments(arguments)),
+        verbose=arguments.get("verbose", "auto"),
     )
 
 

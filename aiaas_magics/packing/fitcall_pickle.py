@@ -100,6 +100,15 @@ def dumps(root: Any) -> tuple[bytes, Luggage]:
     return _joined(Preamble(), [head.getvalue(), body.getvalue()]), luggage
 
 
+def fails(obj: Any) -> bool:
+    """Whether `obj` cannot be pickled by itself."""
+    try:
+        dumps(obj)
+    except Failed:
+        return True
+    return False
+
+
 def _joined(preamble: Preamble, parts: Sequence[bytes]) -> bytes:
     return pickle.dumps((FORMAT, dict(preamble.environment), dict(preamble.sources), *parts), protocol=5)
 

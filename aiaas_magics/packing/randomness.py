@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from aiaas_magics.packing import probing
 from aiaas_magics.packing.closures import codes, own_functions, value_of_name
 
 
@@ -45,6 +46,6 @@ def _tensorflow_homes(function: types.FunctionType, code: types.CodeType) -> Ite
     """Where those names of `code` come from that TensorFlow has made."""
     for name in (*code.co_names, *code.co_freevars):
         value = value_of_name(function, name)
-        home = str(value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", ""))
+        home = str(value.__name__ if type(value) is types.ModuleType else probing.attribute(value, "__module__", ""))
         if home.partition(".")[0] == "tensorflow":
             yield home
