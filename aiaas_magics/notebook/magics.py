@@ -120,7 +120,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         body = cells.compile_body(self.shell, "aiaas_train", line, cell)
         fits = CellFits(self.shell, self.session, request, ui=self._ui(request.ui), put=functools.partial(self._put, request.out))
         try:
-            with fits.capturing():
+            with fits.capturing() as in_kernel:
                 value = cells.run_body(self.shell, body)
         except EndOfCell:
             return None
@@ -129,8 +129,10 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         except (Exception, KeyboardInterrupt) as error:  # border: the user's cell ran in here and may raise anything
             tracebacks.attach_local(error, self.shell, body.file)
             raise
-        if fits.count == 0:
-            raise UsageError("There was no fit in this cell, so nothing was trained. Put model.fit(...) below %%aiaas_train.")
+        if in_kernel:
+            print(in_kernel.sentence())
+        elif fits.count == 0:
+            raise UsageError("No fit was called in this cell, so the backend trained nothing. Put model.fit(...) below %%aiaas_train.")
         return value
 
     # ---- jobs

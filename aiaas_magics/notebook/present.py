@@ -263,6 +263,7 @@ def endpoint_bundle(endpoint: Endpoint) -> Bundle:
         ("replicas", str(view.replicas)),
         ("inputs", _interface(view.inputs)),
         ("outputs", _interface(view.outputs)),
+        *(("note", note) for note in endpoint.notes),
         ("token", "in .token of this object; what is below reads it from AIAAS_ENDPOINT_TOKEN"),
     ]
     table = table_html(("endpoint", endpoint.name), facts)

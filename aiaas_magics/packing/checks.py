@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.errors import DataMismatch, InvalidSpec, NotCompiled, UsageError
+from aiaas_magics.errors import DataMismatch, InvalidSpec, JobStillRunning, NotCompiled, UsageError
 from aiaas_magics.packing import data, sources, wording
 from aiaas_magics.spec import FitShape
 
@@ -40,6 +40,16 @@ def check_keras(model: Any) -> None:
         )
     if not isinstance(model, keras.Model):
         raise UnsuitableKeras(f"{type(model).__name__} is no keras.Model. Give the model that fit was called on.")
+
+
+JOB_MARK: Final = "_aiaas_job"  # of a layer whose weights a job trains: the job's id
+
+
+def check_free(model: Any, wanted: str) -> None:
+    """Raises `JobStillRunning` where a job trains the model or one of its layers, perhaps as a part of another model."""
+    for layer in model._flatten_layers():
+        if (job := vars(layer).get(JOB_MARK)) is not None:
+            raise JobStillRunning(job, wanted)
 
 
 def check_compiled(model: Any) -> None:

@@ -120,6 +120,7 @@ def pack(
     execution = execution or Execution()
     model = call.model
     checks.check_keras(model)
+    checks.check_free(model, "fit")
     checks.check_compiled(model)
     arguments = plain_arguments(_known_arguments(call.arguments))
     checks.check_arguments(model, arguments)

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,9 @@ from typing import Any, Final
 import numpy as np
 
 from aiaas_magics.errors import DataMismatch, UsageError
-from aiaas_magics.packing import change, reduced
+from aiaas_magics.packing import change, checks, model_state, reduced
 from aiaas_magics.packing.change import PrecisionChange, Reduction
+from aiaas_magics.packing.model_state import ModelState
 from aiaas_magics.packing.samples import Interface, samples_for, unique_names
 from aiaas_magics.precision import ATOL, RTOL
 from aiaas_magics.spec import TensorSpec
@@ -53,6 +54,7 @@ class Servable:
     outputs: tuple[TensorSpec, ...]
     note: str = ""  # why it is no ONNX file, where it is none
     change: PrecisionChange | None = None  # what fewer bits do to the answers; None as trained
+    frozen: tuple[str, ...] = ()  # state that a call changes in Keras, and that no answer depends on
 
 
 def export(model: Any, sample: Any = None, *, format: str | None = None, reduction: Reduction | None = None) -> Servable:
@@ -69,17 +71,39 @@ def export(model: Any, sample: Any = None, *, format: str | None = None, reducti
         CannotServe: neither format can express it, or not in so few bits.
     """
     import keras
-    import tensorflow as tf
 
     if not isinstance(model, keras.Model):
         raise CannotServe(f"{type(model).__name__} is no keras.Model. Give a model to deploy.")
+    checks.check_free(model, "deploy")
+    _refuse_stateful(model)
     if sample is None and reduction is not None:
         sample = change.split(reduction.validation_data)[0]
     interface, rows, which = samples_for(model, sample)
+    with model_state.kept(model) as state:
+        return _export(model, interface, rows, which, state, format=format, reduction=reduction)
+
+
+def _export(
+    model: Any,
+    interface: Interface,
+    rows: Mapping[str, np.ndarray],
+    which: str,
+    state: ModelState,
+    *,
+    format: str | None,
+    reduction: Reduction | None,
+) -> Servable:
+    import keras
+    import tensorflow as tf
+
     with _quiet():
         found = _outputs(model, interface, rows)
+        moved = state.moved()
+        if moved:
+            _check_repeats(model, found, _outputs(model, interface, rows), moved)
         function = _function(model, interface, found)
         wanted = [format] if format else [SAVED_MODEL] if "string" in interface.dtypes else [ONNX, SAVED_MODEL]
+        state.put_back()
         kind, artefact, note = _exported(model, function, wanted, lambda file: _check_answers(file, rows, found))
     changed = None
     if reduction is not None:
@@ -105,7 +129,31 @@ def export(model: Any, sample: Any = None, *, format: str | None = None, reducti
         outputs=_output_specs(function, found),
         note=note,
         change=changed,
+        frozen=moved,
     )
+
+
+def _refuse_stateful(model: Any) -> None:
+    """A recurrent layer that goes on from the call before has no meaning where calls come from anybody."""
+    import keras
+
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN) and layer.stateful]
+    if layers:
+        raise CannotServe(
+            f"Model {model.name!r} cannot be served: its layer {layers[0].name!r} is stateful, and requests to an endpoint do not follow "
+            "one another. Build the model anew with stateful=False, and give it these weights with set_weights."
+        )
+
+
+def _check_repeats(model: Any, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], moved: Sequence[str]) -> None:
+    """Raises `CannotServe` where two calls with the same rows differ: no engine could be compared with Keras then."""
+    for name, array in first.items():
+        same = array == second[name] if array.dtype.kind in "OSU" else np.isclose(array, second[name], rtol=RTOL, atol=ATOL, equal_nan=True)
+        if not np.all(same):
+            raise CannotServe(
+                f"Model {model.name!r} answers the same rows differently from call to call (output {name!r}), since a call changes "
+                f"{', '.join(moved[:4])}. Deploy a model without that part, whose answers depend on its inputs alone."
+            )
 
 
 # --------------------------------------------------------------------------- fewer bits

@@ -92,7 +92,7 @@ def test_bad_input_gets_one_clear_line(kernel: Kernel, code: str, said: str) -> 
 def test_the_body_runs_in_the_notebooks_namespace_and_a_cell_without_fit_says_so(kernel: Kernel) -> None:
     cell = kernel.run("%%aiaas_train\nhere = 41 + 1")
 
-    assert "There was no fit in this cell" in cell.text
+    assert "No fit was called in this cell" in cell.text
     assert kernel.run("here").text.strip() == "42"
 
 
