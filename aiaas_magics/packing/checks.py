@@ -311,7 +311,7 @@ def _shapes(part: Any) -> str:
         return "{" + ", ".join(f"{key!r}: {_shapes(item)}" for key, item in part.items()) + "}"
     if isinstance(part, (list, tuple)):
         return "[" + ", ".join(_shapes(item) for item in part) + "]"
-    return str(tuple(part.shape))
+    return "None" if part is None else str(tuple(part.shape))
 
 
 def _wanted(model: Any) -> str:

@@ -33,6 +33,7 @@ class ModelState:
     """The state of a model at the time of making this."""
 
     def __init__(self, model: Any) -> None:
+        keras_names = _attributes_of_keras()
         self._held: list[_Held] = []
         self._attributes: list[tuple[Any, dict[str, Any]]] = []
         for path, obj in _objects_in(model):
@@ -40,7 +41,7 @@ class ModelState:
                 variable = tensorflow_variable(obj)
                 self._held.append(_Held(path, variable, np.array(variable.numpy())))
             else:
-                plain = {name: value for name, value in vars(obj).items() if type(value) in PLAIN}
+                plain = {name: value for name, value in vars(obj).items() if type(value) in PLAIN and name not in keras_names}
                 self._attributes.append((obj, plain))
 
     def moved(self) -> tuple[str, ...]:
@@ -54,6 +55,14 @@ class ModelState:
         for obj, plain in self._attributes:
             changed = {name: value for name, value in plain.items() if vars(obj).get(name, plain) is not value}
             vars(obj).update({name: value for name, value in changed.items() if type(vars(obj).get(name)) in PLAIN})
+
+
+def _attributes_of_keras() -> frozenset[str]:
+    """What Keras itself keeps on a layer or model; a first call builds it, and that stays."""
+    import keras
+
+    # With a name, so that no number of an automatic one is used up.
+    return frozenset(vars(keras.Layer(name="any"))) | frozenset(vars(keras.Model(name="any")))
 
 
 @contextmanager

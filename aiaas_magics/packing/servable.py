@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -74,6 +75,11 @@ def export(model: Any, sample: Any = None, *, format: str | None = None, reducti
 
     if not isinstance(model, keras.Model):
         raise CannotServe(f"{type(model).__name__} is no keras.Model. Give a model to deploy.")
+    if keras.backend.backend() != "tensorflow":
+        raise CannotServe(
+            f"This kernel's Keras runs on {keras.backend.backend()}, and models are exported from TensorFlow. "
+            "Set KERAS_BACKEND=tensorflow before importing keras, restart the kernel and load the model again."
+        )
     checks.check_free(model, "deploy")
     _refuse_stateful(model)
     if sample is None and reduction is not None:
@@ -176,9 +182,7 @@ def _smaller(model: Any, precision: str, kind: str, artefact: bytes, note: str) 
 
 
 def _call(model: Any, interface: Interface, named: Mapping[str, Any]) -> Any:
-    import keras
-
-    inputs = keras.tree.pack_sequence_as(interface.structure, [named[name] for name in interface.names])
+    inputs = interface.arranged([named[name] for name in interface.names])
     return model(inputs, training=False) if model._call_has_training_arg else model(inputs)
 
 
@@ -193,7 +197,14 @@ def _outputs(model: Any, interface: Interface, rows: Mapping[str, np.ndarray]) -
         raise DataMismatch(
             f"Model {model.name!r} does not take these sample rows. Give typical ones with --sample ARRAY. Keras says: {reason}."
         ) from error
-    return {name: np.asarray(tensor.numpy()) for name, tensor in _named_outputs(model, found).items()}
+    answers = {name: np.asarray(tensor.numpy()) for name, tensor in _named_outputs(model, found).items()}
+    single = next((name for name, array in answers.items() if array.ndim == 0), None)
+    if single is not None:
+        raise CannotServe(
+            f"Model {model.name!r} cannot be served: its output {single!r} is one number for all rows together. "
+            "Deploy a model that gives an answer for each row, its first dimension the batch."
+        )
+    return answers
 
 
 def _named_outputs(model: Any, found: Any) -> dict[str, Any]:
@@ -201,8 +212,10 @@ def _named_outputs(model: Any, found: Any) -> dict[str, Any]:
     import tensorflow as tf
 
     flat = keras.tree.flatten(found)
+    if any(leaf is None for leaf in flat):
+        raise CannotServe(f"Model {model.name!r} cannot be served: None is among its outputs. Let call return tensors only.")
     if isinstance(found, Mapping):
-        given: list[Any] = sorted(found)
+        given: list[Any] = ["_".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(found)]
     else:
         given = list(getattr(model, "output_names", None) or [])
     if len(given) != len(flat):
@@ -256,8 +269,25 @@ def _exported(model: Any, function: Any, wanted: list[str], check_onnx: Callable
                     check_onnx(artefact)
                 return kind, artefact, "; ".join(reasons)
             except Exception as error:  # noqa: BLE001 - border: the exporters raise anything over an operator they do not know
-                reasons.append(f"{kind}: {' '.join(str(error).split())[:300] or type(error).__name__}")
-    raise CannotServe(f"Model {model.name!r} cannot be exported ({'; '.join(reasons)}). Use layers made of TensorFlow operators.")
+                said = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+                reasons.append(f"{kind}: {said[:300] or type(error).__name__}")
+    why = "; ".join(dict.fromkeys(reason.partition(": ")[2] for reason in reasons))
+    raise CannotServe(f"Model {model.name!r} cannot be exported ({' and '.join(wanted)}: {why}). {_move(why, function)}")
+
+
+# What the exporters say, and what to do about it.
+MOVES: Final = (
+    (r"valid (root )?scope name", "Rename the model and its layers: letters, digits, '.', '_', '/' and '-', with a letter or digit first."),
+    (r"numpy|py_?func", "Replace Python and numpy code in call by keras.ops or TensorFlow operators."),
+)
+FREE_SIZE: Final = "Give every dimension of its Input but the first a size, or deploy the part of the model without the layer named there."
+ANY_LAYER: Final = "Replace the layer that is named there, or deploy the part of the model without it."
+
+
+def _move(why: str, function: Any) -> str:
+    known = [move for pattern, move in MOVES if re.search(pattern, why, re.IGNORECASE)]
+    is_free = any(None in tuple(spec.shape)[1:] for spec in function.input_signature)
+    return known[0] if known else FREE_SIZE if is_free else ANY_LAYER
 
 
 def _onnx(model: Any, function: Any, folder: Path) -> bytes:
