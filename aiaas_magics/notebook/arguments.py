@@ -399,6 +399,8 @@ def parse(magic: Any, line: str) -> Namespace:
         found, rest = parser.parse_known_args(words)
     except UsageError as error:
         raise UsageError(_readable(str(error), parser.prog)) from None
+    if rest and "(" in rest[0]:
+        raise UsageError(f"{rest[0]!r} was not expected here. Code goes on the lines below %%{parser.prog}.")
     if rest:
         raise UsageError(f"{rest[0]!r} was not expected here. An option takes one word, quoted if it has spaces; see %{parser.prog} -h.")
     return found

@@ -62,7 +62,7 @@ def test_a_typing_mistake_is_one_line_and_stops_run_all(kernel: Kernel) -> None:
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("%aiaas_train", "needs the cell that calls fit"),
+        ("%aiaas_train", "needs code below it"),
         ("%aiaas_deploy", "Which model?"),
         ("%aiaas_bench", "Which endpoint?"),
         ("%aiaas_stop", "Which endpoint?"),

@@ -116,3 +116,29 @@ def test_a_model_that_a_job_trains_is_not_deployed(kernel: Kernel) -> None:
 
     assert "deploy on a model that job" in cell.error + cell.text
     assert kernel.run("m.predict(X, verbose=0).shape").ok
+
+
+def test_code_on_the_line_of_the_magic_is_told_to_go_below_it(kernel: Kernel) -> None:
+    with_code = kernel.run("%%aiaas_train -n2 small().fit(X, Y)")
+    without = kernel.run("%%aiaas_train -n 2")
+    helped = kernel.run("%%aiaas_train -h")
+
+    assert "'small().fit(X,' was not expected here. Code goes on the lines below %%aiaas_train." in with_code.text + with_code.error
+    assert "%%aiaas_train needs code below it" in without.text + without.error
+    assert "--workers" in helped.text
+
+
+def test_the_arrow_of_an_error_below_time_stands_at_its_own_line(kernel: Kernel) -> None:
+    cell = kernel.run(
+        "%%aiaas_train -n 1 --ui none\n%%time\nm = small()\nfirst = 1\nm.fit(X, Y, callbacks=[Stop(RuntimeError('enough'))])\nlast = 2"
+    )
+    refused = kernel.run("%%aiaas_train -n 1 --ui none\n%%time\nm = small()\nm.fit(np.ones((8, 5)), Y[:8])")
+
+    assert "def on_epoch_end(self, epoch, logs=None): raise self.error" in cell.error
+    assert "----> 4 m.fit(np.ones((8, 5)), Y[:8])" in refused.error, refused.error
+
+
+def test_a_tool_of_the_notebook_on_the_model_is_named_by_its_attribute(kernel: Kernel) -> None:
+    cell = kernel.run("%%aiaas_train -n 1 --ui none\nm = small()\nm.extra = get_ipython\nm.fit(X, Y)")
+
+    assert "CannotTravel: model.extra" in cell.error, cell.error
