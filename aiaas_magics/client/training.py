@@ -116,7 +116,9 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     known_bytes = sum(array.nbytes for array, there in zip(packed.arrays, known, strict=True) if there)
     all_bytes = sum(array.nbytes for array in packed.arrays) + len(packed.payload)
     resumed = None if options.resume is None else backend.job(options.resume).view().spec
-    notes = packed.notes if resumed is None else (*packed.notes, check_resume(backend, options.resume or "", resumed.shape, packed))
+    notes = (*packed.environment_notes, *packed.notes)
+    if resumed is not None:
+        notes = (*notes, check_resume(backend, options.resume or "", resumed.shape, packed))
     preflight = Preflight(
         manifest=packed.manifest,
         known_bytes=known_bytes,

@@ -76,6 +76,7 @@ class PackedFitCall:
     execution: Execution  # as asked, or without JAX where it cannot be
     streams: tuple[sources.Stream, ...] = ()  # data that this kernel must send batch by batch
     in_batches: bool = False  # some data yields batches instead of holding rows
+    environment_notes: tuple[str, ...] = ()  # which variables go along; `notes` are about results
     verbose: Any = "auto"  # as `fit` was given it; workers train silently
 
 
@@ -159,7 +160,8 @@ def pack(
         payload=payload,
         arrays=tuple(luggage.arrays),
         manifest=_manifest(model, arguments, luggage, payload, chosen),
-        notes=(*chosen.notes(), *notes, *closures.notes(callbacks), *randomness.notes(model, callbacks)),
+        environment_notes=chosen.notes(),
+        notes=(*notes, *closures.notes(callbacks), *randomness.notes(model, callbacks)),
         shape=shape,
         memory_bytes=_memory_bytes(model, arguments, shape),
         model=model,

@@ -40,7 +40,7 @@ class ModelState:
             if _is_variable(obj):
                 variable = tensorflow_variable(obj)
                 self._held.append(_Held(path, variable, np.array(variable.numpy())))
-            else:
+            elif vars(obj).get("built", True):  # else the call builds it, and what `build` sets stays
                 plain = {name: value for name, value in vars(obj).items() if type(value) in PLAIN and name not in keras_names}
                 self._attributes.append((obj, plain))
 

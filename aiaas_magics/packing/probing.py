@@ -7,9 +7,10 @@ for the thing at fault must not die of a bystander.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+_MISSING: Final = object()
 
 
 def ask(question: Callable[[], T], otherwise: T) -> T:
@@ -23,6 +24,11 @@ def ask(question: Callable[[], T], otherwise: T) -> T:
 def attribute(obj: Any, name: str, otherwise: Any = None) -> Any:
     """The attribute, or `otherwise` where it is not there or cannot be had."""
     return ask(lambda: getattr(obj, name), otherwise)
+
+
+def has(obj: Any, name: str) -> bool:
+    """Whether the attribute can be had."""
+    return attribute(obj, name, _MISSING) is not _MISSING
 
 
 def items_of(values: Callable[[], Iterable[T]]) -> list[T]:

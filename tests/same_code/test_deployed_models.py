@@ -93,3 +93,21 @@ def test_a_stateful_recurrent_layer_is_refused_with_what_to_do(cell: Cell) -> No
         servable.export(made["recurrent"], np.ones((1, 5, 2), "float32"))
 
     assert "stateful=False" in str(refused.value)
+
+
+def test_what_building_sets_stays_when_the_export_is_the_first_call(cell: Cell) -> None:
+    made = cell(
+        "class Own(layers.Layer):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.width = None\n"
+        "    def build(self, shape): self.width = shape[-1]\n"
+        "    def call(self, t): return t * self.width\n"
+        "class Net(keras.Model):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.own = Own()\n"
+        "    def call(self, t): return self.own(t)\n"
+        "net = Net()"
+    )
+
+    servable.export(made["net"], made["x"])
+
+    assert made["net"].own.width == 6
+    assert made["net"].predict(made["x"], verbose=0).shape == (70, 6)

@@ -44,7 +44,7 @@ def test_a_variable_that_the_notebook_sets_is_there_in_the_worker(
     assert (seen["rate"], seen["shell"], seen["quiet"]) == ("0.25", "zsh", "")
     assert seen["key"] is None
     assert [item.name for item in packed.manifest.of_kind("variable")] == ["FROM_THE_SHELL", "MY_RATE", "QUIET_MODE"]
-    assert packed.notes[:2] == (
+    assert packed.environment_notes == (
         "Environment variables sent to the workers: FROM_THE_SHELL, MY_RATE, QUIET_MODE. Use --no-env to send none.",
         "Not sent, because it may be a secret: MY_API_KEY. Use --env MY_API_KEY where the workers need it.",
     )
@@ -60,7 +60,7 @@ def test_a_secret_goes_when_it_is_named_and_nothing_goes_with_no_env(cell: Cell,
     assert [item.name for item in pack(call, environment=("MY_API_KEY",)).manifest.of_kind("variable")] == ["MY_API_KEY", "MY_RATE"]
     silent = pack(call, environment=None)
     assert not silent.manifest.of_kind("variable")
-    assert not any("nvironment" in note or "secret" in note for note in silent.notes)
+    assert silent.environment_notes == ()
 
 
 def test_what_was_there_when_the_kernel_began_goes_only_where_the_code_names_it() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aiaas_magics.errors import CannotTravel
+from aiaas_magics.errors import CannotTravel, UsageError
 from aiaas_magics.packing.fitcall import FitCall, pack
 from tests.packed import Namespace
 
@@ -105,3 +105,11 @@ def test_an_object_that_comes_up_while_pickling_is_named_by_its_holder(cell: Cel
         pack(FitCall(made["model"], made["arguments"]))
 
     assert str(refused.value).startswith("model.extra cannot be sent to a worker: a generator")
+
+
+@pytest.mark.parametrize("data", ["loud", "mute", "Slotted()", "[loud, x]", "{'a': Slotted()}"])
+def test_data_that_is_no_array_is_refused_in_our_words(data: str, cell: Cell) -> None:
+    made = cell(ODD + f"given = {data}")
+
+    with pytest.raises(UsageError, match=r"which is no array|cannot be sent"):
+        pack(FitCall(made["model"], {"x": made["given"], "y": made["y"]}))
