@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from aiaas_magics.packing.fitcall import FitCall, apply_result, pack, read_result
 from tests.packed import Namespace, Worker
 
@@ -34,7 +36,10 @@ def test_a_tensorboard_that_has_open_writers_from_the_fit_before_travels(cell: C
     assert board._writers, "the live object stays as it is"
 
 
-def test_what_set_model_does_is_done_in_the_worker_alone(cell: Cell, worker: Worker, tmp_path: Path) -> None:
+def test_what_set_model_does_is_done_in_the_worker_alone(
+    cell: Cell, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     made = cell(SMALL)
     opener = made["Opener"]()
     call = FitCall(made["model"], {**made["arguments"], "callbacks": [opener], "verbose": 2})
