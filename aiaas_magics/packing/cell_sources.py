@@ -12,7 +12,10 @@ import inspect
 import linecache
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import CodeType
+
+from aiaas_magics.packing import helpers
 
 
 def sources_of(codes: Iterable[CodeType]) -> dict[str, str]:
@@ -20,8 +23,13 @@ def sources_of(codes: Iterable[CodeType]) -> dict[str, str]:
     first_lines: dict[str, set[int]] = {}
     for code in codes:
         first_lines.setdefault(code.co_filename, set()).add(code.co_firstlineno)
-    texts = {file: "".join(_kept(linecache.getlines(file), lines)) for file, lines in first_lines.items()}
+    texts = {file: "".join(_kept(linecache.getlines(file), lines)) for file, lines in first_lines.items() if _is_needed(file)}
     return {file: text for file, text in texts.items() if text.strip()}
+
+
+def _is_needed(file: str) -> bool:
+    """Whether this is a cell or a module of the user's: a library's files are there where its code arrives."""
+    return not Path(file).exists() or helpers.is_users_file(file)
 
 
 def put_sources(sources: Mapping[str, str]) -> None:

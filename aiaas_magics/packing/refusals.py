@@ -133,9 +133,8 @@ def _is_of_library(obj: Any) -> bool:
     import keras
 
     module = str(probing.attribute(type(obj), "__module__", "builtins")).partition(".")[0]
-    return not (
-        is_users(obj) or module in sys.stdlib_module_names or isinstance(obj, (keras.Model, types.FunctionType, types.MethodType, type))
-    )
+    plain = (keras.Model, list, tuple, dict, set, types.FunctionType, types.MethodType, type)
+    return not (is_users(obj) or module in sys.stdlib_module_names or isinstance(obj, plain))
 
 
 def find_place(roots: Mapping[str, Any], wanted: Callable[[Any], bool]) -> Place | None:

@@ -56,6 +56,14 @@ def test_only_statements_with_code_that_travels_are_sent(cell: Cell) -> None:
     assert text.splitlines()[3] == "def double(v):"  # at its own line
 
 
+def test_the_text_of_libraries_stays(cell: Cell) -> None:
+    made = cell(AUTOGRAPH.replace("%%", "# "), file="/tmp/ipykernel_7/126.py")
+
+    sources = preamble_of(pack(FitCall(made["model"], made["arguments"])).payload).sources
+
+    assert not [file for file in sources if "site-packages" in file]
+
+
 def test_magics_at_the_margin_and_broken_cells_lose_no_function(cell: Cell) -> None:
     import linecache
 

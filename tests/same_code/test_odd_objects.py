@@ -104,7 +104,7 @@ def test_an_object_that_comes_up_while_pickling_is_named_by_its_holder(cell: Cel
     with pytest.raises(CannotTravel) as refused:
         pack(FitCall(made["model"], made["arguments"]))
 
-    assert str(refused.value).startswith("model.extra cannot be sent to a worker: a generator")
+    assert str(refused.value).startswith("model.extra['a'][0] cannot be sent to a worker: a generator")
 
 
 @pytest.mark.parametrize("data", ["loud", "mute", "Slotted()", "[loud, x]", "{'a': Slotted()}"])
@@ -113,3 +113,18 @@ def test_data_that_is_no_array_is_refused_in_our_words(data: str, cell: Cell) ->
 
     with pytest.raises(UsageError, match=r"which is no array|cannot be sent"):
         pack(FitCall(made["model"], {"x": made["given"], "y": made["y"]}))
+
+
+def test_a_layer_that_runs_a_saved_model_is_named_with_its_move(cell: Cell, tmp_path: Path) -> None:
+    made = cell(
+        "source = keras.Sequential([keras.Input((6,)), layers.Dense(4)])\n"
+        f"source.export({str(tmp_path / 'saved')!r}, verbose=False)\n"
+        f"saved = layers.TFSMLayer({str(tmp_path / 'saved')!r}, call_endpoint='serve', name='saved')\n"
+        "model = keras.Sequential([keras.Input((6,)), saved, layers.Dense(1)])\n"
+        "model.compile('sgd', 'mse')"
+    )
+
+    with pytest.raises(CannotTravel, match=r"^layer 'saved' \(TFSMLayer\) cannot be sent to a worker") as refused:
+        pack(FitCall(made["model"], made["arguments"]))
+
+    assert "build the model from Keras layers" in str(refused.value)
