@@ -17,7 +17,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import magic_arguments
 from traitlets import Unicode
 
-from aiaas_magics import environment, errors
+from aiaas_magics import errors
 from aiaas_magics.monitoring import Sample, Watched
 from aiaas_magics.notebook import arguments, cells, complete, present, tracebacks
 from aiaas_magics.notebook.arguments import (
@@ -428,7 +428,6 @@ def load(ip: Any) -> None:
     """Register the magics, their completion and the displays of our objects. Opens no connection."""
     if id(ip) in LOADED:
         return
-    environment.initial()  # where the system does not keep it, it is that of now
     ip.register_magics(AiaasMagics)
     magics = ip.magics_manager.registry["AiaasMagics"]
     matcher = complete.make_matcher(ip, parsers(), magics.session.known)

@@ -111,3 +111,14 @@ def test_what_building_sets_stays_when_the_export_is_the_first_call(cell: Cell) 
 
     assert made["net"].own.width == 6
     assert made["net"].predict(made["x"], verbose=0).shape == (70, 6)
+
+
+def test_the_numbers_for_another_backend_leave_every_state_as_it_was(cell: Cell) -> None:
+    from aiaas_magics.packing import proof
+
+    made = cell(STATEFUL + "counting.compile('sgd', 'mse')")
+    before = state_of(made["counting"])
+
+    proof.take(made["counting"], {"x": made["x"], "y": made["x"]})
+
+    assert all(np.array_equal(a, b) for a, b in zip(before, state_of(made["counting"]), strict=True))
