@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from aiaas_magics.errors import DataMismatch, InvalidSpec, JobStillRunning, NotCompiled, UsageError
-from aiaas_magics.packing import data, sources, wording
+from aiaas_magics.packing import data, model_state, sources, wording
 from aiaas_magics.spec import FitShape
 
 BATCH: Final = 32  # Keras' own
@@ -170,7 +170,8 @@ def build(model: Any, batch: BatchSpec) -> None:
     Raises:
         DataMismatch: with the shapes of the data and what Keras says.
     """
-    _build(model, symbols(batch))
+    with model_state.scopes_kept():
+        _build(model, symbols(batch))
 
 
 def _build(model: Any, batch: Any) -> None:

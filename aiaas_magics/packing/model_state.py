@@ -66,12 +66,30 @@ def _attributes_of_keras() -> frozenset[str]:
 
 
 @contextmanager
+def scopes_kept() -> Iterator[None]:
+    """Keras' open name scopes are the same at the end, also after a failure.
+
+    Keras 3.15 pushes a scope before TensorFlow refuses its name (backend/tensorflow/core.py, name_scope.__enter__), and never
+    takes it away: every variable that the kernel makes afterwards would have the refused name in its own.
+    """
+    from keras.src.backend.common import global_state
+
+    stack: list[Any] = global_state.get_global_attribute("name_scope_stack", default=[], set_to_default=True)
+    before = list(stack)
+    try:
+        yield
+    finally:
+        stack[:] = before
+
+
+@contextmanager
 def kept(model: Any) -> Iterator[ModelState]:
     """The model's state, put back at the end, also after a failure; Python's and numpy's random numbers go on where they were."""
     drawn, numpy_drawn = random.getstate(), np.random.get_state()
     state = ModelState(model)
     try:
-        yield state
+        with scopes_kept():
+            yield state
     finally:
         state.put_back()
         random.setstate(drawn)

@@ -122,3 +122,12 @@ def test_the_numbers_for_another_backend_leave_every_state_as_it_was(cell: Cell)
     proof.take(made["counting"], {"x": made["x"], "y": made["x"]})
 
     assert all(np.array_equal(a, b) for a, b in zip(before, state_of(made["counting"]), strict=True))
+
+
+def test_a_refused_name_does_not_stay_in_the_names_of_the_notebooks_next_variables(cell: Cell) -> None:
+    made = cell("model = keras.Sequential([keras.Input((6,)), layers.Dense(1, name='größe (cm)')], name='outer')")
+
+    with pytest.raises(CannotServe, match="Rename the model"):
+        servable.export(made["model"], made["x"])
+
+    assert made["keras"].Variable(0.0, name="next").path == "next"
