@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from aiaas_magics import environment
+
 if TYPE_CHECKING:
     from aiaas_magics.client.client import Backend, connect
     from aiaas_magics.client.endpoint import Endpoint
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from aiaas_magics.client.study import Study
 
 __all__ = ["Backend", "Endpoint", "Job", "Study", "__version__", "connect", "load_ipython_extension", "unload_ipython_extension"]
+
+environment.initial()  # where the system does not keep it, it is that of this import
 
 _HOMES = {
     "Backend": "aiaas_magics.client.client",

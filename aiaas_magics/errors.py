@@ -49,8 +49,9 @@ Arguments go to `super().__init__`, so that pickling works; the text is made in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
     from aiaas_magics.spec import ErrorReport
@@ -142,8 +143,8 @@ class UnknownName(UsageError):
         return f"There is no {self.kind} {self.name[:80]!r}. Use %aiaas_status to see what there is."
 
 
-class NotCompiled(UsageError):
-    """`fit` was called on a model without an optimizer and a loss."""
+class NotCompiled(UsageError, ValueError):
+    """`fit` was called on a model without an optimizer and a loss, for which Keras raises a `ValueError`."""
 
     def __init__(self, model: str) -> None:
         super().__init__(model)
@@ -177,8 +178,8 @@ class NotOnJax(UsageError):
         return f"This fit cannot run on JAX: {self.why}. Leave --engine and --strategy out to train on TensorFlow."
 
 
-class DataMismatch(UsageError):
-    """x, y and weights that do not fit together. The argument is the whole sentence, next move included."""
+class DataMismatch(UsageError, ValueError):
+    """x, y and weights that do not fit together: a `ValueError` in Keras. The argument is the whole sentence, next move included."""
 
 
 class DataEnded(UsageError):
@@ -238,17 +239,58 @@ class CellError(AiaasError):
 
 
 class RemoteTrainingError(CellError):
-    """The user's code raised in a worker. `report` holds the frames; nothing was unpickled."""
+    """The user's code raised in a worker. `report` holds the frames; nothing was unpickled.
+
+    It is also an instance of the Python class that was raised, so that `except ValueError` of a cell catches it as it
+    catches what plain `fit` raises.
+    """
+
+    def __new__(cls, report: ErrorReport) -> Self:
+        caught_as = next((name for name in report.bases or (report.type,) if name in _CAUGHT_AS), "")
+        both = _remote_class(caught_as) if cls is RemoteTrainingError else cls
+        return super(RemoteTrainingError, both).__new__(both, report)  # type: ignore[return-value]
 
     def __init__(self, report: ErrorReport) -> None:
         super().__init__(report)
         self.report = report
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteTrainingError, (self.report,)
+
     def __str__(self) -> str:
         return (
             f"{self.report.type}: {self.report.message}\n"
-            f"(raised on {self.report.where()}). Fix the cell and run it again; the model in the kernel is unchanged."
+            f"(raised on {self.report.where()}). {remote_move(self.report)}; the model in the kernel is unchanged."
         )
+
+
+def remote_move(report: ErrorReport) -> str:
+    """What to do about an error of the user's code in a worker, as a clause."""
+    if (name := report.missing_variable) is not None:
+        return f"Workers have the backend's environment: send the kernel's variable with --env {name}, after %env {name}=value"
+    return "Fix the cell and run it again"
+
+
+# Those that a class of ours can be as well. Others want arguments (UnicodeDecodeError), end the kernel (SystemExit),
+# or cannot be made together with a class of Python's (MemoryError).
+_CAUGHT_AS: Final[Mapping[str, type[BaseException]]] = {
+    cls.__name__: cls
+    for cls in (
+        *(ValueError, TypeError, RuntimeError, NotImplementedError, RecursionError, ArithmeticError, FloatingPointError, OverflowError),
+        *(ZeroDivisionError, AssertionError, AttributeError, NameError, UnboundLocalError, LookupError, IndexError, KeyError),
+        *(OSError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, TimeoutError),
+        *(ConnectionError, BrokenPipeError, ConnectionRefusedError, ConnectionResetError, ConnectionAbortedError),
+        *(ImportError, ModuleNotFoundError, EOFError, BufferError, StopIteration, KeyboardInterrupt, Warning, UserWarning),
+    )
+}
+
+
+@functools.cache
+def _remote_class(name: str) -> type[RemoteTrainingError]:
+    """RemoteTrainingError, and Python's class of that name as well."""
+    if not name:
+        return RemoteTrainingError
+    return type(RemoteTrainingError.__name__, (RemoteTrainingError, _CAUGHT_AS[name]), {"__module__": __name__})
 
 
 class BackendError(AiaasError):
@@ -483,7 +525,7 @@ class WorkersLost(BackendError):
         )
 
 
-class OutOfMemory(BackendError):
+class OutOfMemory(BackendError, MemoryError):
     def __init__(self, job: str, rank: int, detail: str) -> None:
         super().__init__(job, rank, detail)
         self.job, self.rank, self.detail = job, rank, detail

@@ -347,6 +347,9 @@ class Frame(Value, frozen=True, kw_only=True):
     user: bool = False  # the user's own code, not a library's
 
 
+OS_FILES: Final = ("<frozen os>", "os.py")
+
+
 class ErrorReport(Value, frozen=True, kw_only=True):
     """An exception as data; nothing on the client's side is ever unpickled."""
 
@@ -358,6 +361,14 @@ class ErrorReport(Value, frozen=True, kw_only=True):
     traceback: str = ""  # as Python printed it, bounded
     kind: str = ""  # a class of `errors`, where the fault is the backend's and not the user's code's
     args: tuple[str, ...] = ()  # that class' arguments
+    bases: tuple[str, ...] = ()  # Python's own classes that the exception is one of, the nearest first
+
+    @property
+    def missing_variable(self) -> str | None:
+        """The environment variable that `os.environ[...]` did not have; None for any other error."""
+        last = self.frames[-1] if self.frames else None
+        in_os = last is not None and last.function == "__getitem__" and last.file.replace("\\", "/").rpartition("/")[2] in OS_FILES
+        return self.message.strip("'\"") if in_os and self.type == "KeyError" else None
 
     def where(self) -> str:
         if not self.ranks:

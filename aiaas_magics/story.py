@@ -7,7 +7,7 @@ and whenever. Fetching the log belongs to `client`, drawing it to `notebook` and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -76,6 +76,11 @@ class EpochRow:
         return self.rows / self.seconds if self.seconds > 0 else 0.0
 
 
+def epochs_of(rows: Sequence[EpochRow]) -> int:
+    """How many epochs ended. Of thousands of short ones not each has a row, the first and the last have."""
+    return rows[-1].epoch - rows[0].epoch + 1 if rows else 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStory:
     """A job's log as one picture. `at_s` is the time of the newest entry, unix."""
@@ -107,6 +112,17 @@ class JobStory:
     @property
     def phase(self) -> PhaseSpan | None:
         return self.phases[-1] if self.phases else None
+
+    @property
+    def epochs_done(self) -> int:
+        return epochs_of(self.rows)
+
+    @property
+    def training_s(self) -> float:
+        """Seconds that the epochs took; where not each has a row, those of the training phase, starts of further attempts included."""
+        if len(self.rows) < self.epochs_done:
+            return self.phase_seconds().get(Phase.TRAINING, 0.0)
+        return sum(row.seconds for row in self.rows)
 
     def fraction_done(self) -> float:
         """Share of all epochs that is done, between 0 and 1."""

@@ -11,6 +11,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import lanes
+from tests.packed import cell, worker
+
+__all__ = ["cell", "worker"]  # fixtures
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.pop("AIAAS_BACKEND", None)

@@ -7,7 +7,7 @@ starting the local server to `embedded`, each noun (job, study, endpoint) to its
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -131,6 +131,7 @@ class Backend:
         retries: int = 3,
         resume: str | None = None,
         execution: Execution | None = None,
+        environment: Sequence[str] | None = (),
         **fit_arguments: Any,
     ) -> Job:
         """Hand in `model.fit(x, y, **fit_arguments)` on `workers` workers; returns at once.
@@ -141,6 +142,7 @@ class Backend:
             retries: how many attempts a lost worker may cost beyond the first; each goes on from the last checkpoint.
             resume: a failed or cancelled job; the new one goes on from its last checkpoint, with its order of rows,
                 on the same or another number of workers. The history then has the epochs of both.
+            environment: environment variables that workers get beside those set in this process; None for none at all.
 
         Raises:
             UsageError: what cannot travel or does not fit together; nothing was sent then.
@@ -157,6 +159,7 @@ class Backend:
             retries=retries,
             resume=resume,
             execution=execution or Execution(),
+            environment=None if environment is None else tuple(environment),
         )
         call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
         return submit(prepare(self, call, options))
@@ -170,6 +173,7 @@ class Backend:
         workers: int | None = None,
         oversubscribe: bool = False,
         execution: Execution | None = None,
+        environment: Sequence[str] | None = (),
         **fit_arguments: Any,
     ) -> FitPlan:
         """How `train` would carry this fit out, and what every way that `execution` leaves open takes; nothing is trained."""
@@ -178,7 +182,8 @@ class Backend:
         from aiaas_magics.packing.fitcall import FitCall
 
         call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
-        options = TrainOptions(workers=workers, oversubscribe=oversubscribe, execution=execution or Execution())
+        names = None if environment is None else tuple(environment)
+        options = TrainOptions(workers=workers, oversubscribe=oversubscribe, execution=execution or Execution(), environment=names)
         return planning.plan(self, call, options)
 
     def study(
@@ -193,6 +198,7 @@ class Backend:
         seed: int | None = None,
         oversubscribe: bool = False,
         execution: Execution | None = None,
+        environment: Sequence[str] | None = (),
         **fit_arguments: Any,
     ) -> Study:
         """The same fit call on several numbers of workers, measured; `model` keeps its weights.
@@ -204,7 +210,8 @@ class Backend:
         from aiaas_magics.packing.fitcall import FitCall
 
         call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
-        options = TrainOptions(name=name, seed=seed, oversubscribe=oversubscribe, execution=execution or Execution())
+        names = None if environment is None else tuple(environment)
+        options = TrainOptions(name=name, seed=seed, oversubscribe=oversubscribe, execution=execution or Execution(), environment=names)
         return study.measure(self, call, points=workers, options=options, weak=weak)
 
     def deploy(

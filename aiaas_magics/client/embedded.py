@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import msgspec
 import psutil
 
-from aiaas_magics import processes, settings, wire
+from aiaas_magics import environment, processes, settings, wire
 from aiaas_magics.errors import BackendStopped, CannotStart, StoreNotWritable, VersionSkew
 from aiaas_magics.plain_text import visible
 
@@ -193,7 +193,7 @@ def _start(folder: Path) -> _Serving:
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env=_environment(),
+            env=environment.of_server(os.environ, environment.initial()),
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(subprocess, "DETACHED_PROCESS", 0),
         )
@@ -208,11 +208,6 @@ def _start(folder: Path) -> _Serving:
     child.kill()
     child.wait(KILLED_S)
     raise CannotStart("The local server", f"it did not answer within {START_S:g} s", str(log))
-
-
-def _environment() -> dict[str, str]:
-    """The server's environment: ours, without another backend's token."""
-    return settings.without_tokens(os.environ)
 
 
 def _last_line(log: Path) -> str:

@@ -32,6 +32,7 @@ from aiaas_magics.spec import DeploySpec, EndpointView, TensorSpec, VersionView,
 if TYPE_CHECKING:
     from aiaas_magics.latency import LoadReport
     from aiaas_magics.packing.change import PrecisionChange, Reduction
+    from aiaas_magics.packing.servable import Servable
 
 PART_BYTES: Final = 16 * 1024 * 1024  # guess: a quarter of the largest body that a server takes by default
 
@@ -43,8 +44,11 @@ class Endpoint:
     `Authorization: Bearer` header and is never shown by `repr`.
     """
 
-    def __init__(self, transport: Transport, view: EndpointView, change: PrecisionChange | None = None) -> None:
+    def __init__(
+        self, transport: Transport, view: EndpointView, change: PrecisionChange | None = None, notes: tuple[str, ...] = ()
+    ) -> None:
         self._transport = transport
+        self.notes = notes  # what to know of the version that this object deployed
         self.change = change  # what fewer bits changed, where this object deployed a version in fewer
         self._view = self._checked(view)
         self._calls = Transport(self._view.url, token=view.token, fingerprint=self._transport.fingerprint)
@@ -317,7 +321,15 @@ def deploy(
         model=str(getattr(model, "name", "")),
     )
     view = transport.post("/v1/endpoints", spec, EndpointView, answer_s=300.0)
-    return Endpoint(transport, view, change)
+    return Endpoint(transport, view, change, notes_of(exported))
+
+
+def notes_of(exported: Servable) -> tuple[str, ...]:
+    """What an endpoint does not do as the model in the kernel does."""
+    if not exported.frozen:
+        return ()
+    names = ", ".join(exported.frozen[:4])
+    return (f"Each call changes {names} in Keras. The endpoint does not go on with that; its answers do not depend on it.",)
 
 
 def default_name(model: Any) -> str:

@@ -164,7 +164,8 @@ class Job:
         a file that no job wrote: it goes into `aiaas_files/JOB/` then, and a warning says so.
 
         Raises:
-            RemoteTrainingError: the cell's own code raised in a worker. What data that is streamed from here raises, comes as it is.
+            RemoteTrainingError: the cell's own code raised in a worker; the error is an instance of that Python class too.
+                What data that is streamed from here raises, comes as it is.
             WorkersLost, OutOfMemory: the workers did not survive.
             JobCancelled: it was stopped.
             AiaasBug: there is no live model here; use `apply_to(model)` in another kernel.

@@ -281,7 +281,7 @@ def _measure(calls: _Calls, *, on_progress: Callable[[StudyProgress], None]) -> 
         parity=None if calls.weak else largest_difference([result for _, result in results[1:]]),
         parity_steps=spec.warmup_steps,
         weak=calls.weak,
-        announced=calls.of[max(points)].preflight.notes,
+        announced=calls.of[max(points)].packed.notes,
         adaptive=calls.adaptive,
     )
 

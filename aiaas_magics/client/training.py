@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 
 NAME_CHARACTERS: Final = 100  # of a job's name, as `FitSpec` has it
+STRIDE: Final = 0x9E3779B1  # 2**32 over the golden ratio: seeds of a few steps more lie far apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,7 @@ class TrainOptions:
     retries: int = 3
     resume: str | None = None  # an ended job whose last checkpoint is gone on from
     execution: Execution = field(default_factory=Execution)
+    environment: tuple[str, ...] | None = ()  # variables sent beside those set in this kernel; None: none at all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,12 +105,13 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     if (options.workers or 1) > devices and not options.oversubscribe:
         raise NotEnoughDevices(options.workers or 1, devices, about.backend)
     workers = options.workers or (devices if about.gpus or options.execution.strategy in ONE_PROCESS else 1)
-    packed = fitcall.pack(call, workers=workers, execution=options.execution, gpus=about.gpus)
+    pack = partial(fitcall.pack, call, workers=workers, gpus=about.gpus, environment=options.environment)
+    packed = pack(execution=options.execution)
     # What yields batches, or goes on from a checkpoint, stays where it was.
     stays = packed.in_batches or options.resume is not None
     quicker = None if stays else quicker_for(packed, about, asked=options.execution, workers=options.workers)
     if quicker is not None:
-        packed = fitcall.pack(call, workers=workers, execution=quicker.execution(options.execution), gpus=about.gpus)
+        packed = pack(execution=quicker.execution(options.execution))
         if packed.execution.on_jax:
             packed = replace(packed, notes=(quicker.note, *packed.notes))
     if options.execution.strategy == "mirrored" and not about.gpus and workers > 1:
@@ -116,7 +120,9 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     known_bytes = sum(array.nbytes for array, there in zip(packed.arrays, known, strict=True) if there)
     all_bytes = sum(array.nbytes for array in packed.arrays) + len(packed.payload)
     resumed = None if options.resume is None else backend.job(options.resume).view().spec
-    notes = packed.notes if resumed is None else (*packed.notes, check_resume(backend, options.resume or "", resumed.shape, packed))
+    notes = (*packed.environment_notes, *packed.notes)
+    if resumed is not None:
+        notes = (*notes, check_resume(backend, options.resume or "", resumed.shape, packed))
     preflight = Preflight(
         manifest=packed.manifest,
         known_bytes=known_bytes,
@@ -130,11 +136,21 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
         hardware=about.hardware,
         seconds=time.monotonic() - began,
     )
-    # `keras.utils.set_random_seed` seeds this generator too: then the order is the same in every run.
-    seed = random.getrandbits(31) if options.seed is None else options.seed
+    seed = seed_of(call) if options.seed is None else options.seed
     if resumed is not None:
         seed = resumed.seed  # the order of rows goes on too
     return Prepared(backend=backend, packed=packed, options=options, preflight=preflight, seed=seed, story=story)
+
+
+def seed_of(call: FitCall) -> int:
+    """The seed for the order of rows: a function of Python's random state, which stays as it is, and of the steps made before.
+
+    `keras.utils.set_random_seed` seeds that generator, so the order is the same in every run. Keras' initializers draw from
+    it, so a draw of ours would give the notebook's next model other weights than it has after plain `fit`.
+    """
+    generator = random.Random()
+    generator.setstate(random.getstate())
+    return (generator.getrandbits(31) + STRIDE * call.steps_before) % 2**31
 
 
 def submit(

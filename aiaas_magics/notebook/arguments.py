@@ -28,6 +28,7 @@ from aiaas_magics.notebook.option_values import (
     Workers,
     change,
     endpoint_name,
+    environment_names,
     every,
     forms,
     job_name,
@@ -142,6 +143,13 @@ train_options = options(
         metavar="K",
         help="Compute each batch in K parts, one after the other, when it does not fit into memory; the update is the batch's.",
     ),
+    option(
+        "--env",
+        type=environment_names,
+        metavar="NAME",
+        help="Environment variables that workers also get, NAME or NAME,NAME. Those set in this kernel go anyway, unless they look secret.",
+    ),
+    option("--no-env", action="store_true", help="Send no environment variables to the workers."),
     option("--local-fallback", action="store_true", help="Run a fit that cannot travel in the kernel instead."),
     UI,
     HELP,
@@ -272,6 +280,8 @@ class TrainRequest:
     resume: str | None
     precision: str
     accumulate: int
+    env: tuple[str, ...] | None
+    no_env: bool
     local_fallback: bool
     ui: str | None
     help: bool
@@ -279,6 +289,13 @@ class TrainRequest:
     def __post_init__(self) -> None:
         if self.weak and not (self.workers and self.workers.is_study):
             raise UsageError("--weak compares several numbers of workers. Use it with --workers 1,2, say.")
+        if self.env and self.no_env:
+            raise UsageError("--env sends environment variables, and --no-env sends none. Leave one of them out.")
+
+    @property
+    def environment(self) -> tuple[str, ...] | None:
+        """Variables to send beside those set in this kernel; None to send none."""
+        return None if self.no_env else self.env or ()
 
     @property
     def execution(self) -> Execution:
@@ -402,6 +419,8 @@ def parse(magic: Any, line: str) -> Namespace:
         found, rest = parser.parse_known_args(words)
     except UsageError as error:
         raise UsageError(_readable(str(error), parser.prog)) from None
+    if rest and "(" in rest[0]:
+        raise UsageError(f"{rest[0]!r} was not expected here. Code goes on the lines below %%{parser.prog}.")
     if rest:
         raise UsageError(f"{rest[0]!r} was not expected here. An option takes one word, quoted if it has spaces; see %{parser.prog} -h.")
     return found

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from aiaas_magics.errors import CannotTravel, JobStillRunning
+from aiaas_magics.packing.checks import JOB_MARK
 from aiaas_magics.packing.fitcall import FitCall
 
 CarryOut = Callable[[FitCall], Any]
@@ -34,7 +35,36 @@ GUARDED: Final = (
     "train_on_batch",
     "test_on_batch",
     "predict_on_batch",
+    "compile",
+    "get_weights",
+    "set_weights",
 )
+
+
+class KernelTraining:
+    """What trained in the kernel while a cell was open: calls by method, with the names of their models."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[str, str]] = []
+
+    def note(self, method: str, model: Any) -> None:
+        self._calls.append((method, str(getattr(model, "name", type(model).__name__))))
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def sentence(self) -> str:
+        """One sentence with the numbers and names, and the next move."""
+        threads = _counted_names([model for method, model in self._calls if method == "fit"])
+        batches = _counted_names([model for method, model in self._calls if method == "train_on_batch"])
+        said = [f"{threads[0]} fit{'s' if threads[0] > 1 else ''} of other threads ({threads[1]})"] if threads[0] else []
+        said += [f"{batches[0]} train_on_batch call{'s' if batches[0] > 1 else ''} ({batches[1]})"] if batches[0] else []
+        return f"Trained in the kernel: {' and '.join(said)}. Call fit in the cell's own thread to train on the backend."
+
+
+def _counted_names(models: list[str]) -> tuple[int, str]:
+    names = list(dict.fromkeys(models))
+    return len(models), ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 class _Cell:
@@ -43,6 +73,7 @@ class _Cell:
     def __init__(self, carry_out: CarryOut, *, local_fallback: bool) -> None:
         self._carry_out, self._local_fallback = carry_out, local_fallback
         self.busy = False
+        self.in_kernel = KernelTraining()
 
     def fit(self, original: Callable[..., Any], model: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if self.busy:
@@ -66,25 +97,27 @@ class _Cell:
 
 _lock: Final = threading.Lock()
 _cells: Final[dict[int, _Cell]] = {}  # by thread
-_originals: Final[list[tuple[type, Any]]] = []  # classes whose `fit` is ours at present, and what it was
+_originals: Final[list[tuple[type, str, Any]]] = []  # classes, their methods that are ours at present, and what these were
 
 
 @contextmanager
-def capturing(carry_out: CarryOut, *, local_fallback: bool = False) -> Iterator[None]:
+def capturing(carry_out: CarryOut, *, local_fallback: bool = False) -> Iterator[KernelTraining]:
     """While open, `fit` of any Keras model in this thread is handed to `carry_out`.
 
     What `carry_out` returns is what `fit` returns: a `History`, or a `Job`. Other threads,
     and fits that start inside a fit, get Keras' own. With `local_fallback`, a call that
-    cannot travel runs in the kernel.
+    cannot travel runs in the kernel. The value tells which other threads' fits, and which
+    `train_on_batch`, trained in the kernel meanwhile.
     """
     thread = threading.get_ident()
+    cell = _Cell(carry_out, local_fallback=local_fallback)
     with _lock:
         before = _cells.get(thread)
-        _cells[thread] = _Cell(carry_out, local_fallback=local_fallback)
+        _cells[thread] = cell
         if not _originals:
             _install()
     try:
-        yield
+        yield cell.in_kernel
     finally:
         with _lock:
             del _cells[thread]
@@ -96,15 +129,16 @@ def capturing(carry_out: CarryOut, *, local_fallback: bool = False) -> Iterator[
 
 def _install() -> None:
     for owner in _owners():
-        original = vars(owner)["fit"]
-        _originals.append((owner, original))
-        owner.fit = _captured(original)  # type: ignore[attr-defined]
+        for name, ours in (("fit", _captured), ("train_on_batch", _noted)):
+            if (original := vars(owner).get(name)) is not None:
+                _originals.append((owner, name, original))
+                setattr(owner, name, ours(original))
 
 
 def _restore() -> None:
     while _originals:
-        owner, original = _originals.pop()
-        owner.fit = original  # type: ignore[attr-defined]
+        owner, name, original = _originals.pop()
+        setattr(owner, name, original)
 
 
 def _owners() -> Iterator[type]:
@@ -121,9 +155,23 @@ def _captured(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def fit(self: Any, *args: Any, **options: Any) -> Any:
         cell = _cells.get(threading.get_ident())
-        return original(self, *args, **options) if cell is None else cell.fit(original, self, args, options)
+        if cell is not None:
+            return cell.fit(original, self, args, options)
+        for other in list(_cells.values()):
+            other.in_kernel.note("fit", self)
+        return original(self, *args, **options)
 
     return fit
+
+
+def _noted(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def train_on_batch(self: Any, *args: Any, **options: Any) -> Any:
+        for cell in list(_cells.values()):
+            cell.in_kernel.note("train_on_batch", self)
+        return original(self, *args, **options)
+
+    return train_on_batch
 
 
 def _wrong_arguments(error: TypeError, options: dict[str, Any], signature: inspect.Signature) -> str:
@@ -146,16 +194,21 @@ class Guard:
     """Refuses work on a model while a job trains it.
 
     The refusal is an attribute of the model itself, which Python finds before the class's
-    method: nothing is patched, nothing is kept here, and other models pay nothing.
+    method: nothing is patched, nothing is kept here, and other models pay nothing. Its layers
+    are marked, so that another model which has some of them is neither deployed nor trained meanwhile.
     """
 
     def hold(self, model: Any, job: str) -> None:
         """From now on the model's methods raise `JobStillRunning`."""
         for name in GUARDED:
             vars(model)[name] = _Refusal(job, name)
+        for layer in model._flatten_layers():
+            vars(layer)[JOB_MARK] = job
 
     def release(self, model: Any) -> None:
         """The model is usable again. May be called twice."""
+        for layer in model._flatten_layers():
+            vars(layer).pop(JOB_MARK, None)
         for name in GUARDED:
             if isinstance(vars(model).get(name), _Refusal):
                 del vars(model)[name]

@@ -74,6 +74,7 @@ class CellFits:
             retries=request.retries,
             resume=None if request.resume is None else self._session.find_job(request.resume).id,
             execution=request.execution,
+            environment=request.environment,
         )
 
     def _workers(self) -> int | None:
@@ -96,14 +97,14 @@ class CellFits:
                 handed_in = job.view()
                 title = present.job_title(handed_in)
                 history = job.take(lambda story: view.tell(story, title=title))
-            except KeyboardInterrupt:
-                said = self._cancelled(job, view)
-                raise Interrupted(said) from None
-            except AiaasError as error:
+            except AiaasError as error:  # first: one that a callback raised in a worker may be a KeyboardInterrupt too
                 if job is not None:
                     self._put(job)
                 view.freeze(self._fallback_notice(error))
                 raise
+            except KeyboardInterrupt:
+                said = self._cancelled(job, view)
+                raise Interrupted(said) from None
             finally:
                 if handed_in is not None:
                     hardware = prepared.preflight.hardware

@@ -7,6 +7,7 @@ options belong to `arguments`, what becomes of a `fit` to `fits`, outputs to `pr
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -116,12 +117,12 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         Several numbers (--workers 1,2) make a study: measured speedup against the ideal.
         Interrupting the cell cancels the job.
         """
-        if cell is None:
-            raise UsageError("%aiaas_train needs the cell that calls fit below it. Write %%aiaas_train as the first line of that cell.")
+        if cell is None or not cell.strip():
+            raise UsageError("%%aiaas_train needs code below it. Write %%aiaas_train as the first line of the cell that calls fit.")
         body = cells.compile_body(self.shell, "aiaas_train", line, cell)
         fits = CellFits(self.shell, self.session, request, ui=self._ui(request.ui), put=functools.partial(self._put, request.out))
         try:
-            with fits.capturing():
+            with fits.capturing() as in_kernel:
                 value = cells.run_body(self.shell, body)
         except EndOfCell:
             return None
@@ -130,8 +131,10 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         except (Exception, KeyboardInterrupt) as error:  # border: the user's cell ran in here and may raise anything
             tracebacks.attach_local(error, self.shell, body.file)
             raise
-        if fits.count == 0:
-            raise UsageError("There was no fit in this cell, so nothing was trained. Put model.fit(...) below %%aiaas_train.")
+        if in_kernel:
+            print(in_kernel.sentence())
+        elif fits.count == 0:
+            raise UsageError("No fit was called in this cell, so the backend trained nothing. Put model.fit(...) below %%aiaas_train.")
         return value
 
     # ---- jobs
@@ -443,6 +446,7 @@ def load(ip: Any) -> None:
     magics = ip.magics_manager.registry["AiaasMagics"]
     matcher = complete.make_matcher(ip, parsers(), magics.session.known)
     ip.Completer.custom_matchers.append(matcher)
+    ip.input_transformers_cleanup.insert(0, with_body)
     for (module, name), show in DISPLAYS.items():
         ip.display_formatter.mimebundle_formatter.for_type_by_name(module, name, show)
     png = ip.display_formatter.formatters["image/png"]
@@ -453,12 +457,19 @@ def load(ip: Any) -> None:
     LOADED[id(ip)] = (magics, matcher)
 
 
+def with_body(lines: list[str]) -> list[str]:
+    """A cell of the %%aiaas_train line alone gets an empty line: IPython would refuse it and advise %aiaas_train, which is no help."""
+    alone = len(lines) == 1 and re.match(r"%%aiaas_train(\s|$)", lines[0])
+    return [lines[0].rstrip("\n") + "\n", "\n"] if alone else lines
+
+
 def unload(ip: Any) -> None:
     """Take away what `load` brought."""
     magics, matcher = LOADED.pop(id(ip), (None, None))
     if magics is None:
         return
     ip.Completer.custom_matchers[:] = [known for known in ip.Completer.custom_matchers if known is not matcher]
+    ip.input_transformers_cleanup[:] = [transform for transform in ip.input_transformers_cleanup if transform is not with_body]
     for kind, names in magics.magics.items():
         for name in names:
             ip.magics_manager.magics[kind].pop(name, None)

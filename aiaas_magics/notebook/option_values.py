@@ -95,6 +95,14 @@ def variables(text: str) -> tuple[str, ...]:
     return tuple(variable(name) for name in names)
 
 
+def environment_names(text: str) -> tuple[str, ...]:
+    """MY_RATE | MY_RATE,MY_KEY"""
+    names = text.split(",")
+    if not all(name and "=" not in name for name in names):
+        raise ArgumentTypeError(f"{text!r} does not name environment variables. Write NAME or NAME,NAME without values and spaces.")
+    return tuple(names)
+
+
 def change(text: str) -> float:
     """How much may change: 0.01 or 1%."""
     try:

@@ -121,10 +121,10 @@ def job_table(view: JobView, story: JobStory, *, caption: str = "") -> Bundle:
         )
         for row in shown
     ]
-    left_out = len(story.rows) - len(shown)
+    left_out = story.epochs_done - len(shown)
     notes = [
         status_line(story),
-        f"{left_out} epochs between are not shown; the History that fit returns has them all." if left_out else "",
+        f"{left_out:,} epochs between are not shown; the History that fit returns has them all." if left_out else "",
         plan_line(story.plan),
         phases_line(story),
         error_line(story) if story.state is not JobState.FAILED else "",  # the first line says it
@@ -263,6 +263,7 @@ def endpoint_bundle(endpoint: Endpoint) -> Bundle:
         ("replicas", str(view.replicas)),
         ("inputs", _interface(view.inputs)),
         ("outputs", _interface(view.outputs)),
+        *(("note", note) for note in endpoint.notes),
         ("token", "in .token of this object; what is below reads it from AIAAS_ENDPOINT_TOKEN"),
     ]
     table = table_html(("endpoint", endpoint.name), facts)

@@ -14,7 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from aiaas_magics.errors import AiaasError, RemoteTrainingError
+from msgspec.structs import replace
+
+from aiaas_magics.errors import AiaasError, RemoteTrainingError, remote_move
 from aiaas_magics.spec import ErrorReport, Frame
 
 CONTEXT: Final = 2  # lines before and after, as IPython shows
@@ -25,6 +27,8 @@ NO_FILE: Final = (
 NEXT: Final = {"FileNotFoundError": NO_FILE, "NotFoundError": NO_FILE}  # Python's, and TensorFlow's
 OURS: Final = str(Path(__file__).parents[1]) + os.sep
 CAPTURE: Final = str(Path(__file__).with_name("capture.py"))
+TIMED: Final = ("<timed exec>", "<timed eval>")  # IPython's %%time and %time
+TIME_CALL: Final = "%%time"
 MOST_FRAMES: Final = 6  # of the user's own; a recursion is cut in the middle (guess)
 
 
@@ -121,7 +125,7 @@ def remote_block(report: ErrorReport, shell: Any, where: Sequence[Frame] = ()) -
     if inner:
         last = report.frames[-1]
         lines.append(f"  (then {inner} frames in libraries, the last in {last.function}, {_short(last.file)}:{last.line})")
-    move = NEXT.get(report.type, "Fix the cell and run it again; the model in the kernel is unchanged.")
+    move = NEXT.get(report.type, f"{remote_move(report)}; the model in the kernel is unchanged.")
     return [*lines, "", f"{report.type}: {report.message}", move]
 
 
@@ -158,11 +162,17 @@ def place(file: str, shell: Any) -> str:
 def cell_frames(trace: TracebackType | None, shell: Any) -> list[Frame]:
     """The frames of a local traceback that lie in cells, outermost first."""
     files = getattr(getattr(shell, "compile", None), "_filename_map", {})
-    return [
-        Frame(file=entry.filename, line=entry.lineno or 0, function=entry.name, source=entry.line or "", user=True)
-        for entry in traceback.extract_tb(trace)
-        if entry.filename in files
-    ]
+    frames: list[Frame] = []
+    for entry in traceback.extract_tb(trace):
+        line = entry.lineno or 0
+        if entry.filename in files:
+            frames.append(Frame(file=entry.filename, line=line, function=entry.name, source=entry.line or "", user=True))
+        elif entry.filename in TIMED and frames and TIME_CALL in frames[-1].source:
+            # %%time compiles what stands below it by itself: its first line is the one after %%time.
+            cell = frames[-1]
+            at = cell.line + line
+            frames.append(replace(cell, line=at, function=entry.name, source=linecache.getline(cell.file, at).strip()))
+    return frames
 
 
 def _short(file: str) -> str:

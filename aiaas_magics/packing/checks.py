@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.errors import DataMismatch, InvalidSpec, NotCompiled, UsageError
-from aiaas_magics.packing import data, sources, wording
+from aiaas_magics.errors import DataMismatch, InvalidSpec, JobStillRunning, NotCompiled, UsageError
+from aiaas_magics.packing import data, model_state, sources, wording
 from aiaas_magics.spec import FitShape
 
 BATCH: Final = 32  # Keras' own
@@ -40,6 +40,16 @@ def check_keras(model: Any) -> None:
         )
     if not isinstance(model, keras.Model):
         raise UnsuitableKeras(f"{type(model).__name__} is no keras.Model. Give the model that fit was called on.")
+
+
+JOB_MARK: Final = "_aiaas_job"  # of a layer whose weights a job trains: the job's id
+
+
+def check_free(model: Any, wanted: str) -> None:
+    """Raises `JobStillRunning` where a job trains the model or one of its layers, perhaps as a part of another model."""
+    for layer in model._flatten_layers():
+        if (job := vars(layer).get(JOB_MARK)) is not None:
+            raise JobStillRunning(job, wanted)
 
 
 def check_compiled(model: Any) -> None:
@@ -160,7 +170,8 @@ def build(model: Any, batch: BatchSpec) -> None:
     Raises:
         DataMismatch: with the shapes of the data and what Keras says.
     """
-    _build(model, symbols(batch))
+    with model_state.scopes_kept():
+        _build(model, symbols(batch))
 
 
 def _build(model: Any, batch: Any) -> None:
@@ -301,7 +312,7 @@ def _shapes(part: Any) -> str:
         return "{" + ", ".join(f"{key!r}: {_shapes(item)}" for key, item in part.items()) + "}"
     if isinstance(part, (list, tuple)):
         return "[" + ", ".join(_shapes(item) for item in part) + "]"
-    return str(tuple(part.shape))
+    return "None" if part is None else str(tuple(part.shape))
 
 
 def _wanted(model: Any) -> str:

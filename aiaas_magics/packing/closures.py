@@ -35,8 +35,9 @@ def _changed(index: int, callback: Any) -> Iterator[tuple[str, str]]:
 def own_functions(thing: Any) -> Iterator[tuple[str, types.FunctionType]]:
     """The functions that an object, or a class of the user's, has as attributes, with their names."""
     for name, value in vars(thing).items():
-        function = getattr(value, "__func__", value)
-        if isinstance(function, types.FunctionType) and name != "_model":
+        # The type, and not `isinstance`: a value may be anything, and asking it runs its code.
+        function = value.__func__ if type(value) is types.MethodType else value
+        if type(function) is types.FunctionType and name != "_model":
             yield name, function
     for cls in type(thing).__mro__:
         if cls.__module__.partition(".")[0] in {"keras", "builtins"}:
@@ -79,7 +80,11 @@ def value_of_name(function: types.FunctionType, name: str) -> Any:
 
 
 def _is_changeable(value: Any) -> bool:
-    return isinstance(value, (list, dict, set, bytearray)) or type(value).__module__.partition(".")[0] in {"numpy", "pandas", "collections"}
+    return issubclass(type(value), (list, dict, set, bytearray)) or str(type(value).__module__).partition(".")[0] in {
+        "numpy",
+        "pandas",
+        "collections",
+    }
 
 
 def codes(code: types.CodeType) -> Iterator[types.CodeType]:

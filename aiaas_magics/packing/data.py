@@ -13,6 +13,7 @@ import numpy as np
 
 from aiaas_magics.errors import CannotTravel, DataMismatch
 from aiaas_magics.packing import sources
+from aiaas_magics.packing.probing import has
 
 ARRAYS: Final = "Give numpy arrays, tensors or pandas objects."
 PARTS: Final = ("x", "y", "sample_weight")
@@ -69,7 +70,7 @@ def as_array(value: Any, path: str) -> np.ndarray:
     pandas_array = _from_pandas(value)
     if pandas_array is not None:
         return _checked_texts(pandas_array, path)
-    if hasattr(value, "__array__"):
+    if has(value, "__array__"):
         return _checked_texts(np.asarray(value), path)
     raise DataMismatch(f"{path} is of type {type(value).__name__}, which is no array. {ARRAYS}")
 
@@ -128,7 +129,7 @@ def _from_pandas(value: Any) -> np.ndarray | None:
     """A DataFrame or Series as Keras takes it: floats in `floatx`, a Series as one column."""
     import keras
 
-    if not str(type(value).__module__).startswith("pandas.") or not hasattr(value, "to_numpy"):
+    if not str(type(value).__module__).startswith("pandas.") or not has(value, "to_numpy"):
         return None
     array = np.asarray(value.to_numpy())
     if array.dtype.kind == "f" and array.dtype.name != keras.config.floatx():
@@ -147,9 +148,9 @@ def _refuse_sources(value: Any, path: str) -> None:
         named, move = f"a {type(value).__name__}, which yields whole batches", "Give it as x by itself."
     elif isinstance(value, (tf.RaggedTensor, tf.SparseTensor)):
         named, move = f"a {type(value).__name__}", "Make it dense, with .to_tensor() or tf.sparse.to_dense()."
-    elif str(type(value).__module__).partition(".")[0] in {"scipy", "grain", "torch"} and not hasattr(value, "__array__"):
+    elif str(type(value).__module__).partition(".")[0] in {"scipy", "grain", "torch"} and not has(value, "__array__"):
         named, move = f"of type {type(value).__module__.partition('.')[0]}.{type(value).__name__}", ARRAYS
-    elif hasattr(value, "__next__") or (callable(value) and not hasattr(value, "__array__")):
+    elif has(value, "__next__") or (callable(value) and not has(value, "__array__")):
         named, move = f"an iterator ({type(value).__name__})", ARRAYS
     if named is not None:
         raise CannotTravel(path, named, move)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from aiaas_magics.execution import Execution
-from aiaas_magics.packing import data, sources
+from aiaas_magics.packing import data, probing, sources
 from aiaas_magics.spec import FitShape
 
 UNGUARDED: str = (
@@ -200,8 +200,7 @@ def _losses(model: Any) -> Iterator[str]:
     adding = [layer for layer in (model, *_own_layers(model)) if _mentions(type(layer), "add_loss")]
     if adding:
         yield f"add_loss in {_names(adding)}: each worker's value is taken as a mean over its rows; a sum over rows would come out smaller."
-    reductions = {getattr(loss, "reduction", "") for loss in _compiled(model, "loss")}
-    if reductions & {None, "none"}:
+    if any(probing.attribute(loss, "reduction", "") in (None, "none") for loss in _compiled(model, "loss")):
         yield "A loss without reduction: gradients are exact, the loss that is shown is not. Use reduction='sum' to have both."
 
 
@@ -234,7 +233,7 @@ def _metrics(model: Any) -> Iterator[str]:
     own = [metric for metric in _all_metrics(model) if not _is_keras(type(metric))]
     if own:
         yield f"Variables of the metric {_names(own)} are added up over workers: exact where they are sums or counts over rows."
-    functions = [metric for metric in _all_metrics(model) if _is_keras(type(metric)) and _is_own_function(getattr(metric, "_fn", None))]
+    functions = [metric for metric in _all_metrics(model) if _is_keras(type(metric)) and _is_own_function(probing.attribute(metric, "_fn"))]
     if functions:
         yield f"The metric {_names(functions)} is computed on each worker's rows: exact where it is a mean over rows."
 
@@ -272,7 +271,7 @@ def _own_layers(model: Any) -> list[Any]:
 
 def _all_metrics(model: Any) -> list[Any]:
     """Every metric, those that `compile` was given too: Keras keeps them inside one of its own."""
-    return [inner for metric in model.metrics for inner in (getattr(metric, "metrics", None) or [metric])]
+    return [inner for metric in model.metrics for inner in (probing.attribute(metric, "metrics") or [metric])]
 
 
 def _compiled(model: Any, name: str) -> list[Any]:

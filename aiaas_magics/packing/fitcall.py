@@ -7,6 +7,7 @@ checks first and changes nothing but this: what is not built yet is built.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,14 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 
+from aiaas_magics import environment as environment_rules
+from aiaas_magics.environment import EnvironmentChoice
 from aiaas_magics.errors import NotOnJax
 from aiaas_magics.execution import Execution
-from aiaas_magics.packing import checks, closures, exactness, fitcall_pickle, portable, randomness, refusals, samples, sources
+from aiaas_magics.packing import cell_sources, checks, closures, exactness, fitcall_pickle, portable, randomness, refusals, samples, sources
 from aiaas_magics.packing.data import all_leaves, plain_arguments, with_texts_as_tensors
 from aiaas_magics.packing.manifest import Manifest, ManifestItem, array_item, class_item, function_item
+from aiaas_magics.packing.preamble import Preamble
 from aiaas_magics.packing.result import FitResult, apply_result, apply_to, read_result, write_result
 from aiaas_magics.packing.variables import tensorflow_variable
 from aiaas_magics.spec import FitShape
@@ -44,6 +48,12 @@ class FitCall:
     model: Any
     arguments: Mapping[str, Any]
 
+    @property
+    def steps_before(self) -> int:
+        """Steps that the model's optimizer has made already; 0 where it does not say."""
+        iterations = getattr(getattr(self.model, "optimizer", None), "iterations", None)
+        return 0 if iterations is None else int(iterations.numpy())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedFitCall:
@@ -66,6 +76,8 @@ class PackedFitCall:
     execution: Execution  # as asked, or without JAX where it cannot be
     streams: tuple[sources.Stream, ...] = ()  # data that this kernel must send batch by batch
     in_batches: bool = False  # some data yields batches instead of holding rows
+    environment_notes: tuple[str, ...] = ()  # which variables go along; `notes` are about results
+    verbose: Any = "auto"  # as `fit` was given it; workers train silently
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +95,14 @@ class UnpackedFitCall:
     batch: checks.BatchSpec
 
 
-def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None, gpus: bool = False) -> PackedFitCall:
+def pack(
+    call: FitCall,
+    *,
+    workers: int = 1,
+    execution: Execution | None = None,
+    gpus: bool = False,
+    environment: Sequence[str] | None = (),
+) -> PackedFitCall:
     """Check `call`, build what is not built, and make bytes of it. Nothing is sent.
 
     Where `execution` wants JAX, a portable form goes with it; a call that has none stays on TensorFlow and a note says
@@ -92,6 +111,7 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None,
     Args:
         workers: the number of parts that a batch falls into.
         gpus: whether these are GPUs, which "auto" may choose another strategy for.
+        environment: names of variables that travel beside those set in this kernel; None: none at all.
 
     Raises:
         NotCompiled, DataMismatch, UnsuitableKeras: the call would not work.
@@ -101,6 +121,7 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None,
     execution = execution or Execution()
     model = call.model
     checks.check_keras(model)
+    checks.check_free(model, "fit")
     checks.check_compiled(model)
     arguments = plain_arguments(_known_arguments(call.arguments))
     checks.check_arguments(model, arguments)
@@ -120,7 +141,11 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None,
     try:
         payload, luggage = fitcall_pickle.dumps(root)
     except fitcall_pickle.Failed as failed:
-        raise refusals.refuse(failed.culprit, _roots(model, arguments, callbacks), failed.why) from failed.why
+        roots = _roots(model, arguments, callbacks)
+        raise refusals.refuse(failed.culprit, roots, failed.why, fails=fitcall_pickle.fails) from failed.why
+    chosen = _chosen_environment(environment, luggage)
+    preamble = Preamble(environment=chosen.values, sources=cell_sources.sources_of(luggage.codes.values()))
+    payload = fitcall_pickle.with_preamble(payload, preamble)
     notes: tuple[str, ...] = ()
     if execution.on_jax:
         payload, execution, notes = _ported(payload, luggage, root, execution, workers)
@@ -134,7 +159,8 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None,
     return PackedFitCall(
         payload=payload,
         arrays=tuple(luggage.arrays),
-        manifest=_manifest(model, arguments, luggage, payload),
+        manifest=_manifest(model, arguments, luggage, payload, chosen),
+        environment_notes=chosen.notes(),
         notes=(*notes, *closures.notes(callbacks), *randomness.notes(model, callbacks)),
         shape=shape,
         memory_bytes=_memory_bytes(model, arguments, shape),
@@ -145,6 +171,7 @@ def pack(call: FitCall, *, workers: int = 1, execution: Execution | None = None,
         execution=execution,
         streams=streams,
         in_batches=bool(sources.in_arguments(arguments)),
+        verbose=arguments.get("verbose", "auto"),
     )
 
 
@@ -289,7 +316,15 @@ def _paths(model: Any, variables: Sequence[Any]) -> tuple[str, ...]:
     return tuple(known.get(id(variable), variable.name.partition(":")[0]) for variable in variables)
 
 
-def _manifest(model: Any, arguments: Mapping[str, Any], luggage: fitcall_pickle.Luggage, payload: bytes) -> Manifest:
+def _chosen_environment(named: Sequence[str] | None, luggage: fitcall_pickle.Luggage) -> EnvironmentChoice:
+    if named is None:
+        return EnvironmentChoice(values={})
+    return environment_rules.choose(os.environ, environment_rules.initial(), mentioned=luggage.texts_in_code(), named=named)
+
+
+def _manifest(
+    model: Any, arguments: Mapping[str, Any], luggage: fitcall_pickle.Luggage, payload: bytes, chosen: EnvironmentChoice
+) -> Manifest:
     import types
 
     names = {id(array): path for path, array in all_leaves(arguments)}
@@ -302,6 +337,7 @@ def _manifest(model: Any, arguments: Mapping[str, Any], luggage: fitcall_pickle.
             items.append(ManifestItem(kind="module", name=obj.__name__, bytes=0, detail=str(getattr(obj, "__file__", ""))))
         else:
             items.append(class_item(obj) if isinstance(obj, type) else function_item(obj))
+    items += [ManifestItem(kind="variable", name=name, bytes=len(value), detail="environment") for name, value in chosen.values.items()]
     return Manifest(tuple(items))
 
 

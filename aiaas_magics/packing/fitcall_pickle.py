@@ -5,8 +5,9 @@ Keras objects travel as shells, with their state in records of their own after t
 one (see `state`); the user's classes, functions and helper modules travel by value.
 What cannot travel is named by `refusals`. Loading happens in workers only.
 
-The bytes are a pickle of `(format, head, body)`: `head` holds the variables and small
-facts, `body` a run of pickles: the root, then `(object, state)` pairs, then the end.
+The bytes are a pickle of `(format, preamble, head, body)`: `preamble` holds texts that a worker
+needs first, `head` the variables and small facts, `body` a run of pickles: the root, then
+`(object, state)` pairs, then the end.
 Behind them a fit call for another backend may have parts of its own (see `portable`).
 """
 
@@ -25,10 +26,11 @@ import numpy as np
 from aiaas_magics.errors import AiaasBug
 from aiaas_magics.packing import helpers, refusals
 from aiaas_magics.packing.fitcall_reducers import code_from, helper_module, reducers
+from aiaas_magics.packing.preamble import Preamble
 from aiaas_magics.packing.state import is_keras_object, put_state, settle, shell, state_of
 from aiaas_magics.packing.variables import VariableSpec, build_variable, spec_of, value_of
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 APART_BYTES: Final = 64 * 1024  # guess: below it, a file of its own costs more than the bytes
 _END: Final = "end of the records"
 
@@ -51,6 +53,7 @@ class Luggage:
         self.settled: list[Any] = []  # objects with state keyed by ids
         self.registered: list[tuple[str, Any]] = []  # names under which Keras' serialization knows them
         self.modules: dict[str, types.ModuleType] = {}  # imported inside function bodies
+        self.codes: dict[int, types.CodeType] = {}  # by id: all code that travels by value
         self.pending: deque[Any] = deque()
         self._array_places: dict[int, int] = {}
         self._kept: list[np.ndarray] = []  # alive, so that no id comes twice
@@ -64,6 +67,12 @@ class Luggage:
             self.arrays.append(array.view(f"u{array.dtype.itemsize}") if foreign else array)
             self._kept.append(array)
         return self._array_places[id(array)], array.dtype.name if foreign else None
+
+    def texts_in_code(self) -> set[str]:
+        """Texts that stand in the code itself, such as the name of an environment variable that it reads."""
+        consts = [const for code in self.codes.values() for const in code.co_consts]
+        flat = [*consts, *(item for const in consts if isinstance(const, (tuple, frozenset)) for item in const)]
+        return {text for text in flat if isinstance(text, str)}
 
     def place_of_variable(self, variable: Any) -> int:
         if id(variable) not in self._variable_places:
@@ -88,7 +97,28 @@ def dumps(root: Any) -> tuple[bytes, Luggage]:
         Pickler(head, luggage, registered).write(facts)
     finally:
         unregister(registered)
-    return pickle.dumps((FORMAT, head.getvalue(), body.getvalue()), protocol=5), luggage
+    return _joined(Preamble(), [head.getvalue(), body.getvalue()]), luggage
+
+
+def fails(obj: Any) -> bool:
+    """Whether `obj` cannot be pickled by itself."""
+    try:
+        dumps(obj)
+    except Failed:
+        return True
+    return False
+
+
+def _joined(preamble: Preamble, parts: Sequence[bytes]) -> bytes:
+    return pickle.dumps((FORMAT, dict(preamble.environment), dict(preamble.sources), *parts), protocol=5)
+
+
+def _taken_apart(payload: bytes) -> tuple[Preamble, list[bytes]]:
+    number, *parts = pickle.loads(payload)
+    if number != FORMAT:
+        raise AiaasBug(f"a fit call of format {number} reached a worker that reads format {FORMAT}")
+    environment, sources, *rest = parts
+    return Preamble(environment=environment, sources=sources), rest
 
 
 def unregister(modules: Sequence[types.ModuleType]) -> None:
@@ -107,22 +137,31 @@ def write(pickler: Pickler, root: Any) -> None:
 
 def loads(payload: bytes, arrays: Sequence[np.ndarray]) -> tuple[Any, list[Any]]:
     """The root, and the variables in the order of `Luggage.variables`. In workers only: this runs the user's code."""
-    head, body, *_ = parts_of(payload)
+    preamble, (head, body, *_) = _taken_apart(payload)
+    preamble.put_in_place()
     variables = [build_variable(spec, value) for spec, value in facts_in(head, arrays)]
     return read(Unpickler(io.BytesIO(body), arrays, variables)), variables
 
 
 def parts_of(payload: bytes) -> list[bytes]:
     """Head and body, and what was put behind them (see `portable`)."""
-    number, *parts = pickle.loads(payload)
-    if number != FORMAT:
-        raise AiaasBug(f"a fit call of format {number} reached a worker that reads format {FORMAT}")
-    return list(parts)
+    return _taken_apart(payload)[1]
 
 
 def with_parts(payload: bytes, *more: bytes) -> bytes:
     """`payload` with `more` behind its parts."""
-    return pickle.dumps((FORMAT, *parts_of(payload), *more), protocol=5)
+    preamble, parts = _taken_apart(payload)
+    return _joined(preamble, [*parts, *more])
+
+
+def preamble_of(payload: bytes) -> Preamble:
+    """What is put in place before the objects are made."""
+    return _taken_apart(payload)[0]
+
+
+def with_preamble(payload: bytes, preamble: Preamble) -> bytes:
+    """`payload` with this preamble in place of its own."""
+    return _joined(preamble, parts_of(payload))
 
 
 def facts_in(head: bytes, arrays: Sequence[np.ndarray]) -> list[tuple[VariableSpec, np.ndarray]]:
@@ -207,6 +246,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 self.luggage.pending.append(obj)
                 return helper_module, (obj.__name__, obj.__doc__)
         if isinstance(obj, types.CodeType):
+            self.luggage.codes[id(obj)] = obj
             # cloudpickle may leave out where code stands (3.1.3 does); an error in it could not be shown at the cell's line.
             make, given = self.dispatch_table[types.CodeType](obj)
             return code_from, (obj.co_filename, make, given)

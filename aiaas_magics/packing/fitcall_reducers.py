@@ -13,7 +13,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -162,7 +162,18 @@ def _reduce_table(make: Callable[..., Any]) -> Callable[[Pickling, Any], Any]:
     return lambda _, obj: (make, (*obj.export(), obj._default_value))
 
 
+def _reduce_tensorboard(_: Pickling, obj: Any) -> Any:
+    """A TensorBoard opens its writers at the beginning of a fit: those of the fit before belong to this process, as its model does."""
+    state = {name: value for name, value in vars(obj).items() if name not in TENSORBOARD_RUN}
+    return object.__new__, (type(obj),), {**state, "_writers": {}, "_prev_summary_state": [], "_previous_epoch_iterations": 0}
+
+
+# Of the fit before; `set_model` and `on_train_begin` make them anew.
+TENSORBOARD_RUN: Final = frozenset({"_model", "_train_step", "_val_step", "_batch_trace_context", "_summary_module"})
+
+
 def reducers() -> list[tuple[Any, Callable[[Pickling, Any], Any]]]:
+    import keras
     import tensorflow as tf
     from keras.src.utils.backend_utils import DynamicBackend
     from keras.src.utils.tracking import TrackedDict, TrackedList, TrackedOrderedDict, TrackedSet, Tracker
@@ -186,6 +197,7 @@ def reducers() -> list[tuple[Any, Callable[[Pickling, Any], Any]]]:
         (tf.lookup.StaticHashTable, _reduce_table(_static_table)),
         (tf.lookup.experimental.MutableHashTable, _reduce_table(_mutable_table)),
         (io.IOBase, _reduce_stream),
+        (keras.callbacks.TensorBoard, _reduce_tensorboard),
     ]
 
 

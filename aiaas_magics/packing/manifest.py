@@ -18,7 +18,7 @@ import numpy as np
 class ManifestItem:
     """One thing that will be sent. `bytes` of code are those of its byte code."""
 
-    kind: str  # "model" | "dataset" | "array" | "class" | "function" | "module"
+    kind: str  # "model" | "dataset" | "array" | "class" | "function" | "module" | "variable"
     name: str
     bytes: int
     detail: str = ""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.packing import helpers
+from aiaas_magics.packing import helpers, probing
 from aiaas_magics.packing.closures import codes, value_of_name
 from aiaas_magics.packing.data import PARTS, all_leaves
 
@@ -92,7 +92,7 @@ def _functions(obj: Any) -> Iterator[tuple[str, types.FunctionType]]:
         yield obj.__qualname__, obj
     elif isinstance(obj, (type, types.ModuleType)):
         for name, value in vars(obj).items():
-            function = getattr(value, "__func__", getattr(value, "fget", value))
+            function = probing.attribute(value, "__func__", probing.attribute(value, "fget", value))
             if isinstance(function, types.FunctionType) and function.__module__ == (
                 obj.__module__ if isinstance(obj, type) else obj.__name__
             ):
@@ -107,9 +107,9 @@ def _uses(function: types.FunctionType) -> Iterator[str]:
 
 def is_tensorflow(obj: Any) -> bool:
     """Whether `obj` is TensorFlow's, or Keras' own code for it."""
-    name = obj.__name__ if isinstance(obj, types.ModuleType) else getattr(obj if _is_code(obj) else type(obj), "__module__", "")
+    name = obj.__name__ if type(obj) is types.ModuleType else probing.attribute(obj if _is_code(obj) else type(obj), "__module__", "")
     return str(name).partition(".")[0] == "tensorflow" or str(name).startswith("keras.src.backend.tensorflow")
 
 
 def _is_code(obj: Any) -> bool:
-    return isinstance(obj, (type, types.FunctionType, types.BuiltinFunctionType))
+    return issubclass(type(obj), (type, types.FunctionType, types.BuiltinFunctionType))

@@ -247,6 +247,7 @@ class Arrived:
 
     def __init__(self, payload: bytes, arrays: Sequence[np.ndarray]) -> None:
         self._arrays = arrays
+        fitcall_pickle.preamble_of(payload).put_in_place()
         head, _, recipe, self._rest = fitcall_pickle.parts_of(payload)
         self._facts = fitcall_pickle.facts_in(head, arrays)
         self.recipe: Recipe = fitcall_pickle.read(_Unpickler(io.BytesIO(recipe), arrays, []))

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.packing import checks, data
+from aiaas_magics.packing import checks, data, model_state
 from aiaas_magics.packing.variables import tensorflow_variable
 
 ROWS: Final = 16  # guess: enough that no row stands for all
@@ -72,7 +72,7 @@ def take(model: Any, arguments: Mapping[str, Any]) -> Proof:
     kept = [np.array(variable.numpy()) for variable in moving]
     tensors = [tree.map_structure(lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), part) for part in (x, y, weight)]
     try:
-        with tf.GradientTape() as tape:
+        with model_state.kept(model), tf.GradientTape() as tape:
             outputs = model(tensors[0], training=False)
             loss = model._compute_loss(x=tensors[0], y=tensors[1], y_pred=outputs, sample_weight=tensors[2], training=False)
         gradients = tape.gradient(loss, [tensorflow_variable(variable) for variable in model.trainable_variables])

@@ -6,10 +6,12 @@ where they were (`training.snapshot`); the counters of `tf.random` are out of an
 
 from __future__ import annotations
 
+import dis
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from aiaas_magics.packing import probing
 from aiaas_magics.packing.closures import codes, own_functions, value_of_name
 
 
@@ -33,18 +35,27 @@ def _draws(function: types.FunctionType) -> bool:
 
 
 def _draws_in(function: types.FunctionType, code: types.CodeType) -> bool:
-    homes = list(_tensorflow_homes(function, code))
-    if any("random" in home for home in homes):  # from tensorflow.random import normal
-        return True
-    if not homes or any(name.startswith("stateless") for name in code.co_names):
-        return False
-    return any(name.startswith("random") or name == "dropout" for name in code.co_names)
+    """Whether `code` reaches a random operation through a name of TensorFlow's: tf.random.normal, tf.nn.dropout, normal of tf.random."""
+    return any(
+        not any(name.startswith("stateless") for name in chain) and any("random" in name or name == "dropout" for name in chain)
+        for chain in _tensorflow_chains(function, code)
+    )
 
 
-def _tensorflow_homes(function: types.FunctionType, code: types.CodeType) -> Iterator[str]:
-    """Where those names of `code` come from that TensorFlow has made."""
-    for name in (*code.co_names, *code.co_freevars):
-        value = value_of_name(function, name)
-        home = str(value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", ""))
-        if home.partition(".")[0] == "tensorflow":
-            yield home
+def _tensorflow_chains(function: types.FunctionType, code: types.CodeType) -> Iterator[list[str]]:
+    """For each name of TensorFlow's that is loaded: the module that it comes from, and the attributes that follow it."""
+    chain: list[str] | None = None
+    for step in dis.get_instructions(code):
+        if step.opname in {"LOAD_ATTR", "LOAD_METHOD"} and chain is not None:
+            chain.append(str(step.argval))
+            continue
+        if chain is not None:
+            yield chain
+        chain = None
+        if step.opname in {"LOAD_GLOBAL", "LOAD_DEREF", "LOAD_NAME"}:
+            value = value_of_name(function, str(step.argval))
+            is_module = type(value) is types.ModuleType
+            home = str(value.__name__ if is_module else probing.attribute(value, "__module__", ""))
+            if home.partition(".")[0] == "tensorflow":
+                own = "" if is_module else str(probing.attribute(value, "__name__", ""))
+                chain = [home, own]

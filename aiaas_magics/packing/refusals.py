@@ -14,17 +14,31 @@ import threading
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from aiaas_magics.errors import CannotTravel
+from aiaas_magics.packing import helpers, probing
 
 _LOCK: Final = type(threading.Lock())
 _RLOCK: Final = type(threading.RLock())
 SEARCH_LIMIT: Final = 200_000  # guess: objects looked at before the path is given up
+DEPTH: Final = 4  # guess: steps from a root that still say something to the user
+TRIED: Final = 200  # guess: objects that are pickled by themselves in search of the one that fails
+ANY_MOVE: Final = "Make it where it is used, in on_train_begin say, or leave it out."
+LIBRARY_MOVES: Final[Mapping[str, str]] = {
+    "TFSMLayer": "A loaded SavedModel lives in this process: build the model from Keras layers, or load one that was saved as .keras.",
+}
+_MISSING: Final = object()
 
 
 def why_not(obj: Any) -> str | None:
     """What `obj` is, if it is of a kind that cannot travel."""
+    return probing.ask(lambda: _kind(obj), None)
+
+
+def _kind(obj: Any) -> str | None:
     for kinds, name in _KINDS:
         if isinstance(obj, kinds):
             return name(obj)
@@ -40,57 +54,146 @@ def next_move(obj: Any) -> str:
         return "Let go of it before fit."
     if _belongs_to(obj, "matplotlib"):
         return "Make it after fit, from the history."
-    return "Make it where it is used, in on_train_begin say, or leave it out."
+    return ANY_MOVE
 
 
-def refuse(culprit: Any, roots: Mapping[str, Any], why: Exception) -> CannotTravel:
-    """The error that names `culprit` by its path from one of `roots`."""
-    path = find_path(roots, lambda obj: obj is culprit)
+def refuse(culprit: Any, roots: Mapping[str, Any], why: Exception, *, fails: Callable[[Any], bool] = lambda _: False) -> CannotTravel:
+    """The error that names `culprit` by its path from one of `roots`.
+
+    Args:
+        fails: whether an object by itself cannot be pickled; asked where `culprit` was made on the way and has no path.
+    """
+    place = find_place(roots, lambda obj: obj is culprit) or _failing_place(roots, fails)
     named = why_not(culprit)
     if named is None:
         named = f"{_a(type(culprit))} ({_first_line(why)})"
-    if path is None:
-        path = "Something in this fit call"
-    return CannotTravel(path, named, next_move(culprit))
+    if place is None:
+        return CannotTravel("Something in this fit call", named, probing.ask(lambda: next_move(culprit), ANY_MOVE))
+    if place.inside is None:
+        return CannotTravel(place.path, named, probing.ask(lambda: next_move(culprit), ANY_MOVE))
+    return CannotTravel(f"{place.path} ({place.inside})", f"it holds {named}", LIBRARY_MOVES.get(place.inside, _library_move(place)))
 
 
-def find_path(roots: Mapping[str, Any], wanted: Callable[[Any], bool]) -> str | None:
+def _library_move(place: Place) -> str:
+    if place.path.startswith("callbacks["):
+        return f"Give a new {place.inside} for each fit, or leave it out."
+    return f"Leave the {place.inside} out, or use one that holds no open resources."
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an object was found: its path, and the library's class whose inside the path ends at.
+
+    What a library keeps inside its objects says nothing to a user, so the path ends at the object: "callbacks[0]" (TqdmCallback).
+    """
+
+    path: str
+    inside: str | None = None
+
+    def step(self, parent: Any, step: str, child: Any) -> Place:
+        if is_users(child):
+            return Place(self.full + step)
+        if self.inside is None and _is_of_library(parent):
+            return _Inner(_shown(self.path, parent), type(parent).__name__, self.full + step)
+        return _Inner(self.path, self.inside, self.full + step) if self.inside is not None else Place(self.path + step)
+
+    @property
+    def full(self) -> str:
+        """The path to the very object."""
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
+class _Inner(Place):
+    """A place inside a library's object."""
+
+    whole: str = ""
+
+    @property
+    def full(self) -> str:
+        return self.whole
+
+
+def _shown(path: str, obj: Any) -> str:
+    """A layer by its name: its place in Keras' lists says nothing."""
+    import keras
+
+    return f"layer {obj.name!r}" if isinstance(obj, keras.Layer) else path
+
+
+def is_users(obj: Any) -> bool:
+    """Whether this is code of the user's, or an object of a class of the user's."""
+    code = obj if isinstance(obj, (type, types.FunctionType)) else obj.__func__ if isinstance(obj, types.MethodType) else type(obj)
+    module = probing.attribute(code, "__module__", "")
+    return module == "__main__" or helpers.users_module(module if isinstance(module, str) else None) is not None
+
+
+def _is_of_library(obj: Any) -> bool:
+    """Whether this is an object of an installed library: Python's own are plain, and a model's parts are the user's."""
+    import keras
+
+    module = str(probing.attribute(type(obj), "__module__", "builtins")).partition(".")[0]
+    plain = (keras.Model, list, tuple, dict, set, types.FunctionType, types.MethodType, type)
+    return not (is_users(obj) or module in sys.stdlib_module_names or isinstance(obj, plain))
+
+
+def find_place(roots: Mapping[str, Any], wanted: Callable[[Any], bool]) -> Place | None:
     """The shortest path from `roots` to an object that is `wanted`."""
-    queue: deque[tuple[str, Any]] = deque(roots.items())
+    queue: deque[tuple[Place, Any]] = deque((Place(path), obj) for path, obj in roots.items())
     seen: set[int] = set()
     kept: list[Any] = []  # keeps what was made on the way alive, so that no id comes twice
     while queue and len(seen) < SEARCH_LIMIT:
-        path, obj = queue.popleft()
+        place, obj = queue.popleft()
         if id(obj) in seen:
             continue
         seen.add(id(obj))
         kept.append(obj)
         if wanted(obj):
-            return path
-        queue.extend((path + step, child) for step, child in _children(obj))
+            return place
+        queue.extend(
+            (probing.ask(partial(place.step, obj, step, child), Place(place.full + step)), child) for step, child in _children(obj)
+        )
     return None
 
 
-def _children(obj: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(obj, (str, bytes, int, float, type(None), types.ModuleType)):
-        return
-    if isinstance(obj, type):
-        if not _is_library(obj.__module__):
-            yield from ((f".{name}", value) for name, value in vars(obj).items())
-            yield from (("", base) for base in obj.__bases__)
-        return
-    yield from _items(obj)
-    yield from _parts(obj)
-    yield from _attributes(obj)
+def _failing_place(roots: Mapping[str, Any], fails: Callable[[Any], bool]) -> Place | None:
+    """The object that `fails` by itself, nearest to where the failure is, at most `DEPTH` steps from a root."""
+    inner: list[tuple[Place, Any]] = [(Place(path), obj) for path, obj in roots.items()]
+    found: Place | None = None
+    for _ in range(DEPTH):
+        failing = next(((place, obj) for place, obj in inner[:TRIED] if fails(obj)), None)
+        if failing is None:
+            break
+        found, obj = failing
+        if found.path not in roots and probing.ask(partial(_is_of_library, obj), True):
+            break
+        inner = [(Place(found.path + step), child) for step, child in _children(obj) if step and not _is_wrapper(child)]
+    return found
+
+
+def _is_wrapper(obj: Any) -> bool:
+    """Whether this is a function that a library has put on the object, as Keras does with `build`."""
+    return type(obj) is types.FunctionType and _is_library(obj.__module__)
+
+
+def _children(obj: Any) -> list[tuple[str, Any]]:
+    if type(obj) in (str, bytes, int, float, type(None), types.ModuleType):
+        return []
+    if issubclass(type(obj), type):
+        return probing.items_of(partial(_inside_of_class, obj))
+    return [pair for look in (_items, _parts, _attributes) for pair in probing.items_of(partial(look, obj))]
+
+
+def _inside_of_class(cls: type) -> Iterator[tuple[str, Any]]:
+    if not _is_library(cls.__module__):
+        yield from ((f".{name}", value) for name, value in vars(cls).items())
+        yield from (("", base) for base in cls.__bases__)
 
 
 def _items(obj: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(obj, Mapping):
-        try:
-            for key, value in list(obj.items()):
-                yield f"[{key!r}]" if isinstance(key, (str, int)) else f"[{type(key).__name__}]", value
-        except Exception:  # noqa: BLE001 - border: a mapping of the user's may fail in any way
-            return
+        for key, value in list(obj.items()):
+            yield f"[{key!r}]" if type(key) in (str, int) else f"[{type(key).__name__}]", value
     elif isinstance(obj, (list, tuple)):
         yield from ((f"[{index}]", value) for index, value in enumerate(obj))
     elif isinstance(obj, (set, frozenset)):
@@ -113,13 +216,16 @@ def _parts(obj: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _attributes(obj: Any) -> Iterator[tuple[str, Any]]:
-    attributes = getattr(obj, "__dict__", None)
+    attributes = probing.attribute(obj, "__dict__")
     if isinstance(attributes, dict):
         # Names of the user's own first: "callbacks[0].log" says more than "callbacks[0]._model.layers[0]".
-        yield from sorted(((f".{name}", value) for name, value in attributes.items()), key=lambda item: item[0].startswith("._"))
-    for name in getattr(type(obj), "__slots__", ()):
-        if isinstance(name, str) and hasattr(obj, name):
-            yield f".{name}", getattr(obj, name)
+        named = ((f".{name}", value) for name, value in list(attributes.items()))
+        yield from sorted(named, key=lambda item: item[0].startswith("._"))
+    slots = probing.attribute(type(obj), "__slots__", ())
+    for name in (slots,) if isinstance(slots, str) else tuple(slots):
+        value = probing.attribute(obj, name, _MISSING) if isinstance(name, str) and name != "__dict__" else _MISSING
+        if value is not _MISSING:
+            yield f".{name}", value
     if not isinstance(obj, types.FunctionType):
         yield f" (class {type(obj).__name__})", type(obj)
 
@@ -205,10 +311,11 @@ def _is_library(module: str | None) -> bool:
 
 
 def _a(cls: type) -> str:
-    name = cls.__name__ if cls.__module__ in {"builtins", "__main__"} else f"{cls.__module__}.{cls.__name__}"
+    module = probing.attribute(cls, "__module__", "")
+    name = cls.__name__ if module in {"builtins", "__main__"} else f"{module}.{cls.__name__}"
     return f"an object of type {name}"
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0].rstrip(".") if text else type(error).__name__
+    text = probing.ask(lambda: str(error).strip().partition("\n")[0], "")
+    return text.rstrip(".") or type(error).__name__

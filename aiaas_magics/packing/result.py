@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aiaas_magics.packing.fitcall import PackedFitCall, UnpackedFitCall
 
 HEADER: Final = "aiaas"
-# Links to living objects, not data; `set_model` and `set_params` set them.
+# Links to living objects, not data; they are set anew where the result is taken.
 LINKS: Final = frozenset({"_model", "model", "validation_data"})
 
 
@@ -129,10 +129,14 @@ def apply_result(result: FitResult, packed: PackedFitCall) -> Any:
     """
     _assign(packed.model, packed.variables, result.variables, packed.paths)
     history = _history(result, packed.model)
+    history.params["verbose"] = packed.verbose
     packed.model.stop_training = result.stop_training
     for callback, attributes in zip(packed.callbacks, result.callbacks, strict=False):
         plain.put_back(callback, {name: value for name, value in plain.trusted(callback, attributes).items() if name not in LINKS})
-        callback.set_model(packed.model)
+        # Not by `set_model`: the worker has called it, and what it does besides (TensorBoard opens files) must not be done twice.
+        callback._model = packed.model
+        if isinstance(params := vars(callback).get("params"), dict) and "verbose" in params:
+            params["verbose"] = packed.verbose
     return history
 
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.errors import DataMismatch, UsageError
-from aiaas_magics.packing import data
+from aiaas_magics.errors import CannotTravel, DataMismatch, UsageError
+from aiaas_magics.packing import data, sources
 
 ROWS: Final = 32  # of the issue: sizes 1, 3 and up to 32 are replayed
 _remembered: Final[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
@@ -32,12 +32,44 @@ def remember(model: Any, x: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A model's inputs as flat named arrays; `structure` is how the model takes them."""
+    """A model's inputs as flat named arrays; `structure` is how the model takes them.
+
+    `absent` are the places among the leaves of `structure` that get None, with their names: optional inputs of a sample without them.
+    """
 
     names: tuple[str, ...]
     structure: Any  # of anything, one leaf an input
     shapes: tuple[tuple[int | None, ...], ...]
     dtypes: tuple[str, ...]
+    absent: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def all_names(self) -> list[str]:
+        """Names of all leaves of `structure`, those that get None too."""
+        names = list(self.names)
+        for place, name in self.absent:
+            names.insert(place, name)
+        return names
+
+    def without(self, places: Sequence[int]) -> Interface:
+        """The same model, called with None at these places."""
+        kept = [place for place in range(len(self.names)) if place not in places]
+        return Interface(
+            names=tuple(self.names[place] for place in kept),
+            structure=self.structure,
+            shapes=tuple(self.shapes[place] for place in kept),
+            dtypes=tuple(self.dtypes[place] for place in kept),
+            absent=tuple((place, self.names[place]) for place in sorted(places)),
+        )
+
+    def arranged(self, values: Sequence[Any]) -> Any:
+        """`values`, one for each name, as the model takes them."""
+        import keras
+
+        leaves = list(values)
+        for place, _ in self.absent:
+            leaves.insert(place, None)
+        return keras.tree.pack_sequence_as(self.structure, leaves)
 
 
 def samples_for(model: Any, sample: Any) -> tuple[Interface, dict[str, np.ndarray], str]:
@@ -50,7 +82,7 @@ def samples_for(model: Any, sample: Any) -> tuple[Interface, dict[str, np.ndarra
         NoSamples: none were given, none are known, and none can be made up.
         DataMismatch: they are not what the model takes.
     """
-    rows = data.mapped(sample, "sample") if sample is not None else _remembered.get(model)
+    rows = _given(sample) if sample is not None else _remembered.get(model)
     which = "your sample" if sample is not None else "the data of the last fit"
     if _is_functional(model):
         interface = _declared(model)
@@ -60,7 +92,31 @@ def samples_for(model: Any, sample: Any) -> tuple[Interface, dict[str, np.ndarra
         raise NoSamples(f"What model {model.name!r} takes is not known before it was fitted here. Give typical rows with --sample ARRAY.")
     else:
         interface = _seen(rows)
+    absent = [place for place, leaf in enumerate(_leaves(model, interface, rows)) if leaf is None]
+    if len(absent) == len(interface.names):
+        raise DataMismatch("The sample has no array: each of its inputs is None. Give typical rows.")
+    interface = interface.without(absent) if absent else interface
     return interface, _named(model, interface, rows, most=ROWS), which
+
+
+def _given(sample: Any) -> Any:
+    """The rows of `sample`: arrays as `fit` takes them, or the first batch of what yields batches."""
+    if sources.is_source(sample):
+        sample = _first_batch(sample)
+    try:
+        return data.mapped(sample, "sample")
+    except CannotTravel as error:  # which speaks of training
+        raise DataMismatch(f"{error.path} is {error.why}: no rows to try the model on. {error.next_move}") from None
+
+
+def _first_batch(source: Any) -> Any:
+    """x of the first batch. An iterator is not touched: what is read of it would be missing in the next fit."""
+    if hasattr(source, "__next__"):
+        raise DataMismatch("sample is an iterator, and reading a batch of it would use that up. Give an array of typical rows.")
+    batch = source[0] if hasattr(source, "__getitem__") else next(iter(source), None)
+    if batch is None:
+        raise DataMismatch("sample yields no batch. Give an array of typical rows.")
+    return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
 def rows_for(model: Any, interface: Interface, x: Any, path: str) -> dict[str, np.ndarray]:
@@ -84,10 +140,8 @@ def _declared(model: Any) -> Interface:
 
     graph = getattr(model, "_functional", None) or model
     structure = graph._inputs_struct
-    places = keras.tree.flatten(keras.tree.map_structure(lambda leaf: leaf, structure))
-    given = list(structure) if isinstance(structure, Mapping) else [_layer_of(tensor) for tensor in places]
-    if isinstance(structure, Mapping):
-        given = sorted(given)  # the order in which Keras flattens a dict
+    places = keras.tree.flatten(structure)
+    given = _keys(structure) if isinstance(structure, Mapping) else [_layer_of(tensor) for tensor in places]
     return Interface(
         names=unique_names(given, "input"),
         structure=structure,
@@ -96,17 +150,24 @@ def _declared(model: Any) -> Interface:
     )
 
 
+def _keys(structure: Any) -> list[str]:
+    """A name for each leaf of a nested dict, in the order in which Keras flattens it: {"a": {"b": ...}} gives "a_b"."""
+    import keras
+
+    return ["_".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(structure)]
+
+
 def _seen(rows: Any) -> Interface:
     """The interface of a subclassed model, from rows that it takes."""
     import keras
 
     leaves = keras.tree.flatten(rows)
-    keys = sorted(rows) if isinstance(rows, Mapping) else [f"input_{index}" for index in range(len(leaves))]
+    keys = _keys(rows) if isinstance(rows, Mapping) else [f"input_{index}" for index in range(len(leaves))]
     return Interface(
         names=unique_names(keys, "input"),
         structure=rows,
-        shapes=tuple((None, *array.shape[1:]) for array in leaves),
-        dtypes=tuple(_dtype_of(array) for array in leaves),
+        shapes=tuple(() if array is None else (None, *array.shape[1:]) for array in leaves),
+        dtypes=tuple("" if array is None else _dtype_of(array) for array in leaves),
     )
 
 
@@ -118,21 +179,29 @@ def _dtype_of(array: np.ndarray) -> str:
     return str(keras.config.floatx()) if array.dtype.kind == "f" else str(keras.backend.standardize_dtype(array.dtype))
 
 
-def _named(model: Any, interface: Interface, rows: Any, *, most: int | None) -> dict[str, np.ndarray]:
-    """`rows` by the interface's names, in its dtypes, checked against its shapes."""
+def _leaves(model: Any, interface: Interface, rows: Any) -> list[Any]:
+    """The arrays of `rows` (None where there is none) in the order of all the interface's names."""
     import keras
 
-    if isinstance(rows, Mapping) and set(rows) >= set(interface.names):
-        flat = [rows[name] for name in interface.names]
-    elif isinstance(rows, Mapping):
-        flat = [rows[name] for name in sorted(rows)]
+    names = interface.all_names
+    if isinstance(rows, Mapping) and set(rows) >= set(names):
+        flat = [rows[name] for name in names]
     else:
         flat = keras.tree.flatten(rows)
-        if isinstance(interface.structure, Mapping):
-            order = sorted(range(len(interface.names)), key=lambda place: list(interface.structure)[place])
-            flat = [flat[place] for place in order] if len(flat) == len(order) else flat
-    if len(flat) != len(interface.names):
-        raise DataMismatch(f"{model.name!r} takes the inputs {list(interface.names)}; {len(flat)} arrays were given. Give one for each.")
+        if isinstance(interface.structure, Mapping) and not isinstance(rows, Mapping):
+            order = sorted(range(len(names)), key=lambda place: list(interface.structure)[place])
+            flat = [flat[place] for place in order] if len(flat) == len(order) == len(interface.structure) else flat
+    if len(flat) != len(names):
+        raise DataMismatch(f"{model.name!r} takes the inputs {names}; {len(flat)} arrays were given. Give one for each.")
+    return flat
+
+
+def _named(model: Any, interface: Interface, rows: Any, *, most: int | None) -> dict[str, np.ndarray]:
+    """`rows` by the interface's names, in its dtypes, checked against its shapes."""
+    absent = {place for place, _ in interface.absent}
+    flat = [leaf for place, leaf in enumerate(_leaves(model, interface, rows)) if place not in absent]
+    if any(leaf is None for leaf in flat):
+        raise DataMismatch(f"{model.name!r} got None for an input that the sample has. Give the same inputs in both.")
     chosen = {}
     for name, array, shape, dtype in zip(interface.names, flat, interface.shapes, interface.dtypes, strict=True):
         fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))

@@ -14,11 +14,12 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ from typing import Any, Final
 import numpy as np
 
 from aiaas_magics.errors import DataMismatch, UsageError
-from aiaas_magics.packing import change, reduced
+from aiaas_magics.packing import change, checks, model_state, reduced
 from aiaas_magics.packing.change import PrecisionChange, Reduction
+from aiaas_magics.packing.model_state import ModelState
 from aiaas_magics.packing.samples import Interface, samples_for, unique_names
 from aiaas_magics.precision import ATOL, RTOL
 from aiaas_magics.spec import TensorSpec
@@ -53,6 +55,7 @@ class Servable:
     outputs: tuple[TensorSpec, ...]
     note: str = ""  # why it is no ONNX file, where it is none
     change: PrecisionChange | None = None  # what fewer bits do to the answers; None as trained
+    frozen: tuple[str, ...] = ()  # state that a call changes in Keras, and that no answer depends on
 
 
 def export(model: Any, sample: Any = None, *, format: str | None = None, reduction: Reduction | None = None) -> Servable:
@@ -69,17 +72,44 @@ def export(model: Any, sample: Any = None, *, format: str | None = None, reducti
         CannotServe: neither format can express it, or not in so few bits.
     """
     import keras
-    import tensorflow as tf
 
     if not isinstance(model, keras.Model):
         raise CannotServe(f"{type(model).__name__} is no keras.Model. Give a model to deploy.")
+    if keras.backend.backend() != "tensorflow":
+        raise CannotServe(
+            f"This kernel's Keras runs on {keras.backend.backend()}, and models are exported from TensorFlow. "
+            "Set KERAS_BACKEND=tensorflow before importing keras, restart the kernel and load the model again."
+        )
+    checks.check_free(model, "deploy")
+    _refuse_stateful(model)
     if sample is None and reduction is not None:
         sample = change.split(reduction.validation_data)[0]
     interface, rows, which = samples_for(model, sample)
+    with model_state.kept(model) as state:
+        return _export(model, interface, rows, which, state, format=format, reduction=reduction)
+
+
+def _export(
+    model: Any,
+    interface: Interface,
+    rows: Mapping[str, np.ndarray],
+    which: str,
+    state: ModelState,
+    *,
+    format: str | None,
+    reduction: Reduction | None,
+) -> Servable:
+    import keras
+    import tensorflow as tf
+
     with _quiet():
         found = _outputs(model, interface, rows)
+        moved = state.moved()
+        if moved:
+            _check_repeats(model, found, _outputs(model, interface, rows), moved)
         function = _function(model, interface, found)
         wanted = [format] if format else [SAVED_MODEL] if "string" in interface.dtypes else [ONNX, SAVED_MODEL]
+        state.put_back()
         kind, artefact, note = _exported(model, function, wanted, lambda file: _check_answers(file, rows, found))
     changed = None
     if reduction is not None:
@@ -105,7 +135,31 @@ def export(model: Any, sample: Any = None, *, format: str | None = None, reducti
         outputs=_output_specs(function, found),
         note=note,
         change=changed,
+        frozen=moved,
     )
+
+
+def _refuse_stateful(model: Any) -> None:
+    """A recurrent layer that goes on from the call before has no meaning where calls come from anybody."""
+    import keras
+
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN) and layer.stateful]
+    if layers:
+        raise CannotServe(
+            f"Model {model.name!r} cannot be served: its layer {layers[0].name!r} is stateful, and requests to an endpoint do not follow "
+            "one another. Build the model anew with stateful=False, and give it these weights with set_weights."
+        )
+
+
+def _check_repeats(model: Any, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], moved: Sequence[str]) -> None:
+    """Raises `CannotServe` where two calls with the same rows differ: no engine could be compared with Keras then."""
+    for name, array in first.items():
+        same = array == second[name] if array.dtype.kind in "OSU" else np.isclose(array, second[name], rtol=RTOL, atol=ATOL, equal_nan=True)
+        if not np.all(same):
+            raise CannotServe(
+                f"Model {model.name!r} answers the same rows differently from call to call (output {name!r}), since a call changes "
+                f"{', '.join(moved[:4])}. Deploy a model without that part, whose answers depend on its inputs alone."
+            )
 
 
 # --------------------------------------------------------------------------- fewer bits
@@ -128,9 +182,7 @@ def _smaller(model: Any, precision: str, kind: str, artefact: bytes, note: str) 
 
 
 def _call(model: Any, interface: Interface, named: Mapping[str, Any]) -> Any:
-    import keras
-
-    inputs = keras.tree.pack_sequence_as(interface.structure, [named[name] for name in interface.names])
+    inputs = interface.arranged([named[name] for name in interface.names])
     return model(inputs, training=False) if model._call_has_training_arg else model(inputs)
 
 
@@ -145,7 +197,14 @@ def _outputs(model: Any, interface: Interface, rows: Mapping[str, np.ndarray]) -
         raise DataMismatch(
             f"Model {model.name!r} does not take these sample rows. Give typical ones with --sample ARRAY. Keras says: {reason}."
         ) from error
-    return {name: np.asarray(tensor.numpy()) for name, tensor in _named_outputs(model, found).items()}
+    answers = {name: np.asarray(tensor.numpy()) for name, tensor in _named_outputs(model, found).items()}
+    single = next((name for name, array in answers.items() if array.ndim == 0), None)
+    if single is not None:
+        raise CannotServe(
+            f"Model {model.name!r} cannot be served: its output {single!r} is one number for all rows together. "
+            "Deploy a model that gives an answer for each row, its first dimension the batch."
+        )
+    return answers
 
 
 def _named_outputs(model: Any, found: Any) -> dict[str, Any]:
@@ -153,8 +212,10 @@ def _named_outputs(model: Any, found: Any) -> dict[str, Any]:
     import tensorflow as tf
 
     flat = keras.tree.flatten(found)
+    if any(leaf is None for leaf in flat):
+        raise CannotServe(f"Model {model.name!r} cannot be served: None is among its outputs. Let call return tensors only.")
     if isinstance(found, Mapping):
-        given: list[Any] = sorted(found)
+        given: list[Any] = ["_".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(found)]
     else:
         given = list(getattr(model, "output_names", None) or [])
     if len(given) != len(flat):
@@ -208,8 +269,25 @@ def _exported(model: Any, function: Any, wanted: list[str], check_onnx: Callable
                     check_onnx(artefact)
                 return kind, artefact, "; ".join(reasons)
             except Exception as error:  # noqa: BLE001 - border: the exporters raise anything over an operator they do not know
-                reasons.append(f"{kind}: {' '.join(str(error).split())[:300] or type(error).__name__}")
-    raise CannotServe(f"Model {model.name!r} cannot be exported ({'; '.join(reasons)}). Use layers made of TensorFlow operators.")
+                said = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+                reasons.append(f"{kind}: {said[:300] or type(error).__name__}")
+    why = "; ".join(dict.fromkeys(reason.partition(": ")[2] for reason in reasons))
+    raise CannotServe(f"Model {model.name!r} cannot be exported ({' and '.join(wanted)}: {why}). {_move(why, function)}")
+
+
+# What the exporters say, and what to do about it.
+MOVES: Final = (
+    (r"valid (root )?scope name", "Rename the model and its layers: letters, digits, '.', '_', '/' and '-', with a letter or digit first."),
+    (r"numpy|py_?func", "Replace Python and numpy code in call by keras.ops or TensorFlow operators."),
+)
+FREE_SIZE: Final = "Give every dimension of its Input but the first a size, or deploy the part of the model without the layer named there."
+ANY_LAYER: Final = "Replace the layer that is named there, or deploy the part of the model without it."
+
+
+def _move(why: str, function: Any) -> str:
+    known = [move for pattern, move in MOVES if re.search(pattern, why, re.IGNORECASE)]
+    is_free = any(None in tuple(spec.shape)[1:] for spec in function.input_signature)
+    return known[0] if known else FREE_SIZE if is_free else ANY_LAYER
 
 
 def _onnx(model: Any, function: Any, folder: Path) -> bytes:

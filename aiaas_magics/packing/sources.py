@@ -22,6 +22,7 @@ from aiaas_magics.errors import AiaasBug, CannotTravel, DataMismatch
 from aiaas_magics.execution import Execution
 from aiaas_magics.packing import fitcall_pickle
 from aiaas_magics.packing.manifest import ManifestItem
+from aiaas_magics.packing.probing import has
 
 PYTHON_OPS: Final = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 # A worker's folder is another than the kernel's, and on another machine the files are not there at all. What only writes
@@ -141,7 +142,7 @@ def is_source(value: Any) -> bool:
     if isinstance(value, (tf.data.Dataset, keras.utils.PyDataset, types.GeneratorType)):
         return True
     library = str(type(value).__module__).partition(".")[0]
-    return hasattr(value, "__next__") and not hasattr(value, "__array__") and library not in {"grain", "torch"}
+    return has(value, "__next__") and not has(value, "__array__") and library not in {"grain", "torch"}
 
 
 def packed(value: Any, name: str) -> tuple[Source, Stream | None]:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aiaas_magics.plots import style, text
-from aiaas_magics.story import EpochRow
+from aiaas_magics.story import EpochRow, epochs_of
 
 WIDTH: Final = 8.6
 HEIGHT: Final = 2.1
@@ -40,8 +40,10 @@ def _subtitle(epochs: Sequence[EpochRow]) -> str:
         return "no epoch has ended yet"
     last = epochs[-1]
     logs = ", ".join(f"{name} {text.number(value)}" for name, value in list(last.logs.items())[:4])
-    total_s = sum(row.seconds for row in epochs)
-    return f"{len(epochs)} epochs in {text.seconds(total_s)}; the last: {logs}"
+    count = epochs_of(epochs)
+    # Where not each epoch has a row, nobody knows here how long those without took.
+    took = f" in {text.seconds(sum(row.seconds for row in epochs))}" if count == len(epochs) else ""
+    return f"{count:,} epochs{took}; the last: {logs}"
 
 
 def _is_loss(name: str) -> bool:

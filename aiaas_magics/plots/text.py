@@ -15,7 +15,7 @@ from aiaas_magics.latency import ONE_IN, Answers, LoadReport
 from aiaas_magics.laws import ScalingRow, SpeedupPoint, StudyFit, percentile, scaling
 from aiaas_magics.monitoring import Sample, Watched
 from aiaas_magics.projection import ProjectedRow, Projection
-from aiaas_magics.story import EpochRow
+from aiaas_magics.story import EpochRow, epochs_of
 
 LOAD_HEADER: Final = ("connections", "form", "requests", "requests/s", "rows/s", "p50", "p90", "p99", "p99.9", "max", "errors")
 WATCHED_HEADER: Final = ("", "requests/s", "rows/s", "p50", "p99", "waits", "rows a batch", "failed/s", "refused/s")
@@ -451,8 +451,8 @@ def history_text(epochs: Sequence[EpochRow], title: str = "Training") -> str:
     rows = [
         (str(row.epoch + 1), seconds(row.seconds), count(row.rows_per_s), *(_cell(row.logs.get(name)) for name in names)) for row in shown
     ]
-    left_out = len(epochs) - len(shown)
-    note = f"\n({left_out} epochs between are left out)" if left_out else ""
+    left_out = epochs_of(epochs) - len(shown)
+    note = f"\n({left_out:,} epochs between are left out)" if left_out else ""
     return f"{title}\n{table(('epoch', 'time', 'rows/s', *names), rows)}{note}"
 
 

@@ -32,6 +32,7 @@ BASE = {
     "processes",
     "server_proof",
     "plain_text",
+    "environment",
 }
 
 # room -> rooms it may import from, itself and the base aside

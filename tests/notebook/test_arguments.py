@@ -88,7 +88,7 @@ def test_every_option_of_training_is_read() -> None:
     line = (
         "-n 4,1,2 --weak --name 'my run' --async -o out --dry-run --seed 7 --oversubscribe --local-fallback --ui text "
         "--engine tensorflow --strategy single --fused off --model-parallel 1 --processes 1 --checkpoint-every 30s --retries 5 --resume 7 "
-        "--precision mixed_bfloat16 --accumulate 4"
+        "--precision mixed_bfloat16 --accumulate 4 --env MY_KEY,MY_RATE"
     )
 
     request = arguments.read(magic("train"), line, TrainRequest)
@@ -112,6 +112,8 @@ def test_every_option_of_training_is_read() -> None:
         checkpoint_every=Every(seconds=30.0),
         retries=5,
         resume="7",
+        env=("MY_KEY", "MY_RATE"),
+        no_env=False,
         local_fallback=True,
         ui="text",
         help=False,
@@ -120,6 +122,16 @@ def test_every_option_of_training_is_read() -> None:
     assert request.workers.is_study
     with pytest.raises(UsageError, match="--workers 1,2"):
         arguments.read(magic("train"), "--weak -n 2", TrainRequest)
+
+
+def test_environment_variables_are_named_or_none_is_sent() -> None:
+    assert arguments.read(magic("train"), "", TrainRequest).environment == ()
+    assert arguments.read(magic("train"), "--env A,B", TrainRequest).environment == ("A", "B")
+    assert arguments.read(magic("train"), "--no-env", TrainRequest).environment is None
+    with pytest.raises(UsageError, match="Leave one of them out"):
+        arguments.read(magic("train"), "--no-env --env A", TrainRequest)
+    with pytest.raises(UsageError, match="without values"):
+        arguments.read(magic("train"), "--env A=1", TrainRequest)
 
 
 def test_every_option_of_deploying_is_read() -> None:

@@ -62,7 +62,7 @@ def test_a_typing_mistake_is_one_line_and_stops_run_all(kernel: Kernel) -> None:
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("%aiaas_train", "needs the cell that calls fit"),
+        ("%aiaas_train", "needs code below it"),
         ("%aiaas_deploy", "Which model?"),
         ("%aiaas_bench", "Which endpoint?"),
         ("%aiaas_stop", "Which endpoint?"),
@@ -92,7 +92,7 @@ def test_bad_input_gets_one_clear_line(kernel: Kernel, code: str, said: str) -> 
 def test_the_body_runs_in_the_notebooks_namespace_and_a_cell_without_fit_says_so(kernel: Kernel) -> None:
     cell = kernel.run("%%aiaas_train\nhere = 41 + 1")
 
-    assert "There was no fit in this cell" in cell.text
+    assert "No fit was called in this cell" in cell.text
     assert kernel.run("here").text.strip() == "42"
 
 

@@ -38,6 +38,7 @@ def report_of(error: BaseException, *, rank: int, phase: str = "") -> ErrorRepor
     text = "".join(traceback.format_exception(error))
     return ErrorReport(
         type=type(error).__name__,
+        bases=tuple(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == "builtins" and cls is not object),
         message=wording.told(error)[:TEXT],
         frames=tuple(frames[-FRAMES:]),
         ranks=(rank,),

@@ -199,7 +199,7 @@ class LiveView:
     """A job's view, bounded by `with`. `tell` is cheap and may come from any one thread.
 
     However the block ends, what stays is static: the bundles given to `freeze`, or the last
-    picture where none were given.
+    picture where none were given. Of a block that fails before the backend has said anything, nothing stays.
     """
 
     def __init__(self, kind: str, *, title: str, hint: str = "") -> None:
@@ -222,6 +222,10 @@ class LiveView:
         self._thread.join(JOIN_S)
         if self._thread.is_alive():
             raise AiaasBug(f"the view's thread still runs {JOIN_S} s after it was stopped")
+        if error is not None and self._bundles is None:
+            self._hint = ""  # nothing is left to interrupt
+            if not self._story.last_seq:
+                self._bundles = []
         last = self._picture()
         self._painter.paint(last)
         self._painter.close(self._bundles if self._bundles is not None else [snapshot(last)])

@@ -108,7 +108,7 @@ def status_line(story: JobStory) -> str:
         case JobState.FAILED:
             return f"failed: {error_line(story) or _first_line(story.reason) or 'no reason was recorded'}"
         case JobState.CANCELLED:
-            return f"cancelled after {_epochs(len(story.rows))}" if story.rows else "cancelled"
+            return f"cancelled after {_epochs(story.epochs_done)}" if story.rows else "cancelled"
         case JobState.STOPPING:
             return "stopping"
         case _:
@@ -141,12 +141,11 @@ def metrics_line(logs: dict[str, float], *, most: int = 6) -> str:
 def _ended(story: JobStory) -> str:
     if not story.rows:
         return "succeeded"
-    total_s = sum(row.seconds for row in story.rows)
-    return f"succeeded: {_epochs(len(story.rows))} in {text.seconds(total_s)}; {metrics_line(story.rows[-1].logs)}"
+    return f"succeeded: {_epochs(story.epochs_done)} in {text.seconds(story.training_s)}; {metrics_line(story.rows[-1].logs)}"
 
 
 def _epochs(count: int) -> str:
-    return f"{count} epoch" + ("" if count == 1 else "s")
+    return f"{count:,} epoch" + ("" if count == 1 else "s")
 
 
 def _underway(story: JobStory) -> str:

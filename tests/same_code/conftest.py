@@ -1,0 +1,14 @@
+"""A real kernel for the tests that need one: all of this folder share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.notebook.conftest import Kernel, started
+
+
+@pytest.fixture(scope="session")
+def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    yield from started(tmp_path_factory.mktemp("same_code"))

@@ -1,0 +1,36 @@
+"""A fit on the backend leaves the kernel's random state as plain `fit` leaves it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from aiaas_magics.client.training import seed_of
+from aiaas_magics.packing.fitcall import FitCall
+from tests.packed import Namespace
+
+Cell = Callable[..., Namespace]
+SMALL = "model = keras.Sequential([layers.Input((6,)), layers.Dense(1)])\nmodel.compile('sgd', 'mse')"
+
+
+def test_the_order_of_rows_draws_nothing_from_pythons_generator(cell: Cell) -> None:
+    made = cell(SMALL)
+    before = random.getstate()
+
+    seed = seed_of(FitCall(made["model"], made["arguments"]))
+
+    assert random.getstate() == before
+    assert 0 <= seed < 2**31
+
+
+def test_a_seeded_notebook_has_one_order_and_each_fit_of_a_model_another(cell: Cell) -> None:
+    def seeds() -> list[int]:
+        made = cell(SMALL)  # its first cell calls set_random_seed
+        first = seed_of(FitCall(made["model"], made["arguments"]))
+        made["model"].optimizer.iterations.assign(10)
+        return [first, seed_of(FitCall(made["model"], made["arguments"]))]
+
+    first_run, second_run = seeds(), seeds()
+
+    assert first_run == second_run
+    assert len(set(first_run)) == 2

@@ -1,0 +1,95 @@
+"""Sample rows of every form that Keras takes, and refusals of a deploy with the move that helps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aiaas_magics.errors import DataMismatch
+from aiaas_magics.packing import servable
+from aiaas_magics.packing.servable import CannotServe
+from tests.packed import Namespace
+
+Cell = Callable[..., Namespace]
+
+MODELS = """
+x3 = x[:8, :3]
+class Nested(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.d = layers.Dense(1)
+    def call(self, t): return {"q": {"r": self.d(t["u"]["v"]) + self.d(t["w"][0])}}
+class Gives(keras.Model):
+    def call(self, t): return {"a": t, "b": None}
+class Adds(layers.Layer):
+    def call(self, p, q=None): return p if q is None else p + q
+plain = keras.Sequential([keras.Input((6,)), layers.Dense(1)])
+nested, gives_none = Nested(), Gives()
+a, b = keras.Input((3,), name="a"), keras.Input((3,), name="b", optional=True)
+optional = keras.Model({"a": a, "b": b}, Adds()(a, b))
+tree = {"u": {"v": keras.Input((3,))}, "w": (keras.Input((3,)),)}
+deep = keras.Model(tree, layers.Dense(1)(tree["u"]["v"] + tree["w"][0]))
+one_number = keras.Sequential([keras.Input((6,)), layers.Lambda(lambda t: ops.mean(t))])
+umlauts = keras.Sequential([keras.Input((6,)), layers.Dense(1, name="größe (cm)")])
+free = keras.Sequential([keras.Input((None, None, 1)), layers.UpSampling2D(interpolation="bilinear")])
+images = np.ones((8, 4, 4, 1), "float32")
+class Rows(keras.utils.PyDataset):
+    def __len__(self): return 1
+    def __getitem__(self, i): return x, y
+datasets = [tf.data.Dataset.from_tensor_slices((x, y)).batch(16), tf.data.Dataset.from_tensor_slices(x).batch(16), Rows()]
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "sample", "inputs"),
+    [
+        ("nested", "{'u': {'v': x3}, 'w': [x3]}", ["u_v", "w_0"]),
+        ("deep", "{'u': {'v': x3}, 'w': (x3,)}", ["u_v", "w_0"]),
+        ("optional", "{'a': x3, 'b': None}", ["a"]),
+        ("optional", "{'a': x3, 'b': x3}", ["a", "b"]),
+        ("plain", "datasets[0]", ["input_0"]),
+        ("plain", "datasets[1]", ["input_0"]),
+        ("plain", "datasets[2]", ["input_0"]),
+    ],
+)
+def test_samples_of_this_form_are_taken(model: str, sample: str, inputs: list[str], cell: Cell) -> None:
+    made = cell(MODELS + f"sample = {sample}")
+
+    exported = servable.export(made[model], made["sample"])
+
+    assert [spec.name for spec in exported.inputs] == inputs
+
+
+@pytest.mark.parametrize(
+    ("model", "sample", "error", "said"),
+    [
+        ("gives_none", "x", CannotServe, "None is among its outputs. Let call return tensors only"),
+        ("one_number", "x", CannotServe, "its output 'output_0' is one number for all rows together"),
+        ("umlauts", "x", CannotServe, "Rename the model and its layers"),
+        ("free", "images", CannotServe, "Give every dimension of its Input but the first a size"),
+        ("plain", "(n for n in [x])", DataMismatch, "sample is an iterator, and reading a batch of it would use that up"),
+        ("plain", "tf.sparse.from_dense(x)", DataMismatch, "sample is a SparseTensor: no rows to try the model on. Make it dense"),
+        ("optional", "{'a': None, 'b': None}", DataMismatch, "each of its inputs is None"),
+    ],
+)
+def test_a_refusal_names_the_cause_and_a_move_that_helps(model: str, sample: str, error: type[Exception], said: str, cell: Cell) -> None:
+    made: dict[str, Any] = cell(MODELS + f"sample = {sample}")
+
+    with pytest.raises(error) as refused:
+        servable.export(made[model], made["sample"])
+
+    assert said in str(refused.value)
+    assert "\x1b" not in str(refused.value)
+    assert "local-fallback" not in str(refused.value)
+
+
+def test_a_refused_fit_with_none_among_its_inputs_is_told_with_shapes(cell: Cell) -> None:
+    from aiaas_magics.packing.fitcall import FitCall, pack
+
+    made = cell(MODELS + "optional.compile('sgd', 'mse')")
+
+    with pytest.raises(DataMismatch, match=r"'b': None"):
+        pack(FitCall(made["optional"], {"x": {"a": np.ones((8, 5), "float32"), "b": None}, "y": np.ones((8, 3), "float32")}))
