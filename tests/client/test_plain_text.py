@@ -65,6 +65,7 @@ def test_a_progress_bars_line_ends_are_no_news() -> None:
     assert msgspec.json.decode(visible_json(msgspec.json.encode(["a\r\nb\r", "1/2\r2/2"]))) == ["a\nb", "1/2\\x0d2/2"]
 
 
+@pytest.mark.process
 def test_a_job_whose_name_holds_control_characters_is_not_handed_in(tmp_path: Path) -> None:
     with served(tmp_path / "state") as server, pytest.raises(errors.InvalidSpec, match=r"control character\. Give another --name"):
         server.submit(name=ATTACK)
@@ -134,6 +135,7 @@ def test_an_error_of_other_arguments_is_a_refusal_with_its_sentence(type: str, a
     assert str(caught.value)
 
 
+@pytest.mark.process
 def test_the_command_line_shows_no_control_character_and_no_markup(tmp_path: Path) -> None:
     """A whole `aiaas status` against a server whose records hold such a name, from before names were checked."""
     import sqlite3

@@ -230,6 +230,7 @@ exec(sys.argv[3])
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("code", "found"),
     [

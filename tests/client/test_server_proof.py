@@ -166,6 +166,7 @@ def test_a_pool_that_opens_its_connections_in_another_way_is_not_used() -> None:
         connections.put_into(object(), peer)
 
 
+@pytest.mark.process
 def test_the_load_generator_sends_nothing_to_another_program_either() -> None:
     form = Form(name="json", path="/v1/models/m:predict", bodies=(b'{"instances":[[41.5]]}',))
     with squatting(answer=answer_of(b'{"predictions":[1]}')) as squatter:

@@ -125,6 +125,7 @@ def test_what_a_kernel_streams_waits_for_room_and_none_of_it_is_lost(server: Ser
     assert [event.text for event in server.events(id, Output)] == ["True"]
 
 
+@pytest.mark.process
 def test_a_server_that_is_stopped_on_a_full_disk_leaves_no_worker(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as folder, served(folder / "state") as server:
         id = server.submit({"do": "epochs", "count": 6000, "seconds": 0.05})

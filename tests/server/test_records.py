@@ -18,6 +18,8 @@ from aiaas_magics.events import AnyEvent, Crashed, EpochEnded, Notice, StateChan
 from aiaas_magics.spec import JobState
 from tests.server.served import served
 
+pytestmark = pytest.mark.process
+
 FIRST = Path(__file__).with_name("records_1.sql")
 
 

@@ -88,6 +88,7 @@ def found(kind: str, state: Path) -> tuple[tuple[str, int], str] | None:
         return None
 
 
+@pytest.mark.process
 def test_handshakes_that_do_not_begin_keep_no_good_client_out(tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]

@@ -22,6 +22,8 @@ from aiaas_magics.events import AttemptStarted, WorkerStarted
 from aiaas_magics.spec import DeploySpec, EndpointView, Freed, JobState, StorageView, TensorSpec
 from tests.server.served import Served, served, until
 
+pytestmark = pytest.mark.process
+
 NOW_S = 1000 * DAY_S
 
 

@@ -25,6 +25,8 @@ from aiaas_magics.backend.serving.engines.onnx_check import has_control_flow
 from aiaas_magics.backend.serving.loader import may_be_inline
 from tests.waiting import until
 
+pytestmark = pytest.mark.process
+
 COMPUTE_S = 1.0
 ENDLESS = {"instances": [[1e15]]}
 

@@ -137,6 +137,7 @@ while True:
 """
 
 
+@pytest.mark.process
 def test_a_saved_models_process_that_computes_for_ever_ends_with_its_parent() -> None:
     told = subprocess.Popen([sys.executable, "-c", COMPUTES_FOR_EVER], stdout=subprocess.PIPE, text=True)
     assert told.stdout is not None
