@@ -23,7 +23,7 @@ from aiaas_magics.events import Finished, Notice
 from tests.small_disk import MOUNTS, full, small_disk
 from tests.training.test_checkpoints import checkpoint
 
-pytestmark = MOUNTS
+pytestmark = [MOUNTS, pytest.mark.process]
 
 
 @pytest.fixture
