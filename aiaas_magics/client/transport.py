@@ -411,16 +411,7 @@ def _refusal(answer: Answer) -> AiaasError:
         told = wire.decode(visible_json(answer.content), Refusal)
     except wire.Malformed:
         return BackendRefused(answer.status, visible(answer.content[:1200].decode(errors="replace")[:300]), retry_after_s)
-    kind = getattr(errors, told.type, None) if told.type in errors.__all__ else None
-    if kind is not None:
-        try:
-            error = kind(*told.args)
-            str(error)
-        except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError):  # arguments of other types than ours
-            return BackendRefused(answer.status, told.error, retry_after_s)
-        if isinstance(error, AiaasError):
-            return error
-    return BackendRefused(answer.status, told.error, retry_after_s)
+    return errors.rebuilt(told.type, told.args) or BackendRefused(answer.status, told.error, retry_after_s)
 
 
 def _value(answer: Answer, of: type[T]) -> T:
