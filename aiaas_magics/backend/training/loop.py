@@ -91,7 +91,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     agreeing = [] if group is None else [agreement(group, each_batch=batch_logs)]
     with contextlib.ExitStack() as stack:
         given = stack.enter_context(datasets.opened(arguments, command, group=group))
-        stack.enter_context(reading_from(source))
+        stack.enter_context(reading_from(source, call.model))
         collective = stack.enter_context(_hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=batch_logs))
         settle = collective.settle if collective is not None else lambda: None
         keeper = Keeper(
@@ -181,7 +181,7 @@ def _timed(
     progress = Progress(channel, plan=lambda: source.plan, notices=False)
     hooked = _hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=each is not None)
     with (
-        reading_from(source),
+        reading_from(source, call.model),
         hooked as collective,
         fusing(command, call, source, collective, pace=timer, test_pace=Pace(), rule=rule, told=told, batch_logs=each is not None),
     ):
