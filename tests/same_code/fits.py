@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,22 @@ class Channel(list[AnyEvent]):
     send = list.append
 
 
-def fit(folder: Path, model: Any, *, fused: str = "auto", said: Channel | None = None, **arguments: Any) -> Any:
-    """`model.fit(**arguments)` by pack, a worker's loop and its result; returns the `History`."""
+def fit(
+    folder: Path,
+    model: Any,
+    *,
+    fused: str = "auto",
+    said: Channel | None = None,
+    between: Callable[[], None] = lambda: None,
+    **arguments: Any,
+) -> Any:
+    """`model.fit(**arguments)` by pack, a worker's loop and its result; returns the `History`.
+
+    Args:
+        between: called after packing, to make of this process what a worker's is.
+    """
     packed = pack(FitCall(model, arguments), execution=Execution(fused=fused))
+    between()
     call = unpack(packed.payload, packed.arrays)
     command = WorkerCommand(
         job="test",
