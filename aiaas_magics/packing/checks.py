@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from aiaas_magics.errors import DataMismatch, InvalidSpec, JobStillRunning, NotCompiled, UsageError
-from aiaas_magics.packing import data, sources, wording
+from aiaas_magics.packing import data, model_state, sources, wording
 from aiaas_magics.spec import FitShape
 
 BATCH: Final = 32  # Keras' own
@@ -164,26 +164,95 @@ def shape_of(model: Any, arguments: Mapping[str, Any]) -> FitShape:
     )
 
 
-def build(model: Any, batch: BatchSpec) -> None:
+def build(model: Any, batch: BatchSpec, arguments: Mapping[str, Any] | None = None) -> None:
     """Build model, metrics, loss and optimizer where they are not, and check that the data fits them.
+
+    Args:
+        arguments: of `fit`, whose first rows build a model that runs eagerly and reads numbers; ones where left out.
 
     Raises:
         DataMismatch: with the shapes of the data and what Keras says.
     """
-    _build(model, symbols(batch))
-
-
-def _build(model: Any, batch: Any) -> None:
-    if _has_own_step(model):
-        _build_by_tracing(model, batch)
-        return
+    specs = symbols(batch)
+    own_step = _has_own_step(model)
     try:
-        model._symbolic_build(data_batch=batch)
-        _check_fit(model, batch)
+        _build_by_tracing(model, specs) if own_step else _build_by_symbols(model, specs)
     except Exception as error:
-        if model.built and getattr(model.optimizer, "built", True) and (model.run_eagerly or not _names_shapes(error)):
+        eager = runs_eagerly(model)
+        if is_built(model) and getattr(model.optimizer, "built", True) and ((eager and not own_step) or not _names_shapes(error)):
             return  # code that only runs on values: the workers' own attempt decides
+        if eager:
+            _build_by_values(model, specs, arguments)
+            return
+        if own_step and model.built and not _names_shapes(error):
+            return  # as above; layers that its step makes are missed when the result comes back
+        raise DataMismatch(_mismatch(model, specs, error)) from error
+
+
+def runs_eagerly(model: Any) -> bool:
+    """Whether the steps of `model` run as plain Python, by `compile` or by TensorFlow's switch for all functions."""
+    import tensorflow as tf
+
+    return bool(model.run_eagerly or tf.config.functions_run_eagerly())
+
+
+def is_built(model: Any) -> bool:
+    """Whether all its layers are: a model may say so of itself before they are."""
+    return all(layer.built for layer in model._flatten_layers())
+
+
+def _build_by_symbols(model: Any, batch: Any) -> None:
+    from keras.src import backend
+
+    if not is_built(model):  # as plain `fit` builds it; Keras' own symbolic build leaves out what is called in training only
+        backend.compute_output_spec(model, batch[0], training=True)
+    model._symbolic_build(data_batch=batch)
+    _check_fit(model, batch)
+
+
+def _build_by_values(model: Any, batch: Any, arguments: Mapping[str, Any] | None) -> None:
+    """Call the model on the first rows, since its code reads numbers; what the call changes is put back.
+
+    Raises:
+        DataMismatch: the call fails.
+    """
+    x, y, _ = _first_rows(batch, arguments)
+    try:
+        with model_state.kept(model):
+            y_pred = model(x, training=False)
+        for part in (model._compile_metrics, model._compile_loss):
+            if part is not None and not part.built:
+                part.build(y, y_pred)
+        if model.optimizer is not None and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+    except Exception as error:
         raise DataMismatch(_mismatch(model, batch, error)) from error
+    model._post_build()
+
+
+def _first_rows(batch: Any, arguments: Mapping[str, Any] | None) -> tuple[Any, Any, Any]:
+    """Tensors of the shapes in `batch`: rows of the arguments where they are arrays, else ones."""
+    import keras
+    import tensorflow as tf
+
+    def ones(symbol: Any) -> Any:
+        if symbol is None:
+            return None
+        shape = [n or 1 for n in symbol.shape]
+        return tf.fill(shape, "") if symbol.dtype == "string" else tf.ones(shape, symbol.dtype)
+
+    def rows(array: Any, symbol: Any) -> Any:
+        found = np.asarray(array[: symbol.shape[0]])
+        return tf.constant(found.astype(object), tf.string) if symbol.dtype == "string" else tf.cast(tf.constant(found), symbol.dtype)
+
+    def part(name: str, specs: Any) -> Any:
+        given = (arguments or {}).get(name)
+        if given is None or isinstance((arguments or {}).get("x"), sources.Source):
+            return keras.tree.map_structure(ones, specs)
+        return keras.tree.map_structure(lambda symbol, array: None if symbol is None else rows(array, symbol), specs, given)
+
+    x, y, sample_weight = (part(name, specs) for name, specs in zip(data.PARTS, batch, strict=True))
+    return x, y, sample_weight
 
 
 def _check_fit(model: Any, batch: Any) -> None:
@@ -191,10 +260,22 @@ def _check_fit(model: Any, batch: Any) -> None:
     from keras.src import backend
 
     x, y, sample_weight = batch
+    if model._compile_loss is None:
+        backend.compute_output_spec(lambda *given: _added_losses(model, *given), x, y, sample_weight)
+        return
     y_pred = _declared_outputs(model, x)
     if y_pred is None:
         y_pred = backend.compute_output_spec(model, x, training=False)
     backend.compute_output_spec(model._compute_loss, x, y, y_pred, sample_weight=sample_weight, training=False)
+
+
+def _added_losses(model: Any, x: Any, y: Any, sample_weight: Any) -> Any:
+    """The loss of a call that collects what layers add by `add_loss`, which Keras' symbolic calls do not."""
+    from keras.src import backend
+
+    with backend.StatelessScope(collect_losses=True):
+        y_pred = model(x, training=True)
+        return model._compute_loss(x, y, y_pred, sample_weight=sample_weight, training=True)
 
 
 def _declared_outputs(model: Any, x: Any) -> Any:
@@ -226,12 +307,9 @@ def _build_by_tracing(model: Any, batch: Any) -> None:
 
     specs = tree.map_structure(lambda leaf: None if leaf is None else tf.TensorSpec(leaf.shape, leaf.dtype), batch)
     packed = specs if specs[2] is not None else specs[:2] if specs[1] is not None else specs[0]
-    try:
-        tf.function(model.train_step, reduce_retracing=True).get_concrete_function(packed)
-    except Exception as error:
-        if model.built and not _names_shapes(error):
-            return  # the workers' own attempt decides
-        raise DataMismatch(_mismatch(model, batch, error)) from error
+    if tf.config.functions_run_eagerly():
+        raise NotImplementedError("no function is traced while all of them run eagerly")
+    tf.function(model.train_step, reduce_retracing=True).get_concrete_function(packed)
     model._post_build()
 
 

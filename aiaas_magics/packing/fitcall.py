@@ -7,6 +7,7 @@ checks first and changes nothing but this: what is not built yet is built.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def pack(
     streams = _pack_sources(arguments, workers, execution.resolved(devices=workers, gpus=gpus))
     callbacks = flat_callbacks(arguments.pop("callbacks", None))
     batch = checks.batch_spec(arguments)
-    checks.build(model, batch)
+    checks.build(model, batch, arguments)
     checks.check_parts(model, checks.shape_of(model, arguments), workers=workers, parts=execution.accumulate)
     root = {
         "model": model,
@@ -259,6 +260,7 @@ def _roots(model: Any, arguments: Mapping[str, Any], callbacks: Sequence[Any]) -
 def _settings() -> dict[str, Any]:
     """Keras' global settings that a fit depends on."""
     import keras
+    import tensorflow as tf
     from keras.src.backend import config
     from tensorflow.python.framework.config import is_op_determinism_enabled
 
@@ -270,6 +272,7 @@ def _settings() -> dict[str, Any]:
         "max_epochs": config.max_epochs(),
         "max_steps_per_epoch": config.max_steps_per_epoch(),
         "deterministic": is_op_determinism_enabled(),
+        "functions_run_eagerly": tf.config.functions_run_eagerly(),
     }
 
 
@@ -284,10 +287,14 @@ def apply_settings(settings: Mapping[str, Any]) -> None:
     keras.config.set_dtype_policy(settings["dtype_policy"])
     config.set_max_epochs(settings["max_epochs"])
     config.set_max_steps_per_epoch(settings["max_steps_per_epoch"])
-    if settings["deterministic"] and keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
 
+    if settings["deterministic"]:
         tf.config.experimental.enable_op_determinism()
+    if settings["functions_run_eagerly"]:
+        tf.config.run_functions_eagerly(True)
 
 
 def _global_seed() -> Any:
@@ -336,7 +343,9 @@ def _manifest(
 
 
 def _described(model: Any) -> str:
-    return f"{type(model).__name__}, {len(model.layers)} layers, {model.count_params():,} parameters"
+    # Not by `count_params`, which refuses a model that only its own train_step calls the layers of.
+    parameters = sum(math.prod(variable.shape) for variable in model.weights)
+    return f"{type(model).__name__}, {len(model.layers)} layers, {parameters:,} parameters"
 
 
 def _memory_bytes(model: Any, arguments: Mapping[str, Any], shape: FitShape) -> int:

@@ -44,6 +44,7 @@ from aiaas_magics.backend.training.progress import Progress
 from aiaas_magics.backend.training.unpacked import Unpacked
 from aiaas_magics.events import AnyEvent, Candidate, Planned
 from aiaas_magics.packing import fitcall
+from aiaas_magics.packing.checks import runs_eagerly
 from aiaas_magics.packing.fitcall import UnpackedFitCall
 from aiaas_magics.packing.sources import in_arguments
 
@@ -212,7 +213,7 @@ def _wanted(command: WorkerCommand, model: Any) -> Choice:
         return Choice(fused="off")
     if is_mirrored(command):
         return Choice(fused="off", why=("MirroredStrategy makes its calls itself",))
-    if model.run_eagerly:
+    if runs_eagerly(model):
         return Choice(fused="off", why=("the model runs eagerly",))
     for name in ("make_train_function", "make_test_function"):
         if getattr(type(model), name) is not getattr(TensorFlowTrainer, name):

@@ -23,6 +23,7 @@ from aiaas_magics.backend.training.exact import Scope, Share
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.halves import Halves, NotHalved
 from aiaas_magics.backend.training.variables import metric_variables, offset_seeds
+from aiaas_magics.packing.checks import runs_eagerly
 
 HALVES = (tf.float16, tf.bfloat16)  # exchanged in single precision: numpy has no fast halves, and no bfloat16 at all
 
@@ -50,7 +51,7 @@ class Collective(FitHooks):
         self._last: Any = None  # the exchange that was traced last
         self._summed = False  # metrics are those of all ranks, on each of them
         # Whoever looks at batches may look at the optimizer too.
-        shared_out = share_out and not batch_logs and not model.run_eagerly and shardable(model.optimizer, model.trainable_variables)
+        shared_out = share_out and not batch_logs and not runs_eagerly(model) and shardable(model.optimizer, model.trainable_variables)
         self._sharded = ShardedUpdate(model.optimizer, model.trainable_variables, group) if shared_out else None
         self.halves = Halves()
 
