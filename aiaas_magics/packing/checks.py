@@ -96,7 +96,7 @@ def _check_source(model: Any, arguments: Mapping[str, Any]) -> None:
             raise DataMismatch(
                 f"{name} was given beside x of type {type(arguments['x']).__name__}. Let x yield {what} too, as (x, y, ...)."
             )
-    if arguments.get("class_weight") is not None and hasattr(arguments["x"], "__next__"):
+    if arguments.get("class_weight") is not None and sources.is_iterator(arguments["x"]):
         raise DataMismatch("class_weight was given beside a generator, which Keras does not take. Let it yield (x, y, weights).")
     if arguments.get("validation_split"):
         raise DataMismatch("validation_split needs arrays, and x yields batches. Give validation_data instead.")
@@ -341,7 +341,9 @@ def _spec_of_source(source: sources.Source, *, weighted: bool) -> BatchSpec:
     import keras
     import tensorflow as tf
 
-    def spec(leaf: Any) -> str:
+    def spec(leaf: Any) -> str | None:
+        if isinstance(leaf, tf.OptionalSpec):
+            return None
         return f"{leaf.dtype.name}:" + ",".join(map(str, (leaf.shape[0] or source.batch_rows or BATCH, *leaf.shape[1:])))
 
     leaves = tf.nest.map_structure(spec, source.spec)

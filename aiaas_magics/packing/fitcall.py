@@ -181,7 +181,7 @@ def _pack_sources(arguments: dict[str, Any], workers: int, execution: Execution)
     streams = []
     for name in sources.PLACES:
         if sources.is_source(arguments.get(name)):
-            arguments[name], stream = sources.packed(arguments[name], name)
+            arguments[name], stream = sources.packed(arguments[name], name, shuffle=name == "x" and bool(arguments.get("shuffle", True)))
             sources.check_ways(arguments[name], name, workers=workers, execution=execution)
             streams += [stream] if stream is not None else []
     return tuple(streams)

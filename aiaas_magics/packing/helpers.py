@@ -26,11 +26,12 @@ def users_module(name: str | None) -> ModuleType | None:
     if module is None or not name or name.partition(".")[0] in _NEVER:
         return None
     file = getattr(module, "__file__", None)
-    return module if isinstance(file, str) and _is_users_file(file) else None
+    return module if isinstance(file, str) and is_users_file(file) else None
 
 
 @cache
-def _is_users_file(file: str) -> bool:
+def is_users_file(file: str) -> bool:
+    """Whether a file, or the text of a cell under this name, is no part of Python or of an installed package."""
     path = Path(file).resolve()
     if _LIBRARY_FOLDERS & set(path.parts):
         return False
@@ -65,7 +66,7 @@ def _is_found_beside(name: str) -> bool:
         spec = find_spec(name)
     except (ImportError, ValueError):
         return False
-    return spec is not None and spec.origin is not None and spec.has_location and _is_users_file(spec.origin)
+    return spec is not None and spec.origin is not None and spec.has_location and is_users_file(spec.origin)
 
 
 def imported_names(code: CodeType) -> Iterator[str]:

@@ -11,6 +11,7 @@ from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.events import AnyEvent
 from aiaas_magics.execution import Execution
 from aiaas_magics.packing.fitcall import FitCall, apply_result, pack, read_result, unpack, write_result
+from tests.training.test_datasets import kernel
 
 
 class Channel(list[AnyEvent]):
@@ -48,6 +49,7 @@ def fit(
         seed=5,
         execution=Execution(fused=fused),
     )
-    history = loop.run(command, call, Channel() if said is None else said)  # type: ignore[arg-type]
+    with kernel([(stream, folder / "feed" / stream.name) for stream in packed.streams]):
+        history = loop.run(command, call, Channel() if said is None else said)  # type: ignore[arg-type]
     write_result(folder / "result.safetensors", call, history)
     return apply_result(read_result((folder / "result.safetensors").read_bytes()), packed)
