@@ -6,6 +6,7 @@ built yet: variables must exist in the kernel, or their trained values would fin
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any, Final
@@ -176,7 +177,8 @@ def build(model: Any, batch: BatchSpec, arguments: Mapping[str, Any] | None = No
     specs = symbols(batch)
     own_step = _has_own_step(model)
     try:
-        _build_by_tracing(model, specs) if own_step else _build_by_symbols(model, specs)
+        with _strategy_of(model):
+            _build_by_tracing(model, specs) if own_step else _build_by_symbols(model, specs)
     except Exception as error:
         eager = runs_eagerly(model)
         if is_built(model) and getattr(model.optimizer, "built", True) and ((eager and not own_step) or not _names_shapes(error)):
@@ -187,6 +189,14 @@ def build(model: Any, batch: BatchSpec, arguments: Mapping[str, Any] | None = No
         if own_step and model.built and not _names_shapes(error):
             return  # as above; layers that its step makes are missed when the result comes back
         raise DataMismatch(_mismatch(model, specs, error)) from error
+
+
+def _strategy_of(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """The user's strategy, in whose scope the model was made: variables of its optimizer are made there too, as plain `fit` makes them."""
+    import tensorflow as tf
+
+    strategy = model._distribute_strategy
+    return contextlib.nullcontext() if strategy in (None, tf.distribute.get_strategy()) else strategy.scope()
 
 
 def runs_eagerly(model: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -218,9 +219,27 @@ def _wanted(command: WorkerCommand, model: Any) -> Choice:
     for name in ("make_train_function", "make_test_function"):
         if getattr(type(model), name) is not getattr(TensorFlowTrainer, name):
             return Choice(fused="off", why=(f"{type(model).__name__} has a {name} of its own",))
+    if command.ranks > 1 and (name := _function_in_step(model)):
+        return Choice(
+            fused="off", why=(f"{name} is a tf.function, which keeps its first trace, and with it that trace's share of a batch",)
+        )
     if execution.accumulate > 1:
         return Choice(fused="graph", why=("XLA would hold all parts of a batch in memory at once",))
     return Choice(fused="xla") if execution.fused == "auto" and model.jit_compile and command.ranks == 1 else Choice(fused=execution.fused)
+
+
+def _function_in_step(model: Any) -> str:
+    """The name of a `tf.function` that the user's own `train_step` is, or calls by its name; empty where there is none."""
+    step = inspect.getattr_static(type(model), "train_step")
+    if isinstance(step, tf.types.experimental.PolymorphicFunction):
+        return "train_step"
+    if step is inspect.getattr_static(TensorFlowTrainer, "train_step") or not inspect.isfunction(step):
+        return ""
+    for name in step.__code__.co_names:
+        called = inspect.getattr_static(model, name, step.__globals__.get(name))
+        if isinstance(called, tf.types.experimental.PolymorphicFunction):
+            return name
+    return ""
 
 
 def _strategy(command: WorkerCommand) -> str:
