@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from aiaas_magics.errors import CannotTravel, JobStillRunning
+from aiaas_magics.errors import CannotTravel, DataMismatch, JobStillRunning
 from aiaas_magics.packing.checks import JOB_MARK
 from aiaas_magics.packing.fitcall import FitCall
 
@@ -219,7 +219,7 @@ def _wrong_arguments(error: TypeError, options: dict[str, Any], signature: inspe
 def _runs_here_only(error: Exception) -> bool:
     from aiaas_magics.packing.checks import UnsuitableKeras
 
-    return isinstance(error, (CannotTravel, UnsuitableKeras))
+    return isinstance(error, (CannotTravel, DataMismatch, UnsuitableKeras))
 
 
 # --------------------------------------------------------------------------- models being trained elsewhere

@@ -131,9 +131,18 @@ def training_rows(arguments: Mapping[str, Any]) -> int:
     return rows
 
 
-def check_parts(model: Any, shape: FitShape, *, workers: int, parts: int) -> None:
-    """Raises `InvalidSpec` where a batch cannot be computed in so many parts."""
+def check_parts(model: Any, shape: FitShape, *, workers: int, parts: int, together: bool = False) -> None:
+    """Raises `InvalidSpec` where a batch cannot be computed in so many parts; `together`: workers run one program on the whole batch."""
     import keras
+
+    fixed = next((tensor.shape[0] for tensor in keras.tree.flatten(getattr(model, "inputs", None) or ()) if tensor.shape[0]), None)
+    whole = together or (fixed or 0) < workers  # a batch with fewer rows than workers is computed whole by each
+    if fixed and parts * (1 if whole else workers) > 1:
+        asked = f"{workers} workers" if not whole and workers > 1 else f"--accumulate {parts}"
+        raise InvalidSpec(
+            f"Model {model.name!r} takes batches of {fixed} rows only (batch_shape), and with {asked} a batch is computed in parts. "
+            "Use --workers 1 without --accumulate, or make the model without a batch size."
+        )
 
     rows = min(shape.global_batch, shape.rows) // workers
     if parts > max(1, rows):
@@ -393,7 +402,10 @@ def _mismatch(model: Any, batch: Any, error: Exception) -> str:
     told = ", ".join(f"{name} {_shapes(part)}" for name, part in zip(data.PARTS, batch, strict=True) if part is not None)
     wanted = _wanted(model)
     reason = " ".join(wording.told(error).split())[:600].rstrip(".")
-    return f"Model {model.name!r} rejects this data: a batch is {told}{wanted}. Change the data or the model. Keras says: {reason}."
+    return (
+        f"Model {model.name!r} rejects this data: a batch is {told}{wanted}. Change the data or the model; "
+        f"if plain fit takes both, the limit is ours, and --local-fallback runs this fit in the kernel. Keras says: {reason}."
+    )
 
 
 def _shapes(part: Any) -> str:

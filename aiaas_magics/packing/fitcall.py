@@ -130,7 +130,7 @@ def pack(
     callbacks = flat_callbacks(arguments.pop("callbacks", None))
     batch = checks.batch_spec(arguments)
     checks.build(model, batch, arguments)
-    checks.check_parts(model, checks.shape_of(model, arguments), workers=workers, parts=execution.accumulate)
+    checks.check_parts(model, checks.shape_of(model, arguments), workers=workers, parts=execution.accumulate, together=execution.on_jax)
     root = {
         "model": model,
         "arguments": arguments,
