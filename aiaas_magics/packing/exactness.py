@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from aiaas_magics.execution import Execution
-from aiaas_magics.packing import data, sources
+from aiaas_magics.packing import attributes, data, sources
 from aiaas_magics.spec import FitShape
 
 
@@ -173,6 +173,12 @@ def _data(arguments: Mapping[str, Any], workers: int) -> Iterator[str]:
             f"Streamed from this kernel ({_list(streamed)}): keep it running until the job has ended. "
             "A lost worker ends the job, since batches that were read are gone."
         )
+    for name, source in given.items():
+        if isinstance(source, sources.PickledSource) and (held := attributes.generators_of(source.dataset)):
+            yield (
+                f"{type(source.dataset).__name__} ({name}) has a random generator ({_list(held)}), whose state does not come back: "
+                "a second fit with the same object begins with the numbers of the first."
+            )
     endless = [name for name in streamed if given[name].batches is None]
     if endless:
         yield (

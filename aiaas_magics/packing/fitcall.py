@@ -6,6 +6,7 @@ checks first and changes nothing but this: what is not built yet is built.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import os
@@ -20,7 +21,19 @@ from aiaas_magics import environment as environment_rules
 from aiaas_magics.environment import EnvironmentChoice
 from aiaas_magics.errors import NotOnJax
 from aiaas_magics.execution import Execution
-from aiaas_magics.packing import cell_sources, checks, closures, exactness, fitcall_pickle, portable, randomness, refusals, samples, sources
+from aiaas_magics.packing import (
+    attributes,
+    cell_sources,
+    checks,
+    closures,
+    exactness,
+    fitcall_pickle,
+    portable,
+    randomness,
+    refusals,
+    samples,
+    sources,
+)
 from aiaas_magics.packing.data import all_leaves, plain_arguments, with_texts_as_tensors
 from aiaas_magics.packing.manifest import Manifest, ManifestItem, array_item, class_item, function_item
 from aiaas_magics.packing.preamble import Preamble
@@ -78,6 +91,7 @@ class PackedFitCall:
     streams: tuple[sources.Stream, ...] = ()  # data that this kernel must send batch by batch
     in_batches: bool = False  # some data yields batches instead of holding rows
     environment_notes: tuple[str, ...] = ()  # which variables go along; `notes` are about results
+    datasets: tuple[Any, ...] = ()  # live objects that travel as pickles in the place of arguments
     verbose: Any = "auto"  # as `fit` was given it; workers train silently
 
 
@@ -94,6 +108,12 @@ class UnpackedFitCall:
     variables: tuple[Any, ...]
     paths: tuple[str, ...]
     batch: checks.BatchSpec
+    marks: tuple[attributes.Marks, ...] = ()  # of attributes as they came
+
+    @property
+    def owners(self) -> list[Any]:
+        """The objects whose attributes may come back."""
+        return attributes.owners(self.model, [source.dataset for source in _pickled(self.arguments)])
 
 
 def pack(
@@ -126,6 +146,7 @@ def pack(
     checks.check_compiled(model)
     arguments = plain_arguments(_known_arguments(call.arguments))
     checks.check_arguments(model, arguments)
+    datasets = tuple(value for name in sources.PLACES if sources.is_source(value := arguments.get(name)))
     streams = _pack_sources(arguments, workers, execution.resolved(devices=workers, gpus=gpus))
     callbacks = flat_callbacks(arguments.pop("callbacks", None))
     batch = checks.batch_spec(arguments)
@@ -172,8 +193,13 @@ def pack(
         execution=execution,
         streams=streams,
         in_batches=bool(sources.in_arguments(arguments)),
+        datasets=tuple(given for given in datasets if any(given is source.dataset for source in _pickled(arguments))),
         verbose=arguments.get("verbose", "auto"),
     )
+
+
+def _pickled(arguments: Mapping[str, Any]) -> list[sources.PickledSource]:
+    return [source for source in sources.in_arguments(arguments).values() if isinstance(source, sources.PickledSource)]
 
 
 def _pack_sources(arguments: dict[str, Any], workers: int, execution: Execution) -> tuple[sources.Stream, ...]:
@@ -217,7 +243,7 @@ def unpack(payload: bytes, arrays: Sequence[np.ndarray]) -> UnpackedFitCall:
         from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
         global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, root["seed"])
-    return UnpackedFitCall(
+    call = UnpackedFitCall(
         model=root["model"],
         arguments=arguments,
         callbacks=callbacks,
@@ -225,6 +251,7 @@ def unpack(payload: bytes, arrays: Sequence[np.ndarray]) -> UnpackedFitCall:
         paths=_paths(root["model"], variables),
         batch=root["batch"],
     )
+    return dataclasses.replace(call, marks=tuple(attributes.marks_of(call.owners)))
 
 
 def flat_callbacks(callbacks: Any) -> list[Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from aiaas_magics.errors import AiaasBug, DataMismatch, ResultMismatch
-from aiaas_magics.packing import checks, plain
+from aiaas_magics.packing import attributes, checks, plain
 from aiaas_magics.packing.checks import BatchSpec
 from aiaas_magics.packing.portable import PortedFitCall
 from aiaas_magics.packing.variables import ROLES, fitting_value, roles_of, tensorflow_variable, value_of
@@ -42,6 +42,7 @@ class FitResult:
     callbacks: tuple[dict[str, Any], ...]
     stop_training: bool
     batch: BatchSpec  # what the model was built for
+    attributes: tuple[dict[str, Any], ...] = ()  # of layers and data, in the order of `attributes.owners`
     made: tuple[str, ...] = ()  # paths of weights that the model had not when it was sent
 
 
@@ -68,6 +69,7 @@ def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall | Porte
         "stop_training": bool(getattr(unpacked.model, "stop_training", False)),
         "batch": plain.encode(unpacked.batch, arrays),
         "made": _made_in_training(unpacked),
+        "attributes": [] if isinstance(unpacked, PortedFitCall) else attributes.changed(unpacked.owners, unpacked.marks, arrays),
     }
     tensors = {}
     dtypes = []
@@ -125,6 +127,9 @@ def read_result(data: bytes) -> FitResult:
             stop_training=header["stop_training"],
             batch=plain.decode(header["batch"], arrays),
             made=tuple(header.get("made", ())),
+            attributes=tuple(
+                {name: plain.decode(value, arrays) for name, value in found.items()} for found in header.get("attributes", ())
+            ),
         )
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise AiaasBug(f"a result cannot be read ({type(error).__name__}: {error})") from error
@@ -142,9 +147,10 @@ def apply_result(result: FitResult, packed: PackedFitCall) -> Any:
     _assign(packed.model, packed.variables, result.variables, packed.paths)
     history = _history(result, packed.model)
     history.params["verbose"] = packed.verbose
+    attributes.put_back(attributes.owners(packed.model, packed.datasets), result.attributes)
     packed.model.stop_training = result.stop_training
-    for callback, attributes in zip(packed.callbacks, result.callbacks, strict=False):
-        plain.put_back(callback, attributes)
+    for callback, values in zip(packed.callbacks, result.callbacks, strict=False):
+        plain.put_back(callback, values)
         # Not by `set_model`: the worker has called it, and what it does besides (TensorBoard opens files) must not be done twice.
         callback._model = packed.model
         if isinstance(params := vars(callback).get("params"), dict) and "verbose" in params:
