@@ -49,7 +49,8 @@ def remote_move(report: ErrorReport) -> str:
     """What to do about an error of the user's code in a worker, as a clause."""
     if (name := report.missing_variable) is not None:
         return f"Workers have the backend's environment: send the kernel's variable with --env {name}, after %env {name}=value"
-    return "Fix the cell and run it again"
+    fix = "Fix the cell and run it again. If plain fit runs it as it is, the limit is ours"
+    return f"{fix}: try --fused off and --workers 1, and report it to us"
 
 
 # Those that a class of ours can be as well. Others want arguments (UnicodeDecodeError), end the kernel (SystemExit),

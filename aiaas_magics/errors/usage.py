@@ -122,12 +122,12 @@ class ChangedTooMuch(UsageError):
 class ResultMismatch(UsageError):
     """A result whose variables are not those of the model; the model was left as it is. `how` is a clause."""
 
-    def __init__(self, model: str, how: str) -> None:
-        super().__init__(model, how)
-        self.model, self.how = model, how
+    def __init__(self, model: str, how: str, move: str = "Build and compile the model as it was when fit was called.") -> None:
+        super().__init__(model, how, move)
+        self.model, self.how, self.move = model, how, move
 
     def __str__(self) -> str:
-        return f"The result does not fit model {self.model!r}: {self.how}. Build and compile the model as it was when fit was called."
+        return f"The result does not fit model {self.model!r}: {self.how}. {self.move}"
 
 
 class VersionSkew(UsageError):

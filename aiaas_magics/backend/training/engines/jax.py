@@ -43,7 +43,7 @@ from aiaas_magics.backend.training.pace import Pace, Pacing
 from aiaas_magics.backend.training.passes import Passes, Reading, Steps, steps_of_epoch
 from aiaas_magics.backend.training.plan import Indices, Plan
 from aiaas_magics.backend.training.progress import Progress
-from aiaas_magics.backend.training.replaced import replaced
+from aiaas_magics.backend.training.replaced import iterators_of, replaced
 from aiaas_magics.errors import NotOnJax
 from aiaas_magics.events import Planned
 from aiaas_magics.packing import fitcall, portable, proof
@@ -170,7 +170,7 @@ def _train(command: WorkerCommand, call: portable.PortedFitCall, channel: Channe
     pace, test_pace = jax_processes.agreed(keeper.paced(Pace(each)), group), jax_processes.agreed(Pace(each), group)
     agreeing = [] if group is None else [agreement(group, each_batch=each is not None)]
     tell = channel.send if command.rank == 0 else lambda _: None
-    with reading_from(reading), fusing(command, call.model, reading, pace=pace, test_pace=test_pace, told=tell):
+    with reading_from(reading, call.model), fusing(command, call.model, reading, pace=pace, test_pace=test_pace, told=tell):
         jax_trainer.JAXTrainer.fit(
             call.model,
             **arguments
@@ -220,7 +220,7 @@ def _timed(command: WorkerCommand, call: portable.PortedFitCall, channel: Channe
     plain = command.measure.plain
     with contextlib.ExitStack() as stack:
         if not plain:
-            stack.enter_context(reading_from(reading))
+            stack.enter_context(reading_from(reading, call.model))
             stack.enter_context(fusing(command, call.model, reading, pace=timer, test_pace=Pace(), told=told))
         jax_trainer.JAXTrainer.fit(call.model, **arguments, callbacks=[Finished(), timer, *([] if plain else [progress])])
     return timer
@@ -269,13 +269,14 @@ class Finished(keras.callbacks.Callback):  # type: ignore[misc]
         jax.block_until_ready(self._model._jax_state)
 
 
-def reading_from(reading: Reading) -> contextlib.AbstractContextManager[None]:
-    """Inside, Keras' JAX `fit` gets its batches from `reading`."""
+def reading_from(reading: Reading, model: Any) -> contextlib.AbstractContextManager[None]:
+    """Inside, Keras' JAX `fit` of `model` gets its batches from `reading`."""
 
     class Batches(_Batches):
         _reading = reading
 
-    return replaced((jax_trainer, "JAXEpochIterator", Batches))
+    made = iterators_of(model, ("fit", "evaluate", "predict"), ours=Batches, stock=jax_trainer.JAXEpochIterator)
+    return replaced((jax_trainer, "JAXEpochIterator", made))
 
 
 class _Batches(jax_trainer.JAXEpochIterator):  # type: ignore[misc]
