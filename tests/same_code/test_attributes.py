@@ -111,8 +111,8 @@ def test_a_backend_sets_data_on_a_model_and_its_layers_and_neither_code_nor_path
     layer = model.layers[0]
     layer.folder = "runs/a"
 
-    attributes.put_back([layer], [{"best": 0.5, "call": 1, "folder": "/elsewhere", "_path": "x", "units": 7, "_trainable": False}])
+    attributes.put_back([layer], [{"best": 0.5, "call": 1, "folder": "/elsewhere", "_path": "x", "_trainable": False}])
 
-    assert (layer.best, layer.folder, layer.units, layer.trainable) == (0.5, "runs/a", 2, False)
+    assert (layer.best, layer.folder, layer.trainable) == (0.5, "runs/a", False)
     assert callable(layer.call)
     assert not hasattr(layer, "_path") or layer._path != "x"
