@@ -32,6 +32,7 @@ from aiaas_magics.errors import (
     WorkersLost,
 )
 from aiaas_magics.events import Entry, Output, Phase
+from aiaas_magics.printout import Printout
 from aiaas_magics.spec import JobState, JobView
 from aiaas_magics.story import JobStory, fold
 
@@ -70,6 +71,7 @@ class Job:
         self._released = released
         self._feed = feed
         self._taken: Any = None
+        self.printout = Printout()  # of what was read of the log
         self.files: tuple[returned_files.ReturnedFile, ...] = ()  # what the callbacks wrote, once the result is here
 
     @property
@@ -120,7 +122,7 @@ class Job:
         for entry in self.entries():
             if isinstance(entry.event, Output):
                 prefix = f"[{entry.rank}] " if self._view.spec.workers not in (None, 1) else ""
-                lines += [prefix + line for line in entry.event.text.splitlines()]
+                lines += [prefix + line for line in entry.event.text.split("\n")]
         return "\n".join(lines)
 
     def follow(self, on_change: Callable[[JobStory], None] = lambda _: None, *, timeout_s: float | None = None) -> JobStory:
@@ -282,6 +284,7 @@ class Job:
                 f"/v1/jobs/{self.id}/events", list[Entry], answer_s=POLL_ANSWER_S, after=self._story.last_seq, wait_s=wait_s
             )
             self._story = fold(batch, self._story)
+            self.printout.add(batch)
             if len(batch) < 1000:
                 return self._story.last_seq > after
             wait_s = 0.0

@@ -32,6 +32,7 @@ BASE = {
     "processes",
     "server_proof",
     "plain_text",
+    "printout",
     "environment",
 }
 

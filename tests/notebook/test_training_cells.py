@@ -305,15 +305,46 @@ def test_what_the_disk_holds_is_shown_and_what_nothing_needs_is_freed(trainer: K
     assert "Did you mean --free?" in streams(wrong)
 
 
-def test_what_workers_print_is_in_the_logs(trainer: Kernel) -> None:
-    trainer.run("""%%aiaas_train --ui none
+TALKS = """%%aiaas_train -n 2
+import logging, os, warnings
 class Talks(keras.callbacks.Callback):
-    def on_train_begin(self, logs=None):
-        print("hello from the worker")
+    def on_epoch_end(self, epoch, logs=None):
+        print("epoch", epoch)
+        print()
+        warnings.warn("careful")
+        logging.getLogger("mine").warning("logged")
+        if os.getcwd().endswith("files-1"):
+            print("I am another")
 
-model.fit(x, y, epochs=1, batch_size=500, callbacks=[Talks()]);""")
+model.fit(x, y, epochs=2, batch_size=500, callbacks=[Talks(), keras.callbacks.LearningRateScheduler(lambda e: 0.1, verbose=1)]);"""
 
-    assert "hello from the worker" in trainer.run("%aiaas_logs").text
+
+def test_what_workers_print_warn_and_log_stands_below_the_cell_once_and_all_of_it_in_the_logs(trainer: Kernel) -> None:
+    cell = trainer.run(TALKS)
+    logs = trainer.run("%aiaas_logs").text
+
+    assert cell.ok, cell.error
+    lines = [line for line in streams(cell).splitlines() if "warnings.warn" not in line]
+    warning = lines.pop(4)
+    assert warning.endswith("UserWarning: careful")
+    assert [line for line in lines if not line.startswith("Worker 1")] == [
+        "",
+        "Epoch 1: LearningRateScheduler setting learning rate to 0.1.",
+        "epoch 0",
+        "",
+        "logged",
+        "",
+        "Epoch 2: LearningRateScheduler setting learning rate to 0.1.",
+        "epoch 1",
+        "",
+        "logged",
+    ]
+    assert re.fullmatch(r"Worker 1 printed other lines: %aiaas_logs \w+", lines[-1])
+    assert "[1] I am another" in logs
+    assert [sorted(output["data"]) for output in cell.outputs if "data" in output] == [
+        ["text/html", "text/plain"],
+        ["image/png", "text/plain"],
+    ]
     assert trainer.run("%aiaas_cancel").text.endswith(" had ended before: succeeded.\n")
 
 
