@@ -18,6 +18,7 @@ from aiaas_magics.notebook.arguments import TrainRequest
 from aiaas_magics.notebook.session import Session
 from aiaas_magics.notebook.tracebacks import Interrupted
 from aiaas_magics.notebook.views import live
+from aiaas_magics.notebook.views.lines import FULL_FITS, LinesPainter
 from aiaas_magics.notebook.views.picture import Stop
 from aiaas_magics.notebook.views.printed import CellLines
 from aiaas_magics.printout import counted
@@ -47,6 +48,8 @@ class CellFits:
         self._shell, self._session, self._request, self._ui, self._put = shell, session, request, ui, put
         self.count = 0
         self._lines = CellLines()
+        self._panel: LinesPainter | None = None  # of all fits after the first ones
+        self._noted: set[str] = set()
 
     def capturing(self) -> AbstractContextManager[Any]:
         from aiaas_magics.notebook import capture
@@ -95,7 +98,7 @@ class CellFits:
 
         backend, job = self._session.backend, None
         handed_in: JobView | None = None
-        with live.LiveView(self._ui, title=self._title(), hint=HINT) as view:
+        with live.LiveView(self._ui, title=self._title(), hint=HINT, paint=self._painter()) as view:
             try:
                 prepared = prepare(backend, call, self.options(), on_change=view.tell)
                 job = self._session.remember(submit(prepared, on_change=view.tell))
@@ -113,9 +116,23 @@ class CellFits:
                 if job is not None and handed_in is not None:
                     self._lines.end(job.printout, job.id, succeeded=view.story.state is JobState.SUCCEEDED)
                     hardware = prepared.preflight.hardware
-                    view.freeze(present.job_bundles(handed_in, view.story, hardware, figures=view.shows_figures))
+                    view.freeze(self._what_stays(handed_in, view.story, hardware, figures=view.shows_figures))
         self._put(history)
         return history
+
+    def _painter(self) -> live.Painter | None:
+        """From the third fit of a cell on: one line each. None leaves it to the kind of view."""
+        if self.count <= FULL_FITS or self._ui == "none":
+            return None
+        self._panel = self._panel or LinesPainter(draws=self._ui in {"widget", "html"})
+        return self._panel
+
+    def _what_stays(self, view: JobView, story: JobStory, hardware: str, *, figures: bool) -> list[present.Bundle]:
+        new = [note for note in story.notices if note not in self._noted]
+        self._noted.update(new)
+        if self._panel is not None:
+            return [present.fit_line(view, story, fit=self.count, notes=new)]
+        return present.job_bundles(view, story, hardware, figures=figures)
 
     def _shown_in(self, view: live.LiveView, job: Job, title: str) -> Callable[[JobStory], None]:
         """Draws what changes in `job`, and prints what its workers print."""

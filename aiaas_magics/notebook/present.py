@@ -99,6 +99,11 @@ def job_bundles(view: JobView, story: JobStory, hardware: str = "", *, figures: 
     return bundles
 
 
+def fit_line(view: JobView, story: JobStory, *, fit: int, notes: Sequence[str]) -> Bundle:
+    """What stays of the `fit`-th fit of a cell that has many; `notes` are those that none before had."""
+    return {"text/plain": "\n".join([f"Fit {fit} · {job_title(view)}: {status_line(story)}", *(f"  note: {note}" for note in notes)])}
+
+
 def job_caption(view: JobView, story: JobStory, hardware: str) -> str:
     shape = view.spec.shape
     where = f" on {hardware}" if hardware else ""

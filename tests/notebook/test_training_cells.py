@@ -305,6 +305,22 @@ def test_what_the_disk_holds_is_shown_and_what_nothing_needs_is_freed(trainer: K
     assert "Did you mean --free?" in streams(wrong)
 
 
+def test_from_the_third_fit_of_a_cell_on_each_has_one_line_of_one_output(trainer: Kernel) -> None:
+    code = "%%aiaas_train\nfor fold in range(5):\n    built().fit(x, y, epochs=1, batch_size=500)\n    print('fold', fold)"
+
+    cell = trainer.run(code)
+
+    assert cell.ok, cell.error
+    tables = [output["data"]["text/plain"] for output in cell.outputs if "data" in output]
+    assert len(tables) == 3
+    assert all("rows/s" in table for table in tables[:2])
+    lines = tables[2].splitlines()
+    assert len(lines) == 3
+    assert all(re.match(rf"Fit {3 + n} · Job \w+ · .*: succeeded: 1 epoch in .*loss", line) for n, line in enumerate(lines)), lines
+    assert re.findall(r"fold \d", streams(cell)) == [f"fold {n}" for n in range(5)]
+    assert not cell.of(WIDGET)
+
+
 TALKS = """%%aiaas_train -n 2
 import logging, os, warnings
 class Talks(keras.callbacks.Callback):
