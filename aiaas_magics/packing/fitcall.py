@@ -77,7 +77,7 @@ class PackedFitCall:
     streams: tuple[sources.Stream, ...] = ()  # data that this kernel must send batch by batch
     in_batches: bool = False  # some data yields batches instead of holding rows
     environment_notes: tuple[str, ...] = ()  # which variables go along; `notes` are about results
-    verbose: Any = "auto"  # as `fit` was given it; workers train silently
+    verbose: Any = "auto"  # as `fit` was given it; workers draw no bar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

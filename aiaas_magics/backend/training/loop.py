@@ -23,7 +23,7 @@ from tensorflow.python.framework.config import is_op_determinism_enabled
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import datasets, measure
 from aiaas_magics.backend.training.accumulate import Accumulation
-from aiaas_magics.backend.training.callbacks import agreement, callbacks_of_rank, most_steps_a_call, plain_arguments
+from aiaas_magics.backend.training.callbacks import agreement, callbacks_of_rank, epoch_lines, most_steps_a_call, plain_arguments
 from aiaas_magics.backend.training.candidates import compare, only, process_bytes
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.choice import FORMS, Choice, Choices, Comparing, Rule, Timing
@@ -106,7 +106,15 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
             | {
                 "initial_epoch": start.epoch,
                 "epochs": start.epoch if resumed and resumed.stopped else epochs,
-                "callbacks": [*users, *agreeing, history, progress, keeper, *_sharing(collective)],
+                "callbacks": [
+                    *users,
+                    *epoch_lines(call.arguments, rank=command.rank),
+                    *agreeing,
+                    history,
+                    progress,
+                    keeper,
+                    *_sharing(collective),
+                ],
             },
         )
     return history
