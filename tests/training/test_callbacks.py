@@ -9,11 +9,13 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from aiaas_magics.backend.checkpoint_folder import newest_whole
 from aiaas_magics.backend.training.callbacks import callbacks_of_rank, epoch_lines, most_steps_a_call
 from aiaas_magics.backend.training.checkpoints import load
+from aiaas_magics.backend.training.datasets import NEW_PASS
 from aiaas_magics.events import Checkpointed, Notice
 from aiaas_magics.packing import plain
 from tests.training.test_fused import Told, Trained, mlp, table
@@ -109,3 +111,16 @@ def untimed(lines: str) -> str:
 
 def test_one_worker_prints_the_epochs() -> None:
     assert [len(epoch_lines({"verbose": 2}, rank=rank)) for rank in range(3)] == [1, 0, 0]
+
+
+def test_that_batches_are_passed_over_anew_is_said_only_by_a_run_that_is_resumed(tmp_path: Path) -> None:
+    def arguments(epochs: int) -> dict[str, Any]:
+        return {"x": tf.data.Dataset.from_tensor_slices(table()).batch(32), "epochs": epochs, "shuffle": False}
+
+    first = Trained(tmp_path / "first", mlp(), arguments(1), fused="graph", checkpoint_epochs=1)
+    found = newest_whole(first.folder / "checkpoints")
+    assert found is not None
+    resumed = Trained(tmp_path / "second", mlp(), arguments(2), fused="graph", resume_from=found[1])
+
+    said = [[event.text for event in run.told if isinstance(event, Notice)] for run in (first, resumed)]
+    assert said == [[], [NEW_PASS]]

@@ -42,7 +42,7 @@ from aiaas_magics.backend.training.plan import Plan
 from aiaas_magics.backend.training.precision import set_precision
 from aiaas_magics.backend.training.progress import Progress
 from aiaas_magics.backend.training.unpacked import Unpacked
-from aiaas_magics.events import AnyEvent, Candidate, Planned
+from aiaas_magics.events import AnyEvent, Candidate, Notice, Planned
 from aiaas_magics.packing import fitcall
 from aiaas_magics.packing.fitcall import UnpackedFitCall
 from aiaas_magics.packing.sources import in_arguments
@@ -77,6 +77,8 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
         command = datasets.keeping_whole_epochs(command)
     users = callbacks_of_rank(call.callbacks, rank=command.rank, channel=channel)
     resumed = resumed_from(command, call, channel)
+    if resumed and in_batches and command.rank == 0:
+        channel.send(Notice(text=datasets.NEW_PASS))
     first = int(arguments.get("initial_epoch") or 0)
     start = resumed.place if resumed else Place(first)
     epochs = int(arguments.get("epochs", 1))
