@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from aiaas_magics.events import Entry, Output
+from aiaas_magics.events import Entry, FigureShown, Output
 
 OURS: Final = "aiaas_magics: "  # begins each line that we print in a worker ourselves
 ENDING: Final = f"{OURS}the worker ended:"  # what follows is told as the job's error
@@ -30,12 +31,20 @@ _NOISE: Final = re.compile(
 _DURATION: Final = re.compile(r"\d[\d.]*[ ]?(?:us|µs|ms|s|min)\b(?:/\w+)?")
 
 
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One that worker 0 showed."""
+
+    attempt: int
+    number: int
+
+
 class Printout:
     """The lines of a job's workers, collected from its log. Worker 0's are shown; of the others it is known who printed other lines."""
 
     def __init__(self) -> None:
         self.lines = 0  # that a cell shows, in all
-        self._pending: list[str] = []
+        self._pending: list[str | Figure] = []
         self._ended: set[tuple[int, int]] = set()  # attempt and rank
         self._shown: set[str] = set()
         self._others: dict[int, set[str]] = {}
@@ -44,11 +53,13 @@ class Printout:
         for entry in entries:
             if isinstance(entry.event, Output) and entry.rank is not None:
                 self._print(entry.attempt, entry.rank, entry.event.text.split("\n"))
+            elif isinstance(entry.event, FigureShown) and entry.rank == 0:
+                self._pending.append(Figure(entry.attempt, entry.event.number))
 
-    def take(self) -> list[str]:
-        """Worker 0's lines since this was asked last."""
-        lines, self._pending = self._pending, []
-        return lines
+    def take(self) -> list[str | Figure]:
+        """Worker 0's lines and figures since this was asked last."""
+        pending, self._pending = self._pending, []
+        return pending
 
     def ranks_that_differ(self) -> list[int]:
         """Ranks that printed a line that worker 0 did not. Asked at the end, since ranks do not print in step."""

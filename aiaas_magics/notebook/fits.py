@@ -114,7 +114,7 @@ class CellFits:
                 raise Interrupted(said) from None
             finally:
                 if job is not None and handed_in is not None:
-                    self._lines.end(job.printout, job.id, succeeded=view.story.state is JobState.SUCCEEDED)
+                    self._lines.end(job.printout, job.id, job.figure, succeeded=view.story.state is JobState.SUCCEEDED)
                     hardware = prepared.preflight.hardware
                     view.freeze(self._what_stays(handed_in, view.story, hardware, figures=view.shows_figures))
         self._put(history)
@@ -139,7 +139,7 @@ class CellFits:
 
         def on_change(story: JobStory) -> None:
             view.tell(story, title=title)
-            self._lines.show(job.printout, job.id)
+            self._lines.show(job.printout, job.id, job.figure)
 
         return on_change
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
-from aiaas_magics.events import Entry, Output
+from aiaas_magics.errors import UnknownName
+from aiaas_magics.events import Entry, FigureShown, Output
 from aiaas_magics.notebook.views import printed
 from aiaas_magics.notebook.views.printed import CellLines
 from aiaas_magics.printout import ENDING, OURS, Printout, counted, differing
@@ -16,6 +19,31 @@ def printout(*texts: tuple[int, str] | str, attempt: int = 1) -> Printout:
     made = Printout()
     made.add([Entry(seq=n + 1, at_s=1.0, attempt=attempt, rank=rank, event=Output(text=text)) for n, (rank, text) in enumerate(told)])
     return made
+
+
+def drawn(attempt: int, number: int) -> bytes:
+    """What a backend has as figures; after the second of them it has none any more."""
+    if number > 2:
+        raise UnknownName("figure", f"{attempt}-{number}")
+    return b"PNG of %d-%d" % (attempt, number)
+
+
+def test_figures_stand_between_the_lines_and_one_that_is_gone_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(printed, "CELL_FIGURES", 3)
+    monkeypatch.setattr(printed, "display", lambda bundle, raw: print(base64.b64decode(bundle["image/png"]).decode()))
+    events = [Output(text="before"), *(FigureShown(number=n) for n in (1, 2, 3, 4, 5)), Output(text="after")]
+    made = Printout()
+    made.add([Entry(seq=n + 1, at_s=1.0, attempt=2, rank=0, event=event) for n, event in enumerate(events)])
+    made.add([Entry(seq=9, at_s=1.0, attempt=2, rank=1, event=FigureShown(number=1))])
+
+    CellLines().show(made, "7", drawn)
+
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:3] == ["before", "PNG of 2-1", "PNG of 2-2"]
+    assert shown[3].startswith("(Figure 3 is not shown: ")
+    assert shown[4:] == ["(The workers show more than 3 figures; the rest is left out.)", "after"]
 
 
 def test_lines_come_once_and_in_order_with_their_blank_ones() -> None:
@@ -73,9 +101,9 @@ def test_a_flood_is_cut_with_one_word_for_all_fits_of_the_cell(capsys: pytest.Ca
     monkeypatch.setattr(printed, "CELL_LINES", 3)
     lines = CellLines()
 
-    lines.show(printout("a\nb"), "7")
-    lines.show(printout("c\nd\ne"), "8")
-    lines.end(printout("f"), "9", succeeded=True)
+    lines.show(printout("a\nb"), "7", drawn)
+    lines.show(printout("c\nd\ne"), "8", drawn)
+    lines.end(printout("f"), "9", drawn, succeeded=True)
 
     assert capsys.readouterr().out == ("a\nb\nc\n(The workers print more than a cell shows; the rest is in %aiaas_logs 8 --lines 100000)\n")
 
@@ -83,7 +111,7 @@ def test_a_flood_is_cut_with_one_word_for_all_fits_of_the_cell(capsys: pytest.Ca
 def test_one_line_that_is_too_long_is_a_flood_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(printed, "CELL_CHARACTERS", 10)
 
-    CellLines().show(printout("short\n" + "x" * 11), "7")
+    CellLines().show(printout("short\n" + "x" * 11), "7", drawn)
 
     first, word = capsys.readouterr().out.splitlines()
     assert first == "short"
@@ -91,12 +119,12 @@ def test_one_line_that_is_too_long_is_a_flood_too(capsys: pytest.CaptureFixture[
 
 
 def test_control_characters_of_workers_become_visible(capsys: pytest.CaptureFixture[str]) -> None:
-    CellLines().show(printout("a\x1b]0;OWNED\x07b\rc"), "7")
+    CellLines().show(printout("a\x1b]0;OWNED\x07b\rc"), "7", drawn)
 
     assert capsys.readouterr().out == "a\\x1b]0;OWNED\\x07b\\x0dc\n"
 
 
 def test_workers_of_a_job_that_was_ended_are_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
-    CellLines().end(printout((1, "further")), "7", succeeded=False)
+    CellLines().end(printout((1, "further")), "7", drawn, succeeded=False)
 
     assert capsys.readouterr().out == ""

@@ -364,6 +364,28 @@ def test_what_workers_print_warn_and_log_stands_below_the_cell_once_and_all_of_i
     assert trainer.run("%aiaas_cancel").text.endswith(" had ended before: succeeded.\n")
 
 
+DRAWS = """%%aiaas_train -n 2
+import matplotlib.pyplot as plt
+class Draws(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        plt.plot([epoch, 1])
+        if epoch < 2:
+            plt.show()
+
+model.fit(x, y, epochs=3, batch_size=500, callbacks=[Draws()]);"""
+
+
+def test_figures_that_callbacks_show_or_leave_open_stand_below_the_cell_as_pictures(trainer: Kernel) -> None:
+    cell = trainer.run(DRAWS)
+
+    assert cell.ok, cell.error
+    shown = [output["data"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert [data["text/plain"] for data in shown[:3]] == [f"Figure {n} of worker 0" for n in (1, 2, 3)]
+    assert len({data["image/png"] for data in shown}) == 4, "three, and the curves of the fit"
+    assert all(data["image/png"].startswith("iVBORw0KGgo") for data in shown)
+    assert streams(cell) == ""
+
+
 def test_an_unknown_job_is_one_line_that_names_close_ones(trainer: Kernel) -> None:
     cell = trainer.run("%aiaas_attach nobody-here")
 

@@ -27,6 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from aiaas_magics import wire
 from aiaas_magics.backend.disk import is_no_room
+from aiaas_magics.backend.training import figures
 from aiaas_magics.backend.training.channel import FileChannel
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.report import report_of
@@ -93,7 +94,9 @@ def work(command: WorkerCommand, channel: FileChannel, stage: Stage) -> None:
     engine = importlib.import_module(f"aiaas_magics.backend.training.{'engines.jax' if command.execution.on_jax else 'loop'}")
     call = engine.unpack(command)
     stage.phase = Phase.TRAINING
+    figures.begin(figures.Figures(Path(command.job_dir, "figures"), channel, attempt=command.attempt, rank=command.rank))
     history = engine.run(command, call, channel)
+    figures.show_open()
     if command.rank == 0:
         stage.phase = Phase.FETCHING
         keep_result(AttemptFolder(Path(command.attempt_dir)), lambda path: fitcall.write_result(path, call, history), channel)
