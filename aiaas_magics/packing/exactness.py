@@ -192,11 +192,6 @@ def _data(arguments: Mapping[str, Any], workers: int) -> Iterator[str]:
             f"Some batches of {_list(endless)} are read ahead of training: "
             "a generator that is used again goes on further than after plain fit."
         )
-    if "x" in given and not streamed:
-        yield (
-            "x yields batches: a resumed run starts its epoch with a new pass over them, in another order where they are shuffled, "
-            "and is not exact to the bit. Checkpoints are kept between epochs only."
-        )
     if given and workers > 1:
         yield f"Worker 0 alone reads what yields batches ({_list(list(given))}), and gives the others their rows of each."
 

@@ -92,7 +92,7 @@ class PackedFitCall:
     in_batches: bool = False  # some data yields batches instead of holding rows
     environment_notes: tuple[str, ...] = ()  # which variables go along; `notes` are about results
     datasets: tuple[Any, ...] = ()  # live objects that travel as pickles in the place of arguments
-    verbose: Any = "auto"  # as `fit` was given it; workers train silently
+    verbose: Any = "auto"  # as `fit` was given it; workers draw no bar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ BASE = {
     "processes",
     "server_proof",
     "plain_text",
+    "printout",
     "environment",
 }
 
@@ -94,7 +95,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "IPython": ("notebook/",),
     "ipywidgets": ("notebook/",),
     "anywidget": ("notebook/",),
-    "matplotlib": ("plots/",),
+    "matplotlib": ("plots/", "backend/training/figures_backend.py"),
     "httpx": ("client/transport.py",),
     "httpcore": ("client/connections.py",),
     "keras": ("notebook/capture.py", "packing/", "backend/training/", "backend/workers/launcher.py", "backend/workers/child.py"),

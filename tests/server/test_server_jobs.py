@@ -16,11 +16,13 @@ from aiaas_magics import errors, settings
 from aiaas_magics.backend import checkpoint_folder
 from aiaas_magics.backend.server import attempts
 from aiaas_magics.backend.server.state import StateFolder
+from aiaas_magics.client.job import Job
 from aiaas_magics.events import (
     AttemptStarted,
     Checkpointed,
     Crashed,
     EpochEnded,
+    FigureShown,
     Notice,
     Output,
     Phase,
@@ -143,6 +145,46 @@ def test_a_file_that_became_a_pipe_after_it_was_listed_is_not_there(server: Serv
     os.mkfifo(path)
 
     assert server.raw("GET", f"/v1/jobs/{job}/files/a.txt")[0] == 404
+
+
+FIGURES = """
+import os
+from aiaas_magics.events import FigureShown
+folder = os.path.join(play.command.job_dir, "figures")
+os.mkdir(folder)
+open(os.path.join(folder, "1-1.png"), "wb").write(b"a figure")
+os.symlink("/etc/hostname", os.path.join(folder, "1-2.png"))
+os.mkfifo(os.path.join(folder, "1-3.png"))
+os.truncate(os.open(os.path.join(folder, "1-4.png"), os.O_RDWR | os.O_CREAT), 6_000_000)
+play.send(FigureShown(number=1))
+"""
+
+
+def test_a_figure_is_there_while_the_job_runs_and_after_it_and_nothing_else_in_its_place(server: Served) -> None:
+    job = server.submit({"do": "python", "text": FIGURES}, LONG)
+    server.wait_for(job, FigureShown)
+
+    assert server.transport.read(f"/v1/jobs/{job}/figures/1/1") == b"a figure"
+
+    server.transport.post(f"/v1/jobs/{job}/cancel", None, JobView)
+    server.end(job)
+    assert server.transport.read(f"/v1/jobs/{job}/figures/1/1") == b"a figure"
+    for place in ("1/2", "1/3", "1/4", "1/5", "2/1", "1/-1", "1/..%2f1-1", "x/1"):
+        assert server.raw("GET", f"/v1/jobs/{job}/figures/{place}")[0] == 404, place
+    path = server.folder / "jobs" / job / "figures"
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+    assert server.raw("GET", f"/v1/jobs/{job}/figures/1/1")[0] == 404, "of a folder that is a link"
+    with pytest.raises(errors.UnknownName, match="figure"):
+        Job(server.transport, server.view(job)).figure(1, 1)
+
+
+def test_what_a_backend_calls_a_figure_and_is_no_picture_is_not_shown(server: Served) -> None:
+    job = server.submit({"do": "python", "text": FIGURES})
+    server.end(job)
+
+    with pytest.raises(errors.BackendRefused, match="is no PNG of at most 5 MB"):
+        Job(server.transport, server.view(job)).figure(1, 1)
 
 
 PLANTED_CHECKPOINT = """

@@ -75,6 +75,12 @@ def opened(
         raise
 
 
+NEW_PASS: Final = (
+    "The data yields batches: the resumed run began its epoch with a new pass over them, in another order where they are shuffled, "
+    "so its numbers are not to the bit those of an undisturbed one."
+)
+
+
 def keeping_whole_epochs(command: WorkerCommand) -> WorkerCommand:
     """Checkpoints between epochs only: nobody can go on from within a pass over data that is made anew each time."""
     execution = command.execution

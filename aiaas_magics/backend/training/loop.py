@@ -24,7 +24,7 @@ from tensorflow.python.framework.config import is_op_determinism_enabled
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import datasets, measure
 from aiaas_magics.backend.training.accumulate import Accumulation
-from aiaas_magics.backend.training.callbacks import agreement, callbacks_of_rank, most_steps_a_call, plain_arguments
+from aiaas_magics.backend.training.callbacks import agreement, callbacks_of_rank, epoch_lines, most_steps_a_call, plain_arguments
 from aiaas_magics.backend.training.candidates import compare, only, process_bytes
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.choice import FORMS, Choice, Choices, Comparing, Rule, Timing
@@ -43,7 +43,7 @@ from aiaas_magics.backend.training.plan import Plan
 from aiaas_magics.backend.training.precision import set_precision
 from aiaas_magics.backend.training.progress import Progress
 from aiaas_magics.backend.training.unpacked import Unpacked
-from aiaas_magics.events import AnyEvent, Candidate, Planned
+from aiaas_magics.events import AnyEvent, Candidate, Notice, Planned
 from aiaas_magics.packing import fitcall
 from aiaas_magics.packing.checks import runs_eagerly
 from aiaas_magics.packing.fitcall import UnpackedFitCall
@@ -79,6 +79,8 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
         command = datasets.keeping_whole_epochs(command)
     users = callbacks_of_rank(call.callbacks, rank=command.rank, channel=channel)
     resumed = resumed_from(command, call, channel)
+    if resumed and in_batches and command.rank == 0:
+        channel.send(Notice(text=datasets.NEW_PASS))
     first = int(arguments.get("initial_epoch") or 0)
     start = resumed.place if resumed else Place(first)
     epochs = int(arguments.get("epochs", 1))
@@ -108,7 +110,15 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
             | {
                 "initial_epoch": start.epoch,
                 "epochs": start.epoch if resumed and resumed.stopped else epochs,
-                "callbacks": [*users, *agreeing, history, progress, keeper, *_sharing(collective)],
+                "callbacks": [
+                    *users,
+                    *epoch_lines(call.arguments, rank=command.rank),
+                    *agreeing,
+                    history,
+                    progress,
+                    keeper,
+                    *_sharing(collective),
+                ],
             },
         )
     return history

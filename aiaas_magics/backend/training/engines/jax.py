@@ -29,7 +29,7 @@ from msgspec.structs import replace
 
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import measure
-from aiaas_magics.backend.training.callbacks import agreement, callbacks_of_rank, most_steps_a_call, plain_arguments
+from aiaas_magics.backend.training.callbacks import agreement, callbacks_of_rank, epoch_lines, most_steps_a_call, plain_arguments
 from aiaas_magics.backend.training.candidates import compare, only, process_bytes
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.command import WorkerCommand
@@ -177,7 +177,7 @@ def _train(command: WorkerCommand, call: portable.PortedFitCall, channel: Channe
             | {
                 "initial_epoch": start.epoch,
                 "epochs": start.epoch if resumed and resumed.stopped else int(arguments.get("epochs", 1)),
-                "callbacks": [*users, *agreeing, history, progress, keeper],
+                "callbacks": [*users, *epoch_lines(call.arguments, rank=command.rank), *agreeing, history, progress, keeper],
             },
         )
     return history
