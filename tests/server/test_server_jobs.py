@@ -529,6 +529,22 @@ def test_an_unknown_job_is_unknown_whatever_its_name(server: Served, job: str) -
         assert status == 404
 
 
+def test_a_link_in_the_place_of_a_jobs_folder_is_not_followed(server: Served, tmp_path: Path) -> None:
+    job = server.submit({"do": "write", "path": "kept.txt", "text": "mine", "ranks": [0]})
+    server.end(job)
+    elsewhere, folder = tmp_path / "elsewhere", server.folder / "jobs" / job / "files"
+    elsewhere.mkdir()
+    (elsewhere / "kept.txt").write_text("another's")
+    assert server.raw("GET", f"/v1/jobs/{job}/files/kept.txt")[:2] == (200, b"mine")
+
+    folder.rename(tmp_path / "moved")
+    folder.symlink_to(elsewhere)
+
+    status, body, _ = server.raw("GET", f"/v1/jobs/{job}/files/kept.txt")
+    assert status == 404
+    assert b"another's" not in body
+
+
 def test_folders_that_nothing_was_written_into_go_with_the_job(server: Served) -> None:
     job = server.submit({"do": "write", "path": "kept/one.txt", "ranks": [0]}, folders=("kept", "made/within"))
 

@@ -244,12 +244,14 @@ async def get_file(request: Request) -> Response:
     """A file that the job's callbacks wrote: one that is listed, and that lies where it says it lies."""
     parts, path = _parts(request), request.path_params["path"]
     view = parts.conductor.view(request.path_params["job"])
-    root = (parts.jobs_folder / view.id / "files").resolve()
-    target = (root / path).resolve() if path in view.files else root
-    if not target.is_relative_to(root):
-        raise UnknownName("file", path, view.files)
-    appended = path in await asyncio.to_thread(opened.appended, root.parent)
+    folder = parts.jobs_folder / view.id / "files"
     try:
+        _refuse_link(folder)
+        root = folder.resolve()
+        target = (root / path).resolve() if path in view.files else root
+        if not target.is_relative_to(root):
+            raise NotPlain("lies elsewhere")
+        appended = path in await asyncio.to_thread(opened.appended, folder.parent)
         return _file(open_plain(target), {"aiaas-opened": opened.APPENDED} if appended else {})
     except (OSError, NotPlain) as error:
         raise UnknownName("file", path, view.files) from error
@@ -261,11 +263,16 @@ async def get_figure(request: Request) -> Response:
     job = parts.conductor.view(numbers["job"]).id
     name, folder = f"{numbers['attempt']}-{numbers['number']}", parts.jobs_folder / job / "figures"
     try:
-        if folder.is_symlink():
-            raise NotPlain("is a link")
+        _refuse_link(folder)
         return _file(open_plain(folder / f"{name}.png", most_bytes=MOST_FIGURE_BYTES))
     except (OSError, NotPlain) as error:
         raise UnknownName("figure", name) from error
+
+
+def _refuse_link(folder: Path) -> None:
+    """A job's code can put a link in the place of its own folder, and so to whatever this account may read."""
+    if folder.is_symlink():
+        raise NotPlain("is a link")
 
 
 async def get_feed(request: Request) -> Response:
