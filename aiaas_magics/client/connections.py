@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,11 +36,25 @@ class Peer:
     fingerprint: str = ""
 
 
-class Connections(httpcore.NetworkBackend):
-    """Opens connections to `peer`; `answer_s` is how long it may take to prove itself."""
+PROOF_S: Final = 60.0  # guess: outside of a request that has a limit of its own
+_limit_s: Final = ContextVar("aiaas_magics: seconds that the request under way may wait", default=PROOF_S)
 
-    def __init__(self, peer: Peer, *, answer_s: float) -> None:
-        self._peer, self._answer_s = peer, answer_s
+
+@contextmanager
+def within(limit_s: float) -> Iterator[None]:
+    """A connection that is opened inside has `limit_s` to prove itself, as the request that it is opened for."""
+    before = _limit_s.set(limit_s)
+    try:
+        yield
+    finally:
+        _limit_s.reset(before)
+
+
+class Connections(httpcore.NetworkBackend):
+    """Opens connections to `peer`."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
         self._network = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -52,7 +68,7 @@ class Connections(httpcore.NetworkBackend):
         stream = self._network.connect_tcp(host, port, timeout, local_address, socket_options)
         if server_proof.is_needed(self._peer.url):
             try:
-                prove(stream, self._peer, answer_s=self._answer_s)
+                prove(stream, self._peer, answer_s=_limit_s.get())
             except BaseException:
                 stream.close()
                 raise

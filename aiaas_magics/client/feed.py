@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiaas_magics.client.transport import Transport
-from aiaas_magics.errors import AiaasError, StoreNotWritable
+from aiaas_magics.errors import AiaasError, StoreNotWritable, UsageError
 from aiaas_magics.frames import FeedView, Kind, encode
 
 if TYPE_CHECKING:
@@ -66,8 +66,12 @@ class Feed:
                     return
                 view = self._put(stream.name, number, index, batch)
                 index += 1
-        except AiaasError:
-            raise
+        except AiaasError as error:
+            if not isinstance(error, UsageError):
+                raise
+            self.error = error
+            self._put(stream.name, number, index, encode(Kind.FAILED, [str(error)[:1000].encode()]))
+            return
         except BaseException as error:  # noqa: BLE001 - border: the user's data is iterated here
             self.error = error
             self._put(stream.name, number, index, encode(Kind.FAILED, [f"{type(error).__name__}: {error}."[:500].encode()]))

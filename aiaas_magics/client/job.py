@@ -22,6 +22,7 @@ from aiaas_magics.client.transport import Transport
 from aiaas_magics.errors import (
     AiaasBug,
     AiaasError,
+    BackendRefused,
     BackendTooSlow,
     BlobDamaged,
     JobCancelled,
@@ -31,7 +32,8 @@ from aiaas_magics.errors import (
     StoreNotWritable,
     WorkersLost,
 )
-from aiaas_magics.events import Entry, Output, Phase
+from aiaas_magics.events import MOST_FIGURE_BYTES, Entry, Output, Phase
+from aiaas_magics.printout import Printout
 from aiaas_magics.spec import JobState, JobView
 from aiaas_magics.story import JobStory, fold
 
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 POLL_S: Final = 0.25  # a view is redrawn at most four times a second (Jupyter's output limits, facts/notebook)
 OPENED: Final = "aiaas-opened"  # header of a file: "appended" if callbacks only ever added to it
 KEPT_RESULTS: Final = "those of the newest 100 jobs and of the last 30 days, and fewer where the disk is full"  # `server.retention`
+PNG: Final = b"\x89PNG\r\n\x1a\n"  # how each one begins
 POLL_ANSWER_S: Final = 20.0  # guess: a poll waits a second at most, and a server at full load takes some
 CANCEL_S: Final = 15.0  # workers get 5 s to end by themselves, then they are killed
 
@@ -70,6 +73,7 @@ class Job:
         self._released = released
         self._feed = feed
         self._taken: Any = None
+        self.printout = Printout()  # of what was read of the log
         self.files: tuple[returned_files.ReturnedFile, ...] = ()  # what the callbacks wrote, once the result is here
 
     @property
@@ -120,8 +124,21 @@ class Job:
         for entry in self.entries():
             if isinstance(entry.event, Output):
                 prefix = f"[{entry.rank}] " if self._view.spec.workers not in (None, 1) else ""
-                lines += [prefix + line for line in entry.event.text.splitlines()]
+                lines += [prefix + line for line in entry.event.text.split("\n")]
         return "\n".join(lines)
+
+    def figure(self, attempt: int, number: int) -> bytes:
+        """A figure that the job's code showed, as PNG.
+
+        Raises:
+            UnknownName: the backend has none of that number (any more).
+            BackendRefused: it is larger than any that a worker keeps, or no PNG.
+        """
+        with self._transport.download(f"/v1/jobs/{self.id}/figures/{attempt}/{number}") as incoming:
+            data = b"".join(incoming.chunks) if incoming.size <= MOST_FIGURE_BYTES else b""
+        if not data.startswith(PNG):
+            raise BackendRefused(200, f"Figure {number} of job {self.id} is no PNG of at most {MOST_FIGURE_BYTES / 1e6:.0f} MB.")
+        return data
 
     def follow(self, on_change: Callable[[JobStory], None] = lambda _: None, *, timeout_s: float | None = None) -> JobStory:
         """Block until the job's state is final; `on_change` hears every change, at most four times a second.
@@ -282,6 +299,7 @@ class Job:
                 f"/v1/jobs/{self.id}/events", list[Entry], answer_s=POLL_ANSWER_S, after=self._story.last_seq, wait_s=wait_s
             )
             self._story = fold(batch, self._story)
+            self.printout.add(batch)
             if len(batch) < 1000:
                 return self._story.last_seq > after
             wait_s = 0.0

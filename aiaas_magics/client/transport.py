@@ -109,7 +109,7 @@ class Transport:
         self._peer = connections.Peer(self.url, token, self.fingerprint)
         tls = certificates.settings_for(self.fingerprint, os.environ.get(certificates.AUTHORITY, ""))
         http = httpx.HTTPTransport(verify=True if tls is None else tls, trust_env=False)
-        connections.put_into(http._pool, connections.Connections(self._peer, answer_s=answer_s))
+        connections.put_into(http._pool, connections.Connections(self._peer))
         self._http = httpx.Client(
             transport=http,
             base_url=self.url,
@@ -173,7 +173,12 @@ class Transport:
         Raises:
             BackendRefused: how many there are was not announced, or they are compressed, which was not asked for.
         """
-        with _our_errors(self.url, self._answer_s), _unlogged(), self._http.stream("GET", path) as response:
+        with (
+            _our_errors(self.url, self._answer_s),
+            _unlogged(),
+            connections.within(self._answer_s),
+            self._http.stream("GET", path) as response,
+        ):
             if response.status_code >= 300:
                 _refuse_errors(_read(response, JSON_BYTES, read_s=self._answer_s), self.url)
             size = response.headers.get("content-length", "")
@@ -259,7 +264,7 @@ class Transport:
         limit_s = self._answer_s if answer_s is None else answer_s
         timeout = httpx.USE_CLIENT_DEFAULT if answer_s is None else answer_s
         try:
-            with _our_errors(self.url, limit_s), _unlogged():
+            with _our_errors(self.url, limit_s), _unlogged(), connections.within(limit_s):
                 response = self._http.send(self._http.build_request(method, path, timeout=timeout, **options), stream=True)
                 try:
                     answer = _read(response, most or JSON_BYTES, read_s=None if most else limit_s)
@@ -411,16 +416,7 @@ def _refusal(answer: Answer) -> AiaasError:
         told = wire.decode(visible_json(answer.content), Refusal)
     except wire.Malformed:
         return BackendRefused(answer.status, visible(answer.content[:1200].decode(errors="replace")[:300]), retry_after_s)
-    kind = getattr(errors, told.type, None) if told.type in errors.__all__ else None
-    if kind is not None:
-        try:
-            error = kind(*told.args)
-            str(error)
-        except (TypeError, AttributeError, ValueError, LookupError, ArithmeticError):  # arguments of other types than ours
-            return BackendRefused(answer.status, told.error, retry_after_s)
-        if isinstance(error, AiaasError):
-            return error
-    return BackendRefused(answer.status, told.error, retry_after_s)
+    return errors.rebuilt(told.type, told.args) or BackendRefused(answer.status, told.error, retry_after_s)
 
 
 def _value(answer: Answer, of: type[T]) -> T:

@@ -32,9 +32,10 @@ from aiaas_magics.notebook.arguments import (
     StorageRequest,
     TrainRequest,
 )
-from aiaas_magics.notebook.fits import CellFits, EndOfCell
+from aiaas_magics.notebook.fits import CellFits, EndOfCell, with_note
 from aiaas_magics.notebook.session import Session
 from aiaas_magics.notebook.views import live
+from aiaas_magics.printout import counted
 
 R = TypeVar("R")
 
@@ -211,6 +212,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
             except KeyboardInterrupt:
                 raise tracebacks.Interrupted(f"Left job {job.id}, which goes on. %aiaas_attach {job.id} shows it again.") from None
             hardware = self.session.backend.about().hardware
+            story = with_note(story, counted(job.printout, job.id))
             shown.freeze(present.job_bundles(job.view(), story, hardware, figures=shown.shows_figures))
 
     # ---- serving

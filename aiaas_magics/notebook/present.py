@@ -99,6 +99,11 @@ def job_bundles(view: JobView, story: JobStory, hardware: str = "", *, figures: 
     return bundles
 
 
+def fit_line(view: JobView, story: JobStory, *, fit: int, notes: Sequence[str]) -> Bundle:
+    """What stays of the `fit`-th fit of a cell that has many; `notes` are those that none before had."""
+    return {"text/plain": "\n".join([f"Fit {fit} · {job_title(view)}: {status_line(story)}", *(f"  note: {note}" for note in notes)])}
+
+
 def job_caption(view: JobView, story: JobStory, hardware: str) -> str:
     shape = view.spec.shape
     where = f" on {hardware}" if hardware else ""
@@ -125,7 +130,7 @@ def job_table(view: JobView, story: JobStory, *, caption: str = "") -> Bundle:
     notes = [
         status_line(story),
         f"{left_out:,} epochs between are not shown; the History that fit returns has them all." if left_out else "",
-        plan_line(story.plan),
+        steps_line(view, story),
         phases_line(story),
         error_line(story) if story.state is not JobState.FAILED else "",  # the first line says it
         *story.notices,
@@ -240,6 +245,18 @@ def plan_line(plan: Planned | None) -> str:
     calls = {"off": "one step a call", "graph": "many steps a call", "xla": "many steps a call, compiled by XLA"}[plan.fused]
     why = f" ({'; '.join(plan.why)})" if plan.why else ""
     return f"Plan: {' '.join(filter(None, (plan.engine, plan.strategy)))}, {calls}{why}."
+
+
+WORTH_S: Final = 60.0  # guess: below, no other plan gains what a reader of its reasons spends
+
+
+def steps_line(view: JobView, story: JobStory) -> str:
+    """How the steps were carried out, where a reader can act on it: after long training, or if another form was asked for."""
+    plan, asked = story.plan, view.spec.execution.fused
+    if plan is not None and (story.training_s >= WORTH_S or asked not in ("auto", plan.fused)):
+        return plan_line(plan)
+    steps = view.spec.shape.steps_per_epoch * story.epochs_done
+    return f"Ran in {steps:,} step{'' if steps == 1 else 's'}." if steps and story.state is JobState.SUCCEEDED else ""
 
 
 def _way(plan: FitPlan, one: Candidate) -> tuple[str, str, str]:

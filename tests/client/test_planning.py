@@ -33,6 +33,7 @@ def backend() -> Iterator[aiaas_magics.Backend]:
         yield backend
 
 
+@pytest.mark.nightly
 def test_every_way_on_two_workers_is_measured_and_nothing_is_trained(
     backend: aiaas_magics.Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,7 +160,7 @@ def test_a_stranger_gets_a_proof_and_a_web_page_does_not(server: Served) -> None
 
 
 def test_a_pool_that_opens_its_connections_in_another_way_is_not_used() -> None:
-    peer = connections.Connections(connections.Peer("http://127.0.0.1:1", TOKEN), answer_s=1.0)
+    peer = connections.Connections(connections.Peer("http://127.0.0.1:1", TOKEN))
 
     with pytest.raises(errors.AiaasBug, match="httpx"):
         connections.put_into(object(), peer)

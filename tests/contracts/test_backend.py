@@ -438,6 +438,7 @@ def test_a_study_compares_the_same_steps(backend: aiaas_magics.Backend, here: Pa
     assert study.plot().axes
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("backend", ["local"], indirect=True)  # nothing in it depends on where the backend is
 def test_a_weak_study_grows_the_batch_with_the_workers(backend: aiaas_magics.Backend, here: Path) -> None:
     x, y = table(rows=2048)

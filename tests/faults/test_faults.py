@@ -104,6 +104,7 @@ def test_a_worker_killed_or_stopped_mid_epoch_costs_one_attempt_and_nothing_else
         assert set(Path("/dev/shm").glob("aiaas-*")) <= shared
 
 
+@pytest.mark.nightly
 def test_a_worker_that_is_slow_is_waited_for(own_home: Path) -> None:
     with aiaas_magics.connect() as backend:
         job, model, fit_plain, plain = long_job(backend, workers=2, epochs=6, execution=WITHIN_EPOCHS)

@@ -112,7 +112,8 @@ def test_nothing_that_is_needed_is_freed_and_all_that_is_not(tmp_path: Path) -> 
 def test_on_a_disk_that_is_too_full_results_of_more_than_a_day_go_and_it_is_told(tmp_path: Path) -> None:
     server = Served(tmp_path / "state", environment={"AIAAS_KEEP_FREE": "0"})
     server.start()
-    old, new = (server.submit({"do": "write", "path": "a.txt"}, {"do": "finish", "result": f"result {n}"}) for n in range(2))
+    drawing = {"do": "write", "path": "../figures/1-1.png"}
+    old, new = (server.submit({"do": "write", "path": "a.txt"}, drawing, {"do": "finish", "result": f"result {n}"}) for n in range(2))
     results = [server.end(job).result or "" for job in (old, new)]
     assert server.stop() == 0
     with sqlite3.connect(server.folder / "records.sqlite") as connection:
@@ -126,7 +127,9 @@ def test_on_a_disk_that_is_too_full_results_of_more_than_a_day_go_and_it_is_told
         until(lambda: server.view(old).removed_s, "the old result was not removed")
         until(lambda: not blob(server, results[0]).exists(), "its bytes were not removed")
 
+        until(lambda: not (server.folder / "jobs" / old / "figures").exists(), "its figures were not removed")
         assert server.view(new).result == results[1]
+        assert (server.folder / "jobs" / new / "figures" / "1-1.png").exists()
         assert server.transport.read(f"/v1/blobs/{results[1]}").startswith(b"result")
         job = Job(server.transport, server.view(old))
         assert (job.follow().state, server.view(old).files) == (JobState.SUCCEEDED, ())

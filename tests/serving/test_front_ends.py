@@ -323,6 +323,7 @@ def test_a_load_that_one_front_end_does_not_survive_leaves_all_as_they_were(tmp_
         assert {rig.predict("live", ONE).document["predictions"][0][0] for _ in range(30)} == {3.0}
 
 
+@pytest.mark.nightly
 @pytest.mark.process
 def test_one_that_is_killed_under_load_comes_back_as_the_others_are_and_no_figure_goes_back(tmp_path: Path) -> None:
     with several(tmp_path / "state", 2) as rig:
@@ -408,6 +409,7 @@ def test_sigterm_ends_all_of_them_after_the_last_answer_and_leaves_no_socket(tmp
         rig.run(rig.host.start(rig.state))
 
 
+@pytest.mark.nightly
 @pytest.mark.process
 def test_one_that_is_stopped_keeps_nobody_from_ending(tmp_path: Path) -> None:
     with several(tmp_path / "state", 2) as rig:
@@ -421,6 +423,7 @@ def test_one_that_is_stopped_keeps_nobody_from_ending(tmp_path: Path) -> None:
         rig.run(rig.host.start(rig.state))
 
 
+@pytest.mark.nightly
 @pytest.mark.process
 def test_when_the_first_is_killed_the_others_end_a_stopped_one_too_and_all_come_back_on_the_same_port(tmp_path: Path) -> None:
     with several(tmp_path / "state", 3) as rig:
@@ -437,6 +440,7 @@ def test_when_the_first_is_killed_the_others_end_a_stopped_one_too_and_all_come_
         assert ask_all(rig, 3) == {200}
 
 
+@pytest.mark.nightly
 @pytest.mark.process
 def test_behind_tls_all_of_them_answer(tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
@@ -457,6 +461,7 @@ def test_behind_tls_all_of_them_answer(tmp_path: Path) -> None:
         assert "Traceback" not in Files(rig.state).log.read_text()
 
 
+@pytest.mark.nightly
 @pytest.mark.process
 def test_a_process_with_as_many_front_ends_is_adopted_and_one_with_another_number_replaced(tmp_path: Path) -> None:
     first = Rig(tmp_path / "state", front_ends=2).__enter__()
@@ -472,6 +477,7 @@ def test_a_process_with_as_many_front_ends_is_adopted_and_one_with_another_numbe
         rig.run(rig.host.start(rig.state))
 
 
+@pytest.mark.nightly
 @pytest.mark.process
 def test_a_server_starts_as_many_as_its_environment_says_and_ends_them_all(tmp_path: Path) -> None:
     files = Files(tmp_path)

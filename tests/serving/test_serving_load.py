@@ -231,6 +231,7 @@ class Slow(Flaky):
         self.wfile.write(body)
 
 
+@pytest.mark.nightly
 def test_a_server_that_stays_behind_pays_for_every_request_that_waited(shared: Rig) -> None:
     with serving(Slow) as url:
         plan = plan_for(shared, as_json("plus", "{}"), url=url, token="t", concurrency=(1,), rates=(20.0, 500.0), duration_s=1.0)

@@ -61,6 +61,7 @@ class Trained:
         choices: Path | None = None,
         measure: MeasureSpec | None = None,
         checkpoint_epochs: int = 0,
+        resume_from: Path | None = None,
     ) -> None:
         """Train a fresh model in this process, as a worker does with what it has unpacked."""
         packed = pack(FitCall(make(), arguments))
@@ -77,6 +78,7 @@ class Trained:
             seed=5,
             choices=str(choices or ""),
             measure=measure,
+            resume_from=str(resume_from) if resume_from else None,
             execution=Execution(fused=fused, checkpoint_epochs=checkpoint_epochs),
         )
         self.told, self.folder = Told(), folder / fused

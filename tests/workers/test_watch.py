@@ -274,3 +274,28 @@ def test_the_kinds_of_events_survive_the_file(folder: AttemptFolder) -> None:
     folder.events(0).write_bytes(wire.encode(WorkerLine(at_s=2.5, event=Compiled(seconds=0.5))) + b"\n")
 
     assert AttemptWatch(folder, ranks=1).look().lines == [(0, WorkerLine(at_s=2.5, event=Compiled(seconds=0.5)))]
+
+
+def test_output_keeps_blank_lines_and_loses_colours(folder: AttemptFolder) -> None:
+    folder.output(0).write_bytes(b"one\n\n\x1b[1m1/2\x1b[0m \x1b[37mbar\x1b[0m\r\x1b[1m2/2\x1b[0m\n\n")
+    watch = AttemptWatch(folder, ranks=1)
+
+    (first,) = outputs(watch.look())
+    with folder.output(0).open("ab") as file:
+        file.write(b"\n")
+
+    assert first.split("\n") == ["one", "", "2/2", ""]
+    assert outputs(watch.look()) == [""]
+
+
+def test_a_line_is_not_torn_where_a_look_ends(folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "OUTPUT_LOOK_BYTES", 10)
+    folder.output(0).write_bytes(b"12345\n12345\n1")
+    write_value(folder.exit(0), Exit(code=0))
+    watch = AttemptWatch(folder, ranks=1)
+
+    found = []
+    while not watch.is_over:
+        found += outputs(watch.look())
+
+    assert "\n".join(found).split("\n") == ["12345", "12345", "1"]

@@ -31,6 +31,7 @@ from aiaas_magics.backend.server.room import Room, not_writable
 from aiaas_magics.backend.server.storage import Storage
 from aiaas_magics.backend.workers import opened
 from aiaas_magics.errors import AiaasError, InvalidSpec, UnknownName, VersionSkew
+from aiaas_magics.events import MOST_FIGURE_BYTES
 from aiaas_magics.frames import FeedView
 from aiaas_magics.routing import Change, Scaling
 from aiaas_magics.spec import About, DeploySpec, FitSpec, Versions, checked_job_name
@@ -106,6 +107,7 @@ def routes() -> list[Route]:
         Route("/v1/jobs/{job}/feed/{name}", get_feed, methods=["GET"]),
         Route("/v1/jobs/{job}/feed/{name}/{number:int}/{index:int}", put_batch, methods=["PUT"]),
         Route("/v1/jobs/{job}/files/{path:path}", get_file, methods=["GET"]),
+        Route("/v1/jobs/{job}/figures/{attempt:int}/{number:int}", get_figure, methods=["GET"]),
         Route("/v1/endpoints", deploy, methods=["POST"]),
         Route("/v1/endpoints", list_endpoints, methods=["GET"]),
         Route("/v1/endpoints/{name}", get_endpoint, methods=["GET"]),
@@ -242,15 +244,35 @@ async def get_file(request: Request) -> Response:
     """A file that the job's callbacks wrote: one that is listed, and that lies where it says it lies."""
     parts, path = _parts(request), request.path_params["path"]
     view = parts.conductor.view(request.path_params["job"])
-    root = (parts.jobs_folder / view.id / "files").resolve()
-    target = (root / path).resolve() if path in view.files else root
-    if not target.is_relative_to(root):
-        raise UnknownName("file", path, view.files)
-    appended = path in await asyncio.to_thread(opened.appended, root.parent)
+    folder = parts.jobs_folder / view.id / "files"
     try:
+        _refuse_link(folder)
+        root = folder.resolve()
+        target = (root / path).resolve() if path in view.files else root
+        if not target.is_relative_to(root):
+            raise NotPlain("lies elsewhere")
+        appended = path in await asyncio.to_thread(opened.appended, folder.parent)
         return _file(open_plain(target), {"aiaas-opened": opened.APPENDED} if appended else {})
     except (OSError, NotPlain) as error:
         raise UnknownName("file", path, view.files) from error
+
+
+async def get_figure(request: Request) -> Response:
+    """A figure that the job's code showed, also while it runs; a link in its place, or in its folder's, is not followed."""
+    parts, numbers = _parts(request), request.path_params
+    job = parts.conductor.view(numbers["job"]).id
+    name, folder = f"{numbers['attempt']}-{numbers['number']}", parts.jobs_folder / job / "figures"
+    try:
+        _refuse_link(folder)
+        return _file(open_plain(folder / f"{name}.png", most_bytes=MOST_FIGURE_BYTES))
+    except (OSError, NotPlain) as error:
+        raise UnknownName("figure", name) from error
+
+
+def _refuse_link(folder: Path) -> None:
+    """A job's code can put a link in the place of its own folder, and so to whatever this account may read."""
+    if folder.is_symlink():
+        raise NotPlain("is a link")
 
 
 async def get_feed(request: Request) -> Response:

@@ -22,10 +22,10 @@ from aiaas_magics.errors import BackendRefused, NotAuthorised
 
 log = logging.getLogger(__name__)
 
-# What a stranger may ask. Compared with what the router matches on, not with a URL that was put
-# together from headers (CVE-2026-48710, facts/reliability 1.7).
 MINUTE_S: Final = 60.0
 ADDRESSES: Final = 1000  # guess: that many addresses at once are a flood, of which not each needs a line
+# What a stranger may ask. Compared with what the router matches on, not with a URL that was put
+# together from headers (CVE-2026-48710).
 OPEN: Final = ("GET", "/v1/health")
 PROOF: Final = ("GET", server_proof.PATH)
 BAD_QUESTION: Final = "A proof is asked for with nonce= and 64 hexadecimal digits. Check what sends this request."

@@ -48,6 +48,7 @@ from aiaas_magics.backend.serving.host import InferenceHost
 from aiaas_magics.backend.workers.local import LocalPool
 from aiaas_magics.clock import Clock, SystemClock
 from aiaas_magics.errors import BackendRefused, InvalidSpec, StoreNotWritable
+from aiaas_magics.server_proof import is_loopback
 from aiaas_magics.spec import About
 
 log = logging.getLogger(__name__)
@@ -91,13 +92,6 @@ class Options:
     @property
     def tls(self) -> tuple[str, str] | None:
         return (str(self.tls_cert), str(self.tls_key)) if self.tls_cert and self.tls_key else None
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def serve(options: Options, *, on_ready: Callable[[str], None] = lambda _: None) -> None:

@@ -7,7 +7,7 @@ token, the port of last time, and the note by which clients find the server.
     server.json       who serves it now, and where
     token, port       survive a restart, so that clients and endpoints' users need not notice one; both are new if the port is taken
     records.sqlite    see `store`; blobs/, dropbox/: see `blobs`
-    jobs/<id>/        attempt-<k>/, checkpoints/, files/; of a job that failed or was cancelled the last checkpoint stays
+    jobs/<id>/        attempt-<k>/, checkpoints/, files/, figures/; of a job that failed or was cancelled the last checkpoint stays
     reserve           part of the disk for the day when it is full: see `room`
     launcher/         the launcher's socket and log
     serving/          the inference process

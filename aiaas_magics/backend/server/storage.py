@@ -70,8 +70,9 @@ class Storage:
         folders = [self._state.job(record.job.id) for record in records]
         checkpoints = [folder / "checkpoints" for folder in folders]
         files = [folder / "files" for folder in folders]
+        figures = [folder / "figures" for folder in folders]
         jobs = size_of([self._state.jobs])
-        of_jobs = size_of(checkpoints), size_of(files)
+        of_jobs = size_of(checkpoints), size_of([*files, *figures])
         path = self._state.path
         return (
             StoragePart(what="data of jobs that are not over", bytes=sizes["inputs"][0], count=sizes["inputs"][1]),
@@ -101,7 +102,8 @@ class Storage:
 
     def _bytes_of(self, record: JobRecord) -> int:
         blobs = [self._blobs.path(record.result)] if record.result else []
-        return size_of([*blobs, self._state.job(record.job.id) / "files"])
+        folder = self._state.job(record.job.id)
+        return size_of([*blobs, folder / "files", folder / "figures"])
 
     async def sweep(self) -> Freed:
         """What is done without being asked: what was of no use for a day, results by their age, long logs."""
@@ -126,7 +128,8 @@ class Storage:
             if gone:
                 await self._conductor.remove_results(gone)
                 for job in gone:
-                    await asyncio.to_thread(shutil.rmtree, self._state.job(job) / "files", ignore_errors=True)
+                    for name in ("files", "figures"):
+                        await asyncio.to_thread(shutil.rmtree, self._state.job(job) / name, ignore_errors=True)
                 blobs += await self._sweep_blobs(now_s=now_s, older_than_s=older_than_s)
             for record in records:
                 if record.job.state.final and now_s - (record.ended_s or now_s) > SETTLED_S and record.last_seq > EVENTS_KEPT:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import secrets
@@ -41,6 +40,7 @@ from aiaas_magics.backend.serving.steps import alone
 from aiaas_magics.backend.serving.taking import Table
 from aiaas_magics.clock import SystemClock
 from aiaas_magics.errors import CannotStart, InvalidSpec
+from aiaas_magics.server_proof import is_loopback
 from aiaas_magics.spec import Value
 
 if TYPE_CHECKING:
@@ -78,13 +78,6 @@ class Options(Value, frozen=True, kw_only=True):
             raise InvalidSpec(
                 f"--host {self.host} reaches beyond this machine, and tokens would cross in the clear. Add --tls-cert and --tls-key."
             )
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 async def run(options: Options) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from aiaas_magics import wire
 from aiaas_magics.backend.disk import is_no_room
+from aiaas_magics.backend.training import figures
 from aiaas_magics.backend.training.channel import FileChannel
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.report import report_of
@@ -34,6 +36,7 @@ from aiaas_magics.backend.workers.attempt import EXIT_ALONE, EXIT_CRASHED, EXIT_
 from aiaas_magics.backend.workers.output import text_output
 from aiaas_magics.errors import NotOnJax, StoreNotWritable
 from aiaas_magics.events import Candidate, Crashed, Finished, Notice, Phase
+from aiaas_magics.printout import ENDING, OURS
 
 RESULT_WAIT_S: Final = 60.0  # guess: long enough to remove something, short against a device that nobody else gets
 ROOM_LOOK_S: Final = 1.0
@@ -61,9 +64,10 @@ def main(command_path: str) -> int:
     # SystemExit and KeyboardInterrupt too: SIGINT is ignored here, so that an interrupt is one that the user's code raised.
     except BaseException as error:  # noqa: BLE001 - border: the user's code ran in here and may raise anything
         if missing := missing_rank(error):
-            print(missing, file=sys.stderr, flush=True)
+            print(f"{ENDING} {missing}", file=sys.stderr, flush=True)
             time.sleep(LAST_WORD_S)
             return EXIT_ALONE
+        print(ENDING, file=sys.stderr)
         traceback.print_exc()
         report = report_of(error, rank=command.rank, phase=stage.phase)
         if not report.kind and is_of_state(error, folder):
@@ -90,7 +94,9 @@ def work(command: WorkerCommand, channel: FileChannel, stage: Stage) -> None:
     engine = importlib.import_module(f"aiaas_magics.backend.training.{'engines.jax' if command.execution.on_jax else 'loop'}")
     call = engine.unpack(command)
     stage.phase = Phase.TRAINING
+    figures.begin(figures.Figures(Path(command.job_dir, "figures"), channel, attempt=command.attempt, rank=command.rank))
     history = engine.run(command, call, channel)
+    figures.show_open()
     if command.rank == 0:
         stage.phase = Phase.FETCHING
         keep_result(AttemptFolder(Path(command.attempt_dir)), lambda path: fitcall.write_result(path, call, history), channel)
@@ -139,13 +145,16 @@ def go_on_with_tensorflow(command: WorkerCommand, command_path: str, why: str) -
     """Become, as the same process, a worker that trains on TensorFlow what does not work on JAX."""
     stays = replace(command.execution, engine="tensorflow", may_stay=False, strategy="single", model_parallel=1)
     write_value(Path(command_path), replace(command, execution=stays, devices=1))
-    print(f"not on JAX: {why}", flush=True)
+    print(f"{OURS}not on JAX: {why}", flush=True)
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
     os.execve(sys.executable, [sys.executable, "-P", "-m", "aiaas_magics.backend.workers.child", command_path], environment)
 
 
 def prepare_process(command: WorkerCommand) -> None:
     """Cores, device, threads, folder and seeds, before anything touches a device."""
+    # The launcher's, in its format; a kernel has none, and what callbacks log should look as it does there.
+    logging.root.handlers.clear()
+    logging.root.setLevel(logging.WARNING)
     if hasattr(signal, "SIGINT"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt in a terminal is the server's to handle
     if command.cores and hasattr(os, "sched_setaffinity"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ OUTPUT_BYTES: Final = 1024 * 1024  # guess: what is kept of one rank's output in
 REAP_S: Final = 2.0  # guess: how long a launcher on a machine at full load may take to see that a child of its own has died
 STOPPED_LOOK_S: Final = 0.5
 STOPPED_S: Final = 10.0  # guess: long enough for a user's Ctrl-Z and second thought, short against waiting for nothing
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")  # Keras' progress bar has some; bounded by its first character, so linear
 OUTPUT_SLACK_BYTES: Final = 1024 * 1024  # guess: what a rank may print beyond that before its file is cut
 
 
@@ -148,15 +150,16 @@ class AttemptWatch:
             _cut(path)
             return True
         data, offset = self._next(path, OUTPUT_LOOK_BYTES)
-        whole = len(data) if last or len(data) == OUTPUT_LOOK_BYTES else data.rfind(b"\n") + 1
+        whole = data.rfind(b"\n") + 1
+        if (last and len(data) < OUTPUT_LOOK_BYTES) or (not whole and len(data) == OUTPUT_LOOK_BYTES):
+            whole = len(data)
         if not whole:
             return True
         seen.offsets[path.name] = offset + whole
         text = shown(data[:whole])
         if offset + whole >= OUTPUT_BYTES:
             text += f"\n(more than {OUTPUT_BYTES // 2**20} MB were printed; the rest is left out)"
-        if text:
-            seen.lines.append((rank, WorkerLine(at_s=time.time(), event=Output(text=text))))
+        seen.lines.append((rank, WorkerLine(at_s=time.time(), event=Output(text=text))))
         return len(data) < OUTPUT_LOOK_BYTES
 
     def _next(self, path: Path, limit: int) -> tuple[bytes, int]:
@@ -175,14 +178,14 @@ class AttemptWatch:
 
 
 def shown(data: bytes) -> str:
-    """Output as a terminal would have left it: of a line that was overwritten, the last state.
+    """Output as a terminal would have left it, without its colours: of a line that was overwritten, the last state.
 
     >>> shown(b"1/2\\r2/2\\n")
     '2/2'
     """
     # No regular expression: one that looks for a `\\r` from every position takes quadratic time on a long line without any.
-    lines = data.decode(errors="replace").split("\n")
-    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines).strip("\n")
+    lines = _COLOUR.sub("", data.decode(errors="replace")).split("\n")
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines).removesuffix("\n")
 
 
 def _cut(path: Path) -> None:

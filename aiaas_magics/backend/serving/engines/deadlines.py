@@ -32,6 +32,7 @@ class Deadlines:
         self._running: set[Computation] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._never = threading.Event()
 
     def begin(self, limit_s: float, end: Callable[[], None]) -> Computation:
         """`end` is called by another thread if this does not finish within `limit_s`."""
@@ -51,7 +52,7 @@ class Deadlines:
 
     def _look(self) -> None:
         while True:
-            time.sleep(LOOK_S)
+            self._never.wait(LOOK_S)
             now_s = time.monotonic()
             with self._lock:
                 for computation in [one for one in self._running if one.until_s < now_s]:

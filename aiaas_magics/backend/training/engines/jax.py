@@ -29,7 +29,7 @@ from msgspec.structs import replace
 
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import measure
-from aiaas_magics.backend.training.callbacks import agreement, callbacks_of_rank, most_steps_a_call, plain_arguments
+from aiaas_magics.backend.training.callbacks import agreement, callbacks_of_rank, epoch_lines, most_steps_a_call, plain_arguments
 from aiaas_magics.backend.training.candidates import compare, only, process_bytes
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.command import WorkerCommand
@@ -43,7 +43,7 @@ from aiaas_magics.backend.training.pace import Pace, Pacing
 from aiaas_magics.backend.training.passes import Passes, Reading, Steps, steps_of_epoch
 from aiaas_magics.backend.training.plan import Indices, Plan
 from aiaas_magics.backend.training.progress import Progress
-from aiaas_magics.backend.training.replaced import replaced
+from aiaas_magics.backend.training.replaced import iterators_of, replaced
 from aiaas_magics.errors import NotOnJax
 from aiaas_magics.events import Planned
 from aiaas_magics.packing import fitcall, portable, proof
@@ -170,14 +170,14 @@ def _train(command: WorkerCommand, call: portable.PortedFitCall, channel: Channe
     pace, test_pace = jax_processes.agreed(keeper.paced(Pace(each)), group), jax_processes.agreed(Pace(each), group)
     agreeing = [] if group is None else [agreement(group, each_batch=each is not None)]
     tell = channel.send if command.rank == 0 else lambda _: None
-    with reading_from(reading), fusing(command, call.model, reading, pace=pace, test_pace=test_pace, told=tell):
+    with reading_from(reading, call.model), fusing(command, call.model, reading, pace=pace, test_pace=test_pace, told=tell):
         jax_trainer.JAXTrainer.fit(
             call.model,
             **arguments
             | {
                 "initial_epoch": start.epoch,
                 "epochs": start.epoch if resumed and resumed.stopped else int(arguments.get("epochs", 1)),
-                "callbacks": [*users, *agreeing, history, progress, keeper],
+                "callbacks": [*users, *epoch_lines(call.arguments, rank=command.rank), *agreeing, history, progress, keeper],
             },
         )
     return history
@@ -220,7 +220,7 @@ def _timed(command: WorkerCommand, call: portable.PortedFitCall, channel: Channe
     plain = command.measure.plain
     with contextlib.ExitStack() as stack:
         if not plain:
-            stack.enter_context(reading_from(reading))
+            stack.enter_context(reading_from(reading, call.model))
             stack.enter_context(fusing(command, call.model, reading, pace=timer, test_pace=Pace(), told=told))
         jax_trainer.JAXTrainer.fit(call.model, **arguments, callbacks=[Finished(), timer, *([] if plain else [progress])])
     return timer
@@ -269,13 +269,14 @@ class Finished(keras.callbacks.Callback):  # type: ignore[misc]
         jax.block_until_ready(self._model._jax_state)
 
 
-def reading_from(reading: Reading) -> contextlib.AbstractContextManager[None]:
-    """Inside, Keras' JAX `fit` gets its batches from `reading`."""
+def reading_from(reading: Reading, model: Any) -> contextlib.AbstractContextManager[None]:
+    """Inside, Keras' JAX `fit` of `model` gets its batches from `reading`."""
 
     class Batches(_Batches):
         _reading = reading
 
-    return replaced((jax_trainer, "JAXEpochIterator", Batches))
+    made = iterators_of(model, ("fit", "evaluate", "predict"), ours=Batches, stock=jax_trainer.JAXEpochIterator)
+    return replaced((jax_trainer, "JAXEpochIterator", made))
 
 
 class _Batches(jax_trainer.JAXEpochIterator):  # type: ignore[misc]
