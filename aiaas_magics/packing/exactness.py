@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from aiaas_magics.execution import Execution
-from aiaas_magics.packing import attributes, data, probing, sources
+from aiaas_magics.packing import attributes, data, parts_check, probing, sources
 from aiaas_magics.spec import FitShape
 
 UNGUARDED: str = (
@@ -44,7 +44,8 @@ def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execut
             *_scaling(model, execution.precision),
             *(_mirrored(model) if mirrored else (*_callbacks(arguments.get("callbacks") or ()), *_engine(model))),
         ]
-    return tuple(dict.fromkeys(found))
+    cut = parts_check.Cut(workers=workers, parts=execution.accumulate, strategy=execution.strategy)
+    return tuple(dict.fromkeys((*parts_check.notes(model, arguments, cut), *found)))
 
 
 def adaptive(model: Any) -> str:
@@ -241,8 +242,9 @@ def _steps(model: Any) -> Iterator[str]:
     ]
     if own:
         yield (
-            f"{type(model).__name__} has its own {_list(own)}: exact where losses are means over rows and gradients go through a Keras "
-            "optimizer; a sum over the batch counts each worker's rows only, and a value that is returned but is no metric is averaged."
+            f"{type(model).__name__} has its own {_list(own)}: exact where losses are means over rows, gradients go through a Keras "
+            "optimizer, and no variable keeps what rows leave in it; a sum over the batch counts each worker's rows only, and a value "
+            "that is returned but is no metric is averaged."
         )
 
 
@@ -266,7 +268,8 @@ def _layers(model: Any) -> Iterator[str]:
             f"BatchNormalization ({_names(normal)}) uses the mean and variance of each worker's own rows; "
             "the moving statistics are averaged over workers at the end of each epoch. With synchronized=True they are the batch's."
         )
-    own = [layer for layer in _own_layers(model) if any(keras.backend.is_float_dtype(v.dtype) for v in layer._non_trainable_variables)]
+    own_parts = [*([] if _is_keras(type(model)) else [model]), *_own_layers(model)]
+    own = [layer for layer in own_parts if any(keras.backend.is_float_dtype(v.dtype) for v in layer._non_trainable_variables)]
     if own:
         yield f"Non-trainable variables of {_names(own)} follow each worker's rows and are averaged over workers at the end of each epoch."
     if drawing := [layer for layer in layers if _draws(layer)]:

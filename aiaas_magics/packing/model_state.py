@@ -49,6 +49,10 @@ class ModelState:
         """Names of the variables that have another value by now."""
         return tuple(dict.fromkeys(held.path for held in self._held if not _same(held)))
 
+    def variables(self) -> tuple[tuple[str, Any], ...]:
+        """TensorFlow's variables that a call may move, each with what to call it."""
+        return tuple((held.path, held.variable) for held in self._held)
+
     def put_back(self) -> None:
         for held in self._held:
             if not _same(held):
@@ -96,6 +100,13 @@ def kept(model: Any) -> Iterator[ModelState]:
         state.put_back()
         random.setstate(drawn)
         np.random.set_state(numpy_drawn)
+
+
+def seed_generators(model: Any) -> list[Any]:
+    """Keras' generators of random numbers below `model`, and the global one."""
+    import keras
+
+    return [obj for _, obj in _objects_in(model) if isinstance(obj, keras.random.SeedGenerator)]
 
 
 def _same(held: _Held) -> bool:
