@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import lanes
+from tests.launchers import python_path
 from tests.packed import cell, worker
 
 __all__ = ["cell", "worker"]  # fixtures
@@ -38,6 +40,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """AIAAS_HOME for the whole session; its local server ends with it, and no process of it is left."""
     folder = tmp_path_factory.mktemp("home")
     os.environ["AIAAS_HOME"] = str(folder)
+    if sys.platform == "linux":
+        share_launchers(tmp_path_factory.mktemp("launchers"))
     yield folder
     from aiaas_magics.client import embedded
 
@@ -46,6 +50,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for process in left:
         process.kill()
     assert left == [], f"left behind: {left}"
+
+
+def share_launchers(folder: Path) -> None:
+    """Every launcher of workers that this session starts is forked from one process that has imported the libraries."""
+    os.environ["AIAAS_TEST_LAUNCHERS"], os.environ["AIAAS_TEST_SESSION"] = str(folder), str(os.getpid())
+    os.environ["PYTHONPATH"] = python_path(Path(__file__).parent / "preloaded")
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,11 @@ from aiaas_magics.backend.workers.launching import LauncherClient
 ROOT = Path(__file__).parents[1]
 
 
+def python_path(*folders: Path) -> str:
+    """PYTHONPATH of a process of ours: `folders` before what it is here."""
+    return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 @contextmanager
 def launcher_in(folder: Path, *, module: str) -> Iterator[LauncherClient]:
     """One whose processes call `main` of `module` with the path of their command."""
@@ -22,7 +28,7 @@ def launcher_in(folder: Path, *, module: str) -> Iterator[LauncherClient]:
     client = LauncherClient(folder, options=options)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", str(ROOT))
+            patch.setenv("PYTHONPATH", python_path(ROOT))
             client.ensure()
         yield client
     finally:

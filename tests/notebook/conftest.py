@@ -14,6 +14,8 @@ import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
+from tests.launchers import python_path
+
 WIDGET = "application/vnd.jupyter.widget-view+json"
 CELL_S = 180.0  # the first cell of a kernel may import TensorFlow on a busy machine
 
@@ -115,7 +117,7 @@ class Kernel:
 
 def started(folder: Path) -> Iterator[Kernel]:
     manager = KernelManager(kernel_name="python3")
-    manager.start_kernel(cwd=str(folder), env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    manager.start_kernel(cwd=str(folder), env={**os.environ, "PYTHONPATH": python_path(Path(__file__).parents[2])})
     client = manager.blocking_client()
     client.start_channels()
     try:
