@@ -36,6 +36,8 @@ def begin(folder: str) -> None:
     plt.close("all")
     keras.utils.clear_session()
     keras.utils.set_random_seed(SEED)
+    for module in list(sys.modules.values()):  # each cell hears each warning once
+        vars(module).get("__warningregistry__", {}).clear()
     Path(folder).mkdir(parents=True)
     os.chdir(folder)
 
@@ -90,7 +92,8 @@ def _model(model: Any) -> dict[str, Any]:
 
 
 def _history(history: Any) -> dict[str, Any]:
-    return {"history": _plain(history.history, depth=4), "epoch": list(history.epoch), "params": dict(history.params or {})}
+    epoch = list(getattr(history, "epoch", []))  # set when training begins
+    return {"history": _plain(history.history, depth=4), "epoch": epoch, "params": dict(history.params or {})}
 
 
 def _attributes(thing: Any, *, without: frozenset[str]) -> dict[str, Any]:

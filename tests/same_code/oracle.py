@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,9 @@ RTOL: Final = 1e-4
 ATOL: Final = 1e-6
 MAGIC: Final = "%%aiaas_train --ui none"
 START: Final = "from tests.same_code import kernel_state as _kernel_state"
+# How often TensorFlow has traced lately is a matter of the kernel's whole life, and not of one cell.
+RETRACED: Final = "triggered tf.function retracing"
+WARNING: Final = re.compile(r"\b\w*Warning: .*")
 # Of Keras' bar and of the time that steps took nothing is compared.
 TIMES: Final = re.compile(r"\d+m?s/(step|epoch)|\b\d+(\.\d+)?m?s\b")
 
@@ -30,15 +33,16 @@ TIMES: Final = re.compile(r"\d+m?s/(step|epoch)|\b\d+(\.\d+)?m?s\b")
 class Ran:
     """What running one cell brought."""
 
-    error: tuple[str, ...] = ()  # the names of the exception's class and its bases, most special first; empty without one
+    error: tuple[str, ...] = ()  # the exception's class and its bases, the nearest first, as module.name; empty without one
     message: str = ""
     lines: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     figures: int = 0
     state: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def notices(self) -> str:
-        return "\n".join((*self.state.get("notices", ()), *self.lines))
+        return "\n".join((*self.state.get("notices", ()), *self.lines, self.message))
 
 
 def differences(plain: Ran, ours: Ran) -> list[str]:
@@ -46,10 +50,12 @@ def differences(plain: Ran, ours: Ran) -> list[str]:
     found = []
     if bool(plain.error) != bool(ours.error):
         found.append(f"outcome: {_outcome(plain)} != {_outcome(ours)}")
-    elif plain.error and plain.error[0] not in ours.error:
-        found.append(f"exception: {plain.error[0]} is no base of {ours.error[0]}")
+    elif plain.error and _caught_as(plain.error) not in ours.error:
+        found.append(f"exception: {_caught_as(plain.error)} is no base of {ours.error[0]}")
     if plain.lines != ours.lines:
         found.append(f"lines: {list(plain.lines)} != {list(ours.lines)}")
+    if plain.warnings != ours.warnings:
+        found.append(f"warnings: {list(plain.warnings)} != {list(ours.warnings)}")
     if plain.figures != ours.figures:
         found.append(f"figures: {plain.figures} != {ours.figures}")
     for part in ("names", "values", "files", "random"):
@@ -131,6 +137,7 @@ class Oracle:
             error=() if ran.ok else _classes(kernel, ran),
             message="" if ran.ok else str(ran.reply["evalue"]),
             lines=tuple(_lines(outputs)),
+            warnings=tuple(_warnings(outputs)),
             figures=sum("image/png" in output.get("data", {}) for output in outputs),
             state=pickle.loads(state.read_bytes()),
         )
@@ -142,19 +149,40 @@ def _run(kernel: Kernel, code: str) -> None:
 
 
 def _classes(kernel: Kernel, ran: Cell) -> tuple[str, ...]:
-    """IPython keeps the last exception's class; a usage error has none, and its own name stands for it."""
-    told = kernel.run("import sys as _sys\nprint([cls.__name__ for cls in getattr(_sys, 'last_type', None).__mro__])").text
-    names = tuple(re.findall(r"'(\w+)'", told))
-    return names if names and names[0] == ran.reply["ename"] else (str(ran.reply["ename"]),)
+    """The class of the last exception and its bases, as IPython keeps it; of a usage error there is only the name."""
+    told = kernel.run("import sys as _sys\nfor _one in getattr(_sys, 'last_type', object).__mro__: print(_one.__module__, _one.__name__)")
+    names = [(module, name) for module, _, name in (line.partition(" ") for line in told.text.splitlines())]
+    if not names or names[0][1] != ran.reply["ename"]:
+        return (str(ran.reply["ename"]),)
+    return tuple(name if module == "builtins" else f"{module}.{name}" for module, name in names)
 
 
-def _lines(outputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """What stands on stdout, line by line, without times; of a bar what stands there at its end."""
-    text = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
-    for line in text.split("\n"):
+def _caught_as(error: Sequence[str]) -> str:
+    """The nearest class that the cell's own `except` names: Python's or the notebook's. Of libraries' own it takes what those stand for."""
+    return next((name for name in error if "." not in name or name.startswith("__main__.")), error[0])
+
+
+def _lines(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What stands on stdout, line by line, without times and warnings; of a bar what stands there at its end."""
+    lines, after_warning = [], False
+    for line in _text(outputs, {"stdout"}).split("\n"):
         last = line.rstrip("\r").rpartition("\r")[2]
-        if bare := TIMES.sub("", re.sub(r"\x1b\[[0-9;]*m|\x08", "", last)).strip():
-            yield bare
+        bare = TIMES.sub("", re.sub(r"\x1b\[[0-9;]*m|\x08", "", last)).strip()
+        is_warning = WARNING.search(bare) is not None
+        code_of_warning = after_warning and last.startswith("  ")  # Python shows the line that warned below it
+        if bare and not (is_warning or code_of_warning or RETRACED in bare):
+            lines.append(bare)
+        after_warning = is_warning
+    return lines
+
+
+def _warnings(outputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What Python warned of, on either stream: in a notebook on stderr, of workers between what they print."""
+    return sorted({found[0] for found in WARNING.finditer(_text(outputs, {"stdout", "stderr"}))})
+
+
+def _text(outputs: Sequence[Mapping[str, Any]], streams: Set[str]) -> str:
+    return "".join(output["text"] for output in outputs if output.get("name") in streams)
 
 
 def covering(values: Mapping[str, Sequence[str]], *, valid: Callable[[Mapping[str, str]], bool] = lambda _: True) -> list[dict[str, str]]:
