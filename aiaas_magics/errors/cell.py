@@ -29,8 +29,9 @@ class RemoteTrainingError(CellError):
 
     def __new__(cls, report: ErrorReport) -> Self:
         both = _remote_class(report.bases or (report.type,)) if cls is RemoteTrainingError else cls
-        python_class = next(base for base in both.__mro__ if base.__module__ == "builtins")
-        return python_class.__new__(both, report)  # type: ignore[call-overload,no-any-return]
+        python_class: Any = next(base for base in both.__mro__ if base.__module__ == "builtins")
+        made: Self = python_class.__new__(both, report)
+        return made
 
     def __init__(self, report: ErrorReport) -> None:
         BaseException.__init__(self, report)  # not what the class that was raised begins with: its arguments are not known here
@@ -75,7 +76,7 @@ def _remote_class(names: Sequence[str]) -> type[RemoteTrainingError]:
         if base is None:
             continue
         try:
-            return _joined(base)
+            return _joined(base)  # type: ignore[arg-type] # a class has a hash
         except TypeError:  # cannot be made together with a class of Python's
             continue
     return RemoteTrainingError

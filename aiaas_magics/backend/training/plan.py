@@ -142,6 +142,15 @@ def order_of(epoch: int, *, rows: int, batch: int, shuffle: Shuffle, seed: int) 
     return order
 
 
+def whole_executions(steps: int, execution: int) -> int:
+    """`steps` rounded up to whole executions of so many steps, as Keras does with an epoch: where it has data left, it trains on them.
+
+    >>> whole_executions(5, 3)
+    6
+    """
+    return -(-steps // execution) * execution
+
+
 def place_of(epoch: int, *, first_epoch: int, batches: int, steps_per_epoch: int | None) -> tuple[int, int]:
     """Where `epoch` starts in the data: which pass over it (counted like epochs), and after how many batches.
 
