@@ -361,7 +361,7 @@ class ErrorReport(Value, frozen=True, kw_only=True):
     traceback: str = ""  # as Python printed it, bounded
     kind: str = ""  # a class of `errors`, where the fault is the backend's and not the user's code's
     args: tuple[str, ...] = ()  # that class' arguments
-    bases: tuple[str, ...] = ()  # Python's own classes that the exception is one of, the nearest first
+    bases: tuple[str, ...] = ()  # the classes that the exception is one of, the nearest first: Python's own by name, others by module.name
 
     @property
     def missing_variable(self) -> str | None:

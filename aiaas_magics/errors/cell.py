@@ -1,12 +1,13 @@
 """Errors of the user's own code in a worker: fix the cell.
 
-Owns the class, its sentences, and as which of Python's own classes it can be caught.
+Owns the class, its sentences, and as which other classes it can be caught.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from aiaas_magics.errors.root import AiaasError
@@ -22,17 +23,18 @@ class CellError(AiaasError):
 class RemoteTrainingError(CellError):
     """The user's code raised in a worker. `report` holds the frames; nothing was unpickled.
 
-    It is also an instance of the Python class that was raised, so that `except ValueError` of a cell catches it as it
-    catches what plain `fit` raises.
+    It is also an instance of the class that was raised, so that `except ValueError` of a cell, or `except` with a class of
+    its own, catches it as it catches what plain `fit` raises.
     """
 
     def __new__(cls, report: ErrorReport) -> Self:
-        caught_as = next((name for name in report.bases or (report.type,) if name in _CAUGHT_AS), "")
-        both = _remote_class(caught_as) if cls is RemoteTrainingError else cls
-        return super(RemoteTrainingError, both).__new__(both, report)  # type: ignore[return-value]
+        both = _remote_class(report.bases or (report.type,)) if cls is RemoteTrainingError else cls
+        python_class: Any = next(base for base in both.__mro__ if base.__module__ == "builtins")
+        made: Self = python_class.__new__(both, report)
+        return made
 
     def __init__(self, report: ErrorReport) -> None:
-        super().__init__(report)
+        BaseException.__init__(self, report)  # not what the class that was raised begins with: its arguments are not known here
         self.report = report
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -67,9 +69,27 @@ _CAUGHT_AS: Final[Mapping[str, type[BaseException]]] = {
 }
 
 
-@functools.cache
-def _remote_class(name: str) -> type[RemoteTrainingError]:
-    """RemoteTrainingError, and Python's class of that name as well."""
-    if not name:
-        return RemoteTrainingError
-    return type(RemoteTrainingError.__name__, (RemoteTrainingError, _CAUGHT_AS[name]), {"__module__": __name__})
+def _remote_class(names: Sequence[str]) -> type[RemoteTrainingError]:
+    """RemoteTrainingError, and the first of the classes `names` that it can be as well: Python's own, or `module.name` that is here."""
+    for name in names:
+        base = _CAUGHT_AS.get(name) or _class_of_the_kernel(name)
+        if base is None:
+            continue
+        try:
+            return _joined(base)  # type: ignore[arg-type] # a class has a hash
+        except TypeError:  # cannot be made together with a class of Python's
+            continue
+    return RemoteTrainingError
+
+
+def _class_of_the_kernel(name: str) -> type[Exception] | None:
+    """An exception class that the kernel has in this very place; nothing is imported, nothing of the class is called."""
+    module, _, attribute = name.rpartition(".")
+    found = vars(sys.modules[module]).get(attribute) if module in sys.modules else None
+    is_exception = isinstance(found, type) and issubclass(found, Exception) and not issubclass(found, AiaasError)
+    return found if is_exception else None
+
+
+@functools.lru_cache(maxsize=64)  # of classes of cells that were run again and again, the last ones; guess
+def _joined(base: type[BaseException]) -> type[RemoteTrainingError]:
+    return type(RemoteTrainingError.__name__, (RemoteTrainingError, base), {"__module__": __name__})

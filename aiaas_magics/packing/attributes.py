@@ -19,7 +19,7 @@ from aiaas_magics.packing.model_state import attributes_of_keras
 
 TRAINABLE: Final = "_trainable"
 # Set by `fit` itself; the result has them in places of their own.
-OF_FIT: Final = frozenset({"stop_training", "stop_evaluating", "stop_predicting", "history", "optimizer", "loss", "metrics"})
+OF_FIT: Final = frozenset({"stop_training", "history", "optimizer", "loss", "metrics"})
 MOST_BYTES: Final = 16 * 1024 * 1024  # of one attribute; guess: an order of a million rows has 8 MB, the rows themselves do not change
 Marks = dict[str, tuple[str, tuple[bytes, ...]]]  # by attribute: what identifies its value
 

@@ -6,7 +6,6 @@ sentence names what differs and how, so that the user can judge whether it matte
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -30,7 +29,6 @@ def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execut
     execution = execution or Execution()
     found = [
         *_data(arguments, workers),
-        *_executions(model, arguments),
         *_precision(model, execution.precision),
         *_parts(model, execution.accumulate),
     ]
@@ -42,7 +40,7 @@ def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execut
             *_layers(model),
             *_metrics(model),
             *_scaling(model, execution.precision),
-            *(_mirrored(model) if mirrored else (*_callbacks(arguments.get("callbacks") or ()), *_engine(model))),
+            *(_mirrored(model) if mirrored else (*_callbacks(arguments.get("callbacks") or ()), *_engine(model, arguments))),
         ]
     cut = parts_check.Cut(workers=workers, parts=execution.accumulate, strategy=execution.strategy)
     return tuple(dict.fromkeys((*parts_check.notes(model, arguments, cut), *found)))
@@ -197,43 +195,6 @@ def _data(arguments: Mapping[str, Any], workers: int) -> Iterator[str]:
         yield f"Worker 0 alone reads what yields batches ({_list(list(given))}), and gives the others their rows of each."
 
 
-def _executions(model: Any, arguments: Mapping[str, Any]) -> Iterator[str]:
-    """Plain `fit` rounds an epoch up to whole executions, which is no promise of Keras: where it has data left, it trains on them."""
-    size, x = int(model.steps_per_execution or 1), arguments.get("x")
-    given = arguments.get("steps_per_epoch")
-    batches = x.batches or 0 if isinstance(x, sources.Source) else -(-_rows(arguments) // (arguments.get("batch_size") or 32))
-    steps = given or batches
-    if size == 1 or not steps % size:
-        return
-    whole = -(-steps // size) * size
-    if given:
-        yield (
-            f"steps_per_execution={size} does not divide steps_per_epoch={steps}: an epoch has {steps} steps here, {whole} in plain fit. "
-            f"Use steps_per_epoch={whole} for the same."
-        )
-    if looking := [type(callback).__name__ for callback in arguments.get("callbacks") or () if _looks_at_batches(callback)]:
-        yield (
-            f"steps_per_execution={size} does not divide the {steps} steps of an epoch: its last batch is number {steps - 1} for callbacks "
-            f"here ({_list(list(dict.fromkeys(looking)))}), {whole - 1} in plain fit."
-        )
-
-
-def _rows(arguments: Mapping[str, Any]) -> int:
-    rows = max((len(array) for _, array in data.leaves(arguments.get("x"), "x")), default=0)
-    split = arguments.get("validation_split") if arguments.get("validation_data") is None else 0.0
-    return math.floor(rows * (1.0 - (split or 0.0)))
-
-
-def _looks_at_batches(callback: Any) -> bool:
-    import keras
-    from keras.src.utils import python_utils
-
-    if isinstance(callback, keras.callbacks.ModelCheckpoint):
-        return bool(callback.save_freq != "epoch")
-    hooks = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
-    return any(not python_utils.is_default(getattr(callback, hook)) for hook in hooks)
-
-
 def _steps(model: Any) -> Iterator[str]:
     from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
@@ -297,12 +258,20 @@ def _callbacks(callbacks: Iterable[Any]) -> Iterator[str]:
         yield (f"Callbacks ({', '.join(own)}) run on every worker, so that all decide alike; files and attributes are kept of worker 0.")
 
 
-def _engine(model: Any) -> Iterator[str]:
-    if (model.steps_per_execution or 1) > 1:
+def _engine(model: Any, arguments: Mapping[str, Any]) -> Iterator[str]:
+    if (size := int(model.steps_per_execution or 1)) > 1:
+        batched = isinstance(arguments.get("x"), sources.Source)
         yield (
-            f"steps_per_execution={model.steps_per_execution} is 1 on several workers: they meet at each step. "
-            "Results do not change, and callbacks are called as often as before."
+            f"steps_per_execution={size} is 1 on several workers: they meet at each step. Results do not change, and callbacks are called "
+            f"{'after each step' if batched else 'as often as before'}."
         )
+        # Plain fit rounds an epoch up to whole executions. What yields batches goes through Keras' own iterator, which counts in ones here.
+        if batched and (steps := arguments.get("steps_per_epoch")) and steps % size:
+            whole = -(-steps // size) * size
+            yield (
+                f"steps_per_execution={size} does not divide steps_per_epoch={steps}: an epoch has {steps} steps here, "
+                f"{whole} in plain fit. Use steps_per_epoch={whole} for the same."
+            )
     if model.jit_compile:
         yield "jit_compile is off on several workers: what they exchange cannot be compiled by XLA."
 

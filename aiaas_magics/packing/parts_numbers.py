@@ -67,10 +67,9 @@ class Differences:
 
 
 def deal(rows: int, workers: int, parts: int) -> list[Part]:
-    """The parts of a batch of `rows`: each worker gets every n-th row, and goes through its rows in `parts` pieces."""
+    """The parts of a batch of `rows`: each worker gets rows that follow one another, and goes through them in `parts` pieces."""
     dealt = []
-    for rank in range(workers):
-        mine = np.arange(rank, rows, workers)
+    for rank, mine in enumerate(np.array_split(np.arange(rows), workers)):
         edges = [-(-len(mine) * edge // parts) for edge in range(parts + 1)]
         dealt += [Part(rank, mine[start:stop]) for start, stop in itertools.pairwise(edges) if stop > start]
     return dealt

@@ -115,9 +115,11 @@ class Kernel:
                 self._displayed[identity] = output
 
 
-def started(folder: Path) -> Iterator[Kernel]:
+def started(folder: Path, *, packages: Path | None = None) -> Iterator[Kernel]:
+    """`packages` is a folder whose modules count as installed, in the kernel and in the local server that it starts."""
     manager = KernelManager(kernel_name="python3")
-    manager.start_kernel(cwd=str(folder), env={**os.environ, "PYTHONPATH": python_path(Path(__file__).parents[2])})
+    path = python_path(Path(__file__).parents[2], *([] if packages is None else [packages]))
+    manager.start_kernel(cwd=str(folder), env={**os.environ, "PYTHONPATH": path})
     client = manager.blocking_client()
     client.start_channels()
     try:

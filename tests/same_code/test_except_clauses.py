@@ -20,13 +20,18 @@ Cell = Callable[..., Namespace]
 class Enough(RuntimeError):
     """An exception of the user's own."""
 
+    def __init__(self, epoch: int, why: str) -> None:
+        super().__init__(f"{why} after epoch {epoch}")
+
 
 @pytest.mark.parametrize(
     ("raised", "caught_as"),
     [
         (ValueError("bad"), ValueError),
         (TypeError("bad"), TypeError),
-        (Enough("enough"), RuntimeError),
+        (Enough(3, why="enough"), RuntimeError),
+        (Enough(3, why="enough"), Enough),
+        (np.linalg.LinAlgError("singular"), np.linalg.LinAlgError),
         (KeyError("loss"), LookupError),
         (FileNotFoundError(2, "No such file", "x.csv"), OSError),
         (StopIteration(), StopIteration),
@@ -46,7 +51,20 @@ def test_a_workers_error_is_caught_as_pythons_own_class(raised: BaseException, c
     assert str(again) == str(error)
 
 
-@pytest.mark.parametrize("kind", ["UnicodeDecodeError", "SystemExit", "InvalidArgumentError", "object", "__import__"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "UnicodeDecodeError",
+        "SystemExit",
+        "InvalidArgumentError",
+        "object",
+        "__import__",
+        "os.system",
+        "a.b",
+        ".",
+        "aiaas_magics.errors.UsageError",
+    ],
+)
 def test_a_class_that_cannot_be_made_here_is_still_a_training_error(kind: str) -> None:
     error = RemoteTrainingError(ErrorReport(type=kind, message="bad", ranks=(0,)))
 

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from aiaas_magics.errors import DataMismatch, InvalidSpec, RemoteTrainingError
@@ -28,31 +29,23 @@ def notes(model: Any, **arguments: Any) -> str:
     return " ".join(pack(FitCall(model, {"x": X, "y": Y, **arguments})).notes)
 
 
-def test_executions_that_do_not_divide_the_steps_are_announced() -> None:
-    told = notes(small(steps_per_execution=3), batch_size=16, steps_per_epoch=5)
+def test_executions_of_data_that_yields_batches_are_announced_on_several_workers() -> None:
+    def notes_of(x: Any, **arguments: Any) -> str:
+        call = FitCall(small(steps_per_execution=3), {"x": x, "steps_per_epoch": 5, **arguments})
+        return " ".join(pack(call, workers=2).notes)
 
-    assert "steps_per_execution=3 does not divide steps_per_epoch=5: an epoch has 5 steps here, 6 in plain fit." in told
+    of_batches = notes_of(tf.data.Dataset.from_tensor_slices((X, Y)).batch(16))
+    of_arrays = notes_of(X, y=Y, batch_size=16)
+
+    assert "steps_per_execution=3 does not divide steps_per_epoch=5: an epoch has 5 steps here, 6 in plain fit." in of_batches
+    assert "callbacks are called after each step" in of_batches
+    assert "does not divide" not in of_arrays
+    assert "callbacks are called as often as before" in of_arrays
 
 
-def test_callbacks_that_count_batches_are_told_of_the_last_one() -> None:
-    saving = keras.callbacks.ModelCheckpoint("s-{batch}.keras", save_freq=8)
-
-    told = notes(small(steps_per_execution=4), batch_size=8, callbacks=[saving])
-
-    assert "its last batch is number 12 for callbacks here (ModelCheckpoint), 15 in plain fit." in told
-
-
-@pytest.mark.parametrize(
-    ("model", "arguments"),
-    [
-        (small(steps_per_execution=4), {"batch_size": 8}),
-        (small(steps_per_execution=4), {"batch_size": 25, "steps_per_epoch": 4}),
-        (small(), {}),
-    ],
-    ids=["nobody counts batches", "they divide", "one step an execution"],
-)
-def test_nothing_is_announced_where_nothing_differs(model: Any, arguments: dict[str, Any]) -> None:
-    assert "steps_per_execution" not in notes(model, **arguments)
+@pytest.mark.parametrize("arguments", [{"batch_size": 8}, {"batch_size": 16, "steps_per_epoch": 5}])
+def test_executions_are_no_matter_on_one_worker(arguments: dict[str, Any]) -> None:
+    assert "steps_per_execution" not in notes(small(steps_per_execution=4), **arguments)
 
 
 def test_a_generator_is_said_to_be_read_ahead() -> None:

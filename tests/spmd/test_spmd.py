@@ -81,6 +81,7 @@ VALIDATED = fit_of((X, Y), validation_data=(X[:33], Y[:33]))
 RESHAPED = fit_of((X[:, :, None], Y))
 OWN = fit_of((X[:64], {"a": Y[:64], "b": Y[:64] * 2}), sample_weight=np.linspace(0.5, 1.5, 64), callbacks=lambda: [jax_models.HalfAt(1)])
 WORDS = fit_of(jax_models.words())
+EXECUTIONS: dict[str, Any] = {"steps_per_epoch": 4, "epochs": 2, "callbacks": lambda: [jax_models.CountsBatches()]}
 CUT = Execution(engine="jax", model_parallel=2)
 
 CASES = {
@@ -91,6 +92,9 @@ CASES = {
         jax_models.dense,
         VALIDATED | {"shuffle": True, "steps_per_epoch": 3, "epochs": 4, "callbacks": lambda: [jax_models.CountsBatches()]},
     ),
+    # Five batches in a pass, and four steps asked for: whole executions of three make five of them.
+    "executions-2": Case(jax_models.by_executions, VALIDATED | EXECUTIONS),
+    "large-executions-2": Case(jax_models.by_executions, VALIDATED | EXECUTIONS),
     "dropping-1": Case(jax_models.dropping, fit_of((X, Y)), devices=1),
     "dropping-2": Case(jax_models.dropping, fit_of((X, Y))),
     "own-2": Case(jax_models.own, OWN),
@@ -137,7 +141,9 @@ def assert_close(ours: list[np.ndarray], theirs: list[np.ndarray], limit: float 
     assert max(gaps) < limit, gaps
 
 
-@pytest.mark.parametrize("name", ["dense-2", "large-2", "normalised-2", "own-2", "cut-2", "cut-4", "layout-2"])
+@pytest.mark.parametrize(
+    "name", ["dense-2", "large-2", "normalised-2", "own-2", "cut-2", "cut-4", "layout-2", "executions-2", "large-executions-2"]
+)
 def test_any_number_of_devices_computes_what_plain_fit_computes_on_tensorflow(cases: dict[str, Case], name: str) -> None:
     case = cases[name]
     plain, expected = case.plain()
@@ -229,6 +235,13 @@ def test_a_callback_that_looks_at_batches_sees_every_one(cases: dict[str, Case])
     (callback,) = case.result.callbacks
 
     assert callback["batches"] == [0, 1, 2, 0, 1, 0, 1, 2, 0, 1]  # passes of five batches, epochs of three steps at most
+
+
+@pytest.mark.parametrize("name", ["executions-2", "large-executions-2"])
+def test_a_callback_that_looks_at_batches_is_told_the_numbers_of_plain_fit(cases: dict[str, Case], name: str) -> None:
+    (callback,) = cases[name].result.callbacks
+
+    assert callback["batches"] == [2, 5, 2, 5]
 
 
 def test_parts_of_the_model_lie_on_different_devices(cases: dict[str, Case]) -> None:

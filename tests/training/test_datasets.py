@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from aiaas_magics import frames
 from aiaas_magics.backend.feed_folder import FeedFolder
-from aiaas_magics.backend.training import datasets
+from aiaas_magics.backend.training import datasets, plan
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.datasets import keeping_whole_epochs
 from aiaas_magics.backend.training.engines.hooks import ALONE, DATA, PART
@@ -119,6 +119,17 @@ def test_ranks_have_each_row_of_each_batch_once_also_where_every_process_would_s
         assert sorted(seen + alone[0]) == list(range(20))
         orders.append(seen)
     assert orders[0] != orders[1], "shuffled anew in each pass"
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_batch_that_nobody_has_counted_yet_is_cut_as_the_plan_cuts_one(n: int) -> None:
+    for rank in range(n):
+        dealt = tf.function(functools.partial(datasets.part_of_batch, rank=rank, ranks=n), input_signature=[tf.TensorSpec([None, 1])])
+        for rows in range(8):
+            found, part = dealt(tf.reshape(tf.range(float(rows)), [-1, 1])), plan.part_of(rank, rows=rows, ranks=n)
+
+            assert found[DATA].numpy().ravel().tolist() == list(plan.rows_of(rank, rows=rows, ranks=n))
+            assert (bool(found[ALONE]), float(found[PART])) == (part.alone, pytest.approx(part.share))
 
 
 def test_a_kernel_that_falls_silent_ends_the_job_with_a_clear_word(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_moving_statistics_of_each_workers_own_are_averaged_at_the_end_of_each_e
             for variable, value in zip(layer.non_trainable_variables, before, strict=True):
                 variable.assign(value)
             for start in range(0, len(arguments["x"]), arguments["batch_size"]):
-                x, y = (arguments[part][start : start + arguments["batch_size"]][rank::2] for part in "xy")
+                x, y = (np.array_split(arguments[part][start : start + arguments["batch_size"]], 2)[rank] for part in "xy")
                 oracle.train_on_batch(x, y)
             found.append([variable.numpy() for variable in layer.non_trainable_variables])
         before = [np.mean(pair, axis=0) for pair in zip(*found, strict=True)]

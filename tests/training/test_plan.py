@@ -27,6 +27,16 @@ def test_every_row_of_a_batch_belongs_to_one_rank_or_to_all(rows: int, ranks: in
         assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
+@given(rows=integers(0, 500), ranks=RANKS, classes=integers(2, 4))
+def test_rows_in_turn_of_their_classes_give_no_rank_one_class_alone(rows: int, ranks: int, classes: int) -> None:
+    labels = np.arange(rows) % classes
+
+    for rank in range(ranks):
+        part = rows_of(rank, rows=rows, ranks=ranks)
+        assert len(set(labels[part.start : part.stop])) == min(classes, len(part))
+        assert list(part) == list(range(part.start, part.stop))
+
+
 @given(rows=integers(1, 500), ranks=RANKS)
 def test_shares_add_up_to_one(rows: int, ranks: int) -> None:
     parts = [part_of(rank, rows=rows, ranks=ranks) for rank in range(ranks)]

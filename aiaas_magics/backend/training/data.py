@@ -26,7 +26,7 @@ from keras.src.trainers.epoch_iterator import EpochIterator
 from aiaas_magics.backend.training.engines.hooks import ALONE, DATA, PART
 from aiaas_magics.backend.training.fused import fusable, take
 from aiaas_magics.backend.training.passes import Passes, Reading, Steps, steps_of_epoch
-from aiaas_magics.backend.training.plan import Indices, Part, Pass, Plan
+from aiaas_magics.backend.training.plan import Indices, Part, Pass, Plan, whole_executions
 from aiaas_magics.backend.training.replaced import iterators_of, replaced
 from aiaas_magics.backend.training.rows import Rows, rows_of_arrays
 
@@ -54,7 +54,7 @@ class Source(Reading):
 
     def begin(self, plan: Plan, *, steps_per_epoch: int | None) -> None:
         self.plan = plan
-        of_an_epoch = min(1.0, (steps_per_epoch or plan.batches) / plan.batches)
+        of_an_epoch = min(1.0, whole_executions(steps_per_epoch or plan.batches, self.execution) / plan.batches)
         self._of_all = self.epochs * of_an_epoch
         self._passes = (self.first_epoch + self.epochs - self.start.epoch) * of_an_epoch
 
@@ -137,11 +137,19 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
 
     def _enumerate_iterator(self) -> Steps:
         """As the stock one, but of passes that know their number, and with many steps a call where rows can be read inside it."""
-        first = self._passes.first_step() if self._passes else 0
+        first, execution = self._passes.first_step() if self._passes else 0, self._source.execution
         if self._pace is not None and self._readable():
-            yield from steps_of_epoch(self, first=first, begin_pass=self._begin_chunks, call=self._chunk, took=self._pace.took)
+            yield from steps_of_epoch(
+                self,
+                first=first,
+                execution=execution,
+                is_watched=self._source.is_watched,
+                begin_pass=self._begin_chunks,
+                call=self._one_execution if self._source.is_watched else self._chunk,
+                took=self._pace.took,
+            )
         elif self._passes is not None:
-            yield from steps_of_epoch(self, first=first, begin_pass=self._begin_pass, call=self._stock_call)
+            yield from steps_of_epoch(self, first=first, execution=execution, begin_pass=self._begin_pass, call=self._stock_call)
         else:
             yield from super()._enumerate_iterator()
 
@@ -186,6 +194,15 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
         assert self._pace is not None
         chunk = self._rows.chunk(at, min(self._pace(), most)) if at < self._cut.full_batches else self._rows.tail()
         return chunk.stop - chunk.start, chunk
+
+    def _one_execution(self, at: int, most: int) -> tuple[int, Any]:
+        """As many chunks as Keras' `steps_per_execution` takes, the rest of the pass among them: callbacks see them as one."""
+        chunks, begin, end = [], at, min(at + min(self._source.execution, most), self._cut.batches)
+        while at < end:
+            assert self._rows is not None
+            chunks.append(self._rows.chunk(at, end - at) if at < self._cut.full_batches else self._rows.tail())
+            at += chunks[-1].stop - chunks[-1].start
+        return end - begin, chunks[0] if len(chunks) == 1 else tuple(chunks)
 
 
 def with_part(rows: Any, part: Part) -> Any:

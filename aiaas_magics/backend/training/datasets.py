@@ -1,8 +1,8 @@
 """Data that yields batches, for a rank: built, and on several ranks cut and handed out.
 
 Owns what takes the place of a `packing.sources.Source` in the arguments of `fit`. Each batch that it
-yields is one global batch. On several ranks rank 0 alone iterates, and writes for each other rank the
-rows r::n of every batch (of one with fewer rows than ranks, the whole): a shuffle without a seed, a random
+yields is one global batch. On several ranks rank 0 alone iterates, and writes for each other rank its
+rows of every batch (of one with fewer rows than ranks, the whole): a shuffle without a seed, a random
 filter or a `PyDataset` that shuffles itself would have another order on each rank, and rows would be lost.
 Since all ranks exchange gradients in each step, rank 0 is ahead by its own prefetching and no more.
 """
@@ -237,14 +237,16 @@ def part_of_batch(batch: Any, *, rank: int, ranks: int) -> dict[str, Any]:
     first_tensor = next(leaf for leaf in tf.nest.flatten(batch) if tf.is_tensor(leaf))
     rows = tf.shape(first_tensor, out_type=tf.int64)[0]
     alone = rows < ranks
-    first, step = tf.where(alone, np.int64(0), np.int64(rank)), tf.where(alone, np.int64(1), np.int64(ranks))
-    mine = tf.cast((rows - first + step - 1) // step, tf.float64)
+    each, more = rows // ranks, rows % ranks
+    first = tf.where(alone, np.int64(0), rank * each + tf.minimum(np.int64(rank), more))
+    stop = tf.where(alone, rows, first + each + tf.cast(rank < more, tf.int64))
+    mine = tf.cast(stop - first, tf.float64)
     share = tf.where(alone, tf.constant(1.0 / ranks, tf.float64), mine / tf.cast(tf.maximum(rows, 1), tf.float64))
 
     def cut(x: Any) -> Any:
         if isinstance(x, tf.experimental.Optional):
             return x
-        return tf.ensure_shape(x[first::step], [None, *x.shape[1:]]) if x.shape.rank else x
+        return tf.ensure_shape(x[first:stop], [None, *x.shape[1:]]) if x.shape.rank else x
 
     return {PART: share, ALONE: alone, DATA: tf.nest.map_structure(cut, batch)}
 

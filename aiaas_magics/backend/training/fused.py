@@ -96,7 +96,7 @@ class Trial:
 
 
 class FusedSteps:
-    """Takes the place of `model.train_function` (or `test_function`): a `Chunk` is carried out in one call.
+    """Takes the place of `model.train_function` (or `test_function`): a `Chunk` is carried out in one call, several one after the other.
 
     Args:
         step: the model's step, on data as `train_step` gets it.
@@ -136,11 +136,13 @@ class FusedSteps:
         self._last: Any = None
 
     def __call__(self, given: Any) -> Any:
-        if not isinstance(given, Chunk):
+        chunks = given if isinstance(given, tuple) else (given,)
+        if not isinstance(chunks[0], Chunk):
             if self._choice is None:
                 self._tell(Choice(fused="off", why=("its data comes batch by batch",)))
             return self._make_stock()(given)
-        self._last = self._carried_out(given)
+        for chunk in chunks:
+            self._last = self._carried_out(chunk)
         return self._last
 
     def told(self, logs: Any) -> bool:

@@ -20,7 +20,8 @@ from aiaas_magics.backend.training.checkpoints import CallbackState, Checkpoint
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.pace import Pacing
-from aiaas_magics.backend.training.plan import Plan, steps_of
+from aiaas_magics.backend.training.passes import Reading
+from aiaas_magics.backend.training.plan import steps_of, whole_executions
 from aiaas_magics.backend.training.unpacked import Unpacked
 from aiaas_magics.events import Checkpointed, Notice
 from aiaas_magics.packing import plain
@@ -49,14 +50,14 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         alike: bool = False,
         history: Any,
         resumed: Checkpoint | None,
-        plan: Callable[[], Plan | None] = lambda: None,
+        reading: Reading,
         before_keeping: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self._command, self._call, self._channel, self._clock = command, call, channel, clock
-        self._group, self._alike, self._history, self._resumed, self._plan = group, alike, history, resumed, plan
-        self._before_keeping = before_keeping
+        self._group, self._alike, self._history, self._resumed = group, alike, history, resumed
+        self._reading, self._before_keeping = reading, before_keeping
         self._folder = Path(command.job_dir) / "checkpoints"
         self._every_epochs, self._every_s = command.execution.checkpoint_epochs, command.execution.checkpoint_s
         self._epoch = self._step = self._meet_at = 0
@@ -81,8 +82,9 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
             self._put_back(self._resumed)  # the epoch had begun before: its metrics were reset just now, and callbacks began anew
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._step = batch + 1
-        if not self._every_s or self._step < self._meet_at or self._step == self._steps():
+        steps = self._steps()
+        self._step = batch + 1 if steps is None else min(batch + 1, steps)  # Keras counts a last execution as a whole one
+        if not self._every_s or self._step < self._meet_at or self._step == steps:
             return  # an epoch's last step is the epoch's end in a moment
         if self._agreed(self._is_time() and not self.model.stop_training):
             self._keep(Place(self._epoch, self._step))
@@ -110,11 +112,12 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _steps(self) -> int | None:
         """How many steps the present epoch has, as far as anybody knows."""
-        steps, plan = int(self.params.get("steps") or 0), self._plan()
+        steps, plan = int(self.params.get("steps") or 0), self._reading.plan
         if plan is None or not steps:
             return steps or None
         first = int(self._call.arguments.get("initial_epoch") or 0)
-        return steps_of(self._epoch, first_epoch=first, batches=plan.batches, steps_per_epoch=steps)
+        whole = whole_executions(steps, self._reading.execution)
+        return steps_of(self._epoch, first_epoch=first, batches=plan.batches, steps_per_epoch=whole)
 
     def _is_time(self) -> bool:
         return self._clock() >= max(self._next_s, self._began_s + self._every_s)

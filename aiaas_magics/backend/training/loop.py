@@ -91,15 +91,14 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     # Asked of all callbacks, also those that only rank 0 runs: every rank must trace the same exchanges.
     each = most_steps_a_call(call.model, call.callbacks)
     batch_logs = each is not None
+    source.execution, source.is_watched = int(call.model.steps_per_execution or 1), batch_logs
     agreeing = [] if group is None else [agreement(group, each_batch=batch_logs)]
     with contextlib.ExitStack() as stack:
         given = stack.enter_context(datasets.opened(arguments, command, group=group))
         stack.enter_context(reading_from(source, call.model))
         collective = stack.enter_context(_hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=batch_logs))
         settle = collective.settle if collective is not None else lambda: None
-        keeper = Keeper(
-            command, call, channel, group=group, history=history, resumed=resumed, plan=lambda: source.plan, before_keeping=settle
-        )
+        keeper = Keeper(command, call, channel, group=group, history=history, resumed=resumed, reading=source, before_keeping=settle)
         rule, told = Rule(_choices(command)), _to_rank_0(command, channel)
         paces = {"pace": keeper.paced(Pace(each)), "test_pace": Pace(each)}
         stack.enter_context(fusing(command, call, source, collective, **paces, rule=rule, told=told, batch_logs=batch_logs))

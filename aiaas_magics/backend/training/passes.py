@@ -13,7 +13,7 @@ from typing import Any
 
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training.pace import Pacing
-from aiaas_magics.backend.training.plan import Indices, Plan, Shuffle, order_of, place_of
+from aiaas_magics.backend.training.plan import Indices, Plan, Shuffle, order_of, place_of, whole_executions
 
 Steps = Iterator[tuple[int, int, Any]]  # the first step of a call, the last, and the data
 
@@ -28,6 +28,8 @@ class Reading:
     plan: Plan | None = None
     pace: Pacing | None = None  # how many steps a call makes; None: Keras' `steps_per_execution`
     test_pace: Pacing | None = None
+    execution: int = 1  # the user's `steps_per_execution`: an epoch has whole ones of these
+    is_watched: bool = False  # callbacks look at batches, so that each call is one execution
     too_large: Callable[[], None] = lambda: None  # told where the data of training turn out not to fit on the devices
 
 
@@ -36,6 +38,8 @@ class Passes:
 
     def __init__(self, reading: Reading, plan: Plan, *, shuffle: Shuffle, steps_per_epoch: int | None) -> None:
         self._reading, self._plan, self._shuffle = reading, plan, shuffle
+        if steps_per_epoch is not None:
+            steps_per_epoch = whole_executions(steps_per_epoch, reading.execution)
         number, skip = place_of(reading.start.epoch, first_epoch=reading.first_epoch, batches=plan.batches, steps_per_epoch=steps_per_epoch)
         self._place = number, skip + reading.start.step
         self._first_step = reading.start.step
@@ -57,6 +61,8 @@ def steps_of_epoch(
     iterator: Any,
     *,
     first: int,
+    execution: int = 1,
+    is_watched: bool = False,
     begin_pass: Callable[[], None],
     call: Callable[[int, int], tuple[int, Any]],
     took: Callable[[int, float], None] = lambda steps, seconds: None,
@@ -65,6 +71,8 @@ def steps_of_epoch(
 
     Args:
         first: the step that the epoch begins with.
+        execution: Keras' `steps_per_execution`: the epoch is rounded up to whole ones, as far as the pass has batches.
+        is_watched: each call is one execution. Its last step has the number that Keras tells callbacks, also where the pass ends before.
         call: given the place in the pass and the most steps, how many the next call makes, and the data for them.
         took: told how many seconds those steps took, with what callbacks did after them.
     """
@@ -72,16 +80,17 @@ def steps_of_epoch(
     batches = iterator.data_adapter.num_batches
     if iterator._current_iterator is None or iterator.steps_per_epoch is None:
         begin_pass()
-    step, most = first, iterator.steps_per_epoch or batches
+    step, wanted = first, iterator.steps_per_epoch or batches
+    most = whole_executions(wanted, execution)
     while step < most:
         if iterator._steps_seen >= batches:
-            if iterator.steps_per_epoch:
+            if iterator.steps_per_epoch and whole_executions(step, execution) < wanted:
                 iterator._interrupted_warning()
             break
         steps, data = call(iterator._steps_seen, most - step)
         iterator._steps_seen += steps
         began = time.perf_counter()
-        yield step, step + steps - 1, data
+        yield step, step + (execution if is_watched else steps) - 1, data
         took(steps, time.perf_counter() - began)
         step += steps
     if iterator._steps_seen >= batches:

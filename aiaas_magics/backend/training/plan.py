@@ -92,23 +92,29 @@ class Plan:
         edge = self.full_batches * self.batch
         full = order[:edge].reshape(self.full_batches, self.batch)[skip:]
         tail = order[edge:] if skip < self.batches else order[:0]
-        if not self.full.alone:
-            full = full[:, self.rank :: self.ranks]
-        if not self.tail.alone:
-            tail = tail[self.rank :: self.ranks]
-        return Pass(full=np.ascontiguousarray(full), tail=np.ascontiguousarray(tail))
+        mine = rows_of(self.rank, rows=self.batch, ranks=self.ranks)
+        mine_of_tail = rows_of(self.rank, rows=self.tail_rows, ranks=self.ranks)
+        return Pass(
+            full=np.ascontiguousarray(full[:, mine.start : mine.stop]),
+            tail=np.ascontiguousarray(tail[mine_of_tail.start : mine_of_tail.stop]),
+        )
 
 
 def rows_of(rank: int, *, rows: int, ranks: int) -> range:
-    """Positions within one global batch that belong to `rank`.
+    """Positions within one global batch that belong to `rank`: rows that follow one another.
 
     Every row belongs to exactly one rank, and no two ranks differ by more than one row. A batch with
-    fewer rows than ranks belongs to every rank as a whole.
+    fewer rows than ranks belongs to every rank as a whole. Dealt out in turn instead, pairs that stand in
+    turn in the data (positive, negative, ...) would give each rank one class alone.
 
     >>> list(rows_of(1, rows=5, ranks=2))
-    [1, 3]
+    [3, 4]
     """
-    return range(rows) if rows < ranks else range(rank, rows, ranks)
+    if rows < ranks:
+        return range(rows)
+    each, more = divmod(rows, ranks)
+    first = rank * each + min(rank, more)
+    return range(first, first + each + (rank < more))
 
 
 def part_of(rank: int, *, rows: int, ranks: int) -> Part:
@@ -134,6 +140,15 @@ def order_of(epoch: int, *, rows: int, batch: int, shuffle: Shuffle, seed: int) 
     else:
         random.shuffle(order)
     return order
+
+
+def whole_executions(steps: int, execution: int) -> int:
+    """`steps` rounded up to whole executions of so many steps, as Keras does with an epoch: where it has data left, it trains on them.
+
+    >>> whole_executions(5, 3)
+    6
+    """
+    return -(-steps // execution) * execution
 
 
 def place_of(epoch: int, *, first_epoch: int, batches: int, steps_per_epoch: int | None) -> tuple[int, int]:

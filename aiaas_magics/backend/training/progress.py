@@ -52,7 +52,7 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         now = self._clock()
-        step = batch + 1
+        step = min(batch + 1, int(self.params.get("steps") or batch + 1))  # Keras counts a last execution as a whole one
         if not self._compiled:
             self._compiled = True
             self._channel.send(Compiled(seconds=now - self._began))

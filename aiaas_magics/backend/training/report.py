@@ -38,7 +38,7 @@ def report_of(error: BaseException, *, rank: int, phase: str = "") -> ErrorRepor
     text = "".join(traceback.format_exception(error))
     return ErrorReport(
         type=type(error).__name__,
-        bases=tuple(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == "builtins" and cls is not object),
+        bases=tuple(_name_of(cls) for cls in type(error).__mro__ if cls is not object),
         message=wording.told(error)[:TEXT],
         frames=tuple(frames[-FRAMES:]),
         ranks=(rank,),
@@ -47,6 +47,10 @@ def report_of(error: BaseException, *, rank: int, phase: str = "") -> ErrorRepor
         args=tuple(map(str, error.args)) if isinstance(error, BackendError) else (),
         traceback=text if len(text) <= TEXT else f"{text[: TEXT // 2]}\n...\n{text[-TEXT // 2 :]}",
     )
+
+
+def _name_of(cls: type) -> str:
+    return cls.__name__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__name__}"
 
 
 def frame_of(frame: traceback.FrameSummary) -> Frame:

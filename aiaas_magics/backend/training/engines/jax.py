@@ -162,11 +162,12 @@ def _train(command: WorkerCommand, call: portable.PortedFitCall, channel: Channe
     resumed = resumed_from(command, call, channel)
     first = int(arguments.get("initial_epoch") or 0)
     start = resumed.place if resumed else Place(first)
-    reading = Reading(seed=command.seed, first_epoch=first, start=start)
-    history = keras.callbacks.History()
-    keeper = Keeper(command, call, channel, group=group, alike=True, history=history, resumed=resumed, plan=lambda: reading.plan)
-    progress = Progress(channel, plan=lambda: reading.plan, notices=command.rank == 0)
     each = most_steps_a_call(call.model, call.callbacks)
+    execution = int(call.model.steps_per_execution or 1)
+    reading = Reading(seed=command.seed, first_epoch=first, start=start, execution=execution, is_watched=each is not None)
+    history = keras.callbacks.History()
+    keeper = Keeper(command, call, channel, group=group, alike=True, history=history, resumed=resumed, reading=reading)
+    progress = Progress(channel, plan=lambda: reading.plan, notices=command.rank == 0)
     pace, test_pace = jax_processes.agreed(keeper.paced(Pace(each)), group), jax_processes.agreed(Pace(each), group)
     agreeing = [] if group is None else [agreement(group, each_batch=each is not None)]
     tell = channel.send if command.rank == 0 else lambda _: None
@@ -307,7 +308,17 @@ class _Batches(jax_trainer.JAXEpochIterator):  # type: ignore[misc]
 
     def _enumerate_iterator(self) -> Steps:
         first = self._passes.first_step() if self._passes else 0
-        return steps_of_epoch(self, first=first, begin_pass=self._begin_pass, call=self._call, took=self._took)
+        reading, is_watched = self._reading, self._reading.is_watched and self._pace is not None
+        call = self._one_execution if is_watched else self._call
+        return steps_of_epoch(
+            self,
+            first=first,
+            execution=reading.execution,
+            is_watched=is_watched,
+            begin_pass=self._begin_pass,
+            call=call,
+            took=self._took,
+        )
 
     def _begin_pass(self) -> None:
         self._steps_seen, self._order = self._passes.begin() if self._passes else (0, np.arange(self._plan.rows, dtype=np.int64))
@@ -325,10 +336,18 @@ class _Batches(jax_trainer.JAXEpochIterator):  # type: ignore[misc]
         if self._pace is None:
             return self.steps_per_execution, self._current_iterator
         if self._resident is None or many < 1:
-            self._at = at
-            return 1, self._current_iterator
+            self._at = at  # Keras' own steps: a whole execution, as far as there are batches
+            return min(self._reading.execution, self._plan.batches - at), self._current_iterator
         count = min(self._pace(), many)
         return count, steps.Chunk(self._resident, self._positions, at, at + count)
+
+    def _one_execution(self, at: int, most: int) -> tuple[int, Any]:
+        """What is resident by one chunk and what is not by Keras' own steps, as one call: callbacks see one execution."""
+        end = min(at + min(self._reading.execution, most), self._plan.batches)
+        resident_end = min(end, self._plan.full_batches) if self._resident is not None else at
+        self._at = max(at, resident_end)
+        chunk = [steps.Chunk(self._resident, self._positions, at, resident_end)] if resident_end > at else []
+        return end - at, (*chunk, *([self._current_iterator] if end > resident_end else []))
 
     def _took(self, count: int, seconds: float) -> None:
         if self._pace is not None:

@@ -113,7 +113,7 @@ def test_function(model: Any) -> Callable[[Any, Any], Any]:
 
 
 def _function(model: Any, step: Any, part: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-    """Takes the place of Keras' own: a `Chunk` is carried out in one call, anything else as Keras does."""
+    """Takes the place of Keras' own: a `Chunk` is carried out in one call, anything else as Keras does; of a tuple one after the other."""
     out = None if keras.distribution.distribution() is None else (None, part(model._get_state_sharding_spec()))
     one = model._make_function(jax.jit(step, donate_argnums=0, out_shardings=out))
 
@@ -131,6 +131,10 @@ def _function(model: Any, step: Any, part: Callable[[Any], Any]) -> Callable[[An
     compiled = jax.jit(many, donate_argnums=0, out_shardings=out)
 
     def function(state: Any, data: Any) -> Any:
+        if isinstance(data, tuple):
+            for part in data:
+                logs, state = function(state, part)
+            return logs, state
         if isinstance(data, Chunk):
             return compiled(state, data.arrays, data.positions, data.start, data.stop)
         return one(state, data)

@@ -1,0 +1,57 @@
+"""Cells that plain Keras runs leave under the magic what they leave plainly, or it is said: other people's, and all pairs of parts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from aiaas_magics.client import embedded
+from tests.notebook.conftest import started
+from tests.same_code import product
+from tests.same_code.cells import BEFORE, CELLS
+from tests.same_code.oracle import Oracle, covering, differences, unannounced
+
+ROWS = covering(product.PARTS)
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
+    """Two kernels and a local server of their own, which has the package of the product installed as well."""
+    folder = tmp_path_factory.mktemp("as_plain")
+    packages, home = folder / "site-packages", folder / "home"
+    packages.mkdir()
+    (packages / "a_hub.py").write_text(product.PACKAGE)
+    home.mkdir()
+    before = os.environ["AIAAS_HOME"]
+    os.environ["AIAAS_HOME"] = str(home)
+    try:
+        with ExitStack() as stack:
+            plain, ours = (stack.enter_context(contextmanager(started)(folder, packages=packages)) for _ in range(2))
+            yield Oracle(plain, ours, folder)
+    finally:
+        embedded.stop_local()
+        os.environ["AIAAS_HOME"] = before
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_of_other_people_leaves_what_it_leaves_plainly(name: str, oracle: Oracle) -> None:
+    sample = CELLS[name]
+    for module in sample.needs:
+        pytest.importorskip(module)
+
+    plain, ours = oracle.run(sample.cell, before=BEFORE + sample.before, after=sample.after, options=sample.options)
+
+    assert unannounced(differences(plain, ours), sample.announced, ours) == []
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: ", ".join(row.values()))
+def test_each_two_parts_of_a_cell_go_together_as_plainly(row: dict[str, str], oracle: Oracle) -> None:
+    plain, ours = oracle.run(**product.cell_of(row))
+
+    assert plain.error == (), "plain Keras runs every cell of the product"
+    assert differences(plain, ours) == []
