@@ -35,7 +35,7 @@ PATHS: Final = PathTable(
             Operation("POST", f"{which}:classify", "classify", "Labels and scores of examples"),
             Operation("POST", f"{which}:regress", "regress", "One number for each example"),
             Operation("GET", which, "status", "The state of the model's versions"),
-            Operation("GET", f"{which}/metadata", "metadata", "The model's inputs and outputs"),
+            Operation("GET", f"{which}/metadata", "signatures", "The model's inputs and outputs"),
         )
     ),
     any_case=True,
@@ -146,7 +146,7 @@ def look(registry: Registry, route: protocols.Route, request: Request) -> Respon
     if route.action == "preflight":
         return preflight(request)
     try:
-        return metadata(registry, route) if route.action == "metadata" else status(registry, route)
+        return metadata(registry, route) if route.action == "signatures" else status(registry, route)
     except UnknownLabel:
         return unknown_label(route.label or "")
 
