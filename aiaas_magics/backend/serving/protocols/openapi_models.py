@@ -181,7 +181,9 @@ def _infer(components: Components, spec: DeploySpec, name: str) -> Schema:
         head = {"name": _only(tensor.name), "datatype": _only(datatype), "shape": _shape(tensor)}
         branches = [components.add(f"{its}Binary", fields({**head, "parameters": ref("BinaryInput")}))]
         if snippets.takes_json([tensor]):
-            branches.insert(0, components.add(f"{its}Json", fields({**head, "data": listed({}, minItems=1)})))
+            branches.insert(
+                0, components.add(f"{its}Json", fields({**head, "data": listed({}, minItems=1)}, {"parameters": ref("JsonInput")}))
+            )
         tensors.append(any_of(*branches))
     inputs = (
         listed(tensors[0], minItems=1, maxItems=1)

@@ -83,11 +83,14 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
         {"inputs": listed(any_of("InferJson", "InferBinary"), minItems=1)},
         {"id": STRING, "parameters": ref("InferParameters"), "outputs": listed(ref("InferOutput"))},
     ),
-    "InferJson": fields({"name": STRING, "datatype": DATATYPE, "shape": listed(COUNT), "data": listed({})}),
+    "InferJson": fields(
+        {"name": STRING, "datatype": DATATYPE, "shape": listed(COUNT), "data": listed({})}, {"parameters": ref("JsonInput")}
+    ),
     "InferBinary": fields({"name": STRING, "datatype": DATATYPE, "shape": listed(COUNT), "parameters": ref("BinaryInput")}),
     "InferParameters": fields({}, {"binary_data_output": BOOLEAN, "timeout": COUNT}),
     "InferOutput": fields({"name": STRING}, {"parameters": ref("InferOutputParameters")}),
     "InferOutputParameters": fields({}, {"binary_data": BOOLEAN}),
+    "JsonInput": fields({}, {"content_type": {**STRING, "description": "base64: the data are bytes in base64, of datatype BYTES"}}),
     "BinaryInput": fields({"binary_data_size": COUNT}),
     "InferAnswer": fields(
         {"model_name": STRING, "model_version": STRING, "outputs": listed(ref("InferredOutput"))},
