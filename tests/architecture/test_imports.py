@@ -35,6 +35,7 @@ BASE = {
     "plain_text",
     "printout",
     "environment",
+    "wording",
 }
 
 # room -> rooms it may import from, itself and the base aside
