@@ -180,7 +180,7 @@ def _endpoints_table(backend: Backend) -> Any:
     table = Table("endpoint", "version", "state", "engine", "address", title="Endpoints", title_justify="left")
     for view in backend.endpoints():
         for version in view.versions:
-            row = (view.name, str(version.version), version.shown_state, version.engine, f"{view.url}/v1/models/{view.name}")
+            row = (view.name, str(version.version), version.shown_state, version.engine, view.predict_url)
             table.add_row(*map(escape, row))
     return table
 
