@@ -71,6 +71,14 @@ def main() -> None:
     "as `replicas` says, and they share the cores; gRPC is answered by the first.",
 )
 @click.option(
+    "--cors",
+    multiple=True,
+    metavar="ORIGIN",
+    envvar=settings.CORS,
+    show_envvar=True,
+    help="Origin whose web pages may ask for predictions, like https://app.example; repeatable. They need the token all the same.",
+)
+@click.option(
     "--keep-free",
     envvar=settings.KEEP_FREE,
     show_envvar=True,
@@ -88,6 +96,7 @@ def serve(
     tls_cert: Path | None,
     tls_key: Path | None,
     front_ends: int,
+    cors: tuple[str, ...],
     keep_free: str | None,
     idle_minutes: float | None,
 ) -> None:
@@ -108,6 +117,7 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         front_ends=front_ends,
+        cors=cors,
         keep_free=keep_free or "",
         idle_minutes=idle_minutes,
     )
@@ -170,7 +180,7 @@ def _endpoints_table(backend: Backend) -> Any:
     table = Table("endpoint", "version", "state", "engine", "address", title="Endpoints", title_justify="left")
     for view in backend.endpoints():
         for version in view.versions:
-            row = (view.name, str(version.version), version.shown_state, version.engine, f"{view.url}/v1/models/{view.name}")
+            row = (view.name, str(version.version), version.shown_state, version.engine, view.predict_url)
             table.add_row(*map(escape, row))
     return table
 

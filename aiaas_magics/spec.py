@@ -329,6 +329,11 @@ class EndpointView(Value, frozen=True, kw_only=True):
     grpc: str = ""  # host:port of the same models over gRPC
 
     @property
+    def predict_url(self) -> str:
+        """Where its predictions are asked for, in TensorFlow Serving's form."""
+        return f"{self.url}/v1/models/{self.name}:predict"
+
+    @property
     def withdrawn(self) -> bool:
         """Whether it was unloaded: its versions are there and answer nobody until it is loaded again."""
         return any(version.withdrawn for version in self.versions)

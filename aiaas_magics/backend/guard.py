@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from aiaas_magics.backend.cors import Cors
+
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 # A query string ends up in logs and histories, so a token there is refused even when it is right.
 TOKEN_WORDS: Final = (b"token=", b"authorization=", b"api_key=")
@@ -36,7 +38,9 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Allow:
-    """Go on."""
+    """Go on. `page`: for a page of another origin that is listed, whose browser wants to read that in the answer."""
+
+    page: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Refuse:
 
 
 ALLOW: Final = Allow()
+ALLOW_PAGE: Final = Allow(page=True)
 ASKS: Final = ((b"www-authenticate", b'Bearer realm="aiaas"'),)
 NO_TOKEN: Final = Refuse(401, "A token is needed. Send it in the header 'Authorization: Bearer TOKEN'.", ASKS)
 WRONG_TOKEN: Final = Refuse(401, "This is not the token of this server. Send its own in the header 'Authorization: Bearer TOKEN'.", ASKS)
@@ -57,7 +62,11 @@ STRANGERS: Final = (NO_TOKEN, WRONG_TOKEN)
 TOKEN_IN_QUERY: Final = Refuse(400, "A token does not belong into an address. Send it in the header 'Authorization: Bearer TOKEN'.")
 ONE_HOST: Final = Refuse(400, "Exactly one Host header is needed. Check what sends this request.")
 WRONG_HOST: Final = Refuse(421, "This server does not answer to that Host. Use the address that it was started with.")
-FOREIGN_PAGE: Final = Refuse(403, "Requests from a web page of another origin are refused. Call this address from a program instead.")
+FOREIGN_PAGE: Final = Refuse(
+    403,
+    "Requests from a web page of another origin are refused. Call this address from a program, or, for predictions, start the "
+    "server with --cors and that page's origin.",
+)
 
 
 def facts_of(headers: Iterable[tuple[bytes, bytes]], query: bytes = b"") -> Facts:
@@ -83,11 +92,13 @@ class Guard:
     be replaced while this process runs. Empty bytes let nobody in.
     `hosts` of None answers to any name: right only behind TLS, where the certificate
     has told the client already whom it speaks to.
+    `cors` are the pages of other origins that may ask; None: none may.
     """
 
     token: bytes
     hosts: frozenset[str] | None = LOOPBACK
     manager: Callable[[], bytes] | None = None
+    cors: Cors | None = None
 
     def decide(self, facts: Facts, *, manages: bool = False) -> Allow | Refuse:
         """The strictest refusal first: what is asked for is looked at only after all of this.
@@ -99,19 +110,20 @@ class Guard:
         host = facts.hosts[0].decode("latin-1").lower()
         if self.hosts is not None and host_name(host) not in self.hosts:
             return WRONG_HOST
-        if any(not is_own_origin(origin, host) for origin in facts.origins):
+        is_listed = self.cors is not None and self.cors.allows(facts.origins)
+        if not is_listed and any(not is_own_origin(origin, host) for origin in facts.origins):
             return FOREIGN_PAGE
-        if any(site not in SAME_SITE for site in facts.fetch_sites):
+        if not is_listed and any(site not in SAME_SITE for site in facts.fetch_sites):
             return FOREIGN_PAGE
         if facts.query and any(word in unquote_to_bytes(facts.query).lower() for word in TOKEN_WORDS):
             return TOKEN_IN_QUERY
         if manages and self.manager is not None:
             if is_right(facts.authorizations, self.manager()):
-                return ALLOW
+                return ALLOW_PAGE if is_listed else ALLOW
             if is_right(facts.authorizations, self.token):
                 return PREDICTS_ONLY
         elif is_right(facts.authorizations, self.token):
-            return ALLOW
+            return ALLOW_PAGE if is_listed else ALLOW
         return WRONG_TOKEN if facts.authorizations else NO_TOKEN
 
 

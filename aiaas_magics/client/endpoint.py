@@ -83,7 +83,7 @@ class Endpoint:
 
     @property
     def predict_url(self) -> str:
-        return f"{self.url}/v1/models/{self.name}:predict"
+        return self._view.predict_url
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} at {self.predict_url}>"

@@ -388,7 +388,7 @@ def status_bundle(
     title = f"Backend {about.backend} at {url}: {about.hardware}, {len(about.devices)} devices, version {about.versions.aiaas_magics}"
     shown = sorted(jobs, key=lambda view: view.created_s, reverse=True)[:LAST_JOBS]
     job_rows = [_job_row(view, now_s) for view in shown]
-    endpoint_rows = [(view.name, _live(view), str(view.replicas), f"{view.url}/v1/models/{view.name}", view.model) for view in endpoints]
+    endpoint_rows = [(view.name, _live(view), str(view.replicas), view.predict_url, view.model) for view in endpoints]
     older = len(jobs) - len(shown)
     more = f"and {older} older job{'' if older == 1 else 's'}" if older else "" if job_rows else "No jobs yet."
     return joined(

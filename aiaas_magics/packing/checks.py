@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from aiaas_magics import wording
 from aiaas_magics.errors import DataMismatch, InvalidSpec, JobStillRunning, NotCompiled, UsageError
-from aiaas_magics.packing import data, model_state, sources, wording
+from aiaas_magics.packing import data, model_state, sources
 from aiaas_magics.spec import FitShape
 
 BATCH: Final = 32  # Keras' own

@@ -380,11 +380,19 @@ def times(ratio: float) -> str:
 
 
 def load_errors(errors: dict[str, int]) -> str:
-    return ", ".join(f"{number} {kind}" for kind, number in errors.items() if number)
+    """
+    >>> load_errors({"not answered in time": 404, "http 503": 7})
+    'not answered in time: 404, HTTP 503: 7'
+    """
+    return ", ".join(f"{kind.replace('http', 'HTTP')}: {number}" for kind, number in errors.items() if number)
 
 
 def connections(n: int) -> str:
     return f"{n} connection" if n == 1 else f"{n} connections"
+
+
+def looks(n: int) -> str:
+    return f"{n} look" if n == 1 else f"{n} looks"
 
 
 def milliseconds(value: float) -> str:
@@ -397,8 +405,9 @@ def milliseconds(value: float) -> str:
 
 def sample_line(sample: Sample) -> str:
     """What an endpoint did in a moment, in a line."""
+    wrong = [(sample.failed_per_s, "failed"), (sample.refused_per_s, "refused")]
     if not sample.requests_per_s:
-        said = ["no answers"]
+        said = ["no answers" if any(rate for rate, _ in wrong) else f"no requests in the last {seconds(sample.seconds)}"]
     else:
         said = [
             f"{count(sample.requests_per_s)} requests/s",
@@ -406,7 +415,6 @@ def sample_line(sample: Sample) -> str:
             f"batches of {sample.batch_rows:.3g} rows",
             f"waits {milliseconds(sample.wait_ms)}",
         ]
-    wrong = [(sample.failed_per_s, "failed"), (sample.refused_per_s, "refused")]
     said += [f"{rate:.3g} {what}/s" for rate, what in wrong if rate]
     if len(sample.by_version) > 1:
         said.append(", ".join(f"version {number}: {rate / sample.requests_per_s:.0%}" for number, rate in sample.by_version.items()))
@@ -432,8 +440,10 @@ def watched_rows(watched: Watched) -> list[tuple[str, ...]]:
 
 def watched_notes(watched: Watched) -> list[str]:
     seconds_seen = sum(sample.seconds for sample in watched.samples)
-    said = f"Watched for {seconds(seconds_seen)}, {len(watched.samples)} looks, of which {len(watched.answered)} saw answers."
-    lost = f"{watched.unanswered} looks found nobody." if watched.unanswered else ""
+    asked = [sample for sample in watched.samples if sample.requests_per_s or sample.failed_per_s or sample.refused_per_s]
+    saw = f"of which {len(watched.answered)} saw answers" if asked else "and nobody sent a request"
+    said = f"Watched for {seconds(seconds_seen)}, {looks(len(watched.samples))}, {saw}."
+    lost = f"{looks(watched.unanswered)} found nobody." if watched.unanswered else ""
     return [line for line in (f"{said} Percentiles are read off the server's histogram of durations.", lost, watched.ended) if line]
 
 

@@ -35,6 +35,7 @@ BASE = {
     "plain_text",
     "printout",
     "environment",
+    "wording",
 }
 
 # room -> rooms it may import from, itself and the base aside
@@ -46,7 +47,8 @@ ARROWS: dict[str, set[str]] = {
     "client": {"packing", "plots"},
     "packing": set(),
     "plots": set(),
-    "backend.guard": set(),
+    "backend.cors": set(),
+    "backend.guard": {"backend.cors"},
     "backend.disk": set(),
     "backend.checkpoint_folder": {"backend.disk"},
     "backend.feed_folder": {"backend.disk"},
@@ -55,6 +57,7 @@ ARROWS: dict[str, set[str]] = {
     "backend.accepting": {"backend.limited"},
     "backend.certificate": set(),
     "backend.server": {
+        "backend.cors",
         "backend.workers",
         "backend.jobs",
         "backend.serving",
@@ -70,6 +73,7 @@ ARROWS: dict[str, set[str]] = {
     "backend.workers": {"backend.training", "backend.jobs", "backend.disk", "packing"},
     "backend.training": {"backend.checkpoint_folder", "backend.feed_folder", "backend.disk", "packing"},
     "backend.serving": {
+        "backend.cors",
         "backend.guard",
         "backend.disk",
         "backend.eventloop",

@@ -54,6 +54,7 @@ def test_a_withdrawn_endpoint_shows_as_one() -> None:
 
     assert "3 (live); withdrawn" in next(line for line in lines if line.startswith("beta"))
     assert "withdrawn" not in next(line for line in lines if line.startswith("churn"))
+    assert "u/v1/models/churn:predict" in next(line for line in lines if line.startswith("churn")), "the address that %aiaas_deploy shows"
 
 
 @pytest.mark.parametrize(

@@ -439,7 +439,7 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
 def test_a_watch_ends_with_its_endpoint_or_an_interrupt(trainer: Kernel) -> None:
     trainer.run("%aiaas_deploy model --name passing -o endpoint")
     message = trainer.start("%aiaas_monitor passing --seconds 600 --every 0.2 -o seen")
-    running = trainer.wait(message, until="passing: no answers")
+    running = trainer.wait(message, until="passing: no requests in the last")
     trainer.interrupt()
     interrupted = trainer.wait(message, cell=running)
     trainer.run("import threading\nthreading.Timer(1.0, endpoint.stop).start()")

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis.strategies import floats, integers, lists
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from msgspec.structs import replace
 
 from aiaas_magics.latency import Answers, LoadPoint, LoadReport, RatePoint
 from aiaas_magics.laws import SpeedupPoint, fit_study
@@ -22,7 +23,7 @@ from aiaas_magics.plots.latency import latency_figure
 from aiaas_magics.plots.monitoring import watched_figure
 from aiaas_magics.plots.study import PROJECTED, study_figure
 from aiaas_magics.plots.style import as_png
-from aiaas_magics.plots.text import StudyReport, history_text, latency_text, study_text, watched_text
+from aiaas_magics.plots.text import StudyReport, history_text, latency_text, sample_line, study_text, watched_text
 from aiaas_magics.projection import StepPoint, project
 from aiaas_magics.story import EpochRow
 
@@ -263,7 +264,7 @@ def test_a_load_run_without_an_answer_is_still_drawn_and_said() -> None:
     assert as_png(latency_figure(report)).startswith(b"\x89PNG")
     told = latency_text(report)
     assert "No request was answered" in told
-    assert "7 http 503" in told
+    assert "HTTP 503: 7" in told
 
 
 def watched_sample(at_s: float, **by_version: float) -> Sample:
@@ -282,13 +283,28 @@ def test_a_watched_endpoint_is_drawn_with_the_share_of_each_version() -> None:
 
     assert "version 1: 75%, version 2: 25%" in said
     assert "3 looks, of which 2 saw answers" in said
-    assert "1 looks found nobody" in said
+    assert "1 look found nobody" in said
     told = watched_text(watched)
     assert "median" in told
     assert "Ended by an interrupt." in told
     for nothing in (Watched(endpoint="churn"), Watched(endpoint="churn", samples=(watched_sample(1.0),))):
         assert as_png(watched_figure(nothing)).startswith(b"\x89PNG")
         assert "No request was answered meanwhile" in watched_text(nothing)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line", "note"),
+    [
+        ({}, "no requests in the last 1.00 s", "1 look, and nobody sent a request."),
+        ({"failed_per_s": 2.0}, "no answers; 2 failed/s", "1 look, of which 0 saw answers."),
+        ({"refused_per_s": 3.0}, "no answers; 3 refused/s", "1 look, of which 0 saw answers."),
+    ],
+)
+def test_an_idle_endpoint_does_not_look_like_an_outage(wrong: dict[str, float], line: str, note: str) -> None:
+    sample = replace(watched_sample(1.0), **wrong)
+
+    assert sample_line(sample) == line
+    assert note in watched_text(Watched(endpoint="churn", samples=(sample,)))
 
 
 def epoch(number: int, **logs: float) -> EpochRow:

@@ -179,6 +179,7 @@ def test_the_terminal_shows_stops_and_says_when_there_is_nothing(own_home: Path)
         (("--port", "99999"), "--port"),
         (("--host", "192.0.2.1", "--port", "1"), "--tls-cert"),
         (("--hots", "x"), "--host"),
+        (("--cors", "*"), "every-origin"),
     ],
 )
 def test_what_must_not_be_served_is_refused_by_the_name_of_the_flag(tmp_path: Path, options: tuple[str, ...], text: str) -> None:

@@ -2,7 +2,8 @@
 
     python saved_models.py FOLDER
 
-prints a JSON object: what each does -> why it is refused, or "" where it is not. `FOLDER/writes.zip` is one of them, whole.
+prints a JSON object: what each does -> why it is refused, or "" where it is not; and "refusal" -> what one of them says of an
+input. `FOLDER/writes.zip` is one of them, whole.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.client import pywrap_tf_session
 
 from aiaas_magics.backend.serving.engines.saved_model_check import check_saved_model
+from aiaas_magics.backend.serving.engines.saved_model_child import Model, sentence_of
 from aiaas_magics.backend.serving.engines.saved_model_operators import OPERATORS, STATELESS
 
 raw = tf.raw_ops
@@ -93,6 +95,7 @@ BODIES: dict[str, Callable[[tf.Tensor], Any]] = {
     "reads a table of the host's": table_of(ELSEWHERE),
     "reads a table of the host's by a captured name": table_of(CAPTURED),
     "adds": lambda x: x + 1.0,
+    "looks up": lambda x: tf.gather(tf.constant([0.0, 1.0, 2.0, 3.0]), tf.cast(x, tf.int32)),
 }
 
 
@@ -139,6 +142,15 @@ def verdict(folder: Path) -> str:
     return ""
 
 
+def refusal(folder: Path) -> str:
+    """What a caller reads whose input this model cannot compute."""
+    try:
+        Model(folder, ["x"], ["y"]).run({"x": np.full((1, 1), 9, np.float32)})
+    except tf.errors.InvalidArgumentError as error:
+        return sentence_of(error)
+    return ""
+
+
 def check_the_list() -> None:
     """Every operator that may be used is one of TensorFlow's, and those that are called stateless are."""
     listed = op_def_pb2.OpList.FromString(pywrap_tf_session.TF_GetBuffer(pywrap_tf_session.TF_GetAllOpList()))
@@ -159,7 +171,7 @@ def main(folder: Path) -> None:
     x = np.ones((3, 1), np.float32)
     save_file({"input/x": x, "output/y": x}, folder / "writes.safetensors")
     assert not (folder / "written").exists()
-    print(json.dumps({what: verdict(where) for what, where in made.items()}))
+    print(json.dumps({what: verdict(where) for what, where in made.items()} | {"refusal": refusal(made["looks up"])}))
 
 
 if __name__ == "__main__":

@@ -44,16 +44,22 @@ class Rig:
     """An `InferenceHost` with its process, in a `with`; after it no process is left."""
 
     def __init__(
-        self, state: Path, *, recorded: tuple[Recorded, ...] = (), tls: tuple[str, str] | None = None, front_ends: int = 1
+        self,
+        state: Path,
+        *,
+        recorded: tuple[Recorded, ...] = (),
+        tls: tuple[str, str] | None = None,
+        front_ends: int = 1,
+        cors: tuple[str, ...] = (),
     ) -> None:
-        self.state, self._recorded, self._tls, self._front_ends = state, recorded, tls, front_ends
+        self.state, self._recorded, self._tls, self._front_ends, self._cors = state, recorded, tls, front_ends, cors
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rig")
 
     def __enter__(self) -> Self:
         self._thread.start()
         try:
-            self.host = self.run(_made(self._front_ends))
+            self.host = self.run(_made(self._front_ends, self._cors))
             self.run(self.host.start(self.state, tls=self._tls, recorded=self._recorded))
         except BaseException:
             self._end_loop()
@@ -162,5 +168,5 @@ def is_whole(answer: bytes) -> bool:
     return True
 
 
-async def _made(front_ends: int) -> InferenceHost:
-    return InferenceHost(front_ends=front_ends)
+async def _made(front_ends: int, cors: tuple[str, ...]) -> InferenceHost:
+    return InferenceHost(front_ends=front_ends, cors=cors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 from typing import Any
@@ -502,3 +503,50 @@ def test_the_list_of_ready_models_leaves_out_the_others() -> None:
     answer = openinference.look(loading(), Route(action="index"), Request(method="POST", path="/v2", body=b'{"ready": true}'))
 
     assert json.loads(answer.body) == []
+
+
+# --------------------------------------------------------------------------- base64, as MLServer's clients send bytes
+
+TEXT = [tensor("x", "string", -1)]
+
+
+def encoded(*data: Any, datatype: str = "BYTES", content_type: Any = "base64") -> bytes:
+    entry = {"name": "x", "datatype": datatype, "shape": [len(data)], "data": data, "parameters": {"content_type": content_type}}
+    return json.dumps({"inputs": [entry]}).encode()
+
+
+@given(st.lists(st.binary(max_size=20), min_size=1, max_size=4))
+def test_data_that_says_it_is_base64_reaches_the_model_as_bytes(data: list[bytes]) -> None:
+    body = encoded(*(base64.b64encode(one).decode() for one in data))
+
+    assert read(body, TEXT).tensors["x"].tolist() == data
+
+
+def test_base64_in_a_binary_tensor_is_decoded_too() -> None:
+    """MLServer decodes by what an input says of itself, whatever way its bytes came."""
+    text = base64.b64encode(b"\xff\0")
+    entry = {"name": "x", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 4 + len(text), "content_type": "base64"}}
+    head = json.dumps({"inputs": [entry]}).encode()
+
+    found = read(head + struct.pack("<I", len(text)) + text, TEXT, json_bytes=len(head))
+
+    assert found.tensors["x"].tolist() == [b"\xff\0"]
+
+
+@pytest.mark.parametrize("content_type", ["str", None])
+def test_other_content_types_leave_texts_as_they_are(content_type: str | None) -> None:
+    assert read(encoded("YQ==", content_type=content_type), TEXT).tensors["x"].tolist() == [b"YQ=="]
+
+
+@pytest.mark.parametrize("data", ["Y", "Y?==", "YQ==\n", "ä", "data:image/png;base64,YQ=="])
+def test_bad_base64_is_refused_by_its_place(data: str) -> None:
+    with pytest.raises(BadValue, match="Input x says content_type base64, and its value 1 is none: ") as refused:
+        read(encoded("YQ==", data), TEXT)
+
+    assert refused.value.status == 400
+    assert "Send base64 without a prefix and line breaks, or leave content_type out." in str(refused.value)
+
+
+def test_numbers_have_no_base64() -> None:
+    with pytest.raises(BadValue, match="Input x is of datatype FP32; content_type base64 is for BYTES"):
+        read(encoded("YQ==", datatype="FP32"), [tensor("x", "float32", -1)])

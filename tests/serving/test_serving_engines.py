@@ -255,8 +255,10 @@ def test_a_saved_model_that_reaches_beyond_itself_is_not_loaded_and_what_keras_e
     ran = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr
     verdicts: dict[str, str] = json.loads(ran.stdout.splitlines()[-1])
+    refusal = verdicts.pop("refusal")
 
-    assert [what for what, why in verdicts.items() if not why] == ["adds", "a vocabulary", "a vocabulary in a file"]
+    assert refusal == "indices[0,0] = 9 is not in [0, 4) (at the operation GatherV2)"
+    assert [what for what, why in verdicts.items() if not why] == ["adds", "looks up", "a vocabulary", "a vocabulary in a file"]
     assert verdicts["writes a file"] == "it uses WriteFile, not among the operators that only compute"
     assert verdicts["saves a tensor"] == "it uses SaveV2, not among the operators that only compute"
     assert verdicts["reads the host's vocabulary"] == "it uses GenerateVocabRemapping, not among the operators that only compute"

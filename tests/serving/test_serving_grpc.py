@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import struct
 import subprocess
 import sys
@@ -108,6 +109,18 @@ VALUES: dict[str, tuple[str, str, Any]] = {
     "string": ("BYTES", "bytes_contents", [b"", b"a", b"a longer one", "ä".encode()]),
     "float16": ("FP16", "", [0.5, -2.0, 1.0, 65504.0]),
 }
+
+
+@pytest.mark.parametrize("data", ["ä".encode(), b""])
+def test_base64_is_decoded_where_an_input_says_so(client: Client, data: bytes) -> None:
+    text = base64.b64encode(data)
+    asked = inference.ModelInferRequest(model_name="echo-string")
+    asked.inputs.add(name="x", datatype="BYTES", shape=[1, 2], contents={"bytes_contents": [text, text]})
+    asked.inputs[0].parameters["content_type"].string_param = "base64"
+
+    answer = client.infer(asked)
+
+    assert answer.raw_output_contents[0] == 2 * (struct.pack("<I", len(data)) + data)
 
 
 @pytest.mark.parametrize("dtype", serving_models.ONNX_TYPES)

@@ -124,3 +124,14 @@ def test_the_mean_of_a_histogram_is_that_of_what_was_seen(told: Mapping[str, dic
 
     assert seconds == pytest.approx(microseconds / 1e6)
     assert 3.0 < seconds < 8.0, "a hundred durations around 50 ms"
+
+
+def test_every_family_says_what_it_counts() -> None:
+    """As `promtool check metrics` wants it, of TensorFlow Serving's names too."""
+    registry = Registry()
+    counted(registry, "m", 1)
+    lines = metrics.text(registry).decode().splitlines()
+
+    helped = {line.split()[2] for line in lines if line.startswith("# HELP ") and len(line.split()) > 3}
+    assert helped == {line.split()[2] for line in lines if line.startswith("# TYPE ")}
+    assert ":tensorflow:serving:request_count" in helped

@@ -41,6 +41,16 @@ def test_what_is_no_route_is_400_never_405(shared: Rig, method: str, path: str) 
     assert answer.document == {"error": f"Malformed request: {method} {path}. GET /openapi.json has every path with its verb."}
 
 
+@pytest.mark.parametrize("path", ["/v1/models/plus:predict", "/v1/models/plus", "/v2/models/plus/infer", "/v2", "/openapi.json"])
+def test_trace_is_405_in_every_protocol(shared: Rig, path: str) -> None:
+    """Also at `/v1`, where other wrong verbs are 400 as they are in TensorFlow Serving: no client of it sends this one."""
+    answer = shared.call("TRACE", path)
+
+    assert answer.status == 405
+    assert answer.headers["allow"] == ("POST" if path.endswith(("predict", "infer")) else "GET")
+    assert "Method Not Allowed" in answer.error
+
+
 @pytest.mark.parametrize("path", ["/v1", "/v3/models", "/favicon.ico"])
 def test_outside_the_interface_is_a_bare_404(shared: Rig, path: str) -> None:
     answer = shared.call("GET", path)

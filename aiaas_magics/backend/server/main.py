@@ -28,6 +28,7 @@ import uvicorn
 from aiaas_magics import settings, wire
 from aiaas_magics.backend.accepting import LimitedServer
 from aiaas_magics.backend.certificate import check_pair
+from aiaas_magics.backend.cors import Cors
 from aiaas_magics.backend.eventloop import fast_loop
 from aiaas_magics.backend.guard import LOOPBACK, Guard
 from aiaas_magics.backend.limited import KEEP_ALIVE_S, LimitedProtocol
@@ -73,11 +74,13 @@ class Options:
     launcher_options: Sequence[str] = field(default=())
     keep_free: str = ""  # of the disk: see `room.KeepFree`
     front_ends: int = 1  # processes that answer predictions over HTTP
+    cors: Sequence[str] = ()  # origins of web pages that may ask for predictions
     inference: Callable[[], Inference] | None = None  # None: the real one, with so many front ends
 
     def check(self) -> None:
         """Raises `InvalidSpec` for what must not be served so."""
         check_front_ends(self.front_ends)
+        Cors.parse(self.cors)
         if self.keep_free:
             KeepFree.parse(self.keep_free)
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -169,7 +172,7 @@ class Server:
         self._endpoints = Endpoints(
             store=self._store,
             blobs=self._blobs,
-            make=options.inference or partial(InferenceHost, front_ends=options.front_ends),
+            make=options.inference or partial(InferenceHost, front_ends=options.front_ends, cors=options.cors),
             state_dir=state.path,
             host=options.host,
             tls=options.tls,

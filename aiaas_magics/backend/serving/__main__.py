@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--front-ends", type=int, default=1, help="processes that answer HTTP on the port; each opens every model for itself"
     )
+    parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="origin whose pages may ask; repeatable")
     for handed_over in ("beside", "listener", "lock", "channel"):  # by the first front end to each other one
         parser.add_argument(f"--{handed_over}", type=int, default=0, help=argparse.SUPPRESS)
     given = vars(parser.parse_args(arguments))
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     who = f"front end {place.index}: " if place.index else ""
     log_to(sys.stderr, f"%(asctime)s %(levelname)s %(name)s: {who}%(message)s")
     try:
-        options = Options(**given)
+        options = Options(**given | {"cors": tuple(given["cors"])})
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
             runner.run(beside.run(options, place) if place.index else process.run(options))
     except AiaasError as error:

@@ -132,7 +132,14 @@ class App:
         protocol = inferring.protocol_of(path)
         route = protocol.find_route(scope["method"], path)
         manages = not isinstance(route, Response) and route.action in MANAGING
-        decision = self.guard.decide(facts_of(headers, scope["query_string"]), manages=manages)
+        facts = facts_of(headers, scope["query_string"])
+        decision = self.guard.decide(facts, manages=manages)
+        if self.guard.cors is not None:
+            send = _adding(send, self.guard.cors.headers(facts.origins))
+            preflight = self.guard.cors.preflight(scope["method"], headers) if self.guard.cors.allows(facts.origins) else None
+            if preflight is not None and (decision in STRANGERS or isinstance(decision, Allow)):
+                await self._refuse(Response(200, b"", preflight), scope, receive, send)
+                return
         if (scope["method"], scope["raw_path"]) == PROOF and (decision in STRANGERS or isinstance(decision, Allow)):
             proof = server_proof.answer(self.guard.token, scope["query_string"], scope.get("server"))
             await _answer(send, BAD_QUESTION if proof is None else Response(200, proof))
@@ -236,6 +243,17 @@ class App:
         except TimeoutError:
             pass
         await send({"type": "http.response.body", "body": b""})
+
+
+def _adding(send: Send, headers: Headers) -> Send:
+    """`send`, with these headers in every answer."""
+
+    async def adding(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *headers]}
+        await send(message)
+
+    return adding
 
 
 async def _answer(send: Send, response: Response, *, close: bool = False) -> None:

@@ -18,7 +18,6 @@ import socket
 from pathlib import Path
 from typing import Final
 
-from aiaas_magics.backend.guard import Guard
 from aiaas_magics.backend.serving import tracing
 from aiaas_magics.backend.serving.app import App
 from aiaas_magics.backend.serving.batching import Limits
@@ -40,7 +39,7 @@ from aiaas_magics.backend.serving.everywhere import told
 from aiaas_magics.backend.serving.files import Files
 from aiaas_magics.backend.serving.http_server import Server, configured
 from aiaas_magics.backend.serving.loader import Loader
-from aiaas_magics.backend.serving.process import Options, follow_load, hosts, preload_engine
+from aiaas_magics.backend.serving.process import Options, follow_load, guard_of, preload_engine
 from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.backend.serving.steps import Step, ended
 from aiaas_magics.backend.serving.taking import Table
@@ -76,8 +75,7 @@ async def run(options: Options, place: Place) -> None:
     limits = Limits(body_bytes=options.body_bytes, compute_s=options.compute_s)
     loader = Loader(registry, clock=SystemClock(), scratch=scratch, limits=limits, share=options.front_ends)
     first = First()
-    guard = Guard(files.token().encode(), hosts(options), manager=files.api_token)
-    app = App(registry, guard, body_bytes=options.body_bytes, json_bytes=options.json_bytes, everywhere=first)
+    app = App(registry, guard_of(options, files), body_bytes=options.body_bytes, json_bytes=options.json_bytes, everywhere=first)
     beside = Beside(
         registry, loader, Server(configured(app, options.tls_cert, options.tls_key), table=Table(files.connections, place.index))
     )

@@ -43,6 +43,7 @@ class Running(Value, frozen=True, kw_only=True):
     version: str
     grpc: str = ""  # host:port for gRPC
     front_ends: int = 1
+    cors: tuple[str, ...] = ()  # origins of pages that may ask
 
 
 class Started(Value, frozen=True, kw_only=True):

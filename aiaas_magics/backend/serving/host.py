@@ -81,10 +81,11 @@ class InferenceHost:
 
     Args:
         front_ends: How many processes answer on its port; the one that this host talks to is the first of them, and keeps the others.
+        cors: Origins of web pages that may ask it.
     """
 
-    def __init__(self, *, front_ends: int = 1) -> None:
-        self._front_ends = front_ends
+    def __init__(self, *, front_ends: int = 1, cors: Sequence[str] = ()) -> None:
+        self._front_ends, self._cors = front_ends, tuple(cors)
         self._files: Files | None = None
         self._running: Running | None = None
         self._command: list[str] = []
@@ -143,11 +144,13 @@ class InferenceHost:
         self._command += ["--port", str(port)] if port else []
         self._command += ["--tls-cert", cert, "--tls-key", key] if tls else []
         self._command += ["--front-ends", str(self._front_ends)] if self._front_ends > 1 else []
+        self._command += [argument for origin in self._cors for argument in ("--cors", origin)]
         self._known = {}
         for record in sorted(recorded, key=lambda record: record.version):
             self._known.setdefault(record.spec.name, []).append(record)
         running = await self._living()
-        if running is not None and (running.host, running.tls, running.front_ends) != (host, cert, self._front_ends):
+        wanted = (host, cert, self._front_ends, self._cors)
+        if running is not None and (running.host, running.tls, running.front_ends, running.cors) != wanted:
             await self._end(running)
             running = None
         try:

@@ -64,13 +64,13 @@ def _reasons(version: Version) -> Samples:
 
 def _as_tensorflow_serving(versions: Sequence[Version]) -> Iterator[str]:
     name = ":tensorflow:serving:request_count"
-    yield from _family(name, "counter", "")
+    yield from _family(name, "counter", "Requests of a model, by how they ended; under TensorFlow Serving's name.")
     for model in dict.fromkeys(version.spec.name for version in versions):
         mine = [version.figures for version in versions if version.spec.name == model]
         yield _sample(name, {"model_name": model, "status": "OK"}, sum(figures.requests for figures in mine))
         yield _sample(name, {"model_name": model, "status": "ERROR"}, sum(figures.failed + figures.refused for figures in mine))
     name = ":tensorflow:serving:request_latency"
-    yield from _family(name, "histogram", "In microseconds.")
+    yield from _family(name, "histogram", "From the whole request to its answer, in microseconds; under TensorFlow Serving's name.")
     for model in dict.fromkeys(version.spec.name for version in versions):
         seen: dict[float, int] = {}
         for version in versions:
@@ -89,8 +89,7 @@ def _durations(found: Durations, unit: float) -> list[tuple[float, int]]:
 
 
 def _family(name: str, kind: str, told: str) -> Iterator[str]:
-    if told:
-        yield f"# HELP {name} {told}"
+    yield f"# HELP {name} {told}"
     yield f"# TYPE {name} {kind}"
 
 

@@ -24,6 +24,7 @@ import psutil
 
 from aiaas_magics import processes, settings
 from aiaas_magics.backend.certificate import check_pair
+from aiaas_magics.backend.cors import Cors
 from aiaas_magics.backend.guard import LOOPBACK, Guard
 from aiaas_magics.backend.serving import control, tracing
 from aiaas_magics.backend.serving.app import BODY_BYTES, JSON_BYTES, App
@@ -69,9 +70,11 @@ class Options(Value, frozen=True, kw_only=True):
     compute_s: float = Limits().compute_s
     parent: int = 0  # process that started this one, if it is to be looked for there
     front_ends: int = 1  # processes that answer HTTP, this one among them
+    cors: tuple[str, ...] = ()  # origins of pages that may ask
 
     def __post_init__(self) -> None:
         control.check_front_ends(self.front_ends)
+        Cors.parse(self.cors)
         if bool(self.tls_cert) != bool(self.tls_key):
             raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
         if not is_loopback(self.host) and not self.tls_cert:
@@ -101,7 +104,7 @@ async def run(options: Options) -> None:
         registry.tracing = held.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
         limits = Limits(body_bytes=options.body_bytes, compute_s=options.compute_s)
         loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits, share=options.front_ends)
-        guard = Guard(files.token().encode(), hosts(options), manager=files.api_token)
+        guard = guard_of(options, files)
         table = beside = None
         if options.front_ends > 1:
             table = Table(files.connections, 0)
@@ -143,6 +146,7 @@ def _front_ends(
     command += ["--body-bytes", str(options.body_bytes), "--json-bytes", str(options.json_bytes)]
     command += ["--compute-s", str(options.compute_s)]
     command += ["--front-ends", str(options.front_ends)]
+    command += [argument for origin in options.cors for argument in ("--cors", origin)]
     command += ["--listener", str(listener), "--lock", str(lock)]
     return FrontEnds(
         registry, loader, number=options.front_ends, command=command, inherits=inherits, keep=files.keep_beside, gone=table.leave
@@ -304,6 +308,10 @@ def _taken_again(host: str, given: int, files: Files, name: str, take: Callable[
         return take(0)
 
 
+def guard_of(options: Options, files: Files) -> Guard:
+    return Guard(files.token().encode(), hosts(options), manager=files.api_token, cors=Cors.parse(options.cors))
+
+
 def hosts(options: Options) -> frozenset[str] | None:
     """On loopback any web page's name may be made to point here, so only loopback's names are answered to."""
     return LOOPBACK | {options.host} if is_loopback(options.host) else None
@@ -323,6 +331,7 @@ def _running(options: Options, listener: socket.socket, grpc_port: int, address:
         version=settings.package_version(),
         grpc=f"{name}:{grpc_port}",
         front_ends=options.front_ends,
+        cors=options.cors,
     )
 
 

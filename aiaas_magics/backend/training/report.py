@@ -17,8 +17,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from aiaas_magics import wording
 from aiaas_magics.errors import BackendError
-from aiaas_magics.packing import wording
 from aiaas_magics.spec import ErrorReport, Frame
 
 FRAMES: Final = 60  # guess: recursion shows in fewer

@@ -18,10 +18,12 @@ from typing import Any, Final
 
 import msgspec
 
+from aiaas_magics import wording
 from aiaas_magics.backend.serving.engines import frames
 from aiaas_magics.backend.serving.engines.saved_model_check import check_saved_model
 
 PARENT_S: Final = 1.0  # guess: how often it is looked whether the parent lives
+MOST: Final = 300  # guess: characters of a sentence
 SIGNATURE: Final = "serving_default"
 
 
@@ -34,7 +36,7 @@ def main(descriptor: int) -> None:
         try:
             model = Model(Path(folder), inputs, outputs)
         except Exception as error:  # noqa: BLE001 - border: TensorFlow raises anything over a damaged model; the parent gets the sentence
-            frames.send(parent, "unloadable", text=_sentence(error))
+            frames.send(parent, "unloadable", text=sentence_of(error))
             return
         frames.send(parent, "ready")
         while True:
@@ -45,7 +47,7 @@ def main(descriptor: int) -> None:
             try:
                 answer = model.run(tensors)
             except Exception as error:  # noqa: BLE001 - border: the graph raises whatever its inputs made it; the process goes on
-                frames.send(parent, "refused", text=_sentence(error))
+                frames.send(parent, "refused", text=sentence_of(error))
             else:
                 frames.send(parent, "done", tensors=answer)
 
@@ -88,9 +90,10 @@ def _paired(theirs: list[str], ours: list[str], what: str) -> dict[str, str]:
     return dict(zip(ours, sorted(theirs), strict=True))
 
 
-def _sentence(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+def sentence_of(error: Exception) -> str:
+    """What TensorFlow says, in one line: of a graph that failed what is behind the headings, of anything else the first line."""
+    lines = [line.strip() for line in wording.told(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:MOST]
 
 
 if __name__ == "__main__":

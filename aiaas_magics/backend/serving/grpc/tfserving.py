@@ -157,7 +157,7 @@ def model_metadata(call: Call) -> Any:
         raise BadValue("GetModelMetadataRequest must specify at least one metadata_field")
     if unknown := next((field for field in asked if field != SIGNATURES), None):
         raise BadValue(f"Metadata field {unknown[:100]} is not supported")
-    told = looked(call, "metadata")
+    told = looked(call, "signatures")
     signatures = ParseDict(told["metadata"][SIGNATURES], serving.SignatureDefMap())
     answer = serving.GetModelMetadataResponse(model_spec={"name": told["model_spec"]["name"]})
     answer.model_spec.version.value = int(told["model_spec"]["version"])

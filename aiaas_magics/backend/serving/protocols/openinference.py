@@ -160,7 +160,7 @@ def read_inputs(asked: InferRequest, binary: memoryview, version: Version) -> di
             raise BadValue(f"Input {given.name} comes twice")
         tensors.check_interface(given, spec)
         if given.binary_size is None:
-            found[given.name] = tensors.from_json(given, spec)
+            found[given.name] = tensors.decoded(tensors.from_json(given, spec), given)
             continue
         data = binary[at : at + given.binary_size]
         if len(data) != given.binary_size or given.data is not UNSET:
@@ -168,7 +168,8 @@ def read_inputs(asked: InferRequest, binary: memoryview, version: Version) -> di
                 f"Input {given.name} says {given.binary_size} bytes of binary data and no 'data'; the body holds {len(binary) - at} for it"
             )
         at += given.binary_size
-        found[given.name] = tensors.from_bytes(data, given.datatype, given.shape, given.name)
+        array = tensors.from_bytes(data, given.datatype, given.shape, given.name)
+        found[given.name] = tensors.decoded(array, given)
     if at != len(binary):
         raise BadValue(f"The body holds {len(binary) - at} bytes behind the last input's. Check binary_data_size of the inputs.")
     if len(found) != len(specs):

@@ -35,7 +35,7 @@ PATHS: Final = PathTable(
             Operation("POST", f"{which}:classify", "classify", "Labels and scores of examples"),
             Operation("POST", f"{which}:regress", "regress", "One number for each example"),
             Operation("GET", which, "status", "The state of the model's versions"),
-            Operation("GET", f"{which}/metadata", "metadata", "The model's inputs and outputs"),
+            Operation("GET", f"{which}/metadata", "signatures", "The model's inputs and outputs"),
         )
     ),
     any_case=True,
@@ -66,7 +66,8 @@ DTYPES: Final = {
 def find_route(method: str, path: str) -> Route | Response:
     """The route of a request line, or the answer to one that is none. `path` is as it came, still percent-encoded.
 
-    A wrong verb is 400 here, never 405, and what is not below `/v1/` is 404.
+    A wrong verb is 400 here, not 405, and what is not below `/v1/` is 404. TRACE alone is 405, as HTTP has it: no client
+    of TensorFlow Serving sends it, scanners do.
     """
     try:
         found = PATHS.find(method, path)
@@ -79,6 +80,10 @@ def find_route(method: str, path: str) -> Route | Response:
         return Response(404, b"")
     if method == "OPTIONS":
         return Route(action="preflight")
+    if method == "TRACE" and found.allowed:
+        return error(
+            405, "Method Not Allowed. GET /openapi.json has every path with its verb.", ((b"allow", ", ".join(found.allowed).encode()),)
+        )
     if method == "GET" and folded in NAMELESS:
         return error(400, "Missing model name in request.")
     return error(400, f"Malformed request: {method[:20]} {path[:200]}. GET /openapi.json has every path with its verb.")
@@ -146,7 +151,7 @@ def look(registry: Registry, route: protocols.Route, request: Request) -> Respon
     if route.action == "preflight":
         return preflight(request)
     try:
-        return metadata(registry, route) if route.action == "metadata" else status(registry, route)
+        return metadata(registry, route) if route.action == "signatures" else status(registry, route)
     except UnknownLabel:
         return unknown_label(route.label or "")
 

@@ -18,7 +18,8 @@ _CALLING: Final = re.compile(
 )
 _LINE: Final = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)$')
 _NODE: Final = re.compile(r"^Detected at node (?P<node>\S+)")
-_NOISE: Final = re.compile(r"\[\[.*?\]\]|\[Op:\w+\]")
+# A graph that was loaded has no lines of code; TensorFlow says so in their place.
+_NOISE: Final = re.compile(r"\[\[.*?\]\]|\[Op:\w+\]|\{\{function_node [^}]*\}\}|<stack traces unavailable>")
 _ROOTS: Final = re.compile(r"\d+ root error\(s\) found\.\s*\(0\)\s*(?:[A-Z_]+:)?(?P<said>.*?)\(1\)", re.DOTALL)
 
 
