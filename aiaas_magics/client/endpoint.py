@@ -283,7 +283,7 @@ def deploy(
         most_replicas=scaling.most,
         max_delay_us=max_delay_us,
         rollout=rollout or Rollout(),
-        precision=precisions.of(change.precision, change.sentence) if change else precisions.Precision(),
+        precision=precisions.of(change.precision, change.sentence) if change else precisions.for_spread(exported.spread),
         model=str(getattr(model, "name", "")),
     )
     view = transport.post("/v1/endpoints", spec, EndpointView, answer_s=300.0)
@@ -292,10 +292,16 @@ def deploy(
 
 def notes_of(exported: Servable) -> tuple[str, ...]:
     """What an endpoint does not do as the model in the kernel does."""
-    if not exported.frozen:
-        return ()
-    names = ", ".join(exported.frozen[:4])
-    return (f"Each call changes {names} in Keras. The endpoint does not go on with that; its answers do not depend on it.",)
+    notes = []
+    if exported.frozen:
+        names = ", ".join(exported.frozen[:4])
+        notes.append(f"Each call changes {names} in Keras. The endpoint does not go on with that; its answers do not depend on it.")
+    if exported.spread > precisions.FLOAT32_OF_LARGEST:
+        notes.append(
+            f"Keras' own answers to the same rows differ by {exported.spread:.1g} of the largest, with other rows beside them; "
+            "the endpoint was held to twice that."
+        )
+    return tuple(notes)
 
 
 def default_name(model: Any) -> str:

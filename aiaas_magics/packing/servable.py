@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import re
 import sys
@@ -27,12 +28,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from aiaas_magics.agreement import compare, largest_of
+from aiaas_magics.agreement import spread as spread_of
 from aiaas_magics.errors import DataMismatch, UsageError
-from aiaas_magics.packing import change, checks, model_state, reduced
+from aiaas_magics.packing import change, checks, model_state, onnx_export, reduced
 from aiaas_magics.packing.change import PrecisionChange, Reduction
 from aiaas_magics.packing.model_state import ModelState
 from aiaas_magics.packing.samples import Interface, samples_for, unique_names
-from aiaas_magics.precision import ATOL, RTOL
+from aiaas_magics.precision import MOST_SPREAD, Precision, for_spread
 from aiaas_magics.spec import TensorSpec
 
 ONNX: Final = "onnx"
@@ -55,6 +58,7 @@ class Servable:
     outputs: tuple[TensorSpec, ...]
     note: str = ""  # why it is no ONNX file, where it is none
     change: PrecisionChange | None = None  # what fewer bits do to the answers; None as trained
+    spread: float = 0.0  # how far Keras' own answers to a row differ with other rows beside it, as a part of the largest
     frozen: tuple[str, ...] = ()  # state that a call changes in Keras, and that no answer depends on
 
 
@@ -105,12 +109,12 @@ def _export(
     with _quiet():
         found = _outputs(model, interface, rows)
         moved = state.moved()
-        if moved:
-            _check_repeats(model, found, _outputs(model, interface, rows), moved)
+        _check_repeats(model, found, _outputs(model, interface, rows), moved)
+        spread = _spread(model, interface, rows, found)
         function = _function(model, interface, found)
         wanted = [format] if format else [SAVED_MODEL] if "string" in interface.dtypes else [ONNX, SAVED_MODEL]
         state.put_back()
-        kind, artefact, note = _exported(model, function, wanted, lambda file: _check_answers(file, rows, found))
+        kind, artefact, note = _exported(model, function, wanted, lambda file: _check_answers(file, rows, found, for_spread(spread)))
     changed = None
     if reduction is not None:
         smaller = _smaller(model, reduction.precision, kind, artefact, note)
@@ -135,6 +139,7 @@ def _export(
         outputs=_output_specs(function, found),
         note=note,
         change=changed,
+        spread=spread,
         frozen=moved,
     )
 
@@ -154,12 +159,59 @@ def _refuse_stateful(model: Any) -> None:
 def _check_repeats(model: Any, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], moved: Sequence[str]) -> None:
     """Raises `CannotServe` where two calls with the same rows differ: no engine could be compared with Keras then."""
     for name, array in first.items():
-        same = array == second[name] if array.dtype.kind in "OSU" else np.isclose(array, second[name], rtol=RTOL, atol=ATOL, equal_nan=True)
-        if not np.all(same):
+        if array.shape != second[name].shape or not _agrees(second[name], array, Precision(), largest=_largest(array)):
+            cause = f"a call changes {', '.join(moved[:4])}" if moved else "it draws random numbers in each call"
             raise CannotServe(
-                f"Model {model.name!r} answers the same rows differently from call to call (output {name!r}), since a call changes "
-                f"{', '.join(moved[:4])}. Deploy a model without that part, whose answers depend on its inputs alone."
+                f"Model {model.name!r} answers the same rows differently from call to call (output {name!r}), since {cause}. "
+                "Deploy a model without that part, whose answers depend on its inputs alone."
             )
+
+
+def _spread(model: Any, interface: Interface, rows: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
+    """How far Keras' own answers to a row differ with other rows beside it, as a part of the largest answer.
+
+    Raises:
+        CannotServe: by more than rounding: requests of others, which run together, would change an answer.
+    """
+    count, widest = len(next(iter(rows.values()))), 0.0
+    for number in replayed(count):
+        if number == count:
+            continue
+        chosen = np.arange(number) % count
+        answers = _outputs(model, interface, {name: array[chosen] for name, array in rows.items()}, batch=number)
+        for name, expected in found.items():
+            if len(expected) != count:
+                continue
+            part, answer = expected[chosen], answers[name]
+            if answer.shape != part.shape:
+                apart = math.inf
+            elif part.dtype.kind in "OSU":
+                apart = 0.0 if (answer == part).all() else math.inf
+            else:
+                apart = spread_of(answer, part, largest=_largest(expected))
+            if apart > MOST_SPREAD:
+                raise CannotServe(
+                    f"Model {model.name!r} cannot be served: what it answers to a row depends on the rows beside it (output {name!r}, "
+                    f"{number} of the {count} sample rows alone). Requests come with any number of rows. "
+                    "Deploy the part of the model whose answers to a row depend on that row alone."
+                )
+            widest = max(widest, apart)
+    return widest
+
+
+def replayed(count: int) -> tuple[int, ...]:
+    """How many of `count` sample rows are computed at once, one number after the other, as the host's proof does."""
+    return tuple(dict.fromkeys((1, 3, count)))
+
+
+def _largest(array: np.ndarray) -> float:
+    return 0.0 if array.dtype.kind in "OSU" else largest_of(array)
+
+
+def _agrees(answers: np.ndarray, expected: np.ndarray, allowed: Precision, *, largest: float) -> bool:
+    if expected.dtype.kind in "OSU":
+        return bool((answers == expected).all())
+    return bool(compare(answers, expected, allowed, largest=largest))
 
 
 # --------------------------------------------------------------------------- fewer bits
@@ -186,14 +238,24 @@ def _call(model: Any, interface: Interface, named: Mapping[str, Any]) -> Any:
     return model(inputs, training=False) if model._call_has_training_arg else model(inputs)
 
 
-def _outputs(model: Any, interface: Interface, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Keras' own answers on the rows, by output name; never through `predict`, which may batch and wrap."""
+def _outputs(model: Any, interface: Interface, rows: Mapping[str, np.ndarray], *, batch: int = 0) -> dict[str, np.ndarray]:
+    """Keras' own answers on the rows, by output name; never through `predict`, which may batch and wrap.
+
+    Args:
+        batch: where these are fewer rows than the sample has, which the model took: their number.
+    """
     import tensorflow as tf
 
     try:
         found = _call(model, interface, {name: tf.constant(_as_text(array)) for name, array in rows.items()})
     except Exception as error:
         reason = " ".join(str(error).split())[:400].rstrip(".")
+        if batch:
+            raise CannotServe(
+                f"Model {model.name!r} cannot be served: it takes the whole sample, and not {batch} row{'s' if batch > 1 else ''} of it. "
+                "Requests come with any number of rows: leave the first dimension free in its Input (no batch_size), and in its reshapes. "
+                f"Keras says: {reason}."
+            ) from error
         raise DataMismatch(
             f"Model {model.name!r} does not take these sample rows. Give typical ones with --sample ARRAY. Keras says: {reason}."
         ) from error
@@ -291,48 +353,28 @@ def _move(why: str, function: Any) -> str:
 
 
 def _onnx(model: Any, function: Any, folder: Path) -> bytes:
-    import onnx
-    import tf2onnx
-    from keras.src.export.tf2onnx_lib import patch_tf2onnx
-
-    patch_tf2onnx()
-    proto, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature)
-    # An operator without a translation is left as TensorFlow's own, and tf2onnx only logs it; the checker does not know it.
-    onnx.checker.check_model(proto)
-    _hold(proto, function)
-    made = {output.name for output in proto.graph.output}
-    promised = set(function.get_concrete_function().structured_outputs)
-    if made != promised:
-        raise ValueError(f"outputs are called {sorted(made)} instead of {sorted(promised)}")
-    return bytes(proto.SerializeToString())
+    return onnx_export.export(function)
 
 
-def _hold(proto: Any, function: Any) -> None:
-    """Tensors that the function closes over (an adapted Normalization's mean, say) into the file; tf2onnx makes inputs of them."""
-    import tensorflow as tf
-    from onnx import numpy_helper
-
-    concrete = function.get_concrete_function()
-    held = {inside.name: outside for outside, inside in concrete.graph.captures if outside.dtype != tf.resource}
-    for given in [given for given in proto.graph.input if given.name in held]:
-        proto.graph.initializer.append(numpy_helper.from_array(held[given.name].numpy(), given.name))
-        proto.graph.input.remove(given)
-
-
-def _check_answers(artefact: bytes, rows: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> None:
+def _check_answers(artefact: bytes, rows: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], allowed: Precision) -> None:
     """Raises `ValueError` for a file whose answers the host's proof would refuse: half precision and rare operators come out otherwise.
 
-    The host decides; asked here first, such a model is served as a SavedModel instead of not at all.
+    The host decides; asked here first, by the same rule, such a model is served as a SavedModel instead of not at all.
     """
-    answers = change.onnx_form(artefact)(rows)
-    for name, expected in found.items():
-        if expected.dtype.kind in "OSU":
-            continue
-        if answers[name].shape != expected.shape:
-            raise ValueError(f"its output {name!r} has the shape {answers[name].shape} instead of {expected.shape}")
-        if not np.allclose(answers[name], expected, rtol=RTOL, atol=ATOL, equal_nan=True):
-            apart = float(np.abs(answers[name].astype(np.float64) - expected.astype(np.float64)).max())
-            raise ValueError(f"its answers differ from Keras' by {apart:.2g}")
+    form, count = change.onnx_form(artefact), len(next(iter(rows.values())))
+    for number in replayed(count):
+        chosen = np.arange(number) % count
+        answers = form({name: np.ascontiguousarray(array[chosen]) for name, array in rows.items()})
+        for name, expected in found.items():
+            per_row = len(expected) == count
+            if expected.dtype.kind in "OSU" or not (per_row or number == count):
+                continue
+            part = expected[chosen] if per_row else expected
+            if answers[name].shape != part.shape:
+                raise ValueError(f"its output {name!r} has the shape {answers[name].shape} instead of {part.shape}")
+            agreement = compare(answers[name], part, allowed, largest=_largest(expected))
+            if not agreement:
+                raise ValueError(f"its answers differ from Keras' by {agreement.largest:.2g}")
 
 
 def _saved_model(model: Any, function: Any, folder: Path) -> bytes:

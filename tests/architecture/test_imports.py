@@ -28,6 +28,7 @@ BASE = {
     "logs",
     "routing",
     "precision",
+    "agreement",
     "execution",
     "processes",
     "environment",
