@@ -9,8 +9,10 @@ endif
 RUN := $(BIN)/python
 # A state folder of its own for the demo and the tests, so that nothing of the user's is touched.
 BUILD := build
+# Much of the suite waits for processes, so that two files run side by side on two cores; `tests/lanes.py` orders them.
+PYTEST := $(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test conformance equivalence lab check lint types architecture bench soak notebooks docs clean
+.PHONY: help demo quick test nightly conformance equivalence lab check lint types architecture audit bench soak notebooks docs clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,13 +30,20 @@ demo: $(VENV)/.ready  ## run the quickstart notebook headless and say where its 
 lab: $(VENV)/.ready  ## open JupyterLab, ready to use
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
-test: $(VENV)/.ready  ## the whole test suite
-	$(RUN) -m pytest $(PYTEST_OPTIONS)
+quick: $(VENV)/.ready  ## tests that start no process: the command of daily work, under 90 s
+	$(PYTEST) -m "not process and not slow" $(PYTEST_OPTIONS)
+
+test: $(VENV)/.ready  ## what every change must pass: under 12 minutes on two cores
+	$(PYTEST) -m "not nightly" $(PYTEST_OPTIONS)
+
+nightly: $(VENV)/.ready equivalence  ## the long rest: whole equivalence, long fuzz, every notebook, soak
+	$(PYTEST) -m nightly $(PYTEST_OPTIONS)
+	$(RUN) -m benchmarks.soak
 
 conformance: $(VENV)/.ready  ## clients of other servers, each in an environment of its own, against ours
 	$(RUN) -m pytest -q tests/conformance
 
-equivalence: $(VENV)/.ready  ## every model, optimizer, strategy and number of workers beside plain fit; `make test` runs a covering set
+equivalence: $(VENV)/.ready  ## every model, optimizer, strategy and number of workers beside plain fit; `make test` runs a few
 	AIAAS_EQUIVALENCE=all $(RUN) -m pytest -q tests/equivalence
 
 check: lint types architecture test  ## what CI runs
@@ -48,6 +57,9 @@ types: $(VENV)/.ready
 
 architecture: $(VENV)/.ready
 	$(RUN) -m pytest -q tests/architecture
+
+audit: $(VENV)/.ready  ## what is installed, beside the published advisories that we know of
+	$(RUN) -m tests.architecture.test_dependencies
 
 notebooks: $(VENV)/.ready  ## execute the notebooks and store their outputs in them
 	$(RUN) -m notebooks.run notebooks/*.ipynb --in-place --figures docs/figures

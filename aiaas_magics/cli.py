@@ -1,4 +1,4 @@
-"""`aiaas serve | status | stop | token`: the server from a terminal.
+"""`aiaas serve | status | storage | stop | token`: the server from a terminal.
 
 Owns options and what is printed: results on standard output, talk on standard error.
 Serving belongs to `backend.server`, asking a server to `client`.
@@ -6,7 +6,7 @@ Serving belongs to `backend.server`, asking a server to `client`.
 
 from __future__ import annotations
 
-import logging
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -17,9 +17,11 @@ import click
 
 from aiaas_magics import settings
 from aiaas_magics.errors import AiaasError
+from aiaas_magics.plain_text import log_to, visible
 
 if TYPE_CHECKING:
     from aiaas_magics.client.client import Backend
+    from aiaas_magics.spec import StorageView
 
 FAILED = 2
 
@@ -32,7 +34,7 @@ def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **options)
         except AiaasError as error:
-            click.echo(str(error), err=True)
+            click.echo(visible(str(error)), err=True)
             sys.exit(FAILED)
 
     return run
@@ -68,6 +70,14 @@ def main() -> None:
     help="Processes that answer predictions over HTTP, on one port. Each opens every model for itself, with as many executors "
     "as `replicas` says, and they share the cores; gRPC is answered by the first.",
 )
+@click.option(
+    "--keep-free",
+    envvar=settings.KEEP_FREE,
+    show_envvar=True,
+    metavar="AMOUNT",
+    help="What is to stay free of the state folder's disk, like 2GB or 10%. Without it: 1 GB, of a small disk 5 %. "
+    "What would touch that is refused: new jobs, uploads, deployments.",
+)
 @click.option("--idle-minutes", type=click.FloatRange(min=0), help="End after so long without job, endpoint, kernel or request.")
 @_one_line_errors
 def serve(
@@ -78,12 +88,15 @@ def serve(
     tls_cert: Path | None,
     tls_key: Path | None,
     front_ends: int,
+    keep_free: str | None,
     idle_minutes: float | None,
 ) -> None:
     """Run a server in the foreground, until SIGTERM or Ctrl-C."""
+    _forget_tokens()
+    from aiaas_magics.backend import certificate
     from aiaas_magics.backend.server import main as server
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     if local and idle_minutes is None:
         idle_minutes = server.IDLE_MINUTES
     folder = state or (settings.local_state() if local else settings.home() / "server")
@@ -95,15 +108,29 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         front_ends=front_ends,
+        keep_free=keep_free or "",
         idle_minutes=idle_minutes,
     )
 
     def on_ready(url: str) -> None:
         click.echo(f"aiaas serves at {url}")
+        if tls_cert is not None:
+            click.echo(f"Its certificate's SHA-256 fingerprint: {certificate.fingerprint(tls_cert)}", err=True)
         shown = "" if local else f" --state {folder}"
         click.echo(f"Its token: aiaas token{shown}. In a notebook: %aiaas_connect {url}", err=True)
 
     server.serve(options, on_ready=on_ready)
+
+
+def _forget_tokens() -> None:
+    """Become the same process without the token of another backend: the kernel shows a process' first environment for its whole life."""
+    cleaned = settings.without_tokens(os.environ)
+    if cleaned == dict(os.environ):
+        return
+    if hasattr(os, "fork"):  # elsewhere that would be another process
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], cleaned)
+    os.environ.clear()
+    os.environ.update(cleaned)
 
 
 @main.command()
@@ -112,11 +139,15 @@ def serve(
 def status(state: Path | None) -> None:
     """Show the server, its jobs and its endpoints."""
     from rich.console import Console
+    from rich.markup import escape
 
     with _backend(state) as backend:
         console = Console(highlight=False)
         about = backend.about()
-        console.print(f"[bold]{about.backend}[/] at {backend.url}: {about.hardware}; aiaas_magics {about.versions.aiaas_magics}")
+        console.print(
+            f"[bold]{escape(about.backend)}[/] at {backend.url}: {escape(about.hardware)}; "
+            f"aiaas_magics {escape(about.versions.aiaas_magics)}"
+        )
         console.print(_jobs_table(backend))
         console.print(_endpoints_table(backend))
 
@@ -128,17 +159,19 @@ def _jobs_table(backend: Backend) -> Any:
     table = Table("job", "name", "state", "workers", "attempt", title="Jobs", title_justify="left")
     for view in backend.jobs()[-20:]:
         state = f"{view.state}" + (f" ({view.reason})" if view.reason else "")
-        table.add_row(view.id, escape(view.spec.name), escape(state), str(view.spec.workers or "all"), str(view.attempt))
+        table.add_row(escape(view.id), escape(view.spec.name), escape(state), str(view.spec.workers or "all"), str(view.attempt))
     return table
 
 
 def _endpoints_table(backend: Backend) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("endpoint", "version", "state", "engine", "address", title="Endpoints", title_justify="left")
     for view in backend.endpoints():
         for version in view.versions:
-            table.add_row(view.name, str(version.version), version.state, version.engine, f"{view.url}/v1/models/{view.name}")
+            row = (view.name, str(version.version), version.shown_state, version.engine, f"{view.url}/v1/models/{view.name}")
+            table.add_row(*map(escape, row))
     return table
 
 
@@ -164,6 +197,44 @@ def token(state: Path | None) -> None:
     except OSError:
         click.echo(f"There is no token in {file.parent}. Start a server there with `aiaas serve` first.", err=True)
         sys.exit(FAILED)
+
+
+@main.command()
+@_state
+@click.option("--free", is_flag=True, help="Remove what nothing needs. Unfinished jobs, live endpoints and what --resume needs stay.")
+@click.option(
+    "--set-aside-records",
+    is_flag=True,
+    help="Of a server that does not run: move its records, and its jobs' folders, into a folder beside them and begin anew.",
+)
+@_one_line_errors
+def storage(state: Path | None, free: bool, set_aside_records: bool) -> None:
+    """Show what the state folder holds, and give back what nothing needs."""
+    if set_aside_records:
+        from aiaas_magics.backend.server.storage import set_records_aside
+
+        click.echo(
+            f"The records are in {set_records_aside(state or settings.local_state())} now. Remove that folder when you need it no more."
+        )
+        return
+    from rich.console import Console
+
+    with _backend(state) as backend:
+        if free:
+            freed = backend.free_storage()
+            click.echo(f"Freed {freed.bytes / 1e6:,.1f} MB: {freed.blobs} arrays and models, the results of {freed.results} jobs.")
+        view = backend.storage()
+        Console(highlight=False).print(_storage_table(view))
+        click.echo(f"{view.free_bytes / 1e9:,.1f} GB are free on its disk; {view.keep_free_bytes / 1e9:,.2g} GB of them are to stay free.")
+
+
+def _storage_table(view: StorageView) -> Any:
+    from rich.table import Table
+
+    table = Table("what", "MB", "things", "MB that nothing needs", title=view.folder, title_justify="left")
+    for part in view.parts:
+        table.add_row(part.what, f"{part.bytes / 1e6:,.1f}", str(part.count or ""), f"{part.freeable_bytes / 1e6:,.1f}")
+    return table
 
 
 def _backend(state: Path | None) -> Backend:

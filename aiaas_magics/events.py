@@ -7,6 +7,7 @@ bytes to `wire`. What the server decides by has events of its own (`backend/jobs
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -141,6 +142,15 @@ class Output(Event, frozen=True, kw_only=True, tag="output"):
     text: str
 
 
+MOST_FIGURE_BYTES: Final = 5_000_000  # guess: a page with some of that size is slow
+
+
+class FigureShown(Event, frozen=True, kw_only=True, tag="figure"):
+    """The user's code showed a figure: the backend has it as a PNG file, by this number from 1 on, until the job's files are removed."""
+
+    number: int
+
+
 class Crashed(Event, frozen=True, kw_only=True, tag="crashed"):
     report: ErrorReport
 
@@ -164,13 +174,17 @@ AnyEvent = (
     | Measured
     | Notice
     | Output
+    | FigureShown
     | Crashed
     | Finished
 )
 
 
 class Entry(Value, frozen=True, kw_only=True):
-    """One line of a job's log. `seq` starts at 1 and has no gaps; `rank` is None for the server's own."""
+    """One line of a job's log. `seq` starts at 1 and has no gaps while the job lives; a long log is thinned afterwards.
+
+    `rank` is None for the server's own.
+    """
 
     seq: int
     at_s: float  # unix time

@@ -7,21 +7,26 @@ Creating the folder and writing into it belongs to `backend.server`.
     AIAAS_BACKEND   what a notebook is connected to at first: "local" or a URL
     AIAAS_TOKEN     the token for a backend that is not local
     AIAAS_UI        auto | widget | html | text | none
+    AIAAS_KEEP_FREE     what is to stay free of the state folder's disk, like 2GB or 10%
     AIAAS_FRONT_ENDS    how many processes answer predictions of the server that is started here, the local one too
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from aiaas_magics.spec import Versions
 
+KEEP_FREE: Final = "AIAAS_KEEP_FREE"
 FRONT_ENDS: Final = "AIAAS_FRONT_ENDS"
 
 
@@ -41,6 +46,22 @@ def home() -> Path:
     else:
         base = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local" / "state"))
     return base / "aiaas_magics"
+
+
+def make_private(folder: Path) -> None:
+    """Have `folder`; what of its path is missing is made for this account alone, whatever the umask."""
+    for part in reversed([folder, *folder.parents]):
+        with contextlib.suppress(FileExistsError):
+            if not part.is_dir():
+                part.mkdir(mode=0o700)
+                part.chmod(0o700)  # a umask takes away from what is asked for
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+
+
+def without_tokens(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a server and what it starts: ours, without what speaks of another backend."""
+    return {name: value for name, value in environment.items() if name not in {"AIAAS_TOKEN", "AIAAS_BACKEND"}}
 
 
 def environment_key() -> str:

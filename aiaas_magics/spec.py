@@ -9,27 +9,57 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from aiaas_magics.errors import InvalidName, InvalidSpec
 from aiaas_magics.execution import Execution
+from aiaas_magics.plain_text import visible
 from aiaas_magics.precision import Precision
 from aiaas_magics.routing import Rollout, Routing
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
+FOLDER: Final = re.compile(r"[^/\0][^\0]{0,4000}")
 SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
+SECRETS: Final = frozenset({"token", "secret"})  # fields that no repr shows, so that no notebook's output holds one
+
+
+class _Hidden:
+    def __repr__(self) -> str:
+        return "<hidden>"
+
+
+HIDDEN: Final = _Hidden()
+
+
 class Value(msgspec.Struct, frozen=True):
-    """A frozen value; unknown fields from a newer peer are ignored."""
+    """A frozen value; unknown fields from a newer peer are ignored. Its repr shows no secret."""
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        fields = [(name, getattr(self, name)) for name in self.__struct_fields__]
+        return [(name, HIDDEN if name in SECRETS and value else value) for name, value in fields]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
 def checked_name(kind: str, name: str) -> str:
     """`name` itself, if it may name `kind`; raises `InvalidName` otherwise."""
     if not NAME.fullmatch(name):
         raise InvalidName(kind, name)
+    return name
+
+
+def checked_job_name(name: str) -> str:
+    """`name` itself, if it may name a job: any text that shows as it is. Raises `InvalidSpec` otherwise.
+
+    Asked where a job is handed in, not by `FitSpec`: a server reads its records of before.
+    """
+    if visible(name) != name or "\n" in name or "\t" in name:
+        raise InvalidSpec(f"{name[:80]!r} cannot name a job: it holds a control character. Give another --name, or name the model anew.")
     return name
 
 
@@ -159,6 +189,8 @@ class FitSpec(Value, frozen=True, kw_only=True):
             )
         if not 0 < len(self.name) <= 100:
             raise InvalidSpec("A job's name has 1 to 100 characters. Give a shorter --name.")
+        if any(not FOLDER.fullmatch(folder) or ".." in folder.split("/") for folder in self.folders):
+            raise InvalidSpec("A folder of a job is a relative path without '..'. Leave it out.")
         for sha in (self.payload, *self.arrays):
             if not SHA256.fullmatch(sha):
                 raise InvalidSpec(f"{sha[:80]!r} is not a SHA-256. Send the blob first and use the name it got.")
@@ -228,6 +260,34 @@ class JobView(Value, frozen=True, kw_only=True):
     last_seq: int = 0
     result: str | None = None  # blob: see `packing.fitcall.FitResult`
     files: tuple[str, ...] = ()  # relative paths that callbacks wrote
+    removed_s: float | None = None  # unix time: when result, files and log were removed to make room
+
+
+class StoragePart(Value, frozen=True, kw_only=True):
+    """One kind of thing in a state folder. `freeable_bytes` are what nothing needs."""
+
+    what: str
+    bytes: int
+    count: int = 0
+    freeable_bytes: int = 0
+
+
+class StorageView(Value, frozen=True, kw_only=True):
+    """What a state folder holds, and the disk that it is on."""
+
+    folder: str
+    parts: tuple[StoragePart, ...]
+    disk_bytes: int
+    free_bytes: int
+    keep_free_bytes: int  # of them, what is to stay free
+
+
+class Freed(Value, frozen=True, kw_only=True):
+    """What was given back to the disk."""
+
+    bytes: int
+    blobs: int
+    results: int
 
 
 class CheckpointView(Value, frozen=True, kw_only=True):
@@ -248,6 +308,12 @@ class VersionView(Value, frozen=True, kw_only=True):
     proof: float  # largest absolute difference on the samples: from Keras, or from the reduced form as the kernel computed it
     precision: Precision = Precision()
     replicas: int = 0  # now; 0 from a server that does not say
+    withdrawn: bool = False  # its endpoint does not answer until it is loaded again, whatever the state says
+
+    @property
+    def shown_state(self) -> str:
+        """The state as people read it."""
+        return "WITHDRAWN" if self.withdrawn and self.state == "AVAILABLE" else self.state
 
 
 class EndpointView(Value, frozen=True, kw_only=True):
@@ -261,6 +327,11 @@ class EndpointView(Value, frozen=True, kw_only=True):
     routing: Routing | None = None
     model: str = ""
     grpc: str = ""  # host:port of the same models over gRPC
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether it was unloaded: its versions are there and answer nobody until it is loaded again."""
+        return any(version.withdrawn for version in self.versions)
 
 
 # --------------------------------------------------------------------------- what went wrong
@@ -288,6 +359,8 @@ class ErrorReport(Value, frozen=True, kw_only=True):
     ranks: tuple[int, ...] = ()
     phase: str = ""
     traceback: str = ""  # as Python printed it, bounded
+    kind: str = ""  # a class of `errors`, where the fault is the backend's and not the user's code's
+    args: tuple[str, ...] = ()  # that class' arguments
     bases: tuple[str, ...] = ()  # Python's own classes that the exception is one of, the nearest first
 
     @property

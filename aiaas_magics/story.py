@@ -19,6 +19,7 @@ from aiaas_magics.events import (
     Crashed,
     Entry,
     EpochEnded,
+    FigureShown,
     Finished,
     Measured,
     Notice,
@@ -225,7 +226,7 @@ def _after(story: JobStory, entry: Entry) -> JobStory:  # noqa: C901 - one case 
             return _crash(story, rank, report)
         case Finished():
             return _lane(story, rank, state="done")
-        case Checkpointed():
+        case Checkpointed() | FigureShown():
             return story
 
 
@@ -283,4 +284,6 @@ def _with_ranks(report: ErrorReport, ranks: tuple[int, ...]) -> ErrorReport:
         ranks=ranks,
         phase=report.phase,
         traceback=report.traceback,
+        kind=report.kind,
+        args=report.args,
     )

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import lanes
 from tests.packed import cell, worker
 
 __all__ = ["cell", "worker"]  # fixtures
@@ -20,6 +21,16 @@ os.environ.pop("AIAAS_TOKEN", None)
 # How long an example takes says how busy the machine is; the tests judge what comes out.
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("here")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if lanes.is_quick(config):
+        config.pluginmanager.register(lanes.ProcessGuard())
+
+
+@pytest.hookimpl(tryfirst=True)  # before markers choose
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    lanes.arrange(items)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,8 @@
 
 Owns the form that the server and the workers share: written beside its place and renamed, so that it
 is whole or not there; its files are named with their hashes, so that one torn by a power cut is passed
-over. What stands in the files belongs to `training.checkpoints`.
+over. The server reads what a worker wrote, in which the user's code ran: only plain files of the folder
+itself are opened. What stands in the files belongs to `training.checkpoints`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,16 @@ from typing import Any, Final, Self
 
 import xxhash
 
+from aiaas_magics.backend.disk import NotPlain, open_plain, read_plain
+
 KEPT: Final = 2  # the newest, and one more for when the newest is torn
 MANIFEST: Final = "manifest.json"
 STATE: Final = "state.json"  # everything that is no array
-NAME: Final = re.compile(r"epoch-(\d{5,})(?:-step-(\d{8,}))?", re.ASCII)
+JSON_BYTES: Final = 256 * 1024 * 1024  # guess: histories and attributes of callbacks, whose arrays stand elsewhere
+FILE_BYTES: Final = 64 * 1024**3  # guess: 17 billion numbers of 4 bytes
+FILES: Final = 10_000  # guess: two, and one for each rank
+# At most as many digits as numbers of 64 bits have, in which they travel.
+NAME: Final = re.compile(r"epoch-(\d{5,12})(?:-step-(\d{8,15}))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -80,16 +87,38 @@ def newest_whole(folder: Path) -> tuple[Place, Path] | None:
 
 
 def is_whole(path: Path) -> bool:
+    """Whether the manifest names plain files of this folder, and each has the hash that it says."""
     try:
-        hashes = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        return bool(hashes) and all(_hash(path / name) == found for name, found in hashes.items())
-    except (OSError, ValueError, AttributeError):
+        return all(_hash(path / name) == expected for name, expected in _manifest(path).items())
+    except (OSError, NotPlain):
         return False
 
 
+def _manifest(path: Path) -> dict[str, str]:
+    """The hashes of the files by their names.
+
+    Raises:
+        NotPlain: it is no such thing, or names what is not in this folder.
+    """
+    try:
+        hashes = json.loads(read_plain(path / MANIFEST, most_bytes=JSON_BYTES, links=None))
+    except (ValueError, RecursionError) as error:
+        raise NotPlain("is no JSON") from error
+    if not isinstance(hashes, dict) or not 0 < len(hashes) <= FILES:
+        raise NotPlain("names no files")
+    for name in hashes:
+        if name != os.path.basename(name) or name in ("", os.curdir, os.pardir) or "\0" in name:
+            raise NotPlain("names a file elsewhere")
+    return hashes
+
+
 def state_in(path: Path) -> dict[str, Any]:
-    """What a whole checkpoint says in JSON."""
-    state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+    """What a whole checkpoint says in JSON.
+
+    Raises:
+        OSError, ValueError, RecursionError, NotPlain: it is none of ours.
+    """
+    state: dict[str, Any] = json.loads(read_plain(path / STATE, most_bytes=JSON_BYTES, links=None))
     return state
 
 
@@ -98,7 +127,9 @@ def adopt(path: Path, folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = folder / f".{path.name}.{os.getpid()}.part"
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(path, partial, copy_function=_link)
+    partial.mkdir(mode=0o700)
+    for name in (MANIFEST, *_manifest(path)):
+        _link(str(path / name), str(partial / name))
     partial.rename(folder / path.name)
 
 
@@ -111,7 +142,7 @@ def keep_newest(folder: Path) -> None:
 
 
 def _newest_first(folder: Path) -> list[tuple[Place, Path]]:
-    found = [(place, path) for path in folder.glob("epoch-*") if (place := Place.of(path)) and path.is_dir()]
+    found = [(place, path) for path in folder.glob("epoch-*") if (place := Place.of(path)) and path.is_dir() and not path.is_symlink()]
     return sorted(found, reverse=True)
 
 
@@ -127,7 +158,7 @@ def _prune(folder: Path, newest: Place) -> None:
 
 def _hash(path: Path) -> str:
     digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with open_plain(path, most_bytes=FILE_BYTES, links=None) as file:  # a checkpoint that was adopted has two names, see `adopt`
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -145,6 +176,6 @@ def _flush(path: Path) -> None:
 
 def _link(source: str, target: str) -> None:
     try:
-        os.link(source, target)
+        os.link(source, target, follow_symlinks=False)
     except OSError:  # a file system without links, or too many of them
         shutil.copy2(source, target)

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from aiaas_magics.backend.disk import write_private
+from aiaas_magics.backend.disk import NotPlain, read_plain, when_there_is_room, write_private
 
 LOOK_S: Final = 0.001  # what waiting may cost a step; a look is one stat
+PASS_DIGITS: Final = 15  # of the number of a pass, which travels as an integer of 64 bits
 ASK_S: Final = 0.2  # how often it is asked whether the sender is lost
 
 
@@ -44,8 +45,8 @@ class FeedFolder:
     def reading(self) -> int:
         """The pass that the reader is in; -1 before it has begun one."""
         try:
-            return int((self.path / "pass").read_text())
-        except (OSError, ValueError):
+            return int(read_plain(self.path / "pass", most_bytes=PASS_DIGITS))
+        except (OSError, NotPlain, ValueError):
             return -1
 
     def waiting(self) -> int:
@@ -56,7 +57,7 @@ class FeedFolder:
         return self.path / f"frame-{number}-{index}"
 
     def put(self, number: int, index: int, frame: bytes) -> None:
-        write_private(self.frame(number, index), frame)
+        when_there_is_room(lambda: write_private(self.frame(number, index), frame))
 
     def leave(self, name: str, data: bytes) -> None:
         write_private(self.path / name, data)
@@ -71,7 +72,7 @@ class FeedFolder:
         for left in self.path.glob("frame-*"):
             if int(left.name.split("-")[1]) < number:
                 left.unlink(missing_ok=True)
-        write_private(self.path / "pass", str(number).encode())
+        when_there_is_room(lambda: write_private(self.path / "pass", str(number).encode()))
 
     def take(self, number: int, index: int, *, silent_s: float | None = None, lost: Callable[[], Exception | None] | None = None) -> bytes:
         """Wait for a frame, read and remove it.

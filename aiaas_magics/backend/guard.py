@@ -12,9 +12,10 @@ loopback's address (DNS rebinding: the `Host` check).
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 # A query string ends up in logs and histories, so a token there is refused even when it is right.
@@ -29,7 +30,7 @@ class Facts:
     hosts: tuple[bytes, ...] = ()
     origins: tuple[bytes, ...] = ()
     fetch_sites: tuple[bytes, ...] = ()
-    authorizations: tuple[bytes, ...] = ()
+    authorizations: tuple[bytes, ...] = field(default=(), repr=False)
     query: bytes = b""
 
 
@@ -51,6 +52,7 @@ ALLOW: Final = Allow()
 ASKS: Final = ((b"www-authenticate", b'Bearer realm="aiaas"'),)
 NO_TOKEN: Final = Refuse(401, "A token is needed. Send it in the header 'Authorization: Bearer TOKEN'.", ASKS)
 WRONG_TOKEN: Final = Refuse(401, "This is not the token of this server. Send its own in the header 'Authorization: Bearer TOKEN'.", ASKS)
+PREDICTS_ONLY: Final = Refuse(403, "This token is for predictions only. Send the API token of this server to load or unload a model.")
 STRANGERS: Final = (NO_TOKEN, WRONG_TOKEN)
 TOKEN_IN_QUERY: Final = Refuse(400, "A token does not belong into an address. Send it in the header 'Authorization: Bearer TOKEN'.")
 ONE_HOST: Final = Refuse(400, "Exactly one Host header is needed. Check what sends this request.")
@@ -77,15 +79,21 @@ def facts_of(headers: Iterable[tuple[bytes, bytes]], query: bytes = b"") -> Fact
 class Guard:
     """The rule of one server: its token, and the names it answers to.
 
+    `manager` gives the token for requests that manage what others use, where that is another one; asked each time, since it may
+    be replaced while this process runs. Empty bytes let nobody in.
     `hosts` of None answers to any name: right only behind TLS, where the certificate
     has told the client already whom it speaks to.
     """
 
     token: bytes
     hosts: frozenset[str] | None = LOOPBACK
+    manager: Callable[[], bytes] | None = None
 
-    def decide(self, facts: Facts) -> Allow | Refuse:
-        """The strictest refusal first: what is asked for is looked at only after all of this."""
+    def decide(self, facts: Facts, *, manages: bool = False) -> Allow | Refuse:
+        """The strictest refusal first: what is asked for is looked at only after all of this.
+
+        `manages`: the request would change what others use, so a token for predictions does not do.
+        """
         if len(facts.hosts) != 1:
             return ONE_HOST
         host = facts.hosts[0].decode("latin-1").lower()
@@ -95,18 +103,24 @@ class Guard:
             return FOREIGN_PAGE
         if any(site not in SAME_SITE for site in facts.fetch_sites):
             return FOREIGN_PAGE
-        if facts.query and any(word in facts.query.lower() for word in TOKEN_WORDS):
+        if facts.query and any(word in unquote_to_bytes(facts.query).lower() for word in TOKEN_WORDS):
             return TOKEN_IN_QUERY
-        if self.is_right(facts.authorizations):
+        if manages and self.manager is not None:
+            if is_right(facts.authorizations, self.manager()):
+                return ALLOW
+            if is_right(facts.authorizations, self.token):
+                return PREDICTS_ONLY
+        elif is_right(facts.authorizations, self.token):
             return ALLOW
         return WRONG_TOKEN if facts.authorizations else NO_TOKEN
 
-    def is_right(self, authorizations: tuple[bytes, ...]) -> bool:
-        """Whether exactly one bearer token came and it is ours, in a time that tells nothing about ours."""
-        if len(authorizations) != 1:
-            return False
-        scheme, _, token = authorizations[0].partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(token, self.token)
+
+def is_right(authorizations: tuple[bytes, ...], right: bytes) -> bool:
+    """Whether exactly one bearer token came and it is `right`, in a time that tells nothing about that."""
+    if len(authorizations) != 1 or not right:
+        return False
+    scheme, _, token = authorizations[0].partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(token, right)
 
 
 def host_name(host: str) -> str:

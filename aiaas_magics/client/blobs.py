@@ -16,6 +16,7 @@ import hashlib
 import io
 import os
 import secrets
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ import numpy as np
 import xxhash
 
 from aiaas_magics.client.transport import Transport
-from aiaas_magics.errors import CannotTravel
+from aiaas_magics.errors import CannotTravel, StoreNotWritable
 
 CHUNK_BYTES: Final = 8 * 1024 * 1024  # guess: large enough that the loop is free, small enough to stay in cache
 FINGERPRINT_THREADS: Final = min(4, os.cpu_count() or 1)
@@ -188,13 +189,23 @@ class BlobSender:
         """Write into the dropbox and have it adopted under the name that `sha` gives by then."""
         path = dropbox / secrets.token_hex(16)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "wb", buffering=0) as file:
-                for chunk in content.chunks():
-                    _write_all(file, memoryview(chunk))
+            _write_file(content, path)
             self._transport.post(f"/v1/blobs/{sha()}/adopt", _Dropped(path.name), type(None), key=path.name)
         finally:
             path.unlink(missing_ok=True)
+
+
+def _write_file(content: Content, path: Path) -> None:
+    """Raises `StoreNotWritable`."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb", buffering=0) as file:
+            for chunk in content.chunks():
+                _write_all(file, memoryview(chunk))
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+        why = f"{error.strerror or error} ({content.size / 1e6:,.1f} MB are sent, {free / 1e6:,.1f} MB are free there)"
+        raise StoreNotWritable(str(path.parent.parent), why) from error
 
 
 def _write_all(file: io.FileIO, chunk: memoryview) -> None:

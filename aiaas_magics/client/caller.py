@@ -9,8 +9,50 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
+from aiaas_magics import server_proof
+from aiaas_magics.errors import AiaasError
+
 CHUNKED: Final = -1  # the answer's length is not told before
 LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+class Proving(asyncio.Protocol):
+    """A new connection whose server is asked for its proof; `proven` ends when it is there, with an error where it is wrong."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._url, self._token = url, token
+        self._received = b""
+        self._challenge: server_proof.Challenge | None = None
+        self.proven: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        address = transport.get_extra_info("peername")
+        if address is None:  # it was reset at once; `connection_lost` follows
+            return
+        try:
+            self._challenge = server_proof.Challenge(self._url, token=self._token, peer=address[:2])
+            transport.write(self._challenge.request)
+        except AiaasError as error:
+            self._end(error)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        try:
+            if self._challenge is not None and self._challenge.is_proven(self._received):
+                self._end(None)
+        except AiaasError as error:
+            self._end(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end(ConnectionError("the connection ended before the server had proved itself"))
+
+    def _end(self, error: Exception | None) -> None:
+        if self.proven.done():
+            return
+        if error is None:
+            self.proven.set_result(None)
+        else:
+            self.proven.set_exception(error)
 
 
 class Caller(asyncio.Protocol):

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
-from aiaas_magics import processes
-from aiaas_magics.client import embedded
+from aiaas_magics import processes, server_proof, settings, wire
+from aiaas_magics.client import certificates, embedded
 from aiaas_magics.client.blobs import BlobSender
 from aiaas_magics.client.endpoint import Endpoint, deploy
 from aiaas_magics.client.job import Job
 from aiaas_magics.client.transport import Transport
-from aiaas_magics.errors import InvalidSpec, UnknownName
+from aiaas_magics.errors import InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.execution import Execution
 from aiaas_magics.routing import Rollout
-from aiaas_magics.spec import About, EndpointView, JobView
+from aiaas_magics.spec import About, EndpointView, Freed, JobView, StorageView
 
 if TYPE_CHECKING:
     from aiaas_magics.client.planning import FitPlan
@@ -45,11 +46,20 @@ class Backend:
     ...     history = job.result()
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, *, state: Path | None = None) -> None:
+        """`state` is the local server's folder. Only a server of this account, there, may have arrays written into a folder for it.
+
+        Raises:
+            VersionSkew: both sides cannot understand each other.
+        """
         self.transport = transport
         self._about = transport.get("/v1/about", About)
-        self.blobs = BlobSender(transport, dropbox=self._about.dropbox)
-        if self._about.dropbox:
+        if self._about.protocol != wire.PROTOCOL:
+            raise VersionSkew("aiaas_magics' protocol", str(wire.PROTOCOL), str(self._about.protocol))
+        dropbox = self._about.dropbox
+        is_ours = dropbox is not None and state is not None and Path(dropbox).resolve().is_relative_to(state.resolve())
+        self.blobs = BlobSender(transport, dropbox=dropbox if is_ours else None)
+        if dropbox and server_proof.is_needed(transport.url):  # on this machine, for as long as somebody needs it
             pid = os.getpid()
             transport.post("/v1/kernels", _Kernel(pid, processes.start_mark(pid)), type(None), key=f"kernel-{pid}")
 
@@ -245,22 +255,40 @@ class Backend:
             raise InvalidSpec("Validation data and max_change belong to fewer bits. Add precision='int8', say, or leave them out.")
         return deploy(self.transport, self.blobs, model, name=name, **options)
 
+    def storage(self) -> StorageView:
+        """What the backend's state folder holds, and how much of its disk that is."""
+        return self.transport.get("/v1/storage", StorageView)
+
+    def free_storage(self) -> Freed:
+        """Remove what nothing needs: no job that is not over, no live endpoint, no job that can be gone on from."""
+        return self.transport.post("/v1/storage/free", None, Freed)
+
     def stop(self) -> None:
         """End the backend itself, with its jobs and endpoints."""
         self.transport.post("/v1/stop", None, type(None))
 
 
-def connect(url: str | None = None, token: str | None = None) -> Backend:
+def connect(url: str | None = None, token: str | None = None, *, fingerprint: str = "") -> Backend:
     """A connection to the backend at `url`; "local" or nothing means this machine's own.
 
     The local server is started when it is not running. `AIAAS_BACKEND` and `AIAAS_TOKEN`
     stand in for what is not given.
 
+    Args:
+        fingerprint: SHA-256 of the server's certificate, which is accepted from now on for this address, whoever signed it.
+
     Raises:
-        BackendUnreachable, NotAuthorised, CannotStart, InvalidSpec: with the next move in the text.
+        BackendUnreachable, NotAuthorised, CannotStart, CertificateRefused, CertificateChanged, InvalidSpec: with the next move in the text.
     """
     url = url or os.environ.get("AIAAS_BACKEND") or LOCAL
     if url == LOCAL:
+        if fingerprint:
+            raise InvalidSpec("A fingerprint is of a certificate, and the local server has none. Leave it out.")
         found_url, found_token = embedded.ensure_local()
-        return Backend(Transport(found_url, token=found_token, revive=embedded.ensure_local))
-    return Backend(Transport(url, token=token or os.environ.get("AIAAS_TOKEN", "")))
+        local = Transport(found_url, token=found_token, revive=embedded.ensure_local, on_silence=embedded.check_local_goes_on)
+        return Backend(local, state=settings.local_state())
+    transport = Transport(url, token=token or os.environ.get("AIAAS_TOKEN", ""), fingerprint=fingerprint)
+    backend = Backend(transport)
+    if fingerprint:
+        certificates.pin(transport.url, transport.fingerprint)
+    return backend

@@ -22,7 +22,8 @@ import msgspec
 import psutil
 
 from aiaas_magics import environment, processes, settings, wire
-from aiaas_magics.errors import CannotStart, StoreNotWritable, VersionSkew
+from aiaas_magics.errors import BackendStopped, CannotStart, StoreNotWritable, VersionSkew
+from aiaas_magics.plain_text import visible
 
 START_S: Final = 15.0  # a start takes under 2 s here; a machine at full load takes several times that
 HEALTH_S: Final = 5.0
@@ -58,7 +59,7 @@ def ensure_local() -> tuple[str, str]:
     if found := _living(folder):
         return found.url, _token(folder)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.make_private(folder)
         with _one_at_a_time(folder / "starting"):
             found = _living(folder) or _start(folder)
             return found.url, _token(folder)
@@ -114,6 +115,7 @@ def _living(folder: Path) -> _Serving | None:
 
     Raises:
         VersionSkew: it is of another version of this package.
+        BackendStopped: its process was stopped (SIGSTOP), so that it does nothing until it is told to go on.
     """
     told = _told(folder)
     if told is None or _process(told) is None:
@@ -121,7 +123,23 @@ def _living(folder: Path) -> _Serving | None:
     version = _health(told.url)
     if version is not None and version != settings.package_version():
         raise VersionSkew("aiaas_magics (stop the running server with `aiaas stop`)", settings.package_version(), version)
+    if version is None:
+        _check_goes_on(told)
     return told if version is not None else None
+
+
+def check_local_goes_on() -> None:
+    """Raises `BackendStopped` when somebody stopped the local server's process."""
+    told = _told(settings.local_state())
+    if told is not None:
+        _check_goes_on(told)
+
+
+def _check_goes_on(told: _Serving) -> None:
+    process = _process(told)
+    with contextlib.suppress(psutil.Error):
+        if process is not None and process.status() == psutil.STATUS_STOPPED:
+            raise BackendStopped(told.url, told.pid)
 
 
 def _told(folder: Path) -> _Serving | None:
@@ -197,7 +215,7 @@ def _last_line(log: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         return "it left no log"
-    return lines[-1][:300] if lines else "it said nothing"
+    return visible(lines[-1][:300]) if lines else "it said nothing"
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ the backend, load generation to `load`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -16,13 +17,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from msgspec.structs import replace
 
 from aiaas_magics import precision as precisions
 from aiaas_magics import snippets
 from aiaas_magics.client import tensors
 from aiaas_magics.client.blobs import BlobSender
-from aiaas_magics.client.transport import Transport
-from aiaas_magics.errors import BackendRefused, BackendTooSlow, BackendUnreachable, DataMismatch
+from aiaas_magics.client.transport import Transport, sibling_url
+from aiaas_magics.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable, DataMismatch
 from aiaas_magics.monitoring import Counts, Sample, counts_in, sample_of
 from aiaas_magics.routing import Change, Rollout, scaling_of
 from aiaas_magics.spec import DeploySpec, EndpointView, TensorSpec, VersionView, checked_name
@@ -46,10 +48,10 @@ class Endpoint:
         self, transport: Transport, view: EndpointView, change: PrecisionChange | None = None, notes: tuple[str, ...] = ()
     ) -> None:
         self._transport = transport
-        self._view = view
         self.notes = notes  # what to know of the version that this object deployed
         self.change = change  # what fewer bits changed, where this object deployed a version in fewer
-        self._calls = Transport(view.url, token=view.token)
+        self._view = self._checked(view)
+        self._calls = Transport(self._view.url, token=view.token, fingerprint=self._transport.fingerprint)
         self._is_stopped = False
 
     @property
@@ -59,6 +61,11 @@ class Endpoint:
     @property
     def url(self) -> str:
         return self._view.url
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the certificate that was accepted for this backend; "" where an authority vouches for it, or there is none."""
+        return self._transport.fingerprint
 
     @property
     def grpc_url(self) -> str:
@@ -82,8 +89,23 @@ class Endpoint:
         return f"<Endpoint {self.name} at {self.predict_url}>"
 
     def view(self) -> EndpointView:
-        self._view = self._transport.get(f"/v1/endpoints/{self.name}", EndpointView)
-        return self._view
+        return self._keep(self._transport.get(f"/v1/endpoints/{self.name}", EndpointView))
+
+    def _keep(self, view: EndpointView) -> EndpointView:
+        """Remember what the backend says. An inference process that had to take another port has another token as well."""
+        view = self._checked(view)
+        if (view.url, view.token) != (self._view.url, self._view.token):
+            self._calls = Transport(
+                view.url, token=view.token, fingerprint=self._transport.fingerprint
+            )  # calls of other threads go on over the one of before
+        self._view = view
+        return view
+
+    def _checked(self, view: EndpointView) -> EndpointView:
+        """`view`, if the endpoint is on the backend's own machine: rows and tokens go nowhere else."""
+        url = sibling_url(view.url, self._transport.url)
+        host, port = url.partition("://")[2].rpartition(":")[0], view.grpc.rpartition(":")[2]
+        return replace(view, url=url, grpc=f"{host}:{port}" if view.grpc else "")
 
     def predict(self, x: Any) -> Any:
         """The served model's outputs for `x`, as numpy.
@@ -106,6 +128,18 @@ class Endpoint:
         parts = [self._infer(part) for part in _parts(columns)]
         found = {name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]}
         return next(iter(found.values())) if len(self._view.outputs) == 1 else found
+
+    def _ask(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[bytes, Mapping[str, str]]:
+        """The answer to one prediction; where nobody of ours answers, the backend is asked once whether the endpoint has moved."""
+        try:
+            return self._calls.infer(path, body, headers=headers)
+        except BackendUnreachable:
+            before = self._calls
+            with contextlib.suppress(AiaasError):
+                self.view()
+            if self._calls is before:
+                raise
+            return self._calls.infer(path, body, headers=headers)
 
     async def predict_async(self, x: Any) -> Any:
         """As `predict`, for `await`: other coroutines of the notebook go on meanwhile."""
@@ -131,7 +165,7 @@ class Endpoint:
         if self._is_stopped:
             raise BackendRefused(404, gone)
         try:
-            answer, told = self._calls.infer(f"/v2/models/{self.name}/infer", body, headers=headers)
+            answer, told = self._ask(f"/v2/models/{self.name}/infer", body, headers)
         except BackendRefused as error:
             if error.status != 404:
                 raise
@@ -181,11 +215,11 @@ class Endpoint:
 
     def scale(self, replicas: int | str) -> Endpoint:
         """Give each version so many executors, while it answers: 2, "auto" or "auto:1-4", between which the load decides."""
-        self._view = self._transport.post(f"/v1/endpoints/{self.name}/replicas", scaling_of(replicas), EndpointView, answer_s=300.0)
+        self._keep(self._transport.post(f"/v1/endpoints/{self.name}/replicas", scaling_of(replicas), EndpointView, answer_s=300.0))
         return self
 
     def _change(self, change: Change) -> Endpoint:
-        self._view = self._transport.post(f"/v1/endpoints/{self.name}/routing", change, EndpointView)
+        self._keep(self._transport.post(f"/v1/endpoints/{self.name}/routing", change, EndpointView))
         return self
 
     def stop(self) -> None:

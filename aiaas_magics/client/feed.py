@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiaas_magics.client.transport import Transport
-from aiaas_magics.errors import AiaasError
+from aiaas_magics.errors import AiaasError, StoreNotWritable, UsageError
 from aiaas_magics.frames import FeedView, Kind, encode
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 AHEAD: Final = 8  # batches that wait at the backend; guess: more would be memory, fewer would be felt over a network
 POLL_S: Final = 10.0
 BEAT_S: Final = 5.0
+ROOM_LOOK_S: Final = 1.0
 
 
 class Feed:
@@ -65,8 +66,12 @@ class Feed:
                     return
                 view = self._put(stream.name, number, index, batch)
                 index += 1
-        except AiaasError:
-            raise
+        except AiaasError as error:
+            if not isinstance(error, UsageError):
+                raise
+            self.error = error
+            self._put(stream.name, number, index, encode(Kind.FAILED, [str(error)[:1000].encode()]))
+            return
         except BaseException as error:  # noqa: BLE001 - border: the user's data is iterated here
             self.error = error
             self._put(stream.name, number, index, encode(Kind.FAILED, [f"{type(error).__name__}: {error}."[:500].encode()]))
@@ -74,7 +79,12 @@ class Feed:
         self._put(stream.name, number, index, encode(Kind.END))
 
     def _put(self, name: str, number: int, index: int, frame: bytes) -> FeedView:
-        return self._transport.put(f"/v1/jobs/{self._job}/feed/{name}/{number}/{index}", frame, FeedView)
+        while True:
+            try:
+                return self._transport.put(f"/v1/jobs/{self._job}/feed/{name}/{number}/{index}", frame, FeedView)
+            except StoreNotWritable:  # the job waits for room too
+                if self._ended.wait(ROOM_LOOK_S):
+                    raise
 
     def _view(self, name: str) -> FeedView:
         return self._transport.get(f"/v1/jobs/{self._job}/feed/{name}", FeedView)

@@ -27,13 +27,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from hdrh.histogram import HdrHistogram
 
-from aiaas_magics import wire
-from aiaas_magics.client.caller import Caller
-from aiaas_magics.errors import InvalidSpec
+from aiaas_magics import server_proof, wire
+from aiaas_magics.client import certificates
+from aiaas_magics.client.caller import Caller, Proving
+from aiaas_magics.errors import AiaasError, BackendNotProven, InvalidSpec
 from aiaas_magics.latency import LoadPoint, RatePoint, Sides
 from aiaas_magics.spec import Value
 
@@ -74,6 +75,7 @@ class Plan(Value, frozen=True, kw_only=True):
     rates: tuple[float, ...] | None = ()  # requests a second, with the first form; None: chosen by what the connections reached
     model: str = ""  # the endpoint's name, whose figures say what the engine took; "" where nobody asks
     warm_up_s: float = WARM_UP_S
+    fingerprint: str = ""  # of the only certificate to believe
     authority: str = ""  # PEM file of who vouches for the server's certificate, where the system's own do not
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ class Outcome(Value, frozen=True, kw_only=True):
     rates: tuple[RatePoint, ...] = ()
     sides: tuple[Sides, ...] = ()
     unreachable: bool = False
+    unproven: bool = False  # another program answers there; it was sent nothing
     status: int = 0
     refused: str = ""
 
@@ -168,7 +171,7 @@ class Callers:
     patience_s = 2 * ANSWER_S  # with what is on the way at the end
 
     def __init__(self, plan: Plan, requests: list[bytes]) -> None:
-        self._where, self._tls = urlsplit(plan.url), _trust(plan)
+        self._plan, self._tls = plan, _trust(plan)
         self._requests: Iterator[bytes] = cycle(requests)
         self._loop = asyncio.get_running_loop()
         self._open: set[Caller] = set()
@@ -194,8 +197,8 @@ class Callers:
         while not self._over:
             began_s = time.perf_counter()
             try:
-                caller = await _connected(self._where, self._tls, self._answered, self._lost)
-            except (OSError, TimeoutError):
+                caller = await _connected(self._plan, self._tls, self._answered, self._lost)
+            except (OSError, TimeoutError, AiaasError):
                 self.tally.failed("connection", began_s)
                 await asyncio.sleep(AGAIN_S)
             else:
@@ -306,15 +309,35 @@ class Punctual(Callers):
             self.tally.left(due_s, now_s)
 
 
-async def _connected(where: SplitResult, tls: ssl.SSLContext | None, answered: Any, lost: Any) -> Caller:
-    port = where.port or (443 if tls else 80)
+async def _connected(plan: Plan, tls: ssl.SSLContext | None, answered: Any, lost: Any) -> Caller:
+    where, loop = urlsplit(plan.url), asyncio.get_running_loop()
+    host, port = where.hostname or "", where.port or (443 if tls else 80)
     async with asyncio.timeout(ANSWER_S):
-        _, caller = await asyncio.get_running_loop().create_connection(lambda: Caller(answered, lost), where.hostname or "", port, ssl=tls)
+        if not server_proof.is_needed(plan.url):
+            encrypted, caller = await loop.create_connection(lambda: Caller(answered, lost), host, port, ssl=tls)
+            if plan.fingerprint:
+                try:
+                    certificates.check(encrypted.get_extra_info("ssl_object"), plan.url, plan.fingerprint)
+                except AiaasError:
+                    encrypted.abort()
+                    raise
+            return caller
+        transport, proving = await loop.create_connection(lambda: Proving(plan.url, plan.token), host, port)
+        try:
+            await proving.proven
+        except BaseException:
+            transport.abort()
+            raise
+        caller = Caller(answered, lost)
+        transport.set_protocol(caller)
+        caller.connection_made(transport)
     return caller
 
 
 def _trust(plan: Plan) -> ssl.SSLContext | None:
-    return ssl.create_default_context(cafile=plan.authority or None) if plan.url.startswith("https:") else None
+    if server_proof.is_needed(plan.url):
+        return None
+    return certificates.settings_for(plan.fingerprint, plan.authority) or ssl.create_default_context()
 
 
 def _requests(plan: Plan, form: Form, **more: str) -> list[bytes]:
@@ -333,7 +356,7 @@ async def ask_once(plan: Plan, request: bytes) -> tuple[int, bytes]:
     """Status and body of the answer to one request.
 
     Raises:
-        OSError, TimeoutError: there was none.
+        OSError, TimeoutError, BackendNotProven, CertificateChanged: there was none.
     """
     answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
 
@@ -345,7 +368,7 @@ async def ask_once(plan: Plan, request: bytes) -> tuple[int, bytes]:
         if not answer.done():
             answer.set_exception(ConnectionError("the connection ended without an answer"))
 
-    caller = await _connected(urlsplit(plan.url), _trust(plan), answered, lost)
+    caller = await _connected(plan, _trust(plan), answered, lost)
     try:
         caller.ask(request, 0.0)
         async with asyncio.timeout(ANSWER_S):
@@ -411,6 +434,10 @@ async def outcome_of(plan: Plan) -> Outcome:
             status, body = await ask_once(plan, _requests(plan, form)[0])
         except (OSError, TimeoutError):
             return Outcome(unreachable=True)
+        except BackendNotProven:
+            return Outcome(unproven=True)
+        except AiaasError as error:
+            return Outcome(refused=str(error))
         if status not in (200, 429, 503):
             return Outcome(status=status, refused=sentence_in(body) or f"The endpoint answered {status}.")
     points: list[LoadPoint] = []
@@ -429,7 +456,7 @@ async def spent(plan: Plan) -> tuple[float, float]:
             float(sum(model["inference_count"] for model in models)),
             sum(model["inference_stats"]["compute_infer"]["ns"] for model in models) / 1e9,
         )
-    except (OSError, TimeoutError, ValueError, KeyError, TypeError):
+    except (OSError, TimeoutError, AiaasError, ValueError, KeyError, TypeError):
         return 0.0, 0.0
 
 

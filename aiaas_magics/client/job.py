@@ -7,23 +7,33 @@ Building and submitting it belongs to `training`; drawing it to `notebook`.
 from __future__ import annotations
 
 import asyncio
-import os
+import hashlib
 import time
-from collections.abc import Callable, Container, Generator
+import warnings
+from collections.abc import Callable, Container, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from aiaas_magics import errors
+from aiaas_magics.client import returned_files
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.errors import (
     AiaasBug,
     AiaasError,
+    BackendRefused,
     BackendTooSlow,
+    BlobDamaged,
     JobCancelled,
     OutOfMemory,
     RemoteTrainingError,
+    ResultRemoved,
+    StoreNotWritable,
     WorkersLost,
 )
-from aiaas_magics.events import Entry, Output, Phase
+from aiaas_magics.events import MOST_FIGURE_BYTES, Entry, Output, Phase
+from aiaas_magics.printout import Printout
 from aiaas_magics.spec import JobState, JobView
 from aiaas_magics.story import JobStory, fold
 
@@ -32,6 +42,10 @@ if TYPE_CHECKING:
     from aiaas_magics.packing.fitcall import PackedFitCall
 
 POLL_S: Final = 0.25  # a view is redrawn at most four times a second (Jupyter's output limits, facts/notebook)
+OPENED: Final = "aiaas-opened"  # header of a file: "appended" if callbacks only ever added to it
+KEPT_RESULTS: Final = "those of the newest 100 jobs and of the last 30 days, and fewer where the disk is full"  # `server.retention`
+PNG: Final = b"\x89PNG\r\n\x1a\n"  # how each one begins
+POLL_ANSWER_S: Final = 20.0  # guess: a poll waits a second at most, and a server at full load takes some
 CANCEL_S: Final = 15.0  # workers get 5 s to end by themselves, then they are killed
 
 
@@ -59,6 +73,8 @@ class Job:
         self._released = released
         self._feed = feed
         self._taken: Any = None
+        self.printout = Printout()  # of what was read of the log
+        self.files: tuple[returned_files.ReturnedFile, ...] = ()  # what the callbacks wrote, once the result is here
 
     @property
     def id(self) -> str:
@@ -108,8 +124,21 @@ class Job:
         for entry in self.entries():
             if isinstance(entry.event, Output):
                 prefix = f"[{entry.rank}] " if self._view.spec.workers not in (None, 1) else ""
-                lines += [prefix + line for line in entry.event.text.splitlines()]
+                lines += [prefix + line for line in entry.event.text.split("\n")]
         return "\n".join(lines)
+
+    def figure(self, attempt: int, number: int) -> bytes:
+        """A figure that the job's code showed, as PNG.
+
+        Raises:
+            UnknownName: the backend has none of that number (any more).
+            BackendRefused: it is larger than any that a worker keeps, or no PNG.
+        """
+        with self._transport.download(f"/v1/jobs/{self.id}/figures/{attempt}/{number}") as incoming:
+            data = b"".join(incoming.chunks) if incoming.size <= MOST_FIGURE_BYTES else b""
+        if not data.startswith(PNG):
+            raise BackendRefused(200, f"Figure {number} of job {self.id} is no PNG of at most {MOST_FIGURE_BYTES / 1e6:.0f} MB.")
+        return data
 
     def follow(self, on_change: Callable[[JobStory], None] = lambda _: None, *, timeout_s: float | None = None) -> JobStory:
         """Block until the job's state is final; `on_change` hears every change, at most four times a second.
@@ -140,13 +169,16 @@ class Job:
         self._view = self._transport.post(f"/v1/jobs/{self.id}/cancel", None, JobView, key=f"cancel-{self.id}")
         try:
             return self.wait(CANCEL_S)
+        except StoreNotWritable:  # it is told to stop; that it has cannot be recorded before there is room
+            return self._view.state
         finally:
             self._released()
 
     def result(self, timeout_s: float | None = None) -> Any:
         """Wait for the end and take the result: Keras' `History`; the model gets the trained state.
 
-        Files that callbacks wrote under relative paths are written into the working directory.
+        Files that callbacks wrote under relative paths come into the working directory; `files` lists them. None of them replaces
+        a file that no job wrote: it goes into `aiaas_files/JOB/` then, and a warning says so.
 
         Raises:
             RemoteTrainingError: the cell's own code raised in a worker; the error is an instance of that Python class too.
@@ -159,9 +191,11 @@ class Job:
             return self._taken
         self.follow(timeout_s=timeout_s)
         try:
-            return self._take(self._story)
+            history = self._take(self._story)
         finally:
             self._released()
+        self._warn_of_files()
+        return history
 
     def take(self, on_change: Callable[[JobStory], None] = lambda _: None) -> Any:
         """`follow`, then `result`, with the fetching shown as a phase of its own."""
@@ -190,9 +224,16 @@ class Job:
     def result_bytes(self) -> bytes:
         """The result as it is stored: a safetensors file (variables by index, JSON header)."""
         view = self.view()
+        if view.removed_s is None and view.state is JobState.SUCCEEDED:  # it is known as over, and may have been removed since
+            view = self._view = self._transport.get(f"/v1/jobs/{self.id}", JobView)
+        if view.removed_s is not None and view.state is JobState.SUCCEEDED:
+            raise ResultRemoved(self.id, KEPT_RESULTS)
         if view.state is not JobState.SUCCEEDED or view.result is None:
             raise self.failure()
-        return self._transport.read(f"/v1/blobs/{view.result}")
+        data = self._transport.read(f"/v1/blobs/{view.result}")
+        if hashlib.sha256(data).hexdigest() != view.result:
+            raise BlobDamaged(view.result, "its bytes changed on the backend's disk")
+        return data
 
     def failure(self) -> AiaasError:
         """Why there is no result, as the exception to raise."""
@@ -203,6 +244,8 @@ class Job:
             return JobCancelled(self.id)
         if not view.state.final:
             return BackendTooSlow(f"job {self.id}", 0.0)
+        if story.error is not None and (fault := errors.rebuilt(story.error.kind, story.error.args)) is not None:
+            return fault
         if story.error is not None:
             return RemoteTrainingError(story.error)
         for lane in story.lanes:
@@ -210,27 +253,27 @@ class Job:
                 return OutOfMemory(self.id, lane.rank, lane.detail)
         return WorkersLost(self.id, view.reason or "no reason was recorded", view.attempt)
 
-    def save_files(self, folder: Path, *, appended: Container[str] = ()) -> list[Path]:
-        """Write the files of the job's callbacks below `folder`; returns where they are.
+    def save_files(self, folder: Path) -> list[Path]:
+        """Bring the files of the job's callbacks below `folder`; returns where they are.
 
-        One of the names in `appended` goes behind what is in the file already, without its first line where that is the same.
+        A name that is another file's there, or that could be run, goes into `aiaas_files/JOB/`; see `client.returned_files`.
         """
-        written = []
-        root = folder.resolve()
-        for name in self.view().files:
-            target = (root / name).resolve()
-            if not target.is_relative_to(root):
-                raise AiaasBug(f"the backend named a file outside the working directory: {name[:80]!r}")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-            with self._transport.download(f"/v1/jobs/{self.id}/files/{_quoted(name)}") as chunks, partial.open("wb") as file:
-                if name in appended and target.exists():
-                    _write_on(file, target.read_bytes(), b"".join(chunks))
-                else:
-                    file.writelines(chunks)
-            partial.replace(target)
-            written.append(target)
-        return written
+        self._bring_files(folder)
+        return [file.path for file in self.files if file.path is not None]
+
+    def _bring_files(self, folder: Path, logs: Container[str] = ()) -> tuple[str, ...]:
+        """Bring what is not here yet; the sentences that say what came where."""
+        here = [file for file in self.files if file.path is not None]
+        known = {file.name for file in here}
+        names = [name for name in self.view().files if name not in known]
+        new = returned_files.save(self.id, names, folder, fetch=self._file, logs=logs)
+        self.files = (*here, *new)
+        return returned_files.sentences(self.id, new)
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[_JobFile]:
+        with self._transport.download(f"/v1/jobs/{self.id}/files/{_quoted(name)}") as incoming:
+            yield _JobFile(incoming.size, incoming.chunks, incoming.headers.get(OPENED) == "appended")
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._awaited().__await__()
@@ -252,8 +295,11 @@ class Job:
         """Fold what is new into the story; whether there was anything."""
         after = self._story.last_seq
         while True:
-            batch = self._transport.get(f"/v1/jobs/{self.id}/events", list[Entry], after=self._story.last_seq, wait_s=wait_s)
+            batch = self._transport.get(
+                f"/v1/jobs/{self.id}/events", list[Entry], answer_s=POLL_ANSWER_S, after=self._story.last_seq, wait_s=wait_s
+            )
             self._story = fold(batch, self._story)
+            self.printout.add(batch)
             if len(batch) < 1000:
                 return self._story.last_seq > after
             wait_s = 0.0
@@ -268,14 +314,24 @@ class Job:
         from aiaas_magics.packing import fitcall, surroundings
 
         history = fitcall.apply_result(fitcall.read_result(self.result_bytes()), self._packed)
-        self.save_files(Path.cwd(), appended=surroundings.appended(self._packed.callbacks))
+        if self._packed.callbacks:  # a fit without them writes no file
+            said = self._bring_files(Path.cwd(), surroundings.appended(self._packed.callbacks))
+            self._story = replace(self._story, notices=(*self._story.notices, *said))
         self._taken = history
         return history
 
+    def _warn_of_files(self) -> None:
+        """Where no view shows the story: say what is not under its own name."""
+        astray = [file for file in self.files if file.why]
+        for line in returned_files.sentences(self.id, astray):
+            warnings.warn(line, stacklevel=3)
 
-def _write_on(file: BinaryIO, before: bytes, after: bytes) -> None:
-    head, _, rest = after.partition(b"\n")
-    file.write(before + (rest if before.startswith(head) else after))
+
+@dataclass(frozen=True, slots=True)
+class _JobFile:
+    size: int
+    chunks: Iterable[bytes]
+    appended: bool
 
 
 def _quoted(name: str) -> str:

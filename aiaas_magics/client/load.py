@@ -21,8 +21,9 @@ import numpy as np
 from aiaas_magics import wire
 from aiaas_magics.client import tensors
 from aiaas_magics.client.generator import ANSWER_S, MARK, Form, Outcome, Plan
-from aiaas_magics.errors import BackendRefused, BackendTooSlow, BackendUnreachable, InvalidSpec
+from aiaas_magics.errors import BackendNotProven, BackendRefused, BackendTooSlow, BackendUnreachable, InvalidSpec
 from aiaas_magics.latency import LoadReport, Sides
+from aiaas_magics.plain_text import visible
 from aiaas_magics.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def run_load(
         rows=rows,
         rates=None if rates is None else tuple(rates),
         model=view.name,
+        fingerprint=endpoint.fingerprint,
         authority=os.environ.get("AIAAS_CA", ""),
     )
     found = carry_out(plan, told)
@@ -91,7 +93,7 @@ def carry_out(plan: Plan, told: Callable[[str], None] | None = None) -> Outcome:
     """Run `plan` in a process of its own.
 
     Raises:
-        BackendUnreachable, BackendRefused, BackendTooSlow: nothing could be measured.
+        BackendUnreachable, BackendNotProven, BackendRefused, BackendTooSlow: nothing could be measured.
     """
     limit_s = START_S + plan.measurements * (2 * plan.duration_s + plan.warm_up_s + ANSWER_S)
     command = [sys.executable, "-P", "-m", "aiaas_magics.client.generator"]
@@ -115,10 +117,12 @@ def carry_out(plan: Plan, told: Callable[[str], None] | None = None) -> Outcome:
         outcome = wire.decode(last, Outcome)
     except wire.Malformed as error:
         raise BackendRefused(0, f"The load generator failed: {said[-1] if said else error}. Run it again, or report this to us.") from error
+    if outcome.unproven:
+        raise BackendNotProven(plan.url)
     if outcome.unreachable:
         raise BackendUnreachable(plan.url)
     if outcome.refused:
-        raise BackendRefused(outcome.status, outcome.refused)
+        raise BackendRefused(outcome.status, visible(outcome.refused))
     return outcome
 
 

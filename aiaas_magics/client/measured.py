@@ -90,7 +90,7 @@ class Measurements:
     def remember(self, key: str, ways: Sequence[Way]) -> None:
         """A folder that cannot be written to costs the next fit its choice, and this one nothing."""
         with contextlib.suppress(OSError):
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            settings.make_private(self._folder)
             partial = self._folder / f"{key}.part"
             partial.write_bytes(msgspec.json.encode(tuple(ways)))
             partial.replace(self._folder / f"{key}.json")

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from aiaas_magics import laws, projection
+from aiaas_magics.client import returned_files
 from aiaas_magics.client.measured import is_open
 from aiaas_magics.client.training import TrainOptions, prepare, submit
 from aiaas_magics.errors import AiaasBug, InvalidSpec
@@ -220,7 +221,8 @@ def run(
     except KeyboardInterrupt:  # border: whoever starts a job ends it
         job.cancel()
         raise
-    return replace(study, history=history, job=job.id)
+    announced = (*study.announced, *returned_files.sentences(job.id, job.files))
+    return replace(study, history=history, job=job.id, announced=announced)
 
 
 class _Calls:

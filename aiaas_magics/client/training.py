@@ -22,7 +22,8 @@ from aiaas_magics.client.measured import quicker_for
 from aiaas_magics.errors import CannotTravel, InvalidSpec, NotEnoughDevices, NotOnJax, VersionSkew
 from aiaas_magics.events import Phase
 from aiaas_magics.execution import ONE_PROCESS, Execution
-from aiaas_magics.spec import CheckpointView, FitShape, FitSpec, JobView, MeasureSpec, Versions
+from aiaas_magics.plain_text import visible
+from aiaas_magics.spec import CheckpointView, FitShape, FitSpec, JobView, MeasureSpec, Versions, checked_job_name
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from aiaas_magics.packing.manifest import Manifest
 
 
+NAME_CHARACTERS: Final = 100  # of a job's name, as `FitSpec` has it
 STRIDE: Final = 0x9E3779B1  # 2**32 over the golden ratio: seeds of a few steps more lie far apart
 
 
@@ -90,6 +92,8 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     """
     from aiaas_magics.packing import fitcall
 
+    if options.name is not None:
+        checked_job_name(options.name)
     began = time.monotonic()
     story = JobStory().with_phase(Phase.PACKING, at_s=time.time())
     on_change(story)
@@ -166,7 +170,7 @@ def submit(
     story = prepared.story.with_phase(Phase.SENDING, at_s=time.time(), detail=f"{prepared.preflight.send_bytes:,} bytes")
     on_change(story)
     spec = FitSpec(
-        name=options.name or packed.shape.model,
+        name=checked_job_name(options.name) if options.name else _default_name(packed.shape.model),
         payload=backend.blobs.send_bytes(packed.payload),
         arrays=backend.blobs.send_arrays(packed.arrays),
         shape=packed.shape,
@@ -181,12 +185,17 @@ def submit(
         study=study,
         notes=prepared.preflight.notes,
         memory_bytes=packed.memory_bytes,
-        folders=surroundings.folders(Path.cwd()) if packed.callbacks else (),
+        folders=surroundings.folders(Path.cwd(), payload=packed.payload) if packed.callbacks else (),
     )
     view = backend.transport.post("/v1/jobs", spec, JobView, key=secrets.token_hex(16))
     story = replace(story, epochs=packed.shape.epochs, steps=packed.shape.steps_per_epoch, notices=prepared.preflight.notes)
     feed = Feed(backend.transport, view.id, packed.streams) if packed.streams else None
     return Job(backend.transport, view, packed=packed, story=story, released=released, feed=feed)
+
+
+def _default_name(model: str) -> str:
+    """A job's name from its model's, which may be any text."""
+    return " ".join(visible(model).split())[:NAME_CHARACTERS] or "model"
 
 
 def check_resume(backend: Backend, job: str, shape: FitShape, packed: PackedFitCall) -> str:

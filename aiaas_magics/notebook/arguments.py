@@ -222,6 +222,14 @@ logs_options = options(
     option("-n", "--lines", type=whole_number(1, 100_000, "A number of lines"), default=200, metavar="N", help="The last N lines."),
     HELP,
 )
+storage_options = options(
+    option(
+        "--free",
+        action="store_true",
+        help="Remove what nothing needs. Unfinished jobs, live endpoints and what --resume needs stay.",
+    ),
+    HELP,
+)
 stop_options = options(option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint to take down."), HELP)
 promote_options = options(option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint whose canary goes live."), HELP)
 rollback_options = options(option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint to take a version back."), HELP)
@@ -239,6 +247,11 @@ monitor_options = options(
 )
 connect_options = options(
     option("url", nargs="?", metavar="URL", values="backend", help="local, or an address such as https://gpu-box:8443."),
+    option(
+        "--fingerprint",
+        metavar="HEX",
+        help="Accept the certificate with this SHA-256 fingerprint, now and later, whoever signed it. `aiaas serve` prints it there.",
+    ),
     HELP,
 )
 shutdown_options = options(HELP)
@@ -372,6 +385,13 @@ class NameRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectRequest:
     url: str | None
+    fingerprint: str | None
+    help: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageRequest:
+    free: bool
     help: bool
 
 

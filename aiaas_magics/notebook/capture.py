@@ -14,11 +14,12 @@ import functools
 import inspect
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from aiaas_magics.errors import CannotTravel, JobStillRunning
+from aiaas_magics.errors import CannotTravel, DataMismatch, JobStillRunning
 from aiaas_magics.packing.checks import JOB_MARK
 from aiaas_magics.packing.fitcall import FitCall
 
@@ -97,7 +98,7 @@ class _Cell:
 
 _lock: Final = threading.Lock()
 _cells: Final[dict[int, _Cell]] = {}  # by thread
-_originals: Final[list[tuple[type, str, Any]]] = []  # classes, their methods that are ours at present, and what these were
+_originals: Final[list[Callable[[], None]]] = []  # what puts Keras' own methods back
 
 
 @contextmanager
@@ -131,21 +132,55 @@ def _install() -> None:
     for owner in _owners():
         for name, ours in (("fit", _captured), ("train_on_batch", _noted)):
             if (original := vars(owner).get(name)) is not None:
-                _originals.append((owner, name, original))
-                setattr(owner, name, ours(original))
+                _put(owner, name, ours, original)
 
 
 def _restore() -> None:
     while _originals:
-        owner, name, original = _originals.pop()
-        setattr(owner, name, original)
+        _originals.pop()()
+
+
+def _put(owner: type, name: str, ours: Callable[[Callable[..., Any]], Callable[..., Any]], original: Callable[..., Any]) -> None:
+    """Let `owner.name`, and whoever took hold of Keras' function before (mlflow's autolog wraps it), come to `ours`.
+
+    Keras keeps the bare function in a cell of the one that filters tracebacks, which stands in the class.
+    """
+    inner = _cell_of(original)
+    bare = None if inner is None else inner.cell_contents
+    method = ours(original if bare is None else _filtered(bare))
+    setattr(owner, name, method)
+
+    def put_back() -> None:
+        if vars(owner).get(name) is method:  # and not a wrapper that the cell has put around it
+            setattr(owner, name, original)
+
+    _originals.append(put_back)
+    if inner is not None and bare is not None:
+        inner.cell_contents = ours(bare)
+        _originals.append(functools.partial(setattr, inner, "cell_contents", bare))
+
+
+def _cell_of(function: Any) -> types.CellType | None:
+    """The cell with the function that Keras' filter of tracebacks is around, where `function` is such a filter."""
+    bare = getattr(function, "__wrapped__", None)
+    return next((cell for cell in getattr(function, "__closure__", None) or () if bare is not None and cell.cell_contents is bare), None)
+
+
+def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
+    from keras.src.utils.traceback_utils import filter_traceback
+
+    filtered: Callable[..., Any] = filter_traceback(function)
+    return filtered
 
 
 def _owners() -> Iterator[type]:
-    """The classes that define `fit`: the Trainer of Keras' backend, and legacy Keras' Model where it is loaded."""
+    """The classes that define `fit`: the Trainer of Keras' backend, and legacy Keras' Model where it is loaded.
+
+    Not `keras.Model`, which has a `fit` of its own only where somebody has put a wrapper there.
+    """
     import keras
 
-    yield next(cls for cls in keras.Model.__mro__ if "fit" in vars(cls) and cls.__module__.startswith("keras."))
+    yield next(cls for cls in keras.Model.__mro__[1:] if "fit" in vars(cls) and cls.__module__.startswith("keras."))
     legacy = sys.modules.get("tf_keras")
     if legacy is not None:
         yield next(cls for cls in legacy.Model.__mro__ if "fit" in vars(cls))
@@ -184,7 +219,7 @@ def _wrong_arguments(error: TypeError, options: dict[str, Any], signature: inspe
 def _runs_here_only(error: Exception) -> bool:
     from aiaas_magics.packing.checks import UnsuitableKeras
 
-    return isinstance(error, (CannotTravel, UnsuitableKeras))
+    return isinstance(error, (CannotTravel, DataMismatch, UnsuitableKeras))
 
 
 # --------------------------------------------------------------------------- models being trained elsewhere

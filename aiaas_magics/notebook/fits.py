@@ -18,7 +18,11 @@ from aiaas_magics.notebook.arguments import TrainRequest
 from aiaas_magics.notebook.session import Session
 from aiaas_magics.notebook.tracebacks import Interrupted
 from aiaas_magics.notebook.views import live
+from aiaas_magics.notebook.views.lines import FULL_FITS, LinesPainter
 from aiaas_magics.notebook.views.picture import Stop
+from aiaas_magics.notebook.views.printed import CellLines
+from aiaas_magics.printout import counted
+from aiaas_magics.spec import JobState
 
 if TYPE_CHECKING:
     from aiaas_magics.client.job import Job
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from aiaas_magics.client.training import TrainOptions
     from aiaas_magics.packing.fitcall import FitCall
     from aiaas_magics.spec import JobView
+    from aiaas_magics.story import JobStory
 
 HINT: Final = "To stop: interrupt the kernel (■)."
 SETTLE_S: Final = 5.0  # guess: the last events of a job that has ended are there at once
@@ -42,6 +47,9 @@ class CellFits:
     def __init__(self, shell: Any, session: Session, request: TrainRequest, *, ui: str, put: Callable[[Any], None]) -> None:
         self._shell, self._session, self._request, self._ui, self._put = shell, session, request, ui, put
         self.count = 0
+        self._lines = CellLines()
+        self._panel: LinesPainter | None = None  # of all fits after the first ones
+        self._noted: set[str] = set()
 
     def capturing(self) -> AbstractContextManager[Any]:
         from aiaas_magics.notebook import capture
@@ -90,13 +98,12 @@ class CellFits:
 
         backend, job = self._session.backend, None
         handed_in: JobView | None = None
-        with live.LiveView(self._ui, title=self._title(), hint=HINT) as view:
+        with live.LiveView(self._ui, title=self._title(), hint=HINT, paint=self._painter()) as view:
             try:
                 prepared = prepare(backend, call, self.options(), on_change=view.tell)
                 job = self._session.remember(submit(prepared, on_change=view.tell))
                 handed_in = job.view()
-                title = present.job_title(handed_in)
-                history = job.take(lambda story: view.tell(story, title=title))
+                history = job.take(self._shown_in(view, job, present.job_title(handed_in)))
             except AiaasError as error:  # first: one that a callback raised in a worker may be a KeyboardInterrupt too
                 if job is not None:
                     self._put(job)
@@ -106,11 +113,35 @@ class CellFits:
                 said = self._cancelled(job, view)
                 raise Interrupted(said) from None
             finally:
-                if handed_in is not None:
+                if job is not None and handed_in is not None:
+                    self._lines.end(job.printout, job.id, job.figure, succeeded=view.story.state is JobState.SUCCEEDED)
                     hardware = prepared.preflight.hardware
-                    view.freeze(present.job_bundles(handed_in, view.story, hardware, figures=view.shows_figures))
+                    view.freeze(self._what_stays(handed_in, view.story, hardware, figures=view.shows_figures))
         self._put(history)
         return history
+
+    def _painter(self) -> live.Painter | None:
+        """From the third fit of a cell on: one line each. None leaves it to the kind of view."""
+        if self.count <= FULL_FITS or self._ui == "none":
+            return None
+        self._panel = self._panel or LinesPainter(draws=self._ui in {"widget", "html"})
+        return self._panel
+
+    def _what_stays(self, view: JobView, story: JobStory, hardware: str, *, figures: bool) -> list[present.Bundle]:
+        new = [note for note in story.notices if note not in self._noted]
+        self._noted.update(new)
+        if self._panel is not None:
+            return [present.fit_line(view, story, fit=self.count, notes=new)]
+        return present.job_bundles(view, story, hardware, figures=figures)
+
+    def _shown_in(self, view: live.LiveView, job: Job, title: str) -> Callable[[JobStory], None]:
+        """Draws what changes in `job`, and prints what its workers print."""
+
+        def on_change(story: JobStory) -> None:
+            view.tell(story, title=title)
+            self._lines.show(job.printout, job.id, job.figure)
+
+        return on_change
 
     def _fallback_notice(self, error: AiaasError) -> list[present.Bundle]:
         """What a view leaves behind when nothing was handed in."""
@@ -166,7 +197,7 @@ class CellFits:
         def follow() -> None:
             with stack:
                 story = watched.follow(lambda story: view.tell(story, title=title))
-                view.freeze([present.job_table(watched.view(), story)])
+                view.freeze([present.job_table(watched.view(), with_note(story, counted(watched.printout, job.id)))])
 
         thread = threading.Thread(target=follow, name=f"aiaas-follow-{job.id}", daemon=True)
         thread.start()
@@ -217,6 +248,10 @@ class CellFits:
 
     def _title(self) -> str:
         return f"Job {self._request.name}" if self._request.name else "Job"
+
+
+def with_note(story: JobStory, note: str) -> JobStory:
+    return replace(story, notices=(*story.notices, note)) if note else story
 
 
 def tell_plan(view: live.LiveView, at: PlanProgress) -> None:

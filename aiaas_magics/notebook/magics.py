@@ -29,11 +29,13 @@ from aiaas_magics.notebook.arguments import (
     NameRequest,
     PlainRequest,
     ScaleRequest,
+    StorageRequest,
     TrainRequest,
 )
-from aiaas_magics.notebook.fits import CellFits, EndOfCell
+from aiaas_magics.notebook.fits import CellFits, EndOfCell, with_note
 from aiaas_magics.notebook.session import Session
 from aiaas_magics.notebook.views import live
+from aiaas_magics.printout import counted
 
 R = TypeVar("R")
 
@@ -210,6 +212,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
             except KeyboardInterrupt:
                 raise tracebacks.Interrupted(f"Left job {job.id}, which goes on. %aiaas_attach {job.id} shows it again.") from None
             hardware = self.session.backend.about().hardware
+            story = with_note(story, counted(job.printout, job.id))
             shown.freeze(present.job_bundles(job.view(), story, hardware, figures=shown.shows_figures))
 
     # ---- serving
@@ -375,6 +378,19 @@ class AiaasMagics(Magics):  # type: ignore[misc]
 
     @line_magic
     @magic_arguments()
+    @arguments.storage_options
+    @border(StorageRequest)
+    def aiaas_storage(self, request: StorageRequest) -> None:
+        """What the backend's state folder holds, and what of it nothing needs.
+
+        %aiaas_storage --free
+        """
+        backend = self.session.backend
+        freed = backend.free_storage() if request.free else None
+        live.show(self.shell, [present.storage_bundle(backend.storage(), freed)])
+
+    @line_magic
+    @magic_arguments()
     @arguments.connect_options
     @border(ConnectRequest)
     def aiaas_connect(self, request: ConnectRequest) -> None:
@@ -382,7 +398,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
 
         The token is read from AIAAS_TOKEN, or asked for. It is never an argument, since cells are saved.
         """
-        backend = self.session.connect(request.url)
+        backend = self.session.connect(request.url, fingerprint=request.fingerprint or "")
         about = backend.about()
         print(f"Connected to {about.backend} at {backend.url}: {about.hardware}, {len(about.devices)} devices.")
 

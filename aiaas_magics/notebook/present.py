@@ -22,7 +22,7 @@ from aiaas_magics.monitoring import Sample, Watched
 from aiaas_magics.notebook.views.picture import error_line, status_line
 from aiaas_magics.plots import text
 from aiaas_magics.routing import told
-from aiaas_magics.spec import About, EndpointView, JobState, JobView, VersionView
+from aiaas_magics.spec import About, EndpointView, Freed, JobState, JobView, StorageView, VersionView
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:
@@ -99,6 +99,11 @@ def job_bundles(view: JobView, story: JobStory, hardware: str = "", *, figures: 
     return bundles
 
 
+def fit_line(view: JobView, story: JobStory, *, fit: int, notes: Sequence[str]) -> Bundle:
+    """What stays of the `fit`-th fit of a cell that has many; `notes` are those that none before had."""
+    return {"text/plain": "\n".join([f"Fit {fit} · {job_title(view)}: {status_line(story)}", *(f"  note: {note}" for note in notes)])}
+
+
 def job_caption(view: JobView, story: JobStory, hardware: str) -> str:
     shape = view.spec.shape
     where = f" on {hardware}" if hardware else ""
@@ -125,7 +130,7 @@ def job_table(view: JobView, story: JobStory, *, caption: str = "") -> Bundle:
     notes = [
         status_line(story),
         f"{left_out:,} epochs between are not shown; the History that fit returns has them all." if left_out else "",
-        plan_line(story.plan),
+        steps_line(view, story),
         phases_line(story),
         error_line(story) if story.state is not JobState.FAILED else "",  # the first line says it
         *story.notices,
@@ -242,6 +247,18 @@ def plan_line(plan: Planned | None) -> str:
     return f"Plan: {' '.join(filter(None, (plan.engine, plan.strategy)))}, {calls}{why}."
 
 
+WORTH_S: Final = 60.0  # guess: below, no other plan gains what a reader of its reasons spends
+
+
+def steps_line(view: JobView, story: JobStory) -> str:
+    """How the steps were carried out, where a reader can act on it: after long training, or if another form was asked for."""
+    plan, asked = story.plan, view.spec.execution.fused
+    if plan is not None and (story.training_s >= WORTH_S or asked not in ("auto", plan.fused)):
+        return plan_line(plan)
+    steps = view.spec.shape.steps_per_epoch * story.epochs_done
+    return f"Ran in {steps:,} step{'' if steps == 1 else 's'}." if steps and story.state is JobState.SUCCEEDED else ""
+
+
 def _way(plan: FitPlan, one: Candidate) -> tuple[str, str, str]:
     simulated = ", simulated devices" if plan.simulated and one.strategy in ONE_PROCESS else ""
     return one.engine, f"{one.strategy}{simulated}", STEPS_OF_A_CALL.get(one.fused, one.fused)
@@ -256,7 +273,7 @@ def endpoint_bundle(endpoint: Endpoint) -> Bundle:
     version = _live_version(view)
     facts = [
         ("URL", endpoint.predict_url),
-        ("version", f"{version.version} ({version.state}, {version.engine})" if version else "none"),
+        ("version", f"{version.version} ({version.shown_state}, {version.engine})" if version else "none"),
         ("versions", _versions(view)),
         *([("precision", f"{version.precision}: {version.precision.change}")] if version and version.precision.name else []),
         ("proof", f"largest difference from {_proved_against(version)} on the samples: {version.proof:.2g}" if version else ""),
@@ -382,6 +399,21 @@ def status_bundle(
     )
 
 
+def storage_bundle(view: StorageView, freed: Freed | None = None) -> Bundle:
+    """What a state folder holds, largest first."""
+    rows = [
+        (part.what, f"{part.bytes / 1e6:,.1f}", str(part.count or ""), f"{part.freeable_bytes / 1e6:,.1f}")
+        for part in sorted(view.parts, key=lambda part: -part.bytes)
+        if part.bytes
+    ]
+    notes = [f"{view.free_bytes / 1e9:,.1f} GB are free on its disk, of which {view.keep_free_bytes / 1e9:,.2g} GB are to stay free."]
+    if freed is not None:
+        notes.insert(0, f"Freed {freed.bytes / 1e6:,.1f} MB: {freed.blobs} arrays and models, the results of {freed.results} jobs.")
+    elif any(part.freeable_bytes for part in view.parts):
+        notes.append("%aiaas_storage --free removes what nothing needs.")
+    return table_bundle(("what", "MB", "things", "MB that nothing needs"), rows, caption=view.folder, notes=notes)
+
+
 def joined(parts: Sequence[Mapping[str, str]]) -> Bundle:
     """Several tables as one output."""
     return {
@@ -427,6 +459,6 @@ def _live_version(view: EndpointView) -> VersionView | None:
 
 def _live(view: EndpointView) -> str:
     if any(version.state == "AVAILABLE" for version in view.versions):
-        return _versions(view)
+        return f"{_versions(view)}; withdrawn, answers nobody" if view.withdrawn else _versions(view)
     newest = _live_version(view)
     return newest.state if newest else "none"

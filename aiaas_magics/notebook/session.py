@@ -44,16 +44,16 @@ class Session:
     def is_connected(self) -> bool:
         return self._backend is not None
 
-    def connect(self, url: str | None) -> Backend:
+    def connect(self, url: str | None, *, fingerprint: str = "") -> Backend:
         """Connect anew; asks for a token where a remote backend wants one and AIAAS_TOKEN is not set."""
         from aiaas_magics.client.client import connect
 
         try:
-            backend = connect(url)
+            backend = connect(url, fingerprint=fingerprint)
         except NotAuthorised:
             if os.environ.get("AIAAS_TOKEN"):
                 raise
-            backend = connect(url, self._asked_token(url or ""))
+            backend = connect(url, self._asked_token(url or ""), fingerprint=fingerprint)
         self.close()
         self._backend = backend
         return backend

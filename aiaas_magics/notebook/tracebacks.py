@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from aiaas_magics.errors import AiaasError, RemoteTrainingError, remote_move
+from aiaas_magics.errors import AiaasError, RemoteTrainingError
+from aiaas_magics.errors.cell import remote_move
 from aiaas_magics.spec import ErrorReport, Frame
 
 CONTEXT: Final = 2  # lines before and after, as IPython shows

@@ -12,24 +12,20 @@ import inspect
 import linecache
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from types import CodeType
 
-from aiaas_magics.packing import helpers
+from aiaas_magics.packing.helpers import is_users_file
 
 
 def sources_of(codes: Iterable[CodeType]) -> dict[str, str]:
     """The text of every file that one of `codes` stands in, by file name. A file without a text is left out."""
     first_lines: dict[str, set[int]] = {}
     for code in codes:
+        if not is_users_file(code.co_filename):
+            continue  # a worker has the packages
         first_lines.setdefault(code.co_filename, set()).add(code.co_firstlineno)
-    texts = {file: "".join(_kept(linecache.getlines(file), lines)) for file, lines in first_lines.items() if _is_needed(file)}
+    texts = {file: "".join(_kept(linecache.getlines(file), lines)) for file, lines in first_lines.items()}
     return {file: text for file, text in texts.items() if text.strip()}
-
-
-def _is_needed(file: str) -> bool:
-    """Whether this is a cell or a module of the user's: a library's files are there where its code arrives."""
-    return not Path(file).exists() or helpers.is_users_file(file)
 
 
 def put_sources(sources: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ built yet: variables must exist in the kernel, or their trained values would fin
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any, Final
@@ -96,7 +97,7 @@ def _check_source(model: Any, arguments: Mapping[str, Any]) -> None:
             raise DataMismatch(
                 f"{name} was given beside x of type {type(arguments['x']).__name__}. Let x yield {what} too, as (x, y, ...)."
             )
-    if arguments.get("class_weight") is not None and hasattr(arguments["x"], "__next__"):
+    if arguments.get("class_weight") is not None and sources.is_iterator(arguments["x"]):
         raise DataMismatch("class_weight was given beside a generator, which Keras does not take. Let it yield (x, y, weights).")
     if arguments.get("validation_split"):
         raise DataMismatch("validation_split needs arrays, and x yields batches. Give validation_data instead.")
@@ -130,9 +131,18 @@ def training_rows(arguments: Mapping[str, Any]) -> int:
     return rows
 
 
-def check_parts(model: Any, shape: FitShape, *, workers: int, parts: int) -> None:
-    """Raises `InvalidSpec` where a batch cannot be computed in so many parts."""
+def check_parts(model: Any, shape: FitShape, *, workers: int, parts: int, together: bool = False) -> None:
+    """Raises `InvalidSpec` where a batch cannot be computed in so many parts; `together`: workers run one program on the whole batch."""
     import keras
+
+    fixed = next((tensor.shape[0] for tensor in keras.tree.flatten(getattr(model, "inputs", None) or ()) if tensor.shape[0]), None)
+    whole = together or (fixed or 0) < workers  # a batch with fewer rows than workers is computed whole by each
+    if fixed and parts * (1 if whole else workers) > 1:
+        asked = f"{workers} workers" if not whole and workers > 1 else f"--accumulate {parts}"
+        raise InvalidSpec(
+            f"Model {model.name!r} takes batches of {fixed} rows only (batch_shape), and with {asked} a batch is computed in parts. "
+            "Use --workers 1 without --accumulate, or make the model without a batch size."
+        )
 
     rows = min(shape.global_batch, shape.rows) // workers
     if parts > max(1, rows):
@@ -164,27 +174,108 @@ def shape_of(model: Any, arguments: Mapping[str, Any]) -> FitShape:
     )
 
 
-def build(model: Any, batch: BatchSpec) -> None:
+def build(model: Any, batch: BatchSpec, arguments: Mapping[str, Any] | None = None) -> None:
     """Build model, metrics, loss and optimizer where they are not, and check that the data fits them.
+
+    Args:
+        arguments: of `fit`, whose first rows build a model that runs eagerly and reads numbers; ones where left out.
 
     Raises:
         DataMismatch: with the shapes of the data and what Keras says.
     """
     with model_state.scopes_kept():
-        _build(model, symbols(batch))
+        _build(model, symbols(batch), arguments)
 
 
-def _build(model: Any, batch: Any) -> None:
-    if _has_own_step(model):
-        _build_by_tracing(model, batch)
-        return
+def _build(model: Any, specs: Any, arguments: Mapping[str, Any] | None) -> None:
+    own_step = _has_own_step(model)
     try:
-        model._symbolic_build(data_batch=batch)
-        _check_fit(model, batch)
+        with _strategy_of(model):
+            _build_by_tracing(model, specs) if own_step else _build_by_symbols(model, specs)
     except Exception as error:
-        if model.built and getattr(model.optimizer, "built", True) and (model.run_eagerly or not _names_shapes(error)):
+        eager = runs_eagerly(model)
+        if is_built(model) and getattr(model.optimizer, "built", True) and ((eager and not own_step) or not _names_shapes(error)):
             return  # code that only runs on values: the workers' own attempt decides
+        if eager:
+            _build_by_values(model, specs, arguments)
+            return
+        if own_step and model.built and not _names_shapes(error):
+            return  # as above; layers that its step makes are missed when the result comes back
+        raise DataMismatch(_mismatch(model, specs, error)) from error
+
+
+def _strategy_of(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """The user's strategy, in whose scope the model was made: variables of its optimizer are made there too, as plain `fit` makes them."""
+    import tensorflow as tf
+
+    strategy = model._distribute_strategy
+    return contextlib.nullcontext() if strategy in (None, tf.distribute.get_strategy()) else strategy.scope()
+
+
+def runs_eagerly(model: Any) -> bool:
+    """Whether the steps of `model` run as plain Python, by `compile` or by TensorFlow's switch for all functions."""
+    import tensorflow as tf
+
+    return bool(model.run_eagerly or tf.config.functions_run_eagerly())
+
+
+def is_built(model: Any) -> bool:
+    """Whether all its layers are: a model may say so of itself before they are."""
+    return all(layer.built for layer in model._flatten_layers())
+
+
+def _build_by_symbols(model: Any, batch: Any) -> None:
+    from keras.src import backend
+
+    if not is_built(model):  # as plain `fit` builds it; Keras' own symbolic build leaves out what is called in training only
+        backend.compute_output_spec(model, batch[0], training=True)
+    model._symbolic_build(data_batch=batch)
+    _check_fit(model, batch)
+
+
+def _build_by_values(model: Any, batch: Any, arguments: Mapping[str, Any] | None) -> None:
+    """Call the model on the first rows, since its code reads numbers; what the call changes is put back.
+
+    Raises:
+        DataMismatch: the call fails.
+    """
+    x, y, _ = _first_rows(batch, arguments)
+    try:
+        with model_state.kept(model):
+            y_pred = model(x, training=False)
+        for part in (model._compile_metrics, model._compile_loss):
+            if part is not None and not part.built:
+                part.build(y, y_pred)
+        if model.optimizer is not None and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+    except Exception as error:
         raise DataMismatch(_mismatch(model, batch, error)) from error
+    model._post_build()
+
+
+def _first_rows(batch: Any, arguments: Mapping[str, Any] | None) -> tuple[Any, Any, Any]:
+    """Tensors of the shapes in `batch`: rows of the arguments where they are arrays, else ones."""
+    import keras
+    import tensorflow as tf
+
+    def ones(symbol: Any) -> Any:
+        if symbol is None:
+            return None
+        shape = [n or 1 for n in symbol.shape]
+        return tf.fill(shape, "") if symbol.dtype == "string" else tf.ones(shape, symbol.dtype)
+
+    def rows(array: Any, symbol: Any) -> Any:
+        found = np.asarray(array[: symbol.shape[0]])
+        return tf.constant(found.astype(object), tf.string) if symbol.dtype == "string" else tf.cast(tf.constant(found), symbol.dtype)
+
+    def part(name: str, specs: Any) -> Any:
+        given = (arguments or {}).get(name)
+        if given is None or isinstance((arguments or {}).get("x"), sources.Source):
+            return keras.tree.map_structure(ones, specs)
+        return keras.tree.map_structure(lambda symbol, array: None if symbol is None else rows(array, symbol), specs, given)
+
+    x, y, sample_weight = (part(name, specs) for name, specs in zip(data.PARTS, batch, strict=True))
+    return x, y, sample_weight
 
 
 def _check_fit(model: Any, batch: Any) -> None:
@@ -192,10 +283,22 @@ def _check_fit(model: Any, batch: Any) -> None:
     from keras.src import backend
 
     x, y, sample_weight = batch
+    if model._compile_loss is None:
+        backend.compute_output_spec(lambda *given: _added_losses(model, *given), x, y, sample_weight)
+        return
     y_pred = _declared_outputs(model, x)
     if y_pred is None:
         y_pred = backend.compute_output_spec(model, x, training=False)
     backend.compute_output_spec(model._compute_loss, x, y, y_pred, sample_weight=sample_weight, training=False)
+
+
+def _added_losses(model: Any, x: Any, y: Any, sample_weight: Any) -> Any:
+    """The loss of a call that collects what layers add by `add_loss`, which Keras' symbolic calls do not."""
+    from keras.src import backend
+
+    with backend.StatelessScope(collect_losses=True):
+        y_pred = model(x, training=True)
+        return model._compute_loss(x, y, y_pred, sample_weight=sample_weight, training=True)
 
 
 def _declared_outputs(model: Any, x: Any) -> Any:
@@ -227,12 +330,9 @@ def _build_by_tracing(model: Any, batch: Any) -> None:
 
     specs = tree.map_structure(lambda leaf: None if leaf is None else tf.TensorSpec(leaf.shape, leaf.dtype), batch)
     packed = specs if specs[2] is not None else specs[:2] if specs[1] is not None else specs[0]
-    try:
-        tf.function(model.train_step, reduce_retracing=True).get_concrete_function(packed)
-    except Exception as error:
-        if model.built and not _names_shapes(error):
-            return  # the workers' own attempt decides
-        raise DataMismatch(_mismatch(model, batch, error)) from error
+    if tf.config.functions_run_eagerly():
+        raise NotImplementedError("no function is traced while all of them run eagerly")
+    tf.function(model.train_step, reduce_retracing=True).get_concrete_function(packed)
     model._post_build()
 
 
@@ -264,7 +364,9 @@ def _spec_of_source(source: sources.Source, *, weighted: bool) -> BatchSpec:
     import keras
     import tensorflow as tf
 
-    def spec(leaf: Any) -> str:
+    def spec(leaf: Any) -> str | None:
+        if isinstance(leaf, tf.OptionalSpec):
+            return None
         return f"{leaf.dtype.name}:" + ",".join(map(str, (leaf.shape[0] or source.batch_rows or BATCH, *leaf.shape[1:])))
 
     leaves = tf.nest.map_structure(spec, source.spec)
@@ -304,7 +406,10 @@ def _mismatch(model: Any, batch: Any, error: Exception) -> str:
     told = ", ".join(f"{name} {_shapes(part)}" for name, part in zip(data.PARTS, batch, strict=True) if part is not None)
     wanted = _wanted(model)
     reason = " ".join(wording.told(error).split())[:600].rstrip(".")
-    return f"Model {model.name!r} rejects this data: a batch is {told}{wanted}. Change the data or the model. Keras says: {reason}."
+    return (
+        f"Model {model.name!r} rejects this data: a batch is {told}{wanted}. Change the data or the model; "
+        f"if plain fit takes both, the limit is ours, and --local-fallback runs this fit in the kernel. Keras says: {reason}."
+    )
 
 
 def _shapes(part: Any) -> str:

@@ -6,14 +6,20 @@ sentence names what differs and how, so that the user can judge whether it matte
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from aiaas_magics.execution import Execution
-from aiaas_magics.packing import data, probing, sources
+from aiaas_magics.packing import attributes, data, probing, sources
 from aiaas_magics.spec import FitShape
+
+UNGUARDED: str = (
+    "The processes of spmd meet at a port of JAX's on loopback that asks for no token: another account of that machine can end this job. "
+    "Leave --processes out where others have an account."
+)
 
 
 def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execution: Execution | None = None) -> tuple[str, ...]:
@@ -22,7 +28,12 @@ def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execut
     `execution` has its strategy chosen already.
     """
     execution = execution or Execution()
-    found = [*_data(arguments, workers), *_precision(model, execution.precision), *_parts(model, execution.accumulate)]
+    found = [
+        *_data(arguments, workers),
+        *_executions(model, arguments),
+        *_precision(model, execution.precision),
+        *_parts(model, execution.accumulate),
+    ]
     if workers > 1:
         mirrored = execution.strategy == "mirrored"
         found += [
@@ -71,9 +82,11 @@ def _lookups(model: Any) -> Iterator[str]:
             )
 
 
-def on_jax(model: Any, shape: FitShape, *, copies: int, arguments: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, ...]:
-    """One sentence for each part of this fit that differs on JAX, on so many copies of the model."""
-    found = []
+def on_jax(
+    model: Any, shape: FitShape, *, copies: int, processes: int = 1, arguments: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[str, ...]:
+    """One sentence for each part of this fit that differs on JAX, on so many copies of the model in so many processes."""
+    found = [UNGUARDED] if processes > 1 else []
     drawing = [layer for layer in model._flatten_layers(include_self=True) if _draws(layer)]
     if drawing:
         found.append(
@@ -167,13 +180,57 @@ def _data(arguments: Mapping[str, Any], workers: int) -> Iterator[str]:
             f"Streamed from this kernel ({_list(streamed)}): keep it running until the job has ended. "
             "A lost worker ends the job, since batches that were read are gone."
         )
-    if "x" in given and not streamed:
+    for name, source in given.items():
+        if isinstance(source, sources.PickledSource) and (held := attributes.generators_of(source.dataset)):
+            yield (
+                f"{type(source.dataset).__name__} ({name}) has a random generator ({_list(held)}), whose state does not come back: "
+                "a second fit with the same object begins with the numbers of the first."
+            )
+    endless = [name for name in streamed if given[name].batches is None]
+    if endless:
         yield (
-            "x yields batches: a resumed run starts its epoch with a new pass over them, in another order where they are shuffled, "
-            "and is not exact to the bit. Checkpoints are kept between epochs only."
+            f"Some batches of {_list(endless)} are read ahead of training: "
+            "a generator that is used again goes on further than after plain fit."
         )
     if given and workers > 1:
         yield f"Worker 0 alone reads what yields batches ({_list(list(given))}), and gives the others their rows of each."
+
+
+def _executions(model: Any, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Plain `fit` rounds an epoch up to whole executions, which is no promise of Keras: where it has data left, it trains on them."""
+    size, x = int(model.steps_per_execution or 1), arguments.get("x")
+    given = arguments.get("steps_per_epoch")
+    batches = x.batches or 0 if isinstance(x, sources.Source) else -(-_rows(arguments) // (arguments.get("batch_size") or 32))
+    steps = given or batches
+    if size == 1 or not steps % size:
+        return
+    whole = -(-steps // size) * size
+    if given:
+        yield (
+            f"steps_per_execution={size} does not divide steps_per_epoch={steps}: an epoch has {steps} steps here, {whole} in plain fit. "
+            f"Use steps_per_epoch={whole} for the same."
+        )
+    if looking := [type(callback).__name__ for callback in arguments.get("callbacks") or () if _looks_at_batches(callback)]:
+        yield (
+            f"steps_per_execution={size} does not divide the {steps} steps of an epoch: its last batch is number {steps - 1} for callbacks "
+            f"here ({_list(list(dict.fromkeys(looking)))}), {whole - 1} in plain fit."
+        )
+
+
+def _rows(arguments: Mapping[str, Any]) -> int:
+    rows = max((len(array) for _, array in data.leaves(arguments.get("x"), "x")), default=0)
+    split = arguments.get("validation_split") if arguments.get("validation_data") is None else 0.0
+    return math.floor(rows * (1.0 - (split or 0.0)))
+
+
+def _looks_at_batches(callback: Any) -> bool:
+    import keras
+    from keras.src.utils import python_utils
+
+    if isinstance(callback, keras.callbacks.ModelCheckpoint):
+        return bool(callback.save_freq != "epoch")
+    hooks = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+    return any(not python_utils.is_default(getattr(callback, hook)) for hook in hooks)
 
 
 def _steps(model: Any) -> Iterator[str]:
@@ -239,7 +296,10 @@ def _callbacks(callbacks: Iterable[Any]) -> Iterator[str]:
 
 def _engine(model: Any) -> Iterator[str]:
     if (model.steps_per_execution or 1) > 1:
-        yield f"steps_per_execution={model.steps_per_execution} is 1 on several workers: they meet at each step. Results do not change."
+        yield (
+            f"steps_per_execution={model.steps_per_execution} is 1 on several workers: they meet at each step. "
+            "Results do not change, and callbacks are called as often as before."
+        )
     if model.jit_compile:
         yield "jit_compile is off on several workers: what they exchange cannot be compiled by XLA."
 

@@ -6,7 +6,9 @@ checks first and changes nothing but this: what is not built yet is built.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,19 @@ from aiaas_magics import environment as environment_rules
 from aiaas_magics.environment import EnvironmentChoice
 from aiaas_magics.errors import NotOnJax
 from aiaas_magics.execution import Execution
-from aiaas_magics.packing import cell_sources, checks, closures, exactness, fitcall_pickle, portable, randomness, refusals, samples, sources
+from aiaas_magics.packing import (
+    attributes,
+    cell_sources,
+    checks,
+    closures,
+    exactness,
+    fitcall_pickle,
+    portable,
+    randomness,
+    refusals,
+    samples,
+    sources,
+)
 from aiaas_magics.packing.data import all_leaves, plain_arguments, with_texts_as_tensors
 from aiaas_magics.packing.manifest import Manifest, ManifestItem, array_item, class_item, function_item
 from aiaas_magics.packing.preamble import Preamble
@@ -77,7 +91,8 @@ class PackedFitCall:
     streams: tuple[sources.Stream, ...] = ()  # data that this kernel must send batch by batch
     in_batches: bool = False  # some data yields batches instead of holding rows
     environment_notes: tuple[str, ...] = ()  # which variables go along; `notes` are about results
-    verbose: Any = "auto"  # as `fit` was given it; workers train silently
+    datasets: tuple[Any, ...] = ()  # live objects that travel as pickles in the place of arguments
+    verbose: Any = "auto"  # as `fit` was given it; workers draw no bar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +108,12 @@ class UnpackedFitCall:
     variables: tuple[Any, ...]
     paths: tuple[str, ...]
     batch: checks.BatchSpec
+    marks: tuple[attributes.Marks, ...] = ()  # of attributes as they came
+
+    @property
+    def owners(self) -> list[Any]:
+        """The objects whose attributes may come back."""
+        return attributes.owners(self.model, [source.dataset for source in _pickled(self.arguments)])
 
 
 def pack(
@@ -125,11 +146,12 @@ def pack(
     checks.check_compiled(model)
     arguments = plain_arguments(_known_arguments(call.arguments))
     checks.check_arguments(model, arguments)
+    datasets = tuple(value for name in sources.PLACES if sources.is_source(value := arguments.get(name)))
     streams = _pack_sources(arguments, workers, execution.resolved(devices=workers, gpus=gpus))
     callbacks = flat_callbacks(arguments.pop("callbacks", None))
     batch = checks.batch_spec(arguments)
-    checks.build(model, batch)
-    checks.check_parts(model, checks.shape_of(model, arguments), workers=workers, parts=execution.accumulate)
+    checks.build(model, batch, arguments)
+    checks.check_parts(model, checks.shape_of(model, arguments), workers=workers, parts=execution.accumulate, together=execution.on_jax)
     root = {
         "model": model,
         "arguments": arguments,
@@ -171,8 +193,13 @@ def pack(
         execution=execution,
         streams=streams,
         in_batches=bool(sources.in_arguments(arguments)),
+        datasets=tuple(given for given in datasets if any(given is source.dataset for source in _pickled(arguments))),
         verbose=arguments.get("verbose", "auto"),
     )
+
+
+def _pickled(arguments: Mapping[str, Any]) -> list[sources.PickledSource]:
+    return [source for source in sources.in_arguments(arguments).values() if isinstance(source, sources.PickledSource)]
 
 
 def _pack_sources(arguments: dict[str, Any], workers: int, execution: Execution) -> tuple[sources.Stream, ...]:
@@ -180,7 +207,7 @@ def _pack_sources(arguments: dict[str, Any], workers: int, execution: Execution)
     streams = []
     for name in sources.PLACES:
         if sources.is_source(arguments.get(name)):
-            arguments[name], stream = sources.packed(arguments[name], name)
+            arguments[name], stream = sources.packed(arguments[name], name, shuffle=name == "x" and bool(arguments.get("shuffle", True)))
             sources.check_ways(arguments[name], name, workers=workers, execution=execution)
             streams += [stream] if stream is not None else []
     return tuple(streams)
@@ -201,7 +228,13 @@ def _ported(
     return (
         payload,
         execution,
-        exactness.on_jax(root["model"], shape, copies=max(1, workers // execution.model_parallel), arguments=root["arguments"]),
+        exactness.on_jax(
+            root["model"],
+            shape,
+            copies=max(1, workers // execution.model_parallel),
+            processes=execution.processes,
+            arguments=root["arguments"],
+        ),
     )
 
 
@@ -216,7 +249,7 @@ def unpack(payload: bytes, arrays: Sequence[np.ndarray]) -> UnpackedFitCall:
         from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
         global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, root["seed"])
-    return UnpackedFitCall(
+    call = UnpackedFitCall(
         model=root["model"],
         arguments=arguments,
         callbacks=callbacks,
@@ -224,6 +257,7 @@ def unpack(payload: bytes, arrays: Sequence[np.ndarray]) -> UnpackedFitCall:
         paths=_paths(root["model"], variables),
         batch=root["batch"],
     )
+    return dataclasses.replace(call, marks=tuple(attributes.marks_of(call.owners)))
 
 
 def flat_callbacks(callbacks: Any) -> list[Any]:
@@ -259,6 +293,7 @@ def _roots(model: Any, arguments: Mapping[str, Any], callbacks: Sequence[Any]) -
 def _settings() -> dict[str, Any]:
     """Keras' global settings that a fit depends on."""
     import keras
+    import tensorflow as tf
     from keras.src.backend import config
     from tensorflow.python.framework.config import is_op_determinism_enabled
 
@@ -270,6 +305,7 @@ def _settings() -> dict[str, Any]:
         "max_epochs": config.max_epochs(),
         "max_steps_per_epoch": config.max_steps_per_epoch(),
         "deterministic": is_op_determinism_enabled(),
+        "functions_run_eagerly": tf.config.functions_run_eagerly(),
     }
 
 
@@ -284,10 +320,14 @@ def apply_settings(settings: Mapping[str, Any]) -> None:
     keras.config.set_dtype_policy(settings["dtype_policy"])
     config.set_max_epochs(settings["max_epochs"])
     config.set_max_steps_per_epoch(settings["max_steps_per_epoch"])
-    if settings["deterministic"] and keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
 
+    if settings["deterministic"]:
         tf.config.experimental.enable_op_determinism()
+    if settings["functions_run_eagerly"]:
+        tf.config.run_functions_eagerly(True)
 
 
 def _global_seed() -> Any:
@@ -336,7 +376,9 @@ def _manifest(
 
 
 def _described(model: Any) -> str:
-    return f"{type(model).__name__}, {len(model.layers)} layers, {model.count_params():,} parameters"
+    # Not by `count_params`, which refuses a model that only its own train_step calls the layers of.
+    parameters = sum(math.prod(variable.shape) for variable in model.weights)
+    return f"{type(model).__name__}, {len(model.layers)} layers, {parameters:,} parameters"
 
 
 def _memory_bytes(model: Any, arguments: Mapping[str, Any], shape: FitShape) -> int:

@@ -27,7 +27,7 @@ from aiaas_magics.errors import AiaasBug
 from aiaas_magics.packing import helpers, refusals
 from aiaas_magics.packing.fitcall_reducers import code_from, helper_module, reducers
 from aiaas_magics.packing.preamble import Preamble
-from aiaas_magics.packing.state import is_keras_object, put_state, settle, shell, state_of
+from aiaas_magics.packing.state import is_functional, is_keras_object, put_state, settle, shell, state_of
 from aiaas_magics.packing.variables import VariableSpec, build_variable, spec_of, value_of
 
 FORMAT: Final = 2
@@ -235,7 +235,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if is_keras_object(obj):
             self.luggage.pending.append(obj)
             self.remember_settled(obj)
-            return shell, (type(obj),)
+            return shell, (type(obj), is_functional(obj))
         for kind, reduce in self._reducers:
             if isinstance(obj, kind):
                 reduced = reduce(self, obj)

@@ -31,6 +31,7 @@ def users_module(name: str | None) -> ModuleType | None:
 
 @cache
 def is_users_file(file: str) -> bool:
+    """Whether a file, or the text of a cell under this name, is no part of Python or of an installed package."""
     path = Path(file).resolve()
     if _LIBRARY_FOLDERS & set(path.parts):
         return False

@@ -7,6 +7,7 @@ states. Weights that train are not copied: a call in inference mode leaves them 
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ class ModelState:
     """The state of a model at the time of making this."""
 
     def __init__(self, model: Any) -> None:
-        keras_names = _attributes_of_keras()
+        keras_names = attributes_of_keras()
         self._held: list[_Held] = []
         self._attributes: list[tuple[Any, dict[str, Any]]] = []
         for path, obj in _objects_in(model):
@@ -57,7 +58,8 @@ class ModelState:
             vars(obj).update({name: value for name, value in changed.items() if type(vars(obj).get(name)) in PLAIN})
 
 
-def _attributes_of_keras() -> frozenset[str]:
+@functools.cache
+def attributes_of_keras() -> frozenset[str]:
     """What Keras itself keeps on a layer or model; a first call builds it, and that stays."""
     import keras
 

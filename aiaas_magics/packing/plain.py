@@ -5,12 +5,16 @@ Owns the tags that JSON lacks words for. Arrays leave their number behind and tr
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
 
 TAG: Final = "$"
+PATH: Final = re.compile(r"[/\\~]|\.[A-Za-z][A-Za-z0-9]{0,7}$", re.ASCII)  # a folder's separator, or a suffix: what may name a file
+PATH_NAME: Final = re.compile(r"path|file|dir|folder|root|url", re.IGNORECASE | re.ASCII)  # of attributes that hold one
 DEPTH: Final = 20  # guess: deeper than any record of numbers, less deep than a cycle
 
 
@@ -127,6 +131,32 @@ def put_back(callback: Any, state: Mapping[str, Any]) -> None:
     for name, value in state.items():
         if name not in again:
             put_attribute(callback, name, value)
+
+
+def trusted(callback: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Those attributes of `state`, which a backend sent, that a live callback may be given.
+
+    Data come back. What decides which code runs or where files go does not: a name that the class has for a method or property, a path
+    that is another one here, and a new absolute path.
+    """
+    here = vars(callback)
+    return {name: value for name, value in state.items() if _is_trusted(callback, name, value, here)}
+
+
+def _is_trusted(callback: Any, name: str, value: Any, here: Mapping[str, Any]) -> bool:
+    of_class = getattr(type(callback), name, None)
+    if name.startswith("__") or callable(of_class) or hasattr(of_class, "__get__") or callable(here.get(name)):
+        return False
+    if name not in here:
+        return not (isinstance(value, str) and _is_path(value) and (os.path.isabs(value) or ".." in value or value.startswith("~")))
+    before = here[name]
+    if isinstance(before, os.PathLike) or (isinstance(before, str) and (_is_path(before) or PATH_NAME.search(name))):
+        return bool(type(value) is type(before) and value == before)
+    return not (isinstance(value, str) and _is_path(value))
+
+
+def _is_path(text: str) -> bool:
+    return bool(PATH.search(text))
 
 
 _COLLECTIONS: Final[dict[type, str]] = {list: "list", tuple: "tuple", set: "set", dict: "dict"}

@@ -123,11 +123,15 @@ def add(payload: bytes, luggage: Luggage, root: Mapping[str, Any], *, parts: int
             )
     except (NotImplementedError, TypeError, ValueError) as error:
         raise NotPortable(f"Keras cannot describe {type(model).__name__}: {_first_sentence(error)}") from error
+    try:
+        numbers = proof.take(model, arguments)
+    except Exception as error:  # border: the user's layers run here, by themselves and not in a step, which they may not be written for
+        raise NotPortable(f"what it computes cannot be compared: {type(error).__name__}: {_first_sentence(error)}") from error
     rest = {
         "arguments": arguments,
         "callbacks": root["callbacks"],
         "roles": _places(model, luggage.variables),
-        "proof": proof.take(model, arguments),
+        "proof": numbers,
     }
     return fitcall_pickle.with_parts(payload, _dumped(recipe, luggage, []), _dumped(rest, luggage, _things_of(model)))
 

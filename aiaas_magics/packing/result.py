@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from aiaas_magics.errors import AiaasBug, DataMismatch, ResultMismatch
-from aiaas_magics.packing import checks, plain
+from aiaas_magics.packing import attributes, checks, plain
 from aiaas_magics.packing.checks import BatchSpec
 from aiaas_magics.packing.portable import PortedFitCall
-from aiaas_magics.packing.variables import ROLES, fitting_value, roles_of, value_of
+from aiaas_magics.packing.variables import ROLES, fitting_value, roles_of, tensorflow_variable, value_of
 
 if TYPE_CHECKING:
     from aiaas_magics.packing.fitcall import PackedFitCall, UnpackedFitCall
@@ -42,6 +42,8 @@ class FitResult:
     callbacks: tuple[dict[str, Any], ...]
     stop_training: bool
     batch: BatchSpec  # what the model was built for
+    attributes: tuple[dict[str, Any], ...] = ()  # of layers and data, in the order of `attributes.owners`
+    made: tuple[str, ...] = ()  # paths of weights that the model had not when it was sent
 
 
 def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall | PortedFitCall, history: Any) -> None:
@@ -66,6 +68,8 @@ def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall | Porte
         "params": plain.encode(dict(history.params or {}), arrays),
         "stop_training": bool(getattr(unpacked.model, "stop_training", False)),
         "batch": plain.encode(unpacked.batch, arrays),
+        "made": _made_in_training(unpacked),
+        "attributes": [] if isinstance(unpacked, PortedFitCall) else attributes.changed(unpacked.owners, unpacked.marks, arrays),
     }
     tensors = {}
     dtypes = []
@@ -82,6 +86,13 @@ def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall | Porte
     partial.replace(target)
 
 
+def _made_in_training(unpacked: UnpackedFitCall | PortedFitCall) -> list[str]:
+    if isinstance(unpacked, PortedFitCall):
+        return []
+    sent = {id(variable) for variable in unpacked.variables}
+    return [str(weight.path) for weight in unpacked.model.weights if id(tensorflow_variable(weight)) not in sent]
+
+
 def _places_of(unpacked: UnpackedFitCall | PortedFitCall) -> Mapping[str, Sequence[int]]:
     if isinstance(unpacked, PortedFitCall):
         return unpacked.roles
@@ -96,6 +107,7 @@ def read_result(data: bytes) -> FitResult:
     Raises:
         AiaasBug: when the bytes are not such a result.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
@@ -115,8 +127,12 @@ def read_result(data: bytes) -> FitResult:
             callbacks=tuple({name: plain.decode(value, arrays) for name, value in found.items()} for found in header["callbacks"]),
             stop_training=header["stop_training"],
             batch=plain.decode(header["batch"], arrays),
+            made=tuple(header.get("made", ())),
+            attributes=tuple(
+                {name: plain.decode(value, arrays) for name, value in found.items()} for found in header.get("attributes", ())
+            ),
         )
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, SafetensorError) as error:
         raise AiaasBug(f"a result cannot be read ({type(error).__name__}: {error})") from error
 
 
@@ -126,12 +142,16 @@ def apply_result(result: FitResult, packed: PackedFitCall) -> Any:
     Raises:
         ResultMismatch: a variable has another shape or dtype by now; nothing was changed then.
     """
+    if result.made:
+        how = f"training made {len(result.made)} weights that it has not got here ({', '.join(result.made)[:300]}), so nothing was changed"
+        raise ResultMismatch(packed.model.name, how, "Call the model on a batch before fit, so that it has all its weights.")
     _assign(packed.model, packed.variables, result.variables, packed.paths)
     history = _history(result, packed.model)
     history.params["verbose"] = packed.verbose
+    attributes.put_back(attributes.owners(packed.model, packed.datasets), result.attributes)
     packed.model.stop_training = result.stop_training
-    for callback, attributes in zip(packed.callbacks, result.callbacks, strict=False):
-        plain.put_back(callback, attributes)
+    for callback, values in zip(packed.callbacks, result.callbacks, strict=False):
+        plain.put_back(callback, {name: value for name, value in plain.trusted(callback, values).items() if name not in LINKS})
         # Not by `set_model`: the worker has called it, and what it does besides (TensorBoard opens files) must not be done twice.
         callback._model = packed.model
         if isinstance(params := vars(callback).get("params"), dict) and "verbose" in params:

@@ -57,7 +57,10 @@ _peeked: Final[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary(
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What travels in the place of data that yields batches: what is known of them."""
+    """What travels in the place of data that yields batches: what is known of them.
+
+    Where a generator gives None for an optional input, `spec` has an `OptionalSpec`, as in Keras' own dataset.
+    """
 
     spec: Any  # of an element, as TensorFlow tells it
     batches: int | None  # of one pass; None where it ends nobody knows when
@@ -117,19 +120,60 @@ class Stream:
         from tensorflow.python.data.util import structure
 
         for batch in self._batches():
-            element = structure.normalize_element(batch, self.spec)
+            element = structure.normalize_element(with_empty_optionals(batch), self.spec)
             if not structure.are_compatible(structure.type_spec_from_value(element), self.spec):
-                raise DataMismatch(f"A batch of {self.name} is {_told(element)}, the first ones were {_told(self.spec)}. {_NOT_A_BATCH}")
-            parts = [tf.io.serialize_tensor(tensor).numpy() for tensor in structure.to_tensor_list(self.spec, element)]
+                raise DataMismatch(_other_batch(self.name, element, self.spec))
+            parts = [tf.io.serialize_tensor(tensor).numpy() for tensor in sent_tensors(element, self.spec)]
             yield frames.encode(frames.Kind.BATCH, parts)
 
     def _batches(self) -> Iterator[Any]:
-        if isinstance(self._given, types.GeneratorType) or hasattr(self._given, "__next__"):
+        if is_iterator(self._given):
             yield from self._adapter.generator()
             return
         self._adapter.on_epoch_begin()
         yield from self._adapter._get_iterator() if hasattr(self._adapter, "_get_iterator") else self._given
         self._adapter.on_epoch_end()
+
+
+def with_empty_optionals(batch: Any) -> Any:
+    """`batch` with TensorFlow's empty `Optional` in the place of each None."""
+    import keras
+    import tensorflow as tf
+
+    return keras.tree.map_structure(lambda leaf: tf.experimental.Optional.empty(None) if leaf is None else leaf, batch)
+
+
+def sent_tensors(element: Any, spec: Any) -> list[Any]:
+    """The tensors of an element one by one; those of an input that is always None are left out, having no bytes."""
+    import tensorflow as tf
+    from tensorflow.python.data.util import structure
+
+    pairs = zip(tf.nest.flatten(spec), structure.to_tensor_list(spec, element), strict=True)
+    return [tensor for leaf, tensor in pairs if not isinstance(leaf, tf.OptionalSpec)]
+
+
+def received_element(tensors: Any, spec: Any) -> Any:
+    """The other half of `sent_tensors`."""
+    import tensorflow as tf
+
+    rest = iter(tensors)
+    leaves = [tf.experimental.Optional.empty(None) if isinstance(leaf, tf.OptionalSpec) else next(rest) for leaf in tf.nest.flatten(spec)]
+    return tf.nest.pack_sequence_as(spec, leaves)
+
+
+def _other_batch(name: str, element: Any, spec: Any) -> str:
+    """Why a batch is not one of those that came first, and what to do."""
+    import tensorflow as tf
+
+    told = f"A batch of {name} is {_told(element)}, the first ones were {_told(spec)}."
+    try:
+        tf.nest.assert_same_structure(element, spec, expand_composites=False)
+    except (TypeError, ValueError):
+        return f"{told} {_NOT_A_BATCH}"
+    return (
+        f"{told} Sizes that change must differ between the first two batches already, as plain fit wants it too: "
+        f"yield two sizes first, or give {name} as a tf.data.Dataset with None in its shapes."
+    )
 
 
 def is_source(value: Any) -> bool:
@@ -145,8 +189,18 @@ def is_source(value: Any) -> bool:
     return has(value, "__next__") and not has(value, "__array__") and library not in {"grain", "torch"}
 
 
-def packed(value: Any, name: str) -> tuple[Source, Stream | None]:
+def is_iterator(value: Any) -> bool:
+    """Whether passes over `value` go on where the last one stopped. A `PyDataset` may have `__next__` too (Keras' image iterators)."""
+    import keras
+
+    return has(value, "__next__") and not isinstance(value, keras.utils.PyDataset)
+
+
+def packed(value: Any, name: str, *, shuffle: bool = False) -> tuple[Source, Stream | None]:
     """What travels in the place of `value`, and, where the kernel must send its batches, who does.
+
+    Args:
+        shuffle: whether the batches of a `PyDataset` that is iterated here come in another order each pass.
 
     Raises:
         CannotTravel: its batches are of a kind that goes nowhere.
@@ -162,7 +216,7 @@ def packed(value: Any, name: str) -> tuple[Source, Stream | None]:
     elif isinstance(value, keras.utils.PyDataset) and _is_picklable(value):
         spec = _adapted(value, name).get_tf_dataset().element_spec
         return PickledSource(dataset=value, spec=spec, batches=value.num_batches, batch_rows=_batch_rows(value, spec)), None
-    adapter = _adapted(value, name)
+    adapter = _adapted(value, name, shuffle=shuffle)
     spec = adapter.get_tf_dataset().element_spec
     source = StreamedSource(name=name, spec=spec, batches=adapter.num_batches, batch_rows=_batch_rows(value, spec))
     return source, Stream(name, value, adapter, spec)
@@ -185,7 +239,7 @@ def check_ways(source: Source, name: str, *, workers: int, execution: Execution)
     if workers < 2 and not isinstance(source, StreamedSource):
         return
     for leaf in tf.nest.flatten(source.spec):
-        if not isinstance(leaf, tf.TensorSpec):
+        if not isinstance(leaf, tf.TensorSpec) and not _is_always_none(leaf):
             kind = type(leaf).__name__.removesuffix("Spec")
             raise CannotTravel(name, f"its batches hold a {kind}, which is not cut or sent one by one", "Make them dense, with map().")
 
@@ -214,7 +268,7 @@ def _batch_rows(given: Any, spec: Any) -> int:
     """Rows of a full batch: as the shapes have it, or the last `batch` on the way through a dataset."""
     import tensorflow as tf
 
-    shape = tf.nest.flatten(spec)[0].shape
+    shape = next((leaf.shape for leaf in tf.nest.flatten(spec) if not _is_always_none(leaf)), tf.TensorShape([]))
     if shape.rank and shape[0]:
         return int(shape[0])
     while given is not None:
@@ -241,26 +295,35 @@ def check(value: Any, name: str, *, steps_name: str, steps: int | None, declared
     inputs = [leaf for leaf in tf.nest.flatten(_x_of(value.element_spec)) if isinstance(leaf, tf.TensorSpec)]
     single = [leaf for leaf in leaves if leaf.shape.rank == 0]
     if declared and len(declared) == len(inputs):
-        single += [leaf for leaf, shape in zip(inputs, declared, strict=True) if leaf.shape.rank == len(shape) - 1]
+        # Keras adds a last axis of one, so that a batch of a column or of texts has one axis less than declared.
+        pairs = zip(inputs, declared, strict=True)
+        single += [leaf for leaf, shape in pairs if leaf.shape.rank == len(shape) - 1 and shape[-1] != 1]
     if single:
         raise DataMismatch(f"{name} yields single samples ({_told(value.element_spec)}), not batches. Use {name}.batch(32), say.")
     if int(value.cardinality()) == ENDLESS and not steps:
         raise DataMismatch(f"{name} has no end. Give {steps_name}, or take() of it.")
 
 
+def _is_always_none(leaf: Any) -> bool:
+    import tensorflow as tf
+
+    return isinstance(leaf, tf.OptionalSpec)
+
+
 def _x_of(spec: Any) -> Any:
     return spec[0] if isinstance(spec, tuple) else spec
 
 
-def _adapted(value: Any, name: str) -> Any:
+def _adapted(value: Any, name: str, *, shuffle: bool = False) -> Any:
     """Keras' own adapter of `value`; one that has looked into a generator stays with it."""
+    import keras
     from keras.src.trainers import data_adapters
 
     known = _peeked.get(value) if isinstance(value, types.GeneratorType) else None
     if known is not None:
         return known
     try:
-        adapter = data_adapters.get_data_adapter(_generator_of(value))
+        adapter = data_adapters.get_data_adapter(_generator_of(value), shuffle=shuffle and isinstance(value, keras.utils.PyDataset))
     except ValueError as error:
         raise DataMismatch(f"{name}: {_sentence(error)} {_NOT_A_BATCH}") from error
     if isinstance(value, types.GeneratorType):
@@ -270,7 +333,7 @@ def _adapted(value: Any, name: str) -> Any:
 
 def _generator_of(value: Any) -> Any:
     """Keras takes generators, not other iterators, which it would have to be told from arrays."""
-    if hasattr(value, "__next__") and not isinstance(value, types.GeneratorType):
+    if is_iterator(value) and not isinstance(value, types.GeneratorType):
         return (batch for batch in value)
     return value
 
@@ -329,7 +392,11 @@ def _is_picklable(value: Any) -> bool:
 def _told(spec: Any) -> str:
     import tensorflow as tf
 
-    return ", ".join(f"{getattr(leaf, 'dtype', leaf).name} {getattr(leaf, 'shape', '')}" for leaf in tf.nest.flatten(spec))
+    def one(leaf: Any) -> str:
+        dtype = getattr(leaf, "dtype", None)
+        return "None" if dtype is None else f"{dtype.name} {getattr(leaf, 'shape', '')}"
+
+    return ", ".join(one(leaf) for leaf in tf.nest.flatten(spec))
 
 
 def _sentence(error: Exception) -> str:

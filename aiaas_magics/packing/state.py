@@ -43,10 +43,25 @@ def is_keras_object(obj: Any) -> bool:
     return isinstance(obj, (KerasSaveable, KerasTensor, Node)) and not isinstance(obj, type)
 
 
-def shell(cls: type) -> Any:
-    """An instance of `cls` without state; the user's `__new__` and `__init__` do not run."""
-    from keras import Layer
+def is_functional(obj: Any) -> bool:
+    """Whether Keras has made `obj` of a graph, perhaps through a subclass of `keras.Model`."""
+    from keras.src.models.functional import Functional
 
+    return isinstance(obj, Functional)
+
+
+def shell(cls: type, functional: bool = False) -> Any:
+    """An instance of `cls` without state; the user's `__new__` and `__init__` do not run.
+
+    `keras.Model.__init__` puts `Functional` into the bases of a subclass when a first object is made of inputs and outputs.
+    A class of an installed package that is imported here has made none.
+    """
+    from keras import Layer
+    from keras.src.models.functional import Functional
+    from keras.src.models.model import inject_functional_model_class
+
+    if functional and not issubclass(cls, Functional):
+        inject_functional_model_class(cls)
     # Layer.__new__ wraps `build` and `quantize` of the instance; the wrappers hold the instance.
     return Layer.__new__(cls) if issubclass(cls, Layer) else object.__new__(cls)
 

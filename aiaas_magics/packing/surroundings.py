@@ -14,8 +14,16 @@ from typing import Any, Final
 MOST_FOLDERS: Final = 200  # guess: more are no place that a notebook writes to, and looking must take no time
 
 
-def folders(beside: Path) -> tuple[str, ...]:
-    """Relative names of the folders below `beside`, the nearest first; neither hidden ones nor links."""
+def folders(beside: Path, *, payload: bytes) -> tuple[str, ...]:
+    """Relative names of the folders below `beside` that a packed fit call may write to, the nearest first; neither hidden ones nor links.
+
+    Those whose first part stands in the payload, which has the callbacks' texts and the constants of their code: what else lies
+    beside a notebook is nobody's business.
+    """
+    return tuple(name for name in _below(beside) if name.partition("/")[0].encode(errors="surrogateescape") in payload)
+
+
+def _below(beside: Path) -> tuple[str, ...]:
     found: list[str] = []
     left = deque([beside])
     while left and len(found) < MOST_FOLDERS:

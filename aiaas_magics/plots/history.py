@@ -32,7 +32,7 @@ def history_figure(epochs: Sequence[EpochRow], title: str = "Training", *, capti
     )
     for panel, group in zip(axes, panels, strict=True):
         _curves(panel, epochs, group)
-    return figure
+    return style.plain(figure)
 
 
 def _subtitle(epochs: Sequence[EpochRow]) -> str:

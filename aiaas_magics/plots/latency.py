@@ -43,7 +43,7 @@ def latency_figure(report: LoadReport, hardware: str = "") -> Figure:
     if report.rates:
         style.label(axes[2], title=f"Latency on schedule, milliseconds{_as(report)}", x="requests a second")
         _schedule_panel(axes[2], report)
-    return figure
+    return style.plain(figure)
 
 
 def _as(report: LoadReport) -> str:

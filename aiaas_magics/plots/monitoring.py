@@ -30,7 +30,7 @@ def watched_figure(watched: Watched) -> Figure:
     style.label(rate, title="Requests a second", x="seconds")
     style.label(latency, title="Latency in the server, milliseconds", x="seconds")
     if not watched.samples:
-        return figure
+        return style.plain(figure)
     began_s = watched.samples[0].at_s - watched.samples[0].seconds
     versions = versions_of(watched.samples)
     rate.stackplot(
@@ -58,4 +58,4 @@ def watched_figure(watched: Watched) -> Figure:
     if watched.answered:
         style.log_axis(latency, [value for sample in watched.answered for value in (sample.p50_ms, sample.p99_ms)])
         latency.legend(frameon=False, fontsize=8.5, labelcolor=style.INK, loc="upper left", ncols=2)
-    return figure
+    return style.plain(figure)

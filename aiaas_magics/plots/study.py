@@ -68,7 +68,7 @@ def study_figure(report: StudyReport) -> Figure:
     _time_panel(time, report)
     _rate_panel(rate, report)
     _share_panel(share, report)
-    return figure
+    return style.plain(figure)
 
 
 def _subtitle(report: StudyReport) -> str:

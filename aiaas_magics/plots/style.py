@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 # Okabe and Ito's palette, told apart with any kind of colour blindness (https://jfly.uni-koeln.de/color/).
 BLUE: Final = "#0072B2"
@@ -69,6 +70,13 @@ def new_figure(
     if keys:
         _legend(figure, keys, left=left - 0.05 / width, top=1 - (head - LEGEND_IN + 0.02) / total)
     return figure, [_framed(figure.add_subplot(grid[0, column])) for column in range(panels)]
+
+
+def plain(figure: Figure) -> Figure:
+    """`figure` with every text drawn as it stands: names are the user's and a backend's, and "$" in one of them is no formula."""
+    for drawn in figure.findobj(Text):
+        drawn.set_parse_math(False)
+    return figure
 
 
 def _framed(axes: Axes) -> Axes:

@@ -8,12 +8,14 @@ Owns nothing but the choice of parts.
 from __future__ import annotations
 
 import argparse
-import logging
+import os
 import sys
 from pathlib import Path
 
+from aiaas_magics import settings
 from aiaas_magics.backend.server.main import Options, serve
 from aiaas_magics.errors import AiaasError
+from aiaas_magics.plain_text import log_to
 from aiaas_magics.testing.inference import StubInference
 
 SCRIPTED = ("--entry", "aiaas_magics.testing.worker:main", "--preload", "aiaas_magics.testing.worker")
@@ -26,12 +28,13 @@ def main() -> int:
     parser.add_argument("--idle-minutes", type=float)
     parser.add_argument("--launcher-idle-s", type=float)
     given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     options = Options(
         state=given.state,
         local=given.local,
         idle_minutes=given.idle_minutes,
         launcher_options=SCRIPTED if given.launcher_idle_s is None else (*SCRIPTED, "--idle-s", str(given.launcher_idle_s)),
+        keep_free=os.environ.get(settings.KEEP_FREE, ""),
         inference=StubInference,
     )
     try:

@@ -23,7 +23,9 @@ from typing import Any
 from aiaas_magics import wire
 from aiaas_magics.backend import checkpoint_folder
 from aiaas_magics.backend.checkpoint_folder import Place
-from aiaas_magics.backend.training.command import WorkerCommand, WorkerLine
+from aiaas_magics.backend.disk import is_no_room
+from aiaas_magics.backend.training.channel import FileChannel
+from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.workers.attempt import EXIT_CRASHED, EXIT_FINISHED
 from aiaas_magics.events import AnyEvent, Checkpointed, Crashed, EpochEnded, Finished, Phase, PhaseEntered
 from aiaas_magics.spec import ErrorReport
@@ -35,10 +37,10 @@ class Play:
     def __init__(self, command: WorkerCommand) -> None:
         self.command = command
         self._events = Path(command.attempt_dir) / f"events-{command.rank}.jsonl"
+        self._channel = FileChannel(self._events)
 
     def send(self, event: AnyEvent) -> None:
-        with self._events.open("ab") as file:
-            file.write(wire.encode(WorkerLine(at_s=time.time(), event=event)) + b"\n")
+        self._channel.send(event)
 
     def run(self) -> int:
         files = (
@@ -62,10 +64,22 @@ class Play:
     def finish(self, step: dict[str, Any]) -> int:
         if self.command.rank == 0:
             partial = Path(self.command.attempt_dir, ".result.part")
-            partial.write_text(step.get("result", f"result of attempt {self.command.attempt}"), encoding="utf-8")
+            while not self.written(partial, step.get("result", f"result of attempt {self.command.attempt}")):
+                time.sleep(0.1)
             partial.replace(partial.with_name("result.safetensors"))
         self.send(Finished())
         return EXIT_FINISHED
+
+    @staticmethod
+    def written(path: Path, text: str) -> bool:
+        """Whether there was room for it on the disk."""
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+            return False
+        return True
 
     def epochs(self, step: dict[str, Any]) -> None:
         count = step["count"]
@@ -74,10 +88,18 @@ class Play:
         for epoch in range(begin, count):
             time.sleep(step.get("seconds", 0.02))
             self.send(EpochEnded(epoch=epoch, epochs=count, rows=10, seconds=0.01, logs={"loss": 1.0 / (epoch + 1)}))
-            if self.command.rank == 0:
-                with checkpoint_folder.written(Path(self.command.job_dir) / "checkpoints", Place(epoch + 1)) as folder:
-                    (folder / checkpoint_folder.STATE).write_text('{"variables": []}', encoding="utf-8")
+            if self.command.rank == 0 and self.keep(epoch):
                 self.send(Checkpointed(epoch=epoch + 1))
+
+    def keep(self, epoch: int) -> bool:
+        try:
+            with checkpoint_folder.written(Path(self.command.job_dir) / "checkpoints", Place(epoch + 1)) as folder:
+                (folder / checkpoint_folder.STATE).write_text('{"variables": []}', encoding="utf-8")
+        except OSError as error:  # a full disk
+            if not is_no_room(error):
+                raise
+            return False
+        return True
 
     def tear(self, step: dict[str, Any]) -> None:
         """The newest checkpoint as a power cut may leave it."""
@@ -125,6 +147,12 @@ class Play:
         resource_tracker.unregister(f"/{segment.name}", "shared_memory")
         segment.close()
 
+    def python(self, step: dict[str, Any]) -> int | None:
+        """Any code, as the user's would run; it knows this rank as `play`, and may set `code` to end it."""
+        names: dict[str, Any] = {"play": self, "code": None}
+        exec(step["text"], names)
+        return names["code"]  # type: ignore[no-any-return]
+
     def stubborn(self, step: dict[str, Any]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -146,6 +174,7 @@ STEPS: dict[str, Callable[[Play, dict[str, Any]], int | None]] = {
         "share",
         "stubborn",
         "tear",
+        "python",
     )
 }
 

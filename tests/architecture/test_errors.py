@@ -12,12 +12,16 @@ from aiaas_magics.spec import ErrorReport
 
 ARGUMENTS: dict[str, tuple[object, ...]] = {
     "AiaasBug": ("the store has no row for job 7",),
+    "BackendNotProven": ("http://127.0.0.1:1", "127.0.0.1:2"),
     "BackendRefused": (503, ""),
+    "BackendStopped": ("http://127.0.0.1:1", 4711),
     "BackendTooSlow": ("http://127.0.0.1:1", 5.0),
     "BackendUnreachable": ("http://127.0.0.1:1",),
     "BlobDamaged": ("ab" * 32, "its bytes have another hash"),
     "CannotStart": ("The local server", "it ended with code 1", "server.log"),
     "CannotTravel": ("callbacks[1].log", "it is an open file", "Open it in on_train_begin instead."),
+    "CertificateChanged": ("https://gpu-box:8443", "AB:CD", "EF:01"),
+    "CertificateRefused": ("https://gpu-box:8443", "it has expired", "AB:CD"),
     "ChangedTooMuch": ("int4", "accuracy", 0.04, 0.01, "2,000 rows of validation data"),
     "DataEnded": ("Nothing was heard for 60 s from the kernel. Leave it running.",),
     "DataMismatch": ("x has 3 rows and y has 4. Give both the same number of rows.",),
@@ -32,16 +36,20 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "NotScaled": ("churn", 4, 2, "no memory is left"),
     "OutOfMemory": ("7", 1, "killed by signal 9, the machine's out-of-memory count rose"),
     "ProofFailed": ("churn", "onnx", 0.25, "output 'y', row 3"),
+    "RecordsUnreadable": ("state", "the file is damaged (file is not a database)"),
     "RemoteTrainingError": (ErrorReport(type="ValueError", message="bad", ranks=(0, 1)),),
+    "ResultRemoved": ("7", "the newest 100, and those of the last 30 days"),
     "ResultMismatch": ("sequential", "it has 6 variables and the result 8"),
     "StoreNotWritable": ("state", "read-only file system"),
     "UnknownName": ("job", "8", ("7", "9")),
+    "UntrustedAddress": ("http://127.0.0.1:1/elsewhere", "https://gpu-box:8443"),
     "VersionSkew": ("keras", "3.15.1", "3.14.0"),
     "WorkersLost": ("7", "worker 1 was killed by signal 9", 4),
+    "WrongProtocol": ("http://127.0.0.1:8443", "TLS"),
 }
 FAMILIES = {"AiaasError", "BackendError", "CellError", "UsageError"}
 MOVES = ["Add", "Build", "Call", "Check", "Choose", "Close", "Convert", "Did", "Fix", "Give", "Install", "Leave", "Load", "Look", "Open"]
-MOVES += ["Run", "See", "Send", "Set", "Stop", "Try", "Type", "Use", "Wait", "Write", "add", "report"]
+MOVES += ["type", "Run", "See", "Send", "Set", "Stop", "Try", "Type", "Use", "Wait", "Write", "add", "report"]
 NEXT_MOVE = re.compile(rf"\b({'|'.join(MOVES)})\b")
 
 

@@ -84,6 +84,7 @@ def revised(path: Path, **times: float) -> None:
     path.write_bytes(msgspec.json.encode([msgspec.structs.replace(one, step_s=times.get(one.engine, 1.0) * one.step_s) for one in ways]))
 
 
+@pytest.mark.process
 def test_a_fit_goes_where_a_dry_run_found_it_to_be_quicker(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     x, y = jax_models.table()
@@ -119,6 +120,7 @@ def test_a_fit_goes_where_a_dry_run_found_it_to_be_quicker(home: Path, tmp_path:
     assert not any("JAX" in note for note in silent)
 
 
+@pytest.mark.nightly
 def test_what_fails_its_proof_on_jax_stays_though_jax_was_quicker(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     x, y = jax_models.table()

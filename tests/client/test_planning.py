@@ -22,6 +22,8 @@ from aiaas_magics.spec import FitShape
 from tests.contracts.recipes import small_model, table
 from tests.spmd import jax_models
 
+pytestmark = pytest.mark.process
+
 OFTEN = {"epochs": 20, "batch_size": 64}
 
 
@@ -31,6 +33,7 @@ def backend() -> Iterator[aiaas_magics.Backend]:
         yield backend
 
 
+@pytest.mark.nightly
 def test_every_way_on_two_workers_is_measured_and_nothing_is_trained(
     backend: aiaas_magics.Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ class Served:
                 "http": self.rig.host.url.removeprefix("http://"),
                 "grpc": self.rig.host.grpc,
                 "token": self.rig.host.token,
+                "api_token": self.rig.api_token,
                 "inputs": {model: {name: array.tolist() for name, array in inputs.items()} for model, inputs in INPUTS.items()},
                 "outputs": {model: list(outputs) for model, outputs in self.expected.items()},
                 "messages": described_messages(),

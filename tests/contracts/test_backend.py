@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import aiaas_magics
-from aiaas_magics import errors
+from aiaas_magics import errors, settings
 from aiaas_magics.client.study import run
 from aiaas_magics.client.training import TrainOptions
 from aiaas_magics.events import Checkpointed
@@ -20,6 +21,8 @@ from aiaas_magics.packing.fitcall import FitCall
 from aiaas_magics.spec import JobState
 from tests.contracts.memory_group import memory_group
 from tests.contracts.recipes import gap, server_by_hand, small_model, table
+
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module", params=["local", "by hand"])
@@ -30,6 +33,10 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return
     with server_by_hand(tmp_path_factory.mktemp("by-hand")) as (url, token), aiaas_magics.connect(url, token) as backend:
         yield backend
+
+
+# Both backends are one server: what is long and was seen on the local one is seen on the other at night.
+LONG = pytest.mark.parametrize("backend", ["local", pytest.param("by hand", marks=pytest.mark.nightly)], indirect=True, scope="module")
 
 
 @pytest.fixture
@@ -72,6 +79,45 @@ def test_two_workers_compute_what_one_computes(backend: aiaas_magics.Backend, he
     np.testing.assert_allclose(history.history["accuracy"], expected.history["accuracy"], rtol=1e-6)
 
 
+def test_bits_that_rotted_are_not_trained_on_and_the_next_run_sends_them_again(here: Path) -> None:
+    x, y = table(rows=5000)
+    given = {"epochs": 1, "batch_size": 500, "shuffle": False}
+    with aiaas_magics.connect() as backend:
+        first = backend.train(small_model(), x, y, **given)
+        expected = first.result(120).history
+        sha = first.view().spec.arrays[0]
+        blob = settings.local_state() / "blobs" / sha[:2] / sha
+        blob.chmod(0o600)
+        with blob.open("r+b") as file:
+            file.seek(4000)
+            file.write(b"\xff" * 400)
+
+        model = small_model()
+        before = model.get_weights()
+        with pytest.raises(errors.BlobDamaged, match=f"Blob {sha[:12]} is damaged: its bytes changed on the backend's disk. Run the cell"):
+            backend.train(model, x, y, workers=2, oversubscribe=True, **given).result(120)
+
+        assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+        assert backend.train(small_model(), x, y, **given).result(120).history == expected
+
+
+def test_a_result_that_rotted_is_not_taken(here: Path) -> None:
+    x, y = table(rows=64)
+    with aiaas_magics.connect() as backend:
+        job = backend.train(small_model(), x, y, epochs=1)
+        job.wait(120)
+        sha = job.view().result or ""
+        blob = settings.local_state() / "blobs" / sha[:2] / sha
+        blob.chmod(0o600)
+        with blob.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\xff")
+
+        with pytest.raises(errors.BlobDamaged):
+            job.result(120)
+
+
+@LONG
 def test_a_failed_job_is_gone_on_from_on_another_number_of_workers(backend: aiaas_magics.Backend, here: Path) -> None:
     import keras
 
@@ -102,6 +148,7 @@ def test_a_failed_job_is_gone_on_from_on_another_number_of_workers(backend: aiaa
         backend.train(model, x, y, epochs=4, resume=fixed.id)
 
 
+@LONG
 def test_a_worker_that_the_kernel_ends_for_its_memory_is_told_as_that(backend: aiaas_magics.Backend, here: Path) -> None:
     import keras
 
@@ -126,6 +173,7 @@ def test_a_worker_that_the_kernel_ends_for_its_memory_is_told_as_that(backend: a
     assert job.view().attempt == 1, "it would need as much again"
 
 
+@LONG
 def test_a_second_fit_goes_on_from_the_first(backend: aiaas_magics.Backend, here: Path) -> None:
     x, y = table()
     model, plain = small_model(), small_model()
@@ -169,6 +217,7 @@ def test_files_that_callbacks_wrote_come_back(backend: aiaas_magics.Backend, her
     assert gap(again, model) <= 1e-6
 
 
+@LONG
 def test_callbacks_write_into_the_folders_beside_the_notebook_and_go_on_with_a_log(backend: aiaas_magics.Backend, here: Path) -> None:
     import keras
 
@@ -183,6 +232,60 @@ def test_callbacks_write_into_the_folders_beside_the_notebook_and_go_on_with_a_l
     assert sorted(path.name for path in here.iterdir()) == ["logs"]
 
 
+def test_files_of_callbacks_come_home_and_cost_the_user_none_of_his(backend: aiaas_magics.Backend, here: Path) -> None:
+    import keras
+
+    class Writes(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+            from pathlib import Path
+
+            with open("mine.txt", "a") as file:
+                file.write(f"{epoch}\n")
+            for name in ("notes.md", "new.txt", "helpers.py", ".bashrc"):
+                Path(name).write_text(f"epoch {epoch}")
+
+    x, y = table()
+    for name in ("mine.txt", "notes.md", ".bashrc"):
+        (here / name).write_text("precious\n")
+    for _ in range(2):
+        model = small_model()
+        callbacks = [Writes(), keras.callbacks.ModelCheckpoint("deep/best.keras")]
+        job = backend.train(model, x, y, epochs=2, callbacks=callbacks)
+        job.take()
+
+    assert (here / "mine.txt").read_text() == "precious\n0\n1\n0\n1\n"
+    assert (here / "notes.md").read_text() == (here / ".bashrc").read_text() == "precious\n"
+    assert (here / "new.txt").read_text() == (here / "aiaas_files" / job.id / "notes.md").read_text() == "epoch 1"
+    assert gap(keras.models.load_model(here / "deep" / "best.keras"), model) <= 1e-6, "the second fit may replace what the first wrote"
+    assert not (here / "helpers.py").exists()
+    came, aside, left = job.story().notices[-3:]
+    assert came == "Files of the callbacks: mine.txt (added to), new.txt, deep/best.keras."
+    assert aside.startswith(f"Put into aiaas_files/{job.id}/ instead: helpers.py, notes.md (it could be run and a file of that name is")
+    assert left.startswith("Left on the backend: .bashrc (it is hidden).")
+
+
+def test_a_fit_without_callbacks_brings_no_files(backend: aiaas_magics.Backend, here: Path) -> None:
+    import keras
+
+    class Writes(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            import os
+            from pathlib import Path
+
+            Path(f"traced-by-{os.getpid()}.txt").write_text("")
+            return x
+
+    model = keras.Sequential([keras.Input((8,)), Writes(), keras.layers.Dense(1)])
+    model.compile(loss="mse")
+
+    job = backend.train(model, *table(), epochs=1)
+    job.result(120)
+
+    (name,) = job.view().files
+    assert not (here / name).exists()
+    assert not (here / "aiaas_files").exists()
+
+
 def test_plain_state_of_callbacks_comes_back(backend: aiaas_magics.Backend, here: Path) -> None:
     import keras
 
@@ -195,6 +298,7 @@ def test_plain_state_of_callbacks_comes_back(backend: aiaas_magics.Backend, here
     assert history.epoch == [0, 1]
 
 
+@LONG
 def test_a_callback_used_twice_judges_the_second_fit_as_the_first(backend: aiaas_magics.Backend, here: Path) -> None:
     """Keras turns the sign of `min_delta` once a callback knows what "better" means; coming back must not turn it again."""
     import keras
@@ -228,6 +332,7 @@ def test_an_error_of_the_users_code_is_one_error_with_its_line(backend: aiaas_ma
     assert job.state is JobState.FAILED
 
 
+@LONG
 def test_a_cancelled_job_leaves_the_model_as_it_was(backend: aiaas_magics.Backend, here: Path) -> None:
     x, y = table()
     model, before = small_model(), small_model()
@@ -242,6 +347,7 @@ def test_a_cancelled_job_leaves_the_model_as_it_was(backend: aiaas_magics.Backen
     assert gap(model, before) == 0
 
 
+@LONG
 def test_a_job_can_be_awaited(backend: aiaas_magics.Backend, here: Path) -> None:
     x, y = table()
 
@@ -314,6 +420,7 @@ def test_an_endpoint_refuses_a_wrong_shape_with_a_sentence(backend: aiaas_magics
     endpoint.stop()
 
 
+@LONG
 def test_a_study_compares_the_same_steps(backend: aiaas_magics.Backend, here: Path) -> None:
     x, y = table(rows=2048)
     model, before = small_model(), small_model()
@@ -331,6 +438,7 @@ def test_a_study_compares_the_same_steps(backend: aiaas_magics.Backend, here: Pa
     assert study.plot().axes
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("backend", ["local"], indirect=True)  # nothing in it depends on where the backend is
 def test_a_weak_study_grows_the_batch_with_the_workers(backend: aiaas_magics.Backend, here: Path) -> None:
     x, y = table(rows=2048)

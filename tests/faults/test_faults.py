@@ -30,15 +30,33 @@ WAIT_S = 90.0
 WITHIN_EPOCHS = Execution(checkpoint_epochs=0, checkpoint_s=0.1)
 
 
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A local server of this module's own, so that killing it hurts nobody else. Its launcher outlives it, and is imported once."""
+    folder = tmp_path_factory.mktemp("faults") / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIAAS_HOME", str(folder))
+        yield folder
+        embedded.stop_local()
+        wait_until(lambda: not processes_of(folder), "processes were left behind")
+
+
 @pytest.fixture
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A local server of this test's own, so that killing it hurts nobody else."""
-    folder = tmp_path / "home"
-    monkeypatch.setenv("AIAAS_HOME", str(folder))
+def own_home(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of that server; after the test no worker is left."""
     monkeypatch.chdir(tmp_path)
-    yield folder
-    embedded.stop_local()
-    wait_until(lambda: not processes_of(folder), "processes were left behind")
+    yield state
+    wait_until(lambda: not workers_in(state), "workers were left behind")
+
+
+def workers_in(folder: Path) -> list[psutil.Process]:
+    """Living children of the launchers in `folder`."""
+    workers: list[psutil.Process] = []
+    for process in processes_of(folder):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "aiaas_magics.backend.workers.launcher" in process.cmdline():
+                workers += process.children()
+    return [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
 
 
 wait_until = functools.partial(waiting.until, wait_s=WAIT_S)
@@ -86,6 +104,7 @@ def test_a_worker_killed_or_stopped_mid_epoch_costs_one_attempt_and_nothing_else
         assert set(Path("/dev/shm").glob("aiaas-*")) <= shared
 
 
+@pytest.mark.nightly
 def test_a_worker_that_is_slow_is_waited_for(own_home: Path) -> None:
     with aiaas_magics.connect() as backend:
         job, model, fit_plain, plain = long_job(backend, workers=2, epochs=6, execution=WITHIN_EPOCHS)

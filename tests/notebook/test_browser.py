@@ -152,6 +152,7 @@ def test_the_view_moves_is_frozen_and_the_saved_notebook_shows_the_figure(browse
     reopened.close()
 
 
+@pytest.mark.nightly
 def test_tab_offers_options_in_the_browser(browser: Any, lab: tuple[str, Path]) -> None:
     address, _ = lab
     page = opened(browser, address)

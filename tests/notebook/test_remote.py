@@ -48,5 +48,5 @@ def test_a_wrong_token_is_refused_with_the_way_to_the_right_one(kernel: Kernel, 
 
         refused = kernel.run(f"%aiaas_connect {url}")
 
-    assert refused.reply["ename"] == "NotAuthorised"
+    assert refused.reply["ename"] == "BackendNotProven"
     assert "aiaas token" in refused.error

@@ -294,16 +294,96 @@ def test_another_kernel_finds_a_job_shows_its_history_and_takes_its_weights(trai
         assert ast.literal_eval(applied.outputs[-1]["data"]["text/plain"]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_what_workers_print_is_in_the_logs(trainer: Kernel) -> None:
-    trainer.run("""%%aiaas_train --ui none
+def test_what_the_disk_holds_is_shown_and_what_nothing_needs_is_freed(trainer: Kernel) -> None:
+    shown = trainer.run("%aiaas_storage")
+    freed = trainer.run("%aiaas_storage --free")
+    wrong = trainer.run("%aiaas_storage --fre")
+
+    assert "records and logs of jobs" in shown.text
+    assert "are to stay free" in shown.text
+    assert "Freed 0" in freed.text
+    assert "Did you mean --free?" in streams(wrong)
+
+
+def test_from_the_third_fit_of_a_cell_on_each_has_one_line_of_one_output(trainer: Kernel) -> None:
+    code = "%%aiaas_train\nfor fold in range(5):\n    built().fit(x, y, epochs=1, batch_size=500)\n    print('fold', fold)"
+
+    cell = trainer.run(code)
+
+    assert cell.ok, cell.error
+    tables = [output["data"]["text/plain"] for output in cell.outputs if "data" in output]
+    assert len(tables) == 3
+    assert all("rows/s" in table for table in tables[:2])
+    lines = tables[2].splitlines()
+    assert len(lines) == 3
+    assert all(re.match(rf"Fit {3 + n} · Job \w+ · .*: succeeded: 1 epoch in .*loss", line) for n, line in enumerate(lines)), lines
+    assert re.findall(r"fold \d", streams(cell)) == [f"fold {n}" for n in range(5)]
+    assert not cell.of(WIDGET)
+
+
+TALKS = """%%aiaas_train -n 2
+import logging, os, warnings
 class Talks(keras.callbacks.Callback):
-    def on_train_begin(self, logs=None):
-        print("hello from the worker")
+    def on_epoch_end(self, epoch, logs=None):
+        print("epoch", epoch)
+        print()
+        warnings.warn("careful")
+        logging.getLogger("mine").warning("logged")
+        if os.getcwd().endswith("files-1"):
+            print("I am another")
 
-model.fit(x, y, epochs=1, batch_size=500, callbacks=[Talks()]);""")
+model.fit(x, y, epochs=2, batch_size=500, callbacks=[Talks(), keras.callbacks.LearningRateScheduler(lambda e: 0.1, verbose=1)]);"""
 
-    assert "hello from the worker" in trainer.run("%aiaas_logs").text
+
+def test_what_workers_print_warn_and_log_stands_below_the_cell_once_and_all_of_it_in_the_logs(trainer: Kernel) -> None:
+    cell = trainer.run(TALKS)
+    logs = trainer.run("%aiaas_logs").text
+
+    assert cell.ok, cell.error
+    lines = [line for line in streams(cell).splitlines() if "warnings.warn" not in line]
+    warning = lines.pop(4)
+    assert warning.endswith("UserWarning: careful")
+    assert [line for line in lines if not line.startswith("Worker 1")] == [
+        "",
+        "Epoch 1: LearningRateScheduler setting learning rate to 0.1.",
+        "epoch 0",
+        "",
+        "logged",
+        "",
+        "Epoch 2: LearningRateScheduler setting learning rate to 0.1.",
+        "epoch 1",
+        "",
+        "logged",
+    ]
+    assert re.fullmatch(r"Worker 1 printed other lines: %aiaas_logs \w+", lines[-1])
+    assert "[1] I am another" in logs
+    assert [sorted(output["data"]) for output in cell.outputs if "data" in output] == [
+        ["text/html", "text/plain"],
+        ["image/png", "text/plain"],
+    ]
     assert trainer.run("%aiaas_cancel").text.endswith(" had ended before: succeeded.\n")
+
+
+DRAWS = """%%aiaas_train -n 2
+import matplotlib.pyplot as plt
+class Draws(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        plt.plot([epoch, 1])
+        if epoch < 2:
+            plt.show()
+
+model.fit(x, y, epochs=3, batch_size=500, callbacks=[Draws()]);"""
+
+
+def test_figures_that_callbacks_show_or_leave_open_stand_below_the_cell_as_pictures(trainer: Kernel) -> None:
+    cell = trainer.run(DRAWS)
+
+    assert cell.ok, cell.error
+    shown = [output["data"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert [data["text/plain"] for data in shown[:3]] == [f"Figure {n} of worker 0" for n in (1, 2, 3)]
+    assert len({data["image/png"] for data in shown}) == 4, "three, and the curves of the fit"
+    assert all(data["image/png"].startswith("iVBORw0KGgo") for data in shown)
+    assert streams(cell) == ""
 
 
 def test_an_unknown_job_is_one_line_that_names_close_ones(trainer: Kernel) -> None:
@@ -325,6 +405,16 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
     looks = value(trainer, "[(s.requests_per_s, s.rows_per_s, s.p50_ms, s.p99_ms, s.batch_rows) for s in seen.answered]")
     status = trainer.run("%aiaas_status")
     token = value(trainer, "endpoint.token")
+    looked = [
+        trainer.run(code)
+        for code in (
+            "import aiaas_magics\nbackend = aiaas_magics.connect()\nbackend.endpoints()",
+            "endpoint.view()",
+            "print([endpoint.view()], repr(backend.endpoints()))",
+            "{'deployed': backend.endpoints()}",
+            "raise ValueError(endpoint.view())",
+        )
+    ]
     stopped = trainer.run("%aiaas_stop churn-test")
     again = trainer.run("%aiaas_stop churn-test")
 
@@ -339,8 +429,9 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
     assert "p99.9" in bench.text
     assert "asked/s" in bench.text
     assert "churn-test" in status.text
-    for cell in (deployed, bench, watched, status):
-        assert token not in str(cell.outputs)
+    assert all("token=<hidden>" in streams(cell) + str(cell.outputs) + cell.error for cell in looked)
+    for cell in (deployed, bench, watched, status, *looked):
+        assert token not in streams(cell) + str(cell.outputs) + cell.error + str(cell.reply)
     assert stopped.text == "Endpoint churn-test is down.\n"
     assert "There is no endpoint 'churn-test'" in again.text
 

@@ -24,8 +24,10 @@ from aiaas_magics.events import (
     WorkerLost,
     WorkerStarted,
 )
+from aiaas_magics.notebook.views import lines as fit_lines
 from aiaas_magics.notebook.views import live
 from aiaas_magics.notebook.views.html import html_of
+from aiaas_magics.notebook.views.lines import LinesPainter
 from aiaas_magics.notebook.views.picture import Picture, Stop, picture
 from aiaas_magics.notebook.views.words import news, words_of
 from aiaas_magics.spec import ErrorReport, JobState
@@ -294,3 +296,60 @@ def test_in_a_kernel_a_view_is_what_was_asked_for_or_a_widget(
         kernel = object()
 
     assert live.choose(Shell(), wanted) == expected
+
+
+# --------------------------------------------------------------------------- many fits in one cell
+
+
+class Output:
+    """What a front end holds: outputs, of which the last may be updated."""
+
+    def __init__(self) -> None:
+        self.bundles: list[dict[str, str]] = []
+
+    def display(self, bundle: dict[str, str], **options: Any) -> Output:
+        self.bundles.append(bundle)
+        return self
+
+    def update(self, bundle: dict[str, str], **options: Any) -> None:
+        self.bundles[-1] = bundle
+
+
+def test_many_fits_share_one_output_with_a_line_each_and_the_running_one_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = Output()
+    monkeypatch.setattr(fit_lines, "display", output.display)
+    painter = LinesPainter(draws=True)
+
+    painter.open(shown(running()))
+    painter.close([{"text/plain": f"Fit 3 · {EVIL}\n  note: Careful."}])
+    painter.open(shown(running()))
+
+    (bundle,) = output.bundles
+    assert bundle["text/plain"].splitlines() == [f"Fit 3 · {EVIL}", "  note: Careful.", f"Job 7: {shown(running()).status}"]
+    tags = Tags()
+    tags.feed(bundle["text/html"])
+    assert "script" not in tags.tags
+
+    painter.close([])
+    assert output.bundles[0]["text/plain"].splitlines() == [f"Fit 3 · {EVIL}", "  note: Careful."]
+
+
+def test_of_very_many_fits_the_newest_lines_stay_and_the_rest_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = Output()
+    monkeypatch.setattr(fit_lines, "display", output.display)
+    painter = LinesPainter(draws=True)
+
+    for n in range(130):
+        painter.close([{"text/plain": f"Fit {n}"}])
+
+    lines = output.bundles[0]["text/plain"].splitlines()
+    assert (lines[0], lines[1], lines[-1], len(lines)) == ("(30 lines before)", "Fit 30", "Fit 129", 101)
+
+
+def test_in_a_terminal_a_fit_that_has_ended_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    painter = LinesPainter(draws=False)
+
+    painter.open(shown(running()))
+    painter.close([{"text/plain": "Fit 3: done"}])
+
+    assert capsys.readouterr().out == "Fit 3: done\n"

@@ -7,9 +7,12 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 from playwright._impl._driver import compute_driver_executable
 
 from aiaas_magics.notebook.views.widget import STATIC
+
+pytestmark = pytest.mark.process
 
 LARGEST_BYTES = 15_000  # every widget's state carries the module
 

@@ -8,13 +8,15 @@ import nbformat
 import pytest
 
 from notebooks.run import execute, faults, page_of
+from tests import lanes
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", lanes.thinned(NOTEBOOKS, keep=lambda path: path.stem == "01_quickstart"), ids=lambda path: path.stem)
 def test_a_notebook_runs_and_keeps_only_what_shows_everywhere(path: Path, tmp_path: Path) -> None:
     notebook = execute(nbformat.read(path, as_version=4), folder=tmp_path)
 

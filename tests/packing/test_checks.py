@@ -110,6 +110,7 @@ def test_a_model_of_legacy_keras_is_refused() -> None:
         check_keras(legacy())
 
 
+@pytest.mark.process
 def test_a_kernel_on_another_backend_is_refused() -> None:
     """In a process of its own, which says that it chose JAX: the library itself is an extra, and is not needed to be refused."""
     probe = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from cells import CELLS
 from conftest import Namespace, Worker
 
 from aiaas_magics.errors import AiaasBug, ResultMismatch
-from aiaas_magics.packing import fitcall
+from aiaas_magics.packing import fitcall, plain
 from aiaas_magics.packing.fitcall import FitCall
 
 Cell = Callable[..., Namespace]
@@ -80,6 +81,46 @@ arguments.update(callbacks=[recorder, stopper], epochs=9)
     assert made["model"].stop_training is True
 
 
+def test_a_backend_gives_callbacks_data_and_neither_paths_nor_other_code() -> None:
+    """What `trusted` lets through of attributes that a lying backend sends."""
+    import keras
+
+    class Stops(keras.callbacks.Callback):
+        limit = 3
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.status, self.seen, self.folder, self.where = "begun", [], "runs", Path("runs/a")
+
+        @property
+        def best(self) -> int:
+            return 1
+
+    saves, logs, stops = keras.callbacks.ModelCheckpoint("best.keras"), keras.callbacks.CSVLogger("log.csv"), Stops()
+    board = keras.callbacks.TensorBoard("logs")
+
+    def trusted(callback: object, **state: object) -> list[str]:
+        return sorted(plain.trusted(callback, state))
+
+    assert trusted(saves, filepath="/etc/x.keras", best=0.5, _current_epoch=3, epochs_since_last_save=1, save_best_only=True) == [
+        "_current_epoch",
+        "best",
+        "epochs_since_last_save",
+        "save_best_only",
+    ]
+    assert trusted(saves, filepath="best.keras") == ["filepath"]
+    assert trusted(saves, filepath=None) == trusted(logs, filename="log2.csv") == trusted(board, log_dir="elsewhere") == []
+    assert trusted(stops, status="stopped early", seen=[1.0], limit=5, losses=[1], note="runs/b") == [
+        "limit",
+        "losses",
+        "note",
+        "seen",
+        "status",
+    ]
+    assert trusted(stops, status="../x", folder="other", where="runs/b", best=2, on_epoch_end=1, __class__="x", __dict__={}) == []
+    assert trusted(stops, out="/etc/passwd", other="~/x", up="../x") == []
+
+
 def test_a_mismatch_leaves_the_model_as_it_was(cell: Cell, worker: Worker, tmp_path: Path) -> None:
     made = cell(CELLS["the article's Sequential"])
     packed, result = train(made, worker, tmp_path / "run")
@@ -95,9 +136,34 @@ def test_a_mismatch_leaves_the_model_as_it_was(cell: Cell, worker: Worker, tmp_p
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_bytes_that_are_no_result_are_said_to_be_none() -> None:
+def file_of(header: object, data: bytes = b"", **tensors: object) -> bytes:
+    """A safetensors file with our header, as text or as what becomes text."""
+    text = header if isinstance(header, str) else json.dumps(header)
+    head = json.dumps({"__metadata__": {"aiaas": text}, **tensors}).encode()
+    return len(head).to_bytes(8, "little") + head + data
+
+
+NONE = {"variables": 0, "dtypes": [], "shapes": [], "callbacks": []}
+NONE |= {"paths": [], "roles": {}, "history": {}, "epoch": [], "params": {}, "stop_training": False, "batch": None}
+ONE = {**NONE, "variables": 1, "dtypes": ["<f4"], "shapes": [[1]]}
+NO_RESULTS = {
+    "empty": b"",
+    "another header": b"\x02\0\0\0\0\0\0\0{}",
+    "no safetensors": b"\xff" * 16,
+    "a list": file_of([]),
+    "deep": file_of("[" * 100_000 + "]" * 100_000),
+    "a tensor is missing": file_of(ONE),
+    "a tensor is longer than the file": file_of(ONE, b"1234", **{"0": {"dtype": "U8", "shape": [4], "data_offsets": [0, 400]}}),
+    "objects": file_of({**ONE, "dtypes": ["|O"]}, b"12345678", **{"0": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}}),
+    "a callback that is a number": file_of({**NONE, "callbacks": [7]}),
+    "an array that is not there": file_of({**NONE, "callbacks": [{"x": {"$": "array", "at": 99}}]}),
+}
+
+
+@pytest.mark.parametrize("data", NO_RESULTS.values(), ids=NO_RESULTS)
+def test_bytes_that_are_no_result_are_said_to_be_none(data: bytes) -> None:
     with pytest.raises(AiaasBug, match="cannot be read"):
-        fitcall.read_result(b"\x02\0\0\0\0\0\0\0{}")
+        fitcall.read_result(data)
 
 
 @pytest.mark.parametrize(

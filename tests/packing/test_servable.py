@@ -63,7 +63,14 @@ def test_a_fitted_model_is_exported_with_rows_of_its_fit(name: str, cell: Cell, 
     assert all(spec.shape[0] == -1 for spec in (*exported.inputs, *exported.outputs))
 
 
-@pytest.mark.parametrize("name", ["the article's Sequential", "several inputs and outputs by name, with an embedding and masks"])
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("the article's Sequential", marks=pytest.mark.nightly),
+        "several inputs and outputs by name, with an embedding and masks",
+    ],
+)
 def test_a_saved_model_computes_the_same(name: str, cell: Cell, tmp_path: Path) -> None:
     made = cell(CELLS[name])
 
@@ -73,6 +80,7 @@ def test_a_saved_model_computes_the_same(name: str, cell: Cell, tmp_path: Path) 
     assert proof(exported, tmp_path) <= 1e-4
 
 
+@pytest.mark.process
 def test_texts_are_served_as_a_saved_model(cell: Cell, tmp_path: Path) -> None:
     made = cell(CELLS["texts"])
 
@@ -83,6 +91,7 @@ def test_texts_are_served_as_a_saved_model(cell: Cell, tmp_path: Path) -> None:
     assert proof(exported, tmp_path) <= 1e-4
 
 
+@pytest.mark.process
 def test_an_operator_that_onnx_does_not_know_falls_back(cell: Cell, tmp_path: Path) -> None:
     made = cell("""
 class Odd(layers.Layer):

@@ -326,6 +326,7 @@ def test_a_history_of_nothing_can_be_drawn(rows: list[EpochRow]) -> None:
     assert as_png(history_figure(rows, "churn")).startswith(b"\x89PNG")
 
 
+@pytest.mark.process
 def test_drawing_touches_no_pyplot_and_the_text_twins_no_matplotlib() -> None:
     probe = """
 import sys
@@ -350,3 +351,26 @@ def test_a_figure_is_opaque_white_in_any_theme() -> None:
 
     assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
     assert all(axes.get_facecolor() == (1.0, 1.0, 1.0, 1.0) for axes in figure.axes)
+
+
+NO_FORMULA = r"$\notacommand{$ and $x_1^2$ \\ %"
+
+
+def test_a_name_is_no_formula() -> None:
+    """Names of metrics, jobs and endpoints are the user's or a backend's; mathtext raised over them, after the training."""
+    epochs = [EpochRow(epoch=epoch, seconds=1.0, rows=10, logs={f"loss {NO_FORMULA}": 1.0, NO_FORMULA: 0.5}) for epoch in range(3)]
+    watched = Watched(endpoint=NO_FORMULA, samples=(), unanswered=0)
+    load = LoadReport(endpoint=NO_FORMULA, rows=1, hardware=NO_FORMULA, points=())
+    study = report(POINTS, hardware=NO_FORMULA)
+
+    figures = [
+        history_figure(epochs, title=NO_FORMULA, caption=NO_FORMULA),
+        watched_figure(watched),
+        latency_figure(load, NO_FORMULA),
+        study_figure(study),
+    ]
+
+    for figure in figures:
+        assert as_png(figure).startswith(b"\x89PNG")
+        texts = [drawn.get_text() for drawn in figure.findobj(Text)]
+        assert any("notacommand" in text for text in texts)

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.notebook.conftest import Kernel, started
+from tests.training.conftest import cases
+
+__all__ = ["cases"]  # a fixture
 
 
 @pytest.fixture(scope="session")

@@ -117,6 +117,7 @@ def test_a_variable_missing_in_a_worker_is_told_with_the_option_that_sends_it() 
     assert "--env" not in str(RemoteTrainingError(ErrorReport(type="KeyError", message="'MY_MISSING_KEY'")))
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads the environment of another process from /proc")
 def test_the_local_server_has_nothing_of_the_notebook_that_started_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIAAS_HOME", str(tmp_path))

@@ -15,6 +15,8 @@ import pytest
 from aiaas_magics import snippets
 from aiaas_magics.spec import TensorSpec
 
+pytestmark = pytest.mark.process
+
 INPUTS = (TensorSpec(name="x", dtype="float32", shape=(-1, 3)),)
 
 

@@ -102,8 +102,8 @@ class Served:
 
     def spec(self, *steps: dict[str, Any], **changes: Any) -> FitSpec:
         payload = self.put(json.dumps(steps).encode())
-        given = {"name": "scripted", "workers": 1, **changes}
-        return FitSpec(payload=payload, arrays=(), shape=SHAPE, versions=settings.versions(), seed=1, **given)
+        given = {"name": "scripted", "workers": 1, "arrays": (), **changes}
+        return FitSpec(payload=payload, shape=SHAPE, versions=settings.versions(), seed=1, **given)
 
     def submit(self, *steps: dict[str, Any], key: str | None = None, **changes: Any) -> str:
         view = self.transport.post("/v1/jobs", self.spec(*steps, **changes), JobView, key=key or secrets.token_hex(8))

@@ -13,14 +13,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
-from aiaas_magics import settings
+from aiaas_magics import cli, settings
 from aiaas_magics.client import embedded
 from aiaas_magics.client.transport import Transport
-from aiaas_magics.errors import CannotStart, StoreNotWritable, VersionSkew
+from aiaas_magics.errors import BackendStopped, BackendTooSlow, CannotStart, StoreNotWritable, VersionSkew
 from aiaas_magics.spec import About
 from tests.conftest import processes_of
-from tests.server.served import until
+from tests.server.served import served, until
+
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture
@@ -102,10 +105,10 @@ def test_a_taken_port_is_no_obstacle(own_home: Path) -> None:
     url, token = embedded.ensure_local()
     embedded.stop_local()
     with socket.create_server(("127.0.0.1", int(url.rpartition(":")[2]))):
-        again, same = embedded.ensure_local()
+        again, fresh = embedded.ensure_local()
 
         assert again != url
-        assert same == token
+        assert fresh != token, "whoever sits on the port may have been sent the old one"
 
 
 def test_a_note_of_a_process_that_is_another_now_is_not_believed(own_home: Path) -> None:
@@ -211,6 +214,7 @@ def test_beyond_loopback_the_server_speaks_tls(tmp_path: Path) -> None:
     (tmp_path / "key.pem").write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
+    (tmp_path / "key.pem").chmod(0o600)
     pems = ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
     process = subprocess.Popen(
         [sys.executable, "-m", "aiaas_magics", "serve", "--state", str(tmp_path / "state"), "--host", "0.0.0.0", *pems],
@@ -230,3 +234,74 @@ def test_beyond_loopback_the_server_speaks_tls(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(30) == 0
     until(lambda: not processes_of(tmp_path), f"left behind: {processes_of(tmp_path)}")
+
+
+def test_a_server_that_was_stopped_is_told_as_such_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "HEALTH_S", 0.3)
+    with served(tmp_path / "state") as server:
+        pid = server.process.pid
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "it did not stop")
+        try:
+            with pytest.raises(BackendStopped, match=f"kill -CONT {pid}"):
+                embedded.find_at(server.folder)
+            shown = CliRunner().invoke(cli.main, ["status", "--state", str(server.folder)])
+            with Transport(server.url, token=server.token, answer_s=0.3, on_silence=lambda: embedded._check_goes_on(told)) as transport:
+                told = embedded._told(server.folder)
+                with pytest.raises(BackendStopped):
+                    transport.get("/v1/about", About)
+            with pytest.raises(BackendTooSlow, match=r"did not answer within 0\.2 s"):
+                server.transport.get("/v1/about", About, answer_s=0.2)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+        assert (shown.exit_code, f"process {pid}, was stopped (SIGSTOP)" in shown.output) == (2, True)
+        assert embedded.find_at(server.folder) == (server.url, server.token)
+
+
+def test_the_token_of_another_backend_is_in_the_environment_of_no_process_of_a_server(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    environment = {**os.environ, "AIAAS_TOKEN": "aiaas_of_another_backend", "AIAAS_BACKEND": "https://elsewhere"}
+    command = [sys.executable, "-m", "aiaas_magics", "serve", "--state", str(folder)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            until((folder / "server.json").exists, "it did not come up")
+            assert json.loads((folder / "server.json").read_text())["pid"] == process.pid
+            server = psutil.Process(process.pid)
+            until(lambda: len(server.children()) >= 2, "its launcher and its inference process did not come up")
+
+            for one in (server, *server.children(recursive=True)):
+                assert "AIAAS_TOKEN" not in one.environ()
+                assert "AIAAS_BACKEND" not in one.environ()
+        finally:
+            process.terminate()
+    until(lambda: not processes_of(tmp_path), "left behind")
+
+
+def test_a_token_that_could_be_guessed_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o700)
+    (tmp_path / "state" / "token").write_text("secret\n")
+    command = [sys.executable, "-m", "aiaas_magics.testing.server", "--state", str(tmp_path / "state")]
+
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert ended.returncode == 2
+    assert "no token of at least 32 characters" in ended.stderr
+    assert "secret" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o777])
+def test_what_is_made_of_the_path_of_the_state_folder_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    (tmp_path / "there").mkdir(mode=0o755)
+    folder = tmp_path / "there" / "home" / "local"
+    before = os.umask(umask)
+    try:
+        settings.make_private(folder)
+    finally:
+        os.umask(before)
+
+    assert [path.stat().st_mode & 0o777 for path in (folder, folder.parent, folder.parents[1])] == [0o700, 0o700, 0o755]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Not a directory"):
+        settings.make_private(tmp_path / "file" / "home")

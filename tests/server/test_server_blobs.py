@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import resource
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,9 +15,14 @@ from urllib.parse import urlsplit
 import msgspec
 import psutil
 import pytest
+import xxhash
+from starlette.requests import Request
 
 from aiaas_magics import errors
+from aiaas_magics.backend.server.answers import upload_of
 from aiaas_magics.backend.server.blobs import DAY_S, BlobStore
+from aiaas_magics.events import WorkerStarted
+from aiaas_magics.spec import JobState, JobView
 from tests.server.served import Served, served, until
 
 
@@ -106,6 +113,52 @@ def test_a_body_that_is_too_large_gets_one_sentence_and_costs_no_memory(server: 
     assert process.memory_info().rss - before < 50_000_000
 
 
+@pytest.mark.parametrize(("method", "path"), [("PUT", f"/v1/blobs/{'0' * 64}"), ("PUT", "feed"), ("POST", "/v1/jobs")])
+def test_a_body_that_says_it_is_far_too_large_is_refused_before_it_comes(server: Served, method: str, path: str) -> None:
+    if path == "feed":
+        path = f"/v1/jobs/{server.submit({'do': 'wait', 'seconds': 2})}/feed/x/0/0"
+    parts = urlsplit(server.url)
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.token}\r\nContent-Length: {10**12}\r\n\r\n"
+    began_s = time.monotonic()
+    with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10) as connection:
+        connection.sendall(head.encode())
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"larger than" in answer
+    assert time.monotonic() - began_s < 10  # it waited 30 s for the body once
+
+
+def test_a_large_batch_of_a_kernel_goes_to_the_disk_and_not_into_the_servers_memory(server: Served) -> None:
+    job = server.submit({"do": "wait", "seconds": 20})
+    server.wait_for(job, WorkerStarted)
+    before = psutil.Process(server.process.pid).memory_info().rss
+
+    status, _, _ = server.raw("PUT", f"/v1/jobs/{job}/feed/x/0/0", b"x" * 200_000_000)
+
+    assert status == 200
+    assert psutil.Process(server.process.pid).memory_info().rss - before < 60_000_000
+    feed = server.folder / "jobs" / job / "feed" / "x"
+    assert {path.name: path.stat().st_size for path in feed.glob("*frame*")} == {"frame-0-0": 200_000_000}
+    server.transport.post(f"/v1/jobs/{job}/cancel", None, JobView)
+
+
+async def test_a_body_that_grows_beyond_what_may_come_is_cut() -> None:
+    sent = [b"x" * 600_000] * 3
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": sent.pop(), "more_body": bool(sent)}
+
+    request = Request({"type": "http", "method": "PUT", "headers": []}, receive)
+    upload = upload_of(request, most_bytes=2**20)
+
+    assert len(await anext(upload)) == 600_000
+    with pytest.raises(errors.BackendRefused, match="larger than 1 MB"):
+        await anext(upload)
+
+
 def test_a_file_in_the_dropbox_becomes_a_blob(server: Served) -> None:
     data = b"dropped"
     (server.folder / "dropbox" / "mine").write_bytes(data)
@@ -152,6 +205,43 @@ def test_what_nothing_refers_to_goes_after_a_day(tmp_path: Path) -> None:
     assert store.sweep({kept}, now_s=now_s) == 1
 
     assert store.missing([kept, old, fresh]) == [old]
+
+
+def test_beside_each_blob_stands_what_a_worker_checks_it_by(server: Served, tmp_path: Path) -> None:
+    store = BlobStore(tmp_path / "blobs")
+    data = os.urandom(3_000_000)
+    (tmp_path / "file").write_bytes(data)
+    (server.folder / "dropbox" / "mine").write_bytes(data)
+    server.raw("POST", f"/v1/blobs/{sha_of(data)}/adopt", b'{"file": "mine"}')
+    server.put(data[1:])
+
+    kept, there = store.keep(tmp_path / "file"), BlobStore(server.folder / "blobs")
+
+    assert store.check_of(kept) == there.check_of(kept) == xxhash.xxh3_128_hexdigest(data)
+    assert there.check_of(sha_of(data[1:])) == xxhash.xxh3_128_hexdigest(data[1:])
+    assert there.check_of("0" * 64) == ""
+    assert store.sweep(set(), now_s=time.time() + 2 * DAY_S) == 1
+    assert [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == []
+
+
+def test_a_blob_that_a_worker_says_is_damaged_is_dropped_if_it_is_its_jobs(server: Served) -> None:
+    def crash(sha: str) -> str:
+        return (
+            "from aiaas_magics.events import Crashed; from aiaas_magics.spec import ErrorReport; "
+            f"play.send(Crashed(report=ErrorReport(type='x', message='', kind='BlobDamaged', args=({sha!r}, 'rotten')))); code = 3"
+        )
+
+    arrays = [server.put(b"its own"), server.put(b"another's")]
+    for sha in arrays:
+        payload = server.put(json.dumps([{"do": "python", "text": crash(sha)}]).encode())
+        spec = msgspec.structs.replace(server.spec(), payload=payload, arrays=tuple(arrays[:1]))
+        view = server.transport.post("/v1/jobs", spec, JobView, key=sha)
+        assert server.end(view.id).state is JobState.FAILED
+        if sha == arrays[0]:
+            assert missing(server, *arrays) == [sha]
+            server.put(b"its own")
+
+    assert missing(server, *arrays) == []
 
 
 def test_asking_for_a_blob_keeps_it(tmp_path: Path) -> None:

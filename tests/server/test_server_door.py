@@ -11,12 +11,15 @@ import msgspec
 import pytest
 
 from aiaas_magics import errors
+from aiaas_magics.backend.guard import WRONG_TOKEN
 from aiaas_magics.backend.server.app import routes
+from aiaas_magics.backend.server.auth import Refusals
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.spec import About, JobView
+from aiaas_magics.testing import FakeClock
 from tests.server.served import Served, served
 
-FILLED = {"sha": "0" * 64, "job": "1", "name": "churn", "path": "a.txt", "number": "1", "index": "1"}
+FILLED = {"sha": "0" * 64, "job": "1", "name": "churn", "path": "a.txt", "number": "1", "index": "1", "attempt": "1"}
 DOORS = sorted((method, re.sub(r":\w+}", "}", route.path).format(**FILLED)) for route in routes() for method in (route.methods or ()))
 WRONG = ["", "wrong", "aiaas_", "x" * 100_000]
 
@@ -163,9 +166,46 @@ def test_a_request_behind_another_ones_body_is_not_carried_out(server: Served) -
 
 
 def test_an_error_says_whose_move_it_is_and_keeps_its_class(server: Served) -> None:
-    with Transport(server.url, token="wrong") as stranger, pytest.raises(errors.NotAuthorised, match="AIAAS_TOKEN"):
+    with Transport(server.url, token="wrong") as stranger, pytest.raises(errors.BackendNotProven, match="AIAAS_TOKEN"):
+        stranger.get("/v1/about", About)
+    with Transport(server.url, token="") as stranger, pytest.raises(errors.NotAuthorised, match="AIAAS_TOKEN"):
         stranger.get("/v1/about", About)
     with pytest.raises(errors.UnknownName, match="There is no job 'nope'"):
         server.view("nope")
     with pytest.raises(errors.BackendRefused, match="Install the same version"):
         server.transport.get("/v1/nothing", About)
+
+
+def test_who_was_refused_stands_in_the_log_once_a_minute_without_what_was_sent(server: Served) -> None:
+    for _ in range(20):
+        server.raw("GET", "/v1/jobs", token="aiaas_a_wrong_token_of_somebody")
+        server.raw("GET", "/v1/jobs", token="")
+
+    lines = [line for line in server.log.splitlines() if "refused" in line and ": 401 " in line]
+    assert 1 <= len(lines) <= 3  # other tests of this minute were refused too, and a slow machine takes longer
+    assert "from 127.0.0.1: 401" in lines[0]
+    assert "wrong_token_of_somebody" not in server.log
+
+
+def test_refusals_are_counted_by_address_and_a_flood_of_addresses_takes_no_memory(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    refusals = Refusals(clock.monotonic_s)
+
+    def note(address: str, path: str = "/v1/jobs") -> None:
+        refusals.note({"type": "http", "client": (address, 1), "method": "GET", "path": path}, WRONG_TOKEN)
+
+    for _ in range(5):
+        note("10.0.0.1")
+    note("10.0.0.2", "/v1/\x1b[31m\nrefused")
+    clock.pass_s(61)
+    note("10.0.0.1")
+
+    assert [record.message.partition(": ")[0] for record in caplog.records] == [
+        "refused GET '/v1/jobs' from 10.0.0.1",
+        "refused GET '/v1/\\x1b[31m\\nrefused' from 10.0.0.2",
+        "refused GET '/v1/jobs' from 10.0.0.1",
+    ]
+    assert "(4 more since" in caplog.records[-1].message
+    for number in range(3000):
+        note(f"10.1.{number // 256}.{number % 256}")
+    assert len(refusals._noted) <= 1000

@@ -159,6 +159,7 @@ def test_a_number_of_executors_is_kept(server: Served) -> None:
         server.transport.post("/v1/endpoints/churn/replicas", {"replicas": 0}, EndpointView)
 
 
+@pytest.mark.process
 def test_an_endpoint_keeps_the_server(tmp_path: Path) -> None:
     import subprocess
 

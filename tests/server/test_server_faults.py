@@ -21,6 +21,8 @@ from aiaas_magics.spec import About, JobState, JobView
 from tests.conftest import processes_of
 from tests.server.served import Served, served, until
 
+pytestmark = pytest.mark.process
+
 LONG = {"do": "wait", "seconds": 600}
 
 

@@ -18,9 +18,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 from safetensors.numpy import save_file
+from tensorflow.core.framework import op_def_pb2
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.client import pywrap_tf_session
 
 from aiaas_magics.backend.serving.engines.saved_model_check import check_saved_model
+from aiaas_magics.backend.serving.engines.saved_model_operators import OPERATORS, STATELESS
 
 raw = tf.raw_ops
 ELSEWHERE = "/etc/hostname"
@@ -76,6 +79,16 @@ BODIES: dict[str, Callable[[tf.Tensor], Any]] = {
     "restores a tensor": lambda x: raw.RestoreV2(prefix=text_of(x), tensor_names=["x"], shape_and_slices=[""], dtypes=[tf.float32])[0],
     "prints into a file": prints,
     "maps a file": lambda x: x + raw.ImmutableConst(dtype=tf.float32, shape=[1], memory_region_name=ELSEWHERE),
+    "reads the host's vocabulary": lambda x: (
+        x
+        + tf.cast(
+            raw.GenerateVocabRemapping(new_vocab_file=ELSEWHERE, old_vocab_file=ELSEWHERE, new_vocab_offset=0, num_new_vocab=1)[1],
+            tf.float32,
+        )
+    ),
+    "an operator that is not known here": lambda x: (
+        x + tf.cast(raw.QueueSizeV2(handle=raw.FIFOQueueV2(component_types=[tf.float32])) * 0, tf.float32)
+    ),
     "reads a table that the caller names": table_of(None),
     "reads a table of the host's": table_of(ELSEWHERE),
     "reads a table of the host's by a captured name": table_of(CAPTURED),
@@ -126,7 +139,16 @@ def verdict(folder: Path) -> str:
     return ""
 
 
+def check_the_list() -> None:
+    """Every operator that may be used is one of TensorFlow's, and those that are called stateless are."""
+    listed = op_def_pb2.OpList.FromString(pywrap_tf_session.TF_GetBuffer(pywrap_tf_session.TF_GetAllOpList()))
+    stateful = {op.name: op.is_stateful for op in listed.op}
+    assert not OPERATORS - stateful.keys(), OPERATORS - stateful.keys()
+    assert not [name for name in STATELESS if stateful[name]]
+
+
 def main(folder: Path) -> None:
+    check_the_list()
     made = {what: saved(folder / what.replace("/", " "), body) for what, body in BODIES.items()} | with_words(folder)
     by_file = made["a vocabulary in a file"]
     made["an asset elsewhere"] = changed(

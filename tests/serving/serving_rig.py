@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import psutil
 from serving_models import Made
 
+from aiaas_magics.backend.disk import write_private
 from aiaas_magics.backend.serving.host import InferenceHost, Recorded
 from aiaas_magics.routing import Routing
 from aiaas_magics.spec import VersionView
@@ -88,6 +89,18 @@ class Rig:
         view = self.run(self.host.load(made.spec, version, made.artefact, made.samples))
         self.run(self.host.route(made.spec.name, routing, restores=True))
         return view
+
+    @property
+    def api_token(self) -> str:
+        """That of the API server whose folder it is; made when there is none."""
+        path = self.state / "token"
+        if not path.exists():
+            write_private(path, b"aiaas_the-api-token-of-this-folder\n")
+        return path.read_text().strip()
+
+    def manage(self, name: str, action: str, body: bytes = b"{}") -> Answer:
+        """Have a model loaded or unloaded, as whoever may do that."""
+        return self.call("POST", f"/v2/repository/models/{name}/{action}", body, token=self.api_token)
 
     @property
     def address(self) -> tuple[str, int]:

@@ -74,6 +74,7 @@ def test_once_it_holds_whoever_does_not_acknowledge_is_ended() -> None:
     assert (decision.prepared, decision.ended) == ({1}, {2, 3})
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [0, 65])
 def test_a_number_of_front_ends_that_cannot_be_is_refused_in_one_sentence(tmp_path: Path, number: int) -> None:
     command = [sys.executable, "-m", "aiaas_magics", "serve", "--state", str(tmp_path), "--front-ends", str(number)]
@@ -223,21 +224,22 @@ def by_grpc(rig: Rig, method: str, message: Any) -> Any:
             request_serializer=type(message).SerializeToString,
             response_deserializer=getattr(inference, type(message).__name__.replace("Request", "Response")).FromString,
         )
-        return ask(message, metadata=(("authorization", f"Bearer {rig.host.token}"),), timeout=30)
+        token = rig.api_token if method.startswith("RepositoryModel") else rig.host.token
+        return ask(message, metadata=(("authorization", f"Bearer {token}"),), timeout=30)
 
 
 def test_unloaded_at_any_front_end_an_endpoint_answers_at_none_and_loaded_again_at_all(calm: Rig) -> None:
     for _ in range(6):
-        assert calm.call("POST", "/v2/repository/models/live/unload", b"{}").status == 200
+        assert calm.manage("live", "unload").status == 200
         assert ask_all(calm, 1) == {404}
-        assert calm.call("POST", "/v2/repository/models/live/load", b"{}").status == 200
+        assert calm.manage("live", "load").status == 200
         assert ask_all(calm, 1) == {200}
 
     by_grpc(calm, "RepositoryModelUnload", inference.RepositoryModelUnloadRequest(model_name="live"))
     assert ask_all(calm, 1) == {404}
     by_grpc(calm, "RepositoryModelLoad", inference.RepositoryModelLoadRequest(model_name="live"))
     assert ask_all(calm, 1) == {200}
-    assert calm.call("POST", "/v2/repository/models/none/unload", b"{}").status == 404
+    assert calm.manage("none", "unload").status == 404
 
 
 def test_one_that_does_not_answer_is_said_and_its_figures_are_not_left_out(calm: Rig) -> None:
@@ -266,6 +268,7 @@ def test_one_that_does_not_answer_is_said_and_its_figures_are_not_left_out(calm:
     assert requests_in(until(lambda: (got := calm.call("GET", "/metrics")).status == 200 and got)) == before + 12
 
 
+@pytest.mark.process
 def test_nothing_fails_through_twenty_swaps_a_failing_load_and_a_scaling_and_none_gets_the_old_version_after(tmp_path: Path) -> None:
     with several(tmp_path / "state", 2) as rig:
         load(rig, tmp_path, 1)
@@ -291,6 +294,7 @@ def test_nothing_fails_through_twenty_swaps_a_failing_load_and_a_scaling_and_non
         assert {number for sent_s, number in callers.answers if began_s < sent_s < ended_s} <= allowed | after
 
 
+@pytest.mark.process
 def test_a_load_that_one_front_end_does_not_survive_leaves_all_as_they_were(tmp_path: Path) -> None:
     with several(tmp_path / "state", 3) as rig:
         load(rig, tmp_path, 1)
@@ -319,12 +323,14 @@ def test_a_load_that_one_front_end_does_not_survive_leaves_all_as_they_were(tmp_
         assert {rig.predict("live", ONE).document["predictions"][0][0] for _ in range(30)} == {3.0}
 
 
+@pytest.mark.nightly
+@pytest.mark.process
 def test_one_that_is_killed_under_load_comes_back_as_the_others_are_and_no_figure_goes_back(tmp_path: Path) -> None:
     with several(tmp_path / "state", 2) as rig:
         load(rig, tmp_path, 1)
         load(rig, tmp_path, 2, Routing(live=2, previous=1, labels={"stable": 1}))
         rig.load(plus(tmp_path, "gone", 5.0))
-        rig.call("POST", "/v2/repository/models/gone/unload", b"{}")
+        rig.manage("gone", "unload")
         first, killed = pids(rig)
         with Callers(rig) as callers:
             until(lambda: answered(rig, "live")[killed] > 0)
@@ -350,6 +356,7 @@ def test_one_that_is_killed_under_load_comes_back_as_the_others_are_and_no_figur
         assert sum(answered(rig, "live").values()) == before, "what it had counted is not lost with it"
 
 
+@pytest.mark.process
 def test_one_that_is_stopped_during_a_flip_is_replaced_and_answers_nobody_with_the_old_version(tmp_path: Path) -> None:
     with several(tmp_path / "state", 2) as rig:
         load(rig, tmp_path, 1)
@@ -385,6 +392,7 @@ def predicted(rig: Rig, connection: http.client.HTTPConnection) -> float | None:
         return None
 
 
+@pytest.mark.process
 def test_sigterm_ends_all_of_them_after_the_last_answer_and_leaves_no_socket(tmp_path: Path) -> None:
     with several(tmp_path / "state", 2) as rig:
         load(rig, tmp_path, 1)
@@ -401,6 +409,8 @@ def test_sigterm_ends_all_of_them_after_the_last_answer_and_leaves_no_socket(tmp
         rig.run(rig.host.start(rig.state))
 
 
+@pytest.mark.nightly
+@pytest.mark.process
 def test_one_that_is_stopped_keeps_nobody_from_ending(tmp_path: Path) -> None:
     with several(tmp_path / "state", 2) as rig:
         first, stopped = pids(rig)
@@ -413,6 +423,8 @@ def test_one_that_is_stopped_keeps_nobody_from_ending(tmp_path: Path) -> None:
         rig.run(rig.host.start(rig.state))
 
 
+@pytest.mark.nightly
+@pytest.mark.process
 def test_when_the_first_is_killed_the_others_end_a_stopped_one_too_and_all_come_back_on_the_same_port(tmp_path: Path) -> None:
     with several(tmp_path / "state", 3) as rig:
         load(rig, tmp_path, 4)
@@ -428,6 +440,8 @@ def test_when_the_first_is_killed_the_others_end_a_stopped_one_too_and_all_come_
         assert ask_all(rig, 3) == {200}
 
 
+@pytest.mark.nightly
+@pytest.mark.process
 def test_behind_tls_all_of_them_answer(tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
@@ -447,6 +461,8 @@ def test_behind_tls_all_of_them_answer(tmp_path: Path) -> None:
         assert "Traceback" not in Files(rig.state).log.read_text()
 
 
+@pytest.mark.nightly
+@pytest.mark.process
 def test_a_process_with_as_many_front_ends_is_adopted_and_one_with_another_number_replaced(tmp_path: Path) -> None:
     first = Rig(tmp_path / "state", front_ends=2).__enter__()
     pid = first.host.pid
@@ -461,6 +477,8 @@ def test_a_process_with_as_many_front_ends_is_adopted_and_one_with_another_numbe
         rig.run(rig.host.start(rig.state))
 
 
+@pytest.mark.nightly
+@pytest.mark.process
 def test_a_server_starts_as_many_as_its_environment_says_and_ends_them_all(tmp_path: Path) -> None:
     files = Files(tmp_path)
     command = [sys.executable, "-m", "aiaas_magics", "serve", "--state", str(tmp_path), "--port", "0"]

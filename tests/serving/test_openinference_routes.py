@@ -105,7 +105,7 @@ def test_the_server_names_its_extensions(shared: Rig, path: str) -> None:
 
 
 def test_a_question_about_the_repository_that_is_no_text_is_refused(shared: Rig) -> None:
-    assert shared.call("POST", "/v2/repository/models/plus/load", b'{"parameters": {"\x80": 1}}').status == 400
+    assert shared.manage("plus", "load", b'{"parameters": {"\x80": 1}}').status == 400
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"ready": true}'])
@@ -241,11 +241,11 @@ def test_an_unloaded_model_is_not_ready_until_it_is_loaded_again(rig: Rig, tmp_p
     rig.load(serving_models.plus(tmp_path, "plus", 1.0))
     ask = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}]}
 
-    gone = rig.call("POST", "/v2/repository/models/plus/unload", b'{"parameters": {"unload_dependents": false}}')
+    gone = rig.manage("plus", "unload", b'{"parameters": {"unload_dependents": false}}')
     states = [rig.call("GET", path).status for path in ("/v2/models/plus/ready", "/v2/models/plus", "/v2/health/ready")]
     asked, predicted = infer(rig, "plus", ask), rig.predict("plus", {"instances": [[1.0]]})
     index = rig.call("POST", "/v2/repository/index", b"").document
-    back = rig.call("POST", "/v2/repository/models/plus/load")
+    back = rig.manage("plus", "load", b"")
 
     assert (gone.status, gone.document) == (200, {"name": "plus", "unload": True})
     assert states == [503, 503, 200]
@@ -253,7 +253,7 @@ def test_an_unloaded_model_is_not_ready_until_it_is_loaded_again(rig: Rig, tmp_p
     assert index == [{"name": "plus", "version": "1", "state": "UNAVAILABLE", "reason": ""}]
     assert (back.status, back.document) == (200, {"name": "plus", "load": True})
     assert infer(rig, "plus", ask).document["outputs"][0]["data"] == [2.0]
-    rig.call("POST", "/v2/repository/models/plus/unload")
+    rig.manage("plus", "unload", b"")
     rig.load(serving_models.plus(tmp_path, "plus", 2.0), 2)
     assert infer(rig, "plus", ask).document["outputs"][0]["data"] == [3.0], "a deploy lets it answer again"
 
@@ -269,7 +269,7 @@ def test_an_unloaded_model_is_not_ready_until_it_is_loaded_again(rig: Rig, tmp_p
     ],
 )
 def test_a_repository_request_that_cannot_be_done_says_why(shared: Rig, path: str, body: bytes, status: int, text: str) -> None:
-    answer = shared.call("POST", path, body)
+    answer = shared.call("POST", path, body, token=shared.api_token)
 
     assert answer.status == status
     assert text in answer.error

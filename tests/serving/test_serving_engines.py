@@ -23,12 +23,14 @@ import serving_models
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file
 from serving_models import Made, tensor
-from serving_rig import Rig
+from serving_rig import Rig, is_gone
 
-from aiaas_magics.backend.serving.engines import UnsafeArtefact, frames
+from aiaas_magics.backend.serving.engines import EngineTooSlow, UnsafeArtefact, frames
+from aiaas_magics.backend.serving.engines.onnx import OnnxEngine
 from aiaas_magics.backend.serving.engines.onnx_check import check_onnx
-from aiaas_magics.backend.serving.engines.saved_model import unpack
+from aiaas_magics.backend.serving.engines.saved_model import SavedModelEngine, unpack
 from aiaas_magics.errors import InvalidSpec, ProofFailed
+from tests.waiting import until
 
 # --------------------------------------------------------------------------- the article's model
 
@@ -106,6 +108,44 @@ def test_a_saved_models_process_ends_when_the_inference_process_is_killed(rig: R
     os.waitpid(rig.host.pid, 0)
     psutil.wait_procs([child], timeout=20)
     assert not child.is_running()
+
+
+@pytest.mark.slow
+def test_a_saved_models_process_that_computes_for_too_long_is_killed(exports: Path, article: Made, tmp_path: Path) -> None:
+    spec = serving_models.article_spec("saved_model")
+    engine = SavedModelEngine(spec, exports / "article.zip", threads=1, scratch=tmp_path, compute_s=2.0)
+    (child,) = [process for process in psutil.Process().children() if "saved_model_child" in " ".join(process.cmdline())]
+
+    os.kill(child.pid, signal.SIGSTOP)
+    with pytest.raises(EngineTooSlow, match="article did not compute this within 2 s, and it was ended"):
+        engine.run({"x": np.zeros((1, 100), "float32")})
+
+    assert not child.is_running()
+    engine.close()
+
+
+COMPUTES_FOR_EVER = """
+import os, threading
+from aiaas_magics.backend.serving.engines.saved_model_child import end_with
+parent = os.getpid()
+if os.fork():
+    os._exit(0)
+print(os.getpid(), flush=True)
+threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+while True:
+    pass
+"""
+
+
+@pytest.mark.process
+def test_a_saved_models_process_that_computes_for_ever_ends_with_its_parent() -> None:
+    told = subprocess.Popen([sys.executable, "-c", COMPUTES_FOR_EVER], stdout=subprocess.PIPE, text=True)
+    assert told.stdout is not None
+    with told.stdout:
+        computing = int(told.stdout.readline())
+    told.wait(20)
+
+    until(lambda: is_gone(computing), "it went on computing", 20.0)
 
 
 def test_a_saved_model_with_other_numbers_than_keras_is_refused(rig: Rig, exports: Path, article: Made, tmp_path: Path) -> None:
@@ -217,8 +257,10 @@ def test_a_saved_model_that_reaches_beyond_itself_is_not_loaded_and_what_keras_e
     verdicts: dict[str, str] = json.loads(ran.stdout.splitlines()[-1])
 
     assert [what for what, why in verdicts.items() if not why] == ["adds", "a vocabulary", "a vocabulary in a file"]
-    assert verdicts["writes a file"] == "it uses WriteFile, which reach beyond the model"
-    assert verdicts["saves a tensor"] == "it uses SaveV2, which reach beyond the model"
+    assert verdicts["writes a file"] == "it uses WriteFile, not among the operators that only compute"
+    assert verdicts["saves a tensor"] == "it uses SaveV2, not among the operators that only compute"
+    assert verdicts["reads the host's vocabulary"] == "it uses GenerateVocabRemapping, not among the operators that only compute"
+    assert verdicts["an operator that is not known here"] == "it uses FIFOQueueV2, QueueSizeV2, not among the operators that only compute"
     assert verdicts["reads a table that the caller names"] == "a table in it is read from a file that is none of its own"
     assert "leads elsewhere" in verdicts["an asset elsewhere"]
 
@@ -282,8 +324,44 @@ def test_a_name_that_comes_twice_is_not_unpacked(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         path = a_zip(tmp_path / "a.zip", ("saved_model.pb", b"1"), ("saved_model.pb", b"2"))
 
-    with pytest.raises(UnsafeArtefact):
+    with pytest.raises(UnsafeArtefact, match=r"^a name in it comes twice$"):
         unpack(path, tmp_path / "model")
+
+
+def test_damaged_bytes_in_a_zip_are_said_and_no_path_of_the_host(tmp_path: Path) -> None:
+    """Any byte of it, and any two names that cannot both be files."""
+    path = a_zip(tmp_path / "a.zip", ("saved_model.pb", bytes(range(256)) * 4), ("assets/words.txt", b"a b c " * 50))
+    whole = path.read_bytes()
+    texts = []
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            unpack(path, tmp_path / "models" / str(place))
+        except UnsafeArtefact as error:
+            texts.append(str(error))
+
+    assert sum("CRC" in text for text in texts) > 3
+    assert sum("invalid" in text for text in texts) > 3, "of the compression"
+    assert not [text for text in texts if str(tmp_path) in text]
+    nested = a_zip(tmp_path / "b.zip", ("saved_model.pb", b"x"), ("saved_model.pb/y", b"x"))
+    with pytest.raises(UnsafeArtefact) as caught:
+        unpack(nested, tmp_path / "nested")
+    assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize(("opset", "ir", "text"), [(999, 9, "Opset 999 is under development"), (17, 99, "max supported IR version")])
+def test_a_file_that_is_too_new_is_refused_with_the_engines_reason(tmp_path: Path, opset: int, ir: int, text: str) -> None:
+    made = serving_models.plus(tmp_path, "plus", 1.0)
+    model = onnx.load(made.artefact)
+    model.opset_import[0].version, model.ir_version = opset, ir
+    made.artefact.write_bytes(model.SerializeToString())
+
+    with pytest.raises(UnsafeArtefact) as caught:
+        OnnxEngine(made.spec, made.artefact, threads=1)
+
+    assert text in str(caught.value)
+    assert "::" not in str(caught.value)
+    assert "/onnxruntime" not in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [b"", b"no zip", b"PK\x03\x04" + b"\0" * 40])

@@ -85,7 +85,8 @@ def test_no_request_that_the_document_describes_breaks_the_server(fuzzed: Fuzzed
     host = fuzzed.rig.host
 
     def ask(case: Any) -> None:
-        answer = case.call(base_url=host.url, headers={"Authorization": f"Bearer {host.token}"})
+        token = fuzzed.rig.api_token if "/repository/models/" in case.path else host.token
+        answer = case.call(base_url=host.url, headers={"Authorization": f"Bearer {token}"})
         case.validate_response(answer, checks=CHECKS)
         fuzzed.check(answer.status_code, answer.content)
 
@@ -135,10 +136,11 @@ def exchanged(rig: Rig, data: bytes) -> bytes:
     return got
 
 
-def test_bytes_that_are_almost_a_request_break_nothing(fuzzed: Fuzzed) -> None:
+@pytest.mark.parametrize("examples", [300, pytest.param(1500, marks=pytest.mark.nightly)])
+def test_bytes_that_are_almost_a_request_break_nothing(fuzzed: Fuzzed, examples: int) -> None:
     good = requests_of(fuzzed.rig)
 
-    @settings(SETTINGS, max_examples=1500)
+    @settings(SETTINGS, max_examples=examples)
     @given(st.lists(st.sampled_from(range(len(good))), min_size=1, max_size=3), EDITS, st.binary(max_size=20))
     def ask(kinds: list[int], edits: list[Edit], after: bytes) -> None:
         answer = exchanged(fuzzed.rig, edited(b"".join(good[kind] for kind in kinds), edits) + after)
@@ -233,17 +235,20 @@ def messages(draw: st.DrawFn) -> tuple[str, bytes]:
     return method, edited(sent, draw(EDITS)) if draw(st.booleans()) else sent
 
 
-def test_no_message_over_grpc_breaks_the_server(fuzzed: Fuzzed) -> None:
-    sent = (("authorization", f"Bearer {fuzzed.rig.host.token}"),)
+@pytest.mark.parametrize("examples", [250, pytest.param(1000, marks=pytest.mark.nightly)])
+def test_no_message_over_grpc_breaks_the_server(fuzzed: Fuzzed, examples: int) -> None:
+    def sent(method: str) -> tuple[tuple[str, str], ...]:
+        token = fuzzed.rig.api_token if method.endswith("/RepositoryModelLoad") else fuzzed.rig.host.token
+        return (("authorization", f"Bearer {token}"),)
 
     with grpc.insecure_channel(fuzzed.rig.host.grpc) as channel:
 
-        @settings(SETTINGS, max_examples=1000)
+        @settings(SETTINGS, max_examples=examples)
         @given(messages())
         def ask(given: tuple[str, bytes]) -> None:
             method, message = given
             try:
-                answer, code = channel.unary_unary(method)(message, metadata=sent, timeout=30), grpc.StatusCode.OK
+                answer, code = channel.unary_unary(method)(message, metadata=sent(method), timeout=30), grpc.StatusCode.OK
             except grpc.RpcError as error:
                 answer, code = error.details().encode(), error.code()
             assert code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED), (code, answer)

@@ -32,6 +32,7 @@ class Client:
 
     def __init__(self, rig: Rig) -> None:
         self.token = rig.host.token
+        self.managing = (("authorization", f"Bearer {rig.api_token}"),)
         self.channel = grpc.insecure_channel(rig.host.grpc)
 
     def __call__(self, method: str, message: Any, answer: Any, *, metadata: tuple[tuple[str, str], ...] | None = None) -> Any:
@@ -140,6 +141,15 @@ def test_several_inputs_and_a_choice_of_outputs(client: Client) -> None:
     assert np.frombuffer(one.raw_output_contents[0], "<f4").tolist() == [4.0, 2.5]
 
 
+def test_inputs_of_different_numbers_of_rows_are_refused(client: Client) -> None:
+    a, b = np.ones((1, 2), "float32"), np.ones((3, 2), "int32")
+    text = "Input 'a' has 1 row and input 'b' has 3 rows. Give all inputs the same number of rows"
+    by_proto = predict_request("sums", a=proto(1, (1, 2), tensor_content=a.tobytes()), b=proto(3, (3, 2), tensor_content=b.tobytes()))
+
+    assert client.refusal(V2 + "ModelInfer", infer_request("sums", a=a, b=b)) == (Code.INVALID_ARGUMENT, text)
+    assert client.refusal(TFS + "Predict", by_proto) == (Code.INVALID_ARGUMENT, text)
+
+
 def _with(change: Callable[[Any], Any]) -> Any:
     message = infer_request("sums", a=np.ones((1, 2), "float32"), b=np.ones((1, 2), "int32"))
     change(message)
@@ -238,18 +248,19 @@ def test_a_model_is_withdrawn_and_answers_again(client: Client) -> None:
     def ready() -> bool:
         return bool(client(V2 + "ModelReady", inference.ModelReadyRequest(name="scalar"), inference.ModelReadyResponse).ready)
 
-    client(
-        V2 + "RepositoryModelUnload", inference.RepositoryModelUnloadRequest(model_name="scalar"), inference.RepositoryModelUnloadResponse
-    )
+    unload = inference.RepositoryModelUnloadRequest(model_name="scalar")
+    assert client.refusal(V2 + "RepositoryModelUnload", unload)[0] is Code.PERMISSION_DENIED, "with a token for predictions"
+    assert ready()
+    client(V2 + "RepositoryModelUnload", unload, inference.RepositoryModelUnloadResponse, metadata=client.managing)
     try:
         assert not ready()
         assert client.refusal(V2 + "ModelInfer", infer_request("scalar", x=np.ones(1, "float32")))[0] is Code.UNAVAILABLE
     finally:
         load = inference.RepositoryModelLoadRequest(model_name="scalar")
-        client(V2 + "RepositoryModelLoad", load, inference.RepositoryModelLoadResponse)
+        client(V2 + "RepositoryModelLoad", load, inference.RepositoryModelLoadResponse, metadata=client.managing)
     assert ready()
     load.parameters["config"].string_param = "{}"
-    assert client.refusal(V2 + "RepositoryModelLoad", load)[0] is Code.INVALID_ARGUMENT
+    assert client.refusal(V2 + "RepositoryModelLoad", load, metadata=client.managing)[0] is Code.INVALID_ARGUMENT
 
 
 def test_statistics_count_what_came_over_either_protocol(client: Client, shared: Rig) -> None:
@@ -430,6 +441,7 @@ def test_probes_hear_of_health(client: Client) -> None:
     watching.cancel()
 
 
+@pytest.mark.process
 def test_its_messages_live_beside_tensorflows_and_are_the_same_on_the_wire() -> None:
     """In a process of its own: TensorFlow stays out of the test process."""
     program = """

@@ -162,3 +162,46 @@ def test_the_token_is_on_no_command_line_and_in_no_environment(shared: Rig) -> N
 
     assert shared.host.token not in " ".join(process.cmdline())
     assert shared.host.token not in str(process.environ())
+
+
+# --------------------------------------------------------------------------- what a token for predictions may not
+
+MANAGED = Guard(b"predicts", frozenset({"localhost"}), manager=lambda: b"manages")
+
+
+@pytest.mark.parametrize(
+    ("token", "manages", "status"),
+    [(b"predicts", False, 200), (b"predicts", True, 403), (b"manages", True, 200), (b"manages", False, 401), (b"", True, 401)],
+)
+def test_a_request_that_changes_what_others_use_takes_the_other_token(token: bytes, manages: bool, status: int) -> None:
+    decision = MANAGED.decide(Facts(hosts=(b"localhost",), authorizations=(b"Bearer " + token,)), manages=manages)
+
+    assert (decision.status if isinstance(decision, Refuse) else 200) == status
+
+
+def test_where_there_is_no_managing_token_an_empty_one_is_none() -> None:
+    guard = Guard(b"predicts", frozenset({"localhost"}), manager=lambda: b"")
+
+    assert isinstance(guard.decide(Facts(hosts=(b"localhost",), authorizations=(b"Bearer ",)), manages=True), Refuse)
+
+
+@pytest.mark.parametrize("path", ["load", "unload", "lo%61d", "LOAD"])
+def test_the_token_for_predictions_loads_and_unloads_nothing(shared: Rig, path: str) -> None:
+    answer = shared.call("POST", f"/v2/repository/models/plus/{path}", b"{}")
+
+    assert answer.status in (403, 404)
+    if path in ("load", "unload"):
+        assert answer.error == "This token is for predictions only. Send the API token of this server to load or unload a model."
+    assert shared.predict("plus", {"instances": [[1.0]]}).status == 200
+
+
+def test_the_api_token_is_not_one_for_predictions(shared: Rig) -> None:
+    assert shared.call("POST", "/v1/models/plus:predict", b'{"instances": [[1.0]]}', token=shared.api_token).status == 401
+
+
+@pytest.mark.parametrize("query", ["access_tok%65n=x", "%61ccess_token=x", "TOKE%4e=x", "a=1&api_key%3dx"])
+def test_a_token_in_an_address_is_refused_however_it_is_spelt(shared: Rig, query: str) -> None:
+    answer = shared.call("GET", f"/v2?{query}")
+
+    assert answer.status == 400
+    assert "does not belong into an address" in answer.error

@@ -31,6 +31,8 @@ from aiaas_magics.backend.serving.host import InferenceHost, Recorded
 from aiaas_magics.errors import CannotStart, InvalidSpec, NotAuthorised, ProofFailed, StoreNotWritable
 from aiaas_magics.routing import Routing
 
+pytestmark = pytest.mark.process
+
 
 def recorded(made: Made, version: int = 1) -> Recorded:
     return Recorded(spec=made.spec, version=version, artefact=str(made.artefact), samples=str(made.samples))
@@ -82,16 +84,21 @@ def test_killed_again_and_again_it_comes_back(rig: Rig, tmp_path: Path) -> None:
 def test_an_endpoint_that_was_withdrawn_does_not_answer_before_it_is_loaded_again_whatever_died(rig: Rig, tmp_path: Path) -> None:
     rig.load(plus(tmp_path, "one", 1.0))
     rig.load(plus(tmp_path, "two", 2.0))
-    rig.call("POST", "/v2/repository/models/one/unload", b"{}")
+    rig.manage("one", "unload")
+    assert {name: [view.shown_state for view in views] for name, views in rig.run(rig.host.status()).items()} == {
+        "one": ["WITHDRAWN"],
+        "two": ["AVAILABLE"],
+    }
 
     os.kill(rig.host.pid, signal.SIGKILL)
 
     until(lambda: answered(rig, "two"))
     until(lambda: len(rig.run(rig.host.status())) == 2)
     assert answered(rig, "one") is None
-    assert rig.call("POST", "/v2/repository/models/one/load", b"{}").status == 200
+    assert rig.manage("one", "load").status == 200
     assert answered(rig, "one")
-    rig.call("POST", "/v2/repository/models/two/unload", b"{}")
+    assert not rig.run(rig.host.status())["one"][0].withdrawn
+    rig.manage("two", "unload")
     rig.run(rig.host.retire("two"))
     rig.load(plus(tmp_path, "two", 3.0))
     assert answered(rig, "two"), "another endpoint of that name is not withdrawn"

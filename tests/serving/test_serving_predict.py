@@ -6,9 +6,11 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from aiaas_magics.client.endpoint import Endpoint
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.errors import BackendError, BackendRefused, DataMismatch
 from aiaas_magics.spec import EndpointView, TensorSpec
+from tests.impostors import Proving
 
 DTYPES = ["float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"]
 
@@ -148,7 +151,7 @@ def test_only_what_may_be_answered_another_time_is_asked_again(
     monkeypatch.setattr(transport, "RETRY_WAITS_S", (0.01,) * 4)
     seen: list[int] = []
 
-    class Scripted(BaseHTTPRequestHandler):
+    class Scripted(Proving):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
             seen.append(script[len(seen)])
@@ -160,9 +163,6 @@ def test_only_what_may_be_answered_another_time_is_asked_again(
                 self.send_header(tensors.LENGTH_HEADER, str(len(ANSWER_HEAD)))
                 self.end_headers()
                 self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
 
     x, y = (TensorSpec(name=name, dtype="float32", shape=(-1, 1)) for name in "xy")
     with ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as server:
@@ -191,18 +191,15 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks_if_that_is_not_long(
     monkeypatch: pytest.MonkeyPatch, says: str, waits: list[float]
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(transport.time, "sleep", waited.append)
+    monkeypatch.setattr(transport, "time", SimpleNamespace(sleep=waited.append, monotonic=time.monotonic))  # other threads sleep as ever
 
-    class Busy(BaseHTTPRequestHandler):
+    class Busy(Proving):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
             self.send_response(200 if waited else 503)
             self.send_header("content-length", "0")
             self.send_header("retry-after", says)
             self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))

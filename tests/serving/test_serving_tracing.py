@@ -253,6 +253,7 @@ def test_sigterm_sends_what_was_not_sent(receiver: Receiver, monkeypatch: pytest
     assert receiver.next().name == "POST /v1/models/{name}:predict"
 
 
+@pytest.mark.process
 def test_a_receiver_that_never_answers_keeps_no_process_from_ending(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -275,6 +276,7 @@ def ended(rig: Rig) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "environment",
     [

@@ -178,18 +178,28 @@ def test_a_model_of_scalars_takes_a_flat_list(shared: Rig) -> None:
     assert shared.predict("scalar", {"inputs": [1.0, 2.5]}).document == {"outputs": [1.0, 2.5]}
 
 
-def test_inputs_of_different_sizes_are_the_models_to_judge(shared: Rig) -> None:
-    """Broadcasting one row over three is legal in this graph; in row format it could not even be said."""
-    answer = shared.predict("sums", {"inputs": {"a": [[1.0, 1.0]], "b": [[1, 1], [2, 2], [3, 3]]}})
+@pytest.mark.parametrize(("a", "told"), [(1, "1 row"), (2, "2 rows")])
+def test_inputs_of_different_numbers_of_rows_are_refused_and_not_repeated(shared: Rig, a: int, told: str) -> None:
+    """The graph itself would add one row to each of three."""
+    text = f"Input 'a' has {told} and input 'b' has 3 rows. Give all inputs the same number of rows"
+    one, three = [[1.0, 1.0]] * a, [[1, 1], [2, 2], [3, 3]]
+    tensors = [
+        {"name": "a", "datatype": "FP32", "shape": [a, 2], "data": one},
+        {"name": "b", "datatype": "INT32", "shape": [3, 2], "data": three},
+    ]
 
-    assert answer.document["outputs"]["total"] == [[2.0, 2.0], [3.0, 3.0], [4.0, 4.0]]
+    columns = shared.predict("sums", {"inputs": {"a": one, "b": three}})
+    v2 = shared.call("POST", "/v2/models/sums/infer", json.dumps({"inputs": tensors}).encode())
+
+    assert (columns.status, v2.status) == (400, 400)
+    assert columns.error == v2.error == text
 
 
 def test_the_engines_sentence_tells_nothing_of_its_source(shared: Rig) -> None:
-    answer = shared.predict("sums", {"inputs": {"a": [[1.0, 1.0], [2.0, 2.0]], "b": [[1, 1], [2, 2], [3, 3]]}})
+    answer = shared.predict("lookup", {"instances": [99]})
 
     assert answer.status == 400
-    assert "Attempting to broadcast an axis by a dimension other than 1. 2 by 3" in answer.error
+    assert "out of data bounds" in answer.error
     assert "/" not in answer.error
     assert "::" not in answer.error
 

@@ -14,6 +14,8 @@ from aiaas_magics.execution import Execution
 from tests.contracts.recipes import gap
 from tests.spmd import jax_models
 
+pytestmark = pytest.mark.process
+
 
 def test_jobs_on_jax_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

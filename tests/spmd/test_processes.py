@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 from keras import layers
@@ -53,6 +54,7 @@ def trained(folder: Path, execution: Execution, *, n: int, devices: int, **argum
     return model, history
 
 
+@pytest.mark.nightly
 def test_two_processes_compute_what_one_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     x, y = jax_models.table(53)  # the last batch has 5 rows, which two devices cannot share evenly
@@ -74,13 +76,20 @@ def test_two_processes_compute_what_one_computes(tmp_path: Path, monkeypatch: py
     assert not [event for event in ranks.events_in(tmp_path / "two", rank=1) if isinstance(event, Planned | Checkpointed)]
 
 
-def test_a_process_that_is_told_to_end_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.process
+def test_processes_listen_on_loopback_only_and_one_that_is_told_to_end_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     x, y = jax_models.table(512)
     sent = ranks.send(tmp_path, jax_models.dropping(), execution=IN_TWO, x=x, y=y, epochs=10**6, batch_size=16)
     processes = ranks.start(ranks.commands(sent, tmp_path, ranks=2, devices=1, execution=sent.packed.execution))
     try:
         ranks.wait_until(lambda: any(isinstance(event, EpochEnded) for event in ranks.events_in(tmp_path)), "no epoch ended")
+        heard = [
+            c.laddr.ip for process in processes for c in psutil.Process(process.pid).net_connections() if c.status == psutil.CONN_LISTEN
+        ]
+        assert heard
+        assert set(heard) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+        assert any("asks for no token" in note for note in sent.packed.notes)
         processes[1].terminate()
         assert processes[1].wait(ranks.WAIT_S) == -signal.SIGTERM
     finally:
@@ -89,6 +98,7 @@ def test_a_process_that_is_told_to_end_ends(tmp_path: Path, monkeypatch: pytest.
             process.wait()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_costs_one_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     monkeypatch.setenv("AIAAS_HOME", str(tmp_path / "home"))

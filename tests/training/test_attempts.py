@@ -35,10 +35,19 @@ class Slow(keras.callbacks.Callback):
 
 
 class Breaks(keras.callbacks.Callback):
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        raise KeyError("no such thing")
+        raise self.error
 
 
+class OwnInterrupt(BaseException):
+    """What no `except Exception` sees."""
+
+
+@pytest.mark.process
 def test_a_killed_rank_ends_the_others_soon_and_in_plain_words(tmp_path: Path) -> None:
     shared = set(Path("/dev/shm").glob("aiaas-test-*"))
     sent = ranks.send(tmp_path, dense("adam")(), **data(epochs=1000, callbacks=lambda: [Slow()])())
@@ -57,17 +66,22 @@ def test_a_killed_rank_ends_the_others_soon_and_in_plain_words(tmp_path: Path) -
     assert set(Path("/dev/shm").glob("aiaas-test-*")) == shared
 
 
-def test_an_exception_of_the_users_is_reported_with_its_own_lines(pool: LocalPool, tmp_path: Path) -> None:
-    sent = ranks.send(tmp_path, dense("adam")(), **data(callbacks=lambda: [Breaks()])())
+@pytest.mark.parametrize(
+    ("error", "n"), [(KeyError("no such thing"), 2), (KeyboardInterrupt(), 1), (SystemExit(3), 1), (OwnInterrupt("so"), 1)], ids=repr
+)
+def test_whatever_the_users_code_raises_is_reported_with_its_own_lines(
+    pool: LocalPool, tmp_path: Path, error: BaseException, n: int
+) -> None:
+    sent = ranks.send(tmp_path, dense("adam")(), **data(callbacks=lambda: [Breaks(error)])())
 
-    codes = ranks.fork(pool, sent, tmp_path, ranks=2)
+    codes = ranks.fork(pool, sent, tmp_path, ranks=n)
 
     assert set(codes) <= {EXIT_CRASHED, EXIT_ALONE}
-    reports = [e.report for rank in range(2) for e in ranks.events_in(tmp_path, rank) if isinstance(e, Crashed)]
+    reports = [e.report for rank in range(n) for e in ranks.events_in(tmp_path, rank) if isinstance(e, Crashed)]
     assert reports
     for report in reports:
         [frame] = [frame for frame in report.frames if frame.user]
-        assert (report.type, report.message, report.phase) == ("KeyError", "'no such thing'", "training")
+        assert (report.type, report.message, report.phase) == (type(error).__name__, str(error), "training")
         assert frame.file == __file__
         assert frame.function == "on_epoch_end"
 

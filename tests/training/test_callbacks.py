@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import pytest
+import tensorflow as tf
 from keras import layers
 
 from aiaas_magics.backend.checkpoint_folder import newest_whole
-from aiaas_magics.backend.training.callbacks import callbacks_of_rank, most_steps_a_call
+from aiaas_magics.backend.training.callbacks import callbacks_of_rank, epoch_lines, most_steps_a_call
 from aiaas_magics.backend.training.checkpoints import load
+from aiaas_magics.backend.training.datasets import NEW_PASS
 from aiaas_magics.events import Checkpointed, Notice
 from aiaas_magics.packing import plain
 from tests.training.test_fused import Told, Trained, mlp, table
@@ -77,3 +81,46 @@ def test_a_history_of_the_users_runs_and_keras_own_does_not(tmp_path: Path) -> N
     x, y = table()
     trained = Trained(tmp_path, mlp(), {"x": x, "y": y, "epochs": 2, "callbacks": users}, fused="graph")
     assert trained.callbacks[0].losses == trained.history.history["loss"]
+
+
+@pytest.mark.parametrize("verbose", [0, 1, 2, "auto"])
+def test_verbose_2_prints_the_lines_of_a_plain_fit_and_anything_else_nothing(
+    verbose: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, y = table()
+    arguments = {"x": x, "y": y, "epochs": 3, "verbose": verbose, "shuffle": False, "validation_split": 0.25}
+    keras.utils.set_random_seed(3)
+    Trained(tmp_path, mlp(), arguments, fused="graph")
+    ours = capsys.readouterr().out
+    if verbose != 2:
+        assert ours == ""
+        return
+
+    keras.utils.set_random_seed(3)
+    mlp()().fit(**arguments)
+
+    assert untimed(ours) == untimed(capsys.readouterr().out)
+    assert "Epoch 2/3" in ours
+    assert "val_loss" in ours
+
+
+def untimed(lines: str) -> str:
+    """Without times, and losses as far as they are the same in any form of the steps."""
+    return re.sub(r"(\d\.\d)\d*", r"\1", re.sub(r"\d+[mu]?s(/\w+)?", "", lines))
+
+
+def test_one_worker_prints_the_epochs() -> None:
+    assert [len(epoch_lines({"verbose": 2}, rank=rank)) for rank in range(3)] == [1, 0, 0]
+
+
+def test_that_batches_are_passed_over_anew_is_said_only_by_a_run_that_is_resumed(tmp_path: Path) -> None:
+    def arguments(epochs: int) -> dict[str, Any]:
+        return {"x": tf.data.Dataset.from_tensor_slices(table()).batch(32), "epochs": epochs, "shuffle": False}
+
+    first = Trained(tmp_path / "first", mlp(), arguments(1), fused="graph", checkpoint_epochs=1)
+    found = newest_whole(first.folder / "checkpoints")
+    assert found is not None
+    resumed = Trained(tmp_path / "second", mlp(), arguments(2), fused="graph", resume_from=found[1])
+
+    said = [[event.text for event in run.told if isinstance(event, Notice)] for run in (first, resumed)]
+    assert said == [[], [NEW_PASS]]

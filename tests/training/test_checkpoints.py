@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -138,3 +140,50 @@ def test_attributes_that_are_no_plain_data_stay_behind() -> None:
             self.mixed = [1, object()]
 
     np.testing.assert_equal(plain_attributes(Thing(), leave_out=frozenset({"model"})), {"plain": {"values": [1, 2.5, np.ones(2)]}})
+
+
+BAD = {
+    "absolute": lambda path: json.dumps({"/dev/zero": "x"}),
+    "above": lambda path: json.dumps({"../other": "x"}),
+    "dots": lambda path: json.dumps({"..": "x"}),
+    "device": lambda path: (path / "zero").symlink_to("/dev/zero") or json.dumps({"zero": "x"}),
+    "pipe": lambda path: os.mkfifo(path / "pipe") or json.dumps({"pipe": "x"}),
+    "list": lambda path: "[1, 2]",
+    "deep": lambda path: "[" * 200_000,
+    "endless": lambda path: None,
+    "nothing": lambda path: "{}",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_manifest_that_names_anything_but_plain_files_of_its_folder_is_no_checkpoint(tmp_path: Path, kind: str) -> None:
+    good = write(tmp_path, checkpoint(1))
+    bad = tmp_path / Place(2).name
+    bad.mkdir()
+    text = BAD[kind](bad)
+    if text is None:
+        (bad / "manifest.json").symlink_to("/dev/zero")
+    else:
+        (bad / "manifest.json").write_text(text)
+
+    assert newest_whole(tmp_path) == (Place(1), good)
+
+
+def test_a_link_in_the_place_of_a_checkpoint_is_none(tmp_path: Path) -> None:
+    elsewhere = write(tmp_path / "elsewhere", checkpoint(3))
+    good = write(tmp_path / "own", checkpoint(1))
+    (tmp_path / "own" / Place(3).name).symlink_to(elsewhere)
+
+    assert newest_whole(tmp_path / "own") == (Place(1), good)
+
+
+def test_what_stands_beside_the_files_of_a_checkpoint_is_not_adopted(tmp_path: Path) -> None:
+    path = write(tmp_path / "one", checkpoint(1))
+    (path / "stray").symlink_to("/dev/zero")
+
+    adopt(path, tmp_path / "two")
+
+    assert sorted(one.name for one in (tmp_path / "two" / path.name).iterdir()) == sorted(
+        one.name for one in path.iterdir() if one.name != "stray"
+    )
+    assert newest_whole(tmp_path / "two") is not None

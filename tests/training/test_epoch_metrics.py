@@ -16,6 +16,8 @@ from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from aiaas_magics.backend.training.epoch_metrics import is_stock
 from tests.training.test_fused import Trained, mlp, table
 
+pytestmark = pytest.mark.slow
+
 
 class Scaled(keras.metrics.Mean):  # type: ignore[misc]
     """A result that depends on what Python holds."""

@@ -81,6 +81,7 @@ def test_what_a_lost_sender_wrote_before_its_end_is_read_and_nothing_is_waited_f
         folder.take(1, 0, lost=lost)
 
 
+@pytest.mark.process
 def test_a_rank_does_not_wait_for_batches_of_a_rank_0_whose_process_is_gone(tmp_path: Path) -> None:
     source, _ = packed(tf.data.Dataset.range(20).map(lambda i: (i, i)).batch(6), "x")
     command = {"job": "j", "attempt": 1, "ranks": 2, "attempt_dir": str(tmp_path), "job_dir": str(tmp_path), "payload": "", "arrays": ()}

@@ -28,7 +28,10 @@ from aiaas_magics.events import Candidate, EpochEnded, Event, Planned
 from aiaas_magics.execution import Execution
 from aiaas_magics.packing.fitcall import FitCall, pack, unpack
 from aiaas_magics.spec import MeasureSpec
+from tests import lanes
 from tests.training.ranks import gaps
+
+pytestmark = pytest.mark.slow
 
 ROWS, BATCH = 210, 32  # the last batch has 18 rows
 
@@ -58,6 +61,7 @@ class Trained:
         choices: Path | None = None,
         measure: MeasureSpec | None = None,
         checkpoint_epochs: int = 0,
+        resume_from: Path | None = None,
     ) -> None:
         """Train a fresh model in this process, as a worker does with what it has unpacked."""
         packed = pack(FitCall(make(), arguments))
@@ -74,6 +78,7 @@ class Trained:
             seed=5,
             choices=str(choices or ""),
             measure=measure,
+            resume_from=str(resume_from) if resume_from else None,
             execution=Execution(fused=fused, checkpoint_epochs=checkpoint_epochs),
         )
         self.told, self.folder = Told(), folder / fused
@@ -143,8 +148,13 @@ FITS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")  # where steps_per_epoch does not divide the pass
-@pytest.mark.parametrize("fused", ["graph", "xla"])
-@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    lanes.thinned(
+        [(name, fused) for name in FITS for fused in ("graph", "xla")],
+        keep=lambda case: case[1] == "xla" or case[0] == "random masks and statistics",
+    ),
+)
 def test_weights_and_logs_are_those_of_one_step_a_call(tmp_path: Path, name: str, fused: str) -> None:
     make, more = FITS[name]
     x, y = table()
@@ -355,6 +365,7 @@ def test_a_short_fit_does_not_compile_what_a_long_one_gained_by(ahead: float, fo
     assert why in choice.why[0]
 
 
+@pytest.mark.nightly
 def test_where_the_same_bits_are_asked_for_no_measurement_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_module, "LONG_S", 0.0)
     monkeypatch.setattr(fused_module, "TRIED_S", 0.01)
@@ -380,7 +391,7 @@ def test_where_the_same_bits_are_asked_for_no_measurement_decides(tmp_path: Path
     assert Choices(choices).of(kept.stem) == QUICKER_COMPILED, "nor is it measured"
 
 
-@pytest.mark.parametrize("rows_", [BATCH, BATCH - 5])
+@pytest.mark.parametrize("rows_", [pytest.param(BATCH, marks=pytest.mark.nightly), BATCH - 5])
 def test_an_epoch_of_one_batch_has_a_plan(tmp_path: Path, rows_: int) -> None:
     x, y = table(rows_)
 

@@ -17,6 +17,8 @@ from aiaas_magics.backend.training import segment
 from aiaas_magics.backend.training.group import Group, RankMissing
 from tests.training.ranks import ROOT
 
+pytestmark = pytest.mark.process
+
 WAIT_S = 60.0
 
 

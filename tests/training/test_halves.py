@@ -15,6 +15,7 @@ from keras import layers
 from aiaas_magics.backend.workers.launching import LauncherClient
 from aiaas_magics.events import Planned
 from aiaas_magics.execution import Execution
+from tests import lanes
 from tests.training import ranks
 from tests.training.fit_cases import CASES, Case, data, dense, metrics, optimizer
 from tests.training.test_equivalence import assert_like_plain_fit, floats
@@ -87,13 +88,21 @@ ALL = {
 }
 
 
+EVERY_CHANGE = frozenset(
+    {"adam", "an update shared out", "tail smaller than n", "recurrent", "masks", "a table", "logs of what the update changed"}
+)
+
+
 @pytest.fixture(scope="module")
-def trained(cases: LauncherClient, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[ranks.Sent, Path]]:
+def trained(
+    request: pytest.FixtureRequest, cases: LauncherClient, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[ranks.Sent, Path]]:
     """Everything of this module, trained by two processes."""
     base = tmp_path_factory.mktemp("halves")
     sent: dict[str, ranks.Sent] = {}
     files: list[list[Path]] = [[], []]
-    for name, one in ALL.items():
+    for name in lanes.selected(request, "name"):
+        one = ALL[name]
         execution = Execution(fused=one.fused)
         with floats(one.case):
             sent[name] = ranks.send(base / name, one.case.model(), execution=execution, **one.case.arguments())
@@ -103,7 +112,7 @@ def trained(cases: LauncherClient, tmp_path_factory: pytest.TempPathFactory) -> 
     return lambda name: (sent[name], base / name)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", lanes.thinned(ALL, keep=EVERY_CHANGE.__contains__))
 def test_steps_in_halves_are_those_of_plain_fit_or_are_not_cut_and_say_why(
     trained: Callable[[str], tuple[ranks.Sent, Path]], name: str
 ) -> None:

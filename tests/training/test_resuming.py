@@ -109,7 +109,12 @@ def collected(folder: Path, *, within: bool) -> Path:
 
 @pytest.mark.parametrize(
     ("n", "devices", "optimizer", "precision"),
-    [(1, 1, "adam", ""), (2, 1, "sgd", ""), (1, 2, "adam", ""), (2, 1, "adam", "mixed_float16")],
+    [
+        pytest.param(1, 1, "adam", "", marks=pytest.mark.nightly),
+        pytest.param(2, 1, "sgd", "", marks=pytest.mark.nightly),
+        pytest.param(1, 2, "adam", "", marks=pytest.mark.nightly),
+        (2, 1, "adam", "mixed_float16"),  # has what the others have, and the scale of a loss that the worker adds
+    ],
 )
 def test_a_resumed_attempt_ends_where_an_undisturbed_one_ends(
     pool: LocalPool, tmp_path: Path, n: int, devices: int, optimizer: str, precision: str
@@ -173,8 +178,8 @@ def test_training_goes_on_where_no_checkpoint_can_be_written(pool: LocalPool, tm
 
     attempt(pool, sent, tmp_path, n=1)
 
-    notices = {e.text for e in ranks.events_in(tmp_path) if isinstance(e, Notice)}
-    assert notices == {"Checkpoints cannot be written (File exists): a lost worker would cost more than it should."}
+    [notice] = [e.text for e in ranks.events_in(tmp_path) if isinstance(e, Notice)]
+    assert notice == "Checkpoints are left out since epoch 2 (File exists): a lost worker costs everything since the last one."
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_words_before_anything_is_changed() -> None:

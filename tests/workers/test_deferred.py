@@ -135,6 +135,7 @@ def test_what_is_hidden_is_there_afterwards(late: Path) -> None:
     assert sys.modules["sys"] is sys
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_preloaded_process_has_all_of_keras_and_little_of_what_few_use() -> None:
     probe = (

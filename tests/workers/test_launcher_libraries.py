@@ -14,6 +14,8 @@ from aiaas_magics.backend.workers.local import LocalPool
 from tests.conftest import processes_of
 from tests.workers.test_worker_pool import attempt, until
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.slow
 async def test_workers_fork_from_one_thread_that_has_imported_everything(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_a_pid_that_is_used_again_or_in_another_boot_is_another_process(monkeypa
         processes._boot.cache_clear()
 
 
+@pytest.mark.process
 def test_a_process_may_have_any_name_and_is_gone_when_it_has_ended(tmp_path: Path) -> None:
     program = tmp_path / "a) S 1 (b"
     shutil.copy("/bin/sleep", program)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -112,6 +113,7 @@ def test_a_process_that_is_gone_without_an_exit_file_has_ended_without_a_word(
     assert Exit().how == "ended without a word"
 
 
+@pytest.mark.process
 def test_a_stopped_process_is_told_at_once_and_given_up_only_when_it_does_not_go_on(
     folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +138,7 @@ def test_a_stopped_process_is_told_at_once_and_given_up_only_when_it_does_not_go
         process.kill()
 
 
+@pytest.mark.process
 def test_a_process_that_goes_on_between_two_looks_at_it_stopped_is_not_given_up(
     folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +196,63 @@ def test_output_is_kept_to_a_bound_and_says_so(folder: AttemptFolder, monkeypatc
     assert text.endswith("the rest is left out)")
 
 
+def test_a_long_line_is_shown_in_linear_time() -> None:
+    """The pattern that stood here took 2.6 s of CPU for 64 KB and 170 s for what this test gives it."""
+    began_s = time.thread_time()
+
+    assert len(shown(b"x" * 8 * 64 * 1024)) == 8 * 64 * 1024
+    assert shown(b"\r".join([b"1234567"] * 64 * 1024)) == "1234567"
+    assert time.thread_time() - began_s < 5.0  # it takes 10 ms; thread time counts no other process
+
+
+def test_output_beyond_the_bound_is_not_looked_at_and_its_disk_is_given_back(
+    folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "OUTPUT_BYTES", 1000)
+    monkeypatch.setattr(watching, "OUTPUT_SLACK_BYTES", 1000)
+    watch = AttemptWatch(folder, ranks=1)
+    with folder.output(0).open("ab") as file:
+        file.write(b"a line\n" * 200)
+        file.flush()
+        assert outputs(watch.look())[0].endswith("the rest is left out)")
+        file.write(b"a line\n" * 1_000_000)
+        file.flush()
+
+        assert not watch.look()
+
+        assert folder.output(0).stat().st_size == 1000
+        file.write(b"still appended")
+        file.flush()
+        assert folder.output(0).stat().st_size == 1014
+    write_value(folder.exit(0), Exit(code=0))
+    assert watch.look().ended == [(0, Exit(code=0))]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless", "folder", "other name"])
+def test_a_file_that_a_worker_made_something_else_of_is_not_read_and_its_end_is_seen_all_the_same(
+    folder: AttemptFolder, kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    secret = tmp_path_factory.mktemp("elsewhere") / "secret"
+    secret.write_bytes(line("of somebody else"))
+    for path in (folder.events(0), folder.output(0), folder.pid(0)):
+        match kind:
+            case "pipe":
+                os.mkfifo(path)
+            case "endless":
+                path.symlink_to("/dev/zero")
+            case "folder":
+                path.mkdir()
+            case "other name":
+                os.link(secret, path)
+    watch = AttemptWatch(folder, ranks=1)
+    assert not watch.look()
+
+    write_value(folder.exit(0), Exit(code=0))
+
+    assert watch.look().ended == [(0, Exit(code=0))]
+    assert watch.is_over
+
+
 def test_output_of_an_unfinished_line_comes_when_the_rank_ends(folder: AttemptFolder) -> None:
     folder.output(0).write_bytes(b"no newline")
     watch = AttemptWatch(folder, ranks=1)
@@ -214,3 +274,28 @@ def test_the_kinds_of_events_survive_the_file(folder: AttemptFolder) -> None:
     folder.events(0).write_bytes(wire.encode(WorkerLine(at_s=2.5, event=Compiled(seconds=0.5))) + b"\n")
 
     assert AttemptWatch(folder, ranks=1).look().lines == [(0, WorkerLine(at_s=2.5, event=Compiled(seconds=0.5)))]
+
+
+def test_output_keeps_blank_lines_and_loses_colours(folder: AttemptFolder) -> None:
+    folder.output(0).write_bytes(b"one\n\n\x1b[1m1/2\x1b[0m \x1b[37mbar\x1b[0m\r\x1b[1m2/2\x1b[0m\n\n")
+    watch = AttemptWatch(folder, ranks=1)
+
+    (first,) = outputs(watch.look())
+    with folder.output(0).open("ab") as file:
+        file.write(b"\n")
+
+    assert first.split("\n") == ["one", "", "2/2", ""]
+    assert outputs(watch.look()) == [""]
+
+
+def test_a_line_is_not_torn_where_a_look_ends(folder: AttemptFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "OUTPUT_LOOK_BYTES", 10)
+    folder.output(0).write_bytes(b"12345\n12345\n1")
+    write_value(folder.exit(0), Exit(code=0))
+    watch = AttemptWatch(folder, ranks=1)
+
+    found = []
+    while not watch.is_over:
+        found += outputs(watch.look())
+
+    assert "\n".join(found).split("\n") == ["12345", "12345", "1"]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,12 +17,16 @@ from typing import Any
 import pytest
 
 from aiaas_magics.backend.training.command import WorkerCommand
+from aiaas_magics.backend.workers import launching
 from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, Running, read_value, write_value
+from aiaas_magics.backend.workers.launcher import LOOK_S
 from aiaas_magics.backend.workers.launching import LauncherClient, LauncherGone
 from aiaas_magics.backend.workers.local import LocalPool
 from aiaas_magics.settings import package_version
 from aiaas_magics.testing.server import SCRIPTED
 from tests.conftest import processes_of
+
+pytestmark = pytest.mark.process
 
 WAIT_S = 20.0
 
@@ -183,6 +190,79 @@ async def test_a_dead_launcher_is_replaced_and_its_ranks_go_on(pool: LocalPool, 
     assert process is not None
     assert not process.is_alive()
     assert folder.ending(0) is None  # nobody was there to see how it ended
+
+
+async def test_a_launcher_without_descriptors_goes_on_when_it_has_some_again(pool: LocalPool, tmp_path: Path) -> None:
+    folder, commands = attempt(tmp_path)
+    await pool.start(folder, commands)
+    await until(lambda: folder.ending(0), "the first attempt did not end")
+    launcher = read_value(tmp_path / "launcher" / "launcher.json", Running)
+    assert launcher is not None
+    limits = resource.prlimit(launcher.process.pid, resource.RLIMIT_NOFILE)
+
+    resource.prlimit(launcher.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    second, more = attempt(tmp_path, number=2)
+    starting = asyncio.ensure_future(pool.start(second, more))
+    await asyncio.sleep(1.5 * LOOK_S)  # it looks for its folder meanwhile
+    resource.prlimit(launcher.process.pid, resource.RLIMIT_NOFILE, limits)
+    await starting
+
+    assert await until(lambda: second.ending(0), "the second attempt did not end") == Exit(code=0)
+    assert read_value(tmp_path / "launcher" / "launcher.json", Running) == launcher
+
+
+async def test_a_stopped_launcher_is_replaced_and_its_ranks_go_on(pool: LocalPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "STOPPED_S", 0.2)
+    folder, commands = attempt(tmp_path, LONG)
+    await pool.start(folder, commands)
+    launcher = read_value(tmp_path / "launcher" / "launcher.json", Running)
+    assert launcher is not None
+    os.kill(launcher.process.pid, signal.SIGSTOP)
+    second, more = attempt(tmp_path, number=2)
+
+    await pool.start(second, more)
+
+    await until(lambda: second.ending(0), "the second attempt did not end")
+    assert not launcher.process.is_alive()
+    process = folder.process(0)
+    assert process is not None
+    assert process.is_alive()
+    await pool.stop(folder, ranks=1)
+
+
+async def test_a_launcher_that_is_stopped_for_a_moment_is_waited_for(pool: LocalPool, tmp_path: Path) -> None:
+    pool.warm()
+    told = tmp_path / "launcher" / "launcher.json"
+    launcher = await until(lambda: read_value(told, Running), "it did not come up")
+    os.kill(launcher.process.pid, signal.SIGSTOP)
+    asyncio.get_running_loop().call_later(1.2, os.kill, launcher.process.pid, signal.SIGCONT)
+    folder, commands = attempt(tmp_path)
+
+    await pool.start(folder, commands)
+
+    await until(lambda: folder.ending(0), "the attempt did not end")
+    assert read_value(told, Running) == launcher
+
+
+def test_a_launcher_that_answered_once_and_answers_no_more_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "ANSWER_S", 0.3)
+    monkeypatch.setattr(launching, "READY_S", 1.5)
+    monkeypatch.setattr(launching, "SILENT_LOOK_S", 0.1)
+    with socket.socket(socket.AF_UNIX) as listener, subprocess.Popen(["sleep", "600"]) as process:
+        listener.bind(str(tmp_path / "deaf.sock"))
+        listener.listen(1)
+        deaf = Running(process=ProcessId.of(process.pid), socket="deaf.sock", version=package_version(), entry="")
+        write_value(tmp_path / "launcher.json", deaf)
+        client = LauncherClient(tmp_path)
+
+        with pytest.raises(TimeoutError, match=r"did not answer within 1\.5 s"):  # it may be importing still
+            client.ask({"ping": True})
+        assert process.poll() is None
+        client._ready = deaf.process
+        with pytest.raises(LauncherGone, match=r"did not answer for 0\.3 s"):
+            client.ask({"ping": True})
+
+        assert process.wait(10) == -signal.SIGKILL
 
 
 async def test_a_launcher_that_cannot_start_says_why(tmp_path: Path) -> None:

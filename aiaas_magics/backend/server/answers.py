@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from aiaas_magics import errors, wire
-from aiaas_magics.errors import AiaasBug, AiaasError, BackendRefused, InvalidSpec
+from aiaas_magics.errors import AiaasBug, AiaasError, BackendRefused, InvalidSpec, StoreNotWritable
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,9 @@ def refuse(error: AiaasError, status: int | None = None, headers: dict[str, str]
 async def on_our_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, AiaasError)
     if isinstance(error, BackendRefused):
-        return refuse(error, error.status)
-    return refuse(error)
+        # What is left of a body that is too large is not waited for.
+        return refuse(error, error.status, {"connection": "close"} if error.status == 413 else None)
+    return refuse(error, headers={"connection": "close"} if isinstance(error, StoreNotWritable) else None)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -82,10 +83,11 @@ async def body_of(request: Request, of: type[T]) -> T:
         InvalidSpec: it is no such value; the text names the field.
         BackendRefused: it is too large, or did not come.
     """
-    told = request.headers.get("content-length", "0")
     data = bytearray()
-    too_large = told.isdigit() and int(told) > JSON_BYTES
+    too_large = told_bytes(request) > JSON_BYTES
     read = 0
+    if told_bytes(request) > DISCARD_BYTES:
+        raise _too_large()
     async for piece in chunks_of(request):
         read += len(piece)
         too_large = too_large or read > JSON_BYTES
@@ -94,12 +96,42 @@ async def body_of(request: Request, of: type[T]) -> T:
         if not too_large:
             data += piece
     if too_large:
-        limit = JSON_BYTES // 2**20
-        raise BackendRefused(413, f"This request's body is larger than {limit} MB. Send arrays as blobs and name them by their hash.")
+        raise _too_large()
     try:
         return wire.decode(bytes(data), of)
     except wire.Malformed as error:
         raise InvalidSpec(f"The request is not understood: {error}. Install the same version on both sides.") from error
+
+
+def _too_large() -> BackendRefused:
+    limit = JSON_BYTES // 2**20
+    return BackendRefused(413, f"This request's body is larger than {limit} MB. Send arrays as blobs and name them by their hash.")
+
+
+def told_bytes(request: Request) -> int:
+    """How large the body is going to be; 0 where its sender does not say."""
+    told = request.headers.get("content-length", "")
+    return int(told) if told.isdecimal() else 0
+
+
+def upload_of(request: Request, *, most_bytes: int) -> AsyncIterator[bytes]:
+    """The pieces of a body that may be large, and not larger than this; see `chunks_of`.
+
+    Raises:
+        BackendRefused: it says that it is larger, or, while it is read, turns out to be.
+    """
+    too_large = BackendRefused(413, f"This request's body is larger than {most_bytes // 2**20:,} MB. Send it in smaller parts.")
+    if told_bytes(request) > most_bytes:
+        raise too_large
+
+    async def pieces() -> AsyncIterator[bytes]:
+        read = 0
+        async for piece in chunks_of(request):
+            if (read := read + len(piece)) > most_bytes:
+                raise too_large
+            yield piece
+
+    return pieces()
 
 
 async def chunks_of(request: Request) -> AsyncIterator[bytes]:

@@ -7,10 +7,11 @@ jobs belong to `conductor`, bytes to `blobs`, endpoints to `endpoints`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 from starlette.applications import Starlette
@@ -19,19 +20,25 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from aiaas_magics.backend.disk import NotPlain, open_plain
 from aiaas_magics.backend.feed_folder import FeedFolder
-from aiaas_magics.backend.server.answers import answer, body_of, chunks_of, number_in, on_bug, on_http_error, on_our_error
-from aiaas_magics.backend.server.blobs import BlobStore, read_chunks
+from aiaas_magics.backend.server.answers import answer, body_of, number_in, on_bug, on_http_error, on_our_error, told_bytes, upload_of
+from aiaas_magics.backend.server.blobs import BLOB_BYTES, BlobStore, read_chunks, receive
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoints import Endpoints
 from aiaas_magics.backend.server.presence import Presence
+from aiaas_magics.backend.server.room import Room, not_writable
+from aiaas_magics.backend.server.storage import Storage
+from aiaas_magics.backend.workers import opened
 from aiaas_magics.errors import AiaasError, InvalidSpec, UnknownName, VersionSkew
+from aiaas_magics.events import MOST_FIGURE_BYTES
 from aiaas_magics.frames import FeedView
 from aiaas_magics.routing import Change, Scaling
-from aiaas_magics.spec import About, DeploySpec, FitSpec, Versions
+from aiaas_magics.spec import About, DeploySpec, FitSpec, Versions, checked_job_name
 
 POLL_S: Final = 30.0  # contract: a long poll waits at most this long
 KEY_CHARACTERS: Final = 200
+BATCH_BYTES: Final = 4 * 1024**3  # guess: one batch of a kernel's data, which a worker takes into its memory whole
 FEEDS: Final = ("x", "validation_data")  # arguments of `fit` whose batches a kernel may send
 FEED_LOOK_S: Final = 0.01  # a batch is asked for in time while others wait to be read; guess
 
@@ -66,6 +73,8 @@ class Parts:
     blobs: BlobStore
     endpoints: Endpoints
     presence: Presence
+    room: Room
+    storage: Storage
     jobs_folder: Path
     stop: Callable[[], None]
 
@@ -98,12 +107,15 @@ def routes() -> list[Route]:
         Route("/v1/jobs/{job}/feed/{name}", get_feed, methods=["GET"]),
         Route("/v1/jobs/{job}/feed/{name}/{number:int}/{index:int}", put_batch, methods=["PUT"]),
         Route("/v1/jobs/{job}/files/{path:path}", get_file, methods=["GET"]),
+        Route("/v1/jobs/{job}/figures/{attempt:int}/{number:int}", get_figure, methods=["GET"]),
         Route("/v1/endpoints", deploy, methods=["POST"]),
         Route("/v1/endpoints", list_endpoints, methods=["GET"]),
         Route("/v1/endpoints/{name}", get_endpoint, methods=["GET"]),
         Route("/v1/endpoints/{name}", retire, methods=["DELETE"]),
         Route("/v1/endpoints/{name}/routing", change_routing, methods=["POST"]),
         Route("/v1/endpoints/{name}/replicas", scale, methods=["POST"]),
+        Route("/v1/storage", get_storage, methods=["GET"]),
+        Route("/v1/storage/free", free_storage, methods=["POST"]),
         Route("/v1/stop", stop, methods=["POST"]),
     ]
 
@@ -130,6 +142,14 @@ async def kernel_here(request: Request) -> Response:
     return Response(status_code=204)
 
 
+async def get_storage(request: Request) -> Response:
+    return answer(await _parts(request).storage.view())
+
+
+async def free_storage(request: Request) -> Response:
+    return answer(await _parts(request).storage.free())
+
+
 async def stop(request: Request) -> Response:
     _parts(request).stop()
     return Response(status_code=202)
@@ -144,12 +164,14 @@ async def missing_blobs(request: Request) -> Response:
 
 
 async def put_blob(request: Request) -> Response:
-    await _parts(request).blobs.put(request.path_params["sha"], chunks_of(request))
+    body = upload_of(request, most_bytes=BLOB_BYTES)
+    _parts(request).room.check(told_bytes(request))
+    await _parts(request).blobs.put(request.path_params["sha"], body)
     return Response(status_code=201)
 
 
 async def get_blob(request: Request) -> Response:
-    return _file(_parts(request).blobs.get_path(request.path_params["sha"]))
+    return _file(open_plain(_parts(request).blobs.get_path(request.path_params["sha"]), links=None))
 
 
 async def adopt_blob(request: Request) -> Response:
@@ -157,14 +179,15 @@ async def adopt_blob(request: Request) -> Response:
     if parts.about().dropbox is None:
         raise InvalidSpec("This server has no dropbox. Send the bytes over HTTP instead.")
     dropped = await body_of(request, Dropped)
+    parts.room.check()
     await asyncio.to_thread(parts.blobs.adopt, request.path_params["sha"], dropped.file)
     return Response(status_code=201)
 
 
-def _file(path: Path) -> Response:
-    size = path.stat().st_size
-    headers = {"content-length": str(size), "x-content-type-options": "nosniff"}
-    return StreamingResponse(read_chunks(path), media_type="application/octet-stream", headers=headers)
+def _file(file: BinaryIO, more: Mapping[str, str] = {}) -> Response:
+    size = os.fstat(file.fileno()).st_size
+    headers = {**more, "content-length": str(size), "x-content-type-options": "nosniff"}
+    return StreamingResponse(read_chunks(file, size), media_type="application/octet-stream", headers=headers)
 
 
 # --------------------------------------------------------------------------- jobs
@@ -176,6 +199,7 @@ async def submit_job(request: Request) -> Response:
     if key is not None and not 0 < len(key) <= KEY_CHARACTERS:
         raise InvalidSpec(f"An Idempotency-Key has 1 to {KEY_CHARACTERS} characters. Use a random one for each job.")
     spec = await body_of(request, FitSpec)
+    checked_job_name(spec.name)
     check_versions(spec.versions, parts.about().versions)
     missing = await asyncio.to_thread(parts.blobs.missing, (spec.payload, *spec.arrays))
     if missing:
@@ -184,12 +208,12 @@ async def submit_job(request: Request) -> Response:
 
 
 def check_versions(theirs: Versions, ours: Versions) -> None:
-    """Python, Keras and TensorFlow must be the same up to the second number: objects travel by their inner state.
+    """Python, Keras, TensorFlow and this package must be the same up to the second number: objects travel by their inner state.
 
     Raises:
         VersionSkew: naming the first that differs.
     """
-    names = {"python": "Python", "keras": "Keras", "tensorflow": "TensorFlow"}
+    names = {"python": "Python", "keras": "Keras", "tensorflow": "TensorFlow", "aiaas_magics": "aiaas_magics"}
     if what := theirs.skew(ours, *names):
         raise VersionSkew(names[what], getattr(theirs, what) or "not installed", getattr(ours, what) or "not installed")
 
@@ -220,11 +244,35 @@ async def get_file(request: Request) -> Response:
     """A file that the job's callbacks wrote: one that is listed, and that lies where it says it lies."""
     parts, path = _parts(request), request.path_params["path"]
     view = parts.conductor.view(request.path_params["job"])
-    root = (parts.jobs_folder / view.id / "files").resolve()
-    target = (root / path).resolve() if path in view.files else root
-    if not target.is_relative_to(root) or not target.is_file():
-        raise UnknownName("file", path, view.files)
-    return _file(target)
+    folder = parts.jobs_folder / view.id / "files"
+    try:
+        _refuse_link(folder)
+        root = folder.resolve()
+        target = (root / path).resolve() if path in view.files else root
+        if not target.is_relative_to(root):
+            raise NotPlain("lies elsewhere")
+        appended = path in await asyncio.to_thread(opened.appended, folder.parent)
+        return _file(open_plain(target), {"aiaas-opened": opened.APPENDED} if appended else {})
+    except (OSError, NotPlain) as error:
+        raise UnknownName("file", path, view.files) from error
+
+
+async def get_figure(request: Request) -> Response:
+    """A figure that the job's code showed, also while it runs; a link in its place, or in its folder's, is not followed."""
+    parts, numbers = _parts(request), request.path_params
+    job = parts.conductor.view(numbers["job"]).id
+    name, folder = f"{numbers['attempt']}-{numbers['number']}", parts.jobs_folder / job / "figures"
+    try:
+        _refuse_link(folder)
+        return _file(open_plain(folder / f"{name}.png", most_bytes=MOST_FIGURE_BYTES))
+    except (OSError, NotPlain) as error:
+        raise UnknownName("figure", name) from error
+
+
+def _refuse_link(folder: Path) -> None:
+    """A job's code can put a link in the place of its own folder, and so to whatever this account may read."""
+    if folder.is_symlink():
+        raise NotPlain("is a link")
 
 
 async def get_feed(request: Request) -> Response:
@@ -242,8 +290,9 @@ async def put_batch(request: Request) -> Response:
     view, numbers = _feed_view(request), request.path_params
     if not view.open:
         return answer(view)
-    batch = b"".join([chunk async for chunk in chunks_of(request)])
-    await asyncio.to_thread(_feed(request).put, numbers["number"], numbers["index"], batch)
+    body = upload_of(request, most_bytes=BATCH_BYTES)
+    _parts(request).room.check(told_bytes(request))
+    await receive(body, _feed(request).frame(numbers["number"], numbers["index"]))
     return answer(_feed_view(request))
 
 
@@ -252,7 +301,10 @@ def _feed_view(request: Request) -> FeedView:
     if view.state.final:
         return FeedView(open=False, reading=-1, waiting=0)
     feed = _feed(request)
-    feed.touch()
+    try:
+        feed.touch()
+    except OSError as error:
+        raise not_writable(feed.path, error.strerror or str(error)) from error
     return FeedView(open=True, reading=feed.reading, waiting=feed.waiting())
 
 
@@ -261,13 +313,17 @@ def _feed(request: Request) -> FeedFolder:
     if name not in FEEDS:
         raise UnknownName("feed", name, FEEDS)
     job = parts.conductor.view(request.path_params["job"]).id
-    return FeedFolder(parts.jobs_folder / job / "feed" / name).made()
+    try:
+        return FeedFolder(parts.jobs_folder / job / "feed" / name).made()
+    except OSError as error:
+        raise not_writable(parts.jobs_folder, error.strerror or str(error)) from error
 
 
 # --------------------------------------------------------------------------- endpoints
 
 
 async def deploy(request: Request) -> Response:
+    _parts(request).room.check()
     return answer(await _parts(request).endpoints.deploy(await body_of(request, DeploySpec)), 201)
 
 

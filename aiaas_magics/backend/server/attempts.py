@@ -6,6 +6,7 @@ When an attempt starts or ends is decided in `jobs.machine`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -20,19 +21,21 @@ import msgspec
 from aiaas_magics import wire
 from aiaas_magics.backend import checkpoint_folder
 from aiaas_magics.backend.checkpoint_folder import Place
+from aiaas_magics.backend.disk import NotPlain, open_plain
 from aiaas_magics.backend.jobs.actions import StartAttempt
-from aiaas_magics.backend.jobs.placement import Seats
+from aiaas_magics.backend.jobs.placement import Ask, Seats
 from aiaas_magics.backend.jobs.states import Blame, Job, Verdict
 from aiaas_magics.backend.server.blobs import BlobStore
 from aiaas_magics.backend.server.devices import Machine
 from aiaas_magics.backend.server.state import StateFolder
 from aiaas_magics.backend.server.store import JobRecord
+from aiaas_magics.backend.workers import opened
 from aiaas_magics.backend.workers.attempt import AttemptFolder
 from aiaas_magics.backend.workers.pool import WorkerCommand, WorkerPool
 from aiaas_magics.errors import InvalidSpec
 from aiaas_magics.events import Crashed, Entry, Finished, WorkerLost
 from aiaas_magics.execution import ONE_PROCESS
-from aiaas_magics.spec import CheckpointView, TensorSpec
+from aiaas_magics.spec import CheckpointView, FitSpec, TensorSpec
 
 ATTEMPT: Final = re.compile(r"attempt-(\d+)", re.ASCII)
 KEPT_JOBS: Final = 8  # guess: who wants to go on from a job that ended badly does so soon
@@ -60,6 +63,7 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
         checkpoint_folder.adopt(kept_checkpoint(state, spec.resume_job)[1], own)
         checkpoint = checkpoint_folder.newest_whole(own)
     execution = machine.execution_of(spec)
+    checks = tuple(blobs.check_of(sha) for sha in (spec.payload, *spec.arrays))
     reduce_name = f"aiaas-{secrets.token_hex(6)}"
     commands = tuple(
         WorkerCommand(
@@ -71,6 +75,7 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
             job_dir=str(state.job(job.id)),
             payload=str(blobs.get_path(spec.payload)),
             arrays=tuple(str(blobs.get_path(sha)) for sha in spec.arrays),
+            checks=checks,
             seed=spec.seed,
             cores=machine.cores_of(positions),
             gpus=machine.gpus_of(positions),
@@ -87,6 +92,18 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
     return Plan(folder, commands, checkpoint[0] if checkpoint else Place(spec.shape.initial_epoch))
 
 
+def ask_of(job: str, spec: FitSpec, machine: Machine) -> Ask:
+    """What the job wants of this machine."""
+    return Ask(
+        job=job,
+        workers=spec.workers,
+        oversubscribe=spec.oversubscribe,
+        alone=spec.measure is not None,
+        together=machine.execution_of(spec).strategy in ONE_PROCESS,
+        processes=spec.execution.processes,
+    )
+
+
 def why(action: StartAttempt, begin: Place) -> str:
     """What the user reads when a job is tried again; nothing for a first attempt."""
     if not action.why:
@@ -96,15 +113,22 @@ def why(action: StartAttempt, begin: Place) -> str:
 
 
 def files_of(folder: Path) -> tuple[str, ...]:
-    """Relative paths of the plain files below `folder`; links are neither listed nor followed."""
-    found: list[str] = []
+    """Relative paths of the plain files below `folder`, at most `FILES_SHOWN`.
+
+    Links of either kind are neither listed nor followed, and names that are no text are left out: they cannot travel.
+    """
+    shown: list[str] = []
     for root, folders, names in os.walk(folder, followlinks=False):
         folders[:] = sorted(name for name in folders if not os.path.islink(os.path.join(root, name)))
         for name in sorted(names):
             path = Path(root, name)
-            if path.is_file() and not path.is_symlink():
-                found.append(path.relative_to(folder).as_posix())
-    return tuple(found[:FILES_SHOWN])
+            with contextlib.suppress(OSError, NotPlain, UnicodeEncodeError):
+                path.relative_to(folder).as_posix().encode()
+                open_plain(path).close()
+                shown.append(path.relative_to(folder).as_posix())
+            if len(shown) == FILES_SHOWN:
+                return tuple(shown)
+    return tuple(shown)
 
 
 def clear_job(folder: Path, *, resumable: bool) -> None:
@@ -121,6 +145,10 @@ def clear_job(folder: Path, *, resumable: bool) -> None:
             path.rmdir()
         except OSError:  # there are files in it, or it never was
             continue
+    if not (folder / "files").exists():
+        (folder / opened.RECORD).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def kept_checkpoint(state: StateFolder, job: str) -> tuple[Place, Path]:
@@ -141,8 +169,13 @@ def kept_checkpoint(state: StateFolder, job: str) -> tuple[Place, Path]:
 def checkpoint_view(state: StateFolder, job: str) -> CheckpointView:
     """Raises `InvalidSpec` when the job left none."""
     place, path = kept_checkpoint(state, job)
-    told = checkpoint_folder.state_in(path)["variables"]
-    variables = tuple(TensorSpec(name=one["name"], dtype=one["dtype"], shape=tuple(one["shape"])) for one in told)
+    try:
+        kept = checkpoint_folder.state_in(path)["variables"]
+        variables = tuple(msgspec.convert(kept, list[TensorSpec]))
+    except (OSError, NotPlain, ValueError, TypeError, LookupError, RecursionError, msgspec.ValidationError) as error:
+        raise InvalidSpec(
+            f"The checkpoint that job {job} left is not understood. Leave --resume out to train from the beginning."
+        ) from error
     return CheckpointView(job=job, epoch=place.epoch, step=place.step, variables=variables)
 
 

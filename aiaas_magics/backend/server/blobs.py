@@ -3,14 +3,16 @@
 Owns writing them whole or not at all, checking that they are what they are called, and
 removing those that nobody refers to. Who may refer to which belongs to `app`.
 
-A blob's file is complete from the moment it has its name, because it gets the name by
-rename. Blobs that a client sent are not forced to disk: after a power cut the client can
-send them again. What cannot be made again (a result) is; see `keep`.
+A blob's file is complete from the moment it has its name, because it is forced to disk and
+then gets the name by rename. Beside it stands XXH3 of its bytes, 128 bits, by which workers
+see at every use whether the disk still has what was sent: SHA-256 takes six times as long (1.9 instead of
+0.3 s a GB, measured).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import secrets
@@ -19,13 +21,20 @@ import stat
 import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
-from aiaas_magics.errors import BlobDamaged, InvalidSpec, StoreNotWritable, UnknownName
+import xxhash
+
+from aiaas_magics.backend.disk import NotPlain, open_plain, read_plain, write_private
+from aiaas_magics.backend.server.room import not_writable
+from aiaas_magics.errors import BlobDamaged, InvalidSpec, UnknownName
 from aiaas_magics.spec import SHA256
 
 GATHER_BYTES: Final = 1024 * 1024  # network chunks are 64 KB; a hop into a thread for each would cost more than the write
 READ_BYTES: Final = 1024 * 1024
+BLOB_BYTES: Final = 256 * 1024**3  # guess: what is larger is no array that a kernel holds
+CHECK: Final = ".xxh3"
+CHECK_DIGITS: Final = 32
 DAY_S: Final = 24 * 3600.0
 
 
@@ -74,17 +83,17 @@ class BlobStore:
             StoreNotWritable: the disk took no more; nothing was kept.
         """
         target, partial = self.path(sha), self._new_partial()
-        digest = hashlib.sha256()
+        digests = _Digests()
         try:
             with _our_errors(self._folder):
                 file = await asyncio.to_thread(_create, partial)
                 with file:
-                    async for piece in _gathered(body):
-                        await asyncio.to_thread(_write, file, digest, piece)
-            if digest.hexdigest() != sha:
-                raise BlobDamaged(sha, f"what arrived has the hash {digest.hexdigest()[:12]}")
-            with _our_errors(self._folder):
-                _give_name(partial, target)
+                    async for pieces in _gathered(body):
+                        await asyncio.to_thread(_write, file, digests, pieces)
+                    if digests.sha256.hexdigest() != sha:
+                        raise BlobDamaged(sha, f"what arrived has the hash {digests.sha256.hexdigest()[:12]}")
+                    await asyncio.to_thread(os.fsync, file.fileno())
+                await asyncio.to_thread(_give_name, partial, target, digests.xxh3.hexdigest())
         finally:
             partial.unlink(missing_ok=True)
 
@@ -107,35 +116,78 @@ class BlobStore:
             raise UnknownName("file in the dropbox", name) from None
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
             raise InvalidSpec(f"{name[:80]!r} is not a plain file of this account. Send the bytes over HTTP instead.")
+        check = xxhash.xxh3_128()
         with _our_errors(self._folder):
-            _give_name(source, target)
+            with open_plain(source) as file:
+                while piece := file.read(READ_BYTES):
+                    check.update(piece)
+                os.fsync(file.fileno())
+            _give_name(source, target, check.hexdigest())
 
     def keep(self, path: Path) -> str:
-        """Store a file that was made here and that nobody writes any more, safe against a power cut; its name. The file stays."""
+        """Store a file that was made here and that nobody writes any more, safe against a power cut; its name. The file stays.
+
+        Raises:
+            NotPlain: it is a link or a device, or larger than a blob may be.
+        """
         partial = self._new_partial()
-        digest = hashlib.sha256()
+        digests = _Digests()
         try:
-            with _our_errors(self._folder), path.open("rb") as file:
+            with _our_errors(self._folder), open_plain(path, most_bytes=BLOB_BYTES, links=None) as file:
                 while piece := file.read(READ_BYTES):
-                    digest.update(piece)
+                    digests.update(piece)
                 os.fsync(file.fileno())
-                sha = digest.hexdigest()
+                sha = digests.sha256.hexdigest()
+                self._check_names(os.fstat(file.fileno()), self.path(sha))
                 _link(path, partial)
-                _give_name(partial, self.path(sha))
+                _give_name(partial, self.path(sha), digests.xxh3.hexdigest())
                 _sync_folder(self.path(sha).parent)
         finally:
             partial.unlink(missing_ok=True)
         return sha
 
+    def check_of(self, sha: str) -> str:
+        """XXH3 of what was stored as `sha`; empty for a blob of a server that did not keep it."""
+        try:
+            return read_plain(_check_path(self.path(sha)), most_bytes=CHECK_DIGITS).decode("ascii")
+        except (OSError, NotPlain, UnicodeDecodeError):
+            return ""
+
+    def drop(self, sha: str) -> None:
+        """Forget a blob whose bytes are not those that it is named by: whoever wants it sends it again."""
+        self._remove(self.path(sha))
+
+    def _remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        _check_path(path).unlink(missing_ok=True)
+
+    def _check_names(self, status: os.stat_result, target: Path) -> None:
+        """A file of several names is somebody else's too, unless the other one is the blob's, of a `keep` that was interrupted."""
+        if status.st_nlink > 1 and not (status.st_nlink == 2 and target.exists() and os.path.samestat(status, target.stat())):
+            raise NotPlain("has another name elsewhere (a hard link)")
+
+    def sizes(self) -> dict[str, tuple[int, float]]:
+        """Every blob's size, and when it was used last (unix time)."""
+        found = {}
+        for path in self._folder.glob("??/*"):
+            with contextlib.suppress(FileNotFoundError):
+                if SHA256.fullmatch(path.name):
+                    status = path.stat()
+                    found[path.name] = (status.st_size, status.st_mtime)
+        return found
+
     def sweep(self, referred: set[str], *, now_s: float, older_than_s: float = DAY_S) -> int:
         """Remove blobs that nothing refers to and that were not used for a while, and what broken uploads left; how many."""
         removed = 0
         for path in self._folder.glob("*/*"):
-            if path.parent != self._partial and path.name in referred:
+            if path.parent != self._partial and path.name.removesuffix(CHECK) in referred:
                 continue
-            if now_s - path.stat().st_mtime > older_than_s:
-                path.unlink(missing_ok=True)
-                removed += 1
+            with contextlib.suppress(FileNotFoundError):  # its blob was removed a moment ago
+                if path.name.endswith(CHECK) and path.with_name(path.name.removesuffix(CHECK)).exists():
+                    continue
+                if now_s - path.stat().st_mtime > older_than_s:
+                    self._remove(path)
+                    removed += 1
         for path in self.dropbox.iterdir():
             if now_s - path.lstat().st_mtime > older_than_s:
                 path.unlink(missing_ok=True)
@@ -145,10 +197,24 @@ class BlobStore:
         return self._partial / secrets.token_hex(16)
 
 
-async def read_chunks(path: Path) -> AsyncIterator[bytes]:
-    """The file's bytes, read outside the event loop."""
-    with await asyncio.to_thread(path.open, "rb") as file:
-        while piece := await asyncio.to_thread(file.read, READ_BYTES):
+async def receive(body: AsyncIterator[bytes], target: Path) -> None:
+    """Write `body` to the file `target`, which is there when it is whole; raises `StoreNotWritable`. What came in part is removed."""
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    try:
+        with _our_errors(target.parent):
+            with await asyncio.to_thread(_create, partial) as file:
+                async for pieces in _gathered(body):
+                    await asyncio.to_thread(_write_all, file, pieces)
+            os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+async def read_chunks(file: BinaryIO, size: int) -> AsyncIterator[bytes]:
+    """The first `size` bytes of the open file, read outside the event loop; closes it."""
+    with file:
+        while size and (piece := await asyncio.to_thread(file.read, min(size, READ_BYTES))):
+            size -= len(piece)
             yield piece
 
 
@@ -169,17 +235,38 @@ def _create(path: Path):  # type: ignore[no-untyped-def]
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
 
 
-def _write(file, digest, pieces: list[bytes]) -> None:  # type: ignore[no-untyped-def]
+class _Digests:
+    """Of the same bytes the hash that names a blob, and the quick one."""
+
+    def __init__(self) -> None:
+        self.sha256, self.xxh3 = hashlib.sha256(), xxhash.xxh3_128()
+
+    def update(self, piece: bytes) -> None:
+        self.sha256.update(piece)
+        self.xxh3.update(piece)
+
+
+def _write(file, digests: _Digests, pieces: list[bytes]) -> None:  # type: ignore[no-untyped-def]
     for piece in pieces:
-        digest.update(piece)
+        digests.update(piece)
+    _write_all(file, pieces)
+
+
+def _write_all(file, pieces: list[bytes]) -> None:  # type: ignore[no-untyped-def]
+    for piece in pieces:
         rest = memoryview(piece)
         while rest:
             rest = rest[file.write(rest) :]
 
 
-def _give_name(source: Path, target: Path) -> None:
+def _check_path(path: Path) -> Path:
+    return path.with_name(path.name + CHECK)
+
+
+def _give_name(source: Path, target: Path, check: str) -> None:
     target.parent.mkdir(mode=0o700, exist_ok=True)
     os.chmod(source, 0o400)
+    write_private(_check_path(target), check.encode("ascii"), durable=True)
     os.replace(source, target)
     os.utime(target, (time.time(), time.time()))
 
@@ -214,4 +301,4 @@ class _our_errors:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
-            raise StoreNotWritable(str(self._folder), error.strerror or str(error)) from error
+            raise not_writable(self._folder, error.strerror or str(error)) from error

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import msgspec
+
+from aiaas_magics.backend.disk import NotPlain, says_no_room
 from aiaas_magics.backend.jobs import placement
 from aiaas_magics.backend.jobs.actions import Action, ClearAttempt, ClearJob, KeepResult, Record, StartAttempt, StopAttempt
 from aiaas_magics.backend.jobs.events import (
@@ -22,39 +24,38 @@ from aiaas_magics.backend.jobs.events import (
     CannotBePlaced,
     Event,
     Placed,
-    RankCrashed,
     RankEnded,
-    RankFinished,
-    RankStuck,
     ResultKept,
     ResultMissing,
     ServerEnds,
     StartFailed,
 )
-from aiaas_magics.backend.jobs.machine import handle
+from aiaas_magics.backend.jobs.machine import CANCEL_GRACE_S, handle
 from aiaas_magics.backend.jobs.placement import Ask, Seats
 from aiaas_magics.backend.server import attempts
 from aiaas_magics.backend.server.blobs import BlobStore
 from aiaas_magics.backend.server.devices import Machine
+from aiaas_magics.backend.server.room import Room
+from aiaas_magics.backend.server.sightings import inputs_of
 from aiaas_magics.backend.server.state import StateFolder
 from aiaas_magics.backend.server.store import JobRecord, NewEntry, Store
-from aiaas_magics.backend.workers.attempt import EXIT_ALONE, AttemptFolder
+from aiaas_magics.backend.server.troubles import Troubles
+from aiaas_magics.backend.workers.attempt import AttemptFolder
 from aiaas_magics.backend.workers.pool import WorkerPool
-from aiaas_magics.backend.workers.watch import STOPPED_S, AttemptWatch, Seen
+from aiaas_magics.backend.workers.watch import AttemptWatch
 from aiaas_magics.clock import Clock
-from aiaas_magics.errors import InvalidSpec, NotEnoughDevices, StoreNotWritable, UnknownName
-from aiaas_magics.events import AnyEvent, AttemptStarted, Crashed, Entry, Finished, Notice, Phase, PhaseEntered, StateChanged, WorkerStarted
-from aiaas_magics.execution import ONE_PROCESS
-from aiaas_magics.spec import CheckpointView, FitSpec, JobState, JobView
+from aiaas_magics.errors import BlobDamaged, InvalidSpec, NotEnoughDevices, StoreNotWritable, UnknownName
+from aiaas_magics.events import AnyEvent, AttemptStarted, Crashed, Entry, Notice, Phase, PhaseEntered, StateChanged
+from aiaas_magics.spec import CheckpointView, ErrorReport, FitSpec, JobState, JobView
 
 log = logging.getLogger(__name__)
 
 # How often an attempt's files are looked at. A view is redrawn four times a second, and a job's end should not
 # be felt to wait; a look costs some stats and reads (0.1 ms a rank measured).
 LOOK_S: Final = 0.05
-STORE_RETRY_S: Final = 1.0  # a full disk: events stay in the attempt's files until the store takes them
+CANCEL_LOOK_S: Final = 0.5
 SHUTDOWN_S: Final = 8.0
-PAUSED: Final = f"is stopped (SIGSTOP) and the others wait for it. The attempt is given up in {STOPPED_S:g} s; kill -CONT lets it go on."
+ENDING: Final = frozenset({JobState.STOPPING, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
 
 @dataclass(slots=True)
@@ -84,9 +85,13 @@ class Happened:
 class Conductor:
     """Every job of one server. `start` and `close` bound it; everything between is called from the server's loop."""
 
-    def __init__(self, *, state: StateFolder, store: Store, blobs: BlobStore, pool: WorkerPool, machine: Machine, clock: Clock, name: str):
+    def __init__(
+        self, *, state: StateFolder, store: Store, blobs: BlobStore, pool: WorkerPool, machine: Machine, room: Room, clock: Clock, name: str
+    ) -> None:
         self._state, self._store, self._blobs, self._pool = state, store, blobs, pool
-        self._machine, self._clock, self._name = machine, clock, name
+        self._machine, self._room, self._clock, self._name = machine, room, clock, name
+        self._troubles = Troubles(room, clock)
+        self._cancelling: set[str] = set()  # told to stop while that could not be recorded
         self._records: dict[str, JobRecord] = {}
         self._held: dict[str, Seats] = {}
         self._live: dict[str, Live] = {}
@@ -106,6 +111,7 @@ class Conductor:
         for record in list(self._records.values()):
             await self._take_up(record)
         self._loop = asyncio.create_task(self._conduct(), name="conductor")
+        self._spawn(self._troubles.watch(), "watch the disk")
         self._place()
 
     async def submit(self, spec: FitSpec, *, key: str | None) -> JobView:
@@ -115,15 +121,16 @@ class Conductor:
             NotEnoughDevices, StoreNotWritable: nothing was kept.
             UnknownName, InvalidSpec: there is no such job, or no checkpoint of it, to go on from.
         """
-        placement.check(self._ask("", spec), devices=len(self._machine.devices), backend=self._name)
+        placement.check(attempts.ask_of("", spec, self._machine), devices=len(self._machine.devices), backend=self._name)
         if spec.resume_job:
             await self.checkpoint(spec.resume_job)
         now_s = self._clock.now_s()
-        job, is_new = await self._store.call(self._store.add_job, spec, key=key, at_s=now_s)
+        self._room.check()
+        words: list[AnyEvent] = [StateChanged(state=JobState.QUEUED), *(Notice(text=note) for note in spec.notes)]
+        job, is_new = await self._store.call(self._store.add_job, spec, key=key, at_s=now_s, words=words)
         if is_new or job not in self._records:
             self._records[job] = await self._store.call(self._store.job, job)
-            words: list[AnyEvent] = [StateChanged(state=JobState.QUEUED), *(Notice(text=note) for note in spec.notes)]
-            await self._happened(job, *(NewEntry(at_s=now_s, attempt=0, rank=None, event=word) for word in words))
+            self._publish(job)
             self._place()
         return self.view(job)
 
@@ -142,8 +149,21 @@ class Conductor:
         return await asyncio.to_thread(attempts.checkpoint_view, self._state, job)
 
     async def cancel(self, job: str) -> JobView:
-        self.view(job)
-        await self._happened(job, CancelAsked())
+        """The job when it was told to stop. While nothing can be recorded its workers are ended all the same, and at once."""
+        state = self.view(job).state
+        done = asyncio.create_task(self._happened(job, CancelAsked()))
+        self._tasks.add(done)
+        done.add_done_callback(self._tasks.discard)
+        while not done.done():
+            await asyncio.wait([done], timeout=CANCEL_LOOK_S)
+            if done.done() or not self._troubles.blocks_all:
+                continue
+            if not state.final and job not in self._cancelling:
+                self._cancelling.add(job)
+                self._room.give_reserve()
+                stop = StopAttempt(attempt=self._records[job].job.attempt, grace_s=CANCEL_GRACE_S)
+                self._spawn(self._stop_attempt(job, stop), f"stop job {job}")
+            break
         self._place()
         return self.view(job)
 
@@ -151,23 +171,51 @@ class Conductor:
         """Raises `UnknownName`."""
         if job not in self._records:
             raise UnknownName("job", job, tuple(self._records)[-100:])
-        return self._records[job].view()
+        return self._shown(self._records[job])
 
     def views(self) -> list[JobView]:
-        return [record.view() for record in self._records.values()]
+        return [self._shown(record) for record in self._records.values()]
+
+    def _shown(self, record: JobRecord) -> JobView:
+        """The job as it is, which may be further than what could be recorded."""
+        view, trouble = record.view(), self._troubles.of(record.job.id)
+        if view.state.final:
+            return view
+        if record.job.id in self._cancelling:
+            view = msgspec.structs.replace(view, state=JobState.STOPPING, reason="cancelled")
+        return view if trouble is None else msgspec.structs.replace(view, reason=str(trouble.error))
+
+    def records(self) -> list[JobRecord]:
+        """Every job as it is kept, oldest first."""
+        return list(self._records.values())
+
+    async def remove_results(self, jobs: Sequence[str]) -> None:
+        """Forget results, files and logs of jobs that are over."""
+        now_s = self._clock.now_s()
+        await self._store.call(self._store.remove_results, jobs, at_s=now_s)
+        for job in jobs:
+            self._records[job] = replace(self._records[job], result=None, files=(), removed_s=now_s)
 
     @property
     def is_busy(self) -> bool:
         return any(not record.job.state.final for record in self._records.values())
 
     async def entries(self, job: str, *, after: int, wait_s: float) -> list[Entry]:
-        """Entries with a higher number than `after`; when there are none, waits up to `wait_s` for one."""
+        """Entries with a higher number than `after`; when there are none, waits up to `wait_s` for one.
+
+        Raises:
+            UnknownName: there is no such job.
+            StoreNotWritable: one was waited for in vain because nothing of the job can be written, for some seconds already.
+        """
         pulse = self._pulses.setdefault(job, asyncio.Event())
         if self.view(job).last_seq <= after and wait_s > 0 and not self.closing.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(pulse.wait(), wait_s)
         known = self.view(job).last_seq
         if known <= after:
+            # Who only looks sees what there is.
+            if wait_s > 0 and not self.view(job).state.final and (error := self._troubles.worth_telling(job)) is not None:
+                raise error
             return []
         found = await self._store.call(self._store.entries, job, after=after)
         return [entry for entry in found if entry.seq <= known]
@@ -183,10 +231,17 @@ class Conductor:
         self.wake()
         for job in list(self._live):
             self._queue.put_nowait(Happened(job, (ServerEnds(),)))
+        if self._troubles.blocks_all:
+            self._room.give_reserve()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_S):
                 while self._live:  # noqa: ASYNC110 - several tasks and the queue must come to rest, not one event
                     await asyncio.sleep(LOOK_S)
+        # What could not be recorded, or did not come to rest, is not left behind either.
+        ends = (self._pool.stop(live.folder, ranks=live.ranks, grace_s=0.0) for live in self._live.values())
+        for end in await asyncio.gather(*ends, return_exceptions=True):
+            if isinstance(end, Exception):
+                log.error("an attempt's processes could not be ended", exc_info=end)
         left = [task for task in (self._loop, *self._tasks, *(live.task for live in self._live.values())) if task is not None]
         for task in left:
             task.cancel()
@@ -207,10 +262,14 @@ class Conductor:
     async def _apply_until_kept(self, happened: Happened) -> None:
         while True:
             try:
-                return await self._apply(happened)
+                await self._apply(happened)
             except StoreNotWritable as error:
-                log.warning("job %s: %s", happened.job, error)
-                await asyncio.sleep(STORE_RETRY_S)
+                await self._troubles.wait_for_records(happened.job, error)
+            else:
+                break
+        self._troubles.recorded()
+        if self._records[happened.job].job.state in ENDING:
+            self._cancelling.discard(happened.job)
 
     async def _apply(self, happened: Happened) -> None:
         """Everything up to the write changes nothing, so that it can be tried again."""
@@ -224,7 +283,7 @@ class Conductor:
             job, answered = handle(job, given)
             entries += [NewEntry(at_s=now_s, attempt=job.attempt, rank=a.rank, event=a.event) for a in answered if isinstance(a, Record)]
             actions += [action for action in answered if not isinstance(action, Record)]
-        record = _stamped(replace(record, job=job, **happened.changes), now_s)
+        record = replace(record, job=job, **happened.changes).stamped(now_s)
         last = await self._store.call(self._store.append, job.id, entries, record=record, attempt=happened.attempt, read=happened.read)
         # Whoever reads that a job has ended finds nothing of it left behind.
         for action in actions:
@@ -274,6 +333,8 @@ class Conductor:
 
     async def _start_workers(self, job: str, action: StartAttempt, seats: Seats) -> None:
         number = action.attempt
+        if not await self._has_room_to_start(job):
+            return
         try:
             plan = await asyncio.to_thread(
                 attempts.plan, self._records[job], seats, state=self._state, blobs=self._blobs, machine=self._machine
@@ -288,6 +349,19 @@ class Conductor:
             log.warning("job %s: attempt %d could not be started: %s", job, number, error)
             self._queue.put_nowait(Happened(job, (StartFailed(number, f"its workers could not be started: {error}"),)))
 
+    async def _has_room_to_start(self, job: str) -> bool:
+        """Wait until the first files of an attempt find room; whether the attempt was not stopped meanwhile."""
+        while (live := self._live.get(job)) is not None and not live.stopped:
+            try:
+                self._room.check_start()
+            except StoreNotWritable as error:
+                await self._troubles.wait_for_room(job, error)
+            else:
+                self._troubles.has_room(job)
+                return True
+        self._troubles.has_room(job)
+        return False
+
     async def _stop_attempt(self, job: str, action: StopAttempt) -> None:
         live = self._live.get(job)
         if live is None:
@@ -297,12 +371,18 @@ class Conductor:
 
     async def _keep_result(self, job: str, attempt: int) -> None:
         folder = AttemptFolder(self._state.attempt(job, attempt))
-        try:
-            sha = await asyncio.to_thread(self._blobs.keep, folder.result)
-            files = await asyncio.to_thread(attempts.files_of, self._state.job(job) / "files")
-        except (OSError, StoreNotWritable) as error:
-            self._queue.put_nowait(Happened(job, (ResultMissing(attempt, f"its result could not be kept ({error})"),)))
-            return
+        while True:
+            try:
+                sha = await asyncio.to_thread(self._blobs.keep, folder.result)
+                files = await asyncio.to_thread(attempts.files_of, self._state.job(job) / "files")
+            except (OSError, NotPlain, StoreNotWritable) as error:
+                if isinstance(error, StoreNotWritable) and says_no_room(str(error)):  # a training is not thrown away for that
+                    await self._troubles.wait_for_room(job, error)
+                    continue
+                self._queue.put_nowait(Happened(job, (ResultMissing(attempt, f"its result could not be kept ({error})"),)))
+                return
+            break
+        self._troubles.has_room(job)
         self._queue.put_nowait(Happened(job, (ResultKept(attempt),), changes={"result": sha, "files": files}))
 
     async def _clear(self, job: str, action: ClearAttempt | ClearJob) -> None:
@@ -333,7 +413,10 @@ class Conductor:
         while not live.watch.is_over:
             was_stopped = live.stopped
             seen = await asyncio.to_thread(live.watch.look)
-            inputs = self._inputs(attempt, live, seen)
+            stopping = live.folder.stop.exists()
+            inputs = inputs_of(seen, attempt=attempt, labels=live.labels, stopping=stopping, now_s=self._clock.now_s())
+            for report in (line.event.report for _, line in seen.lines if isinstance(line.event, Crashed)):
+                self._drop_damaged(job, report)
             if was_stopped:
                 inputs += [RankEnded(attempt=attempt, rank=rank, how="was not started") for rank in live.watch.end_unstarted()]
             if inputs or seen.offsets:
@@ -341,36 +424,12 @@ class Conductor:
             else:
                 await asyncio.sleep(LOOK_S)
 
-    def _inputs(self, attempt: int, live: Live, seen: Seen) -> list[NewEntry | Event]:
-        """What was seen, in words of the log and of the machine."""
-        inputs: list[NewEntry | Event] = [
-            self._word(WorkerStarted(pid=process.pid, device=live.labels[rank]), attempt, rank) for rank, process in seen.began
-        ]
-        for rank, line in seen.lines:
-            # The server's own words are not a worker's to say.
-            if isinstance(line.event, StateChanged | AttemptStarted | WorkerStarted):
-                continue
-            inputs.append(NewEntry(at_s=line.at_s, attempt=attempt, rank=rank, event=line.event))
-            if isinstance(line.event, Finished):
-                inputs.append(RankFinished(attempt, rank))
-            elif isinstance(line.event, Crashed):
-                report = line.event.report
-                inputs.append(RankCrashed(attempt, rank, f"{report.type}: {report.message}"[:500]))
-        inputs += [self._word(Notice(text=f"Worker {rank} {PAUSED}"), attempt, rank) for rank in seen.stopped]
-        inputs += [RankStuck(attempt, rank, f"was stopped (SIGSTOP) for {STOPPED_S:g} s") for rank in seen.stuck]
-        told = live.folder.stop.exists()
-        inputs += [
-            RankEnded(
-                attempt=attempt,
-                rank=rank,
-                how=ending.how,
-                out_of_memory=ending.out_of_memory,
-                alone=ending.code == EXIT_ALONE,
-                told=told and ending.signal == signal.SIGTERM,
-            )
-            for rank, ending in seen.ended
-        ]
-        return inputs
+    def _drop_damaged(self, job: str, report: ErrorReport) -> None:
+        """A worker found other bytes in a blob than were sent: without it the next upload brings them again."""
+        spec = self._records[job].spec
+        if report.kind == BlobDamaged.__name__ and report.args and report.args[0] in (spec.payload, *spec.arrays):
+            log.warning("job %s: %s", job, report.message)
+            self._blobs.drop(report.args[0])
 
     def _word(self, event: Any, attempt: int, rank: int | None = None) -> NewEntry:
         return NewEntry(at_s=self._clock.now_s(), attempt=attempt, rank=rank, event=event)
@@ -385,7 +444,7 @@ class Conductor:
         devices = len(self._machine.devices)
         asks = []
         for record in waiting:
-            ask = self._ask(record.job.id, record.spec)
+            ask = attempts.ask_of(record.job.id, record.spec, self._machine)
             try:
                 placement.check(ask, devices=devices, backend=self._name)
             except NotEnoughDevices as error:  # the machine had more when the job was submitted
@@ -400,16 +459,6 @@ class Conductor:
             self._said.pop(ask.job, None)
             self._queue.put_nowait(Happened(ask.job, (Placed(len(seats.ranks)),), changes={"seats": attempts.encode_seats(seats)}))
         self._say_why(asks[len(placed) :], held)
-
-    def _ask(self, job: str, spec: FitSpec) -> Ask:
-        return Ask(
-            job=job,
-            workers=spec.workers,
-            oversubscribe=spec.oversubscribe,
-            alone=spec.measure is not None,
-            together=self._machine.execution_of(spec).strategy in ONE_PROCESS,
-            processes=spec.execution.processes,
-        )
 
     def _say_why(self, asks: Sequence[Ask], held: dict[str, frozenset[int]]) -> None:
         noun = "GPU" if self._machine.one_each else "core"
@@ -438,16 +487,6 @@ class Conductor:
         unstarted = [rank for rank in range(live.ranks) if folder.process(rank) is None]
         if unstarted or job.verdict is not None or state is JobState.STOPPING:
             self._spawn(self._stop_attempt(job.id, StopAttempt(attempt=job.attempt)), f"stop job {job.id}")
-
-
-def _stamped(record: JobRecord, now_s: float) -> JobRecord:
-    """`record` with the times that its state implies."""
-    state = record.job.state
-    if state is JobState.RUNNING and record.started_s is None:
-        return replace(record, started_s=now_s)
-    if state.final and record.ended_s is None:
-        return replace(record, ended_s=now_s)
-    return record
 
 
 async def _logged(work: Any, name: str) -> None:

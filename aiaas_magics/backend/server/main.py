@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
@@ -25,22 +26,29 @@ from typing import Any, Final
 import uvicorn
 
 from aiaas_magics import settings, wire
+from aiaas_magics.backend.accepting import LimitedServer
+from aiaas_magics.backend.certificate import check_pair
 from aiaas_magics.backend.eventloop import fast_loop
 from aiaas_magics.backend.guard import LOOPBACK, Guard
+from aiaas_magics.backend.limited import KEEP_ALIVE_S, LimitedProtocol
 from aiaas_magics.backend.server import devices
+from aiaas_magics.backend.server.answers import refuse
 from aiaas_magics.backend.server.app import Parts, build
 from aiaas_magics.backend.server.auth import Guarded
 from aiaas_magics.backend.server.blobs import BlobStore
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoints import Endpoints, Inference
 from aiaas_magics.backend.server.presence import Presence
+from aiaas_magics.backend.server.room import KeepFree, Room
 from aiaas_magics.backend.server.state import StateFolder
+from aiaas_magics.backend.server.storage import SWEEP_S, Storage
 from aiaas_magics.backend.server.store import Store
 from aiaas_magics.backend.serving.control import check_front_ends
 from aiaas_magics.backend.serving.host import InferenceHost
 from aiaas_magics.backend.workers.local import LocalPool
 from aiaas_magics.clock import Clock, SystemClock
-from aiaas_magics.errors import InvalidSpec
+from aiaas_magics.errors import BackendRefused, InvalidSpec, StoreNotWritable
+from aiaas_magics.server_proof import is_loopback
 from aiaas_magics.spec import About
 
 log = logging.getLogger(__name__)
@@ -48,7 +56,6 @@ log = logging.getLogger(__name__)
 IDLE_MINUTES: Final = 30.0
 LOOK_S: Final = 30.0  # how often the idle end is thought of, and the launcher told if it is wanted; guess
 GRACE_S: Final = 3  # what requests in flight get when the server ends; long polls are answered at once
-KEEP_ALIVE_S: Final = 75  # nginx's default; clients count on more than uvicorn's 5 s
 BACKLOG: Final = 2048  # uvicorn's own default
 
 
@@ -64,17 +71,19 @@ class Options:
     tls_key: Path | None = None
     idle_minutes: float | None = None
     launcher_options: Sequence[str] = field(default=())
+    keep_free: str = ""  # of the disk: see `room.KeepFree`
     front_ends: int = 1  # processes that answer predictions over HTTP
     inference: Callable[[], Inference] | None = None  # None: the real one, with so many front ends
 
     def check(self) -> None:
         """Raises `InvalidSpec` for what must not be served so."""
         check_front_ends(self.front_ends)
+        if self.keep_free:
+            KeepFree.parse(self.keep_free)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
-        for flag, path in (("--tls-cert", self.tls_cert), ("--tls-key", self.tls_key)):
-            if path is not None and not path.is_file():
-                raise InvalidSpec(f"{flag} {path}: there is no such file. Give the path of a PEM file.")
+        if self.tls_cert is not None and self.tls_key is not None:
+            check_pair(self.tls_cert, self.tls_key)
         if not is_loopback(self.host) and self.tls_cert is None:
             raise InvalidSpec(
                 f"--host {self.host} reaches beyond this machine, and the token would cross in the clear. Add --tls-cert and --tls-key."
@@ -83,13 +92,6 @@ class Options:
     @property
     def tls(self) -> tuple[str, str] | None:
         return (str(self.tls_cert), str(self.tls_key)) if self.tls_cert and self.tls_key else None
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def serve(options: Options, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
@@ -111,7 +113,7 @@ def serve(options: Options, *, on_ready: Callable[[str], None] = lambda _: None)
 
 
 def listening(options: Options, state: StateFolder) -> socket.socket:
-    """A bound socket: on the port that was asked for, else on that of last time, else on any.
+    """A bound socket: on the port that was asked for, else on that of last time, else on any, and then with a new token.
 
     Raises:
         InvalidSpec: the port that was asked for is taken.
@@ -128,6 +130,10 @@ def listening(options: Options, state: StateFolder) -> socket.socket:
             listener.close()
             if wanted is not None or port == 0:
                 raise InvalidSpec(f"{options.host}:{port} cannot be listened on: {error.strerror}. Give another --port.") from error
+            if port:
+                # Programs that do not ask for a proof first send the old token to whoever sits there: it must be worth nothing.
+                log.warning("port %d is taken by another process; choosing a new port and a new token", port)
+                state.new_token()
         else:
             return listener
     raise AssertionError("port 0 is always tried last")
@@ -141,6 +147,7 @@ class Server:
         self._options, self._state, self._listener, self._on_ready = options, state, listener, on_ready
         self.port: int = listener.getsockname()[1]
         self.url = _url(options, self.port)
+        self._room = Room(state.path, KeepFree.parse(options.keep_free) if options.keep_free else KeepFree())
         self._store = Store(state.records)
         self._blobs = BlobStore(state.blobs)
         self._pool = LocalPool(state.launcher, launcher_options=options.launcher_options)
@@ -157,7 +164,7 @@ class Server:
             dropbox=str(self._blobs.dropbox) if options.local else None,
         )
         self._conductor = Conductor(
-            state=state, store=self._store, blobs=self._blobs, pool=self._pool, machine=machine, clock=clock, name=name
+            state=state, store=self._store, blobs=self._blobs, pool=self._pool, machine=machine, room=self._room, clock=clock, name=name
         )
         self._endpoints = Endpoints(
             store=self._store,
@@ -167,6 +174,7 @@ class Server:
             host=options.host,
             tls=options.tls,
         )
+        self._storage = Storage(state=state, store=self._store, blobs=self._blobs, conductor=self._conductor, room=self._room)
         self._presence = Presence(clock)
         self._http = _Http(self._config(), on_end=self._conductor.wake)
 
@@ -178,6 +186,8 @@ class Server:
             blobs=self._blobs,
             endpoints=self._endpoints,
             presence=self._presence,
+            room=self._room,
+            storage=self._storage,
             jobs_folder=self._state.jobs,
             stop=self.stop,
         )
@@ -186,7 +196,7 @@ class Server:
         app = Guarded(build(parts), guard=guard, url=lambda: self.url, heard=self._presence.heard)
         return uvicorn.Config(
             app,
-            http="httptools",
+            http=ApiConnection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -236,10 +246,11 @@ class Server:
             log.info("ended")
 
     async def _keep_house(self) -> None:
-        referred = await self._store.call(self._store.referred_blobs)
-        removed = await asyncio.to_thread(self._blobs.sweep, referred, now_s=time.time())
-        log.info("removed %d blobs that nothing needs", removed)
+        swept_s = -math.inf
         while True:
+            if time.monotonic() - swept_s > SWEEP_S:
+                swept_s = time.monotonic()
+                await self._sweep()
             limit_s = None if self._options.idle_minutes is None else self._options.idle_minutes * 60
             await asyncio.sleep(LOOK_S if limit_s is None else min(LOOK_S, max(limit_s / 4, 0.1)))
             # Otherwise the launcher ends in its own time: a server that lives for months must not hold the libraries' memory for nobody.
@@ -252,9 +263,22 @@ class Server:
                 log.info("nobody was here for %g minutes", self._options.idle_minutes)
                 return self.stop()
 
+    async def _sweep(self) -> None:
+        try:
+            await self._storage.sweep()
+        except (StoreNotWritable, OSError) as error:  # on a full disk the next one may find room
+            log.warning("nothing was removed: %s", error)
 
-class _Http(uvicorn.Server):
-    """uvicorn's server, telling when it listens and when it begins to end."""
+
+class ApiConnection(LimitedProtocol):
+    """A connection of the API server, whose clients read errors as data."""
+
+    def refusal(self, status: int, text: str) -> bytes:
+        return bytes(refuse(BackendRefused(status, text), status).body)
+
+
+class _Http(LimitedServer):
+    """A limited server, telling when it listens and when it begins to end."""
 
     def __init__(self, config: uvicorn.Config, *, on_end: Callable[[], None]) -> None:
         super().__init__(config)

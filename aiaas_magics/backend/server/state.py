@@ -5,9 +5,10 @@ token, the port of last time, and the note by which clients find the server.
 
     lock              held by the server that serves this folder
     server.json       who serves it now, and where
-    token, port       survive a restart, so that clients and endpoints' users need not notice one
+    token, port       survive a restart, so that clients and endpoints' users need not notice one; both are new if the port is taken
     records.sqlite    see `store`; blobs/, dropbox/: see `blobs`
-    jobs/<id>/        attempt-<k>/, checkpoints/, files/; of a job that failed or was cancelled the last checkpoint stays
+    jobs/<id>/        attempt-<k>/, checkpoints/, files/, figures/; of a job that failed or was cancelled the last checkpoint stays
+    reserve           part of the disk for the day when it is full: see `room`
     launcher/         the launcher's socket and log
     serving/          the inference process
 """
@@ -29,6 +30,7 @@ from aiaas_magics import processes, settings, wire
 from aiaas_magics.backend.disk import write_private
 from aiaas_magics.errors import InvalidSpec, StoreNotWritable
 
+TOKEN_CHARACTERS: Final = 32  # 128 bits in hexadecimal digits, if somebody made one by hand
 TOKEN_BYTES: Final = 32  # 256 random bits need no slow hash and no lock-out (facts/reliability 4.1)
 # A predecessor that was told to end, or was killed, lets go of the lock within this time; guess.
 LOCK_S: Final = 2.0
@@ -71,7 +73,7 @@ class StateFolder:
         return folder
 
     def _make_private(self) -> None:
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.make_private(self.path)
         if hasattr(os, "getuid") and self.path.stat().st_uid != os.getuid():
             raise StoreNotWritable(str(self.path), "it belongs to another account")
         self.path.chmod(0o700)
@@ -104,14 +106,26 @@ class StateFolder:
         return self.jobs / job / f"attempt-{attempt}"
 
     def token(self) -> str:
-        """The token of this folder, made when there is none."""
+        """The token of this folder, made when there is none.
+
+        Raises:
+            InvalidSpec: the file holds what is no token, or one that could be guessed.
+        """
         file = self.path / "token"
         with contextlib.suppress(FileNotFoundError):
-            if token := file.read_text(encoding="ascii").strip():
+            if token := file.read_text(encoding="ascii", errors="replace").strip():
+                if len(token) < TOKEN_CHARACTERS or not token.isascii() or not token.isprintable():
+                    raise InvalidSpec(
+                        f"{file} holds no token of at least {TOKEN_CHARACTERS} characters, so that it could be guessed. "
+                        "Remove the file: the server makes a new one."
+                    )
                 file.chmod(0o600)
                 return token
+        return self.new_token()
+
+    def new_token(self) -> str:
         token = "aiaas_" + secrets.token_urlsafe(TOKEN_BYTES)
-        write_private(file, (token + "\n").encode(), durable=True)
+        write_private(self.path / "token", (token + "\n").encode(), durable=True)
         return token
 
     def last_port(self) -> int:

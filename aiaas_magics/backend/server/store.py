@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -19,7 +19,9 @@ import sqlalchemy as sa
 
 from aiaas_magics import wire
 from aiaas_magics.backend.jobs.states import Job
-from aiaas_magics.errors import StoreNotWritable
+from aiaas_magics.backend.server import migrations
+from aiaas_magics.backend.server.migrations import our_errors
+from aiaas_magics.errors import RecordsUnreadable
 from aiaas_magics.events import AnyEvent, Entry
 from aiaas_magics.routing import Routing
 from aiaas_magics.spec import DeploySpec, FitSpec, JobState, JobView, VersionView
@@ -28,7 +30,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 ENTRIES_AT_ONCE: Final = 1000
-SCHEMA: Final = 1
+# How an entry of a kind begins.
+STEPS_KIND: Final = b'{"kind":"steps"'
+STATE_KIND: Final = b'{"kind":"state"'
 
 tables = sa.MetaData()
 jobs = sa.Table(
@@ -48,6 +52,7 @@ jobs = sa.Table(
     sa.Column("ended_s", sa.Float),
     sa.Column("result", sa.Text),
     sa.Column("files", sa.LargeBinary),
+    sa.Column("removed_s", sa.Float),  # when its result, files and log were removed to make room
     sqlite_autoincrement=True,  # a number is never given twice, or a folder of an old job could be taken for a new one's
 )
 events = sa.Table(
@@ -114,7 +119,17 @@ class JobRecord:
     result: str | None = None
     files: tuple[str, ...] = ()
     seats: bytes | None = None
+    removed_s: float | None = None
     last_seq: int = 0
+
+    def stamped(self, now_s: float) -> JobRecord:
+        """The record with the times that its state implies."""
+        state = self.job.state
+        if state is JobState.RUNNING and self.started_s is None:
+            return replace(self, started_s=now_s)
+        if state.final and self.ended_s is None:
+            return replace(self, ended_s=now_s)
+        return self
 
     def view(self) -> JobView:
         return JobView(
@@ -129,6 +144,7 @@ class JobRecord:
             last_seq=self.last_seq,
             result=self.result,
             files=self.files,
+            removed_s=self.removed_s,
         )
 
 
@@ -148,13 +164,22 @@ class Store:
     """
 
     def __init__(self, path: Path) -> None:
+        """Open the records at `path`, or begin new ones.
+
+        Raises:
+            RecordsUnreadable: they are damaged, or of a newer version.
+            StoreNotWritable: they cannot be written.
+        """
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="aiaas-store")
         self._engine = sa.create_engine(f"sqlite:///{path}", poolclass=sa.StaticPool, connect_args={"check_same_thread": False})
         sa.event.listen(self._engine, "connect", _configure)
         self._last: dict[int, int] = {}  # the last sequence number of each job
-        with self._writing() as connection:
-            tables.create_all(connection)
+        try:
+            migrations.prepare(self._engine, tables, path)
+        except BaseException:
+            self.close()
+            raise
         path.chmod(0o600)
 
     async def call(self, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
@@ -165,8 +190,11 @@ class Store:
         self._thread.shutdown(wait=True)
         self._engine.dispose()
 
-    def add_job(self, spec: FitSpec, *, key: str | None, at_s: float) -> tuple[str, bool]:
-        """The id of the job for `spec`, and whether it is new; with a `key` that was used it is the job of that time."""
+    def add_job(self, spec: FitSpec, *, key: str | None, at_s: float, words: Sequence[AnyEvent] = ()) -> tuple[str, bool]:
+        """The id of the job for `spec`, and whether it is new; with a `key` that was used it is the job of that time.
+
+        A new job's log begins with `words`, kept together with it.
+        """
         with self._writing() as connection:
             if key is not None:
                 known = connection.execute(sa.select(jobs.c.number).where(jobs.c.key == key)).scalar()
@@ -174,6 +202,12 @@ class Store:
                     return str(known), False
             values = {"key": key, "spec": wire.encode(spec), "state": JobState.QUEUED.value, "created_s": at_s}
             number = connection.execute(sa.insert(jobs).values(values)).inserted_primary_key[0]  # type: ignore[index]
+            rows = [
+                {"job": number, "seq": seq, "at_s": at_s, "attempt": 0, "rank": None, "event": wire.encode(word)}
+                for seq, word in enumerate(words, start=1)
+            ]
+            if rows:
+                connection.execute(sa.insert(events), rows)
         return str(number), True
 
     def save(self, record: JobRecord) -> None:
@@ -219,26 +253,25 @@ class Store:
         query = sa.select(events).where(events.c.job == int(job), events.c.seq > after).order_by(events.c.seq).limit(limit)
         if attempt is not None:
             query = query.where(events.c.attempt == attempt)
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).all()
-        return [
-            Entry(seq=row.seq, at_s=row.at_s, attempt=row.attempt, rank=row.rank, event=wire.decode(row.event, AnyEvent))  # type: ignore[arg-type]
-            for row in rows
-        ]
+        with self._reading() as connection:
+            return [
+                Entry(seq=row.seq, at_s=row.at_s, attempt=row.attempt, rank=row.rank, event=wire.decode(row.event, AnyEvent))  # type: ignore[arg-type]
+                for row in connection.execute(query)
+            ]
 
     def read_offsets(self, job: str, attempt: int) -> dict[str, int]:
         query = sa.select(offsets.c.file, offsets.c.offset).where(offsets.c.job == int(job), offsets.c.attempt == attempt)
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return {row.file: row.offset for row in connection.execute(query)}
 
     def jobs(self) -> list[JobRecord]:
         """Every job, oldest first."""
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return [_job_record(row) for row in connection.execute(_JOBS.order_by(jobs.c.number))]
 
     def job(self, job: str) -> JobRecord:
         """The job with this id, which there is."""
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return _job_record(connection.execute(_JOBS.where(jobs.c.number == int(job))).one())
 
     def keep_routing(self, endpoint: str, routing: Routing, record: VersionRecord | None = None) -> None:
@@ -259,21 +292,21 @@ class Store:
             connection.execute(sa.update(versions).where(mine).values(spec=wire.encode(record.spec)))
 
     def routings(self) -> dict[str, Routing]:
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return {row.endpoint: wire.decode(row.routing, Routing) for row in connection.execute(sa.select(routings))}
 
     def versions(self, *, live: bool = True) -> list[VersionRecord]:
         query = sa.select(versions).order_by(versions.c.endpoint, versions.c.version)
         if live:
             query = query.where(versions.c.live)
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return [
                 VersionRecord(wire.decode(row.spec, DeploySpec), wire.decode(row.view, VersionView), row.live)
                 for row in connection.execute(query)
             ]
 
     def last_version(self, endpoint: str) -> int:
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return connection.execute(sa.select(sa.func.max(versions.c.version)).where(versions.c.endpoint == endpoint)).scalar() or 0
 
     def retire(self, endpoint: str) -> None:
@@ -281,31 +314,77 @@ class Store:
             connection.execute(sa.update(versions).where(versions.c.endpoint == endpoint).values(live=False))
             connection.execute(sa.delete(routings).where(routings.c.endpoint == endpoint))
 
-    def referred_blobs(self) -> set[str]:
-        """The blobs that something still needs: inputs of jobs that are not over, results, and what is served."""
-        found: set[str] = set()
+    def blob_uses(self) -> dict[str, str]:
+        """The blobs that something still needs, and what for: inputs of jobs that are not over, results, and what is served."""
+        uses: dict[str, str] = {}
         for record in self.jobs():
-            if not record.job.state.final:
-                found |= {record.spec.payload, *record.spec.arrays}
             if record.result:
-                found.add(record.result)
+                uses[record.result] = "results"
+            if not record.job.state.final:
+                uses |= dict.fromkeys((record.spec.payload, *record.spec.arrays), "inputs")
         for version in self.versions():
-            found |= {version.spec.artefact, version.spec.samples}
-        return found
+            uses |= dict.fromkeys((version.spec.artefact, version.spec.samples), "endpoints")
+        return uses
+
+    def remove_results(self, ids: Sequence[str], *, at_s: float) -> None:
+        """Forget results, files and logs of jobs that are over; that they were there, and how they ended, stays."""
+        numbers = [int(job) for job in ids]
+        with self._writing() as connection:
+            connection.execute(sa.update(jobs).where(jobs.c.number.in_(numbers)).values(result=None, files=None, removed_s=at_s))
+            # Whoever follows such a job reads that it is over.
+            connection.execute(sa.delete(events).where(events.c.job.in_(numbers), ~_is_kind(STATE_KIND)))
+            connection.execute(sa.delete(offsets).where(offsets.c.job.in_(numbers)))
+
+    def thin_log(self, job: str, *, keep: int) -> None:
+        """Of a job that is over keep so many entries: progress within its epochs goes first, then what is neither first nor last."""
+        mine = events.c.job == int(job)
+        with self._writing() as connection:
+            count = connection.execute(sa.select(sa.func.count()).where(mine)).scalar() or 0
+            if count > keep:
+                # In the middle only: whoever reads on from a number finds the first and the last entry where they were.
+                last = connection.execute(sa.select(sa.func.max(events.c.seq)).where(mine)).scalar() or 0
+                count -= connection.execute(sa.delete(events).where(mine, _is_kind(STEPS_KIND), events.c.seq < last)).rowcount
+            if count > keep:
+                kept = sa.select(events.c.seq).where(mine).order_by(events.c.seq)
+                first = connection.execute(kept.offset(keep // 10).limit(1)).scalar() or 0
+                final = connection.execute(kept.offset(count - (keep - keep // 10)).limit(1)).scalar() or 0
+                connection.execute(sa.delete(events).where(mine, events.c.seq >= first, events.c.seq < final))
+
+    def unused_bytes(self) -> int:
+        """Of the file, what removed entries left."""
+        with self._reading() as connection:
+            free, size = (connection.exec_driver_sql(f"PRAGMA {name}").scalar() or 0 for name in ("freelist_count", "page_size"))
+            return int(free) * int(size)
+
+    def compact(self) -> None:
+        """Give what removed entries left back to the disk. It takes as much room again while it runs."""
+        with our_errors(self._path), self._engine.connect() as connection:
+            connection.exec_driver_sql("VACUUM")
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
+        with our_errors(self._path), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        """What cannot be understood is damaged too: every value was written by this package."""
         try:
-            with self._engine.begin() as connection:
+            with our_errors(self._path), self._engine.connect() as connection:
                 yield connection
-        except sa.exc.OperationalError as error:  # read-only, full, or gone
-            raise StoreNotWritable(str(self._path.parent), str(error.orig)) from error
+        except wire.Malformed as error:
+            raise RecordsUnreadable(str(self._path.parent), f"a value in them is damaged ({error})") from error
 
 
 def _configure(connection: Any, _: object) -> None:
     # FULL: an acknowledged record survives a power cut (facts/reliability 1.1); NORMAL would not promise that.
     for line in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {line}").close()
+
+
+def _is_kind(kind: bytes) -> sa.ColumnElement[bool]:
+    return sa.func.substr(events.c.event, 1, len(kind)) == kind
 
 
 def _update_job(connection: sa.Connection, record: JobRecord) -> None:
@@ -348,5 +427,6 @@ def _job_record(row: Any) -> JobRecord:
         result=row.result,
         files=tuple(wire.decode(row.files, list[str])) if row.files else (),
         seats=row.seats,
+        removed_s=row.removed_s,
         last_seq=row.seq or 0,
     )

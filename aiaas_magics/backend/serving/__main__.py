@@ -8,19 +8,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import logging
 import os
 import sys
 from typing import Final
 
 from aiaas_magics.backend.eventloop import fast_loop
 from aiaas_magics.backend.serving import beside, process
-from aiaas_magics.backend.serving.app import BODY_BYTES
+from aiaas_magics.backend.serving.app import BODY_BYTES, JSON_BYTES
+from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.beside import Place
 from aiaas_magics.backend.serving.process import Options
 from aiaas_magics.errors import AiaasError
+from aiaas_magics.plain_text import log_to
 
 # A large body of JSON is a million lists and no cycle: with the interpreter's own 700, looking for cycles takes as long as reading.
+COMPUTE_VARIABLE: Final = "AIAAS_COMPUTE_S"
+JSON_VARIABLE: Final = "AIAAS_JSON_BYTES"  # the server that starts this process hands its environment on
 GARBAGE_AFTER: Final = 100_000  # objects more than before; measured: as quick as never
 
 
@@ -36,6 +39,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tls-cert", default="", help="PEM file with the certificate")
     parser.add_argument("--tls-key", default="", help="PEM file with its key")
     parser.add_argument("--body-bytes", type=int, default=BODY_BYTES, help="the largest body that is taken")
+    parser.add_argument(
+        "--json-bytes",
+        type=int,
+        default=os.environ.get(JSON_VARIABLE, JSON_BYTES),
+        help=f"the largest JSON of a prediction that is taken; also by {JSON_VARIABLE} in the server's environment",
+    )
+    parser.add_argument(
+        "--compute-s",
+        type=float,
+        default=os.environ.get(COMPUTE_VARIABLE, Limits().compute_s),
+        help=f"the longest time that a model computes a batch, in seconds; also by {COMPUTE_VARIABLE} in the server's environment",
+    )
     parser.add_argument("--parent", type=int, default=0, help="process that starts this one, which ends if that is gone too early")
     parser.add_argument(
         "--front-ends", type=int, default=1, help="processes that answer HTTP on the port; each opens every model for itself"
@@ -47,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.umask(0o077)
     gc.set_threshold(GARBAGE_AFTER)
     who = f"front end {place.index}: " if place.index else ""
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s %(name)s: {who}%(message)s", stream=sys.stderr)
+    log_to(sys.stderr, f"%(asctime)s %(levelname)s %(name)s: {who}%(message)s")
     try:
         options = Options(**given)
         with asyncio.Runner(loop_factory=fast_loop()) as runner:

@@ -13,12 +13,15 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiaas_magics.backend.guard import Allow, Guard, facts_of
+from aiaas_magics import server_proof
+from aiaas_magics.backend.guard import STRANGERS, Allow, Guard, facts_of
 from aiaas_magics.backend.serving import inferring
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.compression import TooLarge, unpacked
 from aiaas_magics.backend.serving.everywhere import Everywhere
-from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, computes, error
+from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, Route, computes, error
+from aiaas_magics.backend.serving.protocols.openinference_calls import JSON_LENGTH
+from aiaas_magics.backend.serving.protocols.paths import MANAGING
 from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.backend.serving.together import Together
 
@@ -29,13 +32,50 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 BODY_BYTES: Final = Limits().body_bytes
+# Reading JSON takes 0.1 s of a core a MB, whatever stands in it (measured here), so 4 MB are what one caller may take of the others'.
+JSON_BYTES: Final = 4 * 1024 * 1024
 BODY_S: Final = 60.0  # guess: the largest body over a 10 Mbit/s line
 LINGER_S: Final = 2.0  # guess: how long a refused body is read into nothing, so that its sender sees the answer instead of a reset
 CLOSE: Final = (b"connection", b"close")
+PROOF: Final = ("GET", server_proof.PATH.encode())
+BAD_QUESTION: Final = error(400, "A proof is asked for with nonce= and 64 hexadecimal digits. Check what sends this request.")
 
 
 class BodyTooLarge(Exception):
     """More bytes than may come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """How large a body may be, and what its sender can do about one that is larger."""
+
+    bytes: int
+    what: str = "body"
+    move: str = "Send fewer rows at once."
+
+    def refusal(self, size: int | None = None) -> BodyTooLarge:
+        if size is None:
+            return BodyTooLarge(f"The {self.what} has more than the {self.bytes} bytes that are taken. {self.move}")
+        return BodyTooLarge(f"The {self.what} has {size} bytes; at most {self.bytes} are taken. {self.move}")
+
+
+def most_of(route: Route, headers: Headers, *, body_bytes: int, json_bytes: int) -> Most:
+    """The limit on a request's body: JSON has one of its own, since reading it takes much longer than binary tensors.
+
+    Raises:
+        BodyTooLarge: the head says that its JSON is larger.
+    """
+    whole = Most(body_bytes)
+    if not route.infers or json_bytes >= body_bytes:
+        return whole
+    move = f"Send binary tensors instead, to /v2/models/{route.name}/infer (the client libraries do by themselves), or fewer rows at once."
+    json = Most(json_bytes, "JSON", move)
+    length = next((value for name, value in headers if name == JSON_LENGTH), None)
+    if length is None or route.action != "infer":
+        return json
+    if length.isdigit() and len(length) < 20 and int(length) > json_bytes:
+        raise json.refusal(int(length))
+    return whole
 
 
 class BodyTooSlow(Exception):
@@ -73,12 +113,13 @@ class App:
         guard: Guard,
         *,
         body_bytes: int = BODY_BYTES,
+        json_bytes: int = JSON_BYTES,
         body_s: float = BODY_S,
         everywhere: Everywhere | None = None,
     ) -> None:
         self.registry, self.guard, self.everywhere = registry, guard, everywhere
         self.body_s = body_s
-        self._body_bytes = body_bytes
+        self._body_bytes, self._json_bytes = body_bytes, json_bytes
         self.held = Held()
         self.together = Together(registry)
         self.heads: dict[bytes, tuple[Any, int]] = {}  # of `http1`: heads that were decided on, with their bodies' lengths
@@ -87,18 +128,24 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        decision = self.guard.decide(facts_of(scope["headers"], scope["query_string"]))
-        if not isinstance(decision, Allow):
-            await self._refuse(error(decision.status, decision.text, decision.headers), scope, receive, send)
-            return
         path, headers = scope["raw_path"].decode("latin-1"), tuple(scope["headers"])  # as they are now: a chunked body may end with more
         protocol = inferring.protocol_of(path)
         route = protocol.find_route(scope["method"], path)
+        manages = not isinstance(route, Response) and route.action in MANAGING
+        decision = self.guard.decide(facts_of(headers, scope["query_string"]), manages=manages)
+        if (scope["method"], scope["raw_path"]) == PROOF and (decision in STRANGERS or isinstance(decision, Allow)):
+            proof = server_proof.answer(self.guard.token, scope["query_string"], scope.get("server"))
+            await _answer(send, BAD_QUESTION if proof is None else Response(200, proof))
+            return
+        if not isinstance(decision, Allow):
+            await self._refuse(error(decision.status, decision.text, decision.headers), scope, receive, send)
+            return
         if isinstance(route, Response):
             await self._refuse(route, scope, receive, send)
             return
         try:
-            body = b"" if scope["method"] == "GET" else await self._unpacked(await self._body(scope, receive), headers)
+            most = most_of(route, headers, body_bytes=self._body_bytes, json_bytes=self._json_bytes)
+            body = b"" if scope["method"] == "GET" else await self._unpacked(await self._body(scope, receive, most), headers, most)
             client = b"%b:%d" % (scope["client"][0].encode(), scope["client"][1]) if scope.get("client") else b""
             request = Request(
                 method=scope["method"],
@@ -124,11 +171,11 @@ class App:
             response = inferring.refusal(fault)
         await _answer(send, response)
 
-    async def _unpacked(self, body: bytes, headers: Headers) -> bytes:
+    async def _unpacked(self, body: bytes, headers: Headers, most: Most) -> bytes:
         encoding = next((value for name, value in headers if name == b"content-encoding"), None)
-        return body if encoding is None else await asyncio.to_thread(unpacked, body, encoding, most=self._body_bytes)
+        return body if encoding is None else await asyncio.to_thread(unpacked, body, encoding, most=most.bytes, move=most.move)
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _body(self, scope: Scope, receive: Receive, most: Most) -> bytes:
         """The whole body, within its limits.
 
         Raises:
@@ -141,18 +188,18 @@ class App:
         if coding.strip().lower() != b"chunked":
             raise BadValue(f"Transfer-Encoding {coding[:40].decode('latin-1')!r} is not read here. Send chunked, or a Content-Length.", 501)
         told = next((int(value) for name, value in scope["headers"] if name == b"content-length" and value.isdigit()), 0)
-        if told > self._body_bytes:
-            raise BodyTooLarge(f"The body has {told} bytes; at most {self._body_bytes} are taken. Send fewer rows at once.")
+        if told > most.bytes:
+            raise most.refusal(told)
         message = await receive()
         if message["type"] == "http.request" and not message.get("more_body"):
             return bytes(message["body"])
         try:
             async with asyncio.timeout(self.body_s):
-                return await self._rest_of_body(message, receive)
+                return await self._rest_of_body(message, receive, most)
         except TimeoutError as fault:
             raise BodyTooSlow(self.body_s) from fault
 
-    async def _rest_of_body(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
+    async def _rest_of_body(self, message: MutableMapping[str, Any], receive: Receive, most: Most) -> bytes:
         chunks: list[bytes] = []
         size = 0
         try:
@@ -162,8 +209,8 @@ class App:
                 chunk = message["body"]
                 size += len(chunk)
                 self.held.bytes += len(chunk)
-                if size > self._body_bytes:
-                    raise BodyTooLarge(f"The body has more than the {self._body_bytes} bytes that are taken. Send fewer rows at once.")
+                if size > most.bytes:
+                    raise most.refusal()
                 if self.held.bytes > self._held_most:
                     raise BodyTooLarge("Too many large bodies are being sent at once. Send fewer rows at once, or try again.")
                 chunks.append(chunk)

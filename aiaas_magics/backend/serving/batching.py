@@ -31,6 +31,7 @@ class Limits:
     waiting_bytes: int = 256 * 1024 * 1024  # guess: four requests of the largest body that is taken
     body_bytes: int = 64 * 1024 * 1024  # of one request; as Triton's --http-max-input-size
     oldest_s: float = 10.0  # guess: with a queue this old, a quick refusal helps more than a late answer
+    compute_s: float = 60.0  # guess: of one batch; a caller has given up by then, as our own client does
     delay_s: float = 0.0  # how long the first of a batch may be held back for company; nobody waits unless asked to
 
 
@@ -112,6 +113,10 @@ class BatchQueue(Generic[T]):
             rows += following.rows
             batch.append(self._pop())
         return batch, "alone" if key is None else "all that waited"
+
+    def take_all(self) -> list[Waiting[T]]:
+        """All that waits: it will not run."""
+        return [self._pop() for _ in range(len(self._waiting))]
 
     def wait_s(self, now_s: float) -> float:
         """How long a batch may still be held back for company: 0 unless somebody chose to wait."""

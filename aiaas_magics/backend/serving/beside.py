@@ -73,10 +73,11 @@ async def run(options: Options, place: Place) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(mode=0o700, parents=True)
     registry = Registry()
-    limits = Limits(body_bytes=options.body_bytes)
+    limits = Limits(body_bytes=options.body_bytes, compute_s=options.compute_s)
     loader = Loader(registry, clock=SystemClock(), scratch=scratch, limits=limits, share=options.front_ends)
     first = First()
-    app = App(registry, Guard(files.token().encode(), hosts(options)), body_bytes=options.body_bytes, everywhere=first)
+    guard = Guard(files.token().encode(), hosts(options), manager=files.api_token)
+    app = App(registry, guard, body_bytes=options.body_bytes, json_bytes=options.json_bytes, everywhere=first)
     beside = Beside(
         registry, loader, Server(configured(app, options.tls_cert, options.tls_key), table=Table(files.connections, place.index))
     )

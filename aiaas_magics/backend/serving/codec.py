@@ -25,7 +25,7 @@ import numpy as np
 import orjson
 
 from aiaas_magics.backend.serving.engines import slices_of
-from aiaas_magics.backend.serving.protocols import BadValue, Response
+from aiaas_magics.backend.serving.protocols import BadValue, Response, rows_of
 from aiaas_magics.spec import TensorSpec
 
 DEFAULT_SIGNATURE: Final = "serving_default"
@@ -70,8 +70,7 @@ def read_predict(body: bytes, inputs: Sequence[TensorSpec]) -> PredictCall:
     else:
         raise BadValue("Missing 'inputs' or 'instances' key")
     tensors = {spec.name: tensor_of(columns[spec.name], spec) for spec in inputs}
-    sizes = {tensor.shape[0] if tensor.ndim else 1 for tensor in tensors.values()}
-    return PredictCall(layout=layout, tensors=tensors, rows=sizes.pop() if len(sizes) == 1 else None)
+    return PredictCall(layout=layout, tensors=tensors, rows=rows_of(tensors, inputs))
 
 
 class PlainRows(msgspec.Struct, forbid_unknown_fields=True):

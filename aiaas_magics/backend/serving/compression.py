@@ -48,7 +48,7 @@ def compressed(response: Response, encoding: str) -> Response:
     return msgspec.structs.replace(response, body=_packed(response.body, encoding), headers=headers)
 
 
-def unpacked(body: bytes, encoding: bytes, *, most: int) -> bytes:
+def unpacked(body: bytes, encoding: bytes, *, most: int, move: str = "Send fewer rows at once.") -> bytes:
     """A request's body as it was before it was encoded. May take a while: not for the event loop.
 
     Raises:
@@ -67,7 +67,7 @@ def unpacked(body: bytes, encoding: bytes, *, most: int) -> bytes:
     except zlib.error as fault:
         raise BadValue(f"The body is not {name}: {fault}") from fault
     if len(whole) > most:
-        raise TooLarge(f"The body has more than {most} bytes when it is unpacked. Send fewer rows at once.")
+        raise TooLarge(f"The body has more than {most} bytes when it is unpacked. {move}")
     if not unpacker.eof or unpacker.unused_data:
         raise BadValue(f"The body is not one whole {name} stream. Check how it was compressed.")
     return whole

@@ -248,6 +248,4 @@ def checked(reply: Reply) -> Reply:
 
 
 def revived(reply: Reply) -> AiaasError:
-    kind = getattr(errors, reply.type, None) if reply.type in errors.__all__ else None
-    error = kind(*reply.args) if kind is not None else AiaasBug(reply.error)
-    return error if isinstance(error, AiaasError) else AiaasBug(reply.error)
+    return errors.rebuilt(reply.type, reply.args) or AiaasBug(reply.error)

@@ -89,6 +89,13 @@ class Files:
         write_private(self.folder / "token", token.encode())
         return token
 
+    def api_token(self) -> bytes:
+        """The token of the API server whose folder this is; empty where there is none. It is read anew each time: it may be replaced."""
+        try:
+            return (self.folder.parent / "token").read_bytes().strip()
+        except OSError:
+            return b""
+
     def port(self, name: str) -> int:
         """The port of last time, or 0. `name` is the file's: port or grpc_port."""
         try:
@@ -120,11 +127,23 @@ class Files:
         write_private(self.folder / "expected.json", wire.encode(sorted(names)))
 
     def running(self) -> Running | None:
-        """Who ran last; whether it still lives is for the caller to find out."""
+        """Who ran last; whether it still lives is for the caller to find out.
+
+        Raises:
+            OSError: the file cannot be read now (no descriptors are left, say), which says nothing of who runs.
+        """
         try:
             return wire.decode(self._process.read_bytes(), Running)
-        except (OSError, wire.Malformed):
+        except (FileNotFoundError, wire.Malformed):
             return None
+
+    def disowns(self, pid: int) -> bool:
+        """Whether the folder names another process, or none. A file that cannot be read now says neither."""
+        try:
+            running = self.running()
+        except OSError:
+            return False
+        return running is None or running.pid != pid
 
     def keep_running(self, running: Running) -> None:
         write_private(self._process, wire.encode(running))

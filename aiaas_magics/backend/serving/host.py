@@ -17,9 +17,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 from msgspec.structs import replace
@@ -53,6 +53,8 @@ LOAD_S: Final = 300.0  # guess: a SavedModel process imports TensorFlow, once fo
 ROUTE_S: Final = 300.0  # guess: versions that are of no more use are drained, and a SavedModel's request may take two minutes
 ANSWER_S: Final = 60.0  # guess: retiring waits for what is being answered
 STOP_S: Final = 20.0  # guess: twice what the process itself gives to requests that still run
+WATCH_S: Final = 5.0  # guess: how often it is asked whether it lives; as the first front end asks the others
+HUNG_S: Final = 10.0  # guess: no model computes in the loop that answers for longer than some milliseconds, so this is no busy moment
 POLL_S: Final = 0.02
 # Waits before another start, when the process died again: a machine without memory is not helped by haste. Guesses.
 RESTART_WAITS_S: Final = (0.0, 0.5, 2.0, 5.0, 10.0)
@@ -258,7 +260,9 @@ class InferenceHost:
 
     def _left_behind(self) -> Running | None:
         """A living process of this folder that `start` was not given the time to find."""
-        running = self._files.running() if self._files is not None else None
+        running = None
+        with contextlib.suppress(OSError):  # what cannot be read now cannot be ended now
+            running = self._files.running() if self._files is not None else None
         return running if running is not None and is_alive(running) else None
 
     # ----------------------------------------------------------------- calls
@@ -284,7 +288,10 @@ class InferenceHost:
     async def _living(self) -> Running | None:
         """The process of last time, if it is that very process and answers."""
         assert self._files is not None
-        running = self._files.running()
+        try:
+            running = self._files.running()
+        except OSError as error:  # a second process would take the folder from one that may live
+            raise CannotStart(NAME, f"it is not known who runs: {error}", self._log()) from error
         if running is None or not is_alive(running):
             return None
         try:
@@ -314,9 +321,10 @@ class InferenceHost:
         self._files.log.chmod(0o600)
         until_s = time.monotonic() + START_S
         while time.monotonic() < until_s:
-            running = self._files.running()
-            if running is not None and running.pid == child.pid:
-                return running
+            with contextlib.suppress(OSError):
+                running = self._files.running()
+                if running is not None and running.pid == child.pid:
+                    return running
             if (code := child.poll()) is not None:
                 said = self._files.log_tail().splitlines()[-1:]
                 raise CannotStart(NAME, f"it ended with code {code} ({' '.join(said)})", self._log())
@@ -402,15 +410,19 @@ class InferenceHost:
             self._up.set()
 
     async def _until_it_ends(self) -> None:
-        """A connection that is held open ends with the process, at once; no polling."""
+        """A connection that is held open ends with the process, at once; whoever lives and does not answer on it is killed."""
         running = self._now()
         try:
             async with connection(running.control) as (reader, writer):
-                await ask_on(reader, writer, running.secret, Hello())
-                await reader.read()
+                while await is_answered(ask_on(reader, writer, running.secret, Hello())):
+                    if await is_closed(reader):
+                        break
+                else:
+                    log.error("process %d does not answer within %g s; killing it, and starting it again", running.pid, HUNG_S)
+                    kill(running)
         except OSError:
             pass
-        while is_alive(running):  # noqa: ASYNC110 - only the system knows when another process is gone
+        while lives(running):  # noqa: ASYNC110 - only the system knows when another process is gone
             await asyncio.sleep(POLL_S)
 
     async def _end(self, running: Running) -> None:
@@ -423,14 +435,56 @@ class InferenceHost:
             await asyncio.sleep(POLL_S)
         if is_alive(running):
             log.warning("process %d did not end by itself; killing it", running.pid)
-            with contextlib.suppress(psutil.Error):
-                psutil.Process(running.pid).kill()
+            kill(running)
         if self._child is not None and self._child.pid == running.pid:
             await asyncio.to_thread(self._child.wait, STOP_S)
             self._child = None
 
     def _log(self) -> str:
         return str(self._files.log) if self._files else ""
+
+
+async def is_answered(asking: Coroutine[Any, Any, Reply]) -> bool:
+    """Whether an answer comes within `HUNG_S`. Time in which this very process did not run is not the other's.
+
+    Raises:
+        OSError: the process is gone.
+    """
+    answer = asyncio.ensure_future(asking)
+    began_s = time.monotonic()
+    await asyncio.wait({answer}, timeout=HUNG_S)
+    if not answer.done() and time.monotonic() - began_s > HUNG_S + WATCH_S:  # we were stopped ourselves
+        await asyncio.wait({answer}, timeout=HUNG_S)
+    if not answer.done():
+        answer.cancel()
+        await asyncio.gather(answer, return_exceptions=True)
+        return False
+    answer.result()
+    return True
+
+
+async def is_closed(reader: asyncio.StreamReader) -> bool:
+    """Whether the other side closes the connection within `WATCH_S`."""
+    try:
+        async with asyncio.timeout(WATCH_S):
+            await reader.read()
+    except TimeoutError:
+        return False
+    return True
+
+
+def kill(running: Running) -> None:
+    if lives(running):
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(running.pid).kill()
+
+
+def lives(running: Running) -> bool:
+    """Whether it is alive; also where that cannot be read now: only a process that is gone is replaced."""
+    try:
+        return is_alive(running)
+    except OSError:
+        return True
 
 
 def _load_call(record: Recorded) -> Load:

@@ -1,9 +1,9 @@
-"""HTTP/1.1 on the socket: uvicorn's own protocol class, with limits on a request's head and a short way for predictions.
+"""HTTP/1.1 on the socket: a limited connection with a short way for predictions.
 
-Owns what uvicorn leaves open: how large a head may grow and how long it may take. And a path below ASGI: a prediction with a
-small body that is all there is answered here, without a scope, a task and a dozen messages, which cost more than a small model
-computes. It is taken where everything is plain; whatever is not (a refusal, a large, chunked or compressed body, another
-route) goes to `app`. Both ask the same guard, routes and protocols, so that answers are the same.
+Owns a path below ASGI: a prediction with a small body that is all there is answered here, without a scope, a task and a dozen
+messages, which cost more than a small model computes. It is taken where everything is plain; whatever is not (a refusal, a
+large, chunked or compressed body, another route) goes to `app`. Both ask the same guard, routes and protocols, so that answers
+are the same.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import time
 from typing import Any, Final
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from aiaas_magics.backend.guard import ALLOW, facts_of
+from aiaas_magics.backend.limited import LimitedProtocol, lines
 from aiaas_magics.backend.serving import inferring
 from aiaas_magics.backend.serving.app import App, BodyTooSlow
-from aiaas_magics.backend.serving.protocols import JSON, Headers, Response, error
+from aiaas_magics.backend.serving.protocols import JSON, Response, error
 from aiaas_magics.backend.serving.short import UNKNOWN, Asked, Known, Pending, Slot, known_of
 
-HEAD_BYTES: Final = 64 * 1024  # as h11, uvicorn's other protocol, by default
-HEAD_S: Final = 10.0  # guess: a head is one packet; a sender that needs longer holds a connection for nothing
 SHORT_BYTES: Final = 256 * 1024  # guess: reading a larger body costs more than the longer way
 HEADS: Final = 1024  # guess: heads that are known by their bytes; they differ in the body's length
 LAST_LOOK_S: Final = 0.05  # guess: a request that was sent before the end is read by then
@@ -30,27 +29,17 @@ KNOWN_HEAD_BYTES: Final = 2048  # guess: of longer ones too few are the same
 PENDING: Final = 64  # guess: requests of one connection that wait for their answers before it is read on
 
 
-class Http1(HttpToolsProtocol):
-    """A connection whose sender must finish each head within `HEAD_S`, and within `HEAD_BYTES` give or take one read."""
+class Http1(LimitedProtocol):
+    """A connection of a front end."""
 
     app: App
-    cycle: Any
 
-    _between = True  # the parser stands between two requests
-    _in_head = True
-    _head_bytes = 0
-    _head_deadline: asyncio.TimerHandle | None = None
     _known: Known | None = None  # of the request that was taken the short way last
     _short: Known | None = None  # the request being read, where it takes the short way
     _taken = UNKNOWN  # the last request of this read that took the short way, and its body's length
-    _length = b""
     _held = 0
     _body_deadline: asyncio.TimerHandle | None = None
-    _reader_deadline: asyncio.TimerHandle | None = None
-    _last_s = 0.0
     _ending = False  # a shutdown came
-    _said_end = False
-    _end: Response | None = None  # to be sent when all whole requests that came before are answered
     _default_headers: object = None
     _plain_head = b""  # of an answer with a JSON body and nothing special, up to the body's length
 
@@ -59,12 +48,9 @@ class Http1(HttpToolsProtocol):
         client = b"%s:%d" % (self.client[0].encode(), self.client[1]) if self.client else b""
         self._pending = Pending(self.app.registry, client, self._flush)
         self._body: list[bytes] = []
-        self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
         self._release()
-        self._forget_reader()
         self._pending.slots.clear()
         super().connection_lost(exc)
 
@@ -80,67 +66,24 @@ class Http1(HttpToolsProtocol):
                 self._take(known, data[len(head) :])
                 return
         self._taken = UNKNOWN
-        try:
-            self._feed(data)
-        except httptools.HttpParserError:
-            self.send_400_response("This is not valid HTTP/1.1. Check what sends this request.")
+        if not self._read(data):
             return
         if head and self._between:
             self._learn(head, len(data))
         # A whole request in one read, which is nearly every one, costs a few comparisons here.
         if self._in_head:
-            if not self.transport.is_closing():
-                self._head_bytes += len(data)
-                if self._head_bytes > HEAD_BYTES:
-                    self.send_400_response(f"The request's head has more than {HEAD_BYTES} bytes. Send fewer or shorter headers.")
-                elif self._head_deadline is None:
-                    self._arm()
+            self._check_head(data)
         elif self._short is not None and not self._held:
             self._hold()
 
-    def _feed(self, data: bytes) -> None:
-        while True:
-            try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as offered:
-                # The parser reads on as another protocol, which nobody here speaks: what comes is read as if it had not been offered.
-                data = self._head_without_offer() + data[offered.args[0] :]
-                self.parser = httptools.HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-            else:
-                return
-
-    def _head_without_offer(self) -> bytes:
-        """The head that was just read, with what offered another protocol left out (RFC 9110, 7.8: an offer may be passed over)."""
-        headers = [(name, value) for name, value in self.headers if name.lower() not in (b"upgrade", b"connection")]
-        closes = any(b"close" in value.lower() for name, value in self.headers if name.lower() == b"connection")
-        headers += [(b"connection", b"close")] if closes else []
-        headers += [(b"content-length", self._length)] if self._length else []
-        return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode(), _lines(headers))
-
     # ------------------------------------------------------------------ the parser's calls
 
-    def on_message_begin(self) -> None:
-        # What uvicorn does here is done when it turns out that the request is one for it.
-        self.url, self.headers, self._length = b"", [], b""
-        self._between, self._in_head, self._head_bytes = False, True, 0
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if len(name) == 14 and not self._length and name.lower() == b"content-length":
-            self._length = value
-        else:
-            self.headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade():
-            if self.parser.get_method() == b"CONNECT":
-                raise httptools.HttpParserError
-            return  # it comes again, without
-        self._in_head = False
-        self._disarm()
+    def _begin(self) -> None:
         self._short = self._known_head() if self._is_free() and self._is_short() else None
         if self._short is None:
-            self._as_uvicorn()
+            self._begin_asgi()
+            if self._ending:
+                self.cycle.keep_alive = False
         else:
             self._known, self._body = self._short, []
 
@@ -172,18 +115,6 @@ class Http1(HttpToolsProtocol):
         if isinstance(route, Response) or not route.infers:
             return None
         return known_of(self.url, self.headers, headers, path, protocol, route)
-
-    def _as_uvicorn(self) -> None:
-        url, headers = self.url, [(name.lower(), value) for name, value in self.headers]
-        if self._length:
-            headers.append((b"content-length", self._length))
-        super().on_message_begin()
-        self.url, self.headers = url, headers
-        self.scope["headers"] = headers
-        self.expect_100_continue = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
-        super().on_headers_complete()
-        if self._ending:
-            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         if self._short is None:
@@ -261,7 +192,7 @@ class Http1(HttpToolsProtocol):
             self._default_headers = self.server_state.default_headers
             self._plain_head = b"%b%bcontent-type: %b\r\ncontent-length: " % (
                 STATUS_LINE[200],
-                _lines(self.server_state.default_headers),
+                lines(self.server_state.default_headers),
                 JSON,
             )
         body = response.body
@@ -269,8 +200,8 @@ class Http1(HttpToolsProtocol):
             return b"%b%d\r\n\r\n%b" % (self._plain_head, len(body), body)
         return b"%b%b%b%b%bcontent-length: %d\r\n\r\n%b" % (
             STATUS_LINE[response.status],
-            _lines(self.server_state.default_headers),
-            _lines(response.headers),
+            lines(self.server_state.default_headers),
+            lines(response.headers),
             b"content-type: %b\r\n" % response.content_type if body else b"",
             b"connection: close\r\n" if closes else b"",
             len(body),
@@ -296,28 +227,11 @@ class Http1(HttpToolsProtocol):
         if self._is_free() and not self._pending.slots and not self._has_begun():
             self.transport.close()
 
-    def pause_writing(self) -> None:
-        """The other side does not read its answers: no more of its requests are read either."""
-        super().pause_writing()
-        self.flow.pause_reading()
-        self._watch_reader()
+    def _may_read(self) -> bool:
+        return super()._may_read() and len(self._pending.slots) < PENDING
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._forget_reader()
-        if self._is_free() and len(self._pending.slots) < PENDING:
-            self.flow.resume_reading()
-
-    def timeout_keep_alive_handler(self) -> None:
-        """The timer runs on while predictions come and go: whether the connection was idle is seen when it fires."""
-        self.timeout_keep_alive_task = None
-        if self.cycle is not None and not self.cycle.response_complete:
-            return
-        idle_s = self.loop.time() - self._last_s
-        if idle_s >= self.timeout_keep_alive:
-            super().timeout_keep_alive_handler()
-        else:
-            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive - idle_s, self.timeout_keep_alive_handler)
+    def is_idle(self) -> bool:
+        return self._short is None and not self._pending.slots and super().is_idle()
 
     # ------------------------------------------------------------------ limits
 
@@ -338,55 +252,13 @@ class Http1(HttpToolsProtocol):
     def _body_too_slow(self) -> None:
         self._release()
         self._short, self._body = None, []
-        self._end_with(error(408, str(BodyTooSlow(self.app.body_s))))
+        self._refuse(408, str(BodyTooSlow(self.app.body_s)))
 
-    def _watch_reader(self) -> None:
-        """An answer must be taken off, be it slowly: it is memory."""
-        self._reader_deadline = self.loop.call_later(self.app.body_s, self._look_at_reader, self.transport.get_write_buffer_size())
+    @property
+    def _unread_s(self) -> float:
+        return self.app.body_s
 
-    def _look_at_reader(self, unread: int) -> None:
-        if self.transport.get_write_buffer_size() < unread:
-            self._watch_reader()
-        else:
-            self.transport.abort()
-
-    def _forget_reader(self) -> None:
-        if self._reader_deadline is not None:
-            self._reader_deadline.cancel()
-            self._reader_deadline = None
-
-    def send_400_response(self, msg: str) -> None:
-        self._end_with(error(400, msg))
-
-    def _end_with(self, response: Response) -> None:
-        """Answer what came whole before, then this, and read nothing more."""
-        if self.transport.is_closing() or self._said_end:
-            return
-        self.flow.pause_reading()
-        if (self.pipeline or not self._is_free()) and (self._between or self._in_head):
-            self._end = response
-            return
-        self._said_end, self._pending.keep_alive = True, False
-        self._pending.slots.append(Slot(response=response))
+    def _send_refusal(self, status: int, text: str) -> None:
+        self._pending.keep_alive = False
+        self._pending.slots.append(Slot(response=error(status, text)))
         self._flush()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._end is not None:
-            self._end_with(self._end)
-
-    def _arm(self) -> None:
-        self._head_deadline = self.loop.call_later(HEAD_S, self._too_slow)
-
-    def _disarm(self) -> None:
-        if self._head_deadline is not None:
-            self._head_deadline.cancel()
-            self._head_deadline = None
-
-    def _too_slow(self) -> None:
-        self._head_deadline = None
-        self.send_400_response(f"The request's head did not come within {HEAD_S:g} s. Send it at once.")
-
-
-def _lines(headers: Headers | list[tuple[bytes, bytes]]) -> bytes:
-    return b"".join([b"%b: %b\r\n" % header for header in headers])

@@ -14,13 +14,14 @@ from typing import Any, Final
 
 import uvicorn
 
+from aiaas_magics.backend.accepting import Accepting, LimitedServer
+from aiaas_magics.backend.limited import KEEP_ALIVE_S
 from aiaas_magics.backend.serving.app import App
 from aiaas_magics.backend.serving.http1 import Http1
 from aiaas_magics.backend.serving.taking import Table, Taking
 
 BACKLOG: Final = 2048  # uvicorn's own default
 DRAIN_S: Final = 10  # guess: what a request that runs at SIGTERM may still take
-KEEP_ALIVE_S: Final = 75  # nginx's default; load balancers and clients count on more than uvicorn's 5 s
 
 
 def configured(app: App, tls_cert: str = "", tls_key: str = "") -> uvicorn.Config:
@@ -42,8 +43,8 @@ def configured(app: App, tls_cert: str = "", tls_key: str = "") -> uvicorn.Confi
     )
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server without its signal handlers: they would end the process before `run` has cleaned up.
+class Server(LimitedServer):
+    """A limited server without uvicorn's signal handlers: they would end the process before `run` has cleaned up.
 
     Args:
         table: How many connections each front end has, where several take them from one socket.
@@ -62,23 +63,23 @@ class Server(uvicorn.Server):
         return contextlib.nullcontext()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._table is None:
-            await super().startup(sockets)
-        else:
-            await self.lifespan.startup()
-            self._taking = [self._take(listener, self._table) for listener in sockets or ()]
-            self.servers = list(self._taking)  # type: ignore[arg-type]
-            self.started = True
+        await super().startup(sockets)
         self.is_up.set()
 
-    def _take(self, listener: socket.socket, table: Table) -> Taking:
-        """As uvicorn's own startup, but for who accepts."""
-        config, state = self.config, self.server_state
-
-        def protocol() -> asyncio.Protocol:
-            return Http1(config=config, server_state=state, app_state=self.lifespan.state)
-
-        return Taking(listener, protocol=protocol, connections=state.connections, table=table, tls=config.ssl)
+    def accepting(self, listener: socket.socket) -> Accepting:
+        if self._table is None:
+            return super().accepting(listener)
+        taking = Taking(
+            listener,
+            table=self._table,
+            protocol=self.protocol,
+            connections=self.connections,
+            make_room=self.connections.close_one,
+            handshakes=self.connections.most // 2,
+            tls=self.config.ssl,
+        )
+        self._taking.append(taking)
+        return taking
 
     async def on_tick(self, counter: int) -> bool:
         for taking in self._taking:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Final
 
@@ -17,11 +18,12 @@ import numpy as np
 
 from aiaas_magics.backend.serving.batching import QueueFull, TooLate
 from aiaas_magics.backend.serving.compression import LARGE, compressed, encoding_for
-from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
+from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused, EngineTooSlow
 from aiaas_magics.backend.serving.everywhere import Everywhere, look
 from aiaas_magics.backend.serving.protocols import (
     BadValue,
     FormOf,
+    InferenceCall,
     InferenceProtocol,
     Request,
     Response,
@@ -37,6 +39,10 @@ from aiaas_magics.errors import BackendError
 from aiaas_magics.spec import DeploySpec
 
 log = logging.getLogger(__name__)
+
+QUICK_BYTES: Final = 256 * 1024  # guess, as `http1.SHORT_BYTES`: reading a larger body takes longer than a thread's turn
+# One thread: it shares the interpreter with the event loop, and each more would take as much again of the others' time.
+READING: Final = ThreadPoolExecutor(1, thread_name_prefix="aiaas-reading")
 
 # What a path begins with says which protocol it is; every other path is a page of ours, or nothing.
 PROTOCOLS: Final = MappingProxyType[str, InferenceProtocol]({"/v1/": tfserving, "/v2/": openinference, "/v2": openinference})
@@ -61,8 +67,36 @@ async def respond(
             return protocol.look(registry, route, request)
         return await look(everywhere, registry, protocol, route, request)
     answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-    begin(registry, protocol, route, request, lambda response: None if answered.done() else answered.set_result(response))
+
+    def done(response: Response) -> None:
+        if not answered.done():
+            answered.set_result(response)
+
+    if len(request.body) <= QUICK_BYTES:
+        begin(registry, protocol, route, request, done)
+    else:
+        await begin_large(registry, protocol, route, request, done)
     return await answered
+
+
+async def begin_large(
+    registry: Registry, protocol: InferenceProtocol, route: Route, request: Request, done: Callable[[Response], None]
+) -> None:
+    """As `begin`, with the body read in a thread, so that other requests are answered meanwhile."""
+    began_ns = time.perf_counter_ns()
+    if registry.tracing is not None:
+        protocol, done = registry.tracing.around(protocol, route, request, done)
+    version = find(registry, protocol, route, request)
+    if isinstance(version, Response):
+        done(version)
+        return
+    try:
+        with version.lease():
+            call = await asyncio.get_running_loop().run_in_executor(READING, protocol.read, route, request, version)
+            submit(version, call, request, done, began_ns)
+    except Exception as fault:  # noqa: BLE001 - border: what the caller sent is read here
+        version.figures.failed += 1
+        done(refusal(fault))
 
 
 def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request: Request, done: Callable[[Response], None]) -> None:
@@ -76,11 +110,21 @@ def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request
         return
     try:
         call = protocol.read(route, request, version)
+    except Exception as fault:  # noqa: BLE001 - border: what the caller sent is read here
+        version.figures.failed += 1
+        done(refusal(fault))
+        return
+    submit(version, call, request, done, began_ns)
+
+
+def submit(version: Version, call: InferenceCall, request: Request, done: Callable[[Response], None], began_ns: int) -> None:
+    """Have a call computed that was read: `done` is called once, now or later in the event loop."""
+    try:
         if not request.computes:
             done(call.response(nothing(version.spec, call.rows)))
             return
         executor = version.enter()
-    except Exception as fault:  # noqa: BLE001 - border: what the caller sent is read here
+    except Exception as fault:  # noqa: BLE001 - border: outputs of any form are written here, and a version may be gone
         version.figures.failed += 1
         done(refusal(fault))
         return
@@ -155,6 +199,8 @@ def refusal(fault: Exception) -> Response:
             return error(503, str(fault), ((b"retry-after", str(fault.retry_after_s).encode()),))
         case TooLate():
             return error(503, str(fault), ((b"retry-after", b"1"),))
+        case EngineTooSlow():
+            return error(504, str(fault))
         case EngineLost():
             return error(503, f"The model is being started anew ({fault}). Try again in a moment.", ((b"retry-after", b"1"),))
     log.error("a request failed", exc_info=fault)

@@ -24,6 +24,7 @@ from msgspec import structs
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.control import Change, Load, Retire, Route, Scale, Withdraw
 from aiaas_magics.backend.serving.engines import Engine, open_engine
+from aiaas_magics.backend.serving.engines.onnx_check import has_control_flow
 from aiaas_magics.backend.serving.proof import Proof, Samples, prove, read_samples
 from aiaas_magics.backend.serving.registry import Executor, Registry, Version
 from aiaas_magics.backend.serving.replicas import Inline, Replicas
@@ -124,7 +125,7 @@ class Loader:
         self._registry.begin(version)
         try:
             # In a thread: opening and proving take seconds, and requests go on meanwhile.
-            opened = await asyncio.to_thread(open_and_prove, spec, artefact, samples, self._scratch, cores=self._cores())
+            opened = await self._opened(spec, artefact, samples)
             version.engine, version.proof = opened.engines[0].kind, opened.proof.largest
             version.executor, version.replicas = self._executor(version, opened), spec.replicas
         except BaseException as error:
@@ -178,6 +179,10 @@ class Loader:
             undo.pop_all()
         return opened
 
+    async def _opened(self, spec: DeploySpec, artefact: Path, samples: Path) -> Opened:
+        compute_s = self._limits.compute_s
+        return await asyncio.to_thread(open_and_prove, spec, artefact, samples, self._scratch, cores=self._cores(), compute_s=compute_s)
+
     def _cores(self) -> int:
         """Those that fall to this process."""
         return max(1, usable_cores() // self._share)
@@ -185,9 +190,7 @@ class Loader:
     async def _opened_again(self, version: Version, replicas: int) -> Executor:
         spec = structs.replace(version.spec, replicas=replicas)
         try:
-            return self._executor(
-                version, await asyncio.to_thread(open_and_prove, spec, *version.files, self._scratch, cores=self._cores())
-            )
+            return self._executor(version, await self._opened(spec, *version.files))
         except Exception as error:  # border: engines of any kind are opened here
             log.warning("%s version %d cannot be opened again", spec.name, version.number, exc_info=True)
             raise NotScaled(spec.name, replicas, version.number, str(error) or type(error).__name__) from error
@@ -235,8 +238,8 @@ class Opened:
         return [*self.engines, *([] if self.inline is None else [self.inline])]
 
 
-def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Path, *, cores: int) -> Opened:
-    """One proved engine a replica, which share `cores`.
+def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Path, *, cores: int, compute_s: float = math.inf) -> Opened:
+    """One proved engine a replica, which share `cores`; each of their computations has an end after `compute_s`.
 
     Each has computed the samples once, so that the first request is not the slow one.
     """
@@ -247,8 +250,8 @@ def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Pat
     threads = max(1, cores // spec.replicas)
     proofs: list[Proof] = []
 
-    def opened(threads: int) -> Engine:
-        engine = open_engine(spec, artefact, threads=threads, scratch=scratch)
+    def opened(threads: int, compute_s: float = compute_s) -> Engine:
+        engine = open_engine(spec, artefact, threads=threads, scratch=scratch, compute_s=compute_s)
         undo.callback(engine.close)
         proofs.append(prove(engine, replay, spec))
         return engine
@@ -256,14 +259,21 @@ def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Pat
     with ExitStack() as undo:
         engines = [opened(threads) for _ in range(spec.replicas)]
         inline, rows = None, 0
-        if spec.format == "onnx" and spec.replicas == 1 and artefact.stat().st_size <= INLINE_BYTES:
-            inline = opened(1)
+        if spec.replicas == 1 and may_be_inline(spec, artefact):
+            inline = opened(1, math.inf)  # nothing could end it: its time is that of its samples
             rows = rows_within(INLINE_S, inline, replay) if proofs[-1].batchable else 0
             if rows < INLINE_LEAST_ROWS:
                 inline.close()
                 inline, rows = None, 0
         undo.pop_all()
     return Opened(engines=engines, proof=max(proofs, key=lambda proof: proof.largest), inline=inline, inline_rows=rows)
+
+
+def may_be_inline(spec: DeploySpec, artefact: Path) -> bool:
+    """Whether what a row takes to compute is the same for every row, so that the samples tell it, and a second copy is no small thing."""
+    if spec.format != "onnx" or row_bytes(spec) is None or artefact.stat().st_size > INLINE_BYTES:
+        return False
+    return not has_control_flow(artefact.read_bytes())
 
 
 def row_bytes(spec: DeploySpec) -> int | None:

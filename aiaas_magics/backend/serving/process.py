@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import secrets
@@ -24,9 +23,10 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import psutil
 
 from aiaas_magics import processes, settings
+from aiaas_magics.backend.certificate import check_pair
 from aiaas_magics.backend.guard import LOOPBACK, Guard
 from aiaas_magics.backend.serving import control, tracing
-from aiaas_magics.backend.serving.app import BODY_BYTES, App
+from aiaas_magics.backend.serving.app import BODY_BYTES, JSON_BYTES, App
 from aiaas_magics.backend.serving.batching import Limits
 from aiaas_magics.backend.serving.control import Collect, Hello, Load, Reply, Retire, Route, Scale, Status, Stop, Withdraw
 from aiaas_magics.backend.serving.everywhere import told
@@ -40,6 +40,7 @@ from aiaas_magics.backend.serving.steps import alone
 from aiaas_magics.backend.serving.taking import Table
 from aiaas_magics.clock import SystemClock
 from aiaas_magics.errors import CannotStart, InvalidSpec
+from aiaas_magics.server_proof import is_loopback
 from aiaas_magics.spec import Value
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Options(Value, frozen=True, kw_only=True):
     tls_cert: str = ""
     tls_key: str = ""
     body_bytes: int = BODY_BYTES
+    json_bytes: int = JSON_BYTES
+    compute_s: float = Limits().compute_s
     parent: int = 0  # process that started this one, if it is to be looked for there
     front_ends: int = 1  # processes that answer HTTP, this one among them
 
@@ -77,19 +80,15 @@ class Options(Value, frozen=True, kw_only=True):
             )
 
 
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 async def run(options: Options) -> None:
     """Serve until SIGTERM, SIGINT or a `Stop`.
 
     Raises:
+        InvalidSpec: the certificate and its key cannot be used.
         CannotStart: another inference process lives in this folder, the port cannot be had, or the process that started this one is gone.
     """
+    if options.tls_cert:
+        check_pair(Path(options.tls_cert), Path(options.tls_key))
     files = Files(Path(options.state))
     files.make()
     with contextlib.ExitStack() as held:
@@ -100,14 +99,14 @@ async def run(options: Options) -> None:
         grpc_port = _grpc_port(options, files)
         registry = Registry(withdrawn=files.withdrawn(), keep_withdrawn=files.keep_withdrawn, expected=files.expected())
         registry.tracing = held.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
-        limits = Limits(body_bytes=options.body_bytes)
+        limits = Limits(body_bytes=options.body_bytes, compute_s=options.compute_s)
         loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits, share=options.front_ends)
-        guard = Guard(files.token().encode(), hosts(options))
+        guard = Guard(files.token().encode(), hosts(options), manager=files.api_token)
         table = beside = None
         if options.front_ends > 1:
             table = Table(files.connections, 0)
             beside = _front_ends(options, registry, loader, files, table, inherits=(listener.fileno(), lock))
-        app = App(registry, guard, body_bytes=options.body_bytes, everywhere=beside)
+        app = App(registry, guard, body_bytes=options.body_bytes, json_bytes=options.json_bytes, everywhere=beside)
         server = Server(configured(app, options.tls_cert, options.tls_key), table=table, ends_with=None if beside is None else beside.stop)
         _on_signals(lambda: setattr(server, "should_exit", True))
         secret = secrets.token_urlsafe(32)
@@ -141,7 +140,9 @@ def _front_ends(
     # -P: the folder that this process was started in is no place to import from.
     command = [sys.executable, "-P", "-m", "aiaas_magics.backend.serving", "--state", options.state, "--host", options.host]
     command += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key] if options.tls_cert else []
-    command += ["--body-bytes", str(options.body_bytes), "--front-ends", str(options.front_ends)]
+    command += ["--body-bytes", str(options.body_bytes), "--json-bytes", str(options.json_bytes)]
+    command += ["--compute-s", str(options.compute_s)]
+    command += ["--front-ends", str(options.front_ends)]
     command += ["--listener", str(listener), "--lock", str(lock)]
     return FrontEnds(
         registry, loader, number=options.front_ends, command=command, inherits=inherits, keep=files.keep_beside, gone=table.leave
@@ -152,8 +153,7 @@ async def _end_when_disowned(files: Files, server: Server) -> None:
     """A process that its folder no longer names can be neither found nor stopped by anybody: it ends itself."""
     while True:
         await asyncio.sleep(DISOWNED_S)
-        running = files.running()
-        if running is None or running.pid != os.getpid():
+        if files.disowns(os.getpid()):
             log.warning("the state folder no longer names this process; ending")
             server.should_exit = True
 
@@ -168,8 +168,7 @@ async def follow_load(loader: Loader) -> None:
 
 
 def _forget(files: Files) -> None:
-    running = files.running()
-    if running is not None and running.pid == os.getpid():
+    if not files.disowns(os.getpid()):
         files.forget_running()
 
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as read_safetensors
 
 from aiaas_magics.agreement import compare, largest_of
-from aiaas_magics.backend.serving.engines import Engine, EngineLost, EngineRefused, Tensors
+from aiaas_magics.backend.serving.engines import Engine, EngineLost, EngineRefused, EngineTooSlow, Tensors
 from aiaas_magics.errors import InvalidSpec, ProofFailed
 from aiaas_magics.spec import DeploySpec, TensorSpec
 
@@ -109,7 +109,7 @@ def prove(engine: Engine, samples: Samples, spec: DeploySpec) -> Proof:
 def _run(engine: Engine, inputs: Tensors, spec: DeploySpec) -> dict[str, np.ndarray]:
     try:
         return engine.run(inputs)
-    except (EngineRefused, EngineLost) as error:
+    except (EngineRefused, EngineLost, EngineTooSlow) as error:
         raise ProofFailed(spec.name, engine.kind, None, f"it did not compute the samples: {error}") from error
 
 

@@ -10,6 +10,7 @@ there and keeps it until its answer is sent, whatever is flipped meanwhile.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import numpy as np
+from msgspec.structs import replace as replace_fields
 
 from aiaas_magics.backend.serving.engines import Tensors
 from aiaas_magics.backend.serving.figures import Figures
@@ -28,8 +30,11 @@ from aiaas_magics.spec import DeploySpec, VersionView
 if TYPE_CHECKING:
     from aiaas_magics.backend.serving.tracing import Tracing
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
+DRAIN_S: Final = 90.0  # guess: half as long again as one computation may take
 ENDED_KEPT: Final = 8  # guess: how many versions of the past a status still names
 
 
@@ -114,11 +119,15 @@ class Version:
             self.leave()
 
     async def drain_and_close(self) -> None:
-        """End after the last lease. To be called once it is in nobody's reach any more."""
+        """End after the last lease, or after `DRAIN_S`. To be called once it is in nobody's reach any more."""
         self.state = "UNLOADING"
-        while self._leases:
-            self._free.clear()
-            await self._free.wait()
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while self._leases:
+                    self._free.clear()
+                    await self._free.wait()
+        except TimeoutError:
+            log.warning("%s version %d is closed with %d requests under way", self.spec.name, self.number, self._leases)
         executor, self.executor = self.executor, None
         if executor is not None:
             await executor.close()
@@ -372,4 +381,7 @@ class Registry:
         return sorted(self._get(name).versions.values(), key=lambda version: -version.number)
 
     def status(self) -> dict[str, list[VersionView]]:
-        return {name: [version.view() for version in self.versions(name)] for name in self.names()}
+        return {
+            name: [replace_fields(version.view(), withdrawn=name in self._withdrawn) for version in self.versions(name)]
+            for name in self.names()
+        }

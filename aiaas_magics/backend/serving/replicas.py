@@ -7,6 +7,7 @@ the answers of its requests. Which requests form a batch belongs to `batching`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import threading
@@ -18,7 +19,7 @@ import msgspec
 import numpy as np
 
 from aiaas_magics.backend.serving.batching import BatchQueue, Limits, TooLate, Waiting
-from aiaas_magics.backend.serving.engines import Engine, EngineLost, EngineRefused, Tensors, slices_of
+from aiaas_magics.backend.serving.engines import Engine, EngineLost, EngineRefused, EngineTooSlow, Tensors, slices_of
 from aiaas_magics.backend.serving.figures import Figures
 from aiaas_magics.errors import AiaasBug
 
@@ -133,7 +134,10 @@ class Replicas(Queued):
             self._wake.notify()
 
     async def close(self, *, grace_s: float = 30.0) -> None:
-        """Answer what waits, then end. An engine that computes for longer than `grace_s` is left to its daemon thread."""
+        """Answer what waits, then end.
+
+        After `grace_s` what still waits is refused, and an engine that computes is left to its daemon thread.
+        """
         with self._wake:
             self._closing = True
             self._wake.notify_all()
@@ -145,6 +149,10 @@ class Replicas(Queued):
             thread.join(max(0.0, until_s - time.monotonic()))
             if thread.is_alive():
                 log.warning("%s still computes after %s s", thread.name, grace_s)
+                with self._wake:
+                    left = self._queue.take_all()
+                with contextlib.suppress(RuntimeError):  # the loop has ended; nobody waits any more
+                    self._loop.call_soon_threadsafe(_drop, left)
             engine.close()
 
     def _work(self, engine: Engine) -> None:
@@ -243,6 +251,11 @@ class Inline(Queued):
         await self._larger.close()
 
 
+def _drop(left: Batch) -> None:
+    for waiting in left:
+        waiting.item.done(EngineLost("its version was taken down"))
+
+
 def _refuse(late: Batch) -> None:
     for waiting in late:
         waiting.item.done(TooLate())
@@ -281,7 +294,7 @@ def stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
 def _answer_of(engine: Engine, request: Tensors) -> Answer:
     try:
         return engine.run(request)
-    except (EngineRefused, EngineLost) as error:
+    except (EngineRefused, EngineLost, EngineTooSlow) as error:
         return error
     except Exception as error:  # border: a foreign library computes here, and this thread must outlive what it raises
         log.exception("the engine raised what it should not")

@@ -12,15 +12,21 @@ all front ends, belongs to `front_ends`. Where there is one front end, `alone` t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from aiaas_magics.backend.serving.registry import Executor, NotServed, Registry, Version
 from aiaas_magics.backend.serving.scaling import scaled
 from aiaas_magics.errors import InvalidSpec, UnknownName
 from aiaas_magics.routing import Routing, Scaling
+
+log = logging.getLogger(__name__)
+
+WAITED_S: Final = 7.0  # guess: nearly every request is over by then, and a SavedModel's process is killed after 5 s
+LEFT: Final[set[asyncio.Task[None]]] = set()  # what is being closed with nobody waiting; tasks are held by weak references otherwise
 
 
 class Step(Protocol):
@@ -55,7 +61,31 @@ def known(registry: Registry, name: str) -> Iterator[None]:
 
 
 async def ended(versions: Sequence[Version]) -> None:
-    await asyncio.gather(*(version.drain_and_close() for version in versions))
+    """Returns when all have answered what they were asked and are closed, or after `WAITED_S`; then they go on by themselves.
+
+    Whoever changes another endpoint meanwhile waits for this one, so that it must not last as long as a request may.
+    """
+    await waited([version.drain_and_close() for version in versions])
+
+
+async def waited(endings: Sequence[Coroutine[Any, Any, None]]) -> None:
+    tasks = {asyncio.ensure_future(ending) for ending in endings}
+    if not tasks:
+        return
+    done, left = await asyncio.wait(tasks, timeout=WAITED_S)
+    if left:
+        log.info("%d executors still answer after %g s and are closed later", len(left), WAITED_S)
+    for task in left:
+        LEFT.add(task)
+        task.add_done_callback(_end_left)
+    for task in done:
+        task.result()
+
+
+def _end_left(task: asyncio.Task[None]) -> None:
+    LEFT.discard(task)
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a version was not closed well", exc_info=error)
 
 
 @dataclass(slots=True, eq=False)
@@ -137,7 +167,7 @@ class Rescaling:
         await self.drain()
 
     async def drain(self) -> None:
-        await asyncio.gather(*(executor.close() for executor in self.useless))
+        await waited([executor.close() for executor in self.useless])
 
 
 @dataclass(slots=True, eq=False)

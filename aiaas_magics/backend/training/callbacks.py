@@ -38,6 +38,18 @@ def callbacks_of_rank(callbacks: Sequence[Any], *, rank: int, channel: Channel) 
     return kept
 
 
+class EpochLines(keras.callbacks.ProgbarLogger):  # type: ignore[misc]
+    """Prints Keras' line of each epoch, as `fit(verbose=2)` does, in a `fit` that is silent otherwise."""
+
+    def set_params(self, params: Mapping[str, Any]) -> None:
+        super().set_params({**params, "verbose": 2})
+
+
+def epoch_lines(arguments: Mapping[str, Any], *, rank: int) -> list[Any]:
+    """What prints the lines that the user's own `verbose` asks for. Our view takes the place of a bar (1, "auto")."""
+    return [EpochLines()] if rank == 0 and arguments.get("verbose") == 2 else []
+
+
 def is_left_out(callback: Any) -> bool:
     """Whether no worker runs it: each does that itself. What a user made of Keras' History runs, like any callback of his."""
     return "BackupAndRestore" in kinds(callback) or type(callback) in (keras.callbacks.History, keras.callbacks.ProgbarLogger)

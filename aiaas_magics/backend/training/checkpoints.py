@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save, save_file
 
 from aiaas_magics.backend import checkpoint_folder
 from aiaas_magics.backend.checkpoint_folder import STATE, Place
+from aiaas_magics.backend.disk import says_no_room
 from aiaas_magics.packing import plain
 
 Array = npt.NDArray[Any]
@@ -89,7 +90,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
         try:
             save_file({str(place): _bits(array) for place, array in enumerate(arrays)}, path / VARIABLES)
         except SafetensorError as error:  # of a full disk it speaks in its own class
-            raise OSError(errno.EIO, str(error)) from error
+            raise OSError(errno.ENOSPC if says_no_room(str(error)) else errno.EIO, str(error)) from error
         (path / STATE).write_text(json.dumps(state), encoding="utf-8")
         for rank, own in enumerate(checkpoint.ranks):
             (path / _own(rank)).write_bytes(own)

@@ -9,6 +9,7 @@ what a long one gained by.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import hashlib
 import math
@@ -22,8 +23,9 @@ from typing import Any, Final
 import msgspec
 import tensorflow as tf
 
-from aiaas_magics.backend.disk import write_private
+from aiaas_magics.backend.disk import NotPlain, read_plain, write_private
 
+CHOICE_BYTES: Final = 64 * 1024  # guess: two timings have some hundred bytes
 # XLA drops assertions, and reads out of range without a word; strings and Python it cannot compile at all.
 UNCOMPILABLE: Final = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 UNCHECKED: Final = frozenset({"Assert", "CheckNumerics", "CheckNumericsV2"})
@@ -81,14 +83,15 @@ class Choices:
     def of(self, key: str) -> dict[str, Timing]:
         """Both forms, or nothing."""
         try:
-            told = msgspec.json.decode((self._folder / f"{key}.json").read_bytes(), type=dict[str, Timing])
-        except (OSError, msgspec.MsgspecError):
+            told = msgspec.json.decode(read_plain(self._folder / f"{key}.json", most_bytes=CHOICE_BYTES), type=dict[str, Timing])
+        except (OSError, NotPlain, msgspec.MsgspecError):
             return {}
         return told if told.keys() == FORMS else {}
 
     def remember(self, key: str, measured: Mapping[str, Timing]) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_private(self._folder / f"{key}.json", msgspec.json.encode({form: measured[form] for form in FORMS}))
+        with contextlib.suppress(OSError):  # a full disk: it is measured again
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(self._folder / f"{key}.json", msgspec.json.encode({form: measured[form] for form in FORMS}))
 
 
 class Rule:

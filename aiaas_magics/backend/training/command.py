@@ -21,6 +21,7 @@ class WorkerCommand(Value, frozen=True, kw_only=True):
     job_dir: str
     payload: str  # path of the blob
     arrays: tuple[str, ...]  # paths of the blobs, `.npy` files
+    checks: tuple[str, ...] = ()  # XXH3 of the payload and of each array; "" where it is not known
     seed: int
     cores: tuple[int, ...] = ()  # to pin to; empty: do not pin
     gpus: tuple[int, ...] = ()  # the only ones to see; empty: none

@@ -27,7 +27,7 @@ from aiaas_magics.backend.training.engines.hooks import ALONE, DATA, PART
 from aiaas_magics.backend.training.fused import fusable, take
 from aiaas_magics.backend.training.passes import Passes, Reading, Steps, steps_of_epoch
 from aiaas_magics.backend.training.plan import Indices, Part, Pass, Plan
-from aiaas_magics.backend.training.replaced import replaced
+from aiaas_magics.backend.training.replaced import iterators_of, replaced
 from aiaas_magics.backend.training.rows import Rows, rows_of_arrays
 
 
@@ -62,24 +62,25 @@ class Source(Reading):
         self._passes -= 1
 
 
-def reading_from(source: Source) -> contextlib.AbstractContextManager[None]:
-    """Inside, the stock `fit` gets its batches from `source`."""
+def reading_from(source: Source, model: Any) -> contextlib.AbstractContextManager[None]:
+    """Inside, the stock `fit` of `model` gets its batches from `source`, and its `evaluate` may make many steps a call."""
 
     class Batches(_Batches):
         _source = source
 
-    return replaced((tf_trainer, "TFEpochIterator", Batches))
+    made = iterators_of(model, ("fit", "evaluate"), ours=Batches, stock=tf_trainer.TFEpochIterator)
+    return replaced((tf_trainer, "TFEpochIterator", made))
 
 
 class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
-    """Stands in for Keras' iterator: for training, for validation inside `fit`, and (unchanged) for all else."""
+    """Stands in for Keras' iterator: for training, for validation inside `fit`, and (unchanged) for an evaluation of the user's own."""
 
     _source: Source
     _current_iterator: Any
     _steps_seen: int
 
     def __init__(self, distribute_strategy: Any = None, **kwargs: Any) -> None:
-        # Only `fit` speaks of class weights; evaluate and predict, which callbacks may call, do not.
+        # Only `fit` speaks of class weights; evaluate, which callbacks may call, does not.
         self._ours = self._training = "class_weight" in kwargs
         self._shuffle = kwargs.get("shuffle", False)
         EpochIterator.__init__(self, **kwargs)  # past TFEpochIterator's own, which copies all arrays at once

@@ -23,7 +23,6 @@ from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from keras.src.trainers.data_adapters.tf_dataset_adapter import make_class_weight_map_fn
 from msgspec.structs import replace
 from tensorflow.core.protobuf import struct_pb2
-from tensorflow.python.data.util import structure
 from tensorflow.python.saved_model import nested_structure_coder
 
 from aiaas_magics.backend.feed_folder import FeedFolder, SenderSilent
@@ -33,7 +32,7 @@ from aiaas_magics.backend.training.engines.hooks import ALONE, DATA, PART
 from aiaas_magics.backend.training.group import Group, RankMissing
 from aiaas_magics.errors import AiaasBug, DataEnded
 from aiaas_magics.frames import Kind, decode, encode
-from aiaas_magics.packing.sources import GraphSource, PickledSource, Source, StreamedSource, in_arguments
+from aiaas_magics.packing.sources import GraphSource, PickledSource, Source, StreamedSource, in_arguments, received_element, sent_tensors
 
 AHEAD: Final = 4  # batches that rank 0 has ready before it needs them; guess
 SILENT_S: Final = 60.0  # a kernel says every few seconds that it is there; guess: a busy one may be late by so much
@@ -74,6 +73,12 @@ def opened(
         if ended:  # TensorFlow keeps only the text of an error in its threads
             raise ended[0] from error
         raise
+
+
+NEW_PASS: Final = (
+    "The data yields batches: the resumed run began its epoch with a new pass over them, in another order where they are shuffled, "
+    "so its numbers are not to the bit those of an undisturbed one."
+)
 
 
 def keeping_whole_epochs(command: WorkerCommand) -> WorkerCommand:
@@ -128,7 +133,7 @@ def received(folder: FeedFolder, spec: Any, take: Callable[[int, int], bytes]) -
     Nothing is read before it is needed: reading ahead would wait for a batch that nobody sends.
     """
     passes = itertools.count(folder.reading + 1)
-    specs = structure.get_flat_tensor_specs(spec)
+    specs = [leaf for leaf in tf.nest.flatten(spec) if isinstance(leaf, tf.TensorSpec)]
 
     def batches() -> Iterator[list[bytes]]:
         number = next(passes)
@@ -141,7 +146,7 @@ def received(folder: FeedFolder, spec: Any, take: Callable[[int, int], bytes]) -
 
     def parsed(parts: Any) -> Any:
         tensors = [tf.ensure_shape(tf.io.parse_tensor(parts[at], like.dtype), like.shape) for at, like in enumerate(specs)]
-        return structure.from_tensor_list(spec, tensors)
+        return received_element(tensors, spec)
 
     raw = tf.data.Dataset.from_generator(batches, output_signature=tf.TensorSpec([len(specs)], tf.string))
     return raw.map(parsed).with_options(as_it_stands())
@@ -189,9 +194,9 @@ class HandingOut(_OneOfSeveral):
         def hand_out(number: Any, index: Any, batch: Any) -> Any:
             mine, *theirs = (part_of_batch(batch, rank=rank, ranks=ranks) for rank in range(ranks))
             spec = tf.nest.map_structure(tf.type_spec_from_value, mine)
-            written = [tf.stack([tf.io.serialize_tensor(one) for one in structure.to_tensor_list(spec, part)]) for part in theirs]
+            written = [tf.stack([tf.io.serialize_tensor(one) for one in sent_tensors(part, spec)]) for part in theirs]
             with tf.control_dependencies([_called(self._write, number, index, *written)]):
-                return tf.nest.map_structure(tf.identity, mine)
+                return tf.nest.map_structure(lambda leaf: tf.identity(leaf) if tf.is_tensor(leaf) else leaf, mine)
 
         begun = tf.data.Dataset.range(1).map(lambda _: _called(self._begin))
         # Beside the data, not around it: inside of `flat_map` a shuffle draws other seeds for its passes than in the stock `fit`.
@@ -229,13 +234,16 @@ class Receiving(_OneOfSeveral):
 
 def part_of_batch(batch: Any, *, rank: int, ranks: int) -> dict[str, Any]:
     """Of one global batch what `rank` has, in the graph: `plan.part_of` and `plan.rows_of` for rows that nobody has counted yet."""
-    rows = tf.shape(tf.nest.flatten(batch)[0], out_type=tf.int64)[0]
+    first_tensor = next(leaf for leaf in tf.nest.flatten(batch) if tf.is_tensor(leaf))
+    rows = tf.shape(first_tensor, out_type=tf.int64)[0]
     alone = rows < ranks
     first, step = tf.where(alone, np.int64(0), np.int64(rank)), tf.where(alone, np.int64(1), np.int64(ranks))
     mine = tf.cast((rows - first + step - 1) // step, tf.float64)
     share = tf.where(alone, tf.constant(1.0 / ranks, tf.float64), mine / tf.cast(tf.maximum(rows, 1), tf.float64))
 
     def cut(x: Any) -> Any:
+        if isinstance(x, tf.experimental.Optional):
+            return x
         return tf.ensure_shape(x[first::step], [None, *x.shape[1:]]) if x.shape.rank else x
 
     return {PART: share, ALONE: alone, DATA: tf.nest.map_structure(cut, batch)}

@@ -29,6 +29,7 @@ from aiaas_magics.backend.training.choice import Choice, Rule, Timing, compile_s
 from aiaas_magics.backend.training.halves import Halves, NotHalved
 from aiaas_magics.backend.training.plan import Part
 from aiaas_magics.backend.training.replaced import replaced
+from aiaas_magics.packing import wording
 
 LONG_S: Final = 60.0  # a run with so much ahead of it affords to try both forms
 TRIED_S: Final = 0.5  # how long each is tried
@@ -282,4 +283,4 @@ def take(x: Any, rows: Any) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    return next((line.strip() for line in wording.told(error).splitlines() if line.strip()), type(error).__name__)[:200]

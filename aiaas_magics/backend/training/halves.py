@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import tensorflow as tf
 
@@ -48,6 +48,13 @@ class Halves:
         self.graphs: list[Any] = []
         self._compiled: list[tuple[Any, list[Any]]] = []  # functions, with what they were traced with
         self._taken: list[Taken] | None = None
+        self._graph: Any = None  # of the first half
+        self._refusal: NotHalved | None = None
+
+    def refuse(self, why: str) -> NoReturn:
+        """Inside a step that is being cut. What stands around (a layer, AutoGraph) may raise another error in its place."""
+        self._refusal = NotHalved(why)
+        raise self._refusal
 
     @contextlib.contextmanager
     def cutting(self) -> Iterator[None]:
@@ -62,6 +69,9 @@ class Halves:
         """Whether the first half is being traced: then it ends with these gradients."""
         if self._taken is None:
             return False
+        if tf.compat.v1.get_default_graph() is not self._graph:
+            # Before the inner function is traced to its end: it would keep a trace without the update.
+            self.refuse("its gradients go to the optimizer inside a tf.function or a condition of its own")
         before = len(tf.compat.v1.get_default_graph().get_operations())
         self._taken.append(Taken(apply, optimizer, tuple(grads), variables, before))
         return True
@@ -76,11 +86,11 @@ class Halves:
 
         def first(*given: Any) -> Any:
             taken.clear()
-            self._taken = taken
+            self._taken, self._graph = taken, tf.compat.v1.get_default_graph()
             try:
                 logs = step(*given)
             finally:
-                self._taken = None
+                self._taken = self._graph = None
             if len(taken) != 1:
                 raise NotHalved(f"its step gives gradients to an optimizer {len(taken)} times")
             if any(isinstance(grad, tf.IndexedSlices) for grad in taken[0].grads):
@@ -89,7 +99,13 @@ class Halves:
                 raise NotHalved("it uses weights or the optimizer's state after the update")
             return logs, [grad for grad in taken[0].grads if grad is not None]
 
-        logs, dense = self._call(first, *given)
+        self._refusal = None
+        try:
+            logs, dense = self._call(first, *given)
+        except Exception as error:
+            if self._refusal is not None:
+                raise self._refusal from error
+            raise
         [found] = taken
         rest = iter(dense)
         return logs, found, [None if grad is None else next(rest) for grad in found.grads]

@@ -61,6 +61,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         self._every_epochs, self._every_s = command.execution.checkpoint_epochs, command.execution.checkpoint_s
         self._epoch = self._step = self._meet_at = 0
         self._began_s = self._next_s = 0.0
+        self._unkept = False  # the last checkpoint that was due could not be written
 
     def on_train_begin(self, logs: Any = None) -> None:
         # Here and not before `fit`: callbacks reset themselves, and variables, in their own on_train_begin, which came first.
@@ -140,10 +141,16 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         try:
             checkpoints.write(self._folder, kept)
         except OSError as error:  # a full disk is no reason to lose the training itself
-            self._channel.send(
-                Notice(text=f"Checkpoints cannot be written ({error.strerror}): a lost worker would cost more than it should.")
-            )
+            if not self._unkept:
+                why = error.strerror or str(error)
+                self._channel.send(
+                    Notice(text=f"Checkpoints are left out since {place} ({why}): a lost worker costs everything since the last one.")
+                )
+            self._unkept = True
         else:
+            if self._unkept:
+                self._channel.send(Notice(text=f"Checkpoints are written again, from {place} on."))
+            self._unkept = False
             self._channel.send(Checkpointed(epoch=place.epoch, step=place.step))
         ended = self._began_s = self._clock()
         self._next_s = ended + pause_s(ended - began)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from msgspec.structs import replace
@@ -24,7 +24,7 @@ from tensorflow.python.framework.config import is_op_determinism_enabled
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import datasets, measure
 from aiaas_magics.backend.training.accumulate import Accumulation
-from aiaas_magics.backend.training.callbacks import agreement, callbacks_of_rank, most_steps_a_call, plain_arguments
+from aiaas_magics.backend.training.callbacks import agreement, callbacks_of_rank, epoch_lines, most_steps_a_call, plain_arguments
 from aiaas_magics.backend.training.candidates import compare, only, process_bytes
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.choice import FORMS, Choice, Choices, Comparing, Rule, Timing
@@ -36,14 +36,16 @@ from aiaas_magics.backend.training.epoch_metrics import quick_metrics
 from aiaas_magics.backend.training.exact import Scope
 from aiaas_magics.backend.training.fused import FusedSteps, same_random_numbers
 from aiaas_magics.backend.training.group import Group
+from aiaas_magics.backend.training.inputs import arrays_of, payload_of
 from aiaas_magics.backend.training.keeper import Keeper, resumed_from
 from aiaas_magics.backend.training.pace import Pace, Pacing
 from aiaas_magics.backend.training.plan import Plan
 from aiaas_magics.backend.training.precision import set_precision
 from aiaas_magics.backend.training.progress import Progress
 from aiaas_magics.backend.training.unpacked import Unpacked
-from aiaas_magics.events import AnyEvent, Candidate, Planned
+from aiaas_magics.events import AnyEvent, Candidate, Notice, Planned
 from aiaas_magics.packing import fitcall
+from aiaas_magics.packing.checks import runs_eagerly
 from aiaas_magics.packing.fitcall import UnpackedFitCall
 from aiaas_magics.packing.sources import in_arguments
 
@@ -52,10 +54,9 @@ ENGINE: Final = "tensorflow"
 
 def unpack(command: WorkerCommand) -> UnpackedFitCall:
     """The fit call that the command names."""
-    # Mapped, not read: all ranks share one copy in memory, and only what is used is read at all.
-    arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in command.arrays]
+    arrays = arrays_of(command)
     with mirroring(command):
-        call = fitcall.unpack(Path(command.payload).read_bytes(), arrays)
+        call = fitcall.unpack(payload_of(command), arrays)
         set_precision(call.model, command.execution.precision)
     return call
 
@@ -78,6 +79,8 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
         command = datasets.keeping_whole_epochs(command)
     users = callbacks_of_rank(call.callbacks, rank=command.rank, channel=channel)
     resumed = resumed_from(command, call, channel)
+    if resumed and in_batches and command.rank == 0:
+        channel.send(Notice(text=datasets.NEW_PASS))
     first = int(arguments.get("initial_epoch") or 0)
     start = resumed.place if resumed else Place(first)
     epochs = int(arguments.get("epochs", 1))
@@ -91,7 +94,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     agreeing = [] if group is None else [agreement(group, each_batch=batch_logs)]
     with contextlib.ExitStack() as stack:
         given = stack.enter_context(datasets.opened(arguments, command, group=group))
-        stack.enter_context(reading_from(source))
+        stack.enter_context(reading_from(source, call.model))
         collective = stack.enter_context(_hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=batch_logs))
         settle = collective.settle if collective is not None else lambda: None
         keeper = Keeper(
@@ -107,7 +110,15 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
             | {
                 "initial_epoch": start.epoch,
                 "epochs": start.epoch if resumed and resumed.stopped else epochs,
-                "callbacks": [*users, *agreeing, history, progress, keeper, *_sharing(collective)],
+                "callbacks": [
+                    *users,
+                    *epoch_lines(call.arguments, rank=command.rank),
+                    *agreeing,
+                    history,
+                    progress,
+                    keeper,
+                    *_sharing(collective),
+                ],
             },
         )
     return history
@@ -181,7 +192,7 @@ def _timed(
     progress = Progress(channel, plan=lambda: source.plan, notices=False)
     hooked = _hooked(call.model, group, source, accumulate=command.execution.accumulate, batch_logs=each is not None)
     with (
-        reading_from(source),
+        reading_from(source, call.model),
         hooked as collective,
         fusing(command, call, source, collective, pace=timer, test_pace=Pace(), rule=rule, told=told, batch_logs=each is not None),
     ):
@@ -212,14 +223,32 @@ def _wanted(command: WorkerCommand, model: Any) -> Choice:
         return Choice(fused="off")
     if is_mirrored(command):
         return Choice(fused="off", why=("MirroredStrategy makes its calls itself",))
-    if model.run_eagerly:
+    if runs_eagerly(model):
         return Choice(fused="off", why=("the model runs eagerly",))
     for name in ("make_train_function", "make_test_function"):
         if getattr(type(model), name) is not getattr(TensorFlowTrainer, name):
             return Choice(fused="off", why=(f"{type(model).__name__} has a {name} of its own",))
+    if command.ranks > 1 and (name := _function_in_step(model)):
+        return Choice(
+            fused="off", why=(f"{name} is a tf.function, which keeps its first trace, and with it that trace's share of a batch",)
+        )
     if execution.accumulate > 1:
         return Choice(fused="graph", why=("XLA would hold all parts of a batch in memory at once",))
     return Choice(fused="xla") if execution.fused == "auto" and model.jit_compile and command.ranks == 1 else Choice(fused=execution.fused)
+
+
+def _function_in_step(model: Any) -> str:
+    """The name of a `tf.function` that the user's own `train_step` is, or calls by its name; empty where there is none."""
+    step = inspect.getattr_static(type(model), "train_step")
+    if isinstance(step, tf.types.experimental.PolymorphicFunction):
+        return "train_step"
+    if step is inspect.getattr_static(TensorFlowTrainer, "train_step") or not inspect.isfunction(step):
+        return ""
+    for name in step.__code__.co_names:
+        called = inspect.getattr_static(model, name, step.__globals__.get(name))
+        if isinstance(called, tf.types.experimental.PolymorphicFunction):
+            return name
+    return ""
 
 
 def _strategy(command: WorkerCommand) -> str:

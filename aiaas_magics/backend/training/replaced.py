@@ -1,12 +1,13 @@
 """Attributes of others, replaced for a while: Keras inside a worker process, for the time of one `fit`.
 
-Owns putting them back as they were.
+Owns putting them back as they were, and which of Keras' iterators are ours.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Collection, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +29,21 @@ def replaced(*swaps: tuple[Any, str, Any]) -> Iterator[None]:
     finally:
         for owner, name, value in reversed(before):
             _set(owner, name, value)
+
+
+def iterators_of(model: Any, methods: Collection[str], *, ours: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Takes the place of Keras' iterator class: `ours` in these methods of `model`, `stock` in all others and in other models.
+
+    Keras names the class in a global of its module, so a callback that predicts, or fits a second model, comes here too; only
+    the method that makes the iterator knows whose it is.
+    """
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        frame = sys._getframe(1)
+        is_ours = frame.f_code.co_name in methods and frame.f_locals.get("self") is model
+        return (ours if is_ours else stock)(*args, **kwargs)
+
+    return make
 
 
 def _set(owner: Any, name: str, value: Any) -> None:

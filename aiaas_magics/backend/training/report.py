@@ -17,6 +17,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from aiaas_magics.errors import BackendError
 from aiaas_magics.packing import wording
 from aiaas_magics.spec import ErrorReport, Frame
 
@@ -42,6 +43,8 @@ def report_of(error: BaseException, *, rank: int, phase: str = "") -> ErrorRepor
         frames=tuple(frames[-FRAMES:]),
         ranks=(rank,),
         phase=phase,
+        kind=type(error).__name__ if isinstance(error, BackendError) else "",
+        args=tuple(map(str, error.args)) if isinstance(error, BackendError) else (),
         traceback=text if len(text) <= TEXT else f"{text[: TEXT // 2]}\n...\n{text[-TEXT // 2 :]}",
     )
 

@@ -15,6 +15,7 @@ outlives both sides, so that a server that comes back goes on reading where it s
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -23,10 +24,13 @@ import msgspec
 import psutil
 
 from aiaas_magics import processes, wire
-from aiaas_magics.backend.disk import write_private
+from aiaas_magics.backend.disk import NotPlain, read_plain, write_private
 
 T = TypeVar("T")
 
+VALUE_BYTES: Final = 64 * 1024  # guess: the longest of ours, a launcher's, has some hundred bytes
+COMMAND_BYTES: Final = 64 * 1024 * 1024  # guess: a command that names 100,000 arrays has 15 MB
+REDUCE_NAME: Final = re.compile(r"aiaas-[0-9a-z-]{6,60}", re.ASCII)  # names the shared memory of an attempt
 EXIT_FINISHED: Final = 0
 EXIT_CRASHED: Final = 3  # the user's code raised, and the rank said so
 EXIT_ALONE: Final = 4  # another rank is gone; why, that one's end says
@@ -132,9 +136,9 @@ def write_value(path: Path, value: object) -> None:
     write_private(path, wire.encode(value))
 
 
-def read_value(path: Path, of: type[T]) -> T | None:
-    """The value in the file, None where there is no such file or not such a value."""
+def read_value(path: Path, of: type[T], *, most_bytes: int = VALUE_BYTES) -> T | None:
+    """The value in the file, None where there is no such plain file or not such a value."""
     try:
-        return wire.decode(path.read_bytes(), of)
-    except (OSError, wire.Malformed):
+        return wire.decode(read_plain(path, most_bytes=most_bytes), of)
+    except (OSError, NotPlain, wire.Malformed):
         return None

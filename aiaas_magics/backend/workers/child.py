@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -24,13 +26,20 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from aiaas_magics import wire
+from aiaas_magics.backend.disk import is_no_room
+from aiaas_magics.backend.training import figures
 from aiaas_magics.backend.training.channel import FileChannel
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.report import report_of
+from aiaas_magics.backend.workers import opened
 from aiaas_magics.backend.workers.attempt import EXIT_ALONE, EXIT_CRASHED, EXIT_FINISHED, AttemptFolder, write_value
-from aiaas_magics.errors import NotOnJax
+from aiaas_magics.backend.workers.output import text_output
+from aiaas_magics.errors import NotOnJax, StoreNotWritable
 from aiaas_magics.events import Candidate, Crashed, Finished, Notice, Phase
+from aiaas_magics.printout import ENDING, OURS
 
+RESULT_WAIT_S: Final = 60.0  # guess: long enough to remove something, short against a device that nobody else gets
+ROOM_LOOK_S: Final = 1.0
 LAST_WORD_S: Final = 0.5  # so that the server sees the end of the one that was lost before the end of those that miss it (guess)
 
 
@@ -52,13 +61,19 @@ def main(command_path: str) -> int:
             channel.send(Candidate(engine="jax", strategy=command.execution.strategy, fused=command.execution.fused, why=error.why))
         channel.send(Crashed(report=report_of(error, rank=command.rank, phase=stage.phase)))
         return EXIT_CRASHED
-    except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - border: the user's code ran in here and may raise anything
+    # SystemExit and KeyboardInterrupt too: SIGINT is ignored here, so that an interrupt is one that the user's code raised.
+    except BaseException as error:  # noqa: BLE001 - border: the user's code ran in here and may raise anything
         if missing := missing_rank(error):
-            print(missing, file=sys.stderr, flush=True)
+            print(f"{ENDING} {missing}", file=sys.stderr, flush=True)
             time.sleep(LAST_WORD_S)
             return EXIT_ALONE
+        print(ENDING, file=sys.stderr)
         traceback.print_exc()
-        channel.send(Crashed(report=report_of(error, rank=command.rank, phase=stage.phase)))
+        report = report_of(error, rank=command.rank, phase=stage.phase)
+        if not report.kind and is_of_state(error, folder):
+            why = no_room(folder, error)
+            report = replace(report, kind=type(why).__name__, args=tuple(map(str, why.args)))
+        channel.send(Crashed(report=report))
         return EXIT_CRASHED
     channel.send(Finished())
     return EXIT_FINISHED
@@ -79,23 +94,67 @@ def work(command: WorkerCommand, channel: FileChannel, stage: Stage) -> None:
     engine = importlib.import_module(f"aiaas_magics.backend.training.{'engines.jax' if command.execution.on_jax else 'loop'}")
     call = engine.unpack(command)
     stage.phase = Phase.TRAINING
+    figures.begin(figures.Figures(Path(command.job_dir, "figures"), channel, attempt=command.attempt, rank=command.rank))
     history = engine.run(command, call, channel)
+    figures.show_open()
     if command.rank == 0:
         stage.phase = Phase.FETCHING
-        fitcall.write_result(AttemptFolder(Path(command.attempt_dir)).result, call, history)
+        keep_result(AttemptFolder(Path(command.attempt_dir)), lambda path: fitcall.write_result(path, call, history), channel)
+
+
+def keep_result(folder: AttemptFolder, write: Callable[[Path], None], channel: FileChannel) -> None:
+    """Write rank 0's result. On a full disk it waits for room for a while, since the training is done.
+
+    Raises:
+        StoreNotWritable: there was none in time.
+    """
+    deadline = time.monotonic() + RESULT_WAIT_S
+    while True:
+        try:
+            return write(folder.result)
+        except Exception as error:
+            if not is_no_room(error):
+                raise
+            for partial in folder.path.glob(f".{folder.result.name}.*"):
+                partial.unlink(missing_ok=True)
+            if time.monotonic() > deadline:
+                raise no_room(folder, error) from error
+            channel.send(Notice(text=f"The training is done; its result waits for room on the disk of {state_of(folder)}."))
+            time.sleep(ROOM_LOOK_S)
+
+
+def is_of_state(error: BaseException, folder: AttemptFolder) -> bool:
+    """Whether the disk of the state folder is full, and not another one that the user's code wrote to."""
+    name = getattr(error, "filename", None)
+    elsewhere = isinstance(name, str) and os.path.isabs(name) and not Path(name).is_relative_to(state_of(folder))
+    return is_no_room(error) and not elsewhere
+
+
+def no_room(folder: AttemptFolder, error: BaseException) -> StoreNotWritable:
+    """`error`, which says that a disk is full, as ours: whoever runs the backend makes room, the cell is right as it is."""
+    what = f" ({filename})" if (filename := getattr(error, "filename", None)) else ""
+    return StoreNotWritable(str(state_of(folder)), f"No space left on device, when the job wrote into its folder{what}")
+
+
+def state_of(folder: AttemptFolder) -> Path:
+    """The state folder that an attempt's lies in: STATE/jobs/JOB/attempt-K."""
+    return folder.path.parents[2]
 
 
 def go_on_with_tensorflow(command: WorkerCommand, command_path: str, why: str) -> NoReturn:
     """Become, as the same process, a worker that trains on TensorFlow what does not work on JAX."""
     stays = replace(command.execution, engine="tensorflow", may_stay=False, strategy="single", model_parallel=1)
     write_value(Path(command_path), replace(command, execution=stays, devices=1))
-    print(f"not on JAX: {why}", flush=True)
+    print(f"{OURS}not on JAX: {why}", flush=True)
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
     os.execve(sys.executable, [sys.executable, "-P", "-m", "aiaas_magics.backend.workers.child", command_path], environment)
 
 
 def prepare_process(command: WorkerCommand) -> None:
     """Cores, device, threads, folder and seeds, before anything touches a device."""
+    # The launcher's, in its format; a kernel has none, and what callbacks log should look as it does there.
+    logging.root.handlers.clear()
+    logging.root.setLevel(logging.WARNING)
     if hasattr(signal, "SIGINT"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt in a terminal is the server's to handle
     if command.cores and hasattr(os, "sched_setaffinity"):
@@ -105,6 +164,8 @@ def prepare_process(command: WorkerCommand) -> None:
     where = Path(command.job_dir, "files") if command.rank == 0 else Path(command.attempt_dir, f"files-{command.rank}")
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chdir(where)
+    if command.rank == 0:
+        opened.record(Path(command.job_dir))
     for folder in command.folders:
         Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -138,4 +199,5 @@ def missing_rank(error: BaseException) -> str | None:
 
 
 if __name__ == "__main__":
+    sys.stdout, sys.stderr = text_output(1), text_output(2)
     sys.exit(main(sys.argv[1]))

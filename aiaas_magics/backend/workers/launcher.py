@@ -41,10 +41,12 @@ from typing import Any, Final, NoReturn
 
 import psutil
 
-from aiaas_magics import settings
+from aiaas_magics import settings, wire
+from aiaas_magics.backend.disk import is_no_room
 from aiaas_magics.backend.workers import memory
 from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, Running, read_value, write_value
 from aiaas_magics.backend.workers.deferred import deferring
+from aiaas_magics.backend.workers.output import text_output
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ PRELOAD_JAX: Final = (
 )
 IDLE_S: Final = 600.0  # guess: a user who reads a result for ten minutes does not mind one slow start
 LOOK_S: Final = 1.0
+ACCEPT_AGAIN_S: Final = 0.2  # guess: without a pause the loop would spin while no descriptor is left
 REQUEST_S: Final = 2.0  # a request is one line of a program of ours; whoever is slower is none
 REQUEST_BYTES: Final = 1024 * 1024
 EXIT_BROKEN: Final = 70  # the rank failed outside the user's code
@@ -94,6 +97,7 @@ class Launcher:
         self._ranks: dict[int, Rank] = {}
         self._asked_s = time.monotonic()
         self._stopping = False
+        self._is_starved = False  # of descriptors, when it wanted to accept last
 
     def run(self) -> None:
         waker, wakes = socket.socketpair()
@@ -122,15 +126,31 @@ class Launcher:
         return self._stopping or not self._is_wanted() or time.monotonic() - self._asked_s > self._idle_s
 
     def _is_wanted(self) -> bool:
-        """Whether the folder still names this process: another launcher has taken over otherwise, or the state is gone."""
-        told = read_value(self._folder / "launcher.json", Running)
-        return told is not None and told.process.pid == os.getpid()
+        """Whether the folder still names this process: another launcher has taken over otherwise, or the state is gone.
+
+        A file that cannot be read now (no descriptors are left, say) says neither.
+        """
+        try:
+            told = wire.decode((self._folder / "launcher.json").read_bytes(), Running)
+        except (FileNotFoundError, wire.Malformed):
+            return False
+        except OSError:
+            return True
+        return told.process.pid == os.getpid()
 
     def _stop(self) -> None:
         self._stopping = True
 
     def _serve(self) -> None:
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:  # no descriptors are left, say: whoever asks waits in the queue, and ranks are reaped meanwhile
+            if not self._is_starved:
+                log.warning("a connection could not be accepted: %s; trying again", error)
+            self._is_starved = True
+            time.sleep(ACCEPT_AGAIN_S)
+            return
+        self._is_starved = False
         self._asking = connection
         with connection:
             connection.settimeout(REQUEST_S)
@@ -160,8 +180,10 @@ class Launcher:
         self._ranks[pid] = Rank(folder, rank, kills)
         try:
             write_value(folder.pid(rank), ProcessId.of(pid))
-        except OSError:  # the attempt was stopped and cleared in this very moment
+        except OSError as error:  # the attempt was stopped and cleared in this very moment
             kill_group(pid, signal.SIGKILL)
+            if is_no_room(error):
+                raise
             return False
         # Whoever stops an attempt writes `stop` first and then reads the pids: either it saw ours, or we see its file.
         if folder.stop.exists():
@@ -220,7 +242,12 @@ class Launcher:
 
     def _kill_orphans(self) -> None:
         """Processes that a dead rank's code put into sessions of their own fall to us: nobody else knows them."""
-        for child in psutil.Process().children():
+        try:
+            children = psutil.Process().children()
+        except OSError as error:  # no descriptors are left, say: the next rank that ends takes them along
+            log.warning("what a rank may have left behind cannot be looked for: %s", error)
+            return
+        for child in children:
             if child.pid not in self._ranks:
                 with contextlib.suppress(psutil.Error):
                     child.kill()
@@ -251,8 +278,7 @@ def redirect(output: Path) -> None:
         os.dup2(source, number)
     os.close(nothing)
     os.close(target)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.stdout, sys.stderr = text_output(1), text_output(2)
 
 
 def prepare_process() -> None:

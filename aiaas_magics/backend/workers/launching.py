@@ -7,27 +7,36 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn, TypeVar
 
 import psutil
 
 from aiaas_magics import settings
-from aiaas_magics.backend.workers.attempt import Running, read_value
+from aiaas_magics.backend.workers.attempt import ProcessId, Running, read_value
 from aiaas_magics.backend.workers.spawn import worker_environment
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Importing TensorFlow and Keras takes 4 to 8 s here (design, section 6), several times that on a machine at full load.
 READY_S: Final = 90.0
+ANSWER_S: Final = 30.0  # guess: of one that has imported everything; a fork takes 20 ms here
+SILENT_LOOK_S: Final = 0.5
+STOPPED_S: Final = 5.0  # guess: nobody has it in a terminal, where a Ctrl-Z may be thought better of
 BOUND_S: Final = 30.0  # the interpreter and our own modules only
 END_S: Final = 10.0
 LOOK_S: Final = 0.02
+TAIL_BYTES: Final = 2000
 ADDRESS_BYTES: Final = 100  # sockaddr_un holds 108 on Linux, 104 on macOS
 
 
@@ -45,6 +54,7 @@ class LauncherClient:
         self._started: subprocess.Popen[bytes] | None = None
         self._starting = threading.Lock()
         self._closed = False
+        self._ready: ProcessId | None = None  # the launcher that has answered once, and so has imported everything
 
     def running(self) -> Running | None:
         """What a living launcher of this version said of itself; None when there is none."""
@@ -106,16 +116,20 @@ class LauncherClient:
         if told is None:
             raise LauncherGone(f"the launcher of workers is gone: {_tail(self._folder / 'launcher.log')}")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(READY_S)
+            connection.settimeout(SILENT_LOOK_S)
+            silence = _Silence(told, is_ready=self._ready == told.process)
             try:
                 with _short(self._folder / told.socket) as address:
-                    connection.connect(address)
+                    silence.outlast(lambda: connection.connect(address))
             except FileNotFoundError as error:
                 raise LauncherGone("the launcher of workers has come to its end") from error
             connection.sendall(json.dumps(request).encode() + b"\n")
-            with connection.makefile("rb") as answers:
-                line = answers.readline()
-        if not line:
+            line = b""
+            while not line.endswith(b"\n") and (piece := silence.outlast(lambda: connection.recv(65536))):
+                line += piece
+        if line:
+            self._ready = told.process
+        else:
             raise LauncherGone(f"the launcher of workers hung up: {_tail(self._folder / 'launcher.log')}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
@@ -154,6 +168,56 @@ class LauncherClient:
                 self._started.wait(END_S)
 
 
+class _Silence:
+    """A launcher that does not answer. One that is stopped, or was quick before, is ended, so that another takes its place.
+
+    Its workers live on: they are processes of their own, and what they say goes to files.
+    """
+
+    def __init__(self, running: Running, *, is_ready: bool) -> None:
+        self._process = running.process
+        self._began_s = time.monotonic()
+        self._stopped_s: float | None = None
+        self._patience_s = ANSWER_S if is_ready else READY_S
+
+    def outlast(self, ask: Callable[[], T]) -> T:
+        """What `ask`, which gives up after a moment, gives in the end.
+
+        Raises:
+            LauncherGone: the launcher was ended, because it was stopped or did not answer any more.
+            TimeoutError: it has never answered, and did not come up in time.
+        """
+        while True:
+            try:
+                return ask()
+            except (TimeoutError, BlockingIOError):  # nothing came, or too many others wait for it
+                self._judge()
+
+    def _judge(self) -> None:
+        now_s = time.monotonic()
+        if self._process.stopped_after_s() is None:
+            self._stopped_s = None
+        elif self._stopped_s is None:
+            self._stopped_s = now_s
+        elif now_s - self._stopped_s > STOPPED_S:
+            self._end(f"was stopped (SIGSTOP) for {STOPPED_S:g} s")
+        if now_s - self._began_s > self._patience_s:
+            if self._patience_s == READY_S:
+                raise TimeoutError(f"the launcher of workers did not answer within {READY_S:g} s")
+            self._end(f"did not answer for {self._patience_s:g} s")
+        time.sleep(LOOK_S)  # a socket that is full says so at once
+
+    def _end(self, why: str) -> NoReturn:
+        log.warning("the launcher of workers, process %d, %s: it is ended, and another one started", self._process.pid, why)
+        with contextlib.suppress(psutil.Error):
+            if self._process.is_alive():
+                psutil.Process(self._process.pid).kill()
+        deadline = time.monotonic() + END_S
+        while self._process.is_alive() and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+        raise LauncherGone(f"the launcher of workers {why}")
+
+
 @contextlib.contextmanager
 def _short(path: Path) -> Iterator[str]:
     """An address for a socket whose path may be too long for one."""
@@ -169,6 +233,8 @@ def _short(path: Path) -> Iterator[str]:
 
 def _tail(path: Path) -> str:
     try:
-        return path.read_text(errors="replace").strip()[-500:] or "it said nothing"
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            return file.read(TAIL_BYTES).decode(errors="replace").strip()[-500:] or "it said nothing"
     except OSError:
         return "it left no log"

@@ -20,8 +20,9 @@ from typing import Final
 
 import psutil
 
+from aiaas_magics.backend.disk import is_no_room
 from aiaas_magics.backend.training.command import WorkerCommand
-from aiaas_magics.backend.workers.attempt import AttemptFolder, ProcessId, read_value, write_value
+from aiaas_magics.backend.workers.attempt import COMMAND_BYTES, REDUCE_NAME, AttemptFolder, ProcessId, read_value, write_value
 from aiaas_magics.backend.workers.launching import LauncherClient, LauncherGone
 from aiaas_magics.backend.workers.spawn import spawn
 
@@ -93,8 +94,13 @@ class LocalPool:
             launcher.running()
 
     async def stop(self, folder: AttemptFolder, /, *, ranks: int, patience_s: float = 0.0, grace_s: float = 1.0) -> None:
-        with contextlib.suppress(FileNotFoundError):  # an attempt that was cleared has no process
+        try:
             folder.stop.touch(mode=0o600)
+        except FileNotFoundError:  # an attempt that was cleared has no process
+            pass
+        except OSError as error:  # on a full disk the processes that there are end all the same
+            if not is_no_room(error):
+                raise
         if await self._until_gone(folder, ranks, patience_s):
             return
         _signal_all(folder, ranks, signal.SIGTERM)
@@ -145,12 +151,8 @@ def _signal_all(folder: AttemptFolder, ranks: int, number: int) -> None:
 
 def _clear(folder: AttemptFolder) -> None:
     for path in folder.path.glob("command-*.json"):
-        command = read_value(path, WorkerCommand)
-        if command is not None and command.reduce_name and SHARED_MEMORY.is_dir():
-            for segment in SHARED_MEMORY.glob(f"{_literal(command.reduce_name)}*"):
+        command = read_value(path, WorkerCommand, most_bytes=COMMAND_BYTES)
+        if command is not None and REDUCE_NAME.fullmatch(command.reduce_name) and SHARED_MEMORY.is_dir():
+            for segment in SHARED_MEMORY.glob(f"{command.reduce_name}*"):
                 segment.unlink(missing_ok=True)
     shutil.rmtree(folder.path, ignore_errors=True)
-
-
-def _literal(name: str) -> str:
-    return "".join(character for character in name if character.isalnum() or character in "-_")

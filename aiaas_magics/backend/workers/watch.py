@@ -6,7 +6,9 @@ What that means belongs to `jobs.machine`; keeping it belongs to `server.store`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import re
 import time
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from aiaas_magics import wire
+from aiaas_magics.backend.disk import NotPlain, open_plain
 from aiaas_magics.backend.training.command import WorkerLine
 from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId
 from aiaas_magics.events import Output
@@ -26,7 +29,8 @@ OUTPUT_BYTES: Final = 1024 * 1024  # guess: what is kept of one rank's output in
 REAP_S: Final = 2.0  # guess: how long a launcher on a machine at full load may take to see that a child of its own has died
 STOPPED_LOOK_S: Final = 0.5
 STOPPED_S: Final = 10.0  # guess: long enough for a user's Ctrl-Z and second thought, short against waiting for nothing
-OVERWRITTEN: Final = re.compile(r"[^\n]*\r(?=[^\n])")  # a progress bar's older states
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")  # Keras' progress bar has some; bounded by its first character, so linear
+OUTPUT_SLACK_BYTES: Final = 1024 * 1024  # guess: what a rank may print beyond that before its file is cut
 
 
 @dataclass(slots=True)
@@ -63,6 +67,7 @@ class AttemptWatch:
         self._dead_since_s: dict[int, float] = {}
         self._stops: dict[int, _Stop] = {}
         self._stuck: set[int] = set()
+        self._unread: set[str] = set()  # files that are no plain files any more, told once
         self._next_stopped_look_s = 0.0
         self._offsets = dict(offsets or {})
         self._began = {int(name.removeprefix("began-")) for name in self._offsets if name.startswith("began-")}
@@ -141,34 +146,50 @@ class AttemptWatch:
 
     def _read_output(self, rank: int, seen: Seen, *, last: bool) -> bool:
         path = self.folder.output(rank)
+        if self._offsets.get(path.name, 0) >= OUTPUT_BYTES:
+            _cut(path)
+            return True
         data, offset = self._next(path, OUTPUT_LOOK_BYTES)
-        whole = len(data) if last or len(data) == OUTPUT_LOOK_BYTES else data.rfind(b"\n") + 1
+        whole = data.rfind(b"\n") + 1
+        if (last and len(data) < OUTPUT_LOOK_BYTES) or (not whole and len(data) == OUTPUT_LOOK_BYTES):
+            whole = len(data)
         if not whole:
             return True
         seen.offsets[path.name] = offset + whole
         text = shown(data[:whole])
-        if offset >= OUTPUT_BYTES:
-            text = ""
-        elif offset + whole >= OUTPUT_BYTES:
+        if offset + whole >= OUTPUT_BYTES:
             text += f"\n(more than {OUTPUT_BYTES // 2**20} MB were printed; the rest is left out)"
-        if text:
-            seen.lines.append((rank, WorkerLine(at_s=time.time(), event=Output(text=text))))
+        seen.lines.append((rank, WorkerLine(at_s=time.time(), event=Output(text=text))))
         return len(data) < OUTPUT_LOOK_BYTES
 
     def _next(self, path: Path, limit: int) -> tuple[bytes, int]:
         offset = self._offsets.get(path.name, 0)
         try:
-            with path.open("rb") as file:
+            with open_plain(path) as file:
                 file.seek(offset)
                 return file.read(limit), offset
         except FileNotFoundError:
-            return b"", offset
+            pass
+        except (OSError, NotPlain) as error:
+            if path.name not in self._unread:
+                self._unread.add(path.name)
+                log.warning("%s is not read: %s", path, error)
+        return b"", offset
 
 
 def shown(data: bytes) -> str:
-    """Output as a terminal would have left it: of a line that was overwritten, the last state.
+    """Output as a terminal would have left it, without its colours: of a line that was overwritten, the last state.
 
     >>> shown(b"1/2\\r2/2\\n")
     '2/2'
     """
-    return OVERWRITTEN.sub("", data.decode(errors="replace").replace("\r\n", "\n")).strip("\n")
+    # No regular expression: one that looks for a `\\r` from every position takes quadratic time on a long line without any.
+    lines = _COLOUR.sub("", data.decode(errors="replace")).split("\n")
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines).removesuffix("\n")
+
+
+def _cut(path: Path) -> None:
+    """Give back the disk that output beyond the bound takes. A rank appends, so that it goes on behind the cut."""
+    with contextlib.suppress(OSError, NotPlain), open_plain(path, os.O_RDWR) as file:
+        if os.fstat(file.fileno()).st_size > OUTPUT_BYTES + OUTPUT_SLACK_BYTES:
+            os.ftruncate(file.fileno(), OUTPUT_BYTES)

@@ -202,8 +202,8 @@ class LiveView:
     picture where none were given. Of a block that fails before the backend has said anything, nothing stays.
     """
 
-    def __init__(self, kind: str, *, title: str, hint: str = "") -> None:
-        self._painter = painter(kind)
+    def __init__(self, kind: str, *, title: str, hint: str = "", paint: Painter | None = None) -> None:
+        self._painter = paint or painter(kind)
         self.shows_figures = kind in {"widget", "html"}
         self._title, self._hint = title, hint
         self._story, self._stops, self._measuring = JobStory(), tuple[Stop, ...](), False

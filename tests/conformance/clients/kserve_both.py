@@ -77,7 +77,7 @@ async def run(tell):
     await refused(tell, "v1_nobody_ready", v1.is_model_ready(base, "nobody", headers=headers))
     await v1.close()
 
-    metadata = [("authorization", tell.bearer)]
+    metadata, managing = [("authorization", tell.bearer)], [("authorization", tell.managing)]
     async with InferenceGRPCClient(tell.grpc) as client:
         tell.saw(
             grpc_live=await client.is_server_live(headers=metadata),
@@ -92,8 +92,8 @@ async def run(tell):
     # What its client has no method for its stubs call.
     async with grpc.aio.insecure_channel(tell.grpc) as channel:
         stub = GRPCInferenceServiceStub(channel)
-        unloaded = await stub.RepositoryModelUnload(messages.RepositoryModelUnloadRequest(model_name="sums"), metadata=metadata)
-        loaded = await stub.RepositoryModelLoad(messages.RepositoryModelLoadRequest(model_name="sums"), metadata=metadata)
+        unloaded = await stub.RepositoryModelUnload(messages.RepositoryModelUnloadRequest(model_name="sums"), metadata=managing)
+        loaded = await stub.RepositoryModelLoad(messages.RepositoryModelLoadRequest(model_name="sums"), metadata=managing)
         told = await stub.ModelMetadata(messages.ModelMetadataRequest(name="sums"), metadata=metadata)
         server = await stub.ServerMetadata(messages.ServerMetadataRequest(), metadata=metadata)
     tell.saw(

@@ -22,6 +22,7 @@ class Telling:
         task = json.load(sys.stdin)
         self.http, self.grpc, self.token = task["http"], task["grpc"], task["token"]  # the addresses are host:port
         self.bearer = f"Bearer {self.token}"
+        self.managing = f"Bearer {task['api_token']}"  # what loads and unloads
         self.messages = task["messages"]
         self.outputs: dict[str, list[str]] = task["outputs"]
         self.inputs = {

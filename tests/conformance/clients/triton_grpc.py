@@ -25,7 +25,7 @@ def outputs_of(result):
 
 
 with Telling() as tell:
-    headers = {"authorization": tell.bearer}
+    headers, managing = {"authorization": tell.bearer}, {"authorization": tell.managing}
     answers = queue.Queue()
     tell.compare(service_pb2, model_config_pb2)
     client = blocking.InferenceServerClient(tell.grpc)
@@ -70,10 +70,10 @@ with Telling() as tell:
 
     statistics = client.get_inference_statistics("sums", headers=headers).model_stats[0]
     tell.saw(counted=statistics.inference_stats.success.count >= 7)
-    client.unload_model("sums", headers=headers)
+    client.unload_model("sums", headers=managing)
     tell.saw(unloaded=client.is_model_ready("sums", headers=headers))
     tell.refused("infer_unloaded", lambda: client.infer("sums", inputs_of(tell.inputs["sums"]), headers=headers))
-    client.load_model("sums", headers=headers)
+    client.load_model("sums", headers=managing)
     tell.saw(loaded=client.is_model_ready("sums", headers=headers))
     tell.refused("no_model", lambda: client.infer("nobody", inputs_of(tell.inputs["article"]), headers=headers))
     tell.refused("wrong_input", lambda: client.infer("article", inputs_of(tell.inputs["sums"]), headers=headers))
@@ -91,8 +91,8 @@ with Telling() as tell:
                 aio_backend=(await client.get_model_config("sums", headers=headers)).config.backend,
                 aio_index=len((await client.get_model_repository_index(headers=headers)).models),
             )
-            await client.unload_model("sums", headers=headers)
-            await client.load_model("sums", headers=headers)
+            await client.unload_model("sums", headers=managing)
+            await client.load_model("sums", headers=managing)
             for model, arrays in tell.inputs.items():
                 results = await asyncio.gather(*(client.infer(model, inputs_of(arrays), headers=headers) for _ in range(3)))
                 for result in results:

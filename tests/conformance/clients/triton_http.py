@@ -28,6 +28,9 @@ with Telling() as tell:
     def headers():  # a new one each time: the client writes into it
         return {"Authorization": tell.bearer}
 
+    def managing():
+        return {"Authorization": tell.managing}
+
     client = blocking.InferenceServerClient(tell.http, concurrency=2)
     tell.saw(
         live=client.is_server_live(headers=headers()),
@@ -61,10 +64,10 @@ with Telling() as tell:
     tell.saw(id=result.get_response()["id"])
     statistics = client.get_inference_statistics("sums", headers=headers())["model_stats"][0]
     tell.saw(counted=statistics["inference_stats"]["success"]["count"] >= 7)
-    client.unload_model("sums", headers=headers())
+    client.unload_model("sums", headers=managing())
     tell.saw(unloaded=client.is_model_ready("sums", headers=headers()))
     tell.refused("infer_unloaded", lambda: client.infer("sums", inputs_of(tell.inputs["sums"]), headers=headers()))
-    client.load_model("sums", headers=headers())
+    client.load_model("sums", headers=managing())
     tell.saw(loaded=client.is_model_ready("sums", headers=headers()))
     tell.refused("no_model", lambda: client.infer("nobody", inputs_of(tell.inputs["article"]), headers=headers()))
     tell.refused("wrong_input", lambda: client.infer("article", inputs_of(tell.inputs["sums"]), headers=headers()))
@@ -84,8 +87,8 @@ with Telling() as tell:
                 aio_backend=(await client.get_model_config("sums", headers=headers()))["backend"],
                 aio_index=len(await client.get_model_repository_index(headers=headers())),
             )
-            await client.unload_model("sums", headers=headers())
-            await client.load_model("sums", headers=headers())
+            await client.unload_model("sums", headers=managing())
+            await client.load_model("sums", headers=managing())
             for model, arrays in tell.inputs.items():
                 results = await asyncio.gather(*(client.infer(model, inputs_of(arrays), headers=headers()) for _ in range(3)))
                 for result in results:

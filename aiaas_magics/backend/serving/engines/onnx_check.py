@@ -19,6 +19,7 @@ from aiaas_magics.backend.serving.engines import UnsafeArtefact
 STANDARD_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 RUNTIME_DOMAIN: Final = "com.microsoft"
 RUNTIME_OPERATORS: Final = frozenset({b"MatMulNBits"})  # products by weights in 8 or 4 bits, of `packing.reduced`
+CONTROL_FLOW: Final = frozenset({b"Loop", b"Scan", b"If"})
 DEEPEST: Final = 32  # guess: ten graphs inside each other, at three messages each; a Keras export has three at most
 
 # message -> {field: the message it holds}; whatever is not named here is skipped unread
@@ -61,6 +62,23 @@ def _check(kind: str, data: memoryview, depth: int) -> None:
             raise UnsafeArtefact(f"it uses operators of the domain {domain[:60]!r}, which is not ONNX's own")
         if number in inner:
             _check(inner[number], value, depth + 1)
+
+
+def has_control_flow(data: bytes) -> bool:
+    """Whether a graph in a file that was checked repeats or chooses what it computes: then its time is not that of its samples."""
+    return _has_control_flow("model", memoryview(data))
+
+
+def _has_control_flow(kind: str, data: memoryview) -> bool:
+    inner = MESSAGES.get(kind, {})
+    for number, value in fields(data):
+        if isinstance(value, int):
+            continue
+        if kind == "node" and number == OPERATOR_FIELD and bytes(value) in CONTROL_FLOW:
+            return True
+        if number in inner and inner[number] != "tensor" and _has_control_flow(inner[number], value):
+            return True
+    return False
 
 
 def _operators(node: memoryview) -> set[bytes]:

@@ -6,29 +6,34 @@ artefact where it cannot do harm. What happens inside belongs to `saved_model_ch
 
 from __future__ import annotations
 
+import lzma
+import math
 import os
 import shutil
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 import numpy as np
 
 from aiaas_magics import wire
-from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused, Tensors, UnsafeArtefact, frames
+from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused, EngineTooSlow, Tensors, UnsafeArtefact, frames
 from aiaas_magics.spec import DeploySpec
 
 READY_S: Final = 120.0  # guess: importing TensorFlow takes 4 to 8 s on a free machine
-RUN_S: Final = 120.0  # guess: no caller waits longer for an answer
 END_S: Final = 5.0  # guess
 MOST_FILES: Final = 10_000  # guess: a SavedModel has a dozen, and one for each vocabulary
 MOST_BYTES: Final = 20 * 2**30  # guess: the largest model a machine of this kind serves
 MOST_RATIO: Final = 200  # guess: weights hardly shrink; a bomb does by a thousand
+# What reading a damaged or odd archive raises: of the container, of each compression, of a password or method that is not known.
+DAMAGED: Final = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error)
 
 
 class SavedModelEngine:
@@ -36,8 +41,8 @@ class SavedModelEngine:
 
     kind = "saved_model"
 
-    def __init__(self, spec: DeploySpec, artefact: Path, *, threads: int, scratch: Path) -> None:
-        self._spec, self._threads = spec, threads
+    def __init__(self, spec: DeploySpec, artefact: Path, *, threads: int, scratch: Path, compute_s: float = math.inf) -> None:
+        self._spec, self._threads, self._compute_s = spec, threads, compute_s
         self._folder = Path(tempfile.mkdtemp(prefix="saved-model-", dir=scratch))
         self._child: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -56,7 +61,10 @@ class SavedModelEngine:
             frames.send(self._socket, "run", tensors=inputs)
             say, text, outputs = frames.receive(self._socket)
         except frames.BrokenFrame as error:
-            self._end_child()
+            is_late = isinstance(error.__cause__, TimeoutError)
+            self._end_child(grace_s=0.0 if is_late else END_S)
+            if is_late:
+                raise EngineTooSlow(self._spec.name, self._compute_s) from error
             raise EngineLost(f"the model's process ended: {error}") from error
         if say == "refused":
             raise EngineRefused(text)
@@ -87,19 +95,19 @@ class SavedModelEngine:
         if say != "ready":
             self._end_child()
             raise UnsafeArtefact(text)
-        ours.settimeout(RUN_S)
+        ours.settimeout(None if self._compute_s == math.inf else self._compute_s)
 
     def _names(self) -> list[list[str]]:
         return [[tensor.name for tensor in side] for side in (self._spec.inputs, self._spec.outputs)]
 
-    def _end_child(self) -> None:
+    def _end_child(self, *, grace_s: float = END_S) -> None:
         """Closing the socket ends the process; one that computes for too long is killed."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
         if self._child is not None:
             try:
-                self._child.wait(END_S)
+                self._child.wait(grace_s)
             except subprocess.TimeoutExpired:
                 self._child.kill()
                 self._child.wait()
@@ -132,7 +140,9 @@ def unpack(artefact: Path, into: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, target.open("xb") as sink:
                     shutil.copyfileobj(source, sink, 1024 * 1024)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except OSError as error:  # the text of it has a path of this host
+        raise UnsafeArtefact(f"it is no zip of a SavedModel ({error.strerror or type(error).__name__})") from error
+    except DAMAGED as error:
         raise UnsafeArtefact(f"it is no zip of a SavedModel ({error})") from error
     if not (into / "saved_model.pb").is_file():
         raise UnsafeArtefact("it holds no saved_model.pb")
@@ -141,6 +151,9 @@ def unpack(artefact: Path, into: Path) -> None:
 def _check_members(members: list[zipfile.ZipInfo], *, packed_bytes: int) -> None:
     if len(members) > MOST_FILES:
         raise UnsafeArtefact(f"it holds {len(members)} files")
+    names = {member.filename for member in members}
+    if len(names) < len(members):
+        raise UnsafeArtefact("a name in it comes twice")
     total = sum(member.file_size for member in members)
     if total > MOST_BYTES or total / packed_bytes > MOST_RATIO:
         raise UnsafeArtefact(f"it would unpack to {total} bytes")

@@ -1,24 +1,19 @@
 """What a SavedModel is checked for before TensorFlow loads it.
 
-Owns the rules. A SavedModel is a program: operators that read or write the host's files, speak to other hosts or call
-back into Python are refused. Two kinds of them stand in what Keras exports, and are looked at more closely: those that
-save and restore variables, which nothing that is ever run may reach, and tables that are read from a file, which must be
-one of the artefact's own.
+Owns the rules. A SavedModel is a program: it may use the operators that only compute (`saved_model_operators`), and its own
+functions. Two others stand in what Keras exports, and are looked at more closely: those that save and restore variables, which
+nothing that is ever run may reach, and tables that are read from a file, which must be one of the artefact's own.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-# By parts of their names: the registry of TensorFlow 2.21 has 1,910 operators, and newer ones are called alike.
-OUTWARD: Final = re.compile(
-    r"PyFunc|ReadFile|WriteFile|MatchingFiles|FileSystem|Reader|Record|Dataset|Iterator|Snapshot|LMDB|Sql|ImmutableConst|LoadAndRemap"
-    r"|^Print|Summary|DebugIdentity|DumpTensor|Rpc|RemoteCall|DataService|Worker|^Abort|Infeed|Outfeed|TPU"
-)
-SAVING: Final = re.compile(r"Save|Restore|Checkpoint|ShardedFile")
+from aiaas_magics.backend.serving.engines.saved_model_operators import OPERATORS
+
+SAVING: Final = frozenset({"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"})
 FROM_FILE: Final = frozenset({"InitializeTableFromTextFile", "InitializeTableFromTextFileV2"})
 FILE_NAME_INPUT: Final = 1  # of those two
 
@@ -35,10 +30,10 @@ def check_saved_model(saved: Any) -> None:
             raise ValueError(f"the path {asset.filename[:80]!r} in it leads elsewhere")
     functions = {function.signature.name: function for function in meta.graph_def.library.function}
     nodes = [*meta.graph_def.node, *(node for function in functions.values() for node in function.node_def)]
-    _refuse(node.op for node in nodes if OUTWARD.search(node.op))
+    _refuse(node.op for node in nodes if node.op not in OPERATORS and node.op not in SAVING and node.op not in functions)
     callable_ones = meta.object_graph_def.concrete_functions
     run = _reached(callable_ones, functions)
-    _refuse(node.op for name in run for node in functions[name].node_def if SAVING.search(node.op))
+    _refuse(node.op for name in run for node in functions[name].node_def if node.op in SAVING)
     for name in run:
         for node in functions[name].node_def:
             if node.op in FROM_FILE and not _reads_an_asset(node, functions[name], meta.object_graph_def):
@@ -47,7 +42,8 @@ def check_saved_model(saved: Any) -> None:
 
 def _refuse(operators: Iterable[str]) -> None:
     if found := sorted(set(operators)):
-        raise ValueError(f"it uses {', '.join(found)}, which reach beyond the model")
+        named = ", ".join(name[:60] for name in found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+        raise ValueError(f"it uses {named}, not among the operators that only compute")
 
 
 def _reached(roots: Iterable[str], functions: dict[str, Any]) -> set[str]:

@@ -8,8 +8,11 @@ What must not be loaded is refused by `saved_model_check` before.
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,10 +21,12 @@ import msgspec
 from aiaas_magics.backend.serving.engines import frames
 from aiaas_magics.backend.serving.engines.saved_model_check import check_saved_model
 
+PARENT_S: Final = 1.0  # guess: how often it is looked whether the parent lives
 SIGNATURE: Final = "serving_default"
 
 
 def main(descriptor: int) -> None:
+    threading.Thread(target=end_with, args=(os.getppid(),), name="aiaas-parent", daemon=True).start()
     with socket.socket(fileno=descriptor) as parent:
         say, text, _ = frames.receive(parent)
         assert say == "load", say
@@ -43,6 +48,13 @@ def main(descriptor: int) -> None:
                 frames.send(parent, "refused", text=_sentence(error))
             else:
                 frames.send(parent, "done", tensors=answer)
+
+
+def end_with(parent: int) -> None:
+    """End this process when `parent` is gone: one that computes for ever does not see that its socket is closed."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_S)
+    os._exit(1)
 
 
 class Model:

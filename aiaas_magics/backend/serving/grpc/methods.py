@@ -8,7 +8,7 @@ and the status that its HTTP code stands for.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -145,8 +145,3 @@ def find(call: Call, protocol: InferenceProtocol, route: Route) -> Version:
     if isinstance(found, Response):
         raise Refused(found)
     return found
-
-
-def rows_of(tensors: Mapping[str, Any]) -> int | None:
-    sizes = {tensor.shape[0] if tensor.ndim else 1 for tensor in tensors.values()}
-    return sizes.pop() if len(sizes) == 1 else None

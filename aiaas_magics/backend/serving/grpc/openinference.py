@@ -19,9 +19,9 @@ import numpy as np
 import orjson
 
 from aiaas_magics.backend.serving import codec
-from aiaas_magics.backend.serving.grpc.methods import Asked, Call, Infer, Look, Method, Refused, Stream, find, rows_of
+from aiaas_magics.backend.serving.grpc.methods import Asked, Call, Infer, Look, Method, Refused, Stream, find
 from aiaas_magics.backend.serving.grpc.openinference_schema import SERVICE, inference
-from aiaas_magics.backend.serving.protocols import BadValue, Response, openinference
+from aiaas_magics.backend.serving.protocols import BadValue, Response, openinference, rows_of
 from aiaas_magics.backend.serving.protocols import openinference_codec as tensors
 from aiaas_magics.backend.serving.protocols import openinference_documents as documents
 from aiaas_magics.backend.serving.protocols.paths import LARGEST_VERSION, Route
@@ -96,7 +96,9 @@ def read(asked: Asked, version: Version) -> InferCall:
     given = read_inputs(message, version)
     wanted = wanted_outputs(message, version.spec.outputs)
     timeout_s = min(asked.timeout_s, timeout_of(message))
-    return InferCall(message=message, version=version, tensors=given, rows=rows_of(given), wanted=wanted, timeout_s=timeout_s)
+    return InferCall(
+        message=message, version=version, tensors=given, rows=rows_of(given, version.spec.inputs), wanted=wanted, timeout_s=timeout_s
+    )
 
 
 def timeout_of(message: Any) -> float:

@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 
 from aiaas_magics.backend import guard as rules
 from aiaas_magics.backend.guard import Allow, Guard
+from aiaas_magics.backend.limited import HEAD_S, most_connections, raise_descriptors
 from aiaas_magics.backend.serving import inferring
 from aiaas_magics.backend.serving.everywhere import Everywhere, seen, spread
 from aiaas_magics.backend.serving.grpc import health, openinference, tfserving
@@ -41,6 +42,7 @@ from aiaas_magics.backend.serving.grpc.methods import (
     status_of_response,
 )
 from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, computes
+from aiaas_magics.backend.serving.protocols.paths import MANAGING
 from aiaas_magics.backend.serving.registry import Registry
 from aiaas_magics.errors import CannotStart
 
@@ -80,6 +82,8 @@ class GrpcServer:
             ("grpc.so_reuseport", 0),  # a port that somebody has is not shared with him
             ("grpc.max_receive_message_length", port.message_bytes),
             ("grpc.max_send_message_length", -1),
+            ("grpc.server_handshake_timeout_ms", int(HEAD_S * 1000)),  # its own is two minutes
+            ("grpc.max_allowed_incoming_connections", most_connections(raise_descriptors()) // 2),
         ]
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=CALLS)
         self._server.add_generic_rpc_handlers((_Door(guard, self._handler),))
@@ -226,10 +230,10 @@ class _Door(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def service(self, details: Any) -> Any:
         headers = headers_of(details.invocation_metadata)
-        decision = self._guard.decide(facts_of(headers))
+        method = METHODS.get(details.method)
+        decision = self._guard.decide(facts_of(headers), manages=isinstance(method, Look) and method.action in MANAGING)
         if not isinstance(decision, Allow):
             return _refusing(status_of(decision.status, decision.text))
-        method = METHODS.get(details.method)
         if method is None:
             return None
         request = Request(method="POST", path=details.method, headers=headers, scheme="grpc", computes=computes(headers))

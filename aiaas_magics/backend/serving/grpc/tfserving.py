@@ -19,10 +19,10 @@ from google.protobuf.json_format import ParseDict
 
 from aiaas_magics.backend.serving import codec
 from aiaas_magics.backend.serving.grpc.example_proto import read_examples
-from aiaas_magics.backend.serving.grpc.methods import Asked, Call, Infer, Look, Method, Refused, rows_of
+from aiaas_magics.backend.serving.grpc.methods import Asked, Call, Infer, Look, Method, Refused
 from aiaas_magics.backend.serving.grpc.tensor_proto import from_proto, to_proto
 from aiaas_magics.backend.serving.grpc.tfserving_schema import MODEL_SERVICE, PREDICTION_SERVICE, serving
-from aiaas_magics.backend.serving.protocols import BadValue, Response, examples, tfserving
+from aiaas_magics.backend.serving.protocols import BadValue, Response, examples, rows_of, tfserving
 from aiaas_magics.backend.serving.protocols.paths import Route
 from aiaas_magics.backend.serving.registry import Version
 from aiaas_magics.spec import TensorSpec
@@ -82,7 +82,7 @@ def read_predict(asked: Asked, version: Version) -> PredictCall:
         raise BadValue(
             f"output tensor alias not found in signature: {unknown[:100]} Outputs expected to be in the set {codec.listed(known)}"
         )
-    return PredictCall(version=version, tensors=given, rows=rows_of(given), wanted=wanted, timeout_s=asked.timeout_s)
+    return PredictCall(version=version, tensors=given, rows=rows_of(given, version.spec.inputs), wanted=wanted, timeout_s=asked.timeout_s)
 
 
 def read_inputs(given: Any, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
@@ -140,7 +140,7 @@ def read_regress(asked: Asked, version: Version) -> ExamplesCall:
 
 def _read_examples(asked: Asked, version: Version, method: examples.Method) -> ExamplesCall:
     given = read_examples(asked.message.input, version.spec, method)
-    return ExamplesCall(method=method, version=version, tensors=given, rows=rows_of(given), timeout_s=asked.timeout_s)
+    return ExamplesCall(method=method, version=version, tensors=given, rows=rows_of(given, version.spec.inputs), timeout_s=asked.timeout_s)
 
 
 # --------------------------------------------------------------------------- status and metadata

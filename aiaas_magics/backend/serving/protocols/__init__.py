@@ -16,6 +16,8 @@ import msgspec
 import numpy as np
 import orjson
 
+from aiaas_magics.spec import TensorSpec
+
 if TYPE_CHECKING:
     from aiaas_magics.backend.serving.registry import Registry, Version
 
@@ -162,6 +164,29 @@ FormOf = Callable[["Version"], Form | None]
 def computes(headers: Headers) -> bool:
     """Whether a request with these headers wants what it asks for computed."""
     return all(name != NO_OP for name, _ in headers)
+
+
+def rows_of(tensors: Mapping[str, np.ndarray], inputs: Sequence[TensorSpec]) -> int | None:
+    """How many rows a request has; None where its inputs differ in their first dimension because the interface says so.
+
+    Raises:
+        BadValue: inputs of rows differ in their number of rows. An engine would repeat those of the shorter one.
+    """
+    if len(tensors) == 1:
+        (only,) = tensors.values()
+        return only.shape[0] if only.ndim else 1
+    counts = {spec.name: tensors[spec.name].shape[0] for spec in inputs if spec.shape and spec.shape[0] < 0 and spec.name in tensors}
+    if len(set(counts.values())) > 1:
+        first, count = next(iter(counts.items()))
+        other = next(name for name in counts if counts[name] != count)
+        text = f"Input {first!r} has {_rows(count)} and input {other!r} has {_rows(counts[other])}. Give all inputs the same number of rows"
+        raise BadValue(text)
+    sizes = {tensor.shape[0] if tensor.ndim else 1 for tensor in tensors.values()}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'' if count == 1 else 's'}"
 
 
 def error(status: int, text: str, headers: Headers = ()) -> Response:

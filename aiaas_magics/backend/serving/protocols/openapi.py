@@ -59,11 +59,12 @@ MEDIA: Final[Mapping[str, str]] = {"infer": "application/octet-stream", "page": 
 REFUSALS: Final[Mapping[str, str]] = {
     "400": "The request does not fit, and the sentence says where",
     "401": "A token is needed",
-    "403": "Asked by a web page of another origin",
+    "403": "Asked by a web page of another origin, or by a token for predictions where the API token is needed",
     "404": "No such path, model or version",
     "421": "Not a name of this server",
     "500": "A fault of the server's own",
     "501": "A type that this form cannot carry",
+    "504": "The model did not compute the request in time",
     "503": "Busy, or not ready: Retry-After says when to come again",
 }
 WITH_A_BODY: Final[Mapping[str, str]] = {"408": "The body came too slowly", "413": "The body is too large", "429": "Too many requests wait"}

@@ -242,8 +242,7 @@ def call_of(
     id: str | None = None,
     timeout_s: float = math.inf,
 ) -> InferCall:
-    sizes = {tensor.shape[0] if tensor.ndim else 1 for tensor in given.values()}
-    rows = sizes.pop() if len(sizes) == 1 else None
+    rows = protocols.rows_of(given, version.spec.inputs)
     return InferCall(model=version.spec.name, version=version.number, id=id, tensors=given, rows=rows, wanted=wanted, timeout_s=timeout_s)
 
 

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 LARGEST_VERSION: Final = 2**63 - 1
 INFERRING: Final = frozenset({"predict", "classify", "regress", "infer"})
+MANAGING: Final = frozenset({"load", "unload"})  # actions that change what others are answered: not for the token for predictions
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ import contextlib
 import random
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import jax
@@ -30,7 +29,7 @@ from msgspec.structs import replace
 
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import measure
-from aiaas_magics.backend.training.callbacks import agreement, callbacks_of_rank, most_steps_a_call, plain_arguments
+from aiaas_magics.backend.training.callbacks import agreement, callbacks_of_rank, epoch_lines, most_steps_a_call, plain_arguments
 from aiaas_magics.backend.training.candidates import compare, only, process_bytes
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.command import WorkerCommand
@@ -38,12 +37,13 @@ from aiaas_magics.backend.training.engines import jax_processes
 from aiaas_magics.backend.training.engines import jax_steps as steps
 from aiaas_magics.backend.training.engines.jax_masks import keeping_masks
 from aiaas_magics.backend.training.group import Group
+from aiaas_magics.backend.training.inputs import arrays_of, payload_of
 from aiaas_magics.backend.training.keeper import Keeper, resumed_from
 from aiaas_magics.backend.training.pace import Pace, Pacing
 from aiaas_magics.backend.training.passes import Passes, Reading, Steps, steps_of_epoch
 from aiaas_magics.backend.training.plan import Indices, Plan
 from aiaas_magics.backend.training.progress import Progress
-from aiaas_magics.backend.training.replaced import replaced
+from aiaas_magics.backend.training.replaced import iterators_of, replaced
 from aiaas_magics.errors import NotOnJax
 from aiaas_magics.events import Planned
 from aiaas_magics.packing import fitcall, portable, proof
@@ -108,8 +108,7 @@ def unpack(command: WorkerCommand) -> portable.PortedFitCall:
     Raises:
         NotOnJax: it cannot be made here, or computes something else.
     """
-    arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in command.arrays]
-    arrived = portable.Arrived(Path(command.payload).read_bytes(), arrays)
+    arrived = portable.Arrived(payload_of(command), arrays_of(command))
     fitcall.apply_settings(arrived.recipe.settings)
     # The reference of a study is stock `fit`, which cuts no batch.
     devices = 1 if command.measure is not None and command.measure.plain else command.devices * command.ranks
@@ -171,14 +170,14 @@ def _train(command: WorkerCommand, call: portable.PortedFitCall, channel: Channe
     pace, test_pace = jax_processes.agreed(keeper.paced(Pace(each)), group), jax_processes.agreed(Pace(each), group)
     agreeing = [] if group is None else [agreement(group, each_batch=each is not None)]
     tell = channel.send if command.rank == 0 else lambda _: None
-    with reading_from(reading), fusing(command, call.model, reading, pace=pace, test_pace=test_pace, told=tell):
+    with reading_from(reading, call.model), fusing(command, call.model, reading, pace=pace, test_pace=test_pace, told=tell):
         jax_trainer.JAXTrainer.fit(
             call.model,
             **arguments
             | {
                 "initial_epoch": start.epoch,
                 "epochs": start.epoch if resumed and resumed.stopped else int(arguments.get("epochs", 1)),
-                "callbacks": [*users, *agreeing, history, progress, keeper],
+                "callbacks": [*users, *epoch_lines(call.arguments, rank=command.rank), *agreeing, history, progress, keeper],
             },
         )
     return history
@@ -221,7 +220,7 @@ def _timed(command: WorkerCommand, call: portable.PortedFitCall, channel: Channe
     plain = command.measure.plain
     with contextlib.ExitStack() as stack:
         if not plain:
-            stack.enter_context(reading_from(reading))
+            stack.enter_context(reading_from(reading, call.model))
             stack.enter_context(fusing(command, call.model, reading, pace=timer, test_pace=Pace(), told=told))
         jax_trainer.JAXTrainer.fit(call.model, **arguments, callbacks=[Finished(), timer, *([] if plain else [progress])])
     return timer
@@ -270,13 +269,14 @@ class Finished(keras.callbacks.Callback):  # type: ignore[misc]
         jax.block_until_ready(self._model._jax_state)
 
 
-def reading_from(reading: Reading) -> contextlib.AbstractContextManager[None]:
-    """Inside, Keras' JAX `fit` gets its batches from `reading`."""
+def reading_from(reading: Reading, model: Any) -> contextlib.AbstractContextManager[None]:
+    """Inside, Keras' JAX `fit` of `model` gets its batches from `reading`."""
 
     class Batches(_Batches):
         _reading = reading
 
-    return replaced((jax_trainer, "JAXEpochIterator", Batches))
+    made = iterators_of(model, ("fit", "evaluate", "predict"), ours=Batches, stock=jax_trainer.JAXEpochIterator)
+    return replaced((jax_trainer, "JAXEpochIterator", made))
 
 
 class _Batches(jax_trainer.JAXEpochIterator):  # type: ignore[misc]

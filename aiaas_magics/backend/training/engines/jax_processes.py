@@ -1,7 +1,8 @@
 """Several processes that run one program on JAX, each with its devices.
 
 Owns their meeting: through JAX's own coordination, which joins their devices, and as a `Group`, in which they agree on what
-each decides by its own clock. What is computed, and exchanged (by gloo on a CPU), is JAX's.
+each decides by its own clock. The coordinator listens on loopback only and knows no secret, so that whoever has an account on
+this machine can disturb it; the user is told (`packing.exactness`). What is computed, and exchanged (by gloo on a CPU), is JAX's.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ def join(command: WorkerCommand) -> None:
         address = _read(path)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for a notice, and whoever ends a worker means it
-    jax.distributed.initialize(address, command.ranks, command.rank, initialization_timeout=round(MEET_S))
+    jax.distributed.initialize(
+        address,
+        command.ranks,
+        command.rank,
+        initialization_timeout=round(MEET_S),
+        coordinator_bind_address=address,  # without it the coordinator, which asks for no secret, listens on all interfaces
+    )
 
 
 def _read(path: Path) -> str:

@@ -21,8 +21,9 @@ from aiaas_magics.backend.training.engines.hooks import FitHooks
 from aiaas_magics.backend.training.engines.sharded import ShardedUpdate, shardable
 from aiaas_magics.backend.training.exact import Scope, Share
 from aiaas_magics.backend.training.group import Group
-from aiaas_magics.backend.training.halves import Halves, NotHalved
+from aiaas_magics.backend.training.halves import Halves
 from aiaas_magics.backend.training.variables import metric_variables, offset_seeds
+from aiaas_magics.packing.checks import runs_eagerly
 
 HALVES = (tf.float16, tf.bfloat16)  # exchanged in single precision: numpy has no fast halves, and no bfloat16 at all
 
@@ -50,7 +51,7 @@ class Collective(FitHooks):
         self._last: Any = None  # the exchange that was traced last
         self._summed = False  # metrics are those of all ranks, on each of them
         # Whoever looks at batches may look at the optimizer too.
-        shared_out = share_out and not batch_logs and not model.run_eagerly and shardable(model.optimizer, model.trainable_variables)
+        shared_out = share_out and not batch_logs and not runs_eagerly(model) and shardable(model.optimizer, model.trainable_variables)
         self._sharded = ShardedUpdate(model.optimizer, model.trainable_variables, group) if shared_out else None
         self.halves = Halves()
 
@@ -87,7 +88,7 @@ class Collective(FitHooks):
                 return stock(data)
 
         def not_within(_: Any) -> Any:
-            raise NotHalved("its losses are weighed by what all workers count")
+            self.halves.refuse("its losses are weighed by what all workers count")
 
         logs, taken, grads = self.halves.gradients(gradients, self._model.trainable_variables, data, share.part, share.alone)
         if self._sharded is not None and self._sharded.covers(taken.optimizer, grads, taken.variables):
@@ -187,9 +188,11 @@ class Collective(FitHooks):
             return group.sum_weighted(arrays, float(weight), site=site, beside=beside)
 
         summed = self._exchange(exchange, [part, *tensors], [tensor.dtype for tensor in tensors])
+        # Run eagerly, an op that gives a list of one gives the tensor itself.
+        summed = list(summed) if isinstance(summed, list | tuple) else [summed]
         for result, tensor in zip(summed, tensors, strict=True):
             result.set_shape(tensor.shape)
-        return list(summed)
+        return summed
 
     # ------------------------------------------------------------------ what Keras reads between steps
 
