@@ -48,7 +48,7 @@ class Endpoint:
         self, transport: Transport, view: EndpointView, change: PrecisionChange | None = None, notes: tuple[str, ...] = ()
     ) -> None:
         self._transport = transport
-        self.notes = notes  # what to know of the version that this object deployed
+        self.notes = notes  # what to know of the version that this object deployed; why it is no ONNX file among them
         self.change = change  # what fewer bits changed, where this object deployed a version in fewer
         self._view = self._checked(view)
         self._calls = Transport(self._view.url, token=view.token, fingerprint=self._transport.fingerprint)
@@ -291,21 +291,23 @@ def deploy(
     rollout: Rollout | None = None,
     reduction: Reduction | None = None,
     tell: Callable[[PrecisionChange], None] | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> Endpoint:
     """Export, prove, serve. A name that is live already gets its next version, which comes in as `rollout` says.
 
-    What fewer bits change is told to `tell` and held against its limit before anything is sent.
+    What fewer bits change is told to `tell` and held against its limit before anything is sent. `on_step` gets what is done next, in words.
     """
     from aiaas_magics.packing import servable
 
     name = checked_name("an endpoint", name if name is not None else default_name(model))
     scaling = scaling_of(replicas)
-    exported = servable.export(model, sample, reduction=reduction)
+    exported = servable.export(model, sample, reduction=reduction, on_step=on_step)
     change = exported.change
     if change is not None:
         if tell is not None:
             tell(change)
         change.check()
+    on_step(f"sending {len(exported.artefact) / 1e6:,.1f} MB")
     spec = DeploySpec(
         name=name,
         artefact=blobs.send_bytes(exported.artefact),
@@ -320,6 +322,7 @@ def deploy(
         precision=precisions.of(change.precision, change.sentence) if change else precisions.for_spread(exported.spread),
         model=str(getattr(model, "name", "")),
     )
+    on_step("waiting for the backend, which loads it and compares its answers with Keras'")
     view = transport.post("/v1/endpoints", spec, EndpointView, answer_s=300.0)
     return Endpoint(transport, view, change, notes_of(exported))
 
@@ -327,6 +330,9 @@ def deploy(
 def notes_of(exported: Servable) -> tuple[str, ...]:
     """What an endpoint does not do as the model in the kernel does."""
     notes = []
+    if exported.format == "saved_model":
+        why = f", since {exported.note}" if exported.note.startswith("texts") else f": {exported.note}" if exported.note else ""
+        notes.append(f"Served by TensorFlow, in a process of its own of about 800 MB, and not as ONNX, which is faster{why}.")
     if exported.frozen:
         names = ", ".join(exported.frozen[:4])
         notes.append(f"Each call changes {names} in Keras. The endpoint does not go on with that; its answers do not depend on it.")

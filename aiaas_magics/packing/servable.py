@@ -11,40 +11,25 @@ travels as UTF-8 in `uint8`, padded with zeros along one more dimension.
 
 from __future__ import annotations
 
-import io
-import logging
 import math
-import os
-import re
-import sys
-import tempfile
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from aiaas_magics.agreement import compare, largest_of
 from aiaas_magics.agreement import spread as spread_of
-from aiaas_magics.errors import DataMismatch, UsageError
-from aiaas_magics.packing import change, checks, model_state, onnx_export, reduced
+from aiaas_magics.errors import DataMismatch
+from aiaas_magics.packing import change, checks, formats, model_state, reduced
 from aiaas_magics.packing.change import PrecisionChange, Reduction
+from aiaas_magics.packing.formats import ONNX, SAVED_MODEL, CannotServe, replayed
 from aiaas_magics.packing.model_state import ModelState
 from aiaas_magics.packing.samples import Interface, samples_for, unique_names
 from aiaas_magics.precision import MOST_SPREAD, Precision, for_spread
 from aiaas_magics.spec import TensorSpec
 
-ONNX: Final = "onnx"
-SAVED_MODEL: Final = "saved_model"
-NOISY: Final = ("tf2onnx", "tensorflow", "absl")
-
-
-class CannotServe(UsageError):
-    """The model cannot be exported. The argument is the whole sentence, next move included."""
+__all__ = ["CannotServe", "Servable", "export"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,19 +41,27 @@ class Servable:
     samples: bytes
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    note: str = ""  # why it is no ONNX file, where it is none
+    note: str = ""  # why it is no ONNX file, where it is none: a clause without a full stop
     change: PrecisionChange | None = None  # what fewer bits do to the answers; None as trained
     spread: float = 0.0  # how far Keras' own answers to a row differ with other rows beside it, as a part of the largest
     frozen: tuple[str, ...] = ()  # state that a call changes in Keras, and that no answer depends on
 
 
-def export(model: Any, sample: Any = None, *, format: str | None = None, reduction: Reduction | None = None) -> Servable:
+def export(
+    model: Any,
+    sample: Any = None,
+    *,
+    format: str | None = None,
+    reduction: Reduction | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Servable:
     """Export `model` with sample rows and Keras' own outputs on them; in fewer bits with those of that form. `model` stays as it is.
 
     Args:
         sample: Up to 32 typical rows, as `fit` takes them for x; None for validation data, or else rows of the last fit.
         format: "onnx" or "saved_model"; None for ONNX where it can be had.
         reduction: fewer bits for the weights, and the rows to measure on what that changes.
+        on_step: called with what is done next, in words.
 
     Raises:
         NoSamples: typical rows are neither given nor known.
@@ -90,7 +83,7 @@ def export(model: Any, sample: Any = None, *, format: str | None = None, reducti
         sample = change.split(reduction.validation_data)[0]
     interface, rows, which = samples_for(model, sample)
     with model_state.kept(model) as state:
-        return _export(model, interface, rows, which, state, format=format, reduction=reduction)
+        return _export(model, interface, rows, which, state, format=format, reduction=reduction, on_step=on_step)
 
 
 def _export(
@@ -102,22 +95,28 @@ def _export(
     *,
     format: str | None,
     reduction: Reduction | None,
+    on_step: Callable[[str], None],
 ) -> Servable:
     import keras
     import tensorflow as tf
 
-    with _quiet():
+    with formats.quiet():
+        on_step(f"computing {len(next(iter(rows.values())))} sample rows in Keras")
         found = _outputs(model, interface, rows)
         moved = state.moved()
         _check_repeats(model, found, _outputs(model, interface, rows), moved)
         spread = _spread(model, interface, rows, found)
         function = _function(model, interface, found)
-        wanted = [format] if format else [SAVED_MODEL] if "string" in interface.dtypes else [ONNX, SAVED_MODEL]
+        has_texts = "string" in interface.dtypes
+        wanted = [format] if format else [SAVED_MODEL] if has_texts else [ONNX, SAVED_MODEL]
         state.put_back()
-        kind, artefact, note = _exported(model, function, wanted, lambda file: _check_answers(file, rows, found, for_spread(spread)))
+        allowed = for_spread(spread)
+        kind, artefact, note = formats.written(
+            model, function, wanted, lambda file: formats.check_answers(file, rows, found, allowed), on_step
+        )
     changed = None
     if reduction is not None:
-        smaller = _smaller(model, reduction.precision, kind, artefact, note)
+        smaller = _smaller(model, reduction.precision, kind, artefact, "texts go into it" if has_texts else note)
         form = change.onnx_form(smaller)
         names, structure = list(found), _call(model, interface, {name: tf.constant(_as_text(array)) for name, array in rows.items()})
         both = change.Forms(
@@ -137,7 +136,7 @@ def _export(
             for name, shape, dtype in zip(interface.names, interface.shapes, interface.dtypes, strict=True)
         ),
         outputs=_output_specs(function, found),
-        note=note,
+        note="texts go into it" if has_texts and kind == SAVED_MODEL else note,
         change=changed,
         spread=spread,
         frozen=moved,
@@ -199,11 +198,6 @@ def _spread(model: Any, interface: Interface, rows: Mapping[str, np.ndarray], fo
     return widest
 
 
-def replayed(count: int) -> tuple[int, ...]:
-    """How many of `count` sample rows are computed at once, one number after the other, as the host's proof does."""
-    return tuple(dict.fromkeys((1, 3, count)))
-
-
 def _largest(array: np.ndarray) -> float:
     return 0.0 if array.dtype.kind in "OSU" else largest_of(array)
 
@@ -219,7 +213,7 @@ def _agrees(answers: np.ndarray, expected: np.ndarray, allowed: Precision, *, la
 
 def _smaller(model: Any, precision: str, kind: str, artefact: bytes, note: str) -> bytes:
     if kind != ONNX:
-        why = f" ({note})" if note else ", since texts go into it"
+        why = f" ({note})"
         raise CannotServe(
             f"Model {model.name!r} can be served as a SavedModel only{why}; {precision} is to be had as ONNX. "
             "Leave --precision out, or deploy the part of the model that ONNX can express."
@@ -316,83 +310,6 @@ def _output_specs(function: Any, found: Mapping[str, np.ndarray]) -> tuple[Tenso
     return tuple(specs)
 
 
-# --------------------------------------------------------------------------- two formats
-
-
-def _exported(model: Any, function: Any, wanted: list[str], check_onnx: Callable[[bytes], None]) -> tuple[str, bytes, str]:
-    """The first format that can be had, and why not the ones before it."""
-    makers: dict[str, Callable[[Any, Any, Path], bytes]] = {ONNX: _onnx, SAVED_MODEL: _saved_model}
-    reasons: list[str] = []
-    for kind in wanted:
-        with tempfile.TemporaryDirectory(prefix="aiaas-export-") as folder:
-            try:
-                artefact = makers[kind](model, function, Path(folder))
-                if kind == ONNX:
-                    check_onnx(artefact)
-                return kind, artefact, "; ".join(reasons)
-            except Exception as error:  # noqa: BLE001 - border: the exporters raise anything over an operator they do not know
-                said = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
-                reasons.append(f"{kind}: {said[:300] or type(error).__name__}")
-    why = "; ".join(dict.fromkeys(reason.partition(": ")[2] for reason in reasons))
-    raise CannotServe(f"Model {model.name!r} cannot be exported ({' and '.join(wanted)}: {why}). {_move(why, function)}")
-
-
-# What the exporters say, and what to do about it.
-MOVES: Final = (
-    (r"valid (root )?scope name", "Rename the model and its layers: letters, digits, '.', '_', '/' and '-', with a letter or digit first."),
-    (r"numpy|py_?func", "Replace Python and numpy code in call by keras.ops or TensorFlow operators."),
-)
-FREE_SIZE: Final = "Give every dimension of its Input but the first a size, or deploy the part of the model without the layer named there."
-ANY_LAYER: Final = "Replace the layer that is named there, or deploy the part of the model without it."
-
-
-def _move(why: str, function: Any) -> str:
-    known = [move for pattern, move in MOVES if re.search(pattern, why, re.IGNORECASE)]
-    is_free = any(None in tuple(spec.shape)[1:] for spec in function.input_signature)
-    return known[0] if known else FREE_SIZE if is_free else ANY_LAYER
-
-
-def _onnx(model: Any, function: Any, folder: Path) -> bytes:
-    return onnx_export.export(function)
-
-
-def _check_answers(artefact: bytes, rows: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], allowed: Precision) -> None:
-    """Raises `ValueError` for a file whose answers the host's proof would refuse: half precision and rare operators come out otherwise.
-
-    The host decides; asked here first, by the same rule, such a model is served as a SavedModel instead of not at all.
-    """
-    form, count = change.onnx_form(artefact), len(next(iter(rows.values())))
-    for number in replayed(count):
-        chosen = np.arange(number) % count
-        answers = form({name: np.ascontiguousarray(array[chosen]) for name, array in rows.items()})
-        for name, expected in found.items():
-            per_row = len(expected) == count
-            if expected.dtype.kind in "OSU" or not (per_row or number == count):
-                continue
-            part = expected[chosen] if per_row else expected
-            if answers[name].shape != part.shape:
-                raise ValueError(f"its output {name!r} has the shape {answers[name].shape} instead of {part.shape}")
-            agreement = compare(answers[name], part, allowed, largest=_largest(expected))
-            if not agreement:
-                raise ValueError(f"its answers differ from Keras' by {agreement.largest:.2g}")
-
-
-def _saved_model(model: Any, function: Any, folder: Path) -> bytes:
-    from keras.src.export.saved_model import ExportArchive
-
-    archive = ExportArchive()
-    archive.track(model)
-    function.get_concrete_function()
-    archive.add_endpoint("serving_default", function)
-    archive.write_out(str(folder / "model"), verbose=False)
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as file:
-        for path in sorted((folder / "model").rglob("*")):
-            if path.is_file():
-                file.write(path, path.relative_to(folder / "model").as_posix())
-    return packed.getvalue()
-
-
 # --------------------------------------------------------------------------- samples as bytes
 
 
@@ -414,30 +331,3 @@ def _padded(array: np.ndarray) -> np.ndarray:
     texts = [text if isinstance(text, bytes) else str(text).encode() for text in array.ravel()]
     width = max(1, *map(len, texts))
     return np.frombuffer(b"".join(text.ljust(width, b"\0") for text in texts), np.uint8).reshape(*array.shape, width)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' log lines and warnings from the notebook.
-
-    TensorFlow's C++ writes to the process's standard error, which Jupyter shows in the cell:
-    the descriptor points elsewhere for the second that an export takes.
-    """
-    loggers = [logging.getLogger(name) for name in NOISY]
-    levels = [logger.level for logger in loggers]
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
