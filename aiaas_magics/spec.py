@@ -202,6 +202,12 @@ class TensorSpec(Value, frozen=True, kw_only=True):
     name: str
     dtype: str  # numpy's name: "float32"
     shape: tuple[int, ...]
+    original: str = ""  # its name in Keras, where a signature cannot have that one
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """In words: the batch comes first, other free dimensions may have any size."""
+        return tuple("rows" if place == 0 and n < 0 else "any" if n < 0 else str(n) for place, n in enumerate(self.shape))
 
 
 class DeploySpec(Value, frozen=True, kw_only=True):

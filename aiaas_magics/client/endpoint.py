@@ -21,13 +21,13 @@ from msgspec.structs import replace
 
 from aiaas_magics import precision as precisions
 from aiaas_magics import snippets
-from aiaas_magics.client import tensors
+from aiaas_magics.client import caller_rows, tensors
 from aiaas_magics.client.blobs import BlobSender
 from aiaas_magics.client.transport import Transport, sibling_url
-from aiaas_magics.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable, DataMismatch
+from aiaas_magics.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable
 from aiaas_magics.monitoring import Counts, Sample, counts_in, sample_of
 from aiaas_magics.routing import Change, Rollout, scaling_of
-from aiaas_magics.spec import DeploySpec, EndpointView, TensorSpec, VersionView, checked_name
+from aiaas_magics.spec import DeploySpec, EndpointView, VersionView, checked_name
 
 if TYPE_CHECKING:
     from aiaas_magics.latency import LoadReport
@@ -114,20 +114,21 @@ class Endpoint:
         so one that a restarting or busy server did not answer is asked again for a few seconds.
 
         Args:
-            x: One array-like of shape `(rows, ...)`, or a dict of them by input name, or a
-                list in the order of the model's inputs. pandas objects are taken as arrays.
+            x: What the model's own `predict` takes: one array-like of shape `(rows, ...)`, or a dict of them by input name, nested
+                ones too, or a list in the order of the model's inputs. A missing last axis of 1 is added. pandas objects are
+                taken as arrays, a DataFrame by its columns where there are several inputs.
 
         Returns:
-            An array of shape `(rows, ...)`, or a dict of them when there are several outputs.
+            An array of shape `(rows, ...)`, or a dict of them by Keras' names when there are several outputs.
 
         Raises:
             DataMismatch: what was given does not fit the interface.
             BackendRefused: the server's own sentence.
         """
-        columns = self._columns(x)
+        columns = caller_rows.columns(self.name, x, self._view.inputs)
         parts = [self._infer(part) for part in _parts(columns)]
         found = {name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]}
-        return next(iter(found.values())) if len(self._view.outputs) == 1 else found
+        return next(iter(found.values())) if len(found) == 1 else caller_rows.in_keras_names(found, self._view.outputs)
 
     def _ask(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[bytes, Mapping[str, str]]:
         """The answer to one prediction; where nobody of ours answers, the backend is asked once whether the endpoint has moved."""
@@ -175,18 +176,6 @@ class Endpoint:
         if missing:
             raise BackendRefused(200, f"The answer has no output {min(missing)!r}. If another model was deployed, get the endpoint anew.")
         return {spec.name: found[spec.name] for spec in self._view.outputs}
-
-    def _columns(self, x: Any) -> dict[str, np.ndarray]:
-        names = [spec.name for spec in self._view.inputs]
-        if isinstance(x, Mapping):
-            given = dict(x)
-        elif isinstance(x, (list, tuple)) and len(names) > 1:
-            given = dict(zip(names, x, strict=False))
-        else:
-            given = {names[0]: x}
-        if set(given) != set(names):
-            raise DataMismatch(f"{self.name} takes the inputs {names}, not {sorted(given)}. Give a dict with exactly these names.")
-        return {spec.name: _plain(given[spec.name], spec) for spec in self._view.inputs}
 
     def status(self) -> dict[str, Any]:
         """TF Serving's status document, asked from the inference server itself."""
@@ -361,23 +350,3 @@ def _parts(columns: Mapping[str, np.ndarray]) -> Iterator[Mapping[str, np.ndarra
     step = max(1, count * PART_BYTES // nbytes)
     for start in range(0, count, step):
         yield {name: column[start : start + step] for name, column in columns.items()}
-
-
-def _plain(values: Any, spec: TensorSpec) -> np.ndarray:
-    array = np.asarray(values)
-    if spec.dtype == "string":
-        return array.astype(object) if array.dtype.kind in "OS" else array.astype(str).astype(object)
-    dtype = tensors.dtype_of(spec.dtype)
-    try:
-        array = array.astype(dtype, casting="same_kind") if array.dtype.kind not in "OV" else np.asarray(array.tolist(), dtype)
-    except (TypeError, ValueError) as error:
-        raise DataMismatch(
-            f"Input {spec.name!r} is of dtype {spec.dtype}; {array.dtype} was given. Convert it with .astype({spec.dtype!r})."
-        ) from error
-    if array.ndim != len(spec.shape) or any(n not in (-1, given) for n, given in zip(spec.shape[1:], array.shape[1:], strict=False)):
-        raise DataMismatch(f"Input {spec.name!r} has the shape {_shape(spec)}; {array.shape} was given. Give whole rows, the batch first.")
-    return array
-
-
-def _shape(spec: TensorSpec) -> str:
-    return "(" + ", ".join("rows" if i == 0 else "any" if n < 0 else str(n) for i, n in enumerate(spec.shape)) + ")"

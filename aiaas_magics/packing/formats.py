@@ -68,6 +68,8 @@ def _reason(error: BaseException) -> str:
     words = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:300]
     if isinstance(error, MemoryError) or re.search(r"bad.alloc|OOM when allocating|[Uu]nable to allocate", words):
         return "there is not enough memory for it"
+    if "incompatible with expected resource" in words:
+        return "a call changes its state, which an ONNX file cannot hold"
     if isinstance(error, OSError) and error.errno is not None:
         return f"its files cannot be written to {tempfile.gettempdir()}: {error.strerror}"
     return words.rstrip(".") or type(error).__name__

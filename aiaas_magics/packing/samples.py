@@ -17,6 +17,7 @@ import numpy as np
 from aiaas_magics.errors import CannotTravel, DataMismatch, UsageError
 from aiaas_magics.packing import data, sources
 
+AUTOMATIC: Final = frozenset({"input_layer", "keras_tensor"})  # Keras' own, with a number that changes from model to model
 ROWS: Final = 32  # of the issue: sizes 1, 3 and up to 32 are replayed
 _remembered: Final[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
 
@@ -42,6 +43,7 @@ class Interface:
     shapes: tuple[tuple[int | None, ...], ...]
     dtypes: tuple[str, ...]
     absent: tuple[tuple[int, str], ...] = ()
+    originals: tuple[str, ...] = ()  # the names in Keras, "" where they are the same or made up by Keras
 
     @property
     def all_names(self) -> list[str]:
@@ -60,6 +62,7 @@ class Interface:
             shapes=tuple(self.shapes[place] for place in kept),
             dtypes=tuple(self.dtypes[place] for place in kept),
             absent=tuple((place, self.names[place]) for place in sorted(places)),
+            originals=tuple(self.originals[place] for place in kept),
         )
 
     def arranged(self, values: Sequence[Any]) -> Any:
@@ -144,6 +147,7 @@ def _declared(model: Any) -> Interface:
     given = _keys(structure) if isinstance(structure, Mapping) else [_layer_of(tensor) for tensor in places]
     return Interface(
         names=unique_names(given, "input"),
+        originals=original_names(given, "input"),
         structure=structure,
         shapes=tuple((None, *tensor.shape[1:]) for tensor in places),
         dtypes=tuple(keras.backend.standardize_dtype(tensor.dtype) for tensor in places),
@@ -165,6 +169,7 @@ def _seen(rows: Any) -> Interface:
     keys = _keys(rows) if isinstance(rows, Mapping) else [f"input_{index}" for index in range(len(leaves))]
     return Interface(
         names=unique_names(keys, "input"),
+        originals=original_names(keys, "input"),
         structure=rows,
         shapes=tuple(() if array is None else (None, *array.shape[1:]) for array in leaves),
         dtypes=tuple("" if array is None else _dtype_of(array) for array in leaves),
@@ -184,7 +189,10 @@ def _leaves(model: Any, interface: Interface, rows: Any) -> list[Any]:
     import keras
 
     names = interface.all_names
-    if isinstance(rows, Mapping) and set(rows) >= set(names):
+    originals = [interface.originals[interface.names.index(name)] or name if name in interface.names else name for name in names]
+    if isinstance(rows, Mapping) and set(rows) >= set(originals):
+        flat = [rows[name] for name in originals]
+    elif isinstance(rows, Mapping) and set(rows) >= set(names):
         flat = [rows[name] for name in names]
     else:
         flat = keras.tree.flatten(rows)
@@ -203,7 +211,8 @@ def _named(model: Any, interface: Interface, rows: Any, *, most: int | None) -> 
     if any(leaf is None for leaf in flat):
         raise DataMismatch(f"{model.name!r} got None for an input that the sample has. Give the same inputs in both.")
     chosen = {}
-    for name, array, shape, dtype in zip(interface.names, flat, interface.shapes, interface.dtypes, strict=True):
+    for name, leaf, shape, dtype in zip(interface.names, flat, interface.shapes, interface.dtypes, strict=True):
+        array = _as_ranked(leaf, shape)
         fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
         if not fits or not len(array):
             raise DataMismatch(f"Sample rows for input {name!r} have the shape {array.shape}, the model takes {shape}. Give whole rows.")
@@ -211,6 +220,13 @@ def _named(model: Any, interface: Interface, rows: Any, *, most: int | None) -> 
     if len({len(array) for array in chosen.values()}) > 1:
         raise DataMismatch("The sample arrays have different numbers of rows. Give as many rows in each.")
     return chosen
+
+
+def _as_ranked(array: np.ndarray, shape: Sequence[int | None]) -> np.ndarray:
+    """As Keras' functional models do: a last axis of 1 that is missing is added, one too many is taken off."""
+    if array.ndim == len(shape) - 1 and shape[-1] == 1:
+        return array[..., np.newaxis]
+    return array[..., 0] if array.ndim == len(shape) + 1 and array.shape[-1] == 1 else array
 
 
 def _made_up(model: Any, interface: Interface) -> Any:
@@ -233,14 +249,21 @@ def _layer_of(tensor: Any) -> str:
     return str(history.operation.name if history is not None and history.operation is not None else tensor.name)
 
 
-def unique_names(
-    given: Sequence[Any], kind: str, automatic: frozenset[str] = frozenset({"input_layer", "keras_tensor"})
-) -> tuple[str, ...]:
+def original_names(given: Sequence[Any], kind: str, automatic: frozenset[str] = AUTOMATIC) -> tuple[str, ...]:
+    """Keras' name for each of `unique_names`, "" where it is the same, or made up by Keras."""
+    served = unique_names(given, kind, automatic)
+    return tuple("" if name == str(own) or _stem(own) in automatic else str(own) for name, own in zip(served, given, strict=True))
+
+
+def _stem(name: Any) -> str:
+    return re.sub(r"_\d+$", "", str(name))
+
+
+def unique_names(given: Sequence[Any], kind: str, automatic: frozenset[str] = AUTOMATIC) -> tuple[str, ...]:
     """Names that a signature may have. A name that Keras made up changes from model to model: its place stands for it."""
     names: list[str] = []
     for place, name in enumerate(map(str, given)):
-        stem = re.sub(r"_\d+$", "", name)
         cleaned = re.sub(r"[^A-Za-z0-9_.]", "_", name)
-        usable = stem not in automatic and re.match(r"[A-Za-z]", cleaned) and cleaned not in names
+        usable = _stem(name) not in automatic and re.match(r"[A-Za-z]", cleaned) and cleaned not in names
         names.append(cleaned if usable else f"{kind}_{place}")
     return tuple(names)

@@ -25,7 +25,7 @@ from aiaas_magics.packing import change, checks, formats, model_state, reduced
 from aiaas_magics.packing.change import PrecisionChange, Reduction
 from aiaas_magics.packing.formats import ONNX, SAVED_MODEL, CannotServe, replayed
 from aiaas_magics.packing.model_state import ModelState
-from aiaas_magics.packing.samples import Interface, samples_for, unique_names
+from aiaas_magics.packing.samples import Interface, original_names, samples_for, unique_names
 from aiaas_magics.precision import MOST_SPREAD, Precision, for_spread
 from aiaas_magics.spec import TensorSpec
 
@@ -98,11 +98,11 @@ def _export(
     on_step: Callable[[str], None],
 ) -> Servable:
     import keras
-    import tensorflow as tf
 
     with formats.quiet():
         on_step(f"computing {len(next(iter(rows.values())))} sample rows in Keras")
-        found = _outputs(model, interface, rows)
+        structure = _answers(model, interface, rows)
+        found = _arrays(model, structure)
         moved = state.moved()
         _check_repeats(model, found, _outputs(model, interface, rows), moved)
         spread = _spread(model, interface, rows, found)
@@ -118,7 +118,7 @@ def _export(
     if reduction is not None:
         smaller = _smaller(model, reduction.precision, kind, artefact, "texts go into it" if has_texts else note)
         form = change.onnx_form(smaller)
-        names, structure = list(found), _call(model, interface, {name: tf.constant(_as_text(array)) for name, array in rows.items()})
+        names = list(found)
         both = change.Forms(
             full=lambda part: {name: tensor.numpy() for name, tensor in function(*(part[name] for name in interface.names)).items()},
             reduced=form,
@@ -132,10 +132,10 @@ def _export(
         format=kind,
         samples=_safetensors(rows, found),
         inputs=tuple(
-            TensorSpec(name=name, dtype=dtype, shape=tuple(-1 if n is None else int(n) for n in shape))
-            for name, shape, dtype in zip(interface.names, interface.shapes, interface.dtypes, strict=True)
+            TensorSpec(name=name, dtype=dtype, shape=tuple(-1 if n is None else int(n) for n in shape), original=original)
+            for name, shape, dtype, original in zip(interface.names, interface.shapes, interface.dtypes, interface.originals, strict=True)
         ),
-        outputs=_output_specs(function, found),
+        outputs=_output_specs(function, found, _output_names(model, structure)[1]),
         note="texts go into it" if has_texts and kind == SAVED_MODEL else note,
         change=changed,
         spread=spread,
@@ -232,8 +232,8 @@ def _call(model: Any, interface: Interface, named: Mapping[str, Any]) -> Any:
     return model(inputs, training=False) if model._call_has_training_arg else model(inputs)
 
 
-def _outputs(model: Any, interface: Interface, rows: Mapping[str, np.ndarray], *, batch: int = 0) -> dict[str, np.ndarray]:
-    """Keras' own answers on the rows, by output name; never through `predict`, which may batch and wrap.
+def _answers(model: Any, interface: Interface, rows: Mapping[str, np.ndarray], *, batch: int = 0) -> Any:
+    """What Keras answers to the rows, as the model's call gives it; never through `predict`, which may batch and wrap.
 
     Args:
         batch: where these are fewer rows than the sample has, which the model took: their number.
@@ -241,7 +241,7 @@ def _outputs(model: Any, interface: Interface, rows: Mapping[str, np.ndarray], *
     import tensorflow as tf
 
     try:
-        found = _call(model, interface, {name: tf.constant(_as_text(array)) for name, array in rows.items()})
+        return _call(model, interface, {name: tf.constant(_as_text(array)) for name, array in rows.items()})
     except Exception as error:
         reason = " ".join(str(error).split())[:400].rstrip(".")
         if batch:
@@ -253,31 +253,48 @@ def _outputs(model: Any, interface: Interface, rows: Mapping[str, np.ndarray], *
         raise DataMismatch(
             f"Model {model.name!r} does not take these sample rows. Give typical ones with --sample ARRAY. Keras says: {reason}."
         ) from error
-    answers = {name: np.asarray(tensor.numpy()) for name, tensor in _named_outputs(model, found).items()}
-    single = next((name for name, array in answers.items() if array.ndim == 0), None)
+
+
+def _outputs(model: Any, interface: Interface, rows: Mapping[str, np.ndarray], *, batch: int = 0) -> dict[str, np.ndarray]:
+    """Keras' own answers on the rows, by output name."""
+    return _arrays(model, _answers(model, interface, rows, batch=batch))
+
+
+def _arrays(model: Any, answers: Any) -> dict[str, np.ndarray]:
+    arrays = {name: np.asarray(tensor.numpy()) for name, tensor in _named_outputs(model, answers).items()}
+    single = next((name for name, array in arrays.items() if array.ndim == 0), None)
     if single is not None:
         raise CannotServe(
             f"Model {model.name!r} cannot be served: its output {single!r} is one number for all rows together. "
             "Deploy a model that gives an answer for each row, its first dimension the batch."
         )
-    return answers
+    return arrays
 
 
-def _named_outputs(model: Any, found: Any) -> dict[str, Any]:
+def _output_names(model: Any, answers: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The outputs' names, and for each the name in Keras where that is another."""
+    import keras
+
+    count = len(keras.tree.flatten(answers))
+    if isinstance(answers, Mapping):
+        own: list[Any] = ["_".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(answers)]
+    else:
+        own = list(getattr(model, "output_names", None) or [])
+    if len(own) != count:
+        own = ["output"] * count
+    automatic = frozenset({"output", *(keras.src.utils.naming.to_snake_case(type(layer).__name__) for layer in model._flatten_layers())})
+    automatic = frozenset() if isinstance(answers, Mapping) else automatic
+    return unique_names(own, "output", automatic), original_names(own, "output", automatic)
+
+
+def _named_outputs(model: Any, answers: Any) -> dict[str, Any]:
     import keras
     import tensorflow as tf
 
-    flat = keras.tree.flatten(found)
+    flat = keras.tree.flatten(answers)
     if any(leaf is None for leaf in flat):
         raise CannotServe(f"Model {model.name!r} cannot be served: None is among its outputs. Let call return tensors only.")
-    if isinstance(found, Mapping):
-        given: list[Any] = ["_".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(found)]
-    else:
-        given = list(getattr(model, "output_names", None) or [])
-    if len(given) != len(flat):
-        given = ["output"] * len(flat)
-    automatic = frozenset({"output", *(keras.src.utils.naming.to_snake_case(type(layer).__name__) for layer in model._flatten_layers())})
-    names = unique_names(given, "output", frozenset() if isinstance(found, Mapping) else automatic)
+    names, _ = _output_names(model, answers)
     # numpy has no bfloat16, and neither have the clients.
     plain = [tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tf.convert_to_tensor(tensor) for tensor in flat]
     return dict(zip(names, plain, strict=True))
@@ -300,13 +317,14 @@ def _function(model: Any, interface: Interface, found: Mapping[str, np.ndarray])
     return serve
 
 
-def _output_specs(function: Any, found: Mapping[str, np.ndarray]) -> tuple[TensorSpec, ...]:
+def _output_specs(function: Any, found: Mapping[str, np.ndarray], originals: Sequence[str]) -> tuple[TensorSpec, ...]:
     structured = function.get_concrete_function().structured_outputs
     specs = []
-    for name, array in found.items():
+    for (name, array), original in zip(found.items(), originals, strict=True):
         shape = structured[name].shape
         dims = [-1] * array.ndim if shape.rank is None else [-1 if n is None else int(n) for n in shape]
-        specs.append(TensorSpec(name=name, dtype="string" if array.dtype.kind in "OSU" else array.dtype.name, shape=tuple(dims)))
+        dtype = "string" if array.dtype.kind in "OSU" else array.dtype.name
+        specs.append(TensorSpec(name=name, dtype=dtype, shape=tuple(dims), original=original))
     return tuple(specs)
 
 

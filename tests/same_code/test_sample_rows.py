@@ -39,6 +39,10 @@ images = np.ones((8, 4, 4, 1), "float32")
 class Rows(keras.utils.PyDataset):
     def __len__(self): return 1
     def __getitem__(self, i): return x, y
+gray = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(1)])
+texts = keras.Sequential([keras.Input((1,), dtype="string"), layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")])
+i, j = keras.Input((3,), name="größe (cm)"), keras.Input((1,), name="a-b c d")
+named = keras.Model({"größe (cm)": i, "a-b c d": j}, {"Preis €/x": layers.Dense(1)(i), "class": layers.Dense(1)(j)})
 datasets = [tf.data.Dataset.from_tensor_slices((x, y)).batch(16), tf.data.Dataset.from_tensor_slices(x).batch(16), Rows()]
 """
 
@@ -50,6 +54,9 @@ datasets = [tf.data.Dataset.from_tensor_slices((x, y)).batch(16), tf.data.Datase
         ("deep", "{'u': {'v': x3}, 'w': (x3,)}", ["u_v", "w_0"]),
         ("optional", "{'a': x3, 'b': None}", ["a"]),
         ("optional", "{'a': x3, 'b': x3}", ["a", "b"]),
+        ("gray", "images[..., 0]", ["input_0"]),
+        ("texts", "np.array(['a', 'b', 'c'])", ["input_0"]),
+        ("named", "{'größe (cm)': x3, 'a-b c d': x3[:, 0]}", ["a_b_c_d", "gr__e__cm_"]),
         ("plain", "datasets[0]", ["input_0"]),
         ("plain", "datasets[1]", ["input_0"]),
         ("plain", "datasets[2]", ["input_0"]),
@@ -61,6 +68,15 @@ def test_samples_of_this_form_are_taken(model: str, sample: str, inputs: list[st
     exported = servable.export(made[model], made["sample"])
 
     assert [spec.name for spec in exported.inputs] == inputs
+
+
+def test_the_names_of_keras_travel_with_those_that_are_served(cell: Cell) -> None:
+    made = cell(MODELS)
+
+    exported = servable.export(made["named"], {"größe (cm)": made["x3"], "a-b c d": made["x3"][:, 0]})
+
+    assert {spec.name: spec.original for spec in exported.inputs} == {"gr__e__cm_": "größe (cm)", "a_b_c_d": "a-b c d"}
+    assert {spec.name: spec.original for spec in exported.outputs} == {"Preis___x": "Preis €/x", "class": ""}
 
 
 @pytest.mark.parametrize(
