@@ -6,9 +6,10 @@ outputs. Exporting belongs to `servable`.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from aiaas_magics.packing import data, sources
 
 AUTOMATIC: Final = frozenset({"input_layer", "keras_tensor"})  # Keras' own, with a number that changes from model to model
 ROWS: Final = 32  # of the issue: sizes 1, 3 and up to 32 are replayed
+MOST_KEPT_BYTES: Final = 16 * 1024 * 1024  # guess: arrays that a dataset's graph holds, kept as long as its model
 _remembered: Final[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -29,6 +31,41 @@ class NoSamples(UsageError):
 def remember(model: Any, x: Any) -> None:
     """Keep copies of the first rows of `x`, as long as `model` lives."""
     _remembered[model] = data.map_leaves(lambda array: np.array(array[:ROWS]), x)
+
+
+def remember_source(model: Any, dataset: Any, source: sources.Source, streams: Sequence[sources.Stream]) -> None:
+    """Keep where rows of `dataset` are to be had: its first batch is read when samples are asked for, or comes by on its way to the job.
+
+    What is kept is small, so that a model does not hold on to its data.
+    """
+    stream = next((stream for stream in streams if stream.name == "x"), None)
+    if stream is not None:
+        stream.on_first = lambda batch: _remember_batch(model, batch)
+    elif isinstance(source, sources.GraphSource) and sum(array.nbytes for array in source.captured) <= MOST_KEPT_BYTES:
+        _remembered[model] = _Later(source.built)
+    else:
+        _remembered[model] = _Later(weakref.ref(dataset))
+
+
+def _remember_batch(model: Any, batch: Any) -> None:
+    with contextlib.suppress(CannotTravel, DataMismatch):
+        remember(model, data.mapped(_x_of(batch), "x"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Later:
+    """Rows that are read when somebody wants them. `dataset` gives None where the data are gone."""
+
+    dataset: Callable[[], Any]
+
+    def rows(self) -> Any:
+        dataset = self.dataset()
+        return None if dataset is None else _given(dataset)
+
+
+def _known(model: Any) -> Any:
+    rows = _remembered.get(model)
+    return rows.rows() if isinstance(rows, _Later) else rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +122,17 @@ def samples_for(model: Any, sample: Any) -> tuple[Interface, dict[str, np.ndarra
         NoSamples: none were given, none are known, and none can be made up.
         DataMismatch: they are not what the model takes.
     """
-    rows = _given(sample) if sample is not None else _remembered.get(model)
+    rows = _given(sample) if sample is not None else _known(model)
     which = "your sample" if sample is not None else "the data of the last fit"
     if _is_functional(model):
         interface = _declared(model)
         if rows is None:
             rows, which = _made_up(model, interface), "made-up data"
     elif rows is None:
-        raise NoSamples(f"What model {model.name!r} takes is not known before it was fitted here. Give typical rows with --sample ARRAY.")
+        raise NoSamples(
+            f"What model {model.name!r} takes is not known: it was not fitted by %%aiaas_train in this kernel. "
+            "Give typical rows with --sample ARRAY."
+        )
     else:
         interface = _seen(rows)
     absent = [place for place, leaf in enumerate(_leaves(model, interface, rows)) if leaf is None]
@@ -119,6 +159,10 @@ def _first_batch(source: Any) -> Any:
     batch = source[0] if hasattr(source, "__getitem__") else next(iter(source), None)
     if batch is None:
         raise DataMismatch("sample yields no batch. Give an array of typical rows.")
+    return _x_of(batch)
+
+
+def _x_of(batch: Any) -> Any:
     return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
@@ -231,17 +275,24 @@ def _as_ranked(array: np.ndarray, shape: Sequence[int | None]) -> np.ndarray:
 
 def _made_up(model: Any, interface: Interface) -> Any:
     """Random normal rows, where any number is a possible input."""
-    import keras
-
-    looked_up = any(isinstance(layer, keras.layers.Embedding) for layer in model._flatten_layers())
-    if looked_up or any(not dtype.startswith(("float", "bfloat")) for dtype in interface.dtypes):
+    if _looks_up(model) or any(not dtype.startswith(("float", "bfloat")) for dtype in interface.dtypes):
         raise NoSamples(
-            f"Model {model.name!r} takes indices or texts, and it was not fitted here, so typical rows are not known. "
-            "Give some with --sample ARRAY."
+            f"Model {model.name!r} takes indices or texts, and it was not fitted by %%aiaas_train in this kernel, so typical rows are not "
+            "known. Give some with --sample ARRAY."
         )
     draw = np.random.default_rng(0)
     made = [draw.standard_normal([ROWS, *(n or 8 for n in shape[1:])]) for shape in interface.shapes]
     return dict(zip(interface.names, made, strict=True)) if len(made) > 1 else made[0]
+
+
+def _looks_up(model: Any) -> bool:
+    """Whether an input is what an Embedding looks up. One inside another layer, of positions say, is that layer's own."""
+    import keras
+
+    return any(
+        isinstance(layer, keras.layers.Embedding) or (isinstance(layer, keras.Model) and _is_functional(layer) and _looks_up(layer))
+        for layer in model.layers
+    )
 
 
 def _layer_of(tensor: Any) -> str:

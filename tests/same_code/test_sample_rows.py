@@ -10,6 +10,7 @@ import pytest
 
 from aiaas_magics.errors import DataMismatch
 from aiaas_magics.packing import servable
+from aiaas_magics.packing.samples import NoSamples
 from aiaas_magics.packing.servable import CannotServe
 from tests.packed import Namespace
 
@@ -100,6 +101,59 @@ def test_a_refusal_names_the_cause_and_a_move_that_helps(model: str, sample: str
     assert said in str(refused.value)
     assert "\x1b" not in str(refused.value)
     assert "local-fallback" not in str(refused.value)
+
+
+FITTED = """
+ids = np.arange(60).reshape(20, 3) % 9
+words = keras.Sequential([keras.Input((3,), dtype="int32"), layers.Embedding(9, 2), layers.Flatten(), layers.Dense(1)])
+words.compile("sgd", "mse")
+def pairs():
+    while True: yield ids[:4], np.ones((4, 1))
+class Pairs(keras.utils.PyDataset):
+    def __len__(self): return 5
+    def __getitem__(self, i): return ids[4 * i : 4 * i + 4], np.ones((4, 1))
+fits = {
+    "dataset": lambda: {"x": tf.data.Dataset.from_tensor_slices((ids, ids[:, :1])).shuffle(20, seed=1).batch(4)},
+    "python dataset": lambda: {"x": Pairs()},
+    "generator": lambda: {"x": pairs(), "steps_per_epoch": 2},
+    "arrays": lambda: {"x": ids, "y": ids[:, :1]},
+}
+class Positions(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.table = layers.Embedding(6, 4)
+    def call(self, t): return t[..., None] + self.table(ops.arange(6))
+places = keras.Sequential([keras.Input((6,)), Positions()])
+"""
+
+
+@pytest.mark.parametrize("kind", ["dataset", "python dataset", "generator", "arrays"])
+def test_rows_of_the_last_fit_are_the_sample(kind: str, cell: Cell) -> None:
+    from aiaas_magics.packing.fitcall import FitCall, pack
+    from aiaas_magics.packing.samples import samples_for
+
+    made = cell(FITTED)
+    arguments = made["fits"][kind]()
+    packed = pack(FitCall(made["words"], arguments))
+    for stream in packed.streams:
+        next(stream.one_pass())  # as it goes to the job
+
+    _, rows, which = samples_for(made["words"], None)
+
+    assert which == "the data of the last fit"
+    assert {tuple(row) for row in rows["input_0"]} <= {tuple(row) for row in made["ids"]}
+    assert len(rows["input_0"]) == (20 if kind == "arrays" else 4)
+
+
+def test_rows_are_made_up_for_a_model_that_looks_up_nothing_of_its_input(cell: Cell) -> None:
+    exported = servable.export(cell(FITTED)["places"])
+
+    assert exported.inputs[0].shape == (-1, 6)
+
+
+def test_a_model_that_was_not_fitted_says_which_fit_counts(cell: Cell) -> None:
+    with pytest.raises(NoSamples, match="was not fitted by %%aiaas_train in this kernel"):
+        servable.export(cell(FITTED)["words"])
 
 
 def test_a_refused_fit_with_none_among_its_inputs_is_told_with_shapes(cell: Cell) -> None:
