@@ -218,12 +218,12 @@ class Endpoint:
         self._is_stopped = True
 
     def curl(self) -> str:
-        """A command line that calls the endpoint with a row of zeros; it reads the token from $AIAAS_ENDPOINT_TOKEN."""
-        return snippets.curl(self.url, self.name, self._view.inputs)
+        """A command line that calls the endpoint with a row of the sample (zeros for a long one), and $AIAAS_ENDPOINT_TOKEN."""
+        return snippets.curl(self.url, self.name, self._view.inputs, self._view.example)
 
     def snippet(self) -> str:
-        """Python that calls the endpoint with the standard library only, with a row of zeros."""
-        return snippets.python(self.url, self.name, self._view.inputs)
+        """Python that calls the endpoint with the standard library only, with a row of the sample (zeros for a long one)."""
+        return snippets.python(self.url, self.name, self._view.inputs, self._view.example)
 
     def bench(
         self,
@@ -288,7 +288,7 @@ def deploy(
     """
     from aiaas_magics.packing import servable
 
-    name = checked_name("an endpoint", name if name is not None else default_name(model))
+    name = checked_name("an endpoint", name if name is not None else default_name(str(getattr(model, "name", "model"))))
     scaling = scaling_of(replicas)
     exported = servable.export(model, sample, reduction=reduction, on_step=on_step)
     change = exported.change
@@ -310,6 +310,7 @@ def deploy(
         rollout=rollout or Rollout(),
         precision=precisions.of(change.precision, change.sentence) if change else precisions.for_spread(exported.spread),
         model=str(getattr(model, "name", "")),
+        example=exported.example,
     )
     on_step("waiting for the backend, which loads it and compares its answers with Keras'")
     view = transport.post("/v1/endpoints", spec, EndpointView, answer_s=300.0)
@@ -333,9 +334,9 @@ def notes_of(exported: Servable) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def default_name(model: Any) -> str:
-    """A name for an endpoint from the model's own: "Sequential_1" gives "sequential_1"."""
-    cleaned = re.sub(r"[^a-z0-9._-]+", "-", str(getattr(model, "name", "model")).lower()).strip("-._")
+def default_name(own: str) -> str:
+    """A name for an endpoint from a variable's or a model's: "Sequential_1" gives "sequential_1"."""
+    cleaned = re.sub(r"[^a-z0-9._-]+", "-", own.lower()).strip("-._")
     return cleaned[:63] or "model"
 
 

@@ -233,6 +233,8 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         """
         if request.model is None:
             raise UsageError("Which model? Name the variable that holds it: %aiaas_deploy model --name churn.")
+        from aiaas_magics.client.endpoint import default_name
+
         scope = {**self.shell.user_ns, **names}
         model = named(request.model, scope, complete.is_model, "Keras model")
         sample = None if request.sample is None else named(request.sample, scope, lambda _: True, "array")
@@ -240,7 +242,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         with live.SlowLine(self.shell, f"Deploying {request.model}") as line:
             endpoint = self.session.backend.deploy(
                 model,
-                name=request.name,
+                name=request.name or default_name(request.model),
                 replicas=str(request.replicas),
                 sample=sample,
                 max_delay_us=request.max_delay_us,

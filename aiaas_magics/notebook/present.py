@@ -281,7 +281,7 @@ def endpoint_bundle(endpoint: Endpoint) -> Bundle:
         ("inputs", _interface(view.inputs)),
         ("outputs", _interface(view.outputs)),
         *(("note", note) for note in endpoint.notes),
-        ("token", "in .token of this object; what is below reads it from AIAAS_ENDPOINT_TOKEN"),
+        ("token", "in .token of this object; in a shell, export AIAAS_ENDPOINT_TOKEN=... before what is below"),
     ]
     table = table_html(("endpoint", endpoint.name), facts)
     curl, snippet = endpoint.curl(), endpoint.snippet()

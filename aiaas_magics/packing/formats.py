@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,10 +37,22 @@ class CannotServe(UsageError):
     """The model cannot be exported. The argument is the whole sentence, next move included."""
 
 
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Keras' own answers to the sample rows, and how near a form must come to them."""
+
+    rows: Mapping[str, np.ndarray]
+    answers: Mapping[str, np.ndarray]
+    allowed: Precision
+
+
 def written(
-    model: Any, function: Any, wanted: list[str], check_onnx: Callable[[bytes], None], on_step: Callable[[str], None]
+    model: Any, function: Any, wanted: list[str], expected: Expected, *, put_back: Callable[[], None], on_step: Callable[[str], None]
 ) -> tuple[str, bytes, str]:
     """The first of the formats that can be had, and why not the ones before it.
+
+    Args:
+        put_back: puts the model's state back, which a computation may change.
 
     Raises:
         CannotServe: none can.
@@ -50,10 +63,13 @@ def written(
         on_step(f"writing it as {WORDS[kind]}")
         with tempfile.TemporaryDirectory(prefix="aiaas-export-") as folder:
             try:
+                if kind == SAVED_MODEL:
+                    _check_shapes(function, expected)
+                    put_back()
                 artefact = makers[kind](model, function, Path(folder))
                 if kind == ONNX:
                     on_step("comparing the ONNX file's answers with Keras'")
-                    check_onnx(artefact)
+                    check_answers(artefact, expected)
                 return kind, artefact, "; ".join(reasons)
             except Exception as error:  # noqa: BLE001 - border: the exporters raise anything over an operator they do not know
                 reasons.append(_reason(error))
@@ -104,16 +120,26 @@ def _onnx(model: Any, function: Any, folder: Path) -> bytes:
     return onnx_export.export(function)
 
 
-def check_answers(artefact: bytes, rows: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], allowed: Precision) -> None:
+def _check_shapes(function: Any, expected: Expected) -> None:
+    """Raises `ValueError` where the traced model gives other shapes: Keras fixes some of them by the sizes that are free in its Input."""
+    answers = function(*expected.rows.values())
+    for name, own in expected.answers.items():
+        if tuple(answers[name].shape) != own.shape:
+            shape = tuple(answers[name].shape)
+            raise ValueError(f"traced with free sizes, Keras gives its output {name!r} the shape {shape} instead of {own.shape}")
+
+
+def check_answers(artefact: bytes, expected: Expected) -> None:
     """Raises `ValueError` for a file whose answers the host's proof would refuse: half precision and rare operators come out otherwise.
 
     The host decides; asked here first, by the same rule, such a model is served as a SavedModel instead of not at all.
     """
+    rows, allowed = expected.rows, expected.allowed
     form, count = change.onnx_form(artefact), len(next(iter(rows.values())))
     for number in replayed(count):
         chosen = np.arange(number) % count
         answers = form({name: np.ascontiguousarray(array[chosen]) for name, array in rows.items()})
-        for name, whole in expected.items():
+        for name, whole in expected.answers.items():
             per_row = len(whole) == count
             if whole.dtype.kind in "OSU" or not (per_row or number == count):
                 continue

@@ -6,7 +6,7 @@ bits were asked for, the samples hold the answers of that form; making it belong
 what it changes to `change`.
 
 Samples are safetensors with `input/<name>` and `output/<name>`, rows first. A string tensor
-travels as UTF-8 in `uint8`, padded with zeros along one more dimension.
+travels as UTF-8 in `uint8`, padded with zeros along one more dimension; `length/input/<name>` says how many bytes are its own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from aiaas_magics import snippets
 from aiaas_magics.agreement import compare, largest_of
 from aiaas_magics.agreement import spread as spread_of
 from aiaas_magics.errors import DataMismatch
@@ -44,6 +45,7 @@ class Servable:
     note: str = ""  # why it is no ONNX file, where it is none: a clause without a full stop
     change: PrecisionChange | None = None  # what fewer bits do to the answers; None as trained
     spread: float = 0.0  # how far Keras' own answers to a row differ with other rows beside it, as a part of the largest
+    example: str = ""  # a sample row as JSON, for calls to paste; "" where it is long
     frozen: tuple[str, ...] = ()  # state that a call changes in Keras, and that no answer depends on
 
 
@@ -110,10 +112,8 @@ def _export(
         has_texts = "string" in interface.dtypes
         wanted = [format] if format else [SAVED_MODEL] if has_texts else [ONNX, SAVED_MODEL]
         state.put_back()
-        allowed = for_spread(spread)
-        kind, artefact, note = formats.written(
-            model, function, wanted, lambda file: formats.check_answers(file, rows, found, allowed), on_step
-        )
+        expected = formats.Expected(rows, found, for_spread(spread))
+        kind, artefact, note = formats.written(model, function, wanted, expected, put_back=state.put_back, on_step=on_step)
     changed = None
     if reduction is not None:
         smaller = _smaller(model, reduction.precision, kind, artefact, "texts go into it" if has_texts else note)
@@ -139,6 +139,7 @@ def _export(
         note="texts go into it" if has_texts and kind == SAVED_MODEL else note,
         change=changed,
         spread=spread,
+        example=snippets.example_of(rows),
         frozen=moved,
     )
 
@@ -336,16 +337,25 @@ def _safetensors(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndar
 
     tensors = {f"input/{name}": array for name, array in inputs.items()}
     tensors |= {f"output/{name}": array for name, array in outputs.items()}
-    return bytes(save({name: np.ascontiguousarray(_padded(array)) for name, array in tensors.items()}))
+    lengths = {f"length/{name}": _lengths(array) for name, array in tensors.items() if array.dtype.kind in "OSU"}
+    return bytes(save({name: np.ascontiguousarray(_padded(array)) for name, array in (tensors | lengths).items()}))
 
 
 def _as_text(array: np.ndarray) -> np.ndarray:
     return array.astype(object) if array.dtype.kind in "SU" else array
 
 
+def _encoded(texts: np.ndarray) -> list[bytes]:
+    return [text if isinstance(text, bytes) else str(text).encode() for text in texts.ravel()]
+
+
+def _lengths(texts: np.ndarray) -> np.ndarray:
+    return np.array([len(text) for text in _encoded(texts)], np.int64).reshape(texts.shape)
+
+
 def _padded(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "OSU":
         return array
-    texts = [text if isinstance(text, bytes) else str(text).encode() for text in array.ravel()]
+    texts = _encoded(array)
     width = max(1, *map(len, texts))
     return np.frombuffer(b"".join(text.ljust(width, b"\0") for text in texts), np.uint8).reshape(*array.shape, width)

@@ -8,7 +8,7 @@ Owns replaying and comparing. Where the samples come from belongs to the kernel'
 
 Samples are a safetensors file with `input/<name>` and `output/<name>`, rows first. A string
 tensor, which safetensors does not know, travels as UTF-8 in `uint8`, padded with zeros along
-one more dimension at the end.
+one more dimension at the end; `length/input/<name>` says how many bytes are its own.
 """
 
 from __future__ import annotations
@@ -77,7 +77,14 @@ def _sample(found: Mapping[str, np.ndarray], side: str, tensor: TensorSpec, spec
                 "Run the cell again to export it anew."
             )
         return array
-    texts = [bytes(row).rstrip(b"\0") for row in array.reshape(-1, array.shape[-1]).astype(np.uint8)]
+    padded = [bytes(row) for row in array.reshape(-1, array.shape[-1]).astype(np.uint8)]
+    lengths = found.get(f"length/{side}/{tensor.name}")
+    if lengths is None:  # samples that were stored before lengths were
+        texts = [text.rstrip(b"\0") for text in padded]
+    elif lengths.shape == array.shape[:-1]:
+        texts = [text[:length] for text, length in zip(padded, lengths.ravel().tolist(), strict=True)]
+    else:
+        raise InvalidSpec(f"The samples of {spec.name} hold other lengths than texts. Run the cell again to export it anew.")
     strings = np.empty(len(texts), dtype=object)
     strings[:] = texts
     return strings.reshape(array.shape[:-1])

@@ -175,7 +175,8 @@ class SlowLine:
 
     def __init__(self, ip: Any, title: str, *, after_s: float = SLOW_S) -> None:
         self._ip, self._title = ip, title
-        self._lock, self._step, self._handle, self._is_due, self._is_over = threading.Lock(), "", None, False, False
+        self._lock, self._step, self._is_due, self._is_over = threading.Lock(), "", False, False
+        self._handle: Any = None
         self._timer = threading.Timer(after_s, self._show)
         self._timer.daemon = True
 

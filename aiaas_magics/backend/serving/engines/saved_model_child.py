@@ -9,6 +9,7 @@ What must not be loaded is refused by `saved_model_check` before.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 import threading
@@ -23,6 +24,8 @@ from aiaas_magics.backend.serving.engines.saved_model_check import check_saved_m
 
 PARENT_S: Final = 1.0  # guess: how often it is looked whether the parent lives
 SIGNATURE: Final = "serving_default"
+# What TensorFlow writes around its sentence: a heading, where the node was defined, how many errors there are.
+HEADING: Final = re.compile(r"Graph execution error|Detected at node|File \"|<stack traces|\d+ root error")
 
 
 def main(descriptor: int) -> None:
@@ -89,8 +92,14 @@ def _paired(theirs: list[str], ours: list[str], what: str) -> dict[str, str]:
 
 
 def _sentence(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    """TensorFlow's own sentence and the node that it is about, without its headings and the frames of the export."""
+    text = str(error)
+    node = re.search(r"\{\{node ([^}]+)\}\}", text)
+    lines = [re.sub(r"\{\{function_node [^}]*\}\}", "", line).strip() for line in text.splitlines()]
+    lines = [re.sub(r"^\(\d+\) +[A-Z_]+: +", "", line) for line in lines]
+    where = next((place for place, line in enumerate(lines) if line.startswith("[[")), 0)
+    said = lines[where - 1] if where else next((line for line in lines if line and not HEADING.match(line)), type(error).__name__)
+    return said[:300] + (f" (node {node[1][:100]})" if node else "")
 
 
 if __name__ == "__main__":
