@@ -1,20 +1,24 @@
 """Calls of an endpoint as text to paste: for a shell, for Python alone, for Triton's client.
 
-Owns the texts, each with a row of zeros that fits the interface. They read the token from
+Owns the texts, each with a row of the sample, or where that is long with zeros that fit the interface. They read the token from
 $AIAAS_ENDPOINT_TOKEN, so that none of them shows it.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import shlex
-from collections.abc import Sequence
-from typing import Final, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
+
+import numpy as np
 
 from aiaas_magics.spec import TensorSpec
 
 SHORT: Final = 48  # characters of an example row that still read well in a command line
+MOST_EXAMPLE: Final = 2_000  # guess: characters of a sample row that one still pastes; an icon's bytes fit
 TOKEN: Final = "AIAAS_ENDPOINT_TOKEN"
 NO_JSON_FORM: Final = frozenset({"float16", "bfloat16", "complex64", "complex128"})
 Language = Literal["json", "python"]
@@ -25,12 +29,39 @@ def takes_json(inputs: Sequence[TensorSpec]) -> bool:
     return all(spec.dtype not in NO_JSON_FORM for spec in inputs)
 
 
-def curl(url: str, name: str, inputs: Sequence[TensorSpec]) -> str:
-    """A command line that asks the endpoint `name` of the server at `url` for one row."""
+def example_of(rows: Mapping[str, np.ndarray]) -> str:
+    """The first of `rows`, by input name, as JSON that a request may hold; "" where it is long, or JSON has no form for it."""
+    if any(array.dtype.name in NO_JSON_FORM for array in rows.values()):
+        return ""
+    if sum(array[0].size for array in rows.values()) > MOST_EXAMPLE:
+        return ""
+    values = {name: _json_of(array[0]) for name, array in rows.items()}
+    try:
+        text = json.dumps(next(iter(values.values())) if len(values) == 1 else values, allow_nan=False, ensure_ascii=False)
+    except ValueError:  # NaN and infinity
+        return ""
+    return text if len(text) <= MOST_EXAMPLE else ""
+
+
+def _json_of(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return [_json_of(item) for item in value]
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return {"b64": base64.b64encode(value).decode("ascii")}
+    if isinstance(value, np.floating):
+        return float(str(value))  # a float32's own digits, not those of the double that it becomes
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def curl(url: str, name: str, inputs: Sequence[TensorSpec], example: str = "") -> str:
+    """A command line that asks the endpoint `name` of the server at `url` for one row, `example` where there is one."""
     # As this package's own client: HTTP_PROXY of the shell is for the web, and cannot reach an endpoint of this machine.
     head, where = f'curl -sS --noproxy "*" -H "Authorization: Bearer ${TOKEN}" -d', f"{url}/v1/models/{name}:predict"
-    row = row_of_zeros(inputs, "json")
-    if " * " not in row:
+    row = example or row_of_zeros(inputs, "json")
+    if example or " * " not in row:
         body = f'{{"instances": [{row}]}}'
         return f"{head} {shlex.quote(body)} {where}"
     # Python's shorthand, which JSON does not know.
@@ -38,11 +69,12 @@ def curl(url: str, name: str, inputs: Sequence[TensorSpec]) -> str:
     return f'{head} "$(python3 -c {shlex.quote(script)})" {where}'
 
 
-def python(url: str, name: str, inputs: Sequence[TensorSpec]) -> str:
+def python(url: str, name: str, inputs: Sequence[TensorSpec], example: str = "") -> str:
     """Python that does the same with the standard library only."""
+    row = repr(json.loads(example)) if example else row_of_zeros(inputs, "python")
     return (
         "import json, os, urllib.request\n"
-        f"body = json.dumps({{'instances': [{row_of_zeros(inputs, 'python')}]}}).encode()\n"
+        f"body = json.dumps({{'instances': [{row}]}}).encode()\n"
         f"request = urllib.request.Request({f'{url}/v1/models/{name}:predict'!r}, body,\n"
         f'    {{"Authorization": "Bearer " + os.environ["{TOKEN}"]}})\n'
         "direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))\n"
@@ -50,10 +82,12 @@ def python(url: str, name: str, inputs: Sequence[TensorSpec]) -> str:
     )
 
 
-def triton(url: str, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
+def triton(url: str, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], example: str = "") -> str:
     """Python that sends the row as binary tensors, with `tritonclient[http]`."""
     split = urlsplit(url)
-    arrays = ", ".join(f"{spec.name!r}: np.{_array(spec)}" for spec in inputs)
+    row = json.loads(example) if example else None
+    values = {} if row is None else row if len(inputs) > 1 else {inputs[0].name: row}
+    arrays = ", ".join(f"{spec.name!r}: np.{_array(spec, values.get(spec.name))}" for spec in inputs)
     return (
         "import os\n"
         "import numpy as np\n"
@@ -95,6 +129,14 @@ def _zero(dtype: str, language: Language) -> str:
             return "0.0" if dtype.startswith("float") else "0"
 
 
-def _array(spec: TensorSpec) -> str:
+def _array(spec: TensorSpec, row: Any = None) -> str:
+    if row is not None:
+        return f"array([{_bytes_of(row)!r}], object)" if spec.dtype == "string" else f"array([{row!r}], {spec.dtype!r})"
     shape = tuple(1 if width < 0 else width for width in spec.shape)
     return f"full({shape}, b'', object)" if spec.dtype == "string" else f"zeros({shape}, {spec.dtype!r})"
+
+
+def _bytes_of(row: Any) -> Any:
+    if isinstance(row, list):
+        return [_bytes_of(item) for item in row]
+    return base64.b64decode(row["b64"]) if isinstance(row, dict) else str(row).encode()

@@ -202,6 +202,12 @@ class TensorSpec(Value, frozen=True, kw_only=True):
     name: str
     dtype: str  # numpy's name: "float32"
     shape: tuple[int, ...]
+    original: str = ""  # its name in Keras, where a signature cannot have that one
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """In words: the batch comes first, other free dimensions may have any size."""
+        return tuple("rows" if place == 0 and n < 0 else "any" if n < 0 else str(n) for place, n in enumerate(self.shape))
 
 
 class DeploySpec(Value, frozen=True, kw_only=True):
@@ -219,6 +225,7 @@ class DeploySpec(Value, frozen=True, kw_only=True):
     rollout: Rollout = Rollout()
     precision: Precision = Precision()  # with the tolerance of the proof
     model: str = ""  # what it is called in the notebook, for showing
+    example: str = ""  # a row of the sample as JSON, for calls to paste; "" where it is long
 
     def __post_init__(self) -> None:
         checked_name("an endpoint", self.name)
@@ -326,6 +333,7 @@ class EndpointView(Value, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     routing: Routing | None = None
     model: str = ""
+    example: str = ""
     grpc: str = ""  # host:port of the same models over gRPC
 
     @property

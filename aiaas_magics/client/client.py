@@ -227,6 +227,7 @@ class Backend:
         validation_data: Any = None,
         max_change: float | None = None,
         tell: Callable[[PrecisionChange], None] | None = None,
+        on_step: Callable[[str], None] = lambda step: None,
     ) -> Endpoint:
         """Export `model`, prove the export equal to Keras on `sample`, and serve it.
 
@@ -239,6 +240,7 @@ class Backend:
                 metrics are compared, or without y_val its answers; without either the rows of `sample` have to do.
             max_change: of the first metric, or the share of rows with another answer; 0.01, or 0.1 without validation data.
             tell: called with what was measured, before anything is sent. It is `endpoint.change` afterwards.
+            on_step: called with what is done next, in words: the export of a large model takes minutes.
 
         Raises:
             InvalidName, UsageError: before anything is exported.
@@ -246,6 +248,7 @@ class Backend:
             ProofFailed: the engine's answers differ; a version that was live stays live.
         """
         options: dict[str, Any] = {"replicas": replicas, "sample": sample, "max_delay_us": max_delay_us, "rollout": rollout}
+        options["on_step"] = on_step
         if precision:
             from aiaas_magics.packing.change import Reduction
 

@@ -21,13 +21,13 @@ from msgspec.structs import replace
 
 from aiaas_magics import precision as precisions
 from aiaas_magics import snippets
-from aiaas_magics.client import tensors
+from aiaas_magics.client import caller_rows, tensors
 from aiaas_magics.client.blobs import BlobSender
 from aiaas_magics.client.transport import Transport, sibling_url
-from aiaas_magics.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable, DataMismatch
+from aiaas_magics.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable
 from aiaas_magics.monitoring import Counts, Sample, counts_in, sample_of
 from aiaas_magics.routing import Change, Rollout, scaling_of
-from aiaas_magics.spec import DeploySpec, EndpointView, TensorSpec, VersionView, checked_name
+from aiaas_magics.spec import DeploySpec, EndpointView, VersionView, checked_name
 
 if TYPE_CHECKING:
     from aiaas_magics.latency import LoadReport
@@ -48,7 +48,7 @@ class Endpoint:
         self, transport: Transport, view: EndpointView, change: PrecisionChange | None = None, notes: tuple[str, ...] = ()
     ) -> None:
         self._transport = transport
-        self.notes = notes  # what to know of the version that this object deployed
+        self.notes = notes  # what to know of the version that this object deployed; why it is no ONNX file among them
         self.change = change  # what fewer bits changed, where this object deployed a version in fewer
         self._view = self._checked(view)
         self._calls = Transport(self._view.url, token=view.token, fingerprint=self._transport.fingerprint)
@@ -114,20 +114,21 @@ class Endpoint:
         so one that a restarting or busy server did not answer is asked again for a few seconds.
 
         Args:
-            x: One array-like of shape `(rows, ...)`, or a dict of them by input name, or a
-                list in the order of the model's inputs. pandas objects are taken as arrays.
+            x: What the model's own `predict` takes: one array-like of shape `(rows, ...)`, or a dict of them by input name, nested
+                ones too, or a list in the order of the model's inputs. A missing last axis of 1 is added. pandas objects are
+                taken as arrays, a DataFrame by its columns where there are several inputs.
 
         Returns:
-            An array of shape `(rows, ...)`, or a dict of them when there are several outputs.
+            An array of shape `(rows, ...)`, or a dict of them by Keras' names when there are several outputs.
 
         Raises:
             DataMismatch: what was given does not fit the interface.
             BackendRefused: the server's own sentence.
         """
-        columns = self._columns(x)
+        columns = caller_rows.columns(self.name, x, self._view.inputs)
         parts = [self._infer(part) for part in _parts(columns)]
         found = {name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]}
-        return next(iter(found.values())) if len(self._view.outputs) == 1 else found
+        return next(iter(found.values())) if len(found) == 1 else caller_rows.in_keras_names(found, self._view.outputs)
 
     def _ask(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[bytes, Mapping[str, str]]:
         """The answer to one prediction; where nobody of ours answers, the backend is asked once whether the endpoint has moved."""
@@ -176,18 +177,6 @@ class Endpoint:
             raise BackendRefused(200, f"The answer has no output {min(missing)!r}. If another model was deployed, get the endpoint anew.")
         return {spec.name: found[spec.name] for spec in self._view.outputs}
 
-    def _columns(self, x: Any) -> dict[str, np.ndarray]:
-        names = [spec.name for spec in self._view.inputs]
-        if isinstance(x, Mapping):
-            given = dict(x)
-        elif isinstance(x, (list, tuple)) and len(names) > 1:
-            given = dict(zip(names, x, strict=False))
-        else:
-            given = {names[0]: x}
-        if set(given) != set(names):
-            raise DataMismatch(f"{self.name} takes the inputs {names}, not {sorted(given)}. Give a dict with exactly these names.")
-        return {spec.name: _plain(given[spec.name], spec) for spec in self._view.inputs}
-
     def status(self) -> dict[str, Any]:
         """TF Serving's status document, asked from the inference server itself."""
         answer: dict[str, Any] = json.loads(self._calls.exchange("GET", f"/v1/models/{self.name}"))
@@ -229,12 +218,12 @@ class Endpoint:
         self._is_stopped = True
 
     def curl(self) -> str:
-        """A command line that calls the endpoint with a row of zeros; it reads the token from $AIAAS_ENDPOINT_TOKEN."""
-        return snippets.curl(self.url, self.name, self._view.inputs)
+        """A command line that calls the endpoint with a row of the sample (zeros for a long one), and $AIAAS_ENDPOINT_TOKEN."""
+        return snippets.curl(self.url, self.name, self._view.inputs, self._view.example)
 
     def snippet(self) -> str:
-        """Python that calls the endpoint with the standard library only, with a row of zeros."""
-        return snippets.python(self.url, self.name, self._view.inputs)
+        """Python that calls the endpoint with the standard library only, with a row of the sample (zeros for a long one)."""
+        return snippets.python(self.url, self.name, self._view.inputs, self._view.example)
 
     def bench(
         self,
@@ -291,21 +280,23 @@ def deploy(
     rollout: Rollout | None = None,
     reduction: Reduction | None = None,
     tell: Callable[[PrecisionChange], None] | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> Endpoint:
     """Export, prove, serve. A name that is live already gets its next version, which comes in as `rollout` says.
 
-    What fewer bits change is told to `tell` and held against its limit before anything is sent.
+    What fewer bits change is told to `tell` and held against its limit before anything is sent. `on_step` gets what is done next, in words.
     """
     from aiaas_magics.packing import servable
 
-    name = checked_name("an endpoint", name if name is not None else default_name(model))
+    name = checked_name("an endpoint", name if name is not None else default_name(str(getattr(model, "name", "model"))))
     scaling = scaling_of(replicas)
-    exported = servable.export(model, sample, reduction=reduction)
+    exported = servable.export(model, sample, reduction=reduction, on_step=on_step)
     change = exported.change
     if change is not None:
         if tell is not None:
             tell(change)
         change.check()
+    on_step(f"sending {len(exported.artefact) / 1e6:,.1f} MB")
     spec = DeploySpec(
         name=name,
         artefact=blobs.send_bytes(exported.artefact),
@@ -317,24 +308,35 @@ def deploy(
         most_replicas=scaling.most,
         max_delay_us=max_delay_us,
         rollout=rollout or Rollout(),
-        precision=precisions.of(change.precision, change.sentence) if change else precisions.Precision(),
+        precision=precisions.of(change.precision, change.sentence) if change else precisions.for_spread(exported.spread),
         model=str(getattr(model, "name", "")),
+        example=exported.example,
     )
+    on_step("waiting for the backend, which loads it and compares its answers with Keras'")
     view = transport.post("/v1/endpoints", spec, EndpointView, answer_s=300.0)
     return Endpoint(transport, view, change, notes_of(exported))
 
 
 def notes_of(exported: Servable) -> tuple[str, ...]:
     """What an endpoint does not do as the model in the kernel does."""
-    if not exported.frozen:
-        return ()
-    names = ", ".join(exported.frozen[:4])
-    return (f"Each call changes {names} in Keras. The endpoint does not go on with that; its answers do not depend on it.",)
+    notes = []
+    if exported.format == "saved_model":
+        why = f", since {exported.note}" if exported.note.startswith("texts") else f": {exported.note}" if exported.note else ""
+        notes.append(f"Served by TensorFlow, in a process of its own of about 800 MB, and not as ONNX, which is faster{why}.")
+    if exported.frozen:
+        names = ", ".join(exported.frozen[:4])
+        notes.append(f"Each call changes {names} in Keras. The endpoint does not go on with that; its answers do not depend on it.")
+    if exported.spread > precisions.FLOAT32_OF_LARGEST:
+        notes.append(
+            f"Keras' own answers to the same rows differ by {exported.spread:.1g} of the largest, with other rows beside them; "
+            "the endpoint was held to twice that."
+        )
+    return tuple(notes)
 
 
-def default_name(model: Any) -> str:
-    """A name for an endpoint from the model's own: "Sequential_1" gives "sequential_1"."""
-    cleaned = re.sub(r"[^a-z0-9._-]+", "-", str(getattr(model, "name", "model")).lower()).strip("-._")
+def default_name(own: str) -> str:
+    """A name for an endpoint from a variable's or a model's: "Sequential_1" gives "sequential_1"."""
+    cleaned = re.sub(r"[^a-z0-9._-]+", "-", own.lower()).strip("-._")
     return cleaned[:63] or "model"
 
 
@@ -349,23 +351,3 @@ def _parts(columns: Mapping[str, np.ndarray]) -> Iterator[Mapping[str, np.ndarra
     step = max(1, count * PART_BYTES // nbytes)
     for start in range(0, count, step):
         yield {name: column[start : start + step] for name, column in columns.items()}
-
-
-def _plain(values: Any, spec: TensorSpec) -> np.ndarray:
-    array = np.asarray(values)
-    if spec.dtype == "string":
-        return array.astype(object) if array.dtype.kind in "OS" else array.astype(str).astype(object)
-    dtype = tensors.dtype_of(spec.dtype)
-    try:
-        array = array.astype(dtype, casting="same_kind") if array.dtype.kind not in "OV" else np.asarray(array.tolist(), dtype)
-    except (TypeError, ValueError) as error:
-        raise DataMismatch(
-            f"Input {spec.name!r} is of dtype {spec.dtype}; {array.dtype} was given. Convert it with .astype({spec.dtype!r})."
-        ) from error
-    if array.ndim != len(spec.shape) or any(n not in (-1, given) for n, given in zip(spec.shape[1:], array.shape[1:], strict=False)):
-        raise DataMismatch(f"Input {spec.name!r} has the shape {_shape(spec)}; {array.shape} was given. Give whole rows, the batch first.")
-    return array
-
-
-def _shape(spec: TensorSpec) -> str:
-    return "(" + ", ".join("rows" if i == 0 else "any" if n < 0 else str(n) for i, n in enumerate(spec.shape)) + ")"

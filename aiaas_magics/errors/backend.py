@@ -264,7 +264,7 @@ class ProofFailed(BackendError):
         by = "" if self.largest is None else f" by {self.largest:.3g}"
         return (
             f"{self.name} was not deployed: the {self.engine} engine differs from Keras{by} ({self.detail}). "
-            "Give typical rows with --sample ARRAY, or report the model to us."
+            "Deploy the part of the model before what differs there, or report the model to us."
         )
 
 

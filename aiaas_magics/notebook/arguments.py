@@ -156,7 +156,9 @@ train_options = options(
 )
 deploy_options = options(
     option("model", nargs="?", metavar="MODEL", values="model", help="The variable that holds the trained Keras model."),
-    option("--name", type=endpoint_name, metavar="NAME", values="endpoint", help="The endpoint's name; a live name gets its next version."),
+    option(
+        "--name", type=endpoint_name, metavar="NAME", values="endpoint", help="Left out: the variable's. A live one gets a new version."
+    ),
     option(
         "--replicas",
         type=replicas,
@@ -164,7 +166,7 @@ deploy_options = options(
         metavar="R",
         help="Executors of the model: 2, or auto (or auto:1-4) for as many as its load wants.",
     ),
-    option("--sample", metavar="ARRAY", values="array", help="Variable with typical input rows; the data of fit if left out."),
+    option("--sample", metavar="ARRAY", values="array", help="Variable with typical rows. Left out: rows of the last fit on the backend."),
     option("--canary", type=share, metavar="10%", help="Share of the requests that a next version gets first."),
     option("--keep", type=whole_number(1, 2, "The number of versions"), default=2, metavar="N", help="Versions loaded; 2 allow rollback."),
     option(

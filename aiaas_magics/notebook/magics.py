@@ -233,22 +233,26 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         """
         if request.model is None:
             raise UsageError("Which model? Name the variable that holds it: %aiaas_deploy model --name churn.")
+        from aiaas_magics.client.endpoint import default_name
+
         scope = {**self.shell.user_ns, **names}
         model = named(request.model, scope, complete.is_model, "Keras model")
         sample = None if request.sample is None else named(request.sample, scope, lambda _: True, "array")
         validation = tuple(named(name, scope, lambda _: True, "array") for name in request.validate or ())
-        endpoint = self.session.backend.deploy(
-            model,
-            name=request.name,
-            replicas=str(request.replicas),
-            sample=sample,
-            max_delay_us=request.max_delay_us,
-            rollout=request.rollout,
-            precision=request.precision,
-            validation_data=validation or None,
-            max_change=request.max_change,
-            tell=lambda change: live.show(self.shell, [present.change_table(change)]),
-        )
+        with live.SlowLine(self.shell, f"Deploying {request.model}") as line:
+            endpoint = self.session.backend.deploy(
+                model,
+                name=request.name or default_name(request.model),
+                replicas=str(request.replicas),
+                sample=sample,
+                max_delay_us=request.max_delay_us,
+                rollout=request.rollout,
+                precision=request.precision,
+                validation_data=validation or None,
+                max_change=request.max_change,
+                on_step=line.tell,
+                tell=lambda change: live.show(self.shell, [present.change_table(change)]),
+            )
         self.session.saw_endpoint(endpoint)
         self._put(request.out, endpoint)
         return endpoint

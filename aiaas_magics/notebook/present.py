@@ -22,7 +22,7 @@ from aiaas_magics.monitoring import Sample, Watched
 from aiaas_magics.notebook.views.picture import error_line, status_line
 from aiaas_magics.plots import text
 from aiaas_magics.routing import told
-from aiaas_magics.spec import About, EndpointView, Freed, JobState, JobView, StorageView, VersionView
+from aiaas_magics.spec import About, EndpointView, Freed, JobState, JobView, StorageView, TensorSpec, VersionView
 from aiaas_magics.story import JobStory
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ def endpoint_bundle(endpoint: Endpoint) -> Bundle:
         ("inputs", _interface(view.inputs)),
         ("outputs", _interface(view.outputs)),
         *(("note", note) for note in endpoint.notes),
-        ("token", "in .token of this object; what is below reads it from AIAAS_ENDPOINT_TOKEN"),
+        ("token", "in .token of this object; in a shell, export AIAAS_ENDPOINT_TOKEN=... before what is below"),
     ]
     table = table_html(("endpoint", endpoint.name), facts)
     curl, snippet = endpoint.curl(), endpoint.snippet()
@@ -323,8 +323,11 @@ def change_table(change: PrecisionChange) -> Bundle:
     return table_bundle(("", "as trained", change.precision, "change"), rows, caption=caption, notes=notes)
 
 
-def _interface(specs: Sequence[Any]) -> str:
-    return ", ".join(f"{spec.name}: {spec.dtype} [{', '.join('rows' if n < 0 else str(n) for n in spec.shape)}]" for spec in specs)
+def _interface(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(
+        f"{spec.name}{f' ({spec.original!r} in Keras)' if spec.original else ''}: {spec.dtype} [{', '.join(spec.dimensions)}]"
+        for spec in specs
+    )
 
 
 def load_bundles(report: LoadReport, *, figures: bool = True) -> list[Bundle]:

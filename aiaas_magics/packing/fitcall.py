@@ -174,7 +174,9 @@ def pack(
     if not execution.on_jax:
         resolved = execution.resolved(devices=workers, gpus=gpus)
         notes += exactness.announcements(model, {**arguments, "callbacks": callbacks}, workers, resolved)
-    if not isinstance(arguments["x"], sources.Source):
+    if isinstance(arguments["x"], sources.Source):
+        samples.remember_source(model, call.arguments["x"], arguments["x"], streams)
+    else:
         samples.remember(model, arguments["x"])
     paths = _paths(model, luggage.variables)
     shape = checks.shape_of(model, arguments)

@@ -6,9 +6,10 @@ outputs. Exporting belongs to `servable`.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,7 +18,9 @@ import numpy as np
 from aiaas_magics.errors import CannotTravel, DataMismatch, UsageError
 from aiaas_magics.packing import data, sources
 
+AUTOMATIC: Final = frozenset({"input_layer", "keras_tensor"})  # Keras' own, with a number that changes from model to model
 ROWS: Final = 32  # of the issue: sizes 1, 3 and up to 32 are replayed
+MOST_KEPT_BYTES: Final = 16 * 1024 * 1024  # guess: arrays that a dataset's graph holds, kept as long as its model
 _remembered: Final[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -28,6 +31,41 @@ class NoSamples(UsageError):
 def remember(model: Any, x: Any) -> None:
     """Keep copies of the first rows of `x`, as long as `model` lives."""
     _remembered[model] = data.map_leaves(lambda array: np.array(array[:ROWS]), x)
+
+
+def remember_source(model: Any, dataset: Any, source: sources.Source, streams: Sequence[sources.Stream]) -> None:
+    """Keep where rows of `dataset` are to be had: its first batch is read when samples are asked for, or comes by on its way to the job.
+
+    What is kept is small, so that a model does not hold on to its data.
+    """
+    stream = next((stream for stream in streams if stream.name == "x"), None)
+    if stream is not None:
+        stream.on_first = lambda batch: _remember_batch(model, batch)
+    elif isinstance(source, sources.GraphSource) and sum(array.nbytes for array in source.captured) <= MOST_KEPT_BYTES:
+        _remembered[model] = _Later(source.built)
+    else:
+        _remembered[model] = _Later(weakref.ref(dataset))
+
+
+def _remember_batch(model: Any, batch: Any) -> None:
+    with contextlib.suppress(CannotTravel, DataMismatch):
+        remember(model, data.mapped(_x_of(batch), "x"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Later:
+    """Rows that are read when somebody wants them. `dataset` gives None where the data are gone."""
+
+    dataset: Callable[[], Any]
+
+    def rows(self) -> Any:
+        dataset = self.dataset()
+        return None if dataset is None else _given(dataset)
+
+
+def _known(model: Any) -> Any:
+    rows = _remembered.get(model)
+    return rows.rows() if isinstance(rows, _Later) else rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +80,7 @@ class Interface:
     shapes: tuple[tuple[int | None, ...], ...]
     dtypes: tuple[str, ...]
     absent: tuple[tuple[int, str], ...] = ()
+    originals: tuple[str, ...] = ()  # the names in Keras, "" where they are the same or made up by Keras
 
     @property
     def all_names(self) -> list[str]:
@@ -60,6 +99,7 @@ class Interface:
             shapes=tuple(self.shapes[place] for place in kept),
             dtypes=tuple(self.dtypes[place] for place in kept),
             absent=tuple((place, self.names[place]) for place in sorted(places)),
+            originals=tuple(self.originals[place] for place in kept),
         )
 
     def arranged(self, values: Sequence[Any]) -> Any:
@@ -82,14 +122,17 @@ def samples_for(model: Any, sample: Any) -> tuple[Interface, dict[str, np.ndarra
         NoSamples: none were given, none are known, and none can be made up.
         DataMismatch: they are not what the model takes.
     """
-    rows = _given(sample) if sample is not None else _remembered.get(model)
+    rows = _given(sample) if sample is not None else _known(model)
     which = "your sample" if sample is not None else "the data of the last fit"
     if _is_functional(model):
         interface = _declared(model)
         if rows is None:
             rows, which = _made_up(model, interface), "made-up data"
     elif rows is None:
-        raise NoSamples(f"What model {model.name!r} takes is not known before it was fitted here. Give typical rows with --sample ARRAY.")
+        raise NoSamples(
+            f"What model {model.name!r} takes is not known: it was not fitted by %%aiaas_train in this kernel. "
+            "Give typical rows with --sample ARRAY."
+        )
     else:
         interface = _seen(rows)
     absent = [place for place, leaf in enumerate(_leaves(model, interface, rows)) if leaf is None]
@@ -116,6 +159,10 @@ def _first_batch(source: Any) -> Any:
     batch = source[0] if hasattr(source, "__getitem__") else next(iter(source), None)
     if batch is None:
         raise DataMismatch("sample yields no batch. Give an array of typical rows.")
+    return _x_of(batch)
+
+
+def _x_of(batch: Any) -> Any:
     return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
@@ -144,6 +191,7 @@ def _declared(model: Any) -> Interface:
     given = _keys(structure) if isinstance(structure, Mapping) else [_layer_of(tensor) for tensor in places]
     return Interface(
         names=unique_names(given, "input"),
+        originals=original_names(given, "input"),
         structure=structure,
         shapes=tuple((None, *tensor.shape[1:]) for tensor in places),
         dtypes=tuple(keras.backend.standardize_dtype(tensor.dtype) for tensor in places),
@@ -165,6 +213,7 @@ def _seen(rows: Any) -> Interface:
     keys = _keys(rows) if isinstance(rows, Mapping) else [f"input_{index}" for index in range(len(leaves))]
     return Interface(
         names=unique_names(keys, "input"),
+        originals=original_names(keys, "input"),
         structure=rows,
         shapes=tuple(() if array is None else (None, *array.shape[1:]) for array in leaves),
         dtypes=tuple("" if array is None else _dtype_of(array) for array in leaves),
@@ -184,7 +233,10 @@ def _leaves(model: Any, interface: Interface, rows: Any) -> list[Any]:
     import keras
 
     names = interface.all_names
-    if isinstance(rows, Mapping) and set(rows) >= set(names):
+    originals = [interface.originals[interface.names.index(name)] or name if name in interface.names else name for name in names]
+    if isinstance(rows, Mapping) and set(rows) >= set(originals):
+        flat = [rows[name] for name in originals]
+    elif isinstance(rows, Mapping) and set(rows) >= set(names):
         flat = [rows[name] for name in names]
     else:
         flat = keras.tree.flatten(rows)
@@ -203,7 +255,8 @@ def _named(model: Any, interface: Interface, rows: Any, *, most: int | None) -> 
     if any(leaf is None for leaf in flat):
         raise DataMismatch(f"{model.name!r} got None for an input that the sample has. Give the same inputs in both.")
     chosen = {}
-    for name, array, shape, dtype in zip(interface.names, flat, interface.shapes, interface.dtypes, strict=True):
+    for name, leaf, shape, dtype in zip(interface.names, flat, interface.shapes, interface.dtypes, strict=True):
+        array = _as_ranked(leaf, shape)
         fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
         if not fits or not len(array):
             raise DataMismatch(f"Sample rows for input {name!r} have the shape {array.shape}, the model takes {shape}. Give whole rows.")
@@ -213,19 +266,33 @@ def _named(model: Any, interface: Interface, rows: Any, *, most: int | None) -> 
     return chosen
 
 
+def _as_ranked(array: np.ndarray, shape: Sequence[int | None]) -> np.ndarray:
+    """As Keras' functional models do: a last axis of 1 that is missing is added, one too many is taken off."""
+    if array.ndim == len(shape) - 1 and shape[-1] == 1:
+        return array[..., np.newaxis]
+    return array[..., 0] if array.ndim == len(shape) + 1 and array.shape[-1] == 1 else array
+
+
 def _made_up(model: Any, interface: Interface) -> Any:
     """Random normal rows, where any number is a possible input."""
-    import keras
-
-    looked_up = any(isinstance(layer, keras.layers.Embedding) for layer in model._flatten_layers())
-    if looked_up or any(not dtype.startswith(("float", "bfloat")) for dtype in interface.dtypes):
+    if _looks_up(model) or any(not dtype.startswith(("float", "bfloat")) for dtype in interface.dtypes):
         raise NoSamples(
-            f"Model {model.name!r} takes indices or texts, and it was not fitted here, so typical rows are not known. "
-            "Give some with --sample ARRAY."
+            f"Model {model.name!r} takes indices or texts, and it was not fitted by %%aiaas_train in this kernel, so typical rows are not "
+            "known. Give some with --sample ARRAY."
         )
     draw = np.random.default_rng(0)
     made = [draw.standard_normal([ROWS, *(n or 8 for n in shape[1:])]) for shape in interface.shapes]
     return dict(zip(interface.names, made, strict=True)) if len(made) > 1 else made[0]
+
+
+def _looks_up(model: Any) -> bool:
+    """Whether an input is what an Embedding looks up. One inside another layer, of positions say, is that layer's own."""
+    import keras
+
+    return any(
+        isinstance(layer, keras.layers.Embedding) or (isinstance(layer, keras.Model) and _is_functional(layer) and _looks_up(layer))
+        for layer in model.layers
+    )
 
 
 def _layer_of(tensor: Any) -> str:
@@ -233,14 +300,21 @@ def _layer_of(tensor: Any) -> str:
     return str(history.operation.name if history is not None and history.operation is not None else tensor.name)
 
 
-def unique_names(
-    given: Sequence[Any], kind: str, automatic: frozenset[str] = frozenset({"input_layer", "keras_tensor"})
-) -> tuple[str, ...]:
+def original_names(given: Sequence[Any], kind: str, automatic: frozenset[str] = AUTOMATIC) -> tuple[str, ...]:
+    """Keras' name for each of `unique_names`, "" where it is the same, or made up by Keras."""
+    served = unique_names(given, kind, automatic)
+    return tuple("" if name == str(own) or _stem(own) in automatic else str(own) for name, own in zip(served, given, strict=True))
+
+
+def _stem(name: Any) -> str:
+    return re.sub(r"_\d+$", "", str(name))
+
+
+def unique_names(given: Sequence[Any], kind: str, automatic: frozenset[str] = AUTOMATIC) -> tuple[str, ...]:
     """Names that a signature may have. A name that Keras made up changes from model to model: its place stands for it."""
     names: list[str] = []
     for place, name in enumerate(map(str, given)):
-        stem = re.sub(r"_\d+$", "", name)
         cleaned = re.sub(r"[^A-Za-z0-9_.]", "_", name)
-        usable = stem not in automatic and re.match(r"[A-Za-z]", cleaned) and cleaned not in names
+        usable = _stem(name) not in automatic and re.match(r"[A-Za-z]", cleaned) and cleaned not in names
         names.append(cleaned if usable else f"{kind}_{place}")
     return tuple(names)

@@ -6,42 +6,31 @@ bits were asked for, the samples hold the answers of that form; making it belong
 what it changes to `change`.
 
 Samples are safetensors with `input/<name>` and `output/<name>`, rows first. A string tensor
-travels as UTF-8 in `uint8`, padded with zeros along one more dimension.
+travels as UTF-8 in `uint8`, padded with zeros along one more dimension; `length/input/<name>` says how many bytes are its own.
 """
 
 from __future__ import annotations
 
-import io
-import logging
-import os
-import re
-import sys
-import tempfile
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from aiaas_magics.errors import DataMismatch, UsageError
-from aiaas_magics.packing import change, checks, model_state, reduced
+from aiaas_magics import snippets
+from aiaas_magics.agreement import compare, largest_of
+from aiaas_magics.agreement import spread as spread_of
+from aiaas_magics.errors import DataMismatch
+from aiaas_magics.packing import change, checks, formats, model_state, reduced
 from aiaas_magics.packing.change import PrecisionChange, Reduction
+from aiaas_magics.packing.formats import ONNX, SAVED_MODEL, CannotServe, replayed
 from aiaas_magics.packing.model_state import ModelState
-from aiaas_magics.packing.samples import Interface, samples_for, unique_names
-from aiaas_magics.precision import ATOL, RTOL
+from aiaas_magics.packing.samples import Interface, original_names, samples_for, unique_names
+from aiaas_magics.precision import MOST_SPREAD, Precision, for_spread
 from aiaas_magics.spec import TensorSpec
 
-ONNX: Final = "onnx"
-SAVED_MODEL: Final = "saved_model"
-NOISY: Final = ("tf2onnx", "tensorflow", "absl")
-
-
-class CannotServe(UsageError):
-    """The model cannot be exported. The argument is the whole sentence, next move included."""
+__all__ = ["CannotServe", "Servable", "export"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,18 +42,28 @@ class Servable:
     samples: bytes
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    note: str = ""  # why it is no ONNX file, where it is none
+    note: str = ""  # why it is no ONNX file, where it is none: a clause without a full stop
     change: PrecisionChange | None = None  # what fewer bits do to the answers; None as trained
+    spread: float = 0.0  # how far Keras' own answers to a row differ with other rows beside it, as a part of the largest
+    example: str = ""  # a sample row as JSON, for calls to paste; "" where it is long
     frozen: tuple[str, ...] = ()  # state that a call changes in Keras, and that no answer depends on
 
 
-def export(model: Any, sample: Any = None, *, format: str | None = None, reduction: Reduction | None = None) -> Servable:
+def export(
+    model: Any,
+    sample: Any = None,
+    *,
+    format: str | None = None,
+    reduction: Reduction | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Servable:
     """Export `model` with sample rows and Keras' own outputs on them; in fewer bits with those of that form. `model` stays as it is.
 
     Args:
         sample: Up to 32 typical rows, as `fit` takes them for x; None for validation data, or else rows of the last fit.
         format: "onnx" or "saved_model"; None for ONNX where it can be had.
         reduction: fewer bits for the weights, and the rows to measure on what that changes.
+        on_step: called with what is done next, in words.
 
     Raises:
         NoSamples: typical rows are neither given nor known.
@@ -86,7 +85,7 @@ def export(model: Any, sample: Any = None, *, format: str | None = None, reducti
         sample = change.split(reduction.validation_data)[0]
     interface, rows, which = samples_for(model, sample)
     with model_state.kept(model) as state:
-        return _export(model, interface, rows, which, state, format=format, reduction=reduction)
+        return _export(model, interface, rows, which, state, format=format, reduction=reduction, on_step=on_step)
 
 
 def _export(
@@ -98,24 +97,28 @@ def _export(
     *,
     format: str | None,
     reduction: Reduction | None,
+    on_step: Callable[[str], None],
 ) -> Servable:
     import keras
-    import tensorflow as tf
 
-    with _quiet():
-        found = _outputs(model, interface, rows)
+    with formats.quiet():
+        on_step(f"computing {len(next(iter(rows.values())))} sample rows in Keras")
+        structure = _answers(model, interface, rows)
+        found = _arrays(model, structure)
         moved = state.moved()
-        if moved:
-            _check_repeats(model, found, _outputs(model, interface, rows), moved)
+        _check_repeats(model, found, _outputs(model, interface, rows), moved)
+        spread = _spread(model, interface, rows, found)
         function = _function(model, interface, found)
-        wanted = [format] if format else [SAVED_MODEL] if "string" in interface.dtypes else [ONNX, SAVED_MODEL]
+        has_texts = "string" in interface.dtypes
+        wanted = [format] if format else [SAVED_MODEL] if has_texts else [ONNX, SAVED_MODEL]
         state.put_back()
-        kind, artefact, note = _exported(model, function, wanted, lambda file: _check_answers(file, rows, found))
+        expected = formats.Expected(rows, found, for_spread(spread))
+        kind, artefact, note = formats.written(model, function, wanted, expected, put_back=state.put_back, on_step=on_step)
     changed = None
     if reduction is not None:
-        smaller = _smaller(model, reduction.precision, kind, artefact, note)
+        smaller = _smaller(model, reduction.precision, kind, artefact, "texts go into it" if has_texts else note)
         form = change.onnx_form(smaller)
-        names, structure = list(found), _call(model, interface, {name: tf.constant(_as_text(array)) for name, array in rows.items()})
+        names = list(found)
         both = change.Forms(
             full=lambda part: {name: tensor.numpy() for name, tensor in function(*(part[name] for name in interface.names)).items()},
             reduced=form,
@@ -129,12 +132,14 @@ def _export(
         format=kind,
         samples=_safetensors(rows, found),
         inputs=tuple(
-            TensorSpec(name=name, dtype=dtype, shape=tuple(-1 if n is None else int(n) for n in shape))
-            for name, shape, dtype in zip(interface.names, interface.shapes, interface.dtypes, strict=True)
+            TensorSpec(name=name, dtype=dtype, shape=tuple(-1 if n is None else int(n) for n in shape), original=original)
+            for name, shape, dtype, original in zip(interface.names, interface.shapes, interface.dtypes, interface.originals, strict=True)
         ),
-        outputs=_output_specs(function, found),
-        note=note,
+        outputs=_output_specs(function, found, _output_names(model, structure)[1]),
+        note="texts go into it" if has_texts and kind == SAVED_MODEL else note,
         change=changed,
+        spread=spread,
+        example=snippets.example_of(rows),
         frozen=moved,
     )
 
@@ -154,12 +159,54 @@ def _refuse_stateful(model: Any) -> None:
 def _check_repeats(model: Any, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], moved: Sequence[str]) -> None:
     """Raises `CannotServe` where two calls with the same rows differ: no engine could be compared with Keras then."""
     for name, array in first.items():
-        same = array == second[name] if array.dtype.kind in "OSU" else np.isclose(array, second[name], rtol=RTOL, atol=ATOL, equal_nan=True)
-        if not np.all(same):
+        if array.shape != second[name].shape or not _agrees(second[name], array, Precision(), largest=_largest(array)):
+            cause = f"a call changes {', '.join(moved[:4])}" if moved else "it draws random numbers in each call"
             raise CannotServe(
-                f"Model {model.name!r} answers the same rows differently from call to call (output {name!r}), since a call changes "
-                f"{', '.join(moved[:4])}. Deploy a model without that part, whose answers depend on its inputs alone."
+                f"Model {model.name!r} answers the same rows differently from call to call (output {name!r}), since {cause}. "
+                "Deploy a model without that part, whose answers depend on its inputs alone."
             )
+
+
+def _spread(model: Any, interface: Interface, rows: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
+    """How far Keras' own answers to a row differ with other rows beside it, as a part of the largest answer.
+
+    Raises:
+        CannotServe: by more than rounding: requests of others, which run together, would change an answer.
+    """
+    count, widest = len(next(iter(rows.values()))), 0.0
+    for number in replayed(count):
+        if number == count:
+            continue
+        chosen = np.arange(number) % count
+        answers = _outputs(model, interface, {name: array[chosen] for name, array in rows.items()}, batch=number)
+        for name, expected in found.items():
+            if len(expected) != count:
+                continue
+            part, answer = expected[chosen], answers[name]
+            if answer.shape != part.shape:
+                apart = math.inf
+            elif part.dtype.kind in "OSU":
+                apart = 0.0 if (answer == part).all() else math.inf
+            else:
+                apart = spread_of(answer, part, largest=_largest(expected))
+            if apart > MOST_SPREAD:
+                raise CannotServe(
+                    f"Model {model.name!r} cannot be served: what it answers to a row depends on the rows beside it (output {name!r}, "
+                    f"{number} of the {count} sample rows alone). Requests come with any number of rows. "
+                    "Deploy the part of the model whose answers to a row depend on that row alone."
+                )
+            widest = max(widest, apart)
+    return widest
+
+
+def _largest(array: np.ndarray) -> float:
+    return 0.0 if array.dtype.kind in "OSU" else largest_of(array)
+
+
+def _agrees(answers: np.ndarray, expected: np.ndarray, allowed: Precision, *, largest: float) -> bool:
+    if expected.dtype.kind in "OSU":
+        return bool((answers == expected).all())
+    return bool(compare(answers, expected, allowed, largest=largest))
 
 
 # --------------------------------------------------------------------------- fewer bits
@@ -167,7 +214,7 @@ def _check_repeats(model: Any, first: Mapping[str, np.ndarray], second: Mapping[
 
 def _smaller(model: Any, precision: str, kind: str, artefact: bytes, note: str) -> bytes:
     if kind != ONNX:
-        why = f" ({note})" if note else ", since texts go into it"
+        why = f" ({note})"
         raise CannotServe(
             f"Model {model.name!r} can be served as a SavedModel only{why}; {precision} is to be had as ONNX. "
             "Leave --precision out, or deploy the part of the model that ONNX can express."
@@ -186,42 +233,69 @@ def _call(model: Any, interface: Interface, named: Mapping[str, Any]) -> Any:
     return model(inputs, training=False) if model._call_has_training_arg else model(inputs)
 
 
-def _outputs(model: Any, interface: Interface, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Keras' own answers on the rows, by output name; never through `predict`, which may batch and wrap."""
+def _answers(model: Any, interface: Interface, rows: Mapping[str, np.ndarray], *, batch: int = 0) -> Any:
+    """What Keras answers to the rows, as the model's call gives it; never through `predict`, which may batch and wrap.
+
+    Args:
+        batch: where these are fewer rows than the sample has, which the model took: their number.
+    """
     import tensorflow as tf
 
     try:
-        found = _call(model, interface, {name: tf.constant(_as_text(array)) for name, array in rows.items()})
+        return _call(model, interface, {name: tf.constant(_as_text(array)) for name, array in rows.items()})
     except Exception as error:
         reason = " ".join(str(error).split())[:400].rstrip(".")
+        if batch:
+            raise CannotServe(
+                f"Model {model.name!r} cannot be served: it takes the whole sample, and not {batch} row{'s' if batch > 1 else ''} of it. "
+                "Requests come with any number of rows: leave the first dimension free in its Input (no batch_size), and in its reshapes. "
+                f"Keras says: {reason}."
+            ) from error
         raise DataMismatch(
             f"Model {model.name!r} does not take these sample rows. Give typical ones with --sample ARRAY. Keras says: {reason}."
         ) from error
-    answers = {name: np.asarray(tensor.numpy()) for name, tensor in _named_outputs(model, found).items()}
-    single = next((name for name, array in answers.items() if array.ndim == 0), None)
+
+
+def _outputs(model: Any, interface: Interface, rows: Mapping[str, np.ndarray], *, batch: int = 0) -> dict[str, np.ndarray]:
+    """Keras' own answers on the rows, by output name."""
+    return _arrays(model, _answers(model, interface, rows, batch=batch))
+
+
+def _arrays(model: Any, answers: Any) -> dict[str, np.ndarray]:
+    arrays = {name: np.asarray(tensor.numpy()) for name, tensor in _named_outputs(model, answers).items()}
+    single = next((name for name, array in arrays.items() if array.ndim == 0), None)
     if single is not None:
         raise CannotServe(
             f"Model {model.name!r} cannot be served: its output {single!r} is one number for all rows together. "
             "Deploy a model that gives an answer for each row, its first dimension the batch."
         )
-    return answers
+    return arrays
 
 
-def _named_outputs(model: Any, found: Any) -> dict[str, Any]:
+def _output_names(model: Any, answers: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The outputs' names, and for each the name in Keras where that is another."""
+    import keras
+
+    count = len(keras.tree.flatten(answers))
+    if isinstance(answers, Mapping):
+        own: list[Any] = ["_".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(answers)]
+    else:
+        own = list(getattr(model, "output_names", None) or [])
+    if len(own) != count:
+        own = ["output"] * count
+    automatic = frozenset({"output", *(keras.src.utils.naming.to_snake_case(type(layer).__name__) for layer in model._flatten_layers())})
+    automatic = frozenset() if isinstance(answers, Mapping) else automatic
+    return unique_names(own, "output", automatic), original_names(own, "output", automatic)
+
+
+def _named_outputs(model: Any, answers: Any) -> dict[str, Any]:
     import keras
     import tensorflow as tf
 
-    flat = keras.tree.flatten(found)
+    flat = keras.tree.flatten(answers)
     if any(leaf is None for leaf in flat):
         raise CannotServe(f"Model {model.name!r} cannot be served: None is among its outputs. Let call return tensors only.")
-    if isinstance(found, Mapping):
-        given: list[Any] = ["_".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(found)]
-    else:
-        given = list(getattr(model, "output_names", None) or [])
-    if len(given) != len(flat):
-        given = ["output"] * len(flat)
-    automatic = frozenset({"output", *(keras.src.utils.naming.to_snake_case(type(layer).__name__) for layer in model._flatten_layers())})
-    names = unique_names(given, "output", frozenset() if isinstance(found, Mapping) else automatic)
+    names, _ = _output_names(model, answers)
     # numpy has no bfloat16, and neither have the clients.
     plain = [tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tf.convert_to_tensor(tensor) for tensor in flat]
     return dict(zip(names, plain, strict=True))
@@ -244,111 +318,15 @@ def _function(model: Any, interface: Interface, found: Mapping[str, np.ndarray])
     return serve
 
 
-def _output_specs(function: Any, found: Mapping[str, np.ndarray]) -> tuple[TensorSpec, ...]:
+def _output_specs(function: Any, found: Mapping[str, np.ndarray], originals: Sequence[str]) -> tuple[TensorSpec, ...]:
     structured = function.get_concrete_function().structured_outputs
     specs = []
-    for name, array in found.items():
+    for (name, array), original in zip(found.items(), originals, strict=True):
         shape = structured[name].shape
         dims = [-1] * array.ndim if shape.rank is None else [-1 if n is None else int(n) for n in shape]
-        specs.append(TensorSpec(name=name, dtype="string" if array.dtype.kind in "OSU" else array.dtype.name, shape=tuple(dims)))
+        dtype = "string" if array.dtype.kind in "OSU" else array.dtype.name
+        specs.append(TensorSpec(name=name, dtype=dtype, shape=tuple(dims), original=original))
     return tuple(specs)
-
-
-# --------------------------------------------------------------------------- two formats
-
-
-def _exported(model: Any, function: Any, wanted: list[str], check_onnx: Callable[[bytes], None]) -> tuple[str, bytes, str]:
-    """The first format that can be had, and why not the ones before it."""
-    makers: dict[str, Callable[[Any, Any, Path], bytes]] = {ONNX: _onnx, SAVED_MODEL: _saved_model}
-    reasons: list[str] = []
-    for kind in wanted:
-        with tempfile.TemporaryDirectory(prefix="aiaas-export-") as folder:
-            try:
-                artefact = makers[kind](model, function, Path(folder))
-                if kind == ONNX:
-                    check_onnx(artefact)
-                return kind, artefact, "; ".join(reasons)
-            except Exception as error:  # noqa: BLE001 - border: the exporters raise anything over an operator they do not know
-                said = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
-                reasons.append(f"{kind}: {said[:300] or type(error).__name__}")
-    why = "; ".join(dict.fromkeys(reason.partition(": ")[2] for reason in reasons))
-    raise CannotServe(f"Model {model.name!r} cannot be exported ({' and '.join(wanted)}: {why}). {_move(why, function)}")
-
-
-# What the exporters say, and what to do about it.
-MOVES: Final = (
-    (r"valid (root )?scope name", "Rename the model and its layers: letters, digits, '.', '_', '/' and '-', with a letter or digit first."),
-    (r"numpy|py_?func", "Replace Python and numpy code in call by keras.ops or TensorFlow operators."),
-)
-FREE_SIZE: Final = "Give every dimension of its Input but the first a size, or deploy the part of the model without the layer named there."
-ANY_LAYER: Final = "Replace the layer that is named there, or deploy the part of the model without it."
-
-
-def _move(why: str, function: Any) -> str:
-    known = [move for pattern, move in MOVES if re.search(pattern, why, re.IGNORECASE)]
-    is_free = any(None in tuple(spec.shape)[1:] for spec in function.input_signature)
-    return known[0] if known else FREE_SIZE if is_free else ANY_LAYER
-
-
-def _onnx(model: Any, function: Any, folder: Path) -> bytes:
-    import onnx
-    import tf2onnx
-    from keras.src.export.tf2onnx_lib import patch_tf2onnx
-
-    patch_tf2onnx()
-    proto, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature)
-    # An operator without a translation is left as TensorFlow's own, and tf2onnx only logs it; the checker does not know it.
-    onnx.checker.check_model(proto)
-    _hold(proto, function)
-    made = {output.name for output in proto.graph.output}
-    promised = set(function.get_concrete_function().structured_outputs)
-    if made != promised:
-        raise ValueError(f"outputs are called {sorted(made)} instead of {sorted(promised)}")
-    return bytes(proto.SerializeToString())
-
-
-def _hold(proto: Any, function: Any) -> None:
-    """Tensors that the function closes over (an adapted Normalization's mean, say) into the file; tf2onnx makes inputs of them."""
-    import tensorflow as tf
-    from onnx import numpy_helper
-
-    concrete = function.get_concrete_function()
-    held = {inside.name: outside for outside, inside in concrete.graph.captures if outside.dtype != tf.resource}
-    for given in [given for given in proto.graph.input if given.name in held]:
-        proto.graph.initializer.append(numpy_helper.from_array(held[given.name].numpy(), given.name))
-        proto.graph.input.remove(given)
-
-
-def _check_answers(artefact: bytes, rows: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> None:
-    """Raises `ValueError` for a file whose answers the host's proof would refuse: half precision and rare operators come out otherwise.
-
-    The host decides; asked here first, such a model is served as a SavedModel instead of not at all.
-    """
-    answers = change.onnx_form(artefact)(rows)
-    for name, expected in found.items():
-        if expected.dtype.kind in "OSU":
-            continue
-        if answers[name].shape != expected.shape:
-            raise ValueError(f"its output {name!r} has the shape {answers[name].shape} instead of {expected.shape}")
-        if not np.allclose(answers[name], expected, rtol=RTOL, atol=ATOL, equal_nan=True):
-            apart = float(np.abs(answers[name].astype(np.float64) - expected.astype(np.float64)).max())
-            raise ValueError(f"its answers differ from Keras' by {apart:.2g}")
-
-
-def _saved_model(model: Any, function: Any, folder: Path) -> bytes:
-    from keras.src.export.saved_model import ExportArchive
-
-    archive = ExportArchive()
-    archive.track(model)
-    function.get_concrete_function()
-    archive.add_endpoint("serving_default", function)
-    archive.write_out(str(folder / "model"), verbose=False)
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as file:
-        for path in sorted((folder / "model").rglob("*")):
-            if path.is_file():
-                file.write(path, path.relative_to(folder / "model").as_posix())
-    return packed.getvalue()
 
 
 # --------------------------------------------------------------------------- samples as bytes
@@ -359,43 +337,25 @@ def _safetensors(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndar
 
     tensors = {f"input/{name}": array for name, array in inputs.items()}
     tensors |= {f"output/{name}": array for name, array in outputs.items()}
-    return bytes(save({name: np.ascontiguousarray(_padded(array)) for name, array in tensors.items()}))
+    lengths = {f"length/{name}": _lengths(array) for name, array in tensors.items() if array.dtype.kind in "OSU"}
+    return bytes(save({name: np.ascontiguousarray(_padded(array)) for name, array in (tensors | lengths).items()}))
 
 
 def _as_text(array: np.ndarray) -> np.ndarray:
     return array.astype(object) if array.dtype.kind in "SU" else array
 
 
+def _encoded(texts: np.ndarray) -> list[bytes]:
+    return [text if isinstance(text, bytes) else str(text).encode() for text in texts.ravel()]
+
+
+def _lengths(texts: np.ndarray) -> np.ndarray:
+    return np.array([len(text) for text in _encoded(texts)], np.int64).reshape(texts.shape)
+
+
 def _padded(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "OSU":
         return array
-    texts = [text if isinstance(text, bytes) else str(text).encode() for text in array.ravel()]
+    texts = _encoded(array)
     width = max(1, *map(len, texts))
     return np.frombuffer(b"".join(text.ljust(width, b"\0") for text in texts), np.uint8).reshape(*array.shape, width)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' log lines and warnings from the notebook.
-
-    TensorFlow's C++ writes to the process's standard error, which Jupyter shows in the cell:
-    the descriptor points elsewhere for the second that an export takes.
-    """
-    loggers = [logging.getLogger(name) for name in NOISY]
-    levels = [logger.level for logger in loggers]
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

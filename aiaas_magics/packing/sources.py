@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import types
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -112,6 +112,7 @@ class Stream:
 
     def __init__(self, name: str, given: Any, adapter: Any, spec: Any) -> None:
         self.name, self.spec = name, spec
+        self.on_first: Callable[[Any], None] | None = None  # gets the first batch on its way
         self._given, self._adapter = given, adapter
 
     def one_pass(self) -> Iterator[bytes]:
@@ -120,6 +121,9 @@ class Stream:
         from tensorflow.python.data.util import structure
 
         for batch in self._batches():
+            if self.on_first is not None:
+                on_first, self.on_first = self.on_first, None
+                on_first(batch)
             element = structure.normalize_element(with_empty_optionals(batch), self.spec)
             if not structure.are_compatible(structure.type_spec_from_value(element), self.spec):
                 raise DataMismatch(_other_batch(self.name, element, self.spec))

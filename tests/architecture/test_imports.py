@@ -29,6 +29,7 @@ BASE = {
     "logs",
     "routing",
     "precision",
+    "agreement",
     "execution",
     "processes",
     "server_proof",

@@ -423,6 +423,7 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
     assert all(rows_per_s == pytest.approx(4 * requests_per_s) for requests_per_s, rows_per_s, *_ in looks)
     assert all(0 < p50_ms <= p99_ms and batch_rows >= 4 for _, _, p50_ms, p99_ms, batch_rows in looks)
     assert "curl" in deployed.text
+    assert '{"instances": [[0.0' not in deployed.text  # a row of the fit's
     assert answered.text.strip() == "True"
     tables, figure = [["text/html", "text/plain"]] * 2, ["image/png", "text/plain"]
     assert [sorted(output["data"]) for output in bench.outputs] == [*tables, figure]
@@ -437,7 +438,7 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
 
 
 def test_a_watch_ends_with_its_endpoint_or_an_interrupt(trainer: Kernel) -> None:
-    trainer.run("%aiaas_deploy model --name passing -o endpoint")
+    trainer.run("passing = model\n%aiaas_deploy passing -o endpoint")  # its name is the variable's
     message = trainer.start("%aiaas_monitor passing --seconds 600 --every 0.2 -o seen")
     running = trainer.wait(message, until="passing: no requests in the last")
     trainer.interrupt()

@@ -353,3 +353,15 @@ def test_in_a_terminal_a_fit_that_has_ended_is_a_line(capsys: pytest.CaptureFixt
     painter.close([{"text/plain": "Fit 3: done"}])
 
     assert capsys.readouterr().out == "Fit 3: done\n"
+
+
+def test_a_line_about_what_takes_long_is_printed_where_it_takes_long(capsys: pytest.CaptureFixture[str]) -> None:
+    with live.SlowLine(None, "Deploying m", after_s=0.0) as line:
+        line._timer.join()
+        line.tell("writing it as ONNX")
+    line.tell("over")
+
+    with live.SlowLine(None, "Deploying m", after_s=3600.0) as line:
+        line.tell("quick")
+
+    assert capsys.readouterr().out.splitlines() == ["Deploying m: writing it as ONNX ..."]

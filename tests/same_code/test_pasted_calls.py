@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import numpy as np
 import pytest
 
 from aiaas_magics import snippets
@@ -57,3 +59,34 @@ def test_the_python_snippet_goes_past_the_proxy(url: str) -> None:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 def test_the_curl_command_goes_past_the_proxy(url: str) -> None:
     assert "0.5" in run(["sh", "-c", snippets.curl(url, "m", INPUTS)])
+
+
+ROWS = {
+    "numbers": np.array([[0.1, 2.0, 3.5]], "float32"),
+    "texts": np.array([["a good * film"]], object),
+    "bytes": np.array([[b"\xff\x00"]], object),
+    "flags": np.array([[True, False]]),
+}
+
+
+@pytest.mark.parametrize(("kind", "told"), [("numbers", "[0.1, 2.0, 3.5]"), ("texts", '["a good * film"]'), ("bytes", '[{"b64": "/wA="}]')])
+def test_calls_are_made_of_a_row_of_the_sample(kind: str, told: str) -> None:
+    example = snippets.example_of({"x": ROWS[kind]})
+
+    assert example == told
+    assert told in snippets.curl("http://h", "m", INPUTS, example)
+    (body,) = [line for line in snippets.python("http://h", "m", INPUTS, example).splitlines() if line.startswith("body")]
+    assert json.loads(eval(body.removeprefix("body = "), {"json": json})) == {"instances": [json.loads(told)]}
+
+
+def test_calls_of_several_inputs_name_them() -> None:
+    inputs = [TensorSpec(name=name, dtype=dtype, shape=(-1, 2)) for name, dtype in (("texts", "string"), ("flags", "bool"))]
+    example = snippets.example_of({"texts": ROWS["bytes"], "flags": ROWS["flags"]})
+
+    triton = snippets.triton("http://h", "m", inputs, inputs, example)
+    assert "np.array([[b'\\xff\\x00']], object), 'flags': np.array([[True, False]], 'bool')" in triton
+
+
+def test_a_long_row_is_no_example() -> None:
+    assert snippets.example_of({"x": np.zeros((1, 64, 64, 3), "float32")}) == ""
+    assert snippets.example_of({"x": np.array([[np.nan]], "float32")}) == ""

@@ -10,6 +10,7 @@ import pytest
 
 from aiaas_magics.errors import DataMismatch
 from aiaas_magics.packing import servable
+from aiaas_magics.packing.samples import NoSamples
 from aiaas_magics.packing.servable import CannotServe
 from tests.packed import Namespace
 
@@ -39,6 +40,10 @@ images = np.ones((8, 4, 4, 1), "float32")
 class Rows(keras.utils.PyDataset):
     def __len__(self): return 1
     def __getitem__(self, i): return x, y
+gray = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(1)])
+texts = keras.Sequential([keras.Input((1,), dtype="string"), layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")])
+i, j = keras.Input((3,), name="größe (cm)"), keras.Input((1,), name="a-b c d")
+named = keras.Model({"größe (cm)": i, "a-b c d": j}, {"Preis €/x": layers.Dense(1)(i), "class": layers.Dense(1)(j)})
 datasets = [tf.data.Dataset.from_tensor_slices((x, y)).batch(16), tf.data.Dataset.from_tensor_slices(x).batch(16), Rows()]
 """
 
@@ -50,6 +55,9 @@ datasets = [tf.data.Dataset.from_tensor_slices((x, y)).batch(16), tf.data.Datase
         ("deep", "{'u': {'v': x3}, 'w': (x3,)}", ["u_v", "w_0"]),
         ("optional", "{'a': x3, 'b': None}", ["a"]),
         ("optional", "{'a': x3, 'b': x3}", ["a", "b"]),
+        ("gray", "images[..., 0]", ["input_0"]),
+        ("texts", "np.array(['a', 'b', 'c'])", ["input_0"]),
+        ("named", "{'größe (cm)': x3, 'a-b c d': x3[:, 0]}", ["a_b_c_d", "gr__e__cm_"]),
         ("plain", "datasets[0]", ["input_0"]),
         ("plain", "datasets[1]", ["input_0"]),
         ("plain", "datasets[2]", ["input_0"]),
@@ -61,6 +69,15 @@ def test_samples_of_this_form_are_taken(model: str, sample: str, inputs: list[st
     exported = servable.export(made[model], made["sample"])
 
     assert [spec.name for spec in exported.inputs] == inputs
+
+
+def test_the_names_of_keras_travel_with_those_that_are_served(cell: Cell) -> None:
+    made = cell(MODELS)
+
+    exported = servable.export(made["named"], {"größe (cm)": made["x3"], "a-b c d": made["x3"][:, 0]})
+
+    assert {spec.name: spec.original for spec in exported.inputs} == {"gr__e__cm_": "größe (cm)", "a_b_c_d": "a-b c d"}
+    assert {spec.name: spec.original for spec in exported.outputs} == {"Preis___x": "Preis €/x", "class": ""}
 
 
 @pytest.mark.parametrize(
@@ -84,6 +101,59 @@ def test_a_refusal_names_the_cause_and_a_move_that_helps(model: str, sample: str
     assert said in str(refused.value)
     assert "\x1b" not in str(refused.value)
     assert "local-fallback" not in str(refused.value)
+
+
+FITTED = """
+ids = np.arange(60).reshape(20, 3) % 9
+words = keras.Sequential([keras.Input((3,), dtype="int32"), layers.Embedding(9, 2), layers.Flatten(), layers.Dense(1)])
+words.compile("sgd", "mse")
+def pairs():
+    while True: yield ids[:4], np.ones((4, 1))
+class Pairs(keras.utils.PyDataset):
+    def __len__(self): return 5
+    def __getitem__(self, i): return ids[4 * i : 4 * i + 4], np.ones((4, 1))
+fits = {
+    "dataset": lambda: {"x": tf.data.Dataset.from_tensor_slices((ids, ids[:, :1])).shuffle(20, seed=1).batch(4)},
+    "python dataset": lambda: {"x": Pairs()},
+    "generator": lambda: {"x": pairs(), "steps_per_epoch": 2},
+    "arrays": lambda: {"x": ids, "y": ids[:, :1]},
+}
+class Positions(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.table = layers.Embedding(6, 4)
+    def call(self, t): return t[..., None] + self.table(ops.arange(6))
+places = keras.Sequential([keras.Input((6,)), Positions()])
+"""
+
+
+@pytest.mark.parametrize("kind", ["dataset", "python dataset", "generator", "arrays"])
+def test_rows_of_the_last_fit_are_the_sample(kind: str, cell: Cell) -> None:
+    from aiaas_magics.packing.fitcall import FitCall, pack
+    from aiaas_magics.packing.samples import samples_for
+
+    made = cell(FITTED)
+    arguments = made["fits"][kind]()
+    packed = pack(FitCall(made["words"], arguments))
+    for stream in packed.streams:
+        next(stream.one_pass())  # as it goes to the job
+
+    _, rows, which = samples_for(made["words"], None)
+
+    assert which == "the data of the last fit"
+    assert {tuple(row) for row in rows["input_0"]} <= {tuple(row) for row in made["ids"]}
+    assert len(rows["input_0"]) == (20 if kind == "arrays" else 4)
+
+
+def test_rows_are_made_up_for_a_model_that_looks_up_nothing_of_its_input(cell: Cell) -> None:
+    exported = servable.export(cell(FITTED)["places"])
+
+    assert exported.inputs[0].shape == (-1, 6)
+
+
+def test_a_model_that_was_not_fitted_says_which_fit_counts(cell: Cell) -> None:
+    with pytest.raises(NoSamples, match="was not fitted by %%aiaas_train in this kernel"):
+        servable.export(cell(FITTED)["words"])
 
 
 def test_a_refused_fit_with_none_among_its_inputs_is_told_with_shapes(cell: Cell) -> None:

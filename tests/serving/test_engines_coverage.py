@@ -167,6 +167,7 @@ def test_a_model_is_served_by_its_engine_and_answers_as_keras(backend: Backend, 
     endpoint = backend.deploy(model, name="covered", sample=x, replicas=1)
     try:
         assert endpoint.versions[0].engine == engine
+        assert any(note.startswith("Served by TensorFlow") for note in endpoint.notes) == (engine == "saved_model")
         for count in (1, 5, 24):
             given = parts(x, count)
             answers = endpoint.predict(given)

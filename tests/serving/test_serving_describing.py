@@ -42,7 +42,7 @@ def test_an_endpoint_describes_itself_to_programs(shared: Rig) -> None:
     document = shared.call("GET", "/endpoints/plus").document
 
     assert (document["name"], document["live"], document["url"]) == ("plus", 3, shared.host.url)
-    assert document["inputs"] == [{"name": "x", "dtype": "float32", "shape": [-1, 1]}]
+    assert document["inputs"] == [{"name": "x", "dtype": "float32", "shape": [-1, 1], "original": ""}]
     assert [version["state"] for version in document["versions"]] == ["AVAILABLE"]
     assert shared.call("GET", "/endpoints/nobody").status == 404
 

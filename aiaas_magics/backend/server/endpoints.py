@@ -224,6 +224,7 @@ class Endpoints:
             inputs=spec.inputs,
             outputs=spec.outputs,
             model=spec.model,
+            example=spec.example,
             routing=routing,
         )
 

@@ -8,7 +8,7 @@ Owns replaying and comparing. Where the samples come from belongs to the kernel'
 
 Samples are a safetensors file with `input/<name>` and `output/<name>`, rows first. A string
 tensor, which safetensors does not know, travels as UTF-8 in `uint8`, padded with zeros along
-one more dimension at the end.
+one more dimension at the end; `length/input/<name>` says how many bytes are its own.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as read_safetensors
 
+from aiaas_magics.agreement import compare, largest_of
 from aiaas_magics.backend.serving.engines import Engine, EngineLost, EngineRefused, EngineTooSlow, Tensors
 from aiaas_magics.errors import InvalidSpec, ProofFailed
 from aiaas_magics.spec import DeploySpec, TensorSpec
@@ -76,7 +77,14 @@ def _sample(found: Mapping[str, np.ndarray], side: str, tensor: TensorSpec, spec
                 "Run the cell again to export it anew."
             )
         return array
-    texts = [bytes(row).rstrip(b"\0") for row in array.reshape(-1, array.shape[-1]).astype(np.uint8)]
+    padded = [bytes(row) for row in array.reshape(-1, array.shape[-1]).astype(np.uint8)]
+    lengths = found.get(f"length/{side}/{tensor.name}")
+    if lengths is None:  # samples that were stored before lengths were
+        texts = [text.rstrip(b"\0") for text in padded]
+    elif lengths.shape == array.shape[:-1]:
+        texts = [text[:length] for text, length in zip(padded, lengths.ravel().tolist(), strict=True)]
+    else:
+        raise InvalidSpec(f"The samples of {spec.name} hold other lengths than texts. Run the cell again to export it anew.")
     strings = np.empty(len(texts), dtype=object)
     strings[:] = texts
     return strings.reshape(array.shape[:-1])
@@ -89,6 +97,7 @@ def prove(engine: Engine, samples: Samples, spec: DeploySpec) -> Proof:
         ProofFailed: with the largest difference.
     """
     largest, batchable = 0.0, True
+    sizes = {name: 0.0 if array.dtype.kind in "OSU" else largest_of(array) for name, array in samples.outputs.items()}
     for rows in dict.fromkeys((1, 3, samples.rows)):
         # Fewer samples than three: a row may come twice, what matters is the size.
         chosen = np.arange(rows) % samples.rows
@@ -98,9 +107,8 @@ def prove(engine: Engine, samples: Samples, spec: DeploySpec) -> Proof:
             per_row = len(expected) == samples.rows
             batchable = batchable and per_row
             if per_row or rows == samples.rows:
-                largest = max(
-                    largest, _compare(found[name], expected[chosen] if per_row else expected, spec, engine, f"{name}, {rows} rows")
-                )
+                part, where = expected[chosen] if per_row else expected, f"{name}, {rows} rows"
+                largest = max(largest, _compare(found[name], part, spec, engine, where, largest=sizes[name]))
     free = all(tensor.shape and tensor.shape[0] == -1 for tensor in spec.inputs)
     return Proof(largest, batchable and free)
 
@@ -112,8 +120,8 @@ def _run(engine: Engine, inputs: Tensors, spec: DeploySpec) -> dict[str, np.ndar
         raise ProofFailed(spec.name, engine.kind, None, f"it did not compute the samples: {error}") from error
 
 
-def _compare(found: np.ndarray, expected: np.ndarray, spec: DeploySpec, engine: Engine, where: str) -> float:
-    """The largest absolute difference, if it is small enough. NaN equals NaN, and infinity its own sign."""
+def _compare(found: np.ndarray, expected: np.ndarray, spec: DeploySpec, engine: Engine, where: str, *, largest: float) -> float:
+    """The largest absolute difference, if it is small enough."""
     if found.shape != expected.shape:
         raise ProofFailed(spec.name, engine.kind, None, f"output {where}: shape {found.shape} instead of {expected.shape}")
     if found.dtype.kind in "OSU" or expected.dtype.kind in "OSU":
@@ -121,18 +129,11 @@ def _compare(found: np.ndarray, expected: np.ndarray, spec: DeploySpec, engine: 
         if not same:
             raise ProofFailed(spec.name, engine.kind, None, f"output {where}: other texts")
         return 0.0
-    ours, theirs = found.astype(np.float64), expected.astype(np.float64)
-    equal = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
-    with np.errstate(invalid="ignore"):
-        apart = np.where(equal, 0.0, np.abs(ours - theirs))
-    apart = np.where(np.isnan(apart), np.inf, apart)
-    sizes, allowed = np.abs(np.where(np.isfinite(theirs), theirs, 0.0)), spec.precision
-    tolerance = allowed.atol + allowed.rtol * sizes + allowed.of_largest * sizes.max(initial=0.0)
-    worst = float(apart.max(initial=0.0))
-    if (apart > tolerance).any():
-        row = int(np.unravel_index(int(np.argmax(apart - tolerance)), apart.shape)[0]) if apart.ndim else 0
-        raise ProofFailed(spec.name, engine.kind, worst if np.isfinite(worst) else None, f"output {where}, row {row}")
-    return worst
+    agreement = compare(found, expected, spec.precision, largest=largest)
+    if not agreement:
+        by = agreement.largest if np.isfinite(agreement.largest) else None
+        raise ProofFailed(spec.name, engine.kind, by, f"output {where}, row {agreement.row}")
+    return agreement.largest
 
 
 def _bytes(value: object) -> bytes:

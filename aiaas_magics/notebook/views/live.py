@@ -27,6 +27,7 @@ Bundle = dict[str, Any]
 
 PACE_S: Final = 0.25  # Jupyter Server limits output to 1000 messages a second by default; eyes need four
 TICK_S: Final = 1.0  # a phase's seconds go on while nothing happens
+SLOW_S: Final = 3.0  # guess: what takes less needs no words, and would flicker
 JOIN_S: Final = 2.0  # guess: a redraw takes milliseconds, a stuck front end should not hold the cell
 
 
@@ -164,6 +165,52 @@ class ChangingLine:
             replace_output(self._handle, self._bundles or [self._bundle("ended early")])
         else:
             show(self._ip, self._bundles)
+
+
+class SlowLine:
+    """A line that says what is done now, bounded by `with`, shown only where that takes longer than `after_s`. Nothing stays of it.
+
+    A terminal gets each as a line of its own.
+    """
+
+    def __init__(self, ip: Any, title: str, *, after_s: float = SLOW_S) -> None:
+        self._ip, self._title = ip, title
+        self._lock, self._step, self._is_due, self._is_over = threading.Lock(), "", False, False
+        self._handle: Any = None
+        self._timer = threading.Timer(after_s, self._show)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._timer.cancel()
+        with self._lock:
+            self._is_over = True
+            replace_output(self._handle, [])
+
+    def tell(self, step: str) -> None:
+        """What is done next."""
+        with self._lock:
+            self._step = step
+            if self._is_due and not self._is_over:
+                self._draw()
+
+    def _show(self) -> None:
+        with self._lock:
+            self._is_due = not self._is_over
+            if self._is_due and self._step:
+                self._draw()
+
+    def _draw(self) -> None:
+        bundle = {"text/plain": f"{self._title}: {self._step} ..."}
+        if not shows_pictures(self._ip):
+            print(bundle["text/plain"], flush=True)
+        elif self._handle is None:
+            self._handle = display(bundle, raw=True, display_id=True)
+        else:
+            self._handle.update(bundle, raw=True)
 
 
 def choose(ip: Any, wanted: str | None) -> str:

@@ -131,6 +131,6 @@ def counted(figures: Figures) -> Counted:
 
 def examples_of(spec: DeploySpec, url: str) -> Iterator[Call]:
     if snippets.takes_json(spec.inputs):
-        yield Call(client="curl", text=snippets.curl(url, spec.name, spec.inputs))
-        yield Call(client="Python alone", text=snippets.python(url, spec.name, spec.inputs))
-    yield Call(client="tritonclient", text=snippets.triton(url, spec.name, spec.inputs, spec.outputs))
+        yield Call(client="curl", text=snippets.curl(url, spec.name, spec.inputs, spec.example))
+        yield Call(client="Python alone", text=snippets.python(url, spec.name, spec.inputs, spec.example))
+    yield Call(client="tritonclient", text=snippets.triton(url, spec.name, spec.inputs, spec.outputs, spec.example))
