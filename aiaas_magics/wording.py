@@ -17,9 +17,10 @@ _CALLING: Final = re.compile(
     r"\AException encountered when calling (?P<what>[\w.]+\(\))\.?\s*(?P<said>.*?)\s*(?:Arguments received by .*)?\Z", re.DOTALL
 )
 _LINE: Final = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)$')
+_PLACE: Final = re.compile(r"\[\[\{\{node (?P<node>[^}]+)\}\}.*?\]\]", re.DOTALL)
 _NODE: Final = re.compile(r"^Detected at node (?P<node>\S+)")
 # A graph that was loaded has no lines of code; TensorFlow says so in their place.
-_NOISE: Final = re.compile(r"\[\[.*?\]\]|\[Op:\w+\]|\{\{function_node [^}]*\}\}|<stack traces unavailable>")
+_NOISE: Final = re.compile(r"\[\[.*?\]\]|\[Op:[^\]]+\]|\{\{function_node [^}]*\}\}|<stack traces unavailable>")
 _ROOTS: Final = re.compile(r"\d+ root error\(s\) found\.\s*\(0\)\s*(?:[A-Z_]+:)?(?P<said>.*?)\(1\)", re.DOTALL)
 
 
@@ -37,6 +38,8 @@ def told(error: BaseException) -> str:
     message = _COLOUR.sub("", str(error)).strip()
     if message.startswith(GRAPH):
         return _of_graph(message)
+    if place := _PLACE.search(message):  # a graph that was loaded, or a `tf.function` called by itself
+        return f"{' '.join(_NOISE.sub('', message[: place.start()]).split())} (at the operation {place['node']})"
     wrapped = _CALLING.match(message)
     return f"{wrapped['said']} (in {wrapped['what']})" if wrapped and wrapped["said"] else message
 

@@ -118,10 +118,12 @@ def test_a_way_that_takes_too_long_or_breaks_is_a_row_and_leaves_nothing_running
     single = Execution(engine="tensorflow", strategy="single")
     broken = keras.Sequential([keras.Input((8,)), Breaks(), keras.layers.Dense(1)])
     broken.compile("sgd", "mse")
+    unmeasured = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3), keras.layers.Dense(1)])  # by no test of this session
+    unmeasured.compile("sgd", "mse")
 
     [breaks] = backend.plan(broken, x, y, execution=single).candidates
     monkeypatch.setattr(planning, "MOST_S", 0.0)
-    found = backend.plan(small_model(), x, y, execution=single)
+    found = backend.plan(unmeasured, x, y, execution=single)
 
     assert "no step can be made" in breaks.why
     assert [one.why for one in found.candidates] == ["measuring it takes more than 0 s"]

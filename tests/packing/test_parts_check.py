@@ -85,7 +85,7 @@ def test_spmd_is_offered_where_jax_can_train_the_model() -> None:
 
 def test_a_bare_variable_is_announced_with_the_size_of_worker_0s() -> None:
     x = joining.table()["x"][: joining.ROWS]
-    whole, half = x.max(axis=0), x[::2].max(axis=0)
+    whole, half = x.max(axis=0), x[: joining.ROWS // 2].max(axis=0)
 
     [said] = announcements(joining.subclassed(joining.Remembering), joining.table(), 2)
 
