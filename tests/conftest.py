@@ -24,6 +24,8 @@ os.environ.pop("AIAAS_TOKEN", None)
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("here")
 
+ENDED_S = 5.0  # what waits for a launcher hears of its end a moment later
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if lanes.is_quick(config):
@@ -46,7 +48,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from aiaas_magics.client import embedded
 
     embedded.stop_local()
-    left = processes_of(folder)
+    _, left = psutil.wait_procs(processes_of(folder), timeout=ENDED_S)
     for process in left:
         process.kill()
     assert left == [], f"left behind: {left}"

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 import aiaas_magics
+from aiaas_magics.backend.workers.attempt import Running, read_value
 from aiaas_magics.client import embedded
 from aiaas_magics.client.job import Job
 from aiaas_magics.events import AttemptStarted, Checkpointed, Entry, WorkerLost, WorkerStarted
@@ -38,7 +39,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("AIAAS_HOME", str(folder))
         yield folder
         embedded.stop_local()
-        wait_until(lambda: not processes_of(folder), "processes were left behind")
+        wait_until(lambda: not processes_of(folder), f"left behind: {processes_of(folder)}")
 
 
 @pytest.fixture
@@ -52,10 +53,10 @@ def own_home(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 def workers_in(folder: Path) -> list[psutil.Process]:
     """Living children of the launchers in `folder`."""
     workers: list[psutil.Process] = []
-    for process in processes_of(folder):
+    for file in folder.rglob("launcher.json"):
+        running = read_value(file, Running)
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "aiaas_magics.backend.workers.launcher" in process.cmdline():
-                workers += process.children()
+            workers += psutil.Process(running.process.pid).children() if running is not None else []
     return [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
 
 

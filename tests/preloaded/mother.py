@@ -52,21 +52,29 @@ def _connected(folder: Path) -> socket.socket:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with contextlib.suppress(OSError):
             return _connect(folder)
-        with (folder / "mother.log").open("ab") as log:
-            subprocess.Popen(
-                # As text: a traceback of a worker would show the frames of a file as the user's.
-                [sys.executable, "-P", "-c", Path(__file__).read_text(), str(folder), os.environ["AIAAS_TEST_SESSION"]],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        if (pid := os.fork()) == 0:  # so that it is nobody's child: a launcher's children are its workers
+            _start(folder)
+            os._exit(0)
+        os.waitpid(pid, 0)
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
                 return _connect(folder)
             time.sleep(0.02)
     raise TimeoutError(f"no mother of launchers came up: {(folder / 'mother.log').read_text()[-500:]}")
+
+
+def _start(folder: Path) -> None:
+    with (folder / "mother.log").open("ab") as log:
+        subprocess.Popen(
+            # As text: a traceback of a worker would show the frames of a file as the user's.
+            [sys.executable, "-P", "-c", Path(__file__).read_text(), str(folder), os.environ["AIAAS_TEST_SESSION"]],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=folder,  # not that of a server whose folder is looked through for processes that are left
+        )
 
 
 def _connect(folder: Path) -> socket.socket:
@@ -118,7 +126,10 @@ class Mother:
         connection, _ = self._listener.accept()
         line, descriptors, _, _ = socket.recv_fds(connection, 65536, 3)
         while not line.endswith(b"\n"):
-            line += connection.recv(65536)
+            if not (more := connection.recv(65536)):  # killed while it asked
+                connection.close()
+                return
+            line += more
         request = json.loads(line)
         is_same = request["settings"] == settings
         pid = 0
