@@ -167,7 +167,7 @@ def _parts(model: Any, parts: int) -> Iterator[str]:
 
 
 def _has_own_step(model: Any) -> bool:
-    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+    from aiaas_magics.internals.keras import TensorFlowTrainer
 
     return type(model).train_step is not TensorFlowTrainer.train_step
 
@@ -225,7 +225,8 @@ def _rows(arguments: Mapping[str, Any]) -> int:
 
 def _looks_at_batches(callback: Any) -> bool:
     import keras
-    from keras.src.utils import python_utils
+
+    from aiaas_magics.internals.keras import python_utils
 
     if isinstance(callback, keras.callbacks.ModelCheckpoint):
         return bool(callback.save_freq != "epoch")
@@ -234,7 +235,7 @@ def _looks_at_batches(callback: Any) -> bool:
 
 
 def _steps(model: Any) -> Iterator[str]:
-    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+    from aiaas_magics.internals.keras import TensorFlowTrainer
 
     own = [
         name for name in ("train_step", "test_step", "compute_loss") if getattr(type(model), name) is not getattr(TensorFlowTrainer, name)

@@ -211,6 +211,8 @@ def _named_outputs(model: Any, found: Any) -> dict[str, Any]:
     import keras
     import tensorflow as tf
 
+    from aiaas_magics.internals.keras import to_snake_case
+
     flat = keras.tree.flatten(found)
     if any(leaf is None for leaf in flat):
         raise CannotServe(f"Model {model.name!r} cannot be served: None is among its outputs. Let call return tensors only.")
@@ -220,7 +222,7 @@ def _named_outputs(model: Any, found: Any) -> dict[str, Any]:
         given = list(getattr(model, "output_names", None) or [])
     if len(given) != len(flat):
         given = ["output"] * len(flat)
-    automatic = frozenset({"output", *(keras.src.utils.naming.to_snake_case(type(layer).__name__) for layer in model._flatten_layers())})
+    automatic = frozenset({"output", *(to_snake_case(type(layer).__name__) for layer in model._flatten_layers())})
     names = unique_names(given, "output", frozenset() if isinstance(found, Mapping) else automatic)
     # numpy has no bfloat16, and neither have the clients.
     plain = [tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tf.convert_to_tensor(tensor) for tensor in flat]
@@ -293,7 +295,8 @@ def _move(why: str, function: Any) -> str:
 def _onnx(model: Any, function: Any, folder: Path) -> bytes:
     import onnx
     import tf2onnx
-    from keras.src.export.tf2onnx_lib import patch_tf2onnx
+
+    from aiaas_magics.internals.keras import patch_tf2onnx
 
     patch_tf2onnx()
     proto, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature)
@@ -336,7 +339,7 @@ def _check_answers(artefact: bytes, rows: Mapping[str, np.ndarray], found: Mappi
 
 
 def _saved_model(model: Any, function: Any, folder: Path) -> bytes:
-    from keras.src.export.saved_model import ExportArchive
+    from aiaas_magics.internals.keras import ExportArchive
 
     archive = ExportArchive()
     archive.track(model)
