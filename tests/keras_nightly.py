@@ -24,8 +24,9 @@ TESTS: Final = (
     ("a fit and its result", ("tests/packing/test_round_trip.py", "tests/packing/test_results.py")),
     ("small fits by workers", ("tests/training/test_attempts.py",)),
 )
+PYTEST: Final = ("-q", "-p", "no:cacheprovider", "-m", "not nightly", "--tb=no", "-rfE")
 MOST_S: Final = 1200  # guess: ten times what they take
-SHOWN: Final = 40  # guess: lines of a summary that are read
+SHOWN: Final = 40  # guess: reasons that are read
 
 
 def main() -> int:
@@ -33,10 +34,10 @@ def main() -> int:
     python = environment()
     if python is None:
         return 0
-    version = output(python, "-c", "import keras; print(keras.__version__)").strip().splitlines()[-1:]
-    print(f"{KERAS}: Keras {' '.join(version) or 'cannot be imported'}")
+    version = re.search(r"^version=(\S+)", output(python, "-c", "import keras; print(f'version={keras.__version__}')"), re.MULTILINE)
+    print(f"{KERAS}: Keras {version[1] if version else 'cannot be imported'}")
     for what, files in TESTS:
-        report(what, output(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not nightly", *files))
+        report(what, output(python, "-m", "pytest", *PYTEST, *files))
     return 0
 
 
@@ -59,21 +60,25 @@ def environment() -> Path | None:
 
 def output(python: Path, *arguments: str) -> str:
     """What a program says, with its errors; an endless one is ended."""
-    settings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    settings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"TF_CPP_MIN_LOG_LEVEL": "3", "COLUMNS": "400"}
     try:
         done = subprocess.run([python, *arguments], cwd=HERE, env=settings, capture_output=True, text=True, timeout=MOST_S, check=False)
     except subprocess.TimeoutExpired:
-        return f"FAILED: not done after {MOST_S} s"
+        return f"FAILED everything - not done after {MOST_S} s"
     return done.stdout + done.stderr
 
 
 def report(what: str, said: str) -> None:
-    broken = [line for line in said.splitlines() if re.match(r"FAILED|ERROR|.*PrivateNameGone:", line)]
-    last = next((line for line in reversed(said.splitlines()) if re.search(r"passed|failed|error", line)), "nothing ran")
+    """What broke, each reason once, with one of its tests."""
+    reasons: dict[str, list[str]] = {}
+    for test, reason in re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", said, re.MULTILINE):
+        reasons.setdefault(reason.strip() or test, []).append(test)
+    last = next((line for line in reversed(said.splitlines()) if re.search(r"\d+ (passed|failed|error)", line)), "nothing ran")
     print(f"\n{what}: {last.strip('= ')}")
-    print("\n".join(broken[:SHOWN]))
-    if len(broken) > SHOWN:
-        print(f"and {len(broken) - SHOWN} more")
+    for reason, tests in list(reasons.items())[:SHOWN]:
+        print(f"  {len(tests)} x {reason[:300]}, in {tests[0]}")
+    if len(reasons) > SHOWN:
+        print(f"  and {len(reasons) - SHOWN} other reasons")
 
 
 if __name__ == "__main__":

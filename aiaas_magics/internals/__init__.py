@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -18,7 +19,7 @@ from aiaas_magics.errors import PrivateNameGone
 
 
 def find(framework: str, path: str) -> Any:
-    """What `path` names: a module, or with a colon something in it.
+    """What `path` names: a module, or with a colon something in it; of names with a bar between them the first that is there.
 
     Raises:
         PrivateNameGone: the version that is installed has no such thing.
@@ -26,7 +27,8 @@ def find(framework: str, path: str) -> Any:
     module, _, name = path.partition(":")
     try:
         found = importlib.import_module(module)
-        return getattr(found, name) if name else found
+        names = name.split("|")
+        return getattr(found, next((one for one in names if hasattr(found, one)), names[0])) if name else found
     except (ModuleNotFoundError, AttributeError) as error:
         missing = getattr(error, "name", None)
         if isinstance(error, ModuleNotFoundError) and not module.startswith(str(missing)):
@@ -43,6 +45,10 @@ def look_up(framework: str, paths: Mapping[str, str], name: str, into: dict[str,
 
 
 def installed(framework: str) -> str:
+    """The version that runs, or else the one that would."""
+    running = getattr(sys.modules.get(framework), "__version__", None)
+    if running is not None:
+        return str(running)
     for distribution in (framework, f"{framework}-cpu", f"{framework}-nightly"):
         try:
             return metadata.version(distribution)

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from aiaas_magics.internals import look_up
 
-# Behind a colon stands a name in a module; without one it is the module itself.
+# Behind a colon stands a name in a module; without one it is the module itself. A bar: of the releases before and after.
+# Keras 3.16 calls the trainers of all backends `Trainer`.
 PATHS: Final[Mapping[str, str]] = {
     "backend": "keras.src.backend",
     "global_state": "keras.src.backend.common.global_state",
@@ -18,10 +19,10 @@ PATHS: Final[Mapping[str, str]] = {
     "set_keras_mask": "keras.src.backend.common.masking:set_keras_mask",
     "backend_config": "keras.src.backend.config",
     "jax_trainer": "keras.src.backend.jax.trainer",
-    "JAXTrainer": "keras.src.backend.jax.trainer:JAXTrainer",
+    "JAXTrainer": "keras.src.backend.jax.trainer:JAXTrainer|Trainer",
     "TFOptimizer": "keras.src.backend.tensorflow.optimizer:TFOptimizer",
     "tf_trainer": "keras.src.backend.tensorflow.trainer",
-    "TensorFlowTrainer": "keras.src.backend.tensorflow.trainer:TensorFlowTrainer",
+    "TensorFlowTrainer": "keras.src.backend.tensorflow.trainer:TensorFlowTrainer|Trainer",
     "CallbackList": "keras.src.callbacks.callback_list:CallbackList",
     "ExportArchive": "keras.src.export.saved_model:ExportArchive",
     "patch_tf2onnx": "keras.src.export.tf2onnx_lib:patch_tf2onnx",

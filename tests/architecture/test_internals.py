@@ -10,6 +10,7 @@ import pytest
 from test_imports import HOMES, modules, parsed
 
 from aiaas_magics.internals import jax, keras, tensorflow
+from tests import keras_nightly
 
 PLACES = tuple({*HOMES["keras"], *HOMES["tensorflow"]})
 # Of other libraries, or no attribute at all.
@@ -74,3 +75,17 @@ def test_a_table_has_no_path_that_nobody_imports(module: object) -> None:
     }
 
     assert module.PATHS.keys() - imported == set()  # type: ignore[attr-defined]
+
+
+def test_the_report_on_another_keras_says_each_reason_once(capsys: pytest.CaptureFixture[str]) -> None:
+    gone = "PrivateNameGone: no Trainer"
+    said = f"FAILED a.py::one[x y] - {gone}\nERROR a.py::two - {gone}\nFAILED b.py::three\n2 failed, 1 error in 3s\n"
+
+    keras_nightly.report("small fits", said)
+
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "small fits: 2 failed, 1 error in 3s",
+        "  2 x PrivateNameGone: no Trainer, in a.py::one[x y]",
+        "  1 x b.py::three, in b.py::three",
+    ]
