@@ -12,7 +12,7 @@ BUILD := build
 # Much of the suite waits for processes, so that two files run side by side on two cores; `tests/lanes.py` orders them.
 PYTEST := $(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo quick test nightly conformance equivalence lab check lint types architecture audit bench soak notebooks docs clean
+.PHONY: help demo quick test nightly keras conformance equivalence lab check lint types architecture audit bench soak notebooks docs clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,10 @@ test: $(VENV)/.ready  ## what every change must pass: under 12 minutes on two co
 nightly: $(VENV)/.ready equivalence  ## the long rest: whole equivalence, long fuzz, every notebook, soak
 	$(PYTEST) -m nightly $(PYTEST_OPTIONS)
 	$(RUN) -m benchmarks.soak
+	$(RUN) -m tests.keras_nightly
+
+keras: $(VENV)/.ready  ## a report: what keras-nightly, or AIAAS_KERAS='keras==3.16.*', would break
+	$(RUN) -m tests.keras_nightly
 
 conformance: $(VENV)/.ready  ## clients of other servers, each in an environment of its own, against ours
 	$(RUN) -m pytest -q tests/conformance
@@ -71,4 +75,4 @@ soak: $(VENV)/.ready  ## ten minutes of serving at 70 % load: no error, no growt
 	$(RUN) -m benchmarks.soak
 
 clean:
-	rm -rf $(BUILD) $(VENV) .conformance .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(BUILD) $(VENV) .conformance .keras_nightly .pytest_cache .mypy_cache .ruff_cache

@@ -16,6 +16,7 @@ library's failure into one of them, is decided where that library lives.
     │   ├── JobStillRunning       the model is being trained elsewhere
     │   ├── ChangedTooMuch        fewer bits change a model's answers beyond the limit
     │   ├── ResultMismatch        a result that does not fit the model
+    │   ├── PrivateNameGone       a framework's release that we do not fit
     │   └── VersionSkew           the two sides cannot understand each other
     ├── CellError             fix the cell
     │   └── RemoteTrainingError   the user's code raised in a worker
@@ -93,6 +94,7 @@ from aiaas_magics.errors.usage import (
     JobStillRunning,
     NotCompiled,
     NotOnJax,
+    PrivateNameGone,
     ResultMismatch,
     UnknownName,
     UsageError,
@@ -127,6 +129,7 @@ __all__ = [
     "NotOnJax",
     "NotScaled",
     "OutOfMemory",
+    "PrivateNameGone",
     "ProofFailed",
     "RecordsUnreadable",
     "RemoteTrainingError",

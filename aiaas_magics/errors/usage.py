@@ -130,6 +130,20 @@ class ResultMismatch(UsageError):
         return f"The result does not fit model {self.model!r}: {self.how}. {self.move}"
 
 
+class PrivateNameGone(UsageError):
+    """A framework's release without something of its inside that we use. `path` is where it was, `supported` what to install."""
+
+    def __init__(self, framework: str, version: str, path: str, supported: str) -> None:
+        super().__init__(framework, version, path, supported)
+        self.framework, self.version, self.path, self.supported = framework, version, path, supported
+
+    def __str__(self) -> str:
+        return (
+            f"{self.framework} {self.version} has no {self.path.replace(':', '.')}, which aiaas_magics builds on. "
+            f"Install {self.supported!r}, or a newer aiaas_magics."
+        )
+
+
 class VersionSkew(UsageError):
     """The two sides run versions that cannot exchange a fit call."""
 

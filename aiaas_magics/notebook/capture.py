@@ -167,7 +167,7 @@ def _cell_of(function: Any) -> types.CellType | None:
 
 
 def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
-    from keras.src.utils.traceback_utils import filter_traceback
+    from aiaas_magics.internals.keras import filter_traceback
 
     filtered: Callable[..., Any] = filter_traceback(function)
     return filtered

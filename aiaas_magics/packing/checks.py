@@ -226,7 +226,7 @@ def is_built(model: Any) -> bool:
 
 
 def _build_by_symbols(model: Any, batch: Any) -> None:
-    from keras.src import backend
+    from aiaas_magics.internals.keras import backend
 
     if not is_built(model):  # as plain `fit` builds it; Keras' own symbolic build leaves out what is called in training only
         backend.compute_output_spec(model, batch[0], training=True)
@@ -281,7 +281,7 @@ def _first_rows(batch: Any, arguments: Mapping[str, Any] | None) -> tuple[Any, A
 
 def _check_fit(model: Any, batch: Any) -> None:
     """What `_symbolic_build` leaves out for a model that is built: does this data go through it?"""
-    from keras.src import backend
+    from aiaas_magics.internals.keras import backend
 
     x, y, sample_weight = batch
     if model._compile_loss is None:
@@ -295,7 +295,7 @@ def _check_fit(model: Any, batch: Any) -> None:
 
 def _added_losses(model: Any, x: Any, y: Any, sample_weight: Any) -> Any:
     """The loss of a call that collects what layers add by `add_loss`, which Keras' symbolic calls do not."""
-    from keras.src import backend
+    from aiaas_magics.internals.keras import backend
 
     with backend.StatelessScope(collect_losses=True):
         y_pred = model(x, training=True)
@@ -305,7 +305,8 @@ def _added_losses(model: Any, x: Any, y: Any, sample_weight: Any) -> Any:
 def _declared_outputs(model: Any, x: Any) -> Any:
     """The outputs of a functional graph whose inputs are exactly like `x`: then going through its layers again tells nothing new."""
     import keras
-    from keras.src.models.functional import Functional
+
+    from aiaas_magics.internals.keras import Functional
 
     graph = getattr(model, "_functional", None) or model
     if not isinstance(graph, Functional):
@@ -319,7 +320,7 @@ def _declared_outputs(model: Any, x: Any) -> Any:
 
 
 def _has_own_step(model: Any) -> bool:
-    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+    from aiaas_magics.internals.keras import TensorFlowTrainer
 
     return type(model).train_step is not TensorFlowTrainer.train_step
 

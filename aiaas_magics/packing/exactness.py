@@ -166,7 +166,7 @@ def _parts(model: Any, parts: int) -> Iterator[str]:
 
 
 def _has_own_step(model: Any) -> bool:
-    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+    from aiaas_magics.internals.keras import TensorFlowTrainer
 
     return type(model).train_step is not TensorFlowTrainer.train_step
 
@@ -196,7 +196,7 @@ def _data(arguments: Mapping[str, Any], workers: int) -> Iterator[str]:
 
 
 def _steps(model: Any) -> Iterator[str]:
-    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+    from aiaas_magics.internals.keras import TensorFlowTrainer
 
     own = [
         name for name in ("train_step", "test_step", "compute_loss") if getattr(type(model), name) is not getattr(TensorFlowTrainer, name)

@@ -247,8 +247,7 @@ def unpack(payload: bytes, arrays: Sequence[np.ndarray]) -> UnpackedFitCall:
     callbacks = tuple(root["callbacks"])
     arguments = {**with_texts_as_tensors(root["arguments"]), "callbacks": list(callbacks)}
     if root["seed"] is not None:
-        from keras.src.backend.common import global_state
-        from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+        from aiaas_magics.internals.keras import GLOBAL_SEED_GENERATOR, global_state
 
         global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, root["seed"])
     call = UnpackedFitCall(
@@ -265,7 +264,8 @@ def unpack(payload: bytes, arrays: Sequence[np.ndarray]) -> UnpackedFitCall:
 def flat_callbacks(callbacks: Any) -> list[Any]:
     """The user's callbacks as a flat list, however `fit` was given them."""
     import keras
-    from keras.src.callbacks.callback_list import CallbackList
+
+    from aiaas_magics.internals.keras import CallbackList
 
     if callbacks is None:
         return []
@@ -277,7 +277,7 @@ def flat_callbacks(callbacks: Any) -> list[Any]:
 
 def _known_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """`arguments` as `fit` would bind them; raises `TypeError` for an unknown one, as `fit` would."""
-    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+    from aiaas_magics.internals.keras import TensorFlowTrainer
 
     signature = inspect.signature(inspect.unwrap(TensorFlowTrainer.fit))
     bound = signature.bind(None, **arguments)
@@ -296,8 +296,9 @@ def _settings() -> dict[str, Any]:
     """Keras' global settings that a fit depends on."""
     import keras
     import tensorflow as tf
-    from keras.src.backend import config
-    from tensorflow.python.framework.config import is_op_determinism_enabled
+
+    from aiaas_magics.internals.keras import backend_config as config
+    from aiaas_magics.internals.tensorflow import is_op_determinism_enabled
 
     return {
         "floatx": keras.config.floatx(),
@@ -314,7 +315,8 @@ def _settings() -> dict[str, Any]:
 def apply_settings(settings: Mapping[str, Any]) -> None:
     """The kernel's settings, in a worker."""
     import keras
-    from keras.src.backend import config
+
+    from aiaas_magics.internals.keras import backend_config as config
 
     keras.config.set_floatx(settings["floatx"])
     keras.config.set_epsilon(settings["epsilon"])
@@ -334,8 +336,7 @@ def apply_settings(settings: Mapping[str, Any]) -> None:
 
 def _global_seed() -> Any:
     """The generator that draws for random ops without a seed, when it was used already."""
-    from keras.src.backend.common import global_state
-    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+    from aiaas_magics.internals.keras import GLOBAL_SEED_GENERATOR, global_state
 
     return global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
 

@@ -321,13 +321,13 @@ def _is_library_code(module: str | None) -> bool:
 
 
 def _registered_name(obj: Any) -> str | None:
-    from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
+    from aiaas_magics.internals.keras import GLOBAL_CUSTOM_NAMES
 
     return GLOBAL_CUSTOM_NAMES.get(obj) if isinstance(obj, (type, types.FunctionType)) else None
 
 
 def _register(registrations: Sequence[tuple[str, Any]]) -> None:
-    from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES, GLOBAL_CUSTOM_OBJECTS
+    from aiaas_magics.internals.keras import GLOBAL_CUSTOM_NAMES, GLOBAL_CUSTOM_OBJECTS
 
     for name, obj in registrations:
         GLOBAL_CUSTOM_OBJECTS[name] = obj

@@ -80,7 +80,7 @@ def _tf_function(python_function: Callable[..., Any], options: dict[str, Any]) -
 
 
 def _dynamic_backend(name: str) -> Any:
-    from keras.src.utils.backend_utils import DynamicBackend
+    from aiaas_magics.internals.keras import DynamicBackend
 
     return DynamicBackend(name)
 
@@ -169,16 +169,15 @@ def _reduce_tensorboard(_: Pickling, obj: Any) -> Any:
 
 
 # Of the fit before; `set_model` and `on_train_begin` make them anew.
-TENSORBOARD_RUN: Final = frozenset({"_model", "_train_step", "_val_step", "_batch_trace_context", "_summary_module"})
+TENSORBOARD_RUN: Final = frozenset({"_model", "_batch_trace_context", "_summary_module"})
 
 
 def reducers() -> list[tuple[Any, Callable[[Pickling, Any], Any]]]:
     import keras
     import tensorflow as tf
-    from keras.src.utils.backend_utils import DynamicBackend
-    from keras.src.utils.tracking import TrackedDict, TrackedList, TrackedOrderedDict, TrackedSet, Tracker
-    from tensorflow.python.eager.polymorphic_function.polymorphic_function import Function as TfFunction
-    from tensorflow.python.trackable.data_structures import ListWrapper, _DictWrapper
+
+    from aiaas_magics.internals.keras import DynamicBackend, TrackedDict, TrackedList, TrackedOrderedDict, TrackedSet, Tracker
+    from aiaas_magics.internals.tensorflow import ListWrapper, TfFunction, _DictWrapper
 
     return [
         ((TrackedList, TrackedDict, TrackedOrderedDict, TrackedSet), _reduce_collection),

@@ -78,7 +78,7 @@ def scopes_kept() -> Iterator[None]:
     Keras 3.15 pushes a scope before TensorFlow refuses its name (backend/tensorflow/core.py, name_scope.__enter__), and never
     takes it away: every variable that the kernel makes afterwards would have the refused name in its own.
     """
-    from keras.src.backend.common import global_state
+    from aiaas_magics.internals.keras import global_state
 
     stack: list[Any] = global_state.get_global_attribute("name_scope_stack", default=[], set_to_default=True)
     before = list(stack)
@@ -126,8 +126,8 @@ def _is_variable(obj: Any) -> bool:
 def _objects_in(model: Any) -> Iterator[tuple[str, Any]]:
     """Keras objects below `model`, and the variables that hang on them and are none that training moves."""
     import keras
-    from keras.src.backend.common import global_state
-    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+
+    from aiaas_magics.internals.keras import GLOBAL_SEED_GENERATOR, global_state
 
     parts = (keras.Layer, keras.random.SeedGenerator)
     trained = {id(variable) for layer in model._flatten_layers() for variable in layer._trainable_variables}

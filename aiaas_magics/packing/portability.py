@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from aiaas_magics.internals.keras import TENSORFLOW_BACKEND
 from aiaas_magics.packing import helpers, probing
 from aiaas_magics.packing.closures import codes, value_of_name
 from aiaas_magics.packing.data import PARTS, all_leaves
@@ -40,7 +41,7 @@ def why_not(model: Any, arguments: Mapping[str, Any], code: Iterable[Any]) -> st
 
 
 def _reasons(model: Any, arguments: Mapping[str, Any], code: Iterable[Any]) -> Iterator[str]:
-    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+    from aiaas_magics.internals.keras import TensorFlowTrainer
 
     own = [name for name in STEPS if getattr(type(model), name) is not getattr(TensorFlowTrainer, name)]
     if own:
@@ -108,7 +109,7 @@ def _uses(function: types.FunctionType) -> Iterator[str]:
 def is_tensorflow(obj: Any) -> bool:
     """Whether `obj` is TensorFlow's, or Keras' own code for it."""
     name = obj.__name__ if type(obj) is types.ModuleType else probing.attribute(obj if _is_code(obj) else type(obj), "__module__", "")
-    return str(name).partition(".")[0] == "tensorflow" or str(name).startswith("keras.src.backend.tensorflow")
+    return str(name).partition(".")[0] == "tensorflow" or str(name).startswith(TENSORFLOW_BACKEND)
 
 
 def _is_code(obj: Any) -> bool:

@@ -158,7 +158,7 @@ def _named(code: Sequence[Any]) -> Iterator[None]:
 
 def _by_name(code: Sequence[Any], mentioned: frozenset[str]) -> dict[str, Any]:
     """The user's classes and functions under the names by which a config mentions them."""
-    from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
+    from aiaas_magics.internals.keras import GLOBAL_CUSTOM_NAMES
 
     found: dict[str, Any] = {}
     for obj in code:
@@ -223,7 +223,8 @@ class _Pickler(fitcall_pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         from keras import Layer, Metric
-        from keras.src.saving.keras_saveable import KerasSaveable
+
+        from aiaas_magics.internals.keras import KerasSaveable
 
         if portability.is_tensorflow(obj):
             name = getattr(obj, "__name__", type(obj).__name__)

@@ -212,7 +212,7 @@ def _history(result: FitResult, model: Any) -> Any:
 
 def _build(result: FitResult, model: Any) -> None:
     """Make the variables that `model` has not got yet, as the trained one was built."""
-    from keras.src import backend
+    from aiaas_magics.internals.keras import backend
 
     try:
         if model.compiled:

@@ -176,7 +176,7 @@ def rows_for(model: Any, interface: Interface, x: Any, path: str) -> dict[str, n
 
 
 def _is_functional(model: Any) -> bool:
-    from keras.src.models.functional import Functional
+    from aiaas_magics.internals.keras import Functional
 
     return isinstance(model, Functional) or getattr(model, "_functional", None) is not None
 

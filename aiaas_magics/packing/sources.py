@@ -84,7 +84,8 @@ class GraphSource(Source):
     def built(self) -> Any:
         """The dataset again, in the state in which it was packed: a seeded shuffle gives the order it would have given there."""
         import tensorflow as tf
-        from tensorflow.python.data.ops import dataset_ops
+
+        from aiaas_magics.internals.tensorflow import dataset_ops
 
         graph = tf.compat.v1.GraphDef.FromString(self.graph)
         nodes = dict(enumerate(_nodes(graph)))
@@ -118,7 +119,8 @@ class Stream:
     def one_pass(self) -> Iterator[bytes]:
         """One pass over the data, batch by batch, as bytes; an error is the user's own with its traceback."""
         import tensorflow as tf
-        from tensorflow.python.data.util import structure
+
+        from aiaas_magics.internals.tensorflow import structure
 
         for batch in self._batches():
             if self.on_first is not None:
@@ -150,7 +152,8 @@ def with_empty_optionals(batch: Any) -> Any:
 def sent_tensors(element: Any, spec: Any) -> list[Any]:
     """The tensors of an element one by one; those of an input that is always None are left out, having no bytes."""
     import tensorflow as tf
-    from tensorflow.python.data.util import structure
+
+    from aiaas_magics.internals.tensorflow import structure
 
     pairs = zip(tf.nest.flatten(spec), structure.to_tensor_list(spec, element), strict=True)
     return [tensor for leaf, tensor in pairs if not isinstance(leaf, tf.OptionalSpec)]
@@ -321,7 +324,8 @@ def _x_of(spec: Any) -> Any:
 def _adapted(value: Any, name: str, *, shuffle: bool = False) -> Any:
     """Keras' own adapter of `value`; one that has looked into a generator stays with it."""
     import keras
-    from keras.src.trainers import data_adapters
+
+    from aiaas_magics.internals.keras import data_adapters
 
     known = _peeked.get(value) if isinstance(value, types.GeneratorType) else None
     if known is not None:

@@ -37,15 +37,15 @@ def is_keras_object(obj: Any) -> bool:
     a model of a few hundred layers would exceed the recursion limit.
     """
     from keras import KerasTensor
-    from keras.src.ops.node import Node
-    from keras.src.saving.keras_saveable import KerasSaveable
+
+    from aiaas_magics.internals.keras import KerasSaveable, Node
 
     return isinstance(obj, (KerasSaveable, KerasTensor, Node)) and not isinstance(obj, type)
 
 
 def is_functional(obj: Any) -> bool:
     """Whether Keras has made `obj` of a graph, perhaps through a subclass of `keras.Model`."""
-    from keras.src.models.functional import Functional
+    from aiaas_magics.internals.keras import Functional
 
     return isinstance(obj, Functional)
 
@@ -57,8 +57,8 @@ def shell(cls: type, functional: bool = False) -> Any:
     A class of an installed package that is imported here has made none.
     """
     from keras import Layer
-    from keras.src.models.functional import Functional
-    from keras.src.models.model import inject_functional_model_class
+
+    from aiaas_magics.internals.keras import Functional, inject_functional_model_class
 
     if functional and not issubclass(cls, Functional):
         inject_functional_model_class(cls)
@@ -102,9 +102,8 @@ def settle(obj: Any) -> None:
     """Build again what is keyed by ids, when every object of the graph has its state."""
     import tensorflow as tf
     from keras import Optimizer
-    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
-    from keras.src.ops.function import Function, make_node_key
-    from keras.src.utils.tracking import Tracker
+
+    from aiaas_magics.internals.keras import Function, TensorFlowTrainer, Tracker, make_node_key
 
     if isinstance(obj, Tracker):
         obj.stored_ids = {name: {id(value) for value in store} for name, (_, store) in obj.config.items()}

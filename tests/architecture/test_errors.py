@@ -35,6 +35,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "NotOnJax": ("Model has its own train_step, written for TensorFlow",),
     "NotScaled": ("churn", 4, 2, "no memory is left"),
     "OutOfMemory": ("7", 1, "killed by signal 9, the machine's out-of-memory count rose"),
+    "PrivateNameGone": ("keras", "3.17.0", "keras.src.trainers.epoch_iterator:EpochIterator", "keras<3.16,>=3.15.1"),
     "ProofFailed": ("churn", "onnx", 0.25, "output 'y', row 3"),
     "RecordsUnreadable": ("state", "the file is damaged (file is not a database)"),
     "RemoteTrainingError": (ErrorReport(type="ValueError", message="bad", ranks=(0, 1)),),

@@ -37,6 +37,7 @@ BASE = {
     "printout",
     "environment",
     "wording",
+    "internals",
 }
 
 # room -> rooms it may import from, itself and the base aside
@@ -191,6 +192,42 @@ def test_a_library_has_one_home() -> None:
         for target, line in imported(path)
         for library, homes in HOMES.items()
         if target.split(".")[0] == library and not name.startswith(homes)
+    ]
+
+    assert wrong == []
+
+
+PRIVATE = ("keras.src", "tensorflow.python", "tensorflow._api", "jax._src")
+
+
+def test_only_internals_know_where_private_names_are() -> None:
+    """A framework's release that moves one is a change in `internals`; words in a text or a docstring are none."""
+    wrong = []
+    for name, path in modules():
+        if name.startswith("internals/"):
+            continue
+        wrong += [
+            f"{name}:{line} imports {target}" for target, line in imported(path) if f"{target}.".startswith(tuple(f"{p}." for p in PRIVATE))
+        ]
+        for node in ast.walk(parsed(path)):
+            is_path = isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value
+            if is_path and str(node.value).startswith(PRIVATE):
+                wrong.append(f"{name}:{node.lineno} names {node.value}")
+            elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith(PRIVATE):
+                wrong.append(f"{name}:{node.lineno} uses {ast.unparse(node)}")
+
+    assert wrong == []
+
+
+def test_internals_are_for_the_homes_of_their_library() -> None:
+    """They are in the base, where the server could reach them too."""
+    homes = {name: (*HOMES[name], "internals/", "backend/workers/deferred.py") for name in ("keras", "tensorflow", "jax")}
+    wrong = [
+        f"{name}:{line} imports {target}"
+        for name, path in modules()
+        for target, line in imported(path)
+        for library, places in homes.items()
+        if f"{target}.".startswith(f"aiaas_magics.internals.{library}.") and not name.startswith(places)
     ]
 
     assert wrong == []

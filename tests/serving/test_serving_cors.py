@@ -234,6 +234,7 @@ def test_programs_are_answered_as_ever(opened: Rig) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
+@pytest.mark.nightly  # four processes, one after the other
 def test_a_process_with_another_list_is_replaced_and_every_front_end_knows_the_new_one(tmp_path: Path) -> None:
     first = Rig(tmp_path / "state", front_ends=2).__enter__()
     pid = first.host.pid

@@ -16,13 +16,11 @@ from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
-from keras.src import tree
-from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
-from keras.src.trainers.data_adapters import data_adapter_utils
 
 from aiaas_magics.backend.training.exact import Scope, Share, exact_reductions
 from aiaas_magics.backend.training.replaced import replaced
 from aiaas_magics.errors import InvalidSpec
+from aiaas_magics.internals.keras import TensorFlowTrainer, data_adapter_utils, tree
 
 
 class Accumulation:

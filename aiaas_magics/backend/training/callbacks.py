@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import keras
-from keras.src.utils import python_utils
 
 from aiaas_magics.backend.training.channel import Channel
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.events import Notice
+from aiaas_magics.internals.keras import python_utils
 
 # Callbacks that only write files: rank 0 writes them, the others would write the same ones again.
 WRITERS: Final = ("ModelCheckpoint", "CSVLogger", "TensorBoard", "RemoteMonitor")

@@ -17,11 +17,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from keras.src import tree
-from keras.src.backend.tensorflow import trainer as tf_trainer
-from keras.src.trainers.data_adapters import array_slicing
-from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
-from keras.src.trainers.epoch_iterator import EpochIterator
 
 from aiaas_magics.backend.training.engines.hooks import ALONE, DATA, PART
 from aiaas_magics.backend.training.fused import fusable, take
@@ -29,6 +24,7 @@ from aiaas_magics.backend.training.passes import Passes, Reading, Steps, steps_o
 from aiaas_magics.backend.training.plan import Indices, Part, Pass, Plan, whole_executions
 from aiaas_magics.backend.training.replaced import iterators_of, replaced
 from aiaas_magics.backend.training.rows import Rows, rows_of_arrays
+from aiaas_magics.internals.keras import ArrayDataAdapter, EpochIterator, array_slicing, tf_trainer, tree
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

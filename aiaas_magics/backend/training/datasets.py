@@ -18,12 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 import tensorflow as tf
-from keras.src.trainers import data_adapters
-from keras.src.trainers.data_adapters.data_adapter import DataAdapter
-from keras.src.trainers.data_adapters.tf_dataset_adapter import make_class_weight_map_fn
 from msgspec.structs import replace
 from tensorflow.core.protobuf import struct_pb2
-from tensorflow.python.saved_model import nested_structure_coder
 
 from aiaas_magics.backend.feed_folder import FeedFolder, SenderSilent
 from aiaas_magics.backend.training.command import WorkerCommand
@@ -32,6 +28,8 @@ from aiaas_magics.backend.training.engines.hooks import ALONE, DATA, PART
 from aiaas_magics.backend.training.group import Group, RankMissing
 from aiaas_magics.errors import AiaasBug, DataEnded
 from aiaas_magics.frames import Kind, decode, encode
+from aiaas_magics.internals.keras import DataAdapter, data_adapters, make_class_weight_map_fn
+from aiaas_magics.internals.tensorflow import nested_structure_coder
 from aiaas_magics.packing.sources import GraphSource, PickledSource, Source, StreamedSource, in_arguments, received_element, sent_tensors
 
 AHEAD: Final = 4  # batches that rank 0 has ready before it needs them; guess

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import keras
 import tensorflow as tf
-from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
 from aiaas_magics.backend.training.fused import FusedSteps
 from aiaas_magics.backend.training.replaced import replaced
+from aiaas_magics.internals.keras import TensorFlowTrainer
 
 # What makes of a step's logs the metrics of all steps so far; an override may make anything else of them.
 STOCK: Final = ("train_step", "test_step", "compute_metrics", "get_metrics_result", "_get_metrics_result_or_logs")

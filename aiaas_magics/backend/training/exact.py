@@ -21,10 +21,9 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.losses import loss as loss_module
-from keras.src.metrics import reduction_metrics
 
 from aiaas_magics.backend.training.replaced import replaced
+from aiaas_magics.internals.keras import loss_module, reduction_metrics
 
 MEANS = ("sum_over_batch_size", "mean")
 

@@ -19,17 +19,14 @@ from typing import Any, Final
 
 import numpy as np
 import tensorflow as tf
-from keras.src import tree
-from keras.src.trainers.data_adapters import array_slicing
-from tensorflow.python.ops import gen_stateless_random_ops_v2 as stateless
-from tensorflow.python.ops import random_ops_util
-from tensorflow.python.ops.random_ops_util import Algorithm
 
 from aiaas_magics import wording
 from aiaas_magics.backend.training.choice import Choice, Rule, Timing, compile_s, quickest
 from aiaas_magics.backend.training.halves import Halves, NotHalved
 from aiaas_magics.backend.training.plan import Part
 from aiaas_magics.backend.training.replaced import replaced
+from aiaas_magics.internals.keras import array_slicing, tree
+from aiaas_magics.internals.tensorflow import Algorithm, random_ops_util, stateless
 
 LONG_S: Final = 60.0  # a run with so much ahead of it affords to try both forms
 TRIED_S: Final = 0.5  # how long each is tried

@@ -17,9 +17,7 @@ from typing import Any, Final
 
 import keras
 import tensorflow as tf
-from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from msgspec.structs import replace
-from tensorflow.python.framework.config import is_op_determinism_enabled
 
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training import datasets, measure
@@ -44,6 +42,8 @@ from aiaas_magics.backend.training.precision import set_precision
 from aiaas_magics.backend.training.progress import Progress
 from aiaas_magics.backend.training.unpacked import Unpacked
 from aiaas_magics.events import AnyEvent, Candidate, Notice, Planned
+from aiaas_magics.internals.keras import TensorFlowTrainer
+from aiaas_magics.internals.tensorflow import is_op_determinism_enabled
 from aiaas_magics.packing import fitcall
 from aiaas_magics.packing.checks import runs_eagerly
 from aiaas_magics.packing.fitcall import UnpackedFitCall

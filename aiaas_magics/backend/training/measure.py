@@ -15,10 +15,10 @@ from typing import Any, Final
 import keras
 import msgspec
 import numpy as np
-from keras.src import tree
 
 from aiaas_magics.backend.training.group import Group, Spent
 from aiaas_magics.events import Measured
+from aiaas_magics.internals.keras import tree
 from aiaas_magics.spec import MeasureSpec
 
 FEWEST_STEPS: Final = 3  # a repeat of a study is at least this long, whatever the budget

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras.src.models.functional import Functional
+
+from aiaas_magics.internals.keras import Functional
 
 
 def set_precision(model: Any, policy: str) -> None:

@@ -11,11 +11,11 @@ from typing import Any, Final, Protocol
 import numpy as np
 import psutil
 import tensorflow as tf
-from keras.src import tree
-from tensorflow.python.client import device_lib
 
 from aiaas_magics.backend.training.fused import Chunk
 from aiaas_magics.backend.training.plan import Indices, Pass, Plan
+from aiaas_magics.internals.keras import tree
+from aiaas_magics.internals.tensorflow import device_lib
 
 MEMORY_SHARE: Final = 0.2  # of what is free when training begins; validation may take as much again (guess)
 STREAMED_BYTES: Final = 256 * 1024**2  # read ahead at a time, where the whole does not fit (guess)

@@ -18,13 +18,12 @@ import keras
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 
 from aiaas_magics.backend.training.checkpoints import decode_own, encode_own
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.unpacked import Unpacked
 from aiaas_magics.backend.training.variables import copies_of, metric_variables, offset_replicas, offset_seeds
+from aiaas_magics.internals.keras import GLOBAL_SEED_GENERATOR, global_seed_generator, global_state
 from aiaas_magics.packing.variables import check_kept, tensorflow_variable
 from aiaas_magics.spec import TensorSpec
 

@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
-from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+
+from aiaas_magics.internals.keras import GLOBAL_SEED_GENERATOR, global_state
 
 
 def metric_variables(model: Any) -> list[Any]:

@@ -16,16 +16,15 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, Final, Literal
 
+from aiaas_magics.internals import keras, tensorflow
+
 # They bring along scikit-learn, matplotlib, and TensorFlow Lite, which brings JAX.
 SELDOM_USED: Final = frozenset(
     {
         "keras.wrappers",
-        "keras.src.wrappers",
         "keras.visualization",
-        "keras.src.visualization",
-        "tensorflow._api.v2.lite",
-        "tensorflow._api.v2.compat.v1.lite",
-        "tensorflow._api.v2.compat.v2.lite",
+        *keras.SELDOM_USED,
+        *tensorflow.SELDOM_USED,
     }
 )
 

@@ -311,7 +311,7 @@ def preload(modules: Sequence[str]) -> None:
 
 
 def prove_untouched() -> None:
-    from tensorflow.python.eager import context
+    from aiaas_magics.internals.tensorflow import context
 
     existing = context.context_safe()
     if existing is not None and existing._initialized:

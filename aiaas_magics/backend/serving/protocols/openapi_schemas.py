@@ -48,6 +48,9 @@ DATATYPE: Final[Schema] = {"type": "string", "enum": list(DATATYPES.values())}
 TENSOR: Final = fields({"name": STRING, "datatype": DATATYPE, "shape": listed({"type": "integer"})})
 TIMES: Final = fields({"count": COUNT, "ns": COUNT})
 
+# TensorFlow Serving writes them so; Python's parser reads them, JavaScript's does not.
+NOT_FINITE: Final = "Numbers that are not finite are the bare tokens NaN, Infinity and -Infinity"
+
 SCHEMAS: Final[Mapping[str, Schema]] = {
     "Error": fields({"error": STRING}),
     "Text": {**STRING, "description": "A text, sent as UTF-8"},
@@ -58,8 +61,8 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
     "PredictRows": closed({"instances": listed(VALUE, minItems=1)}, {"signature_name": ref("SignatureName")}),
     "PredictColumns": closed({"inputs": VALUE}, {"signature_name": ref("SignatureName")}),
     "PredictAnswer": any_of("PredictedRows", "PredictedColumns"),
-    "PredictedRows": fields({"predictions": listed({})}),
-    "PredictedColumns": fields({"outputs": {}}),
+    "PredictedRows": fields({"predictions": {**listed({}), "description": NOT_FINITE}}),
+    "PredictedColumns": fields({"outputs": {"description": NOT_FINITE}}),
     "Examples": fields({"examples": listed(FREE, minItems=1)}, {"context": FREE, "signature_name": ref("SignatureName")}),
     "ClassifyAnswer": fields({"results": listed(listed(listed({"type": ["string", "number"]}, minItems=2, maxItems=2)))}),
     "RegressAnswer": fields({"results": listed({"type": "number"})}),

@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
-from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from aiaas_magics.backend.training.exact import Scope, Share, exact_reductions
 from aiaas_magics.backend.training.replaced import replaced
 from aiaas_magics.backend.training.variables import metric_variables
+from aiaas_magics.internals.keras import BaseOptimizer
 
 PART, ALONE, DATA = "aiaas_part", "aiaas_alone", "aiaas_data"  # an element of our datasets, and of nobody else's
 

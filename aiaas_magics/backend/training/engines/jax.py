@@ -18,13 +18,6 @@ from typing import Any, Final
 import jax
 import keras
 import numpy as np
-from jax._src import xla_bridge
-from keras.src import tree
-from keras.src.backend.common import global_state
-from keras.src.backend.jax import trainer as jax_trainer
-from keras.src.trainers.data_adapters import array_slicing
-from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
-from keras.src.utils.rng_utils import GLOBAL_RANDOM_SEED
 from msgspec.structs import replace
 
 from aiaas_magics.backend.checkpoint_folder import Place
@@ -46,6 +39,8 @@ from aiaas_magics.backend.training.progress import Progress
 from aiaas_magics.backend.training.replaced import iterators_of, replaced
 from aiaas_magics.errors import NotOnJax
 from aiaas_magics.events import Planned
+from aiaas_magics.internals.jax import xla_bridge
+from aiaas_magics.internals.keras import GLOBAL_RANDOM_SEED, ArrayDataAdapter, array_slicing, global_state, jax_trainer, tree
 from aiaas_magics.packing import fitcall, portable, proof
 from aiaas_magics.packing.layouts import AXES, Axes
 

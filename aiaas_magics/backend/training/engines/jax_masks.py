@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from keras.src import tree
-from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
-from keras.src.backend.jax.trainer import JAXTrainer
-
 from aiaas_magics.backend.training.replaced import replaced
+from aiaas_magics.internals.keras import JAXTrainer, get_keras_mask, set_keras_mask, tree
 
 
 def keeping_masks() -> contextlib.AbstractContextManager[None]:

@@ -15,9 +15,9 @@ from typing import Any, Final
 import jax
 import keras
 import psutil
-from keras.src import tree
 
 from aiaas_magics.backend.training.plan import Indices, Plan
+from aiaas_magics.internals.keras import CONVOLUTIONS, tree
 
 MEMORY_SHARE: Final = 0.2  # of what is free when training begins, for data on all devices together (guess)
 
@@ -99,7 +99,7 @@ def why_one_by_one(model: Any) -> str:
     """
     if jax.default_backend() == "cpu":
         for layer in model._flatten_layers():
-            if any(cls.__module__.startswith("keras.src.layers.convolutional.") for cls in type(layer).__mro__):
+            if any(cls.__module__.startswith(CONVOLUTIONS) for cls in type(layer).__mro__):
                 return f"convolutions ({layer.name}) are slower in a loop on a CPU"
     return ""
 

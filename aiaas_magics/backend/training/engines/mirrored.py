@@ -19,17 +19,20 @@ from typing import Any, Final
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common import global_state
-from keras.src.backend.tensorflow.optimizer import TFOptimizer
-from keras.src.losses import loss as loss_module
-from keras.src.optimizers.base_optimizer import BaseOptimizer
-from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.engines.hooks import FitHooks
 from aiaas_magics.backend.training.exact import Share
 from aiaas_magics.backend.training.variables import copies_of, metric_variables, offset_replicas
+from aiaas_magics.internals.keras import (
+    GLOBAL_SEED_GENERATOR,
+    BaseOptimizer,
+    LossScaleOptimizer,
+    TFOptimizer,
+    global_seed_generator,
+    global_state,
+    loss_module,
+)
 
 # What TensorFlow's optimizer does across replicas, the base class does on one.
 ON_ONE: Final = ("_apply_weight_decay", "_overwrite_model_variables_with_average_value", "_backend_increment_gradient_accumulators")
