@@ -5,8 +5,10 @@ Owns the conversion and that the ONNX form answers as the estimator itself does.
 
 from __future__ import annotations
 
+import copy
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -37,26 +39,35 @@ def converter(roots: set[str]) -> Convert | None:
 def _of_sklearn(model: Any, sample: Any) -> bytes:
     skl2onnx = _needed("skl2onnx", model, "skl2onnx.to_onnx(model, x[:1].astype('float32'), options={'zipmap': False})")
     rows = _rows_of(model, sample)
-    options = {id(model): {"zipmap": False}} if hasattr(model, "predict_proba") else None
+    is_classifier = importlib.import_module("sklearn.base").is_classifier(model)
+    # With a map of classes to probabilities for an answer, which is no tensor; some classifiers have none and refuse the option.
+    plain: list[Any] = [{id(model): {"zipmap": False}}, None] if is_classifier else [None]
 
-    def convert(number: str) -> bytes:
-        return bytes(skl2onnx.to_onnx(model, initial_types=_types(rows, number), options=options).SerializeToString())
+    def convert(types: Any, options: Any) -> bytes:
+        return bytes(skl2onnx.to_onnx(model, initial_types=types, options=options).SerializeToString())
 
-    return _nearest(model, rows, convert, ("float32", "float64"))
+    attempts = [
+        partial(convert, types, options) for options in plain for number in ("float32", "float64") for types in _types(rows, number)
+    ]
+    return _nearest(model, rows, attempts)
 
 
 def _of_trees(model: Any, sample: Any) -> bytes:
     library = "lightgbm" if "lightgbm" in libraries(model) else "xgboost"
     tools = _needed("onnxmltools", model, f"onnxmltools.convert_{library}(model, initial_types=[('x', FloatTensorType([None, width]))])")
     rows = _rows_of(model, sample)
-    values = rows.to_numpy() if hasattr(rows, "to_numpy") else np.asarray(rows)
+    width = np.shape(rows)[1]
     options = {"zipmap": False} if library == "lightgbm" else {}
 
-    def convert(number: str) -> bytes:
-        kind = tools.convert.common.data_types.FloatTensorType([None, values.shape[1]])
-        return bytes(getattr(tools, f"convert_{library}")(model, initial_types=[("x", kind)], **options).SerializeToString())
+    def convert() -> bytes:
+        named = copy.deepcopy(model)
+        if library == "xgboost":  # its converter wants the names that arrays have
+            booster = named.get_booster() if hasattr(named, "get_booster") else named
+            booster.feature_names = None
+        kind = tools.convert.common.data_types.FloatTensorType([None, width])
+        return bytes(getattr(tools, f"convert_{library}")(named, initial_types=[("x", kind)], **options).SerializeToString())
 
-    return _nearest(model, values, convert, ("float32",))
+    return _nearest(model, rows, [convert])
 
 
 def _needed(library: str, model: Any, line: str) -> Any:
@@ -76,8 +87,8 @@ def _rows_of(model: Any, sample: Any) -> Any:
     return sample.iloc[: samples.ROWS] if hasattr(sample, "iloc") else np.asarray(sample)[: samples.ROWS]
 
 
-def _types(rows: Any, number: str) -> list[tuple[str, Any]]:
-    """skl2onnx's types of the inputs: one for an array, one a column for a DataFrame, as pipelines take it."""
+def _types(rows: Any, number: str) -> list[list[tuple[str, Any]]]:
+    """skl2onnx's types of the inputs: one array; of a DataFrame also each column by its name, as a ColumnTransformer takes them."""
     from skl2onnx.common import data_types
 
     def kind(dtype: Any) -> Any:
@@ -89,22 +100,24 @@ def _types(rows: Any, number: str) -> list[tuple[str, Any]]:
             return data_types.BooleanTensorType
         return data_types.FloatTensorType if number == "float32" else data_types.DoubleTensorType
 
-    if hasattr(rows, "dtypes") and hasattr(rows, "columns"):
-        return [(str(name), kind(dtype)([None, 1])) for name, dtype in rows.dtypes.items()]
-    texts = rows.dtype.kind in "OSU"
-    return [("x", kind("object" if texts else "float32")([None, *rows.shape[1:]]))]
+    if not hasattr(rows, "columns"):
+        texts = rows.dtype.kind in "OSU"
+        return [[("x", kind("object" if texts else "float32")([None, *rows.shape[1:]]))]]
+    columns = [(str(name), kind(dtype)([None, 1])) for name, dtype in rows.dtypes.items()]
+    is_numeric = all(not isinstance(one, data_types.StringTensorType) for _, one in columns)
+    return [[("x", kind("float32")([None, len(columns)]))], columns] if is_numeric else [columns]
 
 
-def _nearest(model: Any, rows: Any, convert: Callable[[str], bytes], numbers: tuple[str, ...]) -> bytes:
+def _nearest(model: Any, rows: Any, attempts: Sequence[Callable[[], bytes]]) -> bytes:
     """The first form whose answers are the estimator's own.
 
     Raises:
         CannotServe: it has no ONNX form, or none that answers so.
     """
     why = ""
-    for number in numbers:
+    for convert in attempts:
         try:
-            artefact = convert(number)
+            artefact = convert()
             difference = _difference(model, rows, artefact)
         except Exception as error:  # noqa: BLE001 - border: the converters raise anything over a step that they do not know
             why = why or f"it has no ONNX form: {' '.join(str(error).split())[:300].rstrip('.')}"
@@ -134,6 +147,8 @@ def _difference(model: Any, rows: Any, artefact: bytes) -> str:
 
 def _own(model: Any, rows: Any) -> list[np.ndarray]:
     """The estimator's own answers, in the order of its ONNX form's outputs."""
+    if "sklearn" not in libraries(model):  # a Booster, which wants its own kind of rows
+        rows = importlib.import_module("xgboost").DMatrix(rows) if "xgboost" in libraries(model) else rows
     methods = ["predict", "predict_proba"] if hasattr(model, "predict") else ["transform"]
     found = [getattr(model, method)(rows) for method in methods if hasattr(model, method)]
     return [np.asarray(answers.todense() if hasattr(answers, "todense") else answers) for answers in found]
@@ -144,7 +159,8 @@ def _fed(rows: Any, artefact: bytes) -> dict[str, np.ndarray]:
 
     feed = {}
     for tensor in onnx.load_model_from_string(artefact).graph.input:
-        column = rows[[tensor.name]].to_numpy() if hasattr(rows, "columns") else rows
+        column = rows[[tensor.name]] if hasattr(rows, "columns") and tensor.name in rows.columns else rows
+        column = np.asarray(column)
         kind = tensor.type.tensor_type.elem_type
         is_text = kind == onnx.TensorProto.STRING
         feed[tensor.name] = column.astype(object) if is_text else column.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))

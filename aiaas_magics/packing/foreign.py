@@ -35,7 +35,7 @@ TAKEN: Final = (
 # What cannot be written from here, and the lines that do it.
 BY_HAND: Final = {
     "torch": (
-        "Write it as ONNX: torch.onnx.export(net, (x,), 'net.onnx', input_names=['x'], dynamic_axes={'x': {0: 'rows'}}), "
+        "Write it as ONNX: torch.onnx.export(net, (x,), 'net.onnx', input_names=['x'], dynamic_axes={'x': {0: 'rows'}}, dynamo=False), "
         "then %aiaas_deploy net.onnx --sample ARRAY."
     ),
     "tf_keras": "It is one of tf_keras, the Keras before 3. Save it, model.save('model.h5'), then %aiaas_deploy model.h5.",

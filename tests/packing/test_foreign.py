@@ -165,14 +165,35 @@ def test_a_pipeline_of_columns_takes_them_by_name() -> None:
     assert {spec.name: spec.dtype for spec in exported.inputs} == {"age": "float32", "town": "string", "rooms": "int64"}
 
 
-def test_a_model_of_lightgbm_is_served_as_onnx() -> None:
-    pytest.importorskip("lightgbm")
-    pytest.importorskip("onnxmltools")
-    from lightgbm import LGBMClassifier
+def estimators() -> dict[str, Any]:
+    from sklearn.linear_model import LinearRegression
+    from sklearn.svm import LinearSVC
 
-    model = LGBMClassifier(n_estimators=3, min_child_samples=2, verbose=-1, n_jobs=1).fit(X, (X[:, 0] > 0).astype(int))
+    frame, classes = pd.DataFrame(X, columns=["a", "b", "c"]), (X[:, 0] > 0).astype(int)
+    made = {"without probabilities": (LinearSVC().fit(X, classes), X, 1), "of a frame": (LinearRegression().fit(frame, X[:, 1]), frame, 1)}
+    if importlib.util.find_spec("lightgbm"):
+        import lightgbm
 
-    exported = foreign.export(model, X)
+        made["lightgbm"] = (lightgbm.LGBMClassifier(n_estimators=3, min_child_samples=2, verbose=-1, n_jobs=1).fit(X, classes), X, 2)
+        made["a booster of lightgbm"] = (lightgbm.LGBMRegressor(n_estimators=2, verbose=-1, n_jobs=1).fit(X, X[:, 1]).booster_, X, 1)
+    if importlib.util.find_spec("xgboost"):
+        import xgboost
 
-    assert exported.format == "onnx"
-    assert len(exported.outputs) == 2
+        made["xgboost of a frame"] = (xgboost.XGBClassifier(n_estimators=3, n_jobs=1).fit(frame, classes), frame, 2)
+        made["a booster of xgboost"] = (xgboost.XGBRegressor(n_estimators=2, n_jobs=1).fit(X, X[:, 1]).get_booster(), X, 1)
+    return made
+
+
+@pytest.mark.parametrize(
+    "kind", ["without probabilities", "of a frame", "lightgbm", "a booster of lightgbm", "xgboost of a frame", "a booster of xgboost"]
+)
+def test_an_estimator_of_this_kind_is_served_as_onnx(kind: str) -> None:
+    pytest.importorskip("onnxmltools" if "boost" in kind or "light" in kind else "skl2onnx")
+    if kind not in (known := estimators()):
+        pytest.skip(f"no {kind} here")
+    model, rows, outputs = known[kind]
+
+    exported = foreign.export(model, rows)
+
+    assert [(spec.name, spec.shape) for spec in exported.inputs] == [("x", (-1, 3))]
+    assert len(exported.outputs) >= outputs
