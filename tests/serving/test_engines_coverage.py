@@ -94,6 +94,11 @@ x = NUMBERS.astype("float64")""",
     "whole numbers in and out": """
 a = keras.Input((7,), dtype="int32")
 model, x = keras.Model(a, ops.sum(a, axis=1) * 2), WHOLE""",
+    "Discretization and IntegerLookup": """
+a, b = keras.Input((6,), name="a"), keras.Input((7,), dtype="int64", name="b")
+bins, known = layers.Discretization(bin_boundaries=[0.0, 2.0, 4.0])(a), layers.IntegerLookup(vocabulary=[3, 5, 7])(b)
+model = keras.Model([a, b], layers.Flatten()(layers.Embedding(4, 3)(layers.Concatenate()([bins, known]))))
+x = {"a": NUMBERS, "b": WHOLE.astype("int64")}""",
 }
 SAVED_MODEL = {
     "StringLookup": """
@@ -105,11 +110,6 @@ words = layers.TextVectorization(max_tokens=20, output_sequence_length=6); words
 texts = keras.Input((1,), dtype="string")
 model = keras.Sequential([texts, words, layers.Embedding(20, 3), layers.GlobalAveragePooling1D(), layers.Dense(1)])
 x = SENTENCES""",
-    "Discretization and IntegerLookup": """
-a, b = keras.Input((6,), name="a"), keras.Input((7,), dtype="int64", name="b")
-bins, known = layers.Discretization(bin_boundaries=[0.0, 2.0, 4.0])(a), layers.IntegerLookup(vocabulary=[3, 5, 7])(b)
-model = keras.Model([a, b], layers.Flatten()(layers.Embedding(4, 3)(layers.Concatenate()([bins, known]))))
-x = {"a": NUMBERS, "b": WHOLE.astype("int64")}""",
     "computed in bfloat16": """
 model = keras.Sequential([keras.Input((6,)), layers.Dense(8, "relu", dtype="mixed_bfloat16"), layers.Dense(2, dtype="mixed_bfloat16")])
 x = NUMBERS""",
