@@ -43,14 +43,27 @@ def example_of(rows: Mapping[str, np.ndarray]) -> str:
     return text if len(text) <= MOST_EXAMPLE else ""
 
 
+def arrays_of(example: str, inputs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
+    """The row of `example_of` again, by input name."""
+    row = json.loads(example)
+    values = row if len(inputs) > 1 else {inputs[0].name: row}
+    texts = {spec.name for spec in inputs if spec.dtype == "string"}
+    return {name: np.array(_bytes_of(value), object) if name in texts else np.array(value) for name, value in values.items()}
+
+
+def text_of(value: bytes) -> Any:
+    """What stands for bytes in a JSON document: their text, or an object that a string input takes."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(value).decode("ascii")}
+
+
 def _json_of(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return [_json_of(item) for item in value]
     if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return {"b64": base64.b64encode(value).decode("ascii")}
+        return text_of(value)
     if isinstance(value, np.floating):
         return float(str(value))  # a float32's own digits, not those of the double that it becomes
     return value.item() if isinstance(value, np.generic) else str(value)

@@ -225,6 +225,7 @@ class DeploySpec(Value, frozen=True, kw_only=True):
     rollout: Rollout = Rollout()
     precision: Precision = Precision()  # with the tolerance of the proof
     model: str = ""  # what it is called in the notebook, for showing
+    origin: str = "Keras"  # what computed the answers of the samples
     example: str = ""  # a row of the sample as JSON, for calls to paste; "" where it is long
 
     def __post_init__(self) -> None:
@@ -333,6 +334,7 @@ class EndpointView(Value, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     routing: Routing | None = None
     model: str = ""
+    origin: str = "Keras"
     example: str = ""
     grpc: str = ""  # host:port of the same models over gRPC
 

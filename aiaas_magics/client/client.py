@@ -232,6 +232,8 @@ class Backend:
         """Export `model`, prove the export equal to Keras on `sample`, and serve it.
 
         Args:
+            model: a Keras model; or a model of onnx or scikit-learn; or the path of a .keras, .h5 or .onnx file or a SavedModel's folder.
+                What is no Keras model is proved equal to what the serving engine computes here.
             replicas: executors of the model: a number, "auto" or "auto:1-4", between which the load decides.
             max_delay_us: microseconds that the first request of a batch may be held back for company.
             rollout: how the next version of a live endpoint comes in: at once, or as a canary.

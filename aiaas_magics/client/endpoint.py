@@ -286,11 +286,11 @@ def deploy(
 
     What fewer bits change is told to `tell` and held against its limit before anything is sent. `on_step` gets what is done next, in words.
     """
-    from aiaas_magics.packing import servable
+    from aiaas_magics.packing import foreign
 
-    name = checked_name("an endpoint", name if name is not None else default_name(str(getattr(model, "name", "model"))))
+    name = checked_name("an endpoint", name if name is not None else default_name(foreign.name_of(model)))
     scaling = scaling_of(replicas)
-    exported = servable.export(model, sample, reduction=reduction, on_step=on_step)
+    exported = foreign.export(model, sample, reduction=reduction, on_step=on_step)
     change = exported.change
     if change is not None:
         if tell is not None:
@@ -309,7 +309,8 @@ def deploy(
         max_delay_us=max_delay_us,
         rollout=rollout or Rollout(),
         precision=precisions.of(change.precision, change.sentence) if change else precisions.for_spread(exported.spread),
-        model=str(getattr(model, "name", "")),
+        model=foreign.name_of(model),
+        origin=exported.origin,
         example=exported.example,
     )
     on_step("waiting for the backend, which loads it and compares its answers with Keras'")

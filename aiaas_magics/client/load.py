@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from aiaas_magics import wire
+from aiaas_magics import snippets, wire
 from aiaas_magics.client import tensors
 from aiaas_magics.client.generator import ANSWER_S, MARK, Form, Outcome, Plan
 from aiaas_magics.errors import BackendNotProven, BackendRefused, BackendTooSlow, BackendUnreachable, InvalidSpec
 from aiaas_magics.latency import LoadReport, Sides
 from aiaas_magics.plain_text import visible
-from aiaas_magics.spec import TensorSpec
+from aiaas_magics.spec import EndpointView, TensorSpec
 
 if TYPE_CHECKING:
     from aiaas_magics.client.endpoint import Endpoint
@@ -52,7 +52,7 @@ def run_load(
         duration_s: Seconds each.
         rows: Rows in a request.
         x: Rows to send, in the form that `endpoint.predict` takes; without it, rows that fit
-            the interface are made up.
+            the interface are made up, or of texts and of what has any size the example of the sample.
         rates: Requests a second on a schedule, with the first of `forms`; left out, up from a quarter of what
             the connections reached until answers stay behind; none where it is empty.
         forms: How tensors travel: "json" (TensorFlow Serving), "binary" (Open Inference Protocol v2).
@@ -66,7 +66,7 @@ def run_load(
     plan = Plan(
         url=view.url,
         token=view.token,
-        forms=forms_of(view.name, view.inputs, forms, rows=rows, x=x),
+        forms=forms_of(view.name, view.inputs, forms, rows=rows, x=_example_of(view) if x is None else x),
         concurrency=tuple(concurrency),
         duration_s=duration_s,
         rows=rows,
@@ -173,7 +173,7 @@ def json_form(name: str, inputs: Sequence[TensorSpec], batches: Sequence[dict[st
             if len(picked) == 1
             else [dict(zip(picked, row, strict=True)) for row in zip(*picked.values(), strict=True)]
         )
-        bodies.append(json.dumps({"instances": instances}, separators=(",", ":")).encode())
+        bodies.append(json.dumps({"instances": instances}, separators=(",", ":"), default=snippets.text_of).encode())
     return Form(
         name="json",
         path=f"/v1/models/{name}:predict",
@@ -214,6 +214,14 @@ def _given_columns(inputs: Sequence[TensorSpec], x: Any) -> dict[str, np.ndarray
     else:
         given = {inputs[0].name: x}
     return {spec.name: np.asarray(given[spec.name]) for spec in inputs}
+
+
+def _example_of(view: EndpointView) -> dict[str, np.ndarray] | None:
+    """A row of the sample, where one that is made up may be none: a text may have to be an image, and a free size more than one."""
+    if not view.example or not any(spec.dtype == "string" or -1 in spec.shape[1:] for spec in view.inputs):
+        return None
+    row = snippets.arrays_of(view.example, view.inputs)
+    return {name: array[np.newaxis] for name, array in row.items()}
 
 
 def _made_up(spec: TensorSpec, rows: int) -> np.ndarray:

@@ -253,17 +253,17 @@ class OutOfMemory(BackendError, MemoryError):
 
 
 class ProofFailed(BackendError):
-    """The engine's answers on the sample inputs differ from Keras' own."""
+    """The engine's answers on the sample inputs differ from Keras' own, or from those of `origin` where there is no Keras model."""
 
-    def __init__(self, name: str, engine: str, largest: float | None, detail: str) -> None:
+    def __init__(self, name: str, engine: str, largest: float | None, detail: str, origin: str = "Keras") -> None:
         # `largest` is None where no number says it: another shape, NaN on one side only, no answer at all.
-        super().__init__(name, engine, largest, detail)
-        self.name, self.engine, self.largest, self.detail = name, engine, largest, detail
+        super().__init__(name, engine, largest, detail, origin)
+        self.name, self.engine, self.largest, self.detail, self.origin = name, engine, largest, detail, origin
 
     def __str__(self) -> str:
         by = "" if self.largest is None else f" by {self.largest:.3g}"
         return (
-            f"{self.name} was not deployed: the {self.engine} engine differs from Keras{by} ({self.detail}). "
+            f"{self.name} was not deployed: the {self.engine} engine differs from {self.origin}{by} ({self.detail}). "
             "Deploy the part of the model before what differs there, or report the model to us."
         )
 

@@ -155,10 +155,8 @@ train_options = options(
     HELP,
 )
 deploy_options = options(
-    option("model", nargs="?", metavar="MODEL", values="model", help="The variable that holds the trained Keras model."),
-    option(
-        "--name", type=endpoint_name, metavar="NAME", values="endpoint", help="Left out: the variable's. A live one gets a new version."
-    ),
+    option("model", nargs="?", metavar="MODEL", values="model", help="The variable, or the file, that holds the model."),
+    option("--name", type=endpoint_name, metavar="NAME", values="endpoint", help="Left out: the variable's. A live one gets a version."),
     option(
         "--replicas",
         type=replicas,

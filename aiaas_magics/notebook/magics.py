@@ -33,6 +33,7 @@ from aiaas_magics.notebook.arguments import (
     TrainRequest,
 )
 from aiaas_magics.notebook.fits import CellFits, EndOfCell, with_note
+from aiaas_magics.notebook.namespace import model_of, named
 from aiaas_magics.notebook.session import Session
 from aiaas_magics.notebook.views import live
 from aiaas_magics.printout import counted
@@ -236,13 +237,13 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         from aiaas_magics.client.endpoint import default_name
 
         scope = {**self.shell.user_ns, **names}
-        model = named(request.model, scope, complete.is_model, "Keras model")
+        model = model_of(request.model, scope)
         sample = None if request.sample is None else named(request.sample, scope, lambda _: True, "array")
         validation = tuple(named(name, scope, lambda _: True, "array") for name in request.validate or ())
         with live.SlowLine(self.shell, f"Deploying {request.model}") as line:
             endpoint = self.session.backend.deploy(
                 model,
-                name=request.name or default_name(request.model),
+                name=request.name or (default_name(request.model) if request.model.isidentifier() else None),
                 replicas=str(request.replicas),
                 sample=sample,
                 max_delay_us=request.max_delay_us,
@@ -418,27 +419,6 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         backend.stop()
         self.session.close()
         print("The local server has ended.")
-
-
-def named(name: str, scope: dict[str, Any], wanted: Callable[[Any], bool], kind: str) -> Any:
-    """The value of the variable `name`.
-
-    Raises:
-        UsageError: it is not defined, or not of that kind; with the names that are.
-    """
-    if not name.isidentifier():
-        raise UsageError(f"{name!r} is no variable's name. Assign it in the cell above, and give that name.")
-    if name not in scope:
-        import difflib
-
-        close = difflib.get_close_matches(name, [known for known in scope if not known.startswith("_")], n=1)
-        hint = f"Did you mean {close[0]}?" if close else "Run the cell that defines it first."
-        raise UsageError(f"Variable {name!r} is not defined. {hint}")
-    if not wanted(scope[name]):
-        fitting = sorted(known for known, value in scope.items() if not known.startswith("_") and wanted(value))
-        hint = f"Use one of: {', '.join(fitting[:8])}." if fitting else f"There is no {kind} in this notebook yet."
-        raise UsageError(f"{name!r} is of type {type(scope[name]).__name__}, not a {kind}. {hint}")
-    return scope[name]
 
 
 # --------------------------------------------------------------------------- loading

@@ -276,7 +276,7 @@ def endpoint_bundle(endpoint: Endpoint) -> Bundle:
         ("version", f"{version.version} ({version.shown_state}, {version.engine})" if version else "none"),
         ("versions", _versions(view)),
         *([("precision", f"{version.precision}: {version.precision.change}")] if version and version.precision.name else []),
-        ("proof", f"largest difference from {_proved_against(version)} on the samples: {version.proof:.2g}" if version else ""),
+        ("proof", _proof_words(version, view.origin) if version else ""),
         ("replicas", str(view.replicas)),
         ("inputs", _interface(view.inputs)),
         ("outputs", _interface(view.outputs)),
@@ -289,8 +289,9 @@ def endpoint_bundle(endpoint: Endpoint) -> Bundle:
     return {"text/html": f"<div>{table}<pre>{escape(curl)}</pre><pre>{escape(snippet)}</pre></div>", "text/plain": plain}
 
 
-def _proved_against(version: VersionView) -> str:
-    return f"the {version.precision} form in the kernel" if version.precision.name else "Keras"
+def _proof_words(version: VersionView, origin: str) -> str:
+    against = f"the {version.precision} form in the kernel" if version.precision.name else origin
+    return f"largest difference from {against} on the samples: {version.proof:.2g}"
 
 
 ON_SAMPLES: Final = (

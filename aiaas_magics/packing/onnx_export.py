@@ -6,6 +6,7 @@ Owns the conversion, and what the converter leaves to be done on the file. Wheth
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ PASSED_ON: Final = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Fl
 # The converter tries every order of an equation's letters: with 5 (120 orders, attention over one axis) a model of two such
 # equations exports in 0.6 s, measured; attention over two axes, with more letters, ran for minutes.
 MOST_LETTERS: Final = 5
+MOST_KEYS: Final = 1_000  # guess: comparisons of a value with so many keys take as long as a small product
 INT32_SIGN: Final = -(2**31)
 
 
@@ -31,6 +33,7 @@ def export(function: Any) -> bytes:
     unknown = sorted({node.op_type for node in proto.graph.node if not onnx.defs.has(node.op_type, node.domain)})
     if unknown:
         raise ValueError(f"ONNX has no operator for {', '.join(unknown[:4])}")
+    _give_shapes(proto, function)
     onnx.checker.check_model(proto)
     _hold(proto, function)
     _write_out_sigmoids(proto.graph)
@@ -70,13 +73,14 @@ def _translated(function: Any) -> Any:
     names = [[tensor.name for tensor in side if tensor.dtype != tf.resource] for side in (concrete.inputs, concrete.outputs)]
     renamed = convert.tensor_names_from_structed(concrete, *names)
     frozen = _inlined(_frozen(concrete, *names), *names)
+    handlers = OPERATORS | {"LookupTableFindV2": _lookup_in(_tables(concrete))}
     with tf.Graph().as_default() as plain:
         tf.import_graph_def(frozen, name="")
         del frozen
         graph = tfonnx.process_tf_graph(
             plain,
             continue_on_error=True,
-            custom_op_handlers={name: (handler, []) for name, handler in OPERATORS.items()},
+            custom_op_handlers={name: (handler, []) for name, handler in handlers.items()},
             input_names=names[0],
             output_names=names[1],
             tensors_to_rename=dict(renamed),
@@ -197,6 +201,49 @@ def _bitwise_and(context: Any, node: Any, name: str, arguments: Any) -> None:
 OPERATORS: Final = {"Erfc": _erfc, "Expm1": _expm1, "Bucketize": _bucketize, "Bitcast": _bitcast, "BitwiseAnd": _bitwise_and}
 
 
+def _tables(concrete: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Keys and values of the tables that the function looks numbers up in, by the name of the handle."""
+    import tensorflow as tf
+
+    handles = {inside.name: outside for outside, inside in concrete.graph.captures if outside.dtype == tf.resource}
+    tables = {}
+    for operation in concrete.graph.get_operations():
+        if operation.type == "LookupTableFindV2" and operation.inputs[0].name in handles and operation.inputs[1].dtype != tf.string:
+            keys, values = tf.raw_ops.LookupTableExportV2(
+                table_handle=handles[operation.inputs[0].name], Tkeys=operation.inputs[1].dtype, Tvalues=operation.outputs[0].dtype
+            )
+            if values.dtype != tf.string:
+                tables[operation.inputs[0].name] = keys.numpy(), values.numpy()
+    return tables
+
+
+def _lookup_in(tables: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Any:
+    """The number that stands behind a key in one of `tables`, or the default: one comparison with each key."""
+
+    def lookup(context: Any, node: Any, name: str, arguments: Any) -> None:
+        from onnx import TensorProto
+
+        if node.input[0] not in tables:
+            raise ValueError("ONNX has no tables of texts")
+        keys, values = tables[node.input[0]]
+        if not 0 < len(keys) <= MOST_KEYS:
+            raise ValueError(f"a table of {len(keys):,} keys is too large for comparisons")
+        last = context.make_const(f"{node.name}/axis", np.array([-1], np.int64)).output[0]
+        known_keys, known_values = (
+            context.make_const(f"{node.name}/{what}", array).output[0] for what, array in (("keys", keys), ("values", values))
+        )
+        column = context.make_node("Unsqueeze", [node.input[1], last]).output[0]
+        equal = context.make_node("Equal", [column, known_keys]).output[0]
+        hits = context.make_node("Cast", [equal], attr={"to": TensorProto.INT32}).output[0]
+        place = context.make_node("ArgMax", [hits], attr={"axis": -1, "keepdims": 0}).output[0]
+        count = context.make_node("ReduceSum", [hits, last], attr={"keepdims": 0}).output[0]
+        is_hit = context.make_node("Cast", [count], attr={"to": TensorProto.BOOL}).output[0]
+        value = context.make_node("Gather", [known_values, place]).output[0]
+        _replace(context, node, "Where", [is_hit, value, node.input[2]])
+
+    return lookup
+
+
 def _constant(context: Any, node: Any, value: np.generic) -> str:
     """A constant of the type that goes into `node`."""
     from tf2onnx import utils
@@ -213,6 +260,21 @@ def _replace(context: Any, node: Any, operator: str, inputs: list[str], attribut
 
 
 # --------------------------------------------------------------------------- the file
+
+
+def _give_shapes(proto: Any, function: Any) -> None:
+    """The outputs' shapes as they were traced, where the converter lost them (behind a table, say); the checker wants some."""
+    structured = function.get_concrete_function().structured_outputs
+    for output in proto.graph.output:
+        kind = output.type.tensor_type
+        if not kind.HasField("shape") and output.name in structured and structured[output.name].shape.rank is not None:
+            kind.shape.SetInParent()
+            for place, size in enumerate(structured[output.name].shape):
+                dim = kind.shape.dim.add()
+                if size is None:
+                    dim.dim_param = f"free_{output.name}_{place}"
+                else:
+                    dim.dim_value = size
 
 
 def _hold(proto: Any, function: Any) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from aiaas_magics.errors import CannotTravel, DataMismatch, UsageError
 from aiaas_magics.packing import data, sources
+from aiaas_magics.spec import TensorSpec
 
 AUTOMATIC: Final = frozenset({"input_layer", "keras_tensor"})  # Keras' own, with a number that changes from model to model
 ROWS: Final = 32  # of the issue: sizes 1, 3 and up to 32 are replayed
@@ -81,6 +82,19 @@ class Interface:
     dtypes: tuple[str, ...]
     absent: tuple[tuple[int, str], ...] = ()
     originals: tuple[str, ...] = ()  # the names in Keras, "" where they are the same or made up by Keras
+
+    @classmethod
+    def of(cls, *, names: tuple[str, ...], shapes: tuple[tuple[int | None, ...], ...], dtypes: tuple[str, ...]) -> Interface:
+        """That of a model which takes its inputs by these names."""
+        return cls(names=names, structure=list(names), shapes=shapes, dtypes=dtypes, originals=("",) * len(names))
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The inputs as the backend knows them."""
+        return tuple(
+            TensorSpec(name=name, dtype=dtype, shape=tuple(-1 if n is None else int(n) for n in shape), original=original)
+            for name, shape, dtype, original in zip(self.names, self.shapes, self.dtypes, self.originals, strict=True)
+        )
 
     @property
     def all_names(self) -> list[str]:
@@ -173,6 +187,41 @@ def rows_for(model: Any, interface: Interface, x: Any, path: str) -> dict[str, n
         DataMismatch: they are not what the model takes.
     """
     return _named(model, interface, data.mapped(x, path), most=None)
+
+
+def rows_through(name: str, interface: Interface, sample: Any) -> dict[str, np.ndarray]:
+    """Up to 32 rows of `sample` by the interface's names; made up where there is none and any number is a possible input.
+
+    Args:
+        name: of the model, for messages.
+
+    Raises:
+        NoSamples: none were given, and none can be made up.
+        DataMismatch: they are not what the model takes.
+    """
+    if sample is None:
+        if any(not dtype.startswith("float") for dtype in interface.dtypes):
+            raise NoSamples(f"{name} takes more than fractions ({', '.join(interface.dtypes)}). Give typical rows with --sample ARRAY.")
+        rows = _normal(interface)
+    elif len(interface.names) > 1 and hasattr(sample, "columns") and hasattr(sample, "to_numpy"):  # a DataFrame, by its columns
+        rows = {str(column): np.asarray(sample[column]) for column in sample.columns}
+    else:
+        rows = _given(sample)
+    return _named(_Named(name), interface, rows, most=ROWS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What messages call a model."""
+
+    name: str
+
+
+def _normal(interface: Interface) -> Any:
+    """Random normal rows."""
+    draw = np.random.default_rng(0)
+    made = [draw.standard_normal([ROWS, *(n or 8 for n in shape[1:])]) for shape in interface.shapes]
+    return dict(zip(interface.names, made, strict=True)) if len(made) > 1 else made[0]
 
 
 def _is_functional(model: Any) -> bool:
@@ -280,9 +329,7 @@ def _made_up(model: Any, interface: Interface) -> Any:
             f"Model {model.name!r} takes indices or texts, and it was not fitted by %%aiaas_train in this kernel, so typical rows are not "
             "known. Give some with --sample ARRAY."
         )
-    draw = np.random.default_rng(0)
-    made = [draw.standard_normal([ROWS, *(n or 8 for n in shape[1:])]) for shape in interface.shapes]
-    return dict(zip(interface.names, made, strict=True)) if len(made) > 1 else made[0]
+    return _normal(interface)
 
 
 def _looks_up(model: Any) -> bool:

@@ -4,9 +4,6 @@ Owns the export (ONNX, or a zip of a SavedModel where ONNX cannot) and Keras' ow
 sample rows. Choosing the rows belongs to `samples`; replaying them belongs to the host. Where fewer
 bits were asked for, the samples hold the answers of that form; making it belongs to `reduced`,
 what it changes to `change`.
-
-Samples are safetensors with `input/<name>` and `output/<name>`, rows first. A string tensor
-travels as UTF-8 in `uint8`, padded with zeros along one more dimension; `length/input/<name>` says how many bytes are its own.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ from aiaas_magics import snippets
 from aiaas_magics.agreement import compare, largest_of
 from aiaas_magics.agreement import spread as spread_of
 from aiaas_magics.errors import DataMismatch
-from aiaas_magics.packing import change, checks, formats, model_state, reduced
+from aiaas_magics.packing import change, checks, formats, model_state, reduced, sample_bytes
 from aiaas_magics.packing.change import PrecisionChange, Reduction
 from aiaas_magics.packing.formats import ONNX, SAVED_MODEL, CannotServe, replayed
 from aiaas_magics.packing.model_state import ModelState
@@ -46,6 +43,7 @@ class Servable:
     change: PrecisionChange | None = None  # what fewer bits do to the answers; None as trained
     spread: float = 0.0  # how far Keras' own answers to a row differ with other rows beside it, as a part of the largest
     example: str = ""  # a sample row as JSON, for calls to paste; "" where it is long
+    origin: str = "Keras"  # what computed the answers of the samples
     frozen: tuple[str, ...] = ()  # state that a call changes in Keras, and that no answer depends on
 
 
@@ -130,11 +128,8 @@ def _export(
     return Servable(
         artefact=artefact,
         format=kind,
-        samples=_safetensors(rows, found),
-        inputs=tuple(
-            TensorSpec(name=name, dtype=dtype, shape=tuple(-1 if n is None else int(n) for n in shape), original=original)
-            for name, shape, dtype, original in zip(interface.names, interface.shapes, interface.dtypes, interface.originals, strict=True)
-        ),
+        samples=sample_bytes.as_safetensors(rows, found),
+        inputs=interface.specs,
         outputs=_output_specs(function, found, _output_names(model, structure)[1]),
         note="texts go into it" if has_texts and kind == SAVED_MODEL else note,
         change=changed,
@@ -242,7 +237,7 @@ def _answers(model: Any, interface: Interface, rows: Mapping[str, np.ndarray], *
     import tensorflow as tf
 
     try:
-        return _call(model, interface, {name: tf.constant(_as_text(array)) for name, array in rows.items()})
+        return _call(model, interface, {name: tf.constant(sample_bytes.as_text(array)) for name, array in rows.items()})
     except Exception as error:
         reason = " ".join(str(error).split())[:400].rstrip(".")
         if batch:
@@ -327,35 +322,3 @@ def _output_specs(function: Any, found: Mapping[str, np.ndarray], originals: Seq
         dtype = "string" if array.dtype.kind in "OSU" else array.dtype.name
         specs.append(TensorSpec(name=name, dtype=dtype, shape=tuple(dims), original=original))
     return tuple(specs)
-
-
-# --------------------------------------------------------------------------- samples as bytes
-
-
-def _safetensors(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> bytes:
-    from safetensors.numpy import save
-
-    tensors = {f"input/{name}": array for name, array in inputs.items()}
-    tensors |= {f"output/{name}": array for name, array in outputs.items()}
-    lengths = {f"length/{name}": _lengths(array) for name, array in tensors.items() if array.dtype.kind in "OSU"}
-    return bytes(save({name: np.ascontiguousarray(_padded(array)) for name, array in (tensors | lengths).items()}))
-
-
-def _as_text(array: np.ndarray) -> np.ndarray:
-    return array.astype(object) if array.dtype.kind in "SU" else array
-
-
-def _encoded(texts: np.ndarray) -> list[bytes]:
-    return [text if isinstance(text, bytes) else str(text).encode() for text in texts.ravel()]
-
-
-def _lengths(texts: np.ndarray) -> np.ndarray:
-    return np.array([len(text) for text in _encoded(texts)], np.int64).reshape(texts.shape)
-
-
-def _padded(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind not in "OSU":
-        return array
-    texts = _encoded(array)
-    width = max(1, *map(len, texts))
-    return np.frombuffer(b"".join(text.ljust(width, b"\0") for text in texts), np.uint8).reshape(*array.shape, width)

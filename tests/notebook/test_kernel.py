@@ -75,6 +75,8 @@ def test_a_typing_mistake_is_one_line_and_stops_run_all(kernel: Kernel) -> None:
         ("%aiaas_deploy not_there", "Variable 'not_there' is not defined"),
         ("churn_model = 3\n%aiaas_deploy churn_modl", "Did you mean churn_model?"),
         ("churn_model = 3\n%aiaas_deploy churn_model", "is of type int, not a Keras model"),
+        ("%aiaas_deploy art/net.keras", "There is no file or folder 'art/net.keras' here"),
+        ("art = 'art/net.onnx'\n%aiaas_deploy art", "There is no file or folder 'art/net.onnx' here"),
         ("%aiaas_connect gpu-box", "is no address of a backend"),
         ("%aiaas_connect ftp://gpu-box", "is no address of a backend"),
         ("%%aiaas_train --name {nobody}\nx = 1", "Variable 'nobody' is not defined"),

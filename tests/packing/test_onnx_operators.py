@@ -41,3 +41,16 @@ def test_a_model_is_an_onnx_file_that_computes_as_keras(shape: tuple[int, ...], 
     expected = made["model"](rows).numpy()
     answers = change.onnx_form(exported.artefact)({"input_0": rows})["output_0"]
     np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(
+    "model", ["layers.IntegerLookup(vocabulary=[3, 5, 7]), layers.Embedding(5, 2)", "layers.IntegerLookup(vocabulary=[3, 5], invert=True)"]
+)
+def test_tables_of_numbers_are_looked_up_in_onnx(model: str, cell: Cell) -> None:
+    made = cell(f"model = keras.Sequential([keras.Input((7,), dtype='int64'), {model}])")
+    rows = np.arange(21).reshape(3, 7) % (3 if "invert" in model else 21)
+
+    exported = servable.export(made["model"], rows)
+
+    assert exported.format == "onnx", exported.note
+    np.testing.assert_array_equal(change.onnx_form(exported.artefact)({"input_0": rows})["output_0"], made["model"](rows))

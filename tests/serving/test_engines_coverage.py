@@ -6,6 +6,7 @@ Each case names its engine. One that could be served by ONNX and falls back to a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,11 @@ x = NUMBERS.astype("float64")""",
     "whole numbers in and out": """
 a = keras.Input((7,), dtype="int32")
 model, x = keras.Model(a, ops.sum(a, axis=1) * 2), WHOLE""",
+    "Discretization and IntegerLookup": """
+a, b = keras.Input((6,), name="a"), keras.Input((7,), dtype="int64", name="b")
+bins, known = layers.Discretization(bin_boundaries=[0.0, 2.0, 4.0])(a), layers.IntegerLookup(vocabulary=[3, 5, 7])(b)
+model = keras.Model([a, b], layers.Flatten()(layers.Embedding(4, 3)(layers.Concatenate()([bins, known]))))
+x = {"a": NUMBERS, "b": WHOLE.astype("int64")}""",
 }
 SAVED_MODEL = {
     "StringLookup": """
@@ -104,11 +110,6 @@ words = layers.TextVectorization(max_tokens=20, output_sequence_length=6); words
 texts = keras.Input((1,), dtype="string")
 model = keras.Sequential([texts, words, layers.Embedding(20, 3), layers.GlobalAveragePooling1D(), layers.Dense(1)])
 x = SENTENCES""",
-    "Discretization and IntegerLookup": """
-a, b = keras.Input((6,), name="a"), keras.Input((7,), dtype="int64", name="b")
-bins, known = layers.Discretization(bin_boundaries=[0.0, 2.0, 4.0])(a), layers.IntegerLookup(vocabulary=[3, 5, 7])(b)
-model = keras.Model([a, b], layers.Flatten()(layers.Embedding(4, 3)(layers.Concatenate()([bins, known]))))
-x = {"a": NUMBERS, "b": WHOLE.astype("int64")}""",
     "computed in bfloat16": """
 model = keras.Sequential([keras.Input((6,)), layers.Dense(8, "relu", dtype="mixed_bfloat16"), layers.Dense(2, dtype="mixed_bfloat16")])
 x = NUMBERS""",
@@ -181,6 +182,46 @@ def test_a_model_is_served_by_its_engine_and_answers_as_keras(backend: Backend, 
             np.testing.assert_allclose(endpoint.predict(longer), own(model, longer)[0], rtol=1e-4, atol=1e-5)
     finally:
         endpoint.stop()
+
+
+def test_names_of_keras_go_both_ways_and_an_onnx_model_is_served_as_it_is(backend: Backend) -> None:
+    import keras
+    import onnx
+
+    from aiaas_magics.packing import servable
+
+    named = {"größe (cm)": keras.Input((6,), name="größe (cm)"), "b": keras.Input((3,), name="b")}
+    joined = keras.layers.Concatenate()(list(named.values()))
+    model = keras.Model(named, {"Preis €": keras.layers.Dense(1)(joined), "class": keras.layers.Dense(2)(joined)})
+    x = {"größe (cm)": NUMBERS, "b": SERIES[:, 0]}
+    served = {"gr__e__cm_": NUMBERS, "b": SERIES[:, 0]}
+
+    of_keras = backend.deploy(model, sample=x, name="named")
+    of_onnx = backend.deploy(onnx.load_model_from_string(servable.export(model, x).artefact), sample=served, name="file")
+
+    expected, answers, file_answers = model.predict(x, verbose=0), of_keras.predict(x), of_onnx.predict(served)
+    assert answers.keys() == expected.keys()
+    for name, key in (("Preis €", "Preis__"), ("class", "class")):
+        np.testing.assert_allclose(answers[name], expected[name], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(file_answers[key], expected[name], rtol=1e-4, atol=1e-5)
+    assert of_keras.view().origin == "Keras"
+    assert of_onnx.view().origin == "ONNX Runtime in the kernel"
+    of_keras.stop()
+    of_onnx.stop()
+
+
+@pytest.mark.nightly
+def test_a_saved_models_folder_is_served(backend: Backend, tmp_path: Path) -> None:
+    import keras
+
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
+    model.export(tmp_path / "net", verbose=False)
+
+    endpoint = backend.deploy(tmp_path / "net", sample=NUMBERS)
+
+    np.testing.assert_allclose(endpoint.predict(NUMBERS), model.predict(NUMBERS, verbose=0), rtol=1e-4, atol=1e-5)
+    assert (endpoint.name, endpoint.view().origin) == ("net", "TensorFlow in the kernel")
+    endpoint.stop()
 
 
 TOLERANCES: dict[str, float] = {"computed in bfloat16": 2e-2, "computed in float16": 5e-3}

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -19,7 +20,7 @@ from serving_models import tensor
 from serving_rig import Rig
 
 from aiaas_magics.client.generator import Form, Plan
-from aiaas_magics.client.load import carry_out, forms_of, run_load
+from aiaas_magics.client.load import _example_of, carry_out, forms_of, run_load
 from aiaas_magics.errors import BackendNotProven, BackendRefused, BackendUnreachable, InvalidSpec
 from aiaas_magics.plots import text
 from aiaas_magics.spec import EndpointView, TensorSpec
@@ -282,3 +283,14 @@ def test_a_request_that_computes_nothing_is_answered_in_form_and_not_counted(sha
     assert (answer.status, answer.document) == (200, {"predictions": [[0.0], [0.0]]})
     assert shared.call("POST", "/v1/models/plus:predict", b"{", headers={"aiaas-no-op": "1"}).status == 400
     assert counted() == before
+
+
+def test_rows_of_texts_are_the_example_of_the_sample() -> None:
+    inputs = (tensor("x", "string", -1, 1),)
+    view = EndpointView(name="m", url="", token="", replicas=1, versions=(), inputs=inputs, outputs=(), example='[{"b64": "/wA="}]')
+
+    (as_text, as_bytes) = forms_of("m", inputs, ("json", "binary"), rows=2, x=_example_of(view))
+
+    assert json.loads(as_text.bodies[0]) == {"instances": [[{"b64": "/wA="}], [{"b64": "/wA="}]]}
+    assert as_bytes.bodies[0].endswith(b"\x02\x00\x00\x00\xff\x00" * 2)
+    assert _example_of(msgspec.structs.replace(view, inputs=(tensor("x", "float32", -1, 1),), example="[1.0]")) is None

@@ -224,6 +224,7 @@ class Endpoints:
             inputs=spec.inputs,
             outputs=spec.outputs,
             model=spec.model,
+            origin=spec.origin,
             example=spec.example,
             routing=routing,
         )

@@ -117,22 +117,22 @@ def _run(engine: Engine, inputs: Tensors, spec: DeploySpec) -> dict[str, np.ndar
     try:
         return engine.run(inputs)
     except (EngineRefused, EngineLost, EngineTooSlow) as error:
-        raise ProofFailed(spec.name, engine.kind, None, f"it did not compute the samples: {error}") from error
+        raise ProofFailed(spec.name, engine.kind, None, f"it did not compute the samples: {error}", spec.origin) from error
 
 
 def _compare(found: np.ndarray, expected: np.ndarray, spec: DeploySpec, engine: Engine, where: str, *, largest: float) -> float:
     """The largest absolute difference, if it is small enough."""
     if found.shape != expected.shape:
-        raise ProofFailed(spec.name, engine.kind, None, f"output {where}: shape {found.shape} instead of {expected.shape}")
+        raise ProofFailed(spec.name, engine.kind, None, f"output {where}: shape {found.shape} instead of {expected.shape}", spec.origin)
     if found.dtype.kind in "OSU" or expected.dtype.kind in "OSU":
         same = [_bytes(value) for value in found.ravel()] == [_bytes(value) for value in expected.ravel()]
         if not same:
-            raise ProofFailed(spec.name, engine.kind, None, f"output {where}: other texts")
+            raise ProofFailed(spec.name, engine.kind, None, f"output {where}: other texts", spec.origin)
         return 0.0
     agreement = compare(found, expected, spec.precision, largest=largest)
     if not agreement:
         by = agreement.largest if np.isfinite(agreement.largest) else None
-        raise ProofFailed(spec.name, engine.kind, by, f"output {where}, row {agreement.row}")
+        raise ProofFailed(spec.name, engine.kind, by, f"output {where}, row {agreement.row}", spec.origin)
     return agreement.largest
 
 

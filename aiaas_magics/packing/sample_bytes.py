@@ -1,0 +1,40 @@
+"""Sample rows and their answers as bytes, for the proof.
+
+Samples are safetensors with `input/<name>` and `output/<name>`, rows first. A string tensor
+travels as UTF-8 in `uint8`, padded with zeros along one more dimension; `length/input/<name>` says how many bytes are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def as_safetensors(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> bytes:
+    from safetensors.numpy import save
+
+    tensors = {f"input/{name}": array for name, array in inputs.items()}
+    tensors |= {f"output/{name}": array for name, array in outputs.items()}
+    lengths = {f"length/{name}": _lengths(array) for name, array in tensors.items() if array.dtype.kind in "OSU"}
+    return bytes(save({name: np.ascontiguousarray(_padded(array)) for name, array in (tensors | lengths).items()}))
+
+
+def as_text(array: np.ndarray) -> np.ndarray:
+    return array.astype(object) if array.dtype.kind in "SU" else array
+
+
+def _encoded(texts: np.ndarray) -> list[bytes]:
+    return [text if isinstance(text, bytes) else str(text).encode() for text in texts.ravel()]
+
+
+def _lengths(texts: np.ndarray) -> np.ndarray:
+    return np.array([len(text) for text in _encoded(texts)], np.int64).reshape(texts.shape)
+
+
+def _padded(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "OSU":
+        return array
+    texts = _encoded(array)
+    width = max(1, *map(len, texts))
+    return np.frombuffer(b"".join(text.ljust(width, b"\0") for text in texts), np.uint8).reshape(*array.shape, width)
