@@ -29,13 +29,15 @@ from aiaas_magics.packing.variables import VariableSpec, spec_of
 # Their versions stand in the fingerprint; of any other package the files do, by size and time.
 VERSIONED: Final = ("keras", "tensorflow", "numpy", "ml_dtypes", "cloudpickle", "aiaas_magics")
 BY_NAME: Final = (*VERSIONED, *sys.stdlib_module_names, "__main__", "__mp_main__")
-# No part of what is traced: what `compile` was given and what hangs on an object, kept to write a model into a file; a cache.
+# No part of what is traced: what `compile` was given and what hangs on an object, kept to write a model into a file; a cache; what a seed
+# generator began with, which is in its variable.
 LEFT_OUT: Final = frozenset(
     {
         "_compile_config",
         "_self_unconditional_checkpoint_dependencies",
         "_self_unconditional_dependency_names",
         "_exclude_from_weight_decay_cache",
+        "_initial_seed",
     }
 )
 OURS: Final = "aiaas_magics.backend."
@@ -106,6 +108,8 @@ class _Pickler(Pickler):
         return {f"_{name}": value for name, value in super().state(obj).items() if name not in LEFT_OUT}
 
     def reducer_override(self, obj: Any) -> Any:
+        import keras
+
         name = getattr(obj, "__module__", None) if isinstance(obj, (type, types.FunctionType)) else None
         if isinstance(obj, types.FunctionType) and str(name).startswith(OURS):
             return str, (f"{name}.{obj.__qualname__}",)
@@ -114,6 +118,8 @@ class _Pickler(Pickler):
             return str, (f"{obj.__name__} {getattr(obj, '_fields', '')}",)
         if isinstance(name, str) and name.partition(".")[0] not in BY_NAME:
             self.modules.add(name)
+        if self._names.in_use and isinstance(obj, keras.Initializer):
+            return str, (type(obj).__name__,)  # it has done its work; where no seed was given it has one of its own
         reduced = super().reducer_override(obj)
         self._names.meet(obj)
         return reduced
@@ -126,13 +132,13 @@ class _Names:
         self._order: dict[str, str] = {}
         self._alone: set[str] = set()
         self._pattern: re.Pattern[str] | None = None
-        self._any = model is not None
+        self.in_use = model is not None
         self.are_looked_at = model is not None and _are_looked_at(model)
-        for part in (*model._flatten_layers(), model.optimizer) if model is not None else ():
+        for part in (*model._flatten_layers(), getattr(model, "optimizer", None)) if model is not None else ():
             self.meet(part)
 
     def meet(self, obj: Any) -> None:
-        if self._any and _is_automatic(obj) and obj.name not in self._order:
+        if self.in_use and _is_automatic(obj) and obj.name not in self._order:
             self._order[obj.name], self._pattern = f"#{len(self._order)}", None
             if not isinstance(obj, _named_in_slots()):
                 self._alone.add(obj.name)

@@ -292,6 +292,10 @@ def test_the_folder_keeps_what_was_used_last(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3.trace", "4.trace", "5.trace"]
 
 
-def test_models_of_one_structure_have_one_fingerprint() -> None:
+def test_models_of_one_structure_have_one_fingerprint_whatever_they_were_seeded_with() -> None:
+    def model() -> Any:
+        return keras.Sequential([layers.Input((6,)), layers.Dense(8), layers.Dropout(0.5), layers.Dense(1)])
+
+    assert fingerprint(model()) == fingerprint(model())
     assert fingerprint(dropping()) == fingerprint(dropping())
     assert fingerprint(fit_cases.masked()) != fingerprint(fit_cases.masked(recurrent=True))
