@@ -133,11 +133,12 @@ class FusedSteps:
         self._in_all = in_all
         self._make_stock, self._halves = functools.cache(stock), halves
         self._traces, self._name = traces if halves is None else None, name
+        self._last_like: tuple[Any, Any, str] = (None, None, "")
         self._models: dict[str, str | None] = {}  # fingerprints, by what the loop was asked for with
         self._rule, self._tries = rule or Rule(), tries
         self._compile_s: dict[str, float] = {}
         self._steps: dict[tuple[Part, bool, bool], Any] = {}
-        self._runs: dict[tuple[Part, bool, bool], Any] = {}
+        self._runs: dict[tuple[Part, bool, bool, str], Any] = {}
         self._choice: Choice | None = None
         self._trial: Trial | None = None
         self._last: Any = None
@@ -164,7 +165,7 @@ class FusedSteps:
         return self._tried(self._trial, given)
 
     def _run(self, chunk: Chunk, *, compiled: bool) -> Any:
-        key = (chunk.part, chunk.uneven, compiled, self._traces and _like(chunk))
+        key = (chunk.part, chunk.uneven, compiled, self._like(chunk) if self._traces is not None else "")
         if key not in self._runs:
             self._runs[key] = self._recalled(chunk, compiled=compiled) or self._traced(chunk, compiled=compiled)
         return self._runs[key](chunk.arrays, chunk.positions, tf.constant(chunk.start), tf.constant(chunk.stop))
@@ -176,7 +177,7 @@ class FusedSteps:
         if self._traces is not None and (key := self._key(chunk, compiled=compiled)) is not None:
             given = (chunk.arrays, chunk.positions, tf.constant(chunk.start), tf.constant(chunk.stop))
             concrete, step = loop.get_concrete_function(*given), one.get_concrete_function(chunk.arrays, chunk.positions[0]).graph
-            if self._traces.fingerprint() == self._models[_like(chunk)]:  # else tracing has changed the model, and is needed each time
+            if self._traces.fingerprint() == self._models[self._like(chunk)]:  # else tracing has changed the model, and is needed each time
                 self._traces.note(key, concrete, step, [*flat(chunk.arrays), *given[1:]])
         return loop
 
@@ -186,10 +187,21 @@ class FusedSteps:
         """The name of the loop's trace, of the model as it was when it was asked for first."""
         if self._traces is None or not are_tensors(chunk.arrays):
             return None
-        like = _like(chunk)
+        like = self._like(chunk)
         if like not in self._models:
             self._models[like] = self._traces.fingerprint()
         return self._traces.key(self._models[like], self._name, chunk.part, like, compiled)
+
+    def _like(self, chunk: Chunk) -> str:
+        """What a trace for these arrays goes by: their structure, types and sizes."""
+        arrays, positions, text = self._last_like
+        if chunk.arrays is not arrays or chunk.positions is not positions:
+            described = tf.nest.map_structure(
+                lambda x: None if x is None else (x.dtype.name, tuple(x.shape)), (chunk.arrays, chunk.positions)
+            )
+            text = f"{described} {chunk.uneven}"
+            self._last_like = chunk.arrays, chunk.positions, text
+        return text
 
     def _trace(self, chunk: Chunk, *, compiled: bool) -> Trace | None:
         key = self._key(chunk, compiled=compiled)
@@ -332,12 +344,6 @@ def take(x: Any, rows: Any) -> Any:
     if isinstance(x, list | tuple | dict):
         return None
     return tf.gather(x, rows, axis=0) if tf.is_tensor(x) else x
-
-
-def _like(chunk: Chunk) -> str:
-    """What a trace for these arrays goes by: their structure, types and sizes."""
-    shapes = tf.nest.map_structure(lambda x: None if x is None else (x.dtype.name, tuple(x.shape)), (chunk.arrays, chunk.positions))
-    return f"{shapes} {chunk.uneven}"
 
 
 def first_line(error: BaseException) -> str:
