@@ -117,7 +117,7 @@ def short_fits() -> list[dict[str, object]]:
             return model.fit(x, y, epochs=1, batch_size=32, verbose=0, **more)
 
         kinds = {"first fit": first_fit, "refit": refit(), "refit, other rows": refit(other=True), "5-fold cross-validation": folds}
-        kinds |= {"a KerasTuner search of 10 trials": search} if find_spec("keras_tuner") else {}
+        kinds |= {"a KerasTuner search of 10 trials": search} if find_spec("keras_tuner") and find_spec("tensorboard") else {}
         found: list[dict[str, object]] = []
         for name, kind in kinds.items():
             for fit in (ours, plain):  # the launcher imports its libraries, and a refit has had its first fit
