@@ -50,13 +50,19 @@ def own_home(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def workers_in(folder: Path) -> list[psutil.Process]:
-    """Living children of the launchers in `folder`."""
+    """Living children of the launchers in `folder`, but for those that stand by: they have no folder of a job yet."""
     workers: list[psutil.Process] = []
     for process in processes_of(folder):
         with contextlib.suppress(psutil.NoSuchProcess):
             if "aiaas_magics.backend.workers.launcher" in process.cmdline():
-                workers += process.children()
-    return [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
+                workers += [worker for worker in process.children() if is_working(worker, process)]
+    return workers
+
+
+def is_working(worker: psutil.Process, launcher: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return worker.status() != psutil.STATUS_ZOMBIE and worker.cwd() != launcher.cwd()
+    return False
 
 
 wait_until = functools.partial(waiting.until, wait_s=WAIT_S)

@@ -89,10 +89,9 @@ async def test_none_stands_by_while_a_worker_trains_and_what_it_runs_can_be_stop
     assert [process.pid for process in launcher_in(tmp_path).children()] == [spare.pid]
     await pool.stop(running, ranks=1)
 
-    assert not spare.is_running()
-    ending = running.ending(0)
-    assert ending is not None
+    ending = await until(lambda: running.ending(0), "its end was not seen")
     assert ending.signal is not None
+    assert not spare.is_running()
 
 
 async def test_one_that_dies_costs_the_next_command_nothing(pool: LocalPool, tmp_path: Path) -> None:

@@ -192,8 +192,10 @@ class Launcher:
             return False
         kills = memory.kills()
         pid = self._from_spare(command)
-        if pid is None and (pid := os.fork()) == 0:
-            self._become(lambda: self._run(command))
+        if pid is None:
+            pid = os.fork()
+            if pid == 0:
+                self._become(lambda: self._run(command))
         self._ranks[pid] = Rank(folder, rank, kills)
         try:
             write_value(folder.pid(rank), ProcessId.of(pid))
