@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import io
 import re
 import sys
 import types
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,16 +48,16 @@ def fingerprint(model: Any) -> str | None:
     found = _pickled(model, names)
     if found is None:
         return None
-    body, luggage, modules = found
+    body, luggage, files = found
     # Code that is not Keras' may go by a name, as logs of several outputs and an optimizer's exceptions do.
-    if names.are_looked_at or luggage.code or modules:
+    if names.are_looked_at or luggage.code or files:
         names = _Names(None)
         if (found := _pickled(model, names)) is None:
             return None
-        body, luggage, modules = found
+        body, luggage, files = found
     specs = [names.without_numbers(spec_of(variable)) for variable in luggage.variables]
     digest = hashlib.sha256(body)
-    digest.update(repr((_versions(), modules, specs)).encode())
+    digest.update(repr((_versions(), files, specs)).encode())
     for array in luggage.arrays:
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
@@ -82,7 +81,7 @@ def _pickled(model: Any, names: _Names) -> tuple[bytes, Luggage, list[tuple[str,
     pickler = _Pickler(body, luggage, registered, names)
     try:
         fitcall_pickle.write(pickler, model)
-        return body.getvalue(), luggage, sorted(_file_of(name) for name in pickler.modules)
+        return body.getvalue(), luggage, _files_of(pickler.packages)
     except (Failed, OSError):
         return None
     finally:
@@ -90,11 +89,11 @@ def _pickled(model: Any, names: _Names) -> tuple[bytes, Luggage, list[tuple[str,
 
 
 class _Pickler(Pickler):
-    """Leaves out what stands on the model for the time of one `fit`, and notes which modules classes and functions are taken from."""
+    """Leaves out what stands on the model for the time of one `fit`, and notes the packages that classes and functions are taken from."""
 
     def __init__(self, file: io.BytesIO, luggage: Luggage, registered: list[types.ModuleType], names: _Names) -> None:
         super().__init__(file, luggage, registered)
-        self.modules: set[str] = set()
+        self.packages: set[str] = set()
         self._names = names
 
     def persistent_id(self, obj: Any) -> Any:
@@ -116,8 +115,10 @@ class _Pickler(Pickler):
         if isinstance(obj, type) and issubclass(obj, tuple) and getattr(sys.modules.get(str(name)), obj.__name__, None) is not obj:
             # Keras makes one at every build of a loss; by value each would have a number of its own.
             return str, (f"{obj.__name__} {getattr(obj, '_fields', '')}",)
-        if isinstance(name, str) and name.partition(".")[0] not in BY_NAME:
-            self.modules.add(name)
+        if isinstance(obj, types.ModuleType):
+            name = obj.__name__
+        if isinstance(name, str) and (package := name.partition(".")[0]) not in BY_NAME:
+            self.packages.add(package)
         if self._names.in_use and isinstance(obj, keras.Initializer):
             return str, (type(obj).__name__,)  # it has done its work; where no seed was given it has one of its own
         reduced = super().reducer_override(obj)
@@ -180,13 +181,17 @@ def _are_looked_at(model: Any) -> bool:
 
 
 def _versions() -> list[str]:
-    return [sys.version, *(importlib.metadata.version(name) for name in VERSIONED if name != "aiaas_magics")]
+    # Of what is imported: a distribution may have another name (tensorflow-cpu).
+    return [sys.version, *(str(getattr(sys.modules.get(name), "__version__", "")) for name in VERSIONED)]
 
 
-def _file_of(module: str) -> tuple[str, int, int]:
-    """A module of a package that may be edited in its place; one that has travelled by value has no file, and is in the bytes."""
-    path = getattr(sys.modules.get(module), "__file__", None)
-    if path is None:
-        return module, 0, 0
-    stat = Path(path).stat()
-    return module, stat.st_size, stat.st_mtime_ns
+def _files_of(packages: Collection[str]) -> list[tuple[str, int, int]]:
+    """Every module of these that is imported, with its file's size and time: they may be edited in their place."""
+    found = [(package, 0, 0) for package in sorted(packages)]
+    for name, module in sorted(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        # One that has travelled by value has no file; it is in the bytes.
+        if name.partition(".")[0] in packages and path is not None:
+            stat = Path(path).stat()
+            found.append((name, stat.st_size, stat.st_mtime_ns))
+    return found

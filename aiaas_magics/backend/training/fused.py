@@ -211,6 +211,9 @@ class FusedSteps:
         """The loop as an earlier fit has traced it, when it has made no step."""
         if self._traces is None or (trace := self._trace(chunk, compiled=compiled)) is None:
             return None
+        # The form that a long run tries later would be traced of the model as it is by then.
+        if self._trial is not None and self._traces.fingerprint() != self._models[self._like(chunk)]:
+            return None
         given = (chunk.arrays, chunk.positions, tf.constant(0), tf.constant(0))
         try:
             found = self._traces.bound(

@@ -11,7 +11,6 @@ with a seed of the trace) is traced in every fit, and so is a model whose tracin
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import io
 import os
@@ -264,7 +263,6 @@ def _renamed(library: Any, prefix: str, *, of: str) -> str:
     return names[of]
 
 
-@functools.cache
 def facts_of_process() -> tuple[object, ...]:
     """What decides what is traced, beside the model and its data: versions, settings, devices, and this code itself."""
     import keras
