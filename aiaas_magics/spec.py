@@ -168,6 +168,7 @@ class FitSpec(Value, frozen=True, kw_only=True):
     study: str | None = None
     notes: tuple[str, ...] = ()  # what was announced before the run
     memory_bytes: int = 0  # estimate for one worker, beyond the libraries themselves
+    sets_environment: bool = True  # variables travel within the payload
     folders: tuple[str, ...] = ()  # relative; a worker finds them around it, as callbacks found them beside the notebook
 
     def __post_init__(self) -> None:

@@ -45,6 +45,7 @@ POLL_S: Final = 0.25  # a view is redrawn at most four times a second (Jupyter's
 OPENED: Final = "aiaas-opened"  # header of a file: "appended" if callbacks only ever added to it
 KEPT_RESULTS: Final = "those of the newest 100 jobs and of the last 30 days, and fewer where the disk is full"  # `server.retention`
 PNG: Final = b"\x89PNG\r\n\x1a\n"  # how each one begins
+READ_GAP_S: Final = 0.03  # guess: workers tell four times a second, and the server looks for it twenty times
 POLL_ANSWER_S: Final = 20.0  # guess: a poll waits a second at most, and a server at full load takes some
 CANCEL_S: Final = 15.0  # workers get 5 s to end by themselves, then they are killed
 
@@ -150,13 +151,18 @@ class Job:
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         on_change(self._story)
+        shown_s, is_shown = time.monotonic(), True
         while not self._story.state.final:
-            began = time.monotonic()
-            if deadline is not None and began > deadline:
+            now_s = time.monotonic()
+            if deadline is not None and now_s > deadline:
                 raise BackendTooSlow(f"job {self.id}", timeout_s or 0.0)
-            if self._read(wait_s=1.0):
+            # What waits to be shown is read on meanwhile: the end is heard when it comes.
+            is_shown &= not self._read(wait_s=1.0 if is_shown else max(0.0, shown_s + POLL_S - now_s))
+            if not is_shown and (self._story.state.final or time.monotonic() >= shown_s + POLL_S):
                 on_change(self._story)
-            time.sleep(max(0.0, POLL_S - (time.monotonic() - began)) if not self._story.state.final else 0.0)
+                shown_s, is_shown = time.monotonic(), True
+            if not self._story.state.final:
+                time.sleep(READ_GAP_S)
         self.view()
         return self._story
 

@@ -185,6 +185,7 @@ def submit(
         study=study,
         notes=prepared.preflight.notes,
         memory_bytes=packed.memory_bytes,
+        sets_environment=packed.sets_environment,
         folders=surroundings.folders(Path.cwd(), payload=packed.payload) if packed.callbacks else (),
     )
     view = backend.transport.post("/v1/jobs", spec, JobView, key=secrets.token_hex(16))

@@ -90,6 +90,7 @@ class PackedFitCall:
     execution: Execution  # as asked, or without JAX where it cannot be
     streams: tuple[sources.Stream, ...] = ()  # data that this kernel must send batch by batch
     in_batches: bool = False  # some data yields batches instead of holding rows
+    sets_environment: bool = False  # variables go along in the payload
     environment_notes: tuple[str, ...] = ()  # which variables go along; `notes` are about results
     datasets: tuple[Any, ...] = ()  # live objects that travel as pickles in the place of arguments
     verbose: Any = "auto"  # as `fit` was given it; workers draw no bar
@@ -184,6 +185,7 @@ def pack(
         payload=payload,
         arrays=tuple(luggage.arrays),
         manifest=_manifest(model, arguments, luggage, payload, chosen),
+        sets_environment=bool(chosen.values),
         environment_notes=chosen.notes(),
         notes=(*notes, *closures.notes(callbacks), *randomness.notes(model, callbacks)),
         shape=shape,

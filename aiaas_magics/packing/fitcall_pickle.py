@@ -213,7 +213,11 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 self.write((None, module))  # its state follows
                 continue
             obj = self.luggage.pending.popleft()
-            self.write((obj, _state(obj)))
+            self.write((obj, self.state(obj)))
+
+    def state(self, obj: Any) -> dict[str, Any]:
+        """What of a module or a Keras object is written."""
+        return _state(obj)
 
     def persistent_id(self, obj: Any) -> Any:
         kind = type(obj)

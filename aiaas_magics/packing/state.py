@@ -133,14 +133,14 @@ def _name_slots_by_variable(optimizer: Any, state: State) -> None:
 
 
 def _node_places(state: State) -> list[tuple[Any, int]]:
-    """`Function._nodes` holds strings of the form "<id of the operation>_ib-<index>"."""
-    operations = {str(id(operation)): operation for operation in state["_operations"]}
-    places = []
-    for key in sorted(state["_nodes"]):
+    """`Function._nodes` holds strings of the form "<id of the operation>_ib-<index>"; here in an order that no id has a part in."""
+    places = {str(id(operation)): place for place, operation in enumerate(state["_operations"])}
+    found = []
+    for key in state["_nodes"]:
         owner, _, index = key.rpartition("_ib-")
-        if owner in operations:
-            places.append((operations[owner], int(index)))
-    return places
+        if owner in places:
+            found.append((places[owner], int(index)))
+    return [(state["_operations"][place], index) for place, index in sorted(found)]
 
 
 def _drop_wrappers(state: State) -> None:

@@ -51,13 +51,20 @@ def own_home(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def workers_in(folder: Path) -> list[psutil.Process]:
-    """Living children of the launchers in `folder`."""
+    """Living children of the launchers in `folder`, but for those that stand by: they have no folder of a job yet."""
     workers: list[psutil.Process] = []
     for file in folder.rglob("launcher.json"):
         running = read_value(file, Running)
         with contextlib.suppress(psutil.NoSuchProcess):
-            workers += psutil.Process(running.process.pid).children() if running is not None else []
-    return [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
+            launcher = psutil.Process(running.process.pid) if running is not None else None
+            workers += [worker for worker in launcher.children() if is_working(worker, launcher)] if launcher is not None else []
+    return workers
+
+
+def is_working(worker: psutil.Process, launcher: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return worker.status() != psutil.STATUS_ZOMBIE and worker.cwd() != launcher.cwd()
+    return False
 
 
 wait_until = functools.partial(waiting.until, wait_s=WAIT_S)

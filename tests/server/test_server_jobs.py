@@ -16,6 +16,7 @@ from aiaas_magics import errors, settings
 from aiaas_magics.backend import checkpoint_folder
 from aiaas_magics.backend.server import attempts
 from aiaas_magics.backend.server.state import StateFolder
+from aiaas_magics.client import job as jobs
 from aiaas_magics.client.job import Job
 from aiaas_magics.events import (
     AttemptStarted,
@@ -566,3 +567,14 @@ def test_a_finished_job_leaves_only_its_files(server: Served, tmp_path: Path) ->
 def shared_memory() -> set[Path]:
     """What stands there now, of whatever job."""
     return set(Path("/dev/shm").glob("aiaas-*"))
+
+
+def test_the_end_is_heard_when_it_comes_however_long_a_view_stands(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "POLL_S", 3600.0)
+    shown: list[JobState] = []
+    job = Job(server.transport, server.view(server.submit({"do": "epochs", "count": 2}, workers=1)))
+
+    job.follow(lambda story: shown.append(story.state))
+
+    assert len(shown) == 2  # as it was, and as it ended
+    assert shown[-1] is JobState.SUCCEEDED

@@ -22,6 +22,7 @@ from aiaas_magics.backend.training.choice import Choices, Timing, has_few_rows, 
 from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.data import Source
 from aiaas_magics.backend.training.fused import Chunk, FusedSteps
+from aiaas_magics.backend.training.operations import operation_of
 from aiaas_magics.backend.training.pace import CALL_S, GROWTH, Pace
 from aiaas_magics.backend.training.plan import Plan, order_of
 from aiaas_magics.events import Candidate, EpochEnded, Event, Planned
@@ -306,9 +307,9 @@ def test_rows_are_few_beside_those_of_the_matrix_unless_a_sequence_may_have_made
         of_sequences = tf.matmul(tf.reshape(sequences, (-1, 1200)), matrix)
         of_any_shape = tf.matmul(tf.reshape(sequences, tf.compat.v1.placeholder(tf.int32)), matrix)
 
-    assert has_few_rows(of_batch.op, rows) is few
-    assert not has_few_rows(of_sequences.op, rows)
-    assert not has_few_rows(of_any_shape.op, rows)
+    assert has_few_rows(operation_of(of_batch.op), rows) is few
+    assert not has_few_rows(operation_of(of_sequences.op), rows)
+    assert not has_few_rows(operation_of(of_any_shape.op), rows)
 
 
 def test_a_long_run_tries_both_forms_and_remembers_what_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

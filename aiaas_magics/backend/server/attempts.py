@@ -85,6 +85,7 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
             measure=spec.measure,
             reduce_name=reduce_name,
             folders=spec.folders,
+            sets_environment=spec.sets_environment,
             choices=str(state.path / "choices"),
         )
         for rank, positions in enumerate(seats.ranks)

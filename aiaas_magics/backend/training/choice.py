@@ -24,13 +24,13 @@ import msgspec
 import tensorflow as tf
 
 from aiaas_magics.backend.disk import NotPlain, read_plain, write_private
+from aiaas_magics.backend.training.operations import TABLES, Operation, Operations, Shape, flat
 
 CHOICE_BYTES: Final = 64 * 1024  # guess: two timings have some hundred bytes
 # XLA drops assertions, and reads out of range without a word; strings and Python it cannot compile at all.
 UNCOMPILABLE: Final = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 UNCHECKED: Final = frozenset({"Assert", "CheckNumerics", "CheckNumericsV2"})
 SAME_RANDOM: Final = frozenset({"StatelessRandomUniformFullIntV2"})
-TABLES: Final = frozenset({"ResourceGather", "GatherV2"})
 CLASSES: Final = frozenset({"SparseSoftmaxCrossEntropyWithLogits"})
 # XLA's convolutions on a CPU have no oneDNN behind them: two layers of them took 19 times as long (a dry run on two cores, --fused xla).
 SLOW_ON_CPU: Final = frozenset({"Conv2D", "Conv3D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "Conv3DBackpropInputV2"})
@@ -100,12 +100,12 @@ class Rule:
     def __init__(self, choices: Choices | None = None) -> None:
         self._choices, self._key = choices, ""
 
-    def decide(self, graphs: Sequence[Any], arrays: Any, *, rows: int, ahead: float, whole: bool = True) -> Choice:
+    def decide(self, pieces: Sequence[Operations], arrays: Any, *, rows: int, ahead: float, whole: bool = True) -> Choice:
         measured: dict[str, Timing] = {}
         if self._choices is not None:
-            self._key = key_of(graphs, arrays, rows)
+            self._key = key_of(pieces, arrays, rows)
             measured = self._choices.of(self._key)
-        return choose(graphs, arrays, rows=rows, ahead=ahead, measured=measured, whole=whole)
+        return choose(pieces, arrays, rows=rows, ahead=ahead, measured=measured, whole=whole)
 
     def remember(self, measured: Mapping[str, Timing]) -> None:
         """What both forms of the step that was decided on take."""
@@ -118,35 +118,37 @@ class Comparing(Rule):
 
     planned: Callable[[], Choice] | None = None  # what a `Rule` decides by now
 
-    def decide(self, graphs: Sequence[Any], arrays: Any, *, rows: int, ahead: float, whole: bool = True) -> Choice:
-        self.planned = functools.partial(super().decide, graphs, arrays, rows=rows, ahead=ahead, whole=whole)
+    def decide(self, pieces: Sequence[Operations], arrays: Any, *, rows: int, ahead: float, whole: bool = True) -> Choice:
+        self.planned = functools.partial(super().decide, pieces, arrays, rows=rows, ahead=ahead, whole=whole)
         self.planned()
-        by_estimate = choose(graphs, arrays, rows=rows, ahead=ahead, measured={}, whole=whole)
+        by_estimate = choose(pieces, arrays, rows=rows, ahead=ahead, measured={}, whole=whole)
         if not by_estimate.open:
             return by_estimate
-        if (takes_s := compile_s(graphs)) > MOST_COMPILE_S:
+        if (takes_s := compile_s(pieces)) > MOST_COMPILE_S:
             return Choice(fused="graph", why=(f"XLA would take about {takes_s:.0f} s to compile this step",))
         return Choice(fused="xla")
 
 
-def compile_s(graphs: Sequence[Any]) -> float:
+def compile_s(pieces: Sequence[Operations]) -> float:
     """About how many seconds XLA takes to compile these."""
-    return OPERATION_COMPILES_S * sum(1 for _ in operations(graphs))
+    return OPERATION_COMPILES_S * sum(map(len, pieces))
 
 
-def choose(graphs: Sequence[Any], arrays: Any, *, rows: int, ahead: float, measured: Mapping[str, Timing], whole: bool = True) -> Choice:
-    """The form for steps of which XLA would compile the traced `graphs`, of `rows` rows each, with `ahead` steps still to make.
+def choose(
+    pieces: Sequence[Operations], arrays: Any, *, rows: int, ahead: float, measured: Mapping[str, Timing], whole: bool = True
+) -> Choice:
+    """The form for steps of which XLA would compile the traced `pieces`, of `rows` rows each, with `ahead` steps still to make.
 
     `whole` says that `arrays` are all that the steps will read.
 
     A function of the step, its data and what was `measured` alone, so that the same run is carried out in the same way again.
     """
-    found = list(operations(graphs))
+    found = list(flat(pieces))
     if final := tuple(forbidding(found, arrays, whole=whole)):
         return Choice(fused="graph", why=final)
     if measured:
         return quickest(measured, ahead)
-    if unpaying := tuple(discouraging(found, rows, ahead, pieces=len(graphs))):
+    if unpaying := tuple(discouraging(found, rows, ahead, pieces=len(pieces))):
         return Choice(fused="graph", why=unpaying, open=True)
     return Choice(fused="xla", open=True)
 
@@ -159,7 +161,7 @@ def quickest(measured: Mapping[str, Timing], ahead: float = math.inf) -> Choice:
     return Choice(fused=best, why=(f"measured: {IN_WORDS[other]} it takes {ratio:.2f} times as long{included}",))
 
 
-def forbidding(found: Sequence[Any], arrays: Any, *, whole: bool) -> Iterator[str]:
+def forbidding(found: Sequence[Operation], arrays: Any, *, whole: bool) -> Iterator[str]:
     """Why XLA would compute something else than TensorFlow does, or nothing at all.
 
     XLA takes an index out of range for the nearest one in range, where TensorFlow raises an error. So indexing is
@@ -178,7 +180,7 @@ def forbidding(found: Sequence[Any], arrays: Any, *, whole: bool) -> Iterator[st
         yield "the data may index out of range, which XLA would not notice"
 
 
-def discouraging(found: Sequence[Any], rows: int, ahead: float, *, pieces: int) -> Iterator[str]:
+def discouraging(found: Sequence[Operation], rows: int, ahead: float, *, pieces: int) -> Iterator[str]:
     """Why compiling would not pay, by estimate."""
     recurs = any(op.type in LOOPS for op in found)
     products = [op for op in found if op.type in PRODUCTS]
@@ -198,70 +200,53 @@ def discouraging(found: Sequence[Any], rows: int, ahead: float, *, pieces: int) 
         yield f"compiling pays from about {least:,} steps, this fit has {ahead:,.0f}"
 
 
-def multiplications(op: Any, rows: int) -> float:
+def multiplications(op: Operation, rows: int) -> float:
     """About how many a product of matrices [.., m, k] and [.., k, n] takes: the root of (mk)(kn)(mn). Unknown lengths are rows."""
     sizes = [math.prod(shape) for shape in _shapes(op, rows)]
     return math.sqrt(math.prod(sizes)) if len(sizes) == 3 else 0.0
 
 
-def has_few_rows(op: Any, rows: int) -> bool:
+def has_few_rows(op: Operation, rows: int) -> bool:
     """Whether a product of two matrices has the batch on one side only, and there at most half of what every other side has.
 
     What a reshaping makes rows of, sequences perhaps, may be more than the rows of the batch where its length is not known.
     """
-    if op.type != "MatMul" or any(given.op.type == "Reshape" and not given.shape.is_fully_defined() for given in op.inputs):
+    if op.type != "MatMul" or op.of_reshaped:
         return False
     sides = sorted({side for shape in _shapes(op, rows) for side in shape})
     return len(sides) > 1 and sides[0] == rows and 2 * rows <= sides[1]
 
 
-def _shapes(op: Any, rows: int) -> list[list[int]]:
+def _shapes(op: Operation, rows: int) -> list[list[int]]:
     """Of both factors and the product, where known."""
-    return [[side or rows for side in x.shape] for x in (*op.inputs[:2], *op.outputs[:1]) if x.shape.rank is not None]
+    return [[side or rows for side in shape] for shape in (*op.inputs[:2], *op.outputs[:1]) if shape is not None]
 
 
-def key_of(graphs: Sequence[Any], arrays: Any, rows: int) -> str:
+def key_of(pieces: Sequence[Operations], arrays: Any, rows: int) -> str:
     """Names what a step computes, on what kind of rows, with what, on this machine. How many rows there are says nothing of a step."""
-    counted = collections.Counter(f"{op.type}{[str(x.shape) for x in op.outputs]}" for op in operations(graphs) if op.type != "Placeholder")
+    counted = collections.Counter(f"{op.type}{[_text(shape) for shape in op.outputs]}" for op in flat(pieces) if op.type != "Placeholder")
     data = [f"{x.dtype.name}{x.shape[1:]}" for x in tf.nest.flatten(arrays) if x is not None]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     where = [platform.node(), platform.machine(), cores, tf.__version__, [gpu.name for gpu in tf.config.list_physical_devices("GPU")]]
     return hashlib.sha256(repr((sorted(counted.items()), data, rows, where)).encode()).hexdigest()[:32]
 
 
-def operations(graphs: Iterable[Any]) -> Iterator[Any]:
-    """Every operation of `graphs` and of the functions that they call."""
-    for graph in graphs:
-        yield from graph.get_operations()
-        for function in graph._functions.values():
-            inner = getattr(function, "graph", None)
-            if inner is not None:
-                yield from inner.get_operations()
+def _text(shape: Shape | None) -> str:
+    """As TensorFlow writes it: what was measured is kept under it."""
+    return "<unknown>" if shape is None else f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
-def indices_hold(found: Iterable[Any], arrays: Any, *, whole: bool) -> bool:
+def indices_hold(found: Iterable[Operation], arrays: Any, *, whole: bool) -> bool:
     """Whether every number of x is an index into the smallest table, and every one of y is a class besides.
 
     Of arrays that are not the `whole` nobody knows.
     """
-    tables = [size for op in found if op.type in TABLES and (size := entries(op)) is not None]
-    classes = [op.inputs[0].shape[-1] or 0 for op in found if op.type in CLASSES]
+    tables = [size for op in found if op.type in TABLES and (size := op.entries) is not None]
+    classes = [(op.inputs[0] or (0,))[-1] or 0 for op in found if op.type in CLASSES]
     if not whole and (tables or classes):
         return False
     x, *rest = arrays if isinstance(arrays, tuple) else (arrays,)
     return within(x, tables) and (not rest or within(rest[0], [*tables, *classes]))
-
-
-def entries(op: Any) -> int | None:
-    """How many entries the table has that `op` reads from, 0 where that is not known; None for the data itself and for shapes."""
-    table = op.inputs[0]
-    if op.type == "ResourceGather":
-        told = getattr(table, "_handle_data", None)
-        return int(told.shape_and_type[0].shape.dim[0].size) if told is not None and told.is_set else 0
-    if table.op.type in ("Placeholder", "Shape"):
-        return None
-    axis = tf.get_static_value(op.inputs[2])
-    return 0 if axis is None or table.shape.rank is None else table.shape[int(axis)] or 0
 
 
 def within(arrays: Any, limits: Sequence[int]) -> bool:

@@ -31,6 +31,7 @@ class WorkerCommand(Value, frozen=True, kw_only=True):
     measure: MeasureSpec | None = None
     reduce_name: str = ""  # names the shared memory of this attempt
     folders: tuple[str, ...] = ()  # to make in the working directory
+    sets_environment: bool = True  # variables come with the payload, which count when TensorFlow starts
     choices: str = ""  # the folder of what was measured before
 
 

@@ -23,8 +23,10 @@ import tensorflow as tf
 from aiaas_magics import wording
 from aiaas_magics.backend.training.choice import Choice, Rule, Timing, compile_s, quickest
 from aiaas_magics.backend.training.halves import Halves, NotHalved
+from aiaas_magics.backend.training.operations import Operations, operations_of
 from aiaas_magics.backend.training.plan import Part
 from aiaas_magics.backend.training.replaced import replaced
+from aiaas_magics.backend.training.traces import Recalled, Trace, Traces, are_tensors, flat
 from aiaas_magics.internals.keras import array_slicing, tree
 from aiaas_magics.internals.tensorflow import Algorithm, random_ops_util, stateless
 
@@ -104,6 +106,7 @@ class FusedSteps:
         in_all: how many there were when the fit began: what `rule` decides by, so that an attempt that goes on decides alike.
         tries: whether a long run tries both forms, and has the rule remember what they take.
         settled: told how the steps are carried out, before the first; once more where a trial has found out.
+        traces: where loops are kept that need not be traced again; `name` tells this one from others of the fit.
         halves: cuts each step in two for XLA, where it cannot compile the whole loop; the loop itself is not compiled then.
     """
 
@@ -120,14 +123,19 @@ class FusedSteps:
         tries: bool = False,
         settled: Callable[[Choice], None] = lambda _: None,
         halves: Halves | None = None,
+        traces: Traces | None = None,
+        name: str = "",
     ) -> None:
         self._step, self._wrap, self._fused, self._ahead, self._told = step, wrap, fused, ahead, settled
         self._in_all = in_all
         self._make_stock, self._halves = functools.cache(stock), halves
+        self._traces, self._name = traces if halves is None else None, name
+        self._last_like: tuple[Any, Any, str] = (None, None, "")
+        self._models: dict[str, str | None] = {}  # fingerprints, by what the loop was asked for with
         self._rule, self._tries = rule or Rule(), tries
         self._compile_s: dict[str, float] = {}
         self._steps: dict[tuple[Part, bool, bool], Any] = {}
-        self._runs: dict[tuple[Part, bool, bool], Any] = {}
+        self._runs: dict[tuple[Part, bool, bool, str], Any] = {}
         self._choice: Choice | None = None
         self._trial: Trial | None = None
         self._last: Any = None
@@ -156,11 +164,65 @@ class FusedSteps:
         return self._tried(self._trial, given)
 
     def _run(self, chunk: Chunk, *, compiled: bool) -> Any:
-        key = (chunk.part, chunk.uneven, compiled)
+        key = (chunk.part, chunk.uneven, compiled, self._like(chunk) if self._traces is not None else "")
         if key not in self._runs:
-            halved = compiled and self._halves is not None
-            self._runs[key] = self._loop(self._one(chunk, halved=halved), compiled=compiled and not halved)
+            self._runs[key] = self._recalled(chunk, compiled=compiled) or self._traced(chunk, compiled=compiled)
         return self._runs[key](chunk.arrays, chunk.positions, tf.constant(chunk.start), tf.constant(chunk.stop))
+
+    def _traced(self, chunk: Chunk, *, compiled: bool) -> Any:
+        halved = compiled and self._halves is not None
+        one = self._one(chunk, halved=halved)
+        loop = self._loop(one, compiled=compiled and not halved)
+        if self._traces is not None and (key := self._key(chunk, compiled=compiled)) is not None:
+            given = (chunk.arrays, chunk.positions, tf.constant(chunk.start), tf.constant(chunk.stop))
+            concrete, step = loop.get_concrete_function(*given), one.get_concrete_function(chunk.arrays, chunk.positions[0]).graph
+            if self._traces.fingerprint() == self._models[self._like(chunk)]:  # else tracing has changed the model, and is needed each time
+                self._traces.note(key, concrete, step, [*flat(chunk.arrays), *given[1:]])
+        return loop
+
+    # ------------------------------------------------------------------ loops of other fits
+
+    def _key(self, chunk: Chunk, *, compiled: bool) -> str | None:
+        """The name of the loop's trace, of the model as it was when it was asked for first."""
+        if self._traces is None or not are_tensors(chunk.arrays):
+            return None
+        like = self._like(chunk)
+        if like not in self._models:
+            self._models[like] = self._traces.fingerprint()
+        return self._traces.key(self._models[like], self._name, chunk.part, like, compiled)
+
+    def _like(self, chunk: Chunk) -> str:
+        """What a trace for these arrays goes by: their structure, types and sizes."""
+        arrays, positions, text = self._last_like
+        if chunk.arrays is not arrays or chunk.positions is not positions:
+            described = tf.nest.map_structure(
+                lambda x: None if x is None else (x.dtype.name, tuple(x.shape)), (chunk.arrays, chunk.positions)
+            )
+            text = f"{described} {chunk.uneven}"
+            self._last_like = chunk.arrays, chunk.positions, text
+        return text
+
+    def _trace(self, chunk: Chunk, *, compiled: bool) -> Trace | None:
+        key = self._key(chunk, compiled=compiled)
+        return self._traces.find(key) if self._traces is not None and key is not None else None
+
+    def _recalled(self, chunk: Chunk, *, compiled: bool) -> Recalled | None:
+        """The loop as an earlier fit has traced it, when it has made no step."""
+        if self._traces is None or (trace := self._trace(chunk, compiled=compiled)) is None:
+            return None
+        # The form that a long run tries later would be traced of the model as it is by then.
+        if self._trial is not None and self._traces.fingerprint() != self._models[self._like(chunk)]:
+            return None
+        given = (chunk.arrays, chunk.positions, tf.constant(0), tf.constant(0))
+        try:
+            found = self._traces.bound(
+                trace, lambda: self._loop(self._one(chunk, halved=False), compiled=False).get_concrete_function(*given)
+            )
+            found(*given)
+        except Exception:  # noqa: BLE001 - border: a file that another process wrote; whatever is wrong with it, the step is traced instead
+            self._traces.drop(self._key(chunk, compiled=compiled))
+            return None
+        return found
 
     def _tell(self, choice: Choice) -> Choice:
         self._choice = choice
@@ -172,7 +234,7 @@ class FusedSteps:
         if choice.fused == "auto":
             rows, ahead = int(chunk.positions.shape[1]), self._in_all(chunk.steps)
             try:
-                choice = self._rule.decide(self._graphs(chunk), chunk.arrays, rows=rows, ahead=ahead, whole=chunk.whole)
+                choice = self._rule.decide(self._pieces(chunk), chunk.arrays, rows=rows, ahead=ahead, whole=chunk.whole)
             except NotHalved as error:
                 choice = Choice(fused="graph", why=(f"XLA cannot compile an exchange, and the step cannot be cut there: {error}",))
         if (why := self._prepared(chunk, choice.fused)) is not None:
@@ -181,10 +243,13 @@ class FusedSteps:
             self._trial = Trial(choice.fused)
         return choice
 
-    def _graphs(self, chunk: Chunk) -> list[Any]:
+    def _pieces(self, chunk: Chunk) -> list[Operations]:
         """What XLA would compile of a step."""
+        for compiled in (False, True):
+            if (trace := self._trace(chunk, compiled=compiled)) is not None:
+                return [trace.operations]
         whole = self._one(chunk, halved=self._halves is not None).get_concrete_function(chunk.arrays, chunk.positions[0]).graph
-        return [whole] if self._halves is None else self._halves.graphs
+        return [operations_of(graph) for graph in ([whole] if self._halves is None else self._halves.graphs)]
 
     def _prepared(self, chunk: Chunk, form: str) -> str | None:
         """Trace the loop, and compile it, making no step; why it cannot be compiled, or None."""
@@ -196,6 +261,8 @@ class FusedSteps:
         except (tf.errors.OpError, NotImplementedError, ValueError, TypeError) as error:
             if form != "xla":
                 raise
+            if self._traces is not None:
+                self._traces.drop(self._key(chunk, compiled=True))
             return f"XLA cannot compile this step: {first_line(error)}"
         self._compile_s[form] = time.perf_counter() - began
         return None
@@ -205,7 +272,7 @@ class FusedSteps:
         logs = self._run(chunk, compiled=trial.fused == "xla")
         trial.took(chunk.stop - chunk.start, time.perf_counter() - began)
         if trial.wants_other(ahead := self._ahead(chunk.steps)):
-            affords = trial.other != "xla" or compile_s(self._graphs(chunk)) <= TRIED_SHARE * trial.step_s[trial.fused] * ahead
+            affords = trial.other != "xla" or compile_s(self._pieces(chunk)) <= TRIED_SHARE * trial.step_s[trial.fused] * ahead
             trial.begin_other(possible=affords and self._prepared(chunk, trial.other) is None)
         if trial.is_over:
             self._trial = None

@@ -40,6 +40,7 @@ from aiaas_magics.backend.training.pace import Pace, Pacing
 from aiaas_magics.backend.training.plan import Plan
 from aiaas_magics.backend.training.precision import set_precision
 from aiaas_magics.backend.training.progress import Progress
+from aiaas_magics.backend.training.traces import Traces
 from aiaas_magics.backend.training.unpacked import Unpacked
 from aiaas_magics.events import AnyEvent, Candidate, Notice, Planned
 from aiaas_magics.internals.keras import TensorFlowTrainer
@@ -260,6 +261,16 @@ def _choices(command: WorkerCommand) -> Choices | None:
     return Choices(Path(command.choices)) if usable else None
 
 
+def _traces(command: WorkerCommand, call: Unpacked) -> Traces | None:
+    """Where loops are found that an earlier fit has traced. What several workers exchange, and what is measured, is traced in each."""
+    execution = command.execution
+    usable = bool(command.choices) and command.ranks == 1 and command.measure is None and not is_mirrored(command)
+    if not usable or execution.accumulate > 1:
+        return None
+    facts = (execution.fused, execution.precision, is_op_determinism_enabled())
+    return Traces(Path(command.choices).with_name("traces"), call.model, call.variables, facts=facts)
+
+
 def _group(command: WorkerCommand) -> Group:
     # Ranks that share a core must not take it from one another by looking.
     own_core = bool(command.cores) and command.ranks <= (os.cpu_count() or 1)
@@ -325,6 +336,7 @@ def fusing(
         yield
         return
     source.pace, source.test_pace = pace, test_pace
+    traces = _traces(command, call)
     train = FusedSteps(
         model.train_step,
         stock=functools.partial(model._make_function, model.train_step),
@@ -337,14 +349,24 @@ def fusing(
         tries=command.measure is None and command.ranks == 1 and not is_op_determinism_enabled(),
         settled=settled,
         halves=None if collective is None else collective.halves,
+        traces=traces,
+        name="train",
     )
     test = FusedSteps(
-        model.test_step, stock=functools.partial(model._make_function, model.test_step), wrap=with_part, fused=wanted, in_all=source.in_all
+        model.test_step,
+        stock=functools.partial(model._make_function, model.test_step),
+        wrap=with_part,
+        fused=wanted,
+        in_all=source.in_all,
+        traces=traces,
+        name="test",
     )
     model.train_function, model.test_function = train, test
     try:
         with same_random_numbers(), quick_metrics(model, (train, test), told=command.ranks == 1 and not batch_logs):
             yield
+            if traces is not None:
+                traces.write()
     finally:
         model.train_function = model.test_function = None
 

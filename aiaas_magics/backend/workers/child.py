@@ -16,9 +16,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from msgspec.structs import replace
 
@@ -157,9 +157,7 @@ def prepare_process(command: WorkerCommand) -> None:
     logging.root.setLevel(logging.WARNING)
     if hasattr(signal, "SIGINT"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt in a terminal is the server's to handle
-    if command.cores and hasattr(os, "sched_setaffinity"):
-        with contextlib.suppress(OSError):  # a core of the list may be gone (a smaller container): unpinned is slower, not wrong
-            os.sched_setaffinity(0, command.cores)
+    pin(command.cores)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, command.gpus))
     where = Path(command.job_dir, "files") if command.rank == 0 else Path(command.attempt_dir, f"files-{command.rank}")
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -176,17 +174,53 @@ def prepare_process(command: WorkerCommand) -> None:
         engine.prepare(command)
         return
     import keras
-    import tensorflow as tf
 
     from aiaas_magics.backend.training.engines import mirrored
 
-    if command.cores:
-        tf.config.threading.set_intra_op_parallelism_threads(len(command.cores))
-        # One more than cores: an exchange that waits for other ranks occupies one, and data is read meanwhile.
-        tf.config.threading.set_inter_op_parallelism_threads(len(command.cores) + 1)
+    set_threads(command.cores)
     if mirrored.is_mirrored(command) and not command.gpus:
         mirrored.simulate_devices(command.devices)
     keras.utils.set_random_seed(seed)
+
+
+def pin(cores: Sequence[int]) -> None:
+    if cores and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):  # a core of the list may be gone (a smaller container): unpinned is slower, not wrong
+            os.sched_setaffinity(0, cores)
+
+
+def set_threads(cores: Sequence[int]) -> None:
+    """TensorFlow's, before it has started; afterwards these same numbers only."""
+    import tensorflow as tf
+
+    if cores:
+        tf.config.threading.set_intra_op_parallelism_threads(len(cores))
+        # One more than cores: an exchange that waits for other ranks occupies one, and data is read meanwhile.
+        tf.config.threading.set_inter_op_parallelism_threads(len(cores) + 1)
+
+
+def make_ready(cores: Sequence[int]) -> None:
+    """What any training on these cores begins with, for a process that has no command yet (`spare`): devices, threads, a first loop.
+
+    Keras is left as it is, so that nothing of this is seen by what runs here later: no name is used up, no random number drawn.
+    """
+    import tensorflow as tf
+
+    pin(cores)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    set_threads(cores)
+    weights = tf.Variable(tf.zeros((4, 4)))
+
+    def steps(rows: Any, stop: Any) -> Any:
+        def step(at: Any, _: Any) -> Any:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.nn.relu(tf.matmul(rows, weights)))
+            weights.assign_sub(tape.gradient(loss, weights))
+            return at + 1, loss
+
+        return tf.while_loop(lambda at, _: at < stop, step, (0, 0.0), parallel_iterations=1)
+
+    tf.function(tf.autograph.experimental.do_not_convert(steps))(tf.zeros((4, 4)), tf.constant(1))
 
 
 def missing_rank(error: BaseException) -> str | None:

@@ -44,6 +44,7 @@ import psutil
 from aiaas_magics import settings, wire
 from aiaas_magics.backend.disk import is_no_room
 from aiaas_magics.backend.workers import memory
+from aiaas_magics.backend.workers import spare as spares
 from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, ProcessId, Running, read_value, write_value
 from aiaas_magics.backend.workers.deferred import deferring
 from aiaas_magics.backend.workers.output import text_output
@@ -89,12 +90,23 @@ class Rank:
 class Launcher:
     """One process, one thread. `run` returns when it was told to stop, or nobody asked for long."""
 
-    def __init__(self, folder: Path, listener: socket.socket, entry: Callable[[str], int], *, idle_s: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        listener: socket.socket,
+        entry: Callable[[str], int],
+        *,
+        idle_s: float,
+        make_ready: Callable[[spares.Cores], None] | None = None,
+    ) -> None:
         self._folder = folder
         self._listener = listener
         self._entry = entry
         self._idle_s = idle_s
         self._ranks: dict[int, Rank] = {}
+        self._make_ready = make_ready
+        self._spare: spares.Spare | None = None
+        self._spare_for: spares.Cores | None = None  # what the next one is made for: commands like the last
         self._asked_s = time.monotonic()
         self._stopping = False
         self._is_starved = False  # of descriptors, when it wanted to accept last
@@ -111,14 +123,19 @@ class Launcher:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(wakes, selectors.EVENT_READ)
             self._selector = selector
-            while not self._is_over():
-                for key, _ in selector.select(LOOK_S):
-                    if key.fileobj is wakes:
-                        with contextlib.suppress(BlockingIOError):
-                            wakes.recv(4096)
-                    else:
-                        self._serve()
-                self._reap()
+            try:
+                while not self._is_over():
+                    for key, _ in selector.select(LOOK_S):
+                        if key.fileobj is wakes:
+                            with contextlib.suppress(BlockingIOError):
+                                wakes.recv(4096)
+                        else:
+                            self._serve()
+                    self._reap()
+                    self._keep_spare()
+            finally:
+                if self._spare is not None:
+                    self._spare.end()
 
     def _is_over(self) -> bool:
         if self._ranks:
@@ -174,9 +191,11 @@ class Launcher:
         if folder.stop.exists() or folder.pid(rank).exists():
             return False
         kills = memory.kills()
-        pid = os.fork()
-        if pid == 0:
-            self._become(command, folder, rank)
+        pid = self._from_spare(command)
+        if pid is None:
+            pid = os.fork()
+            if pid == 0:
+                self._become(lambda: self._run(command))
         self._ranks[pid] = Rank(folder, rank, kills)
         try:
             write_value(folder.pid(rank), ProcessId.of(pid))
@@ -190,7 +209,35 @@ class Launcher:
             kill_group(pid, signal.SIGKILL)
         return True
 
-    def _become(self, command: Path, folder: AttemptFolder, rank: int) -> NoReturn:
+    def _from_spare(self, command: Path) -> int | None:
+        """The spare worker's process, which runs the command now; None where there is none for it. It is not kept for another one."""
+        self._spare_for = spares.cores_of(command) if self._make_ready is not None else None
+        spare, self._spare = self._spare, None
+        if spare is None:
+            return None
+        if self._spare_for == spare.cores and spare.hand_over(command):
+            return spare.pid
+        spare.end()
+        return None
+
+    def _keep_spare(self) -> None:
+        """Have one while nobody trains: a job that runs has the cores, and the memory, to itself."""
+        if self._spare is not None and (self._spare.is_idle_for_long or not spares.has_memory()):
+            self._spare.end()
+            self._spare = self._spare_for = None
+        if self._spare is None and self._spare_for is not None and not self._ranks and not self._stopping and spares.has_memory():
+            self._spare = self._fork_spare(self._spare_for)
+
+    def _fork_spare(self, cores: spares.Cores) -> spares.Spare:
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            self._become(lambda: self._stand_by(theirs, cores))
+        theirs.close()
+        return spares.Spare(pid, ours, cores)
+
+    def _become(self, work: Callable[[], int]) -> NoReturn:
         """The child's side of the fork: nothing of the launcher's may be left in it."""
         code = EXIT_BROKEN
         try:
@@ -199,12 +246,10 @@ class Launcher:
             for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
             self._selector.close()
-            for side in (*self._to_close, self._asking):
+            for side in (*self._to_close, self._asking, *((self._spare,) if self._spare is not None else ())):
                 side.close()
             take_orphans()
-            redirect(folder.output(rank))
-            prepare_process()
-            code = self._entry(str(command))
+            code = work()
         except SystemExit as error:  # user code may call sys.exit
             code = error.code if isinstance(error.code, int) else EXIT_BROKEN
         except BaseException:  # noqa: BLE001 - border: whatever happens in a rank, it never returns into the launcher's loop
@@ -214,6 +259,20 @@ class Launcher:
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)
+
+    def _run(self, command: Path) -> int:
+        folder, rank = AttemptFolder.of_command(command)
+        redirect(folder.output(rank))
+        prepare_process()
+        return self._entry(str(command))
+
+    def _stand_by(self, connection: socket.socket, cores: spares.Cores) -> int:
+        assert self._make_ready is not None
+        prepare_process()
+        self._make_ready(cores)
+        with connection:
+            command = spares.wait_for_command(connection)
+        return 0 if command is None else self._run(command)
 
     def _reap(self) -> None:
         """Write how each dead child ended. Its process group dies before its pid is given back."""
@@ -227,6 +286,9 @@ class Launcher:
             if found.si_pid in self._ranks:
                 kill_group(found.si_pid, signal.SIGKILL)
             _, status = os.waitpid(found.si_pid, 0)
+            if self._spare is not None and self._spare.pid == found.si_pid:  # whatever ended it, another would not do better
+                self._spare.close()
+                self._spare = self._spare_for = None
             rank = self._ranks.pop(found.si_pid, None)
             if rank is not None:
                 self._record(rank, status)
@@ -248,7 +310,7 @@ class Launcher:
             log.warning("what a rank may have left behind cannot be looked for: %s", error)
             return
         for child in children:
-            if child.pid not in self._ranks:
+            if child.pid not in self._ranks and (self._spare is None or child.pid != self._spare.pid):
                 with contextlib.suppress(psutil.Error):
                     child.kill()
 
@@ -340,10 +402,11 @@ def _line(connection: socket.socket) -> bytes:
     return data
 
 
-def find_entry(name: str) -> Callable[[str], int]:
-    module, _, function = name.partition(":")
-    entry: Callable[[str], int] = getattr(importlib.import_module(module), function)
-    return entry
+def find_entry(name: str) -> tuple[Callable[[str], int], Callable[[spares.Cores], None] | None]:
+    """A worker's first function, and what makes a process ready for it before it has a command, where there is such a thing."""
+    name, _, function = name.partition(":")
+    module = importlib.import_module(name)
+    return getattr(module, function), getattr(module, "make_ready", None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -366,7 +429,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_value(told, Running(process=ProcessId.of(os.getpid()), socket=name, version=settings.package_version(), entry=options.entry))
     try:
         preload([module for module in options.preload.split(",") if module])
-        Launcher(options.folder, listener, find_entry(options.entry), idle_s=options.idle_s).run()
+        entry, make_ready = find_entry(options.entry)
+        Launcher(options.folder, listener, entry, idle_s=options.idle_s, make_ready=make_ready).run()
     finally:
         (options.folder / name).unlink(missing_ok=True)
         ours = read_value(told, Running)
