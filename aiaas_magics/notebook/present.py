@@ -317,7 +317,7 @@ def change_table(change: PrecisionChange) -> Bundle:
     notes = [
         change.note,
         "" if change.validated else ON_SAMPLES.format(rows=change.rows, of=change.of),
-        f"Judged by {change.judged}: a change of {change.by:.3g}, and {change.limit:g} is the most (--max-change). {verdict}".rstrip(),
+        f"Judged by {change.judged}: a change of {change.by:.3g}; the limit is {change.limit:g} (--max-change). {verdict}".rstrip(),
     ]
     caption = f"In {change.precision}, measured on {change.rows:,} rows of {change.of}"
     return table_bundle(("", "as trained", change.precision, "change"), rows, caption=caption, notes=notes)
