@@ -163,7 +163,7 @@ def study_table(study: Study) -> Bundle:
     compiled = [text.seconds(seconds) for seconds in study_compile_s(study)]
     rows = [(*row, cell) for row, cell in itertools.zip_longest(rows, compiled, fillvalue="")]
     notes = [f"{report.fit.verdict[0].upper()}{report.fit.verdict[1:]}.", *text.study_notes(report)]
-    bundle = table_bundle((*header, "compile, apart"), rows, caption=report.title, notes=notes)
+    bundle = table_bundle((*header, "compile (excluded)"), rows, caption=report.title, notes=notes)
     bundle["text/plain"] += f"\n{text.study_caption(report)}"
     return bundle
 
@@ -197,7 +197,7 @@ def preflight_bundle(preflight: Preflight) -> Bundle:
 
 
 STEPS_OF_A_CALL: Final = {"off": "one", "graph": "many", "xla": "many, by XLA", "auto": ""}
-PLAN_HEADER: Final = ("engine", "strategy", "steps a call", "steps/s", "rows/s", "first step", "this fit", "memory", "")
+PLAN_HEADER: Final = ("engine", "strategy", "steps/call", "steps/s", "rows/s", "first step", "this fit", "memory", "")
 
 
 def plan_bundles(plan: FitPlan) -> list[Bundle]:
@@ -338,7 +338,7 @@ def load_bundles(report: LoadReport, *, figures: bool = True) -> list[Bundle]:
         )
     ]
     if report.rates:
-        bundles.append(table_bundle(text.RATE_HEADER, text.rate_rows(report), caption="Requests on a schedule of their own"))
+        bundles.append(table_bundle(text.RATE_HEADER, text.rate_rows(report), caption="Open loop: requests on a schedule"))
     if not figures:
         return bundles
     from aiaas_magics.plots.latency import latency_figure
