@@ -242,7 +242,7 @@ def plan_line(plan: Planned | None) -> str:
     """How steps are carried out, and why not otherwise, as a sentence."""
     if plan is None:
         return ""
-    calls = {"off": "one step a call", "graph": "many steps a call", "xla": "many steps a call, compiled by XLA"}[plan.fused]
+    calls = {"off": "one step per call", "graph": "many steps per call", "xla": "many steps per call, compiled by XLA"}[plan.fused]
     why = f" ({'; '.join(plan.why)})" if plan.why else ""
     return f"Plan: {' '.join(filter(None, (plan.engine, plan.strategy)))}, {calls}{why}."
 
