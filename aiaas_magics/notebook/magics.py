@@ -351,9 +351,9 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         %aiaas_scale churn 2
         """
         if request.name is None or request.replicas is None:
-            raise UsageError("Which endpoint, and how many executors? Say both: %aiaas_scale churn 2. %aiaas_status lists the endpoints.")
+            raise UsageError("Which endpoint, and how many replicas? Name both: %aiaas_scale churn 2. %aiaas_status lists the endpoints.")
         endpoint = self.session.backend.endpoint(request.name).scale(str(request.replicas))
-        print(f"Executors of each version of {endpoint.name}: {request.replicas}.")
+        print(f"Replicas of each version of {endpoint.name}: {request.replicas}.")
 
     @line_magic
     @magic_arguments()

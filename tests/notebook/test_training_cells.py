@@ -470,7 +470,7 @@ def test_a_next_version_comes_as_a_canary_is_promoted_and_taken_back(trainer: Ke
     assert "2 (canary 25%), 1 (live)" in status.text
     assert promoted.text == "Endpoint rolled: 2 (live), 1 (previous).\n"
     assert back.text == "Endpoint rolled: 2 (previous), 1 (live).\n"
-    assert scaled.text == "Executors of each version of rolled: 2.\n"
+    assert scaled.text == "Replicas of each version of rolled: 2.\n"
     assert answered.text.strip() == "((3, 1), 2)"
 
 
