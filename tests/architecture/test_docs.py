@@ -88,3 +88,12 @@ def arguments_of(value: object) -> set[str]:
     if isinstance(value, property) or (inspect.isclass(value) and not hasattr(value, "__struct_fields__")):
         return set()
     return set(inspect.signature(value).parameters) - {"self"}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("decision", sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md")), ids=lambda path: path.stem[:4])
+def test_a_decision_has_its_four_parts_and_a_place_in_the_index(decision: Path) -> None:
+    text = decision.read_text(encoding="utf-8")
+    index = (decision.parent / "README.md").read_text(encoding="utf-8")
+
+    assert re.findall(r"^\*\*(\w+)\.\*\*", text, re.MULTILINE) == ["Context", "Decision", "Rejected", "Cost"]
+    assert f"({decision.name})" in index
