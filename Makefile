@@ -68,6 +68,9 @@ audit: $(VENV)/.ready  ## what is installed, beside the published advisories tha
 notebooks: $(VENV)/.ready  ## execute the notebooks and store their outputs in them
 	$(RUN) -m notebooks.run notebooks/*.ipynb --in-place --figures docs/figures
 
+docs: $(VENV)/.ready  ## write the reference pages of docs/ anew, from the code
+	$(RUN) -m docs.generate
+
 bench: $(VENV)/.ready  ## measure beside the peers, in one run
 	$(RUN) -m benchmarks
 

@@ -18,8 +18,21 @@ if TYPE_CHECKING:
     from aiaas_magics.client.endpoint import Endpoint
     from aiaas_magics.client.job import Job
     from aiaas_magics.client.study import Study
+    from aiaas_magics.execution import Execution
+    from aiaas_magics.routing import Rollout
 
-__all__ = ["Backend", "Endpoint", "Job", "Study", "__version__", "connect", "load_ipython_extension", "unload_ipython_extension"]
+__all__ = [
+    "Backend",
+    "Endpoint",
+    "Execution",
+    "Job",
+    "Rollout",
+    "Study",
+    "__version__",
+    "connect",
+    "load_ipython_extension",
+    "unload_ipython_extension",
+]
 
 environment.initial()  # where the system does not keep it, it is that of this import
 
@@ -27,7 +40,9 @@ _HOMES = {
     "Backend": "aiaas_magics.client.client",
     "connect": "aiaas_magics.client.client",
     "Endpoint": "aiaas_magics.client.endpoint",
+    "Execution": "aiaas_magics.execution",
     "Job": "aiaas_magics.client.job",
+    "Rollout": "aiaas_magics.routing",
     "Study": "aiaas_magics.client.study",
 }
 

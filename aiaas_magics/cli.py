@@ -43,7 +43,7 @@ def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 _state = click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),
-    help="The server's folder. Without it: this environment's local server.",
+    help="The server's folder (default: this environment's local server).",
 )
 
 
@@ -54,10 +54,10 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--local", is_flag=True, help="Serve this environment's notebooks; ends by itself when nobody needs it.")
+@click.option("--local", is_flag=True, help="Serve this environment's notebooks; stops when nothing needs it.")
 @_state
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; beyond loopback only with TLS.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on. Without it: that of last time, or any.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default: the same as last time, or any).")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM file with the certificate chain.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file with its key.")
 @click.option(
@@ -67,8 +67,8 @@ def main() -> None:
     show_default=True,
     envvar=settings.FRONT_ENDS,
     show_envvar=True,
-    help="Processes that answer predictions over HTTP, on one port. Each opens every model for itself, with as many executors "
-    "as `replicas` says, and they share the cores; gRPC is answered by the first.",
+    help="Number of processes that answer predictions over HTTP on one port. Each opens every model, with all its replicas. "
+    "They share the cores. Only the first answers gRPC.",
 )
 @click.option(
     "--cors",
@@ -76,17 +76,17 @@ def main() -> None:
     metavar="ORIGIN",
     envvar=settings.CORS,
     show_envvar=True,
-    help="Origin whose web pages may ask for predictions, like https://app.example; repeatable. They need the token all the same.",
+    help="Origin whose web pages may ask for predictions, such as https://app.example; repeatable. They still need the token.",
 )
 @click.option(
     "--keep-free",
     envvar=settings.KEEP_FREE,
     show_envvar=True,
     metavar="AMOUNT",
-    help="What is to stay free of the state folder's disk, like 2GB or 10%. Without it: 1 GB, of a small disk 5 %. "
-    "What would touch that is refused: new jobs, uploads, deployments.",
+    help="Space to keep free on the state folder's disk, such as 2GB or 10% (default: 1 GB, or 5 % of a small disk). "
+    "New jobs, uploads and deployments that would need it are refused.",
 )
-@click.option("--idle-minutes", type=click.FloatRange(min=0), help="End after so long without job, endpoint, kernel or request.")
+@click.option("--idle-minutes", type=click.FloatRange(min=0), help="Stop after this many minutes without job, endpoint, kernel or request.")
 @_one_line_errors
 def serve(
     local: bool,
@@ -215,11 +215,11 @@ def token(state: Path | None) -> None:
 @click.option(
     "--set-aside-records",
     is_flag=True,
-    help="Of a server that does not run: move its records, and its jobs' folders, into a folder beside them and begin anew.",
+    help="Move the records and job folders of a stopped server into a folder beside them, and start over.",
 )
 @_one_line_errors
 def storage(state: Path | None, free: bool, set_aside_records: bool) -> None:
-    """Show what the state folder holds, and give back what nothing needs."""
+    """Show what the state folder holds, and remove what nothing needs."""
     if set_aside_records:
         from aiaas_magics.backend.server.storage import set_records_aside
 

@@ -30,18 +30,22 @@ class Event(msgspec.Struct, frozen=True, tag_field="kind"):
 
 
 class StateChanged(Event, frozen=True, kw_only=True, tag="state"):
+    """The job's state is another one now."""
+
     state: JobState
     reason: str = ""
 
 
 class PhaseEntered(Event, frozen=True, kw_only=True, tag="phase"):
-    """`detail` says why, where there is a why: "waiting for 2 cores held by job 7"."""
+    """The attempt has reached another phase. `detail` may say why: "waiting for 2 cores held by job 7"."""
 
     phase: Phase
     detail: str = ""
 
 
 class AttemptStarted(Event, frozen=True, kw_only=True, tag="attempt"):
+    """An attempt starts on `ranks` workers, at this epoch (from 0) and step."""
+
     ranks: int
     from_epoch: int
     from_step: int = 0  # of that epoch
@@ -49,18 +53,22 @@ class AttemptStarted(Event, frozen=True, kw_only=True, tag="attempt"):
 
 
 class WorkerStarted(Event, frozen=True, kw_only=True, tag="worker_started"):
+    """A worker process runs on this device."""
+
     pid: int
     device: str
 
 
 class WorkerLost(Event, frozen=True, kw_only=True, tag="worker_lost"):
-    """`how` is a clause: "killed by signal 9"."""
+    """A worker died or stopped answering. `how` is a clause: "killed by signal 9"."""
 
     how: str
     out_of_memory: bool = False
 
 
 class Compiled(Event, frozen=True, kw_only=True, tag="compiled"):
+    """The first step is done; compiling it took `seconds`."""
+
     seconds: float
 
 
@@ -97,7 +105,7 @@ class StepsDone(Event, frozen=True, kw_only=True, tag="steps"):
 
 
 class EpochEnded(Event, frozen=True, kw_only=True, tag="epoch"):
-    """`epoch` counts from 0 as in Keras; `logs` are those of `History`."""
+    """An epoch is done. `epoch` counts from 0 as in Keras; `logs` are those of `History`."""
 
     epoch: int
     epochs: int
@@ -107,6 +115,8 @@ class EpochEnded(Event, frozen=True, kw_only=True, tag="epoch"):
 
 
 class Checkpointed(Event, frozen=True, kw_only=True, tag="checkpoint"):
+    """A checkpoint is complete; a resumed attempt starts with this epoch (from 0) and step."""
+
     epoch: int  # the epoch that a resumed attempt starts with
     step: int = 0  # and the step of it
 
@@ -152,6 +162,8 @@ class FigureShown(Event, frozen=True, kw_only=True, tag="figure"):
 
 
 class Crashed(Event, frozen=True, kw_only=True, tag="crashed"):
+    """The user's code raised in the worker."""
+
     report: ErrorReport
 
 

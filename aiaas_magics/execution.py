@@ -19,10 +19,27 @@ ONE_PROCESS: Final = frozenset({"mirrored", "spmd"})  # strategies of which one 
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):
-    """How workers carry a fit call out. The defaults leave every choice to the plan.
+    """How workers carry out a fit. The defaults leave every choice to the plan.
 
-    `fused`: how many steps become one call: "xla" compiles them, "graph" does not, "off" is the stock `fit`.
-    `checkpoint_s` of 0 leaves it to epochs alone; `checkpoint_epochs` of 0 keeps none.
+    Args:
+        engine: the library that computes: "auto", "tensorflow" or "jax".
+        may_stay: with engine "jax", run on TensorFlow if JAX cannot run the fit, instead of failing.
+        strategy: how workers act as one: "auto", "single", "collective" (n processes), "mirrored" (one process drives
+            n GPUs, TensorFlow) or "spmd" (the same on JAX).
+        fused: how steps are called: "xla" runs many per call, compiled; "graph" runs many per call, not compiled;
+            "off" runs one per call, as plain `fit`; "auto" measures or chooses.
+        model_parallel: how many devices share one copy of the model (JAX).
+        processes: how many processes the devices of "spmd" belong to.
+        precision: a Keras dtype policy: "float32", "mixed_bfloat16" or "mixed_float16"; "" keeps the model's own.
+        accumulate: in how many parts each batch is computed, for one update.
+        checkpoint_epochs: keep a checkpoint every so many epochs; 0 keeps none at the end of an epoch.
+        checkpoint_s: keep a checkpoint every so many seconds, also within an epoch; 0 keeps none within an epoch.
+
+    Raises:
+        InvalidSpec: values that are unknown or exclude each other.
+
+    >>> Execution(strategy="spmd", processes=2).on_jax
+    True
     """
 
     engine: str = "auto"
@@ -58,16 +75,21 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def on_jax(self) -> bool:
-        """Whether workers run Keras on JAX. With the engine left open they go to TensorFlow where JAX cannot do it."""
+        """Whether workers run Keras on JAX."""
         return self.engine == "jax" or self.strategy == "spmd"
 
     @property
     def must_be_jax(self) -> bool:
-        """Whether the job fails rather than going to TensorFlow."""
+        """Whether the job fails, instead of moving to TensorFlow, if JAX cannot run the fit."""
         return (self.engine == "jax" and not self.may_stay) or self.processes > 1
 
     def resolved(self, *, devices: int, gpus: bool) -> Execution:
-        """This, with the strategy that "auto" stands for on so many devices of one machine."""
+        """This execution with the strategy that "auto" stands for.
+
+        Args:
+            devices: how many devices of one machine the job gets.
+            gpus: whether they are GPUs.
+        """
         if self.strategy != "auto":
             return self
         if devices == 1:

@@ -345,7 +345,7 @@ def _judge(points: Sequence[SpeedupPoint], law: AmdahlFit | GustafsonFit | None)
     rows = scaling(points, weak=weak)
     first, last = rows[0], rows[-1]
     if last.speedup < first.speedup / (1 + slack):
-        took = "did fewer rows a second" if weak else "took longer"
+        took = "did fewer rows per second" if weak else "took longer"
         return False, f"{name} does not fit: {last.workers} workers {took} than {first.workers}, the exchange costs more than it gains"
     if law.largest_miss > slack:
         if last.efficiency > 1 + slack:

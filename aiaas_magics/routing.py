@@ -20,9 +20,17 @@ MOST_REPLICAS: Final = 64
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
-    """How a new version comes in. `canary` is the share of requests that it gets first; 0 makes it the live one at once.
+    """How the next version of an endpoint takes over.
 
-    `keep` versions stay loaded: 2 are the live one and the one before it, which a rollback goes back to.
+    Args:
+        canary: the share of the callers that it gets first, from 0 to less than 1; 0 makes it live at once.
+        keep: how many versions stay loaded: 2 keeps the version before for a rollback, 1 does not.
+
+    Raises:
+        InvalidSpec: a share that is not in this range.
+
+    >>> Rollout(canary=0.1).keep
+    2
     """
 
     canary: float = 0.0

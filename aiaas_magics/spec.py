@@ -93,11 +93,11 @@ class About(Value, frozen=True, kw_only=True):
     """What a backend says of itself."""
 
     backend: str  # "local", or the server's host name
-    protocol: int
+    protocol: int  # the number of the protocol that it speaks
     versions: Versions
-    devices: tuple[Device, ...]
+    devices: tuple[Device, ...]  # those that jobs can get
     hardware: str  # one line for captions: "2 cores, Intel Xeon"
-    memory_bytes: int
+    memory_bytes: int  # of the machine, or of the container
     started_s: float  # unix time
     dropbox: str | None = None  # a folder that a client of the same account may put blobs in
 
@@ -262,11 +262,11 @@ class JobView(Value, frozen=True, kw_only=True):
     spec: FitSpec
     state: JobState
     reason: str = ""  # why it waits, failed or was cancelled
-    attempt: int = 0
-    created_s: float
-    started_s: float | None = None
-    ended_s: float | None = None
-    last_seq: int = 0
+    attempt: int = 0  # the latest one; 0 before the first
+    created_s: float  # unix time
+    started_s: float | None = None  # unix time
+    ended_s: float | None = None  # unix time
+    last_seq: int = 0  # sequence number of the newest entry of its log
     result: str | None = None  # blob: see `packing.fitcall.FitResult`
     files: tuple[str, ...] = ()  # relative paths that callbacks wrote
     removed_s: float | None = None  # unix time: when result, files and log were removed to make room
@@ -295,8 +295,8 @@ class Freed(Value, frozen=True, kw_only=True):
     """What was given back to the disk."""
 
     bytes: int
-    blobs: int
-    results: int
+    blobs: int  # how many
+    results: int  # of how many jobs
 
 
 class CheckpointView(Value, frozen=True, kw_only=True):
@@ -309,11 +309,13 @@ class CheckpointView(Value, frozen=True, kw_only=True):
 
 
 class VersionView(Value, frozen=True, kw_only=True):
-    version: int
+    """A version of an endpoint, as the backend sees it now."""
+
+    version: int  # from 1
     state: str  # TF Serving's words: START, LOADING, AVAILABLE, UNLOADING, END
-    engine: str
-    created_s: float
-    artefact: str
+    engine: str  # "onnx" | "saved_model"
+    created_s: float  # unix time
+    artefact: str  # blob: the exported model
     proof: float  # largest absolute difference on the samples: from Keras, or from the reduced form as the kernel computed it
     precision: Precision = Precision()
     replicas: int = 0  # now; 0 from a server that does not say
@@ -326,17 +328,19 @@ class VersionView(Value, frozen=True, kw_only=True):
 
 
 class EndpointView(Value, frozen=True, kw_only=True):
+    """An endpoint as the backend sees it now."""
+
     name: str
     url: str  # the inference server's base URL, without a trailing slash
     token: str  # bearer token for predictions
-    replicas: int
+    replicas: int  # executors of each version
     versions: tuple[VersionView, ...]
-    inputs: tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...]  # name, dtype and shape of each; -1 is any number of rows
     outputs: tuple[TensorSpec, ...]
-    routing: Routing | None = None
-    model: str = ""
-    origin: str = "Keras"
-    example: str = ""
+    routing: Routing | None = None  # which version is live, previous or canary, and the labels
+    model: str = ""  # what the model is called in the notebook
+    origin: str = "Keras"  # what computed the answers of the samples
+    example: str = ""  # a row of the sample as JSON; "" where it is long
     grpc: str = ""  # host:port of the same models over gRPC
 
     @property

@@ -39,7 +39,7 @@ class _Kernel(msgspec.Struct):
 
 
 class Backend:
-    """A connection to a backend: the local server, or one at a URL.
+    """A connection to a backend: the local server, or one at a URL. `connect` makes it.
 
     >>> with aiaas_magics.connect() as backend:          # doctest: +SKIP
     ...     job = backend.train(model, x, y, workers=2, epochs=3)
@@ -65,11 +65,12 @@ class Backend:
 
     @property
     def url(self) -> str:
+        """The base address of the backend's API, without a trailing slash."""
         return self.transport.url
 
     @property
     def name(self) -> str:
-        """What the backend calls itself: "local", or a host."""
+        """The backend's own name: "local", or its host name."""
         return self._about.backend
 
     def __repr__(self) -> str:
@@ -82,22 +83,26 @@ class Backend:
         self.close()
 
     def close(self) -> None:
-        """End the connection; jobs and endpoints go on."""
+        """Close the connection. Jobs and endpoints go on."""
         self.transport.close()
 
     def about(self) -> About:
+        """Ask the backend for its versions, devices, hardware and memory (bytes)."""
         self._about = self.transport.get("/v1/about", About)
         return self._about
 
     def jobs(self) -> list[JobView]:
-        """Every job that the backend remembers, oldest first."""
+        """List every job that the backend remembers, oldest first."""
         return self.transport.get("/v1/jobs", list[JobView])
 
     def job(self, job: str) -> Job:
-        """The job with this id.
+        """Get a job of the backend, also one that another kernel submitted.
+
+        Args:
+            job: the job's id.
 
         Raises:
-            UnknownName: there is none.
+            UnknownName: the backend has no such job.
         """
         known = {view.id: view for view in self.jobs()}
         if job not in known:
@@ -105,13 +110,17 @@ class Backend:
         return Job(self.transport, known[job])
 
     def endpoints(self) -> list[EndpointView]:
+        """List every endpoint of the backend."""
         return self.transport.get("/v1/endpoints", list[EndpointView])
 
     def endpoint(self, name: str) -> Endpoint:
-        """The endpoint of this name.
+        """Get an endpoint of the backend, also one that another kernel deployed.
+
+        Args:
+            name: the endpoint's name.
 
         Raises:
-            UnknownName: there is none.
+            UnknownName: the backend has no such endpoint.
         """
         known = {view.name: view for view in self.endpoints()}
         if name not in known:
@@ -134,18 +143,32 @@ class Backend:
         environment: Sequence[str] | None = (),
         **fit_arguments: Any,
     ) -> Job:
-        """Hand in `model.fit(x, y, **fit_arguments)` on `workers` workers; returns at once.
-
-        `job.result()` waits, puts the trained state into `model` and gives Keras' `History`.
+        """Submit `model.fit(x, y, **fit_arguments)` to run on `workers` workers. Returns at once.
 
         Args:
-            retries: how many attempts a lost worker may cost beyond the first; each goes on from the last checkpoint.
-            resume: a failed or cancelled job; the new one goes on from its last checkpoint, with its order of rows,
-                on the same or another number of workers. The history then has the epochs of both.
-            environment: environment variables that workers get beside those set in this process; None for none at all.
+            model: a compiled Keras model. It keeps its weights until you take the result.
+            x: what `fit` takes as `x`: arrays of shape `(rows, ...)` and any dtype that the model accepts, or a
+                `tf.data` dataset, a `PyDataset` or a generator of batches.
+            y: what `fit` takes as `y`: targets of shape `(rows, ...)`; leave it out if `x` yields them.
+            workers: the number of workers; None is one worker with every core or GPU.
+            name: the job's name; None is the model's name.
+            seed: the seed of the row order, from 0 to 2**31 - 1; None takes it from Python's random state, without
+                changing that.
+            oversubscribe: allow more workers than devices. They share the devices.
+            retries: how many more attempts lost workers may cost. Each resumes from the last checkpoint.
+            resume: the id of a failed or cancelled job. The new job resumes from its last checkpoint with the same
+                row order, on any number of workers. The history then has the epochs of both.
+            execution: the engine, strategy and other choices; None leaves them to the plan.
+            environment: names of environment variables to send besides those set in this process; None sends none at
+                all.
+            fit_arguments: the other arguments of Keras' `fit`, such as `epochs` and `batch_size` (rows in a global
+                batch).
+
+        Returns:
+            The job. `job.result()` waits, puts the trained state into `model` and returns Keras' `History`.
 
         Raises:
-            UsageError: what cannot travel or does not fit together; nothing was sent then.
+            UsageError: something cannot be sent or does not fit together. Nothing was sent.
             NotEnoughDevices: more workers than devices, without `oversubscribe`.
         """
         from aiaas_magics.client.training import TrainOptions, prepare, submit
@@ -176,7 +199,28 @@ class Backend:
         environment: Sequence[str] | None = (),
         **fit_arguments: Any,
     ) -> FitPlan:
-        """How `train` would carry this fit out, and what every way that `execution` leaves open takes; nothing is trained."""
+        """Plan a fit, and measure a few steps of every way that `execution` leaves open. `model` is not trained.
+
+        The data is sent, and short jobs run on the backend.
+
+        Args:
+            model: as in `train`.
+            x: as in `train`.
+            y: as in `train`.
+            workers: as in `train`.
+            oversubscribe: as in `train`.
+            execution: what is fixed already; every field left at its default is open.
+            environment: as in `train`.
+            fit_arguments: as in `train`.
+
+        Returns:
+            The plan: what would be sent (bytes), the chosen way, and each candidate with its seconds per step,
+            compile seconds and memory bytes, or with the reason that rules it out.
+
+        Raises:
+            UsageError: something cannot be sent or does not fit together.
+            NotEnoughDevices: more workers than devices, without `oversubscribe`.
+        """
         from aiaas_magics.client import planning
         from aiaas_magics.client.training import TrainOptions
         from aiaas_magics.packing.fitcall import FitCall
@@ -201,9 +245,25 @@ class Backend:
         environment: Sequence[str] | None = (),
         **fit_arguments: Any,
     ) -> Study:
-        """The same fit call on several numbers of workers, measured; `model` keeps its weights.
+        """Measure the same fit on several numbers of workers. `model` keeps its weights.
 
-        With `weak`, `batch_size` is each worker's: n workers take global batches n times as large.
+        Args:
+            model: as in `train`.
+            x: arrays of shape `(rows, ...)`; a study needs arrays.
+            y: arrays of shape `(rows, ...)`.
+            workers: at least two different numbers of workers.
+            weak: `batch_size` is the rows per worker, so n workers take global batches n times as large.
+            name: the study's name; None is the model's name.
+            seed: as in `train`.
+            oversubscribe: as in `train`.
+            execution: as in `train`.
+            environment: as in `train`.
+            fit_arguments: as in `train`.
+
+        Raises:
+            InvalidSpec: fewer than two numbers of workers, or too few rows for the largest batch of a weak study.
+            UsageError: something cannot be sent or does not fit together.
+            NotEnoughDevices: more workers than devices, without `oversubscribe`.
         """
         from aiaas_magics.client import study
         from aiaas_magics.client.training import TrainOptions
@@ -229,25 +289,32 @@ class Backend:
         tell: Callable[[PrecisionChange], None] | None = None,
         on_step: Callable[[str], None] = lambda step: None,
     ) -> Endpoint:
-        """Export `model`, prove the export equal to Keras on `sample`, and serve it.
+        """Export `model`, compare the export with Keras on sample rows, and serve it.
 
         Args:
-            model: a Keras model; or a model of onnx or scikit-learn; or the path of a .keras, .h5 or .onnx file or a SavedModel's folder.
-                What is no Keras model is proved equal to what the serving engine computes here.
-            replicas: executors of the model: a number, "auto" or "auto:1-4", between which the load decides.
-            max_delay_us: microseconds that the first request of a batch may be held back for company.
-            rollout: how the next version of a live endpoint comes in: at once, or as a canary.
-            precision: "float16", "int8" or "int4" for weights in fewer bits (ONNX only); what that changes is measured here first.
-            validation_data: (x_val, y_val), or x_val, as arrays: the rows to measure it on. They are sent nowhere. The model's own
-                metrics are compared, or without y_val its answers; without either the rows of `sample` have to do.
-            max_change: of the first metric, or the share of rows with another answer; 0.01, or 0.1 without validation data.
-            tell: called with what was measured, before anything is sent. It is `endpoint.change` afterwards.
-            on_step: called with what is done next, in words: the export of a large model takes minutes.
+            model: a trained Keras model, a model of onnx or scikit-learn, or the path of a .keras, .h5 or .onnx file or of a
+                SavedModel's folder. What is no Keras model is compared with what the serving engine computes here.
+            name: the endpoint's name; None makes one from the model's name. A live endpoint gets its next version.
+            replicas: how many requests the model can compute at once: a number from 1 to 64, "auto", or "auto:1-4"
+                for as many as the load needs between these.
+            sample: typical rows, in the form that `predict` takes, of shape `(rows, ...)`; None uses validation data
+                or rows of the last fit.
+            max_delay_us: how long the first request of a batch may wait for others, in microseconds.
+            rollout: how the next version of a live endpoint takes over; None is at once.
+            precision: "float16", "int8" or "int4" for weights in fewer bits (ONNX only); "" leaves them as they are.
+            validation_data: `(x_val, y_val)` or `x_val`, as arrays of shape `(rows, ...)`. Both forms of the model
+                are compared on them, by its own metrics, or by its answers without `y_val`. They are not sent. None
+                uses the rows of `sample`.
+            max_change: how much the first metric may change, or which share of the answers (0 to 1); None is 0.01, or
+                0.1 without validation data.
+            tell: called with the measured change before anything is sent. It is `endpoint.change` afterwards.
+            on_step: called with a few words before each step, because exporting a large model takes minutes.
 
         Raises:
-            InvalidName, UsageError: before anything is exported.
-            ChangedTooMuch: fewer bits change the answers beyond `max_change`; nothing is sent.
-            ProofFailed: the engine's answers differ; a version that was live stays live.
+            InvalidName: the name is not allowed. Nothing was exported.
+            UsageError: the options do not fit together, or the model cannot be exported.
+            ChangedTooMuch: fewer bits change the answers by more than `max_change`. Nothing was sent.
+            ProofFailed: the serving engine's answers differ from Keras'. A live version stays live.
         """
         options: dict[str, Any] = {"replicas": replicas, "sample": sample, "max_delay_us": max_delay_us, "rollout": rollout}
         options["on_step"] = on_step
@@ -261,29 +328,39 @@ class Backend:
         return deploy(self.transport, self.blobs, model, name=name, **options)
 
     def storage(self) -> StorageView:
-        """What the backend's state folder holds, and how much of its disk that is."""
+        """Ask what the backend's state folder holds, in bytes, and how full its disk is."""
         return self.transport.get("/v1/storage", StorageView)
 
     def free_storage(self) -> Freed:
-        """Remove what nothing needs: no job that is not over, no live endpoint, no job that can be gone on from."""
+        """Remove what nothing needs. Unfinished jobs, live endpoints and jobs that can be resumed keep theirs.
+
+        Returns:
+            What was freed, in bytes.
+        """
         return self.transport.post("/v1/storage/free", None, Freed)
 
     def stop(self) -> None:
-        """End the backend itself, with its jobs and endpoints."""
+        """Stop the backend itself, with its jobs and endpoints."""
         self.transport.post("/v1/stop", None, type(None))
 
 
 def connect(url: str | None = None, token: str | None = None, *, fingerprint: str = "") -> Backend:
-    """A connection to the backend at `url`; "local" or nothing means this machine's own.
-
-    The local server is started when it is not running. `AIAAS_BACKEND` and `AIAAS_TOKEN`
-    stand in for what is not given.
+    """Connect to a backend. Starts the local server if it is not running.
 
     Args:
-        fingerprint: SHA-256 of the server's certificate, which is accepted from now on for this address, whoever signed it.
+        url: "local", or an address such as "https://gpu-box:8443"; None is `AIAAS_BACKEND`, or "local".
+        token: the backend's API token; None is `AIAAS_TOKEN`. The local server needs none.
+        fingerprint: SHA-256 of the server's certificate in hexadecimal. The certificate is accepted for this address
+            from now on, whoever signed it.
 
     Raises:
-        BackendUnreachable, NotAuthorised, CannotStart, CertificateRefused, CertificateChanged, InvalidSpec: with the next move in the text.
+        BackendUnreachable: nobody answers at the address.
+        NotAuthorised: the token is missing or wrong.
+        CannotStart: the local server did not start.
+        CertificateRefused: nobody vouches for the certificate.
+        CertificateChanged: the certificate is not the accepted one.
+        VersionSkew: the two sides speak different protocols.
+        InvalidSpec: a fingerprint for the local server.
     """
     url = url or os.environ.get("AIAAS_BACKEND") or LOCAL
     if url == LOCAL:

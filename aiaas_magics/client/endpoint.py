@@ -38,10 +38,14 @@ PART_BYTES: Final = 16 * 1024 * 1024  # guess: a quarter of the largest body tha
 
 
 class Endpoint:
-    """A model that is served over HTTP: in TensorFlow Serving's REST protocol, and in the Open Inference Protocol v2.
+    """A model that is served in TensorFlow Serving's protocol and in the Open Inference Protocol v2, over HTTP and gRPC.
 
-    `url` is the inference server's base address; the token goes into an
-    `Authorization: Bearer` header and is never shown by `repr`.
+    `Backend.deploy` and `Backend.endpoint` make it. `repr` never shows the token.
+
+    Attributes:
+        notes: sentences about the version that this object deployed: what it does not do as the model in the kernel
+            does.
+        change: what fewer bits changed, if this object deployed a version with them; else None.
     """
 
     def __init__(
@@ -56,39 +60,48 @@ class Endpoint:
 
     @property
     def name(self) -> str:
+        """The endpoint's name."""
         return self._view.name
 
     @property
     def url(self) -> str:
+        """The inference server's base address, without a trailing slash."""
         return self._view.url
 
     @property
     def fingerprint(self) -> str:
-        """Of the certificate that was accepted for this backend; "" where an authority vouches for it, or there is none."""
+        """SHA-256 of the certificate that was accepted for this backend; "" if an authority vouches for it or there is no TLS."""
         return self._transport.fingerprint
 
     @property
     def grpc_url(self) -> str:
-        """host:port of the same model over gRPC; the token goes into the metadata `authorization: Bearer`."""
+        """host:port of the same model over gRPC. The token goes into the metadata `authorization: Bearer`."""
         return self._view.grpc
 
     @property
     def token(self) -> str:
-        """The bearer token for predictions. Do not print it in a notebook that is saved."""
+        """The bearer token for predictions. Do not print it in a notebook that you save."""
         return self._view.token
 
     @property
     def versions(self) -> tuple[VersionView, ...]:
+        """The versions now, with state, engine, precision and replicas of each. Asks the backend."""
         return self.view().versions
 
     @property
     def predict_url(self) -> str:
+        """The address for predictions in TensorFlow Serving's form."""
         return self._view.predict_url
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} at {self.predict_url}>"
 
     def view(self) -> EndpointView:
+        """Ask the backend for its record of the endpoint.
+
+        Raises:
+            UnknownName: the endpoint is gone.
+        """
         return self._keep(self._transport.get(f"/v1/endpoints/{self.name}", EndpointView))
 
     def _keep(self, view: EndpointView) -> EndpointView:
@@ -108,22 +121,24 @@ class Endpoint:
         return replace(view, url=url, grpc=f"{host}:{port}" if view.grpc else "")
 
     def predict(self, x: Any) -> Any:
-        """The served model's outputs for `x`, as numpy.
+        """Compute the served model's outputs for `x`.
 
-        Tensors travel as bytes (Open Inference Protocol v2), large ones in parts of whole rows. A prediction changes nothing,
-        so one that a restarting or busy server did not answer is asked again for a few seconds.
+        Tensors travel as bytes (Open Inference Protocol v2), large ones in parts of whole rows. If a server that
+        restarts or is busy does not answer, the prediction is repeated for a few seconds.
 
         Args:
-            x: What the model's own `predict` takes: one array-like of shape `(rows, ...)`, or a dict of them by input name, nested
-                ones too, or a list in the order of the model's inputs. A missing last axis of 1 is added. pandas objects are
-                taken as arrays, a DataFrame by its columns where there are several inputs.
+            x: what the model's own `predict` takes: one array-like of shape `(rows, ...)`, or a dict of them by input
+                name, nested dicts too, or a list in the order of the model's inputs. Numbers are cast to each input's
+                dtype. A missing last axis of 1 is added. pandas objects count as arrays; with several inputs a
+                DataFrame is taken by its columns.
 
         Returns:
-            An array of shape `(rows, ...)`, or a dict of them by Keras' names when there are several outputs.
+            An array of shape `(rows, ...)`, or a dict of arrays by Keras' names if there are several outputs.
 
         Raises:
-            DataMismatch: what was given does not fit the interface.
-            BackendRefused: the server's own sentence.
+            DataMismatch: `x` does not fit the model's inputs.
+            BackendRefused: the server refused; the text is its own.
+            BackendUnreachable: nobody answers.
         """
         columns = caller_rows.columns(self.name, x, self._view.inputs)
         parts = [self._infer(part) for part in _parts(columns)]
@@ -143,13 +158,22 @@ class Endpoint:
             return self._calls.infer(path, body, headers=headers)
 
     async def predict_async(self, x: Any) -> Any:
-        """As `predict`, for `await`: other coroutines of the notebook go on meanwhile."""
+        """Like `predict`, for `await`: other coroutines of the notebook go on meanwhile.
+
+        Args:
+            x: as in `predict`.
+        """
         return await asyncio.to_thread(self.predict, x)
 
     def predict_batches(self, batches: Iterable[Any], *, in_flight: int = 4) -> Iterator[Any]:
-        """As `predict` for one of `batches` after the other, in their order, with up to `in_flight` of them on the way at once.
+        """Predict batch after batch, in order, with several requests at once. The batches may be more than fit into memory.
 
-        A generator is read only so far ahead, so the batches may be more than fit into memory.
+        Args:
+            batches: each as `x` in `predict`. A generator is read at most `in_flight` batches ahead.
+            in_flight: how many requests may be open at once.
+
+        Returns:
+            An iterator over the outputs, one per batch.
         """
         with ThreadPoolExecutor(in_flight) as pool:
             asked: deque[Future[Any]] = deque()
@@ -178,32 +202,48 @@ class Endpoint:
         return {spec.name: found[spec.name] for spec in self._view.outputs}
 
     def status(self) -> dict[str, Any]:
-        """TF Serving's status document, asked from the inference server itself."""
+        """Ask the inference server itself for TensorFlow Serving's status document."""
         answer: dict[str, Any] = json.loads(self._calls.exchange("GET", f"/v1/models/{self.name}"))
         return answer
 
     def promote(self) -> Endpoint:
-        """Let the canary answer everything from the next request on; the version before it stays loaded for a rollback."""
+        """Make the canary the live version, from the next request on. The version before it stays loaded for a rollback."""
         return self._change(Change(action="promote"))
 
     def rollback(self) -> Endpoint:
-        """Take the canary out, or, where there is none, go back to the version before: from the next request on."""
+        """Remove the canary, or go back to the version before if there is no canary, from the next request on."""
         return self._change(Change(action="rollback"))
 
     def canary(self, share: float) -> Endpoint:
-        """Give the canary this share (0 to 1) of the requests; a larger one takes callers to it and none away."""
+        """Change the canary's share. Raising it only moves callers to the canary, never away from it.
+
+        Args:
+            share: the share of the callers, between 0 and 1.
+        """
         return self._change(Change(action="canary", share=share))
 
     def label(self, name: str, version: int) -> Endpoint:
-        """Let callers ask for `version` by a name (`/v1/models/NAME/labels/LABEL`); a version of 0 takes the name away.
+        """Let callers ask for a version by a label (`/v1/models/NAME/labels/LABEL`).
+
+        Args:
+            name: the label.
+            version: the version's number; 0 removes the label.
 
         Raises:
-            InvalidSpec: the version is not loaded; the label stays where it was.
+            InvalidSpec: the version is not loaded. The label stays where it was.
         """
         return self._change(Change(action="label", label=name, version=version))
 
     def scale(self, replicas: int | str) -> Endpoint:
-        """Give each version so many executors, while it answers: 2, "auto" or "auto:1-4", between which the load decides."""
+        """Change how many requests each version can compute at once, without an interruption.
+
+        Args:
+            replicas: a number from 1 to 64, "auto", or "auto:1-4" for as many as the load needs between these.
+
+        Raises:
+            InvalidSpec: it is none of these.
+            NotScaled: the backend could not open as many.
+        """
         self._keep(self._transport.post(f"/v1/endpoints/{self.name}/replicas", scaling_of(replicas), EndpointView, answer_s=300.0))
         return self
 
@@ -212,17 +252,17 @@ class Endpoint:
         return self
 
     def stop(self) -> None:
-        """Take the endpoint down, all versions of it."""
+        """Take the endpoint down, with all its versions."""
         self._transport.delete(f"/v1/endpoints/{self.name}")
         self._calls.close()
         self._is_stopped = True
 
     def curl(self) -> str:
-        """A command line that calls the endpoint with a row of the sample (zeros for a long one), and $AIAAS_ENDPOINT_TOKEN."""
+        """A curl command that calls the endpoint with a row of the sample (zeros if it is long), and $AIAAS_ENDPOINT_TOKEN."""
         return snippets.curl(self.url, self.name, self._view.inputs, self._view.example)
 
     def snippet(self) -> str:
-        """Python that calls the endpoint with the standard library only, with a row of the sample (zeros for a long one)."""
+        """Python code that calls the endpoint with the standard library only, with a row of the sample (zeros if it is long)."""
         return snippets.python(self.url, self.name, self._view.inputs, self._view.example)
 
     def bench(
@@ -235,13 +275,37 @@ class Endpoint:
         forms: tuple[str, ...] = ("json", "binary"),
         told: Callable[[str], None] | None = None,
     ) -> LoadReport:
-        """Measure the endpoint from a process of its own: latency and throughput by connections and by rate (see `load.run_load`)."""
+        """Measure latency and throughput, by number of connections and by offered rate. The load comes from a process of its own.
+
+        Args:
+            concurrency: numbers of connections, measured one after the other.
+            duration_s: seconds per measurement.
+            rows: rows per request.
+            rates: offered rates in requests per second, sent on a schedule in the first of `forms`; None goes up from
+                a quarter of what the connections reached until answers fall behind; empty measures none.
+            forms: how tensors travel: "json" (TensorFlow Serving) and "binary" (Open Inference Protocol v2).
+            told: called with a few words before each measurement.
+
+        Returns:
+            The report: percentiles in milliseconds, requests per second, the knee, and R = M/m.
+
+        Raises:
+            InvalidSpec: a number that is not possible.
+            BackendRefused: every request was refused; the text is the server's own.
+        """
         from aiaas_magics.client.load import run_load
 
         return run_load(self, concurrency=concurrency, duration_s=duration_s, rows=rows, rates=rates, forms=forms, told=told)
 
     def watch(self, *, every_s: float = 1.0) -> Iterator[Sample | None]:
-        """What the endpoint did since the look before, every `every_s` seconds, without end; None where nobody answered.
+        """Look at the endpoint again and again, without end.
+
+        Args:
+            every_s: seconds between two looks.
+
+        Returns:
+            An iterator over what happened between two looks: requests and rows per second, p50 and p99 in
+            milliseconds; None if nobody answered.
 
         Raises:
             UnknownName: the endpoint is gone.
@@ -284,7 +348,8 @@ def deploy(
 ) -> Endpoint:
     """Export, prove, serve. A name that is live already gets its next version, which comes in as `rollout` says.
 
-    What fewer bits change is told to `tell` and held against its limit before anything is sent. `on_step` gets what is done next, in words.
+    What fewer bits change is told to `tell` and held against its limit before anything is sent. `on_step` gets what
+    is done next, in words.
     """
     from aiaas_magics.packing import foreign
 

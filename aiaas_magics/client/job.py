@@ -51,10 +51,15 @@ CANCEL_S: Final = 15.0  # workers get 5 s to end by themselves, then they are ki
 
 
 class Job:
-    """One fit call that the backend carries out.
+    """One fit that the backend carries out. `Backend.train` and `Backend.job` make it.
 
-    It lives on the backend: losing this object, the kernel or the connection does not stop it.
-    `await job` and `job.result()` give Keras' `History` and put the trained weights into the model.
+    The job lives on the backend: losing this object, the kernel or the connection does not stop it.
+    `await job` and `job.result()` put the trained weights into the model and return Keras' `History`.
+
+    Attributes:
+        files: the files that callbacks wrote, once the result has been taken: name, path here (None: on the backend
+            only), and why it has another name here.
+        printout: the lines that worker 0 printed, as far as they have been read.
     """
 
     def __init__(
@@ -79,22 +84,24 @@ class Job:
 
     @property
     def id(self) -> str:
+        """The job's id on its backend."""
         return self._view.id
 
     @property
     def name(self) -> str:
+        """The name that the job was submitted with."""
         return self._view.spec.name
 
     @property
     def state(self) -> JobState:
-        """The state now, asked from the backend unless it is final already."""
+        """The state now: queued, running, stopping, succeeded, failed or cancelled. Asks the backend unless the state is final."""
         return self.view().state
 
     @property
     def history(self) -> dict[str, list[float]]:
-        """The epochs so far: one list a metric, as `History.history`.
+        """The epochs so far, as in `History.history`: one list per metric, one number per epoch.
 
-        Of hundreds of very short ones not all are told; `result()` has them.
+        Of hundreds of very short epochs some are missing; `result()` has all.
         """
         return self.story().history()
 
@@ -102,17 +109,22 @@ class Job:
         return f"<Job {self.id} {self.name!r}: {self._view.state}>"
 
     def view(self) -> JobView:
+        """The backend's record of the job. Times are unix times in seconds."""
         if not self._view.state.final:
             self._view = self._transport.get(f"/v1/jobs/{self.id}", JobView)
         return self._view
 
     def story(self) -> JobStory:
-        """The whole log so far as one picture; asks the backend for what is new."""
+        """The log so far, folded into one value: epochs, metrics, workers, plan, error. Asks the backend for what is new."""
         self._read(wait_s=0.0)
         return self._story
 
     def entries(self, after: int = 0) -> list[Entry]:
-        """The log's entries after sequence number `after`, in order, as they are."""
+        """Fetch entries of the log, in order.
+
+        Args:
+            after: the sequence number of the last entry to leave out; 0 fetches all.
+        """
         found: list[Entry] = []
         while batch := self._transport.get(f"/v1/jobs/{self.id}/events", list[Entry], after=after, wait_s=0):
             found += batch
@@ -120,7 +132,7 @@ class Job:
         return found
 
     def logs(self) -> str:
-        """What the workers printed, each line with its rank where there are several."""
+        """Fetch what the workers printed. Each line begins with its worker's rank if there are several workers."""
         lines: list[str] = []
         for entry in self.entries():
             if isinstance(entry.event, Output):
@@ -129,11 +141,15 @@ class Job:
         return "\n".join(lines)
 
     def figure(self, attempt: int, number: int) -> bytes:
-        """A figure that the job's code showed, as PNG.
+        """Fetch a figure that the job's code showed, as the bytes of a PNG file.
+
+        Args:
+            attempt: the attempt, from 1.
+            number: the figure's number within the attempt, from 1.
 
         Raises:
-            UnknownName: the backend has none of that number (any more).
-            BackendRefused: it is larger than any that a worker keeps, or no PNG.
+            UnknownName: the backend does not have this figure, or no longer.
+            BackendRefused: the file is no PNG, or larger than 5 MB.
         """
         with self._transport.download(f"/v1/jobs/{self.id}/figures/{attempt}/{number}") as incoming:
             data = b"".join(incoming.chunks) if incoming.size <= MOST_FIGURE_BYTES else b""
@@ -142,12 +158,14 @@ class Job:
         return data
 
     def follow(self, on_change: Callable[[JobStory], None] = lambda _: None, *, timeout_s: float | None = None) -> JobStory:
-        """Block until the job's state is final; `on_change` hears every change, at most four times a second.
+        """Wait until the job has ended. `KeyboardInterrupt` passes and leaves the job running.
 
-        `KeyboardInterrupt` passes and leaves the job as it is.
+        Args:
+            on_change: called with the story at every change, at most four times per second.
+            timeout_s: seconds to wait; None waits without end.
 
         Raises:
-            BackendTooSlow: when `timeout_s` has passed.
+            BackendTooSlow: `timeout_s` has passed.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         on_change(self._story)
@@ -167,11 +185,29 @@ class Job:
         return self._story
 
     def wait(self, timeout_s: float | None = None) -> JobState:
+        """Wait until the job has ended; raises nothing if it failed.
+
+        Args:
+            timeout_s: seconds to wait; None waits without end.
+
+        Returns:
+            The final state.
+
+        Raises:
+            BackendTooSlow: `timeout_s` has passed.
+        """
         self.follow(timeout_s=timeout_s)
         return self._view.state
 
     def cancel(self) -> JobState:
-        """Stop the job; returns its state when it has stopped. A job that has ended stays as it ended."""
+        """Stop the job, and wait up to 15 s until it has stopped. A job that has ended stays as it ended.
+
+        Returns:
+            The state then.
+
+        Raises:
+            BackendTooSlow: it has not stopped by then.
+        """
         self._view = self._transport.post(f"/v1/jobs/{self.id}/cancel", None, JobView, key=f"cancel-{self.id}")
         try:
             return self.wait(CANCEL_S)
@@ -181,17 +217,26 @@ class Job:
             self._released()
 
     def result(self, timeout_s: float | None = None) -> Any:
-        """Wait for the end and take the result: Keras' `History`; the model gets the trained state.
+        """Wait until the job has ended, and put the trained state into the model.
 
-        Files that callbacks wrote under relative paths come into the working directory; `files` lists them. None of them replaces
-        a file that no job wrote: it goes into `aiaas_files/JOB/` then, and a warning says so.
+        Files that callbacks wrote under relative paths come into the working directory; `files` lists them. They
+        never replace a file that no job wrote: such a file goes into `aiaas_files/JOB/`, and a warning says so.
+
+        Args:
+            timeout_s: seconds to wait; None waits without end.
+
+        Returns:
+            Keras' `History`.
 
         Raises:
-            RemoteTrainingError: the cell's own code raised in a worker; the error is an instance of that Python class too.
-                What data that is streamed from here raises, comes as it is.
-            WorkersLost, OutOfMemory: the workers did not survive.
-            JobCancelled: it was stopped.
-            AiaasBug: there is no live model here; use `apply_to(model)` in another kernel.
+            RemoteTrainingError: your code raised in a worker. The error is an instance of that Python class too. An
+                error of data that is streamed from this kernel is raised as it is.
+            WorkersLost: workers died more often than `retries` allows.
+            OutOfMemory: the machine ended a worker for its memory.
+            JobCancelled: the job was stopped.
+            ResultRemoved: the result was removed to make room on the backend's disk.
+            BackendTooSlow: `timeout_s` has passed.
+            AiaasBug: another kernel submitted the job; use `apply_to(model)`.
         """
         if self._taken is not None:
             return self._taken
@@ -204,7 +249,11 @@ class Job:
         return history
 
     def take(self, on_change: Callable[[JobStory], None] = lambda _: None) -> Any:
-        """`follow`, then `result`, with the fetching shown as a phase of its own."""
+        """`follow`, then `result`, with fetching as a phase of the story.
+
+        Args:
+            on_change: called with the story at every change, at most four times per second.
+        """
         self.follow(on_change)
         try:
             if self._view.state is JobState.SUCCEEDED:
@@ -217,10 +266,18 @@ class Job:
             on_change(self._story)
 
     def apply_to(self, model: Any) -> Any:
-        """Put the trained state into `model`, which has the same architecture; returns its `History`.
+        """Wait until the job has ended, and put the trained state into `model`: for a kernel that did not submit the job.
 
-        For a kernel that did not submit the job. The model's weights, and, where the model is
-        compiled alike, optimizer, metric and seed-generator states are assigned.
+        Args:
+            model: a Keras model with the same architecture. Its weights are assigned; if it is compiled alike, so are
+                the states of optimizer, metrics and seed generators.
+
+        Returns:
+            Keras' `History`.
+
+        Raises:
+            ResultMismatch: the model has other variables. It stays as it is.
+            AiaasError: as in `result`, if the job did not succeed.
         """
         from aiaas_magics.packing import fitcall
 
@@ -228,7 +285,13 @@ class Job:
         return fitcall.apply_to(fitcall.read_result(self.result_bytes()), model)
 
     def result_bytes(self) -> bytes:
-        """The result as it is stored: a safetensors file (variables by index, JSON header)."""
+        """Fetch the result as it is stored: a safetensors file (variables by index, JSON header).
+
+        Raises:
+            ResultRemoved: the result was removed to make room on the backend's disk.
+            BlobDamaged: its bytes changed on the backend's disk.
+            AiaasError: as in `result`, if the job did not succeed.
+        """
         view = self.view()
         if view.removed_s is None and view.state is JobState.SUCCEEDED:  # it is known as over, and may have been removed since
             view = self._view = self._transport.get(f"/v1/jobs/{self.id}", JobView)
@@ -242,7 +305,7 @@ class Job:
         return data
 
     def failure(self) -> AiaasError:
-        """Why there is no result, as the exception to raise."""
+        """The exception that says why there is no result, to be raised."""
         view, story = self.view(), self._story
         if self._feed is not None and self._feed.error is not None:
             raise self._feed.error  # the user's own, with its traceback
@@ -260,9 +323,14 @@ class Job:
         return WorkersLost(self.id, view.reason or "no reason was recorded", view.attempt)
 
     def save_files(self, folder: Path) -> list[Path]:
-        """Bring the files of the job's callbacks below `folder`; returns where they are.
+        """Fetch the files that the job's callbacks wrote.
 
-        A name that is another file's there, or that could be run, goes into `aiaas_files/JOB/`; see `client.returned_files`.
+        Args:
+            folder: where to put them. A file whose name is taken by a file that no job wrote, or that could be run,
+                goes into `aiaas_files/JOB/` below.
+
+        Returns:
+            The paths of the files here.
         """
         self._bring_files(folder)
         return [file.path for file in self.files if file.path is not None]

@@ -65,10 +65,27 @@ class StudyProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """What the workers bought, measured.
+    """Measurements of one fit on several numbers of workers. `Backend.study` makes it.
 
-    Times are per epoch, from the median of the repeats; `spread` is half their range over the median. With `weak`, n workers
-    took batches n times `shape.global_batch`, times are per step, and there is no parity: other batches make other weights.
+    Times are seconds per epoch, from the median of the repeats; a spread is half their range divided by the median.
+    In a weak study times are seconds per step.
+
+    Attributes:
+        name: the study's name.
+        shape: rows, global batch, steps and epochs of the fit.
+        hardware: one line on the backend's hardware.
+        simulated: the devices are cores of the CPU that one process drives.
+        steps: how many steps each repeat measured.
+        points: one measurement per number of workers.
+        reference: plain `fit` on all cores.
+        parity: the largest relative difference of any weight, norm(a - b) / norm(b), between any n and the smallest
+            n; None in a weak study.
+        parity_steps: how many steps the weights were compared after.
+        weak: n workers took batches n times `shape.global_batch`.
+        announced: what cannot be exact on the largest n, one sentence each.
+        adaptive: the name of an optimizer that divides each gradient by its own size, such as Adam; "" for others.
+        history: Keras' `History` of the training after the study; None if nothing was trained.
+        job: the id of that training's job; None if nothing was trained.
     """
 
     name: str
@@ -88,24 +105,26 @@ class Study:
 
     @property
     def fit(self) -> laws.StudyFit:
-        """Serial fraction, how well its law fits (Amdahl's; with `weak` Gustafson's), and how many workers are worth it."""
+        """The serial fraction, whether its law fits (Amdahl's, or Gustafson's if `weak`), and how many workers are worth it."""
         return laws.fit_study(self.speedup_points(), weak=self.weak)
 
     @property
     def recommended(self) -> int:
-        """Of the measured numbers of workers; `projection.recommended` goes beyond them."""
+        """The recommended number of workers, of those measured. `projection.recommended` goes beyond them."""
         return self.fit.recommended
 
     @property
     def projection(self) -> Projection:
-        """What the measured points say about up to 64 workers, or why they say nothing."""
+        """The projected times for up to 64 workers with their law, or the reason why there are none."""
         steps = 1.0 if self.weak else self.shape.rows / self.shape.global_batch
         return projection.project([_step_point(point) for point in self.points if point.physical], weak=self.weak, steps=steps)
 
     def speedup_points(self) -> tuple[laws.SpeedupPoint, ...]:
+        """The measured points: workers, seconds, spread, rows per second."""
         return tuple(self._speedup_point(point) for point in self.points)
 
     def reference_point(self) -> laws.SpeedupPoint:
+        """Plain `fit` on all cores, in the same units."""
         return self._speedup_point(self.reference)
 
     def _speedup_point(self, point: Point) -> laws.SpeedupPoint:
@@ -115,13 +134,16 @@ class Study:
         return laws.point_of(measured.seconds, workers=point.workers, rows=rows, physical=point.physical, scale=scale)
 
     def rows(self) -> tuple[laws.ScalingRow, ...]:
-        """Every measured number of workers beside its ideal."""
+        """Every measured number of workers beside its ideal: seconds, rows per second, speedup, efficiency."""
         return laws.scaling(self.speedup_points(), weak=self.weak)
 
     def to_frame(self) -> Any:
-        """A pandas DataFrame: workers, seconds (an epoch; with `weak` a step), rows_per_second, speedup, efficiency, spread, projected.
+        """Make a pandas DataFrame, one row per number of workers.
 
-        Rows with `projected` were not measured; their spread is half the band over the projected time.
+        Returns:
+            The columns workers, seconds (per epoch, or per step if `weak`), rows_per_second, speedup, efficiency,
+            spread and projected. Projected rows were not measured; their spread is half the band divided by the
+            projected time.
         """
         import pandas as pd
 
@@ -141,7 +163,7 @@ class Study:
         )
 
     def report(self) -> StudyReport:
-        """All that is shown of a study."""
+        """Everything that the table and the figure show."""
         from aiaas_magics.plots import text
 
         return text.StudyReport(
@@ -161,7 +183,7 @@ class Study:
         )
 
     def plot(self) -> Figure:
-        """Time against its ideal, throughput against P = n*p, and efficiency, as one figure; beyond the measured n as projected."""
+        """Draw time beside T = N/n, throughput beside P = n*p, and efficiency, as one matplotlib figure."""
         from aiaas_magics.plots.study import study_figure
 
         return study_figure(self.report())
@@ -328,7 +350,8 @@ def checked_points(points: Sequence[int]) -> tuple[int, ...]:
 def largest_difference(results: Sequence[FitResult]) -> float:
     """Largest norm(a - b) / norm(b) of any weight between any result and the first; 0 for one result, infinite where one is no number.
 
-    Optimizer slots are left out: Adam divides tiny momenta by tiny roots, so they say more about rounding than about the model.
+    Optimizer slots are left out: Adam divides tiny momenta by tiny roots, so they say more about rounding than about
+    the model.
     """
     first, *others = results
     worst = 0.0

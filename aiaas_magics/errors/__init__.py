@@ -40,7 +40,7 @@ library's failure into one of them, is decided where that library lives.
     │   ├── WorkersLost           workers died more often than they may
     │   ├── OutOfMemory           the machine ended a worker for its memory
     │   ├── ProofFailed           the engine's answers differ from Keras'
-    │   └── NotScaled             a model could not be opened as often as was asked
+    │   └── NotScaled             fewer replicas could start than were asked for
     ├── JobCancelled          the user stopped it
     └── AiaasBug              ask us
 

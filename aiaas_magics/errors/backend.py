@@ -269,7 +269,7 @@ class ProofFailed(BackendError):
 
 
 class NotScaled(BackendError):
-    """An endpoint keeps the executors that it had: one of the new ones could not be opened."""
+    """An endpoint keeps the replicas that it had, because one of the new ones could not start."""
 
     def __init__(self, name: str, replicas: int, version: int, why: str) -> None:
         super().__init__(name, replicas, version, why)
@@ -277,6 +277,6 @@ class NotScaled(BackendError):
 
     def __str__(self) -> str:
         return (
-            f"{self.name} answers with the executors that it had: version {self.version} could not be opened {self.replicas} times. "
-            f"Use fewer replicas, or deploy the model anew. The reason: {self.why}"
+            f"{self.name} keeps the replicas that it had: could not start {self.replicas} replicas of version {self.version}. "
+            f"Use fewer replicas, or deploy the model again. The reason: {self.why}"
         )

@@ -114,8 +114,8 @@ class ChangedTooMuch(UsageError):
     def __str__(self) -> str:
         other = {"int4": "Use --precision int8", "int8": "Use --precision float16"}.get(self.precision, "Leave --precision out")
         return (
-            f"Nothing was deployed: {self.precision} changes {self.what} by {self.by:.3g} on {self.on}, and {self.limit:g} is the most. "
-            f"{other}, or allow more with --max-change."
+            f"Nothing was deployed: {self.precision} changes {self.what} by {self.by:.3g} on {self.on}, more than the limit of "
+            f"{self.limit:g}. {other}, or allow more with --max-change."
         )
 
 

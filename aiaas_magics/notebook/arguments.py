@@ -1,7 +1,7 @@
 """What can be typed after a magic's name: the only parsers.
 
 Owns the options and their help; reading a single value belongs to `option_values`. Parsing, `?` help,
-completion and the reference page are all made from here; carrying a request out belongs
+completion and the reference page (`docs/generate.py`) are all made from here; carrying a request out belongs
 to `magics`.
 
 Each magic has a stack of `option`s and a frozen value that `read_...` makes of a line.
@@ -9,7 +9,6 @@ Each magic has a stack of `option`s and a frozen value that `read_...` makes of 
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
 import shlex
@@ -78,8 +77,8 @@ def options(*stack: option) -> Callable[[F], F]:
 
 HELP = option("-h", "--help", action="store_true", help="Show this help and do nothing.")
 UI = option("--ui", choices=UI_CHOICES, metavar="KIND", help="How progress is shown: auto, widget, html, text or none.")
-OUT = option("-o", "--out", type=variable, metavar="NAME", help="Also put the result into this variable.")
-JOB = option("job", nargs="?", metavar="JOB", values="job", help="A job's id or name; the last job of this kernel if left out.")
+OUT = option("-o", "--out", type=variable, metavar="NAME", help="Also assign the result to this variable.")
+JOB = option("job", nargs="?", metavar="JOB", values="job", help="A job's id or name (default: the last job of this kernel).")
 
 train_options = options(
     option(
@@ -88,160 +87,171 @@ train_options = options(
         type=workers,
         metavar="N",
         values="workers",
-        help="Workers: a number, numbers between commas (1,2: a study), or max. Left out: one worker with every core or GPU.",
+        help="Workers: a number, several numbers (1,2: a study), or max (default: one worker with every core or GPU).",
     ),
-    option("--weak", action="store_true", help="In a study: batch_size is each worker's, so n workers do n times the work of a step."),
-    option("--name", type=job_name, metavar="NAME", help="What the job is called; the model's name if left out."),
-    option("--async", dest="background", action="store_true", help="Return at once: fit gives a Job; job.result() takes the weights."),
-    option("-o", "--out", type=variable, metavar="NAME", help="Put the job's History, Job, Study or FitPlan into this variable."),
+    option("--weak", action="store_true", help="In a study: batch_size is per worker, so n workers do n times the work per step."),
+    option("--name", type=job_name, metavar="NAME", help="The job's name (default: the model's)."),
+    option("--async", dest="background", action="store_true", help="Return a Job at once; job.result() puts the weights into the model."),
+    option("-o", "--out", type=variable, metavar="NAME", help="Assign the History, Job, Study or FitPlan to this variable."),
     option(
         "--dry-run",
         action="store_true",
-        help="Show what the first fit sends and how it would be carried out: every way measured on a few steps, or ruled out and why, "
-        "with its memory. Then end the cell; nothing is trained.",
+        help="Show what the first fit sends and how it would run: each alternative measured on a few steps, with its memory, or the "
+        "reason that rules it out. Then end the cell; nothing is trained.",
     ),
-    option("--seed", type=whole_number(0, 2**31 - 1, "A seed"), metavar="S", help="Makes the sample order repeatable."),
-    option("--oversubscribe", action="store_true", help="Allow more workers than devices; they share, and figures say so."),
-    option("--engine", choices=ENGINES, default="auto", metavar="E", help="What computes: auto, tensorflow or jax."),
-    option("--strategy", choices=STRATEGIES, default="auto", metavar="S", help="auto, single, collective, mirrored or spmd."),
+    option("--seed", type=whole_number(0, 2**31 - 1, "A seed"), metavar="S", help="Seed of the row order."),
+    option("--oversubscribe", action="store_true", help="Allow more workers than devices. They share devices, and the results say so."),
+    option("--engine", choices=ENGINES, default="auto", metavar="E", help="The library that computes: auto, tensorflow or jax."),
+    option("--strategy", choices=STRATEGIES, default="auto", metavar="S", help="Strategy: auto, single, collective, mirrored or spmd."),
     option(
         "--model-parallel",
         type=whole_number(1, MOST_WORKERS, "A number of devices"),
         default=1,
         metavar="M",
-        help="Cut the model over M of the devices, on JAX: by model.layout_map, or kernels of Dense and Embedding by their last axis.",
+        help="Split the model over M devices (JAX): by model.layout_map, or kernels of Dense and Embedding by their last axis.",
     ),
     option(
         "--processes",
         type=whole_number(1, MOST_WORKERS, "A number of processes"),
         default=1,
         metavar="P",
-        help="Share the devices of --strategy spmd out to P processes. One is the default, and as quick or quicker on one machine.",
+        help="Spread the devices of --strategy spmd over P processes (default 1, which is as fast or faster on one machine).",
     ),
-    option("--fused", choices=FUSING, default="auto", metavar="F", help="Many steps in one call: auto, xla, graph, or off."),
+    option("--fused", choices=FUSING, default="auto", metavar="F", help="Many steps per call: auto, xla (compiled), graph, or off."),
     option(
         "--checkpoint-every",
         type=every,
         default=Every(epochs=1),
         metavar="E",
-        help="Keep a checkpoint every 2 (epochs) or 30s (seconds, also within an epoch), 0 for none; at most a twentieth of the time goes "
-        "into them. Left out: every epoch.",
+        help="Save a checkpoint every 2 (epochs) or 30s (seconds, also within an epoch), or 0 for none (default: every epoch). At most a "
+        "twentieth of the time goes into checkpoints.",
     ),
     option(
         "--retries",
         type=whole_number(0, MOST_RETRIES, "The number of retries"),
         default=3,
         metavar="N",
-        help="Attempts that lost workers may cost beyond the first; each goes on from the last checkpoint.",
+        help="More attempts after lost workers (default 3); each resumes from the last checkpoint.",
     ),
-    option("--resume", metavar="JOB", values="job", help="Go on from the last checkpoint of a failed or cancelled job, on any -n."),
+    option("--resume", metavar="JOB", values="job", help="Resume from the last checkpoint of a failed or cancelled job, on any -n."),
     option("--precision", choices=PRECISIONS[1:], default="", metavar="P", help="Compute in float32, mixed_bfloat16 or mixed_float16."),
     option(
         "--accumulate",
         type=whole_number(1, 1024, "A number of parts"),
         default=1,
         metavar="K",
-        help="Compute each batch in K parts, one after the other, when it does not fit into memory; the update is the batch's.",
+        help="Compute each batch in K parts, for one update, if it does not fit into memory.",
     ),
     option(
         "--env",
         type=environment_names,
         metavar="NAME",
-        help="Environment variables that workers also get, NAME or NAME,NAME. Those set in this kernel go anyway, unless they look secret.",
+        help="Also send these environment variables: NAME or NAME,NAME. Those set in this kernel are sent anyway, unless they look secret.",
     ),
     option("--no-env", action="store_true", help="Send no environment variables to the workers."),
-    option("--local-fallback", action="store_true", help="Run a fit that cannot travel in the kernel instead."),
+    option("--local-fallback", action="store_true", help="Run a fit that cannot be sent in the kernel instead."),
     UI,
     HELP,
 )
 deploy_options = options(
-    option("model", nargs="?", metavar="MODEL", values="model", help="The variable, or the file, that holds the model."),
-    option("--name", type=endpoint_name, metavar="NAME", values="endpoint", help="Left out: the variable's. A live one gets a version."),
+    option("model", nargs="?", metavar="MODEL", values="model", help="The variable or the file that holds the model."),
+    option(
+        "--name",
+        type=endpoint_name,
+        metavar="NAME",
+        values="endpoint",
+        help="Default: the variable's name. A live endpoint gets a new version.",
+    ),
     option(
         "--replicas",
         type=replicas,
         default=Scaling(replicas=1),
         metavar="R",
-        help="Executors of the model: 2, or auto (or auto:1-4) for as many as its load wants.",
+        help="Replicas of the model: 2, or auto (or auto:1-4) for as many as the load needs (default 1).",
     ),
-    option("--sample", metavar="ARRAY", values="array", help="Variable with typical rows. Left out: rows of the last fit on the backend."),
-    option("--canary", type=share, metavar="10%", help="Share of the requests that a next version gets first."),
-    option("--keep", type=whole_number(1, 2, "The number of versions"), default=2, metavar="N", help="Versions loaded; 2 allow rollback."),
+    option("--sample", metavar="ARRAY", values="array", help="Variable with typical rows (default: rows of the last fit on the backend)."),
+    option("--canary", type=share, metavar="10%", help="Share of the callers that the next version gets first."),
+    option(
+        "--keep", type=whole_number(1, 2, "The number of versions"), default=2, metavar="N", help="Loaded versions; 2 allow a rollback."
+    ),
     option(
         "--max-delay-us",
         type=whole_number(0, 1_000_000, "A delay in microseconds"),
         default=0,
         metavar="US",
-        help="Hold the first request of a batch back for company; by default nobody waits.",
+        help="Wait up to US microseconds to fill a batch (default 0).",
     ),
     option(
         "--precision",
         choices=SERVED,
         default="",
         metavar="P",
-        help="Keep the weights in float16, int8 or int4. What that changes is measured here and shown before it goes live.",
+        help="Store the weights in float16, int8 or int4. The change is measured here and shown before the model goes live.",
     ),
     option(
         "--validate",
         type=variables,
         metavar="X,Y",
         values="array",
-        help="Variables with validation data, x_val,y_val or x_val: what --precision changes is measured on them. They are not sent.",
+        help="Variables with validation data, x_val,y_val or x_val, to measure the effect of --precision on. They are not sent.",
     ),
     option(
         "--max-change",
         type=change,
         metavar="C",
-        help="With --precision: how much the first metric, or the share of answers, may change. Left out: 0.01; 0.1 without --validate.",
+        help="With --precision: the largest change of the first metric, or share of answers (default 0.01; 0.1 without --validate).",
     ),
     OUT,
     HELP,
 )
 bench_options = options(
     option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint."),
-    option("-c", "--concurrency", type=levels, default=(1, 2, 4), metavar="C", help="Connections at once, between commas: 1,2,4."),
-    option("-d", "--duration", type=positive_seconds, default=1.0, metavar="S", help="Seconds for each measurement."),
-    option("-r", "--rows", type=whole_number(1, 10_000, "Rows a request"), default=1, metavar="K", help="Rows in each request."),
+    option("-c", "--concurrency", type=levels, default=(1, 2, 4), metavar="C", help="Numbers of connections (default 1,2,4)."),
+    option("-d", "--duration", type=positive_seconds, default=1.0, metavar="S", help="Seconds per measurement (default 1)."),
+    option("-r", "--rows", type=whole_number(1, 10_000, "Rows a request"), default=1, metavar="K", help="Rows per request (default 1)."),
     option(
         "--rates",
         type=rates,
         metavar="R",
-        help="Requests a second on a schedule of their own, between commas, or none. Left out: up from a quarter of what the "
-        "connections reached until answers stay behind.",
+        help="Offered rates in requests/s, sent on a schedule (200,400), or none (default: up from a quarter of what the connections "
+        "reached until answers fall behind).",
     ),
-    option("--forms", type=forms, default=("json", "binary"), metavar="F", help="How tensors travel: json, binary, or json,binary."),
+    option("--forms", type=forms, default=("json", "binary"), metavar="F", help="Encoding: json, binary, or json,binary."),
     OUT,
     HELP,
 )
 status_options = options(HELP)
 attach_options = options(JOB, OUT, UI, HELP)
-wait_options = options(JOB, option("--timeout", type=positive_seconds, metavar="S", help="Give up waiting after S seconds."), OUT, UI, HELP)
+wait_options = options(JOB, option("--timeout", type=positive_seconds, metavar="S", help="Stop waiting after S seconds."), OUT, UI, HELP)
 cancel_options = options(JOB, HELP)
 logs_options = options(
     JOB,
-    option("-n", "--lines", type=whole_number(1, 100_000, "A number of lines"), default=200, metavar="N", help="The last N lines."),
+    option(
+        "-n",
+        "--lines",
+        type=whole_number(1, 100_000, "A number of lines"),
+        default=200,
+        metavar="N",
+        help="The last N lines (default 200).",
+    ),
     HELP,
 )
 storage_options = options(
-    option(
-        "--free",
-        action="store_true",
-        help="Remove what nothing needs. Unfinished jobs, live endpoints and what --resume needs stay.",
-    ),
+    option("--free", action="store_true", help="Remove what nothing needs. Unfinished jobs, live endpoints and what --resume needs stay."),
     HELP,
 )
 stop_options = options(option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint to take down."), HELP)
 promote_options = options(option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint whose canary goes live."), HELP)
-rollback_options = options(option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint to take a version back."), HELP)
+rollback_options = options(option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint to roll back."), HELP)
 scale_options = options(
     option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint."),
-    option("replicas", nargs="?", type=replicas, metavar="R", help="Executors of each version: 2, auto, or auto:1-4."),
+    option("replicas", nargs="?", type=replicas, metavar="R", help="Replicas of each version: 2, auto, or auto:1-4."),
     HELP,
 )
 monitor_options = options(
     option("name", nargs="?", metavar="NAME", values="endpoint", help="The endpoint."),
-    option("-s", "--seconds", type=positive_seconds, default=30.0, metavar="S", help="How long; an interrupt ends it earlier."),
-    option("-e", "--every", type=positive_seconds, default=1.0, metavar="S", help="Seconds between two looks."),
+    option("-s", "--seconds", type=positive_seconds, default=30.0, metavar="S", help="How long (default 30); an interrupt ends it."),
+    option("-e", "--every", type=positive_seconds, default=1.0, metavar="S", help="Seconds between updates (default 1)."),
     OUT,
     HELP,
 )
@@ -250,7 +260,7 @@ connect_options = options(
     option(
         "--fingerprint",
         metavar="HEX",
-        help="Accept the certificate with this SHA-256 fingerprint, now and later, whoever signed it. `aiaas serve` prints it there.",
+        help="Accept the certificate with this SHA-256 fingerprint from now on, whoever signed it. `aiaas serve` prints it.",
     ),
     HELP,
 )
@@ -469,20 +479,3 @@ def _readable(text: str, prog: str) -> str:
     if "invalid choice" in text:
         return f"{text.rstrip('.')}."
     return text
-
-
-def documentation() -> dict[str, list[tuple[str, str]]]:
-    """Every magic's options as (invocation, help); for the reference page."""
-    stacks = {name.removesuffix("_options"): stack for name, stack in globals().items() if name.endswith("_options")}
-    found: dict[str, list[tuple[str, str]]] = {}
-    for name, stack in stacks.items():
-
-        def probe() -> None: ...
-
-        parser = argparse.ArgumentParser(add_help=False)
-        for one in reversed(stack(probe).decorators):
-            one.add_to_parser(parser, None)
-        found[f"aiaas_{name}"] = [
-            (", ".join(action.option_strings) or str(action.metavar), (action.help or "").replace("%%", "%")) for action in parser._actions
-        ]
-    return found

@@ -108,16 +108,16 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     @arguments.train_options
     @border(TrainRequest)
     def aiaas_train(self, request: TrainRequest, *, line: str, cell: str | None) -> Any:
-        """Carry out each fit of this cell on the backend.
+        """Run every fit of this cell on the backend.
 
-        The cell runs in the kernel; every `fit` on a Keras model in it is trained by worker
-        processes and comes back as if it had run here: History, weights, optimizer state.
+        The cell runs in the kernel. Worker processes of the backend train every Keras model that it fits. History,
+        weights and optimizer state come back as if `fit` had run here.
 
             %%aiaas_train --workers 2
             model.fit(x, y, epochs=10, batch_size=256)
 
-        Several numbers (--workers 1,2) make a study: measured speedup against the ideal.
-        Interrupting the cell cancels the job.
+        Several numbers (--workers 1,2) make a study: measured speedup beside the ideal.
+        An interrupt cancels the job.
         """
         if cell is None or not cell.strip():
             raise UsageError("%%aiaas_train needs code below it. Write %%aiaas_train as the first line of the cell that calls fit.")
@@ -146,9 +146,9 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     @arguments.attach_options
     @border(JobRequest)
     def aiaas_attach(self, request: JobRequest) -> None:
-        """Show a job's whole history and follow it to its end; interrupting lets the job go on.
+        """Show a job's whole history and follow it live. An interrupt leaves the job running.
 
-        For a job of another kernel, `job.apply_to(model)` gives its weights (-o puts the Job into a variable).
+        For a job of another kernel, `job.apply_to(model)` gives its weights (-o assigns the Job to a variable).
         """
         job = self.session.find_job(request.job)
         self._put(request.out, job)
@@ -159,9 +159,9 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     @arguments.wait_options
     @border(JobRequest)
     def aiaas_wait(self, request: JobRequest) -> None:
-        """Wait for a job. If it was handed in from this kernel, its model gets the trained weights.
+        """Wait for a job. If this kernel submitted it, its model gets the trained weights.
 
-        Raises what the job failed with.
+        Raises the error of a job that failed.
         """
         job = self.session.find_job(request.job)
         self._put(request.out, job)
@@ -196,7 +196,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     @arguments.logs_options
     @border(JobRequest)
     def aiaas_logs(self, request: JobRequest) -> None:
-        """What the job's workers printed, each line with its worker's rank where there are several."""
+        """Print what the job's workers printed. Lines begin with the worker's rank if there are several."""
         job = self.session.find_job(request.job)
         lines = job.logs().splitlines()
         if len(lines) > request.lines:
@@ -225,8 +225,8 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     def aiaas_deploy(self, request: DeployRequest, *, names: dict[str, Any]) -> Any:
         """Serve a trained model over HTTP.
 
-        It is exported here and proved equal to Keras on sample inputs before it goes live.
-        A name that is live already gets its next version. Returns an Endpoint.
+        The model is exported here and compared with Keras on sample rows before it goes live.
+        A live endpoint gets its next version. Returns an Endpoint.
 
             %aiaas_deploy model --name churn --replicas 2
             %aiaas_deploy better --name churn --canary 10%
@@ -263,9 +263,9 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     @arguments.bench_options
     @border(BenchRequest)
     def aiaas_bench(self, request: BenchRequest) -> None:
-        """Measure an endpoint: latency and throughput by number of connections and by rate, as JSON and as bytes.
+        """Measure an endpoint's latency and throughput, by number of connections and by offered rate, as JSON and as bytes.
 
-        The load comes from a process of its own, so that the kernel does not slow it down.
+        The load comes from a separate process, so that the kernel does not slow it down.
 
             %aiaas_bench churn --concurrency 1,2,4,8 --duration 2
         """
@@ -289,7 +289,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     @arguments.monitor_options
     @border(MonitorRequest)
     def aiaas_monitor(self, request: MonitorRequest) -> None:
-        """Watch an endpoint: rate, latency, batches, versions and errors, as they are. An interrupt ends it.
+        """Watch an endpoint live: rate, latency, batches, versions and errors. An interrupt ends it.
 
         %aiaas_monitor churn --seconds 60
         """
@@ -319,7 +319,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     @arguments.promote_options
     @border(NameRequest)
     def aiaas_promote(self, request: NameRequest) -> None:
-        """Let an endpoint's canary answer everything, from the next request on.
+        """Make an endpoint's canary its live version, from the next request on.
 
         %aiaas_promote churn
         """
@@ -332,7 +332,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     @arguments.rollback_options
     @border(NameRequest)
     def aiaas_rollback(self, request: NameRequest) -> None:
-        """Take an endpoint's canary out or, where there is none, go back to the version before.
+        """Remove an endpoint's canary, or go back to the version before if there is no canary.
 
         %aiaas_rollback churn
         """
@@ -345,23 +345,23 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     @arguments.scale_options
     @border(ScaleRequest)
     def aiaas_scale(self, request: ScaleRequest) -> None:
-        """Give an endpoint so many executors, while it answers.
+        """Change an endpoint's number of replicas, without an interruption.
 
-        With auto:1-4 their number follows the load, between these.
+        With auto:1-4 the number follows the load, within these bounds.
 
         %aiaas_scale churn 2
         """
         if request.name is None or request.replicas is None:
-            raise UsageError("Which endpoint, and how many executors? Say both: %aiaas_scale churn 2. %aiaas_status lists the endpoints.")
+            raise UsageError("Which endpoint, and how many replicas? Name both: %aiaas_scale churn 2. %aiaas_status lists the endpoints.")
         endpoint = self.session.backend.endpoint(request.name).scale(str(request.replicas))
-        print(f"Executors of each version of {endpoint.name}: {request.replicas}.")
+        print(f"Replicas of each version of {endpoint.name}: {request.replicas}.")
 
     @line_magic
     @magic_arguments()
     @arguments.stop_options
     @border(NameRequest)
     def aiaas_stop(self, request: NameRequest) -> None:
-        """Take an endpoint down, all versions of it."""
+        """Take an endpoint down, with all its versions."""
         if request.name is None:
             raise UsageError("Which endpoint? Name it: %aiaas_stop churn. %aiaas_status lists them.")
         self.session.backend.endpoint(request.name).stop()
@@ -374,7 +374,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     @arguments.status_options
     @border(PlainRequest)
     def aiaas_status(self, request: PlainRequest) -> None:
-        """The backend, its jobs and its endpoints."""
+        """Show the backend, its jobs and its endpoints."""
         backend = self.session.backend
         about, jobs, endpoints = backend.about(), backend.jobs(), backend.endpoints()
         self.session.saw_jobs(jobs)
@@ -386,7 +386,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     @arguments.storage_options
     @border(StorageRequest)
     def aiaas_storage(self, request: StorageRequest) -> None:
-        """What the backend's state folder holds, and what of it nothing needs.
+        """Show what the backend's state folder holds, and how much of it nothing needs.
 
         %aiaas_storage --free
         """
@@ -401,7 +401,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     def aiaas_connect(self, request: ConnectRequest) -> None:
         """Connect to a backend: local, or a server's address.
 
-        The token is read from AIAAS_TOKEN, or asked for. It is never an argument, since cells are saved.
+        The token comes from AIAAS_TOKEN, or a prompt. It is never an argument, because cells are saved.
         """
         backend = self.session.connect(request.url, fingerprint=request.fingerprint or "")
         about = backend.about()
@@ -412,7 +412,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     @arguments.shutdown_options
     @border(PlainRequest)
     def aiaas_shutdown(self, request: PlainRequest) -> None:
-        """End this machine's server, with its jobs and endpoints. The next magic starts it again."""
+        """Stop this machine's server, with its jobs and endpoints. The next magic starts it again."""
         backend = self.session.backend
         if backend.about().backend != "local":
             raise UsageError(f"{backend.name} at {backend.url} is not this machine's own server. Stop it where it runs, with aiaas stop.")

@@ -154,7 +154,7 @@ def rates(text: str) -> tuple[float, ...]:
     except ValueError:
         found = (0.0,)
     if not all(0 < rate <= 1e6 for rate in found):
-        raise ArgumentTypeError(f"{text!r} are no rates. Use requests a second, such as 100,500,1000, or none.")
+        raise ArgumentTypeError(f"{text!r} are no rates. Use requests per second, such as 100,500,1000, or none.")
     return found
 
 

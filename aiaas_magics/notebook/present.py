@@ -163,7 +163,7 @@ def study_table(study: Study) -> Bundle:
     compiled = [text.seconds(seconds) for seconds in study_compile_s(study)]
     rows = [(*row, cell) for row, cell in itertools.zip_longest(rows, compiled, fillvalue="")]
     notes = [f"{report.fit.verdict[0].upper()}{report.fit.verdict[1:]}.", *text.study_notes(report)]
-    bundle = table_bundle((*header, "compile, apart"), rows, caption=report.title, notes=notes)
+    bundle = table_bundle((*header, "compile (excluded)"), rows, caption=report.title, notes=notes)
     bundle["text/plain"] += f"\n{text.study_caption(report)}"
     return bundle
 
@@ -197,7 +197,7 @@ def preflight_bundle(preflight: Preflight) -> Bundle:
 
 
 STEPS_OF_A_CALL: Final = {"off": "one", "graph": "many", "xla": "many, by XLA", "auto": ""}
-PLAN_HEADER: Final = ("engine", "strategy", "steps a call", "steps/s", "rows/s", "first step", "this fit", "memory", "")
+PLAN_HEADER: Final = ("engine", "strategy", "steps/call", "steps/s", "rows/s", "first step", "this fit", "memory", "")
 
 
 def plan_bundles(plan: FitPlan) -> list[Bundle]:
@@ -242,7 +242,7 @@ def plan_line(plan: Planned | None) -> str:
     """How steps are carried out, and why not otherwise, as a sentence."""
     if plan is None:
         return ""
-    calls = {"off": "one step a call", "graph": "many steps a call", "xla": "many steps a call, compiled by XLA"}[plan.fused]
+    calls = {"off": "one step per call", "graph": "many steps per call", "xla": "many steps per call, compiled by XLA"}[plan.fused]
     why = f" ({'; '.join(plan.why)})" if plan.why else ""
     return f"Plan: {' '.join(filter(None, (plan.engine, plan.strategy)))}, {calls}{why}."
 
@@ -318,7 +318,7 @@ def change_table(change: PrecisionChange) -> Bundle:
     notes = [
         change.note,
         "" if change.validated else ON_SAMPLES.format(rows=change.rows, of=change.of),
-        f"Judged by {change.judged}: a change of {change.by:.3g}, and {change.limit:g} is the most (--max-change). {verdict}".rstrip(),
+        f"Judged by {change.judged}: a change of {change.by:.3g}; the limit is {change.limit:g} (--max-change). {verdict}".rstrip(),
     ]
     caption = f"In {change.precision}, measured on {change.rows:,} rows of {change.of}"
     return table_bundle(("", "as trained", change.precision, "change"), rows, caption=caption, notes=notes)
@@ -339,7 +339,7 @@ def load_bundles(report: LoadReport, *, figures: bool = True) -> list[Bundle]:
         )
     ]
     if report.rates:
-        bundles.append(table_bundle(text.RATE_HEADER, text.rate_rows(report), caption="Requests on a schedule of their own"))
+        bundles.append(table_bundle(text.RATE_HEADER, text.rate_rows(report), caption="Open loop: requests on a schedule"))
     if not figures:
         return bundles
     from aiaas_magics.plots.latency import latency_figure

@@ -35,13 +35,13 @@ def latency_figure(report: LoadReport, hardware: str = "") -> Figure:
     )
     latency, rate = axes[:2]
     style.label(latency, title=f"Latency, milliseconds{_as(report)}", x="connections at once")
-    style.label(rate, title="Throughput", x="connections at once", y="rows a second" if report.rows > 1 else "requests a second")
+    style.label(rate, title="Throughput", x="connections at once", y="rows/s" if report.rows > 1 else "requests/s")
     first = report.points_of(report.forms[0]) if report.forms else ()
     if first:
         _latency_panel(latency, first)
         _rate_panel(rate, report)
     if report.rates:
-        style.label(axes[2], title=f"Latency on schedule, milliseconds{_as(report)}", x="requests a second")
+        style.label(axes[2], title=f"Latency on schedule, milliseconds{_as(report)}", x="requests/s")
         _schedule_panel(axes[2], report)
     return style.plain(figure)
 

@@ -27,7 +27,7 @@ def watched_figure(watched: Watched) -> Figure:
         width=WIDTH,
         height=HEIGHT,
     )
-    style.label(rate, title="Requests a second", x="seconds")
+    style.label(rate, title="Requests/s", x="seconds")
     style.label(latency, title="Latency in the server, milliseconds", x="seconds")
     if not watched.samples:
         return style.plain(figure)

@@ -100,7 +100,7 @@ def _time_panel(axes: Axes, report: StudyReport) -> None:
 
 
 def _rate_panel(axes: Axes, report: StudyReport) -> None:
-    style.label(axes, title="Throughput", x="workers n", y="rows a second")
+    style.label(axes, title="Throughput", x="workers n", y="rows/s")
     rows = report.rows
     one = rows[0].ideal_rows_per_s / rows[0].workers
     ideal = [(n, one * n) for n in _fine(rows, report.projected)]

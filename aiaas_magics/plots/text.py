@@ -18,10 +18,10 @@ from aiaas_magics.projection import ProjectedRow, Projection
 from aiaas_magics.story import EpochRow, epochs_of
 
 LOAD_HEADER: Final = ("connections", "form", "requests", "requests/s", "rows/s", "p50", "p90", "p99", "p99.9", "max", "errors")
-WATCHED_HEADER: Final = ("", "requests/s", "rows/s", "p50", "p99", "waits", "rows a batch", "failed/s", "refused/s")
+WATCHED_HEADER: Final = ("", "requests/s", "rows/s", "p50", "p99", "waits", "rows/batch", "failed/s", "refused/s")
 ROUNDING: Final = 1e-5  # of a variable's norm: what is promised in float32 (docs/equivalence.md)
 ENLARGED: Final = 1e-2  # what adaptive optimizers make of it; measured: up to 6e-4 in plain TensorFlow, a batch whole and in halves
-RATE_HEADER: Final = ("asked/s", "answered/s", "p50", "p90", "p99", "p99.9", "max", "errors")
+RATE_HEADER: Final = ("offered/s", "answered/s", "p50", "p90", "p99", "p99.9", "max", "errors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,7 +121,7 @@ def test_a_weak_study_is_judged_by_gustafsons_law_and_recommends_what_still_pays
     assert "10.0%" in fit.verdict
     assert "R² 1.000" in fit.verdict
     assert fit.recommended == 4
-    assert "Gustafson's law does not fit: 2 workers did fewer rows a second than 1" in collapsed.verdict
+    assert "Gustafson's law does not fit: 2 workers did fewer rows per second than 1" in collapsed.verdict
     assert collapsed.recommended == 1
 
 

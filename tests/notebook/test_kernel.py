@@ -69,7 +69,7 @@ def test_a_typing_mistake_is_one_line_and_stops_run_all(kernel: Kernel) -> None:
         ("%aiaas_monitor", "Which endpoint?"),
         ("%aiaas_promote", "Which endpoint?"),
         ("%aiaas_rollback", "Which endpoint?"),
-        ("%aiaas_scale churn", "how many executors"),
+        ("%aiaas_scale churn", "how many replicas"),
         ("%aiaas_attach", "No job was handed in"),
         ("%aiaas_deploy keras.Sequential()", "is no variable's name"),
         ("%aiaas_deploy not_there", "Variable 'not_there' is not defined"),

@@ -62,8 +62,8 @@ def test_a_withdrawn_endpoint_shows_as_one() -> None:
     [
         (1.0, "auto", JobState.SUCCEEDED, "Ran in 2 steps."),
         (1.0, "graph", JobState.SUCCEEDED, "Ran in 2 steps."),
-        (1.0, "xla", JobState.SUCCEEDED, "Plan: tensorflow single, many steps a call (why not)."),
-        (61.0, "auto", JobState.SUCCEEDED, "Plan: tensorflow single, many steps a call (why not)."),
+        (1.0, "xla", JobState.SUCCEEDED, "Plan: tensorflow single, many steps per call (why not)."),
+        (61.0, "auto", JobState.SUCCEEDED, "Plan: tensorflow single, many steps per call (why not)."),
         (1.0, "auto", JobState.CANCELLED, ""),
     ],
 )

@@ -428,7 +428,7 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
     tables, figure = [["text/html", "text/plain"]] * 2, ["image/png", "text/plain"]
     assert [sorted(output["data"]) for output in bench.outputs] == [*tables, figure]
     assert "p99.9" in bench.text
-    assert "asked/s" in bench.text
+    assert "offered/s" in bench.text
     assert "churn-test" in status.text
     assert all("token=<hidden>" in streams(cell) + str(cell.outputs) + cell.error for cell in looked)
     for cell in (deployed, bench, watched, status, *looked):
@@ -470,7 +470,7 @@ def test_a_next_version_comes_as_a_canary_is_promoted_and_taken_back(trainer: Ke
     assert "2 (canary 25%), 1 (live)" in status.text
     assert promoted.text == "Endpoint rolled: 2 (live), 1 (previous).\n"
     assert back.text == "Endpoint rolled: 2 (previous), 1 (live).\n"
-    assert scaled.text == "Executors of each version of rolled: 2.\n"
+    assert scaled.text == "Replicas of each version of rolled: 2.\n"
     assert answered.text.strip() == "((3, 1), 2)"
 
 
@@ -502,7 +502,7 @@ def test_a_study_draws_its_speedup_and_refuses_a_second_fit(trainer: Kernel) -> 
     assert "second fit in the cell of a study" in cell.error
     assert "line 3" in cell.error
     table, figure = (output["data"]["text/plain"] for output in cell.outputs)
-    for expected in ("ideal N/n", "efficiency", "Plain fit on all cores", "Recommended", "Parity", "compile, apart"):
+    for expected in ("ideal N/n", "efficiency", "Plain fit on all cores", "Recommended", "Parity", "compile (excluded)"):
         assert expected in table
     assert "Global batch 1,000" in figure
     assert value(trainer, "study.to_frame().query('not projected').workers.tolist(), len(first.epoch)") == ([1, 2], 2)

@@ -203,7 +203,7 @@ def test_latency_is_drawn_on_a_logarithmic_axis_with_a_curve_for_each_percentile
     assert [line.get_label() for line in latency.lines] == ["p50", "p90", "p99", "p99.9"]
     assert len({line.get_marker() for line in latency.lines}) == 4
     assert len({str(line.get_linestyle()) + str(line._dash_pattern) for line in latency.lines}) == 4  # type: ignore[attr-defined]
-    assert rate.get_ylabel() == "requests a second"
+    assert rate.get_ylabel() == "requests/s"
 
 
 def rate_point(offered: float, answered: float, p99_ms: float, **changes: object) -> RatePoint:

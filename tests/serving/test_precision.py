@@ -184,7 +184,7 @@ def test_a_change_beyond_the_limit_is_shown_and_does_not_go_live(made: Any, back
     model, x, y = made["words"]
     told: list[PrecisionChange] = []
 
-    with pytest.raises(ChangedTooMuch, match=r"int4 changes loss by .* on 600 rows of your validation data, and 1e-06 is the most"):
+    with pytest.raises(ChangedTooMuch, match=r"int4 changes loss by .* on 600 rows of your validation data, more than the limit of 1e-06"):
         backend.deploy(model, name="never", precision="int4", validation_data=(x, y), max_change=1e-6, tell=told.append)
 
     assert len(told) == 1

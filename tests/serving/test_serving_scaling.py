@@ -134,7 +134,9 @@ async def _scaled_in_vain(folder: Path) -> None:
     threads = threads_of("aiaas-live")
 
     made[1].artefact.write_bytes(b"damaged since")
-    with pytest.raises(NotScaled, match=r"executors that it had: version 1 could not .* The reason: live was not loaded: it is no ONNX"):
+    with pytest.raises(
+        NotScaled, match=r"replicas that it had: could not start .* of version 1\..* The reason: live was not loaded: it is no ONNX"
+    ):
         await loader.scale("live", Scaling(replicas=3))
 
     assert [(version.executor, version.replicas, version.spec) for version in versions] == before

@@ -129,28 +129,34 @@ def _parts(request: Request) -> Parts:
 
 
 async def health(request: Request) -> Response:
+    """Say that the server is alive, with its version. The only route without a token, besides the proof."""
     return answer(Health(_parts(request).about().versions.aiaas_magics))
 
 
 async def about(request: Request) -> Response:
+    """The backend's versions, devices, hardware and memory: `About`."""
     return answer(_parts(request).about())
 
 
 async def kernel_here(request: Request) -> Response:
+    """Register a kernel of this machine, so that the local server stays as long as it lives."""
     told = await body_of(request, KernelHere)
     _parts(request).presence.add(told.pid, told.started)
     return Response(status_code=204)
 
 
 async def get_storage(request: Request) -> Response:
+    """What the state folder holds, and how full its disk is: `StorageView`."""
     return answer(await _parts(request).storage.view())
 
 
 async def free_storage(request: Request) -> Response:
+    """Remove what nothing needs: `Freed`."""
     return answer(await _parts(request).storage.free())
 
 
 async def stop(request: Request) -> Response:
+    """Stop the server, with its jobs and endpoints."""
     _parts(request).stop()
     return Response(status_code=202)
 
@@ -159,11 +165,13 @@ async def stop(request: Request) -> Response:
 
 
 async def missing_blobs(request: Request) -> Response:
+    """Of the SHA-256 names in `blobs`, those that the server does not have."""
     asked = await body_of(request, Asked)
     return answer(Missing(await asyncio.to_thread(_parts(request).blobs.missing, asked.blobs)))
 
 
 async def put_blob(request: Request) -> Response:
+    """Upload bytes under their SHA-256."""
     body = upload_of(request, most_bytes=BLOB_BYTES)
     _parts(request).room.check(told_bytes(request))
     await _parts(request).blobs.put(request.path_params["sha"], body)
@@ -171,10 +179,12 @@ async def put_blob(request: Request) -> Response:
 
 
 async def get_blob(request: Request) -> Response:
+    """Download a blob."""
     return _file(open_plain(_parts(request).blobs.get_path(request.path_params["sha"]), links=None))
 
 
 async def adopt_blob(request: Request) -> Response:
+    """Take a file from the dropbox as a blob: for clients of the same account."""
     parts = _parts(request)
     if parts.about().dropbox is None:
         raise InvalidSpec("This server has no dropbox. Send the bytes over HTTP instead.")
@@ -194,6 +204,7 @@ def _file(file: BinaryIO, more: Mapping[str, str] = {}) -> Response:
 
 
 async def submit_job(request: Request) -> Response:
+    """Submit a `FitSpec`: `JobView`. An `Idempotency-Key` makes a repetition harmless."""
     parts = _parts(request)
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= KEY_CHARACTERS:
@@ -219,29 +230,33 @@ def check_versions(theirs: Versions, ours: Versions) -> None:
 
 
 async def list_jobs(request: Request) -> Response:
+    """Every job, oldest first: a list of `JobView`."""
     return answer(_parts(request).conductor.views())
 
 
 async def get_job(request: Request) -> Response:
+    """One job: `JobView`."""
     return answer(_parts(request).conductor.view(request.path_params["job"]))
 
 
 async def get_events(request: Request) -> Response:
+    """Entries of the job's log after sequence number `after`. Waits up to `wait_s` seconds (at most 30) for the first."""
     after, wait_s = int(number_in(request, "after", 0)), min(number_in(request, "wait_s", 0), POLL_S)
     return answer(await _parts(request).conductor.entries(request.path_params["job"], after=after, wait_s=wait_s))
 
 
 async def cancel_job(request: Request) -> Response:
+    """Stop the job: `JobView`."""
     return answer(await _parts(request).conductor.cancel(request.path_params["job"]))
 
 
 async def get_checkpoint(request: Request) -> Response:
-    """What an ended job left that another may go on from."""
+    """The checkpoint that an ended job left to resume from: `CheckpointView`."""
     return answer(await _parts(request).conductor.checkpoint(request.path_params["job"]))
 
 
 async def get_file(request: Request) -> Response:
-    """A file that the job's callbacks wrote: one that is listed, and that lies where it says it lies."""
+    """Download a file that the job's callbacks wrote. It must be listed, and lie where it says it lies."""
     parts, path = _parts(request), request.path_params["path"]
     view = parts.conductor.view(request.path_params["job"])
     folder = parts.jobs_folder / view.id / "files"
@@ -258,7 +273,7 @@ async def get_file(request: Request) -> Response:
 
 
 async def get_figure(request: Request) -> Response:
-    """A figure that the job's code showed, also while it runs; a link in its place, or in its folder's, is not followed."""
+    """Download a figure that the job's code showed, as PNG, also while it runs. Links are not followed."""
     parts, numbers = _parts(request), request.path_params
     job = parts.conductor.view(numbers["job"]).id
     name, folder = f"{numbers['attempt']}-{numbers['number']}", parts.jobs_folder / job / "figures"
@@ -276,7 +291,7 @@ def _refuse_link(folder: Path) -> None:
 
 
 async def get_feed(request: Request) -> Response:
-    """Where the job stands in data that is sent to it; waits until that is another place than the one in `known`."""
+    """How far the job has read the data that is sent to it: `FeedView`. Waits until that differs from `known`."""
     clock = asyncio.get_running_loop().time
     deadline = clock() + min(number_in(request, "wait_s", 0), POLL_S)
     while True:
@@ -287,6 +302,7 @@ async def get_feed(request: Request) -> Response:
 
 
 async def put_batch(request: Request) -> Response:
+    """Send one batch of the kernel's data to the job: `FeedView`."""
     view, numbers = _feed_view(request), request.path_params
     if not view.open:
         return answer(view)
@@ -323,26 +339,32 @@ def _feed(request: Request) -> FeedFolder:
 
 
 async def deploy(request: Request) -> Response:
+    """Serve the model of a `DeploySpec`: `EndpointView`."""
     _parts(request).room.check()
     return answer(await _parts(request).endpoints.deploy(await body_of(request, DeploySpec)), 201)
 
 
 async def change_routing(request: Request) -> Response:
+    """Promote, roll back, change the canary's share or move a label (`Change`): `EndpointView`."""
     return answer(await _parts(request).endpoints.change(request.path_params["name"], await body_of(request, Change)))
 
 
 async def scale(request: Request) -> Response:
+    """Change the number of replicas (`Scaling`): `EndpointView`."""
     return answer(await _parts(request).endpoints.scale(request.path_params["name"], await body_of(request, Scaling)))
 
 
 async def list_endpoints(request: Request) -> Response:
+    """Every endpoint: a list of `EndpointView`."""
     return answer(await _parts(request).endpoints.views())
 
 
 async def get_endpoint(request: Request) -> Response:
+    """One endpoint: `EndpointView`."""
     return answer(await _parts(request).endpoints.view(request.path_params["name"]))
 
 
 async def retire(request: Request) -> Response:
+    """Take the endpoint down, with all its versions."""
     await _parts(request).endpoints.retire(request.path_params["name"])
     return Response(status_code=204)

@@ -46,7 +46,7 @@ PAYS_AFTER_LOOPS: Final = 250
 # twice as fast).
 LARGE_OPERATION: Final = 2e6
 # Of a product of few rows with a large matrix XLA takes 0.55 to 0.84 of the time of TensorFlow, which is slow where the matrix is
-# transposed; of as many rows as the matrix has, 0.9 to 1.6 (docs/training.md). A multiplication took 25e-12 s of one core.
+# transposed; of as many rows as the matrix has, 0.9 to 1.6 (docs/lab/training.md). A multiplication took 25e-12 s of one core.
 PRODUCT_GAINS_S: Final = 4e-12
 MOST_COMPILE_S: Final = 5.0  # for a candidate of a dry run (guess: somebody looks on)
 

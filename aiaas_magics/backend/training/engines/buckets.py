@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-# Measured (docs/training.md): between 1 and 8 MiB it makes no difference. Summing this much takes about 3 ms of a core, beside
+# Measured (docs/lab/training.md): between 1 and 8 MiB it makes no difference. Summing this much takes about 3 ms of a core, beside
 # which a meeting costs nothing; a model with fewer gradients has one exchange a step.
 BUCKET_BYTES: Final = 4 * 2**20
 
