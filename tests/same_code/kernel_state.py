@@ -65,8 +65,6 @@ def _value(value: Any) -> Any:
         return _model(value)
     if isinstance(value, keras.callbacks.History):
         return _history(value)
-    if isinstance(value, keras.callbacks.Callback):
-        return _attributes(value, without=frozenset({"params", "model"}))
     if isinstance(value, keras.utils.PyDataset):
         return _attributes(value, without=frozenset())
     return _plain(value, depth=4)
@@ -116,6 +114,8 @@ def _plain(value: Any, *, depth: int) -> Any:
 
     if isinstance(value, PLAIN):
         return value
+    if isinstance(value, keras.callbacks.Callback):
+        return _attributes(value, without=frozenset({"params", "model"}))
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray) and value.dtype != object:
@@ -126,7 +126,7 @@ def _plain(value: Any, *, depth: int) -> Any:
         return {str(key): _plain(one, depth=depth - 1) for key, one in value.items()}
     if depth and isinstance(value, (list, tuple, set)):
         return [_plain(one, depth=depth - 1) for one in (sorted(value, key=str) if isinstance(value, set) else value)]
-    return f"<{type(value).__name__}>"
+    return f"<{getattr(value, '__qualname__', type(value).__name__)}>"
 
 
 def _files(folder: Path) -> dict[str, Any]:
