@@ -69,21 +69,27 @@ def counts_kept(model: Any) -> Iterator[None]:
 
     Flags and texts stay as the trial leaves them, since a model may know by them that it has made its layers.
     """
-    before = {name: (value, _copy(value)) for name, value in _public(model) if _counts(value)}
+    names = {name for name, _ in _public(model)}
+    before = {name: (value, _copy(value)) for name, value in _public(model) if _counts(value) or _is_symbolic(value)}
     try:
         yield
     finally:
         for name, value in list(_public(model)):
-            if name in before and _counts(value):
-                there, held = before[name]
+            there, held = before.get(name, (None, None))
+            if name in before and (value is there or _counts(value) or _is_symbolic(value)):
                 vars(model)[name] = there
                 if isinstance(there, list):
                     list.__setitem__(there, slice(None), held)
                 elif isinstance(there, dict):
                     dict.clear(there)
                     dict.update(there, held)
-            elif name not in before and type(value) in (int, float) and hasattr(type(model), name):
-                del vars(model)[name]  # its class has what it begins with
+            elif name not in names and (_is_symbolic(value) or (type(value) in (int, float) and hasattr(type(model), name))):
+                del vars(model)[name]  # a number: its class has what it begins with
+
+
+def _is_symbolic(value: Any) -> bool:
+    """A tensor of a trace has no value, and goes nowhere."""
+    return str(type(value).__module__).partition(".")[0] == "tensorflow" and type(value).__name__ == "SymbolicTensor"
 
 
 def _counts(value: Any) -> bool:
