@@ -29,6 +29,7 @@ class Sample:
     before: str = ""
     after: str = ""
     options: str = "-n 1"
+    fails: bool = False  # plainly too
     needs: tuple[str, ...] = ()  # modules that not every environment has
     announced: Mapping[str, str] = field(default_factory=dict)
 
@@ -253,6 +254,7 @@ print(end or "the model in the kernel is unchanged.")
         announced={r"^values\.m\.|^values\.end": "the model in the kernel is unchanged."},
     ),
     "an exception of a callback is not caught": Sample(
+        fails=True,
         cell="""
 class Stop(keras.callbacks.Callback):
     def on_train_begin(self, logs=None): raise KeyError("enough")
@@ -305,6 +307,7 @@ i = keras.Input((4,)); m = A(i, layers.Dense(1)(i)); m.compile("sgd", "mse"); m.
 """,
     ),
     "a batch of another width": Sample(
+        fails=True,
         cell="""
 def batches():
     for width in (4, 4, 6): yield np.ones((10, width), "float32"), y[:10]
@@ -312,7 +315,7 @@ m = mk(); m.fit(batches(), **fit)
 """,
         announced={r"^values\.m\.": "float32 (10, 6), float32 (10, 1), the first ones were float32 (None, 4)"},
     ),
-    "texts as targets": Sample(cell="m = mk(); m.fit(x, np.array(['no', 'yes'] * 48), **fit)"),
+    "texts as targets": Sample(fails=True, cell="m = mk(); m.fit(x, np.array(['no', 'yes'] * 48), **fit)"),
     "a train_step that keeps what it has seen": Sample(
         cell="""
 class Keeping(keras.Model):

@@ -7,6 +7,7 @@ presets would have to be downloaded.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from tests.same_code.cells import Sample
@@ -38,7 +39,7 @@ def compiled(model):
     model.compile(sgd(), keras.losses.SparseCategoricalCrossentropy(from_logits=True), weighted_metrics=["accuracy"]); return model
 """
 
-_SINGLE: Final[Mapping[str, Sample]] = {
+ON_ONE: Final[Mapping[str, Sample]] = {
     "a BERT classifier of texts": Sample(
         needs=("keras_hub", "tensorflow_text"),
         before=HUB + BERT,
@@ -149,4 +150,10 @@ p = make_pipeline(StandardScaler(), SKLearnRegressor(build, fit_kwargs=dict(epoc
 answers, score, m = p.predict(x[:4]), p.score(x, y.ravel()), p[-1].model_
 """,
     ),
+}
+
+# KerasHub's models on two workers as well; a search is a loop of fits, and no other than theirs.
+LIBRARY_CELLS: Final[Mapping[str, Sample]] = {
+    **ON_ONE,
+    **{f"{name}, two workers": replace(sample, options="-n 2") for name, sample in ON_ONE.items() if "keras_hub" in sample.needs},
 }
