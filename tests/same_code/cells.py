@@ -142,6 +142,19 @@ with s.scope(): m = mk()
 m.fit(x, y, **fit)
 """
     ),
+    "shuffled rows of a seeded notebook": Sample(
+        cell="""
+keras.utils.set_random_seed(3)
+m = mk(); h = m.fit(x, y, batch_size=20, epochs=3, validation_split=0.2, verbose=0); m.fit(x, y, verbose=0)
+"""
+    ),
+    "shuffled rows of a seeded notebook, two workers": Sample(
+        options="-n 2",
+        cell="""
+keras.utils.set_random_seed(3)
+m = mk(optimizer="sgd"); h = m.fit(x, y, batch_size=20, epochs=3, steps_per_epoch=3, verbose=0)
+""",
+    ),
     "a seeded loop over models": Sample(
         cell="""
 keras.utils.set_random_seed(3)
