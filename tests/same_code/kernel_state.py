@@ -5,6 +5,8 @@ Owns reading and resetting the kernel that it is imported in. Comparing two of w
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import pickle
 import random
@@ -139,8 +141,24 @@ def _files(folder: Path) -> dict[str, Any]:
                 name = f"{Path(name).parent}/events"
                 found[name] = found.get(name, 0) + 1
             else:
-                found[name] = path.read_text() if path.suffix in TEXTS else "<bytes>"
+                found[name] = _content(path) if path.suffix in TEXTS else "<bytes>"
     return found
+
+
+def _content(path: Path) -> Any:
+    """A text; of JSON and of a table what they hold, so that numbers may differ by rounding."""
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    if path.suffix == ".csv":
+        return [[_number(cell) for cell in row] for row in csv.reader(path.read_text().splitlines())]
+    return path.read_text()
+
+
+def _number(cell: str) -> Any:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
 
 
 def _random_states() -> dict[str, Any]:
