@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ from tensorflow.python.eager import context
 from aiaas_magics import row_order
 from aiaas_magics.backend.training.keras_order import order_of_keras
 from aiaas_magics.backend.training.plan import Shuffle
+from tests.same_code.fits import fit
 
 ROWS = 37
 X = np.arange(ROWS, dtype="float32")[:, None]
@@ -42,6 +44,23 @@ def test_every_pass_has_the_order_of_plain_fit(shuffle: Shuffle) -> None:
     order = order_of_keras(11, rows=ROWS, batch=8, shuffle=shuffle)
     assert plain == [*order, *order]
     assert order.tolist() != list(range(ROWS))
+
+
+def test_a_worker_goes_through_the_rows_as_plain_fit_does(tmp_path: Path) -> None:
+    def made() -> Any:
+        keras.utils.set_random_seed(11)
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(1e-4), "mse")
+        return model
+
+    plain, ours = made(), made()
+    expected = plain.fit(X, X, batch_size=8, epochs=2, verbose=0)
+
+    history = fit(tmp_path, ours, seed=row_order.as_in_plain_fit(11), x=X, y=X, batch_size=8, epochs=2)
+
+    np.testing.assert_allclose(history.history["loss"], expected.history["loss"], rtol=1e-5)
+    for mine, theirs in zip(ours.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5)
 
 
 def test_the_workers_own_seed_stays_as_it_is() -> None:
