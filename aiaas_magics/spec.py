@@ -158,7 +158,7 @@ class FitSpec(Value, frozen=True, kw_only=True):
     arrays: tuple[str, ...]
     shape: FitShape
     versions: Versions
-    seed: int
+    seed: int  # below 0: see `row_order`
     workers: int | None = None
     oversubscribe: bool = False
     retries: int = 3  # attempts that a lost worker may cost beyond the first

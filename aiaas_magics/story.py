@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from msgspec import structs
+
 from aiaas_magics.events import (
     AttemptStarted,
     Candidate,
@@ -269,21 +271,8 @@ def _crash(story: JobStory, rank: int | None, report: ErrorReport) -> JobStory:
     story = _lane(story, rank, state="lost", detail=f"{report.type}: {report.message.splitlines()[0] if report.message else ''}")
     ranks = (rank,) if rank is not None else report.ranks
     if story.error is None:
-        return replace(story, error=_with_ranks(report, ranks))
+        return replace(story, error=structs.replace(report, ranks=ranks))
     if (story.error.type, story.error.message) == (report.type, report.message):
         merged = tuple(sorted({*story.error.ranks, *ranks}))
-        return replace(story, error=_with_ranks(story.error, merged))
+        return replace(story, error=structs.replace(story.error, ranks=merged))
     return story
-
-
-def _with_ranks(report: ErrorReport, ranks: tuple[int, ...]) -> ErrorReport:
-    return ErrorReport(
-        type=report.type,
-        message=report.message,
-        frames=report.frames,
-        ranks=ranks,
-        phase=report.phase,
-        traceback=report.traceback,
-        kind=report.kind,
-        args=report.args,
-    )

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from aiaas_magics import settings
+from aiaas_magics import row_order, settings
 from aiaas_magics.client.feed import Feed
 from aiaas_magics.client.job import Job
 from aiaas_magics.client.measured import quicker_for
@@ -136,18 +136,25 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
         hardware=about.hardware,
         seconds=time.monotonic() - began,
     )
-    seed = seed_of(call) if options.seed is None else options.seed
+    seed = options.seed
+    if seed is None:
+        seed = seed_of(call, as_in_plain_fit=not packed.execution.on_jax)
     if resumed is not None:
         seed = resumed.seed  # the order of rows goes on too
     return Prepared(backend=backend, packed=packed, options=options, preflight=preflight, seed=seed, story=story)
 
 
-def seed_of(call: FitCall) -> int:
-    """The seed for the order of rows: a function of Python's random state, which stays as it is, and of the steps made before.
+def seed_of(call: FitCall, *, as_in_plain_fit: bool = True) -> int:
+    """The seed for the order of rows: that of plain `fit` where the notebook has set TensorFlow's seed, as `set_random_seed` does.
 
-    `keras.utils.set_random_seed` seeds that generator, so the order is the same in every run. Keras' initializers draw from
-    it, so a draw of ours would give the notebook's next model other weights than it has after plain `fit`.
+    Without one, or where Keras runs on JAX, a function of Python's random state, which stays as it is, and of the steps made before.
+    Keras' initializers draw from it, so a draw of ours would give the notebook's next model other weights than it has after plain `fit`.
     """
+    from aiaas_magics.packing import randomness
+
+    kernel_seed = randomness.kernel_seed() if as_in_plain_fit else None
+    if kernel_seed is not None:
+        return row_order.as_in_plain_fit(kernel_seed)
     generator = random.Random()
     generator.setstate(random.getstate())
     return (generator.getrandbits(31) + STRIDE * call.steps_before) % 2**31

@@ -22,6 +22,7 @@ from aiaas_magics.monitoring import Sample, Watched
 from aiaas_magics.notebook.views.picture import error_line, status_line
 from aiaas_magics.plots import text
 from aiaas_magics.routing import told
+from aiaas_magics.row_order import described
 from aiaas_magics.spec import About, EndpointView, Freed, JobState, JobView, StorageView, TensorSpec, VersionView
 from aiaas_magics.story import JobStory
 
@@ -111,7 +112,8 @@ def job_caption(view: JobView, story: JobStory, hardware: str) -> str:
     # Data that yields batches does not tell before the run.
     rows = f"{shape.rows:,} rows" if shape.rows else "rows as they come"
     batch = f"global batch {shape.global_batch:,}" if shape.global_batch else "batches as they come"
-    return f"{rows}, {batch}, {shape.parameters:,} parameters, seed {view.spec.seed}{where}.{attempts} Seconds are of the epochs alone."
+    order = described(view.spec.seed)
+    return f"{rows}, {batch}, {shape.parameters:,} parameters, {order}{where}.{attempts} Seconds are of the epochs alone."
 
 
 def job_table(view: JobView, story: JobStory, *, caption: str = "") -> Bundle:

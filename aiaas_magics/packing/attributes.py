@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -60,6 +61,43 @@ def put_back(objects: Sequence[Any], attributes: Sequence[Mapping[str, Any]]) ->
                 dict.update(there, value)
             else:
                 vars(obj)[name] = value
+
+
+@contextmanager
+def counts_kept(model: Any) -> Iterator[None]:
+    """Numbers and collections that the model counts in are the same at the end: a trial of its step is no training.
+
+    Flags and texts stay as the trial leaves them, since a model may know by them that it has made its layers.
+    """
+    names = {name for name, _ in _public(model)}
+    before = {name: (value, _copy(value)) for name, value in _public(model) if _counts(value) or _is_symbolic(value)}
+    try:
+        yield
+    finally:
+        for name, value in list(_public(model)):
+            there, held = before.get(name, (None, None))
+            if name in before and (value is there or _counts(value) or _is_symbolic(value)):
+                vars(model)[name] = there
+                if isinstance(there, list):
+                    list.__setitem__(there, slice(None), held)
+                elif isinstance(there, dict):
+                    dict.clear(there)
+                    dict.update(there, held)
+            elif name not in names and (_is_symbolic(value) or (type(value) in (int, float) and hasattr(type(model), name))):
+                del vars(model)[name]  # a number: its class has what it begins with
+
+
+def _is_symbolic(value: Any) -> bool:
+    """A tensor of a trace has no value, and goes nowhere."""
+    return str(type(value).__module__).partition(".")[0] == "tensorflow" and type(value).__name__ == "SymbolicTensor"
+
+
+def _counts(value: Any) -> bool:
+    return type(value) in (int, float) or (isinstance(value, (list, dict)) and _mark(value) is not None)
+
+
+def _copy(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else dict(value) if isinstance(value, dict) else value
 
 
 def generators_of(obj: Any) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from aiaas_magics import wording
 from aiaas_magics.errors import DataMismatch, InvalidSpec, JobStillRunning, NotCompiled, UsageError
-from aiaas_magics.packing import data, model_state, sources
+from aiaas_magics.packing import attributes, data, model_state, sources
 from aiaas_magics.spec import FitShape
 
 BATCH: Final = 32  # Keras' own
@@ -81,6 +81,7 @@ def check_arguments(model: Any, arguments: Mapping[str, Any]) -> None:
         return
     if not any(True for _ in data.leaves(arguments.get("x"), "x")):
         raise DataMismatch("fit was given no data: x is missing. Give x, and y where the loss needs it.")
+    _check_targets(arguments.get("y"))
     _check_lengths([*(leaf for part in data.PARTS for leaf in data.leaves(arguments.get(part), part))])
     _check_lengths(list(data.leaves(arguments.get("validation_data"), "validation_data")))
     if arguments.get("class_weight") is not None and arguments.get("sample_weight") is not None:
@@ -105,6 +106,13 @@ def _check_source(model: Any, arguments: Mapping[str, Any]) -> None:
     declared = getattr(model, "inputs", None)
     shapes = [tuple(tensor.shape) for tensor in declared] if declared else None
     sources.check(arguments["x"], "x", steps_name="steps_per_epoch", steps=arguments.get("steps_per_epoch"), declared=shapes)
+
+
+def _check_targets(y: Any) -> None:
+    for path, array in data.leaves(y, "y"):
+        if array.dtype.kind in "US":  # as plain `fit`, which takes no array of these
+            how = "Encode them: np.unique(y, return_inverse=True)[1], say."
+            raise DataMismatch(f"{path} holds texts ({array.dtype}), and a loss takes numbers. {how}")
 
 
 def _check_lengths(arrays: list[tuple[str, np.ndarray]]) -> None:
@@ -184,7 +192,7 @@ def build(model: Any, batch: BatchSpec, arguments: Mapping[str, Any] | None = No
     Raises:
         DataMismatch: with the shapes of the data and what Keras says.
     """
-    with model_state.scopes_kept():
+    with model_state.scopes_kept(), attributes.counts_kept(model):
         _build(model, symbols(batch), arguments)
 
 

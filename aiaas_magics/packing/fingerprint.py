@@ -159,8 +159,8 @@ class _Names:
 def _is_automatic(obj: Any) -> bool:
     """Whether Keras has made the name of a part of a model out of its class'. A metric's stands in the logs."""
     import keras
-    from keras.src.ops.operation import Operation
-    from keras.src.utils.naming import to_snake_case
+
+    from aiaas_magics.internals.keras import Operation, to_snake_case
 
     if not isinstance(obj, (Operation, keras.Optimizer, keras.KerasTensor, keras.random.SeedGenerator)):
         return False

@@ -165,7 +165,8 @@ def _reduce_table(make: Callable[..., Any]) -> Callable[[Pickling, Any], Any]:
 def _reduce_tensorboard(_: Pickling, obj: Any) -> Any:
     """A TensorBoard opens its writers at the beginning of a fit: those of the fit before belong to this process, as its model does."""
     state = {name: value for name, value in vars(obj).items() if name not in TENSORBOARD_RUN}
-    return object.__new__, (type(obj),), {**state, "_writers": {}, "_prev_summary_state": [], "_previous_epoch_iterations": 0}
+    as_made = {"_writers": {}, "_prev_summary_state": [], "_previous_epoch_iterations": 0, "_summary_module": None}
+    return object.__new__, (type(obj),), {**state, **as_made}
 
 
 # Of the fit before; `set_model` and `on_train_begin` make them anew.

@@ -112,7 +112,7 @@ def _move(why: str, function: Any) -> str:
 
 
 def _onnx(model: Any, function: Any, folder: Path) -> bytes:
-    from keras.src.utils.summary_utils import weight_memory_size
+    from aiaas_magics.internals.keras import weight_memory_size
 
     nbytes = weight_memory_size(model.variables)
     if nbytes > MOST_ONNX_BYTES:
@@ -157,7 +157,7 @@ def replayed(count: int) -> tuple[int, ...]:
 
 
 def _saved_model(model: Any, function: Any, folder: Path) -> bytes:
-    from keras.src.export.saved_model import ExportArchive
+    from aiaas_magics.internals.keras import ExportArchive
 
     archive = ExportArchive()
     archive.track(model)

@@ -25,7 +25,8 @@ INT32_SIGN: Final = -(2**31)
 def export(function: Any) -> bytes:
     """The file. Raises whatever the converter raises over an operator that it does not know, and `ValueError`."""
     import onnx
-    from keras.src.export.tf2onnx_lib import patch_tf2onnx
+
+    from aiaas_magics.internals.keras import patch_tf2onnx
 
     patch_tf2onnx()
     proto = _converted(function)
@@ -97,8 +98,9 @@ def _translated(function: Any) -> Any:
 def _frozen(concrete: Any, inputs: list[str], outputs: list[str]) -> Any:
     """The function with constants for its variables, as of `tf_loader.from_function`, which keeps two copies more meanwhile."""
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
     from tf2onnx import tf_loader
+
+    from aiaas_magics.internals.tensorflow import convert_variables_to_constants_v2
 
     try:
         frozen = convert_variables_to_constants_v2(concrete, lower_control_flow=False, aggressive_inlining=True)

@@ -183,7 +183,7 @@ class _Trial:
 
     @contextlib.contextmanager
     def _hooked(self) -> Iterator[None]:
-        from keras.src.losses import loss as loss_module
+        from aiaas_magics.internals.keras import loss_module
 
         model, stack = self._model, contextlib.ExitStack()
         with stack:
@@ -255,7 +255,7 @@ class _Trial:
 
 def _denominator(sample_weight: Any, mask: Any, reduction: str) -> float | None:
     """What a loss is divided by, where it is not the number of rows."""
-    from keras.src.losses import loss as loss_module
+    from aiaas_magics.internals.keras import loss_module
 
     if reduction == "mean_with_sample_weight":
         if sample_weight is None and mask is None:
@@ -267,7 +267,8 @@ def _denominator(sample_weight: Any, mask: Any, reduction: str) -> float | None:
 def _first_rows(arguments: Mapping[str, Any], rows: int) -> tuple[Any, Any, Any]:
     import keras
     import tensorflow as tf
-    from keras.src.trainers.data_adapters.data_adapter_utils import class_weight_to_sample_weights
+
+    from aiaas_magics.internals.keras import data_adapter_utils
 
     def cut(array: np.ndarray) -> np.ndarray:
         first = np.array(array[:rows])
@@ -275,7 +276,7 @@ def _first_rows(arguments: Mapping[str, Any], rows: int) -> tuple[Any, Any, Any]
 
     x, y, weight = (data.map_leaves(cut, arguments.get(part)) for part in data.PARTS)
     if arguments.get("class_weight") is not None:
-        weight = class_weight_to_sample_weights(y, arguments["class_weight"])
+        weight = data_adapter_utils.class_weight_to_sample_weights(y, arguments["class_weight"])
     given = data.with_texts_as_tensors({"x": x, "y": y, "sample_weight": weight})
     parts = (keras.tree.map_structure(tf.convert_to_tensor, given[part]) if given[part] is not None else None for part in data.PARTS)
     x, y, weight = parts
@@ -296,7 +297,7 @@ def _is_frozen(layer: Any) -> bool:
 
 def _optimizers() -> list[Any]:
     """Every class of optimizers that defines `apply`."""
-    from keras.src.optimizers.base_optimizer import BaseOptimizer
+    from aiaas_magics.internals.keras import BaseOptimizer
 
     def below(cls: Any) -> Iterator[Any]:
         yield cls
@@ -366,9 +367,8 @@ class _Kept:
 @contextlib.contextmanager
 def _everything_kept(model: Any) -> Iterator[_Kept]:
     """Every variable in reach, plain attributes, and the random numbers of Python, numpy, Keras and TensorFlow are as before."""
-    from keras.src.backend.common import global_state
-    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
-    from tensorflow.python.eager import context
+    from aiaas_magics.internals.keras import GLOBAL_SEED_GENERATOR, global_state
+    from aiaas_magics.internals.tensorflow import context
 
     general = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     eager = context.context()

@@ -15,6 +15,14 @@ from aiaas_magics.packing import probing
 from aiaas_magics.packing.closures import codes, own_functions, value_of_name
 
 
+def kernel_seed() -> int | None:
+    """What `tf.random.set_seed` was given last, as `keras.utils.set_random_seed` gives it; None before."""
+    from aiaas_magics.internals.tensorflow import context
+
+    seed = context.global_seed()
+    return None if seed is None or not 0 <= int(seed) < 2**62 else int(seed)
+
+
 def notes(model: Any, callbacks: Sequence[Any]) -> tuple[str, ...]:
     """One sentence that names who draws them, or none."""
     things = (model, *model._flatten_layers(include_self=False), *callbacks)

@@ -6,6 +6,7 @@ the client's `job`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -154,9 +155,20 @@ def apply_result(result: FitResult, packed: PackedFitCall) -> Any:
         plain.put_back(callback, {name: value for name, value in plain.trusted(callback, values).items() if name not in LINKS})
         # Not by `set_model`: the worker has called it, and what it does besides (TensorBoard opens files) must not be done twice.
         callback._model = packed.model
+        if result.epoch:
+            _choose_comparison(callback)
         if isinstance(params := vars(callback).get("params"), dict) and "verbose" in params:
             params["verbose"] = packed.verbose
     return history
+
+
+def _choose_comparison(callback: Any) -> None:
+    """What EarlyStopping and its kin compare by is a function, which does not come back: Keras chooses it again, as after a first epoch."""
+    from aiaas_magics.internals.keras import MonitorCallback
+
+    if isinstance(callback, MonitorCallback) and callback.monitor_op is None:
+        with contextlib.suppress(ValueError):  # no metric of that name: the fit has warned of it
+            callback._set_monitor_op()
 
 
 def apply_to(result: FitResult, model: Any) -> Any:

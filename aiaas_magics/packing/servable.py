@@ -271,6 +271,8 @@ def _output_names(model: Any, answers: Any) -> tuple[tuple[str, ...], tuple[str,
     """The outputs' names, and for each the name in Keras where that is another."""
     import keras
 
+    from aiaas_magics.internals.keras import to_snake_case
+
     count = len(keras.tree.flatten(answers))
     if isinstance(answers, Mapping):
         own: list[Any] = ["_".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(answers)]
@@ -278,7 +280,7 @@ def _output_names(model: Any, answers: Any) -> tuple[tuple[str, ...], tuple[str,
         own = list(getattr(model, "output_names", None) or [])
     if len(own) != count:
         own = ["output"] * count
-    automatic = frozenset({"output", *(keras.src.utils.naming.to_snake_case(type(layer).__name__) for layer in model._flatten_layers())})
+    automatic = frozenset({"output", *(to_snake_case(type(layer).__name__) for layer in model._flatten_layers())})
     automatic = frozenset() if isinstance(answers, Mapping) else automatic
     return unique_names(own, "output", automatic), original_names(own, "output", automatic)
 

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
 BASE = {
     "errors",
     "spec",
+    "row_order",
     "events",
     "wire",
     "story",

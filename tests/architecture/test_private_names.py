@@ -16,7 +16,14 @@ PLACES = tuple({*HOMES["keras"], *HOMES["tensorflow"]})
 # Of other libraries, or no attribute at all.
 OTHERS = {
     "_aiaas_job",  # ours, set on a model
+    "_XlaMustCompile",  # an attribute of nodes in a graph
     "_exit",  # os
+    "_fields",  # of a namedtuple
+    "_get_optimizers",  # tf2onnx
+    "_model_bytes",  # onnxruntime
+    "_model_path",  # onnxruntime
+    "_op",  # of a node of tf2onnx
+    "_noinline",  # an attribute of functions in a graph
     "_getframe",  # sys
     "_pytest",  # a package
     "_val",  # what fields of a message end in

@@ -68,12 +68,23 @@ def models() -> dict[str, Any]:
         "LossScaleOptimizer": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()),
         "MeanMetricWrapper": keras.metrics.MeanMetricWrapper(lambda y, p: p),
         "Callback": keras.callbacks.Callback(),
+        "MonitorCallback": keras.callbacks.EarlyStopping(),
+        "SeedGenerator": keras.random.SeedGenerator(1),
         "EpochIterator": keras_names.EpochIterator(x, batch_size=2),
         "ArrayDataAdapter": keras_names.ArrayDataAdapter(x, batch_size=2),
         "PyDatasetAdapter": keras_names.data_adapters.py_dataset_adapter.PyDatasetAdapter,
         "DynamicBackend": keras_names.DynamicBackend(),
         "JAXTrainer": keras_names.JAXTrainer,
     }
+
+
+def seeded_context() -> Any:
+    """As `tf.random.set_seed` leaves it."""
+    context = tensorflow_names.context.context()
+    before = context._seed
+    context._set_global_seed(1)
+    context._set_global_seed(before)
+    return context
 
 
 def parts() -> dict[str, Any]:
@@ -91,7 +102,10 @@ def parts() -> dict[str, Any]:
         "MutableHashTable": tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, 0),
         "Graph": function.get_concrete_function(tf.TensorSpec((), tf.float32)).graph,
         "ResourceTensor": tf.Variable(1.0).handle,
-        "Context": tensorflow_names.context.context(),
+        "ConcreteFunction": function.get_concrete_function(tf.TensorSpec((), tf.float32)),
+        "Context": seeded_context(),
+        "OpError": tf.errors.InvalidArgumentError(None, None, ""),
+        "Trackable": keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]),
         "dataset_ops": tensorflow_names.dataset_ops,
     }
 

@@ -25,6 +25,7 @@ def fit(
     model: Any,
     *,
     fused: str = "auto",
+    seed: int = 5,
     said: Channel | None = None,
     between: Callable[[], None] = lambda: None,
     **arguments: Any,
@@ -46,7 +47,7 @@ def fit(
         job_dir=str(folder),
         payload="",
         arrays=(),
-        seed=5,
+        seed=seed,
         execution=Execution(fused=fused),
     )
     with kernel([(stream, folder / "feed" / stream.name) for stream in packed.streams]):

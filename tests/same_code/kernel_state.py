@@ -5,6 +5,8 @@ Owns reading and resetting the kernel that it is imported in. Comparing two of w
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import pickle
 import random
@@ -65,8 +67,6 @@ def _value(value: Any) -> Any:
         return _model(value)
     if isinstance(value, keras.callbacks.History):
         return _history(value)
-    if isinstance(value, keras.callbacks.Callback):
-        return _attributes(value, without=frozenset({"params", "model"}))
     if isinstance(value, keras.utils.PyDataset):
         return _attributes(value, without=frozenset())
     return _plain(value, depth=4)
@@ -116,6 +116,8 @@ def _plain(value: Any, *, depth: int) -> Any:
 
     if isinstance(value, PLAIN):
         return value
+    if isinstance(value, keras.callbacks.Callback):
+        return _attributes(value, without=frozenset({"params", "model"}))
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray) and value.dtype != object:
@@ -126,7 +128,7 @@ def _plain(value: Any, *, depth: int) -> Any:
         return {str(key): _plain(one, depth=depth - 1) for key, one in value.items()}
     if depth and isinstance(value, (list, tuple, set)):
         return [_plain(one, depth=depth - 1) for one in (sorted(value, key=str) if isinstance(value, set) else value)]
-    return f"<{type(value).__name__}>"
+    return f"<{getattr(value, '__qualname__', type(value).__name__)}>"
 
 
 def _files(folder: Path) -> dict[str, Any]:
@@ -139,8 +141,24 @@ def _files(folder: Path) -> dict[str, Any]:
                 name = f"{Path(name).parent}/events"
                 found[name] = found.get(name, 0) + 1
             else:
-                found[name] = path.read_text() if path.suffix in TEXTS else "<bytes>"
+                found[name] = _content(path) if path.suffix in TEXTS else "<bytes>"
     return found
+
+
+def _content(path: Path) -> Any:
+    """A text; of JSON and of a table what they hold, so that numbers may differ by rounding."""
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    if path.suffix == ".csv":
+        return [[_number(cell) for cell in row] for row in csv.reader(path.read_text().splitlines())]
+    return path.read_text()
+
+
+def _number(cell: str) -> Any:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
 
 
 def _random_states() -> dict[str, Any]:

@@ -89,6 +89,50 @@ def test_attributes_that_a_callback_sets_on_the_model_and_its_layers_come_back(t
     assert len(ours.trainable_weights) == len(plain.trainable_weights) == 2
 
 
+class Counting(keras.Sequential):  # type: ignore[misc]
+    seen = 0
+
+    def __init__(self) -> None:
+        super().__init__([layers.Dense(1)])
+        self.rows: list[int] = []
+        self.sums: list[float] = []
+
+    def train_step(self, data: Any) -> Any:
+        self.seen += len(data[0])
+        self.rows.append(len(data[0]))
+        self.sums.append(float(tf.reduce_sum(data[0])))
+        self.last = tf.reduce_sum(data[0])
+        return super().train_step(data)
+
+
+def test_what_a_step_counts_is_counted_in_training_alone(tmp_path: Path) -> None:
+    def counting() -> Any:
+        model = Counting()
+        model.compile("sgd", "mse", run_eagerly=True)
+        return model
+
+    plain, ours = counting(), counting()
+    plain.fit(X, Y, shuffle=False, verbose=0)
+
+    fit(tmp_path, ours, x=X, y=Y, shuffle=False)
+
+    assert (ours.seen, list(ours.rows)) == (plain.seen, list(plain.rows)) == (48, [32, 16])
+    np.testing.assert_allclose(ours.sums, plain.sums, rtol=1e-5)
+
+
+def test_what_early_stopping_compares_by_is_chosen_after_the_fit(tmp_path: Path) -> None:
+    def monitors() -> list[Any]:
+        return [keras.callbacks.EarlyStopping(monitor="loss"), keras.callbacks.ReduceLROnPlateau(monitor="loss")]
+
+    theirs, mine = monitors(), monitors()
+    noting().fit(X, Y, verbose=0, callbacks=theirs)
+
+    fit(tmp_path, noting(), x=X, y=Y, callbacks=mine)
+
+    assert [one.monitor_op for one in mine] == [one.monitor_op for one in theirs]
+    assert mine[0].monitor_op is keras.ops.less
+
+
 def test_a_pydataset_goes_on_where_training_has_left_it(tmp_path: Path) -> None:
     theirs, mine = Rows(), Rows()
     noting().fit(theirs, epochs=2, shuffle=False, verbose=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aiaas_magics.packing.fitcall import FitCall, apply_result, pack, read_result
+from aiaas_magics.packing.fitcall import FitCall, apply_result, pack, read_result, unpack
 from tests.packed import Namespace, Worker
 
 Cell = Callable[..., Namespace]
@@ -32,7 +32,12 @@ def test_a_tensorboard_that_has_open_writers_from_the_fit_before_travels(cell: C
 
     packed = pack(FitCall(made["model"], {**made["arguments"], "callbacks": [board]}))
 
-    assert packed.payload
+    [sent] = unpack(packed.payload, packed.arrays).callbacks
+    assert sent._writers == {}
+    as_made = vars(made["keras"].callbacks.TensorBoard("logs"))
+    assert as_made.keys() - {"_model", "_batch_trace_context"} <= vars(sent).keys(), (
+        "it has all that a new one has before its on_train_begin"
+    )
     assert board._writers, "the live object stays as it is"
 
 

@@ -78,6 +78,13 @@ def test_data_of_the_wrong_width_raises_a_value_error_as_in_keras(cell: Cell) ->
         pack(FitCall(made["model"], {**made["arguments"], "x": np.ones((70, 5), "float32")}))
 
 
+def test_texts_as_targets_raise_a_value_error_as_in_keras(cell: Cell) -> None:
+    made = cell("model = keras.Sequential([layers.Input((6,)), layers.Dense(1)])\nmodel.compile('sgd', 'mse')")
+
+    with pytest.raises(ValueError, match=r"y holds texts .* Encode them"):
+        pack(FitCall(made["model"], {**made["arguments"], "y": np.array(["no", "yes"] * 35)}))
+
+
 def test_a_model_that_is_not_compiled_raises_a_value_error_as_in_keras(cell: Cell) -> None:
     made = cell("model = keras.Sequential([layers.Input((6,)), layers.Dense(1)])")
 

@@ -36,6 +36,7 @@ from aiaas_magics.backend.training.fused import FusedSteps, same_random_numbers
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.inputs import arrays_of, payload_of
 from aiaas_magics.backend.training.keeper import Keeper, resumed_from
+from aiaas_magics.backend.training.keras_order import order_of_keras
 from aiaas_magics.backend.training.pace import Pace, Pacing
 from aiaas_magics.backend.training.plan import Plan
 from aiaas_magics.backend.training.precision import set_precision
@@ -49,6 +50,7 @@ from aiaas_magics.packing import fitcall
 from aiaas_magics.packing.checks import runs_eagerly
 from aiaas_magics.packing.fitcall import UnpackedFitCall
 from aiaas_magics.packing.sources import in_arguments
+from aiaas_magics.row_order import kernel_seed_of
 
 ENGINE: Final = "tensorflow"
 
@@ -126,7 +128,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
 
 def _source(command: WorkerCommand, call: Unpacked, start: Place) -> Source:
     """What the iterators go by in the `fit`, from `start`."""
-    first = int(call.arguments.get("initial_epoch") or 0)
+    first, kernel_seed = int(call.arguments.get("initial_epoch") or 0), kernel_seed_of(command.seed)
     return Source(
         seed=command.seed,
         rank=command.rank,
@@ -134,6 +136,7 @@ def _source(command: WorkerCommand, call: Unpacked, start: Place) -> Source:
         replicas=call.model.distribute_strategy.num_replicas_in_sync,
         first_epoch=first,
         start=start,
+        kernel_order=None if kernel_seed is None else functools.partial(order_of_keras, kernel_seed),
         epochs=int(call.arguments.get("epochs", 1)) - first,
     )
 

@@ -28,6 +28,7 @@ class Reading:
     plan: Plan | None = None
     pace: Pacing | None = None  # how many steps a call makes; None: Keras' `steps_per_execution`
     test_pace: Pacing | None = None
+    kernel_order: Callable[..., Indices] | None = None  # of a pass, by rows, batch and shuffle: that of plain `fit`
     execution: int = 1  # the user's `steps_per_execution`: an epoch has whole ones of these
     is_watched: bool = False  # callbacks look at batches, so that each call is one execution
     too_large: Callable[[], None] = lambda: None  # told where the data of training turn out not to fit on the devices
@@ -54,6 +55,8 @@ class Passes:
         number, skip = self._place
         self._place = number + 1, 0
         plan = self._plan
+        if self._shuffle and self._reading.kernel_order is not None:
+            return skip, self._reading.kernel_order(rows=plan.rows, batch=plan.batch, shuffle=self._shuffle)
         return skip, order_of(number, rows=plan.rows, batch=plan.batch, shuffle=self._shuffle, seed=self._reading.seed)
 
 

@@ -24,14 +24,11 @@ import numpy as np
 import tensorflow as tf
 import xxhash
 from tensorflow.core.framework.function_pb2 import FunctionDefLibrary
-from tensorflow.python.eager import context
-from tensorflow.python.eager.polymorphic_function.atomic_function import InterpolateRuntimeError
-from tensorflow.python.framework import error_interpolation, op_def_registry
-from tensorflow.python.util import tf_stack
 
 from aiaas_magics import settings
 from aiaas_magics.backend.disk import NotPlain, read_plain, write_private
 from aiaas_magics.backend.training.operations import Operations, operations_of
+from aiaas_magics.internals.tensorflow import InterpolateRuntimeError, context, error_interpolation, op_def_registry, tf_stack
 from aiaas_magics.packing.fingerprint import any_of, automatic_names, fingerprint
 
 TRACE_BYTES: Final = 16 * 1024 * 1024  # guess: a Transformer of 12 blocks has 4 MB
