@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from aiaas_magics import wording
 from aiaas_magics.backend.training.fused import FusedSteps
 from aiaas_magics.backend.training.traces import clear
-from aiaas_magics.packing import wording
 from aiaas_magics.packing.fingerprint import fingerprint
 from aiaas_magics.packing.fitcall import FitCall, pack
 from tests.training import fit_cases
@@ -176,6 +177,38 @@ def test_code_of_the_users_that_differs_has_another_fingerprint() -> None:
         return fit_cases.dense("adam", lambda: lambda y, p: factor * keras.ops.mean(keras.ops.square(y - p)))()
 
     assert fingerprint(model(2.0)) != fingerprint(model(3.0))
+
+
+def scaled(y: Any, p: Any) -> Any:
+    return float(os.environ["SCALE"]) * keras.ops.mean(keras.ops.square(y - p))
+
+
+def test_a_variable_of_the_environment_that_is_another_makes_another_step(
+    tmp_path: Path, traced: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALE", "1")
+    first = fitted(tmp_path / "first", fit_cases.dense("adam", lambda: scaled), fit_cases.data()())
+    traced.clear()
+    monkeypatch.setenv("SCALE", "3")
+
+    second = fitted(tmp_path / "second", fit_cases.dense("adam", lambda: scaled), fit_cases.data()())
+
+    assert "train" in traced
+    assert second.history.history["loss"][0] > 2 * first.history.history["loss"][0]
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_a_number_that_python_draws_while_a_step_is_traced_is_drawn_in_each_fit(
+    tmp_path: Path, traced: list[str], draw: Callable[[], float]
+) -> None:
+    def loss(y: Any, p: Any) -> Any:
+        return (1 + draw()) * keras.ops.mean(keras.ops.square(y - p))
+
+    fitted(tmp_path / "first", fit_cases.dense("adam", lambda: loss), fit_cases.data()())
+    traced.clear()
+    fitted(tmp_path / "second", fit_cases.dense("adam", lambda: loss), fit_cases.data()())
+
+    assert "train" in traced
 
 
 OTHER_STEPS: dict[str, Callable[[], dict[str, Any]]] = {

@@ -26,7 +26,7 @@ from aiaas_magics.backend.training.halves import Halves, NotHalved
 from aiaas_magics.backend.training.operations import Operations, operations_of
 from aiaas_magics.backend.training.plan import Part
 from aiaas_magics.backend.training.replaced import replaced
-from aiaas_magics.backend.training.traces import Recalled, Trace, Traces, are_tensors, flat
+from aiaas_magics.backend.training.traces import Recalled, Trace, Traces, are_tensors, drawn, flat
 from aiaas_magics.internals.keras import array_slicing, tree
 from aiaas_magics.internals.tensorflow import Algorithm, random_ops_util, stateless
 
@@ -175,8 +175,10 @@ class FusedSteps:
         loop = self._loop(one, compiled=compiled and not halved)
         if self._traces is not None and (key := self._key(chunk, compiled=compiled)) is not None:
             given = (chunk.arrays, chunk.positions, tf.constant(chunk.start), tf.constant(chunk.stop))
+            before = drawn()
             concrete, step = loop.get_concrete_function(*given), one.get_concrete_function(chunk.arrays, chunk.positions[0]).graph
-            if self._traces.fingerprint() == self._models[self._like(chunk)]:  # else tracing has changed the model, and is needed each time
+            # Otherwise tracing has changed the model or drawn a number, and is needed each time.
+            if before == drawn() and self._traces.fingerprint() == self._models[self._like(chunk)]:
                 self._traces.note(key, concrete, step, [*flat(chunk.arrays), *given[1:]])
         return loop
 

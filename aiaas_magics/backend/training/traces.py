@@ -5,7 +5,7 @@ when a loop is traced, and in which form it runs, is `fused`.
 
 A graph is what tracing gave: the same operations on the same inputs, so its numbers are bit for bit those of a new trace. Everything
 else of a fit is made anew in a process of its own. What a graph cannot be without its process (Python inside it, tables, random numbers
-with a seed of the trace) is traced in every fit, and so is a model whose tracing changes something in Python.
+with a seed of the trace) is traced in every fit, and so is a model whose tracing changes something in Python, or draws a number there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import io
 import os
+import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,6 @@ TRACE_BYTES: Final = 16 * 1024 * 1024  # guess: a Transformer of 12 blocks has 4
 FOLDER_BYTES: Final = 128 * 1024 * 1024  # guess
 FOLDER_TRACES: Final = 64  # guess: a search over some ten models, with their validation
 CONSTANT_BYTES: Final = 64 * 1024  # guess: statistics of a Normalization layer have some hundred
-OF_RUNTIME: Final = ("TF_", "XLA_", "KERAS_", "CUDA_")  # environment variables that may change what is traced
 # Operations with a state that is a variable's, or none beside the call itself. Whatever else has state may be the process's own.
 OF_VARIABLES: Final = frozenset(
     {
@@ -70,7 +70,8 @@ class Traces:
 
     def __init__(self, folder: Path, model: Any, variables: Sequence[Any], *, facts: Sequence[object] = ()) -> None:
         self._folder, self._model, self._variables = folder, model, variables
-        self._facts = (*facts, *facts_of_process())
+        # Code that is traced may ask for any variable of the environment.
+        self._facts = (*facts, *facts_of_process(), sorted(os.environ.items()))
         self._unwritten: dict[str, Callable[[], bytes | None]] = {}
 
     def fingerprint(self) -> str | None:
@@ -191,6 +192,12 @@ class Recalled:
         return {name: found[place] for name, place in self._order}
 
 
+def drawn() -> tuple[object, ...]:
+    """Where the random numbers of Python and numpy stand: a number drawn while a step is traced is a constant of its graph."""
+    kind, keys, *place = np.random.get_state(legacy=True)
+    return random.getstate(), kind, keys.tobytes(), *place
+
+
 def flat(arrays: Any) -> list[Any]:
     return [x for x in tf.nest.flatten(arrays) if x is not None]
 
@@ -265,12 +272,10 @@ def facts_of_process() -> tuple[object, ...]:
     import keras
 
     ours = sorted((path.name, path.stat().st_mtime_ns) for path in Path(__file__).parent.rglob("*.py"))
-    variables = sorted((name, value) for name, value in os.environ.items() if name.startswith(OF_RUNTIME))
     config = keras.config
     return (
         settings.package_version(),
         ours,
-        variables,
         [device.name for device in tf.config.list_logical_devices()],
         (config.floatx(), config.epsilon(), config.image_data_format(), repr(config.dtype_policy().get_config())),
         (config.is_nnx_enabled() if hasattr(config, "is_nnx_enabled") else False, config.is_flash_attention_enabled()),
