@@ -163,6 +163,17 @@ def _expm1(context: Any, node: Any, name: str, arguments: Any) -> None:
     _replace(context, node, "Sub", [power.output[0], one])
 
 
+def _log1p(context: Any, node: Any, name: str, arguments: Any) -> None:
+    """log(1 + x) with the digits of a small x: log(u) * x / (u - 1) for u = 1 + x (Kahan; Goldberg 1991, theorem 4)."""
+    x, one = node.input[0], _constant(context, node, np.float32(1))
+    above = context.make_node("Add", [x, one]).output[0]
+    rest = context.make_node("Sub", [above, one]).output[0]
+    is_small = context.make_node("Equal", [above, one]).output[0]
+    divisor = context.make_node("Where", [is_small, one, rest]).output[0]
+    product = context.make_node("Mul", [context.make_node("Log", [above]).output[0], x]).output[0]
+    _replace(context, node, "Where", [is_small, x, context.make_node("Div", [product, divisor]).output[0]])
+
+
 def _bucketize(context: Any, node: Any, name: str, arguments: Any) -> None:
     """How many boundaries are not above x."""
     from onnx import TensorProto
@@ -200,7 +211,14 @@ def _bitwise_and(context: Any, node: Any, name: str, arguments: Any) -> None:
     _replace(context, node, "Identity", [value])
 
 
-OPERATORS: Final = {"Erfc": _erfc, "Expm1": _expm1, "Bucketize": _bucketize, "Bitcast": _bitcast, "BitwiseAnd": _bitwise_and}
+OPERATORS: Final = {
+    "Bitcast": _bitcast,
+    "BitwiseAnd": _bitwise_and,
+    "Bucketize": _bucketize,
+    "Erfc": _erfc,
+    "Expm1": _expm1,
+    "Log1p": _log1p,
+}
 
 
 def _tables(concrete: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:

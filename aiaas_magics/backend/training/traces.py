@@ -194,8 +194,8 @@ class Recalled:
 
 def drawn() -> tuple[object, ...]:
     """Where the random numbers of Python and numpy stand: a number drawn while a step is traced is a constant of its graph."""
-    kind, keys, *place = np.random.get_state(legacy=True)
-    return random.getstate(), kind, keys.tobytes(), *place
+    state = np.random.get_state(legacy=False)["state"]
+    return random.getstate(), state["key"].tobytes(), state["pos"]
 
 
 def flat(arrays: Any) -> list[Any]:
