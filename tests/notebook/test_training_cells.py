@@ -205,12 +205,14 @@ checked.compile("sgd", "mse")
     )
 
     at_a_line = trainer.run("%%aiaas_train --ui none\nchecked.fit(x, y)")
-    nowhere = trainer.run("%%aiaas_train --ui none\nmodel.fit(x, np.array(['a'] * 2000))")
+    trainer.run("kinds = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])\nkinds.compile('sgd', 'sparse_categorical_crossentropy')")
+    nowhere = trainer.run("%%aiaas_train --ui none\nkinds.fit(x, np.full(2000, 7))")
 
     assert "----> 4         tf.debugging.assert_less(inputs" in at_a_line.error
     assert "rows are too large" in at_a_line.error
     assert f"Cell In[{nowhere.reply['execution_count']}], line 2" in nowhere.error
-    assert "UnimplementedError: Cast string to float is not supported (at the operation " in nowhere.error
+    assert "InvalidArgumentError: Received a label value of 7 which is outside the valid range" in nowhere.error
+    assert "(at the operation " in nowhere.error
     assert "site-packages" not in at_a_line.error + nowhere.error
 
 
