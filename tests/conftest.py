@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import lanes
-from tests.launchers import python_path
+from tests.launchers import FORKED, python_path
 from tests.packed import cell, worker
 
 __all__ = ["cell", "worker"]  # fixtures
@@ -56,7 +56,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def share_launchers(folder: Path) -> None:
     """Every launcher of workers that this session starts is forked from one process that has imported the libraries."""
-    os.environ["AIAAS_TEST_LAUNCHERS"], os.environ["AIAAS_TEST_SESSION"] = str(folder), str(os.getpid())
+    os.environ[FORKED], os.environ["AIAAS_TEST_SESSION"] = str(folder), str(os.getpid())
     os.environ["PYTHONPATH"] = python_path(Path(__file__).parent / "preloaded")
 
 

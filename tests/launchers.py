@@ -13,6 +13,7 @@ from aiaas_magics.backend.workers.launcher import PRELOAD
 from aiaas_magics.backend.workers.launching import LauncherClient
 
 ROOT = Path(__file__).parents[1]
+FORKED = "AIAAS_TEST_LAUNCHERS"  # the folder of the process that launchers are forked from; where it is set they are
 
 
 def python_path(*folders: Path) -> str:

@@ -205,7 +205,9 @@ checked.compile("sgd", "mse")
     )
 
     at_a_line = trainer.run("%%aiaas_train --ui none\nchecked.fit(x, y)")
-    trainer.run("kinds = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])\nkinds.compile('sgd', 'sparse_categorical_crossentropy')")
+    trainer.run(
+        "kinds = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])\nkinds.compile('sgd', 'sparse_categorical_crossentropy')"
+    )
     nowhere = trainer.run("%%aiaas_train --ui none\nkinds.fit(x, np.full(2000, 7))")
 
     assert "----> 4         tf.debugging.assert_less(inputs" in at_a_line.error

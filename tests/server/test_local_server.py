@@ -21,6 +21,7 @@ from aiaas_magics.client.transport import Transport
 from aiaas_magics.errors import BackendStopped, BackendTooSlow, CannotStart, StoreNotWritable, VersionSkew
 from aiaas_magics.spec import About
 from tests.conftest import processes_of
+from tests.launchers import FORKED
 from tests.server.served import served, until
 
 pytestmark = pytest.mark.process
@@ -89,7 +90,8 @@ def test_a_process_whose_server_died_before_it_could_say_where_it_is_ends_by_its
     """Nobody would ever find it: a server that was killed right after its start left such ones behind."""
     command = [sys.executable, "-m", f"aiaas_magics.{module}", *options, str(tmp_path)]
     script = f"import os, subprocess; subprocess.Popen({command!r} + ['--parent', str(os.getpid())], start_new_session=True)"
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    # A launcher of its own, as users have: whoever stands in for one in the tests has another parent.
+    environment = {name: value for name, value in os.environ.items() if name != FORKED} | {"KERAS_BACKEND": "tensorflow"}
 
     # Into no pipe of ours: `run` would wait for the end of whoever has it open.
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
