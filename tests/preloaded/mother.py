@@ -157,7 +157,7 @@ class Mother:
             os.environ.update(request["environment"])
             os.chdir(request["cwd"])
             path = [entry for entry in request["environment"].get("PYTHONPATH", "").split(os.pathsep) if entry]
-            sys.path[:0] = [entry for entry in path if entry not in sys.path]
+            sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
             from aiaas_magics.backend.workers import launcher
 
             arguments = request["arguments"]

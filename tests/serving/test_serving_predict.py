@@ -115,9 +115,10 @@ def test_pandas_and_lists_are_taken_and_what_does_not_fit_is_told_before_it_is_s
 
     assert endpoint.predict(pandas.DataFrame({"a": [1.0, 2.0]})).tolist() == [[2.0], [3.0]]
     assert endpoint.predict([[1], [2]]).tolist() == [[2.0], [3.0]]
+    assert endpoint.predict(np.float32([1, 2])).tolist() == [[2.0], [3.0]], "as Keras adds the last axis"
     with pytest.raises(DataMismatch, match="Give whole rows"):
-        endpoint.predict(np.float32([1, 2]))
-    with pytest.raises(DataMismatch, match="astype"):
+        endpoint.predict(np.zeros((2, 1, 3), np.float32))
+    with pytest.raises(DataMismatch, match="texts were given"):
         endpoint.predict([["x"]])
 
 
