@@ -68,6 +68,7 @@ def test_training_there_gives_what_training_here_gives(backend: aiaas_magics.Bac
     np.testing.assert_allclose(history.history["accuracy"], expected.history["accuracy"], rtol=1e-6)
 
 
+@LONG
 def test_two_workers_compute_what_one_computes(backend: aiaas_magics.Backend, here: Path) -> None:
     x, y = table(rows=500)  # the last batch is uneven
     model, plain = small_model(), small_model()
@@ -200,6 +201,7 @@ def test_a_second_job_with_the_same_arrays_sends_none_of_them(backend: aiaas_mag
     assert again.preflight.send_bytes < 1_000_000
 
 
+@LONG
 @pytest.mark.parametrize("save_freq", ["epoch", 3])
 def test_files_that_callbacks_wrote_come_back(backend: aiaas_magics.Backend, here: Path, save_freq: str | int) -> None:
     import keras
@@ -232,6 +234,7 @@ def test_callbacks_write_into_the_folders_beside_the_notebook_and_go_on_with_a_l
     assert sorted(path.name for path in here.iterdir()) == ["logs"]
 
 
+@LONG
 def test_files_of_callbacks_come_home_and_cost_the_user_none_of_his(backend: aiaas_magics.Backend, here: Path) -> None:
     import keras
 
@@ -313,6 +316,7 @@ def test_a_callback_used_twice_judges_the_second_fit_as_the_first(backend: aiaas
     assert epochs == expected == [[0, 1], [0, 1]]
 
 
+@LONG
 def test_an_error_of_the_users_code_is_one_error_with_its_line(backend: aiaas_magics.Backend, here: Path) -> None:
     import keras
 
@@ -357,6 +361,7 @@ def test_a_job_can_be_awaited(backend: aiaas_magics.Backend, here: Path) -> None
     assert list(asyncio.run(wait()).history) == ["accuracy", "loss"]  # type: ignore[attr-defined]
 
 
+@LONG
 def test_another_kernel_finds_the_job_and_takes_its_weights(backend: aiaas_magics.Backend, here: Path) -> None:
     x, y = table()
     model, fresh = small_model(), small_model(seed=99)

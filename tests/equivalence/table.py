@@ -308,13 +308,15 @@ PROPERTIES = [
 ]
 
 
-# What every change runs: one model in all forms, on as few ranks as each can have, and all models and optimizers in one form.
+# What every change runs: one model in all forms, on as few ranks as each can have, all models in one form, and there two optimizers
+# more: one that needs the numbers of all variables, one that keeps averages.
 THIN = [
     combination
     for combination in POSSIBLE
     if ((combination.model, combination.optimizer) == ("mlp", "adam") and combination.ranks <= 2)
     or (
-        (combination.form, combination.ranks) == ("collective graph", 2) and (combination.model == "mlp" or combination.optimizer == "adam")
+        (combination.form, combination.ranks) == ("collective graph", 2)
+        and (combination.optimizer == "adam" or (combination.model, combination.optimizer) in {("mlp", "global_clipnorm"), ("mlp", "ema")})
     )
 ]
 

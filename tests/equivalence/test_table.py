@@ -1,6 +1,6 @@
 """However a fit is carried out, its weights, history and metrics are those of plain `fit` in one process on the same order of rows.
 
-Every change runs one model in all forms, and all models and optimizers in one form. AIAAS_EQUIVALENCE=all (`make equivalence`, and so
+Every change runs one model in all forms, and all models in one form. AIAAS_EQUIVALENCE=all (`make equivalence`, and so
 `make nightly`) runs every combination.
 """
 
@@ -102,9 +102,9 @@ def bits(outcome: Outcome) -> list[bytes]:
     return [np.asarray(values).tobytes() for values in outcome.variables]
 
 
-def test_the_small_set_has_every_model_every_optimizer_and_every_form() -> None:
+def test_the_small_set_has_every_model_and_every_form() -> None:
     assert {combination.model for combination in THIN} == set(MODELS)
-    assert {combination.optimizer for combination in THIN} == set(OPTIMIZERS)
+    assert {combination.optimizer for combination in THIN} < set(OPTIMIZERS)
     assert {(way.strategy, way.fused) for way in WAYS} == {(run.way.strategy, run.way.fused) for run in (one.run for one in THIN)}
     assert len(THIN) < len(WAYS) + len(MODELS) + len(OPTIMIZERS)
 

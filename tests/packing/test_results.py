@@ -15,6 +15,7 @@ from conftest import Namespace, Worker
 from aiaas_magics.errors import AiaasBug, ResultMismatch
 from aiaas_magics.packing import fitcall, plain
 from aiaas_magics.packing.fitcall import FitCall
+from tests import lanes
 
 Cell = Callable[..., Namespace]
 
@@ -169,8 +170,8 @@ def test_bytes_that_are_no_result_are_said_to_be_none(data: bytes) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "the article's Sequential",
-        "a Sequential that is not built",
+        pytest.param("the article's Sequential", marks=pytest.mark.nightly),
+        pytest.param("a Sequential that is not built", marks=pytest.mark.nightly),
         "several inputs and outputs by name, with an embedding and masks",
         "random layers, whose seeds go on",
         "a subclassed model without get_config, with closures and a lambda",
@@ -212,7 +213,7 @@ SAVES = {
 }
 
 
-@pytest.mark.parametrize("name", SAVES)
+@pytest.mark.parametrize("name", lanes.thinned(SAVES, keep=lambda name: not name.startswith(("several", "images"))))
 def test_the_model_in_the_worker_saves_clones_and_tells_its_config(name: str, cell: Cell, worker: Worker, tmp_path: Path) -> None:
     import keras
 

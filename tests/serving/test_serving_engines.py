@@ -35,7 +35,7 @@ from tests.waiting import until
 # --------------------------------------------------------------------------- the article's model
 
 
-@pytest.mark.parametrize("format", ["onnx", "saved_model"])
+@pytest.mark.parametrize("format", ["onnx", pytest.param("saved_model", marks=pytest.mark.nightly)])
 def test_the_articles_model_is_proved_and_answers_as_keras_did(rig: Rig, exports: Path, article: Made, format: str) -> None:
     artefact = article.artefact if format == "onnx" else exports / "article.zip"
     samples = load_file(article.samples)

@@ -91,7 +91,7 @@ def test_no_request_that_the_document_describes_breaks_the_server(fuzzed: Fuzzed
         fuzzed.check(answer.status_code, answer.content)
 
     for operation in operations(fuzzed.rig):
-        examples = 15 if operation.body else 2  # what has no body has little to say
+        examples = 10 if operation.body else 2  # what has no body has little to say
         settings(SETTINGS, max_examples=examples)(given(operation.as_strategy(generation_mode=mode))(ask))()
 
     assert {200, 400, 404} <= fuzzed.seen.keys()

@@ -237,7 +237,7 @@ def test_a_callback_that_looks_at_batches_sees_every_one(cases: dict[str, Case])
     assert callback["batches"] == [0, 1, 2, 0, 1, 0, 1, 2, 0, 1]  # passes of five batches, epochs of three steps at most
 
 
-@pytest.mark.parametrize("name", ["executions-2", "large-executions-2"])
+@pytest.mark.parametrize("name", ["executions-2", pytest.param("large-executions-2", marks=pytest.mark.nightly)])
 def test_a_callback_that_looks_at_batches_is_told_the_numbers_of_plain_fit(cases: dict[str, Case], name: str) -> None:
     (callback,) = cases[name].result.callbacks
 

@@ -42,6 +42,7 @@ EVERY_CHANGE = frozenset(
                 "scalar metric, uneven tail",
                 "an update shared out",
                 "buckets of an update of all",
+                "weight decay and averages",
                 "accumulated gradients",
                 "scaled loss",
                 "metrics that are kept",
