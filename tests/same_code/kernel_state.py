@@ -20,7 +20,7 @@ TEXTS: Final = frozenset({".csv", ".json", ".txt", ".log"})
 PLAIN: Final = (bool, int, float, str, bytes, type(None))
 # Keras keeps there what it has compiled; the next call makes it where it is missing.
 COMPILED: Final = frozenset({"train_function", "test_function", "predict_function"})
-_names: set[str] | None = None  # of the namespace before the first cell
+_names: set[str] | None = None  # IPython's own, in the namespace
 
 
 def begin(folder: str) -> None:
@@ -31,8 +31,8 @@ def begin(folder: str) -> None:
 
     global _names
     space = get_ipython().user_ns
-    if _names is None:
-        _names = set(space)
+    if _names is None:  # another test may have used this kernel: what it has left is no part of it
+        _names = {name for name in space if name in get_ipython().user_ns_hidden or name.startswith("_")}
     for name in set(space) - _names:
         del space[name]
     plt.close("all")
