@@ -19,6 +19,8 @@ from aiaas_magics.packing.formats import CannotServe
 from aiaas_magics.packing.samples import NoSamples
 from tests.packed import Namespace
 
+pytestmark = pytest.mark.slow
+
 Cell = Callable[..., Namespace]
 X = np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
 

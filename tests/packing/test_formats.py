@@ -15,6 +15,8 @@ from aiaas_magics.packing import formats, servable
 from aiaas_magics.spec import DeploySpec
 from tests.packed import Namespace
 
+pytestmark = pytest.mark.slow
+
 Cell = Callable[..., Namespace]
 
 

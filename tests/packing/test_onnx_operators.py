@@ -11,6 +11,8 @@ import pytest
 from aiaas_magics.packing import change, servable
 from tests.packed import Namespace
 
+pytestmark = pytest.mark.slow
+
 Cell = Callable[..., Namespace]
 
 # Over two axes, so that its products have seven letters: the converter would try all 5,040 orders of them, again and again.

@@ -21,6 +21,8 @@ from aiaas_magics.packing.exactness import announcements
 from tests import lanes
 from tests.packing import joining
 
+pytestmark = pytest.mark.slow
+
 SIZE = re.compile(r"differs? by ([0-9.e+-]+) of (?:its|their) (?:norm|size)")
 SPMD = "--strategy spmd (exact there)"
 
