@@ -1,6 +1,6 @@
-"""What a job's seed says of the order of rows: an order of ours, or that of plain `fit` under a seed of the kernel's.
+"""Which rows come when, as far as kernel and workers have to say the same: whose order a seed means, a rank's rows, an epoch's steps.
 
-Owns the form of it. Making the orders belongs to `backend.training`.
+Owns this arithmetic. Making the orders belongs to `backend.training`.
 """
 
 from __future__ import annotations
@@ -24,3 +24,29 @@ def described(seed: int) -> str:
     """For a caption."""
     kernel_seed = kernel_seed_of(seed)
     return f"seed {seed}" if kernel_seed is None else f"rows in the order of plain fit with seed {kernel_seed}"
+
+
+def rows_of(rank: int, *, rows: int, ranks: int) -> range:
+    """Positions within one global batch that belong to `rank`: rows that follow one another.
+
+    Every row belongs to exactly one rank, and no two ranks differ by more than one row. A batch with
+    fewer rows than ranks belongs to every rank as a whole. Dealt out in turn instead, pairs that stand in
+    turn in the data (positive, negative, ...) would give each rank one class alone.
+
+    >>> list(rows_of(1, rows=5, ranks=2))
+    [3, 4]
+    """
+    if rows < ranks:
+        return range(rows)
+    each, more = divmod(rows, ranks)
+    first = rank * each + min(rank, more)
+    return range(first, first + each + (rank < more))
+
+
+def whole_executions(steps: int, execution: int) -> int:
+    """`steps` rounded up to whole executions of so many steps, as Keras does with an epoch: where it has data left, it trains on them.
+
+    >>> whole_executions(5, 3)
+    6
+    """
+    return -(-steps // execution) * execution

@@ -63,15 +63,15 @@ class Cors:
         names = {name for name, _ in headers}
         if method != "OPTIONS" or b"access-control-request-method" not in names:
             return None
-        found: Headers = (
+        answer: Headers = (
             (b"access-control-allow-methods", b"GET, POST"),
             (b"access-control-allow-headers", REQUEST_HEADERS),
             (b"access-control-max-age", b"%d" % MAX_AGE_S),
         )
         # A page of the internet asks a server of this machine: some browsers want that said, too.
         if b"access-control-request-private-network" in names:
-            found += ((b"access-control-allow-private-network", b"true"),)
-        return found
+            answer += ((b"access-control-allow-private-network", b"true"),)
+        return answer
 
 
 def parse_origin(text: str) -> str:

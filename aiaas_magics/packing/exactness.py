@@ -13,6 +13,7 @@ from typing import Any
 
 from aiaas_magics.execution import Execution
 from aiaas_magics.packing import attributes, data, parts_check, probing, sources
+from aiaas_magics.row_order import whole_executions
 from aiaas_magics.spec import FitShape
 
 UNGUARDED: str = (
@@ -267,7 +268,7 @@ def _engine(model: Any, arguments: Mapping[str, Any]) -> Iterator[str]:
         )
         # Plain fit rounds an epoch up to whole executions. What yields batches goes through Keras' own iterator, which counts in ones here.
         if batched and (steps := arguments.get("steps_per_epoch")) and steps % size:
-            whole = -(-steps // size) * size
+            whole = whole_executions(steps, size)
             yield (
                 f"steps_per_execution={size} does not divide steps_per_epoch={steps}: an epoch has {steps} steps here, "
                 f"{whole} in plain fit. Use steps_per_epoch={whole} for the same."

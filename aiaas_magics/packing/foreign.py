@@ -139,10 +139,9 @@ def _from_path(path: Path, *, compiled: bool) -> Any:
     try:
         return keras.models.load_model(path, compile=compiled)
     except Exception as error:
-        said = " ".join(str(error).split())[:300].rstrip(".")
         raise CannotServe(
-            f"{str(path)!r} cannot be loaded: {said}. Load it in a cell, model = keras.models.load_model({str(path)!r}) with the "
-            "custom_objects that it needs, and deploy the variable."
+            f"{str(path)!r} cannot be loaded: {_sentence(error)}. Load it in a cell, "
+            f"model = keras.models.load_model({str(path)!r}) with the custom_objects that it needs, and deploy the variable."
         ) from error
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from aiaas_magics.row_order import rows_of
+
 Array = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
 
@@ -60,16 +62,15 @@ class Differences:
             self.layer if outputs else "",
             beyond(self.loss, noise.loss),
             beyond(self.gradient, noise.gradient),
-            tuple(beyond(mine, other) for mine, other in zip(self.state, noise.state or self.state, strict=True))
-            if noise.state
-            else self.state,
+            tuple(map(beyond, self.state, noise.state)) if noise.state else self.state,
         )
 
 
 def deal(rows: int, workers: int, parts: int) -> list[Part]:
     """The parts of a batch of `rows`: each worker gets rows that follow one another, and goes through them in `parts` pieces."""
     dealt = []
-    for rank, mine in enumerate(np.array_split(np.arange(rows), workers)):
+    for rank in range(workers):
+        mine = np.array(rows_of(rank, rows=rows, ranks=workers))
         edges = [-(-len(mine) * edge // parts) for edge in range(parts + 1)]
         dealt += [Part(rank, mine[start:stop]) for start, stop in itertools.pairwise(edges) if stop > start]
     return dealt

@@ -34,6 +34,13 @@ class Sample:
     announced: Mapping[str, str] = field(default_factory=dict)
 
 
+BATCHES: Final = """
+class Batches(keras.callbacks.Callback):
+    def __init__(self): super().__init__(); self.numbers = []
+    def on_train_batch_begin(self, batch, logs=None): self.numbers.append(["begin", batch])
+    def on_train_batch_end(self, batch, logs=None): self.numbers.append(["end", batch])
+"""
+
 CELLS: Final[Mapping[str, Sample]] = {
     "predict at the end of epochs and of training": Sample(
         cell="""
@@ -198,23 +205,15 @@ m.fit(x, x[:, :2], batch_size=20, **fit)
 """,
     ),
     "steps_per_execution that does not divide the steps": Sample(
-        cell="""
-class Batches(keras.callbacks.Callback):
-    def __init__(self): super().__init__(); self.numbers = []
-    def on_train_batch_begin(self, batch, logs=None): self.numbers.append(["begin", batch])
-    def on_train_batch_end(self, batch, logs=None): self.numbers.append(["end", batch])
-b = Batches(); m = mk(steps_per_execution=4)
+        cell=BATCHES
+        + """b = Batches(); m = mk(steps_per_execution=4)
 saves = keras.callbacks.ModelCheckpoint("s-{epoch}-{batch}.weights.h5", save_freq=8, save_weights_only=True)
 h = m.fit(x, y, batch_size=10, epochs=2, callbacks=[b, saves], **fit)
 """,
     ),
     "more steps_per_execution than steps": Sample(
-        cell="""
-class Batches(keras.callbacks.Callback):
-    def __init__(self): super().__init__(); self.numbers = []
-    def on_train_batch_begin(self, batch, logs=None): self.numbers.append(["begin", batch])
-    def on_train_batch_end(self, batch, logs=None): self.numbers.append(["end", batch])
-b = Batches(); m = mk(steps_per_execution=101)
+        cell=BATCHES
+        + """b = Batches(); m = mk(steps_per_execution=101)
 h = m.fit(x, y, batch_size=16, callbacks=[b], **fit)
 """,
     ),

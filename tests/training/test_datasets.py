@@ -24,6 +24,7 @@ from aiaas_magics.errors import DataEnded
 from aiaas_magics.execution import Execution
 from aiaas_magics.packing import fitcall
 from aiaas_magics.packing.sources import Stream, packed
+from aiaas_magics.row_order import rows_of
 from tests.training import ranks
 from tests.training.feed_cases import CASES, FEW, model
 
@@ -128,7 +129,7 @@ def test_a_batch_that_nobody_has_counted_yet_is_cut_as_the_plan_cuts_one(n: int)
         for rows in range(8):
             found, part = dealt(tf.reshape(tf.range(float(rows)), [-1, 1])), plan.part_of(rank, rows=rows, ranks=n)
 
-            assert found[DATA].numpy().ravel().tolist() == list(plan.rows_of(rank, rows=rows, ranks=n))
+            assert found[DATA].numpy().ravel().tolist() == list(rows_of(rank, rows=rows, ranks=n))
             assert (bool(found[ALONE]), float(found[PART])) == (part.alone, pytest.approx(part.share))
 
 

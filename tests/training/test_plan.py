@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import booleans, integers, just, one_of
 
-from aiaas_magics.backend.training.plan import Plan, order_of, part_of, place_of, rows_of, steps_of
+from aiaas_magics.backend.training.plan import Plan, order_of, part_of, place_of, steps_of
+from aiaas_magics.row_order import rows_of
 
 RANKS = integers(1, 9)
 BATCHES = integers(1, 40)

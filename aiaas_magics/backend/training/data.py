@@ -21,10 +21,11 @@ import tensorflow as tf
 from aiaas_magics.backend.training.engines.hooks import ALONE, DATA, PART
 from aiaas_magics.backend.training.fused import fusable, take
 from aiaas_magics.backend.training.passes import Passes, Reading, Steps, steps_of_epoch
-from aiaas_magics.backend.training.plan import Indices, Part, Pass, Plan, whole_executions
+from aiaas_magics.backend.training.plan import Indices, Part, Pass, Plan
 from aiaas_magics.backend.training.replaced import iterators_of, replaced
 from aiaas_magics.backend.training.rows import Rows, rows_of_arrays
 from aiaas_magics.internals.keras import ArrayDataAdapter, EpochIterator, array_slicing, tf_trainer, tree
+from aiaas_magics.row_order import whole_executions
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

@@ -231,7 +231,7 @@ class Receiving(_OneOfSeveral):
 
 
 def part_of_batch(batch: Any, *, rank: int, ranks: int) -> dict[str, Any]:
-    """Of one global batch what `rank` has, in the graph: `plan.part_of` and `plan.rows_of` for rows that nobody has counted yet."""
+    """Of one global batch what `rank` has, in the graph: `plan.part_of` and `row_order.rows_of` for rows that nobody has counted yet."""
     first_tensor = next(leaf for leaf in tf.nest.flatten(batch) if tf.is_tensor(leaf))
     rows = tf.shape(first_tensor, out_type=tf.int64)[0]
     alone = rows < ranks

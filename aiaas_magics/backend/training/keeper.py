@@ -21,10 +21,11 @@ from aiaas_magics.backend.training.command import WorkerCommand
 from aiaas_magics.backend.training.group import Group
 from aiaas_magics.backend.training.pace import Pacing
 from aiaas_magics.backend.training.passes import Reading
-from aiaas_magics.backend.training.plan import steps_of, whole_executions
+from aiaas_magics.backend.training.plan import steps_of
 from aiaas_magics.backend.training.unpacked import Unpacked
 from aiaas_magics.events import Checkpointed, Notice
 from aiaas_magics.packing import plain
+from aiaas_magics.row_order import whole_executions
 
 NOT_STATE: Final = frozenset({"model", "_model", "params", "validation_data", "history"})
 SAVING_SHARE: Final = 0.05  # of the time at most goes into checkpoints, the first aside (guess)

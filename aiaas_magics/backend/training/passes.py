@@ -13,7 +13,8 @@ from typing import Any
 
 from aiaas_magics.backend.checkpoint_folder import Place
 from aiaas_magics.backend.training.pace import Pacing
-from aiaas_magics.backend.training.plan import Indices, Plan, Shuffle, order_of, place_of, whole_executions
+from aiaas_magics.backend.training.plan import Indices, Plan, Shuffle, order_of, place_of
+from aiaas_magics.row_order import whole_executions
 
 Steps = Iterator[tuple[int, int, Any]]  # the first step of a call, the last, and the data
 

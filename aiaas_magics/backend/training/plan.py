@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from aiaas_magics.row_order import rows_of
+
 Indices = npt.NDArray[np.int64]
 Shuffle = bool | Literal["batch"]
 
@@ -100,23 +102,6 @@ class Plan:
         )
 
 
-def rows_of(rank: int, *, rows: int, ranks: int) -> range:
-    """Positions within one global batch that belong to `rank`: rows that follow one another.
-
-    Every row belongs to exactly one rank, and no two ranks differ by more than one row. A batch with
-    fewer rows than ranks belongs to every rank as a whole. Dealt out in turn instead, pairs that stand in
-    turn in the data (positive, negative, ...) would give each rank one class alone.
-
-    >>> list(rows_of(1, rows=5, ranks=2))
-    [3, 4]
-    """
-    if rows < ranks:
-        return range(rows)
-    each, more = divmod(rows, ranks)
-    first = rank * each + min(rank, more)
-    return range(first, first + each + (rank < more))
-
-
 def part_of(rank: int, *, rows: int, ranks: int) -> Part:
     """What `rank` has of one global batch of `rows` rows."""
     if rows < ranks:
@@ -140,15 +125,6 @@ def order_of(epoch: int, *, rows: int, batch: int, shuffle: Shuffle, seed: int) 
     else:
         random.shuffle(order)
     return order
-
-
-def whole_executions(steps: int, execution: int) -> int:
-    """`steps` rounded up to whole executions of so many steps, as Keras does with an epoch: where it has data left, it trains on them.
-
-    >>> whole_executions(5, 3)
-    6
-    """
-    return -(-steps // execution) * execution
 
 
 def place_of(epoch: int, *, first_epoch: int, batches: int, steps_per_epoch: int | None) -> tuple[int, int]:

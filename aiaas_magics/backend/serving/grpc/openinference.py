@@ -144,22 +144,22 @@ def read_inputs(message: Any, version: Version) -> dict[str, np.ndarray]:
         shape = tuple(given.shape)
         if min(shape, default=0) < 0:
             raise BadValue(f"Input {given.name} says the shape {codec.dims(shape[:32])}; a request's sizes are known")
-        described = tensors.Input(name=given.name, datatype=given.datatype, shape=shape, parameters=parameters_of(given))
-        tensors.check_interface(described, spec)
+        tensor = tensors.Input(name=given.name, datatype=given.datatype, shape=shape, parameters=parameters_of(given))
+        tensors.check_interface(tensor, spec)
         if not raw:
             array = from_contents(given, shape, spec)
         elif given.HasField("contents"):
             raise BadValue(f"Input {given.name} has contents beside the raw ones of the request. Send one of them.")
         else:
             array = tensors.from_bytes(raw[index], given.datatype, shape, given.name)
-        found[spec.name] = tensors.decoded(array, described)
+        found[spec.name] = tensors.decoded(array, tensor)
     if len(found) != len(specs):
         raise BadValue(f"The model has the inputs {codec.listed(specs)}; the request holds {codec.listed(found)}")
     return found
 
 
-def parameters_of(given: Any) -> tensors.InputParameters | None:
-    content_type = given.parameters["content_type"].string_param if "content_type" in given.parameters else ""
+def parameters_of(tensor: Any) -> tensors.InputParameters | None:
+    content_type = tensor.parameters["content_type"].string_param if "content_type" in tensor.parameters else ""
     return tensors.InputParameters(content_type=content_type) if content_type else None
 
 
