@@ -9,7 +9,7 @@ endif
 RUN := $(BIN)/python
 # A state folder of its own for the demo and the tests, so that nothing of the user's is touched.
 BUILD := build
-# Much of the suite waits for processes, so that three files run side by side on two cores; `tests/lanes.py` orders them.
+# Much of the suite waits for processes, so that three files run side by side on two cores; `tests/support/lanes.py` orders them.
 PYTEST := $(RUN) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo quick test nightly keras conformance equivalence lab check lint types architecture audit bench soak notebooks docs clean
@@ -40,10 +40,10 @@ nightly: $(VENV)/.ready equivalence  ## the long rest: whole equivalence, long f
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test,hub]'
 	$(PYTEST) -m nightly $(PYTEST_OPTIONS)
 	$(RUN) -m benchmarks.soak
-	$(RUN) -m tests.keras_nightly
+	$(RUN) -m tests.nightly.keras_nightly
 
 keras: $(VENV)/.ready  ## a report: what keras-nightly, or AIAAS_KERAS='keras==3.16.*', would break
-	$(RUN) -m tests.keras_nightly
+	$(RUN) -m tests.nightly.keras_nightly
 
 conformance: $(VENV)/.ready  ## clients of other servers, each in an environment of its own, against ours
 	$(RUN) -m pytest -q tests/conformance

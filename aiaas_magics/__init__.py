@@ -11,15 +11,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from aiaas_magics import environment
+from aiaas_magics.core import environment
 
 if TYPE_CHECKING:
-    from aiaas_magics.client.client import Backend, connect
-    from aiaas_magics.client.endpoint import Endpoint
-    from aiaas_magics.client.job import Job
-    from aiaas_magics.client.study import Study
-    from aiaas_magics.execution import Execution
-    from aiaas_magics.routing import Rollout
+    from aiaas_magics.client.backend import Backend, connect
+    from aiaas_magics.client.serving.endpoint import Endpoint
+    from aiaas_magics.client.training.job import Job
+    from aiaas_magics.client.training.study import Study
+    from aiaas_magics.core.execution import Execution
+    from aiaas_magics.core.routing import Rollout
 
 __all__ = [
     "Backend",
@@ -37,19 +37,19 @@ __all__ = [
 environment.initial()  # where the system does not keep it, it is that of this import
 
 _HOMES = {
-    "Backend": "aiaas_magics.client.client",
-    "connect": "aiaas_magics.client.client",
-    "Endpoint": "aiaas_magics.client.endpoint",
-    "Execution": "aiaas_magics.execution",
-    "Job": "aiaas_magics.client.job",
-    "Rollout": "aiaas_magics.routing",
-    "Study": "aiaas_magics.client.study",
+    "Backend": "aiaas_magics.client.backend",
+    "connect": "aiaas_magics.client.backend",
+    "Endpoint": "aiaas_magics.client.serving.endpoint",
+    "Execution": "aiaas_magics.core.execution",
+    "Job": "aiaas_magics.client.training.job",
+    "Rollout": "aiaas_magics.core.routing",
+    "Study": "aiaas_magics.client.training.study",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from aiaas_magics.settings import package_version
+        from aiaas_magics.core.settings import package_version
 
         return package_version()
     if name in _HOMES:

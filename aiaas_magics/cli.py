@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiaas_magics import settings
-from aiaas_magics.errors import AiaasError
-from aiaas_magics.plain_text import log_to, visible
+from aiaas_magics.core import settings
+from aiaas_magics.core.errors import AiaasError
+from aiaas_magics.core.plain_text import log_to, visible
 
 if TYPE_CHECKING:
-    from aiaas_magics.client.client import Backend
-    from aiaas_magics.spec import StorageView
+    from aiaas_magics.client.backend import Backend
+    from aiaas_magics.core.spec import StorageView
 
 FAILED = 2
 
@@ -102,7 +102,7 @@ def serve(
 ) -> None:
     """Run a server in the foreground, until SIGTERM or Ctrl-C."""
     _forget_tokens()
-    from aiaas_magics.backend import certificate
+    from aiaas_magics.backend.net import server_certificate
     from aiaas_magics.backend.server import main as server
 
     log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -125,7 +125,7 @@ def serve(
     def on_ready(url: str) -> None:
         click.echo(f"aiaas serves at {url}")
         if tls_cert is not None:
-            click.echo(f"Its certificate's SHA-256 fingerprint: {certificate.fingerprint(tls_cert)}", err=True)
+            click.echo(f"Its certificate's SHA-256 fingerprint: {server_certificate.fingerprint(tls_cert)}", err=True)
         shown = "" if local else f" --state {folder}"
         click.echo(f"Its token: aiaas token{shown}. In a notebook: %aiaas_connect {url}", err=True)
 
@@ -190,9 +190,9 @@ def _endpoints_table(backend: Backend) -> Any:
 @_one_line_errors
 def stop(state: Path | None) -> None:
     """End the server with its workers and endpoints. Jobs that are not over go on when it starts again."""
-    from aiaas_magics.client import embedded
+    from aiaas_magics.client import local_server
 
-    there_was = embedded.stop_local() if state is None else embedded.stop_at(state)
+    there_was = local_server.stop_local() if state is None else local_server.stop_at(state)
     click.echo("The server has ended." if there_was else "No server runs here.")
 
 
@@ -221,7 +221,7 @@ def token(state: Path | None) -> None:
 def storage(state: Path | None, free: bool, set_aside_records: bool) -> None:
     """Show what the state folder holds, and remove what nothing needs."""
     if set_aside_records:
-        from aiaas_magics.backend.server.storage import set_records_aside
+        from aiaas_magics.backend.server.storage.usage import set_records_aside
 
         click.echo(
             f"The records are in {set_records_aside(state or settings.local_state())} now. Remove that folder when you need it no more."
@@ -248,10 +248,10 @@ def _storage_table(view: StorageView) -> Any:
 
 
 def _backend(state: Path | None) -> Backend:
-    from aiaas_magics.client import embedded
-    from aiaas_magics.client.client import connect
+    from aiaas_magics.client import local_server
+    from aiaas_magics.client.backend import connect
 
-    found = embedded.find_local() if state is None else embedded.find_at(state)
+    found = local_server.find_local() if state is None else local_server.find_at(state)
     if found is None:
         click.echo("No server runs here. Start one with `aiaas serve`, or by the first magic of a notebook.")
         sys.exit(1)

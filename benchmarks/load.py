@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from aiaas_magics.client.caller import Caller
+from aiaas_magics.client.load_test.load_connection import Caller
 
 
 class Connection(Caller):

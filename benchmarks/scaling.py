@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from aiaas_magics import wire
-from aiaas_magics.backend.training.command import WorkerCommand, WorkerLine
-from aiaas_magics.backend.workers.attempt import AttemptFolder, write_value
-from aiaas_magics.events import Measured
-from aiaas_magics.spec import MeasureSpec
+from aiaas_magics.backend.training.worker_command import WorkerCommand, WorkerLine
+from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, write_value
+from aiaas_magics.core import wire
+from aiaas_magics.core.events import Measured
+from aiaas_magics.core.spec import MeasureSpec
 from benchmarks import models, peers
 from benchmarks.report import compared, interleaved, ratio, save
 
@@ -38,11 +38,11 @@ WAIT_S = 600.0
 
 def pack(folder: Path, model: Any, batch: int) -> dict[str, Any]:
     """The fit call in files; what every command has in common."""
-    from aiaas_magics.packing import fitcall
+    from aiaas_magics.packing.fitcall import fit_call
 
     folder.mkdir()
     x, y = models.data(model, peers.ROWS)
-    packed = fitcall.pack(fitcall.FitCall(model, {"x": x, "y": y, "batch_size": batch, "epochs": EPOCHS}), workers=2)
+    packed = fit_call.pack(fit_call.FitCall(model, {"x": x, "y": y, "batch_size": batch, "epochs": EPOCHS}), workers=2)
     (folder / "payload").write_bytes(packed.payload)
     for place, array in enumerate(packed.arrays):
         np.save(folder / f"{place}.npy", array)
@@ -85,7 +85,7 @@ def start(folder: Path, sent: dict[str, Any], *, ranks: int, cores: list[int]) -
             **sent,
         )
         write_value(attempt.command(rank), command)
-        arguments = [sys.executable, "-m", "aiaas_magics.backend.workers.child", str(attempt.command(rank))]
+        arguments = [sys.executable, "-m", "aiaas_magics.backend.workers.worker_main", str(attempt.command(rank))]
         with attempt.output(rank).open("wb") as output:
             processes.append(subprocess.Popen(arguments, stdout=output, stderr=output, env=environment))
     return attempt, processes

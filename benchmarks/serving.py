@@ -180,7 +180,7 @@ class Ours:
     """An inference process of ours on the server's core, in a `with`."""
 
     def __init__(self, folder: Path) -> None:
-        from aiaas_magics.backend.serving.host import InferenceHost
+        from aiaas_magics.backend.serving.process.supervisor import InferenceHost
 
         self._folder, self._host = folder, InferenceHost()
         self._loop = asyncio.new_event_loop()
@@ -200,8 +200,8 @@ class Ours:
 
     def deploy(self, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], version: int = 1) -> float:
         """Seconds until the version answers."""
-        from aiaas_magics.routing import Routing
-        from aiaas_magics.spec import DeploySpec, TensorSpec
+        from aiaas_magics.core.routing import Routing
+        from aiaas_magics.core.spec import DeploySpec, TensorSpec
 
         spec = DeploySpec(
             name=name,

@@ -49,9 +49,9 @@ def bare_engine(folder: Path) -> float:
 
 async def start_and_deploy(folder: Path) -> dict[str, float]:
     """Seconds of each part, and megabytes, with a state folder of its own."""
-    from aiaas_magics.backend.serving.host import InferenceHost
-    from aiaas_magics.routing import Routing
-    from aiaas_magics.spec import DeploySpec, TensorSpec
+    from aiaas_magics.backend.serving.process.supervisor import InferenceHost
+    from aiaas_magics.core.routing import Routing
+    from aiaas_magics.core.spec import DeploySpec, TensorSpec
 
     spec = DeploySpec(
         name="article",

@@ -34,14 +34,14 @@ REPEATS = 5
 
 @contextmanager
 def own_home() -> Iterator[Path]:
-    from aiaas_magics.client import embedded
+    from aiaas_magics.client import local_server
 
     with tempfile.TemporaryDirectory(prefix="aiaas-bench-") as folder:
         os.environ["AIAAS_HOME"] = folder
         try:
             yield Path(folder)
         finally:
-            embedded.stop_local()
+            local_server.stop_local()
 
 
 def seconds_to_import(module: str) -> float:
@@ -53,7 +53,7 @@ def imports() -> list[dict[str, object]]:
     found = interleaved(
         {
             "aiaas_magics": lambda: seconds_to_import("aiaas_magics"),
-            "aiaas_magics.client.client": lambda: seconds_to_import("aiaas_magics.client.client"),
+            "aiaas_magics.client.backend": lambda: seconds_to_import("aiaas_magics.client.backend"),
             "numpy": lambda: seconds_to_import("numpy"),
         },
         repeats=REPEATS,
@@ -65,13 +65,13 @@ def imports() -> list[dict[str, object]]:
 
 def server() -> list[dict[str, object]]:
     """Start of the local server until it answers, and its resident memory before any model."""
-    from aiaas_magics.client import embedded
+    from aiaas_magics.client import local_server
 
     starts, memory = [], []
     for _ in range(REPEATS):
         with own_home() as home:
             began = time.perf_counter()
-            embedded.ensure_local()
+            local_server.ensure_local()
             starts.append(time.perf_counter() - began)
             time.sleep(1.0)
             memory.append(server_memory_mb(home))
@@ -191,7 +191,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 def second_job() -> list[dict[str, object]]:
     """Submit to the end of the first step, for a second job; beside plain `fit` of one step in this warm process."""
     import aiaas_magics
-    from aiaas_magics.events import Compiled
+    from aiaas_magics.core.events import Compiled
 
     x, y = rows()
 

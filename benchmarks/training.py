@@ -55,7 +55,7 @@ def plain_epochs(name: str, epochs: int) -> float:
 
 def our_epochs(backend: Any, name: str, epochs: int) -> float:
     """Seconds between the ends of steady epochs, as the worker wrote them."""
-    from aiaas_magics.events import EpochEnded
+    from aiaas_magics.core.events import EpochEnded
 
     model = models.ALL[name]()
     job = backend.train(model, *models.data(model, ROWS), epochs=epochs, batch_size=BATCH, name="steady")
@@ -136,7 +136,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="aiaas-training-") as home:
         os.environ["AIAAS_HOME"] = home
         import aiaas_magics
-        from aiaas_magics.client import embedded
+        from aiaas_magics.client import local_server
 
         x, y = data()
         try:
@@ -172,7 +172,7 @@ def main() -> None:
                     repeats=ROUNDS,
                 )
         finally:
-            embedded.stop_local()
+            local_server.stop_local()
     save(
         "training",
         [

@@ -59,8 +59,8 @@ def plain_mb(count: int) -> float:
 
 def begun(backend: Any, count: int) -> tuple[Any, list[int]]:
     """A job on `count` workers that will not end by itself, once it makes steps; and the workers' processes by rank."""
-    from aiaas_magics.events import StepsDone, WorkerStarted
-    from aiaas_magics.execution import Execution
+    from aiaas_magics.core.events import StepsDone, WorkerStarted
+    from aiaas_magics.core.execution import Execution
 
     model = models.article()
     x, y = models.data(model, 20_000)
@@ -87,7 +87,7 @@ def our_mb(backend: Any, count: int, *, launcher: bool) -> float:
 
 def recovered_s(backend: Any, count: int) -> float:
     """From SIGKILL of the last rank to the first progress of the attempt that follows."""
-    from aiaas_magics.events import StepsDone
+    from aiaas_magics.core.events import StepsDone
 
     job, workers = begun(backend, count)
     time.sleep(SETTLED_S)

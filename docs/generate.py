@@ -18,10 +18,13 @@ import click
 import msgspec
 
 import aiaas_magics
-from aiaas_magics import cli, errors, events, spec
-from aiaas_magics.backend.server import app
-from aiaas_magics.backend.serving.protocols import describing, openinference, tfserving
-from aiaas_magics.client import planning
+from aiaas_magics import cli
+from aiaas_magics.backend.server.api import api_app
+from aiaas_magics.backend.serving.protocols.discovery import discovery_routes
+from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
+from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
+from aiaas_magics.client.training import planning
+from aiaas_magics.core import errors, events, spec
 from aiaas_magics.notebook.magics import AiaasMagics
 from tests.architecture.test_errors import ARGUMENTS
 
@@ -115,7 +118,7 @@ def command_row(option: click.Option) -> tuple[str, str]:
 def errors_page() -> str:
     parts = ["# Errors", NOTE.format(source="the docstrings in `errors/`")]
     parts.append(
-        "Every error is an `aiaas_magics.errors.AiaasError`. Its family says whose move it is. Each text says what happened, "
+        "Every error is an `aiaas_magics.core.errors.AiaasError`. Its family says whose move it is. Each text says what happened, "
         "to what, and the next move. The examples below are made from the classes."
     )
     parts.append("```\n" + "\n".join(tree_lines()) + "\n```")
@@ -139,7 +142,7 @@ def clauses() -> dict[str, str]:
     """What the tree says of each class, in its order."""
     pairs = re.findall(r"(\w+) {2,}(\S.*)", "\n".join(tree_lines()))
     if missing := set(errors.__all__) - {name for name, _ in pairs} - {"AiaasError"}:
-        raise SystemExit(f"The tree in aiaas_magics/errors/__init__.py lacks {', '.join(sorted(missing))}. Add a line for each.")
+        raise SystemExit(f"The tree in aiaas_magics/core/errors/__init__.py lacks {', '.join(sorted(missing))}. Add a line for each.")
     return dict(pairs)
 
 
@@ -272,7 +275,7 @@ def field_comments(record: type) -> dict[str, str]:
 
 def api_routes() -> str:
     rows = []
-    for route in app.routes():
+    for route in api_app.routes():
         (method,) = set(route.methods or ()) - {"HEAD"}
         rows.append((method, f"`{re.sub(r':[a-z]+}', '}', route.path)}`", first_sentence(route.endpoint.__doc__ or "")))
     return table(("method", "path", "effect"), rows)
@@ -296,9 +299,9 @@ def protocol_page() -> str:
     blocks = {
         "api routes": api_routes,
         "events": event_kinds,
-        "tensorflow serving": lambda: operations(tfserving.PATHS),
-        "open inference": lambda: operations(openinference.PATHS),
-        "server": lambda: operations(describing.PATHS),
+        "tensorflow serving": lambda: operations(tfserving_rest.PATHS),
+        "open inference": lambda: operations(open_inference_rest.PATHS),
+        "server": lambda: operations(discovery_routes.PATHS),
     }
     text = (FOLDER / "protocol.md").read_text(encoding="utf-8")
     for name, make in blocks.items():

@@ -79,9 +79,9 @@ def own_state() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        from aiaas_magics.client import embedded
+        from aiaas_magics.client import local_server
 
-        embedded.stop_local()
+        local_server.stop_local()
         if before is None:
             del os.environ["AIAAS_HOME"]
         else:

@@ -11,9 +11,9 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import lanes
-from tests.launchers import FORKED, python_path
-from tests.packed import cell, worker
+from tests.support import lanes
+from tests.support.launchers import FORKED, python_path
+from tests.support.packed import cell, worker
 
 __all__ = ["cell", "worker"]  # fixtures
 
@@ -45,9 +45,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if sys.platform == "linux":
         share_launchers(tmp_path_factory.mktemp("launchers"))
     yield folder
-    from aiaas_magics.client import embedded
+    from aiaas_magics.client import local_server
 
-    embedded.stop_local()
+    local_server.stop_local()
     _, left = psutil.wait_procs(processes_of(folder), timeout=ENDED_S)
     for process in left:
         process.kill()
@@ -57,7 +57,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def share_launchers(folder: Path) -> None:
     """Every launcher of workers that this session starts is forked from one process that has imported the libraries."""
     os.environ[FORKED], os.environ["AIAAS_TEST_SESSION"] = str(folder), str(os.getpid())
-    os.environ["PYTHONPATH"] = python_path(Path(__file__).parent / "preloaded")
+    os.environ["PYTHONPATH"] = python_path(Path(__file__).parent / "support" / "preloaded")
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from aiaas_magics import settings
-from aiaas_magics.errors import AiaasError, CertificateChanged, CertificateRefused, InvalidSpec, WrongProtocol
+from aiaas_magics.core import settings
+from aiaas_magics.core.errors import AiaasError, CertificateChanged, CertificateRefused, InvalidSpec, WrongProtocol
 
 AUTHORITY: Final = "AIAAS_CA"
 FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)

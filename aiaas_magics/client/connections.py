@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import httpcore
 
-from aiaas_magics import server_proof
 from aiaas_magics.client import certificates
-from aiaas_magics.errors import AiaasBug, WrongProtocol
+from aiaas_magics.core import server_proof
+from aiaas_magics.core.errors import AiaasBug, WrongProtocol
 
 TLS_ALERT: Final = b"\x15"  # what a TLS server says to plain HTTP, if anything (RFC 8446, 5.1)
 

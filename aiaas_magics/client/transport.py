@@ -22,9 +22,9 @@ import httpx
 import msgspec
 import psutil
 
-from aiaas_magics import errors, server_proof, wire
 from aiaas_magics.client import certificates, connections
-from aiaas_magics.errors import (
+from aiaas_magics.core import errors, server_proof, wire
+from aiaas_magics.core.errors import (
     AiaasError,
     BackendNotProven,
     BackendRefused,
@@ -34,7 +34,7 @@ from aiaas_magics.errors import (
     NotAuthorised,
     UntrustedAddress,
 )
-from aiaas_magics.plain_text import visible, visible_json
+from aiaas_magics.core.plain_text import visible, visible_json
 
 T = TypeVar("T")
 

@@ -20,7 +20,10 @@ from typing import Any, Final, Literal, TypeVar
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import ArgDecorator
 
-from aiaas_magics.execution import ENGINES, FUSING, PRECISIONS, STRATEGIES, Execution
+from aiaas_magics.core.execution import ENGINES, FUSING, PRECISIONS, STRATEGIES, Execution
+from aiaas_magics.core.precision import SERVED
+from aiaas_magics.core.routing import Rollout, Scaling
+from aiaas_magics.core.spec import MOST_RETRIES
 from aiaas_magics.notebook.option_values import (
     MOST_WORKERS,
     Every,
@@ -41,9 +44,6 @@ from aiaas_magics.notebook.option_values import (
     whole_number,
     workers,
 )
-from aiaas_magics.precision import SERVED
-from aiaas_magics.routing import Rollout, Scaling
-from aiaas_magics.spec import MOST_RETRIES
 
 F = TypeVar("F", bound=Callable[..., Any])
 V = TypeVar("V")

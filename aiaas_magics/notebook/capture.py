@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from aiaas_magics.errors import CannotTravel, DataMismatch, JobStillRunning
-from aiaas_magics.packing.checks import JOB_MARK
-from aiaas_magics.packing.fitcall import FitCall
+from aiaas_magics.core.errors import CannotTravel, DataMismatch, JobStillRunning
+from aiaas_magics.packing.checks.fit_checks import JOB_MARK
+from aiaas_magics.packing.fitcall.fit_call import FitCall
 
 CarryOut = Callable[[FitCall], Any]
 
@@ -167,7 +167,7 @@ def _cell_of(function: Any) -> types.CellType | None:
 
 
 def _filtered(function: Callable[..., Any]) -> Callable[..., Any]:
-    from aiaas_magics.internals.keras import filter_traceback
+    from aiaas_magics.core.internals.keras_internals import filter_traceback
 
     filtered: Callable[..., Any] = filter_traceback(function)
     return filtered
@@ -217,7 +217,7 @@ def _wrong_arguments(error: TypeError, options: dict[str, Any], signature: inspe
 
 
 def _runs_here_only(error: Exception) -> bool:
-    from aiaas_magics.packing.checks import UnsuitableKeras
+    from aiaas_magics.packing.checks.fit_checks import UnsuitableKeras
 
     return isinstance(error, (CannotTravel, DataMismatch, UnsuitableKeras))
 

@@ -17,9 +17,10 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import magic_arguments
 from traitlets import Unicode
 
-from aiaas_magics import errors
-from aiaas_magics.monitoring import Sample, Watched
-from aiaas_magics.notebook import arguments, cells, complete, present, tracebacks
+from aiaas_magics.core import errors
+from aiaas_magics.core.printout import counted
+from aiaas_magics.core.scaling.endpoint_samples import Sample, Watched
+from aiaas_magics.notebook import arguments, cell_runner, completion, present, tracebacks
 from aiaas_magics.notebook.arguments import (
     BenchRequest,
     ConnectRequest,
@@ -32,20 +33,19 @@ from aiaas_magics.notebook.arguments import (
     StorageRequest,
     TrainRequest,
 )
-from aiaas_magics.notebook.fits import CellFits, EndOfCell, with_note
+from aiaas_magics.notebook.cell_fits import CellFits, EndOfCell, with_note
 from aiaas_magics.notebook.namespace import model_of, named
 from aiaas_magics.notebook.session import Session
 from aiaas_magics.notebook.views import live
-from aiaas_magics.printout import counted
 
 R = TypeVar("R")
 
 # What the client's objects look like as the last expression of a cell; the client itself knows no IPython.
 DISPLAYS: Final[dict[tuple[str, str], Callable[[Any], present.Bundle]]] = {
-    ("aiaas_magics.client.job", "Job"): present.job_bundle,
-    ("aiaas_magics.client.study", "Study"): present.study_table,
-    ("aiaas_magics.client.planning", "FitPlan"): present.plan_table,
-    ("aiaas_magics.client.endpoint", "Endpoint"): present.endpoint_bundle,
+    ("aiaas_magics.client.training.job", "Job"): present.job_bundle,
+    ("aiaas_magics.client.training.study", "Study"): present.study_table,
+    ("aiaas_magics.client.training.planning", "FitPlan"): present.plan_table,
+    ("aiaas_magics.client.serving.endpoint", "Endpoint"): present.endpoint_bundle,
 }
 LOADED: Final[dict[int, tuple[Any, Any]]] = {}  # by id of the shell: its magics and its matcher
 
@@ -121,11 +121,11 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         """
         if cell is None or not cell.strip():
             raise UsageError("%%aiaas_train needs code below it. Write %%aiaas_train as the first line of the cell that calls fit.")
-        body = cells.compile_body(self.shell, "aiaas_train", line, cell)
+        body = cell_runner.compile_body(self.shell, "aiaas_train", line, cell)
         fits = CellFits(self.shell, self.session, request, ui=self._ui(request.ui), put=functools.partial(self._put, request.out))
         try:
             with fits.capturing() as in_kernel:
-                value = cells.run_body(self.shell, body)
+                value = cell_runner.run_body(self.shell, body)
         except EndOfCell:
             return None
         except (errors.AiaasError, tracebacks.Interrupted, UsageError):
@@ -234,7 +234,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         """
         if request.model is None:
             raise UsageError("Which model? Name the variable that holds it: %aiaas_deploy model --name churn.")
-        from aiaas_magics.client.endpoint import default_name
+        from aiaas_magics.client.serving.endpoint import default_name
 
         scope = {**self.shell.user_ns, **names}
         model = model_of(request.model, scope)
@@ -430,7 +430,7 @@ def load(ip: Any) -> None:
         return
     ip.register_magics(AiaasMagics)
     magics = ip.magics_manager.registry["AiaasMagics"]
-    matcher = complete.make_matcher(ip, parsers(), magics.session.known)
+    matcher = completion.make_matcher(ip, parsers(), magics.session.known)
     ip.Completer.custom_matchers.append(matcher)
     ip.input_transformers_cleanup.insert(0, with_body)
     for (module, name), show in DISPLAYS.items():

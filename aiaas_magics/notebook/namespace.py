@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from aiaas_magics.errors import UsageError
-from aiaas_magics.notebook import complete
+from aiaas_magics.core.errors import UsageError
+from aiaas_magics.notebook import completion
 
 FILES: Final = (".keras", ".h5", ".hdf5", ".onnx")
 # Libraries whose objects are served, or told how they can be.
@@ -34,14 +34,14 @@ def model_of(text: str, scope: dict[str, Any]) -> Any:
                 f"There is no file or folder {str(value)!r} here ({Path.cwd()}). Name a variable or a file that holds a model."
             )
         return path
-    return named(text, scope, is_servable, "Keras model", offered=complete.is_model)
+    return named(text, scope, is_servable, "Keras model", offered=completion.is_model)
 
 
 def is_servable(value: Any) -> bool:
     """Whether `value` is a model of a library that is known here; told by its class' ancestry, without importing any."""
-    if complete.is_model(value):
+    if completion.is_model(value):
         return True
-    return bool({str(cls.__module__).partition(".")[0] for cls in type(value).__mro__} & LIBRARIES) and not complete.is_array(value)
+    return bool({str(cls.__module__).partition(".")[0] for cls in type(value).__mro__} & LIBRARIES) and not completion.is_array(value)
 
 
 def named(

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from aiaas_magics.errors import AiaasError
-from aiaas_magics.routing import Scaling, scaling_of
-from aiaas_magics.spec import checked_name
+from aiaas_magics.core.errors import AiaasError
+from aiaas_magics.core.routing import Scaling, scaling_of
+from aiaas_magics.core.spec import checked_name
 
 MOST_WORKERS: Final = 1024  # guess: a typing mistake rather than a wish; what a backend has is the backend's to say
 

@@ -15,26 +15,26 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
-from aiaas_magics.events import Candidate, Planned
-from aiaas_magics.execution import ONE_PROCESS
-from aiaas_magics.latency import LoadReport
-from aiaas_magics.monitoring import Sample, Watched
+from aiaas_magics.core.events import Candidate, Planned
+from aiaas_magics.core.execution import ONE_PROCESS
+from aiaas_magics.core.routing import told
+from aiaas_magics.core.row_order import described
+from aiaas_magics.core.scaling.endpoint_samples import Sample, Watched
+from aiaas_magics.core.scaling.load_report import LoadReport
+from aiaas_magics.core.spec import About, EndpointView, Freed, JobState, JobView, StorageView, TensorSpec, VersionView
+from aiaas_magics.core.story import JobStory
 from aiaas_magics.notebook.views.picture import error_line, status_line
-from aiaas_magics.plots import text
-from aiaas_magics.routing import told
-from aiaas_magics.row_order import described
-from aiaas_magics.spec import About, EndpointView, Freed, JobState, JobView, StorageView, TensorSpec, VersionView
-from aiaas_magics.story import JobStory
+from aiaas_magics.plots import text_twins
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from aiaas_magics.client.endpoint import Endpoint
-    from aiaas_magics.client.job import Job
-    from aiaas_magics.client.planning import FitPlan
-    from aiaas_magics.client.study import Study
-    from aiaas_magics.client.training import Preflight
-    from aiaas_magics.packing.change import PrecisionChange
+    from aiaas_magics.client.serving.endpoint import Endpoint
+    from aiaas_magics.client.training.job import Job
+    from aiaas_magics.client.training.planning import FitPlan
+    from aiaas_magics.client.training.study import Study
+    from aiaas_magics.client.training.submission import Preflight
+    from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
 
 Bundle = dict[str, Any]
 
@@ -48,7 +48,7 @@ MANIFEST_ROWS: Final = 40
 
 def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", notes: Sequence[str] = ()) -> str:
     """A table that inherits the notebook's own look; every cell is escaped."""
-    sides = ["right" if right else "left" for right in text.right_columns(rows, len(header))]
+    sides = ["right" if right else "left" for right in text_twins.right_columns(rows, len(header))]
     head = "".join(f'<th scope="col" style="text-align:{side}">{escape(name)}</th>' for side, name in zip(sides, header, strict=True))
     # Numbers with their units stay in one line; where a window is too narrow for that, the table is pushed sideways.
     styles = ["text-align:right;white-space:nowrap" if side == "right" else "text-align:left" for side in sides]
@@ -61,7 +61,7 @@ def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption:
 
 
 def table_bundle(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", notes: Sequence[str] = ()) -> Bundle:
-    words = [caption, text.table(header, rows) if rows else "", *notes]
+    words = [caption, text_twins.table(header, rows) if rows else "", *notes]
     return {
         "text/html": table_html(header, rows, caption=caption, notes=notes),
         "text/plain": "\n".join(line for line in words if line),
@@ -74,7 +74,7 @@ def figure_bundle(figure: Figure, words: str) -> Bundle:
 
 def figure_png(figure: Figure) -> bytes:
     """For a figure as the last expression of a cell."""
-    from aiaas_magics.plots.style import as_png
+    from aiaas_magics.plots.figure_style import as_png
 
     return as_png(figure)
 
@@ -84,7 +84,7 @@ def figure_png(figure: Figure) -> bytes:
 
 def job_title(view: JobView) -> str:
     n = view.spec.workers
-    where = "all devices" if n is None else text.workers(n)
+    where = "all devices" if n is None else text_twins.workers(n)
     return f"Job {view.id} · {view.spec.name} · {where}"
 
 
@@ -93,10 +93,10 @@ def job_bundles(view: JobView, story: JobStory, hardware: str = "", *, figures: 
     caption = job_caption(view, story, hardware)
     bundles = [job_table(view, story, caption=caption)]
     if figures and len(story.rows) > 1:
-        from aiaas_magics.plots.history import history_figure
+        from aiaas_magics.plots.history_figure import history_figure
 
         figure = history_figure(story.rows, job_title(view), caption=caption)
-        bundles.append(figure_bundle(figure, f"{text.history_text(story.rows, job_title(view))}\n{caption}"))
+        bundles.append(figure_bundle(figure, f"{text_twins.history_text(story.rows, job_title(view))}\n{caption}"))
     return bundles
 
 
@@ -117,14 +117,14 @@ def job_caption(view: JobView, story: JobStory, hardware: str) -> str:
 
 
 def job_table(view: JobView, story: JobStory, *, caption: str = "") -> Bundle:
-    names = text.metric_names(story.rows)
+    names = text_twins.metric_names(story.rows)
     shown = story.rows if len(story.rows) <= SHOWN_ROWS else (*story.rows[:2], *story.rows[-(SHOWN_ROWS - 2) :])
     rows = [
         (
             str(row.epoch + 1),
-            text.seconds(row.seconds),
-            text.count(row.rows_per_s),
-            *(text.number(row.logs[name]) if name in row.logs else "" for name in names),
+            text_twins.seconds(row.seconds),
+            text_twins.count(row.rows_per_s),
+            *(text_twins.number(row.logs[name]) if name in row.logs else "" for name in names),
         )
         for row in shown
     ]
@@ -143,7 +143,7 @@ def job_table(view: JobView, story: JobStory, *, caption: str = "") -> Bundle:
 
 def phases_line(story: JobStory) -> str:
     spent = story.phase_seconds()
-    return "Time: " + ", ".join(f"{phase} {text.seconds(seconds)}" for phase, seconds in spent.items()) if spent else ""
+    return "Time: " + ", ".join(f"{phase} {text_twins.seconds(seconds)}" for phase, seconds in spent.items()) if spent else ""
 
 
 def job_bundle(job: Job) -> Bundle:
@@ -156,17 +156,17 @@ def job_bundle(job: Job) -> Bundle:
 
 def study_bundles(study: Study, *, figures: bool = True) -> list[Bundle]:
     """The table of a study and its figure."""
-    return [study_table(study), *([figure_bundle(study.plot(), text.study_text(study.report()))] if figures else [])]
+    return [study_table(study), *([figure_bundle(study.plot(), text_twins.study_text(study.report()))] if figures else [])]
 
 
 def study_table(study: Study) -> Bundle:
     report = study.report()
-    header, rows = text.study_table(report)
-    compiled = [text.seconds(seconds) for seconds in study_compile_s(study)]
+    header, rows = text_twins.study_table(report)
+    compiled = [text_twins.seconds(seconds) for seconds in study_compile_s(study)]
     rows = [(*row, cell) for row, cell in itertools.zip_longest(rows, compiled, fillvalue="")]
-    notes = [f"{report.fit.verdict[0].upper()}{report.fit.verdict[1:]}.", *text.study_notes(report)]
+    notes = [f"{report.fit.verdict[0].upper()}{report.fit.verdict[1:]}.", *text_twins.study_notes(report)]
     bundle = table_bundle((*header, "compile (excluded)"), rows, caption=report.title, notes=notes)
-    bundle["text/plain"] += f"\n{text.study_caption(report)}"
+    bundle["text/plain"] += f"\n{text_twins.study_caption(report)}"
     return bundle
 
 
@@ -181,19 +181,19 @@ def study_compile_s(study: Study) -> list[float]:
 def preflight_bundle(preflight: Preflight) -> Bundle:
     """What goes to the backend, item by item; and what is known before the run."""
     items = list(preflight.manifest)
-    rows = [(str(item.kind), str(item.name), text.size(item.bytes), str(item.detail)) for item in items[:MANIFEST_ROWS]]
+    rows = [(str(item.kind), str(item.name), text_twins.size(item.bytes), str(item.detail)) for item in items[:MANIFEST_ROWS]]
     here, there = preflight.here, preflight.there
     versions = ", ".join(
         f"{what} {getattr(here, what)}/{getattr(there, what)}" for what in ("python", "keras", "tensorflow", "aiaas_magics")
     )
     notes = [
         f"and {len(items) - MANIFEST_ROWS} more items" if len(items) > MANIFEST_ROWS else "",
-        f"To send: {text.size(preflight.send_bytes)}; the backend already had {text.size(preflight.known_bytes)}.",
+        f"To send: {text_twins.size(preflight.send_bytes)}; the backend already had {text_twins.size(preflight.known_bytes)}.",
         f"Workers: {preflight.workers}, on {preflight.devices} devices ({preflight.hardware}).",
-        f"Memory: about {text.size(preflight.memory_bytes)} a worker, beyond the libraries.",
+        f"Memory: about {text_twins.size(preflight.memory_bytes)} a worker, beyond the libraries.",
         f"Versions here/there: {versions}.",
         *(f"Note: {note}" for note in preflight.notes),
-        f"Packing and checking took {text.seconds(preflight.seconds)}.",
+        f"Packing and checking took {text_twins.seconds(preflight.seconds)}.",
     ]
     return table_bundle(("kind", "name", "size", "detail"), rows, caption="What fit sends", notes=notes)
 
@@ -211,11 +211,11 @@ def plan_table(plan: FitPlan) -> Bundle:
     rows = [
         (
             *_way(plan, one),
-            text.count(1 / one.step_s),
-            text.count(plan.shape.global_batch / one.step_s),
-            text.seconds(one.compile_s),
-            text.seconds(plan.fit_s(one)),
-            text.size(one.memory_bytes),
+            text_twins.count(1 / one.step_s),
+            text_twins.count(plan.shape.global_batch / one.step_s),
+            text_twins.seconds(one.compile_s),
+            text_twins.seconds(plan.fit_s(one)),
+            text_twins.size(one.memory_bytes),
             "the plan" if plan.is_chosen(one) else "",
         )
         for one in plan.measured
@@ -226,7 +226,9 @@ def plan_table(plan: FitPlan) -> Bundle:
         plan_line(plan.chosen),
         plan.unmeasured,
         *([MEASURED_ALONE] if plan.measured else []),
-        f"--engine {quicker.engine} would take {text.seconds(plan.fit_s(quicker))}; it was proved to compute the same." if quicker else "",
+        f"--engine {quicker.engine} would take {text_twins.seconds(plan.fit_s(quicker))}; it was proved to compute the same."
+        if quicker
+        else "",
         "The model in the kernel is as it was." + ("" if plan.unmeasured else " What was sent of its data is not sent again by the fit."),
     ]
     return table_bundle(
@@ -287,7 +289,7 @@ def endpoint_bundle(endpoint: Endpoint) -> Bundle:
     ]
     table = table_html(("endpoint", endpoint.name), facts)
     curl, snippet = endpoint.curl(), endpoint.snippet()
-    plain = "\n".join((text.table(("endpoint", endpoint.name), facts), "", curl, "", snippet))
+    plain = "\n".join((text_twins.table(("endpoint", endpoint.name), facts), "", curl, "", snippet))
     return {"text/html": f"<div>{table}<pre>{escape(curl)}</pre><pre>{escape(snippet)}</pre></div>", "text/plain": plain}
 
 
@@ -305,12 +307,17 @@ ON_SAMPLES: Final = (
 def change_table(change: PrecisionChange) -> Bundle:
     """What fewer bits change, before they go live."""
     rows = [
-        ("size", text.size(change.bytes_before), text.size(change.bytes_after), f"{change.bytes_after / change.bytes_before:.0%}"),
+        (
+            "size",
+            text_twins.size(change.bytes_before),
+            text_twins.size(change.bytes_after),
+            f"{change.bytes_after / change.bytes_before:.0%}",
+        ),
         *(
             (
                 line.what,
-                "" if line.before is None else text.number(line.before),
-                text.number(line.after),
+                "" if line.before is None else text_twins.number(line.before),
+                text_twins.number(line.after),
                 "" if line.before is None else f"{line.after - line.before:+.2g}",
             )
             for line in change.lines
@@ -337,22 +344,25 @@ def load_bundles(report: LoadReport, *, figures: bool = True) -> list[Bundle]:
     """The tables of a load run and its figure."""
     bundles = [
         table_bundle(
-            text.LOAD_HEADER, text.load_rows(report), caption=f"Endpoint {report.endpoint} under load", notes=text.load_notes(report)
+            text_twins.LOAD_HEADER,
+            text_twins.load_rows(report),
+            caption=f"Endpoint {report.endpoint} under load",
+            notes=text_twins.load_notes(report),
         )
     ]
     if report.rates:
-        bundles.append(table_bundle(text.RATE_HEADER, text.rate_rows(report), caption="Open loop: requests on a schedule"))
+        bundles.append(table_bundle(text_twins.RATE_HEADER, text_twins.rate_rows(report), caption="Open loop: requests on a schedule"))
     if not figures:
         return bundles
-    from aiaas_magics.plots.latency import latency_figure
+    from aiaas_magics.plots.load_figure import latency_figure
 
-    return [*bundles, figure_bundle(latency_figure(report), text.latency_text(report))]
+    return [*bundles, figure_bundle(latency_figure(report), text_twins.latency_text(report))]
 
 
 def looking_bundle(name: str, samples: Sequence[Sample | None]) -> Bundle:
     """What an endpoint does now, with the rate and the p99 of the time before as small curves."""
     last = samples[-1] if samples else None
-    line = f"{name}: {'nobody answers' if samples and last is None else text.sample_line(last) if last else 'looking'}"
+    line = f"{name}: {'nobody answers' if samples and last is None else text_twins.sample_line(last) if last else 'looking'}"
     seen = [sample for sample in samples if sample is not None]
     curves = [("requests/s", [sample.requests_per_s for sample in seen]), ("p99", [sample.p99_ms for sample in seen])]
     drawn = "".join(
@@ -366,21 +376,22 @@ def sparkline(values: Sequence[float], *, width: int = 180, height: int = 28) ->
     top, step = max(*values, 1e-9), width / (len(values) - 1)
     points = " ".join(f"{place * step:.1f},{height - 1 - (height - 2) * value / top:.1f}" for place, value in enumerate(values))
     return (
-        f'<svg width="{width}" height="{height}" role="img" aria-label="{escape(text.number(values[-1]))}" style="vertical-align:middle">'
+        f'<svg width="{width}" height="{height}" role="img" aria-label="{escape(text_twins.number(values[-1]))}" '
+        f'style="vertical-align:middle">'
         f'<polyline points="{points}" fill="none" stroke="#0072b2" stroke-width="1.5"/></svg>'
     )
 
 
 def watched_bundles(watched: Watched, *, figures: bool = True) -> list[Bundle]:
     """What stays of looking at an endpoint: its median and worst, and the figure."""
-    rows = text.watched_rows(watched)
-    notes = text.watched_notes(watched) if rows else ["No request was answered meanwhile.", *text.watched_notes(watched)]
-    bundles = [table_bundle(text.WATCHED_HEADER, rows, caption=f"Endpoint {watched.endpoint}", notes=notes)]
+    rows = text_twins.watched_rows(watched)
+    notes = text_twins.watched_notes(watched) if rows else ["No request was answered meanwhile.", *text_twins.watched_notes(watched)]
+    bundles = [table_bundle(text_twins.WATCHED_HEADER, rows, caption=f"Endpoint {watched.endpoint}", notes=notes)]
     if not figures or not watched.answered:
         return bundles
-    from aiaas_magics.plots.monitoring import watched_figure
+    from aiaas_magics.plots.endpoint_figure import watched_figure
 
-    return [*bundles, figure_bundle(watched_figure(watched), text.watched_text(watched))]
+    return [*bundles, figure_bundle(watched_figure(watched), text_twins.watched_text(watched))]
 
 
 # --------------------------------------------------------------------------- status
@@ -437,7 +448,7 @@ def _job_row(view: JobView, now_s: float) -> tuple[str, ...]:
         "all" if n is None else str(n),
         str(view.state),
         time.strftime("%H:%M:%S", time.localtime(view.created_s)),
-        text.seconds(took) if took is not None else "",
+        text_twins.seconds(took) if took is not None else "",
         "" if view.reason == view.state else textwrap.shorten(view.reason, 80, placeholder=" …"),
     )
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import StdinNotImplementedError
 
-from aiaas_magics.errors import InvalidSpec, NotAuthorised, UnknownName
+from aiaas_magics.core.errors import InvalidSpec, NotAuthorised, UnknownName
 
 if TYPE_CHECKING:
-    from aiaas_magics.client.client import Backend
-    from aiaas_magics.client.endpoint import Endpoint
-    from aiaas_magics.client.job import Job
-    from aiaas_magics.spec import EndpointView, JobView
+    from aiaas_magics.client.backend import Backend
+    from aiaas_magics.client.serving.endpoint import Endpoint
+    from aiaas_magics.client.training.job import Job
+    from aiaas_magics.core.spec import EndpointView, JobView
 
 
 class Session:
@@ -35,7 +35,7 @@ class Session:
     @property
     def backend(self) -> Backend:
         if self._backend is None:
-            from aiaas_magics.client.client import connect
+            from aiaas_magics.client.backend import connect
 
             self._backend = connect()
         return self._backend
@@ -46,7 +46,7 @@ class Session:
 
     def connect(self, url: str | None, *, fingerprint: str = "") -> Backend:
         """Connect anew; asks for a token where a remote backend wants one and AIAAS_TOKEN is not set."""
-        from aiaas_magics.client.client import connect
+        from aiaas_magics.client.backend import connect
 
         try:
             backend = connect(url, fingerprint=fingerprint)

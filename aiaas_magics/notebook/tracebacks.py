@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from aiaas_magics.errors import AiaasError, RemoteTrainingError
-from aiaas_magics.errors.cell import remote_move
-from aiaas_magics.spec import ErrorReport, Frame
+from aiaas_magics.core.errors import AiaasError, RemoteTrainingError
+from aiaas_magics.core.errors.cell_errors import remote_move
+from aiaas_magics.core.spec import ErrorReport, Frame
 
 CONTEXT: Final = 2  # lines before and after, as IPython shows
 NO_FILE: Final = (

@@ -5,6 +5,6 @@ Owns nothing of the product; the product imports nothing from here.
 
 from __future__ import annotations
 
-from aiaas_magics.testing.clock import FakeClock
+from aiaas_magics.testing.fake_clock import FakeClock
 
 __all__ = ["FakeClock"]

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_imports import HOMES, modules, parsed
 
-from aiaas_magics.internals import jax, keras, tensorflow
-from tests import keras_nightly
+from aiaas_magics.core.internals import jax_internals, keras_internals, tensorflow_internals
+from tests.architecture.test_imports import HOMES, modules, parsed
+from tests.nightly import keras_nightly
 
 PLACES = tuple({*HOMES["keras"], *HOMES["tensorflow"]})
 # Of other libraries, or no attribute at all.
@@ -28,7 +28,12 @@ OTHERS = {
     "_pytest",  # a package
     "_val",  # what fields of a message end in
 }
-LISTED = {name for table in (keras.ATTRIBUTES, keras.PASSING, tensorflow.ATTRIBUTES) for names in table.values() for name in names}
+LISTED = {
+    name
+    for table in (keras_internals.ATTRIBUTES, keras_internals.PASSING, tensorflow_internals.ATTRIBUTES)
+    for names in table.values()
+    for name in names
+}
 
 
 def is_private(name: str) -> bool:
@@ -71,7 +76,9 @@ def test_a_table_names_no_attribute_that_nobody_reads() -> None:
     assert LISTED - used().keys() == set()
 
 
-@pytest.mark.parametrize("module", [keras, tensorflow, jax], ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize(
+    "module", [keras_internals, tensorflow_internals, jax_internals], ids=lambda module: module.__name__.rpartition(".")[2]
+)
 def test_a_table_has_no_path_that_nobody_imports(module: object) -> None:
     imported = {
         alias.name

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from aiaas_magics.backend.serving.control import Stop
-from aiaas_magics.client.generator import Form
-from aiaas_magics.spec import SECRETS
+from aiaas_magics.backend.serving.process.control import Stop
+from aiaas_magics.client.load_test.load_generator import Form
+from aiaas_magics.core.spec import SECRETS
 
 PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
 NAMES = SECRETS | {"password", "authorization", "authorizations"}

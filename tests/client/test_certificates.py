@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 
 import aiaas_magics
-from aiaas_magics import errors, settings, wire
-from aiaas_magics.backend.certificate import check_pair, fingerprint
+from aiaas_magics.backend.net.server_certificate import check_pair, fingerprint
 from aiaas_magics.client import certificates
-from aiaas_magics.client.generator import Form, Plan
-from aiaas_magics.client.load import carry_out
+from aiaas_magics.client.load_test.load_generator import Form, Plan
+from aiaas_magics.client.load_test.load_run import carry_out
 from aiaas_magics.client.transport import Transport
-from aiaas_magics.spec import About, Versions
-from tests.impostors import answer_of, squatting
+from aiaas_magics.core import errors, settings, wire
+from aiaas_magics.core.spec import About, Versions
+from tests.support.impostors import answer_of, squatting
 
 x509 = pytest.importorskip("cryptography.x509")
 

@@ -15,13 +15,13 @@ from typing import Any
 import httpx
 import pytest
 
-from aiaas_magics import errors, wire
 from aiaas_magics.client import transport as transports
-from aiaas_magics.client.client import Backend
-from aiaas_magics.client.endpoint import Endpoint
+from aiaas_magics.client.backend import Backend
+from aiaas_magics.client.serving.endpoint import Endpoint
 from aiaas_magics.client.transport import Transport, checked_url, sibling_url
-from aiaas_magics.spec import About, EndpointView, JobView, TensorSpec, Versions
-from tests.impostors import Proving
+from aiaas_magics.core import errors, wire
+from aiaas_magics.core.spec import About, EndpointView, JobView, TensorSpec, Versions
+from tests.support.impostors import Proving
 
 
 @contextmanager

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import serving_models
 from environments import HERE
-from serving_models import Made
-from serving_rig import Rig
 
-from aiaas_magics.backend.serving.engines.onnx import OnnxEngine
-from aiaas_magics.backend.serving.grpc.openinference_schema import inference
+from aiaas_magics.backend.serving.engines.onnx_engine import OnnxEngine
+from aiaas_magics.backend.serving.grpc.open_inference_schema import inference
 from aiaas_magics.backend.serving.grpc.tfserving_schema import serving, tensorflow
+from tests.backend.serving.support import serving_models
+from tests.backend.serving.support.serving_models import Made
+from tests.backend.serving.support.serving_rig import Rig
 
 INPUTS: dict[str, dict[str, np.ndarray]] = {
     "article": {"x": np.random.default_rng(3).normal(size=(4, 100)).astype("float32")},

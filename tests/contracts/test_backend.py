@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import aiaas_magics
-from aiaas_magics import errors, settings
-from aiaas_magics.client.study import run
-from aiaas_magics.client.training import TrainOptions
-from aiaas_magics.events import Checkpointed
-from aiaas_magics.packing.fitcall import FitCall
-from aiaas_magics.spec import JobState
+from aiaas_magics.client.training.study import run
+from aiaas_magics.client.training.submission import TrainOptions
+from aiaas_magics.core import errors, settings
+from aiaas_magics.core.events import Checkpointed
+from aiaas_magics.core.spec import JobState
+from aiaas_magics.packing.fitcall.fit_call import FitCall
 from tests.contracts.memory_group import memory_group
 from tests.contracts.recipes import gap, server_by_hand, small_model, table
 
@@ -188,8 +188,8 @@ def test_a_second_fit_goes_on_from_the_first(backend: aiaas_magics.Backend, here
 
 
 def test_a_second_job_with_the_same_arrays_sends_none_of_them(backend: aiaas_magics.Backend, here: Path) -> None:
-    from aiaas_magics.client.training import TrainOptions, prepare, submit
-    from aiaas_magics.packing.fitcall import FitCall
+    from aiaas_magics.client.training.submission import TrainOptions, prepare, submit
+    from aiaas_magics.packing.fitcall.fit_call import FitCall
 
     x, y = table(rows=40_000)
     call = FitCall(model=small_model(), arguments={"x": x, "y": y, "epochs": 1, "batch_size": 4096})

@@ -12,10 +12,10 @@ import keras
 import pytest
 
 import aiaas_magics
-from aiaas_magics import errors
-from tests import waiting
+from aiaas_magics.core import errors
 from tests.contracts.recipes import server_by_hand, small_model, table
-from tests.small_disk import MOUNTS, small_disk
+from tests.support import waiting
+from tests.support.small_disk import MOUNTS, small_disk
 
 # Starting a server whose launcher imports TensorFlow takes 6 s here, and more on a busy machine.
 pytestmark = [MOUNTS, pytest.mark.nightly]

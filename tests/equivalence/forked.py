@@ -13,12 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from aiaas_magics.backend.workers.attempt import AttemptFolder, Exit, read_value
-from aiaas_magics.backend.workers.launching import LauncherClient
+from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exit, read_value
+from aiaas_magics.backend.workers.local.launcher_client import LauncherClient
+from tests.backend.training import ranks
 from tests.equivalence import ported
 from tests.equivalence.rank import Outcome, Task
 from tests.equivalence.table import PLAIN, Run, Way
-from tests.training import ranks
 
 STUCK_S = 120.0  # one case, on a machine that is busy with something else
 LOOK_S = 0.02

@@ -1,6 +1,6 @@
 """Runs on JAX: packed here, all trained by one process of four simulated devices, since starting one for each would take minutes.
 
-Owns packing them and reading what came back. What that process does is `tests.spmd.jax_cases`; runs on TensorFlow are `forked`.
+Owns packing them and reading what came back. What that process does is `jax_cases`; runs on TensorFlow are `forked`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aiaas_magics.packing import fitcall
+from aiaas_magics.packing.fitcall import fit_call
+from tests.backend.training import ranks
 from tests.equivalence.rank import Outcome, outcome_of
 from tests.equivalence.table import Run, case_of
-from tests.training import ranks
 
 # Nearly all of it is compiling, and what is compiled runs for a moment.
 ENVIRONMENT = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
@@ -34,7 +34,7 @@ class Ported:
             if sent.packed.execution.on_jax:
                 commands += ranks.commands(sent, at, ranks=1, devices=run.way.ranks, cores=(), execution=sent.packed.execution)
         if commands:
-            self.process = ranks.spawn("-m", "tests.spmd.jax_cases", *map(str, commands), output=folder / "output.txt")
+            self.process = ranks.spawn("-m", "tests.backend.training.jax.jax_cases", *map(str, commands), output=folder / "output.txt")
 
     def outcomes(self) -> dict[Run, Outcome]:
         """What became of each; one that stays on TensorFlow was not carried out and has its notes only."""
@@ -49,7 +49,7 @@ class Ported:
         if not (folder / "attempt-1" / "result.safetensors").exists():
             refused = folder / "attempt-1" / "refused.txt"
             return Outcome([], {}, [], [], error=(refused if refused.exists() else self._folder / "output.txt").read_text()[-6000:])
-        history = fitcall.apply_result(ranks.result_in(folder), packed)
+        history = fit_call.apply_result(ranks.result_in(folder), packed)
         return outcome_of(packed.model, history, packed.callbacks, notes=packed.notes)
 
 

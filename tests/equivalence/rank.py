@@ -19,13 +19,13 @@ import keras
 import tensorflow as tf
 from msgspec.structs import replace
 
-from aiaas_magics.backend.training import loop
-from aiaas_magics.backend.training.command import WorkerCommand
-from aiaas_magics.backend.workers import child
-from aiaas_magics.events import Planned
+from aiaas_magics.backend.training.tensorflow import tensorflow_engine
+from aiaas_magics.backend.training.worker_command import WorkerCommand
+from aiaas_magics.backend.workers import worker_main
+from aiaas_magics.core.events import Planned
+from tests.backend.training import ranks
+from tests.backend.training.fit_cases import Case, Watcher
 from tests.equivalence.table import PLAIN, Way, case_of
-from tests.training import ranks
-from tests.training.fit_cases import Case, Watcher
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Told:
 
 def main(path: str) -> int:
     task: Task = pickle.loads(Path(path).read_bytes())
-    child.prepare_process(command(task))
+    worker_main.prepare_process(command(task))
     if task.deterministic:
         tf.config.experimental.enable_op_determinism()
     for place, name in enumerate(task.cases):
@@ -112,8 +112,8 @@ def ours(case: Case, task: Task, place: int) -> Outcome:
     sent = ranks.send(folder, case.model(), workers=task.way.ranks, execution=task.way.execution, **case.arguments())
     packed, told = sent.packed, Told()
     given = replace(command(task), payload=str(sent.payload), arrays=tuple(map(str, sent.arrays)))
-    call = loop.unpack(given)
-    history = loop.run(given, call, told)
+    call = tensorflow_engine.unpack(given)
+    history = tensorflow_engine.run(given, call, told)
     return outcome_of(call.model, history, call.callbacks, notes=packed.notes, fused=told.fused)
 
 

@@ -1,6 +1,6 @@
 """What is combined: models, optimizers, and the ways of carrying out a fit.
 
-Owns the table and what is possible together. Cases that one property makes are `tests.training.fit_cases`.
+Owns the table and what is possible together. Cases that one property makes are `tests.backend.training.fit_cases`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from aiaas_magics.execution import Execution
-from tests.training import fit_cases
-from tests.training.fit_cases import CASES, Case, OwnStep
+from aiaas_magics.core.execution import Execution
+from tests.backend.training import fit_cases
+from tests.backend.training.fit_cases import CASES, Case, OwnStep
 
 BATCH = 12
 
@@ -298,7 +298,7 @@ def combinations(optimizers: Iterable[str]) -> list[Combination]:
 
 
 POSSIBLE = combinations(OPTIMIZERS)
-# In the form that is chosen where nobody asks for one, `tests/training/test_equivalence.py` runs these.
+# In the form that is chosen where nobody asks for one, `tests/backend/training/test_equivalence.py` runs these.
 PROPERTIES = [
     Run(name, Way("collective", fused, ranks))
     for name, case in CASES.items()

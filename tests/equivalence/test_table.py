@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aiaas_magics.backend.workers.launching import LauncherClient
+from aiaas_magics.backend.workers.local.launcher_client import LauncherClient
+from tests.backend.training.ranks import gaps
 from tests.equivalence import forked
 from tests.equivalence.rank import Outcome
 from tests.equivalence.table import MODELS, OPTIMIZERS, PLAIN, THIN, WAYS, Run, Way, case_of, runs
-from tests.launchers import ROOT, launcher_in
-from tests.training.ranks import gaps
+from tests.support.launchers import ROOT, launcher_in
 
 EVERY = os.environ.get("AIAAS_EQUIVALENCE") == "all"
 RUNS = runs(every=EVERY)

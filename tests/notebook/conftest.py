@@ -14,7 +14,7 @@ import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-from tests.launchers import python_path
+from tests.support.launchers import python_path
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 CELL_S = 180.0  # the first cell of a kernel may import TensorFlow on a busy machine

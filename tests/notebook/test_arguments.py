@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis.strategies import text
 from IPython.core.error import UsageError
 
-from aiaas_magics.execution import Execution
+from aiaas_magics.core.execution import Execution
+from aiaas_magics.core.routing import Rollout, Scaling
 from aiaas_magics.notebook import arguments
 from aiaas_magics.notebook.arguments import BenchRequest, DeployRequest, JobRequest, ScaleRequest, TrainRequest
 from aiaas_magics.notebook.magics import AiaasMagics
 from aiaas_magics.notebook.option_values import Every, Workers
-from aiaas_magics.routing import Rollout, Scaling
 
 BAD_LINES = [
     ("train", "--wrkers 2", "no option --wrkers. Did you mean --workers?"),

@@ -40,10 +40,10 @@ CELLS = [
     """
 from aiaas_magics.notebook import present
 from aiaas_magics.notebook.views.live import LiveView
-from aiaas_magics.plots.history import history_figure
-from aiaas_magics.plots.text import history_text
-from aiaas_magics.spec import JobState
-from aiaas_magics.story import EpochRow, JobStory, Lane
+from aiaas_magics.plots.history_figure import history_figure
+from aiaas_magics.plots.text_twins import history_text
+from aiaas_magics.core.spec import JobState
+from aiaas_magics.core.story import EpochRow, JobStory, Lane
 import time
 rows = tuple(EpochRow(epoch=n, seconds=1.0, rows=1000, logs={"loss": 1 / (n + 1), "val_loss": 1.2 / (n + 1)}) for n in range(8))
 with LiveView("widget", title="Job 7 · churn <b>", hint="To stop: interrupt the kernel (■).") as view:

@@ -12,7 +12,7 @@ from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
 
 import aiaas_magics
-from aiaas_magics.notebook.complete import completions
+from aiaas_magics.notebook.completion import completions
 from aiaas_magics.notebook.magics import parsers
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import WIDGET, Cell, Kernel
+
+from tests.notebook.conftest import WIDGET, Cell, Kernel
 
 LOAD = "%load_ext aiaas_magics"
 
@@ -152,8 +153,8 @@ def test_configuration_sets_the_kind_of_view(kernel: Kernel) -> None:
 
 VIEW = """
 from aiaas_magics.notebook.views.live import LiveView
-from aiaas_magics.spec import JobState
-from aiaas_magics.story import JobStory
+from aiaas_magics.core.spec import JobState
+from aiaas_magics.core.story import JobStory
 import time
 with LiveView({kind!r}, title="Job 7") as view:
     for epoch in range(3):

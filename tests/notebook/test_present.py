@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from aiaas_magics.events import Planned
-from aiaas_magics.execution import Execution
+from aiaas_magics.core.events import Planned
+from aiaas_magics.core.execution import Execution
+from aiaas_magics.core.routing import Routing
+from aiaas_magics.core.spec import About, Device, EndpointView, FitShape, FitSpec, JobState, JobView, Versions, VersionView
+from aiaas_magics.core.story import EpochRow, JobStory
 from aiaas_magics.notebook import present
-from aiaas_magics.routing import Routing
-from aiaas_magics.spec import About, Device, EndpointView, FitShape, FitSpec, JobState, JobView, Versions, VersionView
-from aiaas_magics.story import EpochRow, JobStory
 
 VERSIONS = Versions(python="3.11.7", keras="3.15.1", tensorflow="2.21.0", aiaas_magics="0.1.0")
 ABOUT = About(

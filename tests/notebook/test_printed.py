@@ -6,11 +6,11 @@ import base64
 
 import pytest
 
-from aiaas_magics.errors import UnknownName
-from aiaas_magics.events import Entry, FigureShown, Output
+from aiaas_magics.core.errors import UnknownName
+from aiaas_magics.core.events import Entry, FigureShown, Output
+from aiaas_magics.core.printout import ENDING, OURS, Printout, counted, differing
 from aiaas_magics.notebook.views import printed
 from aiaas_magics.notebook.views.printed import CellLines
-from aiaas_magics.printout import ENDING, OURS, Printout, counted, differing
 
 
 def printout(*texts: tuple[int, str] | str, attempt: int = 1) -> Printout:

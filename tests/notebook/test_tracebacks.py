@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from aiaas_magics.errors import DataMismatch, NotCompiled, RemoteTrainingError
+from aiaas_magics.core.errors import DataMismatch, NotCompiled, RemoteTrainingError
+from aiaas_magics.core.spec import ErrorReport, Frame
 from aiaas_magics.notebook import tracebacks
 from aiaas_magics.notebook.tracebacks import Interrupted, remote_block
-from aiaas_magics.spec import ErrorReport, Frame
 
 FILE = "ipykernel_1/123.py"
 SOURCE = [

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WIDGET, Cell, Kernel, started
+
+from tests.notebook.conftest import WIDGET, Cell, Kernel, started
 
 pytestmark = pytest.mark.slow
 

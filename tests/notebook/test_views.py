@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from aiaas_magics.errors import AiaasBug
-from aiaas_magics.events import (
+from aiaas_magics.core.errors import AiaasBug
+from aiaas_magics.core.events import (
     AttemptStarted,
     Crashed,
     Entry,
@@ -24,14 +24,14 @@ from aiaas_magics.events import (
     WorkerLost,
     WorkerStarted,
 )
+from aiaas_magics.core.spec import ErrorReport, JobState
+from aiaas_magics.core.story import JobStory, fold
 from aiaas_magics.notebook.views import lines as fit_lines
 from aiaas_magics.notebook.views import live
 from aiaas_magics.notebook.views.html import html_of
 from aiaas_magics.notebook.views.lines import LinesPainter
 from aiaas_magics.notebook.views.picture import Picture, Stop, picture
 from aiaas_magics.notebook.views.words import news, words_of
-from aiaas_magics.spec import ErrorReport, JobState
-from aiaas_magics.story import JobStory, fold
 
 EVIL = "<script>alert('x')</script>\"&"
 

@@ -1,6 +1,6 @@
 """Every private name that we use is where `internals` says, in the versions that are installed.
 
-`make nightly` runs this file with another Keras too (`tests/keras_nightly.py`), so each name is a test of its own: what a release
+`make nightly` runs this file with another Keras too (`tests/nightly/keras_nightly.py`), so each name is a test of its own: what a release
 has moved is a line of the summary.
 """
 
@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from aiaas_magics import internals
-from aiaas_magics.errors import PrivateNameGone
-from aiaas_magics.internals import jax as jax_names
-from aiaas_magics.internals import keras as keras_names
-from aiaas_magics.internals import tensorflow as tensorflow_names
+from aiaas_magics.core import internals
+from aiaas_magics.core.errors import PrivateNameGone
+from aiaas_magics.core.internals import jax_internals as jax_names
+from aiaas_magics.core.internals import keras_internals as keras_names
+from aiaas_magics.core.internals import tensorflow_internals as tensorflow_names
 
 MODULES = {"keras": keras_names, "tensorflow": tensorflow_names, "jax": jax_names}
 
@@ -157,6 +157,6 @@ def test_a_library_that_a_private_module_needs_is_said_by_its_own_name(tmp_path:
 
 def test_a_name_that_is_in_no_table_is_said_to_be_missing_there() -> None:
     with pytest.raises(ImportError):
-        exec("from aiaas_magics.internals.keras import Nobody")
+        exec("from aiaas_magics.core.internals.keras_internals import Nobody")
     with pytest.raises(AttributeError, match="no private name 'Nobody' of keras"):
         getattr(keras_names, "Nobody")  # noqa: B009

@@ -15,17 +15,17 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from msgspec.structs import replace
 
-from aiaas_magics.latency import Answers, LoadPoint, LoadReport, RatePoint
-from aiaas_magics.laws import SpeedupPoint, fit_study
-from aiaas_magics.monitoring import Sample, Watched
-from aiaas_magics.plots.history import history_figure
-from aiaas_magics.plots.latency import latency_figure
-from aiaas_magics.plots.monitoring import watched_figure
-from aiaas_magics.plots.study import PROJECTED, study_figure
-from aiaas_magics.plots.style import as_png
-from aiaas_magics.plots.text import StudyReport, history_text, latency_text, sample_line, study_text, watched_text
-from aiaas_magics.projection import StepPoint, project
-from aiaas_magics.story import EpochRow
+from aiaas_magics.core.scaling.endpoint_samples import Sample, Watched
+from aiaas_magics.core.scaling.laws import SpeedupPoint, fit_study
+from aiaas_magics.core.scaling.load_report import Answers, LoadPoint, LoadReport, RatePoint
+from aiaas_magics.core.scaling.projection import StepPoint, project
+from aiaas_magics.core.story import EpochRow
+from aiaas_magics.plots.endpoint_figure import watched_figure
+from aiaas_magics.plots.figure_style import as_png
+from aiaas_magics.plots.history_figure import history_figure
+from aiaas_magics.plots.load_figure import latency_figure
+from aiaas_magics.plots.study_figure import PROJECTED, study_figure
+from aiaas_magics.plots.text_twins import StudyReport, history_text, latency_text, sample_line, study_text, watched_text
 
 POINTS = [
     SpeedupPoint(workers=1, seconds=8.0, spread=0.02, rows_per_s=1000),
@@ -346,14 +346,14 @@ def test_a_history_of_nothing_can_be_drawn(rows: list[EpochRow]) -> None:
 def test_drawing_touches_no_pyplot_and_the_text_twins_no_matplotlib() -> None:
     probe = """
 import sys
-from aiaas_magics.laws import SpeedupPoint, fit_study
+from aiaas_magics.core.scaling.laws import SpeedupPoint, fit_study
 from aiaas_magics.plots import text
 points = (SpeedupPoint(workers=1, seconds=2.0), SpeedupPoint(workers=2, seconds=1.0))
 report = text.StudyReport(points=points, fit=fit_study(points), hardware="here")
 text.study_text(report)
 assert "matplotlib" not in sys.modules
-from aiaas_magics.plots.study import study_figure
-from aiaas_magics.plots.style import as_png
+from aiaas_magics.plots.study_figure import study_figure
+from aiaas_magics.plots.figure_style import as_png
 as_png(study_figure(report))
 assert "matplotlib.pyplot" not in sys.modules
 """

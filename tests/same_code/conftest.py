@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.backend.training.conftest import cases
 from tests.notebook.conftest import Kernel, started
-from tests.training.conftest import cases
 
 __all__ = ["cases"]  # a fixture
 

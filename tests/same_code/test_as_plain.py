@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from aiaas_magics.client import embedded
+from aiaas_magics.client import local_server
 from tests.notebook.conftest import started
 from tests.same_code import product
 from tests.same_code.cells import BEFORE, CELLS, Sample
@@ -34,7 +34,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
             plain, ours = (stack.enter_context(contextmanager(started)(folder, packages=packages)) for _ in range(2))
             yield Oracle(plain, ours, folder)
     finally:
-        embedded.stop_local()
+        local_server.stop_local()
         os.environ["AIAAS_HOME"] = before
 
 

@@ -14,10 +14,10 @@ import tensorflow as tf
 from keras import layers
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
-from aiaas_magics.client.feed import Feed
-from aiaas_magics.errors import DataMismatch
-from aiaas_magics.frames import FeedView, Kind, decode
-from aiaas_magics.packing import sources
+from aiaas_magics.client.training.dataset_feed import Feed
+from aiaas_magics.core.errors import DataMismatch
+from aiaas_magics.core.feed_frames import FeedView, Kind, decode
+from aiaas_magics.packing.fitcall import batch_sources
 from tests.same_code.fits import fit
 
 random = np.random.default_rng(1)
@@ -89,7 +89,7 @@ def test_data_that_yields_batches_trains_as_in_plain_fit(case: str, tmp_path: Pa
     more = {"epochs": 1, "steps_per_epoch": 4} if case.startswith("None") else {"epochs": 2}
     expected = plain.fit(data(), **more, shuffle=False, verbose=0).history["loss"]
     if case.startswith("Image"):
-        source, _ = sources.packed(flow(), "x")
+        source, _ = batch_sources.packed(flow(), "x")
         assert source.batches == 5, "and not without an end"
 
     history = fit(tmp_path, ours, x=data(), **more, shuffle=False).history["loss"]
@@ -97,13 +97,13 @@ def test_data_that_yields_batches_trains_as_in_plain_fit(case: str, tmp_path: Pa
     np.testing.assert_allclose(history, expected, rtol=1e-5)
 
 
-def changing() -> sources.Stream:
+def changing() -> batch_sources.Stream:
     def batches() -> Iterator[Any]:
         for width in (16, 16, 24):
             rows = np.ones((10, width, 8), "float32")
             yield rows, rows[:, 0, :1]
 
-    _, stream = sources.packed(batches(), "x")
+    _, stream = batch_sources.packed(batches(), "x")
     assert stream is not None
     return stream
 
@@ -153,4 +153,4 @@ def test_a_job_hears_at_once_that_a_batch_does_not_fit() -> None:
 def test_single_samples_are_still_told_from_batches() -> None:
     for data in (tf.data.Dataset.from_tensor_slices((X, Y)), tf.data.Dataset.from_tensor_slices((X[:, 0], Y[:, 0]))):
         with pytest.raises(DataMismatch, match="yields single samples"):
-            sources.check(data, "x", steps_name="steps_per_epoch", steps=None, declared=[(None, 3)])
+            batch_sources.check(data, "x", steps_name="steps_per_epoch", steps=None, declared=[(None, 3)])

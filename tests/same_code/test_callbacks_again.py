@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aiaas_magics.packing.fitcall import FitCall, apply_result, pack, read_result, unpack
-from tests.packed import Namespace, Worker
+from aiaas_magics.packing.fitcall.fit_call import FitCall, apply_result, pack, read_result, unpack
+from tests.support.packed import Namespace, Worker
 
 Cell = Callable[..., Namespace]
 

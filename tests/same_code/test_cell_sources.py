@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from aiaas_magics.packing import cell_sources
-from aiaas_magics.packing.fitcall import FitCall, pack, read_result
-from aiaas_magics.packing.fitcall_pickle import preamble_of
-from tests.packed import Namespace, Worker
+from aiaas_magics.packing.fitcall import cell_sources
+from aiaas_magics.packing.fitcall.fit_call import FitCall, pack, read_result
+from aiaas_magics.packing.fitcall.state_pickle import preamble_of
+from tests.support.packed import Namespace, Worker
 
 Cell = Callable[..., Namespace]
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aiaas_magics.client.endpoint import notes_of
-from aiaas_magics.packing import servable
-from aiaas_magics.packing.servable import CannotServe
-from tests.packed import Namespace
+from aiaas_magics.client.serving.endpoint import notes_of
+from aiaas_magics.packing.export import model_export
+from aiaas_magics.packing.export.model_export import CannotServe
+from tests.support.packed import Namespace
 
 Cell = Callable[..., Namespace]
 
@@ -59,7 +59,7 @@ def test_an_export_leaves_every_state_as_it_was_also_when_refused(name: str, cel
     before = state_of(model)
 
     try:
-        servable.export(model, np.ones((1, 5, 2) if name == "recurrent" else (8, 6), "float32"))
+        model_export.export(model, np.ones((1, 5, 2) if name == "recurrent" else (8, 6), "float32"))
     except CannotServe:
         assert name in {"counted", "noisy", "recurrent"}
 
@@ -69,7 +69,7 @@ def test_an_export_leaves_every_state_as_it_was_also_when_refused(name: str, cel
 def test_state_that_no_answer_depends_on_is_told(cell: Cell) -> None:
     made = cell(STATEFUL)
 
-    engine, note = notes_of(servable.export(made["counting"], made["x"]))
+    engine, note = notes_of(model_export.export(made["counting"], made["x"]))
 
     assert engine.endswith("a call changes its state, which an ONNX file cannot hold.")
     assert note.startswith("Each call changes ")
@@ -83,7 +83,7 @@ def test_a_model_that_answers_the_same_rows_differently_is_refused_with_the_caus
 
     for name, cause in (("counted", "counting/n"), ("noisy", "seed_generator")):
         with pytest.raises(CannotServe, match="answers the same rows differently from call to call") as refused:
-            servable.export(made[name], made["x"])
+            model_export.export(made[name], made["x"])
         assert cause in str(refused.value)
 
 
@@ -91,7 +91,7 @@ def test_a_stateful_recurrent_layer_is_refused_with_what_to_do(cell: Cell) -> No
     made = cell(STATEFUL)
 
     with pytest.raises(CannotServe, match="its layer 'memory' is stateful") as refused:
-        servable.export(made["recurrent"], np.ones((1, 5, 2), "float32"))
+        model_export.export(made["recurrent"], np.ones((1, 5, 2), "float32"))
 
     assert "stateful=False" in str(refused.value)
 
@@ -108,19 +108,19 @@ def test_what_building_sets_stays_when_the_export_is_the_first_call(cell: Cell) 
         "net = Net()"
     )
 
-    servable.export(made["net"], made["x"])
+    model_export.export(made["net"], made["x"])
 
     assert made["net"].own.width == 6
     assert made["net"].predict(made["x"], verbose=0).shape == (70, 6)
 
 
 def test_the_numbers_for_another_backend_leave_every_state_as_it_was(cell: Cell) -> None:
-    from aiaas_magics.packing import proof
+    from aiaas_magics.packing.export import reference_answers
 
     made = cell(STATEFUL + "counting.compile('sgd', 'mse')")
     before = state_of(made["counting"])
 
-    proof.take(made["counting"], {"x": made["x"], "y": made["x"]})
+    reference_answers.take(made["counting"], {"x": made["x"], "y": made["x"]})
 
     assert all(np.array_equal(a, b) for a, b in zip(before, state_of(made["counting"]), strict=True))
 
@@ -129,6 +129,6 @@ def test_a_refused_name_does_not_stay_in_the_names_of_the_notebooks_next_variabl
     made = cell("model = keras.Sequential([keras.Input((6,)), layers.Dense(1, name='größe (cm)')], name='outer')")
 
     with pytest.raises(CannotServe, match="Rename the model"):
-        servable.export(made["model"], made["x"])
+        model_export.export(made["model"], made["x"])
 
     assert made["keras"].Variable(0.0, name="next").path == "next"

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from aiaas_magics.errors import ResultMismatch
+from aiaas_magics.core.errors import ResultMismatch
 from tests.same_code.fits import fit
 
 X = np.random.default_rng(1).normal(size=(48, 4)).astype("float32")

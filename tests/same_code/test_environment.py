@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aiaas_magics import environment
-from aiaas_magics.client import embedded
-from aiaas_magics.errors import InvalidSpec
-from aiaas_magics.packing.fitcall import FitCall, pack, read_result
-from aiaas_magics.spec import ErrorReport
-from tests.packed import Namespace, Worker
+from aiaas_magics.client import local_server
+from aiaas_magics.core import environment
+from aiaas_magics.core.errors import InvalidSpec
+from aiaas_magics.core.spec import ErrorReport
+from aiaas_magics.packing.fitcall.fit_call import FitCall, pack, read_result
+from tests.support.packed import Namespace, Worker
 
 Cell = Callable[..., Namespace]
 
@@ -105,13 +105,13 @@ def test_env_refuses_what_is_not_set_and_what_belongs_to_a_machine(name: str, sa
 
 
 def test_a_variable_missing_in_a_worker_is_told_with_the_option_that_sends_it() -> None:
-    from aiaas_magics.backend.training.report import report_of
+    from aiaas_magics.backend.training.error_report import report_of
 
     try:
         os.environ["MY_MISSING_KEY"]
     except KeyError as error:
         report = report_of(error, rank=0)
-    from aiaas_magics.errors import RemoteTrainingError
+    from aiaas_magics.core.errors import RemoteTrainingError
 
     assert "send the kernel's variable with --env MY_MISSING_KEY" in str(RemoteTrainingError(report))
     assert "--env" not in str(RemoteTrainingError(ErrorReport(type="KeyError", message="'MY_MISSING_KEY'")))
@@ -125,13 +125,13 @@ def test_the_local_server_has_nothing_of_the_notebook_that_started_it(tmp_path: 
         monkeypatch.setenv(name, "ignore")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
-    url, _ = embedded.ensure_local()
+    url, _ = local_server.ensure_local()
     try:
         port = int(url.rpartition(":")[2])
         (server,) = [process for process in psutil.Process().children() if any(c.laddr.port == port for c in process.net_connections())]
         names = server.environ()
     finally:
-        embedded.stop_local()
+        local_server.stop_local()
 
     assert not {"PYTHONWARNINGS", "MY_RATE", "MY_API_KEY", "JPY_PARENT_PID"} & names.keys()
     assert {"AIAAS_HOME", "CUDA_VISIBLE_DEVICES", "PATH"} <= names.keys()

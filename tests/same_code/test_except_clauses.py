@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from aiaas_magics.backend.training.report import report_of
-from aiaas_magics.errors import CellError, OutOfMemory, RemoteTrainingError
-from aiaas_magics.packing.fitcall import FitCall, pack
-from aiaas_magics.spec import ErrorReport
-from tests.packed import Namespace
+from aiaas_magics.backend.training.error_report import report_of
+from aiaas_magics.core.errors import CellError, OutOfMemory, RemoteTrainingError
+from aiaas_magics.core.spec import ErrorReport
+from aiaas_magics.packing.fitcall.fit_call import FitCall, pack
+from tests.support.packed import Namespace
 
 Cell = Callable[..., Namespace]
 
@@ -62,7 +62,7 @@ def test_a_workers_error_is_caught_as_pythons_own_class(raised: BaseException, c
         "os.system",
         "a.b",
         ".",
-        "aiaas_magics.errors.UsageError",
+        "aiaas_magics.core.errors.UsageError",
     ],
 )
 def test_a_class_that_cannot_be_made_here_is_still_a_training_error(kind: str) -> None:

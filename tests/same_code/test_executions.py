@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tests.lanes import thinned
 from tests.same_code.fits import fit
+from tests.support.lanes import thinned
 
 X = np.random.default_rng(1).normal(size=(100, 4)).astype("float32")
 Y = X[:, :1] - X[:, 1:2]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from aiaas_magics.packing import helpers
+from aiaas_magics.packing.fitcall import user_modules
 from tests.same_code.fits import fit
 
 PACKAGE = """
@@ -71,7 +71,7 @@ def test_a_functional_class_of_a_package_trains_where_no_object_of_it_was_made(
         del sys.modules["a_hub"]
         importlib.import_module("a_hub")
 
-    assert helpers.users_module("a_hub") is None, "it is a package, and goes by its name"
+    assert user_modules.users_module("a_hub") is None, "it is a package, and goes by its name"
     plain, ours = made(), made()
     expected = plain.fit(X, Y, batch_size=16, shuffle=False, epochs=2, verbose=0).history["loss"]
 

@@ -11,10 +11,10 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from aiaas_magics.errors import DataMismatch, InvalidSpec, RemoteTrainingError
-from aiaas_magics.events import ErrorReport
+from aiaas_magics.core.errors import DataMismatch, InvalidSpec, RemoteTrainingError
+from aiaas_magics.core.events import ErrorReport
 from aiaas_magics.notebook.capture import capturing
-from aiaas_magics.packing.fitcall import FitCall, pack
+from aiaas_magics.packing.fitcall.fit_call import FitCall, pack
 
 X, Y = np.ones((100, 3), "float32"), np.ones((100, 2), "float32")
 

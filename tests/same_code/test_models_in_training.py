@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from aiaas_magics.errors import JobStillRunning
+from aiaas_magics.core.errors import JobStillRunning
 from aiaas_magics.notebook.capture import guard
-from aiaas_magics.packing import servable
-from aiaas_magics.packing.fitcall import FitCall, pack
-from tests.packed import Namespace
+from aiaas_magics.packing.export import model_export
+from aiaas_magics.packing.fitcall.fit_call import FitCall, pack
+from tests.support.packed import Namespace
 
 Cell = Callable[..., Namespace]
 
@@ -36,7 +36,7 @@ def held(cell: Cell) -> Iterator[Namespace]:
 @pytest.mark.parametrize("name", ["model", "encoder"])
 def test_neither_it_nor_a_model_with_its_layers_is_deployed(name: str, held: Namespace) -> None:
     with pytest.raises(JobStillRunning, match=r"deploy on a model that job j7 is still training. Call job.result\(\) first"):
-        servable.export(held[name], held["x"])
+        model_export.export(held[name], held["x"])
 
 
 def test_a_model_with_its_layers_is_not_trained(held: Namespace) -> None:
@@ -53,9 +53,9 @@ def test_what_reads_or_replaces_its_state_is_refused(use: Callable[..., object],
 
 
 def test_another_model_and_a_released_one_are_exported(held: Namespace) -> None:
-    assert servable.export(held["other"], held["x"]).format == "onnx"
+    assert model_export.export(held["other"], held["x"]).format == "onnx"
 
     guard.release(held["model"])
 
-    assert servable.export(held["encoder"], held["x"]).format == "onnx"
+    assert model_export.export(held["encoder"], held["x"]).format == "onnx"
     assert "_aiaas_job" not in vars(held["model"].layers[1])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from aiaas_magics.errors import CannotTravel, UsageError
-from aiaas_magics.packing.fitcall import FitCall, pack
-from tests.packed import Namespace
+from aiaas_magics.core.errors import CannotTravel, UsageError
+from aiaas_magics.packing.fitcall.fit_call import FitCall, pack
+from tests.support.packed import Namespace
 
 Cell = Callable[..., Namespace]
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aiaas_magics import precision
-from aiaas_magics.agreement import compare, largest_of
-from aiaas_magics.backend.serving.engines.onnx import OnnxEngine
-from aiaas_magics.backend.serving.proof import prove, read_samples
-from aiaas_magics.client.endpoint import notes_of
-from aiaas_magics.packing import change, servable
-from aiaas_magics.packing.servable import CannotServe, Servable
-from aiaas_magics.precision import Precision
-from aiaas_magics.spec import DeploySpec
-from tests.packed import Namespace
+from aiaas_magics.backend.serving.engines.onnx_engine import OnnxEngine
+from aiaas_magics.backend.serving.models.parity_check import prove, read_samples
+from aiaas_magics.client.serving.endpoint import notes_of
+from aiaas_magics.core import precision
+from aiaas_magics.core.agreement import compare, largest_of
+from aiaas_magics.core.precision import Precision
+from aiaas_magics.core.spec import DeploySpec
+from aiaas_magics.packing.export import accuracy_impact, model_export
+from aiaas_magics.packing.export.model_export import CannotServe, Servable
+from tests.support.packed import Namespace
 
 Cell = Callable[..., Namespace]
 
@@ -55,7 +55,7 @@ def host_proof(exported: Servable, folder: Path) -> float:
 def test_layers_on_raw_pixels_are_served(name: str, cell: Cell, tmp_path: Path) -> None:
     made = cell(PIXELS)
 
-    exported = servable.export(made[name], made["pixels"])
+    exported = model_export.export(made[name], made["pixels"])
 
     assert exported.format == "onnx", exported.note
     assert host_proof(exported, tmp_path) <= 1e-5 * largest_of(made[name](made["pixels"]).numpy())
@@ -87,7 +87,7 @@ class Spreads(layers.Layer):
 model = keras.Sequential([keras.Input((6,)), Spreads()])
 """)
 
-    exported = servable.export(made["model"], made["x"])
+    exported = model_export.export(made["model"], made["x"])
     (note,) = notes_of(exported)
 
     assert exported.spread == pytest.approx(5e-5, rel=0.3)
@@ -107,7 +107,7 @@ def test_what_no_engine_could_agree_with_is_refused_with_the_cause(model: str, s
     made = cell(f"model = keras.Sequential([keras.Input((6,)), {model}])")
 
     with pytest.raises(CannotServe) as refused:
-        servable.export(made["model"], made["x"][:32])
+        model_export.export(made["model"], made["x"][:32])
 
     assert said in str(refused.value)
     assert "--sample" not in str(refused.value)
@@ -124,7 +124,7 @@ def test_rare_events_keep_their_order(last: str, cell: Cell) -> None:
     x = np.linspace(-1, 1, 60, dtype="float32").reshape(10, 6) * 60
     expected = model(x).numpy()
 
-    answers = change.onnx_form(servable.export(model, x).artefact)({"input_0": x})["output_0"]
+    answers = accuracy_impact.onnx_form(model_export.export(model, x).artefact)({"input_0": x})["output_0"]
 
     shown = expected > 1e-30
     assert (expected[shown] < 1e-8).any()

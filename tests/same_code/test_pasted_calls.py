@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 
-from aiaas_magics import snippets
-from aiaas_magics.spec import TensorSpec
+from aiaas_magics.core import snippets
+from aiaas_magics.core.spec import TensorSpec
 
 pytestmark = pytest.mark.process
 

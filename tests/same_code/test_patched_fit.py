@@ -12,7 +12,7 @@ import pytest
 from keras import layers
 
 from aiaas_magics.notebook.capture import capturing
-from aiaas_magics.packing.fitcall import FitCall
+from aiaas_magics.packing.fitcall.fit_call import FitCall
 
 X, Y = np.ones((6, 2), "float32"), np.ones((6, 1), "float32")
 

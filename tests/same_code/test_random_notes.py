@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from aiaas_magics.packing import randomness
-from tests.packed import Namespace
+from aiaas_magics.packing.checks import randomness
+from tests.support.packed import Namespace
 
 Cell = Callable[..., Namespace]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from aiaas_magics import row_order
-from aiaas_magics.client.training import seed_of
-from aiaas_magics.packing.fitcall import FitCall
-from tests.packed import Namespace
+from aiaas_magics.client.training.submission import seed_of
+from aiaas_magics.core import row_order
+from aiaas_magics.packing.fitcall.fit_call import FitCall
+from tests.support.packed import Namespace
 
 Cell = Callable[..., Namespace]
 SMALL = "model = keras.Sequential([layers.Input((6,)), layers.Dense(1)])\nmodel.compile('sgd', 'mse')"

@@ -11,9 +11,9 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from aiaas_magics import row_order
-from aiaas_magics.backend.training.keras_order import order_of_keras
-from aiaas_magics.backend.training.plan import Shuffle
+from aiaas_magics.backend.training.batch_partition import Shuffle
+from aiaas_magics.backend.training.tensorflow.keras_order import order_of_keras
+from aiaas_magics.core import row_order
 from tests.same_code.fits import fit
 
 ROWS = 37

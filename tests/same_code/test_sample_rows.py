@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aiaas_magics.errors import DataMismatch
-from aiaas_magics.packing import servable
-from aiaas_magics.packing.samples import NoSamples
-from aiaas_magics.packing.servable import CannotServe
-from tests.packed import Namespace
+from aiaas_magics.core.errors import DataMismatch
+from aiaas_magics.packing.export import model_export
+from aiaas_magics.packing.export.model_export import CannotServe
+from aiaas_magics.packing.export.samples import NoSamples
+from tests.support.packed import Namespace
 
 Cell = Callable[..., Namespace]
 
@@ -66,7 +66,7 @@ datasets = [tf.data.Dataset.from_tensor_slices((x, y)).batch(16), tf.data.Datase
 def test_samples_of_this_form_are_taken(model: str, sample: str, inputs: list[str], cell: Cell) -> None:
     made = cell(MODELS + f"sample = {sample}")
 
-    exported = servable.export(made[model], made["sample"])
+    exported = model_export.export(made[model], made["sample"])
 
     assert [spec.name for spec in exported.inputs] == inputs
 
@@ -74,7 +74,7 @@ def test_samples_of_this_form_are_taken(model: str, sample: str, inputs: list[st
 def test_the_names_of_keras_travel_with_those_that_are_served(cell: Cell) -> None:
     made = cell(MODELS)
 
-    exported = servable.export(made["named"], {"größe (cm)": made["x3"], "a-b c d": made["x3"][:, 0]})
+    exported = model_export.export(made["named"], {"größe (cm)": made["x3"], "a-b c d": made["x3"][:, 0]})
 
     assert {spec.name: spec.original for spec in exported.inputs} == {"gr__e__cm_": "größe (cm)", "a_b_c_d": "a-b c d"}
     assert {spec.name: spec.original for spec in exported.outputs} == {"Preis___x": "Preis €/x", "class": ""}
@@ -96,7 +96,7 @@ def test_a_refusal_names_the_cause_and_a_move_that_helps(model: str, sample: str
     made: dict[str, Any] = cell(MODELS + f"sample = {sample}")
 
     with pytest.raises(error) as refused:
-        servable.export(made[model], made["sample"])
+        model_export.export(made[model], made["sample"])
 
     assert said in str(refused.value)
     assert "\x1b" not in str(refused.value)
@@ -129,8 +129,8 @@ places = keras.Sequential([keras.Input((6,)), Positions()])
 
 @pytest.mark.parametrize("kind", ["dataset", "python dataset", "generator", "arrays"])
 def test_rows_of_the_last_fit_are_the_sample(kind: str, cell: Cell) -> None:
-    from aiaas_magics.packing.fitcall import FitCall, pack
-    from aiaas_magics.packing.samples import samples_for
+    from aiaas_magics.packing.export.samples import samples_for
+    from aiaas_magics.packing.fitcall.fit_call import FitCall, pack
 
     made = cell(FITTED)
     arguments = made["fits"][kind]()
@@ -146,18 +146,18 @@ def test_rows_of_the_last_fit_are_the_sample(kind: str, cell: Cell) -> None:
 
 
 def test_rows_are_made_up_for_a_model_that_looks_up_nothing_of_its_input(cell: Cell) -> None:
-    exported = servable.export(cell(FITTED)["places"])
+    exported = model_export.export(cell(FITTED)["places"])
 
     assert exported.inputs[0].shape == (-1, 6)
 
 
 def test_a_model_that_was_not_fitted_says_which_fit_counts(cell: Cell) -> None:
     with pytest.raises(NoSamples, match="was not fitted by %%aiaas_train in this kernel"):
-        servable.export(cell(FITTED)["words"])
+        model_export.export(cell(FITTED)["words"])
 
 
 def test_a_refused_fit_with_none_among_its_inputs_is_told_with_shapes(cell: Cell) -> None:
-    from aiaas_magics.packing.fitcall import FitCall, pack
+    from aiaas_magics.packing.fitcall.fit_call import FitCall, pack
 
     made = cell(MODELS + "optional.compile('sgd', 'mse')")
 

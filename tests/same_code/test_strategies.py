@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from aiaas_magics.execution import Execution
-from aiaas_magics.packing.fitcall import FitCall, pack
+from aiaas_magics.core.execution import Execution
+from aiaas_magics.packing.fitcall.fit_call import FitCall, pack
 from tests.same_code.fits import fit
 
 X = np.random.default_rng(1).normal(size=(48, 4)).astype("float32")

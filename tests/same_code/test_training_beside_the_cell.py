@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from aiaas_magics.notebook.capture import capturing
-from tests.packed import Namespace
+from tests.support.packed import Namespace
 
 Cell = Callable[..., Namespace]
 

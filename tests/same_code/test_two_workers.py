@@ -12,11 +12,11 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from aiaas_magics.backend.workers.launching import LauncherClient
-from aiaas_magics.events import Planned
-from aiaas_magics.execution import Execution
-from aiaas_magics.packing import fitcall
-from tests.training import ranks
+from aiaas_magics.backend.workers.local.launcher_client import LauncherClient
+from aiaas_magics.core.events import Planned
+from aiaas_magics.core.execution import Execution
+from aiaas_magics.packing.fitcall import fit_call
+from tests.backend.training import ranks
 
 X = np.random.default_rng(1).normal(size=(48, 4)).astype("float32")
 Y = np.concatenate([X[:, :1] - X[:, 1:2], X[:, 2:3]], axis=1)
@@ -92,7 +92,7 @@ def trained(cases: LauncherClient, tmp_path_factory: pytest.TempPathFactory) -> 
             files[rank].append(path)
     ranks.carry_out(cases, files, folder)
     return {
-        case: (folder / str(place), models[case], fitcall.apply_result(ranks.result_in(folder / str(place)), sent[case].packed))
+        case: (folder / str(place), models[case], fit_call.apply_result(ranks.result_in(folder / str(place)), sent[case].packed))
         for place, case in enumerate(CASES)
     }
 

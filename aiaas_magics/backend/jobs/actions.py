@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aiaas_magics.events import AnyEvent
+from aiaas_magics.core.events import AnyEvent
 
 
 @dataclass(frozen=True, slots=True)

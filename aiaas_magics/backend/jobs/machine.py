@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final, assert_never
 
 from aiaas_magics.backend.jobs.actions import Action, ClearAttempt, ClearJob, KeepResult, Record, StartAttempt, StopAttempt
-from aiaas_magics.backend.jobs.events import (
+from aiaas_magics.backend.jobs.machine_events import (
     CancelAsked,
     CannotBePlaced,
     Event,
@@ -25,8 +25,8 @@ from aiaas_magics.backend.jobs.events import (
     StartFailed,
 )
 from aiaas_magics.backend.jobs.states import Blame, Job, Verdict, check_move
-from aiaas_magics.events import StateChanged, WorkerLost
-from aiaas_magics.spec import JobState
+from aiaas_magics.core.events import StateChanged, WorkerLost
+from aiaas_magics.core.spec import JobState
 
 # Ranks run the same code, so an exception in one is mostly raised by all within milliseconds; those that wait
 # for the one that raised never end by themselves. Guess.

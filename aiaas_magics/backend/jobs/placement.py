@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from aiaas_magics.errors import NotEnoughDevices
+from aiaas_magics.core.errors import NotEnoughDevices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

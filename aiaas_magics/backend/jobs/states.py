@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from aiaas_magics.errors import AiaasBug
-from aiaas_magics.spec import JobState
+from aiaas_magics.core.errors import AiaasBug
+from aiaas_magics.core.spec import JobState
 
 # What may follow what. RUNNING goes back to QUEUED when a worker was lost, or when the server ends in good order.
 MOVES: Final[Mapping[JobState, frozenset[JobState]]] = {

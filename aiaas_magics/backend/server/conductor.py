@@ -16,10 +16,11 @@ from typing import Any, Final
 
 import msgspec
 
-from aiaas_magics.backend.disk import NotPlain, says_no_room
+from aiaas_magics.backend.folders.small_files import NotPlain, says_no_room
 from aiaas_magics.backend.jobs import placement
 from aiaas_magics.backend.jobs.actions import Action, ClearAttempt, ClearJob, KeepResult, Record, StartAttempt, StopAttempt
-from aiaas_magics.backend.jobs.events import (
+from aiaas_magics.backend.jobs.machine import CANCEL_GRACE_S, handle
+from aiaas_magics.backend.jobs.machine_events import (
     CancelAsked,
     CannotBePlaced,
     Event,
@@ -30,23 +31,22 @@ from aiaas_magics.backend.jobs.events import (
     ServerEnds,
     StartFailed,
 )
-from aiaas_magics.backend.jobs.machine import CANCEL_GRACE_S, handle
 from aiaas_magics.backend.jobs.placement import Ask, Seats
-from aiaas_magics.backend.server import attempts
-from aiaas_magics.backend.server.blobs import BlobStore
+from aiaas_magics.backend.server import attempt_files
 from aiaas_magics.backend.server.devices import Machine
-from aiaas_magics.backend.server.room import Room
 from aiaas_magics.backend.server.sightings import inputs_of
-from aiaas_magics.backend.server.state import StateFolder
-from aiaas_magics.backend.server.store import JobRecord, NewEntry, Store
-from aiaas_magics.backend.server.troubles import Troubles
-from aiaas_magics.backend.workers.attempt import AttemptFolder
+from aiaas_magics.backend.server.storage.blob_store import BlobStore
+from aiaas_magics.backend.server.storage.disk_trouble import Troubles
+from aiaas_magics.backend.server.storage.quota import Room
+from aiaas_magics.backend.server.storage.records import JobRecord, NewEntry, Store
+from aiaas_magics.backend.server.storage.state_folder import StateFolder
+from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder
+from aiaas_magics.backend.workers.local.attempt_watch import AttemptWatch
 from aiaas_magics.backend.workers.pool import WorkerPool
-from aiaas_magics.backend.workers.watch import AttemptWatch
-from aiaas_magics.clock import Clock
-from aiaas_magics.errors import BlobDamaged, InvalidSpec, NotEnoughDevices, StoreNotWritable, UnknownName
-from aiaas_magics.events import AnyEvent, AttemptStarted, Crashed, Entry, Notice, Phase, PhaseEntered, StateChanged
-from aiaas_magics.spec import CheckpointView, ErrorReport, FitSpec, JobState, JobView
+from aiaas_magics.core.clock import Clock
+from aiaas_magics.core.errors import BlobDamaged, InvalidSpec, NotEnoughDevices, StoreNotWritable, UnknownName
+from aiaas_magics.core.events import AnyEvent, AttemptStarted, Crashed, Entry, Notice, Phase, PhaseEntered, StateChanged
+from aiaas_magics.core.spec import CheckpointView, ErrorReport, FitSpec, JobState, JobView
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class Conductor:
             NotEnoughDevices, StoreNotWritable: nothing was kept.
             UnknownName, InvalidSpec: there is no such job, or no checkpoint of it, to go on from.
         """
-        placement.check(attempts.ask_of("", spec, self._machine), devices=len(self._machine.devices), backend=self._name)
+        placement.check(attempt_files.ask_of("", spec, self._machine), devices=len(self._machine.devices), backend=self._name)
         if spec.resume_job:
             await self.checkpoint(spec.resume_job)
         now_s = self._clock.now_s()
@@ -146,7 +146,7 @@ class Conductor:
             raise InvalidSpec(f"Job {job} has succeeded: there is nothing left to do. Take its weights with job.apply_to(model).")
         if not state.final:
             raise InvalidSpec(f"Job {job} is {state}. Wait until it has ended, or cancel it first.")
-        return await asyncio.to_thread(attempts.checkpoint_view, self._state, job)
+        return await asyncio.to_thread(attempt_files.checkpoint_view, self._state, job)
 
     async def cancel(self, job: str) -> JobView:
         """The job when it was told to stop. While nothing can be recorded its workers are ended all the same, and at once."""
@@ -337,10 +337,10 @@ class Conductor:
             return
         try:
             plan = await asyncio.to_thread(
-                attempts.plan, self._records[job], seats, state=self._state, blobs=self._blobs, machine=self._machine
+                attempt_files.plan, self._records[job], seats, state=self._state, blobs=self._blobs, machine=self._machine
             )
             started = AttemptStarted(
-                ranks=len(seats.ranks), from_epoch=plan.begin.epoch, from_step=plan.begin.step, why=attempts.why(action, plan.begin)
+                ranks=len(seats.ranks), from_epoch=plan.begin.epoch, from_step=plan.begin.step, why=attempt_files.why(action, plan.begin)
             )
             words = (started, PhaseEntered(phase=Phase.STARTING))
             await self._happened(job, *(self._word(word, number) for word in words))
@@ -374,7 +374,7 @@ class Conductor:
         while True:
             try:
                 sha = await asyncio.to_thread(self._blobs.keep, folder.result)
-                files = await asyncio.to_thread(attempts.files_of, self._state.job(job) / "files")
+                files = await asyncio.to_thread(attempt_files.files_of, self._state.job(job) / "files")
             except (OSError, NotPlain, StoreNotWritable) as error:
                 if isinstance(error, StoreNotWritable) and says_no_room(str(error)):  # a training is not thrown away for that
                     await self._troubles.wait_for_room(job, error)
@@ -388,11 +388,11 @@ class Conductor:
     async def _clear(self, job: str, action: ClearAttempt | ClearJob) -> None:
         self._held.pop(job, None)
         if isinstance(action, ClearJob):
-            await asyncio.to_thread(attempts.clear_job, self._state.job(job), resumable=action.resumable)
+            await asyncio.to_thread(attempt_files.clear_job, self._state.job(job), resumable=action.resumable)
             others = [record for id, record in self._records.items() if id != job]
             ended = [*(record.job.id for record in others if record.job.state.final), job]
             needed = {record.spec.resume_job for record in others if not record.job.state.final}
-            await asyncio.to_thread(attempts.forget_checkpoints, self._state, ended, needed=needed)
+            await asyncio.to_thread(attempt_files.forget_checkpoints, self._state, ended, needed=needed)
         elif (live := self._live.pop(job, None)) is not None:
             await self._pool.clear(live.folder)
 
@@ -444,7 +444,7 @@ class Conductor:
         devices = len(self._machine.devices)
         asks = []
         for record in waiting:
-            ask = attempts.ask_of(record.job.id, record.spec, self._machine)
+            ask = attempt_files.ask_of(record.job.id, record.spec, self._machine)
             try:
                 placement.check(ask, devices=devices, backend=self._name)
             except NotEnoughDevices as error:  # the machine had more when the job was submitted
@@ -457,7 +457,7 @@ class Conductor:
             self._held[ask.job] = seats
             held[ask.job] = seats.held
             self._said.pop(ask.job, None)
-            self._queue.put_nowait(Happened(ask.job, (Placed(len(seats.ranks)),), changes={"seats": attempts.encode_seats(seats)}))
+            self._queue.put_nowait(Happened(ask.job, (Placed(len(seats.ranks)),), changes={"seats": attempt_files.encode_seats(seats)}))
         self._say_why(asks[len(placed) :], held)
 
     def _say_why(self, asks: Sequence[Ask], held: dict[str, frozenset[int]]) -> None:
@@ -473,12 +473,12 @@ class Conductor:
     async def _take_up(self, record: JobRecord) -> None:
         """Continue a job that the server before us knew. Its workers may have gone on, or be gone."""
         job, state = record.job, record.job.state
-        await attempts.end_leftovers(self._state, self._pool, job.id, living=None if state.final else job.attempt)
+        await attempt_files.end_leftovers(self._state, self._pool, job.id, living=None if state.final else job.attempt)
         if state not in {JobState.RUNNING, JobState.STOPPING}:
             return
-        seats = attempts.decode_seats(record.seats, ranks=job.ranks)
+        seats = attempt_files.decode_seats(record.seats, ranks=job.ranks)
         said = await self._store.call(self._store.entries, job.id, after=0, attempt=job.attempt, limit=1_000_000)
-        job = attempts.restored(job, said)
+        job = attempt_files.restored(job, said)
         self._records[job.id] = replace(record, job=job)
         self._held[job.id] = seats
         folder = AttemptFolder(self._state.attempt(job.id, job.attempt))

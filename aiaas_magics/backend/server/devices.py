@@ -16,8 +16,8 @@ from typing import Final
 
 import psutil
 
-from aiaas_magics.execution import ONE_PROCESS, Execution
-from aiaas_magics.spec import Device, FitSpec
+from aiaas_magics.core.execution import ONE_PROCESS, Execution
+from aiaas_magics.core.spec import Device, FitSpec
 
 SIMULATED: Final = "AIAAS_SIMULATED_DEVICES"
 CGROUPS: Final = Path("/sys/fs/cgroup")

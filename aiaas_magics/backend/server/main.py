@@ -25,32 +25,32 @@ from typing import Any, Final
 
 import uvicorn
 
-from aiaas_magics import settings, wire
-from aiaas_magics.backend.accepting import LimitedServer
-from aiaas_magics.backend.certificate import check_pair
-from aiaas_magics.backend.cors import Cors
-from aiaas_magics.backend.eventloop import fast_loop
-from aiaas_magics.backend.guard import LOOPBACK, Guard
-from aiaas_magics.backend.limited import KEEP_ALIVE_S, LimitedProtocol
+from aiaas_magics.backend.net.accepting import LimitedServer
+from aiaas_magics.backend.net.cors import Cors
+from aiaas_magics.backend.net.event_loop import fast_loop
+from aiaas_magics.backend.net.guard import LOOPBACK, Guard
+from aiaas_magics.backend.net.limited_http import KEEP_ALIVE_S, LimitedProtocol
+from aiaas_magics.backend.net.server_certificate import check_pair
 from aiaas_magics.backend.server import devices
-from aiaas_magics.backend.server.answers import refuse
-from aiaas_magics.backend.server.app import Parts, build
-from aiaas_magics.backend.server.auth import Guarded
-from aiaas_magics.backend.server.blobs import BlobStore
+from aiaas_magics.backend.server.api.api_answers import refuse
+from aiaas_magics.backend.server.api.api_app import Parts, build
+from aiaas_magics.backend.server.api.auth import Guarded
 from aiaas_magics.backend.server.conductor import Conductor
-from aiaas_magics.backend.server.endpoints import Endpoints, Inference
+from aiaas_magics.backend.server.endpoint_records import Endpoints, Inference
 from aiaas_magics.backend.server.presence import Presence
-from aiaas_magics.backend.server.room import KeepFree, Room
-from aiaas_magics.backend.server.state import StateFolder
-from aiaas_magics.backend.server.storage import SWEEP_S, Storage
-from aiaas_magics.backend.server.store import Store
-from aiaas_magics.backend.serving.control import check_front_ends
-from aiaas_magics.backend.serving.host import InferenceHost
-from aiaas_magics.backend.workers.local import LocalPool
-from aiaas_magics.clock import Clock, SystemClock
-from aiaas_magics.errors import BackendRefused, InvalidSpec, StoreNotWritable
-from aiaas_magics.server_proof import is_loopback
-from aiaas_magics.spec import About
+from aiaas_magics.backend.server.storage.blob_store import BlobStore
+from aiaas_magics.backend.server.storage.quota import KeepFree, Room
+from aiaas_magics.backend.server.storage.records import Store
+from aiaas_magics.backend.server.storage.state_folder import StateFolder
+from aiaas_magics.backend.server.storage.usage import SWEEP_S, Storage
+from aiaas_magics.backend.serving.process.control import check_front_ends
+from aiaas_magics.backend.serving.process.supervisor import InferenceHost
+from aiaas_magics.backend.workers.local.local_pool import LocalPool
+from aiaas_magics.core import settings, wire
+from aiaas_magics.core.clock import Clock, SystemClock
+from aiaas_magics.core.errors import BackendRefused, InvalidSpec, StoreNotWritable
+from aiaas_magics.core.server_proof import is_loopback
+from aiaas_magics.core.spec import About
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import signal
 from collections.abc import Sequence
 from typing import Final
 
-from aiaas_magics.backend.jobs.events import Event, RankCrashed, RankEnded, RankFinished, RankStuck
-from aiaas_magics.backend.server.store import NewEntry
-from aiaas_magics.backend.workers.attempt import EXIT_ALONE
-from aiaas_magics.backend.workers.watch import STOPPED_S, Seen
-from aiaas_magics.events import AttemptStarted, Crashed, Finished, Notice, StateChanged, WorkerStarted
+from aiaas_magics.backend.jobs.machine_events import Event, RankCrashed, RankEnded, RankFinished, RankStuck
+from aiaas_magics.backend.server.storage.records import NewEntry
+from aiaas_magics.backend.workers.local.attempt_folder import EXIT_ALONE
+from aiaas_magics.backend.workers.local.attempt_watch import STOPPED_S, Seen
+from aiaas_magics.core.events import AttemptStarted, Crashed, Finished, Notice, StateChanged, WorkerStarted
 
 PAUSED: Final = f"is stopped (SIGSTOP) and the others wait for it. The attempt is given up in {STOPPED_S:g} s; kill -CONT lets it go on."
 

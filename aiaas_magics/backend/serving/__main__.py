@@ -12,14 +12,15 @@ import os
 import sys
 from typing import Final
 
-from aiaas_magics.backend.eventloop import fast_loop
-from aiaas_magics.backend.serving import beside, process
-from aiaas_magics.backend.serving.app import BODY_BYTES, JSON_BYTES
-from aiaas_magics.backend.serving.batching import Limits
-from aiaas_magics.backend.serving.beside import Place
-from aiaas_magics.backend.serving.process import Options
-from aiaas_magics.errors import AiaasError
-from aiaas_magics.plain_text import log_to
+from aiaas_magics.backend.net.event_loop import fast_loop
+from aiaas_magics.backend.serving.front_ends import worker_process
+from aiaas_magics.backend.serving.front_ends.worker_process import Place
+from aiaas_magics.backend.serving.http.inference_app import BODY_BYTES, JSON_BYTES
+from aiaas_magics.backend.serving.models.batching import Limits
+from aiaas_magics.backend.serving.process import inference_process
+from aiaas_magics.backend.serving.process.inference_process import Options
+from aiaas_magics.core.errors import AiaasError
+from aiaas_magics.core.plain_text import log_to
 
 # A large body of JSON is a million lists and no cycle: with the interpreter's own 700, looking for cycles takes as long as reading.
 COMPUTE_VARIABLE: Final = "AIAAS_COMPUTE_S"
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = Options(**given | {"cors": tuple(given["cors"])})
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
-            runner.run(beside.run(options, place) if place.index else process.run(options))
+            runner.run(worker_process.run(options, place) if place.index else inference_process.run(options))
     except AiaasError as error:
         print(error, file=sys.stderr)
         return 2

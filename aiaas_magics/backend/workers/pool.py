@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from aiaas_magics.backend.training.command import WorkerCommand as WorkerCommand  # given on: what `start` takes
-from aiaas_magics.backend.workers.attempt import AttemptFolder
+from aiaas_magics.backend.training.worker_command import WorkerCommand as WorkerCommand  # given on: what `start` takes
+from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder
 
 
 class WorkerPool(Protocol):
     """Starts and stops the processes of attempts; what they say stands in the attempt's folder.
 
-    Promises, tested for every pool in tests/workers/test_worker_pool.py:
+    Promises, tested for every pool in tests/backend/workers/test_worker_pool.py:
 
     * `start` returns when a process exists for each command, not when it is ready; when it
       raises, `stop` still ends what was started.

@@ -9,7 +9,7 @@ from html import escape
 from typing import Final
 
 from aiaas_magics.notebook.views.picture import Picture
-from aiaas_magics.plots import text
+from aiaas_magics.plots import text_twins
 
 INK: Final = "color:var(--jp-ui-font-color1,var(--vscode-foreground,CanvasText))"
 DIM: Final = "color:var(--jp-ui-font-color2,var(--vscode-descriptionForeground,GrayText))"
@@ -48,9 +48,9 @@ def _phases(picture: Picture) -> str:
     if not picture.phases:
         return ""
     spans = [
-        f"<b>{escape(phase.name)} {escape(text.seconds(phase.seconds))}</b>"
+        f"<b>{escape(phase.name)} {escape(text_twins.seconds(phase.seconds))}</b>"
         if phase.running
-        else f"{escape(phase.name)} {escape(text.seconds(phase.seconds))}"
+        else f"{escape(phase.name)} {escape(text_twins.seconds(phase.seconds))}"
         for phase in picture.phases
     ]
     return f'<div style="{DIM};font-size:.92em">{" &rsaquo; ".join(spans)}</div>'

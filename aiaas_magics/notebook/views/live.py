@@ -17,11 +17,11 @@ from typing import Any, Final, Protocol, Self
 
 from IPython.display import display
 
-from aiaas_magics.errors import AiaasBug
+from aiaas_magics.core.errors import AiaasBug
+from aiaas_magics.core.story import JobStory
 from aiaas_magics.notebook.views import words
 from aiaas_magics.notebook.views.html import html_of
 from aiaas_magics.notebook.views.picture import Picture, Stop, picture
-from aiaas_magics.story import JobStory
 
 Bundle = dict[str, Any]
 

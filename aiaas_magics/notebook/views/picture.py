@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from aiaas_magics.events import Phase
-from aiaas_magics.plots import text
-from aiaas_magics.spec import JobState
-from aiaas_magics.story import JobStory, Lane
+from aiaas_magics.core.events import Phase
+from aiaas_magics.core.spec import JobState
+from aiaas_magics.core.story import JobStory, Lane
+from aiaas_magics.plots import text_twins
 
 SERIES_POINTS: Final = 300  # a line 300 pixels wide cannot show more
 LANES: Final = 16  # more do not fit a screen; the rest is counted
@@ -119,7 +119,7 @@ def _measuring(story: JobStory) -> str:
     """For a study's point: epochs mean nothing there, the pace does."""
     if story.state.final or not story.step:
         return status_line(replace(story, epochs=0, step=0, rows=()))
-    return f"measuring: {text.count(story.rows_per_s)} rows/s"
+    return f"measuring: {text_twins.count(story.rows_per_s)} rows/s"
 
 
 def _stops_done(stops: Sequence[Stop], story: JobStory) -> float:
@@ -135,13 +135,13 @@ def error_line(story: JobStory) -> str:
 
 
 def metrics_line(logs: dict[str, float], *, most: int = 6) -> str:
-    return ", ".join(f"{name} {text.number(value)}" for name, value in list(logs.items())[:most])
+    return ", ".join(f"{name} {text_twins.number(value)}" for name, value in list(logs.items())[:most])
 
 
 def _ended(story: JobStory) -> str:
     if not story.rows:
         return "succeeded"
-    return f"succeeded: {_epochs(story.epochs_done)} in {text.seconds(story.training_s)}; {metrics_line(story.rows[-1].logs)}"
+    return f"succeeded: {_epochs(story.epochs_done)} in {text_twins.seconds(story.training_s)}; {metrics_line(story.rows[-1].logs)}"
 
 
 def _epochs(count: int) -> str:
@@ -163,9 +163,9 @@ def _underway(story: JobStory) -> str:
     if story.logs:
         parts.append(metrics_line(story.logs))
     if story.rows_per_s:
-        parts.append(f"{text.count(story.rows_per_s)} rows/s")
+        parts.append(f"{text_twins.count(story.rows_per_s)} rows/s")
     if not all_done and (left := story.seconds_left()) is not None:
-        parts.append(f"{text.seconds(left)} left")
+        parts.append(f"{text_twins.seconds(left)} left")
     return " · ".join(parts)
 
 

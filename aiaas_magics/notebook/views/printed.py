@@ -12,9 +12,9 @@ from typing import Final
 
 from IPython.display import display
 
-from aiaas_magics.errors import AiaasError
-from aiaas_magics.plain_text import visible
-from aiaas_magics.printout import Figure, Printout, differing
+from aiaas_magics.core.errors import AiaasError
+from aiaas_magics.core.plain_text import visible
+from aiaas_magics.core.printout import Figure, Printout, differing
 
 CELL_LINES: Final = 1_000  # guess: some screens; a page with more is slow to open, and nobody reads it
 CELL_CHARACTERS: Final = 200_000  # guess

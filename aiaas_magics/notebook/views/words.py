@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from aiaas_magics.core.spec import FINAL_STATES
 from aiaas_magics.notebook.views.picture import Picture
-from aiaas_magics.plots import text
-from aiaas_magics.spec import FINAL_STATES
+from aiaas_magics.plots import text_twins
 
 
 def words_of(picture: Picture) -> str:
@@ -13,7 +13,7 @@ def words_of(picture: Picture) -> str:
     if picture.stops:
         lines.append("  " + ", ".join(f"{stop.label} ({stop.state})" for stop in picture.stops))
     if picture.phases:
-        lines.append("  " + " > ".join(f"{phase.name} {text.seconds(phase.seconds)}" for phase in picture.phases))
+        lines.append("  " + " > ".join(f"{phase.name} {text_twins.seconds(phase.seconds)}" for phase in picture.phases))
     lines += ["  " + "  ".join(filter(None, (lane.name, lane.device, lane.state, lane.detail))) for lane in picture.lanes]
     if picture.lanes_left_out:
         lines.append(f"  and {picture.lanes_left_out} more workers")

@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from aiaas_magics.errors import InvalidSpec
-from aiaas_magics.spec import DeploySpec
+from aiaas_magics.core.errors import InvalidSpec
+from aiaas_magics.core.spec import DeploySpec
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -83,11 +83,11 @@ def open_engine(spec: DeploySpec, artefact: Path, *, threads: int, scratch: Path
     # Imported here: the libraries take a moment, and a process that serves ONNX needs no other.
     try:
         if spec.format == "onnx":
-            from aiaas_magics.backend.serving.engines.onnx import OnnxEngine
+            from aiaas_magics.backend.serving.engines.onnx_engine import OnnxEngine
 
             return OnnxEngine(spec, artefact, threads=threads, compute_s=compute_s)
         if spec.format == "saved_model":
-            from aiaas_magics.backend.serving.engines.saved_model import SavedModelEngine
+            from aiaas_magics.backend.serving.engines.saved_model_engine import SavedModelEngine
 
             return SavedModelEngine(spec, artefact, threads=threads, scratch=scratch, compute_s=compute_s)
     except (UnsafeArtefact, EngineLost, EngineRefused) as error:

@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import msgspec
 
-from aiaas_magics import wording
-from aiaas_magics.backend.serving.engines import frames
+from aiaas_magics.backend.serving.engines import tensor_frames
 from aiaas_magics.backend.serving.engines.saved_model_check import check_saved_model
+from aiaas_magics.core import keras_messages
 
 PARENT_S: Final = 1.0  # guess: how often it is looked whether the parent lives
 MOST: Final = 300  # guess: characters of a sentence
@@ -30,26 +30,26 @@ SIGNATURE: Final = "serving_default"
 def main(descriptor: int) -> None:
     threading.Thread(target=end_with, args=(os.getppid(),), name="aiaas-parent", daemon=True).start()
     with socket.socket(fileno=descriptor) as parent:
-        say, text, _ = frames.receive(parent)
+        say, text, _ = tensor_frames.receive(parent)
         assert say == "load", say
         folder, (inputs, outputs) = msgspec.json.decode(text, type=tuple[str, tuple[list[str], list[str]]])
         try:
             model = Model(Path(folder), inputs, outputs)
         except Exception as error:  # noqa: BLE001 - border: TensorFlow raises anything over a damaged model; the parent gets the sentence
-            frames.send(parent, "unloadable", text=sentence_of(error))
+            tensor_frames.send(parent, "unloadable", text=sentence_of(error))
             return
-        frames.send(parent, "ready")
+        tensor_frames.send(parent, "ready")
         while True:
             try:
-                _, _, tensors = frames.receive(parent)
-            except frames.BrokenFrame:
+                _, _, tensors = tensor_frames.receive(parent)
+            except tensor_frames.BrokenFrame:
                 return
             try:
                 answer = model.run(tensors)
             except Exception as error:  # noqa: BLE001 - border: the graph raises whatever its inputs made it; the process goes on
-                frames.send(parent, "refused", text=sentence_of(error))
+                tensor_frames.send(parent, "refused", text=sentence_of(error))
             else:
-                frames.send(parent, "done", tensors=answer)
+                tensor_frames.send(parent, "done", tensors=answer)
 
 
 def end_with(parent: int) -> None:
@@ -92,7 +92,7 @@ def _paired(theirs: list[str], ours: list[str], what: str) -> dict[str, str]:
 
 def sentence_of(error: Exception) -> str:
     """What TensorFlow says, in one line: of a graph that failed what is behind the headings, of anything else the first line."""
-    lines = [line.strip() for line in wording.told(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in keras_messages.told(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:MOST]
 
 

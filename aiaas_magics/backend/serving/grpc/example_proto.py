@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from aiaas_magics.backend.serving import codec
 from aiaas_magics.backend.serving.protocols import BadValue
-from aiaas_magics.backend.serving.protocols.examples import Method, check_output, row_size
-from aiaas_magics.spec import DeploySpec, TensorSpec
+from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
+from aiaas_magics.backend.serving.protocols.tfserving.tfserving_examples import Method, check_output, row_size
+from aiaas_magics.core.spec import DeploySpec, TensorSpec
 
 
 def read_examples(given: Any, spec: DeploySpec, method: Method) -> dict[str, np.ndarray]:
@@ -53,4 +53,4 @@ def _feature(examples: Sequence[dict[str, Any]], spec: TensorSpec) -> np.ndarray
         strings = np.empty(len(flat), dtype=object)
         strings[:] = flat
         return strings.reshape(len(examples), *row)
-    return codec.numbers(flat, spec).reshape(len(examples), *row)
+    return tfserving_json.numbers(flat, spec).reshape(len(examples), *row)

@@ -9,16 +9,16 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
-from aiaas_magics.backend.serving.grpc import openinference_schema, tfserving_schema
+from aiaas_magics.backend.serving.grpc import open_inference_schema, tfserving_schema
 from aiaas_magics.backend.serving.grpc.methods import Call, Look, Method, Refused, Watch
 from aiaas_magics.backend.serving.grpc.tfserving_schema import HEALTH_SERVICE, health
 from aiaas_magics.backend.serving.protocols import error
-from aiaas_magics.backend.serving.protocols import openinference_documents as documents
+from aiaas_magics.backend.serving.protocols.open_inference import inference_documents as documents
 
 LOOK_S: Final = 1.0  # guess: how soon a watcher hears of a change
 
 SERVICES: Final = frozenset(
-    {"", openinference_schema.SERVICE, tfserving_schema.PREDICTION_SERVICE, tfserving_schema.MODEL_SERVICE, HEALTH_SERVICE}
+    {"", open_inference_schema.SERVICE, tfserving_schema.PREDICTION_SERVICE, tfserving_schema.MODEL_SERVICE, HEALTH_SERVICE}
 )
 STATES: Final[Mapping[str, int]] = {
     value.name: value.number for value in health.HealthCheckResponse.DESCRIPTOR.enum_types_by_name["ServingStatus"].values

@@ -15,11 +15,12 @@ from typing import Any, Final
 import grpc
 import orjson
 
-from aiaas_magics.backend.serving import inferring, protocols
+from aiaas_magics.backend.serving import protocols
 from aiaas_magics.backend.serving.grpc.statuses import status_name
+from aiaas_magics.backend.serving.http import request_handler
+from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.backend.serving.protocols import Headers, InferenceCall, InferenceProtocol, Request, Response
-from aiaas_magics.backend.serving.protocols.paths import Route
-from aiaas_magics.backend.serving.registry import Registry, Version
+from aiaas_magics.backend.serving.protocols.operations import Route
 
 TOLD: Final = 2000  # characters of a fault that fit beside other metadata into a client's limit of 8 KiB: guess
 
@@ -141,7 +142,7 @@ def find(call: Call, protocol: InferenceProtocol, route: Route) -> Version:
     Raises:
         Refused: as the protocol says it over REST.
     """
-    found = inferring.find(call.registry, protocol, route, call.request)
+    found = request_handler.find(call.registry, protocol, route, call.request)
     if isinstance(found, Response):
         raise Refused(found)
     return found

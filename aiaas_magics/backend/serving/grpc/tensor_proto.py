@@ -16,12 +16,12 @@ from typing import Any, Final
 import ml_dtypes
 import numpy as np
 
-from aiaas_magics.backend.serving import codec
 from aiaas_magics.backend.serving.grpc.tfserving_schema import tensorflow
 from aiaas_magics.backend.serving.protocols import BadValue
-from aiaas_magics.backend.serving.protocols import openinference_codec as raw
-from aiaas_magics.backend.serving.protocols.tfserving import DTYPES
-from aiaas_magics.spec import TensorSpec
+from aiaas_magics.backend.serving.protocols.open_inference import inference_codec as raw
+from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
+from aiaas_magics.backend.serving.protocols.tfserving.tfserving_rest import DTYPES
+from aiaas_magics.core.spec import TensorSpec
 
 NUMBERS: Final[Mapping[str, int]] = {name: tensorflow.DataType.values_by_name[word].number for name, word in DTYPES.items()}
 WORDS: Final[Mapping[int, str]] = {value.number: value.name for value in tensorflow.DataType.values}
@@ -69,9 +69,11 @@ def from_proto(proto: Any, spec: TensorSpec) -> np.ndarray:
     values = list(getattr(proto, FIELDS[spec.dtype]))
     count = math.prod(shape)
     if not values or len(values) > count:
-        raise BadValue(f"Input {spec.name} has the shape {codec.dims(shape)}; {FIELDS[spec.dtype]} holds {len(values)} values")
+        raise BadValue(f"Input {spec.name} has the shape {tfserving_json.dims(shape)}; {FIELDS[spec.dtype]} holds {len(values)} values")
     if len(values) < count and count * 8 > MOST_BYTES:
-        raise BadValue(f"Input {spec.name} of shape {codec.dims(shape)} is larger than what is taken. Send fewer rows at once.", 413)
+        raise BadValue(
+            f"Input {spec.name} of shape {tfserving_json.dims(shape)} is larger than what is taken. Send fewer rows at once.", 413
+        )
     given = _from_values(values, spec)
     if len(values) < count:
         given = np.concatenate([given, np.full(count - len(values), given[-1], given.dtype)])
@@ -84,9 +86,9 @@ def _from_values(values: list[Any], spec: TensorSpec) -> np.ndarray:
         strings[:] = values
         return strings
     if FIELDS[spec.dtype] == "half_val":
-        bits = codec.numbers(values, TensorSpec(name=spec.name, dtype="uint16", shape=(-1,)))
+        bits = tfserving_json.numbers(values, TensorSpec(name=spec.name, dtype="uint16", shape=(-1,)))
         return bits.view(ml_dtypes.bfloat16 if spec.dtype == "bfloat16" else np.float16)
-    return codec.numbers(values, spec)
+    return tfserving_json.numbers(values, spec)
 
 
 def to_proto(array: np.ndarray) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from aiaas_magics.backend.serving.grpc.schema import Description, build
+from aiaas_magics.backend.serving.grpc.proto_schema import Description, build
 
 PREDICTION_SERVICE: Final = "tensorflow.serving.PredictionService"
 MODEL_SERVICE: Final = "tensorflow.serving.ModelService"

@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 import orjson
 
-from aiaas_magics.spec import TensorSpec
+from aiaas_magics.core.spec import TensorSpec
 
 if TYPE_CHECKING:
-    from aiaas_magics.backend.serving.registry import Registry, Version
+    from aiaas_magics.backend.serving.models.registry import Registry, Version
 
 Headers = tuple[tuple[bytes, bytes], ...]
 

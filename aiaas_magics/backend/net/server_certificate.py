@@ -1,0 +1,57 @@
+"""A server's certificate and key, looked at before it starts.
+
+Owns the check. Both servers take the same two files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import ssl
+from pathlib import Path
+from typing import Final
+
+from aiaas_magics.core.errors import InvalidSpec
+
+OTHERS: Final = 0o026  # read or write by everybody, write by the group; a group that reads a key is common (ssl-cert)
+
+
+class _Encrypted(Exception):
+    """The key wants a password."""
+
+
+def check_pair(certificate: Path, key: Path) -> None:
+    """Raises `InvalidSpec`, with one sentence, for a pair of PEM files that must not be served with, or cannot be."""
+    for flag, path in (("--tls-cert", certificate), ("--tls-key", key)):
+        if not path.is_file():
+            raise InvalidSpec(f"{flag} {path}: there is no such file. Give the path of a PEM file.")
+        if not os.access(path, os.R_OK):
+            raise InvalidSpec(f"{flag} {path} cannot be read by this account. Give a file that it may read.")
+    if os.name == "posix" and key.stat().st_mode & OTHERS:
+        raise InvalidSpec(f"--tls-key {key} is open to other accounts on this machine, so the key may be known. Run chmod 600 {key}.")
+
+    def password() -> str:
+        raise _Encrypted
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password)
+    except _Encrypted:
+        raise InvalidSpec(f"--tls-key {key} is encrypted, and nobody is there to type its password. Give a key without one.") from None
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise InvalidSpec(
+                f"--tls-key {key} is not the key of --tls-cert {certificate}. Give the two files that belong together."
+            ) from None
+        raise InvalidSpec(
+            f"--tls-cert {certificate} and --tls-key {key} cannot be used ({error.reason or error}). Give PEM files of a chain and its key."
+        ) from None
+
+
+def fingerprint(certificate: Path) -> str:
+    """SHA-256 of the first certificate in the file, as clients show it."""
+    text = certificate.read_text(encoding="ascii")
+    begin = text.index("-----BEGIN CERTIFICATE-----")
+    end = text.index("-----END CERTIFICATE-----", begin)
+    der = ssl.PEM_cert_to_DER_cert(text[begin:end] + "-----END CERTIFICATE-----")
+    digest = hashlib.sha256(der).hexdigest().upper()
+    return ":".join(digest[place : place + 2] for place in range(0, 64, 2))

@@ -1,0 +1,379 @@
+"""The HTTP API: routes, and what each of them asks whom.
+
+Owns paths and methods. Who may come in is decided in `auth` before a route is looked for;
+jobs belong to `conductor`, bytes to `blobs`, endpoints to `endpoints`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from aiaas_magics.backend.folders.feed_folder import FeedFolder
+from aiaas_magics.backend.folders.small_files import NotPlain, open_plain
+from aiaas_magics.backend.server.api.api_answers import (
+    answer,
+    body_of,
+    number_in,
+    on_bug,
+    on_http_error,
+    on_our_error,
+    told_bytes,
+    upload_of,
+)
+from aiaas_magics.backend.server.conductor import Conductor
+from aiaas_magics.backend.server.endpoint_records import Endpoints
+from aiaas_magics.backend.server.presence import Presence
+from aiaas_magics.backend.server.storage.blob_store import BLOB_BYTES, BlobStore, read_chunks, receive
+from aiaas_magics.backend.server.storage.quota import Room, not_writable
+from aiaas_magics.backend.server.storage.usage import Storage
+from aiaas_magics.backend.workers import opened_files
+from aiaas_magics.core.errors import AiaasError, InvalidSpec, UnknownName, VersionSkew
+from aiaas_magics.core.events import MOST_FIGURE_BYTES
+from aiaas_magics.core.feed_frames import FeedView
+from aiaas_magics.core.routing import Change, Scaling
+from aiaas_magics.core.spec import About, DeploySpec, FitSpec, Versions, checked_job_name
+
+POLL_S: Final = 30.0  # contract: a long poll waits at most this long
+KEY_CHARACTERS: Final = 200
+BATCH_BYTES: Final = 4 * 1024**3  # guess: one batch of a kernel's data, which a worker takes into its memory whole
+FEEDS: Final = ("x", "validation_data")  # arguments of `fit` whose batches a kernel may send
+FEED_LOOK_S: Final = 0.01  # a batch is asked for in time while others wait to be read; guess
+
+
+class Health(msgspec.Struct):
+    aiaas: str
+
+
+class KernelHere(msgspec.Struct):
+    pid: int
+    started: int
+
+
+class Asked(msgspec.Struct):
+    blobs: list[str]
+
+
+class Missing(msgspec.Struct):
+    missing: list[str]
+
+
+class Dropped(msgspec.Struct):
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the routes stand on."""
+
+    about: Callable[[], About]
+    conductor: Conductor
+    blobs: BlobStore
+    endpoints: Endpoints
+    presence: Presence
+    room: Room
+    storage: Storage
+    jobs_folder: Path
+    stop: Callable[[], None]
+
+
+def build(parts: Parts) -> Starlette:
+    """The application, without its guard."""
+    app = Starlette(
+        routes=routes(),
+        exception_handlers={AiaasError: on_our_error, HTTPException: on_http_error, Exception: on_bug},
+    )
+    app.state.parts = parts
+    return app
+
+
+def routes() -> list[Route]:
+    return [
+        Route("/v1/health", health, methods=["GET"]),
+        Route("/v1/about", about, methods=["GET"]),
+        Route("/v1/kernels", kernel_here, methods=["POST"]),
+        Route("/v1/blobs/missing", missing_blobs, methods=["POST"]),
+        Route("/v1/blobs/{sha}", put_blob, methods=["PUT"]),
+        Route("/v1/blobs/{sha}", get_blob, methods=["GET"]),
+        Route("/v1/blobs/{sha}/adopt", adopt_blob, methods=["POST"]),
+        Route("/v1/jobs", submit_job, methods=["POST"]),
+        Route("/v1/jobs", list_jobs, methods=["GET"]),
+        Route("/v1/jobs/{job}", get_job, methods=["GET"]),
+        Route("/v1/jobs/{job}/events", get_events, methods=["GET"]),
+        Route("/v1/jobs/{job}/cancel", cancel_job, methods=["POST"]),
+        Route("/v1/jobs/{job}/checkpoint", get_checkpoint, methods=["GET"]),
+        Route("/v1/jobs/{job}/feed/{name}", get_feed, methods=["GET"]),
+        Route("/v1/jobs/{job}/feed/{name}/{number:int}/{index:int}", put_batch, methods=["PUT"]),
+        Route("/v1/jobs/{job}/files/{path:path}", get_file, methods=["GET"]),
+        Route("/v1/jobs/{job}/figures/{attempt:int}/{number:int}", get_figure, methods=["GET"]),
+        Route("/v1/endpoints", deploy, methods=["POST"]),
+        Route("/v1/endpoints", list_endpoints, methods=["GET"]),
+        Route("/v1/endpoints/{name}", get_endpoint, methods=["GET"]),
+        Route("/v1/endpoints/{name}", retire, methods=["DELETE"]),
+        Route("/v1/endpoints/{name}/routing", change_routing, methods=["POST"]),
+        Route("/v1/endpoints/{name}/replicas", scale, methods=["POST"]),
+        Route("/v1/storage", get_storage, methods=["GET"]),
+        Route("/v1/storage/free", free_storage, methods=["POST"]),
+        Route("/v1/stop", stop, methods=["POST"]),
+    ]
+
+
+def _parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+# --------------------------------------------------------------------------- who and where
+
+
+async def health(request: Request) -> Response:
+    """Say that the server is alive, with its version. The only route without a token, besides the proof."""
+    return answer(Health(_parts(request).about().versions.aiaas_magics))
+
+
+async def about(request: Request) -> Response:
+    """The backend's versions, devices, hardware and memory: `About`."""
+    return answer(_parts(request).about())
+
+
+async def kernel_here(request: Request) -> Response:
+    """Register a kernel of this machine, so that the local server stays as long as it lives."""
+    told = await body_of(request, KernelHere)
+    _parts(request).presence.add(told.pid, told.started)
+    return Response(status_code=204)
+
+
+async def get_storage(request: Request) -> Response:
+    """What the state folder holds, and how full its disk is: `StorageView`."""
+    return answer(await _parts(request).storage.view())
+
+
+async def free_storage(request: Request) -> Response:
+    """Remove what nothing needs: `Freed`."""
+    return answer(await _parts(request).storage.free())
+
+
+async def stop(request: Request) -> Response:
+    """Stop the server, with its jobs and endpoints."""
+    _parts(request).stop()
+    return Response(status_code=202)
+
+
+# --------------------------------------------------------------------------- blobs
+
+
+async def missing_blobs(request: Request) -> Response:
+    """Of the SHA-256 names in `blobs`, those that the server does not have."""
+    asked = await body_of(request, Asked)
+    return answer(Missing(await asyncio.to_thread(_parts(request).blobs.missing, asked.blobs)))
+
+
+async def put_blob(request: Request) -> Response:
+    """Upload bytes under their SHA-256."""
+    body = upload_of(request, most_bytes=BLOB_BYTES)
+    _parts(request).room.check(told_bytes(request))
+    await _parts(request).blobs.put(request.path_params["sha"], body)
+    return Response(status_code=201)
+
+
+async def get_blob(request: Request) -> Response:
+    """Download a blob."""
+    return _file(open_plain(_parts(request).blobs.get_path(request.path_params["sha"]), links=None))
+
+
+async def adopt_blob(request: Request) -> Response:
+    """Take a file from the dropbox as a blob: for clients of the same account."""
+    parts = _parts(request)
+    if parts.about().dropbox is None:
+        raise InvalidSpec("This server has no dropbox. Send the bytes over HTTP instead.")
+    dropped = await body_of(request, Dropped)
+    parts.room.check()
+    await asyncio.to_thread(parts.blobs.adopt, request.path_params["sha"], dropped.file)
+    return Response(status_code=201)
+
+
+def _file(file: BinaryIO, more: Mapping[str, str] = {}) -> Response:
+    size = os.fstat(file.fileno()).st_size
+    headers = {**more, "content-length": str(size), "x-content-type-options": "nosniff"}
+    return StreamingResponse(read_chunks(file, size), media_type="application/octet-stream", headers=headers)
+
+
+# --------------------------------------------------------------------------- jobs
+
+
+async def submit_job(request: Request) -> Response:
+    """Submit a `FitSpec`: `JobView`. An `Idempotency-Key` makes a repetition harmless."""
+    parts = _parts(request)
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 0 < len(key) <= KEY_CHARACTERS:
+        raise InvalidSpec(f"An Idempotency-Key has 1 to {KEY_CHARACTERS} characters. Use a random one for each job.")
+    spec = await body_of(request, FitSpec)
+    checked_job_name(spec.name)
+    check_versions(spec.versions, parts.about().versions)
+    missing = await asyncio.to_thread(parts.blobs.missing, (spec.payload, *spec.arrays))
+    if missing:
+        raise UnknownName("blob", missing[0])
+    return answer(await parts.conductor.submit(spec, key=key), 201)
+
+
+def check_versions(theirs: Versions, ours: Versions) -> None:
+    """Python, Keras, TensorFlow and this package must be the same up to the second number: objects travel by their inner state.
+
+    Raises:
+        VersionSkew: naming the first that differs.
+    """
+    names = {"python": "Python", "keras": "Keras", "tensorflow": "TensorFlow", "aiaas_magics": "aiaas_magics"}
+    if what := theirs.skew(ours, *names):
+        raise VersionSkew(names[what], getattr(theirs, what) or "not installed", getattr(ours, what) or "not installed")
+
+
+async def list_jobs(request: Request) -> Response:
+    """Every job, oldest first: a list of `JobView`."""
+    return answer(_parts(request).conductor.views())
+
+
+async def get_job(request: Request) -> Response:
+    """One job: `JobView`."""
+    return answer(_parts(request).conductor.view(request.path_params["job"]))
+
+
+async def get_events(request: Request) -> Response:
+    """Entries of the job's log after sequence number `after`. Waits up to `wait_s` seconds (at most 30) for the first."""
+    after, wait_s = int(number_in(request, "after", 0)), min(number_in(request, "wait_s", 0), POLL_S)
+    return answer(await _parts(request).conductor.entries(request.path_params["job"], after=after, wait_s=wait_s))
+
+
+async def cancel_job(request: Request) -> Response:
+    """Stop the job: `JobView`."""
+    return answer(await _parts(request).conductor.cancel(request.path_params["job"]))
+
+
+async def get_checkpoint(request: Request) -> Response:
+    """The checkpoint that an ended job left to resume from: `CheckpointView`."""
+    return answer(await _parts(request).conductor.checkpoint(request.path_params["job"]))
+
+
+async def get_file(request: Request) -> Response:
+    """Download a file that the job's callbacks wrote. It must be listed, and lie where it says it lies."""
+    parts, path = _parts(request), request.path_params["path"]
+    view = parts.conductor.view(request.path_params["job"])
+    folder = parts.jobs_folder / view.id / "files"
+    try:
+        _refuse_link(folder)
+        root = folder.resolve()
+        target = (root / path).resolve() if path in view.files else root
+        if not target.is_relative_to(root):
+            raise NotPlain("lies elsewhere")
+        appended = path in await asyncio.to_thread(opened_files.appended, folder.parent)
+        return _file(open_plain(target), {"aiaas-opened": opened_files.APPENDED} if appended else {})
+    except (OSError, NotPlain) as error:
+        raise UnknownName("file", path, view.files) from error
+
+
+async def get_figure(request: Request) -> Response:
+    """Download a figure that the job's code showed, as PNG, also while it runs. Links are not followed."""
+    parts, numbers = _parts(request), request.path_params
+    job = parts.conductor.view(numbers["job"]).id
+    name, folder = f"{numbers['attempt']}-{numbers['number']}", parts.jobs_folder / job / "figures"
+    try:
+        _refuse_link(folder)
+        return _file(open_plain(folder / f"{name}.png", most_bytes=MOST_FIGURE_BYTES))
+    except (OSError, NotPlain) as error:
+        raise UnknownName("figure", name) from error
+
+
+def _refuse_link(folder: Path) -> None:
+    """A job's code can put a link in the place of its own folder, and so to whatever this account may read."""
+    if folder.is_symlink():
+        raise NotPlain("is a link")
+
+
+async def get_feed(request: Request) -> Response:
+    """How far the job has read the data that is sent to it: `FeedView`. Waits until that differs from `known`."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + min(number_in(request, "wait_s", 0), POLL_S)
+    while True:
+        view = _feed_view(request)
+        if str(view) != request.query_params.get("known") or clock() >= deadline:
+            return answer(view)
+        await asyncio.sleep(FEED_LOOK_S)
+
+
+async def put_batch(request: Request) -> Response:
+    """Send one batch of the kernel's data to the job: `FeedView`."""
+    view, numbers = _feed_view(request), request.path_params
+    if not view.open:
+        return answer(view)
+    body = upload_of(request, most_bytes=BATCH_BYTES)
+    _parts(request).room.check(told_bytes(request))
+    await receive(body, _feed(request).frame(numbers["number"], numbers["index"]))
+    return answer(_feed_view(request))
+
+
+def _feed_view(request: Request) -> FeedView:
+    view = _parts(request).conductor.view(request.path_params["job"])
+    if view.state.final:
+        return FeedView(open=False, reading=-1, waiting=0)
+    feed = _feed(request)
+    try:
+        feed.touch()
+    except OSError as error:
+        raise not_writable(feed.path, error.strerror or str(error)) from error
+    return FeedView(open=True, reading=feed.reading, waiting=feed.waiting())
+
+
+def _feed(request: Request) -> FeedFolder:
+    parts, name = _parts(request), request.path_params["name"]
+    if name not in FEEDS:
+        raise UnknownName("feed", name, FEEDS)
+    job = parts.conductor.view(request.path_params["job"]).id
+    try:
+        return FeedFolder(parts.jobs_folder / job / "feed" / name).made()
+    except OSError as error:
+        raise not_writable(parts.jobs_folder, error.strerror or str(error)) from error
+
+
+# --------------------------------------------------------------------------- endpoints
+
+
+async def deploy(request: Request) -> Response:
+    """Serve the model of a `DeploySpec`: `EndpointView`."""
+    _parts(request).room.check()
+    return answer(await _parts(request).endpoints.deploy(await body_of(request, DeploySpec)), 201)
+
+
+async def change_routing(request: Request) -> Response:
+    """Promote, roll back, change the canary's share or move a label (`Change`): `EndpointView`."""
+    return answer(await _parts(request).endpoints.change(request.path_params["name"], await body_of(request, Change)))
+
+
+async def scale(request: Request) -> Response:
+    """Change the number of replicas (`Scaling`): `EndpointView`."""
+    return answer(await _parts(request).endpoints.scale(request.path_params["name"], await body_of(request, Scaling)))
+
+
+async def list_endpoints(request: Request) -> Response:
+    """Every endpoint: a list of `EndpointView`."""
+    return answer(await _parts(request).endpoints.views())
+
+
+async def get_endpoint(request: Request) -> Response:
+    """One endpoint: `EndpointView`."""
+    return answer(await _parts(request).endpoints.view(request.path_params["name"]))
+
+
+async def retire(request: Request) -> Response:
+    """Take the endpoint down, with all its versions."""
+    await _parts(request).endpoints.retire(request.path_params["name"])
+    return Response(status_code=204)

@@ -1,0 +1,246 @@
+"""Endpoints: what was deployed, and the process that serves it.
+
+Owns the records of versions and their numbers. Serving, proving and flipping belong to
+`serving`, behind `Inference`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from aiaas_magics.backend.server.storage.blob_store import BlobStore
+from aiaas_magics.backend.server.storage.records import Store, VersionRecord
+from aiaas_magics.backend.serving.models.autoscaling import scaled
+from aiaas_magics.backend.serving.process.supervisor import Recorded
+from aiaas_magics.core.errors import AiaasError, UnknownName
+from aiaas_magics.core.routing import Change, Routing, Scaling, changed, deployed
+from aiaas_magics.core.spec import DeploySpec, EndpointView, VersionView
+
+log = logging.getLogger(__name__)
+
+
+class Inference(Protocol):
+    """What the server needs of the inference process; see `serving.host.InferenceHost` for its promises."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def grpc(self) -> str: ...
+    @property
+    def token(self) -> str: ...
+
+    async def start(
+        self, state_dir: Path, host: str = "127.0.0.1", tls: tuple[str, str] | None = None, *, recorded: Sequence[Recorded] = ()
+    ) -> None: ...
+    async def load(self, spec: DeploySpec, version: int, artefact: Path, samples: Path) -> VersionView: ...
+    async def route(self, name: str, routing: Routing, *, keeps: int = 0, restores: bool = False) -> None: ...
+    async def scale(self, name: str, scaling: Scaling) -> None: ...
+    async def retire(self, name: str) -> None: ...
+    async def status(self) -> dict[str, list[VersionView]]: ...
+    async def stop(self) -> None: ...
+
+
+class Endpoints:
+    """Every endpoint of one server.
+
+    The inference process is started in the background, so that the server is up at once; whoever needs
+    it waits for it. What could not be started is tried again by the next who needs it.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        blobs: BlobStore,
+        make: Callable[[], Inference],
+        state_dir: Path,
+        host: str = "127.0.0.1",
+        tls: tuple[str, str] | None = None,
+    ) -> None:
+        self._store, self._blobs, self._make = store, blobs, make
+        self._state_dir, self._host, self._tls = state_dir, host, tls
+        self._inference: Inference | None = None
+        self._coming: Inference | None = None  # begun to start
+        self._starting: asyncio.Task[Inference] | None = None
+        self._turn = asyncio.Lock()  # what opens models, one after the other: each is proved on all the cores
+        # What changes a routing and its record. Held for no longer than that, so that nobody who wants to go back waits for a model.
+        # Whoever needs both takes `_turn` first.
+        self._routed = asyncio.Lock()
+        self._waiting: dict[str, int] = {}  # the version of an endpoint that is being loaded
+        self._loaded: dict[str, dict[int, VersionRecord]] = {}
+        self._routing: dict[str, Routing] = {}
+
+    async def start(self) -> None:
+        for record in await self._store.call(self._store.versions):
+            self._loaded.setdefault(record.spec.name, {})[record.view.version] = record
+        known = await self._store.call(self._store.routings)
+        self._routing = {name: known.get(name) or Routing(live=max(records)) for name, records in self._loaded.items()}
+        self._begin()
+
+    def _begin(self) -> asyncio.Task[Inference]:
+        if self._starting is None or (self._starting.done() and self._inference is None):
+            self._starting = asyncio.create_task(self._bring_up(), name="start inference")
+            self._starting.add_done_callback(_tell)
+        return self._starting
+
+    async def _bring_up(self) -> Inference:
+        inference = self._coming = self._make()
+        recorded = [
+            Recorded(
+                spec=r.spec,
+                version=r.view.version,
+                artefact=str(self._blobs.path(r.spec.artefact)),
+                samples=str(self._blobs.path(r.spec.samples)),
+                routing=self._routing[name],
+            )
+            for name, records in self._loaded.items()
+            for r in records.values()
+        ]
+        await inference.start(self._state_dir, self._host, self._tls, recorded=recorded)
+        self._inference = inference
+        return inference
+
+    async def _ready(self) -> Inference:
+        return await asyncio.shield(self._begin())
+
+    @property
+    def any(self) -> bool:
+        return bool(self._loaded)
+
+    async def deploy(self, spec: DeploySpec) -> EndpointView:
+        """The endpoint with `spec` as its newest version; it answers before this returns.
+
+        Raises:
+            ProofFailed, UnknownName: what answered before goes on answering.
+        """
+        artefact, samples = self._blobs.get_path(spec.artefact), self._blobs.get_path(spec.samples)
+        inference = await self._ready()
+        async with self._turn:
+            version = 1 + await self._store.call(self._store.last_version, spec.name)
+            self._waiting[spec.name] = version
+            try:
+                view = await inference.load(spec, version, artefact, samples)
+                async with self._routed:
+                    await self._route_to(inference, VersionRecord(spec, view, True))
+            finally:
+                del self._waiting[spec.name]
+        return await self.view(spec.name)
+
+    async def _route_to(self, inference: Inference, record: VersionRecord) -> None:
+        """Let requests go to a version that is ready, from the routing that is in force now; with a fault all is as it was."""
+        name, version = record.spec.name, record.view.version
+        before = self._routing.get(name)
+        routing = deployed(before, version, record.spec.rollout)
+        try:
+            await inference.route(name, routing, restores=True)
+            await self._store.call(self._store.keep_routing, name, routing, record)
+        except BaseException:
+            with contextlib.suppress(AiaasError):
+                await (inference.route(name, before) if before is not None else inference.retire(name))
+            raise
+        self._loaded.setdefault(name, {})[version] = record
+        self._keep(name, routing)
+
+    async def change(self, name: str, change: Change) -> EndpointView:
+        """Promote, roll back, move a label or a canary's share: from one request to the next, also while a model is being loaded.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+            InvalidSpec: it cannot be done; nothing was changed.
+        """
+        self._check(name)
+        inference = await self._ready()
+        async with self._routed:
+            self._check(name)
+            routing = changed(name, self._routing[name], change)
+            await inference.route(name, routing, keeps=self._waiting.get(name, 0))
+            await self._store.call(self._store.keep_routing, name, routing)
+            self._keep(name, routing)
+        return await self.view(name)
+
+    async def scale(self, name: str, scaling: Scaling) -> EndpointView:
+        """The endpoint with so many executors a version.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+            InvalidSpec: no such number is possible.
+            NotScaled: one could not be opened; all versions have what they had.
+        """
+        self._check(name)
+        inference = await self._ready()
+        async with self._turn:
+            self._check(name)
+            await inference.scale(name, scaling)
+            async with self._routed:
+                records = {n: VersionRecord(scaled(r.spec, scaling), r.view, True) for n, r in self._loaded[name].items()}
+                for record in records.values():
+                    await self._store.call(self._store.keep_spec, record)
+                self._loaded[name] = records
+        return await self.view(name)
+
+    def _keep(self, name: str, routing: Routing) -> None:
+        self._routing[name] = routing
+        self._loaded[name] = {number: record for number, record in self._loaded[name].items() if number in routing.loaded}
+
+    async def retire(self, name: str) -> None:
+        self._check(name)
+        inference = await self._ready()
+        async with self._turn, self._routed:
+            self._check(name)
+            # The record first: a crash in between leaves an endpoint that the next start takes down, not one that comes back.
+            await self._store.call(self._store.retire, name)
+            del self._loaded[name], self._routing[name]
+            with contextlib.suppress(UnknownName):  # it could not be brought back after a restart
+                await inference.retire(name)
+
+    async def view(self, name: str) -> EndpointView:
+        self._check(name)
+        return (await self._views([name]))[0]
+
+    async def views(self) -> list[EndpointView]:
+        return await self._views(sorted(self._loaded)) if self._loaded else []
+
+    async def _views(self, names: Sequence[str]) -> list[EndpointView]:
+        inference = await self._ready()
+        status = await inference.status()
+        return [self._view(inference, name, status.get(name, [])) for name in names if name in self._loaded]
+
+    def _view(self, inference: Inference, name: str, versions: list[VersionView]) -> EndpointView:
+        routing = self._routing[name]
+        record = self._loaded[name][routing.live]
+        spec = record.spec
+        return EndpointView(
+            name=spec.name,
+            url=inference.url,
+            grpc=inference.grpc,
+            token=inference.token,
+            replicas=next((view.replicas for view in versions if view.version == routing.live), 0) or spec.replicas,
+            versions=tuple(versions) or (record.view,),
+            inputs=spec.inputs,
+            outputs=spec.outputs,
+            model=spec.model,
+            origin=spec.origin,
+            example=spec.example,
+            routing=routing,
+        )
+
+    def _check(self, name: str) -> None:
+        if name not in self._loaded:
+            raise UnknownName("endpoint", name, tuple(self._loaded))
+
+    async def close(self) -> None:
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        if self._coming is not None:
+            await self._coming.stop()
+
+
+def _tell(task: asyncio.Task[Inference]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("the inference process is not up: %s", error)

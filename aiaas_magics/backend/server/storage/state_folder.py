@@ -1,0 +1,186 @@
+"""The state folder of a server: who may be in it, and what stands where.
+
+Owns creating it for this account alone, the lock that keeps a second server out, the
+token, the port of last time, and the note by which clients find the server.
+
+    lock              held by the server that serves this folder
+    server.json       who serves it now, and where
+    token, port       survive a restart, so that clients and endpoints' users need not notice one; both are new if the port is taken
+    records.sqlite    see `store`; blobs/, dropbox/: see `blobs`
+    jobs/<id>/        attempt-<k>/, checkpoints/, files/, figures/; of a job that failed or was cancelled the last checkpoint stays
+    reserve           part of the disk for the day when it is full: see `room`
+    launcher/         the launcher's socket and log
+    serving/          the inference process
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+
+from aiaas_magics.backend.folders.small_files import write_private
+from aiaas_magics.core import process_id, settings, wire
+from aiaas_magics.core.errors import InvalidSpec, StoreNotWritable
+
+TOKEN_CHARACTERS: Final = 32  # 128 bits in hexadecimal digits, if somebody made one by hand
+TOKEN_BYTES: Final = 32  # 256 random bits need no slow hash and no lock-out (facts/reliability 4.1)
+# A predecessor that was told to end, or was killed, lets go of the lock within this time; guess.
+LOCK_S: Final = 2.0
+
+
+class Serving(msgspec.Struct, frozen=True, kw_only=True):
+    """What server.json says."""
+
+    pid: int
+    started: int
+    url: str
+    version: str
+
+
+@dataclass(slots=True)
+class StateFolder:
+    """An open state folder: this process is the only server on it until `close`."""
+
+    path: Path
+    _lock: IO[bytes] | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> StateFolder:
+        """Create the folder, make it private and take its lock.
+
+        Raises:
+            StoreNotWritable: it cannot be written, or belongs to another account.
+            InvalidSpec: another server serves it.
+        """
+        folder = cls(path.expanduser().resolve())
+        try:
+            folder._make_private()
+            folder._lock = _take_lock(folder.path / "lock")
+        except OSError as error:
+            raise StoreNotWritable(str(folder.path), error.strerror or str(error)) from error
+        if folder._lock is None:
+            told = folder.serving()
+            who = f"Process {told.pid}" if told else "Another process"
+            raise InvalidSpec(f"{who} serves {folder.path} already. Stop it with `aiaas stop`, or give another folder by --state.")
+        return folder
+
+    def _make_private(self) -> None:
+        settings.make_private(self.path)
+        if hasattr(os, "getuid") and self.path.stat().st_uid != os.getuid():
+            raise StoreNotWritable(str(self.path), "it belongs to another account")
+        self.path.chmod(0o700)
+        for name in ("jobs", "launcher", "serving"):
+            (self.path / name).mkdir(mode=0o700, exist_ok=True)
+        probe = self.path / f".probe-{secrets.token_hex(4)}"
+        probe.write_bytes(b"")
+        probe.unlink()
+
+    @property
+    def records(self) -> Path:
+        return self.path / "records.sqlite"
+
+    @property
+    def blobs(self) -> Path:
+        return self.path / "blobs"
+
+    @property
+    def launcher(self) -> Path:
+        return self.path / "launcher"
+
+    @property
+    def jobs(self) -> Path:
+        return self.path / "jobs"
+
+    def job(self, job: str) -> Path:
+        return self.jobs / job
+
+    def attempt(self, job: str, attempt: int) -> Path:
+        return self.jobs / job / f"attempt-{attempt}"
+
+    def token(self) -> str:
+        """The token of this folder, made when there is none.
+
+        Raises:
+            InvalidSpec: the file holds what is no token, or one that could be guessed.
+        """
+        file = self.path / "token"
+        with contextlib.suppress(FileNotFoundError):
+            if token := file.read_text(encoding="ascii", errors="replace").strip():
+                if len(token) < TOKEN_CHARACTERS or not token.isascii() or not token.isprintable():
+                    raise InvalidSpec(
+                        f"{file} holds no token of at least {TOKEN_CHARACTERS} characters, so that it could be guessed. "
+                        "Remove the file: the server makes a new one."
+                    )
+                file.chmod(0o600)
+                return token
+        return self.new_token()
+
+    def new_token(self) -> str:
+        token = "aiaas_" + secrets.token_urlsafe(TOKEN_BYTES)
+        write_private(self.path / "token", (token + "\n").encode(), durable=True)
+        return token
+
+    def last_port(self) -> int:
+        """The port of last time; 0 when there was none."""
+        try:
+            port = int((self.path / "port").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return 0
+        return port if 0 < port < 65536 else 0
+
+    def announce(self, url: str, port: int) -> None:
+        """Say where the server is; called when it listens."""
+        write_private(self.path / "port", f"{port}\n".encode(), durable=True)
+        pid = os.getpid()
+        told = Serving(pid=pid, started=process_id.start_mark(pid), url=url, version=settings.package_version())
+        write_private(self.path / "server.json", wire.encode(told) + b"\n", durable=True)
+
+    def serving(self) -> Serving | None:
+        try:
+            return wire.decode((self.path / "server.json").read_bytes(), Serving)
+        except (OSError, wire.Malformed):
+            return None
+
+    def close(self) -> None:
+        """Take back the note and give up the lock."""
+        told = self.serving()
+        if told is not None and told.pid == os.getpid():
+            (self.path / "server.json").unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _take_lock(path: Path) -> IO[bytes] | None:
+    """The open, locked file; None when somebody else keeps it locked. The system unlocks it when its process ends."""
+    file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)  # noqa: SIM115 - it stays open as long as the lock is held
+    deadline = time.monotonic() + LOCK_S
+    while True:
+        try:
+            _lock(file)
+        except OSError:
+            if time.monotonic() > deadline:
+                file.close()
+                return None
+            time.sleep(0.05)
+        else:
+            return file
+
+
+def _lock(file: IO[bytes]) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,194 @@
+"""What the state folder holds, how much of the disk that is, and giving back what nothing needs.
+
+Owns going through the folder and the removing. Which results are old enough is `retention`'s rule, how much is to stay free
+is `room`'s. What a job that is not over, a live endpoint or a job that can be gone on from needs is never removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from aiaas_magics.backend.server import attempt_files
+from aiaas_magics.backend.server.conductor import Conductor
+from aiaas_magics.backend.server.storage import migrations
+from aiaas_magics.backend.server.storage.blob_store import BlobStore
+from aiaas_magics.backend.server.storage.quota import Room
+from aiaas_magics.backend.server.storage.records import JobRecord, Store
+from aiaas_magics.backend.server.storage.retention import DAY_S, Ended, expired
+from aiaas_magics.backend.server.storage.state_folder import StateFolder
+from aiaas_magics.backend.workers.local.local_pool import LocalPool
+from aiaas_magics.core.errors import InvalidSpec
+from aiaas_magics.core.spec import Freed, StoragePart, StorageView
+
+log = logging.getLogger(__name__)
+
+SWEEP_S: Final = 3600.0  # guess: a day's blobs go within 25 hours
+ASKED_S: Final = 3600.0  # guess: when somebody asks for room, what was sent in the last hour may still be wanted by a cell that runs
+EVENTS_KEPT: Final = 10_000  # guess: of one job that is over; a view shows some hundreds
+SETTLED_S: Final = 3600.0  # guess: nobody follows a job that ended an hour ago
+COMPACT_BYTES: Final = 16 * 1024**2  # guess: less than that in free pages is used again soon
+
+
+class Storage:
+    """The state folder of one running server."""
+
+    def __init__(self, *, state: StateFolder, store: Store, blobs: BlobStore, conductor: Conductor, room: Room) -> None:
+        self._state, self._store, self._blobs, self._conductor, self._room = state, store, blobs, conductor, room
+        self._turn = asyncio.Lock()
+
+    async def view(self) -> StorageView:
+        """What uses how much, and what of that nothing needs."""
+        uses = await self._store.call(self._store.blob_uses)
+        records = self._conductor.records()
+        parts = await asyncio.to_thread(self._parts, uses, records)
+        usage = await asyncio.to_thread(shutil.disk_usage, self._state.path)
+        return StorageView(
+            folder=str(self._state.path),
+            parts=parts,
+            disk_bytes=usage.total,
+            free_bytes=usage.free,
+            keep_free_bytes=self._room.keep_free.of(usage.total),
+        )
+
+    def _parts(self, uses: dict[str, str], records: list[JobRecord]) -> tuple[StoragePart, ...]:
+        now_s = time.time()
+        sizes = {use: [0, 0] for use in ("inputs", "results", "endpoints", "")}
+        unneeded = 0
+        for sha, (size, used_s) in self._blobs.sizes().items():
+            use = uses.get(sha, "")
+            sizes[use][0] += size
+            sizes[use][1] += 1
+            unneeded += size if not use and now_s - used_s > ASKED_S else 0
+        missing = -self._room.free_bytes()
+        old = expired(self._ended(records), now_s=now_s, missing_bytes=max(0, missing))
+        folders = [self._state.job(record.job.id) for record in records]
+        checkpoints = [folder / "checkpoints" for folder in folders]
+        files = [folder / "files" for folder in folders]
+        figures = [folder / "figures" for folder in folders]
+        jobs = size_of([self._state.jobs])
+        of_jobs = size_of(checkpoints), size_of([*files, *figures])
+        path = self._state.path
+        return (
+            StoragePart(what="data of jobs that are not over", bytes=sizes["inputs"][0], count=sizes["inputs"][1]),
+            StoragePart(
+                what="results",
+                bytes=sizes["results"][0],
+                count=sizes["results"][1],
+                freeable_bytes=sum(one.bytes for one in self._ended(records) if one.job in old),
+            ),
+            StoragePart(what="models of endpoints", bytes=sizes["endpoints"][0], count=sizes["endpoints"][1]),
+            StoragePart(what="data kept for the next run", bytes=sizes[""][0], count=sizes[""][1], freeable_bytes=unneeded),
+            StoragePart(what="checkpoints", bytes=of_jobs[0], count=sum(one.is_dir() for one in checkpoints)),
+            StoragePart(what="files of callbacks", bytes=of_jobs[1], count=sum(one.is_dir() for one in files)),
+            StoragePart(what="running attempts", bytes=max(0, jobs - sum(of_jobs))),
+            StoragePart(what="records and logs of jobs", bytes=size_of(path.glob("records.sqlite*")), count=len(records)),
+            StoragePart(what="logs of processes", bytes=size_of(path.rglob("*.log"))),
+            StoragePart(what="set aside", bytes=size_of(path.glob("set-aside-*"))),
+        )
+
+    def _ended(self, records: list[JobRecord]) -> list[Ended]:
+        """Jobs that are over and have not given back anything yet."""
+        return [
+            Ended(job=record.job.id, ended_s=record.ended_s, bytes=self._bytes_of(record))
+            for record in records
+            if record.job.state.final and record.ended_s is not None and record.removed_s is None
+        ]
+
+    def _bytes_of(self, record: JobRecord) -> int:
+        blobs = [self._blobs.path(record.result)] if record.result else []
+        folder = self._state.job(record.job.id)
+        return size_of([*blobs, folder / "files", folder / "figures"])
+
+    async def sweep(self) -> Freed:
+        """What is done without being asked: what was of no use for a day, results by their age, long logs."""
+        return await self._free(older_than_s=DAY_S, compact=False)
+
+    async def free(self) -> Freed:
+        """Give back what nothing needs, now."""
+        return await self._free(older_than_s=ASKED_S, compact=True)
+
+    async def _free(self, *, older_than_s: float, compact: bool) -> Freed:
+        async with self._turn:
+            places = [self._state.blobs, self._blobs.dropbox, self._state.jobs, self._state.records]
+            before = await asyncio.to_thread(size_of, places)
+            now_s = time.time()
+            records = self._conductor.records()
+            missing = max(0, -self._room.free_bytes())
+            # First what needs no record: on a full disk that makes room for the rest.
+            known = {record.job.id for record in records}
+            await asyncio.to_thread(self._remove_strays, known, now_s - older_than_s)
+            blobs = await self._sweep_blobs(now_s=now_s, older_than_s=older_than_s)
+            gone = await asyncio.to_thread(lambda: expired(self._ended(records), now_s=now_s, missing_bytes=missing))
+            if gone:
+                await self._conductor.remove_results(gone)
+                for job in gone:
+                    for name in ("files", "figures"):
+                        await asyncio.to_thread(shutil.rmtree, self._state.job(job) / name, ignore_errors=True)
+                blobs += await self._sweep_blobs(now_s=now_s, older_than_s=older_than_s)
+            for record in records:
+                if record.job.state.final and now_s - (record.ended_s or now_s) > SETTLED_S and record.last_seq > EVENTS_KEPT:
+                    await self._store.call(self._store.thin_log, record.job.id, keep=EVENTS_KEPT)
+            if await self._store.call(self._store.unused_bytes) > (0 if compact else COMPACT_BYTES) and self._has_room_to_compact():
+                await self._store.call(self._store.compact)
+            freed = before - await asyncio.to_thread(size_of, places)
+        log.info("removed %d blobs that nothing needs and the results of %d jobs", blobs, len(gone))
+        return Freed(bytes=max(0, freed), blobs=blobs, results=len(gone))
+
+    async def _sweep_blobs(self, *, now_s: float, older_than_s: float) -> int:
+        uses = await self._store.call(self._store.blob_uses)
+        return await asyncio.to_thread(self._blobs.sweep, set(uses), now_s=now_s, older_than_s=older_than_s)
+
+    def _has_room_to_compact(self) -> bool:
+        return shutil.disk_usage(self._state.path).free > 2 * self._state.records.stat().st_size
+
+    def _remove_strays(self, known: set[str], before_s: float) -> None:
+        """Folders of jobs that no record speaks of."""
+        for path in self._state.jobs.iterdir():
+            if path.name not in known and path.lstat().st_mtime < before_s:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def size_of(paths: Iterable[Path]) -> int:
+    """Bytes of the files at and below `paths`; links are not followed, and of a file with several names each counts."""
+    total = 0
+    waiting = [os.fspath(path) for path in paths]
+    while waiting:
+        path = waiting.pop()
+        try:
+            if os.path.isdir(path) and not os.path.islink(path):
+                waiting += [entry.path for entry in os.scandir(path)]
+            else:
+                total += os.lstat(path).st_size
+        except OSError:  # removed meanwhile
+            continue
+    return total
+
+
+def set_records_aside(path: Path) -> Path:
+    """See `migrations.set_aside`; ends the workers of the jobs that are forgotten by that.
+
+    Raises:
+        InvalidSpec: a server runs on this folder, or there are no records.
+    """
+    if not (path / "records.sqlite").exists():
+        raise InvalidSpec(f"There are no records in {path}. Give the server's folder with --state.")
+    state = StateFolder.open(path)
+    try:
+        asyncio.run(_end_workers(state))
+        return migrations.set_aside(state.path)
+    finally:
+        state.close()
+
+
+async def _end_workers(state: StateFolder) -> None:
+    pool = LocalPool(state.launcher)
+    for job in state.jobs.iterdir():
+        await attempt_files.end_leftovers(state, pool, job.name, living=None)
+    await pool.close()

@@ -1,0 +1,258 @@
+"""The gRPC port of the inference process, in the event loop that answers HTTP.
+
+Owns what every call meets before a protocol sees it: the guard, the message's limits and
+deadline, and how a fault ends a call. What a method means belongs to `openinference`,
+`tfserving` and `health`.
+
+A call that is refused is refused before its message is read. The guard decides by the metadata as
+it does by headers, with one difference: grpc.aio does not tell the `:authority`, so the name that
+a caller used is not looked at. That check keeps out web pages, and no browser lets a page speak
+gRPC over HTTP/2; an `Origin` of a page is refused here as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final, NoReturn
+
+import grpc
+import msgspec
+from google.protobuf.message import DecodeError
+
+from aiaas_magics.backend.net import guard as rules
+from aiaas_magics.backend.net.guard import Allow, Guard
+from aiaas_magics.backend.net.limited_http import HEAD_S, most_connections, raise_descriptors
+from aiaas_magics.backend.serving.front_ends.aggregate import Everywhere, seen, spread
+from aiaas_magics.backend.serving.grpc import health, open_inference_grpc, tfserving_grpc
+from aiaas_magics.backend.serving.grpc.methods import (
+    Call,
+    Infer,
+    Look,
+    Method,
+    Refused,
+    Status,
+    Stream,
+    Watch,
+    status_of,
+    status_of_response,
+)
+from aiaas_magics.backend.serving.http import request_handler
+from aiaas_magics.backend.serving.models.registry import Registry
+from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, computes
+from aiaas_magics.backend.serving.protocols.operations import MANAGING
+from aiaas_magics.core.errors import CannotStart
+
+METHODS: Final[dict[str, Method]] = {**open_inference_grpc.METHODS, **tfserving_grpc.METHODS, **health.METHODS}
+MESSAGE_S: Final = 60.0  # as the body's over HTTP
+CALLS: Final = 4096  # guess: under way at once; four times what may wait for a model
+DRAIN_S: Final = 5.0  # guess: what a call that runs at the end may still take
+OWN_NAME: Final = (b"localhost",)  # stands for the name that grpc.aio does not tell; every guard takes it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """Where to listen, and how much to take. `tls` is the key and the certificate, PEM."""
+
+    host: str
+    number: int
+    message_bytes: int
+    tls: tuple[bytes, bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.number}" if ":" in self.host else f"{self.host}:{self.number}"
+
+
+class GrpcServer:
+    """`await start()`, and calls are answered until `await stop()`.
+
+    Args:
+        everywhere: The front ends of the HTTP port, where there are several: gRPC is answered by the first alone, and tells of all.
+    """
+
+    def __init__(self, registry: Registry, guard: Guard, port: Port, *, everywhere: Everywhere | None = None) -> None:
+        self._registry, self._port, self._everywhere = registry, port, everywhere
+        self._held = 0  # bytes of messages in memory, over all calls
+        self._held_most = 8 * port.message_bytes  # guess, as over HTTP
+        options = [
+            ("grpc.so_reuseport", 0),  # a port that somebody has is not shared with him
+            ("grpc.max_receive_message_length", port.message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.server_handshake_timeout_ms", int(HEAD_S * 1000)),  # its own is two minutes
+            ("grpc.max_allowed_incoming_connections", most_connections(raise_descriptors()) // 2),
+        ]
+        self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=CALLS)
+        self._server.add_generic_rpc_handlers((_Door(guard, self._handler),))
+
+    async def start(self) -> None:
+        """Listen and answer.
+
+        Raises:
+            CannotStart: the port cannot be had.
+        """
+        try:
+            if self._port.tls is not None:
+                self._server.add_secure_port(self._port.address, grpc.ssl_server_credentials([self._port.tls]))
+            else:
+                self._server.add_insecure_port(self._port.address)
+        except RuntimeError as fault:
+            raise CannotStart("The gRPC port", f"{self._port.address} cannot be listened on ({fault})", "log.txt") from fault
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Answer what is being answered, within `DRAIN_S`, then end."""
+        await self._server.stop(DRAIN_S)
+
+    def _handler(self, method: Method, request: Request) -> Any:
+        """What grpc runs for one call. All read by themselves: then a message has a deadline, and none is read before the guard."""
+        match method:
+            case Stream():
+
+                async def answer_each(_: Any, context: Any) -> AsyncIterator[bytes]:
+                    async for answer in self._answer_each(method, _with_client(request, context), context):
+                        yield answer.SerializeToString()
+
+                return grpc.stream_stream_rpc_method_handler(answer_each)
+            case Watch():
+
+                async def watch(_: Any, context: Any) -> AsyncIterator[bytes]:
+                    async for answer in self._watch(method, request, context):
+                        yield answer.SerializeToString()
+
+                return grpc.stream_stream_rpc_method_handler(watch)
+            case _:
+
+                async def answer(_: Any, context: Any) -> bytes:
+                    return await self._answer(method, _with_client(request, context), context)
+
+                return grpc.stream_unary_rpc_method_handler(answer)
+
+    async def _answer(self, method: Look | Infer, request: Request, context: Any) -> bytes:
+        response = await self._response(method, await _read(context), request, context)
+        if response.status == 200:
+            return response.body
+        return await _abort(context, status_of_response(response))
+
+    async def _answer_each(self, method: Stream, request: Request, context: Any) -> AsyncIterator[Any]:
+        while (raw := await context.read()) is not grpc.aio.EOF:
+            response = await self._response(method.infer, raw, request, context)
+            yield method.framed(response.body) if response.status == 200 else method.fault(status_of_response(response).text)
+
+    async def _watch(self, method: Watch, request: Request, context: Any) -> AsyncIterator[Any]:
+        raw = await _read(context)
+        try:
+            message = _parsed(method, raw)
+        except BadValue as fault:
+            await _abort(context, status_of(fault.status, fault.text))
+        async for answer in method.answers(Call(registry=self._registry, message=message, request=request)):
+            yield answer
+
+    async def _response(self, method: Look | Infer, raw: bytes, request: Request, context: Any) -> Response:
+        """The answer's message as the body of a response, or REST's refusal."""
+        try:
+            with self._holding(raw):
+                message = _parsed(method, raw)
+                if isinstance(method, Infer):
+                    left_s = context.time_remaining()
+                    asked = replace(method.route(message), timeout_s=math.inf if left_s is None else left_s)
+                    return await request_handler.respond(self._registry, method, asked, request)
+                return Response(200, (await self._look(method, message, request)).SerializeToString())
+        except Refused as refused:
+            return refused.response
+        except grpc.aio.BaseError:  # the caller is gone, or its message beyond the limit: grpc itself has answered
+            raise
+        except Exception as fault:  # noqa: BLE001 - border: what the caller sent is read here
+            return request_handler.refusal(fault)
+
+    async def _look(self, method: Look, message: Any, request: Request) -> Any:
+        everywhere, registry = self._everywhere, self._registry
+        if everywhere is not None:
+            registry = await seen(everywhere, registry, method.action)
+        answer = method.answer(Call(registry=registry, message=message, request=request))
+        if everywhere is not None and method.action:
+            await spread(everywhere, method.action, getattr(answer, "model_name", ""))
+        return answer
+
+    @contextmanager
+    def _holding(self, raw: bytes) -> Iterator[None]:
+        """Count a message for as long as it is in memory.
+
+        Raises:
+            BadValue: together they are too many.
+        """
+        if self._held + len(raw) > self._held_most:
+            raise BadValue("Too many large messages are being sent at once. Send fewer rows at once, or try again.", 413)
+        self._held += len(raw)
+        try:
+            yield
+        finally:
+            self._held -= len(raw)
+
+
+async def _read(context: Any) -> bytes:
+    """The only message of a call. One that does not come ends the call."""
+    try:
+        async with asyncio.timeout(MESSAGE_S):
+            raw = await context.read()
+    except TimeoutError:
+        await _abort(context, status_of(408, f"The message did not come within {MESSAGE_S:g} s. Send fewer rows at once."))
+    if raw is grpc.aio.EOF:
+        await _abort(context, status_of(400, "The call holds no message"))
+    return bytes(raw)
+
+
+async def _abort(context: Any, status: Status) -> NoReturn:
+    await context.abort(status.code, status.text, status.trailers)
+    raise AssertionError("abort returned")
+
+
+def _parsed(method: Method, raw: bytes) -> Any:
+    try:
+        return method.takes.FromString(raw)
+    except DecodeError as fault:
+        raise BadValue("The message cannot be read as what this method takes") from fault
+
+
+def _with_client(request: Request, context: Any) -> Request:
+    """`request` with the other end of the connection, which grpc tells no sooner: ipv4:127.0.0.1:5555."""
+    return msgspec.structs.replace(request, client=context.peer().partition(":")[2].encode())
+
+
+class _Door(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Who may pass, and to which method; None is grpc's UNIMPLEMENTED."""
+
+    def __init__(self, guard: Guard, handler: Callable[[Method, Request], Any]) -> None:
+        self._guard, self._handler = guard, handler
+
+    def service(self, details: Any) -> Any:
+        headers = headers_of(details.invocation_metadata)
+        method = METHODS.get(details.method)
+        decision = self._guard.decide(facts_of(headers), manages=isinstance(method, Look) and method.action in MANAGING)
+        if not isinstance(decision, Allow):
+            return _refusing(status_of(decision.status, decision.text))
+        if method is None:
+            return None
+        request = Request(method="POST", path=details.method, headers=headers, scheme="grpc", computes=computes(headers))
+        return self._handler(method, request)
+
+
+def _refusing(status: Status) -> Any:
+    async def refuse(_: Any, context: Any) -> None:
+        await _abort(context, status)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def headers_of(metadata: Iterable[tuple[str, str | bytes]]) -> Headers:
+    """Metadata as headers. What compresses a message here is grpc: no answer is to come compressed twice."""
+    return tuple(
+        (name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in metadata if name != "accept-encoding"
+    )
+
+
+def facts_of(headers: Headers) -> rules.Facts:
+    return replace(rules.facts_of(headers), hosts=OWN_NAME)

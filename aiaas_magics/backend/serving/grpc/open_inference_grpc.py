@@ -1,0 +1,275 @@
+"""Open Inference Protocol v2 over gRPC.
+
+Owns its methods, and tensors in its messages. What is told about the server and its models
+belongs to `protocols.openinference_documents`, the layout of raw tensors to
+`protocols.openinference_codec`; REST and gRPC share both.
+
+Tensors are answered raw: Triton's clients read no typed contents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import orjson
+
+from aiaas_magics.backend.serving.grpc.methods import Asked, Call, Infer, Look, Method, Refused, Stream, find
+from aiaas_magics.backend.serving.grpc.open_inference_schema import SERVICE, inference
+from aiaas_magics.backend.serving.models.registry import NotServed, Version
+from aiaas_magics.backend.serving.protocols import BadValue, Response, rows_of
+from aiaas_magics.backend.serving.protocols.open_inference import inference_codec as tensors
+from aiaas_magics.backend.serving.protocols.open_inference import inference_documents as documents
+from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
+from aiaas_magics.backend.serving.protocols.operations import LARGEST_VERSION, Route
+from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
+from aiaas_magics.core.spec import TensorSpec
+
+# Which field of `contents` holds the values of a datatype; the others travel raw only.
+CONTENTS: Final[Mapping[str, str]] = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+# Said by Triton's streaming client; each answer here is final, and says so.
+WANTS_FINAL: Final = "triton_enable_empty_final_response"
+FINAL: Final = "triton_final_response"
+
+
+def number_of(version: str) -> int | None:
+    """The version that a request names; none is the one that answers."""
+    if not version:
+        return None
+    if not (version.isascii() and version.isdigit()) or len(version) > 19 or int(version) > LARGEST_VERSION:
+        raise BadValue(f"Versions are whole numbers, got {version[:40]!r}. Leave the version out for the one that answers.")
+    return int(version)
+
+
+def version_of(call: Call, name: str, version: str) -> Version:
+    return find(call, open_inference_rest, Route(action="metadata", name=name, version=number_of(version)))
+
+
+# --------------------------------------------------------------------------- infer
+
+
+def route(message: Any) -> Asked:
+    return Asked(message=message, name=message.model_name, version=number_of(message.model_version))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferCall:
+    """A decoded inference message. `rows` is None where the inputs differ in their first dimension."""
+
+    message: Any
+    version: Version
+    tensors: Mapping[str, np.ndarray]
+    rows: int | None
+    wanted: list[str]
+    timeout_s: float
+
+    def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
+        answer = inference.ModelInferResponse(model_name=self.version.spec.name, model_version=str(self.version.number), id=self.message.id)
+        for name in self.wanted:
+            array = np.asarray(outputs[name])
+            answer.outputs.add(name=name, datatype=tensors.datatype_of(array), shape=array.shape)
+            answer.raw_output_contents.append(bytes(tensors.to_bytes(array)))
+        if WANTS_FINAL in self.message.parameters:
+            answer.parameters[FINAL].bool_param = True
+        return Response(200, answer.SerializeToString())
+
+
+def read(asked: Asked, version: Version) -> InferCall:
+    message = asked.message
+    check_parameters(message)
+    given = read_inputs(message, version)
+    wanted = wanted_outputs(message, version.spec.outputs)
+    timeout_s = min(asked.timeout_s, timeout_of(message))
+    return InferCall(
+        message=message, version=version, tensors=given, rows=rows_of(given, version.spec.inputs), wanted=wanted, timeout_s=timeout_s
+    )
+
+
+def timeout_of(message: Any) -> float:
+    if "timeout" not in message.parameters:
+        return math.inf
+    parameter = message.parameters["timeout"]
+    value = getattr(parameter, parameter.WhichOneof("parameter_choice") or "int64_param")
+    return open_inference_rest.timeout_of(tensors.InferRequest(inputs=(), parameters={"timeout": value}))
+
+
+def framed(answer: bytes) -> Any:
+    return inference.ModelStreamInferResponse(infer_response=inference.ModelInferResponse.FromString(answer))
+
+
+def fault(text: str) -> Any:
+    return inference.ModelStreamInferResponse(error_message=text)
+
+
+def check_parameters(message: Any) -> None:
+    for key in message.parameters:
+        if key.startswith("triton_") and key != WANTS_FINAL:
+            raise BadValue(f"Parameter {key[:100]!r} begins with 'triton_', which is reserved")
+    for tensor in (*message.inputs, *message.outputs):
+        if "shared_memory_region" in tensor.parameters:
+            raise BadValue("Shared memory is not offered here. Send tensors in the message.")
+        if "classification" in tensor.parameters:
+            raise BadValue("Parameter 'classification' is not offered here. Ask for the scores, or use TensorFlow Serving's Classify.")
+
+
+def read_inputs(message: Any, version: Version) -> dict[str, np.ndarray]:
+    """Each input by its name, from raw contents or typed ones: all of them raw, in the order of the inputs, or none."""
+    specs = {spec.name: spec for spec in version.spec.inputs}
+    raw = message.raw_input_contents
+    if raw and len(raw) != len(message.inputs):
+        raise BadValue(f"The request holds {len(message.inputs)} inputs and {len(raw)} raw contents; there is one for each, or none")
+    found: dict[str, np.ndarray] = {}
+    for index, given in enumerate(message.inputs):
+        spec = specs.get(given.name)
+        if spec is None:
+            raise BadValue(f"Unexpected input {given.name[:100]!r}; the model has the inputs {tfserving_json.listed(specs)}")
+        if spec.name in found:
+            raise BadValue(f"Input {given.name} comes twice")
+        shape = tuple(given.shape)
+        if min(shape, default=0) < 0:
+            raise BadValue(f"Input {given.name} says the shape {tfserving_json.dims(shape[:32])}; a request's sizes are known")
+        tensor = tensors.Input(name=given.name, datatype=given.datatype, shape=shape, parameters=parameters_of(given))
+        tensors.check_interface(tensor, spec)
+        if not raw:
+            array = from_contents(given, shape, spec)
+        elif given.HasField("contents"):
+            raise BadValue(f"Input {given.name} has contents beside the raw ones of the request. Send one of them.")
+        else:
+            array = tensors.from_bytes(raw[index], given.datatype, shape, given.name)
+        found[spec.name] = tensors.decoded(array, tensor)
+    if len(found) != len(specs):
+        raise BadValue(f"The model has the inputs {tfserving_json.listed(specs)}; the request holds {tfserving_json.listed(found)}")
+    return found
+
+
+def parameters_of(tensor: Any) -> tensors.InputParameters | None:
+    content_type = tensor.parameters["content_type"].string_param if "content_type" in tensor.parameters else ""
+    return tensors.InputParameters(content_type=content_type) if content_type else None
+
+
+def from_contents(given: Any, shape: tuple[int, ...], spec: TensorSpec) -> np.ndarray:
+    """The tensor whose values stand one by one in the field for its datatype."""
+    field = CONTENTS.get(given.datatype)
+    if field is None:
+        raise BadValue(f"{given.datatype} has no typed contents. Send input {spec.name} in raw_input_contents.")
+    if any(other.name != field for other, _ in given.contents.ListFields()):
+        raise BadValue(f"The contents of input {spec.name}, of datatype {given.datatype}, belong in {field} alone")
+    values = list(getattr(given.contents, field))
+    if len(values) != math.prod(shape):
+        raise BadValue(f"Input {spec.name} says the shape {tfserving_json.dims(shape)}; its contents hold {len(values)} values")
+    if given.datatype != "BYTES":
+        return tfserving_json.numbers(values, spec).reshape(shape)
+    strings = np.empty(len(values), dtype=object)
+    strings[:] = values
+    return strings.reshape(shape)
+
+
+def wanted_outputs(message: Any, specs: tuple[TensorSpec, ...]) -> list[str]:
+    names = [spec.name for spec in specs]
+    wanted = [output.name for output in message.outputs]
+    if unknown := next((name for name in wanted if name not in names), None):
+        raise BadValue(f"Unexpected output {unknown[:100]!r}; the model has the outputs {tfserving_json.listed(names)}")
+    if len(set(wanted)) != len(wanted):
+        raise BadValue("An output is asked for twice")
+    return wanted or names
+
+
+# --------------------------------------------------------------------------- everything else
+
+
+def server_live(_call: Call) -> Any:
+    return inference.ServerLiveResponse(live=True)
+
+
+def server_ready(call: Call) -> Any:
+    return inference.ServerReadyResponse(ready=documents.is_ready(call.registry))
+
+
+def model_ready(call: Call) -> Any:
+    try:
+        ready = documents.answers(call.registry, call.message.name, number_of(call.message.version))
+    except NotServed:
+        ready = False
+    return inference.ModelReadyResponse(ready=ready)
+
+
+def server_metadata(_call: Call) -> Any:
+    return inference.ServerMetadataResponse(**documents.server())
+
+
+def model_metadata(call: Call) -> Any:
+    version = version_of(call, call.message.name, call.message.version)
+    return inference.ModelMetadataResponse(**documents.metadata(call.registry, version))
+
+
+def model_config(call: Call) -> Any:
+    version = version_of(call, call.message.name, call.message.version)
+    return inference.ModelConfigResponse(config=documents.config(version))
+
+
+def repository_index(call: Call) -> Any:
+    return inference.RepositoryIndexResponse(models=documents.index(call.registry, documents.IndexRequest(ready=call.message.ready)))
+
+
+def repository_load(call: Call) -> Any:
+    return inference.RepositoryModelLoadResponse(model_name=_control(call, "load"), isLoaded=True)
+
+
+def repository_unload(call: Call) -> Any:
+    return inference.RepositoryModelUnloadResponse(model_name=_control(call, "unload"), isUnloaded=True)
+
+
+def _control(call: Call, action: str) -> str:
+    """Carry out what REST does; gives the model's name."""
+    message = call.message
+    name: str = message.model_name or message.repository_name  # the latter is KServe's number for the model's
+    document = orjson.dumps({"parameters": dict.fromkeys(message.parameters, True)})
+    request = msgspec.structs.replace(call.request, body=document)
+    response = open_inference_rest.look(call.registry, Route(action=action, name=name), request)
+    if response.status != 200:
+        raise Refused(response)
+    return name
+
+
+def model_statistics(call: Call) -> Any:
+    """Of one model, all its versions or one; of none, of every model."""
+    message, registry = call.message, call.registry
+    names = [version_of(call, message.name, message.version).spec.name] if message.name else registry.names()
+    number = number_of(message.version)
+    versions = [version for name in names for version in registry.versions(name) if not number or version.number == number]
+    return inference.ModelStatisticsResponse(**documents.statistics(versions))
+
+
+INFER: Final = Infer(takes=inference.ModelInferRequest, rest=open_inference_rest, route=route, call=read)
+_METHODS: Final[Mapping[str, Method]] = {
+    "ModelInfer": INFER,
+    "ModelStreamInfer": Stream(INFER, framed, fault),
+    "ServerLive": Look(inference.ServerLiveRequest, server_live),
+    "ServerReady": Look(inference.ServerReadyRequest, server_ready),
+    "ServerMetadata": Look(inference.ServerMetadataRequest, server_metadata),
+    "ModelReady": Look(inference.ModelReadyRequest, model_ready),
+    "ModelMetadata": Look(inference.ModelMetadataRequest, model_metadata),
+    "ModelConfig": Look(inference.ModelConfigRequest, model_config),
+    "ModelStatistics": Look(inference.ModelStatisticsRequest, model_statistics, "statistics"),
+    "RepositoryIndex": Look(inference.RepositoryIndexRequest, repository_index),
+    "RepositoryModelLoad": Look(inference.RepositoryModelLoadRequest, repository_load, "load"),
+    "RepositoryModelUnload": Look(inference.RepositoryModelUnloadRequest, repository_unload, "unload"),
+}
+METHODS: Final[Mapping[str, Method]] = {f"/{SERVICE}/{name}": method for name, method in _METHODS.items()}

@@ -1,0 +1,185 @@
+"""TensorFlow Serving over gRPC: predict, classify, regress, status and metadata.
+
+Owns its methods. Sentences and the versions' states belong to `protocols.tfserving`, tensors to
+`tensor_proto`, examples to `example_proto`.
+
+Version 0 means the latest, as over REST. Models come and go by deploying them: the calls that
+reload a server's configuration, and MultiInference, are not offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import orjson
+from google.protobuf.json_format import ParseDict
+
+from aiaas_magics.backend.serving.grpc.example_proto import read_examples
+from aiaas_magics.backend.serving.grpc.methods import Asked, Call, Infer, Look, Method, Refused
+from aiaas_magics.backend.serving.grpc.tensor_proto import from_proto, to_proto
+from aiaas_magics.backend.serving.grpc.tfserving_schema import MODEL_SERVICE, PREDICTION_SERVICE, serving
+from aiaas_magics.backend.serving.models.registry import Version
+from aiaas_magics.backend.serving.protocols import BadValue, Response, rows_of
+from aiaas_magics.backend.serving.protocols.operations import Route
+from aiaas_magics.backend.serving.protocols.tfserving import tfserving_examples, tfserving_json, tfserving_rest
+from aiaas_magics.core.spec import TensorSpec
+
+SIGNATURES: Final = "signature_def"
+
+
+def number_of(spec: Any) -> int | None:
+    """The version that a request names; what is wrong with a ModelSpec comes out here."""
+    if not spec.name:
+        raise BadValue("Missing ModelSpec: the request names no model")
+    tfserving_json.check_signature(spec.signature_name)
+    number = spec.version.value if spec.HasField("version") else None
+    if number is not None and number < 0:
+        raise BadValue(f"Versions are not below zero, got {number}")
+    return number
+
+
+# --------------------------------------------------------------------------- infer
+
+
+def route(message: Any) -> Asked:
+    spec = message.model_spec
+    return Asked(message=message, name=spec.name, version=number_of(spec), label=spec.version_label or None)
+
+
+def answered_by(answer: Any, version: Version) -> None:
+    """Which version a request was answered by."""
+    spec = answer.model_spec
+    spec.name, spec.signature_name, spec.version.value = version.spec.name, tfserving_json.DEFAULT_SIGNATURE, version.number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictCall:
+    """A decoded predict message. `rows` is None where the inputs differ in their first dimension."""
+
+    version: Version
+    tensors: Mapping[str, np.ndarray]
+    rows: int | None
+    wanted: list[str]
+    timeout_s: float
+
+    def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
+        answer = serving.PredictResponse()
+        answered_by(answer, self.version)
+        for name in self.wanted:
+            answer.outputs[name].CopyFrom(to_proto(np.asarray(outputs[name])))
+        return Response(200, answer.SerializeToString())
+
+
+def read_predict(asked: Asked, version: Version) -> PredictCall:
+    message = asked.message
+    given = read_inputs(message.inputs, version.spec.inputs)
+    known = [spec.name for spec in version.spec.outputs]
+    wanted = list(message.output_filter) or known
+    if unknown := next((name for name in wanted if name not in known), None):
+        raise BadValue(
+            f"output tensor alias not found in signature: {unknown[:100]} Outputs expected to be in the set {tfserving_json.listed(known)}"
+        )
+    return PredictCall(version=version, tensors=given, rows=rows_of(given, version.spec.inputs), wanted=wanted, timeout_s=asked.timeout_s)
+
+
+def read_inputs(given: Any, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
+    names = {spec.name for spec in specs}
+    if set(given) != names:
+        raise BadValue(
+            f"input size does not match signature: {len(given)}!={len(names)} "
+            f"The request holds {tfserving_json.listed(given)}, the model has the inputs {tfserving_json.listed(names)}"
+        )
+    return {spec.name: from_proto(given[spec.name], spec) for spec in specs}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExamplesCall:
+    """A decoded classify or regress message."""
+
+    method: tfserving_examples.Method
+    version: Version
+    tensors: Mapping[str, np.ndarray]
+    rows: int | None
+    timeout_s: float
+
+    def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
+        (output,) = outputs.values()
+        if len(output) != self.rows:
+            raise BadValue(f"Expected output batch size of {self.rows}. Got: {len(output)}")
+        answer = classified(output) if self.method == "classify" else regressed(output)
+        answered_by(answer, self.version)
+        return Response(200, answer.SerializeToString())
+
+
+def classified(output: np.ndarray) -> Any:
+    answer = serving.ClassificationResponse()
+    for row in tfserving_examples.scores_of(output).tolist():
+        classes = answer.result.classifications.add().classes
+        for label, score in enumerate(row):
+            classes.add(label=str(label), score=score)
+    return answer
+
+
+def regressed(output: np.ndarray) -> Any:
+    answer = serving.RegressionResponse()
+    for value in output.reshape(-1).tolist():
+        answer.result.regressions.add(value=value)
+    return answer
+
+
+def read_classify(asked: Asked, version: Version) -> ExamplesCall:
+    return _read_examples(asked, version, "classify")
+
+
+def read_regress(asked: Asked, version: Version) -> ExamplesCall:
+    return _read_examples(asked, version, "regress")
+
+
+def _read_examples(asked: Asked, version: Version, method: tfserving_examples.Method) -> ExamplesCall:
+    given = read_examples(asked.message.input, version.spec, method)
+    return ExamplesCall(method=method, version=version, tensors=given, rows=rows_of(given, version.spec.inputs), timeout_s=asked.timeout_s)
+
+
+# --------------------------------------------------------------------------- status and metadata
+
+
+def model_status(call: Call) -> Any:
+    told = looked(call, "status")
+    return ParseDict(told, serving.GetModelStatusResponse(), ignore_unknown_fields=True)
+
+
+def model_metadata(call: Call) -> Any:
+    asked = call.message.metadata_field
+    if not asked:
+        raise BadValue("GetModelMetadataRequest must specify at least one metadata_field")
+    if unknown := next((field for field in asked if field != SIGNATURES), None):
+        raise BadValue(f"Metadata field {unknown[:100]} is not supported")
+    told = looked(call, "signatures")
+    signatures = ParseDict(told["metadata"][SIGNATURES], serving.SignatureDefMap())
+    answer = serving.GetModelMetadataResponse(model_spec={"name": told["model_spec"]["name"]})
+    answer.model_spec.version.value = int(told["model_spec"]["version"])
+    answer.metadata[SIGNATURES].type_url = f"type.googleapis.com/{serving.SignatureDefMap.DESCRIPTOR.full_name}"
+    answer.metadata[SIGNATURES].value = signatures.SerializeToString()
+    return answer
+
+
+def looked(call: Call, action: str) -> Any:
+    """REST's document, which is these messages in their JSON form."""
+    spec = call.message.model_spec
+    asked = Route(action=action, name=spec.name, version=number_of(spec), label=spec.version_label or None)
+    response = tfserving_rest.look(call.registry, asked, call.request)
+    if response.status != 200:
+        raise Refused(response)
+    return orjson.loads(response.body)
+
+
+METHODS: Final[Mapping[str, Method]] = {
+    f"/{PREDICTION_SERVICE}/Predict": Infer(takes=serving.PredictRequest, rest=tfserving_rest, route=route, call=read_predict),
+    f"/{PREDICTION_SERVICE}/Classify": Infer(takes=serving.ClassificationRequest, rest=tfserving_rest, route=route, call=read_classify),
+    f"/{PREDICTION_SERVICE}/Regress": Infer(takes=serving.RegressionRequest, rest=tfserving_rest, route=route, call=read_regress),
+    f"/{PREDICTION_SERVICE}/GetModelMetadata": Look(serving.GetModelMetadataRequest, model_metadata),
+    f"/{MODEL_SERVICE}/GetModelStatus": Look(serving.GetModelStatusRequest, model_status),
+}

@@ -1,0 +1,264 @@
+"""HTTP/1.1 on the socket: a limited connection with a short way for predictions.
+
+Owns a path below ASGI: a prediction with a small body that is all there is answered here, without a scope, a task and a dozen
+messages, which cost more than a small model computes. It is taken where everything is plain; whatever is not (a refusal, a
+large, chunked or compressed body, another route) goes to `app`. Both ask the same guard, routes and protocols, so that answers
+are the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Final
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from aiaas_magics.backend.net.guard import ALLOW, facts_of
+from aiaas_magics.backend.net.limited_http import LimitedProtocol, lines
+from aiaas_magics.backend.serving.http import request_handler
+from aiaas_magics.backend.serving.http.fast_path.pending import UNKNOWN, Asked, Known, Pending, Slot, known_of
+from aiaas_magics.backend.serving.http.inference_app import App, BodyTooSlow
+from aiaas_magics.backend.serving.protocols import JSON, Response, error
+
+SHORT_BYTES: Final = 256 * 1024  # guess: reading a larger body costs more than the longer way
+HEADS: Final = 1024  # guess: heads that are known by their bytes; they differ in the body's length
+LAST_LOOK_S: Final = 0.05  # guess: a request that was sent before the end is read by then
+KNOWN_HEAD_BYTES: Final = 2048  # guess: of longer ones too few are the same
+PENDING: Final = 64  # guess: requests of one connection that wait for their answers before it is read on
+
+
+class Http1(LimitedProtocol):
+    """A connection of a front end."""
+
+    app: App
+
+    _known: Known | None = None  # of the request that was taken the short way last
+    _short: Known | None = None  # the request being read, where it takes the short way
+    _taken = UNKNOWN  # the last request of this read that took the short way, and its body's length
+    _held = 0
+    _body_deadline: asyncio.TimerHandle | None = None
+    _ending = False  # a shutdown came
+    _default_headers: object = None
+    _plain_head = b""  # of an answer with a JSON body and nothing special, up to the body's length
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        client = b"%s:%d" % (self.client[0].encode(), self.client[1]) if self.client else b""
+        self._pending = Pending(self.app.registry, client, self._flush)
+        self._body: list[bytes] = []
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._release()
+        self._pending.slots.clear()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._last_s = self.loop.time()
+        # A whole request whose head came before, byte for byte, is not parsed again.
+        head = data[: data.find(b"\r\n\r\n") + 4] if self._between else b""
+        if head:
+            known, length = self.app.heads.get(head, UNKNOWN)
+            if known is not None and len(data) == len(head) + length and self._is_free():
+                if self._head_deadline is not None:
+                    self._disarm()
+                self._take(known, data[len(head) :])
+                return
+        self._taken = UNKNOWN
+        if not self._read(data):
+            return
+        if head and self._between:
+            self._learn(head, len(data))
+        # A whole request in one read, which is nearly every one, costs a few comparisons here.
+        if self._in_head:
+            self._check_head(data)
+        elif self._short is not None and not self._held:
+            self._hold()
+
+    # ------------------------------------------------------------------ the parser's calls
+
+    def _begin(self) -> None:
+        self._short = self._known_head() if self._is_free() and self._is_short() else None
+        if self._short is None:
+            self._begin_asgi()
+            if self._ending:
+                self.cycle.keep_alive = False
+        else:
+            self._known, self._body = self._short, []
+
+    def _is_free(self) -> bool:
+        """Whether no request for uvicorn is before this one."""
+        return self.cycle is None or self.cycle is self._pending or self.cycle.response_complete
+
+    def _is_short(self) -> bool:
+        length, parser = self._length, self.parser
+        plain = parser.get_method() == b"POST" and parser.get_http_version() == "1.1" and parser.should_keep_alive()
+        return plain and length.isdigit() and len(length) < 10 and int(length) <= SHORT_BYTES
+
+    def _known_head(self) -> Known | None:
+        known = self._known
+        return known if known is not None and known.url == self.url and known.raw == self.headers else self._look_at_head()
+
+    def _look_at_head(self) -> Known | None:
+        """What is asked for, where it may take the short way."""
+        headers = tuple((name.lower(), value) for name, value in self.headers)
+        for name, value in headers:
+            if name in (b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"content-length") and value != b"identity":
+                return None
+        url = httptools.parse_url(self.url)
+        if self.app.guard.decide(facts_of(headers, url.query or b"")) is not ALLOW:
+            return None
+        path = url.path.decode("ascii")
+        protocol = request_handler.protocol_of(path)
+        route = protocol.find_route("POST", path)
+        if isinstance(route, Response) or not route.infers:
+            return None
+        return known_of(self.url, self.headers, headers, path, protocol, route)
+
+    def on_body(self, body: bytes) -> None:
+        if self._short is None:
+            super().on_body(body)
+        else:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._in_head:
+            return
+        self._between = True
+        known, self._short = self._short, None
+        if known is None:
+            super().on_message_complete()
+            return
+        self._release()
+        if self._ending:
+            self._pending.keep_alive = False
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._taken = known, len(body)
+        self._take(known, body)
+
+    def _learn(self, head: bytes, read: int) -> None:
+        """If what was read was just one request, and took the short way, the next one with that head need not be parsed."""
+        known, length = self._taken
+        if known is not None and read == len(head) + length and len(head) <= KNOWN_HEAD_BYTES:
+            if len(self.app.heads) >= HEADS:
+                self.app.heads.clear()
+            self.app.heads[head] = known, length
+
+    def _take(self, known: Known, body: bytes) -> None:
+        """Have a request answered below ASGI."""
+        pending = self._pending
+        asked = Asked(pending, known, body, known.json_bytes, time.perf_counter_ns())
+        pending.slots.append(asked)
+        self.cycle = pending
+        if len(pending.slots) >= PENDING:
+            self.flow.pause_reading()
+        if known.place is None:
+            asked.begin()
+        else:
+            self.app.together.add(known.place, asked)
+
+    # ------------------------------------------------------------------ answers
+
+    def _flush(self) -> None:
+        """Send what may be sent: answers leave in the order of their requests."""
+        pending, out = self._pending, b""
+        slots = pending.slots
+        while slots and (response := slots[0].response) is not None:
+            slots.popleft()
+            out += self._bytes_of(response, is_last=not slots)
+        if not out:
+            return
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.transport.write(out)
+        if slots:
+            return
+        if not pending.keep_alive:  # a shutdown waited for them
+            self.transport.close()
+        elif self.pipeline:
+            self.on_response_complete()
+        else:
+            if self.flow.read_paused and not self.flow.write_paused:
+                self.flow.resume_reading()
+            if self.timeout_keep_alive_task is None:
+                self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _bytes_of(self, response: Response, *, is_last: bool) -> bytes:
+        """`is_last` of those that wait: if the connection is to be closed, that answer says so."""
+        closes = is_last and not self._pending.keep_alive
+        if self._default_headers is not self.server_state.default_headers:  # uvicorn makes a new list each second, for the date
+            self._default_headers = self.server_state.default_headers
+            self._plain_head = b"%b%bcontent-type: %b\r\ncontent-length: " % (
+                STATUS_LINE[200],
+                lines(self.server_state.default_headers),
+                JSON,
+            )
+        body = response.body
+        if response.status == 200 and not response.headers and response.content_type is JSON and body and not closes:
+            return b"%b%d\r\n\r\n%b" % (self._plain_head, len(body), body)
+        return b"%b%b%b%b%bcontent-length: %d\r\n\r\n%b" % (
+            STATUS_LINE[response.status],
+            lines(self.server_state.default_headers),
+            lines(response.headers),
+            b"content-type: %b\r\n" % response.content_type if body else b"",
+            b"connection: close\r\n" if closes else b"",
+            len(body),
+            body,
+        )
+
+    def shutdown(self) -> None:
+        """Answer what came or has begun to come, and close with the last answer; with nothing of that, in a moment."""
+        self._ending = True
+        if self._has_begun():
+            return  # it is the last one
+        if self._is_free():
+            self._pending.keep_alive = False
+            self.loop.call_later(LAST_LOOK_S, self._close_if_idle)
+        else:
+            self.cycle.keep_alive = False
+
+    def _has_begun(self) -> bool:
+        """Whether a request is being read that is nobody's yet."""
+        return not self._between and (self._in_head or self._short is not None)
+
+    def _close_if_idle(self) -> None:
+        if self._is_free() and not self._pending.slots and not self._has_begun():
+            self.transport.close()
+
+    def _may_read(self) -> bool:
+        return super()._may_read() and len(self._pending.slots) < PENDING
+
+    def is_idle(self) -> bool:
+        return self._short is None and not self._pending.slots and super().is_idle()
+
+    # ------------------------------------------------------------------ limits
+
+    def _hold(self) -> None:
+        """A body that did not come in one read counts as memory, and has a deadline."""
+        self._held = int(self._length)
+        self.app.held.bytes += self._held
+        self._body_deadline = self.loop.call_later(self.app.body_s, self._body_too_slow)
+
+    def _release(self) -> None:
+        if self._held:
+            self.app.held.bytes -= self._held
+            self._held = 0
+        if self._body_deadline is not None:
+            self._body_deadline.cancel()
+            self._body_deadline = None
+
+    def _body_too_slow(self) -> None:
+        self._release()
+        self._short, self._body = None, []
+        self._refuse(408, str(BodyTooSlow(self.app.body_s)))
+
+    @property
+    def _unread_s(self) -> float:
+        return self.app.body_s
+
+    def _send_refusal(self, status: int, text: str) -> None:
+        self._pending.keep_alive = False
+        self._pending.slots.append(Slot(response=error(status, text)))
+        self._flush()

@@ -1,0 +1,146 @@
+"""Plain predictions that one turn of the event loop has read, answered together at its end.
+
+Owns the short cut for what nearly every request to a small model is: rows of numbers, for a model that runs in the event loop.
+They are read, computed and answered in one loop, without an object and a callback for each of them; a small model takes less time
+than those. Of everything else (another form, a fault, a canary, a long answer) nothing is decided here: such a request goes the
+way of all others, as if it had not been here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, Protocol
+
+import numpy as np
+
+from aiaas_magics.backend.serving.http.compression import LARGE
+from aiaas_magics.backend.serving.models.batching import Limits
+from aiaas_magics.backend.serving.models.registry import Registry, Version
+from aiaas_magics.backend.serving.models.replicas import Inline
+from aiaas_magics.backend.serving.protocols import Form, FormOf, Plain, Response
+
+MOST: Final = Limits().waiting  # predictions that may wait here; what is beyond waits, or is refused, where all others do
+
+
+class Prediction(Protocol):
+    """A request that waits for its answer."""
+
+    @property
+    def body(self) -> bytes: ...
+    @property
+    def json_bytes(self) -> int: ...
+    @property
+    def began_ns(self) -> int: ...
+
+    def answer(self, response: Response) -> None: ...
+
+    def begin(self) -> None:
+        """Have it answered as any other request."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Which version is asked for, in which protocol's plain form. To be had from `place_of`: what is asked alike is one place."""
+
+    name: str
+    version: int | None
+    label: str | None
+    form: FormOf
+
+
+place_of = lru_cache(maxsize=1024)(Place)  # guess: as many as heads are known
+
+
+class Together:
+    """Answers plain predictions for the versions of `registry`. Everything happens in the event loop."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._asked: list[tuple[Place, Prediction]] = []
+        self._turn_comes = False
+
+    def add(self, place: Place, prediction: Prediction) -> None:
+        """Have `prediction` answered at the end of this turn."""
+        asked = self._asked
+        if len(asked) >= MOST:
+            prediction.begin()
+            return
+        asked.append((place, prediction))
+        if not self._turn_comes:
+            self._call_turn()
+
+    def _call_turn(self) -> None:
+        if not self._turn_comes:
+            self._turn_comes = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_comes = False
+        asked, self._asked = self._asked, []
+        places: dict[Place, list[Prediction]] = {}
+        for place, prediction in asked:
+            places.setdefault(place, []).append(prediction)
+        for place, predictions in places.items():
+            self._answer(place, predictions)
+
+    def _answer(self, place: Place, predictions: Sequence[Prediction]) -> None:
+        version = self._registry.only(place.name, place.version, label=place.label)
+        executor = None if version is None or self._registry.tracing is not None else version.executor
+        if version is None or not isinstance(executor, Inline) or not executor.joins or (form := version.once(place.form)) is None:
+            _begin(predictions)
+            return
+        taken: list[Prediction] = []
+        plain: list[Plain] = []
+        read, most, total, why = form.read, executor.batch_rows, 0, "all that waited"
+        for at, prediction in enumerate(predictions):
+            found = read(prediction.body, prediction.json_bytes)
+            if found is None or found[1] > most:
+                prediction.begin()
+                continue
+            if total + found[1] > most:
+                # The loop is to read on in between. They come before whatever it reads.
+                self._asked += [(place, later) for later in predictions[at:]]
+                self._call_turn()
+                why = "full"
+                break
+            taken.append(prediction)
+            plain.append(found)
+            total += found[1]
+        if taken:
+            x = np.ndarray((total, *form.row), form.dtype, b"".join([data for data, _, _ in plain]))
+            _compute(version, executor, form, x, plain, taken, why)
+
+
+def _begin(predictions: Sequence[Prediction]) -> None:
+    for prediction in predictions:
+        prediction.begin()
+
+
+def _compute(
+    version: Version, executor: Inline, form: Form, x: np.ndarray, plain: Sequence[Plain], taken: Sequence[Prediction], why: str
+) -> None:
+    began_ns = time.perf_counter_ns()
+    try:
+        (output,) = executor.compute({form.name: x}).values()
+        ended_ns = time.perf_counter_ns()
+        responses = form.write(output, plain) if output.ndim and len(output) == len(x) else [None] * len(taken)
+    except Exception:  # noqa: BLE001 - border: outputs of any model come and are written here; one by one each request is told its own fault
+        _begin(taken)
+        return
+    answered, since_ns = 0, list[int]()
+    for prediction, (_, rows, _), response in zip(taken, plain, responses, strict=True):
+        if response is None or len(response.body) >= LARGE:
+            prediction.begin()
+            continue
+        prediction.answer(response)
+        answered += rows
+        since_ns.append(prediction.began_ns)
+    figures, over_ns = version.figures, time.perf_counter_ns()
+    figures.answered(*[over_ns - since for since in since_ns], rows=answered)
+    waited_ns = len(since_ns) * began_ns - sum(since_ns)
+    figures.ran(rows=answered, waited_ns=waited_ns, compute_ns=ended_ns - began_ns, why=why)

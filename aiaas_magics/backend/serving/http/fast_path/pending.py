@@ -1,0 +1,110 @@
+"""Predictions that are answered below ASGI: what is known of their heads, and their order on a connection.
+
+Owns the values; reading them off the wire and writing answers belongs to `http1`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from aiaas_magics.backend.serving.http import request_handler
+from aiaas_magics.backend.serving.http.fast_path.microbatch import Place, place_of
+from aiaas_magics.backend.serving.models.registry import Registry
+from aiaas_magics.backend.serving.protocols import Headers, InferenceProtocol, Request, Response, Route, computes
+from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH
+from aiaas_magics.backend.serving.protocols.operations import Route as PathRoute
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A request's head, without its content-length, and what was decided of it: a client's next one mostly is the same."""
+
+    url: bytes
+    raw: list[tuple[bytes, bytes]]
+    headers: Headers  # with names in lower case
+    path: str
+    protocol: InferenceProtocol
+    route: Route
+    computes: bool
+    json_bytes: int  # of a body whose head says how much of it is JSON; else 0
+    place: Place | None  # whom it asks, if it may be answered together with others
+
+
+UNKNOWN: Final[tuple[Known | None, int]] = (None, 0)
+
+
+def known_of(url: bytes, raw: list[tuple[bytes, bytes]], headers: Headers, path: str, protocol: InferenceProtocol, route: Route) -> Known:
+    wanted, told = computes(headers), [value for name, value in headers if name == JSON_LENGTH]
+    form = request_handler.PLAIN_FORMS.get((protocol, route.action)) if wanted and isinstance(route, PathRoute) else None
+    return Known(
+        url=url,
+        raw=raw,
+        headers=headers,
+        path=path,
+        protocol=protocol,
+        route=route,
+        computes=wanted,
+        json_bytes=int(told[0]) if len(told) == 1 and told[0].isdigit() and len(told[0]) < 10 else 0,
+        place=None if form is None else place_of(route.name, route.version, route.label, form),
+    )
+
+
+class Slot(msgspec.Struct, eq=False, kw_only=True):
+    """A place in the order of a connection's answers."""
+
+    response: Response | None = None
+
+
+class Pending:
+    """The predictions of one connection that are not answered yet, in their order.
+
+    Stands where uvicorn keeps the request that it is carrying out (`cycle`), so that what comes after them on the same
+    connection, and a shutdown, waits for them as for any other.
+
+    Args:
+        client: The other end of the connection, as host:port.
+        flush: Sends the answers that may be sent: those before which no other is missing.
+    """
+
+    def __init__(self, registry: Registry, client: bytes, flush: Callable[[], None]) -> None:
+        self.registry, self.client, self.flush = registry, client, flush
+        self.slots: deque[Slot] = deque()
+        self.keep_alive = True
+        self.disconnected = False
+        self.message_event = self
+
+    @property
+    def response_complete(self) -> bool:
+        return not self.slots
+
+    def set(self) -> None:
+        """Nobody waits for messages here."""
+
+
+class Asked(Slot, eq=False):
+    """A prediction that waits for its answer in its place."""
+
+    pending: Pending
+    known: Known
+    body: bytes
+    json_bytes: int
+    began_ns: int
+
+    def begin(self) -> None:
+        """Have it answered as any other request."""
+        known, pending = self.known, self.pending
+        request = Request(
+            method="POST", path=known.path, headers=known.headers, body=self.body, client=pending.client, computes=known.computes
+        )
+        request_handler.begin(pending.registry, known.protocol, known.route, request, self.answer)
+
+    def answer(self, response: Response) -> None:
+        self.response = response
+        slots = self.pending.slots
+        if slots and slots[0] is self:  # none are left of a connection that was lost
+            self.pending.flush()

@@ -1,0 +1,271 @@
+"""The inference server as a bare ASGI callable.
+
+Owns what every request meets before a protocol sees it: the guard, the body's limits and
+deadlines, and what happens when our own code fails. What a path means belongs to `protocols`.
+No framework: a dozen routes, and each microsecond here is paid by every prediction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiaas_magics.backend.net.guard import STRANGERS, Allow, Guard, facts_of
+from aiaas_magics.backend.serving.front_ends.aggregate import Everywhere
+from aiaas_magics.backend.serving.http import request_handler
+from aiaas_magics.backend.serving.http.compression import TooLarge, unpacked
+from aiaas_magics.backend.serving.http.fast_path.microbatch import Together
+from aiaas_magics.backend.serving.models.batching import Limits
+from aiaas_magics.backend.serving.models.registry import Registry
+from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, Route, computes, error
+from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH
+from aiaas_magics.backend.serving.protocols.operations import MANAGING
+from aiaas_magics.core import server_proof
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+BODY_BYTES: Final = Limits().body_bytes
+# Reading JSON takes 0.1 s of a core a MB, whatever stands in it (measured here), so 4 MB are what one caller may take of the others'.
+JSON_BYTES: Final = 4 * 1024 * 1024
+BODY_S: Final = 60.0  # guess: the largest body over a 10 Mbit/s line
+LINGER_S: Final = 2.0  # guess: how long a refused body is read into nothing, so that its sender sees the answer instead of a reset
+CLOSE: Final = (b"connection", b"close")
+PROOF: Final = ("GET", server_proof.PATH.encode())
+BAD_QUESTION: Final = error(400, "A proof is asked for with nonce= and 64 hexadecimal digits. Check what sends this request.")
+
+
+class BodyTooLarge(Exception):
+    """More bytes than may come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """How large a body may be, and what its sender can do about one that is larger."""
+
+    bytes: int
+    what: str = "body"
+    move: str = "Send fewer rows at once."
+
+    def refusal(self, size: int | None = None) -> BodyTooLarge:
+        if size is None:
+            return BodyTooLarge(f"The {self.what} has more than the {self.bytes} bytes that are taken. {self.move}")
+        return BodyTooLarge(f"The {self.what} has {size} bytes; at most {self.bytes} are taken. {self.move}")
+
+
+def most_of(route: Route, headers: Headers, *, body_bytes: int, json_bytes: int) -> Most:
+    """The limit on a request's body: JSON has one of its own, since reading it takes much longer than binary tensors.
+
+    Raises:
+        BodyTooLarge: the head says that its JSON is larger.
+    """
+    whole = Most(body_bytes)
+    if not route.infers or json_bytes >= body_bytes:
+        return whole
+    move = f"Send binary tensors instead, to /v2/models/{route.name}/infer (the client libraries do by themselves), or fewer rows at once."
+    json = Most(json_bytes, "JSON", move)
+    length = next((value for name, value in headers if name == JSON_LENGTH), None)
+    if length is None or route.action != "infer":
+        return json
+    if length.isdigit() and len(length) < 20 and int(length) > json_bytes:
+        raise json.refusal(int(length))
+    return whole
+
+
+class BodyTooSlow(Exception):
+    """The body was not there in time."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(limit_s)
+        self.limit_s = limit_s
+
+    def __str__(self) -> str:
+        return f"The body did not come within {self.limit_s:g} s. Send fewer rows at once."
+
+
+class SenderGone(Exception):
+    """The connection ended before the body did; nobody waits for an answer."""
+
+
+@dataclass(slots=True)
+class Held:
+    """Bytes of bodies in memory, over all connections."""
+
+    bytes: int = 0
+
+
+class App:
+    """`App(registry, guard)` is what uvicorn runs.
+
+    Args:
+        everywhere: The front ends of this port, where there are several.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        guard: Guard,
+        *,
+        body_bytes: int = BODY_BYTES,
+        json_bytes: int = JSON_BYTES,
+        body_s: float = BODY_S,
+        everywhere: Everywhere | None = None,
+    ) -> None:
+        self.registry, self.guard, self.everywhere = registry, guard, everywhere
+        self.body_s = body_s
+        self._body_bytes, self._json_bytes = body_bytes, json_bytes
+        self.held = Held()
+        self.together = Together(registry)
+        self.heads: dict[bytes, tuple[Any, int]] = {}  # of `http1`: heads that were decided on, with their bodies' lengths
+        self._held_most = 8 * body_bytes  # guess: eight of the largest bodies at once
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path, headers = scope["raw_path"].decode("latin-1"), tuple(scope["headers"])  # as they are now: a chunked body may end with more
+        protocol = request_handler.protocol_of(path)
+        route = protocol.find_route(scope["method"], path)
+        manages = not isinstance(route, Response) and route.action in MANAGING
+        facts = facts_of(headers, scope["query_string"])
+        decision = self.guard.decide(facts, manages=manages)
+        if self.guard.cors is not None:
+            send = _adding(send, self.guard.cors.headers(facts.origins))
+            preflight = self.guard.cors.preflight(scope["method"], headers) if self.guard.cors.allows(facts.origins) else None
+            if preflight is not None and (decision in STRANGERS or isinstance(decision, Allow)):
+                await self._refuse(Response(200, b"", preflight), scope, receive, send)
+                return
+        if (scope["method"], scope["raw_path"]) == PROOF and (decision in STRANGERS or isinstance(decision, Allow)):
+            proof = server_proof.answer(self.guard.token, scope["query_string"], scope.get("server"))
+            await _answer(send, BAD_QUESTION if proof is None else Response(200, proof))
+            return
+        if not isinstance(decision, Allow):
+            await self._refuse(error(decision.status, decision.text, decision.headers), scope, receive, send)
+            return
+        if isinstance(route, Response):
+            await self._refuse(route, scope, receive, send)
+            return
+        try:
+            most = most_of(route, headers, body_bytes=self._body_bytes, json_bytes=self._json_bytes)
+            body = b"" if scope["method"] == "GET" else await self._unpacked(await self._body(scope, receive, most), headers, most)
+            client = b"%b:%d" % (scope["client"][0].encode(), scope["client"][1]) if scope.get("client") else b""
+            request = Request(
+                method=scope["method"],
+                path=path,
+                headers=headers,
+                body=body,
+                client=client,
+                scheme=scope["scheme"],
+                computes=computes(headers),
+            )
+            response = await request_handler.respond(self.registry, protocol, route, request, self.everywhere)
+        except BodyTooLarge as fault:
+            await self._refuse(error(413, str(fault)), scope, receive, send)
+            return
+        except (BadValue, TooLarge) as fault:
+            response = error(fault.status if isinstance(fault, BadValue) else 413, str(fault))
+        except BodyTooSlow as fault:
+            await _answer(send, error(408, str(fault)), close=True)
+            return
+        except SenderGone:
+            return
+        except Exception as fault:  # noqa: BLE001 - border: a fault of ours costs one answer, not the server
+            response = request_handler.refusal(fault)
+        await _answer(send, response)
+
+    async def _unpacked(self, body: bytes, headers: Headers, most: Most) -> bytes:
+        encoding = next((value for name, value in headers if name == b"content-encoding"), None)
+        return body if encoding is None else await asyncio.to_thread(unpacked, body, encoding, most=most.bytes, move=most.move)
+
+    async def _body(self, scope: Scope, receive: Receive, most: Most) -> bytes:
+        """The whole body, within its limits.
+
+        Raises:
+            BodyTooLarge: before any of it is read where its length was told; else when it grows too long.
+            BadValue: it is encoded in a way that nobody undoes here.
+            BodyTooSlow: after `body_s` seconds.
+            SenderGone: the connection ended in the middle.
+        """
+        coding = next((value for name, value in scope["headers"] if name == b"transfer-encoding"), b"chunked")
+        if coding.strip().lower() != b"chunked":
+            raise BadValue(f"Transfer-Encoding {coding[:40].decode('latin-1')!r} is not read here. Send chunked, or a Content-Length.", 501)
+        told = next((int(value) for name, value in scope["headers"] if name == b"content-length" and value.isdigit()), 0)
+        if told > most.bytes:
+            raise most.refusal(told)
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            return bytes(message["body"])
+        try:
+            async with asyncio.timeout(self.body_s):
+                return await self._rest_of_body(message, receive, most)
+        except TimeoutError as fault:
+            raise BodyTooSlow(self.body_s) from fault
+
+    async def _rest_of_body(self, message: MutableMapping[str, Any], receive: Receive, most: Most) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            while True:
+                if message["type"] != "http.request":
+                    raise SenderGone
+                chunk = message["body"]
+                size += len(chunk)
+                self.held.bytes += len(chunk)
+                if size > most.bytes:
+                    raise most.refusal()
+                if self.held.bytes > self._held_most:
+                    raise BodyTooLarge("Too many large bodies are being sent at once. Send fewer rows at once, or try again.")
+                chunks.append(chunk)
+                if not message.get("more_body"):
+                    return b"".join(chunks)
+                message = await receive()
+        finally:
+            self.held.bytes -= size
+
+    async def _refuse(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer without having read the body. A body that was announced is read into nothing for a moment, then cut."""
+        unread = any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in scope["headers"])
+        if not unread:
+            await _answer(send, response)
+            return
+        await send(_head(response, close=True))
+        if scope["method"] != "HEAD":
+            await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                    pass
+        except TimeoutError:
+            pass
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _adding(send: Send, headers: Headers) -> Send:
+    """`send`, with these headers in every answer."""
+
+    async def adding(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *headers]}
+        await send(message)
+
+    return adding
+
+
+async def _answer(send: Send, response: Response, *, close: bool = False) -> None:
+    await send(_head(response, close=close))
+    await send({"type": "http.response.body", "body": response.body})
+
+
+def _head(response: Response, *, close: bool) -> dict[str, Any]:
+    headers = [*response.headers]
+    if response.body:
+        headers.append((b"content-type", response.content_type))
+    if close:
+        headers.append(CLOSE)
+    headers.append((b"content-length", str(len(response.body)).encode()))
+    return {"type": "http.response.start", "status": response.status, "headers": headers}

@@ -1,0 +1,124 @@
+"""The figures of all endpoints as Prometheus reads them.
+
+Owns names, units and the text (https://prometheus.io/docs/instrumenting/exposition_formats/). Counting belongs
+to `figures`. Dashboards made for TensorFlow Serving find its two main metrics under its own names, at its own path.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Final
+
+from aiaas_magics.backend.serving.models.registry import Registry, Version
+from aiaas_magics.backend.serving.models.stats import Durations
+
+CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+SECONDS: Final = (*(base * 10.0**power for power in range(-5, 1) for base in (1, 2.5, 5)), 10.0)
+ROWS: Final = tuple(2.0**power for power in range(11))
+MICROSECONDS: Final = tuple(10 * 1.8**power for power in range(33))  # TensorFlow Serving's buckets of latency
+
+Labels = dict[str, str]
+Samples = Iterable[tuple[Labels, float]]
+
+
+def text(registry: Registry) -> bytes:
+    """Everything since each version was loaded."""
+    versions = [version for name in registry.names() for version in registry.versions(name) if version.state != "END"]
+    return "".join(f"{line}\n" for line in _lines(versions)).encode()
+
+
+def _lines(versions: Sequence[Version]) -> Iterator[str]:
+    yield from _family("aiaas_version_info", "gauge", "A loaded version; 1 for each.")
+    for version in versions:
+        yield _sample("aiaas_version_info", _of(version) | {"state": version.state, "engine": version.engine}, 1)
+    yield from _counter("aiaas_requests_total", "Inference requests, by how they ended.", versions, _outcomes)
+    yield from _counter("aiaas_rows_total", "Rows that were computed.", versions, _of_figures("rows"))
+    yield from _counter("aiaas_queue_seconds_total", "Time that requests waited for an executor.", versions, _of_figures("queue_ns", 1e-9))
+    yield from _counter("aiaas_compute_seconds_total", "Time that batches took in the engine.", versions, _of_figures("compute_ns", 1e-9))
+    yield from _counter("aiaas_dispatch_total", "Batches, by what closed them.", versions, _reasons)
+    yield from _family("aiaas_batch_rows", "histogram", "Rows of a batch.")
+    for version in versions:
+        sizes = [(float(rows), spent.count) for rows, spent in sorted(version.figures.batches.items())]
+        yield from _histogram("aiaas_batch_rows", _of(version), sizes, ROWS)
+    yield from _family("aiaas_request_duration_seconds", "histogram", "From the whole request to its answer, in the server.")
+    for version in versions:
+        yield from _histogram("aiaas_request_duration_seconds", _of(version), _durations(version.figures.latency, 1e-6), SECONDS)
+    yield from _as_tensorflow_serving(versions)
+
+
+def _of_figures(name: str, unit: float = 1) -> Callable[[Version], Samples]:
+    return lambda version: [({}, getattr(version.figures, name) * unit)]
+
+
+def _outcomes(version: Version) -> Samples:
+    figures = version.figures
+    found = {"answered": figures.requests, "failed": figures.failed, "refused": figures.refused}
+    return [({"outcome": outcome}, count) for outcome, count in found.items()]
+
+
+def _reasons(version: Version) -> Samples:
+    return [({"reason": why}, count) for why, count in version.figures.dispatch.items()]
+
+
+def _as_tensorflow_serving(versions: Sequence[Version]) -> Iterator[str]:
+    name = ":tensorflow:serving:request_count"
+    yield from _family(name, "counter", "Requests of a model, by how they ended; under TensorFlow Serving's name.")
+    for model in dict.fromkeys(version.spec.name for version in versions):
+        mine = [version.figures for version in versions if version.spec.name == model]
+        yield _sample(name, {"model_name": model, "status": "OK"}, sum(figures.requests for figures in mine))
+        yield _sample(name, {"model_name": model, "status": "ERROR"}, sum(figures.failed + figures.refused for figures in mine))
+    name = ":tensorflow:serving:request_latency"
+    yield from _family(name, "histogram", "From the whole request to its answer, in microseconds; under TensorFlow Serving's name.")
+    for model in dict.fromkeys(version.spec.name for version in versions):
+        seen: dict[float, int] = {}
+        for version in versions:
+            if version.spec.name == model:
+                for duration_us, count in _durations(version.figures.latency, 1.0):
+                    seen[duration_us] = seen.get(duration_us, 0) + count
+        yield from _histogram(name, {"model_name": model, "API": "predict", "entrypoint": "REST"}, sorted(seen.items()), MICROSECONDS)
+
+
+def _of(version: Version) -> Labels:
+    return {"endpoint": version.spec.name, "version": str(version.number)}
+
+
+def _durations(found: Durations, unit: float) -> list[tuple[float, int]]:
+    return [(duration_us * unit, count) for duration_us, count in found]
+
+
+def _family(name: str, kind: str, told: str) -> Iterator[str]:
+    yield f"# HELP {name} {told}"
+    yield f"# TYPE {name} {kind}"
+
+
+def _counter(name: str, told: str, versions: Sequence[Version], values: Callable[[Version], Samples]) -> Iterator[str]:
+    yield from _family(name, "counter", told)
+    for version in versions:
+        for labels, value in values(version):
+            yield _sample(name, _of(version) | labels, value)
+
+
+def _histogram(name: str, labels: Labels, seen: Sequence[tuple[float, int]], bounds: Sequence[float]) -> Iterator[str]:
+    """`seen`: values with how often they were, ascending."""
+    counts = [0] * (len(bounds) + 1)
+    for value, count in seen:
+        counts[bisect_left(bounds, value)] += count
+    for bound, below in zip([*map(_number, bounds), "+Inf"], accumulate(counts), strict=True):
+        yield _sample(f"{name}_bucket", labels | {"le": bound}, below)
+    yield _sample(f"{name}_sum", labels, sum(value * count for value, count in seen))
+    yield _sample(f"{name}_count", labels, sum(counts))
+
+
+def _sample(name: str, labels: Labels, value: float) -> str:
+    inside = ",".join(f'{key}="{_escaped(told)}"' for key, told in labels.items())
+    return f"{name}{{{inside}}} {_number(value)}"
+
+
+def _escaped(told: str) -> str:
+    return told.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.10g}"

@@ -1,0 +1,140 @@
+"""The proof that an engine computes what Keras computed, on the samples that came with the model.
+
+Of a model in fewer bits the samples hold the answers of that form, as the kernel computed and judged them; how near the engine
+must come travels in the spec (`Precision`) and is bounded there.
+
+Owns replaying and comparing. Where the samples come from belongs to the kernel's side
+(`packing.servable`); what happens to a model that fails belongs to `loader`.
+
+Samples are a safetensors file with `input/<name>` and `output/<name>`, rows first. A string
+tensor, which safetensors does not know, travels as UTF-8 in `uint8`, padded with zeros along
+one more dimension at the end; `length/input/<name>` says how many bytes are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as read_safetensors
+
+from aiaas_magics.backend.serving.engines import Engine, EngineLost, EngineRefused, EngineTooSlow, Tensors
+from aiaas_magics.core.agreement import compare, largest_of
+from aiaas_magics.core.errors import InvalidSpec, ProofFailed
+from aiaas_magics.core.spec import DeploySpec, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the replay found. `batchable`: every output has one row for each row of the inputs."""
+
+    largest: float
+    batchable: bool
+
+
+def read_samples(path: Path, spec: DeploySpec) -> Samples:
+    """The samples in the file, checked against the interface.
+
+    Raises:
+        InvalidSpec: a tensor is missing, or the file is no safetensors.
+    """
+    try:
+        found = read_safetensors(path.read_bytes())
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InvalidSpec(f"The samples of {spec.name} cannot be read ({error}). Run the cell again to export it anew.") from error
+    samples = Samples(
+        inputs={tensor.name: _sample(found, "input", tensor, spec) for tensor in spec.inputs},
+        outputs={tensor.name: _sample(found, "output", tensor, spec) for tensor in spec.outputs},
+    )
+    if not samples.inputs or len({len(array) for array in samples.inputs.values()}) != 1 or samples.rows < 1:
+        raise InvalidSpec(f"The samples of {spec.name} have no rows, or not equally many. Give typical rows with --sample ARRAY.")
+    return samples
+
+
+def _sample(found: Mapping[str, np.ndarray], side: str, tensor: TensorSpec, spec: DeploySpec) -> np.ndarray:
+    array = found.get(f"{side}/{tensor.name}")
+    if array is None or array.ndim == 0:
+        raise InvalidSpec(f"The samples of {spec.name} hold no {side} {tensor.name!r}. Run the cell again to export it anew.")
+    if tensor.dtype != "string":
+        if array.ndim != len(tensor.shape) or any(
+            want not in (-1, got) for want, got in zip(tensor.shape[1:], array.shape[1:], strict=True)
+        ):
+            raise InvalidSpec(
+                f"The samples of {spec.name} have the shape {array.shape} for the {side} {tensor.name!r} of shape {tensor.shape}. "
+                "Run the cell again to export it anew."
+            )
+        return array
+    padded = [bytes(row) for row in array.reshape(-1, array.shape[-1]).astype(np.uint8)]
+    lengths = found.get(f"length/{side}/{tensor.name}")
+    if lengths is None:  # samples that were stored before lengths were
+        texts = [text.rstrip(b"\0") for text in padded]
+    elif lengths.shape == array.shape[:-1]:
+        texts = [text[:length] for text, length in zip(padded, lengths.ravel().tolist(), strict=True)]
+    else:
+        raise InvalidSpec(f"The samples of {spec.name} hold other lengths than texts. Run the cell again to export it anew.")
+    strings = np.empty(len(texts), dtype=object)
+    strings[:] = texts
+    return strings.reshape(array.shape[:-1])
+
+
+def prove(engine: Engine, samples: Samples, spec: DeploySpec) -> Proof:
+    """Replay the samples one row, three rows and all rows at a time.
+
+    Raises:
+        ProofFailed: with the largest difference.
+    """
+    largest, batchable = 0.0, True
+    sizes = {name: 0.0 if array.dtype.kind in "OSU" else largest_of(array) for name, array in samples.outputs.items()}
+    for rows in dict.fromkeys((1, 3, samples.rows)):
+        # Fewer samples than three: a row may come twice, what matters is the size.
+        chosen = np.arange(rows) % samples.rows
+        inputs = {name: np.ascontiguousarray(array[chosen]) for name, array in samples.inputs.items()}
+        found = _run(engine, inputs, spec)
+        for name, expected in samples.outputs.items():
+            per_row = len(expected) == samples.rows
+            batchable = batchable and per_row
+            if per_row or rows == samples.rows:
+                part, where = expected[chosen] if per_row else expected, f"{name}, {rows} rows"
+                largest = max(largest, _compare(found[name], part, spec, engine, where, largest=sizes[name]))
+    free = all(tensor.shape and tensor.shape[0] == -1 for tensor in spec.inputs)
+    return Proof(largest, batchable and free)
+
+
+def _run(engine: Engine, inputs: Tensors, spec: DeploySpec) -> dict[str, np.ndarray]:
+    try:
+        return engine.run(inputs)
+    except (EngineRefused, EngineLost, EngineTooSlow) as error:
+        raise ProofFailed(spec.name, engine.kind, None, f"it did not compute the samples: {error}", spec.origin) from error
+
+
+def _compare(found: np.ndarray, expected: np.ndarray, spec: DeploySpec, engine: Engine, where: str, *, largest: float) -> float:
+    """The largest absolute difference, if it is small enough."""
+    if found.shape != expected.shape:
+        raise ProofFailed(spec.name, engine.kind, None, f"output {where}: shape {found.shape} instead of {expected.shape}", spec.origin)
+    if found.dtype.kind in "OSU" or expected.dtype.kind in "OSU":
+        same = [_bytes(value) for value in found.ravel()] == [_bytes(value) for value in expected.ravel()]
+        if not same:
+            raise ProofFailed(spec.name, engine.kind, None, f"output {where}: other texts", spec.origin)
+        return 0.0
+    agreement = compare(found, expected, spec.precision, largest=largest)
+    if not agreement:
+        by = agreement.largest if np.isfinite(agreement.largest) else None
+        raise ProofFailed(spec.name, engine.kind, by, f"output {where}, row {agreement.row}", spec.origin)
+    return agreement.largest
+
+
+def _bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()

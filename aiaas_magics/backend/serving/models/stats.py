@@ -1,0 +1,181 @@
+"""What one version of an endpoint has done, in numbers.
+
+Owns the counting. It happens once a request on the way of every answer, so it is plain integers and
+no lock: everything here is called in the event loop. Showing the numbers belongs to `metrics` and to
+the protocols, fetching those of other processes to `front_ends`.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from aiaas_magics.core.spec import Value
+
+PRECISION_BITS: Final = 7  # of a duration's leading bits that are kept: buckets are at most 0.8 % wide
+
+
+class Durations:
+    """How often which duration was seen: a histogram with buckets of equal relative width.
+
+    The layout is that of HdrHistogram (Gil Tene, hdrhistogram.org): the leading bits of a number are its bucket, so
+    counting is an addition and no search, however long the tail.
+    """
+
+    def __init__(self) -> None:
+        self.counts = array("Q", bytes(8 * bucket_of(2**40)))  # longer than 12 days in microseconds are counted as that
+        self.total_us = 0
+
+    def add(self, *durations_us: int) -> None:
+        self.total_us += sum(durations_us)
+        for duration_us in durations_us:
+            try:
+                self.counts[bucket_of(duration_us)] += 1
+            except IndexError:
+                self.counts[-1] += 1
+
+    def merge(self, counts: Iterable[tuple[int, int]], total_us: int) -> None:
+        """Count what another histogram has: its buckets with their counts, and the sum of its durations."""
+        for bucket, count in counts:
+            self.counts[bucket] += count
+        self.total_us += total_us
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Durations in microseconds (the largest of their bucket) with how often they were seen, ascending."""
+        return ((largest_of(bucket), count) for bucket, count in enumerate(self.counts) if count)
+
+    def percentile(self, percent: float) -> int:
+        """The duration in microseconds that so many per cent stayed within; 0 where nothing was seen."""
+        wanted = len(self) * percent / 100
+        seen = 0
+        for duration_us, count in self:
+            seen += count
+            if seen >= wanted:
+                return duration_us
+        return 0
+
+
+def bucket_of(duration_us: int) -> int:
+    """The bucket of a duration.
+
+    >>> bucket_of(5), bucket_of(127), bucket_of(128), bucket_of(256), bucket_of(257)
+    (5, 127, 128, 256, 256)
+    """
+    shift = duration_us.bit_length() - PRECISION_BITS - 1
+    return duration_us if shift <= 0 else (shift << PRECISION_BITS) + (duration_us >> shift)
+
+
+def largest_of(bucket: int) -> int:
+    """The longest duration that falls into `bucket`.
+
+    >>> largest_of(bucket_of(5)), largest_of(bucket_of(257))
+    (5, 257)
+    """
+    shift = max(0, (bucket >> PRECISION_BITS) - 1)
+    return ((bucket - (shift << PRECISION_BITS) + 1) << shift) - 1
+
+
+@dataclass(slots=True)
+class Spent:
+    """Batches of one size: how many there were, and their time in the engine."""
+
+    count: int = 0
+    compute_ns: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Figures:
+    """Counts of one version, since it was loaded. Rows and requests are those that were answered."""
+
+    requests: int = 0
+    failed: int = 0  # refused for what they held, or lost with the engine
+    refused: int = 0  # not taken in: the queue was full
+    rows: int = 0
+    queue_ns: int = 0  # summed over requests
+    compute_ns: int = 0  # summed over batches
+    last_s: float = 0.0  # unix time of the last batch's end
+    newest: tuple[float, float] = (0.0, 0.0)  # of the batch that is being answered: when it began, by the monotonic clock; its compute time
+    latency: Durations = field(default_factory=Durations)  # from the whole request to its answer, in this process
+    batches: dict[int, Spent] = field(default_factory=dict)  # by rows
+    dispatch: dict[str, int] = field(default_factory=dict)  # why a batch began when it did
+
+    def ran(self, *, rows: int, waited_ns: int, compute_ns: int, why: str) -> None:
+        """A batch of `rows` rows went through an engine; `waited_ns` is the sum over its requests."""
+        spent = self.batches.get(rows)
+        if spent is None:
+            spent = self.batches[rows] = Spent()
+        spent.count += 1
+        spent.compute_ns += compute_ns
+        self.compute_ns += compute_ns
+        self.queue_ns += waited_ns
+        self.last_s = time.time()
+        self.dispatch[why] = self.dispatch.get(why, 0) + 1
+
+    def answered(self, *took_ns: int, rows: int) -> None:
+        """Requests that took so long were answered, with so many rows in all."""
+        self.requests += len(took_ns)
+        self.rows += rows
+        self.latency.add(*[one // 1000 for one in took_ns])
+
+    def counts(self) -> Counts:
+        """What was counted until now, as a value."""
+        return Counts(
+            requests=self.requests,
+            failed=self.failed,
+            refused=self.refused,
+            rows=self.rows,
+            queue_ns=self.queue_ns,
+            compute_ns=self.compute_ns,
+            last_s=self.last_s,
+            latency={bucket: count for bucket, count in enumerate(self.latency.counts) if count},
+            latency_us=self.latency.total_us,
+            batches={rows: (spent.count, spent.compute_ns) for rows, spent in self.batches.items()},
+            dispatch=dict(self.dispatch),
+        )
+
+    def merge(self, other: Counts) -> None:
+        """Count what another front end has counted of the same version: all of it are sums, but for the time of the last answer."""
+        self.requests += other.requests
+        self.failed += other.failed
+        self.refused += other.refused
+        self.rows += other.rows
+        self.queue_ns += other.queue_ns
+        self.compute_ns += other.compute_ns
+        self.last_s = max(self.last_s, other.last_s)
+        self.latency.merge(other.latency.items(), other.latency_us)
+        for rows, (count, compute_ns) in other.batches.items():
+            spent = self.batches.setdefault(rows, Spent())
+            spent.count += count
+            spent.compute_ns += compute_ns
+        for why, count in other.dispatch.items():
+            self.dispatch[why] = self.dispatch.get(why, 0) + count
+
+
+class Counts(Value, frozen=True, kw_only=True):
+    """`Figures` on their way between processes."""
+
+    requests: int
+    failed: int
+    refused: int
+    rows: int
+    queue_ns: int
+    compute_ns: int
+    last_s: float
+    latency: dict[int, int]  # by bucket
+    latency_us: int
+    batches: dict[int, tuple[int, int]]  # by rows: how many, and their nanoseconds in the engine
+    dispatch: dict[str, int]
+
+
+def summed(found: Iterable[Counts]) -> Figures:
+    """The figures of a version over all who counted it."""
+    figures = Figures()
+    for counts in found:
+        figures.merge(counts)
+    return figures

@@ -1,0 +1,341 @@
+"""The inference process: a port for HTTP and one for gRPC, and a socket for control.
+
+Owns the order of starting and ending, and refusing to start where it would be unsafe. The
+parts belong to their modules: `app` and `grpc.server` answer predictions, `loader` carries out control calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import psutil
+
+from aiaas_magics.backend.net.cors import Cors
+from aiaas_magics.backend.net.guard import LOOPBACK, Guard
+from aiaas_magics.backend.net.server_certificate import check_pair
+from aiaas_magics.backend.serving.front_ends.accept_balancing import Table
+from aiaas_magics.backend.serving.front_ends.aggregate import told
+from aiaas_magics.backend.serving.front_ends.coordinator import FrontEnds
+from aiaas_magics.backend.serving.http import tracing
+from aiaas_magics.backend.serving.http.http_server import BACKLOG, Server, configured
+from aiaas_magics.backend.serving.http.inference_app import BODY_BYTES, JSON_BYTES, App
+from aiaas_magics.backend.serving.models.autoscaling import WINDOW_S
+from aiaas_magics.backend.serving.models.batching import Limits
+from aiaas_magics.backend.serving.models.model_loader import Loader
+from aiaas_magics.backend.serving.models.registry import Registry
+from aiaas_magics.backend.serving.models.transactions import alone
+from aiaas_magics.backend.serving.process import control
+from aiaas_magics.backend.serving.process.control import Collect, Hello, Load, Reply, Retire, Route, Scale, Status, Stop, Withdraw
+from aiaas_magics.backend.serving.process.state_directory import Files, Running, Started, is_alive
+from aiaas_magics.core import process_id, settings
+from aiaas_magics.core.clock import SystemClock
+from aiaas_magics.core.errors import CannotStart, InvalidSpec
+from aiaas_magics.core.server_proof import is_loopback
+from aiaas_magics.core.spec import Value
+
+if TYPE_CHECKING:
+    from aiaas_magics.backend.serving.grpc.grpc_server import GrpcServer
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+DISOWNED_S: Final = 5.0  # guess: how soon a process without a folder is gone
+LOCK_S: Final = 10.0  # guess: a predecessor that drains is gone by then
+ORPHANED_S: Final = 4.0  # guess: front ends whose first is gone end within 2 s, if they can
+
+
+class Options(Value, frozen=True, kw_only=True):
+    """How to run, as the command line says it. A port of 0 is that of last time, or any."""
+
+    state: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    grpc_port: int = 0
+    tls_cert: str = ""
+    tls_key: str = ""
+    body_bytes: int = BODY_BYTES
+    json_bytes: int = JSON_BYTES
+    compute_s: float = Limits().compute_s
+    parent: int = 0  # process that started this one, if it is to be looked for there
+    front_ends: int = 1  # processes that answer HTTP, this one among them
+    cors: tuple[str, ...] = ()  # origins of pages that may ask
+
+    def __post_init__(self) -> None:
+        control.check_front_ends(self.front_ends)
+        Cors.parse(self.cors)
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
+        if not is_loopback(self.host) and not self.tls_cert:
+            raise InvalidSpec(
+                f"--host {self.host} reaches beyond this machine, and tokens would cross in the clear. Add --tls-cert and --tls-key."
+            )
+
+
+async def run(options: Options) -> None:
+    """Serve until SIGTERM, SIGINT or a `Stop`.
+
+    Raises:
+        InvalidSpec: the certificate and its key cannot be used.
+        CannotStart: another inference process lives in this folder, the port cannot be had, or the process that started this one is gone.
+    """
+    if options.tls_cert:
+        check_pair(Path(options.tls_cert), Path(options.tls_key))
+    files = Files(Path(options.state))
+    files.make()
+    with contextlib.ExitStack() as held:
+        lock = await _alone(files, held)
+        shutil.rmtree(files.scratch, ignore_errors=True)
+        files.scratch.mkdir(mode=0o700)
+        listener = held.enter_context(_listener(options, files))
+        grpc_port = _grpc_port(options, files)
+        registry = Registry(withdrawn=files.withdrawn(), keep_withdrawn=files.keep_withdrawn, expected=files.expected())
+        registry.tracing = held.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
+        limits = Limits(body_bytes=options.body_bytes, compute_s=options.compute_s)
+        loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits, share=options.front_ends)
+        guard = guard_of(options, files)
+        table = beside = None
+        if options.front_ends > 1:
+            table = Table(files.connections, 0)
+            beside = _front_ends(options, registry, loader, files, table, inherits=(listener.fileno(), lock))
+        app = App(registry, guard, body_bytes=options.body_bytes, json_bytes=options.json_bytes, everywhere=beside)
+        server = Server(configured(app, options.tls_cert, options.tls_key), table=table, ends_with=None if beside is None else beside.stop)
+        _on_signals(lambda: setattr(server, "should_exit", True))
+        secret = secrets.token_urlsafe(32)
+        if options.parent and os.getppid() != options.parent:
+            raise CannotStart("The inference process", "whoever started it ended first, so that nobody would find it", files.log.name)
+        grpc = asyncio.create_task(_serve_grpc(options, grpc_port, app, server))
+        async with control.listening(files.socket, secret=secret, answer=_answering(loader, beside, registry, server, grpc)) as address:
+            files.keep_running(_running(options, listener, grpc_port, address, secret))
+            watch = asyncio.create_task(_end_when_disowned(files, server))
+            following = asyncio.create_task(follow_load(loader))
+            try:
+                if beside is not None:
+                    beside.start()
+                await server.serve(sockets=[listener])
+            finally:
+                watch.cancel()
+                following.cancel()
+                _forget(files)
+                try:
+                    await (await grpc).stop()
+                finally:
+                    if beside is not None:
+                        await beside.stop()
+                    await loader.close()
+
+
+def _front_ends(
+    options: Options, registry: Registry, loader: Loader, files: Files, table: Table, *, inherits: tuple[int, int]
+) -> FrontEnds:
+    listener, lock = inherits
+    # -P: the folder that this process was started in is no place to import from.
+    command = [sys.executable, "-P", "-m", "aiaas_magics.backend.serving", "--state", options.state, "--host", options.host]
+    command += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key] if options.tls_cert else []
+    command += ["--body-bytes", str(options.body_bytes), "--json-bytes", str(options.json_bytes)]
+    command += ["--compute-s", str(options.compute_s)]
+    command += ["--front-ends", str(options.front_ends)]
+    command += [argument for origin in options.cors for argument in ("--cors", origin)]
+    command += ["--listener", str(listener), "--lock", str(lock)]
+    return FrontEnds(
+        registry, loader, number=options.front_ends, command=command, inherits=inherits, keep=files.keep_beside, gone=table.leave
+    )
+
+
+async def _end_when_disowned(files: Files, server: Server) -> None:
+    """A process that its folder no longer names can be neither found nor stopped by anybody: it ends itself."""
+    while True:
+        await asyncio.sleep(DISOWNED_S)
+        if files.disowns(os.getpid()):
+            log.warning("the state folder no longer names this process; ending")
+            server.should_exit = True
+
+
+async def follow_load(loader: Loader) -> None:
+    while True:
+        await asyncio.sleep(WINDOW_S)
+        try:
+            await loader.follow_load()
+        except Exception:  # border: engines of any kind are opened here, and those that are there go on answering
+            log.exception("a version was not scaled")
+
+
+def _forget(files: Files) -> None:
+    if not files.disowns(os.getpid()):
+        files.forget_running()
+
+
+async def _serve_grpc(options: Options, port: int, app: App, server: Server) -> GrpcServer:
+    """gRPC beside HTTP, which does not wait for it: the libraries take a moment."""
+    await asyncio.to_thread(_preload)
+    from aiaas_magics.backend.serving.grpc.grpc_server import GrpcServer, Port
+
+    try:
+        where = Port(host=options.host, number=port, message_bytes=options.body_bytes, tls=_tls(options))
+        grpc = GrpcServer(app.registry, app.guard, where, everywhere=app.everywhere)
+        await grpc.start()
+    except BaseException:
+        # Somebody took the port in between, and is being sent our token: the next process has another port and token.
+        server.should_exit = True
+        raise
+    return grpc
+
+
+def _tls(options: Options) -> tuple[bytes, bytes] | None:
+    """Key and certificate."""
+    return (Path(options.tls_key).read_bytes(), Path(options.tls_cert).read_bytes()) if options.tls_cert else None
+
+
+def _preload() -> None:
+    """Import while nobody waits for it: first the common engine, so that the first deploy is quicker by that."""
+    preload_engine()
+    import aiaas_magics.backend.serving.grpc.grpc_server  # noqa: F401
+
+
+def preload_engine() -> None:
+    with contextlib.suppress(ImportError):  # said by the load that needs it
+        import aiaas_magics.backend.serving.engines.onnx_engine  # noqa: F401
+
+
+def _answering(
+    loader: Loader, beside: FrontEnds | None, registry: Registry, server: Server, grpc: asyncio.Task[GrpcServer]
+) -> control.Answering:
+    async def answer(call: control.AnyCall) -> Reply:
+        match call:
+            case Hello():
+                return Reply()
+            case Load() if beside is None:
+                await asyncio.shield(grpc)  # a version answers on both ports
+                view = await loader.load(call.spec, call.version, artefact=Path(call.artefact), samples=Path(call.samples))
+                return Reply(view=view)
+            case Load() | Route() | Scale() | Retire() | Withdraw() if beside is not None:
+                if isinstance(call, Load):
+                    await asyncio.shield(grpc)
+                return await beside.carry_out(call)
+            case Load() | Route() | Scale() | Retire() | Withdraw():
+                await alone(await loader.prepare(call))
+                return Reply()
+            case Collect():
+                return Reply(told=(told(registry),) if beside is None else await beside.collect())
+            case Status():
+                return Reply(status=registry.status())
+            case Stop():
+                server.should_exit = True
+                return Reply()
+
+    return answer
+
+
+async def _alone(files: Files, held: contextlib.ExitStack) -> int:
+    """The descriptor that keeps others out of the folder."""
+    until_s, left_behind = time.monotonic() + LOCK_S, files.beside()
+    while True:
+        with contextlib.ExitStack() as attempt:
+            descriptor = attempt.enter_context(files.lock())
+            if descriptor is not None:
+                held.enter_context(attempt.pop_all())
+                return descriptor
+        if time.monotonic() > until_s:
+            raise CannotStart("The inference process", "another one lives in the same folder", files.log.name)
+        if left_behind and time.monotonic() > until_s - LOCK_S + ORPHANED_S:
+            running = files.running()
+            if running is None or not is_alive(running):
+                _kill(left_behind)
+                left_behind = []
+        await asyncio.sleep(0.1)
+
+
+def _kill(left_behind: Sequence[Started]) -> None:
+    """End front ends whose first is gone and that cannot end by themselves, stopped ones say: they have inherited our port and the lock."""
+    for one in left_behind:
+        if is_alive(one):
+            log.warning("killing process %d, which a crash left behind", one.pid)
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(one.pid).kill()
+
+
+def _listener(options: Options, files: Files) -> socket.socket:
+    """A listening socket, on the port of last time if it is free."""
+    listener = _taken_again(options.host, options.port, files, "port", lambda port: _create_server(options.host, port))
+    files.keep_port("port", listener.getsockname()[1])
+    return listener
+
+
+def _create_server(host: str, port: int) -> socket.socket:
+    return socket.create_server((host, port), family=_family(host), backlog=BACKLOG)
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _grpc_port(options: Options, files: Files) -> int:
+    """A free port for gRPC, which binds by itself: that of last time if it is free."""
+    port = _taken_again(options.host, options.grpc_port, files, "grpc_port", lambda port: _free_port(options.host, port))
+    files.keep_port("grpc_port", port)
+    return port
+
+
+def _free_port(host: str, wanted: int) -> int:
+    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: connections of before that linger are no obstacle
+        probe.bind((host, wanted))
+        return int(probe.getsockname()[1])
+
+
+def _taken_again(host: str, given: int, files: Files, name: str, take: Callable[[int], T]) -> T:
+    """What `take` gives for the port that was asked for, or that of last time, or any."""
+    wanted = given or files.port(name)
+    try:
+        return take(wanted)
+    except OSError as error:
+        if given or not wanted:
+            raise CannotStart("The inference process", f"{host}:{wanted} cannot be listened on ({error})", files.log.name) from error
+        # Whoever sits on our old port is sent the old token by clients that do not know yet: it must be worth nothing.
+        log.warning("port %d is taken by another process; choosing a new port and a new token", wanted)
+        files.new_token()
+        return take(0)
+
+
+def guard_of(options: Options, files: Files) -> Guard:
+    return Guard(files.token().encode(), hosts(options), manager=files.api_token, cors=Cors.parse(options.cors))
+
+
+def hosts(options: Options) -> frozenset[str] | None:
+    """On loopback any web page's name may be made to point here, so only loopback's names are answered to."""
+    return LOOPBACK | {options.host} if is_loopback(options.host) else None
+
+
+def _running(options: Options, listener: socket.socket, grpc_port: int, address: str, secret: str) -> Running:
+    name = options.host if options.host not in ("0.0.0.0", "::") else socket.gethostname()
+    name = f"[{name}]" if ":" in name else name
+    return Running(
+        pid=os.getpid(),
+        started=process_id.start_mark(os.getpid()),
+        url=f"{'https' if options.tls_cert else 'http'}://{name}:{listener.getsockname()[1]}",
+        host=options.host,
+        tls=options.tls_cert,
+        control=address,
+        secret=secret,
+        version=settings.package_version(),
+        grpc=f"{name}:{grpc_port}",
+        front_ends=options.front_ends,
+        cors=options.cors,
+    )
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop())

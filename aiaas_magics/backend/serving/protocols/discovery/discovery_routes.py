@@ -1,0 +1,140 @@
+"""What this server tells about itself: its endpoints, a page for each, and the OpenAPI document.
+
+Owns these paths and their content as values. How a page looks belongs to `page`, schemas to
+`openapi`. The guard stands before all of it: a browser cannot send the token, so the pages say
+how to fetch them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final, NoReturn
+
+import orjson
+
+from aiaas_magics.backend.serving import protocols
+from aiaas_magics.backend.serving.http import prometheus
+from aiaas_magics.backend.serving.models.registry import NotServed, Registry, Version
+from aiaas_magics.backend.serving.models.stats import Figures
+from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, error
+from aiaas_magics.backend.serving.protocols.discovery import openapi, page
+from aiaas_magics.backend.serving.protocols.discovery.page import Call, Counted, Description
+from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
+from aiaas_magics.backend.serving.protocols.operations import Operation, PathTable, Route
+from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
+from aiaas_magics.core import snippets, wire
+from aiaas_magics.core.spec import DeploySpec
+
+PATHS: Final = PathTable(
+    (
+        Operation("GET", "/", "home", "That the server is alive, and its endpoints"),
+        Operation("GET", "/endpoints/{name}", "page", "An endpoint: its interface, example calls, versions and figures"),
+        Operation("GET", "/openapi.json", "openapi", "This document"),
+        Operation("GET", "/metrics", "metrics", "Figures of every version, for Prometheus"),
+        Operation("GET", "/monitoring/prometheus/metrics", "metrics", "The same, where TensorFlow Serving has them"),
+    )
+)
+OPERATIONS: Final = (*PATHS.operations, *tfserving_rest.PATHS.operations, *open_inference_rest.PATHS.operations)
+HOST: Final = re.compile(rb"[A-Za-z0-9._:\[\]-]{1,255}")
+
+
+def find_route(method: str, path: str) -> Route | Response:
+    """The route of a request line; a path that nobody here knows is a bare 404, as TensorFlow Serving's."""
+    found = PATHS.find(method, path)
+    if isinstance(found, Route):
+        return found
+    if found.allowed:
+        return error(405, "Method Not Allowed", ((b"allow", ", ".join(found.allowed).encode()),))
+    return Response(404, b"")
+
+
+def look(registry: Registry, route: protocols.Route, request: Request) -> Response:
+    """The page or the document, whichever the caller accepts."""
+    assert isinstance(route, Route)
+    url = address_of(request)
+    match route.action:
+        case "openapi":
+            return Response(200, orjson.dumps(openapi.document(OPERATIONS, registry, url)))
+        case "metrics":
+            return Response(200, prometheus.text(registry), content_type=prometheus.CONTENT_TYPE)
+        case "home":
+            names = registry.names()
+            document = {"status": "alive", "endpoints": [{"name": name, "url": f"{url}/endpoints/{name}"} for name in names]}
+            return page.home(url, names) if wants_page(request) else Response(200, orjson.dumps(document))
+        case _:
+            try:
+                description = describe(registry, route.name, url)
+            except NotServed:
+                return not_found(route)
+            return page.endpoint(description) if wants_page(request) else Response(200, wire.encode(description))
+
+
+def read(_route: protocols.Route, _request: Request, _version: Version) -> NoReturn:
+    raise BadValue("Nothing is computed at this address.", 404)
+
+
+def not_found(route: protocols.Route) -> Response:
+    return error(404, f"There is no endpoint {route.name[:100]!r} here. GET / lists those there are.")
+
+
+def not_ready(route: protocols.Route) -> Response:
+    return not_found(route)
+
+
+def unknown_label(label: str) -> Response:
+    return error(404, f"There is no label {label[:100]!r} here.")
+
+
+def wants_page(request: Request) -> bool:
+    return b"text/html" in (request.header(b"accept") or b"")
+
+
+def address_of(request: Request) -> str:
+    """This server's address as the caller wrote it; the guard has looked at the name already."""
+    host = request.header(b"host") or b""
+    return f"{request.scheme}://{host.decode() if HOST.fullmatch(host) else 'localhost'}"
+
+
+def describe(registry: Registry, name: str, url: str) -> Description:
+    """An endpoint as it is now.
+
+    Raises:
+        NotServed: there is none of this name.
+    """
+    versions = registry.versions(name)
+    routing = registry.routing(name)
+    live = next((version for version in versions if routing is not None and version.number == routing.live), None)
+    shown = live or versions[0]
+    spec = shown.spec
+    return Description(
+        name=name,
+        url=url,
+        model=spec.model,
+        live=live.number if live is not None else None,
+        versions=tuple(version.view() for version in versions),
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        calls=tuple(examples_of(spec, url)),
+        figures=counted(shown.figures),
+    )
+
+
+def counted(figures: Figures) -> Counted:
+    return Counted(
+        requests=figures.requests,
+        rows=figures.rows,
+        failed=figures.failed,
+        refused=figures.refused,
+        batches=sum(spent.count for spent in figures.batches.values()),
+        p50_ms=figures.latency.percentile(50) / 1000,
+        p99_ms=figures.latency.percentile(99) / 1000,
+        p999_ms=figures.latency.percentile(99.9) / 1000,
+    )
+
+
+def examples_of(spec: DeploySpec, url: str) -> Iterator[Call]:
+    if snippets.takes_json(spec.inputs):
+        yield Call(client="curl", text=snippets.curl(url, spec.name, spec.inputs, spec.example))
+        yield Call(client="Python alone", text=snippets.python(url, spec.name, spec.inputs, spec.example))
+    yield Call(client="tritonclient", text=snippets.triton(url, spec.name, spec.inputs, spec.outputs, spec.example))

@@ -1,0 +1,336 @@
+"""Open Inference Protocol v2 over REST, with the binary tensor extension: routes, reading, answering.
+
+Owns paths, status codes, sentences, and reading a request. A decoded request and its answer belong to
+`openinference_calls`, tensors and documents to `openinference_codec`, what is told about models to
+`openinference_documents`.
+
+Sources: kserve/open-inference-protocol; where it leaves room, Triton (src/http_server.cc and
+docs/protocol of https://github.com/triton-inference-server/server). Health answers have a body,
+since KServe's client reads it; a model that is not ready is 503, which load balancers understand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+import orjson
+from msgspec import UNSET
+
+from aiaas_magics.backend.serving import protocols
+from aiaas_magics.backend.serving.engines import slices_of
+from aiaas_magics.backend.serving.models.registry import NotServed, Registry, Version
+from aiaas_magics.backend.serving.protocols import BadValue, Form, Plain, Request, Response, error
+from aiaas_magics.backend.serving.protocols.open_inference import inference_codec as tensors
+from aiaas_magics.backend.serving.protocols.open_inference import inference_documents as documents
+from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH, PLAIN, Documents, InferCall, Wanted
+from aiaas_magics.backend.serving.protocols.open_inference.inference_codec import InferRequest, Input, Output
+from aiaas_magics.backend.serving.protocols.open_inference.inference_documents import ControlRequest, IndexRequest
+from aiaas_magics.backend.serving.protocols.operations import BadVersion, Operation, PathTable, Route
+from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
+from aiaas_magics.core.spec import TensorSpec
+
+WHICH: Final = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+PATHS: Final = PathTable(
+    (
+        Operation("GET", "/v2", "server", "What this server is, and the extensions that it speaks"),
+        Operation("GET", "/v2/", "server", "What this server is, and the extensions that it speaks"),
+        Operation("GET", "/v2/health/live", "live", "Whether the server runs"),
+        Operation("GET", "/v2/health/ready", "ready", "Whether every model has a version that answers"),
+        Operation("GET", "/v2/models/stats", "all_statistics", "Counts and times of every model"),
+        Operation("POST", "/v2/repository/index", "index", "Every version of every model, and its state"),
+        Operation("POST", "/v2/repository/models/{name}/load", "load", "Let a withdrawn model answer again"),
+        Operation("POST", "/v2/repository/models/{name}/unload", "unload", "Withdraw a model: it stays loaded and does not answer"),
+        *(
+            operation
+            for which in WHICH
+            for operation in (
+                Operation("GET", which, "metadata", "The model's inputs and outputs"),
+                Operation("GET", f"{which}/ready", "model_ready", "Whether the model answers"),
+                Operation("GET", f"{which}/config", "config", "The model's configuration, as Triton words it"),
+                Operation("GET", f"{which}/stats", "statistics", "Counts and times of the model"),
+                Operation("POST", f"{which}/infer", "infer", "Outputs for inputs, as JSON or as binary tensors"),
+            )
+        ),
+    )
+)
+
+
+def find_route(method: str, path: str) -> Route | Response:
+    """The route of a request line, or the answer to one that is none: 405 for a wrong verb, 404 for no path."""
+    try:
+        found = PATHS.find(method, path)
+    except BadVersion as fault:
+        return error(400, f"Version {str(fault)[:100]} is beyond what a version can be.")
+    if isinstance(found, Route):
+        return found
+    if found.allowed:
+        allowed = ", ".join(found.allowed)
+        return error(405, f"Method Not Allowed. This path takes {allowed}.", ((b"allow", allowed.encode()),))
+    return error(404, "Not Found. GET /openapi.json has every path.")
+
+
+# --------------------------------------------------------------------------- infer
+
+
+def read(_route: protocols.Route, request: Request, version: Version) -> InferCall:
+    """The tensors of an inference request.
+
+    Raises:
+        BadValue: the request does not fit the version's interface.
+    """
+    size = json_size(request)
+    if size == 0:
+        return read_raw(request.body, version)
+    if size is None:
+        return read_document(request.body, memoryview(b""), version)[1]
+    known = version.once(Documents)
+    if (call := known.find(request.body, size)) is not None:
+        return call
+    document = request.body[:size]
+    asked, call = read_document(document, memoryview(request.body)[size:], version)
+    known.learn(document, asked.inputs, call)
+    return call
+
+
+def read_document(document: bytes, binary: memoryview, version: Version) -> tuple[InferRequest, InferCall]:
+    """What `document` asks for, with the tensors that are in it or in the bytes behind it."""
+    asked = tensors.parse(document)
+    check_parameters(asked)
+    given = read_inputs(asked, binary, version)
+    wanted = wanted_outputs(asked, version.spec.outputs)
+    return asked, call_of(version, given, wanted, id=asked.id, timeout_s=timeout_of(asked))
+
+
+def plain_form(version: Version) -> Form | None:
+    """How `infer` reads documents that came before; None for a model with several inputs or outputs, or with rows of any form."""
+    (spec, *others), documents = version.spec.inputs, version.once(Documents)
+    datatype = tensors.DATATYPES.get(spec.dtype)
+    if others or len(version.spec.outputs) > 1 or datatype not in PLAIN or spec.shape[:1] != (-1,) or -1 in spec.shape[1:]:
+        return None
+
+    def read(body: bytes, json_bytes: int) -> Plain | None:
+        known = documents.known(body, json_bytes)
+        if known is None or known.rows is None or known.timeout_s != math.inf:
+            return None
+        return body[json_bytes:], known.rows, known
+
+    def write(output: np.ndarray, asked: Sequence[Plain]) -> Sequence[Response | None]:
+        places = slices_of(rows for _, rows, _ in asked)
+        return [known.write(output[place]) for place, (_, _, known) in zip(places, asked, strict=True)]
+
+    return Form(name=spec.name, row=spec.shape[1:], dtype=tensors.LAYOUTS[datatype], read=read, write=write)
+
+
+def json_size(request: Request) -> int | None:
+    """How much of the body is JSON; None is all of it."""
+    told = request.header(JSON_LENGTH)
+    if told is None:
+        return None
+    if not told.isdigit() or len(told) > 19 or int(told) > len(request.body):
+        raise BadValue(
+            f"Inference-Header-Content-Length is the number of bytes of JSON at the body's start, at most its {len(request.body)}; "
+            f"got {told[:20].decode('latin-1')!r}"
+        )
+    return int(told)
+
+
+def check_parameters(asked: InferRequest) -> None:
+    for key in asked.parameters or ():
+        if key.startswith("triton_"):
+            raise BadValue(f"Parameter {key[:100]!r} begins with 'triton_', which is reserved")
+    described: tuple[Input | Output, ...] = (*asked.inputs, *(asked.outputs or ()))
+    for tensor in described:
+        if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
+            raise BadValue("Shared memory is not offered here. Send tensors in the body.")
+
+
+def read_inputs(asked: InferRequest, binary: memoryview, version: Version) -> dict[str, np.ndarray]:
+    """Each input by its name, from the document or from the bytes behind it, which lie in the document's order."""
+    specs = {spec.name: spec for spec in version.spec.inputs}
+    found: dict[str, np.ndarray] = {}
+    at = 0
+    for given in asked.inputs:
+        spec = specs.get(given.name)
+        if spec is None:
+            raise BadValue(f"Unexpected input {given.name[:100]!r}; the model has the inputs {tfserving_json.listed(specs)}")
+        if given.name in found:
+            raise BadValue(f"Input {given.name} comes twice")
+        tensors.check_interface(given, spec)
+        if given.binary_size is None:
+            found[given.name] = tensors.decoded(tensors.from_json(given, spec), given)
+            continue
+        data = binary[at : at + given.binary_size]
+        if len(data) != given.binary_size or given.data is not UNSET:
+            raise BadValue(
+                f"Input {given.name} says {given.binary_size} bytes of binary data and no 'data'; the body holds {len(binary) - at} for it"
+            )
+        at += given.binary_size
+        array = tensors.from_bytes(data, given.datatype, given.shape, given.name)
+        found[given.name] = tensors.decoded(array, given)
+    if at != len(binary):
+        raise BadValue(f"The body holds {len(binary) - at} bytes behind the last input's. Check binary_data_size of the inputs.")
+    if len(found) != len(specs):
+        raise BadValue(f"The model has the inputs {tfserving_json.listed(specs)}; the request holds {tfserving_json.listed(found)}")
+    return found
+
+
+def read_raw(body: bytes, version: Version) -> InferCall:
+    """The body is the bytes of the only input, and nothing else; its one free dimension follows from their number."""
+    if len(version.spec.inputs) != 1:
+        raise BadValue(
+            f"A raw body needs a model with one input; this one has {tfserving_json.listed(s.name for s in version.spec.inputs)}"
+        )
+    (spec,) = version.spec.inputs
+    datatype = tensors.DATATYPES.get(spec.dtype)
+    if datatype is None:
+        raise BadValue(f"Input {spec.name} is of type {spec.dtype}, which this protocol has no datatype for", 501)
+    shape = list(spec.shape)
+    free = [axis for axis, size in enumerate(shape) if size < 0]
+    if datatype == "BYTES":
+        free, shape = [], [1 if size < 0 else size for size in shape]
+    if len(free) == 2 and free[0] == 0:
+        shape[0], free = 1, free[1:]
+    if len(free) > 1:
+        raise BadValue(f"A raw body needs a shape with one free dimension; input {spec.name} has {tfserving_json.dims(spec.shape)}")
+    if free:
+        row_bytes = tensors.LAYOUTS[datatype].itemsize * int(np.prod([size for size in shape if size >= 0], dtype=np.int64))
+        shape[free[0]] = len(body) // row_bytes
+    tensors.check_shape(tuple(shape), spec)
+    tensor = tensors.from_bytes(body, datatype, tuple(shape), spec.name)
+    return call_of(version, {spec.name: tensor}, tuple(Wanted(output.name, True) for output in version.spec.outputs))
+
+
+def wanted_outputs(asked: InferRequest, specs: tuple[TensorSpec, ...]) -> tuple[Wanted, ...]:
+    """The outputs to answer with. What is said of an output wins over what is said of all."""
+    binary = (asked.parameters or {}).get("binary_data_output", False)
+    if type(binary) is not bool:
+        raise BadValue(f"Parameter 'binary_data_output' is true or false, got {tfserving_json.shown(binary)}")
+    if not asked.outputs:
+        return tuple(Wanted(spec.name, binary) for spec in specs)
+    names = {spec.name for spec in specs}
+    wanted: dict[str, Wanted] = {}
+    for output in asked.outputs:
+        if output.name not in names:
+            raise BadValue(f"Unexpected output {output.name[:100]!r}; the model has the outputs {tfserving_json.listed(names)}")
+        if output.name in wanted:
+            raise BadValue(f"Output {output.name} is asked for twice")
+        wanted[output.name] = Wanted(output.name, is_binary(output, otherwise=binary))
+    return tuple(wanted.values())
+
+
+def is_binary(output: Output, *, otherwise: bool) -> bool:
+    if output.parameters is None:
+        return otherwise
+    if output.parameters.classification is not None:
+        raise BadValue("Parameter 'classification' is not offered here. Ask for the scores, or use TensorFlow Serving's :classify.")
+    return otherwise if output.parameters.binary_data is None else output.parameters.binary_data
+
+
+def timeout_of(asked: InferRequest) -> float:
+    """Triton's parameter "timeout": microseconds until the request need not be computed any more; 0 is for ever."""
+    timeout_us = (asked.parameters or {}).get("timeout", 0)
+    if type(timeout_us) is not int or not 0 <= timeout_us < 2**63:
+        raise BadValue(f"Parameter 'timeout' is a number of microseconds, got {tfserving_json.shown(timeout_us)}")
+    return timeout_us / 1e6 if timeout_us else math.inf
+
+
+def call_of(
+    version: Version,
+    given: Mapping[str, np.ndarray],
+    wanted: tuple[Wanted, ...],
+    *,
+    id: str | None = None,
+    timeout_s: float = math.inf,
+) -> InferCall:
+    rows = protocols.rows_of(given, version.spec.inputs)
+    return InferCall(model=version.spec.name, version=version.number, id=id, tensors=given, rows=rows, wanted=wanted, timeout_s=timeout_s)
+
+
+# --------------------------------------------------------------------------- everything else
+
+
+def look(registry: Registry, route: protocols.Route, request: Request) -> Response:
+    """The answer to a request that computes nothing."""
+    assert isinstance(route, Route)
+    try:
+        return _LOOKS[route.action](registry, route, request)
+    except NotServed:
+        return not_ready(route) if registry.knows(route.name, route.version) else not_found(route)
+    except BadValue as fault:
+        return error(fault.status, fault.text)
+
+
+def not_found(route: protocols.Route) -> Response:
+    version = f" version {route.version}" if route.version else ""
+    return error(404, f"Request for unknown model: '{route.name[:100]}'{version} is not found. GET / lists the endpoints.")
+
+
+def not_ready(route: protocols.Route) -> Response:
+    return error(503, f"Model '{route.name[:100]}' is not ready. Try again in a moment.", ((b"retry-after", b"1"),))
+
+
+def unknown_label(label: str) -> Response:
+    return error(404, f"Unknown label: {label[:100]}")
+
+
+def _ready(registry: Registry, _route: Route, _request: Request) -> Response:
+    ready = documents.is_ready(registry)
+    return _health(ready, {"live": True, "ready": ready})
+
+
+def _model_ready(registry: Registry, route: Route, _request: Request) -> Response:
+    ready = documents.answers(registry, route.name, route.version)
+    return _health(ready, {"name": route.name, "ready": ready})
+
+
+def _health(ready: bool, document: Mapping[str, object]) -> Response:
+    """A model that is not there is no error of the caller's: the body says so, in the form that clients read."""
+    if ready:
+        return Response(200, orjson.dumps(document))
+    return Response(503, orjson.dumps({**document, "error": "not ready"}), ((b"retry-after", b"1"),))
+
+
+def _statistics(registry: Registry, route: Route, _request: Request) -> Response:
+    """Of every version that answers: one of a model, all of it, or all of all models."""
+    if route.version:
+        return _json(documents.statistics([registry.find(route.name, route.version)]))
+    names = [route.name] if route.name else registry.names()
+    return _json(documents.statistics(version for name in names for version in registry.versions(name) if version.state == "AVAILABLE"))
+
+
+def _load(registry: Registry, route: Route, request: Request) -> Response:
+    if documents.read(request.body, ControlRequest).parameters:
+        raise BadValue("Models come here by a deploy; 'config' and 'file:' are not taken. Send no parameters.")
+    registry.restore(route.name)
+    return _json({"name": route.name, "load": True})
+
+
+def _unload(registry: Registry, route: Route, request: Request) -> Response:
+    documents.read(request.body, ControlRequest)  # its one parameter is "unload_dependents"; nothing depends on another here
+    registry.withdraw(route.name)
+    return _json({"name": route.name, "unload": True})
+
+
+def _json(document: object) -> Response:
+    return Response(200, orjson.dumps(document))
+
+
+_LOOKS: Final[Mapping[str, Callable[[Registry, Route, Request], Response]]] = MappingProxyType(
+    {
+        "server": lambda *_: _json(documents.server()),
+        "live": lambda *_: _json({"live": True}),
+        "ready": _ready,
+        "model_ready": _model_ready,
+        "metadata": lambda registry, route, _: _json(documents.metadata(registry, registry.find(route.name, route.version))),
+        "config": lambda registry, route, _: _json(documents.config(registry.find(route.name, route.version))),
+        "statistics": _statistics,
+        "all_statistics": _statistics,
+        "load": _load,
+        "unload": _unload,
+        "index": lambda registry, _, request: _json(documents.index(registry, documents.read(request.body, IndexRequest))),
+    }
+)

@@ -1,0 +1,52 @@
+"""The forms of the steps that a plan may choose from, measured one after the other in one worker.
+
+Owns which forms there are and what is told of each. How steps are timed is `measure`, what speaks against a form `choice`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import psutil
+from msgspec.structs import replace
+
+from aiaas_magics.backend.training.step_timing import StepTimer
+from aiaas_magics.core.events import Candidate, Planned
+
+FORMS: Final = {"tensorflow": ("off", "graph", "xla"), "jax": ("off", "xla")}
+
+
+class RuledOut(Exception):
+    """A form cannot be had; the text says why."""
+
+
+def only(form: str) -> Callable[[Planned], None]:
+    """Hears how steps are going to be carried out, and ends the `fit` where that is not in `form`."""
+
+    def told(plan: Planned) -> None:
+        if plan.fused != form:
+            raise RuledOut("; ".join(plan.why))
+
+    return told
+
+
+def compare(wanted: str, timed: Callable[[str], StepTimer], *, engine: str, strategy: str) -> Iterator[Candidate]:
+    """Every form that `wanted` leaves open, measured or ruled out.
+
+    Args:
+        timed: makes steps in a form; raises `RuledOut`.
+    """
+    for form in FORMS[engine] if wanted == "auto" else (wanted,):
+        candidate = Candidate(engine=engine, strategy=strategy, fused=form)
+        try:
+            timer = timed(form)
+        except RuledOut as why:
+            yield replace(candidate, why=str(why))
+        else:
+            yield replace(candidate, step_s=timer.step_s, compile_s=timer.compile_s, memory_bytes=timer.memory_bytes)
+
+
+def process_bytes() -> int:
+    """What this process holds for itself: the libraries that it shares with its launcher aside."""
+    return int(psutil.Process().memory_full_info().uss)

@@ -1,0 +1,354 @@
+"""Many steps in one call: the stock `train_step`, optimizer and metrics inside a loop of TensorFlow's own.
+
+Owns the call that takes the place of Keras' train and test functions, and how many steps it makes at
+once. Of a small model's time most goes into Python between steps; a loop inside one compiled call has
+none there. What a step computes is not touched: it is whatever `model.train_step` is.
+
+XLA compiles the loop where that is safe and pays: `choice` says when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import tensorflow as tf
+
+from aiaas_magics.backend.training.autotune.compile_policy import Choice, Rule, Timing, compile_s, quickest
+from aiaas_magics.backend.training.batch_partition import Part
+from aiaas_magics.backend.training.monkeypatch import replaced
+from aiaas_magics.backend.training.tensorflow.graph_operations import Operations, operations_of
+from aiaas_magics.backend.training.tensorflow.split_step import Halves, NotHalved
+from aiaas_magics.backend.training.tensorflow.trace_cache import Recalled, Trace, Traces, are_tensors, drawn, flat
+from aiaas_magics.core import keras_messages
+from aiaas_magics.core.internals.keras_internals import array_slicing, tree
+from aiaas_magics.core.internals.tensorflow_internals import Algorithm, random_ops_util, stateless
+
+LONG_S: Final = 60.0  # a run with so much ahead of it affords to try both forms
+TRIED_S: Final = 0.5  # how long each is tried
+TRIED_SHARE: Final = 0.05  # of what is ahead, compiling the other form may take at most
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Steps `start` up to `stop`, of which each has one line of `positions`: the rows of `arrays` that it reads.
+
+    Stands where Keras expects an iterator. `uneven` says that some batch of the pass has another length: the step then
+    sees a batch of unknown length, as in the stock `fit`, where Keras weighs the losses of several outputs by it.
+    """
+
+    arrays: Any  # a structure of tensors with rows first, as `train_step` is given them
+    positions: Any  # int32 or int64 [steps, rows of a step]
+    start: int
+    stop: int
+    part: Part
+    uneven: bool = False
+    rest: bool = False  # what full batches have left of a pass: one step a pass, not worth a compilation
+    of: int = 0  # steps of a pass, where `positions` are not all of them
+
+    @property
+    def steps(self) -> int:
+        """Steps of a pass."""
+        return self.of or int(self.positions.shape[0])
+
+    @property
+    def whole(self) -> bool:
+        """Whether `arrays` hold the rows of all full batches of the pass."""
+        return self.steps <= int(self.positions.shape[0])
+
+
+class Trial:
+    """A long run tries the other form too, and goes on in the quicker one. All its steps are steps of the training."""
+
+    def __init__(self, fused: str) -> None:
+        self.fused, self.other = fused, "graph" if fused == "xla" else "xla"
+        self._made: dict[str, tuple[int, float]] = {}
+        self._began_other = self.is_over = self.is_measured = False
+
+    @property
+    def step_s(self) -> dict[str, float]:
+        """Seconds of a step, in each form that was tried."""
+        return {fused: seconds / steps for fused, (steps, seconds) in self._made.items()}
+
+    def took(self, steps: int, seconds: float) -> None:
+        made, spent = self._made.get(self.fused, (0, 0.0))
+        self._made[self.fused] = (made + steps, spent + seconds)
+        if self._began_other and spent + seconds >= TRIED_S:
+            self.is_over = self.is_measured = True
+
+    def wants_other(self, ahead: float) -> bool:
+        """Whether it is time to try the other form; a run with too little ahead of it ends the trial."""
+        if self.is_over or self._began_other or self._made[self.fused][1] < TRIED_S:
+            return False
+        self.is_over = self.step_s[self.fused] * ahead < LONG_S
+        return not self.is_over
+
+    def begin_other(self, *, possible: bool) -> None:
+        self.fused, self.other = self.other, self.fused
+        self._began_other, self.is_over = True, not possible
+
+
+class FusedSteps:
+    """Takes the place of `model.train_function` (or `test_function`): a `Chunk` is carried out in one call, several one after the other.
+
+    Args:
+        step: the model's step, on data as `train_step` gets it.
+        stock: makes Keras' own function, for whatever is no `Chunk`.
+        wrap: puts what a rank needs around the rows of a part (several workers), or nothing.
+        fused: the form: "xla", "graph", or "auto" to let `rule` decide; and why it is not another.
+        ahead: how many steps are still to be made, with so many in a pass.
+        in_all: how many there were when the fit began: what `rule` decides by, so that an attempt that goes on decides alike.
+        tries: whether a long run tries both forms, and has the rule remember what they take.
+        settled: told how the steps are carried out, before the first; once more where a trial has found out.
+        traces: where loops are kept that need not be traced again; `name` tells this one from others of the fit.
+        halves: cuts each step in two for XLA, where it cannot compile the whole loop; the loop itself is not compiled then.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Any], Any],
+        *,
+        stock: Callable[[], Callable[[Any], Any]],
+        wrap: Callable[[Any, Part], Any],
+        fused: Choice,
+        ahead: Callable[[int], float] = lambda _: math.inf,
+        in_all: Callable[[int], float] = lambda _: math.inf,
+        rule: Rule | None = None,
+        tries: bool = False,
+        settled: Callable[[Choice], None] = lambda _: None,
+        halves: Halves | None = None,
+        traces: Traces | None = None,
+        name: str = "",
+    ) -> None:
+        self._step, self._wrap, self._fused, self._ahead, self._told = step, wrap, fused, ahead, settled
+        self._in_all = in_all
+        self._make_stock, self._halves = functools.cache(stock), halves
+        self._traces, self._name = traces if halves is None else None, name
+        self._last_like: tuple[Any, Any, str] = (None, None, "")
+        self._models: dict[str, str | None] = {}  # fingerprints, by what the loop was asked for with
+        self._rule, self._tries = rule or Rule(), tries
+        self._compile_s: dict[str, float] = {}
+        self._steps: dict[tuple[Part, bool, bool], Any] = {}
+        self._runs: dict[tuple[Part, bool, bool, str], Any] = {}
+        self._choice: Choice | None = None
+        self._trial: Trial | None = None
+        self._last: Any = None
+
+    def __call__(self, given: Any) -> Any:
+        chunks = given if isinstance(given, tuple) else (given,)
+        if not isinstance(chunks[0], Chunk):
+            if self._choice is None:
+                self._tell(Choice(fused="off", why=("its data comes batch by batch",)))
+            return self._make_stock()(given)
+        for chunk in chunks:
+            self._last = self._carried_out(chunk)
+        return self._last
+
+    def told(self, logs: Any) -> bool:
+        """Whether `logs` are those of the last step that was made; asked a second time, they are not."""
+        last, self._last = self._last, None
+        return last is not None and logs is last
+
+    def _carried_out(self, given: Chunk) -> Any:
+        if given.rest:
+            return self._run(given, compiled=False)
+        choice = self._choice or self._tell(self._settle(given))
+        if self._trial is None:
+            return self._run(given, compiled=choice.fused == "xla")
+        return self._tried(self._trial, given)
+
+    def _run(self, chunk: Chunk, *, compiled: bool) -> Any:
+        key = (chunk.part, chunk.uneven, compiled, self._like(chunk) if self._traces is not None else "")
+        if key not in self._runs:
+            self._runs[key] = self._recalled(chunk, compiled=compiled) or self._traced(chunk, compiled=compiled)
+        return self._runs[key](chunk.arrays, chunk.positions, tf.constant(chunk.start), tf.constant(chunk.stop))
+
+    def _traced(self, chunk: Chunk, *, compiled: bool) -> Any:
+        halved = compiled and self._halves is not None
+        one = self._one(chunk, halved=halved)
+        loop = self._loop(one, compiled=compiled and not halved)
+        if self._traces is not None and (key := self._key(chunk, compiled=compiled)) is not None:
+            given = (chunk.arrays, chunk.positions, tf.constant(chunk.start), tf.constant(chunk.stop))
+            before = drawn()
+            concrete, step = loop.get_concrete_function(*given), one.get_concrete_function(chunk.arrays, chunk.positions[0]).graph
+            # Otherwise tracing has changed the model or drawn a number, and is needed each time.
+            if before == drawn() and self._traces.fingerprint() == self._models[self._like(chunk)]:
+                self._traces.note(key, concrete, step, [*flat(chunk.arrays), *given[1:]])
+        return loop
+
+    # ------------------------------------------------------------------ loops of other fits
+
+    def _key(self, chunk: Chunk, *, compiled: bool) -> str | None:
+        """The name of the loop's trace, of the model as it was when it was asked for first."""
+        if self._traces is None or not are_tensors(chunk.arrays):
+            return None
+        like = self._like(chunk)
+        if like not in self._models:
+            self._models[like] = self._traces.fingerprint()
+        return self._traces.key(self._models[like], self._name, chunk.part, like, compiled)
+
+    def _like(self, chunk: Chunk) -> str:
+        """What a trace for these arrays goes by: their structure, types and sizes."""
+        arrays, positions, text = self._last_like
+        if chunk.arrays is not arrays or chunk.positions is not positions:
+            described = tf.nest.map_structure(
+                lambda x: None if x is None else (x.dtype.name, tuple(x.shape)), (chunk.arrays, chunk.positions)
+            )
+            text = f"{described} {chunk.uneven}"
+            self._last_like = chunk.arrays, chunk.positions, text
+        return text
+
+    def _trace(self, chunk: Chunk, *, compiled: bool) -> Trace | None:
+        key = self._key(chunk, compiled=compiled)
+        return self._traces.find(key) if self._traces is not None and key is not None else None
+
+    def _recalled(self, chunk: Chunk, *, compiled: bool) -> Recalled | None:
+        """The loop as an earlier fit has traced it, when it has made no step."""
+        if self._traces is None or (trace := self._trace(chunk, compiled=compiled)) is None:
+            return None
+        # The form that a long run tries later would be traced of the model as it is by then.
+        if self._trial is not None and self._traces.fingerprint() != self._models[self._like(chunk)]:
+            return None
+        given = (chunk.arrays, chunk.positions, tf.constant(0), tf.constant(0))
+        try:
+            found = self._traces.bound(
+                trace, lambda: self._loop(self._one(chunk, halved=False), compiled=False).get_concrete_function(*given)
+            )
+            found(*given)
+        except Exception:  # noqa: BLE001 - border: a file that another process wrote; whatever is wrong with it, the step is traced instead
+            self._traces.drop(self._key(chunk, compiled=compiled))
+            return None
+        return found
+
+    def _tell(self, choice: Choice) -> Choice:
+        self._choice = choice
+        self._told(choice)
+        return choice
+
+    def _settle(self, chunk: Chunk) -> Choice:
+        choice = self._fused
+        if choice.fused == "auto":
+            rows, ahead = int(chunk.positions.shape[1]), self._in_all(chunk.steps)
+            try:
+                choice = self._rule.decide(self._pieces(chunk), chunk.arrays, rows=rows, ahead=ahead, whole=chunk.whole)
+            except NotHalved as error:
+                choice = Choice(fused="graph", why=(f"XLA cannot compile an exchange, and the step cannot be cut there: {error}",))
+        if (why := self._prepared(chunk, choice.fused)) is not None:
+            choice = Choice(fused="graph", why=(why,))
+        if choice.open and self._tries:
+            self._trial = Trial(choice.fused)
+        return choice
+
+    def _pieces(self, chunk: Chunk) -> list[Operations]:
+        """What XLA would compile of a step."""
+        for compiled in (False, True):
+            if (trace := self._trace(chunk, compiled=compiled)) is not None:
+                return [trace.operations]
+        whole = self._one(chunk, halved=self._halves is not None).get_concrete_function(chunk.arrays, chunk.positions[0]).graph
+        return [operations_of(graph) for graph in ([whole] if self._halves is None else self._halves.graphs)]
+
+    def _prepared(self, chunk: Chunk, form: str) -> str | None:
+        """Trace the loop, and compile it, making no step; why it cannot be compiled, or None."""
+        began = time.perf_counter()
+        try:
+            self._run(replace(chunk, start=0, stop=0), compiled=form == "xla")
+            if form == "xla" and self._halves is not None:
+                self._halves.check(int(chunk.positions.shape[1]))
+        except (tf.errors.OpError, NotImplementedError, ValueError, TypeError) as error:
+            if form != "xla":
+                raise
+            if self._traces is not None:
+                self._traces.drop(self._key(chunk, compiled=True))
+            return f"XLA cannot compile this step: {first_line(error)}"
+        self._compile_s[form] = time.perf_counter() - began
+        return None
+
+    def _tried(self, trial: Trial, chunk: Chunk) -> Any:
+        began = time.perf_counter()
+        logs = self._run(chunk, compiled=trial.fused == "xla")
+        trial.took(chunk.stop - chunk.start, time.perf_counter() - began)
+        if trial.wants_other(ahead := self._ahead(chunk.steps)):
+            affords = trial.other != "xla" or compile_s(self._pieces(chunk)) <= TRIED_SHARE * trial.step_s[trial.fused] * ahead
+            trial.begin_other(possible=affords and self._prepared(chunk, trial.other) is None)
+        if trial.is_over:
+            self._trial = None
+            if trial.is_measured:
+                measured = {form: Timing(step_s=step_s, compile_s=self._compile_s[form]) for form, step_s in trial.step_s.items()}
+                self._tell(quickest(measured))
+                self._rule.remember(measured)
+        return logs
+
+    def _one(self, chunk: Chunk, *, halved: bool) -> Any:
+        """One step on the rows at some positions, traced once for all forms of the loop."""
+        part, uneven = chunk.part, chunk.uneven
+        if (part, uneven, halved) not in self._steps:
+
+            def one(arrays: Any, rows: Any) -> Any:
+                if uneven:
+                    rows = tf.compat.v1.placeholder_with_default(rows, [None])
+                with self._halves.cutting() if halved and self._halves is not None else contextlib.nullcontext():
+                    return self._step(self._wrap(tree.traverse(lambda x: take(x, rows), arrays), part))
+
+            self._steps[part, uneven, halved] = tf.function(tf.autograph.experimental.do_not_convert(one))
+        return self._steps[part, uneven, halved]
+
+    def _loop(self, one: Any, *, compiled: bool) -> Any:
+        def run(arrays: Any, positions: Any, start: Any, stop: Any) -> Any:
+            told = one.get_concrete_function(arrays, positions[0]).structured_outputs
+            nothing = tf.nest.map_structure(lambda found: tf.zeros([size or 0 for size in found.shape], found.dtype), told)
+            _, logs = tf.while_loop(
+                lambda at, _: at < stop,
+                lambda at, _: (at + 1, one(arrays, positions[at])),
+                (start, nothing),
+                shape_invariants=(start.shape, tf.nest.map_structure(lambda found: found.shape, told)),
+                parallel_iterations=1,
+            )
+            return logs
+
+        return tf.function(tf.autograph.experimental.do_not_convert(run), jit_compile=compiled)
+
+
+def same_random_numbers() -> contextlib.AbstractContextManager[None]:
+    """Inside, stateless uniform numbers (dropout's, say) are the same bits whether XLA compiles them or not.
+
+    TensorFlow draws by Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and makes a float of
+    the low 23 bits of a word. XLA on a CPU draws by another algorithm where nobody names one, and takes the high bits.
+    """
+    stock_algorithm, stock_uniform = random_ops_util.convert_alg_to_int, stateless.stateless_random_uniform_v2
+
+    def convert(alg: Any) -> Any:
+        found = stock_algorithm(alg)
+        return Algorithm.PHILOX.value if found == Algorithm.AUTO_SELECT.value else found
+
+    def uniform(shape: Any, key: Any, counter: Any, alg: Any, dtype: Any = tf.float32, name: str | None = None) -> Any:
+        if tf.as_dtype(dtype) != tf.float32:
+            return stock_uniform(shape, key, counter, alg, dtype, name)
+        words = stateless.stateless_random_uniform_full_int_v2(shape, key, counter, alg, tf.uint32)
+        from_one_to_two = tf.bitwise.bitwise_or(tf.bitwise.bitwise_and(words, 0x7FFFFF), 0x3F800000)
+        return tf.subtract(tf.bitcast(from_one_to_two, tf.float32), 1.0, name=name)
+
+    return replaced((random_ops_util, "convert_alg_to_int", convert), (stateless, "stateless_random_uniform_v2", uniform))
+
+
+def fusable(arrays: Iterable[Any]) -> bool:
+    """Whether rows of these can be taken inside a call."""
+    return all(tf.is_tensor(x) or isinstance(x, np.ndarray) for x in tree.flatten(arrays) if x is not None)
+
+
+def take(x: Any, rows: Any) -> Any:
+    """The rows of one array; None to look inside a structure (the protocol of `tree.traverse`)."""
+    if isinstance(x, array_slicing.TensorflowSparseWrapper):
+        return array_slicing.slice_tensorflow_sparse_wrapper(x, rows)
+    if isinstance(x, list | tuple | dict):
+        return None
+    return tf.gather(x, rows, axis=0) if tf.is_tensor(x) else x
+
+
+def first_line(error: BaseException) -> str:
+    return next((line.strip() for line in keras_messages.told(error).splitlines() if line.strip()), type(error).__name__)[:200]

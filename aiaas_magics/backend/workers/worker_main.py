@@ -1,0 +1,241 @@
+"""One rank as a process: the first of our functions in it, and the last.
+
+Owns the process: its cores, threads, working directory and seeds, and the border where the user's
+code may raise anything. What is computed in it belongs to `training`.
+
+    python -m aiaas_magics.backend.workers.worker_main COMMAND_FILE      (where there is no fork)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from msgspec.structs import replace
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from aiaas_magics.backend.folders.small_files import is_no_room
+from aiaas_magics.backend.training import shown_figures
+from aiaas_magics.backend.training.error_report import report_of
+from aiaas_magics.backend.training.event_channel import FileChannel
+from aiaas_magics.backend.training.worker_command import WorkerCommand
+from aiaas_magics.backend.workers import opened_files
+from aiaas_magics.backend.workers.local.attempt_folder import EXIT_ALONE, EXIT_CRASHED, EXIT_FINISHED, AttemptFolder, write_value
+from aiaas_magics.backend.workers.rank_output import text_output
+from aiaas_magics.core import wire
+from aiaas_magics.core.errors import NotOnJax, StoreNotWritable
+from aiaas_magics.core.events import Candidate, Crashed, Finished, Notice, Phase
+from aiaas_magics.core.printout import ENDING, OURS
+
+ENGINES: Final = {
+    "tensorflow": "aiaas_magics.backend.training.tensorflow.tensorflow_engine",
+    "jax": "aiaas_magics.backend.training.jax.jax_engine",
+}
+RESULT_WAIT_S: Final = 60.0  # guess: long enough to remove something, short against a device that nobody else gets
+ROOM_LOOK_S: Final = 1.0
+LAST_WORD_S: Final = 0.5  # so that the server sees the end of the one that was lost before the end of those that miss it (guess)
+
+
+def main(command_path: str) -> int:
+    """Run the rank that the command file describes. Returns the exit code; what happened is in the event file."""
+    command = wire.decode(Path(command_path).read_bytes(), WorkerCommand)
+    folder = AttemptFolder(Path(command.attempt_dir))
+    channel = FileChannel(folder.events(command.rank))
+    prepare_process(command)
+    stage = Stage()
+    try:
+        work(command, channel, stage)
+    except NotOnJax as error:
+        # A measurement fails instead: its numbers would stand for devices on JAX, and be those of one process on TensorFlow.
+        if not command.execution.must_be_jax and command.measure is None:
+            channel.send(Notice(text=f"This fit stays on TensorFlow: {error.why}."))
+            go_on_with_tensorflow(command, command_path, error.why)
+        if command.measure is not None and command.measure.compare:
+            channel.send(Candidate(engine="jax", strategy=command.execution.strategy, fused=command.execution.fused, why=error.why))
+        channel.send(Crashed(report=report_of(error, rank=command.rank, phase=stage.phase)))
+        return EXIT_CRASHED
+    # SystemExit and KeyboardInterrupt too: SIGINT is ignored here, so that an interrupt is one that the user's code raised.
+    except BaseException as error:  # noqa: BLE001 - border: the user's code ran in here and may raise anything
+        if missing := missing_rank(error):
+            print(f"{ENDING} {missing}", file=sys.stderr, flush=True)
+            time.sleep(LAST_WORD_S)
+            return EXIT_ALONE
+        print(ENDING, file=sys.stderr)
+        traceback.print_exc()
+        report = report_of(error, rank=command.rank, phase=stage.phase)
+        if not report.kind and is_of_state(error, folder):
+            why = no_room(folder, error)
+            report = replace(report, kind=type(why).__name__, args=tuple(map(str, why.args)))
+        channel.send(Crashed(report=report))
+        return EXIT_CRASHED
+    channel.send(Finished())
+    return EXIT_FINISHED
+
+
+class Stage:
+    """How far the rank has come, for an error's report."""
+
+    def __init__(self) -> None:
+        self.phase: str = Phase.STARTING
+
+
+def work(command: WorkerCommand, channel: FileChannel, stage: Stage) -> None:
+    """Unpack, train, and (rank 0) leave the result."""
+    from aiaas_magics.packing.fitcall import fit_call
+
+    # By name: importing either binds Keras to its backend for the life of the process.
+    engine = importlib.import_module(ENGINES["jax" if command.execution.on_jax else "tensorflow"])
+    call = engine.unpack(command)
+    stage.phase = Phase.TRAINING
+    shown_figures.begin(shown_figures.Figures(Path(command.job_dir, "figures"), channel, attempt=command.attempt, rank=command.rank))
+    history = engine.run(command, call, channel)
+    shown_figures.show_open()
+    if command.rank == 0:
+        stage.phase = Phase.FETCHING
+        keep_result(AttemptFolder(Path(command.attempt_dir)), lambda path: fit_call.write_result(path, call, history), channel)
+
+
+def keep_result(folder: AttemptFolder, write: Callable[[Path], None], channel: FileChannel) -> None:
+    """Write rank 0's result. On a full disk it waits for room for a while, since the training is done.
+
+    Raises:
+        StoreNotWritable: there was none in time.
+    """
+    deadline = time.monotonic() + RESULT_WAIT_S
+    while True:
+        try:
+            return write(folder.result)
+        except Exception as error:
+            if not is_no_room(error):
+                raise
+            for partial in folder.path.glob(f".{folder.result.name}.*"):
+                partial.unlink(missing_ok=True)
+            if time.monotonic() > deadline:
+                raise no_room(folder, error) from error
+            channel.send(Notice(text=f"The training is done; its result waits for room on the disk of {state_of(folder)}."))
+            time.sleep(ROOM_LOOK_S)
+
+
+def is_of_state(error: BaseException, folder: AttemptFolder) -> bool:
+    """Whether the disk of the state folder is full, and not another one that the user's code wrote to."""
+    name = getattr(error, "filename", None)
+    elsewhere = isinstance(name, str) and os.path.isabs(name) and not Path(name).is_relative_to(state_of(folder))
+    return is_no_room(error) and not elsewhere
+
+
+def no_room(folder: AttemptFolder, error: BaseException) -> StoreNotWritable:
+    """`error`, which says that a disk is full, as ours: whoever runs the backend makes room, the cell is right as it is."""
+    what = f" ({filename})" if (filename := getattr(error, "filename", None)) else ""
+    return StoreNotWritable(str(state_of(folder)), f"No space left on device, when the job wrote into its folder{what}")
+
+
+def state_of(folder: AttemptFolder) -> Path:
+    """The state folder that an attempt's lies in: STATE/jobs/JOB/attempt-K."""
+    return folder.path.parents[2]
+
+
+def go_on_with_tensorflow(command: WorkerCommand, command_path: str, why: str) -> NoReturn:
+    """Become, as the same process, a worker that trains on TensorFlow what does not work on JAX."""
+    stays = replace(command.execution, engine="tensorflow", may_stay=False, strategy="single", model_parallel=1)
+    write_value(Path(command_path), replace(command, execution=stays, devices=1))
+    print(f"{OURS}not on JAX: {why}", flush=True)
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    os.execve(sys.executable, [sys.executable, "-P", "-m", "aiaas_magics.backend.workers.worker_main", command_path], environment)
+
+
+def prepare_process(command: WorkerCommand) -> None:
+    """Cores, device, threads, folder and seeds, before anything touches a device."""
+    # The launcher's, in its format; a kernel has none, and what callbacks log should look as it does there.
+    logging.root.handlers.clear()
+    logging.root.setLevel(logging.WARNING)
+    if hasattr(signal, "SIGINT"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt in a terminal is the server's to handle
+    pin(command.cores)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, command.gpus))
+    where = Path(command.job_dir, "files") if command.rank == 0 else Path(command.attempt_dir, f"files-{command.rank}")
+    where.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.chdir(where)
+    if command.rank == 0:
+        opened_files.record(Path(command.job_dir))
+    for folder in command.folders:
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    seed = (command.seed + command.rank) % 2**32
+    if command.execution.on_jax:
+        from aiaas_magics.backend.training.jax import jax_engine as engine
+
+        engine.prepare(command)
+        return
+    import keras
+
+    from aiaas_magics.backend.training.tensorflow.parallel import mirrored
+
+    set_threads(command.cores)
+    if mirrored.is_mirrored(command) and not command.gpus:
+        mirrored.simulate_devices(command.devices)
+    keras.utils.set_random_seed(seed)
+
+
+def pin(cores: Sequence[int]) -> None:
+    if cores and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):  # a core of the list may be gone (a smaller container): unpinned is slower, not wrong
+            os.sched_setaffinity(0, cores)
+
+
+def set_threads(cores: Sequence[int]) -> None:
+    """TensorFlow's, before it has started; afterwards these same numbers only."""
+    import tensorflow as tf
+
+    if cores:
+        tf.config.threading.set_intra_op_parallelism_threads(len(cores))
+        # One more than cores: an exchange that waits for other ranks occupies one, and data is read meanwhile.
+        tf.config.threading.set_inter_op_parallelism_threads(len(cores) + 1)
+
+
+def make_ready(cores: Sequence[int]) -> None:
+    """What any training on these cores begins with, for a process that has no command yet (`spare`): devices, threads, a first loop.
+
+    Keras is left as it is, so that nothing of this is seen by what runs here later: no name is used up, no random number drawn.
+    """
+    import tensorflow as tf
+
+    pin(cores)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    set_threads(cores)
+    weights = tf.Variable(tf.zeros((4, 4)))
+
+    def steps(rows: Any, stop: Any) -> Any:
+        def step(at: Any, _: Any) -> Any:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.nn.relu(tf.matmul(rows, weights)))
+            weights.assign_sub(tape.gradient(loss, weights))
+            return at + 1, loss
+
+        return tf.while_loop(lambda at, _: at < stop, step, (0, 0.0), parallel_iterations=1)
+
+    tf.function(tf.autograph.experimental.do_not_convert(steps))(tf.zeros((4, 4)), tf.constant(1))
+
+
+def missing_rank(error: BaseException) -> str | None:
+    """The sentence of a `RankMissing`, also of one that came through TensorFlow, which keeps only the text of an error in a step."""
+    from aiaas_magics.backend.training.comm.process_group import RankMissing
+
+    if isinstance(error, RankMissing):
+        return str(error)
+    return next((line for line in str(error).splitlines() if f"{RankMissing.__name__}:" in line), None)
+
+
+if __name__ == "__main__":
+    sys.stdout, sys.stderr = text_output(1), text_output(2)
+    sys.exit(main(sys.argv[1]))

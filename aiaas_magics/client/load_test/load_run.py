@@ -1,0 +1,249 @@
+"""A load run, as asked for from a notebook: what to send, the generator's process, and the report.
+
+Owns the plan and starting the process. Making the load belongs to `generator`, drawing it to `plots`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from aiaas_magics.client.load_test.load_generator import ANSWER_S, MARK, Form, Outcome, Plan
+from aiaas_magics.client.serving import tensor_protocol
+from aiaas_magics.core import snippets, wire
+from aiaas_magics.core.errors import BackendNotProven, BackendRefused, BackendTooSlow, BackendUnreachable, InvalidSpec
+from aiaas_magics.core.plain_text import visible
+from aiaas_magics.core.scaling.load_report import LoadReport, Sides
+from aiaas_magics.core.spec import EndpointView, TensorSpec
+
+if TYPE_CHECKING:
+    from aiaas_magics.client.serving.endpoint import Endpoint
+
+START_S: Final = 30.0  # guess: a fresh interpreter on a busy machine
+BODIES: Final = 16  # guess: enough that no cache of one body is measured
+FORMS: Final = ("json", "binary")
+
+
+def run_load(
+    endpoint: Endpoint,
+    *,
+    concurrency: Sequence[int] = (1, 2, 4),
+    duration_s: float = 1.0,
+    rows: int = 1,
+    x: Any = None,
+    rates: Sequence[float] | None = None,
+    forms: Sequence[str] = FORMS,
+    told: Callable[[str], None] | None = None,
+) -> LoadReport:
+    """Load `endpoint` from a process of its own and report what was seen.
+
+    Args:
+        concurrency: Numbers of connections, measured one after the other.
+        duration_s: Seconds each.
+        rows: Rows in a request.
+        x: Rows to send, in the form that `endpoint.predict` takes; without it, rows that fit
+            the interface are made up, or of texts and of what has any size the example of the sample.
+        rates: Requests a second on a schedule, with the first of `forms`; left out, up from a quarter of what
+            the connections reached until answers stay behind; none where it is empty.
+        forms: How tensors travel: "json" (TensorFlow Serving), "binary" (Open Inference Protocol v2).
+        told: Is told what is measured now, in words.
+
+    Raises:
+        InvalidSpec: a number that cannot be.
+        BackendRefused: every request was refused; the text is the server's own.
+    """
+    view = endpoint.view()
+    plan = Plan(
+        url=view.url,
+        token=view.token,
+        forms=forms_of(view.name, view.inputs, forms, rows=rows, x=_example_of(view) if x is None else x),
+        concurrency=tuple(concurrency),
+        duration_s=duration_s,
+        rows=rows,
+        rates=None if rates is None else tuple(rates),
+        model=view.name,
+        fingerprint=endpoint.fingerprint,
+        authority=os.environ.get("AIAAS_CA", ""),
+    )
+    found = carry_out(plan, told)
+    return LoadReport(
+        endpoint=view.name,
+        rows=rows,
+        hardware=hardware(),
+        points=found.points,
+        rates=found.rates,
+        sides=tuple(
+            Sides(form=side.form, model_per_s=side.model_per_s * view.replicas, interface_per_s=side.interface_per_s)
+            for side in found.sides
+        ),
+    )
+
+
+def carry_out(plan: Plan, told: Callable[[str], None] | None = None) -> Outcome:
+    """Run `plan` in a process of its own.
+
+    Raises:
+        BackendUnreachable, BackendNotProven, BackendRefused, BackendTooSlow: nothing could be measured.
+    """
+    limit_s = START_S + plan.measurements * (2 * plan.duration_s + plan.warm_up_s + ANSWER_S)
+    command = [sys.executable, "-P", "-m", "aiaas_magics.client.load_test.load_generator"]
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints) as process,
+    ):
+        watch = threading.Timer(limit_s, process.kill)
+        watch.start()
+        try:
+            last = _talk(process, plan, told)
+        finally:  # an interrupt ends it as well
+            is_late = not watch.is_alive()
+            watch.cancel()
+            process.kill()
+        complaints.seek(0)
+        said = complaints.read().decode(errors="replace").strip().splitlines()
+    if is_late:
+        raise BackendTooSlow(plan.url, limit_s)
+    try:
+        outcome = wire.decode(last, Outcome)
+    except wire.Malformed as error:
+        raise BackendRefused(0, f"The load generator failed: {said[-1] if said else error}. Run it again, or report this to us.") from error
+    if outcome.unproven:
+        raise BackendNotProven(plan.url)
+    if outcome.unreachable:
+        raise BackendUnreachable(plan.url)
+    if outcome.refused:
+        raise BackendRefused(outcome.status, visible(outcome.refused))
+    return outcome
+
+
+def _talk(process: subprocess.Popen[bytes], plan: Plan, told: Callable[[str], None] | None) -> bytes:
+    """Give the plan, hear what is done, return the last line."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(wire.encode(plan))
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it died; what it said tells why
+    last = b""
+    for line in process.stdout:
+        if line.startswith(MARK.encode()):
+            if told is not None:
+                told(line.decode().removeprefix(MARK).strip())
+        else:
+            last = line
+    process.wait()
+    return last
+
+
+# --------------------------------------------------------------------------- what is sent
+
+
+def forms_of(name: str, inputs: Sequence[TensorSpec], forms: Sequence[str], *, rows: int, x: Any = None) -> tuple[Form, ...]:
+    """Requests of `rows` rows each to the endpoint `name`, in each of `forms`.
+
+    Raises:
+        InvalidSpec: an unknown form, or no row.
+    """
+    unknown = set(forms) - set(FORMS)
+    if unknown or not forms:
+        raise InvalidSpec(f"forms={list(forms)}: tensors travel as {' or '.join(FORMS)}. Leave it out for both to start with.")
+    made = {"json": json_form, "binary": binary_form}
+    batches = _batches(inputs, rows=rows, x=x)
+    return tuple(made[form](name, inputs, batches) for form in dict.fromkeys(forms))
+
+
+def json_form(name: str, inputs: Sequence[TensorSpec], batches: Sequence[dict[str, np.ndarray]]) -> Form:
+    """TensorFlow Serving's row format."""
+    bodies = []
+    for batch in batches:
+        picked = {column: values.tolist() for column, values in batch.items()}
+        instances = (
+            next(iter(picked.values()))
+            if len(picked) == 1
+            else [dict(zip(picked, row, strict=True)) for row in zip(*picked.values(), strict=True)]
+        )
+        bodies.append(json.dumps({"instances": instances}, separators=(",", ":"), default=snippets.text_of).encode())
+    return Form(
+        name="json",
+        path=f"/v1/models/{name}:predict",
+        headers=(("Content-Type", "application/json"),),
+        bodies=tuple(dict.fromkeys(bodies)),
+    )
+
+
+def binary_form(name: str, inputs: Sequence[TensorSpec], batches: Sequence[dict[str, np.ndarray]]) -> Form:
+    """The Open Inference Protocol v2 with binary tensors."""
+    encoded = [tensor_protocol.encode(_typed(batch, inputs), tuple(inputs)) for batch in batches]
+    longest = max(len(body) for body, _ in encoded)
+    headers = next(headers for body, headers in encoded if len(body) == longest)
+    # The header says how long the JSON is, so only bodies that agree in it go together.
+    bodies = tuple(dict.fromkeys(body for body, said in encoded if said == headers))
+    return Form(name="binary", path=f"/v2/models/{name}/infer", headers=tuple(headers.items()), bodies=bodies)
+
+
+def _typed(batch: dict[str, np.ndarray], inputs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
+    return {spec.name: batch[spec.name].astype(tensor_protocol.dtype_of(spec.dtype)) for spec in inputs}
+
+
+def _batches(inputs: Sequence[TensorSpec], *, rows: int, x: Any) -> list[dict[str, np.ndarray]]:
+    if rows < 1:
+        raise InvalidSpec(f"rows={rows}: a request has at least one row. Use --rows 1 to start with.")
+    columns = _given_columns(inputs, x) if x is not None else {spec.name: _made_up(spec, rows * BODIES) for spec in inputs}
+    have = min(len(column) for column in columns.values())
+    if have < 1:
+        raise InvalidSpec("There is no row to send. Give at least one.")
+    return [{name: column[(np.arange(rows) + body * rows) % have] for name, column in columns.items()} for body in range(BODIES)]
+
+
+def _given_columns(inputs: Sequence[TensorSpec], x: Any) -> dict[str, np.ndarray]:
+    if isinstance(x, dict):
+        given = x
+    elif len(inputs) > 1:
+        given = {spec.name: values for spec, values in zip(inputs, x, strict=True)}
+    else:
+        given = {inputs[0].name: x}
+    return {spec.name: np.asarray(given[spec.name]) for spec in inputs}
+
+
+def _example_of(view: EndpointView) -> dict[str, np.ndarray] | None:
+    """A row of the sample, where one that is made up may be none: a text may have to be an image, and a free size more than one."""
+    if not view.example or not any(spec.dtype == "string" or -1 in spec.shape[1:] for spec in view.inputs):
+        return None
+    row = snippets.arrays_of(view.example, view.inputs)
+    return {name: array[np.newaxis] for name, array in row.items()}
+
+
+def _made_up(spec: TensorSpec, rows: int) -> np.ndarray:
+    """Rows that fit the interface, with as many digits as people write. Whole numbers are 0: any other may be no row of an Embedding."""
+    shape = (rows, *(1 if size < 0 else size for size in spec.shape[1:]))
+    if spec.dtype == "string":
+        return np.full(shape, "a", dtype=object)
+    dtype = tensor_protocol.dtype_of(spec.dtype)
+    if dtype.kind == "f":
+        return np.random.default_rng(0).normal(size=shape).round(6)
+    return np.zeros(shape, dtype)
+
+
+def hardware() -> str:
+    """This machine in one line, for captions: the load and a local server share it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} cores, {_processor() or platform.machine()}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -1,0 +1,419 @@
+"""A deployed model, as seen from a notebook or a script.
+
+Owns deploying and calling. Exporting belongs to `packing.servable`, proving and serving to
+the backend, load generation to `load`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from msgspec.structs import replace
+
+from aiaas_magics.client.serving import caller_rows, tensor_protocol
+from aiaas_magics.client.transport import Transport, sibling_url
+from aiaas_magics.client.uploads import BlobSender
+from aiaas_magics.core import precision as precisions
+from aiaas_magics.core import snippets
+from aiaas_magics.core.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable
+from aiaas_magics.core.routing import Change, Rollout, scaling_of
+from aiaas_magics.core.scaling.endpoint_samples import Counts, Sample, counts_in, sample_of
+from aiaas_magics.core.spec import DeploySpec, EndpointView, VersionView, checked_name
+
+if TYPE_CHECKING:
+    from aiaas_magics.core.scaling.load_report import LoadReport
+    from aiaas_magics.packing.export.accuracy_impact import PrecisionChange, Reduction
+    from aiaas_magics.packing.export.model_export import Servable
+
+PART_BYTES: Final = 16 * 1024 * 1024  # guess: a quarter of the largest body that a server takes by default
+
+
+class Endpoint:
+    """A model that is served in TensorFlow Serving's protocol and in the Open Inference Protocol v2, over HTTP and gRPC.
+
+    `Backend.deploy` and `Backend.endpoint` make it. `repr` never shows the token.
+
+    Attributes:
+        notes: sentences about the version that this object deployed: what it does not do as the model in the kernel
+            does.
+        change: what fewer bits changed, if this object deployed a version with them; else None.
+    """
+
+    def __init__(
+        self, transport: Transport, view: EndpointView, change: PrecisionChange | None = None, notes: tuple[str, ...] = ()
+    ) -> None:
+        self._transport = transport
+        self.notes = notes  # what to know of the version that this object deployed; why it is no ONNX file among them
+        self.change = change  # what fewer bits changed, where this object deployed a version in fewer
+        self._view = self._checked(view)
+        self._calls = Transport(self._view.url, token=view.token, fingerprint=self._transport.fingerprint)
+        self._is_stopped = False
+
+    @property
+    def name(self) -> str:
+        """The endpoint's name."""
+        return self._view.name
+
+    @property
+    def url(self) -> str:
+        """The inference server's base address, without a trailing slash."""
+        return self._view.url
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the certificate that was accepted for this backend; "" if an authority vouches for it or there is no TLS."""
+        return self._transport.fingerprint
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port of the same model over gRPC. The token goes into the metadata `authorization: Bearer`."""
+        return self._view.grpc
+
+    @property
+    def token(self) -> str:
+        """The bearer token for predictions. Do not print it in a notebook that you save."""
+        return self._view.token
+
+    @property
+    def versions(self) -> tuple[VersionView, ...]:
+        """The versions now, with state, engine, precision and replicas of each. Asks the backend."""
+        return self.view().versions
+
+    @property
+    def predict_url(self) -> str:
+        """The address for predictions in TensorFlow Serving's form."""
+        return self._view.predict_url
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.name} at {self.predict_url}>"
+
+    def view(self) -> EndpointView:
+        """Ask the backend for its record of the endpoint.
+
+        Raises:
+            UnknownName: the endpoint is gone.
+        """
+        return self._keep(self._transport.get(f"/v1/endpoints/{self.name}", EndpointView))
+
+    def _keep(self, view: EndpointView) -> EndpointView:
+        """Remember what the backend says. An inference process that had to take another port has another token as well."""
+        view = self._checked(view)
+        if (view.url, view.token) != (self._view.url, self._view.token):
+            self._calls = Transport(
+                view.url, token=view.token, fingerprint=self._transport.fingerprint
+            )  # calls of other threads go on over the one of before
+        self._view = view
+        return view
+
+    def _checked(self, view: EndpointView) -> EndpointView:
+        """`view`, if the endpoint is on the backend's own machine: rows and tokens go nowhere else."""
+        url = sibling_url(view.url, self._transport.url)
+        host, port = url.partition("://")[2].rpartition(":")[0], view.grpc.rpartition(":")[2]
+        return replace(view, url=url, grpc=f"{host}:{port}" if view.grpc else "")
+
+    def predict(self, x: Any) -> Any:
+        """Compute the served model's outputs for `x`.
+
+        Tensors travel as bytes (Open Inference Protocol v2), large ones in parts of whole rows. If a server that
+        restarts or is busy does not answer, the prediction is repeated for a few seconds.
+
+        Args:
+            x: what the model's own `predict` takes: one array-like of shape `(rows, ...)`, or a dict of them by input
+                name, nested dicts too, or a list in the order of the model's inputs. Numbers are cast to each input's
+                dtype. A missing last axis of 1 is added. pandas objects count as arrays; with several inputs a
+                DataFrame is taken by its columns.
+
+        Returns:
+            An array of shape `(rows, ...)`, or a dict of arrays by Keras' names if there are several outputs.
+
+        Raises:
+            DataMismatch: `x` does not fit the model's inputs.
+            BackendRefused: the server refused; the text is its own.
+            BackendUnreachable: nobody answers.
+        """
+        columns = caller_rows.columns(self.name, x, self._view.inputs)
+        parts = [self._infer(part) for part in _parts(columns)]
+        found = {name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]}
+        return next(iter(found.values())) if len(found) == 1 else caller_rows.in_keras_names(found, self._view.outputs)
+
+    def _ask(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[bytes, Mapping[str, str]]:
+        """The answer to one prediction; where nobody of ours answers, the backend is asked once whether the endpoint has moved."""
+        try:
+            return self._calls.infer(path, body, headers=headers)
+        except BackendUnreachable:
+            before = self._calls
+            with contextlib.suppress(AiaasError):
+                self.view()
+            if self._calls is before:
+                raise
+            return self._calls.infer(path, body, headers=headers)
+
+    async def predict_async(self, x: Any) -> Any:
+        """Like `predict`, for `await`: other coroutines of the notebook go on meanwhile.
+
+        Args:
+            x: as in `predict`.
+        """
+        return await asyncio.to_thread(self.predict, x)
+
+    def predict_batches(self, batches: Iterable[Any], *, in_flight: int = 4) -> Iterator[Any]:
+        """Predict batch after batch, in order, with several requests at once. The batches may be more than fit into memory.
+
+        Args:
+            batches: each as `x` in `predict`. A generator is read at most `in_flight` batches ahead.
+            in_flight: how many requests may be open at once.
+
+        Returns:
+            An iterator over the outputs, one per batch.
+        """
+        with ThreadPoolExecutor(in_flight) as pool:
+            asked: deque[Future[Any]] = deque()
+            for batch in batches:
+                asked.append(pool.submit(self.predict, batch))
+                if len(asked) >= in_flight:
+                    yield asked.popleft().result()
+            while asked:
+                yield asked.popleft().result()
+
+    def _infer(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        body, headers = tensor_protocol.encode(columns, self._view.inputs)
+        gone = f"Endpoint {self.name!r} is not live any more. Deploy a model under that name again."
+        if self._is_stopped:
+            raise BackendRefused(404, gone)
+        try:
+            answer, told = self._ask(f"/v2/models/{self.name}/infer", body, headers)
+        except BackendRefused as error:
+            if error.status != 404:
+                raise
+            raise BackendRefused(404, gone) from error
+        found = tensor_protocol.decode(answer, told.get(tensor_protocol.LENGTH_HEADER.lower()))
+        missing = {spec.name for spec in self._view.outputs} - found.keys()
+        if missing:
+            raise BackendRefused(200, f"The answer has no output {min(missing)!r}. If another model was deployed, get the endpoint anew.")
+        return {spec.name: found[spec.name] for spec in self._view.outputs}
+
+    def status(self) -> dict[str, Any]:
+        """Ask the inference server itself for TensorFlow Serving's status document."""
+        answer: dict[str, Any] = json.loads(self._calls.exchange("GET", f"/v1/models/{self.name}"))
+        return answer
+
+    def promote(self) -> Endpoint:
+        """Make the canary the live version, from the next request on. The version before it stays loaded for a rollback."""
+        return self._change(Change(action="promote"))
+
+    def rollback(self) -> Endpoint:
+        """Remove the canary, or go back to the version before if there is no canary, from the next request on."""
+        return self._change(Change(action="rollback"))
+
+    def canary(self, share: float) -> Endpoint:
+        """Change the canary's share. Raising it only moves callers to the canary, never away from it.
+
+        Args:
+            share: the share of the callers, between 0 and 1.
+        """
+        return self._change(Change(action="canary", share=share))
+
+    def label(self, name: str, version: int) -> Endpoint:
+        """Let callers ask for a version by a label (`/v1/models/NAME/labels/LABEL`).
+
+        Args:
+            name: the label.
+            version: the version's number; 0 removes the label.
+
+        Raises:
+            InvalidSpec: the version is not loaded. The label stays where it was.
+        """
+        return self._change(Change(action="label", label=name, version=version))
+
+    def scale(self, replicas: int | str) -> Endpoint:
+        """Change how many requests each version can compute at once, without an interruption.
+
+        Args:
+            replicas: a number from 1 to 64, "auto", or "auto:1-4" for as many as the load needs between these.
+
+        Raises:
+            InvalidSpec: it is none of these.
+            NotScaled: the backend could not open as many.
+        """
+        self._keep(self._transport.post(f"/v1/endpoints/{self.name}/replicas", scaling_of(replicas), EndpointView, answer_s=300.0))
+        return self
+
+    def _change(self, change: Change) -> Endpoint:
+        self._keep(self._transport.post(f"/v1/endpoints/{self.name}/routing", change, EndpointView))
+        return self
+
+    def stop(self) -> None:
+        """Take the endpoint down, with all its versions."""
+        self._transport.delete(f"/v1/endpoints/{self.name}")
+        self._calls.close()
+        self._is_stopped = True
+
+    def curl(self) -> str:
+        """A curl command that calls the endpoint with a row of the sample (zeros if it is long), and $AIAAS_ENDPOINT_TOKEN."""
+        return snippets.curl(self.url, self.name, self._view.inputs, self._view.example)
+
+    def snippet(self) -> str:
+        """Python code that calls the endpoint with the standard library only, with a row of the sample (zeros if it is long)."""
+        return snippets.python(self.url, self.name, self._view.inputs, self._view.example)
+
+    def bench(
+        self,
+        *,
+        concurrency: tuple[int, ...] = (1, 2, 4),
+        duration_s: float = 1.0,
+        rows: int = 1,
+        rates: tuple[float, ...] | None = None,
+        forms: tuple[str, ...] = ("json", "binary"),
+        told: Callable[[str], None] | None = None,
+    ) -> LoadReport:
+        """Measure latency and throughput, by number of connections and by offered rate. The load comes from a process of its own.
+
+        Args:
+            concurrency: numbers of connections, measured one after the other.
+            duration_s: seconds per measurement.
+            rows: rows per request.
+            rates: offered rates in requests per second, sent on a schedule in the first of `forms`; None goes up from
+                a quarter of what the connections reached until answers fall behind; empty measures none.
+            forms: how tensors travel: "json" (TensorFlow Serving) and "binary" (Open Inference Protocol v2).
+            told: called with a few words before each measurement.
+
+        Returns:
+            The report: percentiles in milliseconds, requests per second, the knee, and R = M/m.
+
+        Raises:
+            InvalidSpec: a number that is not possible.
+            BackendRefused: every request was refused; the text is the server's own.
+        """
+        from aiaas_magics.client.load_test.load_run import run_load
+
+        return run_load(self, concurrency=concurrency, duration_s=duration_s, rows=rows, rates=rates, forms=forms, told=told)
+
+    def watch(self, *, every_s: float = 1.0) -> Iterator[Sample | None]:
+        """Look at the endpoint again and again, without end.
+
+        Args:
+            every_s: seconds between two looks.
+
+        Returns:
+            An iterator over what happened between two looks: requests and rows per second, p50 and p99 in
+            milliseconds; None if nobody answered.
+
+        Raises:
+            UnknownName: the endpoint is gone.
+        """
+        before, then_s = None, 0.0
+        while True:
+            found = self._look()
+            now_s = time.monotonic()
+            if found is None:
+                yield None
+            else:
+                if before is not None:
+                    yield sample_of(before, found, at_s=time.time(), seconds=now_s - then_s)
+                before, then_s = found, now_s
+            time.sleep(every_s)
+
+    def _look(self) -> dict[int, Counts] | None:
+        try:
+            found = counts_in(self._calls.exchange("GET", "/metrics").decode(), self.name)
+            if not found:
+                self.view()  # raises where it is gone; else a server that has just begun has it in a moment
+            return found or None
+        except (BackendUnreachable, BackendTooSlow):
+            return None
+
+
+def deploy(
+    transport: Transport,
+    blobs: BlobSender,
+    model: Any,
+    *,
+    name: str | None = None,
+    replicas: int | str = 1,
+    sample: Any = None,
+    max_delay_us: int = 0,
+    rollout: Rollout | None = None,
+    reduction: Reduction | None = None,
+    tell: Callable[[PrecisionChange], None] | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Endpoint:
+    """Export, prove, serve. A name that is live already gets its next version, which comes in as `rollout` says.
+
+    What fewer bits change is told to `tell` and held against its limit before anything is sent. `on_step` gets what
+    is done next, in words.
+    """
+    from aiaas_magics.packing.export import foreign_models
+
+    name = checked_name("an endpoint", name if name is not None else default_name(foreign_models.name_of(model)))
+    scaling = scaling_of(replicas)
+    exported = foreign_models.export(model, sample, reduction=reduction, on_step=on_step)
+    change = exported.change
+    if change is not None:
+        if tell is not None:
+            tell(change)
+        change.check()
+    on_step(f"sending {len(exported.artefact) / 1e6:,.1f} MB")
+    spec = DeploySpec(
+        name=name,
+        artefact=blobs.send_bytes(exported.artefact),
+        format=exported.format,
+        samples=blobs.send_bytes(exported.samples),
+        inputs=exported.inputs,
+        outputs=exported.outputs,
+        replicas=scaling.replicas,
+        most_replicas=scaling.most,
+        max_delay_us=max_delay_us,
+        rollout=rollout or Rollout(),
+        precision=precisions.of(change.precision, change.sentence) if change else precisions.for_spread(exported.spread),
+        model=foreign_models.name_of(model),
+        origin=exported.origin,
+        example=exported.example,
+    )
+    on_step("waiting for the backend, which loads it and compares its answers with Keras'")
+    view = transport.post("/v1/endpoints", spec, EndpointView, answer_s=300.0)
+    return Endpoint(transport, view, change, notes_of(exported))
+
+
+def notes_of(exported: Servable) -> tuple[str, ...]:
+    """What an endpoint does not do as the model in the kernel does."""
+    notes = []
+    if exported.format == "saved_model":
+        why = f", since {exported.note}" if exported.note.startswith("texts") else f": {exported.note}" if exported.note else ""
+        notes.append(f"Served by TensorFlow, in a process of its own of about 800 MB, and not as ONNX, which is faster{why}.")
+    if exported.frozen:
+        names = ", ".join(exported.frozen[:4])
+        notes.append(f"Each call changes {names} in Keras. The endpoint does not go on with that; its answers do not depend on it.")
+    if exported.spread > precisions.FLOAT32_OF_LARGEST:
+        notes.append(
+            f"Keras' own answers to the same rows differ by {exported.spread:.1g} of the largest, with other rows beside them; "
+            "the endpoint was held to twice that."
+        )
+    return tuple(notes)
+
+
+def default_name(own: str) -> str:
+    """A name for an endpoint from a variable's or a model's: "Sequential_1" gives "sequential_1"."""
+    cleaned = re.sub(r"[^a-z0-9._-]+", "-", own.lower()).strip("-._")
+    return cleaned[:63] or "model"
+
+
+def _parts(columns: Mapping[str, np.ndarray]) -> Iterator[Mapping[str, np.ndarray]]:
+    """`columns` in parts of whole rows that a request may hold; as they are where they have not the same number of rows."""
+    rows = {len(column) for column in columns.values()}
+    nbytes = sum(column.nbytes for column in columns.values())
+    if nbytes <= PART_BYTES or len(rows) > 1:
+        yield columns
+        return
+    (count,) = rows
+    step = max(1, count * PART_BYTES // nbytes)
+    for start in range(0, count, step):
+        yield {name: column[start : start + step] for name, column in columns.items()}

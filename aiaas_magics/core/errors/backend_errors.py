@@ -1,0 +1,282 @@
+"""Errors of the backend: ask whoever runs it, or wait.
+
+Owns the classes and their sentences. Who turns a foreign library's failure into one of them is decided where that library lives.
+"""
+
+from __future__ import annotations
+
+from aiaas_magics.core.errors.error_root import AiaasError
+
+
+class BackendError(AiaasError):
+    """The backend cannot do it now."""
+
+
+class BackendUnreachable(BackendError):
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.url = url
+
+    def __str__(self) -> str:
+        return f"Nobody answers at {self.url}. Check the address, or use %aiaas_connect local for this machine."
+
+
+class BackendNotProven(BackendUnreachable):
+    """What answers at the backend's address has not shown that it knows the token; it was sent neither token nor data.
+
+    Attributes:
+        address: Where it says that it listens, if it does know the token; else "".
+    """
+
+    def __init__(self, url: str, address: str = "") -> None:
+        AiaasError.__init__(self, url, address)
+        self.url, self.address = url, address
+
+    def __str__(self) -> str:
+        if self.address:
+            return (
+                f"The backend behind {self.url} listens at {self.address}, so another program may stand in between; nothing was sent. "
+                "Use the same address and port number at both ends of a tunnel, and name them in the URL."
+            )
+        return (
+            f"What answers at {self.url} could not show that it knows the token: it is another program, or the token is another backend's. "
+            "Nothing was sent to it. Set AIAAS_TOKEN to the token that `aiaas token` prints there, or use %aiaas_connect local for this "
+            "machine."
+        )
+
+
+class WrongProtocol(BackendError):
+    """One side speaks TLS and the other does not; nothing was sent. `speaks` is "TLS" or "no TLS", of the other side."""
+
+    def __init__(self, url: str, speaks: str) -> None:
+        super().__init__(url, speaks)
+        self.url, self.speaks = url, speaks
+
+    def __str__(self) -> str:
+        if self.speaks == "TLS":
+            return f"What answers at {self.url} speaks TLS; nothing was sent. Use https{self.url.removeprefix('http')} instead."
+        return f"What answers at {self.url} speaks no TLS; nothing was sent. Check the port; plain http:// is for this machine only."
+
+
+class CertificateRefused(BackendError):
+    """A certificate that nobody vouches for; nothing was sent. `why` is a clause, `fingerprint` its SHA-256, if it could be seen."""
+
+    def __init__(self, url: str, why: str, fingerprint: str = "") -> None:
+        super().__init__(url, why, fingerprint)
+        self.url, self.why, self.fingerprint = url, why, fingerprint
+
+    def __str__(self) -> str:
+        text = f"The certificate of {self.url} is not accepted: {self.why}. Nothing was sent."
+        if not self.fingerprint:
+            return f"{text} Set AIAAS_CA to the PEM file of the authority that signed it."
+        return (
+            f"{text}\nIts SHA-256 fingerprint is {self.fingerprint}\nIf `aiaas serve` printed the same one there, type\n"
+            f"    %aiaas_connect {self.url} --fingerprint {self.fingerprint}\n"
+            "Or set AIAAS_CA to the PEM file of the authority that signed it."
+        )
+
+
+class CertificateChanged(BackendError):
+    """Another certificate than the one that was accepted; nothing was sent."""
+
+    def __init__(self, url: str, pinned: str, seen: str) -> None:
+        super().__init__(url, pinned, seen)
+        self.url, self.pinned, self.seen = url, pinned, seen
+
+    def __str__(self) -> str:
+        return (
+            f"{self.url} shows another certificate than the accepted one. Nothing was sent: somebody may be in between.\n"
+            f"accepted: {self.pinned}\nseen:     {self.seen}\n"
+            f"If it was replaced on purpose, and `aiaas serve` printed the second one there, type\n"
+            f"    %aiaas_connect {self.url} --fingerprint {self.seen}"
+        )
+
+
+class BackendTooSlow(BackendError):
+    def __init__(self, url: str, waited_s: float = 0.0) -> None:
+        super().__init__(url, waited_s)
+        self.url, self.waited_s = url, waited_s
+
+    def __str__(self) -> str:
+        return f"{self.url} did not answer within {self.waited_s:g} s. Try again, or look at its log with `aiaas status`."
+
+
+class BackendStopped(BackendError):
+    """The server's process is there and was stopped (SIGSTOP), so that it does nothing."""
+
+    def __init__(self, url: str, pid: int) -> None:
+        super().__init__(url, pid)
+        self.url, self.pid = url, pid
+
+    def __str__(self) -> str:
+        return (
+            f"The server at {self.url}, process {self.pid}, was stopped (SIGSTOP) and answers nobody. "
+            f"Run `kill -CONT {self.pid}` to let it go on, or `aiaas stop` to end it."
+        )
+
+
+class BackendRefused(BackendError):
+    """The backend understood and said no; the text is the backend's own.
+
+    Attributes:
+        retry_after_s: How long it asks to be left alone before the next try; 0 where it does not say.
+    """
+
+    def __init__(self, status: int, text: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(status, text)
+        self.status, self.text, self.retry_after_s = status, text, retry_after_s
+
+    def __str__(self) -> str:
+        return self.text or f"The backend answered {self.status} and gave no reason. Look at its log with `aiaas status`."
+
+
+class NotAuthorised(BackendError):
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.url = url
+
+    def __str__(self) -> str:
+        return f"{self.url} does not accept this token. Set AIAAS_TOKEN to the token that `aiaas token` prints there, then connect again."
+
+
+class UntrustedAddress(BackendError):
+    """Where a backend says that its endpoints answer is not its own machine; nothing was sent there."""
+
+    def __init__(self, named: str, url: str) -> None:
+        super().__init__(named, url)
+        self.named, self.url = named, url
+
+    def __str__(self) -> str:
+        return (
+            f"The backend at {self.url} says that its endpoints answer at {self.named[:80]!r}, which is another scheme or machine; "
+            "nothing was sent there. Check who runs this backend, or connect to it by the address that it names."
+        )
+
+
+class NotEnoughDevices(BackendError):
+    """The backend is healthy but does not have this many devices."""
+
+    def __init__(self, wanted: int, there_are: int, backend: str) -> None:
+        super().__init__(wanted, there_are, backend)
+        self.wanted, self.there_are, self.backend = wanted, there_are, backend
+
+    def __str__(self) -> str:
+        return (
+            f"{self.wanted} workers were asked for and {self.backend} has {self.there_are} devices. "
+            f"Use --workers {self.there_are}, or add --oversubscribe to share devices."
+        )
+
+
+class CannotStart(BackendError):
+    """A process of ours did not come up. `log_tail` is what it said last."""
+
+    def __init__(self, what: str, why: str, log: str) -> None:
+        super().__init__(what, why, log)
+        self.what, self.why, self.log = what, why, log
+
+    def __str__(self) -> str:
+        return f"{self.what} did not start: {self.why}. Look at its log, {self.log}, or run `aiaas serve` in a terminal."
+
+
+class StoreNotWritable(BackendError):
+    def __init__(self, folder: str, why: str) -> None:
+        super().__init__(folder, why)
+        self.folder, self.why = folder, why
+
+    def __str__(self) -> str:
+        if "space" in self.why or "full" in self.why or "quota" in self.why:
+            return (
+                f"The state folder {self.folder} has no room: {self.why}. "
+                "Use %aiaas_storage --free to remove what nothing needs, or set AIAAS_HOME to a folder with more room."
+            )
+        return f"The state folder {self.folder} cannot be written: {self.why}. Set AIAAS_HOME to a folder of yours."
+
+
+class RecordsUnreadable(BackendError):
+    """The records of a state folder are damaged, or of a newer version; nothing in them was changed. `why` has them as its subject."""
+
+    def __init__(self, folder: str, why: str) -> None:
+        super().__init__(folder, why)
+        self.folder, self.why = folder, why
+
+    def __str__(self) -> str:
+        return (
+            f"The records in {self.folder} cannot be used: {self.why}. "
+            "Set them aside, which forgets jobs and endpoints and deletes nothing: "
+            f"aiaas storage --set-aside-records --state {self.folder}. Or use the version that wrote them."
+        )
+
+
+class ResultRemoved(BackendError):
+    """A job whose result was removed to make room."""
+
+    def __init__(self, job: str, kept: str) -> None:
+        super().__init__(job, kept)
+        self.job, self.kept = job, kept
+
+    def __str__(self) -> str:
+        return f"The result of job {self.job} was removed to make room: kept are {self.kept}. Run the cell again to train anew."
+
+
+class BlobDamaged(BackendError):
+    """Bytes on the backend that are not those that were sent; nothing was trained on them."""
+
+    def __init__(self, sha: str, why: str) -> None:
+        super().__init__(sha, why)
+        self.sha, self.why = sha, why
+
+    def __str__(self) -> str:
+        return f"Blob {self.sha[:12]} is damaged: {self.why}. Run the cell again to send it anew."
+
+
+class WorkersLost(BackendError):
+    def __init__(self, job: str, how: str, attempts: int) -> None:
+        super().__init__(job, how, attempts)
+        self.job, self.how, self.attempts = job, how, attempts
+
+    def __str__(self) -> str:
+        return (
+            f"Job {self.job} failed after {self.attempts} attempts: {self.how}. See %aiaas_logs {self.job} for what the workers said last."
+        )
+
+
+class OutOfMemory(BackendError, MemoryError):
+    def __init__(self, job: str, rank: int, detail: str) -> None:
+        super().__init__(job, rank, detail)
+        self.job, self.rank, self.detail = job, rank, detail
+
+    def __str__(self) -> str:
+        return (
+            f"Worker {self.rank} of job {self.job} ran out of memory ({self.detail}). "
+            "Use a smaller batch_size, --accumulate K (the same batch in K parts), fewer workers, or a machine with more memory."
+        )
+
+
+class ProofFailed(BackendError):
+    """The engine's answers on the sample inputs differ from Keras' own, or from those of `origin` where there is no Keras model."""
+
+    def __init__(self, name: str, engine: str, largest: float | None, detail: str, origin: str = "Keras") -> None:
+        # `largest` is None where no number says it: another shape, NaN on one side only, no answer at all.
+        super().__init__(name, engine, largest, detail, origin)
+        self.name, self.engine, self.largest, self.detail, self.origin = name, engine, largest, detail, origin
+
+    def __str__(self) -> str:
+        by = "" if self.largest is None else f" by {self.largest:.3g}"
+        return (
+            f"{self.name} was not deployed: the {self.engine} engine differs from {self.origin}{by} ({self.detail}). "
+            "Deploy the part of the model before what differs there, or report the model to us."
+        )
+
+
+class NotScaled(BackendError):
+    """An endpoint keeps the replicas that it had, because one of the new ones could not start."""
+
+    def __init__(self, name: str, replicas: int, version: int, why: str) -> None:
+        super().__init__(name, replicas, version, why)
+        self.name, self.replicas, self.version, self.why = name, replicas, version, why
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} keeps the replicas that it had: could not start {self.replicas} replicas of version {self.version}. "
+            f"Use fewer replicas, or deploy the model again. The reason: {self.why}"
+        )

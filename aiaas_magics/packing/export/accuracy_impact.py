@@ -1,0 +1,263 @@
+"""What fewer bits do to a model's answers, measured in the kernel before anything is sent.
+
+Owns running both forms on the same rows, the model's own loss and metrics of both, and what they are judged by. It is one of
+the two homes of ONNX Runtime: the numbers must be those of the engine that will serve. Making the smaller form belongs to `reduced`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from aiaas_magics.core import errors
+from aiaas_magics.core.errors import DataMismatch
+from aiaas_magics.packing.export.samples import Interface, rows_for
+from aiaas_magics.packing.fitcall import fit_data
+
+ROWS_AT_ONCE: Final = 256  # guess: keeps activations of images in memory
+MOST_CHANGE: Final = 0.01  # one point of accuracy; --max-change sets another
+MOST_CHANGE_OF_SAMPLES: Final = 0.1  # guess: 32 rows cannot tell one point, a broken model they can
+
+Named = Mapping[str, np.ndarray]
+Form = Callable[[Named], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduction:
+    """What was asked for. `validation_data` is x, (x,) or (x, y), as arrays; None measures on the sample rows."""
+
+    precision: str
+    validation_data: Any = None
+    max_change: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forms:
+    """A model as trained and in fewer bits, from named rows to named outputs; `structured` makes Keras' own structure of these."""
+
+    full: Form
+    reduced: Form
+    structured: Callable[[Named], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One figure of both forms; `before` is None where it compares the two."""
+
+    what: str
+    before: float | None
+    after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionChange:
+    """What was measured. `of` says on which rows; `judged` and `by` what is held against `limit`."""
+
+    precision: str
+    bytes_before: int
+    bytes_after: int
+    rows: int
+    of: str
+    validated: bool
+    lines: tuple[Line, ...]
+    judged: str
+    by: float
+    limit: float
+    note: str = ""
+
+    @property
+    def is_within(self) -> bool:
+        return self.by <= self.limit  # not for NaN
+
+    @property
+    def sentence(self) -> str:
+        """One clause for the version's view."""
+        first = self.lines[0]
+        told = f"{first.what} {first.after:.4g}" if first.before is None else f"{first.what} {first.before:.4g} -> {first.after:.4g}"
+        return f"{told} on {self.rows:,} rows of {self.of}"
+
+    def check(self) -> None:
+        """Raises `ChangedTooMuch` when the change is beyond its limit."""
+        if not self.is_within:
+            raise errors.ChangedTooMuch(self.precision, self.judged, self.by, self.limit, f"{self.rows:,} rows of {self.of}")
+
+
+def measure(
+    model: Any, reduction: Reduction, forms: Forms, *, interface: Interface, sample: Named, of: str, sizes: tuple[int, int]
+) -> PrecisionChange:
+    """What the smaller form changes: on the validation data, or else on the sample rows, which are `of` somewhere.
+
+    Raises:
+        DataMismatch: the validation data do not go through the model.
+    """
+    validated = reduction.validation_data is not None
+    x, y = split(reduction.validation_data)
+    rows = rows_for(model, interface, x, "x_val") if validated else sample
+    before, after = in_parts(forms.full, rows), in_parts(forms.reduced, rows)
+    own: tuple[Line, ...] = ()
+    note = ""
+    if y is not None:
+        truth = fit_data.mapped(y, "y_val")
+        count = len(next(iter(rows.values())))
+        if any(len(array) != count for _, array in fit_data.leaves(truth, "y_val")):
+            raise DataMismatch("x_val and y_val have different numbers of rows. Give as many rows in each.")
+        own, note = own_figures(model, truth, forms.structured(before), forms.structured(after))
+    lines = (*own, *differences(before, after))
+    what, by = judged(lines)
+    usual = MOST_CHANGE if validated else MOST_CHANGE_OF_SAMPLES
+    return PrecisionChange(
+        precision=reduction.precision,
+        bytes_before=sizes[0],
+        bytes_after=sizes[1],
+        rows=len(next(iter(rows.values()))),
+        of="your validation data" if validated else of,
+        validated=validated,
+        lines=lines,
+        judged=what,
+        by=by,
+        limit=usual if reduction.max_change is None else reduction.max_change,
+        note=note,
+    )
+
+
+def onnx_form(artefact: bytes) -> Form:
+    """An ONNX file as a function, computed as the serving host will compute it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(artefact, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda rows: dict(zip(names, session.run(names, dict(rows)), strict=True))
+
+
+def in_parts(form: Form, rows: Named) -> dict[str, np.ndarray]:
+    """A form's answers on any number of rows."""
+    count = len(next(iter(rows.values())))
+    found = [form({name: array[start : start + ROWS_AT_ONCE] for name, array in rows.items()}) for start in range(0, count, ROWS_AT_ONCE)]
+    return {name: np.concatenate([np.atleast_1d(part[name]) for part in found]) for name in found[0]}
+
+
+def split(validation_data: Any) -> tuple[Any, Any]:
+    """x and y of what was given; y of None where there is none.
+
+    Raises:
+        DataMismatch: it is a tuple of something else.
+    """
+    if not isinstance(validation_data, tuple):
+        return validation_data, None
+    if not 1 <= len(validation_data) <= 2:
+        raise DataMismatch(f"validation_data has {len(validation_data)} parts. Give x_val, or (x_val, y_val).")
+    return validation_data[0], validation_data[1] if len(validation_data) > 1 else None
+
+
+# --------------------------------------------------------------------------- the figures
+
+
+def differences(before: Named, after: Named) -> Iterator[Line]:
+    """How far the outputs are apart; first the share of rows with the same answer, where they are a classifier's."""
+    several = len(before) > 1
+    for name, full in before.items():
+        of = f" of {name}" if several else ""
+        reduced = after[name].astype(np.float64)
+        full = full.astype(np.float64)
+        if (same := same_answers(full, reduced)) is not None:
+            yield Line(what=f"same answer{of}", before=None, after=same)
+        apart = np.abs(full - reduced)
+        spread = float(full.std()) or float(np.abs(full).max(initial=0.0)) or 1.0
+        yield Line(what=f"mean difference{of}, of its spread", before=None, after=float(apart.mean()) / spread)
+        yield Line(what=f"largest difference{of}", before=None, after=float(apart.max(initial=0.0)))
+
+
+def same_answers(full: np.ndarray, reduced: np.ndarray) -> float | None:
+    """The share of rows whose class is the same: the most probable, or whether one probability is above a half; None for other outputs."""
+    if full.ndim >= 2 and full.shape[-1] > 1 and (full >= 0).all() and np.allclose(full.sum(-1), 1.0, atol=1e-3):
+        same = full.argmax(-1) == reduced.argmax(-1)
+    elif full.ndim in (1, 2) and full.size == len(full) and (full >= 0).all() and (full <= 1).all():
+        same = (full > 0.5) == (reduced > 0.5)
+    else:
+        return None
+    return float(same.reshape(len(full), -1).all(axis=1).mean())
+
+
+def evaluated(model: Any, y: Any, answers: Any) -> dict[str, float]:
+    """The model's own compiled metrics, then its loss, of `answers` to rows whose truth is `y`.
+
+    The loss is the one given to `compile`: what layers and regularizers add is the same for both forms.
+    """
+    import keras
+
+    count = len(keras.tree.flatten(answers)[0])
+    losses = 0.0
+    metrics, loss = model._compile_metrics, model._compile_loss
+    with _kept(model):
+        if metrics is not None:
+            metrics.reset_state()
+        for start in range(0, count, ROWS_AT_ONCE):
+
+            def part(array: np.ndarray, start: int = start) -> Any:
+                return keras.ops.convert_to_tensor(array[start : start + ROWS_AT_ONCE])
+
+            truth, found = keras.tree.map_structure(part, y), keras.tree.map_structure(part, answers)
+            if loss is not None:
+                losses += float(loss(truth, found)) * (min(count, start + ROWS_AT_ONCE) - start)
+            if metrics is not None:
+                metrics.update_state(truth, found)
+        results = {} if metrics is None else dict(metrics.result())
+    scalars = {name: float(value) for name, value in results.items() if np.ndim(value) == 0}
+    return scalars | ({"loss": losses / count} if loss is not None else {})
+
+
+@contextmanager
+def _kept(model: Any) -> Iterator[None]:
+    """Metrics count on: what they had counted is put back."""
+    before = [(variable, np.array(variable.numpy())) for variable in model.metrics_variables]
+    try:
+        yield
+    finally:
+        known = {id(variable) for variable, _ in before}
+        for variable, value in before:
+            variable.assign(value)
+        if any(id(variable) not in known for variable in model.metrics_variables):
+            model._compile_metrics.reset_state()
+
+
+def own_figures(model: Any, y: Any, before: Any, after: Any) -> tuple[tuple[Line, ...], str]:
+    """Metrics and loss of both forms, and why there are none."""
+    import keras
+
+    if not getattr(model, "compiled", False):
+        return (), "The model is not compiled, so its answers are compared and y_val is not used."
+    if type(model).test_step is not keras.Model.test_step:
+        return (), "The model has a test_step of its own, so its answers are compared and y_val is not used."
+    try:
+        full, reduced = evaluated(model, y, before), evaluated(model, y, after)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataMismatch(
+            f"The model's loss and metrics do not take y_val ({' '.join(str(error).split())[:200].rstrip('.')}). Give it as fit takes y."
+        ) from error
+    return tuple(Line(what=name, before=full[name], after=reduced[name]) for name in full), ""
+
+
+def judged(lines: tuple[Line, ...]) -> tuple[str, float]:
+    """What the limit is for, and how much it changed: the first metric, or answers that became others, or how far they moved.
+
+    A metric above 1 counts in parts of itself: 0.01 is a point of accuracy, and a hundredth of an error of 30.
+    """
+    first = lines[0]
+    if first.before is not None:
+        return first.what, abs(first.after - first.before) / max(1.0, abs(first.before))
+    same = [line.after for line in lines if line.what.startswith("same answer")]
+    if same:
+        return "the share of other answers", 1.0 - min(same)
+    return "the mean difference", _worst(line.after for line in lines if line.what.startswith("mean difference"))
+
+
+def _worst(values: Iterator[float]) -> float:
+    found = list(values)
+    return math.nan if any(math.isnan(value) for value in found) else max(found)

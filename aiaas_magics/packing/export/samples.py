@@ -1,0 +1,367 @@
+"""Sample rows for the proof of an export, and the interface that they go through.
+
+Owns remembering rows of a fit's data, choosing samples, and naming a model's inputs and
+outputs. Exporting belongs to `servable`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from aiaas_magics.core.errors import CannotTravel, DataMismatch, UsageError
+from aiaas_magics.core.spec import TensorSpec
+from aiaas_magics.packing.fitcall import batch_sources, fit_data
+
+AUTOMATIC: Final = frozenset({"input_layer", "keras_tensor"})  # Keras' own, with a number that changes from model to model
+ROWS: Final = 32  # of the issue: sizes 1, 3 and up to 32 are replayed
+MOST_KEPT_BYTES: Final = 16 * 1024 * 1024  # guess: arrays that a dataset's graph holds, kept as long as its model
+_remembered: Final[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
+
+
+class NoSamples(UsageError):
+    """Nothing is known of the model's data. The argument is the whole sentence, next move included."""
+
+
+def remember(model: Any, x: Any) -> None:
+    """Keep copies of the first rows of `x`, as long as `model` lives."""
+    _remembered[model] = fit_data.map_leaves(lambda array: np.array(array[:ROWS]), x)
+
+
+def remember_source(model: Any, dataset: Any, source: batch_sources.Source, streams: Sequence[batch_sources.Stream]) -> None:
+    """Keep where rows of `dataset` are to be had: its first batch is read when samples are asked for, or comes by on its way to the job.
+
+    What is kept is small, so that a model does not hold on to its data.
+    """
+    stream = next((stream for stream in streams if stream.name == "x"), None)
+    if stream is not None:
+        stream.on_first = lambda batch: _remember_batch(model, batch)
+    elif isinstance(source, batch_sources.GraphSource) and sum(array.nbytes for array in source.captured) <= MOST_KEPT_BYTES:
+        _remembered[model] = _Later(source.built)
+    else:
+        _remembered[model] = _Later(weakref.ref(dataset))
+
+
+def _remember_batch(model: Any, batch: Any) -> None:
+    with contextlib.suppress(CannotTravel, DataMismatch):
+        remember(model, fit_data.mapped(_x_of(batch), "x"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Later:
+    """Rows that are read when somebody wants them. `dataset` gives None where the data are gone."""
+
+    dataset: Callable[[], Any]
+
+    def rows(self) -> Any:
+        dataset = self.dataset()
+        return None if dataset is None else _given(dataset)
+
+
+def _known(model: Any) -> Any:
+    rows = _remembered.get(model)
+    return rows.rows() if isinstance(rows, _Later) else rows
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A model's inputs as flat named arrays; `structure` is how the model takes them.
+
+    `absent` are the places among the leaves of `structure` that get None, with their names: optional inputs of a sample without them.
+    """
+
+    names: tuple[str, ...]
+    structure: Any  # of anything, one leaf an input
+    shapes: tuple[tuple[int | None, ...], ...]
+    dtypes: tuple[str, ...]
+    absent: tuple[tuple[int, str], ...] = ()
+    originals: tuple[str, ...] = ()  # the names in Keras, "" where they are the same or made up by Keras
+
+    @classmethod
+    def of(cls, *, names: tuple[str, ...], shapes: tuple[tuple[int | None, ...], ...], dtypes: tuple[str, ...]) -> Interface:
+        """That of a model which takes its inputs by these names."""
+        return cls(names=names, structure=list(names), shapes=shapes, dtypes=dtypes, originals=("",) * len(names))
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The inputs as the backend knows them."""
+        return tuple(
+            TensorSpec(name=name, dtype=dtype, shape=tuple(-1 if n is None else int(n) for n in shape), original=original)
+            for name, shape, dtype, original in zip(self.names, self.shapes, self.dtypes, self.originals, strict=True)
+        )
+
+    @property
+    def all_names(self) -> list[str]:
+        """Names of all leaves of `structure`, those that get None too."""
+        names = list(self.names)
+        for place, name in self.absent:
+            names.insert(place, name)
+        return names
+
+    def without(self, places: Sequence[int]) -> Interface:
+        """The same model, called with None at these places."""
+        kept = [place for place in range(len(self.names)) if place not in places]
+        return Interface(
+            names=tuple(self.names[place] for place in kept),
+            structure=self.structure,
+            shapes=tuple(self.shapes[place] for place in kept),
+            dtypes=tuple(self.dtypes[place] for place in kept),
+            absent=tuple((place, self.names[place]) for place in sorted(places)),
+            originals=tuple(self.originals[place] for place in kept),
+        )
+
+    def arranged(self, values: Sequence[Any]) -> Any:
+        """`values`, one for each name, as the model takes them."""
+        import keras
+
+        leaves = list(values)
+        for place, _ in self.absent:
+            leaves.insert(place, None)
+        return keras.tree.pack_sequence_as(self.structure, leaves)
+
+
+def samples_for(model: Any, sample: Any) -> tuple[Interface, dict[str, np.ndarray], str]:
+    """The model's interface, up to 32 rows that go through it, and what these are.
+
+    Args:
+        sample: Rows as `fit` takes them for x; None for those of the last fit.
+
+    Raises:
+        NoSamples: none were given, none are known, and none can be made up.
+        DataMismatch: they are not what the model takes.
+    """
+    rows = _given(sample) if sample is not None else _known(model)
+    which = "your sample" if sample is not None else "the data of the last fit"
+    if _is_functional(model):
+        interface = _declared(model)
+        if rows is None:
+            rows, which = _made_up(model, interface), "made-up data"
+    elif rows is None:
+        raise NoSamples(
+            f"What model {model.name!r} takes is not known: it was not fitted by %%aiaas_train in this kernel. "
+            "Give typical rows with --sample ARRAY."
+        )
+    else:
+        interface = _seen(rows)
+    absent = [place for place, leaf in enumerate(_leaves(model, interface, rows)) if leaf is None]
+    if len(absent) == len(interface.names):
+        raise DataMismatch("The sample has no array: each of its inputs is None. Give typical rows.")
+    interface = interface.without(absent) if absent else interface
+    return interface, _named(model, interface, rows, most=ROWS), which
+
+
+def _given(sample: Any) -> Any:
+    """The rows of `sample`: arrays as `fit` takes them, or the first batch of what yields batches."""
+    if batch_sources.is_source(sample):
+        sample = _first_batch(sample)
+    try:
+        return fit_data.mapped(sample, "sample")
+    except CannotTravel as error:  # which speaks of training
+        raise DataMismatch(f"{error.path} is {error.why}: no rows to try the model on. {error.next_move}") from None
+
+
+def _first_batch(source: Any) -> Any:
+    """x of the first batch. An iterator is not touched: what is read of it would be missing in the next fit."""
+    if hasattr(source, "__next__"):
+        raise DataMismatch("sample is an iterator, and reading a batch of it would use that up. Give an array of typical rows.")
+    batch = source[0] if hasattr(source, "__getitem__") else next(iter(source), None)
+    if batch is None:
+        raise DataMismatch("sample yields no batch. Give an array of typical rows.")
+    return _x_of(batch)
+
+
+def _x_of(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, (tuple, list)) else batch
+
+
+def rows_for(model: Any, interface: Interface, x: Any, path: str) -> dict[str, np.ndarray]:
+    """All rows of `x`, as `fit` takes it, by the interface's names.
+
+    Raises:
+        DataMismatch: they are not what the model takes.
+    """
+    return _named(model, interface, fit_data.mapped(x, path), most=None)
+
+
+def rows_through(name: str, interface: Interface, sample: Any) -> dict[str, np.ndarray]:
+    """Up to 32 rows of `sample` by the interface's names; made up where there is none and any number is a possible input.
+
+    Args:
+        name: of the model, for messages.
+
+    Raises:
+        NoSamples: none were given, and none can be made up.
+        DataMismatch: they are not what the model takes.
+    """
+    if sample is None:
+        if any(not dtype.startswith("float") for dtype in interface.dtypes):
+            raise NoSamples(f"{name} takes more than fractions ({', '.join(interface.dtypes)}). Give typical rows with --sample ARRAY.")
+        rows = _normal(interface)
+    elif len(interface.names) > 1 and hasattr(sample, "columns") and hasattr(sample, "to_numpy"):  # a DataFrame, by its columns
+        rows = {str(column): np.asarray(sample[column]) for column in sample.columns}
+    else:
+        rows = _given(sample)
+    return _named(_Named(name), interface, rows, most=ROWS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What messages call a model."""
+
+    name: str
+
+
+def _normal(interface: Interface) -> Any:
+    """Random normal rows."""
+    draw = np.random.default_rng(0)
+    made = [draw.standard_normal([ROWS, *(n or 8 for n in shape[1:])]) for shape in interface.shapes]
+    return dict(zip(interface.names, made, strict=True)) if len(made) > 1 else made[0]
+
+
+def _is_functional(model: Any) -> bool:
+    from aiaas_magics.core.internals.keras_internals import Functional
+
+    return isinstance(model, Functional) or getattr(model, "_functional", None) is not None
+
+
+def _declared(model: Any) -> Interface:
+    """What a functional or built Sequential model says of its inputs."""
+    import keras
+
+    graph = getattr(model, "_functional", None) or model
+    structure = graph._inputs_struct
+    places = keras.tree.flatten(structure)
+    given = _keys(structure) if isinstance(structure, Mapping) else [_layer_of(tensor) for tensor in places]
+    return Interface(
+        names=unique_names(given, "input"),
+        originals=original_names(given, "input"),
+        structure=structure,
+        shapes=tuple((None, *tensor.shape[1:]) for tensor in places),
+        dtypes=tuple(keras.backend.standardize_dtype(tensor.dtype) for tensor in places),
+    )
+
+
+def _keys(structure: Any) -> list[str]:
+    """A name for each leaf of a nested dict, in the order in which Keras flattens it: {"a": {"b": ...}} gives "a_b"."""
+    import keras
+
+    return ["_".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(structure)]
+
+
+def _seen(rows: Any) -> Interface:
+    """The interface of a subclassed model, from rows that it takes."""
+    import keras
+
+    leaves = keras.tree.flatten(rows)
+    keys = _keys(rows) if isinstance(rows, Mapping) else [f"input_{index}" for index in range(len(leaves))]
+    return Interface(
+        names=unique_names(keys, "input"),
+        originals=original_names(keys, "input"),
+        structure=rows,
+        shapes=tuple(() if array is None else (None, *array.shape[1:]) for array in leaves),
+        dtypes=tuple("" if array is None else _dtype_of(array) for array in leaves),
+    )
+
+
+def _dtype_of(array: np.ndarray) -> str:
+    import keras
+
+    if array.dtype.kind in "OSU":
+        return "string"
+    return str(keras.config.floatx()) if array.dtype.kind == "f" else str(keras.backend.standardize_dtype(array.dtype))
+
+
+def _leaves(model: Any, interface: Interface, rows: Any) -> list[Any]:
+    """The arrays of `rows` (None where there is none) in the order of all the interface's names."""
+    import keras
+
+    names = interface.all_names
+    originals = [interface.originals[interface.names.index(name)] or name if name in interface.names else name for name in names]
+    if isinstance(rows, Mapping) and set(rows) >= set(originals):
+        flat = [rows[name] for name in originals]
+    elif isinstance(rows, Mapping) and set(rows) >= set(names):
+        flat = [rows[name] for name in names]
+    else:
+        flat = keras.tree.flatten(rows)
+        if isinstance(interface.structure, Mapping) and not isinstance(rows, Mapping):
+            order = sorted(range(len(names)), key=lambda place: list(interface.structure)[place])
+            flat = [flat[place] for place in order] if len(flat) == len(order) == len(interface.structure) else flat
+    if len(flat) != len(names):
+        raise DataMismatch(f"{model.name!r} takes the inputs {names}; {len(flat)} arrays were given. Give one for each.")
+    return flat
+
+
+def _named(model: Any, interface: Interface, rows: Any, *, most: int | None) -> dict[str, np.ndarray]:
+    """`rows` by the interface's names, in its dtypes, checked against its shapes."""
+    absent = {place for place, _ in interface.absent}
+    flat = [leaf for place, leaf in enumerate(_leaves(model, interface, rows)) if place not in absent]
+    if any(leaf is None for leaf in flat):
+        raise DataMismatch(f"{model.name!r} got None for an input that the sample has. Give the same inputs in both.")
+    chosen = {}
+    for name, leaf, shape, dtype in zip(interface.names, flat, interface.shapes, interface.dtypes, strict=True):
+        array = _as_ranked(leaf, shape)
+        fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+        if not fits or not len(array):
+            raise DataMismatch(f"Sample rows for input {name!r} have the shape {array.shape}, the model takes {shape}. Give whole rows.")
+        chosen[name] = array[:most] if dtype == "string" else np.ascontiguousarray(array[:most], dtype=dtype)
+    if len({len(array) for array in chosen.values()}) > 1:
+        raise DataMismatch("The sample arrays have different numbers of rows. Give as many rows in each.")
+    return chosen
+
+
+def _as_ranked(array: np.ndarray, shape: Sequence[int | None]) -> np.ndarray:
+    """As Keras' functional models do: a last axis of 1 that is missing is added, one too many is taken off."""
+    if array.ndim == len(shape) - 1 and shape[-1] == 1:
+        return array[..., np.newaxis]
+    return array[..., 0] if array.ndim == len(shape) + 1 and array.shape[-1] == 1 else array
+
+
+def _made_up(model: Any, interface: Interface) -> Any:
+    """Random normal rows, where any number is a possible input."""
+    if _looks_up(model) or any(not dtype.startswith(("float", "bfloat")) for dtype in interface.dtypes):
+        raise NoSamples(
+            f"Model {model.name!r} takes indices or texts, and it was not fitted by %%aiaas_train in this kernel, so typical rows are not "
+            "known. Give some with --sample ARRAY."
+        )
+    return _normal(interface)
+
+
+def _looks_up(model: Any) -> bool:
+    """Whether an input is what an Embedding looks up. One inside another layer, of positions say, is that layer's own."""
+    import keras
+
+    return any(
+        isinstance(layer, keras.layers.Embedding) or (isinstance(layer, keras.Model) and _is_functional(layer) and _looks_up(layer))
+        for layer in model.layers
+    )
+
+
+def _layer_of(tensor: Any) -> str:
+    history = getattr(tensor, "_keras_history", None)
+    return str(history.operation.name if history is not None and history.operation is not None else tensor.name)
+
+
+def original_names(given: Sequence[Any], kind: str, automatic: frozenset[str] = AUTOMATIC) -> tuple[str, ...]:
+    """Keras' name for each of `unique_names`, "" where it is the same, or made up by Keras."""
+    served = unique_names(given, kind, automatic)
+    return tuple("" if name == str(own) or _stem(own) in automatic else str(own) for name, own in zip(served, given, strict=True))
+
+
+def _stem(name: Any) -> str:
+    return re.sub(r"_\d+$", "", str(name))
+
+
+def unique_names(given: Sequence[Any], kind: str, automatic: frozenset[str] = AUTOMATIC) -> tuple[str, ...]:
+    """Names that a signature may have. A name that Keras made up changes from model to model: its place stands for it."""
+    names: list[str] = []
+    for place, name in enumerate(map(str, given)):
+        cleaned = re.sub(r"[^A-Za-z0-9_.]", "_", name)
+        usable = _stem(name) not in automatic and re.match(r"[A-Za-z]", cleaned) and cleaned not in names
+        names.append(cleaned if usable else f"{kind}_{place}")
+    return tuple(names)

@@ -1,0 +1,78 @@
+"""An inference process that is none: it remembers what was loaded.
+
+Owns the same promises as `serving.host.InferenceHost` towards the server, without a process. An artefact's
+bytes are its script: "wrong..." fails its proof, and "slow PATH" is not done with its load before PATH exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from aiaas_magics.backend.serving.process.supervisor import Recorded
+from aiaas_magics.core.errors import InvalidSpec, ProofFailed, UnknownName
+from aiaas_magics.core.routing import Routing, Scaling
+from aiaas_magics.core.spec import DeploySpec, VersionView
+
+
+class StubInference:
+    url = "http://127.0.0.1:9"  # the discard port: nobody answers there
+    grpc = "127.0.0.1:9"
+    token = "stub-token"
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, dict[int, VersionView]] = {}
+        self.routing: dict[str, Routing] = {}
+        self.replicas: dict[str, int] = {}
+
+    async def start(
+        self, state_dir: Path, host: str = "127.0.0.1", tls: tuple[str, str] | None = None, *, recorded: Sequence[Recorded] = ()
+    ) -> None:
+        for record in recorded:
+            await self.load(record.spec, record.version, Path(record.artefact), Path(record.samples))
+        for record in recorded:
+            await self.route(record.spec.name, record.routing or Routing(live=record.version))
+
+    async def load(self, spec: DeploySpec, version: int, artefact: Path, samples: Path) -> VersionView:
+        script = artefact.read_bytes()  # noqa: ASYNC240 - a few bytes of a test
+        if script.startswith(b"wrong"):
+            raise ProofFailed(spec.name, "stub", 1.0, "the artefact says so")
+        view = VersionView(
+            version=version,
+            state="AVAILABLE",
+            engine="stub",
+            created_s=time.time(),
+            artefact=spec.artefact,
+            proof=0.0,
+            precision=spec.precision,
+        )
+        self.loaded.setdefault(spec.name, {})[version] = view
+        if script.startswith(b"slow "):
+            go = Path(script.removeprefix(b"slow ").decode())
+            go.with_suffix(".begun").touch()
+            while not go.exists():  # noqa: ASYNC110, ASYNC240 - the test is another process
+                await asyncio.sleep(0.01)
+        return view
+
+    async def route(self, name: str, routing: Routing, *, keeps: int = 0, restores: bool = False) -> None:
+        missing = routing.loaded - self.loaded[name].keys()
+        if missing:
+            raise InvalidSpec(f"{name} has no version {min(missing)} that is ready. Use another.")
+        self.routing[name] = routing
+        self.loaded[name] = {number: view for number, view in self.loaded[name].items() if number in routing.loaded | {keeps}}
+
+    async def scale(self, name: str, scaling: Scaling) -> None:
+        self.replicas[name] = scaling.replicas
+
+    async def retire(self, name: str) -> None:
+        if name not in self.loaded:
+            raise UnknownName("endpoint", name, tuple(self.loaded))
+        del self.loaded[name]
+
+    async def status(self) -> dict[str, list[VersionView]]:
+        return {name: [view for _, view in sorted(views.items(), reverse=True)] for name, views in self.loaded.items()}
+
+    async def stop(self) -> None:
+        self.loaded.clear()
