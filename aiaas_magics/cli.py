@@ -1,7 +1,7 @@
 """`aiaas serve | status | storage | stop | token`: the server from a terminal.
 
 Owns options and what is printed: results on standard output, talk on standard error.
-Serving belongs to `backend.server`, asking a server to `client`.
+Serving belongs to `backend.server`, asking a server to `backend`.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def serve(
     if local and idle_minutes is None:
         idle_minutes = server.IDLE_MINUTES
     folder = state or (settings.local_state() if local else settings.home() / "server")
-    options = server.Options(
+    options = server.ServerOptions(
         state=folder,
         local=local,
         host=host,

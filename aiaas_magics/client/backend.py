@@ -1,7 +1,7 @@
 """A backend, as seen from a notebook or a script.
 
 Owns which backend that is and what can be asked of it. HTTP belongs to `transport`,
-starting the local server to `embedded`, each noun (job, study, endpoint) to its file.
+starting the local server to `local_server`, each noun (job, study, endpoint) to its file.
 """
 
 from __future__ import annotations

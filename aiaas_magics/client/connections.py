@@ -2,7 +2,7 @@
 
 Owns what happens between dialling and the first request: over plain HTTP the server proves that it knows the token, behind TLS its
 certificate is compared with the accepted one. It is the only user of `httpcore`, below the HTTP library. Requests belong to `transport`;
-those of the load generator, in asyncio, to `generator`.
+those of the load generator, in asyncio, to `load_generator`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def within(limit_s: float) -> Iterator[None]:
         _limit_s.reset(before)
 
 
-class Connections(httpcore.NetworkBackend):
+class PeerConnections(httpcore.NetworkBackend):
     """Opens connections to `peer`."""
 
     def __init__(self, peer: Peer) -> None:
@@ -137,7 +137,7 @@ def prove(stream: httpcore.NetworkStream, peer: Peer, *, answer_s: float) -> Non
         received += piece
 
 
-def put_into(pool: Any, connections: Connections) -> None:
+def put_into(pool: Any, connections: PeerConnections) -> None:
     """Have the pool of an `httpx.HTTPTransport` open its connections by `connections`.
 
     The library offers no public way, so this replaces a private attribute, in this one place. Where a later version has another name

@@ -2,7 +2,7 @@
 
 Owns the server's life as the client sees it, through the files in its state folder and one
 question over HTTP. It is a child on loopback, spoken to like a remote one, and it may
-import nothing of `backend`.
+import nothing of `backend_errors`.
 """
 
 from __future__ import annotations

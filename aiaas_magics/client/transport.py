@@ -2,7 +2,7 @@
 
 Owns connections, deadlines, retries of what is safe to repeat, and turning the HTTP
 library's failures and the backend's error answers into ours. It is the only user of
-`httpx`. Which routes there are belongs to `client`.
+`httpx`. Which routes there are belongs to `backend`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """A whole answer. Names of headers are found in any case."""
 
     status: int
@@ -109,7 +109,7 @@ class Transport:
         self._peer = connections.Peer(self.url, token, self.fingerprint)
         tls = certificates.settings_for(self.fingerprint, os.environ.get(certificates.AUTHORITY, ""))
         http = httpx.HTTPTransport(verify=True if tls is None else tls, trust_env=False)
-        connections.put_into(http._pool, connections.Connections(self._peer))
+        connections.put_into(http._pool, connections.PeerConnections(self._peer))
         self._http = httpx.Client(
             transport=http,
             base_url=self.url,
@@ -225,7 +225,7 @@ class Transport:
                 return answer.content, answer.headers
         raise AssertionError("unreachable")
 
-    def _repeatable(self, method: str, path: str, **options: Any) -> Answer:
+    def _repeatable(self, method: str, path: str, **options: Any) -> HttpResponse:
         for wait_s in (*RETRY_WAITS_S, None):
             try:
                 return self._once(method, path, **options)
@@ -246,7 +246,7 @@ class Transport:
         self._http.base_url = httpx.URL(self.url)
         self._http.headers["Authorization"] = f"Bearer {token}"
 
-    def _once(self, method: str, path: str, **options: Any) -> Answer:
+    def _once(self, method: str, path: str, **options: Any) -> HttpResponse:
         """One request. One that met another program in the backend's place was not sent, so it may always be sent to the right one."""
         try:
             return self._sent(method, path, **options)
@@ -259,7 +259,7 @@ class Transport:
             self._move_to(*found)
             return self._sent(method, path, **options)
 
-    def _sent(self, method: str, path: str, *, answer_s: float | None = None, most: int = 0, **options: Any) -> Answer:
+    def _sent(self, method: str, path: str, *, answer_s: float | None = None, most: int = 0, **options: Any) -> HttpResponse:
         """One request; `most` bytes of an answer to a prediction, else what JSON may have, and in time."""
         limit_s = self._answer_s if answer_s is None else answer_s
         timeout = httpx.USE_CLIENT_DEFAULT if answer_s is None else answer_s
@@ -277,7 +277,7 @@ class Transport:
         return answer
 
 
-def _read(response: httpx.Response, most: int, *, read_s: float | None) -> Answer:
+def _read(response: httpx.Response, most: int, *, read_s: float | None) -> HttpResponse:
     """The whole answer, if it has at most `most` bytes, which come within `read_s`.
 
     Raises:
@@ -297,7 +297,7 @@ def _read(response: httpx.Response, most: int, *, read_s: float | None) -> Answe
             )
         if until_s is not None and time.monotonic() > until_s:
             raise httpx.ReadTimeout("an answer that comes and comes")
-    return Answer(response.status_code, response.headers, parts[0] if len(parts) == 1 else b"".join(parts))
+    return HttpResponse(response.status_code, response.headers, parts[0] if len(parts) == 1 else b"".join(parts))
 
 
 def _refuse_encoded(response: httpx.Response) -> None:
@@ -400,7 +400,7 @@ def _our_errors(url: str, waited_s: float) -> Iterator[None]:
         raise BackendUnreachable(url) from error
 
 
-def _refuse_errors(answer: Answer, url: str) -> None:
+def _refuse_errors(answer: HttpResponse, url: str) -> None:
     if answer.status < 300:
         return
     if answer.status == 401:
@@ -408,7 +408,7 @@ def _refuse_errors(answer: Answer, url: str) -> None:
     raise _refusal(answer)
 
 
-def _refusal(answer: Answer) -> AiaasError:
+def _refusal(answer: HttpResponse) -> AiaasError:
     """The backend's error as the class it names, where it names one of ours and the arguments fit."""
     said = answer.headers.get("Retry-After", "")
     retry_after_s = float(said) if said.isdecimal() else 0.0  # the other form, a date, nobody sends for seconds
@@ -419,7 +419,7 @@ def _refusal(answer: Answer) -> AiaasError:
     return errors.rebuilt(told.type, told.args) or BackendRefused(answer.status, told.error, retry_after_s)
 
 
-def _value(answer: Answer, of: type[T]) -> T:
+def _value(answer: HttpResponse, of: type[T]) -> T:
     if of is type(None) or not answer.content:
         return None  # type: ignore[return-value]
     try:

@@ -1,6 +1,6 @@
 """Whether answers come near enough to the ones expected: one rule for the kernel, which exports, and the host, which replays.
 
-Owns the arithmetic only. How near is near enough belongs to `precision`, running a model to whoever has one.
+Owns the arithmetic only. How near is near enough belongs to `dtype_policy`, running a model to whoever has one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Environment variables of a kernel: which go to the workers with a job, which to the local server.
 
 Owns the rules by name, the choice, and the sentences about it. Putting values into a payload
-belongs to `packing`, starting the server to `client`.
+belongs to `packing`, starting the server to `backend`.
 
 A variable that was set or changed since this process began belongs to the job and travels with
 it. What describes a machine, a screen or this package stays. The local server outlives the

@@ -17,7 +17,7 @@ _COUNT: Final = struct.Struct("<cI")
 _LENGTH: Final = struct.Struct("<Q")
 
 
-class Kind(StrEnum):
+class FrameKind(StrEnum):
     BATCH = "b"
     END = "e"  # of a pass over the data
     FAILED = "f"  # the data raised; the one part is the sentence
@@ -34,16 +34,16 @@ class FeedView(Value, frozen=True, kw_only=True):
         return f"{self.reading}.{self.waiting}" if self.open else "closed"
 
 
-def encode(kind: Kind, parts: Sequence[bytes] = ()) -> bytes:
+def encode(kind: FrameKind, parts: Sequence[bytes] = ()) -> bytes:
     """
-    >>> decode(encode(Kind.BATCH, [b"x", b""]))
-    (<Kind.BATCH: 'b'>, [b'x', b''])
+    >>> decode(encode(FrameKind.BATCH, [b"x", b""]))
+    (<FrameKind.BATCH: 'b'>, [b'x', b''])
     """
     lengths = b"".join(_LENGTH.pack(len(part)) for part in parts)
     return b"".join((_COUNT.pack(kind.value.encode(), len(parts)), lengths, *parts))
 
 
-def decode(frame: bytes) -> tuple[Kind, list[bytes]]:
+def decode(frame: bytes) -> tuple[FrameKind, list[bytes]]:
     letter, count = _COUNT.unpack_from(frame)
     begin = _COUNT.size + count * _LENGTH.size
     parts = []
@@ -51,4 +51,4 @@ def decode(frame: bytes) -> tuple[Kind, list[bytes]]:
         (length,) = _LENGTH.unpack_from(frame, _COUNT.size + place * _LENGTH.size)
         parts.append(frame[begin : begin + length])
         begin += length
-    return Kind(letter.decode()), parts
+    return FrameKind(letter.decode()), parts

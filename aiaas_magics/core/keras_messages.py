@@ -1,7 +1,7 @@
 """What Keras and TensorFlow say of an error, without what they wrap around it.
 
 Owns finding the sentence that tells what went wrong, and the lines of code that a step's graph remembers.
-Which of these lines are the user's belongs to `training.report`.
+Which of these lines are the user's belongs to `error_report`.
 """
 
 from __future__ import annotations

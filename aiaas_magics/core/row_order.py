@@ -1,6 +1,6 @@
 """Which rows come when, as far as kernel and workers have to say the same: whose order a seed means, a rank's rows, an epoch's steps.
 
-Owns this arithmetic. Making the orders belongs to `backend.training`.
+Owns this arithmetic. Making the orders belongs to `submission`.
 """
 
 from __future__ import annotations

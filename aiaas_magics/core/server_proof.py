@@ -29,7 +29,7 @@ LENGTH: Final = re.compile(rb"\r\ncontent-length: *([0-9]{1,4})\r\n", re.IGNOREC
 CLOSES: Final = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
 
 
-class Proof(Value, frozen=True, kw_only=True):
+class ServerProof(Value, frozen=True, kw_only=True):
     """A server's answer. `address` is where it accepted the connection, as host:port."""
 
     address: str
@@ -71,7 +71,7 @@ def answer(token: bytes, query: bytes, accepted_at: tuple[str, int] | None) -> b
     if asked is None or accepted_at is None:
         return None
     address = address_of(*accepted_at)
-    return wire.encode(Proof(address=address, proof=proof_of(token, asked[1].decode(), address)))
+    return wire.encode(ServerProof(address=address, proof=proof_of(token, asked[1].decode(), address)))
 
 
 class Challenge:
@@ -101,7 +101,7 @@ class Challenge:
         if len(body) < int(length[1]):
             return False
         try:
-            told = wire.decode(body, Proof)
+            told = wire.decode(body, ServerProof)
         except wire.Malformed:
             raise BackendNotProven(self._url) from None
         if not hmac.compare_digest(told.proof.encode(), proof_of(self._token, self._nonce, told.address).encode()):

@@ -1,7 +1,7 @@
 """The values that both sides speak in.
 
 Owns what is asked (`FitSpec`, `DeploySpec`), what is answered (`JobView`, `EndpointView`), and what went
-wrong (`ErrorReport`). How workers carry a fit out belongs to `execution`, what happens in between to `events`, turning
+wrong (`ErrorReport`). How workers carry a fit out belongs to `execution`, what happens in between to `machine_events`, turning
 values into bytes to `wire`.
 """
 

@@ -2,7 +2,7 @@
 
 Owns the fold only: the log in, a `JobStory` out. Every view, the `History` of a running
 job and the text of `%aiaas_attach` are drawn from it, so that they agree whoever looks
-and whenever. Fetching the log belongs to `client`, drawing it to `notebook` and `plots`.
+and whenever. Fetching the log belongs to `backend`, drawing it to `notebook` and `plots`.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ def _runs_here_only(error: Exception) -> bool:
 # --------------------------------------------------------------------------- models being trained elsewhere
 
 
-class Guard:
+class ModelGuard:
     """Refuses work on a model while a job trains it.
 
     The refusal is an attribute of the model itself, which Python finds before the class's
@@ -260,4 +260,4 @@ class _Refusal:
         raise JobStillRunning(self._job, self._wanted)
 
 
-guard: Final = Guard()
+guard: Final = ModelGuard()

@@ -1,7 +1,7 @@
 """What becomes of the fit calls in one %%aiaas_train cell.
 
 Owns the choice (train, hand in, study, plan only) and the view beside it. Catching the
-calls belongs to `capture`, carrying them out to `client`, outputs to `present`.
+calls belongs to `capture`, carrying them out to `backend`, outputs to `present`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aiaas_magics.notebook.session import Session
 from aiaas_magics.notebook.tracebacks import Interrupted
 from aiaas_magics.notebook.views import live
 from aiaas_magics.notebook.views.lines import FULL_FITS, LinesPainter
-from aiaas_magics.notebook.views.picture import Stop
+from aiaas_magics.notebook.views.picture import StudyStop
 from aiaas_magics.notebook.views.printed import CellLines
 
 if TYPE_CHECKING:
@@ -257,9 +257,9 @@ def with_note(story: JobStory, note: str) -> JobStory:
 def tell_plan(view: live.LiveView, at: PlanProgress) -> None:
     """A dry run's progress as the measuring job's, with the ways that are measured as stops."""
     stops = (
-        *(Stop(label=label, state="done") for label in at.done),
-        Stop(label=at.label, state="running"),
-        *(Stop(label=label, state="waiting") for label in at.waiting),
+        *(StudyStop(label=label, state="done") for label in at.done),
+        StudyStop(label=at.label, state="running"),
+        *(StudyStop(label=label, state="waiting") for label in at.waiting),
     )
     view.tell(at.story, stops=stops, measuring=True)
 
@@ -267,9 +267,9 @@ def tell_plan(view: live.LiveView, at: PlanProgress) -> None:
 def tell_study(view: live.LiveView, at: StudyProgress) -> None:
     """A study's progress as the running job's, with the study's points as stops."""
     stops = (
-        *(Stop(label=label, state="done") for label in at.done),
-        Stop(label=at.label, state="running"),
-        *(Stop(label=label, state="waiting") for label in at.waiting),
-        *([Stop(label="training", state="waiting")] if at.measuring else []),
+        *(StudyStop(label=label, state="done") for label in at.done),
+        StudyStop(label=at.label, state="running"),
+        *(StudyStop(label=label, state="waiting") for label in at.waiting),
+        *([StudyStop(label="training", state="waiting")] if at.measuring else []),
     )
     view.tell(at.story, stops=stops, measuring=at.measuring)

@@ -1,7 +1,7 @@
 """The magics: one method each, which parses, calls the client and presents.
 
 Owns loading, unloading and the border where our errors become what IPython shows. The
-options belong to `arguments`, what becomes of a `fit` to `fits`, outputs to `present`.
+options belong to `arguments`, what becomes of a `fit` to `cell_fits`, outputs to `present`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from traitlets import Unicode
 
 from aiaas_magics.core import errors
 from aiaas_magics.core.printout import counted
-from aiaas_magics.core.scaling.endpoint_samples import Sample, Watched
+from aiaas_magics.core.scaling.endpoint_samples import EndpointWatch, Sample
 from aiaas_magics.notebook import arguments, cell_runner, completion, present, tracebacks
 from aiaas_magics.notebook.arguments import (
     BenchRequest,
@@ -310,7 +310,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
             except errors.UnknownName:
                 ended = "The endpoint was taken down meanwhile."
             samples = tuple(sample for sample in seen if sample is not None)
-            watched = Watched(endpoint=request.name, samples=samples, unanswered=len(seen) - len(samples), ended=ended)
+            watched = EndpointWatch(endpoint=request.name, samples=samples, unanswered=len(seen) - len(samples), ended=ended)
             self._put(request.out, watched)
             line.freeze(present.watched_bundles(watched, figures=live.shows_pictures(self.shell)))
 

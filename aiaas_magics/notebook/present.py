@@ -19,7 +19,7 @@ from aiaas_magics.core.events import Candidate, Planned
 from aiaas_magics.core.execution import ONE_PROCESS
 from aiaas_magics.core.routing import told
 from aiaas_magics.core.row_order import described
-from aiaas_magics.core.scaling.endpoint_samples import Sample, Watched
+from aiaas_magics.core.scaling.endpoint_samples import EndpointWatch, Sample
 from aiaas_magics.core.scaling.load_report import LoadReport
 from aiaas_magics.core.spec import About, EndpointView, Freed, JobState, JobView, StorageView, TensorSpec, VersionView
 from aiaas_magics.core.story import JobStory
@@ -382,7 +382,7 @@ def sparkline(values: Sequence[float], *, width: int = 180, height: int = 28) ->
     )
 
 
-def watched_bundles(watched: Watched, *, figures: bool = True) -> list[Bundle]:
+def watched_bundles(watched: EndpointWatch, *, figures: bool = True) -> list[Bundle]:
     """What stays of looking at an endpoint: its median and worst, and the figure."""
     rows = text_twins.watched_rows(watched)
     notes = text_twins.watched_notes(watched) if rows else ["No request was answered meanwhile.", *text_twins.watched_notes(watched)]

@@ -1,7 +1,7 @@
 """What this kernel is connected to, and what it has seen there.
 
 Owns the connection (made when first needed), the jobs that this kernel handed in, and the
-names that completion offers. What can be asked of a backend belongs to `client`.
+names that completion offers. What can be asked of a backend belongs to `backend`.
 """
 
 from __future__ import annotations

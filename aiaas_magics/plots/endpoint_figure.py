@@ -1,6 +1,6 @@
 """The figure of an endpoint over time: rate and latency.
 
-Owns the drawing; the same numbers in words come from `plots.text`.
+Owns the drawing; the same numbers in words come from `text_twins`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Final
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from aiaas_magics.core.scaling.endpoint_samples import Watched, versions_of
+from aiaas_magics.core.scaling.endpoint_samples import EndpointWatch, versions_of
 from aiaas_magics.plots import figure_style, text_twins
 
 WIDTH: Final = 8.8
 HEIGHT: Final = 2.1
 
 
-def watched_figure(watched: Watched) -> Figure:
+def watched_figure(watched: EndpointWatch) -> Figure:
     """Requests a second, one area a version on top of the other, and latency beside it on a logarithmic axis."""
     figure, (rate, latency) = figure_style.new_figure(
         2,

@@ -1,6 +1,6 @@
 """The figure of a training run: loss and metrics by epoch.
 
-Owns the drawing; the same numbers in words come from `plots.text`.
+Owns the drawing; the same numbers in words come from `text_twins`.
 """
 
 from __future__ import annotations

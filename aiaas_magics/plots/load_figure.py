@@ -1,6 +1,6 @@
 """The figure of a load run: latency and throughput by connections, latency by rate.
 
-Owns the drawing. The load generator is `client.generator`; the same numbers in words come from `plots.text`.
+Owns the drawing. The load generator is `load_generator`; the same numbers in words come from `text_twins`.
 """
 
 from __future__ import annotations

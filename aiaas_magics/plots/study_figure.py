@@ -1,6 +1,6 @@
 """The figure of a study: time, throughput and efficiency against the ideal, and beyond what was measured as projected.
 
-Owns the drawing. The laws come from `laws` and `projection`, the same numbers in words from `plots.text`.
+Owns the drawing. The laws come from `laws` and `projection`, the same numbers in words from `text_twins`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from aiaas_magics.core.scaling.endpoint_samples import Sample, Watched
+from aiaas_magics.core.scaling.endpoint_samples import EndpointWatch, Sample
 from aiaas_magics.core.scaling.laws import ScalingRow, SpeedupPoint, StudyFit, percentile, scaling
 from aiaas_magics.core.scaling.load_report import ONE_IN, Answers, LoadReport
 from aiaas_magics.core.scaling.projection import ProjectedRow, Projection
@@ -421,7 +421,7 @@ def sample_line(sample: Sample) -> str:
     return "; ".join(said)
 
 
-def watched_rows(watched: Watched) -> list[tuple[str, ...]]:
+def watched_rows(watched: EndpointWatch) -> list[tuple[str, ...]]:
     """The median and the worst of an endpoint's samples, under `WATCHED_HEADER`."""
     answered = watched.answered
     if not answered:
@@ -438,7 +438,7 @@ def watched_rows(watched: Watched) -> list[tuple[str, ...]]:
     return [row("median", 50), row("most", 100)]
 
 
-def watched_notes(watched: Watched) -> list[str]:
+def watched_notes(watched: EndpointWatch) -> list[str]:
     seconds_seen = sum(sample.seconds for sample in watched.samples)
     asked = [sample for sample in watched.samples if sample.requests_per_s or sample.failed_per_s or sample.refused_per_s]
     saw = f"of which {len(watched.answered)} saw answers" if asked else "and nobody sent a request"
@@ -447,7 +447,7 @@ def watched_notes(watched: Watched) -> list[str]:
     return [line for line in (f"{said} Percentiles are read off the server's histogram of durations.", lost, watched.ended) if line]
 
 
-def watched_text(watched: Watched) -> str:
+def watched_text(watched: EndpointWatch) -> str:
     """`watched_figure` in words."""
     rows = watched_rows(watched)
     parts = [f"Endpoint {watched.endpoint}", *([table(WATCHED_HEADER, rows)] if rows else ["No request was answered meanwhile."])]

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from aiaas_magics.backend.server.main import Options, serve
+from aiaas_magics.backend.server.main import ServerOptions, serve
 from aiaas_magics.core import settings
 from aiaas_magics.core.errors import AiaasError
 from aiaas_magics.core.plain_text import log_to
@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--launcher-idle-s", type=float)
     given = parser.parse_args()
     log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
-    options = Options(
+    options = ServerOptions(
         state=given.state,
         local=given.local,
         idle_minutes=given.idle_minutes,

@@ -4,7 +4,7 @@ Owns the script's words. It is a process like a real rank and speaks through the
 but imports no framework, so that what happens around workers can be tested in tenths of a second.
 
 The payload blob holds the script: a JSON list of steps, each an object with `do` and, where
-only some play it, `ranks` and `attempts`.
+only some play it, `ranks` and `attempt_files`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from aiaas_magics.backend.folders import checkpoint_folder
-from aiaas_magics.backend.folders.checkpoint_folder import Place
+from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.folders.small_files import is_no_room
 from aiaas_magics.backend.training.event_channel import FileChannel
 from aiaas_magics.backend.training.worker_command import WorkerCommand
@@ -83,7 +83,7 @@ class Play:
 
     def epochs(self, step: dict[str, Any]) -> None:
         count = step["count"]
-        resumed = Place.of(Path(self.command.resume_from)) if self.command.resume_from else None
+        resumed = TrainingPosition.of(Path(self.command.resume_from)) if self.command.resume_from else None
         begin = resumed.epoch if resumed else 0
         for epoch in range(begin, count):
             time.sleep(step.get("seconds", 0.02))
@@ -93,7 +93,7 @@ class Play:
 
     def keep(self, epoch: int) -> bool:
         try:
-            with checkpoint_folder.written(Path(self.command.job_dir) / "checkpoints", Place(epoch + 1)) as folder:
+            with checkpoint_folder.written(Path(self.command.job_dir) / "checkpoints", TrainingPosition(epoch + 1)) as folder:
                 (folder / checkpoint_folder.STATE).write_text('{"variables": []}', encoding="utf-8")
         except OSError as error:  # a full disk
             if not is_no_room(error):

@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from aiaas_magics.backend.serving.process.control import Stop
-from aiaas_magics.client.load_test.load_generator import Form
+from aiaas_magics.backend.serving.process.control import StopProcess
+from aiaas_magics.client.load_test.load_generator import BodyForm
 from aiaas_magics.core.spec import SECRETS
 
 PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
@@ -32,18 +32,18 @@ def holders() -> Iterator[tuple[str, str]]:
                 yield module, node.name
 
 
-FORM = Form(name="json", path="/", bodies=(b"{}",))
+FORM = BodyForm(name="json", path="/", bodies=(b"{}",))
 MADE: dict[str, dict[str, object]] = {
-    "Ask": {"secret": CANARY, "call": Stop()},
+    "SignedCall": {"secret": CANARY, "call": StopProcess()},
     "EndpointView": {"name": "m", "url": "http://x", "token": CANARY, "replicas": 1, "versions": (), "inputs": (), "outputs": ()},
-    "Plan": {"url": "http://x", "token": CANARY, "forms": (FORM,), "concurrency": (1,), "duration_s": 1.0, "rows": 1},
-    "Running": {"pid": 1, "started": 2, "url": "u", "host": "h", "tls": "", "control": "c", "secret": CANARY, "version": "0"},
+    "LoadPlan": {"url": "http://x", "token": CANARY, "forms": (FORM,), "concurrency": (1,), "duration_s": 1.0, "rows": 1},
+    "RunningProcess": {"pid": 1, "started": 2, "url": "u", "host": "h", "tls": "", "control": "c", "secret": CANARY, "version": "0"},
 }
 HOLDERS = sorted(holders())
 
 
 def test_there_are_some() -> None:
-    assert {name for _, name in HOLDERS} >= {"EndpointView", "Running", "Plan", "Guard", "Ask", "Peer", "Facts"}
+    assert {name for _, name in HOLDERS} >= {"EndpointView", "RunningProcess", "LoadPlan", "Guard", "SignedCall", "Peer", "Facts"}
 
 
 @pytest.mark.parametrize(("module", "name"), HOLDERS, ids=lambda part: part)

@@ -21,7 +21,7 @@ import pytest
 import aiaas_magics
 from aiaas_magics.backend.net.server_certificate import check_pair, fingerprint
 from aiaas_magics.client import certificates
-from aiaas_magics.client.load_test.load_generator import Form, Plan
+from aiaas_magics.client.load_test.load_generator import BodyForm, LoadPlan
 from aiaas_magics.client.load_test.load_run import carry_out
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.core import errors, settings, wire
@@ -249,10 +249,10 @@ def test_plain_http_to_a_tls_server_is_told_as_that(pairs: dict[str, Pair]) -> N
 
 
 def test_the_load_generator_believes_the_accepted_certificate_and_no_other(pairs: dict[str, Pair]) -> None:
-    form = Form(name="json", path="/v1/models/m:predict", bodies=(b"{}",))
+    form = BodyForm(name="json", path="/v1/models/m:predict", bodies=(b"{}",))
 
-    def plan(url: str, pair: Pair) -> Plan:
-        return Plan(
+    def plan(url: str, pair: Pair) -> LoadPlan:
+        return LoadPlan(
             url=url, token=TOKEN, fingerprint=pair.print, forms=(form,), concurrency=(1,), duration_s=0.1, warm_up_s=0.0, rows=1, rates=()
         )
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 import aiaas_magics
 from aiaas_magics.client import connections, local_server
-from aiaas_magics.client.load_test.load_generator import Form, Plan
+from aiaas_magics.client.load_test.load_generator import BodyForm, LoadPlan
 from aiaas_magics.client.load_test.load_run import carry_out
 from aiaas_magics.client.serving.endpoint import Endpoint
 from aiaas_magics.client.transport import Transport
@@ -149,9 +149,9 @@ def test_a_stranger_gets_a_proof_and_a_web_page_does_not(server: Served) -> None
     status, body, _ = server.raw("GET", path, token="")
 
     address = server.url.removeprefix("http://")
-    assert (status, wire.decode(body, server_proof.Proof)) == (
+    assert (status, wire.decode(body, server_proof.ServerProof)) == (
         200,
-        server_proof.Proof(address=address, proof=server_proof.proof_of(server.token, "ab" * 32, address)),
+        server_proof.ServerProof(address=address, proof=server_proof.proof_of(server.token, "ab" * 32, address)),
     )
     assert server.raw("GET", path, token="", headers={"Origin": "http://evil.example"})[0] == 403
     assert server.raw("GET", path, token="", headers={"Host": "evil.example"})[0] in {400, 421}
@@ -160,7 +160,7 @@ def test_a_stranger_gets_a_proof_and_a_web_page_does_not(server: Served) -> None
 
 
 def test_a_pool_that_opens_its_connections_in_another_way_is_not_used() -> None:
-    peer = connections.Connections(connections.Peer("http://127.0.0.1:1", TOKEN))
+    peer = connections.PeerConnections(connections.Peer("http://127.0.0.1:1", TOKEN))
 
     with pytest.raises(errors.AiaasBug, match="httpx"):
         connections.put_into(object(), peer)
@@ -168,9 +168,11 @@ def test_a_pool_that_opens_its_connections_in_another_way_is_not_used() -> None:
 
 @pytest.mark.process
 def test_the_load_generator_sends_nothing_to_another_program_either() -> None:
-    form = Form(name="json", path="/v1/models/m:predict", bodies=(b'{"instances":[[41.5]]}',))
+    form = BodyForm(name="json", path="/v1/models/m:predict", bodies=(b'{"instances":[[41.5]]}',))
     with squatting(answer=answer_of(b'{"predictions":[1]}')) as squatter:
-        plan = Plan(url=f"http://127.0.0.1:{squatter.port}", token=TOKEN, forms=(form,), concurrency=(1,), duration_s=0.1, rows=1, rates=())
+        plan = LoadPlan(
+            url=f"http://127.0.0.1:{squatter.port}", token=TOKEN, forms=(form,), concurrency=(1,), duration_s=0.1, rows=1, rates=()
+        )
         with pytest.raises(errors.BackendNotProven):
             carry_out(plan)
 

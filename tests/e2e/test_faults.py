@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import aiaas_magics
-from aiaas_magics.backend.workers.local.attempt_folder import Running, read_value
+from aiaas_magics.backend.workers.local.attempt_folder import RunningLauncher, read_value
 from aiaas_magics.client import local_server
 from aiaas_magics.client.training.job import Job
 from aiaas_magics.core.events import AttemptStarted, Checkpointed, Entry, WorkerLost, WorkerStarted
@@ -55,7 +55,7 @@ def workers_in(folder: Path) -> list[psutil.Process]:
     """Living children of the launchers in `folder`, but for those that stand by: they have no folder of a job yet."""
     workers: list[psutil.Process] = []
     for file in folder.rglob("launcher.json"):
-        running = read_value(file, Running)
+        running = read_value(file, RunningLauncher)
         with contextlib.suppress(psutil.NoSuchProcess):
             launcher = psutil.Process(running.process.pid) if running is not None else None
             workers += [worker for worker in launcher.children() if is_working(worker, launcher)] if launcher is not None else []

@@ -30,7 +30,7 @@ from aiaas_magics.notebook.views import lines as fit_lines
 from aiaas_magics.notebook.views import live
 from aiaas_magics.notebook.views.html import html_of
 from aiaas_magics.notebook.views.lines import LinesPainter
-from aiaas_magics.notebook.views.picture import Picture, Stop, picture
+from aiaas_magics.notebook.views.picture import JobPicture, StudyStop, picture
 from aiaas_magics.notebook.views.words import news, words_of
 
 EVIL = "<script>alert('x')</script>\"&"
@@ -55,7 +55,7 @@ def running(*more: Any) -> JobStory:
     )
 
 
-def shown(story: JobStory, **more: Any) -> Picture:
+def shown(story: JobStory, **more: Any) -> JobPicture:
     return picture(story, title="Job 7", now_s=story.at_s, **more)
 
 
@@ -150,7 +150,7 @@ class Tags(HTMLParser):
 def test_everything_that_comes_from_a_job_is_escaped() -> None:
     report = ErrorReport(type=EVIL, message=EVIL, ranks=(0,))
     story = running((0, WorkerStarted(pid=1, device=EVIL)), Notice(text=EVIL), (0, Crashed(report=report)))
-    seen = picture(story, title=EVIL, now_s=0.0, hint=EVIL, stops=[Stop(label=EVIL, state="running")])
+    seen = picture(story, title=EVIL, now_s=0.0, hint=EVIL, stops=[StudyStop(label=EVIL, state="running")])
 
     tags = Tags()
     tags.feed(html_of(seen))
@@ -196,10 +196,10 @@ class Recorder:
         self.painted = threading.Event()
         self.left: list[live.Bundle] = []
 
-    def open(self, picture: Picture) -> None:
+    def open(self, picture: JobPicture) -> None:
         self.calls.append("open")
 
-    def paint(self, picture: Picture) -> None:
+    def paint(self, picture: JobPicture) -> None:
         self.calls.append(picture.status)
         self.painted.set()
 
@@ -240,7 +240,7 @@ def test_a_view_that_was_given_nothing_leaves_its_last_picture_as_html_and_words
 def test_a_front_end_that_breaks_does_not_end_the_job(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     broken = threading.Event()
 
-    def fail(picture: Picture) -> None:
+    def fail(picture: JobPicture) -> None:
         if not broken.is_set():
             broken.set()
             raise OSError("the browser went away")
@@ -257,7 +257,7 @@ def test_a_front_end_that_breaks_does_not_end_the_job(recorder: Recorder, monkey
 def test_a_thread_that_hangs_is_reported(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     stuck, release = threading.Event(), threading.Event()
 
-    def hang(picture: Picture) -> None:
+    def hang(picture: JobPicture) -> None:
         stuck.set()
         release.wait(30)
 

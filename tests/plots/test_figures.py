@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from msgspec.structs import replace
 
-from aiaas_magics.core.scaling.endpoint_samples import Sample, Watched
+from aiaas_magics.core.scaling.endpoint_samples import EndpointWatch, Sample
 from aiaas_magics.core.scaling.laws import SpeedupPoint, fit_study
 from aiaas_magics.core.scaling.load_report import Answers, LoadPoint, LoadReport, RatePoint
 from aiaas_magics.core.scaling.projection import StepPoint, project
@@ -277,7 +277,7 @@ def watched_sample(at_s: float, **by_version: float) -> Sample:
 
 def test_a_watched_endpoint_is_drawn_with_the_share_of_each_version() -> None:
     samples = (watched_sample(1.0, v1=100.0), watched_sample(2.0), watched_sample(3.0, v1=60.0, v2=20.0))
-    watched = Watched(endpoint="churn", samples=samples, unanswered=1, ended="Ended by an interrupt.")
+    watched = EndpointWatch(endpoint="churn", samples=samples, unanswered=1, ended="Ended by an interrupt.")
 
     said = words_of(watched_figure(watched))
 
@@ -287,7 +287,7 @@ def test_a_watched_endpoint_is_drawn_with_the_share_of_each_version() -> None:
     told = watched_text(watched)
     assert "median" in told
     assert "Ended by an interrupt." in told
-    for nothing in (Watched(endpoint="churn"), Watched(endpoint="churn", samples=(watched_sample(1.0),))):
+    for nothing in (EndpointWatch(endpoint="churn"), EndpointWatch(endpoint="churn", samples=(watched_sample(1.0),))):
         assert as_png(watched_figure(nothing)).startswith(b"\x89PNG")
         assert "No request was answered meanwhile" in watched_text(nothing)
 
@@ -304,7 +304,7 @@ def test_an_idle_endpoint_does_not_look_like_an_outage(wrong: dict[str, float], 
     sample = replace(watched_sample(1.0), **wrong)
 
     assert sample_line(sample) == line
-    assert note in watched_text(Watched(endpoint="churn", samples=(sample,)))
+    assert note in watched_text(EndpointWatch(endpoint="churn", samples=(sample,)))
 
 
 def epoch(number: int, **logs: float) -> EpochRow:
@@ -375,7 +375,7 @@ NO_FORMULA = r"$\notacommand{$ and $x_1^2$ \\ %"
 def test_a_name_is_no_formula() -> None:
     """Names of metrics, jobs and endpoints are the user's or a backend's; mathtext raised over them, after the training."""
     epochs = [EpochRow(epoch=epoch, seconds=1.0, rows=10, logs={f"loss {NO_FORMULA}": 1.0, NO_FORMULA: 0.5}) for epoch in range(3)]
-    watched = Watched(endpoint=NO_FORMULA, samples=(), unanswered=0)
+    watched = EndpointWatch(endpoint=NO_FORMULA, samples=(), unanswered=0)
     load = LoadReport(endpoint=NO_FORMULA, rows=1, hardware=NO_FORMULA, points=())
     study = report(POINTS, hardware=NO_FORMULA)
 

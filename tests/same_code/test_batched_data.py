@@ -16,7 +16,7 @@ from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
 from aiaas_magics.client.training.dataset_feed import Feed
 from aiaas_magics.core.errors import DataMismatch
-from aiaas_magics.core.feed_frames import FeedView, Kind, decode
+from aiaas_magics.core.feed_frames import FeedView, FrameKind, decode
 from aiaas_magics.packing.fitcall import batch_sources
 from tests.same_code.fits import fit
 
@@ -127,7 +127,7 @@ class Recorder:
 
     def put(self, path: str, frame: bytes, _: Any) -> FeedView:
         self.frames.append(frame)
-        if decode(frame)[0] is Kind.FAILED:
+        if decode(frame)[0] is FrameKind.FAILED:
             self.failed.set()
         return self.view()
 
@@ -145,7 +145,7 @@ def test_a_job_hears_at_once_that_a_batch_does_not_fit() -> None:
 
     assert recorder.failed.wait(30.0), "it would wait for 60 s else"
     kind, parts = decode(recorder.frames[-1])
-    assert kind is Kind.FAILED
+    assert kind is FrameKind.FAILED
     assert b"A batch of x is float32 (10, 24, 8)" in parts[0]
     assert isinstance(feed.error, DataMismatch)
 

@@ -3,7 +3,7 @@
 Owns the form that the server and the workers share: written beside its place and renamed, so that it
 is whole or not there; its files are named with their hashes, so that one torn by a power cut is passed
 over. The server reads what a worker wrote, in which the user's code ran: only plain files of the folder
-itself are opened. What stands in the files belongs to `training.checkpoints`.
+itself are opened. What stands in the files belongs to `checkpoint_contents`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Final, Self
 
 import xxhash
 
-from aiaas_magics.backend.folders.small_files import NotPlain, open_plain, read_plain
+from aiaas_magics.backend.folders.small_files import NotPlainFile, open_plain, read_plain
 
 KEPT: Final = 2  # the newest, and one more for when the newest is torn
 MANIFEST: Final = "manifest.json"
@@ -34,7 +34,7 @@ NAME: Final = re.compile(r"epoch-(\d{5,12})(?:-step-(\d{8,15}))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
+class TrainingPosition:
     """Where a training goes on: the first step that is left to do. Both count from 0."""
 
     epoch: int
@@ -55,7 +55,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def written(folder: Path, place: Place) -> Iterator[Path]:
+def written(folder: Path, place: TrainingPosition) -> Iterator[Path]:
     """A folder to put files into; on the way out it gets its name, and all but the newest few are removed.
 
     What has a name outlives a power cut; what an error interrupts leaves nothing.
@@ -81,7 +81,7 @@ def written(folder: Path, place: Place) -> Iterator[Path]:
     _prune(folder, place)
 
 
-def newest_whole(folder: Path) -> tuple[Place, Path] | None:
+def newest_whole(folder: Path) -> tuple[TrainingPosition, Path] | None:
     """The newest checkpoint in `folder` that is not damaged."""
     return next(((place, path) for place, path in _newest_first(folder) if is_whole(path)), None)
 
@@ -90,7 +90,7 @@ def is_whole(path: Path) -> bool:
     """Whether the manifest names plain files of this folder, and each has the hash that it says."""
     try:
         return all(_hash(path / name) == expected for name, expected in _manifest(path).items())
-    except (OSError, NotPlain):
+    except (OSError, NotPlainFile):
         return False
 
 
@@ -103,12 +103,12 @@ def _manifest(path: Path) -> dict[str, str]:
     try:
         hashes = json.loads(read_plain(path / MANIFEST, most_bytes=JSON_BYTES, links=None))
     except (ValueError, RecursionError) as error:
-        raise NotPlain("is no JSON") from error
+        raise NotPlainFile("is no JSON") from error
     if not isinstance(hashes, dict) or not 0 < len(hashes) <= FILES:
-        raise NotPlain("names no files")
+        raise NotPlainFile("names no files")
     for name in hashes:
         if name != os.path.basename(name) or name in ("", os.curdir, os.pardir) or "\0" in name:
-            raise NotPlain("names a file elsewhere")
+            raise NotPlainFile("names a file elsewhere")
     return hashes
 
 
@@ -141,12 +141,14 @@ def keep_newest(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _newest_first(folder: Path) -> list[tuple[Place, Path]]:
-    found = [(place, path) for path in folder.glob("epoch-*") if (place := Place.of(path)) and path.is_dir() and not path.is_symlink()]
+def _newest_first(folder: Path) -> list[tuple[TrainingPosition, Path]]:
+    found = [
+        (place, path) for path in folder.glob("epoch-*") if (place := TrainingPosition.of(path)) and path.is_dir() and not path.is_symlink()
+    ]
     return sorted(found, reverse=True)
 
 
-def _prune(folder: Path, newest: Place) -> None:
+def _prune(folder: Path, newest: TrainingPosition) -> None:
     """What stands after `newest` was passed over when the attempt began: it is damaged."""
     before = [path for place, path in _newest_first(folder) if place <= newest]
     for _, path in _newest_first(folder):

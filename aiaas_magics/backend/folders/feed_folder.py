@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from aiaas_magics.backend.folders.small_files import NotPlain, read_plain, when_there_is_room, write_private
+from aiaas_magics.backend.folders.small_files import NotPlainFile, read_plain, when_there_is_room, write_private
 
 LOOK_S: Final = 0.001  # what waiting may cost a step; a look is one stat
 PASS_DIGITS: Final = 15  # of the number of a pass, which travels as an integer of 64 bits
@@ -46,7 +46,7 @@ class FeedFolder:
         """The pass that the reader is in; -1 before it has begun one."""
         try:
             return int(read_plain(self.path / "pass", most_bytes=PASS_DIGITS))
-        except (OSError, NotPlain, ValueError):
+        except (OSError, NotPlainFile, ValueError):
             return -1
 
     def waiting(self) -> int:

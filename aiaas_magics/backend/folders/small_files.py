@@ -25,7 +25,7 @@ NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe waits for its other end
 
 
-class NotPlain(Exception):
+class NotPlainFile(Exception):
     """A file that is not what it should be. The argument is a clause with the file as its subject."""
 
 
@@ -42,11 +42,11 @@ def open_plain(path: Path, flags: int = os.O_RDONLY, *, most_bytes: int | None =
     """
     try:
         if not NO_LINK and os.path.islink(path):
-            raise NotPlain("is a link")
+            raise NotPlainFile("is a link")
         descriptor = os.open(path, flags | NO_LINK | NO_WAIT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
         if os.path.islink(path):
-            raise NotPlain("is a link") from error
+            raise NotPlainFile("is a link") from error
         raise
     file = open(descriptor, "rb" if flags == os.O_RDONLY else "r+b", buffering=0)  # noqa: SIM115 - it is the caller's to close
     try:
@@ -59,11 +59,11 @@ def open_plain(path: Path, flags: int = os.O_RDONLY, *, most_bytes: int | None =
 
 def _check_plain(status: os.stat_result, most_bytes: int | None, links: int | None) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise NotPlain("is not a regular file")
+        raise NotPlainFile("is not a regular file")
     if links is not None and status.st_nlink > links:  # 0 of a file that was removed since
-        raise NotPlain("has another name elsewhere (a hard link)")
+        raise NotPlainFile("has another name elsewhere (a hard link)")
     if most_bytes is not None and status.st_size > most_bytes:
-        raise NotPlain(f"has {status.st_size:,} bytes, and {most_bytes:,} are the most")
+        raise NotPlainFile(f"has {status.st_size:,} bytes, and {most_bytes:,} are the most")
 
 
 def read_plain(path: Path, *, most_bytes: int, links: int | None = 1) -> bytes:
@@ -73,7 +73,7 @@ def read_plain(path: Path, *, most_bytes: int, links: int | None = 1) -> bytes:
         while piece := file.read(most_bytes + 1 - len(data)):
             data += piece
     if len(data) > most_bytes:  # it grows while it is read
-        raise NotPlain(f"has more than {most_bytes:,} bytes")
+        raise NotPlainFile(f"has more than {most_bytes:,} bytes")
     return data
 
 

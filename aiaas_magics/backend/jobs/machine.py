@@ -24,7 +24,7 @@ from aiaas_magics.backend.jobs.machine_events import (
     ServerEnds,
     StartFailed,
 )
-from aiaas_magics.backend.jobs.states import Blame, Job, Verdict, check_move
+from aiaas_magics.backend.jobs.states import Blame, JobStatus, Verdict, check_move
 from aiaas_magics.core.events import StateChanged, WorkerLost
 from aiaas_magics.core.spec import JobState
 
@@ -37,10 +37,10 @@ BLAME_PATIENCE_S: Final = 1.0  # guess: the end of a process is seen within a te
 SILENT: Final = "did not answer the other workers any more"
 FEWER_RANKS: Final = "its workers lost each other"
 
-Step = tuple[Job, tuple[Action, ...]]
+Step = tuple[JobStatus, tuple[Action, ...]]
 
 
-def handle(job: Job, event: Event) -> Step:  # noqa: C901 - one case an event
+def handle(job: JobStatus, event: Event) -> Step:  # noqa: C901 - one case an event
     """The job after `event`, and what is to be done.
 
     A job that is over, and an event of an attempt that is over, change nothing.
@@ -75,13 +75,13 @@ def handle(job: Job, event: Event) -> Step:  # noqa: C901 - one case an event
             assert_never(event)
 
 
-def is_late(job: Job, event: Event) -> bool:
+def is_late(job: JobStatus, event: Event) -> bool:
     """Whether the event tells of an attempt that is not the present one, or not running."""
     attempt = getattr(event, "attempt", None)
     return attempt is not None and (attempt != job.attempt or job.state not in {JobState.RUNNING, JobState.STOPPING})
 
 
-def _placed(job: Job, ranks: int) -> Step:
+def _placed(job: JobStatus, ranks: int) -> Step:
     if job.state is not JobState.QUEUED:
         return job, ()
     why, number = job.reason, job.attempt + 1
@@ -90,7 +90,7 @@ def _placed(job: Job, ranks: int) -> Step:
     return job, (record, StartAttempt(number, why))
 
 
-def _cancel(job: Job) -> Step:
+def _cancel(job: JobStatus) -> Step:
     if job.state is JobState.QUEUED:
         return _end(job, JobState.CANCELLED, "cancelled before it started")
     if job.state is JobState.STOPPING:
@@ -99,32 +99,32 @@ def _cancel(job: Job) -> Step:
     return job, (record, StopAttempt(attempt=job.attempt, grace_s=CANCEL_GRACE_S))
 
 
-def _postpone(job: Job) -> Step:
+def _postpone(job: JobStatus) -> Step:
     if job.state is JobState.QUEUED:
         return job, ()
     job = replace(job, verdict=job.verdict or Verdict(Blame.POSTPONED, "the server was stopped; the job goes on where it left off"))
     return job, (StopAttempt(attempt=job.attempt, grace_s=1.0),)
 
 
-def _start_failed(job: Job, why: str) -> Step:
+def _start_failed(job: JobStatus, why: str) -> Step:
     job = replace(job, verdict=job.verdict or Verdict(Blame.LOST, why))
     return job, (StopAttempt(attempt=job.attempt),)
 
 
-def _finished(job: Job) -> Step:
+def _finished(job: JobStatus) -> Step:
     if len(job.finished) < job.ranks:
         return job, ()
     return job, (StopAttempt(attempt=job.attempt, patience_s=FINISH_PATIENCE_S),)
 
 
-def _crashed(job: Job, rank: int, what: str) -> Step:
+def _crashed(job: JobStatus, rank: int, what: str) -> Step:
     if job.verdict is not None or job.state is JobState.STOPPING:
         return job, ()
     job = replace(job, verdict=Verdict(Blame.CRASHED, what))
     return job, (StopAttempt(attempt=job.attempt, patience_s=CRASH_PATIENCE_S),)
 
 
-def _ended(job: Job, event: RankEnded) -> Step:
+def _ended(job: JobStatus, event: RankEnded) -> Step:
     """A rank's process is gone. Only the first that went unasked is worth a word."""
     if event.rank in job.ended:
         return job, ()
@@ -145,7 +145,7 @@ def _ended(job: Job, event: RankEnded) -> Step:
     return job, actions + last
 
 
-def _stuck(job: Job, rank: int, how: str) -> Step:
+def _stuck(job: JobStatus, rank: int, how: str) -> Step:
     """The others wait for it, so that none of them would end by itself."""
     if job.verdict is not None or job.state is JobState.STOPPING or rank in job.finished:
         return job, ()
@@ -153,7 +153,7 @@ def _stuck(job: Job, rank: int, how: str) -> Step:
     return job, (Record(WorkerLost(how=how), rank), StopAttempt(attempt=job.attempt))
 
 
-def _conclude(job: Job) -> Step:
+def _conclude(job: JobStatus) -> Step:
     """Every process is gone: what became of the attempt?
 
     Rank 0 says that it finished only when the whole result stands on disk, so a result is never thrown away
@@ -165,7 +165,7 @@ def _conclude(job: Job) -> Step:
     return _conclude_badly(job)
 
 
-def _conclude_badly(job: Job) -> Step:
+def _conclude_badly(job: JobStatus) -> Step:
     clear = ClearAttempt(job.attempt)
     if job.state is JobState.STOPPING:
         job, actions = _end(job, JobState.CANCELLED, "cancelled")
@@ -184,7 +184,7 @@ def _conclude_badly(job: Job) -> Step:
             assert_never(verdict.blame)
 
 
-def _retry_or_fail(job: Job, why: str) -> Step:
+def _retry_or_fail(job: JobStatus, why: str) -> Step:
     clear = ClearAttempt(job.attempt)
     if job.lost > job.retries:
         job, actions = _end(job, JobState.FAILED, why)
@@ -193,11 +193,11 @@ def _retry_or_fail(job: Job, why: str) -> Step:
     return job, (clear, record)
 
 
-def _end(job: Job, state: JobState, reason: str) -> Step:
+def _end(job: JobStatus, state: JobState, reason: str) -> Step:
     job, record = _move(job, state, reason)
     return job, (record, ClearJob(resumable=state is not JobState.SUCCEEDED))
 
 
-def _move(job: Job, state: JobState, reason: str) -> tuple[Job, Record]:
+def _move(job: JobStatus, state: JobState, reason: str) -> tuple[JobStatus, Record]:
     check_move(job, state)
     return replace(job, state=state, reason=reason), Record(StateChanged(state=state, reason=reason))

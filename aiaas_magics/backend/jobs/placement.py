@@ -13,7 +13,7 @@ from aiaas_magics.core.errors import NotEnoughDevices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class DeviceRequest:
     """What a job wants. `workers` of None: one worker with everything; `alone`: the machine to itself.
 
     `together`: one process drives the devices of all workers; or so many `processes` drive equally many each.
@@ -35,13 +35,13 @@ class Seats:
     ranks: tuple[tuple[int, ...], ...]
 
 
-def check(ask: Ask, *, devices: int, backend: str) -> None:
+def check(ask: DeviceRequest, *, devices: int, backend: str) -> None:
     """Raises `NotEnoughDevices` for what these devices can never give."""
     if ask.workers is not None and ask.workers > devices and not ask.oversubscribe:
         raise NotEnoughDevices(ask.workers, devices, backend)
 
 
-def seats_for(ask: Ask, *, devices: int, held: frozenset[int], one_each: bool = False) -> Seats | None:
+def seats_for(ask: DeviceRequest, *, devices: int, held: frozenset[int], one_each: bool = False) -> Seats | None:
     """The seats that `ask` can have now; None when it must wait.
 
     `one_each` is for devices of which a worker drives only one (GPUs): one worker with everything is
@@ -66,7 +66,9 @@ def seats_for(ask: Ask, *, devices: int, held: frozenset[int], one_each: bool = 
     return None if wanted & held else Seats(wanted, ranks)
 
 
-def place(waiting: Sequence[Ask], *, devices: int, held: Mapping[str, frozenset[int]], one_each: bool = False) -> list[tuple[Ask, Seats]]:
+def place(
+    waiting: Sequence[DeviceRequest], *, devices: int, held: Mapping[str, frozenset[int]], one_each: bool = False
+) -> list[tuple[DeviceRequest, Seats]]:
     """Those of `waiting`, oldest first, that can start now. The first that cannot makes all behind it wait."""
     taken: frozenset[int] = frozenset().union(*held.values())
     placed = []
@@ -79,7 +81,7 @@ def place(waiting: Sequence[Ask], *, devices: int, held: Mapping[str, frozenset[
     return placed
 
 
-def why_waiting(ask: Ask, *, devices: int, held: Mapping[str, frozenset[int]], before: Sequence[str], noun: str) -> str:
+def why_waiting(ask: DeviceRequest, *, devices: int, held: Mapping[str, frozenset[int]], before: Sequence[str], noun: str) -> str:
     """One clause for the user: what the job waits for."""
     count = devices if ask.workers is None or ask.alone else min(ask.workers, devices)
     what = f"{count} {noun}{'' if count == 1 else 's'}"

@@ -42,7 +42,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class JobStatus:
     """A job and its present attempt. `finished` and `ended` are ranks of that attempt."""
 
     id: str
@@ -61,7 +61,7 @@ class Job:
         return self.ranks > 0 and len(self.ended) == self.ranks
 
 
-def check_move(job: Job, state: JobState) -> None:
+def check_move(job: JobStatus, state: JobState) -> None:
     """Raises `AiaasBug`, with the job that led there, when `state` may not follow."""
     if state not in MOVES[job.state]:
         raise AiaasBug(f"{job} cannot become {state}")

@@ -1,7 +1,7 @@
 """Accepting connections, one in a turn of the event loop.
 
 Owns what happens before anything is read: the pace, TLS handshakes that do not end, and what to do when descriptors are used up.
-What is spoken on a connection, and how many there may be, belongs to `limited`.
+What is spoken on a connection, and how many there may be, belongs to `limited_http`.
 
 The event loop's own server accepts all that waits before any of it is looked at. With descriptors used up, uvloop then closes
 whatever waits, good and bad. Here each is made, and another closed for it if need be, before the next is taken.

@@ -19,11 +19,11 @@ from typing import Final
 import msgspec
 
 from aiaas_magics.backend.folders import checkpoint_folder
-from aiaas_magics.backend.folders.checkpoint_folder import Place
-from aiaas_magics.backend.folders.small_files import NotPlain, open_plain
+from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
+from aiaas_magics.backend.folders.small_files import NotPlainFile, open_plain
 from aiaas_magics.backend.jobs.actions import StartAttempt
-from aiaas_magics.backend.jobs.placement import Ask, Seats
-from aiaas_magics.backend.jobs.states import Blame, Job, Verdict
+from aiaas_magics.backend.jobs.placement import DeviceRequest, Seats
+from aiaas_magics.backend.jobs.states import Blame, JobStatus, Verdict
 from aiaas_magics.backend.server.devices import Machine
 from aiaas_magics.backend.server.storage.blob_store import BlobStore
 from aiaas_magics.backend.server.storage.records import JobRecord
@@ -43,15 +43,15 @@ FILES_SHOWN: Final = 10_000  # guess: more files than that are no result that a 
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class AttemptPlan:
     """What an attempt starts with, and from where on it trains."""
 
     folder: AttemptFolder
     commands: tuple[WorkerCommand, ...]
-    begin: Place
+    begin: TrainingPosition
 
 
-def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStore, machine: Machine) -> Plan:
+def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStore, machine: Machine) -> AttemptPlan:
     """Make the folders of the job's present attempt, and the commands of its ranks."""
     job, spec = record.job, record.spec
     folder = AttemptFolder(state.attempt(job.id, job.attempt))
@@ -90,12 +90,12 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
         )
         for rank, positions in enumerate(seats.ranks)
     )
-    return Plan(folder, commands, checkpoint[0] if checkpoint else Place(spec.shape.initial_epoch))
+    return AttemptPlan(folder, commands, checkpoint[0] if checkpoint else TrainingPosition(spec.shape.initial_epoch))
 
 
-def ask_of(job: str, spec: FitSpec, machine: Machine) -> Ask:
+def ask_of(job: str, spec: FitSpec, machine: Machine) -> DeviceRequest:
     """What the job wants of this machine."""
-    return Ask(
+    return DeviceRequest(
         job=job,
         workers=spec.workers,
         oversubscribe=spec.oversubscribe,
@@ -105,12 +105,12 @@ def ask_of(job: str, spec: FitSpec, machine: Machine) -> Ask:
     )
 
 
-def why(action: StartAttempt, begin: Place) -> str:
+def why(action: StartAttempt, begin: TrainingPosition) -> str:
     """What the user reads when a job is tried again; nothing for a first attempt."""
     if not action.why:
         return ""
     reason = action.why[0].upper() + action.why[1:]
-    return f"{reason}. Attempt {action.attempt} {'starts from the beginning' if begin == Place(0) else f'goes on from {begin}'}."
+    return f"{reason}. Attempt {action.attempt} {'starts from the beginning' if begin == TrainingPosition(0) else f'goes on from {begin}'}."
 
 
 def files_of(folder: Path) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ def files_of(folder: Path) -> tuple[str, ...]:
         folders[:] = sorted(name for name in folders if not os.path.islink(os.path.join(root, name)))
         for name in sorted(names):
             path = Path(root, name)
-            with contextlib.suppress(OSError, NotPlain, UnicodeEncodeError):
+            with contextlib.suppress(OSError, NotPlainFile, UnicodeEncodeError):
                 path.relative_to(folder).as_posix().encode()
                 open_plain(path).close()
                 shown.append(path.relative_to(folder).as_posix())
@@ -152,7 +152,7 @@ def clear_job(folder: Path, *, resumable: bool) -> None:
             folder.rmdir()
 
 
-def kept_checkpoint(state: StateFolder, job: str) -> tuple[Place, Path]:
+def kept_checkpoint(state: StateFolder, job: str) -> tuple[TrainingPosition, Path]:
     """The last checkpoint of a job that has ended.
 
     Raises:
@@ -173,7 +173,7 @@ def checkpoint_view(state: StateFolder, job: str) -> CheckpointView:
     try:
         kept = checkpoint_folder.state_in(path)["variables"]
         variables = tuple(msgspec.convert(kept, list[TensorSpec]))
-    except (OSError, NotPlain, ValueError, TypeError, LookupError, RecursionError, msgspec.ValidationError) as error:
+    except (OSError, NotPlainFile, ValueError, TypeError, LookupError, RecursionError, msgspec.ValidationError) as error:
         raise InvalidSpec(
             f"The checkpoint that job {job} left is not understood. Leave --resume out to train from the beginning."
         ) from error
@@ -201,7 +201,7 @@ async def end_leftovers(state: StateFolder, pool: WorkerPool, job: str, *, livin
         await pool.clear(left)
 
 
-def restored(job: Job, said: Sequence[Entry]) -> Job:
+def restored(job: JobStatus, said: Sequence[Entry]) -> JobStatus:
     """`job` with what the log of its present attempt tells; how its processes ended is seen again by watching."""
     finished = frozenset(entry.rank for entry in said if isinstance(entry.event, Finished) and entry.rank is not None)
     verdict: Verdict | None = None

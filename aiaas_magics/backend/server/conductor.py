@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from aiaas_magics.backend.folders.small_files import NotPlain, says_no_room
+from aiaas_magics.backend.folders.small_files import NotPlainFile, says_no_room
 from aiaas_magics.backend.jobs import placement
 from aiaas_magics.backend.jobs.actions import Action, ClearAttempt, ClearJob, KeepResult, Record, StartAttempt, StopAttempt
 from aiaas_magics.backend.jobs.machine import CANCEL_GRACE_S, handle
@@ -31,7 +31,7 @@ from aiaas_magics.backend.jobs.machine_events import (
     ServerEnds,
     StartFailed,
 )
-from aiaas_magics.backend.jobs.placement import Ask, Seats
+from aiaas_magics.backend.jobs.placement import DeviceRequest, Seats
 from aiaas_magics.backend.server import attempt_files
 from aiaas_magics.backend.server.devices import Machine
 from aiaas_magics.backend.server.sightings import inputs_of
@@ -375,7 +375,7 @@ class Conductor:
             try:
                 sha = await asyncio.to_thread(self._blobs.keep, folder.result)
                 files = await asyncio.to_thread(attempt_files.files_of, self._state.job(job) / "files")
-            except (OSError, NotPlain, StoreNotWritable) as error:
+            except (OSError, NotPlainFile, StoreNotWritable) as error:
                 if isinstance(error, StoreNotWritable) and says_no_room(str(error)):  # a training is not thrown away for that
                     await self._troubles.wait_for_room(job, error)
                     continue
@@ -460,7 +460,7 @@ class Conductor:
             self._queue.put_nowait(Happened(ask.job, (Placed(len(seats.ranks)),), changes={"seats": attempt_files.encode_seats(seats)}))
         self._say_why(asks[len(placed) :], held)
 
-    def _say_why(self, asks: Sequence[Ask], held: dict[str, frozenset[int]]) -> None:
+    def _say_why(self, asks: Sequence[DeviceRequest], held: dict[str, frozenset[int]]) -> None:
         noun = "GPU" if self._machine.one_each else "core"
         for position, ask in enumerate(asks):
             before = [other.job for other in asks[:position]]

@@ -61,7 +61,7 @@ BACKLOG: Final = 2048  # uvicorn's own default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class ServerOptions:
     """How to serve. A `port` of None is that of last time, or any; `idle_minutes` of None never ends by itself."""
 
     state: Path
@@ -97,7 +97,7 @@ class Options:
         return (str(self.tls_cert), str(self.tls_key)) if self.tls_cert and self.tls_key else None
 
 
-def serve(options: Options, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
+def serve(options: ServerOptions, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
     """Serve until told to end. `on_ready` hears the URL.
 
     Raises:
@@ -108,14 +108,14 @@ def serve(options: Options, *, on_ready: Callable[[str], None] = lambda _: None)
     state = StateFolder.open(options.state)
     try:
         with listening(options, state) as listener:
-            server = Server(options, state, listener, on_ready)
+            server = ServerParts(options, state, listener, on_ready)
             with asyncio.Runner(loop_factory=fast_loop()) as runner:
                 runner.run(server.run())
     finally:
         state.close()
 
 
-def listening(options: Options, state: StateFolder) -> socket.socket:
+def listening(options: ServerOptions, state: StateFolder) -> socket.socket:
     """A bound socket: on the port that was asked for, else on that of last time, else on any, and then with a new token.
 
     Raises:
@@ -142,10 +142,10 @@ def listening(options: Options, state: StateFolder) -> socket.socket:
     raise AssertionError("port 0 is always tried last")
 
 
-class Server:
+class ServerParts:
     """The parts of one server and their order of life."""
 
-    def __init__(self, options: Options, state: StateFolder, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
+    def __init__(self, options: ServerOptions, state: StateFolder, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
         clock: Clock = SystemClock()
         self._options, self._state, self._listener, self._on_ready = options, state, listener, on_ready
         self.port: int = listener.getsockname()[1]
@@ -308,7 +308,7 @@ class _Http(LimitedServer):
         yield
 
 
-def _url(options: Options, port: int) -> str:
+def _url(options: ServerOptions, port: int) -> str:
     scheme = "https" if options.tls else "http"
     host = options.host
     with contextlib.suppress(ValueError):

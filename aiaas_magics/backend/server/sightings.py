@@ -1,6 +1,6 @@
 """What a look into an attempt's folder brought, in words of the log and of the machine.
 
-Owns the translation only. Looking belongs to `workers.watch`, deciding to `jobs.machine`, keeping to `conductor`.
+Owns the translation only. Looking belongs to `attempt_watch`, deciding to `jobs.machine`, keeping to `conductor`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Final
 from aiaas_magics.backend.jobs.machine_events import Event, RankCrashed, RankEnded, RankFinished, RankStuck
 from aiaas_magics.backend.server.storage.records import NewEntry
 from aiaas_magics.backend.workers.local.attempt_folder import EXIT_ALONE
-from aiaas_magics.backend.workers.local.attempt_watch import STOPPED_S, Seen
+from aiaas_magics.backend.workers.local.attempt_watch import STOPPED_S, AttemptNews
 from aiaas_magics.core.events import AttemptStarted, Crashed, Finished, Notice, StateChanged, WorkerStarted
 
 PAUSED: Final = f"is stopped (SIGSTOP) and the others wait for it. The attempt is given up in {STOPPED_S:g} s; kill -CONT lets it go on."
 
 
-def inputs_of(seen: Seen, *, attempt: int, labels: Sequence[str], stopping: bool, now_s: float) -> list[NewEntry | Event]:
+def inputs_of(seen: AttemptNews, *, attempt: int, labels: Sequence[str], stopping: bool, now_s: float) -> list[NewEntry | Event]:
     """In the order in which it happened. `labels` name the ranks' devices; `stopping` says that we told the attempt to end."""
 
     def word(event: WorkerStarted | Notice, rank: int) -> NewEntry:

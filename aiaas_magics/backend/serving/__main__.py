@@ -1,6 +1,6 @@
 """`python -m aiaas_magics.backend.serving --state DIR`: the command line of the inference process.
 
-Owns options, the log's form and the exit code. Serving belongs to `process`, and to `beside` in a front end that is not the first.
+Owns parsing it, and handing it to `inference_process`, or to `worker_process` in a front end that is not the first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aiaas_magics.backend.serving.front_ends.worker_process import Place
 from aiaas_magics.backend.serving.http.inference_app import BODY_BYTES, JSON_BYTES
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.process import inference_process
-from aiaas_magics.backend.serving.process.inference_process import Options
+from aiaas_magics.backend.serving.process.inference_process import InferenceOptions
 from aiaas_magics.core.errors import AiaasError
 from aiaas_magics.core.plain_text import log_to
 
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     who = f"front end {place.index}: " if place.index else ""
     log_to(sys.stderr, f"%(asctime)s %(levelname)s %(name)s: {who}%(message)s")
     try:
-        options = Options(**given | {"cors": tuple(given["cors"])})
+        options = InferenceOptions(**given | {"cors": tuple(given["cors"])})
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
             runner.run(worker_process.run(options, place) if place.index else inference_process.run(options))
     except AiaasError as error:

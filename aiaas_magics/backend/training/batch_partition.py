@@ -19,7 +19,7 @@ Shuffle = bool | Literal["batch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class RankPart:
     """What a rank has of one global batch.
 
     `share` weighs the rank's mean in the batch's mean; the shares of all ranks add up to 1.
@@ -45,7 +45,7 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class BatchPartition:
     """How `rows` rows, in global batches of `batch`, fall to `rank` of `ranks`."""
 
     rows: int
@@ -78,14 +78,14 @@ class Plan:
         return self.ranks > 1 and (0 < self.tail_rows < self.ranks or (self.full_batches > 0 and self.batch < self.ranks))
 
     @property
-    def full(self) -> Part:
+    def full(self) -> RankPart:
         return part_of(self.rank, rows=self.batch, ranks=self.ranks)
 
     @property
-    def tail(self) -> Part:
+    def tail(self) -> RankPart:
         return part_of(self.rank, rows=self.tail_rows, ranks=self.ranks)
 
-    def part(self, step: int) -> Part:
+    def part(self, step: int) -> RankPart:
         """What the rank has of the batch at `step` of a pass, counted from 0."""
         return self.full if step < self.full_batches else self.tail
 
@@ -102,12 +102,12 @@ class Plan:
         )
 
 
-def part_of(rank: int, *, rows: int, ranks: int) -> Part:
+def part_of(rank: int, *, rows: int, ranks: int) -> RankPart:
     """What `rank` has of one global batch of `rows` rows."""
     if rows < ranks:
-        return Part(rows=rows, share=1.0 / ranks, alone=True)
+        return RankPart(rows=rows, share=1.0 / ranks, alone=True)
     mine = len(rows_of(rank, rows=rows, ranks=ranks))
-    return Part(rows=mine, share=mine / rows, alone=False)
+    return RankPart(rows=mine, share=mine / rows, alone=False)
 
 
 def order_of(epoch: int, *, rows: int, batch: int, shuffle: Shuffle, seed: int) -> Indices:

@@ -1,7 +1,7 @@
 """Which batches an epoch of `fit` gets, for Keras' iterators that hand out arrays themselves.
 
 Owns following the passes over the data: where an epoch starts in its pass, and when the next pass
-begins. The order of rows in a pass is `plan`.
+begins. The order of rows in a pass is `batch_partition`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from aiaas_magics.backend.folders.checkpoint_folder import Place
-from aiaas_magics.backend.training.batch_partition import Indices, Plan, Shuffle, order_of, place_of
+from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
+from aiaas_magics.backend.training.batch_partition import BatchPartition, Indices, Shuffle, order_of, place_of
 from aiaas_magics.backend.training.loop_length import Pacing
 from aiaas_magics.core.row_order import whole_executions
 
@@ -25,8 +25,8 @@ class Reading:
 
     seed: int
     first_epoch: int = 0  # the user's initial_epoch
-    start: Place  # where this attempt starts
-    plan: Plan | None = None
+    start: TrainingPosition  # where this attempt starts
+    plan: BatchPartition | None = None
     pace: Pacing | None = None  # how many steps a call makes; None: Keras' `steps_per_execution`
     test_pace: Pacing | None = None
     kernel_order: Callable[..., Indices] | None = None  # of a pass, by rows, batch and shuffle: that of plain `fit`
@@ -38,7 +38,7 @@ class Reading:
 class Passes:
     """Positions in the data, batch by batch, pass after pass."""
 
-    def __init__(self, reading: Reading, plan: Plan, *, shuffle: Shuffle, steps_per_epoch: int | None) -> None:
+    def __init__(self, reading: Reading, plan: BatchPartition, *, shuffle: Shuffle, steps_per_epoch: int | None) -> None:
         self._reading, self._plan, self._shuffle = reading, plan, shuffle
         if steps_per_epoch is not None:
             steps_per_epoch = whole_executions(steps_per_epoch, reading.execution)

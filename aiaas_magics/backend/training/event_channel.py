@@ -1,6 +1,6 @@
 """What a rank says: one line an event, appended to its file in the attempt's folder.
 
-Owns the writing only. Who reads the file, and when, is `workers.watch`.
+Owns the writing only. Who reads the file, and when, is `attempt_watch`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WAITING_BYTES: Final = 4 * 1024 * 1024  # guess: a day of events of one rank
 ROOM_LOOK_S: Final = 0.2
 
 
-class Channel(Protocol):
+class EventChannel(Protocol):
     """Where a rank's events go. `send` returns when the event outlives the process, or waits in memory for room on a full disk."""
 
     def send(self, event: AnyEvent, /) -> None: ...

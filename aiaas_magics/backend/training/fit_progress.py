@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import keras
 
-from aiaas_magics.backend.training.batch_partition import Plan
-from aiaas_magics.backend.training.event_channel import Channel
+from aiaas_magics.backend.training.batch_partition import BatchPartition
+from aiaas_magics.backend.training.event_channel import EventChannel
 from aiaas_magics.core.events import Compiled, EpochEnded, Notice, Phase, PhaseEntered, StepsDone
 from aiaas_magics.core.training_logs import logs_of
 
@@ -30,7 +30,12 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, channel: Channel, *, plan: Callable[[], Plan | None], notices: bool, clock: Callable[[], float] = time.monotonic
+        self,
+        channel: EventChannel,
+        *,
+        plan: Callable[[], BatchPartition | None],
+        notices: bool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self._channel, self._plan, self._clock = channel, plan, clock

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import keras
 
-from aiaas_magics.backend.training.comm.process_group import Group
-from aiaas_magics.backend.training.event_channel import Channel
+from aiaas_magics.backend.training.comm.process_group import ProcessGroup
+from aiaas_magics.backend.training.event_channel import EventChannel
 from aiaas_magics.core.events import Notice
 from aiaas_magics.core.internals.keras_internals import python_utils
 
@@ -26,7 +26,7 @@ def plain_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in ("callbacks", "verbose")} | {"verbose": 0}
 
 
-def callbacks_of_rank(callbacks: Sequence[Any], *, rank: int, channel: Channel) -> list[Any]:
+def callbacks_of_rank(callbacks: Sequence[Any], *, rank: int, channel: EventChannel) -> list[Any]:
     """The user's callbacks that run on this rank: all, except those that a worker must not have."""
     kept = []
     for callback in callbacks:
@@ -74,10 +74,10 @@ def reads_batches(callback: Any) -> bool:
     return any(not python_utils.is_default(getattr(callback, hook)) for hook in (*BATCH_HOOKS, *TEST_HOOKS))
 
 
-def agreement(group: Group, *, each_batch: bool) -> Any:
+def agreement(group: ProcessGroup, *, each_batch: bool) -> Any:
     """A callback after which all ranks have the same `stop_training`: one that stops, stops all."""
 
-    class Agreement(keras.callbacks.Callback):  # type: ignore[misc]
+    class CallbackAgreement(keras.callbacks.Callback):  # type: ignore[misc]
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             self.model.stop_training = group.any(bool(self.model.stop_training), site="stop")
 
@@ -86,4 +86,4 @@ def agreement(group: Group, *, each_batch: bool) -> Any:
             def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
                 self.model.stop_training = group.any(bool(self.model.stop_training), site="stop")
 
-    return Agreement()
+    return CallbackAgreement()

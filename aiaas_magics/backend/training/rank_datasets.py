@@ -22,18 +22,18 @@ from msgspec.structs import replace
 from tensorflow.core.protobuf import struct_pb2
 
 from aiaas_magics.backend.folders.feed_folder import FeedFolder, SenderSilent
-from aiaas_magics.backend.training.comm.process_group import Group, RankMissing
+from aiaas_magics.backend.training.comm.process_group import ProcessGroup, RankMissing
 from aiaas_magics.backend.training.rank_rows import as_it_stands
 from aiaas_magics.backend.training.tensorflow.parallel.hooks import ALONE, DATA, PART
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.errors import AiaasBug, DataEnded
-from aiaas_magics.core.feed_frames import Kind, decode, encode
+from aiaas_magics.core.feed_frames import FrameKind, decode, encode
 from aiaas_magics.core.internals.keras_internals import DataAdapter, data_adapters, make_class_weight_map_fn
 from aiaas_magics.core.internals.tensorflow_internals import nested_structure_coder
 from aiaas_magics.packing.fitcall.batch_sources import (
+    BatchSource,
     GraphSource,
     PickledSource,
-    Source,
     StreamedSource,
     in_arguments,
     received_element,
@@ -47,7 +47,7 @@ FORM: Final = "form"  # a file: how the tensors of a part lie in an element
 
 @contextlib.contextmanager
 def opened(
-    arguments: Mapping[str, Any], command: WorkerCommand, *, group: Group | None = None, silent_s: float = SILENT_S
+    arguments: Mapping[str, Any], command: WorkerCommand, *, group: ProcessGroup | None = None, silent_s: float = SILENT_S
 ) -> Iterator[dict[str, Any]]:
     """`arguments` with data that the stock `fit` takes in the place of each source.
 
@@ -94,7 +94,7 @@ def keeping_whole_epochs(command: WorkerCommand) -> WorkerCommand:
     return replace(command, execution=replace(execution, checkpoint_s=0.0, checkpoint_epochs=epochs))
 
 
-def _built(source: Source, command: WorkerCommand, ended: list[DataEnded], silent_s: float) -> Any:
+def _built(source: BatchSource, command: WorkerCommand, ended: list[DataEnded], silent_s: float) -> Any:
     """The user's data as one worker reads it."""
     match source:
         case GraphSource():
@@ -121,7 +121,7 @@ def _from_kernel(folder: FeedFolder, number: int, index: int, ended: list[DataEn
     try:
         frame = folder.take(number, index, silent_s=silent_s)
         kind, parts = decode(frame)
-        if kind is not Kind.FAILED:
+        if kind is not FrameKind.FAILED:
             return frame
         why = f"The data raised in the kernel: {parts[0].decode()} Correct the cell and run it again."
     except SenderSilent as silent:
@@ -146,7 +146,7 @@ def received(folder: FeedFolder, spec: Any, take: Callable[[int, int], bytes]) -
         folder.begin(number)
         for index in itertools.count():
             kind, parts = decode(take(number, index))
-            if kind is Kind.END:
+            if kind is FrameKind.END:
                 return
             yield parts
 
@@ -217,13 +217,13 @@ class HandingOut(_OneOfSeveral):
 
     def _write(self, number: int, index: int, *parts: Any) -> int:
         for folder, part in zip(self._folders, parts, strict=True):
-            folder.put(int(number), int(index), encode(Kind.BATCH, list(part)))
+            folder.put(int(number), int(index), encode(FrameKind.BATCH, list(part)))
         self._index = int(index)
         return 0
 
     def _end(self) -> int:
         for folder in self._folders:
-            folder.put(self._number, self._index + 1, encode(Kind.END))
+            folder.put(self._number, self._index + 1, encode(FrameKind.END))
         return 0  # so many batches are left
 
 

@@ -2,7 +2,7 @@
 
 Owns the iterator that takes the place of Keras' own inside `fit`: the same arrays, the same
 checks (they are Keras' `ArrayDataAdapter`), but an order that is a function of (seed, epoch)
-and, of each global batch, only this rank's rows. Which rows those are is `plan`.
+and, of each global batch, only this rank's rows. Which rows those are is `batch_partition`.
 
 Reading is TensorFlow's own gather from the arrays, ahead of the step that needs it.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aiaas_magics.backend.training.batch_partition import Indices, Part, Pass, Plan
+from aiaas_magics.backend.training.batch_partition import BatchPartition, Indices, Pass, RankPart
 from aiaas_magics.backend.training.epochs import Passes, Reading, Steps, steps_of_epoch
 from aiaas_magics.backend.training.monkeypatch import iterators_of, replaced
 from aiaas_magics.backend.training.tensorflow.device_data import Rows, rows_of_arrays
@@ -29,7 +29,7 @@ from aiaas_magics.core.row_order import whole_executions
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class Source(Reading):
+class RowSource(Reading):
     """What the iterators of one rank's `fit` go by."""
 
     rank: int = 0
@@ -49,7 +49,7 @@ class Source(Reading):
         """As `ahead`, when the fit began: the same for an attempt that goes on from another."""
         return steps * max(1.0, self._of_all)
 
-    def begin(self, plan: Plan, *, steps_per_epoch: int | None) -> None:
+    def begin(self, plan: BatchPartition, *, steps_per_epoch: int | None) -> None:
         self.plan = plan
         of_an_epoch = min(1.0, whole_executions(steps_per_epoch or plan.batches, self.execution) / plan.batches)
         self._of_all = self.epochs * of_an_epoch
@@ -59,20 +59,20 @@ class Source(Reading):
         self._passes -= 1
 
 
-def reading_from(source: Source, model: Any) -> contextlib.AbstractContextManager[None]:
+def reading_from(source: RowSource, model: Any) -> contextlib.AbstractContextManager[None]:
     """Inside, the stock `fit` of `model` gets its batches from `source`, and its `evaluate` may make many steps a call."""
 
-    class Batches(_Batches):
+    class RankBatches(_RankIterator):
         _source = source
 
-    made = iterators_of(model, ("fit", "evaluate"), ours=Batches, stock=tf_trainer.TFEpochIterator)
+    made = iterators_of(model, ("fit", "evaluate"), ours=RankBatches, stock=tf_trainer.TFEpochIterator)
     return replaced((tf_trainer, "TFEpochIterator", made))
 
 
-class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
+class _RankIterator(tf_trainer.TFEpochIterator):  # type: ignore[misc]
     """Stands in for Keras' iterator: for training, for validation inside `fit`, and (unchanged) for an evaluation of the user's own."""
 
-    _source: Source
+    _source: RowSource
     _current_iterator: Any
     _steps_seen: int
 
@@ -99,9 +99,9 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
             self._ours, self._distributed_dataset = True, None
             self._plan()
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> BatchPartition:
         adapter, source = self.data_adapter, self._source
-        plan = Plan(rows=adapter._num_samples, batch=adapter._batch_size, rank=source.rank, ranks=source.ranks)
+        plan = BatchPartition(rows=adapter._num_samples, batch=adapter._batch_size, rank=source.rank, ranks=source.ranks)
         source.batch_alone |= plan.has_batch_alone or of_replicas(plan, source.replicas)[0].has_batch_alone
         return plan
 
@@ -171,7 +171,7 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
             self._rows = rows_of_arrays(inputs, ranks=self._source.ranks)
         return True
 
-    def _cut_plan(self) -> Plan:
+    def _cut_plan(self) -> BatchPartition:
         """The plan of a validation inside `fit` is this rank's; of an evaluation of the user's own, the whole."""
         plan = self._plan()
         return plan if self._ours else dataclasses.replace(plan, rank=0, ranks=1)
@@ -202,14 +202,14 @@ class _Batches(tf_trainer.TFEpochIterator):  # type: ignore[misc]
         return end - begin, chunks[0] if len(chunks) == 1 else tuple(chunks)
 
 
-def with_part(rows: Any, part: Part) -> Any:
+def with_part(rows: Any, part: RankPart) -> Any:
     """What a step is given of these rows: themselves, or on one of several ranks also which part of the batch they are."""
     if part.whole:
         return rows
     return {PART: tf.constant(part.share, tf.float64), ALONE: tf.constant(part.alone), DATA: rows}
 
 
-def our_dataset(adapter: ArrayDataAdapter, plan: Plan, next_pass: Any) -> tf.data.Dataset:
+def our_dataset(adapter: ArrayDataAdapter, plan: BatchPartition, next_pass: Any) -> tf.data.Dataset:
     """One pass a time over the adapter's arrays: of each batch this rank's rows, with the share they are."""
 
     def positions(_: Any) -> Any:
@@ -223,12 +223,14 @@ def our_dataset(adapter: ArrayDataAdapter, plan: Plan, next_pass: Any) -> tf.dat
     return _reading(adapter, tf.data.Dataset.range(1).map(positions).flat_map(functools.partial(_parts, plan)), whole=plan.ranks == 1)
 
 
-def of_replicas(plan: Plan, replicas: int) -> list[Plan]:
+def of_replicas(plan: BatchPartition, replicas: int) -> list[BatchPartition]:
     """The plan of each replica of a process that has all rows."""
     return [dataclasses.replace(plan, rank=replica, ranks=replicas) for replica in range(replicas)] if replicas > 1 else [plan]
 
 
-def dataset_of_replicas(adapter: ArrayDataAdapter, plans: Sequence[Plan], next_order: Callable[[], tuple[Indices, int]]) -> tf.data.Dataset:
+def dataset_of_replicas(
+    adapter: ArrayDataAdapter, plans: Sequence[BatchPartition], next_order: Callable[[], tuple[Indices, int]]
+) -> tf.data.Dataset:
     """As `our_dataset`, with the parts of all replicas of a batch one after the other: a strategy deals them out in turn."""
 
     def positions(_: Any) -> Any:
@@ -255,7 +257,7 @@ def _one_after_the_other(*elements: Any) -> tf.data.Dataset:
     return functools.reduce(lambda before, after: before.concatenate(after), others, first)
 
 
-def _parts(plan: Plan, full: Any, tail: Any) -> tf.data.Dataset:
+def _parts(plan: BatchPartition, full: Any, tail: Any) -> tf.data.Dataset:
     """The parts that `plan` has of each batch of a pass."""
     parts = tf.data.Dataset.from_tensor_slices(full).map(lambda rows: _with_part(rows, plan.full, plan))
     if plan.tail_rows:
@@ -284,7 +286,7 @@ def as_it_stands() -> tf.data.Options:
     return options
 
 
-def _with_part(rows: Any, part: Part, plan: Plan) -> dict[str, Any]:
+def _with_part(rows: Any, part: RankPart, plan: BatchPartition) -> dict[str, Any]:
     if plan.tail_rows:
         # One length on some ranks and another on others would be traced differently: unknown on all, as in stock `fit`.
         rows = tf.compat.v1.placeholder_with_default(rows, [None])

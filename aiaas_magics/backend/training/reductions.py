@@ -4,9 +4,9 @@ Owns the corrections of Keras' own reductions. Each rank computes means over its
 sum of `share * mean` over ranks is the mean over the batch, so most needs no correction: plain
 means, regularizers, a user's own `reduce_mean`. Where a denominator is not the number of rows
 (masks, `mean_with_sample_weight`), or there is none (`sum`), the rank's value is scaled so that
-the same weighted sum comes out right. Adding up over ranks belongs to `group`; when, to
+the same weighted sum comes out right. Adding up over ranks belongs to `process_group`; when, to
 `engines`. A part may also be one replica's (`engines.mirrored`), or computed after
-the others (`accumulate`).
+the others (`accumulation`).
 
 Everything here patches Keras inside a worker process, for the time of one `fit`.
 """

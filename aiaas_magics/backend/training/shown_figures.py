@@ -1,7 +1,7 @@
 """Figures that the user's code shows while it trains: kept as PNG in the job's folder, and told.
 
 Owns which figures are kept and how many. matplotlib is imported by the user's code or not at all; what it then draws with is
-`figures_backend`. Serving the files belongs to `server`, fetching them to `client`.
+`matplotlib_backend`. Serving the files belongs to `server`, fetching them to `backend`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from aiaas_magics.backend.folders.small_files import is_no_room, write_private
-from aiaas_magics.backend.training.event_channel import Channel
+from aiaas_magics.backend.training.event_channel import EventChannel
 from aiaas_magics.core.events import MOST_FIGURE_BYTES, FigureShown
 
 MOST_FIGURES: Final = 50  # of an attempt; guess: more do not fit a notebook
-BACKEND: Final = "module://aiaas_magics.backend.training.figures_backend"
+BACKEND: Final = "module://aiaas_magics.backend.training.matplotlib_backend"
 
 
-class Figures:
+class ShownFigures:
     """Keeps what is shown, of worker 0. Others draw as well, and nobody looks at it."""
 
-    def __init__(self, folder: Path, channel: Channel, *, attempt: int, rank: int) -> None:
+    def __init__(self, folder: Path, channel: EventChannel, *, attempt: int, rank: int) -> None:
         self._folder, self._channel, self._attempt, self._rank = folder, channel, attempt, rank
         self._count = 0
 
@@ -53,10 +53,10 @@ class Figures:
         self._channel.send(FigureShown(number=self._count))
 
 
-current: Figures | None = None  # of this process
+current: ShownFigures | None = None  # of this process
 
 
-def begin(figures: Figures) -> None:
+def begin(figures: ShownFigures) -> None:
     """From now on what matplotlib shows in this process is kept. After unpacking, which brings the kernel's own MPLBACKEND."""
     global current
     current = figures

@@ -16,7 +16,7 @@ import keras
 import msgspec
 import numpy as np
 
-from aiaas_magics.backend.training.comm.process_group import Group, Spent
+from aiaas_magics.backend.training.comm.process_group import ExchangeTimes, ProcessGroup
 from aiaas_magics.core.events import Measured
 from aiaas_magics.core.internals.keras_internals import tree
 from aiaas_magics.core.spec import MeasureSpec
@@ -81,7 +81,7 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         self,
         spec: MeasureSpec,
         *,
-        group: Group | None = None,
+        group: ProcessGroup | None = None,
         each: int | None = None,
         memory: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.perf_counter,
@@ -96,8 +96,8 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         self._spent = 0.0
         self._calibrated: list[float] = []
         self._weights: list[Any] = []
-        self._before = self._exchanged = Spent()
-        self._exchanges: list[Spent] = []  # of each repeat
+        self._before = self._exchanged = ExchangeTimes()
+        self._exchanges: list[ExchangeTimes] = []  # of each repeat
         self.seconds: list[float] = []
         self.compile_s = 0.0
         self.memory_bytes = 0
@@ -125,10 +125,10 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         point = Measured(steps=self._steps, rows_per_step=rows_per_step, seconds=tuple(self.seconds), compile_s=self.compile_s)
         return self._with_exchange(point, self._group) if self._group else point
 
-    def _with_exchange(self, point: Measured, group: Group) -> Measured:
+    def _with_exchange(self, point: Measured, group: ProcessGroup) -> Measured:
         # As the step's own time: the median repeat, so that one that something disturbed does not count.
         typical = sorted(self._exchanges, key=lambda spent: spent.seconds)[len(self._exchanges) // 2]
-        nbytes = int(group.from_first(typical.bytes / self._steps, site="bytes"))
+        nbytes = int(group.broadcast(typical.bytes / self._steps, site="bytes"))
         return msgspec.structs.replace(
             point,
             exchange_s=typical.seconds / self._steps,
@@ -175,7 +175,7 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         if self._seen >= self._steps:
             self.seconds.append(self._spent)
             self._exchanges.append(self._exchanged)
-            self._seen, self._spent, self._exchanged = 0, 0.0, Spent()
+            self._seen, self._spent, self._exchanged = 0, 0.0, ExchangeTimes()
             if len(self.seconds) >= self._spec.repeats:
                 self.model.stop_training = True
 
@@ -202,10 +202,10 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _agreed(self, wanted: float, *, least: int) -> int:
         steps = float(max(least, round(wanted)))
-        return int(self._group.from_first(steps, site="steps") if self._group else steps)
+        return int(self._group.broadcast(steps, site="steps") if self._group else steps)
 
 
-def exchange_s(group: Group, nbytes: int) -> float:
+def exchange_s(group: ProcessGroup, nbytes: int) -> float:
     """Seconds of one sum of `nbytes` over the ranks, all arriving together; 0 for no bytes. Every rank must ask."""
     if not nbytes:
         return 0.0
@@ -213,12 +213,12 @@ def exchange_s(group: Group, nbytes: int) -> float:
     site = f"probe-{array.nbytes}"
 
     def once() -> float:
-        group.wait()
+        group.barrier()
         began = time.perf_counter()
-        group.sum_weighted([array], 1.0, site=site)
+        group.all_reduce([array], 1.0, site=site)
         return time.perf_counter() - began
 
     once()  # the first makes the memory
     least, most = PROBES
-    times = int(group.from_first(min(most, max(least, PROBE_S / once())), site="probes"))
+    times = int(group.broadcast(min(most, max(least, PROBE_S / once())), site="probes"))
     return statistics.median(once() for _ in range(times)) * max(1.0, nbytes / PROBE_BYTES)

@@ -1,6 +1,6 @@
 """Where worker processes live, as a list of promises.
 
-Owns the Protocol. `local` keeps it with processes of this machine.
+Owns the Protocol. `local_pool` keeps it with processes of this machine.
 """
 
 from __future__ import annotations

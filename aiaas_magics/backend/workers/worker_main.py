@@ -1,7 +1,7 @@
 """One rank as a process: the first of our functions in it, and the last.
 
 Owns the process: its cores, threads, working directory and seeds, and the border where the user's
-code may raise anything. What is computed in it belongs to `training`.
+code may raise anything. What is computed in it belongs to `submission`.
 
     python -m aiaas_magics.backend.workers.worker_main COMMAND_FILE      (where there is no fork)
 """
@@ -98,7 +98,7 @@ def work(command: WorkerCommand, channel: FileChannel, stage: Stage) -> None:
     engine = importlib.import_module(ENGINES["jax" if command.execution.on_jax else "tensorflow"])
     call = engine.unpack(command)
     stage.phase = Phase.TRAINING
-    shown_figures.begin(shown_figures.Figures(Path(command.job_dir, "figures"), channel, attempt=command.attempt, rank=command.rank))
+    shown_figures.begin(shown_figures.ShownFigures(Path(command.job_dir, "figures"), channel, attempt=command.attempt, rank=command.rank))
     history = engine.run(command, call, channel)
     shown_figures.show_open()
     if command.rank == 0:

@@ -1,6 +1,6 @@
 """One caller of a load generator: a keep-alive HTTP/1.1 connection that sends prepared requests and reads their answers.
 
-Owns just as much of the protocol as answers to predictions have. When to ask, and what is counted, belongs to `generator`.
+Owns just as much of the protocol as answers to predictions have. When to ask, and what is counted, belongs to `load_generator`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The load generator: what an endpoint does when n callers ask at once, or when requests come at a given rate.
 
 Owns making the load and measuring it, in a process of its own, so that neither the notebook's interpreter nor the
-server's is measured along. Asking for a run from a notebook belongs to `load`, drawing it to `plots`.
+server's is measured along. Asking for a run from a notebook belongs to `load_run`, drawing it to `plots`.
 
 Two kinds of load, which answer two questions (Schroeder, Wierman, Harchol-Balter, "Open versus closed: a cautionary
 tale", NSDI 2006). Closed: each of n connections asks again as soon as it was answered; so the latencies are those of n
@@ -50,7 +50,7 @@ NO_OP: Final = "aiaas-no-op"  # a header: read, checked and answered as any othe
 MARK: Final = "# "  # of lines that say what is done
 
 
-class Form(Value, frozen=True, kw_only=True):
+class BodyForm(Value, frozen=True, kw_only=True):
     """One way to ask the same: the bodies are sent in turn."""
 
     name: str
@@ -63,12 +63,12 @@ class Form(Value, frozen=True, kw_only=True):
             raise InvalidSpec("There is no row to send. Give at least one to start with.")
 
 
-class Plan(Value, frozen=True, kw_only=True):
+class LoadPlan(Value, frozen=True, kw_only=True):
     """What to do. `token` travels here, not on a command line that others can read."""
 
     url: str
     token: str
-    forms: tuple[Form, ...]
+    forms: tuple[BodyForm, ...]
     concurrency: tuple[int, ...]
     duration_s: float
     rows: int
@@ -94,7 +94,7 @@ class Plan(Value, frozen=True, kw_only=True):
         return len(self.forms) * (len(self.concurrency) + 1) + len(SHARES if self.rates is None else self.rates)
 
 
-class Outcome(Value, frozen=True, kw_only=True):
+class LoadOutcome(Value, frozen=True, kw_only=True):
     """What the generator writes: the points, or why there are none. What the model could do is of one executor."""
 
     points: tuple[LoadPoint, ...] = ()
@@ -143,7 +143,7 @@ class Tally:
     def percentile_ms(self, percent: float) -> float:
         return float(self.histogram.get_value_at_percentile(percent)) / 1e3 if self.requests else 0.0
 
-    def answers(self, plan: Plan, form: Form, seconds: float) -> dict[str, Any]:
+    def answers(self, plan: LoadPlan, form: BodyForm, seconds: float) -> dict[str, Any]:
         """The fields of an `Answers`."""
         return {
             "form": form.name,
@@ -170,7 +170,7 @@ class Callers:
 
     patience_s = 2 * ANSWER_S  # with what is on the way at the end
 
-    def __init__(self, plan: Plan, requests: list[bytes]) -> None:
+    def __init__(self, plan: LoadPlan, requests: list[bytes]) -> None:
         self._plan, self._tls = plan, _trust(plan)
         self._requests: Iterator[bytes] = cycle(requests)
         self._loop = asyncio.get_running_loop()
@@ -248,7 +248,7 @@ class Callers:
             caller.hang_up()
 
 
-class Patient(Callers):
+class ClosedLoop(Callers):
     """A closed loop: who was answered asks again."""
 
     def free(self, caller: Caller) -> None:
@@ -257,10 +257,10 @@ class Patient(Callers):
             self.send(caller, now_s)
 
 
-class Punctual(Callers):
+class OpenLoop(Callers):
     """An open loop: requests come at random times, independent of each other, `rate` of them a second."""
 
-    def __init__(self, plan: Plan, requests: list[bytes], rate: float) -> None:
+    def __init__(self, plan: LoadPlan, requests: list[bytes], rate: float) -> None:
         super().__init__(plan, requests)
         self._gap_s = random.Random(0).expovariate
         self._rate = rate
@@ -309,7 +309,7 @@ class Punctual(Callers):
             self.tally.left(due_s, now_s)
 
 
-async def _connected(plan: Plan, tls: ssl.SSLContext | None, answered: Any, lost: Any) -> Caller:
+async def _connected(plan: LoadPlan, tls: ssl.SSLContext | None, answered: Any, lost: Any) -> Caller:
     where, loop = urlsplit(plan.url), asyncio.get_running_loop()
     host, port = where.hostname or "", where.port or (443 if tls else 80)
     async with asyncio.timeout(ANSWER_S):
@@ -334,25 +334,25 @@ async def _connected(plan: Plan, tls: ssl.SSLContext | None, answered: Any, lost
     return caller
 
 
-def _trust(plan: Plan) -> ssl.SSLContext | None:
+def _trust(plan: LoadPlan) -> ssl.SSLContext | None:
     if server_proof.is_needed(plan.url):
         return None
     return certificates.settings_for(plan.fingerprint, plan.authority) or ssl.create_default_context()
 
 
-def _requests(plan: Plan, form: Form, **more: str) -> list[bytes]:
+def _requests(plan: LoadPlan, form: BodyForm, **more: str) -> list[bytes]:
     """Whole requests, one for each body; `more` are headers."""
     head = _head("POST", plan, form.path, {**dict(form.headers), **more})
     return [head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body for body in form.bodies]
 
 
-def _head(method: str, plan: Plan, path: str, headers: dict[str, str]) -> bytes:
+def _head(method: str, plan: LoadPlan, path: str, headers: dict[str, str]) -> bytes:
     said = {"Host": urlsplit(plan.url).netloc, "Authorization": f"Bearer {plan.token}", **headers}
     lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
     return f"{method} {path} HTTP/1.1\r\n{lines}".encode("latin-1")
 
 
-async def ask_once(plan: Plan, request: bytes) -> tuple[int, bytes]:
+async def ask_once(plan: LoadPlan, request: bytes) -> tuple[int, bytes]:
     """Status and body of the answer to one request.
 
     Raises:
@@ -377,18 +377,18 @@ async def ask_once(plan: Plan, request: bytes) -> tuple[int, bytes]:
         caller.hang_up()
 
 
-async def at_once(plan: Plan, form: Form, concurrency: int, **headers: str) -> LoadPoint:
+async def at_once(plan: LoadPlan, form: BodyForm, concurrency: int, **headers: str) -> LoadPoint:
     """One point: `concurrency` patient callers for the plan's time."""
-    callers = Patient(plan, _requests(plan, form, **headers))
+    callers = ClosedLoop(plan, _requests(plan, form, **headers))
     began_s, used_s = time.perf_counter(), time.process_time()
     seconds = await callers.run(concurrency)
     busy = (time.process_time() - used_s) / (time.perf_counter() - began_s)
     return LoadPoint(concurrency=concurrency, generator_busy=min(1.0, busy), **callers.tally.answers(plan, form, seconds))
 
 
-async def on_schedule(plan: Plan, form: Form, rate: float) -> RatePoint:
+async def on_schedule(plan: LoadPlan, form: BodyForm, rate: float) -> RatePoint:
     """One point: `rate` requests a second for the plan's time."""
-    callers = Punctual(plan, _requests(plan, form), rate)
+    callers = OpenLoop(plan, _requests(plan, form), rate)
     seconds = await callers.run(OPEN_CONNECTIONS)
     tally = callers.tally
     return RatePoint(
@@ -398,7 +398,7 @@ async def on_schedule(plan: Plan, form: Form, rate: float) -> RatePoint:
     )
 
 
-async def rates_of(plan: Plan, reached_per_s: float) -> tuple[RatePoint, ...]:
+async def rates_of(plan: LoadPlan, reached_per_s: float) -> tuple[RatePoint, ...]:
     """The plan's rates; where it leaves them open, up from a quarter of `reached_per_s` until answers stay behind."""
     chosen = plan.rates if plan.rates is not None else tuple(share * reached_per_s for share in SHARES if reached_per_s)
     points: list[RatePoint] = []
@@ -410,7 +410,7 @@ async def rates_of(plan: Plan, reached_per_s: float) -> tuple[RatePoint, ...]:
     return tuple(points)
 
 
-async def sides_of(plan: Plan, form: Form, points: list[LoadPoint]) -> Sides:
+async def sides_of(plan: LoadPlan, form: BodyForm, points: list[LoadPoint]) -> Sides:
     """Adds `form`'s points to `points`, and says what its two sides could do alone."""
     before = await spent(plan)
     for concurrency in plan.concurrency:
@@ -427,26 +427,26 @@ async def sides_of(plan: Plan, form: Form, points: list[LoadPoint]) -> Sides:
     )
 
 
-async def outcome_of(plan: Plan) -> Outcome:
+async def outcome_of(plan: LoadPlan) -> LoadOutcome:
     """All points, or why there are none: one request of each form is asked first, so that a wrong token does not cost the whole time."""
     for form in plan.forms:
         try:
             status, body = await ask_once(plan, _requests(plan, form)[0])
         except (OSError, TimeoutError):
-            return Outcome(unreachable=True)
+            return LoadOutcome(unreachable=True)
         except BackendNotProven:
-            return Outcome(unproven=True)
+            return LoadOutcome(unproven=True)
         except AiaasError as error:
-            return Outcome(refused=str(error))
+            return LoadOutcome(refused=str(error))
         if status not in (200, 429, 503):
-            return Outcome(status=status, refused=sentence_in(body) or f"The endpoint answered {status}.")
+            return LoadOutcome(status=status, refused=sentence_in(body) or f"The endpoint answered {status}.")
     points: list[LoadPoint] = []
     sides = tuple([await sides_of(plan, form, points) for form in plan.forms])
     reached = max(point.requests_per_s for point in points if point.form == plan.forms[0].name)
-    return Outcome(points=tuple(points), sides=sides, rates=await rates_of(plan, reached))
+    return LoadOutcome(points=tuple(points), sides=sides, rates=await rates_of(plan, reached))
 
 
-async def spent(plan: Plan) -> tuple[float, float]:
+async def spent(plan: LoadPlan) -> tuple[float, float]:
     """Rows that the endpoint has computed, and seconds that they took in the engine; zeros where it does not say."""
     request = _head("GET", plan, f"/v2/models/{plan.model}/stats", {}) + b"\r\n"
     try:
@@ -473,7 +473,7 @@ def say(what: str) -> None:
 
 
 def main() -> int:
-    plan = wire.decode(sys.stdin.buffer.read(), Plan)
+    plan = wire.decode(sys.stdin.buffer.read(), LoadPlan)
     gc.freeze()
     gc.disable()  # a pause of ours would be a latency of theirs
     try:

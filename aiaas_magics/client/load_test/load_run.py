@@ -1,6 +1,6 @@
 """A load run, as asked for from a notebook: what to send, the generator's process, and the report.
 
-Owns the plan and starting the process. Making the load belongs to `generator`, drawing it to `plots`.
+Owns the plan and starting the process. Making the load belongs to `load_generator`, drawing it to `plots`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from aiaas_magics.client.load_test.load_generator import ANSWER_S, MARK, Form, Outcome, Plan
+from aiaas_magics.client.load_test.load_generator import ANSWER_S, MARK, BodyForm, LoadOutcome, LoadPlan
 from aiaas_magics.client.serving import tensor_protocol
 from aiaas_magics.core import snippets, wire
 from aiaas_magics.core.errors import BackendNotProven, BackendRefused, BackendTooSlow, BackendUnreachable, InvalidSpec
@@ -63,7 +63,7 @@ def run_load(
         BackendRefused: every request was refused; the text is the server's own.
     """
     view = endpoint.view()
-    plan = Plan(
+    plan = LoadPlan(
         url=view.url,
         token=view.token,
         forms=forms_of(view.name, view.inputs, forms, rows=rows, x=_example_of(view) if x is None else x),
@@ -89,7 +89,7 @@ def run_load(
     )
 
 
-def carry_out(plan: Plan, told: Callable[[str], None] | None = None) -> Outcome:
+def carry_out(plan: LoadPlan, told: Callable[[str], None] | None = None) -> LoadOutcome:
     """Run `plan` in a process of its own.
 
     Raises:
@@ -114,7 +114,7 @@ def carry_out(plan: Plan, told: Callable[[str], None] | None = None) -> Outcome:
     if is_late:
         raise BackendTooSlow(plan.url, limit_s)
     try:
-        outcome = wire.decode(last, Outcome)
+        outcome = wire.decode(last, LoadOutcome)
     except wire.Malformed as error:
         raise BackendRefused(0, f"The load generator failed: {said[-1] if said else error}. Run it again, or report this to us.") from error
     if outcome.unproven:
@@ -126,7 +126,7 @@ def carry_out(plan: Plan, told: Callable[[str], None] | None = None) -> Outcome:
     return outcome
 
 
-def _talk(process: subprocess.Popen[bytes], plan: Plan, told: Callable[[str], None] | None) -> bytes:
+def _talk(process: subprocess.Popen[bytes], plan: LoadPlan, told: Callable[[str], None] | None) -> bytes:
     """Give the plan, hear what is done, return the last line."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -149,7 +149,7 @@ def _talk(process: subprocess.Popen[bytes], plan: Plan, told: Callable[[str], No
 # --------------------------------------------------------------------------- what is sent
 
 
-def forms_of(name: str, inputs: Sequence[TensorSpec], forms: Sequence[str], *, rows: int, x: Any = None) -> tuple[Form, ...]:
+def forms_of(name: str, inputs: Sequence[TensorSpec], forms: Sequence[str], *, rows: int, x: Any = None) -> tuple[BodyForm, ...]:
     """Requests of `rows` rows each to the endpoint `name`, in each of `forms`.
 
     Raises:
@@ -163,7 +163,7 @@ def forms_of(name: str, inputs: Sequence[TensorSpec], forms: Sequence[str], *, r
     return tuple(made[form](name, inputs, batches) for form in dict.fromkeys(forms))
 
 
-def json_form(name: str, inputs: Sequence[TensorSpec], batches: Sequence[dict[str, np.ndarray]]) -> Form:
+def json_form(name: str, inputs: Sequence[TensorSpec], batches: Sequence[dict[str, np.ndarray]]) -> BodyForm:
     """TensorFlow Serving's row format."""
     bodies = []
     for batch in batches:
@@ -174,7 +174,7 @@ def json_form(name: str, inputs: Sequence[TensorSpec], batches: Sequence[dict[st
             else [dict(zip(picked, row, strict=True)) for row in zip(*picked.values(), strict=True)]
         )
         bodies.append(json.dumps({"instances": instances}, separators=(",", ":"), default=snippets.text_of).encode())
-    return Form(
+    return BodyForm(
         name="json",
         path=f"/v1/models/{name}:predict",
         headers=(("Content-Type", "application/json"),),
@@ -182,14 +182,14 @@ def json_form(name: str, inputs: Sequence[TensorSpec], batches: Sequence[dict[st
     )
 
 
-def binary_form(name: str, inputs: Sequence[TensorSpec], batches: Sequence[dict[str, np.ndarray]]) -> Form:
+def binary_form(name: str, inputs: Sequence[TensorSpec], batches: Sequence[dict[str, np.ndarray]]) -> BodyForm:
     """The Open Inference Protocol v2 with binary tensors."""
     encoded = [tensor_protocol.encode(_typed(batch, inputs), tuple(inputs)) for batch in batches]
     longest = max(len(body) for body, _ in encoded)
     headers = next(headers for body, headers in encoded if len(body) == longest)
     # The header says how long the JSON is, so only bodies that agree in it go together.
     bodies = tuple(dict.fromkeys(body for body, said in encoded if said == headers))
-    return Form(name="binary", path=f"/v2/models/{name}/infer", headers=tuple(headers.items()), bodies=bodies)
+    return BodyForm(name="binary", path=f"/v2/models/{name}/infer", headers=tuple(headers.items()), bodies=bodies)
 
 
 def _typed(batch: dict[str, np.ndarray], inputs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:

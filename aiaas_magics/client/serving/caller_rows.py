@@ -1,6 +1,6 @@
 """A caller's rows as the arrays that an endpoint takes: by Keras' rules, and by Keras' names.
 
-Owns reading what `predict` is called with. How arrays travel belongs to `tensors`, which inputs there are to the endpoint's view.
+Owns reading what `predict` is called with. How arrays travel belongs to `tensor_protocol`, which inputs there are to the endpoint's view.
 """
 
 from __future__ import annotations

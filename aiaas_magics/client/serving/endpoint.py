@@ -1,7 +1,7 @@
 """A deployed model, as seen from a notebook or a script.
 
-Owns deploying and calling. Exporting belongs to `packing.servable`, proving and serving to
-the backend, load generation to `load`.
+Owns deploying and calling. Exporting belongs to `model_export`, proving and serving to
+the backend, load generation to `load_run`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from aiaas_magics.core import precision as precisions
 from aiaas_magics.core import snippets
 from aiaas_magics.core.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable
 from aiaas_magics.core.routing import Change, Rollout, scaling_of
-from aiaas_magics.core.scaling.endpoint_samples import Counts, Sample, counts_in, sample_of
+from aiaas_magics.core.scaling.endpoint_samples import Sample, VersionCounts, counts_in, sample_of
 from aiaas_magics.core.spec import DeploySpec, EndpointView, VersionView, checked_name
 
 if TYPE_CHECKING:
@@ -322,7 +322,7 @@ class Endpoint:
                 before, then_s = found, now_s
             time.sleep(every_s)
 
-    def _look(self) -> dict[int, Counts] | None:
+    def _look(self) -> dict[int, VersionCounts] | None:
         try:
             found = counts_in(self._calls.exchange("GET", "/metrics").decode(), self.name)
             if not found:

@@ -31,22 +31,22 @@ ALIGN: Final = 16  # bytes: then the server computes on the body itself, without
 LENGTH: Final = struct.Struct("<I")
 
 
-class OutputParameters(Value, frozen=True, kw_only=True):
+class OutputTensorParameters(Value, frozen=True, kw_only=True):
     binary_data_size: int
 
 
-class Output(Value, frozen=True, kw_only=True):
+class OutputTensor(Value, frozen=True, kw_only=True):
     name: str
     datatype: str
     shape: tuple[int, ...]
-    parameters: OutputParameters
+    parameters: OutputTensorParameters
 
 
-class Answer(Value, frozen=True, kw_only=True):
-    outputs: list[Output]
+class InferenceAnswer(Value, frozen=True, kw_only=True):
+    outputs: list[OutputTensor]
 
 
-_ANSWER: Final = msgspec.json.Decoder(Answer)
+_ANSWER: Final = msgspec.json.Decoder(InferenceAnswer)
 
 
 def dtype_of(name: str) -> np.dtype[Any]:

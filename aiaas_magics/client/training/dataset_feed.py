@@ -2,7 +2,7 @@
 
 Owns the threads that do it, one for each argument of `fit`, and one that says that the kernel is there.
 They end with the job. The job asks for passes over the data, and no more batches are sent than it is
-about to read. Making batches belongs to `packing.sources`.
+about to read. Making batches belongs to `batch_sources`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.core.errors import AiaasError, StoreNotWritable, UsageError
-from aiaas_magics.core.feed_frames import FeedView, Kind, encode
+from aiaas_magics.core.feed_frames import FeedView, FrameKind, encode
 
 if TYPE_CHECKING:
     from aiaas_magics.packing.fitcall.batch_sources import Stream
@@ -70,13 +70,13 @@ class Feed:
             if not isinstance(error, UsageError):
                 raise
             self.error = error
-            self._put(stream.name, number, index, encode(Kind.FAILED, [str(error)[:1000].encode()]))
+            self._put(stream.name, number, index, encode(FrameKind.FAILED, [str(error)[:1000].encode()]))
             return
         except BaseException as error:  # noqa: BLE001 - border: the user's data is iterated here
             self.error = error
-            self._put(stream.name, number, index, encode(Kind.FAILED, [f"{type(error).__name__}: {error}."[:500].encode()]))
+            self._put(stream.name, number, index, encode(FrameKind.FAILED, [f"{type(error).__name__}: {error}."[:500].encode()]))
             return
-        self._put(stream.name, number, index, encode(Kind.END))
+        self._put(stream.name, number, index, encode(FrameKind.END))
 
     def _put(self, name: str, number: int, index: int, frame: bytes) -> FeedView:
         while True:

@@ -1,7 +1,7 @@
 """A job, as seen from a notebook or a script.
 
 Owns following a job's log, stopping it, and taking its result back into a live model.
-Building and submitting it belongs to `training`; drawing it to `notebook`.
+Building and submitting it belongs to `submission`; drawing it to `notebook`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ LINE: Final = re.compile(r"(\w+)\{(.*)\} (\S+)")
 LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
-class Counts(Value, frozen=True, kw_only=True):
+class VersionCounts(Value, frozen=True, kw_only=True):
     """What one version has done since it was loaded. `within` are bounds in seconds with how many answers took no longer."""
 
     answered: float = 0.0
@@ -30,22 +30,22 @@ class Counts(Value, frozen=True, kw_only=True):
     compute_s: float = 0.0
     within: tuple[tuple[float, float], ...] = ()
 
-    def since(self, before: Counts) -> Counts:
+    def since(self, before: VersionCounts) -> VersionCounts:
         """What came in between; a version that was loaded anew has counted from 0 again."""
         if before.answered > self.answered or before.rows > self.rows or before.batches > self.batches:
-            before = Counts()
+            before = VersionCounts()
         earlier = dict(before.within)
-        return Counts(
+        return VersionCounts(
             **{name: getattr(self, name) - getattr(before, name) for name in SUMS},
             within=tuple((bound, count - earlier.get(bound, 0.0)) for bound, count in self.within),
         )
 
-    def and_also(self, other: Counts) -> Counts:
+    def and_also(self, other: VersionCounts) -> VersionCounts:
         """Both together."""
         more = dict(other.within)
         bounds = [bound for bound, _ in self.within or other.within]
         mine = dict(self.within)
-        return Counts(
+        return VersionCounts(
             **{name: getattr(self, name) + getattr(other, name) for name in SUMS},
             within=tuple((bound, mine.get(bound, 0.0) + more.get(bound, 0.0)) for bound in bounds),
         )
@@ -79,7 +79,7 @@ class Sample(Value, frozen=True, kw_only=True):
     by_version: dict[int, float]  # requests a second
 
 
-class Watched(Value, frozen=True, kw_only=True):
+class EndpointWatch(Value, frozen=True, kw_only=True):
     """What was seen of an endpoint, and what stopped the looking."""
 
     endpoint: str
@@ -93,7 +93,7 @@ class Watched(Value, frozen=True, kw_only=True):
         return tuple(sample for sample in self.samples if sample.requests_per_s > 0)
 
 
-def counts_in(text: str, endpoint: str) -> dict[int, Counts]:
+def counts_in(text: str, endpoint: str) -> dict[int, VersionCounts]:
     """Each version's counts, from the text of `/metrics`."""
     sums: dict[int, dict[str, float]] = {}
     within: dict[int, list[tuple[float, float]]] = {}
@@ -116,7 +116,7 @@ def counts_in(text: str, endpoint: str) -> dict[int, Counts]:
             case "aiaas_request_duration_seconds_bucket":
                 within.setdefault(version, []).append((float(labels["le"]), value))
     known = {version: {name: value for name, value in mine.items() if name in SUMS} for version, mine in sums.items()}
-    return {version: Counts(**mine, within=tuple(sorted(within.get(version, ())))) for version, mine in known.items()}
+    return {version: VersionCounts(**mine, within=tuple(sorted(within.get(version, ())))) for version, mine in known.items()}
 
 
 def _lines(text: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
@@ -126,10 +126,10 @@ def _lines(text: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
             yield found[1], dict(LABEL.findall(found[2])), float(found[3])
 
 
-def sample_of(before: Mapping[int, Counts], after: Mapping[int, Counts], *, at_s: float, seconds: float) -> Sample:
+def sample_of(before: Mapping[int, VersionCounts], after: Mapping[int, VersionCounts], *, at_s: float, seconds: float) -> Sample:
     """What two looks at an endpoint, `seconds` apart, say of the time between them."""
-    each = {version: counts.since(before.get(version, Counts())) for version, counts in after.items()}
-    together = Counts()
+    each = {version: counts.since(before.get(version, VersionCounts())) for version, counts in after.items()}
+    together = VersionCounts()
     for counts in each.values():
         together = together.and_also(counts)
     return Sample(

@@ -1,7 +1,7 @@
 """The arithmetic of scaling: what n workers should do, what they did, and which law that follows.
 
 Owns numbers in, numbers out. What was not measured belongs to `projection`, measuring to
-`client.study` and `client.load`, drawing to `plots`.
+`study_figure` and `load_run`, drawing to `plots`.
 
     T = N / n   ideal time: N seconds of work on one worker, shared by n
     P = n * p   ideal capacity: n workers of p rows a second each

@@ -1,6 +1,6 @@
 """What an endpoint did under load, as values.
 
-Owns the values. Making the load belongs to `client.generator`, drawing it to `plots`.
+Owns the values. Making the load belongs to `load_generator`, drawing it to `plots`.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ WIDE: Final = 4.0  # guess: a band of more than this factor says "anything"
 
 
 @dataclass(frozen=True, slots=True)
-class Collective:
+class ReductionScheme:
     """How a sum over n workers is taken: what it costs in meetings and in bytes, of those that one worker brings."""
 
     name: str
@@ -58,7 +58,7 @@ class Collective:
     traffic: Callable[[int], float]
 
 
-RING: Final = Collective("a ring", lambda n: 2.0 * (n - 1), lambda n: 2 * (n - 1) / n)
+RING: Final = ReductionScheme("a ring", lambda n: 2.0 * (n - 1), lambda n: 2 * (n - 1) / n)
 
 
 def _meetings(n: int) -> float:
@@ -73,9 +73,9 @@ def _passes(n: int) -> float:
 
 # As `backend.training.group` does it: a rank writes its bytes and, below four ranks, reads everybody's; from four on it sums a
 # slice, writes that, and reads the other slices. At each meeting it looks at every other rank.
-SHARED_MEMORY: Final = Collective("shared memory", _meetings, _passes)
+SHARED_MEMORY: Final = ReductionScheme("shared memory", _meetings, _passes)
 # Whatever the exchange is: what times alone can tell of it.
-UNKNOWN: Final = Collective("an exchange that was not timed", lambda n: n - 1.0, lambda n: 1 - 1 / n)
+UNKNOWN: Final = ReductionScheme("an exchange that was not timed", lambda n: n - 1.0, lambda n: 1 - 1 / n)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,7 @@ class StepLaw:
     meeting_s: float = 0.0
     bytes_s: float = 0.0
     exchanges: int = 1
-    collective: Collective
+    collective: ReductionScheme
 
     def seconds(self, workers: int) -> float:
         return self.computing_s(workers) + self.waiting_s(workers) + self.moving_s(workers)
@@ -178,7 +178,7 @@ def project(
     *,
     weak: bool = False,
     steps: float = 1.0,
-    collective: Collective = SHARED_MEMORY,
+    collective: ReductionScheme = SHARED_MEMORY,
     up_to: int = UP_TO,
 ) -> Projection:
     """Powers of two beyond the measured ones, up to `up_to`, as seconds of `steps` steps. Give points on devices of their own."""
@@ -234,7 +234,7 @@ def largest_of(workers: int) -> float:
 # --------------------------------------------------------------------------- fitting
 
 
-def _fit(points: Sequence[StepPoint], *, weak: bool, collective: Collective) -> StepLaw:
+def _fit(points: Sequence[StepPoint], *, weak: bool, collective: ReductionScheme) -> StepLaw:
     """The law with the least sum of squared relative misses, of each part by itself where the parts were timed."""
     if collective is UNKNOWN:
         return _fit_times(points, weak=weak)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 from typing import Final
 
-from aiaas_magics.notebook.views.picture import Picture
+from aiaas_magics.notebook.views.picture import JobPicture
 from aiaas_magics.plots import text_twins
 
 INK: Final = "color:var(--jp-ui-font-color1,var(--vscode-foreground,CanvasText))"
@@ -17,7 +17,7 @@ RULE: Final = "rgba(128,128,128,.35)"
 FILL: Final = "#0072b2"
 
 
-def html_of(picture: Picture) -> str:
+def html_of(picture: JobPicture) -> str:
     """The whole view as one block."""
     parts = [
         f'<div style="{INK};background:transparent;max-width:760px;line-height:1.4">',
@@ -35,7 +35,7 @@ def html_of(picture: Picture) -> str:
     return "".join(parts)
 
 
-def _bar(picture: Picture) -> str:
+def _bar(picture: JobPicture) -> str:
     percent = round(100 * picture.fraction)
     return (
         f'<div role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}" aria-label="{escape(picture.title)}" '
@@ -44,7 +44,7 @@ def _bar(picture: Picture) -> str:
     )
 
 
-def _phases(picture: Picture) -> str:
+def _phases(picture: JobPicture) -> str:
     if not picture.phases:
         return ""
     spans = [
@@ -56,7 +56,7 @@ def _phases(picture: Picture) -> str:
     return f'<div style="{DIM};font-size:.92em">{" &rsaquo; ".join(spans)}</div>'
 
 
-def _stops(picture: Picture) -> str:
+def _stops(picture: JobPicture) -> str:
     if not picture.stops:
         return ""
     marks = {"done": "&check; ", "running": "&#9654; "}
@@ -64,7 +64,7 @@ def _stops(picture: Picture) -> str:
     return f"<div>{' &nbsp; '.join(spans)}</div>"
 
 
-def _lanes(picture: Picture) -> str:
+def _lanes(picture: JobPicture) -> str:
     if not picture.lanes:
         return ""
     cell = "text-align:left;padding:1px 10px 1px 0;border:0;background:transparent"

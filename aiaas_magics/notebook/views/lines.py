@@ -13,7 +13,7 @@ from typing import Any, Final
 from IPython.display import display
 
 from aiaas_magics.notebook.views.html import INK
-from aiaas_magics.notebook.views.picture import Picture
+from aiaas_magics.notebook.views.picture import JobPicture
 
 Bundle = dict[str, Any]
 
@@ -34,10 +34,10 @@ class LinesPainter:
         self._older = 0
         self._shown: tuple[str, ...] = ()
 
-    def open(self, picture: Picture) -> None:
+    def open(self, picture: JobPicture) -> None:
         self.paint(picture)
 
-    def paint(self, picture: Picture) -> None:
+    def paint(self, picture: JobPicture) -> None:
         self._draw(f"{picture.title}: {picture.status}")
 
     def close(self, bundles: Sequence[Bundle]) -> None:

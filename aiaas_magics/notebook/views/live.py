@@ -21,7 +21,7 @@ from aiaas_magics.core.errors import AiaasBug
 from aiaas_magics.core.story import JobStory
 from aiaas_magics.notebook.views import words
 from aiaas_magics.notebook.views.html import html_of
-from aiaas_magics.notebook.views.picture import Picture, Stop, picture
+from aiaas_magics.notebook.views.picture import JobPicture, StudyStop, picture
 
 Bundle = dict[str, Any]
 
@@ -38,8 +38,8 @@ class Painter(Protocol):
     `close` leaves only `bundles` behind, and no widget.
     """
 
-    def open(self, picture: Picture) -> None: ...
-    def paint(self, picture: Picture) -> None: ...
+    def open(self, picture: JobPicture) -> None: ...
+    def paint(self, picture: JobPicture) -> None: ...
     def close(self, bundles: Sequence[Bundle]) -> None: ...
 
 
@@ -50,11 +50,11 @@ class WidgetPainter:
         self._widget = JobWidget()
         self._handle: Any = None
 
-    def open(self, picture: Picture) -> None:
+    def open(self, picture: JobPicture) -> None:
         self._widget.show(picture)
         self._handle = display(self._widget.bundle(picture), raw=True, display_id=True)
 
-    def paint(self, picture: Picture) -> None:
+    def paint(self, picture: JobPicture) -> None:
         self._widget.show(picture)
 
     def close(self, bundles: Sequence[Bundle]) -> None:
@@ -67,10 +67,10 @@ class HtmlPainter:
     def __init__(self) -> None:
         self._handle: Any = None
 
-    def open(self, picture: Picture) -> None:
+    def open(self, picture: JobPicture) -> None:
         self._handle = display(snapshot(picture), raw=True, display_id=True)
 
-    def paint(self, picture: Picture) -> None:
+    def paint(self, picture: JobPicture) -> None:
         self._handle.update(snapshot(picture), raw=True)
 
     def close(self, bundles: Sequence[Bundle]) -> None:
@@ -81,12 +81,12 @@ class TextPainter:
     """Lines of a log: a new state, phase or epoch makes one; at the end the tables."""
 
     def __init__(self) -> None:
-        self._before: Picture | None = None
+        self._before: JobPicture | None = None
 
-    def open(self, picture: Picture) -> None:
+    def open(self, picture: JobPicture) -> None:
         self._before = picture
 
-    def paint(self, picture: Picture) -> None:
+    def paint(self, picture: JobPicture) -> None:
         for line in words.news(picture, self._before):
             print(line, flush=True)
         self._before = picture
@@ -97,12 +97,12 @@ class TextPainter:
 
 
 class NoPainter:
-    def open(self, picture: Picture) -> None: ...
-    def paint(self, picture: Picture) -> None: ...
+    def open(self, picture: JobPicture) -> None: ...
+    def paint(self, picture: JobPicture) -> None: ...
     def close(self, bundles: Sequence[Bundle]) -> None: ...
 
 
-def snapshot(picture: Picture) -> Bundle:
+def snapshot(picture: JobPicture) -> Bundle:
     """The picture as it stands, for what shows no widgets."""
     return {"text/html": html_of(picture), "text/plain": words.words_of(picture)}
 
@@ -253,7 +253,7 @@ class LiveView:
         self._painter = paint or painter(kind)
         self.shows_figures = kind in {"widget", "html"}
         self._title, self._hint = title, hint
-        self._story, self._stops, self._measuring = JobStory(), tuple[Stop, ...](), False
+        self._story, self._stops, self._measuring = JobStory(), tuple[StudyStop, ...](), False
         self._bundles: Sequence[Bundle] | None = None
         self._stopping, self._changed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="aiaas-view", daemon=True)
@@ -277,7 +277,7 @@ class LiveView:
         self._painter.paint(last)
         self._painter.close(self._bundles if self._bundles is not None else [snapshot(last)])
 
-    def tell(self, story: JobStory, *, title: str | None = None, stops: Sequence[Stop] = (), measuring: bool = False) -> None:
+    def tell(self, story: JobStory, *, title: str | None = None, stops: Sequence[StudyStop] = (), measuring: bool = False) -> None:
         """The newest state of things."""
         self._title = title or self._title
         self._story, self._stops, self._measuring = story, tuple(stops), measuring
@@ -292,7 +292,7 @@ class LiveView:
         """What was told last."""
         return self._story
 
-    def _picture(self) -> Picture:
+    def _picture(self) -> JobPicture:
         return picture(self._story, title=self._title, now_s=time.time(), hint=self._hint, stops=self._stops, measuring=self._measuring)
 
     def _run(self) -> None:

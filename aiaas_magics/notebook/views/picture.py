@@ -1,6 +1,6 @@
 """A job's story as a picture: plain strings and numbers that any view can draw.
 
-Owns what is said and in which words; pure. Drawing belongs to `widget`, `html` and `text`.
+Owns what is said and in which words; pure. Drawing belongs to `widget`, `html` and `text_twins`.
 Nothing here is escaped: whoever makes markup of it escapes it.
 """
 
@@ -47,7 +47,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
+class StudyStop:
     """One point of a study."""
 
     label: str
@@ -55,7 +55,7 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
+class JobPicture:
     title: str
     state: str
     status: str
@@ -64,7 +64,7 @@ class Picture:
     lanes: tuple[LaneBox, ...] = ()
     lanes_left_out: int = 0
     curves: tuple[Curve, ...] = ()
-    stops: tuple[Stop, ...] = ()
+    stops: tuple[StudyStop, ...] = ()
     notices: tuple[str, ...] = ()
     error: str = ""
     hint: str = ""
@@ -75,7 +75,9 @@ class Picture:
         return asdict(self)
 
 
-def picture(story: JobStory, *, title: str, now_s: float, hint: str = "", stops: Sequence[Stop] = (), measuring: bool = False) -> Picture:
+def picture(
+    story: JobStory, *, title: str, now_s: float, hint: str = "", stops: Sequence[StudyStop] = (), measuring: bool = False
+) -> JobPicture:
     """The story as it stands at `now_s`, unix time by the clock of this machine.
 
     The backend's clock may differ: a running phase never counts less than its log says.
@@ -83,7 +85,7 @@ def picture(story: JobStory, *, title: str, now_s: float, hint: str = "", stops:
     """
     shown = story.lanes[:LANES]
     phases = _phases(story, now_s)
-    return Picture(
+    return JobPicture(
         title=title,
         state=str(story.state),
         status=_measuring(story) if measuring else status_line(story),
@@ -122,7 +124,7 @@ def _measuring(story: JobStory) -> str:
     return f"measuring: {text_twins.count(story.rows_per_s)} rows/s"
 
 
-def _stops_done(stops: Sequence[Stop], story: JobStory) -> float:
+def _stops_done(stops: Sequence[StudyStop], story: JobStory) -> float:
     done = sum(stop.state == "done" for stop in stops)
     within = story.fraction_done() if 0 < story.epochs < ENDLESS else 0.0
     return min(1.0, (done + within) / len(stops))

@@ -12,7 +12,7 @@ import anywidget
 import traitlets
 
 from aiaas_magics.notebook.views.html import html_of
-from aiaas_magics.notebook.views.picture import Picture
+from aiaas_magics.notebook.views.picture import JobPicture
 from aiaas_magics.notebook.views.words import words_of
 
 STATIC: Final = Path(__file__).parent / "static"
@@ -25,10 +25,10 @@ class JobWidget(anywidget.AnyWidget):  # type: ignore[misc]
     _css = STATIC / "job.css"
     picture = traitlets.Dict().tag(sync=True)
 
-    def show(self, picture: Picture) -> None:
+    def show(self, picture: JobPicture) -> None:
         self.picture = picture.as_json()
 
-    def bundle(self, picture: Picture) -> dict[str, Any]:
+    def bundle(self, picture: JobPicture) -> dict[str, Any]:
         """The widget, and the same as HTML and text for what shows no widgets."""
         data, _ = self._repr_mimebundle_() or ({}, {})
         return {**data, "text/html": html_of(picture), "text/plain": words_of(picture)}

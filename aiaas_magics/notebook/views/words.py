@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from aiaas_magics.core.spec import FINAL_STATES
-from aiaas_magics.notebook.views.picture import Picture
+from aiaas_magics.notebook.views.picture import JobPicture
 from aiaas_magics.plots import text_twins
 
 
-def words_of(picture: Picture) -> str:
+def words_of(picture: JobPicture) -> str:
     """Everything the view shows, on a few lines."""
     lines = [f"{picture.title}: {picture.status}"]
     if picture.stops:
@@ -22,7 +22,7 @@ def words_of(picture: Picture) -> str:
     return "\n".join(lines)
 
 
-def news(picture: Picture, before: Picture | None) -> list[str]:
+def news(picture: JobPicture, before: JobPicture | None) -> list[str]:
     """What is worth a line of a log since `before`: a new state, phase or stop, an epoch's end, a notice."""
     lines = []
     key, key_before = _place(picture), _place(before) if before else None
@@ -35,7 +35,7 @@ def news(picture: Picture, before: Picture | None) -> list[str]:
     return lines
 
 
-def _place(picture: Picture) -> tuple[object, ...]:
+def _place(picture: JobPicture) -> tuple[object, ...]:
     over = picture.state in FINAL_STATES
     running = "" if over else next((phase.name for phase in picture.phases if phase.running), "")
     epochs = max((int(curve.points[-1][0]) for curve in picture.curves if curve.points), default=0)

@@ -262,7 +262,7 @@ def _callbacks(callbacks: Iterable[Any]) -> Iterator[str]:
 
 def _engine(model: Any, arguments: Mapping[str, Any]) -> Iterator[str]:
     if (size := int(model.steps_per_execution or 1)) > 1:
-        batched = isinstance(arguments.get("x"), batch_sources.Source)
+        batched = isinstance(arguments.get("x"), batch_sources.BatchSource)
         yield (
             f"steps_per_execution={size} is 1 on several workers: they meet at each step. Results do not change, and callbacks are called "
             f"{'after each step' if batched else 'as often as before'}."

@@ -132,7 +132,7 @@ def _check_lengths(arrays: list[tuple[str, np.ndarray]]) -> None:
 
 def training_rows(arguments: Mapping[str, Any]) -> int:
     """Rows that are trained on; Keras rounds a validation split this way."""
-    if isinstance(arguments.get("x"), batch_sources.Source):
+    if isinstance(arguments.get("x"), batch_sources.BatchSource):
         return 0  # nobody knows before they have come
     rows = max(len(array) for _, array in fit_data.leaves(arguments.get("x"), "x"))
     split = arguments.get("validation_split") or 0.0
@@ -168,7 +168,7 @@ def check_parts(model: Any, shape: FitShape, *, workers: int, parts: int, togeth
 def shape_of(model: Any, arguments: Mapping[str, Any]) -> FitShape:
     """How much work it is. Of data that yields batches, 0 stands for what is not known before they have come."""
     rows, steps, x = training_rows(arguments), arguments.get("steps_per_epoch"), arguments["x"]
-    if isinstance(x, batch_sources.Source):
+    if isinstance(x, batch_sources.BatchSource):
         batch, steps = x.batch_rows, steps or x.batches or 0
     else:
         batch = arguments.get("batch_size") or (math.ceil(rows / steps) if steps else BATCH)
@@ -280,7 +280,7 @@ def _first_rows(batch: Any, arguments: Mapping[str, Any] | None) -> tuple[Any, A
 
     def part(name: str, specs: Any) -> Any:
         given = (arguments or {}).get(name)
-        if given is None or isinstance((arguments or {}).get("x"), batch_sources.Source):
+        if given is None or isinstance((arguments or {}).get("x"), batch_sources.BatchSource):
             return keras.tree.map_structure(ones, specs)
         return keras.tree.map_structure(lambda symbol, array: None if symbol is None else rows(array, symbol), specs, given)
 
@@ -351,7 +351,7 @@ def batch_spec(arguments: Mapping[str, Any]) -> BatchSpec:
     """x, y and weights of the first batch: the same structures, with "float32:16,6" in place of each array."""
     import keras
 
-    if isinstance(arguments.get("x"), batch_sources.Source):
+    if isinstance(arguments.get("x"), batch_sources.BatchSource):
         return _spec_of_source(arguments["x"], weighted=arguments.get("class_weight") is not None)
     rows = min(shape_rows(arguments), training_rows(arguments))
 
@@ -371,7 +371,7 @@ def batch_spec(arguments: Mapping[str, Any]) -> BatchSpec:
     return x, y, sample_weight
 
 
-def _spec_of_source(source: batch_sources.Source, *, weighted: bool) -> BatchSpec:
+def _spec_of_source(source: batch_sources.BatchSource, *, weighted: bool) -> BatchSpec:
     import keras
     import tensorflow as tf
 

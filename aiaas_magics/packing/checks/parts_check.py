@@ -2,7 +2,7 @@
 
 Owns running the model's own step on the batch and on its parts, leaving everything as it was, and the sentences about
 what differs. Which models need it is `row_rules`, the arithmetic `parts_numbers`; corrections of stock losses are
-those of the workers (`backend.training.exact`).
+those of the workers (`reductions`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from aiaas_magics.packing.checks import fit_checks, model_state, parts_numbers, probing, row_rules
-from aiaas_magics.packing.checks.parts_numbers import Differences, Effects, Part
+from aiaas_magics.packing.checks.parts_numbers import BatchPart, Differences, Effects
 from aiaas_magics.packing.export.reference_answers import HALF_TOLERANCE, TOLERANCE
 from aiaas_magics.packing.fitcall import batch_sources, fit_data
 from aiaas_magics.packing.fitcall.model_variables import tensorflow_variable
@@ -56,7 +56,7 @@ def notes(model: Any, arguments: Mapping[str, Any], cut: Cut) -> tuple[str, ...]
     if not losses and not own and not row_rules.has_unproved_operations(model):
         return ()
     subject = _subject(model, losses, own)
-    if isinstance(arguments["x"], batch_sources.Source):
+    if isinstance(arguments["x"], batch_sources.BatchSource):
         return (f"{subject} was not compared on a batch's parts, since x yields batches: exact where no row depends on another.",)
     rows = _affordable_rows(model, arguments)
     if rows < cut.workers * cut.parts:
@@ -134,7 +134,7 @@ class _Trial:
             self._variables = self._state_variables(kept)
             whole = self._step(np.arange(self._rows), _Record())
             totals, after = list(self._record.denominators), kept.seeds()
-            parts: list[tuple[Part, Effects]] = []
+            parts: list[tuple[BatchPart, Effects]] = []
             for part in parts_numbers.deal(self._rows, cut.workers, cut.parts):
                 if not parts or parts[-1][0].rank != part.rank:
                     kept.put_back()
@@ -146,10 +146,10 @@ class _Trial:
             kept.go_on(after)
             again = self._step(np.arange(self._rows), _Record())
         # The same rows with other random numbers: what they explain is announced elsewhere.
-        noise = self._compare(whole, [(Part(0, np.arange(self._rows)), again)])
+        noise = self._compare(whole, [(BatchPart(0, np.arange(self._rows)), again)])
         return found.without(noise, NOISE)
 
-    def _compare(self, whole: Effects, parts: Sequence[tuple[Part, Effects]]) -> Differences:
+    def _compare(self, whole: Effects, parts: Sequence[tuple[BatchPart, Effects]]) -> Differences:
         sizes = sum(len(part.positions) / self._rows * parts_numbers.gradient_norm(effects) for part, effects in parts)
         together = parts_numbers.combined(parts, self.averaged)
         return parts_numbers.compare(whole, together, sizes=sizes, tolerance=self._tolerance)

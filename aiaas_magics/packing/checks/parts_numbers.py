@@ -30,7 +30,7 @@ class Effects:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BatchPart:
     """Rows that are computed together, by one worker."""
 
     rank: int
@@ -66,17 +66,17 @@ class Differences:
         )
 
 
-def deal(rows: int, workers: int, parts: int) -> list[Part]:
+def deal(rows: int, workers: int, parts: int) -> list[BatchPart]:
     """The parts of a batch of `rows`: each worker gets rows that follow one another, and goes through them in `parts` pieces."""
     dealt = []
     for rank in range(workers):
         mine = np.array(rows_of(rank, rows=rows, ranks=workers))
         edges = [-(-len(mine) * edge // parts) for edge in range(parts + 1)]
-        dealt += [Part(rank, mine[start:stop]) for start, stop in itertools.pairwise(edges) if stop > start]
+        dealt += [BatchPart(rank, mine[start:stop]) for start, stop in itertools.pairwise(edges) if stop > start]
     return dealt
 
 
-def combined(parts: Sequence[tuple[Part, Effects]], averaged: Sequence[bool]) -> Effects:
+def combined(parts: Sequence[tuple[BatchPart, Effects]], averaged: Sequence[bool]) -> Effects:
     """The parts' effects as training puts them together: means weighted by rows. `averaged`: of each variable, whether workers'
     values are averaged; of the others, worker 0's comes back. A worker's state is what its last part left."""
     rows = sum(len(part.positions) for part, _ in parts)
@@ -97,7 +97,7 @@ def combined(parts: Sequence[tuple[Part, Effects]], averaged: Sequence[bool]) ->
     )
 
 
-def _joined(parts: Sequence[tuple[Part, Effects]], rows: int) -> tuple[tuple[str, Array], ...]:
+def _joined(parts: Sequence[tuple[BatchPart, Effects]], rows: int) -> tuple[tuple[str, Array], ...]:
     joined = []
     for place, (name, first) in enumerate(parts[0][1].outputs):
         pieces = [effects.outputs[place][1] if place < len(effects.outputs) else np.zeros(0) for _, effects in parts]

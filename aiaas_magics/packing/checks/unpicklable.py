@@ -75,14 +75,14 @@ def refuse(culprit: Any, roots: Mapping[str, Any], why: Exception, *, fails: Cal
     return CannotTravel(f"{place.path} ({place.inside})", f"it holds {named}", LIBRARY_MOVES.get(place.inside, _library_move(place)))
 
 
-def _library_move(place: Place) -> str:
+def _library_move(place: ObjectPath) -> str:
     if place.path.startswith("callbacks["):
         return f"Give a new {place.inside} for each fit, or leave it out."
     return f"Leave the {place.inside} out, or use one that holds no open resources."
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ObjectPath:
     """Where an object was found: its path, and the library's class whose inside the path ends at.
 
     What a library keeps inside its objects says nothing to a user, so the path ends at the object: "callbacks[0]" (TqdmCallback).
@@ -91,12 +91,12 @@ class Place:
     path: str
     inside: str | None = None
 
-    def step(self, parent: Any, step: str, child: Any) -> Place:
+    def step(self, parent: Any, step: str, child: Any) -> ObjectPath:
         if is_users(child):
-            return Place(self.full + step)
+            return ObjectPath(self.full + step)
         if self.inside is None and _is_of_library(parent):
             return _Inner(_shown(self.path, parent), type(parent).__name__, self.full + step)
-        return _Inner(self.path, self.inside, self.full + step) if self.inside is not None else Place(self.path + step)
+        return _Inner(self.path, self.inside, self.full + step) if self.inside is not None else ObjectPath(self.path + step)
 
     @property
     def full(self) -> str:
@@ -105,7 +105,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class _Inner(Place):
+class _Inner(ObjectPath):
     """A place inside a library's object."""
 
     whole: str = ""
@@ -138,9 +138,9 @@ def _is_of_library(obj: Any) -> bool:
     return not (is_users(obj) or module in sys.stdlib_module_names or isinstance(obj, plain))
 
 
-def find_place(roots: Mapping[str, Any], wanted: Callable[[Any], bool]) -> Place | None:
+def find_place(roots: Mapping[str, Any], wanted: Callable[[Any], bool]) -> ObjectPath | None:
     """The shortest path from `roots` to an object that is `wanted`."""
-    queue: deque[tuple[Place, Any]] = deque((Place(path), obj) for path, obj in roots.items())
+    queue: deque[tuple[ObjectPath, Any]] = deque((ObjectPath(path), obj) for path, obj in roots.items())
     seen: set[int] = set()
     kept: list[Any] = []  # keeps what was made on the way alive, so that no id comes twice
     while queue and len(seen) < SEARCH_LIMIT:
@@ -152,15 +152,15 @@ def find_place(roots: Mapping[str, Any], wanted: Callable[[Any], bool]) -> Place
         if wanted(obj):
             return place
         queue.extend(
-            (probing.ask(partial(place.step, obj, step, child), Place(place.full + step)), child) for step, child in _children(obj)
+            (probing.ask(partial(place.step, obj, step, child), ObjectPath(place.full + step)), child) for step, child in _children(obj)
         )
     return None
 
 
-def _failing_place(roots: Mapping[str, Any], fails: Callable[[Any], bool]) -> Place | None:
+def _failing_place(roots: Mapping[str, Any], fails: Callable[[Any], bool]) -> ObjectPath | None:
     """The object that `fails` by itself, nearest to where the failure is, at most `DEPTH` steps from a root."""
-    inner: list[tuple[Place, Any]] = [(Place(path), obj) for path, obj in roots.items()]
-    found: Place | None = None
+    inner: list[tuple[ObjectPath, Any]] = [(ObjectPath(path), obj) for path, obj in roots.items()]
+    found: ObjectPath | None = None
     for _ in range(DEPTH):
         failing = next(((place, obj) for place, obj in inner[:TRIED] if fails(obj)), None)
         if failing is None:
@@ -168,7 +168,7 @@ def _failing_place(roots: Mapping[str, Any], fails: Callable[[Any], bool]) -> Pl
         found, obj = failing
         if found.path not in roots and probing.ask(partial(_is_of_library, obj), True):
             break
-        inner = [(Place(found.path + step), child) for step, child in _children(obj) if step and not _is_wrapper(child)]
+        inner = [(ObjectPath(found.path + step), child) for step, child in _children(obj) if step and not _is_wrapper(child)]
     return found
 
 

@@ -1,7 +1,7 @@
 """What fewer bits do to a model's answers, measured in the kernel before anything is sent.
 
 Owns running both forms on the same rows, the model's own loss and metrics of both, and what they are judged by. It is one of
-the two homes of ONNX Runtime: the numbers must be those of the engine that will serve. Making the smaller form belongs to `reduced`.
+the two homes of ONNX Runtime: the numbers must be those of the engine that will serve. Making the smaller form belongs to `quantization`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Forms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class ImpactLine:
     """One figure of both forms; `before` is None where it compares the two."""
 
     what: str
@@ -64,7 +64,7 @@ class PrecisionChange:
     rows: int
     of: str
     validated: bool
-    lines: tuple[Line, ...]
+    lines: tuple[ImpactLine, ...]
     judged: str
     by: float
     limit: float
@@ -99,7 +99,7 @@ def measure(
     x, y = split(reduction.validation_data)
     rows = rows_for(model, interface, x, "x_val") if validated else sample
     before, after = in_parts(forms.full, rows), in_parts(forms.reduced, rows)
-    own: tuple[Line, ...] = ()
+    own: tuple[ImpactLine, ...] = ()
     note = ""
     if y is not None:
         truth = fit_data.mapped(y, "y_val")
@@ -159,7 +159,7 @@ def split(validation_data: Any) -> tuple[Any, Any]:
 # --------------------------------------------------------------------------- the figures
 
 
-def differences(before: Named, after: Named) -> Iterator[Line]:
+def differences(before: Named, after: Named) -> Iterator[ImpactLine]:
     """How far the outputs are apart; first the share of rows with the same answer, where they are a classifier's."""
     several = len(before) > 1
     for name, full in before.items():
@@ -167,11 +167,11 @@ def differences(before: Named, after: Named) -> Iterator[Line]:
         reduced = after[name].astype(np.float64)
         full = full.astype(np.float64)
         if (same := same_answers(full, reduced)) is not None:
-            yield Line(what=f"same answer{of}", before=None, after=same)
+            yield ImpactLine(what=f"same answer{of}", before=None, after=same)
         apart = np.abs(full - reduced)
         spread = float(full.std()) or float(np.abs(full).max(initial=0.0)) or 1.0
-        yield Line(what=f"mean difference{of}, of its spread", before=None, after=float(apart.mean()) / spread)
-        yield Line(what=f"largest difference{of}", before=None, after=float(apart.max(initial=0.0)))
+        yield ImpactLine(what=f"mean difference{of}, of its spread", before=None, after=float(apart.mean()) / spread)
+        yield ImpactLine(what=f"largest difference{of}", before=None, after=float(apart.max(initial=0.0)))
 
 
 def same_answers(full: np.ndarray, reduced: np.ndarray) -> float | None:
@@ -227,7 +227,7 @@ def _kept(model: Any) -> Iterator[None]:
             model._compile_metrics.reset_state()
 
 
-def own_figures(model: Any, y: Any, before: Any, after: Any) -> tuple[tuple[Line, ...], str]:
+def own_figures(model: Any, y: Any, before: Any, after: Any) -> tuple[tuple[ImpactLine, ...], str]:
     """Metrics and loss of both forms, and why there are none."""
     import keras
 
@@ -241,10 +241,10 @@ def own_figures(model: Any, y: Any, before: Any, after: Any) -> tuple[tuple[Line
         raise DataMismatch(
             f"The model's loss and metrics do not take y_val ({' '.join(str(error).split())[:200].rstrip('.')}). Give it as fit takes y."
         ) from error
-    return tuple(Line(what=name, before=full[name], after=reduced[name]) for name in full), ""
+    return tuple(ImpactLine(what=name, before=full[name], after=reduced[name]) for name in full), ""
 
 
-def judged(lines: tuple[Line, ...]) -> tuple[str, float]:
+def judged(lines: tuple[ImpactLine, ...]) -> tuple[str, float]:
     """What the limit is for, and how much it changed: the first metric, or answers that became others, or how far they moved.
 
     A metric above 1 counts in parts of itself: 0.01 is a point of accuracy, and a hundredth of an error of 30.

@@ -1,7 +1,7 @@
 """The two formats of an exported model: ONNX, and a zip of a SavedModel where ONNX cannot express it.
 
 Owns trying one after the other, why one is not to be had and what to do about that. The conversion to ONNX belongs to
-`onnx_export`, the function that is written to `servable`.
+`onnx_export`, the function that is written to `model_export`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Models that are no live Keras model: files of Keras, ONNX files, SavedModel folders, and estimators of other libraries.
 
 Owns telling what was given, opening it, and the answers that the proof compares: those of the engine that will serve, computed
-here. A Keras file is loaded and goes the way of every Keras model (`servable`); converting an estimator belongs to `converting`.
+here. A Keras file is loaded and goes the way of every Keras model (`model_export`); converting an estimator belongs to `estimators`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ BY_HAND: Final = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
+class ServableForm:
     """What a serving engine will compute, as it is computed here."""
 
     name: str  # for messages
@@ -148,7 +148,7 @@ def _from_path(path: Path, *, compiled: bool) -> Any:
 # --------------------------------------------------------------------------- ONNX
 
 
-def _onnx_file(path: Path) -> Form:
+def _onnx_file(path: Path) -> ServableForm:
     import onnx
 
     try:
@@ -158,7 +158,7 @@ def _onnx_file(path: Path) -> Form:
     return onnx_form(artefact, repr(str(path)))
 
 
-def onnx_form(artefact: bytes, name: str) -> Form:
+def onnx_form(artefact: bytes, name: str) -> ServableForm:
     """An ONNX file as a form.
 
     Raises:
@@ -191,7 +191,7 @@ def onnx_form(artefact: bytes, name: str) -> Form:
         dtypes=tuple(_dtype(tensor, name) for tensor in inputs),
     )
     dims = {tensor.name: tuple(-1 if n is None else n for n in _dims(tensor)) for tensor in graph.output}
-    return Form(
+    return ServableForm(
         name=name,
         artefact=artefact,
         format=export_formats.ONNX,
@@ -229,7 +229,7 @@ def _as_str(array: np.ndarray) -> np.ndarray:
 # --------------------------------------------------------------------------- a SavedModel's folder
 
 
-def _saved_model(folder: Path) -> Form:
+def _saved_model(folder: Path) -> ServableForm:
     import tensorflow as tf
 
     if not (folder / "saved_model.pb").is_file():
@@ -261,7 +261,7 @@ def _saved_model(folder: Path) -> Form:
     with tempfile.TemporaryDirectory(prefix="aiaas-export-") as scratch:
         artefact = export_formats.zipped(folder, Path(scratch) / "model.zip")
     shapes = {name: spec.shape for name, spec in function.structured_outputs.items()}
-    return Form(
+    return ServableForm(
         name=repr(str(folder)),
         artefact=artefact,
         format=export_formats.SAVED_MODEL,
@@ -276,7 +276,7 @@ def _saved_model(folder: Path) -> Form:
 # --------------------------------------------------------------------------- answers
 
 
-def _answers(form: Form, rows: Named) -> tuple[dict[str, np.ndarray], float]:
+def _answers(form: ServableForm, rows: Named) -> tuple[dict[str, np.ndarray], float]:
     """The form's answers to all rows, and how far those to fewer of them differ, as a part of the largest.
 
     Raises:
@@ -301,7 +301,7 @@ def _answers(form: Form, rows: Named) -> tuple[dict[str, np.ndarray], float]:
     return whole, widest
 
 
-def _computed(form: Form, rows: Named) -> dict[str, np.ndarray]:
+def _computed(form: ServableForm, rows: Named) -> dict[str, np.ndarray]:
     try:
         return form.compute(rows)
     except Exception as error:

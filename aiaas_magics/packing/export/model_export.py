@@ -2,8 +2,8 @@
 
 Owns the export (ONNX, or a zip of a SavedModel where ONNX cannot) and Keras' own outputs on
 sample rows. Choosing the rows belongs to `samples`; replaying them belongs to the host. Where fewer
-bits were asked for, the samples hold the answers of that form; making it belongs to `reduced`,
-what it changes to `change`.
+bits were asked for, the samples hold the answers of that form; making it belongs to `quantization`,
+what it changes to `accuracy_impact`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A `tf.function` as an ONNX file.
 
-Owns the conversion, and what the converter leaves to be done on the file. Whether the file computes the same is checked by `servable`.
+Owns the conversion, and what the converter leaves to be done on the file. Whether the file computes the same is checked by `model_export`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An ONNX file with its weights in fewer bits.
 
 Owns the rewriting: which operator's weights become what. It works on the exported graph, so the user's model is never touched
-and needs no clone, and whatever exports can be reduced. What the answers become is measured by `change`.
+and needs no clone, and whatever exports can be reduced. What the answers become is measured by `accuracy_impact`.
 
 * Products (`MatMul`, `Gemm`): blocks of 32 weights with a scale each, in 8 or 4 bits, computed by ONNX Runtime's `MatMulNBits`.
   It rounds the activations of a row by themselves. `DynamicQuantizeLinear`, which `quantize_dynamic` would put there, takes one

@@ -35,7 +35,7 @@ class Numbers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
+class ReferenceAnswers:
     """Sample rows and what the kernel's model makes of them."""
 
     x: Any
@@ -63,7 +63,7 @@ def sample(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     return x, y, weight
 
 
-def take(model: Any, arguments: Mapping[str, Any]) -> Proof:
+def take(model: Any, arguments: Mapping[str, Any]) -> ReferenceAnswers:
     """The proof of a TensorFlow model, which is left as it is. Layers run as in `predict`: nothing is dropped, no statistics move."""
     import tensorflow as tf
     from keras import tree
@@ -82,7 +82,7 @@ def take(model: Any, arguments: Mapping[str, Any]) -> Proof:
             variable.assign(value)
     found = numbers(outputs, loss, [None if grad is None else tf.convert_to_tensor(grad) for grad in gradients])
     halves = any(getattr(layer, "compute_dtype", "") in ("float16", "bfloat16") for layer in model._flatten_layers())
-    return Proof(
+    return ReferenceAnswers(
         x=x,
         y=y,
         sample_weight=weight,
@@ -112,7 +112,7 @@ def sketch(flat: np.ndarray) -> np.ndarray:
     return summed
 
 
-def difference(proof: Proof, there: Numbers) -> str | None:
+def difference(proof: ReferenceAnswers, there: Numbers) -> str | None:
     """The largest difference beyond the tolerance as a clause; None where all agree."""
     here, worst = proof.numbers, (0.0, "")
     pairs = [("the loss", np.array([here.loss]), np.array([there.loss]), 0.0)]

@@ -1,7 +1,7 @@
 """Sample rows for the proof of an export, and the interface that they go through.
 
 Owns remembering rows of a fit's data, choosing samples, and naming a model's inputs and
-outputs. Exporting belongs to `servable`.
+outputs. Exporting belongs to `model_export`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def remember(model: Any, x: Any) -> None:
     _remembered[model] = fit_data.map_leaves(lambda array: np.array(array[:ROWS]), x)
 
 
-def remember_source(model: Any, dataset: Any, source: batch_sources.Source, streams: Sequence[batch_sources.Stream]) -> None:
+def remember_source(model: Any, dataset: Any, source: batch_sources.BatchSource, streams: Sequence[batch_sources.Stream]) -> None:
     """Keep where rows of `dataset` are to be had: its first batch is read when samples are asked for, or comes by on its way to the job.
 
     What is kept is small, so that a model does not hold on to its data.

@@ -1,7 +1,7 @@
 """Plain attributes of layers, and of data that yields batches, which training changes: found in a worker, set in the kernel.
 
 Owns which of them come back: numbers, texts, arrays and collections of these, under public names, and whether a layer
-trains. Attributes of callbacks come back by themselves (`result`).
+trains. Attributes of callbacks come back by themselves (`fit_result`).
 """
 
 from __future__ import annotations

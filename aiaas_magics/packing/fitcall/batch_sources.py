@@ -3,8 +3,8 @@
 Owns which way each of them travels, and the values that travel in its place. A dataset of TensorFlow's
 own ops goes as its graph, with large captured arrays apart; tables and variables that it uses go with it.
 A `PyDataset` is pickled. What holds Python that cannot leave the kernel, or reads files, is streamed: the kernel
-iterates, batches go to the job one by one (`Stream` here, `client.feed` on the way). Nothing is ever materialised:
-that would freeze augmentation and shuffling. Giving batches to ranks belongs to `training.datasets`.
+iterates, batches go to the job one by one (`Stream` here, `dataset_feed` on the way). Nothing is ever materialised:
+that would freeze augmentation and shuffling. Giving batches to ranks belongs to `rank_datasets`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _peeked: Final[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class BatchSource:
     """What travels in the place of data that yields batches: what is known of them.
 
     Where a generator gives None for an optional input, `spec` has an `OptionalSpec`, as in Keras' own dataset.
@@ -74,7 +74,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraphSource(Source):
+class GraphSource(BatchSource):
     """A `tf.data.Dataset` as its graph. The n-th of `captured` is the value of the constant at the n-th of `places`."""
 
     graph: bytes
@@ -95,14 +95,14 @@ class GraphSource(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PickledSource(Source):
+class PickledSource(BatchSource):
     """A `PyDataset` as it is."""
 
     dataset: Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamedSource(Source):
+class StreamedSource(BatchSource):
     """A place that the kernel sends batches to; `name` is the argument of `fit`."""
 
     name: str
@@ -130,7 +130,7 @@ class Stream:
             if not structure.are_compatible(structure.type_spec_from_value(element), self.spec):
                 raise DataMismatch(_other_batch(self.name, element, self.spec))
             parts = [tf.io.serialize_tensor(tensor).numpy() for tensor in sent_tensors(element, self.spec)]
-            yield feed_frames.encode(feed_frames.Kind.BATCH, parts)
+            yield feed_frames.encode(feed_frames.FrameKind.BATCH, parts)
 
     def _batches(self) -> Iterator[Any]:
         if is_iterator(self._given):
@@ -203,7 +203,7 @@ def is_iterator(value: Any) -> bool:
     return has(value, "__next__") and not isinstance(value, keras.utils.PyDataset)
 
 
-def packed(value: Any, name: str, *, shuffle: bool = False) -> tuple[Source, Stream | None]:
+def packed(value: Any, name: str, *, shuffle: bool = False) -> tuple[BatchSource, Stream | None]:
     """What travels in the place of `value`, and, where the kernel must send its batches, who does.
 
     Args:
@@ -229,7 +229,7 @@ def packed(value: Any, name: str, *, shuffle: bool = False) -> tuple[Source, Str
     return source, Stream(name, value, adapter, spec)
 
 
-def check_ways(source: Source, name: str, *, workers: int, execution: Execution) -> None:
+def check_ways(source: BatchSource, name: str, *, workers: int, execution: Execution) -> None:
     """Batches that are cut for ranks, or sent one by one, are dense; some ways to train take arrays only.
 
     `execution` has its strategy chosen already.
@@ -251,7 +251,7 @@ def check_ways(source: Source, name: str, *, workers: int, execution: Execution)
             raise CannotTravel(name, f"its batches hold a {kind}, which is not cut or sent one by one", "Make them dense, with map().")
 
 
-def item(name: str, source: Source) -> ManifestItem:
+def item(name: str, source: BatchSource) -> ManifestItem:
     """How the manifest tells of it."""
     shapes = _told(source.spec)
     match source:
@@ -266,9 +266,9 @@ def item(name: str, source: Source) -> ManifestItem:
             raise AiaasBug(f"{name} is a {type(source).__name__}, which no way of travelling is known of")
 
 
-def in_arguments(arguments: Mapping[str, Any]) -> dict[str, Source]:
+def in_arguments(arguments: Mapping[str, Any]) -> dict[str, BatchSource]:
     """The sources among the arguments of `fit`, by name."""
-    return {name: value for name in PLACES if isinstance(value := arguments.get(name), Source)}
+    return {name: value for name in PLACES if isinstance(value := arguments.get(name), BatchSource)}
 
 
 def _batch_rows(given: Any, spec: Any) -> int:

@@ -1,6 +1,6 @@
 """What a model is, without its numbers: equal for two models only where the same step is traced of both.
 
-Owns the digest. It is that of the bytes by which a model travels (`fitcall_pickle`): the state of every Keras object, the user's
+Owns the digest. It is that of the bytes by which a model travels (`state_pickle`): the state of every Keras object, the user's
 classes and functions by value, constants; of variables all but their values. Who goes by it is an engine's.
 
 Keras numbers the names that nobody gives (`dense_7`), so a model that is built once more has others. They count by their order
@@ -78,7 +78,7 @@ def any_of(names: Iterable[str], *, alone: Container[str] = ()) -> re.Pattern[st
 def _pickled(model: Any, names: _Names) -> tuple[bytes, Luggage, list[tuple[str, int, int]]] | None:
     """The bytes, what was met on the way, and the files of packages whose versions nobody knows."""
     luggage, registered, body = Luggage(), list[types.ModuleType](), io.BytesIO()
-    pickler = _Pickler(body, luggage, registered, names)
+    pickler = _FingerprintPickler(body, luggage, registered, names)
     try:
         state_pickle.write(pickler, model)
         return body.getvalue(), luggage, _files_of(pickler.packages)
@@ -88,7 +88,7 @@ def _pickled(model: Any, names: _Names) -> tuple[bytes, Luggage, list[tuple[str,
         state_pickle.unregister(registered)
 
 
-class _Pickler(Pickler):
+class _FingerprintPickler(Pickler):
     """Leaves out what stands on the model for the time of one `fit`, and notes the packages that classes and functions are taken from."""
 
     def __init__(self, file: io.BytesIO, luggage: Luggage, registered: list[types.ModuleType], names: _Names) -> None:

@@ -1,6 +1,6 @@
 """A fit call: live objects in the kernel, bytes on the way, live objects in a worker.
 
-Owns the values and the two journeys, there (`pack`, `unpack`) and back (`result`). Packing
+Owns the values and the two journeys, there (`pack`, `unpack`) and back (`fit_result`). Packing
 checks first and changes nothing but this: what is not built yet is built.
 """
 
@@ -168,7 +168,7 @@ def pack(
     if not execution.on_jax:
         resolved = execution.resolved(devices=workers, gpus=gpus)
         notes += exactness.announcements(model, {**arguments, "callbacks": callbacks}, workers, resolved)
-    if isinstance(arguments["x"], batch_sources.Source):
+    if isinstance(arguments["x"], batch_sources.BatchSource):
         samples.remember_source(model, call.arguments["x"], arguments["x"], streams)
     else:
         samples.remember(model, arguments["x"])

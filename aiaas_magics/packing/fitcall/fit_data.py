@@ -1,7 +1,7 @@
 """The data of a fit call: which kinds travel, and as what.
 
 Owns turning tensors, pandas objects and array-likes into numpy arrays by Keras' own rules,
-and the counting of rows. Whether they fit the model is found by `checks`.
+and the counting of rows. Whether they fit the model is found by `fit_checks`.
 """
 
 from __future__ import annotations

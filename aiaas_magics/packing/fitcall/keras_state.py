@@ -2,7 +2,7 @@
 
 Owns the knowledge of Keras' and TensorFlow's inner state: which attributes belong to one
 process (compiled functions, strategies, losses of the last call), and which are keyed by
-object ids and must be built again. Turning objects into bytes belongs to `fitcall_pickle`.
+object ids and must be built again. Turning objects into bytes belongs to `state_pickle`.
 
 An object's state is its `__dict__`, so neither `get_config` nor recorded constructor
 arguments are needed: what the constructor made of its arguments is what travels.

@@ -1,6 +1,6 @@
 """What a fit call consists of, for showing before anything is sent.
 
-Owns the list. Filling it belongs to `fitcall_pickle`, drawing it to the notebook.
+Owns the list. Filling it belongs to `state_pickle`, drawing it to the notebook.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A model's variables as values, and what each is to its model.
 
 Owns what is needed to make a variable again elsewhere, and the roles by which a model in
-another kernel finds its own. Which variables are in reach is found by `fitcall_pickle`.
+another kernel finds its own. Which variables are in reach is found by `state_pickle`.
 """
 
 from __future__ import annotations

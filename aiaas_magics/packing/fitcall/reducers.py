@@ -1,7 +1,7 @@
 """One way of pickling for each kind of object that Python's own does not fit.
 
 Owns the pairs of functions: what is taken here, what is made of it where it arrives. When
-each is used belongs to `fitcall_pickle`.
+each is used belongs to `state_pickle`.
 """
 
 from __future__ import annotations

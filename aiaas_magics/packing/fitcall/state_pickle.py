@@ -3,12 +3,12 @@
 Owns the two picklers. Variables and big arrays leave a number behind and travel apart;
 Keras objects travel as shells, with their state in records of their own after the first
 one (see `state`); the user's classes, functions and helper modules travel by value.
-What cannot travel is named by `refusals`. Loading happens in workers only.
+What cannot travel is named by `unpicklable`. Loading happens in workers only.
 
 The bytes are a pickle of `(format, preamble, head, body)`: `preamble` holds texts that a worker
 needs first, `head` the variables and small facts, `body` a run of pickles: the root, then
 `(object, state)` pairs, then the end.
-Behind them a fit call for another backend may have parts of its own (see `portable`).
+Behind them a fit call for another backend may have parts of its own (see `portable_call`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which modules are the user's own, and which of them a function will import.
 
 Owns telling a helper module beside the notebook from an installed library. Sending such a
-module by value belongs to `fitcall_pickle`.
+module by value belongs to `state_pickle`.
 """
 
 from __future__ import annotations

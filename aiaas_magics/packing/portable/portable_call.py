@@ -1,11 +1,11 @@
-"""A fit call in a form that Keras on another backend can take: by config, where `fitcall_pickle` goes by state.
+"""A fit call in a form that Keras on another backend can take: by config, where `state_pickle` goes by state.
 
 Owns the form, there (`add`) and back (`unpack`). The model and what it is compiled with travel as
 Keras' own serialization, the user's classes and functions by value, callbacks and arguments as ever;
 the values of variables are those of the fit call by state, found by their role and order. Why a call
 cannot take this form is `portability`; that it computes the same is proved where it arrives (`proof`).
 
-The bytes are two parts behind those of `fitcall_pickle`: `recipe`, of which the model is made, and
+The bytes are two parts behind those of `state_pickle`: `recipe`, of which the model is made, and
 `rest`, whose references to the model are references to what was made.
 """
 
@@ -57,7 +57,7 @@ class PortedFitCall:
     paths: tuple[str, ...]
     batch: BatchSpec
     roles: Mapping[str, tuple[int, ...]]
-    proof: reference_answers.Proof
+    proof: reference_answers.ReferenceAnswers
 
 
 class Ported:
@@ -200,7 +200,7 @@ def _dumped(root: Any, luggage: Luggage, things: Sequence[Any]) -> bytes:
     registered: list[types.ModuleType] = []
     luggage.settled.clear()
     try:
-        state_pickle.write(_Pickler(body, luggage, registered, things), root)
+        state_pickle.write(_PortablePickler(body, luggage, registered, things), root)
     except Failed as failed:
         raise NotPortable(str(failed.why)) from failed.why
     finally:
@@ -208,7 +208,7 @@ def _dumped(root: Any, luggage: Luggage, things: Sequence[Any]) -> bytes:
     return body.getvalue()
 
 
-class _Pickler(state_pickle.Pickler):
+class _PortablePickler(state_pickle.Pickler):
     """Things of the model leave their number behind; TensorFlow's own are refused."""
 
     def __init__(self, file: io.BytesIO, luggage: Luggage, registered: list[types.ModuleType], things: Sequence[Any]) -> None:

@@ -25,18 +25,18 @@ from aiaas_magics.backend.jobs.machine_events import (
     ServerEnds,
     StartFailed,
 )
-from aiaas_magics.backend.jobs.states import MOVES, Job, check_move
+from aiaas_magics.backend.jobs.states import MOVES, JobStatus, check_move
 from aiaas_magics.core.errors import AiaasBug
 from aiaas_magics.core.events import StateChanged, WorkerLost
 from aiaas_magics.core.spec import JobState
 
 
-def running(*, ranks: int = 2, retries: int = 3) -> Job:
-    job, _ = handle(Job(id="7", retries=retries), Placed(ranks))
+def running(*, ranks: int = 2, retries: int = 3) -> JobStatus:
+    job, _ = handle(JobStatus(id="7", retries=retries), Placed(ranks))
     return job
 
 
-def after(job: Job, *events: Event) -> tuple[Job, list[Action]]:
+def after(job: JobStatus, *events: Event) -> tuple[JobStatus, list[Action]]:
     actions: list[Action] = []
     for event in events:
         job, new = handle(job, event)
@@ -49,7 +49,7 @@ def lost(rank: int, *, attempt: int = 1, how: str = "was killed by signal 9", ou
 
 
 def test_a_placed_job_starts_its_first_attempt() -> None:
-    job, actions = handle(Job(id="7", retries=3), Placed(2))
+    job, actions = handle(JobStatus(id="7", retries=3), Placed(2))
 
     assert (job.state, job.attempt, job.ranks) == (JobState.RUNNING, 1, 2)
     assert actions == (Record(StateChanged(state=JobState.RUNNING)), StartAttempt(1))
@@ -144,7 +144,7 @@ def test_a_result_that_cannot_be_kept_costs_an_attempt() -> None:
 
 
 def test_cancelling_a_waiting_job_ends_it_at_once() -> None:
-    job, actions = after(Job(id="7", retries=3), CancelAsked())
+    job, actions = after(JobStatus(id="7", retries=3), CancelAsked())
 
     assert job.state is JobState.CANCELLED
     assert StopAttempt not in map(type, actions)
@@ -186,7 +186,7 @@ def test_an_attempt_that_could_not_be_started_is_a_lost_one() -> None:
 
 
 def test_a_job_whose_devices_are_gone_fails_with_the_reason() -> None:
-    job, _ = after(Job(id="7", retries=3), CannotBePlaced("there are only 2"))
+    job, _ = after(JobStatus(id="7", retries=3), CannotBePlaced("there are only 2"))
 
     assert (job.state, job.reason) == (JobState.FAILED, "there are only 2")
 
@@ -223,7 +223,7 @@ events: st.SearchStrategy[Event] = st.one_of(
 
 @given(st.lists(events, max_size=40), st.integers(0, 2))
 def test_whatever_happens_every_move_is_legal_and_the_log_tells_all_of_them(happened: list[Event], retries: int) -> None:
-    job = Job(id="7", retries=retries)
+    job = JobStatus(id="7", retries=retries)
     states = [job.state]
     for event in happened:
         before = job
@@ -239,7 +239,7 @@ def test_whatever_happens_every_move_is_legal_and_the_log_tells_all_of_them(happ
 
 @given(st.lists(events, max_size=40))
 def test_no_attempt_is_started_before_the_one_before_it_was_cleared(happened: list[Event]) -> None:
-    job, open_attempts = Job(id="7", retries=2), 0
+    job, open_attempts = JobStatus(id="7", retries=2), 0
     for event in happened:
         job, actions = handle(job, event)
         for action in actions:
@@ -252,7 +252,7 @@ def test_no_attempt_is_started_before_the_one_before_it_was_cleared(happened: li
 @given(st.lists(events, max_size=30))
 def test_a_job_always_ends_once_its_processes_do(happened: list[Event]) -> None:
     """No event sequence leaves a job that waits for something that cannot come."""
-    job, _ = after(Job(id="7", retries=2), *happened)
+    job, _ = after(JobStatus(id="7", retries=2), *happened)
 
     for _ in range(5):
         job, _ = after(job, Placed(3))

@@ -6,21 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiaas_magics.backend.jobs.placement import Ask, Seats, check, place, seats_for, why_waiting
+from aiaas_magics.backend.jobs.placement import DeviceRequest, Seats, check, place, seats_for, why_waiting
 from aiaas_magics.core.errors import NotEnoughDevices
 
 asks = st.lists(
     st.builds(lambda workers, share, alone: (workers, share, alone), st.one_of(st.none(), st.integers(1, 9)), st.booleans(), st.booleans()),
     max_size=8,
-).map(lambda found: [Ask(job=str(i), workers=w, oversubscribe=s, alone=a) for i, (w, s, a) in enumerate(found)])
+).map(lambda found: [DeviceRequest(job=str(i), workers=w, oversubscribe=s, alone=a) for i, (w, s, a) in enumerate(found)])
 
 
-def placeable(found: list[Ask], devices: int) -> list[Ask]:
+def placeable(found: list[DeviceRequest], devices: int) -> list[DeviceRequest]:
     return [ask for ask in found if ask.workers is None or ask.workers <= devices or ask.oversubscribe]
 
 
 @given(asks, st.integers(1, 6))
-def test_no_device_is_given_twice(found: list[Ask], devices: int) -> None:
+def test_no_device_is_given_twice(found: list[DeviceRequest], devices: int) -> None:
     placed = place(placeable(found, devices), devices=devices, held={})
 
     taken = [device for _, seats in placed for device in seats.held]
@@ -29,7 +29,7 @@ def test_no_device_is_given_twice(found: list[Ask], devices: int) -> None:
 
 
 @given(asks, st.integers(1, 6))
-def test_nobody_overtakes(found: list[Ask], devices: int) -> None:
+def test_nobody_overtakes(found: list[DeviceRequest], devices: int) -> None:
     waiting = placeable(found, devices)
 
     placed = place(waiting, devices=devices, held={})
@@ -39,7 +39,7 @@ def test_nobody_overtakes(found: list[Ask], devices: int) -> None:
 
 
 @given(asks, st.integers(1, 6))
-def test_everybody_is_served_in_the_end(found: list[Ask], devices: int) -> None:
+def test_everybody_is_served_in_the_end(found: list[DeviceRequest], devices: int) -> None:
     waiting, served = placeable(found, devices), 0
     while waiting:
         placed = place(waiting, devices=devices, held={})
@@ -51,7 +51,7 @@ def test_everybody_is_served_in_the_end(found: list[Ask], devices: int) -> None:
 
 @given(st.integers(1, 6), st.integers(1, 20))
 def test_each_rank_has_a_device_and_sharing_is_even(devices: int, workers: int) -> None:
-    seats = seats_for(Ask(job="1", workers=workers, oversubscribe=True), devices=devices, held=frozenset())
+    seats = seats_for(DeviceRequest(job="1", workers=workers, oversubscribe=True), devices=devices, held=frozenset())
 
     assert seats is not None
     loads = [sum(device in seat for seat in seats.ranks) for device in range(devices)]
@@ -60,37 +60,37 @@ def test_each_rank_has_a_device_and_sharing_is_even(devices: int, workers: int) 
 
 
 def test_one_worker_with_everything_takes_every_core() -> None:
-    assert seats_for(Ask(job="1", workers=None), devices=3, held=frozenset()) == Seats(frozenset({0, 1, 2}), ((0, 1, 2),))
+    assert seats_for(DeviceRequest(job="1", workers=None), devices=3, held=frozenset()) == Seats(frozenset({0, 1, 2}), ((0, 1, 2),))
 
 
 def test_with_gpus_everything_is_one_worker_a_gpu() -> None:
-    seats = seats_for(Ask(job="1", workers=None), devices=2, held=frozenset(), one_each=True)
+    seats = seats_for(DeviceRequest(job="1", workers=None), devices=2, held=frozenset(), one_each=True)
 
     assert seats == Seats(frozenset({0, 1}), ((0,), (1,)))
 
 
 @pytest.mark.parametrize(("workers", "devices"), [(2, (0, 1)), (5, (0, 1, 2, 0, 1)), (None, (0, 1, 2))])
 def test_a_strategy_of_one_process_gives_it_every_device_of_the_job(workers: int | None, devices: tuple[int, ...]) -> None:
-    ask = Ask(job="1", workers=workers, oversubscribe=True, together=True)
+    ask = DeviceRequest(job="1", workers=workers, oversubscribe=True, together=True)
 
     assert seats_for(ask, devices=3, held=frozenset(), one_each=True) == Seats(frozenset(devices), (devices,))
 
 
 def test_several_processes_share_the_devices_equally() -> None:
-    ask = Ask(job="1", workers=4, together=True, processes=2)
+    ask = DeviceRequest(job="1", workers=4, together=True, processes=2)
 
     assert seats_for(ask, devices=6, held=frozenset({0})) == Seats(frozenset({1, 2, 3, 4}), ((1, 2), (3, 4)))
 
 
 def test_a_measured_job_has_the_machine_to_itself_and_runs_on_its_share() -> None:
-    ask = Ask(job="1", workers=1, alone=True)
+    ask = DeviceRequest(job="1", workers=1, alone=True)
 
     assert seats_for(ask, devices=2, held=frozenset()) == Seats(frozenset({0, 1}), ((0,),))
     assert seats_for(ask, devices=2, held=frozenset({1})) is None
 
 
 def test_two_small_jobs_run_beside_each_other_and_a_third_waits() -> None:
-    waiting = [Ask(job=job, workers=1) for job in "123"]
+    waiting = [DeviceRequest(job=job, workers=1) for job in "123"]
 
     placed = place(waiting, devices=2, held={})
 
@@ -99,14 +99,14 @@ def test_two_small_jobs_run_beside_each_other_and_a_third_waits() -> None:
 
 def test_more_workers_than_devices_are_refused_unless_they_may_share() -> None:
     with pytest.raises(NotEnoughDevices, match="3 workers were asked for and box has 2 devices"):
-        check(Ask(job="", workers=3), devices=2, backend="box")
+        check(DeviceRequest(job="", workers=3), devices=2, backend="box")
 
-    check(Ask(job="", workers=3, oversubscribe=True), devices=2, backend="box")
-    check(Ask(job="", workers=None), devices=2, backend="box")
+    check(DeviceRequest(job="", workers=3, oversubscribe=True), devices=2, backend="box")
+    check(DeviceRequest(job="", workers=None), devices=2, backend="box")
 
 
 def test_a_waiting_job_says_for_what_and_behind_whom() -> None:
-    ask = Ask(job="9", workers=2)
+    ask = DeviceRequest(job="9", workers=2)
 
     text = why_waiting(ask, devices=2, held={"7": frozenset({0, 1})}, before=["8"], noun="core")
 

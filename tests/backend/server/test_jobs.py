@@ -340,7 +340,7 @@ def test_only_the_newest_jobs_that_ended_badly_keep_their_checkpoints(tmp_path: 
     state = StateFolder(tmp_path)
     jobs = [str(number) for number in range(1, attempt_files.KEPT_JOBS + 4)]
     for job in jobs:
-        with checkpoint_folder.written(state.job(job) / "checkpoints", checkpoint_folder.Place(1)) as folder:
+        with checkpoint_folder.written(state.job(job) / "checkpoints", checkpoint_folder.TrainingPosition(1)) as folder:
             (folder / checkpoint_folder.STATE).write_text("{}")
 
     attempt_files.forget_checkpoints(state, jobs, needed={"2"})

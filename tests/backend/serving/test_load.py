@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from aiaas_magics.client.load_test.load_generator import Form, Plan
+from aiaas_magics.client.load_test.load_generator import BodyForm, LoadPlan
 from aiaas_magics.client.load_test.load_run import _example_of, carry_out, forms_of, run_load
 from aiaas_magics.core.errors import BackendNotProven, BackendRefused, BackendUnreachable, InvalidSpec
 from aiaas_magics.core.spec import EndpointView, TensorSpec
@@ -29,11 +29,11 @@ from tests.support.impostors import Proving
 X = [tensor("x", "float32", -1, 1)]
 
 
-def as_json(name: str, *bodies: str) -> tuple[Form, ...]:
-    return (Form(name="json", path=f"/v1/models/{name}:predict", bodies=tuple(body.encode() for body in bodies)),)
+def as_json(name: str, *bodies: str) -> tuple[BodyForm, ...]:
+    return (BodyForm(name="json", path=f"/v1/models/{name}:predict", bodies=tuple(body.encode() for body in bodies)),)
 
 
-def plan_for(rig: Rig, forms: tuple[Form, ...], **changes: Any) -> Plan:
+def plan_for(rig: Rig, forms: tuple[BodyForm, ...], **changes: Any) -> LoadPlan:
     values: dict[str, Any] = {
         "url": rig.host.url,
         "token": rig.host.token,
@@ -42,7 +42,7 @@ def plan_for(rig: Rig, forms: tuple[Form, ...], **changes: Any) -> Plan:
         "duration_s": 0.4,
         "rows": 1,
     }
-    return Plan(**{**values, **changes})
+    return LoadPlan(**{**values, **changes})
 
 
 def test_each_concurrency_gives_a_point_with_ordered_percentiles(shared: Rig) -> None:

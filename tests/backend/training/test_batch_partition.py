@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import booleans, integers, just, one_of
 
-from aiaas_magics.backend.training.batch_partition import Plan, order_of, part_of, place_of, steps_of
+from aiaas_magics.backend.training.batch_partition import BatchPartition, order_of, part_of, place_of, steps_of
 from aiaas_magics.core.row_order import rows_of
 
 RANKS = integers(1, 9)
@@ -59,7 +59,7 @@ def test_the_parts_of_all_ranks_are_the_batches_of_one(rows: int, batch: int, ra
     order = order_of(3, rows=rows, batch=batch, shuffle=True, seed=1)
     whole = [set(order[start : start + batch]) for start in range(0, rows, batch)][skip:]
 
-    cuts = [Plan(rows=rows, batch=batch, rank=rank, ranks=ranks).cut(order, skip=skip) for rank in range(ranks)]
+    cuts = [BatchPartition(rows=rows, batch=batch, rank=rank, ranks=ranks).cut(order, skip=skip) for rank in range(ranks)]
 
     for step, expected in enumerate(whole):
         full = cuts[0].full.shape[0]

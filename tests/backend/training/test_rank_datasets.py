@@ -49,7 +49,7 @@ def kernel(streams: Sequence[tuple[Stream, Path]]) -> Iterator[None]:
                 if over.wait(0.01) or folder.reading != number:
                     return
             folder.put(number, index, frame)
-        folder.put(number, index + 1, feed_frames.encode(feed_frames.Kind.END))
+        folder.put(number, index + 1, feed_frames.encode(feed_frames.FrameKind.END))
 
     threads = [threading.Thread(target=send, args=(stream, FeedFolder(path).made())) for stream, path in streams]
     for thread in threads:

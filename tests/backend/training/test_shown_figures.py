@@ -9,14 +9,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from aiaas_magics.backend.training import shown_figures
-from aiaas_magics.backend.training.shown_figures import Figures
+from aiaas_magics.backend.training.shown_figures import ShownFigures
 from aiaas_magics.core.events import FigureShown
 from tests.backend.training.tensorflow.test_multi_step import Told
 
 
-def kept(folder: Path, *, rank: int = 0) -> tuple[Figures, Told]:
+def kept(folder: Path, *, rank: int = 0) -> tuple[ShownFigures, Told]:
     told = Told()
-    return Figures(folder / "figures", told, attempt=2, rank=rank), told  # type: ignore[arg-type]
+    return ShownFigures(folder / "figures", told, attempt=2, rank=rank), told  # type: ignore[arg-type]
 
 
 def curve(**size: Any) -> Figure:

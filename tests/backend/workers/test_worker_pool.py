@@ -18,7 +18,7 @@ import pytest
 
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.backend.workers.local import launcher_client
-from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exit, ProcessId, Running, read_value, write_value
+from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exit, ProcessId, RunningLauncher, read_value, write_value
 from aiaas_magics.backend.workers.local.launcher import LOOK_S
 from aiaas_magics.backend.workers.local.launcher_client import LauncherClient, LauncherGone
 from aiaas_magics.backend.workers.local.local_pool import LocalPool
@@ -176,7 +176,7 @@ async def test_a_pool_of_another_server_finds_the_launcher_and_the_processes(poo
 async def test_a_dead_launcher_is_replaced_and_its_ranks_go_on(pool: LocalPool, tmp_path: Path) -> None:
     folder, commands = attempt(tmp_path, LONG)
     await pool.start(folder, commands)
-    launcher = read_value(tmp_path / "launcher" / "launcher.json", Running)
+    launcher = read_value(tmp_path / "launcher" / "launcher.json", RunningLauncher)
     assert launcher is not None
     os.kill(launcher.process.pid, signal.SIGKILL)
     second, more = attempt(tmp_path, number=2)
@@ -196,7 +196,7 @@ async def test_a_launcher_without_descriptors_goes_on_when_it_has_some_again(poo
     folder, commands = attempt(tmp_path)
     await pool.start(folder, commands)
     await until(lambda: folder.ending(0), "the first attempt did not end")
-    launcher = read_value(tmp_path / "launcher" / "launcher.json", Running)
+    launcher = read_value(tmp_path / "launcher" / "launcher.json", RunningLauncher)
     assert launcher is not None
     limits = resource.prlimit(launcher.process.pid, resource.RLIMIT_NOFILE)
 
@@ -208,14 +208,14 @@ async def test_a_launcher_without_descriptors_goes_on_when_it_has_some_again(poo
     await starting
 
     assert await until(lambda: second.ending(0), "the second attempt did not end") == Exit(code=0)
-    assert read_value(tmp_path / "launcher" / "launcher.json", Running) == launcher
+    assert read_value(tmp_path / "launcher" / "launcher.json", RunningLauncher) == launcher
 
 
 async def test_a_stopped_launcher_is_replaced_and_its_ranks_go_on(pool: LocalPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher_client, "STOPPED_S", 0.2)
     folder, commands = attempt(tmp_path, LONG)
     await pool.start(folder, commands)
-    launcher = read_value(tmp_path / "launcher" / "launcher.json", Running)
+    launcher = read_value(tmp_path / "launcher" / "launcher.json", RunningLauncher)
     assert launcher is not None
     os.kill(launcher.process.pid, signal.SIGSTOP)
     second, more = attempt(tmp_path, number=2)
@@ -233,7 +233,7 @@ async def test_a_stopped_launcher_is_replaced_and_its_ranks_go_on(pool: LocalPoo
 async def test_a_launcher_that_is_stopped_for_a_moment_is_waited_for(pool: LocalPool, tmp_path: Path) -> None:
     pool.warm()
     told = tmp_path / "launcher" / "launcher.json"
-    launcher = await until(lambda: read_value(told, Running), "it did not come up")
+    launcher = await until(lambda: read_value(told, RunningLauncher), "it did not come up")
     os.kill(launcher.process.pid, signal.SIGSTOP)
     asyncio.get_running_loop().call_later(1.2, os.kill, launcher.process.pid, signal.SIGCONT)
     folder, commands = attempt(tmp_path)
@@ -241,7 +241,7 @@ async def test_a_launcher_that_is_stopped_for_a_moment_is_waited_for(pool: Local
     await pool.start(folder, commands)
 
     await until(lambda: folder.ending(0), "the attempt did not end")
-    assert read_value(told, Running) == launcher
+    assert read_value(told, RunningLauncher) == launcher
 
 
 def test_a_launcher_that_answered_once_and_answers_no_more_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_a_launcher_that_answered_once_and_answers_no_more_is_ended(tmp_path: Pa
     with socket.socket(socket.AF_UNIX) as listener, subprocess.Popen(["sleep", "600"]) as process:
         listener.bind(str(tmp_path / "deaf.sock"))
         listener.listen(1)
-        deaf = Running(process=ProcessId.of(process.pid), socket="deaf.sock", version=package_version(), entry="")
+        deaf = RunningLauncher(process=ProcessId.of(process.pid), socket="deaf.sock", version=package_version(), entry="")
         write_value(tmp_path / "launcher.json", deaf)
         client = LauncherClient(tmp_path)
 
@@ -299,7 +299,7 @@ async def test_a_launcher_ends_by_itself_when_nobody_asks(tmp_path: Path) -> Non
 
 
 def test_a_launcher_that_has_just_taken_its_socket_away_is_gone_so_that_it_is_asked_again(tmp_path: Path) -> None:
-    me = Running(process=ProcessId.of(os.getpid()), socket="launcher-gone.sock", version=package_version(), entry="")
+    me = RunningLauncher(process=ProcessId.of(os.getpid()), socket="launcher-gone.sock", version=package_version(), entry="")
     write_value(tmp_path / "launcher.json", me)
 
     with pytest.raises(LauncherGone):

@@ -8,13 +8,13 @@ import pytest
 
 from aiaas_magics.backend.serving.http import prometheus
 from aiaas_magics.backend.serving.models.registry import Registry, Version
-from aiaas_magics.backend.serving.models.stats import Figures
+from aiaas_magics.backend.serving.models.stats import EndpointStats
 from aiaas_magics.core.routing import Routing
-from aiaas_magics.core.scaling.endpoint_samples import Counts, counts_in, sample_of
+from aiaas_magics.core.scaling.endpoint_samples import VersionCounts, counts_in, sample_of
 from aiaas_magics.core.spec import DeploySpec
 
 
-def served(name: str, figures: Figures) -> Registry:
+def served(name: str, figures: EndpointStats) -> Registry:
     """A registry as the inference process has it, with one version that has done this."""
     registry = Registry()
     spec = DeploySpec(name=name, artefact="", format="onnx", samples="", inputs=(), outputs=())
@@ -26,7 +26,7 @@ def served(name: str, figures: Figures) -> Registry:
 
 
 def test_a_servers_own_text_is_read_back() -> None:
-    figures = Figures(failed=2, refused=1)
+    figures = EndpointStats(failed=2, refused=1)
     for took_us in (200, 300, 4000):
         figures.answered(1000 * took_us, rows=5)
     figures.ran(rows=10, waited_ns=3_000_000, compute_ns=7_000_000, why="full")
@@ -43,8 +43,8 @@ def test_a_servers_own_text_is_read_back() -> None:
     assert counts_in(prometheus.text(served("churn", figures)).decode(), "other") == {}
 
 
-def counts(answered: float, *, quick: float = 0.0, **more: float) -> Counts:
-    return Counts(answered=answered, rows=2 * answered, within=((0.001, quick), (0.01, answered), (math.inf, answered)), **more)
+def counts(answered: float, *, quick: float = 0.0, **more: float) -> VersionCounts:
+    return VersionCounts(answered=answered, rows=2 * answered, within=((0.001, quick), (0.01, answered), (math.inf, answered)), **more)
 
 
 def test_rates_and_percentiles_are_of_the_time_between_and_of_all_versions() -> None:

@@ -13,7 +13,7 @@ from hypothesis.strategies import booleans, floats, integers, lists, sampled_fro
 
 from aiaas_magics.backend.training.comm import process_group
 from aiaas_magics.core.scaling import laws, projection
-from aiaas_magics.core.scaling.projection import RING, SHARED_MEMORY, Collective, StepPoint, project
+from aiaas_magics.core.scaling.projection import RING, SHARED_MEMORY, ReductionScheme, StepPoint, project
 from aiaas_magics.testing.cluster_simulator import Cluster, ring
 
 COLLECTIVES = {"ring": RING, "shared memory": SHARED_MEMORY}
@@ -204,7 +204,7 @@ def test_whatever_was_measured_is_projected_within_its_band_or_refused_in_words(
 
 
 @given(workers=integers(1, 1024), collective=sampled_from([RING, SHARED_MEMORY]))
-def test_no_collective_moves_less_than_nothing_and_one_worker_moves_nothing(workers: int, collective: Collective) -> None:
+def test_no_collective_moves_less_than_nothing_and_one_worker_moves_nothing(workers: int, collective: ReductionScheme) -> None:
     assert collective.latency(1) == collective.traffic(1) == 0
     assert collective.latency(workers + 1) >= collective.latency(workers)
     assert collective.traffic(workers) >= 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aiaas_magics.packing.export.reference_answers import TOLERANCE, Numbers, Proof, difference
+from aiaas_magics.packing.export.reference_answers import TOLERANCE, Numbers, ReferenceAnswers, difference
 
 NAN, INF = float("nan"), float("inf")
 PLAIN = (1.0, 2.0)
@@ -17,7 +17,7 @@ def numbers(*gradients: tuple[float, ...], loss: float = 1.0, output: tuple[floa
 
 def told(here: Numbers, there: Numbers) -> str | None:
     paths = tuple(f"v{place}" for place in range(len(here.gradients)))
-    return difference(Proof(x=None, y=None, sample_weight=None, numbers=here, tolerance=TOLERANCE, paths=paths), there)
+    return difference(ReferenceAnswers(x=None, y=None, sample_weight=None, numbers=here, tolerance=TOLERANCE, paths=paths), there)
 
 
 def test_what_agrees_up_to_rounding_is_proved() -> None:

@@ -142,7 +142,7 @@ def test_looking_into_a_generator_loses_none_of_its_batches(cell: Cell) -> None:
     (stream,) = pack(call).streams
 
     sent = [feed_frames.decode(frame) for frame in stream.one_pass()]
-    assert [kind for kind, _ in sent] == [feed_frames.Kind.BATCH] * 4
+    assert [kind for kind, _ in sent] == [feed_frames.FrameKind.BATCH] * 4
     import tensorflow as tf
 
     assert np.array_equal(np.concatenate([tf.io.parse_tensor(parts[0], tf.float32) for _, parts in sent]), made["x"][:40])

@@ -1,7 +1,7 @@
 """The HTTP API: routes, and what each of them asks whom.
 
 Owns paths and methods. Who may come in is decided in `auth` before a route is looked for;
-jobs belong to `conductor`, bytes to `blobs`, endpoints to `endpoints`.
+jobs belong to `conductor`, bytes to `blobs`, endpoints to `endpoint_records`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from aiaas_magics.backend.folders.feed_folder import FeedFolder
-from aiaas_magics.backend.folders.small_files import NotPlain, open_plain
+from aiaas_magics.backend.folders.small_files import NotPlainFile, open_plain
 from aiaas_magics.backend.server.api.api_answers import (
     answer,
     body_of,
@@ -61,7 +61,7 @@ class KernelHere(msgspec.Struct):
     started: int
 
 
-class Asked(msgspec.Struct):
+class BlobQuery(msgspec.Struct):
     blobs: list[str]
 
 
@@ -175,7 +175,7 @@ async def stop(request: Request) -> Response:
 
 async def missing_blobs(request: Request) -> Response:
     """Of the SHA-256 names in `blobs`, those that the server does not have."""
-    asked = await body_of(request, Asked)
+    asked = await body_of(request, BlobQuery)
     return answer(Missing(await asyncio.to_thread(_parts(request).blobs.missing, asked.blobs)))
 
 
@@ -274,10 +274,10 @@ async def get_file(request: Request) -> Response:
         root = folder.resolve()
         target = (root / path).resolve() if path in view.files else root
         if not target.is_relative_to(root):
-            raise NotPlain("lies elsewhere")
+            raise NotPlainFile("lies elsewhere")
         appended = path in await asyncio.to_thread(opened_files.appended, folder.parent)
         return _file(open_plain(target), {"aiaas-opened": opened_files.APPENDED} if appended else {})
-    except (OSError, NotPlain) as error:
+    except (OSError, NotPlainFile) as error:
         raise UnknownName("file", path, view.files) from error
 
 
@@ -289,14 +289,14 @@ async def get_figure(request: Request) -> Response:
     try:
         _refuse_link(folder)
         return _file(open_plain(folder / f"{name}.png", most_bytes=MOST_FIGURE_BYTES))
-    except (OSError, NotPlain) as error:
+    except (OSError, NotPlainFile) as error:
         raise UnknownName("figure", name) from error
 
 
 def _refuse_link(folder: Path) -> None:
     """A job's code can put a link in the place of its own folder, and so to whatever this account may read."""
     if folder.is_symlink():
-        raise NotPlain("is a link")
+        raise NotPlainFile("is a link")
 
 
 async def get_feed(request: Request) -> Response:

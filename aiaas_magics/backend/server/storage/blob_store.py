@@ -25,7 +25,7 @@ from typing import BinaryIO, Final
 
 import xxhash
 
-from aiaas_magics.backend.folders.small_files import NotPlain, open_plain, read_plain, write_private
+from aiaas_magics.backend.folders.small_files import NotPlainFile, open_plain, read_plain, write_private
 from aiaas_magics.backend.server.storage.quota import not_writable
 from aiaas_magics.core.errors import BlobDamaged, InvalidSpec, UnknownName
 from aiaas_magics.core.spec import SHA256
@@ -150,7 +150,7 @@ class BlobStore:
         """XXH3 of what was stored as `sha`; empty for a blob of a server that did not keep it."""
         try:
             return read_plain(_check_path(self.path(sha)), most_bytes=CHECK_DIGITS).decode("ascii")
-        except (OSError, NotPlain, UnicodeDecodeError):
+        except (OSError, NotPlainFile, UnicodeDecodeError):
             return ""
 
     def drop(self, sha: str) -> None:
@@ -164,7 +164,7 @@ class BlobStore:
     def _check_names(self, status: os.stat_result, target: Path) -> None:
         """A file of several names is somebody else's too, unless the other one is the blob's, of a `keep` that was interrupted."""
         if status.st_nlink > 1 and not (status.st_nlink == 2 and target.exists() and os.path.samestat(status, target.stat())):
-            raise NotPlain("has another name elsewhere (a hard link)")
+            raise NotPlainFile("has another name elsewhere (a hard link)")
 
     def sizes(self) -> dict[str, tuple[int, float]]:
         """Every blob's size, and when it was used last (unix time)."""

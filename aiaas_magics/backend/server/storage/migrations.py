@@ -1,7 +1,7 @@
 """Records of an earlier version brought up to today's, and those that cannot be read told in a sentence.
 
 Owns the schema's number, which the file carries (SQLite's `user_version`), the steps from each number to the next, and setting
-records aside. What the tables are today belongs to `store`.
+records aside. What the tables are today belongs to `records`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How much of the disk the state folder may take.
 
 Owns the quota, which leaves a part of the disk free for the records and for everybody else, and the words about a disk that
-is full. What is removed to make room belongs to `storage`.
+is full. What is removed to make room belongs to `usage`.
 """
 
 from __future__ import annotations

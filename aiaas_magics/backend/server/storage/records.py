@@ -17,7 +17,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
-from aiaas_magics.backend.jobs.states import Job
+from aiaas_magics.backend.jobs.states import JobStatus
 from aiaas_magics.backend.server.storage import migrations
 from aiaas_magics.backend.server.storage.migrations import our_errors
 from aiaas_magics.core import wire
@@ -111,7 +111,7 @@ class NewEntry:
 class JobRecord:
     """A job as it is kept."""
 
-    job: Job
+    job: JobStatus
     spec: FitSpec
     created_s: float
     started_s: float | None = None
@@ -409,7 +409,7 @@ def _update_job(connection: sa.Connection, record: JobRecord) -> None:
 
 def _job_record(row: Any) -> JobRecord:
     spec = wire.decode(row.spec, FitSpec)
-    job = Job(
+    job = JobStatus(
         id=str(row.number),
         retries=spec.retries,
         state=JobState(row.state),

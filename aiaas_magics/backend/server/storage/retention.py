@@ -1,6 +1,6 @@
 """Which results are old enough to go.
 
-Owns the rule only: values in, names out. Removing them belongs to `storage`.
+Owns the rule only: values in, names out. Removing them belongs to `usage`.
 """
 
 from __future__ import annotations

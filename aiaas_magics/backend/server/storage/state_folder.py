@@ -6,9 +6,9 @@ token, the port of last time, and the note by which clients find the server.
     lock              held by the server that serves this folder
     server.json       who serves it now, and where
     token, port       survive a restart, so that clients and endpoints' users need not notice one; both are new if the port is taken
-    records.sqlite    see `store`; blobs/, dropbox/: see `blobs`
+    records.sqlite    see `records`; blobs/, dropbox/: see `blobs`
     jobs/<id>/        attempt-<k>/, checkpoints/, files/, figures/; of a job that failed or was cancelled the last checkpoint stays
-    reserve           part of the disk for the day when it is full: see `room`
+    reserve           part of the disk for the day when it is full: see `quota`
     launcher/         the launcher's socket and log
     serving/          the inference process
 """

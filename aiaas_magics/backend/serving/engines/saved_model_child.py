@@ -1,7 +1,7 @@
 """The process that holds a SavedModel: `python -m ...saved_model_child DESCRIPTOR`.
 
 Owns loading and calling it; the only part of serving that imports TensorFlow. Who starts it,
-and starts it anew, is `saved_model`. It ends when the other end of its socket closes.
+and starts it anew, is `saved_model_engine`. It ends when the other end of its socket closes.
 
 What must not be loaded is refused by `saved_model_check` before.
 """

@@ -1,7 +1,7 @@
 """What concerns every front end, as whoever answers a request sees it.
 
 Owns the seam: requests about figures, or that withdraw an endpoint, may arrive at any front end, and are answered for all of
-them. How front ends talk belongs to `front_ends` and `beside`; where there is only one, nobody is asked.
+them. How front ends talk belongs to `coordinator` and `worker_process`; where there is only one, nobody is asked.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 from aiaas_magics.backend.serving.models.registry import Registry
-from aiaas_magics.backend.serving.models.stats import Counts, summed
-from aiaas_magics.backend.serving.process.control import CountsOf, Told
-from aiaas_magics.backend.serving.protocols import InferenceProtocol, Request, Response, Route
+from aiaas_magics.backend.serving.models.stats import StatsRecord, summed
+from aiaas_magics.backend.serving.process.control import CountsOf, FrontEndCounts
+from aiaas_magics.backend.serving.protocols import InferenceProtocol, InferenceRoute, Request, Response
 
 SUMMED: Final = frozenset({"metrics", "page", "statistics", "all_statistics"})  # actions whose answers tell figures
 WITHDRAWN: Final = MappingProxyType({"unload": True, "load": False})  # actions that withdraw an endpoint, or let it answer again
@@ -27,11 +27,13 @@ class Everywhere(Protocol):
     `AiaasError`, within a finite time.
     """
 
-    async def collect(self) -> tuple[Told, ...]: ...
+    async def collect(self) -> tuple[FrontEndCounts, ...]: ...
     async def withdraw(self, name: str, *, withdrawn: bool) -> None: ...
 
 
-async def look(everywhere: Everywhere, registry: Registry, protocol: InferenceProtocol, route: Route, request: Request) -> Response:
+async def look(
+    everywhere: Everywhere, registry: Registry, protocol: InferenceProtocol, route: InferenceRoute, request: Request
+) -> Response:
     """The answer of all front ends to a request that computes nothing."""
     response = protocol.look(await seen(everywhere, registry, route.action), route, request)
     if response.status == 200:
@@ -51,9 +53,9 @@ async def spread(everywhere: Everywhere, action: str, name: str) -> None:
         await everywhere.withdraw(name, withdrawn=withdrawn)
 
 
-def told(registry: Registry) -> Told:
+def told(registry: Registry) -> FrontEndCounts:
     """What this process has counted."""
-    return Told(
+    return FrontEndCounts(
         pid=os.getpid(),
         counted=tuple(
             CountsOf(name=name, version=version.number, counts=version.figures.counts())
@@ -64,9 +66,9 @@ def told(registry: Registry) -> Told:
     )
 
 
-def with_all_figures(registry: Registry, parts: Iterable[Told]) -> Registry:
+def with_all_figures(registry: Registry, parts: Iterable[FrontEndCounts]) -> Registry:
     """`registry` to look at, with the sums of what all have told."""
-    found: dict[tuple[str, int], list[Counts]] = {}
+    found: dict[tuple[str, int], list[StatsRecord]] = {}
     for part in parts:
         for one in part.counted:
             found.setdefault((one.name, one.version), []).append(one.counts)

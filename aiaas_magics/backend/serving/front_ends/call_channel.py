@@ -13,7 +13,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Final, Self
 
-from aiaas_magics.backend.serving.process.control import Call, Change, Collect, Hello, Reply, Stop, Withdraw, checked, replied
+from aiaas_magics.backend.serving.process.control import Change, Collect, ControlCall, Hello, Reply, StopProcess, Withdraw, checked, replied
 from aiaas_magics.core import wire
 from aiaas_magics.core.routing import Routing
 from aiaas_magics.core.spec import DeploySpec, Value
@@ -42,40 +42,40 @@ class Picture(Value, frozen=True, kw_only=True):
     expected: tuple[str, ...] = ()  # endpoints that are being brought back
 
 
-class Follow(Call, frozen=True, kw_only=True, tag="follow"):
+class Follow(ControlCall, frozen=True, kw_only=True, tag="follow"):
     """Have what is in the picture, and nothing else."""
 
     picture: Picture
 
 
-class Accept(Call, frozen=True, tag="accept"):
+class Accept(ControlCall, frozen=True, tag="accept"):
     """Take connections from here on."""
 
 
-class Prepare(Call, frozen=True, kw_only=True, tag="prepare"):
+class Prepare(ControlCall, frozen=True, kw_only=True, tag="prepare"):
     """All that may fail or takes long of a change; see `steps`."""
 
     number: int
     change: Change
 
 
-class Commit(Call, frozen=True, kw_only=True, tag="commit"):
+class Commit(ControlCall, frozen=True, kw_only=True, tag="commit"):
     number: int
 
 
-class Abort(Call, frozen=True, kw_only=True, tag="abort"):
+class Abort(ControlCall, frozen=True, kw_only=True, tag="abort"):
     number: int
 
 
-class Drain(Call, frozen=True, kw_only=True, tag="drain"):
+class Drain(ControlCall, frozen=True, kw_only=True, tag="drain"):
     number: int
 
 
-class Count(Call, frozen=True, tag="count"):
+class Count(ControlCall, frozen=True, tag="count"):
     """What this front end has counted."""
 
 
-Asked = Hello | Stop | Collect | Withdraw | Follow | Accept | Prepare | Commit | Abort | Drain | Count
+Asked = Hello | StopProcess | Collect | Withdraw | Follow | Accept | Prepare | Commit | Abort | Drain | Count
 
 
 class Message(Value, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
 """The front ends beside the first: processes that accept on the same listening socket and do as the first one does.
 
 Owns their life, and changing all of them as one; the first front end is the process that the host talks to. What such a
-process does inside belongs to `beside`, what follows from their answers to `two_phase`.
+process does inside belongs to `worker_process`, what follows from their answers to `two_phase`.
 
 The socket is inherited, not bound again: connections wait in one queue, so that none is lost when one of them ends.
 A front end takes connections when it has all that the first has, and from that moment on every change reaches it. One that ends,
@@ -40,9 +40,21 @@ from aiaas_magics.backend.serving.front_ends.call_channel import (
 from aiaas_magics.backend.serving.front_ends.two_phase import Kind, Outcome, after_committing, after_preparing
 from aiaas_magics.backend.serving.models.model_loader import Loader
 from aiaas_magics.backend.serving.models.registry import Registry
-from aiaas_magics.backend.serving.models.stats import Figures
+from aiaas_magics.backend.serving.models.stats import EndpointStats
 from aiaas_magics.backend.serving.models.transactions import Loading, Step
-from aiaas_magics.backend.serving.process.control import Change, Collect, CountsOf, Hello, Load, Reply, Retire, Scale, Stop, Told, Withdraw
+from aiaas_magics.backend.serving.process.control import (
+    Change,
+    Collect,
+    CountsOf,
+    FrontEndCounts,
+    Hello,
+    Load,
+    Reply,
+    Retire,
+    Scale,
+    StopProcess,
+    Withdraw,
+)
 from aiaas_magics.backend.serving.process.state_directory import Started
 from aiaas_magics.core import process_id
 from aiaas_magics.core.errors import AiaasBug, AiaasError, BackendTooSlow, CannotStart
@@ -133,7 +145,7 @@ class FrontEnd:
         """End it, after what it is answering; at once where it has ended already."""
         try:
             with contextlib.suppress(AiaasError, ConnectionError):
-                await self.ask(Stop(), answer_s=ACKNOWLEDGE_S)
+                await self.ask(StopProcess(), answer_s=ACKNOWLEDGE_S)
             await asyncio.to_thread(self._process.wait, END_S)
         except (TimeoutError, subprocess.TimeoutExpired):
             log.warning("%s did not end by itself; killing it", self)
@@ -174,7 +186,7 @@ class FrontEnds:
         self._living: set[FrontEnd] = set()
         self._members: list[FrontEnd] = []  # those that have all that this process has, and hear of every change
         self._numbers = itertools.count(1)
-        self._gone: dict[Key, Figures] = {}  # what those counted that have ended
+        self._gone: dict[Key, EndpointStats] = {}  # what those counted that have ended
 
     def start(self) -> None:
         """Begin to start the others; whoever asks meanwhile is answered by the first alone."""
@@ -246,7 +258,7 @@ class FrontEnds:
 
     # ----------------------------------------------------------------- figures
 
-    async def collect(self) -> tuple[Told, ...]:
+    async def collect(self) -> tuple[FrontEndCounts, ...]:
         """What all have counted, those that have ended among them as far as they had said it.
 
         Raises:
@@ -259,14 +271,14 @@ class FrontEnds:
                 member.counted = answer.told[0].counted
             elif not isinstance(answer, ConnectionError):
                 raise BackendTooSlow(f"Front end {member.index} of {self._others + 1}", COLLECT_S) from answer
-        return (told(self._registry), *(Told(pid=m.started.pid, counted=m.counted) for m in self._members), self._told_by_gone())
+        return (told(self._registry), *(FrontEndCounts(pid=m.started.pid, counted=m.counted) for m in self._members), self._told_by_gone())
 
-    def _told_by_gone(self) -> Told:
+    def _told_by_gone(self) -> FrontEndCounts:
         """What is told once is told for ever: a counter that went back would be read as one that began anew."""
         here = {(name, version.number) for name in self._registry.names() for version in self._registry.versions(name)}
         self._gone = {key: figures for key, figures in self._gone.items() if key in here}
         counted = (CountsOf(name=name, version=number, counts=figures.counts()) for (name, number), figures in self._gone.items())
-        return Told(pid=0, counted=tuple(counted))
+        return FrontEndCounts(pid=0, counted=tuple(counted))
 
     # ----------------------------------------------------------------- life and death
 
@@ -321,7 +333,7 @@ class FrontEnds:
             return
         self._members.remove(front_end)
         for one in front_end.counted:
-            self._gone.setdefault((one.name, one.version), Figures()).merge(one.counts)
+            self._gone.setdefault((one.name, one.version), EndpointStats()).merge(one.counts)
 
     async def _answer(self, call: Asked) -> Reply:
         """What another front end asks for on behalf of whoever came to it."""

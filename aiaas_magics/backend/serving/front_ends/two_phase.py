@@ -1,7 +1,7 @@
 """What follows from the answers of front ends to a change that they make together.
 
 Owns the decision alone: answers in, what to do out; nobody is asked here, and nothing is waited for. Asking belongs to
-`front_ends`, what a change does in one process to `steps`.
+`coordinator`, what a change does in one process to `transactions`.
 
 A front end that does not answer in time, or answers otherwise than the others once a change holds, is ended and started again
 as the first is: so that a change which was acknowledged holds wherever a request may arrive.

@@ -1,6 +1,6 @@
 """A front end beside the first: accepts on the listening socket that it inherited, and does as it is told.
 
-Owns this process's start and end, and following what the first has. Who tells it what belongs to `front_ends`; what answers
+Owns this process's start and end, and following what the first has. Who tells it what belongs to `coordinator`; what answers
 requests is the same as in the first.
 
 It lives as long as the first: the end of the channel is the first's end, however that came, and then this process answers what
@@ -34,14 +34,14 @@ from aiaas_magics.backend.serving.front_ends.call_channel import (
     Prepare,
 )
 from aiaas_magics.backend.serving.http import tracing
-from aiaas_magics.backend.serving.http.http_server import Server, configured
+from aiaas_magics.backend.serving.http.http_server import InferenceServer, configured
 from aiaas_magics.backend.serving.http.inference_app import App
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.model_loader import Loader
 from aiaas_magics.backend.serving.models.registry import Registry
 from aiaas_magics.backend.serving.models.transactions import Step, ended
-from aiaas_magics.backend.serving.process.control import Change, Collect, Hello, Reply, Stop, Told, Withdraw
-from aiaas_magics.backend.serving.process.inference_process import Options, follow_load, guard_of, preload_engine
+from aiaas_magics.backend.serving.process.control import Change, Collect, FrontEndCounts, Hello, Reply, StopProcess, Withdraw
+from aiaas_magics.backend.serving.process.inference_process import InferenceOptions, follow_load, guard_of, preload_engine
 from aiaas_magics.backend.serving.process.state_directory import Files
 from aiaas_magics.core.clock import SystemClock
 from aiaas_magics.core.errors import AiaasBug, BackendTooSlow
@@ -63,7 +63,7 @@ class Place(Value, frozen=True, kw_only=True):
     lock: int
 
 
-async def run(options: Options, place: Place) -> None:
+async def run(options: InferenceOptions, place: Place) -> None:
     """Serve until the first says `Stop`, or ends, or SIGTERM."""
     for descriptor in (place.listener, place.channel, place.lock):
         os.set_inheritable(descriptor, False)  # an engine's process must not hold the port, or the folder, when this one is gone
@@ -77,7 +77,7 @@ async def run(options: Options, place: Place) -> None:
     first = First()
     app = App(registry, guard_of(options, files), body_bytes=options.body_bytes, json_bytes=options.json_bytes, everywhere=first)
     beside = Beside(
-        registry, loader, Server(configured(app, options.tls_cert, options.tls_key), table=Table(files.connections, place.index))
+        registry, loader, InferenceServer(configured(app, options.tls_cert, options.tls_key), table=Table(files.connections, place.index))
     )
     first.channel = channel = await Channel.on(socket.socket(fileno=place.channel), beside.answer)
     loop = asyncio.get_running_loop()
@@ -100,7 +100,7 @@ class First:
 
     channel: Channel
 
-    async def collect(self) -> tuple[Told, ...]:
+    async def collect(self) -> tuple[FrontEndCounts, ...]:
         return (await self._ask(Collect(), COLLECT_S)).told
 
     async def withdraw(self, name: str, *, withdrawn: bool) -> None:
@@ -116,7 +116,7 @@ class First:
 class Beside:
     """What the first tells this process to do."""
 
-    def __init__(self, registry: Registry, loader: Loader, server: Server) -> None:
+    def __init__(self, registry: Registry, loader: Loader, server: InferenceServer) -> None:
         self._registry, self._loader, self._server = registry, loader, server
         self._steps: dict[int, Step] = {}  # prepared and not finished, by the change's number
         self._accepts, self._ends = asyncio.Event(), asyncio.Event()
@@ -159,7 +159,7 @@ class Beside:
                 await self._steps.pop(call.number).drain()
             case Count():
                 return Reply(told=(told(self._registry),))
-            case Stop():
+            case StopProcess():
                 self.end()
             case _:
                 raise AiaasBug(f"the first asked a front end for {type(call).__name__}")

@@ -1,7 +1,7 @@
 """TensorFlow's Example messages as tensors, for classify and regress.
 
 Owns which list of a feature holds the values of which type, and that every example has them.
-Which models answer such requests belongs to `protocols.examples`.
+Which models answer such requests belongs to `tfserving_examples`.
 """
 
 from __future__ import annotations

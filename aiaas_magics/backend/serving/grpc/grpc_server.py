@@ -29,13 +29,13 @@ from aiaas_magics.backend.net.limited_http import HEAD_S, most_connections, rais
 from aiaas_magics.backend.serving.front_ends.aggregate import Everywhere, seen, spread
 from aiaas_magics.backend.serving.grpc import health, open_inference_grpc, tfserving_grpc
 from aiaas_magics.backend.serving.grpc.methods import (
-    Call,
+    GrpcCall,
     Infer,
     Look,
     Method,
     Refused,
-    Status,
-    Stream,
+    RefusedStatus,
+    StreamMethod,
     Watch,
     status_of,
     status_of_response,
@@ -110,7 +110,7 @@ class GrpcServer:
     def _handler(self, method: Method, request: Request) -> Any:
         """What grpc runs for one call. All read by themselves: then a message has a deadline, and none is read before the guard."""
         match method:
-            case Stream():
+            case StreamMethod():
 
                 async def answer_each(_: Any, context: Any) -> AsyncIterator[bytes]:
                     async for answer in self._answer_each(method, _with_client(request, context), context):
@@ -137,7 +137,7 @@ class GrpcServer:
             return response.body
         return await _abort(context, status_of_response(response))
 
-    async def _answer_each(self, method: Stream, request: Request, context: Any) -> AsyncIterator[Any]:
+    async def _answer_each(self, method: StreamMethod, request: Request, context: Any) -> AsyncIterator[Any]:
         while (raw := await context.read()) is not grpc.aio.EOF:
             response = await self._response(method.infer, raw, request, context)
             yield method.framed(response.body) if response.status == 200 else method.fault(status_of_response(response).text)
@@ -148,7 +148,7 @@ class GrpcServer:
             message = _parsed(method, raw)
         except BadValue as fault:
             await _abort(context, status_of(fault.status, fault.text))
-        async for answer in method.answers(Call(registry=self._registry, message=message, request=request)):
+        async for answer in method.answers(GrpcCall(registry=self._registry, message=message, request=request)):
             yield answer
 
     async def _response(self, method: Look | Infer, raw: bytes, request: Request, context: Any) -> Response:
@@ -172,7 +172,7 @@ class GrpcServer:
         everywhere, registry = self._everywhere, self._registry
         if everywhere is not None:
             registry = await seen(everywhere, registry, method.action)
-        answer = method.answer(Call(registry=registry, message=message, request=request))
+        answer = method.answer(GrpcCall(registry=registry, message=message, request=request))
         if everywhere is not None and method.action:
             await spread(everywhere, method.action, getattr(answer, "model_name", ""))
         return answer
@@ -205,7 +205,7 @@ async def _read(context: Any) -> bytes:
     return bytes(raw)
 
 
-async def _abort(context: Any, status: Status) -> NoReturn:
+async def _abort(context: Any, status: RefusedStatus) -> NoReturn:
     await context.abort(status.code, status.text, status.trailers)
     raise AssertionError("abort returned")
 
@@ -240,7 +240,7 @@ class _Door(grpc.GenericRpcHandler):  # type: ignore[misc]
         return self._handler(method, request)
 
 
-def _refusing(status: Status) -> Any:
+def _refusing(status: RefusedStatus) -> Any:
     async def refuse(_: Any, context: Any) -> None:
         await _abort(context, status)
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 from aiaas_magics.backend.serving.grpc import open_inference_schema, tfserving_schema
-from aiaas_magics.backend.serving.grpc.methods import Call, Look, Method, Refused, Watch
+from aiaas_magics.backend.serving.grpc.methods import GrpcCall, Look, Method, Refused, Watch
 from aiaas_magics.backend.serving.grpc.tfserving_schema import HEALTH_SERVICE, health
 from aiaas_magics.backend.serving.protocols import error
 from aiaas_magics.backend.serving.protocols.open_inference import inference_documents as documents
@@ -25,17 +25,17 @@ STATES: Final[Mapping[str, int]] = {
 }
 
 
-def _state(call: Call) -> int:
+def _state(call: GrpcCall) -> int:
     return STATES["SERVING" if documents.is_ready(call.registry) else "NOT_SERVING"]
 
 
-def check(call: Call) -> Any:
+def check(call: GrpcCall) -> Any:
     if call.message.service not in SERVICES:
         raise Refused(error(404, f"No service {call.message.service[:100]} is here. Ask with an empty name for the whole server."))
     return health.HealthCheckResponse(status=_state(call))
 
 
-async def watch(call: Call) -> AsyncIterator[Any]:
+async def watch(call: GrpcCall) -> AsyncIterator[Any]:
     """The state now, and again whenever it has changed, until the watcher leaves."""
     told = None
     while True:

@@ -1,7 +1,7 @@
 """The seam between the gRPC port and the protocols that it speaks.
 
 Owns the values that cross it. Which version answers, how it is run, and what a fault is answered
-with are `inferring`'s for REST and gRPC alike: a call that is refused ends with REST's sentence
+with are `request_handler`'s for REST and gRPC alike: a call that is refused ends with REST's sentence
 and the status that its HTTP code stands for.
 """
 
@@ -20,13 +20,13 @@ from aiaas_magics.backend.serving.grpc.statuses import status_name
 from aiaas_magics.backend.serving.http import request_handler
 from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.backend.serving.protocols import Headers, InferenceCall, InferenceProtocol, Request, Response
-from aiaas_magics.backend.serving.protocols.operations import Route
+from aiaas_magics.backend.serving.protocols.operations import OperationRoute
 
 TOLD: Final = 2000  # characters of a fault that fit beside other metadata into a client's limit of 8 KiB: guess
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class RefusedStatus:
     """How a refused call ends."""
 
     code: grpc.StatusCode
@@ -34,12 +34,12 @@ class Status:
     trailers: tuple[tuple[str, str], ...] = ()
 
 
-def status_of(status: int, text: str, headers: Headers = ()) -> Status:
+def status_of(status: int, text: str, headers: Headers = ()) -> RefusedStatus:
     trailers = tuple((name.decode(), value.decode()) for name, value in headers if name == b"retry-after")
-    return Status(grpc.StatusCode[status_name(status)], text[:TOLD], trailers)
+    return RefusedStatus(grpc.StatusCode[status_name(status)], text[:TOLD], trailers)
 
 
-def status_of_response(response: Response) -> Status:
+def status_of_response(response: Response) -> RefusedStatus:
     return status_of(response.status, orjson.loads(response.body)["error"], response.headers)
 
 
@@ -52,7 +52,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class GrpcCall:
     """One call that the guard let in: its message, and its metadata as the headers of a request."""
 
     registry: Registry
@@ -65,7 +65,7 @@ class Look:
     """A method that computes nothing. `action` is the word for it over REST, where other front ends have to hear of it."""
 
     takes: Any  # a message class
-    answer: Callable[[Call], Any]
+    answer: Callable[[GrpcCall], Any]
     action: str = ""
 
 
@@ -74,11 +74,11 @@ class Watch:
     """A method that answers one message with many."""
 
     takes: Any
-    answers: Callable[[Call], AsyncIterator[Any]]
+    answers: Callable[[GrpcCall], AsyncIterator[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class MessageRoute:
     """The route of a message that asks for inference."""
 
     message: Any
@@ -97,23 +97,23 @@ class Infer:
 
     takes: Any
     rest: InferenceProtocol
-    route: Callable[[Any], Asked]
-    call: Callable[[Asked, Version], InferenceCall]
+    route: Callable[[Any], MessageRoute]
+    call: Callable[[MessageRoute, Version], InferenceCall]
 
-    def find_route(self, method: str, path: str) -> protocols.Route | Response:
+    def find_route(self, method: str, path: str) -> protocols.InferenceRoute | Response:
         return self.rest.find_route(method, path)
 
-    def read(self, route: protocols.Route, _request: Request, version: Version) -> InferenceCall:
-        assert isinstance(route, Asked)
+    def read(self, route: protocols.InferenceRoute, _request: Request, version: Version) -> InferenceCall:
+        assert isinstance(route, MessageRoute)
         return self.call(route, version)
 
-    def look(self, registry: Registry, route: protocols.Route, request: Request) -> Response:
+    def look(self, registry: Registry, route: protocols.InferenceRoute, request: Request) -> Response:
         return self.rest.look(registry, route, request)
 
-    def not_found(self, route: protocols.Route) -> Response:
+    def not_found(self, route: protocols.InferenceRoute) -> Response:
         return self.rest.not_found(route)
 
-    def not_ready(self, route: protocols.Route) -> Response:
+    def not_ready(self, route: protocols.InferenceRoute) -> Response:
         return self.rest.not_ready(route)
 
     def unknown_label(self, label: str) -> Response:
@@ -121,7 +121,7 @@ class Infer:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class StreamMethod:
     """A method that answers each message of a stream, in their order. A fault is an answer too."""
 
     infer: Infer
@@ -133,10 +133,10 @@ class Stream:
         return self.infer.takes
 
 
-Method = Look | Watch | Infer | Stream
+Method = Look | Watch | Infer | StreamMethod
 
 
-def find(call: Call, protocol: InferenceProtocol, route: Route) -> Version:
+def find(call: GrpcCall, protocol: InferenceProtocol, route: OperationRoute) -> Version:
     """The version that is asked about.
 
     Raises:

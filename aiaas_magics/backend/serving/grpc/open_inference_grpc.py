@@ -1,8 +1,8 @@
 """Open Inference Protocol v2 over gRPC.
 
 Owns its methods, and tensors in its messages. What is told about the server and its models
-belongs to `protocols.openinference_documents`, the layout of raw tensors to
-`protocols.openinference_codec`; REST and gRPC share both.
+belongs to `inference_documents`, the layout of raw tensors to
+`inference_codec`; REST and gRPC share both.
 
 Tensors are answered raw: Triton's clients read no typed contents.
 """
@@ -18,14 +18,14 @@ import msgspec
 import numpy as np
 import orjson
 
-from aiaas_magics.backend.serving.grpc.methods import Asked, Call, Infer, Look, Method, Refused, Stream, find
+from aiaas_magics.backend.serving.grpc.methods import GrpcCall, Infer, Look, MessageRoute, Method, Refused, StreamMethod, find
 from aiaas_magics.backend.serving.grpc.open_inference_schema import SERVICE, inference
 from aiaas_magics.backend.serving.models.registry import NotServed, Version
 from aiaas_magics.backend.serving.protocols import BadValue, Response, rows_of
 from aiaas_magics.backend.serving.protocols.open_inference import inference_codec as tensors
 from aiaas_magics.backend.serving.protocols.open_inference import inference_documents as documents
 from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
-from aiaas_magics.backend.serving.protocols.operations import LARGEST_VERSION, Route
+from aiaas_magics.backend.serving.protocols.operations import LARGEST_VERSION, OperationRoute
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
 from aiaas_magics.core.spec import TensorSpec
 
@@ -58,19 +58,19 @@ def number_of(version: str) -> int | None:
     return int(version)
 
 
-def version_of(call: Call, name: str, version: str) -> Version:
-    return find(call, open_inference_rest, Route(action="metadata", name=name, version=number_of(version)))
+def version_of(call: GrpcCall, name: str, version: str) -> Version:
+    return find(call, open_inference_rest, OperationRoute(action="metadata", name=name, version=number_of(version)))
 
 
 # --------------------------------------------------------------------------- infer
 
 
-def route(message: Any) -> Asked:
-    return Asked(message=message, name=message.model_name, version=number_of(message.model_version))
+def route(message: Any) -> MessageRoute:
+    return MessageRoute(message=message, name=message.model_name, version=number_of(message.model_version))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InferCall:
+class GrpcInferCall:
     """A decoded inference message. `rows` is None where the inputs differ in their first dimension."""
 
     message: Any
@@ -91,13 +91,13 @@ class InferCall:
         return Response(200, answer.SerializeToString())
 
 
-def read(asked: Asked, version: Version) -> InferCall:
+def read(asked: MessageRoute, version: Version) -> GrpcInferCall:
     message = asked.message
     check_parameters(message)
     given = read_inputs(message, version)
     wanted = wanted_outputs(message, version.spec.outputs)
     timeout_s = min(asked.timeout_s, timeout_of(message))
-    return InferCall(
+    return GrpcInferCall(
         message=message, version=version, tensors=given, rows=rows_of(given, version.spec.inputs), wanted=wanted, timeout_s=timeout_s
     )
 
@@ -194,15 +194,15 @@ def wanted_outputs(message: Any, specs: tuple[TensorSpec, ...]) -> list[str]:
 # --------------------------------------------------------------------------- everything else
 
 
-def server_live(_call: Call) -> Any:
+def server_live(_call: GrpcCall) -> Any:
     return inference.ServerLiveResponse(live=True)
 
 
-def server_ready(call: Call) -> Any:
+def server_ready(call: GrpcCall) -> Any:
     return inference.ServerReadyResponse(ready=documents.is_ready(call.registry))
 
 
-def model_ready(call: Call) -> Any:
+def model_ready(call: GrpcCall) -> Any:
     try:
         ready = documents.answers(call.registry, call.message.name, number_of(call.message.version))
     except NotServed:
@@ -210,45 +210,45 @@ def model_ready(call: Call) -> Any:
     return inference.ModelReadyResponse(ready=ready)
 
 
-def server_metadata(_call: Call) -> Any:
+def server_metadata(_call: GrpcCall) -> Any:
     return inference.ServerMetadataResponse(**documents.server())
 
 
-def model_metadata(call: Call) -> Any:
+def model_metadata(call: GrpcCall) -> Any:
     version = version_of(call, call.message.name, call.message.version)
     return inference.ModelMetadataResponse(**documents.metadata(call.registry, version))
 
 
-def model_config(call: Call) -> Any:
+def model_config(call: GrpcCall) -> Any:
     version = version_of(call, call.message.name, call.message.version)
     return inference.ModelConfigResponse(config=documents.config(version))
 
 
-def repository_index(call: Call) -> Any:
+def repository_index(call: GrpcCall) -> Any:
     return inference.RepositoryIndexResponse(models=documents.index(call.registry, documents.IndexRequest(ready=call.message.ready)))
 
 
-def repository_load(call: Call) -> Any:
+def repository_load(call: GrpcCall) -> Any:
     return inference.RepositoryModelLoadResponse(model_name=_control(call, "load"), isLoaded=True)
 
 
-def repository_unload(call: Call) -> Any:
+def repository_unload(call: GrpcCall) -> Any:
     return inference.RepositoryModelUnloadResponse(model_name=_control(call, "unload"), isUnloaded=True)
 
 
-def _control(call: Call, action: str) -> str:
+def _control(call: GrpcCall, action: str) -> str:
     """Carry out what REST does; gives the model's name."""
     message = call.message
     name: str = message.model_name or message.repository_name  # the latter is KServe's number for the model's
     document = orjson.dumps({"parameters": dict.fromkeys(message.parameters, True)})
     request = msgspec.structs.replace(call.request, body=document)
-    response = open_inference_rest.look(call.registry, Route(action=action, name=name), request)
+    response = open_inference_rest.look(call.registry, OperationRoute(action=action, name=name), request)
     if response.status != 200:
         raise Refused(response)
     return name
 
 
-def model_statistics(call: Call) -> Any:
+def model_statistics(call: GrpcCall) -> Any:
     """Of one model, all its versions or one; of none, of every model."""
     message, registry = call.message, call.registry
     names = [version_of(call, message.name, message.version).spec.name] if message.name else registry.names()
@@ -260,7 +260,7 @@ def model_statistics(call: Call) -> Any:
 INFER: Final = Infer(takes=inference.ModelInferRequest, rest=open_inference_rest, route=route, call=read)
 _METHODS: Final[Mapping[str, Method]] = {
     "ModelInfer": INFER,
-    "ModelStreamInfer": Stream(INFER, framed, fault),
+    "ModelStreamInfer": StreamMethod(INFER, framed, fault),
     "ServerLive": Look(inference.ServerLiveRequest, server_live),
     "ServerReady": Look(inference.ServerReadyRequest, server_ready),
     "ServerMetadata": Look(inference.ServerMetadataRequest, server_metadata),

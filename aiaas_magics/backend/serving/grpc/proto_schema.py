@@ -1,7 +1,7 @@
 """Protocol buffer messages from a compact description, in a descriptor pool of their own.
 
 Owns the description's form and the pool. What messages there are belongs to
-`openinference_schema` and `tfserving_schema`.
+`open_inference_schema` and `tfserving_schema`.
 
 Generated modules register what they describe in one pool of the process, where the messages of
 TensorFlow, of tritonclient and of any server that speaks their protocols clash: same names, not

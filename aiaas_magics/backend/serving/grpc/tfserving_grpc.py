@@ -18,12 +18,12 @@ import orjson
 from google.protobuf.json_format import ParseDict
 
 from aiaas_magics.backend.serving.grpc.example_proto import read_examples
-from aiaas_magics.backend.serving.grpc.methods import Asked, Call, Infer, Look, Method, Refused
+from aiaas_magics.backend.serving.grpc.methods import GrpcCall, Infer, Look, MessageRoute, Method, Refused
 from aiaas_magics.backend.serving.grpc.tensor_proto import from_proto, to_proto
 from aiaas_magics.backend.serving.grpc.tfserving_schema import MODEL_SERVICE, PREDICTION_SERVICE, serving
 from aiaas_magics.backend.serving.models.registry import Version
 from aiaas_magics.backend.serving.protocols import BadValue, Response, rows_of
-from aiaas_magics.backend.serving.protocols.operations import Route
+from aiaas_magics.backend.serving.protocols.operations import OperationRoute
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_examples, tfserving_json, tfserving_rest
 from aiaas_magics.core.spec import TensorSpec
 
@@ -44,9 +44,9 @@ def number_of(spec: Any) -> int | None:
 # --------------------------------------------------------------------------- infer
 
 
-def route(message: Any) -> Asked:
+def route(message: Any) -> MessageRoute:
     spec = message.model_spec
-    return Asked(message=message, name=spec.name, version=number_of(spec), label=spec.version_label or None)
+    return MessageRoute(message=message, name=spec.name, version=number_of(spec), label=spec.version_label or None)
 
 
 def answered_by(answer: Any, version: Version) -> None:
@@ -56,7 +56,7 @@ def answered_by(answer: Any, version: Version) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PredictCall:
+class GrpcPredictCall:
     """A decoded predict message. `rows` is None where the inputs differ in their first dimension."""
 
     version: Version
@@ -73,7 +73,7 @@ class PredictCall:
         return Response(200, answer.SerializeToString())
 
 
-def read_predict(asked: Asked, version: Version) -> PredictCall:
+def read_predict(asked: MessageRoute, version: Version) -> GrpcPredictCall:
     message = asked.message
     given = read_inputs(message.inputs, version.spec.inputs)
     known = [spec.name for spec in version.spec.outputs]
@@ -82,7 +82,9 @@ def read_predict(asked: Asked, version: Version) -> PredictCall:
         raise BadValue(
             f"output tensor alias not found in signature: {unknown[:100]} Outputs expected to be in the set {tfserving_json.listed(known)}"
         )
-    return PredictCall(version=version, tensors=given, rows=rows_of(given, version.spec.inputs), wanted=wanted, timeout_s=asked.timeout_s)
+    return GrpcPredictCall(
+        version=version, tensors=given, rows=rows_of(given, version.spec.inputs), wanted=wanted, timeout_s=asked.timeout_s
+    )
 
 
 def read_inputs(given: Any, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
@@ -96,7 +98,7 @@ def read_inputs(given: Any, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExamplesCall:
+class GrpcExamplesCall:
     """A decoded classify or regress message."""
 
     method: tfserving_examples.Method
@@ -130,28 +132,30 @@ def regressed(output: np.ndarray) -> Any:
     return answer
 
 
-def read_classify(asked: Asked, version: Version) -> ExamplesCall:
+def read_classify(asked: MessageRoute, version: Version) -> GrpcExamplesCall:
     return _read_examples(asked, version, "classify")
 
 
-def read_regress(asked: Asked, version: Version) -> ExamplesCall:
+def read_regress(asked: MessageRoute, version: Version) -> GrpcExamplesCall:
     return _read_examples(asked, version, "regress")
 
 
-def _read_examples(asked: Asked, version: Version, method: tfserving_examples.Method) -> ExamplesCall:
+def _read_examples(asked: MessageRoute, version: Version, method: tfserving_examples.Method) -> GrpcExamplesCall:
     given = read_examples(asked.message.input, version.spec, method)
-    return ExamplesCall(method=method, version=version, tensors=given, rows=rows_of(given, version.spec.inputs), timeout_s=asked.timeout_s)
+    return GrpcExamplesCall(
+        method=method, version=version, tensors=given, rows=rows_of(given, version.spec.inputs), timeout_s=asked.timeout_s
+    )
 
 
 # --------------------------------------------------------------------------- status and metadata
 
 
-def model_status(call: Call) -> Any:
+def model_status(call: GrpcCall) -> Any:
     told = looked(call, "status")
     return ParseDict(told, serving.GetModelStatusResponse(), ignore_unknown_fields=True)
 
 
-def model_metadata(call: Call) -> Any:
+def model_metadata(call: GrpcCall) -> Any:
     asked = call.message.metadata_field
     if not asked:
         raise BadValue("GetModelMetadataRequest must specify at least one metadata_field")
@@ -166,10 +170,10 @@ def model_metadata(call: Call) -> Any:
     return answer
 
 
-def looked(call: Call, action: str) -> Any:
+def looked(call: GrpcCall, action: str) -> Any:
     """REST's document, which is these messages in their JSON form."""
     spec = call.message.model_spec
-    asked = Route(action=action, name=spec.name, version=number_of(spec), label=spec.version_label or None)
+    asked = OperationRoute(action=action, name=spec.name, version=number_of(spec), label=spec.version_label or None)
     response = tfserving_rest.look(call.registry, asked, call.request)
     if response.status != 200:
         raise Refused(response)

@@ -1,7 +1,7 @@
 """The HTTP server of a front end: uvicorn's, on a socket that it is given.
 
 Owns its configuration and how it starts and ends. What is said on a connection belongs to `http1` and `app`, who takes the
-connections of a socket that several front ends share to `taking`.
+connections of a socket that several front ends share to `accept_balancing`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def configured(app: App, tls_cert: str = "", tls_key: str = "") -> uvicorn.Confi
     )
 
 
-class Server(LimitedServer):
+class InferenceServer(LimitedServer):
     """A limited server without uvicorn's signal handlers: they would end the process before `run` has cleaned up.
 
     Args:

@@ -20,7 +20,7 @@ from aiaas_magics.backend.serving.http.compression import TooLarge, unpacked
 from aiaas_magics.backend.serving.http.fast_path.microbatch import Together
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.registry import Registry
-from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, Route, computes, error
+from aiaas_magics.backend.serving.protocols import BadValue, Headers, InferenceRoute, Request, Response, computes, error
 from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH
 from aiaas_magics.backend.serving.protocols.operations import MANAGING
 from aiaas_magics.core import server_proof
@@ -59,7 +59,7 @@ class Most:
         return BodyTooLarge(f"The {self.what} has {size} bytes; at most {self.bytes} are taken. {self.move}")
 
 
-def most_of(route: Route, headers: Headers, *, body_bytes: int, json_bytes: int) -> Most:
+def most_of(route: InferenceRoute, headers: Headers, *, body_bytes: int, json_bytes: int) -> Most:
     """The limit on a request's body: JSON has one of its own, since reading it takes much longer than binary tensors.
 
     Raises:

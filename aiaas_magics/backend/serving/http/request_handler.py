@@ -22,7 +22,16 @@ from aiaas_magics.backend.serving.http.compression import LARGE, compressed, enc
 from aiaas_magics.backend.serving.models.batching import QueueFull, TooLate
 from aiaas_magics.backend.serving.models.registry import NotServed, Registry, UnknownLabel, Version
 from aiaas_magics.backend.serving.models.replicas import Answer
-from aiaas_magics.backend.serving.protocols import BadValue, FormOf, InferenceCall, InferenceProtocol, Request, Response, Route, error
+from aiaas_magics.backend.serving.protocols import (
+    BadValue,
+    FormOf,
+    InferenceCall,
+    InferenceProtocol,
+    InferenceRoute,
+    Request,
+    Response,
+    error,
+)
 from aiaas_magics.backend.serving.protocols.discovery import discovery_routes
 from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
@@ -52,7 +61,7 @@ def protocol_of(path: str) -> InferenceProtocol:
 
 
 async def respond(
-    registry: Registry, protocol: InferenceProtocol, route: Route, request: Request, everywhere: Everywhere | None = None
+    registry: Registry, protocol: InferenceProtocol, route: InferenceRoute, request: Request, everywhere: Everywhere | None = None
 ) -> Response:
     """The answer to a request on `route`, whatever it asks for; of all front ends, where there are several."""
     if not route.infers:
@@ -73,7 +82,7 @@ async def respond(
 
 
 async def begin_large(
-    registry: Registry, protocol: InferenceProtocol, route: Route, request: Request, done: Callable[[Response], None]
+    registry: Registry, protocol: InferenceProtocol, route: InferenceRoute, request: Request, done: Callable[[Response], None]
 ) -> None:
     """As `begin`, with the body read in a thread, so that other requests are answered meanwhile."""
     began_ns = time.perf_counter_ns()
@@ -92,7 +101,9 @@ async def begin_large(
         done(refusal(fault))
 
 
-def begin(registry: Registry, protocol: InferenceProtocol, route: Route, request: Request, done: Callable[[Response], None]) -> None:
+def begin(
+    registry: Registry, protocol: InferenceProtocol, route: InferenceRoute, request: Request, done: Callable[[Response], None]
+) -> None:
     """Have an inference request answered: `done` is called once, now or later in the event loop."""
     began_ns = time.perf_counter_ns()
     if registry.tracing is not None:
@@ -167,7 +178,7 @@ def hand_over(request: Request, response: Response, done: Callable[[Response], N
         compressing.add_done_callback(lambda made: done(made.result()))
 
 
-def find(registry: Registry, protocol: InferenceProtocol, route: Route, request: Request) -> Version | Response:
+def find(registry: Registry, protocol: InferenceProtocol, route: InferenceRoute, request: Request) -> Version | Response:
     """The version that computes the answer, or the answer where there is none."""
     try:
         return registry.find(route.name, route.version, label=route.label, key=request.sticky_key)

@@ -2,7 +2,7 @@
 
 Owns the library (the extra `otel`), what a span is called and what it says. It says what was asked for, how large it was, how it
 ended and where its time went; never a value, a token or a body. Sending is the library's, in a thread of its own. The answers
-belong to `inferring`, which lets a `Tracing` look on.
+belong to `request_handler`, which lets a `Tracing` look on.
 
 Names are those of OpenTelemetry's semantic conventions for HTTP and RPC servers (https://opentelemetry.io/docs/specs/semconv/);
 what they have no word for begins with `aiaas.`.
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from aiaas_magics.backend.serving.grpc.statuses import status_name
-from aiaas_magics.backend.serving.models.stats import Figures
-from aiaas_magics.backend.serving.protocols import InferenceCall, InferenceProtocol, Request, Response, Route
+from aiaas_magics.backend.serving.models.stats import EndpointStats
+from aiaas_magics.backend.serving.protocols import InferenceCall, InferenceProtocol, InferenceRoute, Request, Response
 from aiaas_magics.core import settings
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Tracing:
         self._scheme = scheme
 
     def around(
-        self, protocol: InferenceProtocol, route: Route, request: Request, done: Callable[[Response], None]
+        self, protocol: InferenceProtocol, route: InferenceRoute, request: Request, done: Callable[[Response], None]
     ) -> tuple[InferenceProtocol, Callable[[Response], None]]:
         """`protocol` and `done` for the request's way to its answer, which a span then tells of."""
         over_grpc = request.scheme == "grpc"
@@ -119,7 +119,7 @@ class Tracing:
             span.end()
             done(response)
 
-        return Watched(protocol, found), ended
+        return TracedProtocol(protocol, found), ended
 
     def close(self) -> None:
         """Send what is left, within `FLUSH_S`."""
@@ -131,7 +131,7 @@ class Tracing:
             log.warning("the last traces were not taken within %g s and are lost. Check that OpenTelemetry's receiver answers", FLUSH_S)
 
 
-def _of_http(request: Request, route: Route, scheme: str) -> tuple[str, dict[str, Any]]:
+def _of_http(request: Request, route: InferenceRoute, scheme: str) -> tuple[str, dict[str, Any]]:
     return f"{request.method} {route.template}", {
         "http.request.method": request.method,
         "http.route": route.template,
@@ -151,29 +151,29 @@ def _of_grpc(request: Request) -> tuple[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class TracedProtocol:
     """A protocol; what it reads is noted in `found`."""
 
     protocol: InferenceProtocol
     found: dict[str, float]
 
-    def find_route(self, method: str, path: str) -> Route | Response:
+    def find_route(self, method: str, path: str) -> InferenceRoute | Response:
         return self.protocol.find_route(method, path)
 
-    def read(self, route: Route, request: Request, version: Version) -> InferenceCall:
+    def read(self, route: InferenceRoute, request: Request, version: Version) -> InferenceCall:
         self.found["aiaas.version"] = version.number
         call = self.protocol.read(route, request, version)
         if call.rows is not None:
             self.found["aiaas.rows"] = call.rows
         return WatchedCall(call, self.found, version.figures, time.monotonic())
 
-    def look(self, registry: Registry, route: Route, request: Request) -> Response:
+    def look(self, registry: Registry, route: InferenceRoute, request: Request) -> Response:
         return self.protocol.look(registry, route, request)
 
-    def not_found(self, route: Route) -> Response:
+    def not_found(self, route: InferenceRoute) -> Response:
         return self.protocol.not_found(route)
 
-    def not_ready(self, route: Route) -> Response:
+    def not_ready(self, route: InferenceRoute) -> Response:
         return self.protocol.not_ready(route)
 
     def unknown_label(self, label: str) -> Response:
@@ -186,7 +186,7 @@ class WatchedCall:
 
     call: InferenceCall
     found: dict[str, float]
-    figures: Figures
+    figures: EndpointStats
     since_s: float
 
     @property

@@ -1,7 +1,7 @@
 """How many executors a version should have, from what it has done lately.
 
 Owns the decision alone: numbers in, a number out, no clock and no executor. Counting belongs to `figures`,
-carrying it out to `loader`.
+carrying it out to `model_loader`.
 
 A version gets one more when its executors were busy, or kept requests waiting for longer than they compute, in
 each of the last windows; one less when one less would still have been idle for half of the time, for much longer.
@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from aiaas_magics.backend.serving.models.stats import Figures
+from aiaas_magics.backend.serving.models.stats import EndpointStats
 from aiaas_magics.core.routing import Scaling
 from aiaas_magics.core.spec import DeploySpec
 
@@ -47,7 +47,7 @@ class Window:
     computed_s: float  # of a batch, on average
 
 
-def totals_of(figures: Figures) -> Totals:
+def totals_of(figures: EndpointStats) -> Totals:
     batches = sum(spent.count for spent in figures.batches.values())
     return Totals(requests=figures.requests, batches=batches, queue_ns=figures.queue_ns, compute_ns=figures.compute_ns)
 

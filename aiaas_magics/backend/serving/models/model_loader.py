@@ -1,7 +1,7 @@
 """From an artefact on disk to a version that answers: open, prove, warm, flip, drain.
 
 Owns the order of these, and that a failure anywhere leaves what answered before untouched.
-Each part belongs to its own module: `engines`, `proof`, `replicas`, `registry`, `steps`.
+Each part belongs to its own module: `engines`, `proof`, `replicas`, `registry`, `transactions`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from aiaas_magics.backend.serving.engines import Engine, open_engine
 from aiaas_magics.backend.serving.engines.onnx_check import has_control_flow
 from aiaas_magics.backend.serving.models.autoscaling import DOWN_WINDOWS, Window, totals_of, wanted, window_between
 from aiaas_magics.backend.serving.models.batching import Limits
-from aiaas_magics.backend.serving.models.parity_check import Proof, Samples, prove, read_samples
+from aiaas_magics.backend.serving.models.parity_check import ParityResult, Samples, prove, read_samples
 from aiaas_magics.backend.serving.models.registry import Executor, Registry, Version
 from aiaas_magics.backend.serving.models.replicas import Inline, Replicas
 from aiaas_magics.backend.serving.models.transactions import Flip, Loading, Rescaling, Retiring, Step, Withdrawing, alone, ended, known
-from aiaas_magics.backend.serving.process.control import Change, Load, Retire, Route, Scale, Withdraw
+from aiaas_magics.backend.serving.process.control import Change, Load, Retire, RouteVersions, Scale, Withdraw
 from aiaas_magics.core.clock import Clock
 from aiaas_magics.core.errors import InvalidSpec, NotScaled
 from aiaas_magics.core.routing import Routing, Scaling
@@ -54,7 +54,7 @@ class Loader:
     def __init__(self, registry: Registry, *, clock: Clock, scratch: Path, limits: Limits, share: int = 1) -> None:
         self._registry, self._clock, self._scratch, self._limits, self._share = registry, clock, scratch, limits, share
         self._scaling = asyncio.Lock()
-        self._seen: dict[Version, Seen] = {}
+        self._seen: dict[Version, ScalingWindow] = {}
 
     async def load(self, spec: DeploySpec, number: int, *, artefact: Path, samples: Path) -> VersionView:
         """Bring a version up; requests go on as they did until `route` says otherwise.
@@ -108,7 +108,7 @@ class Loader:
         match change:
             case Load():
                 return await self.loading(change.spec, change.version, artefact=Path(change.artefact), samples=Path(change.samples))
-            case Route():
+            case RouteVersions():
                 return self.flip(change.name, change.routing, keeps=change.keeps, restores=change.restores)
             case Scale():
                 return await self.rescaling(change.name, change.scaling)
@@ -158,7 +158,7 @@ class Loader:
         """Give versions whose number of executors follows the load one more or one less, where the time since the last call asks for it."""
         async with self._scaling:
             answering = [version for version in self._registry.answering() if version.spec.most_replicas]
-            self._seen = {version: self._seen.get(version) or Seen(version, self._clock.now_s()) for version in answering}
+            self._seen = {version: self._seen.get(version) or ScalingWindow(version, self._clock.now_s()) for version in answering}
             for version, seen in self._seen.items():
                 seen.look(self._clock.now_s())
                 most = min(version.spec.most_replicas, max(version.spec.replicas, self._cores()))
@@ -210,7 +210,7 @@ class Loader:
             await ended(self._registry.remove(name))
 
 
-class Seen:
+class ScalingWindow:
     """What a version has done in the windows since it was scaled last."""
 
     def __init__(self, version: Version, now_s: float) -> None:
@@ -229,7 +229,7 @@ class Opened:
     """Proved engines. `inline` is one more, with a single thread, where the model is quick enough for the event loop."""
 
     engines: Sequence[Engine]
-    proof: Proof
+    proof: ParityResult
     inline: Engine | None = None
     inline_rows: int = 0  # that may run at once in the event loop
 
@@ -248,7 +248,7 @@ def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Pat
             raise InvalidSpec(f"{path.name} of {spec.name} is not on this host. Run the cell again to send it anew.")
     replay = read_samples(samples, spec)
     threads = max(1, cores // spec.replicas)
-    proofs: list[Proof] = []
+    proofs: list[ParityResult] = []
 
     def opened(threads: int, compute_s: float = compute_s) -> Engine:
         engine = open_engine(spec, artefact, threads=threads, scratch=scratch, compute_s=compute_s)

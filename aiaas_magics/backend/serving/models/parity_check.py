@@ -4,7 +4,7 @@ Of a model in fewer bits the samples hold the answers of that form, as the kerne
 must come travels in the spec (`Precision`) and is bounded there.
 
 Owns replaying and comparing. Where the samples come from belongs to the kernel's side
-(`packing.servable`); what happens to a model that fails belongs to `loader`.
+(`model_export`); what happens to a model that fails belongs to `model_loader`.
 
 Samples are a safetensors file with `input/<name>` and `output/<name>`, rows first. A string
 tensor, which safetensors does not know, travels as UTF-8 in `uint8`, padded with zeros along
@@ -38,7 +38,7 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class ParityResult:
     """What the replay found. `batchable`: every output has one row for each row of the inputs."""
 
     largest: float
@@ -90,7 +90,7 @@ def _sample(found: Mapping[str, np.ndarray], side: str, tensor: TensorSpec, spec
     return strings.reshape(array.shape[:-1])
 
 
-def prove(engine: Engine, samples: Samples, spec: DeploySpec) -> Proof:
+def prove(engine: Engine, samples: Samples, spec: DeploySpec) -> ParityResult:
     """Replay the samples one row, three rows and all rows at a time.
 
     Raises:
@@ -110,7 +110,7 @@ def prove(engine: Engine, samples: Samples, spec: DeploySpec) -> Proof:
                 part, where = expected[chosen] if per_row else expected, f"{name}, {rows} rows"
                 largest = max(largest, _compare(found[name], part, spec, engine, where, largest=sizes[name]))
     free = all(tensor.shape and tensor.shape[0] == -1 for tensor in spec.inputs)
-    return Proof(largest, batchable and free)
+    return ParityResult(largest, batchable and free)
 
 
 def _run(engine: Engine, inputs: Tensors, spec: DeploySpec) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """Which version of which endpoint answers.
 
 Owns names, versions, the flip from one version to the next, and waiting until nobody uses
-the old one. Making a version ready belongs to `loader`; all of this runs in the event loop.
+the old one. Making a version ready belongs to `model_loader`; all of this runs in the event loop.
 
 The flip is one assignment to `Endpoint.table`: a request takes a lease on the version it finds
 there and keeps it until its answer is sent, whatever is flipped meanwhile.
@@ -22,7 +22,7 @@ from msgspec.structs import replace as replace_fields
 
 from aiaas_magics.backend.serving.engines import Tensors
 from aiaas_magics.backend.serving.models.replicas import Done
-from aiaas_magics.backend.serving.models.stats import Figures
+from aiaas_magics.backend.serving.models.stats import EndpointStats
 from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.routing import Routing, place_of
 from aiaas_magics.core.spec import DeploySpec, VersionView
@@ -72,7 +72,7 @@ class Version:
     replicas: int = 0
     fault: str = ""
     body_bytes: int = 0  # that a request for it may have
-    figures: Figures = field(default_factory=Figures)
+    figures: EndpointStats = field(default_factory=EndpointStats)
     _found: dict[object, Any] = field(default_factory=dict)
     _leases: int = 0
     _free: asyncio.Event = field(default_factory=asyncio.Event)
@@ -135,7 +135,7 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Table:
+class VersionTable:
     """A `Routing` with the versions themselves in it."""
 
     routing: Routing
@@ -145,9 +145,9 @@ class Table:
 
 
 @dataclass(slots=True, eq=False)
-class Endpoint:
+class ServedEndpoint:
     name: str
-    table: Table | None = None  # None while its first version is being loaded
+    table: VersionTable | None = None  # None while its first version is being loaded
     versions: dict[int, Version] = field(default_factory=dict)
 
     @property
@@ -171,7 +171,7 @@ class Registry:
         keep_withdrawn: Callable[[Collection[str]], None] = lambda withdrawn: None,
         expected: Collection[str] = (),
     ) -> None:
-        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints: dict[str, ServedEndpoint] = {}
         self._withdrawn = set(withdrawn)
         self._keep_withdrawn = keep_withdrawn
         self.expected = set(expected)
@@ -187,7 +187,7 @@ class Registry:
             InvalidSpec: the number is taken, or not above that of the version that answers.
         """
         name = version.spec.name
-        endpoint = self._endpoints.get(name) or Endpoint(name)
+        endpoint = self._endpoints.get(name) or ServedEndpoint(name)
         for number in [number for number, other in endpoint.versions.items() if other.state == "END"][:-ENDED_KEPT]:
             del endpoint.versions[number]
         newest = max((number for number, other in endpoint.versions.items() if other.state != "END"), default=0)
@@ -225,7 +225,7 @@ class Registry:
         """
         endpoint, ready = self._get(name), self.routable(name, routing)
         self.expected.discard(name)
-        endpoint.table = Table(
+        endpoint.table = VersionTable(
             routing=routing,
             live=ready[routing.live],
             canary=ready.get(routing.canary),
@@ -294,7 +294,7 @@ class Registry:
         """These endpoints are withdrawn, and no others, whether they are loaded yet or not."""
         self._withdrawn = set(names)
 
-    def with_figures(self, found: Mapping[tuple[str, int], Figures]) -> Registry:
+    def with_figures(self, found: Mapping[tuple[str, int], EndpointStats]) -> Registry:
         """A copy to look at, whose versions have the figures that are `found` for their name and number."""
         seen = Registry(withdrawn=self._withdrawn)
         for name, endpoint in self._endpoints.items():
@@ -310,10 +310,10 @@ class Registry:
                     canary=None if table.canary is None else versions[table.canary.number],
                     labels={label: versions[version.number] for label, version in table.labels.items()},
                 )
-            seen._endpoints[name] = Endpoint(name, table, versions)
+            seen._endpoints[name] = ServedEndpoint(name, table, versions)
         return seen
 
-    def _get(self, name: str) -> Endpoint:
+    def _get(self, name: str) -> ServedEndpoint:
         endpoint = self._endpoints.get(name)
         if endpoint is None:
             raise NotServed(name)

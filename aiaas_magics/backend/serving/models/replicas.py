@@ -20,7 +20,7 @@ import numpy as np
 
 from aiaas_magics.backend.serving.engines import Engine, EngineLost, EngineRefused, EngineTooSlow, Tensors, slices_of
 from aiaas_magics.backend.serving.models.batching import BatchQueue, Limits, TooLate, Waiting
-from aiaas_magics.backend.serving.models.stats import Figures
+from aiaas_magics.backend.serving.models.stats import EndpointStats
 from aiaas_magics.core.errors import AiaasBug
 
 log = logging.getLogger(__name__)
@@ -29,12 +29,12 @@ Answer = dict[str, np.ndarray] | Exception
 Done = Callable[[Answer], None]  # called in the event loop, once
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class ReplicaRequest(msgspec.Struct, frozen=True, kw_only=True):
     tensors: Tensors
     done: Done
 
 
-Batch = Sequence[Waiting[Request]]
+Batch = Sequence[Waiting[ReplicaRequest]]
 StackKey = tuple[tuple[str, tuple[int, ...]], ...]
 
 SAME_FORM: Final[StackKey] = ()  # the key of requests whose rows can have one form only
@@ -50,10 +50,10 @@ class Queued:
         row_bytes: Bytes of a row, where all rows have the same form; then no request's tensors need be looked at for that.
     """
 
-    def __init__(self, *, batchable: bool, limits: Limits, figures: Figures, row_bytes: int | None = None) -> None:
+    def __init__(self, *, batchable: bool, limits: Limits, figures: EndpointStats, row_bytes: int | None = None) -> None:
         self._batchable, self._figures, self._row_bytes = batchable, figures, row_bytes
         self._loop = asyncio.get_running_loop()
-        self._queue: BatchQueue[Request] = BatchQueue(limits)
+        self._queue: BatchQueue[ReplicaRequest] = BatchQueue(limits)
 
     @property
     def batch_rows(self) -> int:
@@ -78,14 +78,14 @@ class Queued:
             raise answer
         return answer
 
-    def _waiting(self, tensors: Tensors, rows: int | None, done: Done, timeout_s: float) -> Waiting[Request]:
+    def _waiting(self, tensors: Tensors, rows: int | None, done: Done, timeout_s: float) -> Waiting[ReplicaRequest]:
         now_s = time.monotonic()
         if rows is None or self._row_bytes is None:
             key = stack_key(tensors) if self._batchable and rows is not None else None
             nbytes = sum([tensor.nbytes for tensor in tensors.values()])
         else:
             key, nbytes = SAME_FORM if self._batchable else None, rows * self._row_bytes
-        item = Request(tensors=tensors, done=done)
+        item = ReplicaRequest(tensors=tensors, done=done)
         return Waiting(item=item, key=key, rows=rows or 0, bytes=nbytes, since_s=now_s, until_s=now_s + timeout_s)
 
     def _answer(self, batch: Batch, answers: Sequence[Answer], began_s: float, compute_s: float, why: str) -> None:
@@ -107,7 +107,7 @@ class Replicas(Queued):
     """
 
     def __init__(
-        self, engines: Sequence[Engine], *, name: str, batchable: bool, limits: Limits, figures: Figures, row_bytes: int | None = None
+        self, engines: Sequence[Engine], *, name: str, batchable: bool, limits: Limits, figures: EndpointStats, row_bytes: int | None = None
     ) -> None:
         super().__init__(batchable=batchable, limits=limits, figures=figures, row_bytes=row_bytes)
         self._engines = tuple(engines)
@@ -195,7 +195,7 @@ class Inline(Queued):
     """
 
     def __init__(
-        self, engine: Engine, *, larger: Replicas, batchable: bool, limits: Limits, figures: Figures, row_bytes: int | None = None
+        self, engine: Engine, *, larger: Replicas, batchable: bool, limits: Limits, figures: EndpointStats, row_bytes: int | None = None
     ) -> None:
         super().__init__(batchable=batchable, limits=limits, figures=figures, row_bytes=row_bytes)
         self._engine, self._larger = engine, larger

@@ -1,8 +1,8 @@
 """What one version of an endpoint has done, in numbers.
 
 Owns the counting. It happens once a request on the way of every answer, so it is plain integers and
-no lock: everything here is called in the event loop. Showing the numbers belongs to `metrics` and to
-the protocols, fetching those of other processes to `front_ends`.
+no lock: everything here is called in the event loop. Showing the numbers belongs to `prometheus` and to
+the protocols, fetching those of other processes to `coordinator`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def largest_of(bucket: int) -> int:
 
 
 @dataclass(slots=True)
-class Spent:
+class BatchTimes:
     """Batches of one size: how many there were, and their time in the engine."""
 
     count: int = 0
@@ -90,7 +90,7 @@ class Spent:
 
 
 @dataclass(slots=True, eq=False)
-class Figures:
+class EndpointStats:
     """Counts of one version, since it was loaded. Rows and requests are those that were answered."""
 
     requests: int = 0
@@ -102,14 +102,14 @@ class Figures:
     last_s: float = 0.0  # unix time of the last batch's end
     newest: tuple[float, float] = (0.0, 0.0)  # of the batch that is being answered: when it began, by the monotonic clock; its compute time
     latency: Durations = field(default_factory=Durations)  # from the whole request to its answer, in this process
-    batches: dict[int, Spent] = field(default_factory=dict)  # by rows
+    batches: dict[int, BatchTimes] = field(default_factory=dict)  # by rows
     dispatch: dict[str, int] = field(default_factory=dict)  # why a batch began when it did
 
     def ran(self, *, rows: int, waited_ns: int, compute_ns: int, why: str) -> None:
         """A batch of `rows` rows went through an engine; `waited_ns` is the sum over its requests."""
         spent = self.batches.get(rows)
         if spent is None:
-            spent = self.batches[rows] = Spent()
+            spent = self.batches[rows] = BatchTimes()
         spent.count += 1
         spent.compute_ns += compute_ns
         self.compute_ns += compute_ns
@@ -123,9 +123,9 @@ class Figures:
         self.rows += rows
         self.latency.add(*[one // 1000 for one in took_ns])
 
-    def counts(self) -> Counts:
+    def counts(self) -> StatsRecord:
         """What was counted until now, as a value."""
-        return Counts(
+        return StatsRecord(
             requests=self.requests,
             failed=self.failed,
             refused=self.refused,
@@ -139,7 +139,7 @@ class Figures:
             dispatch=dict(self.dispatch),
         )
 
-    def merge(self, other: Counts) -> None:
+    def merge(self, other: StatsRecord) -> None:
         """Count what another front end has counted of the same version: all of it are sums, but for the time of the last answer."""
         self.requests += other.requests
         self.failed += other.failed
@@ -150,14 +150,14 @@ class Figures:
         self.last_s = max(self.last_s, other.last_s)
         self.latency.merge(other.latency.items(), other.latency_us)
         for rows, (count, compute_ns) in other.batches.items():
-            spent = self.batches.setdefault(rows, Spent())
+            spent = self.batches.setdefault(rows, BatchTimes())
             spent.count += count
             spent.compute_ns += compute_ns
         for why, count in other.dispatch.items():
             self.dispatch[why] = self.dispatch.get(why, 0) + count
 
 
-class Counts(Value, frozen=True, kw_only=True):
+class StatsRecord(Value, frozen=True, kw_only=True):
     """`Figures` on their way between processes."""
 
     requests: int
@@ -173,9 +173,9 @@ class Counts(Value, frozen=True, kw_only=True):
     dispatch: dict[str, int]
 
 
-def summed(found: Iterable[Counts]) -> Figures:
+def summed(found: Iterable[StatsRecord]) -> EndpointStats:
     """The figures of a version over all who counted it."""
-    figures = Figures()
+    figures = EndpointStats()
     for counts in found:
         figures.merge(counts)
     return figures

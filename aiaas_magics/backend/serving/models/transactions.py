@@ -1,7 +1,7 @@
 """A change of an endpoint in one process, cut into the steps that several processes have to take together.
 
-Owns what is done at each step. Making a version ready belongs to `loader`, which prepares; who takes which step when, over
-all front ends, belongs to `front_ends`. Where there is one front end, `alone` takes all steps one after the other.
+Owns what is done at each step. Making a version ready belongs to `model_loader`, which prepares; who takes which step when, over
+all front ends, belongs to `coordinator`. Where there is one front end, `alone` takes all steps one after the other.
 
     prepared     whatever may fail, or takes long, is done; requests see nothing of it
     commit       requests see it, from one to the next; at once, without waiting

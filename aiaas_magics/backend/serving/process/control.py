@@ -1,7 +1,7 @@
 """How the API server talks to the inference process: JSON lines over a Unix socket.
 
 Owns the messages, both ends of the connection, and errors crossing it as data. What a
-message does belongs to `loader`; who starts whom belongs to `host`.
+message does belongs to `model_loader`; who starts whom belongs to `supervisor`.
 
 Where Unix sockets are missing, or the path is too long for one, it is loopback TCP. A secret
 from a 0600 file opens either.
@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from aiaas_magics.backend.serving.models.stats import Counts
+from aiaas_magics.backend.serving.models.stats import StatsRecord
 from aiaas_magics.core import errors, wire
 from aiaas_magics.core.errors import AiaasBug, AiaasError, InvalidSpec
 from aiaas_magics.core.routing import Routing, Scaling
@@ -34,15 +34,15 @@ MOST_FRONT_ENDS: Final = 64  # guess: more processes than a machine has cores on
 CONNECT_S: Final = 5.0  # guess: the process answers from its event loop, which no model blocks
 
 
-class Call(msgspec.Struct, frozen=True, tag_field="call"):
+class ControlCall(msgspec.Struct, frozen=True, tag_field="call"):
     """What may be asked. Subclasses are the closed set."""
 
 
-class Hello(Call, frozen=True, tag="hello"):
+class Hello(ControlCall, frozen=True, tag="hello"):
     """Nothing but an answer."""
 
 
-class Load(Call, frozen=True, kw_only=True, tag="load"):
+class Load(ControlCall, frozen=True, kw_only=True, tag="load"):
     """Make a version ready; requests go to it when a `Route` says so."""
 
     spec: DeploySpec
@@ -51,46 +51,46 @@ class Load(Call, frozen=True, kw_only=True, tag="load"):
     samples: str  # path
 
 
-class Route(Call, frozen=True, kw_only=True, tag="route"):
+class RouteVersions(ControlCall, frozen=True, kw_only=True, tag="route"):
     name: str
     routing: Routing
     keeps: int = 0  # a version that stays loaded beside those of the routing: it waits for one of its own
     restores: bool = False  # whether an endpoint that was withdrawn answers again
 
 
-class Scale(Call, frozen=True, kw_only=True, tag="scale"):
+class Scale(ControlCall, frozen=True, kw_only=True, tag="scale"):
     name: str
     scaling: Scaling
 
 
-class Retire(Call, frozen=True, kw_only=True, tag="retire"):
+class Retire(ControlCall, frozen=True, kw_only=True, tag="retire"):
     name: str
 
 
-class Withdraw(Call, frozen=True, kw_only=True, tag="withdraw"):
+class Withdraw(ControlCall, frozen=True, kw_only=True, tag="withdraw"):
     """Let an endpoint answer no more, while its versions stay loaded; or again."""
 
     name: str
     withdrawn: bool
 
 
-class Status(Call, frozen=True, tag="status"):
+class StatusQuery(ControlCall, frozen=True, tag="status"):
     """Every version of every endpoint."""
 
 
-class Collect(Call, frozen=True, tag="collect"):
+class Collect(ControlCall, frozen=True, tag="collect"):
     """What each front end has counted."""
 
 
-class Stop(Call, frozen=True, tag="stop"):
+class StopProcess(ControlCall, frozen=True, tag="stop"):
     """Answer what is being answered, then end."""
 
 
-Change = Load | Route | Scale | Retire | Withdraw
-AnyCall = Hello | Load | Route | Scale | Retire | Withdraw | Status | Collect | Stop
+Change = Load | RouteVersions | Scale | Retire | Withdraw
+AnyCall = Hello | Load | RouteVersions | Scale | Retire | Withdraw | StatusQuery | Collect | StopProcess
 
 
-class Ask(Value, frozen=True, kw_only=True):
+class SignedCall(Value, frozen=True, kw_only=True):
     secret: str
     call: AnyCall
 
@@ -98,10 +98,10 @@ class Ask(Value, frozen=True, kw_only=True):
 class CountsOf(Value, frozen=True, kw_only=True):
     name: str
     version: int
-    counts: Counts
+    counts: StatsRecord
 
 
-class Told(Value, frozen=True, kw_only=True):
+class FrontEndCounts(Value, frozen=True, kw_only=True):
     """What one front end has counted of the versions that it has."""
 
     pid: int  # 0: those that are gone
@@ -113,7 +113,7 @@ class Reply(Value, frozen=True, kw_only=True):
 
     view: VersionView | None = None
     status: dict[str, list[VersionView]] | None = None
-    told: tuple[Told, ...] = ()
+    told: tuple[FrontEndCounts, ...] = ()
     error: str = ""
     type: str = ""
     args: tuple[Any, ...] = ()
@@ -166,7 +166,7 @@ def _remove(socket: Path) -> None:
 
 async def _answered(line: bytes, secret: str, answer: Answering) -> Reply:
     try:
-        ask = wire.decode(line, Ask)
+        ask = wire.decode(line, SignedCall)
     except wire.Malformed as error:
         return failure(AiaasBug(f"a control message was not understood: {error}"))
     if not hmac.compare_digest(ask.secret.encode(), secret.encode()):
@@ -174,7 +174,7 @@ async def _answered(line: bytes, secret: str, answer: Answering) -> Reply:
     return await replied(answer(ask.call), to=ask.call)
 
 
-async def replied(answering: Awaitable[Reply], *, to: Call) -> Reply:
+async def replied(answering: Awaitable[Reply], *, to: ControlCall) -> Reply:
     """The reply, whatever it turns out to be: an error becomes data."""
     try:
         return await answering
@@ -232,7 +232,7 @@ async def call_at(address: str, secret: str, call: AnyCall, *, answer_s: float) 
 
 
 async def ask_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str, call: AnyCall) -> Reply:
-    writer.write(wire.encode(Ask(secret=secret, call=call)) + b"\n")
+    writer.write(wire.encode(SignedCall(secret=secret, call=call)) + b"\n")
     await writer.drain()
     line = await reader.readline()
     if not line.endswith(b"\n"):

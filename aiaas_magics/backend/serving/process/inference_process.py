@@ -1,7 +1,7 @@
 """The inference process: a port for HTTP and one for gRPC, and a socket for control.
 
 Owns the order of starting and ending, and refusing to start where it would be unsafe. The
-parts belong to their modules: `app` and `grpc.server` answer predictions, `loader` carries out control calls.
+parts belong to their modules: `app` and `grpc.server` answer predictions, `model_loader` carries out control calls.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from aiaas_magics.backend.serving.front_ends.accept_balancing import Table
 from aiaas_magics.backend.serving.front_ends.aggregate import told
 from aiaas_magics.backend.serving.front_ends.coordinator import FrontEnds
 from aiaas_magics.backend.serving.http import tracing
-from aiaas_magics.backend.serving.http.http_server import BACKLOG, Server, configured
+from aiaas_magics.backend.serving.http.http_server import BACKLOG, InferenceServer, configured
 from aiaas_magics.backend.serving.http.inference_app import BODY_BYTES, JSON_BYTES, App
 from aiaas_magics.backend.serving.models.autoscaling import WINDOW_S
 from aiaas_magics.backend.serving.models.batching import Limits
@@ -37,8 +37,19 @@ from aiaas_magics.backend.serving.models.model_loader import Loader
 from aiaas_magics.backend.serving.models.registry import Registry
 from aiaas_magics.backend.serving.models.transactions import alone
 from aiaas_magics.backend.serving.process import control
-from aiaas_magics.backend.serving.process.control import Collect, Hello, Load, Reply, Retire, Route, Scale, Status, Stop, Withdraw
-from aiaas_magics.backend.serving.process.state_directory import Files, Running, Started, is_alive
+from aiaas_magics.backend.serving.process.control import (
+    Collect,
+    Hello,
+    Load,
+    Reply,
+    Retire,
+    RouteVersions,
+    Scale,
+    StatusQuery,
+    StopProcess,
+    Withdraw,
+)
+from aiaas_magics.backend.serving.process.state_directory import Files, RunningProcess, Started, is_alive
 from aiaas_magics.core import process_id, settings
 from aiaas_magics.core.clock import SystemClock
 from aiaas_magics.core.errors import CannotStart, InvalidSpec
@@ -57,7 +68,7 @@ LOCK_S: Final = 10.0  # guess: a predecessor that drains is gone by then
 ORPHANED_S: Final = 4.0  # guess: front ends whose first is gone end within 2 s, if they can
 
 
-class Options(Value, frozen=True, kw_only=True):
+class InferenceOptions(Value, frozen=True, kw_only=True):
     """How to run, as the command line says it. A port of 0 is that of last time, or any."""
 
     state: str
@@ -84,7 +95,7 @@ class Options(Value, frozen=True, kw_only=True):
             )
 
 
-async def run(options: Options) -> None:
+async def run(options: InferenceOptions) -> None:
     """Serve until SIGTERM, SIGINT or a `Stop`.
 
     Raises:
@@ -111,7 +122,9 @@ async def run(options: Options) -> None:
             table = Table(files.connections, 0)
             beside = _front_ends(options, registry, loader, files, table, inherits=(listener.fileno(), lock))
         app = App(registry, guard, body_bytes=options.body_bytes, json_bytes=options.json_bytes, everywhere=beside)
-        server = Server(configured(app, options.tls_cert, options.tls_key), table=table, ends_with=None if beside is None else beside.stop)
+        server = InferenceServer(
+            configured(app, options.tls_cert, options.tls_key), table=table, ends_with=None if beside is None else beside.stop
+        )
         _on_signals(lambda: setattr(server, "should_exit", True))
         secret = secrets.token_urlsafe(32)
         if options.parent and os.getppid() != options.parent:
@@ -138,7 +151,7 @@ async def run(options: Options) -> None:
 
 
 def _front_ends(
-    options: Options, registry: Registry, loader: Loader, files: Files, table: Table, *, inherits: tuple[int, int]
+    options: InferenceOptions, registry: Registry, loader: Loader, files: Files, table: Table, *, inherits: tuple[int, int]
 ) -> FrontEnds:
     listener, lock = inherits
     # -P: the folder that this process was started in is no place to import from.
@@ -154,7 +167,7 @@ def _front_ends(
     )
 
 
-async def _end_when_disowned(files: Files, server: Server) -> None:
+async def _end_when_disowned(files: Files, server: InferenceServer) -> None:
     """A process that its folder no longer names can be neither found nor stopped by anybody: it ends itself."""
     while True:
         await asyncio.sleep(DISOWNED_S)
@@ -177,7 +190,7 @@ def _forget(files: Files) -> None:
         files.forget_running()
 
 
-async def _serve_grpc(options: Options, port: int, app: App, server: Server) -> GrpcServer:
+async def _serve_grpc(options: InferenceOptions, port: int, app: App, server: InferenceServer) -> GrpcServer:
     """gRPC beside HTTP, which does not wait for it: the libraries take a moment."""
     await asyncio.to_thread(_preload)
     from aiaas_magics.backend.serving.grpc.grpc_server import GrpcServer, Port
@@ -193,7 +206,7 @@ async def _serve_grpc(options: Options, port: int, app: App, server: Server) -> 
     return grpc
 
 
-def _tls(options: Options) -> tuple[bytes, bytes] | None:
+def _tls(options: InferenceOptions) -> tuple[bytes, bytes] | None:
     """Key and certificate."""
     return (Path(options.tls_key).read_bytes(), Path(options.tls_cert).read_bytes()) if options.tls_cert else None
 
@@ -210,7 +223,7 @@ def preload_engine() -> None:
 
 
 def _answering(
-    loader: Loader, beside: FrontEnds | None, registry: Registry, server: Server, grpc: asyncio.Task[GrpcServer]
+    loader: Loader, beside: FrontEnds | None, registry: Registry, server: InferenceServer, grpc: asyncio.Task[GrpcServer]
 ) -> control.Answering:
     async def answer(call: control.AnyCall) -> Reply:
         match call:
@@ -220,18 +233,18 @@ def _answering(
                 await asyncio.shield(grpc)  # a version answers on both ports
                 view = await loader.load(call.spec, call.version, artefact=Path(call.artefact), samples=Path(call.samples))
                 return Reply(view=view)
-            case Load() | Route() | Scale() | Retire() | Withdraw() if beside is not None:
+            case Load() | RouteVersions() | Scale() | Retire() | Withdraw() if beside is not None:
                 if isinstance(call, Load):
                     await asyncio.shield(grpc)
                 return await beside.carry_out(call)
-            case Load() | Route() | Scale() | Retire() | Withdraw():
+            case Load() | RouteVersions() | Scale() | Retire() | Withdraw():
                 await alone(await loader.prepare(call))
                 return Reply()
             case Collect():
                 return Reply(told=(told(registry),) if beside is None else await beside.collect())
-            case Status():
+            case StatusQuery():
                 return Reply(status=registry.status())
-            case Stop():
+            case StopProcess():
                 server.should_exit = True
                 return Reply()
 
@@ -266,7 +279,7 @@ def _kill(left_behind: Sequence[Started]) -> None:
                 psutil.Process(one.pid).kill()
 
 
-def _listener(options: Options, files: Files) -> socket.socket:
+def _listener(options: InferenceOptions, files: Files) -> socket.socket:
     """A listening socket, on the port of last time if it is free."""
     listener = _taken_again(options.host, options.port, files, "port", lambda port: _create_server(options.host, port))
     files.keep_port("port", listener.getsockname()[1])
@@ -281,7 +294,7 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _grpc_port(options: Options, files: Files) -> int:
+def _grpc_port(options: InferenceOptions, files: Files) -> int:
     """A free port for gRPC, which binds by itself: that of last time if it is free."""
     port = _taken_again(options.host, options.grpc_port, files, "grpc_port", lambda port: _free_port(options.host, port))
     files.keep_port("grpc_port", port)
@@ -309,19 +322,19 @@ def _taken_again(host: str, given: int, files: Files, name: str, take: Callable[
         return take(0)
 
 
-def guard_of(options: Options, files: Files) -> Guard:
+def guard_of(options: InferenceOptions, files: Files) -> Guard:
     return Guard(files.token().encode(), hosts(options), manager=files.api_token, cors=Cors.parse(options.cors))
 
 
-def hosts(options: Options) -> frozenset[str] | None:
+def hosts(options: InferenceOptions) -> frozenset[str] | None:
     """On loopback any web page's name may be made to point here, so only loopback's names are answered to."""
     return LOOPBACK | {options.host} if is_loopback(options.host) else None
 
 
-def _running(options: Options, listener: socket.socket, grpc_port: int, address: str, secret: str) -> Running:
+def _running(options: InferenceOptions, listener: socket.socket, grpc_port: int, address: str, secret: str) -> RunningProcess:
     name = options.host if options.host not in ("0.0.0.0", "::") else socket.gethostname()
     name = f"[{name}]" if ":" in name else name
-    return Running(
+    return RunningProcess(
         pid=os.getpid(),
         started=process_id.start_mark(os.getpid()),
         url=f"{'https' if options.tls_cert else 'http'}://{name}:{listener.getsockname()[1]}",

@@ -1,14 +1,14 @@
 """The folder of the inference process: what stands in it, and that only its owner reads it.
 
-Owns names, modes and atomic writing. What the numbers mean belongs to `process`, which writes
-them, and to `host`, which reads them.
+Owns names, modes and atomic writing. What the numbers mean belongs to `inference_process`, which writes
+them, and to `supervisor`, which reads them.
 
     token          the bearer token for predictions; made once, the same after a restart
     port           the port that was listened on last; taken again if it is free
     grpc_port      the same for gRPC
     process.json   who runs now: see `Running`
     beside.json    the front ends beside it
-    connections    how many each of them has, mapped by all; see `taking`
+    connections    how many each of them has, mapped by all; see `accept_balancing`
     control.sock   where `control` listens, on systems that have Unix sockets
     lock           held by the living process
     log.txt        what it said
@@ -30,7 +30,7 @@ from aiaas_magics.core.errors import StoreNotWritable
 from aiaas_magics.core.spec import Value
 
 
-class Running(Value, frozen=True, kw_only=True):
+class RunningProcess(Value, frozen=True, kw_only=True):
     """The living process, as it describes itself. `control` is "unix:PATH" or "tcp:PORT"."""
 
     pid: int
@@ -127,14 +127,14 @@ class Files:
     def keep_expected(self, names: Collection[str]) -> None:
         write_private(self.folder / "expected.json", wire.encode(sorted(names)))
 
-    def running(self) -> Running | None:
+    def running(self) -> RunningProcess | None:
         """Who ran last; whether it still lives is for the caller to find out.
 
         Raises:
             OSError: the file cannot be read now (no descriptors are left, say), which says nothing of who runs.
         """
         try:
-            return wire.decode(self._process.read_bytes(), Running)
+            return wire.decode(self._process.read_bytes(), RunningProcess)
         except (FileNotFoundError, wire.Malformed):
             return None
 
@@ -146,7 +146,7 @@ class Files:
             return False
         return running is None or running.pid != pid
 
-    def keep_running(self, running: Running) -> None:
+    def keep_running(self, running: RunningProcess) -> None:
         write_private(self._process, wire.encode(running))
 
     def forget_running(self) -> None:
@@ -178,7 +178,7 @@ class Files:
             return ""
 
 
-def is_alive(started: Running | Started) -> bool:
+def is_alive(started: RunningProcess | Started) -> bool:
     """Whether that very process lives: a pid that was given out again is another process."""
     return process_id.is_alive(started.pid, started=started.started)
 

@@ -2,7 +2,7 @@
 
 Owns starting it, finding a living one and adopting it, noticing its death and bringing back
 what it served, and stopping it. Talking to it belongs to `control`; what it does inside
-belongs to `process`.
+belongs to `inference_process`.
 
 The inference process is detached: it outlives the API server, and the next API server of the
 same state folder adopts it, so that endpoints answer without a gap.
@@ -28,20 +28,20 @@ from aiaas_magics.backend.serving.models.autoscaling import scaled
 from aiaas_magics.backend.serving.process.control import (
     AnyCall,
     Collect,
+    FrontEndCounts,
     Hello,
     Load,
     Reply,
     Retire,
-    Route,
+    RouteVersions,
     Scale,
-    Status,
-    Stop,
-    Told,
+    StatusQuery,
+    StopProcess,
     ask_on,
     call_at,
     connection,
 )
-from aiaas_magics.backend.serving.process.state_directory import Files, Running, is_alive
+from aiaas_magics.backend.serving.process.state_directory import Files, RunningProcess, is_alive
 from aiaas_magics.core.errors import AiaasBug, AiaasError, BackendTooSlow, CannotStart, UnknownName
 from aiaas_magics.core.routing import Routing, Scaling, without
 from aiaas_magics.core.spec import DeploySpec, Value, VersionView
@@ -87,7 +87,7 @@ class InferenceHost:
     def __init__(self, *, front_ends: int = 1, cors: Sequence[str] = ()) -> None:
         self._front_ends, self._cors = front_ends, tuple(cors)
         self._files: Files | None = None
-        self._running: Running | None = None
+        self._running: RunningProcess | None = None
         self._command: list[str] = []
         self._child: subprocess.Popen[bytes] | None = None
         self._known: dict[str, list[Recorded]] = {}  # by endpoint, ascending; each with the endpoint's routing
@@ -189,7 +189,7 @@ class InferenceHost:
             UnknownName: there is no such endpoint.
             InvalidSpec: a version that it names is not ready; nothing was changed.
         """
-        await self._call(Route(name=name, routing=routing, keeps=keeps, restores=restores), answer_s=ROUTE_S)
+        await self._call(RouteVersions(name=name, routing=routing, keeps=keeps, restores=restores), answer_s=ROUTE_S)
         self._keep(name, routing, keeps=keeps)
 
     async def scale(self, name: str, scaling: Scaling) -> None:
@@ -223,9 +223,9 @@ class InferenceHost:
 
     async def status(self) -> dict[str, list[VersionView]]:
         """Every endpoint with its versions, the newest first, some of the past among them."""
-        return (await self._call(Status(), answer_s=ANSWER_S)).status or {}
+        return (await self._call(StatusQuery(), answer_s=ANSWER_S)).status or {}
 
-    async def collect(self) -> tuple[Told, ...]:
+    async def collect(self) -> tuple[FrontEndCounts, ...]:
         """What each front end has counted.
 
         Raises:
@@ -261,7 +261,7 @@ class InferenceHost:
             self._child = None
         self._up.clear()
 
-    def _left_behind(self) -> Running | None:
+    def _left_behind(self) -> RunningProcess | None:
         """A living process of this folder that `start` was not given the time to find."""
         running = None
         with contextlib.suppress(OSError):  # what cannot be read now cannot be ended now
@@ -270,7 +270,7 @@ class InferenceHost:
 
     # ----------------------------------------------------------------- calls
 
-    def _now(self) -> Running:
+    def _now(self) -> RunningProcess:
         assert self._running is not None, "start first"
         return self._running
 
@@ -288,7 +288,7 @@ class InferenceHost:
 
     # ----------------------------------------------------------------- life and death
 
-    async def _living(self) -> Running | None:
+    async def _living(self) -> RunningProcess | None:
         """The process of last time, if it is that very process and answers."""
         assert self._files is not None
         try:
@@ -305,7 +305,7 @@ class InferenceHost:
             return None
         return running
 
-    async def _launch(self) -> Running:
+    async def _launch(self) -> RunningProcess:
         assert self._files is not None
         self._files.forget_running()
         self._files.keep_expected(self._known)
@@ -319,7 +319,7 @@ class InferenceHost:
             await self._abandon()
             raise
 
-    async def _until_it_answers(self, child: subprocess.Popen[bytes]) -> Running:
+    async def _until_it_answers(self, child: subprocess.Popen[bytes]) -> RunningProcess:
         assert self._files is not None
         self._files.log.chmod(0o600)
         until_s = time.monotonic() + START_S
@@ -344,7 +344,7 @@ class InferenceHost:
     async def _restore(self) -> None:
         """Load what is known and not live. A deployment that ends the process over it is left out from then on."""
         running = self._now()
-        status = (await call_at(running.control, running.secret, Status(), answer_s=ANSWER_S)).status or {}
+        status = (await call_at(running.control, running.secret, StatusQuery(), answer_s=ANSWER_S)).status or {}
         right = {name for name, records in self._known.items() if ready_in(status.get(name, ())) >= {r.version for r in records}}
         for name in status.keys() - right:
             # Not what the records say: retired while nobody was there to tell. What is there beside the records' versions was
@@ -387,7 +387,7 @@ class InferenceHost:
                 self._known.pop(name, None)
                 await call_at(running.control, running.secret, Retire(name=name), answer_s=ANSWER_S)
             else:
-                await call_at(running.control, running.secret, Route(name=name, routing=routing), answer_s=ANSWER_S)
+                await call_at(running.control, running.secret, RouteVersions(name=name, routing=routing), answer_s=ANSWER_S)
                 self._keep(name, routing)
                 if not lost:
                     self.faults.pop(name, None)
@@ -428,9 +428,9 @@ class InferenceHost:
         while lives(running):  # noqa: ASYNC110 - only the system knows when another process is gone
             await asyncio.sleep(POLL_S)
 
-    async def _end(self, running: Running) -> None:
+    async def _end(self, running: RunningProcess) -> None:
         with contextlib.suppress(OSError, TimeoutError, AiaasError):
-            await call_at(running.control, running.secret, Stop(), answer_s=5.0)
+            await call_at(running.control, running.secret, StopProcess(), answer_s=5.0)
         until_s = time.monotonic() + STOP_S
         while is_alive(running) and time.monotonic() < until_s:
             if self._child is not None:
@@ -476,13 +476,13 @@ async def is_closed(reader: asyncio.StreamReader) -> bool:
     return True
 
 
-def kill(running: Running) -> None:
+def kill(running: RunningProcess) -> None:
     if lives(running):
         with contextlib.suppress(psutil.Error):
             psutil.Process(running.pid).kill()
 
 
-def lives(running: Running) -> bool:
+def lives(running: RunningProcess) -> bool:
     """Whether it is alive; also where that cannot be read now: only a process that is gone is replaced."""
     try:
         return is_alive(running)

@@ -3,7 +3,7 @@
 Owns the values that cross it; they are made for every request, so they are of the kind that is made
 quickest. What a path, a document or a status code means belongs to each protocol's module; what is
 the same for all of them (finding the version, running it, turning a fault into an answer) belongs to
-`inferring`; sockets and limits belong to `app` and `http1`.
+`request_handler`; sockets and limits belong to `app` and `http1`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Response(msgspec.Struct, frozen=True):
     content_type: bytes = JSON
 
 
-class Route(Protocol):
+class InferenceRoute(Protocol):
     """What a request line asks for. `version` of None or 0 is the latest."""
 
     @property
@@ -116,11 +116,11 @@ class InferenceCall(Protocol):
 class InferenceProtocol(Protocol):
     """One REST interface: pure functions from requests to routes, tensors and documents."""
 
-    def find_route(self, method: str, path: str) -> Route | Response:
+    def find_route(self, method: str, path: str) -> InferenceRoute | Response:
         """The route of a request line, or the answer to one that is none."""
         ...
 
-    def read(self, route: Route, request: Request, version: Version) -> InferenceCall:
+    def read(self, route: InferenceRoute, request: Request, version: Version) -> InferenceCall:
         """The tensors of an inference request for the version that will compute them.
 
         Raises:
@@ -128,13 +128,13 @@ class InferenceProtocol(Protocol):
         """
         ...
 
-    def look(self, registry: Registry, route: Route, request: Request) -> Response:
+    def look(self, registry: Registry, route: InferenceRoute, request: Request) -> Response:
         """The answer to a request that computes nothing."""
         ...
 
-    def not_found(self, route: Route) -> Response: ...
+    def not_found(self, route: InferenceRoute) -> Response: ...
 
-    def not_ready(self, route: Route) -> Response:
+    def not_ready(self, route: InferenceRoute) -> Response:
         """What is known here and does not answer now: still being loaded, on its way out, or withdrawn."""
         ...
 
@@ -144,7 +144,7 @@ class InferenceProtocol(Protocol):
 Plain = tuple[bytes, int, Any]  # a request's rows as they lie in memory, their number, and what its protocol needs for the answer
 
 
-class Form(msgspec.Struct, frozen=True, kw_only=True):
+class PlainForm(msgspec.Struct, frozen=True, kw_only=True):
     """How plain requests are read for one version of one input and one output: rows of numbers, and nothing else to decide.
 
     `read` takes a body, and how much of it is JSON where its head says so (else 0); it gives None for a request that is not plain.
@@ -158,7 +158,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     write: Callable[[np.ndarray, Sequence[Plain]], Sequence[Response | None]]
 
 
-FormOf = Callable[["Version"], Form | None]
+FormOf = Callable[["Version"], PlainForm | None]
 
 
 def computes(headers: Headers) -> bool:

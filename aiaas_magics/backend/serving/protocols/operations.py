@@ -27,7 +27,7 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class OperationRoute:
     """What a request line asks for. A `name` is percent-decoded; a `version` of None or 0 is the latest."""
 
     action: str
@@ -78,7 +78,7 @@ class PathTable:
                     node = node.literals.setdefault(segment, _Node())
             node.operations[operation.method] = operation
 
-    def find(self, method: str, path: str) -> Route | Missed:
+    def find(self, method: str, path: str) -> OperationRoute | Missed:
         """The route of a request line; `path` is as it came, percent-encoded.
 
         Raises:
@@ -101,12 +101,12 @@ class PathTable:
         return route_of(operation, values) if operation is not None else Missed(tuple(node.operations))
 
 
-def route_of(operation: Operation, values: Mapping[str, str]) -> Route:
+def route_of(operation: Operation, values: Mapping[str, str]) -> OperationRoute:
     digits = values.get("version")
     if digits is not None and (len(digits) > 19 or int(digits) > LARGEST_VERSION):
         raise BadVersion(digits)
     label = values.get("label")
-    return Route(
+    return OperationRoute(
         action=operation.action,
         name=unquote(values.get("name", "")),
         version=int(digits) if digits is not None else None,

@@ -23,8 +23,8 @@ from typing import Any, Final
 import msgspec
 import tensorflow as tf
 
-from aiaas_magics.backend.folders.small_files import NotPlain, read_plain, write_private
-from aiaas_magics.backend.training.tensorflow.graph_operations import TABLES, Operation, Operations, Shape, flat
+from aiaas_magics.backend.folders.small_files import NotPlainFile, read_plain, write_private
+from aiaas_magics.backend.training.tensorflow.graph_operations import TABLES, GraphOperation, Operations, Shape, flat
 
 CHOICE_BYTES: Final = 64 * 1024  # guess: two timings have some hundred bytes
 # XLA drops assertions, and reads out of range without a word; strings and Python it cannot compile at all.
@@ -84,7 +84,7 @@ class Choices:
         """Both forms, or nothing."""
         try:
             told = msgspec.json.decode(read_plain(self._folder / f"{key}.json", most_bytes=CHOICE_BYTES), type=dict[str, Timing])
-        except (OSError, NotPlain, msgspec.MsgspecError):
+        except (OSError, NotPlainFile, msgspec.MsgspecError):
             return {}
         return told if told.keys() == FORMS else {}
 
@@ -161,7 +161,7 @@ def quickest(measured: Mapping[str, Timing], ahead: float = math.inf) -> Choice:
     return Choice(fused=best, why=(f"measured: {IN_WORDS[other]} it takes {ratio:.2f} times as long{included}",))
 
 
-def forbidding(found: Sequence[Operation], arrays: Any, *, whole: bool) -> Iterator[str]:
+def forbidding(found: Sequence[GraphOperation], arrays: Any, *, whole: bool) -> Iterator[str]:
     """Why XLA would compute something else than TensorFlow does, or nothing at all.
 
     XLA takes an index out of range for the nearest one in range, where TensorFlow raises an error. So indexing is
@@ -180,7 +180,7 @@ def forbidding(found: Sequence[Operation], arrays: Any, *, whole: bool) -> Itera
         yield "the data may index out of range, which XLA would not notice"
 
 
-def discouraging(found: Sequence[Operation], rows: int, ahead: float, *, pieces: int) -> Iterator[str]:
+def discouraging(found: Sequence[GraphOperation], rows: int, ahead: float, *, pieces: int) -> Iterator[str]:
     """Why compiling would not pay, by estimate."""
     recurs = any(op.type in LOOPS for op in found)
     products = [op for op in found if op.type in PRODUCTS]
@@ -200,13 +200,13 @@ def discouraging(found: Sequence[Operation], rows: int, ahead: float, *, pieces:
         yield f"compiling pays from about {least:,} steps, this fit has {ahead:,.0f}"
 
 
-def multiplications(op: Operation, rows: int) -> float:
+def multiplications(op: GraphOperation, rows: int) -> float:
     """About how many a product of matrices [.., m, k] and [.., k, n] takes: the root of (mk)(kn)(mn). Unknown lengths are rows."""
     sizes = [math.prod(shape) for shape in _shapes(op, rows)]
     return math.sqrt(math.prod(sizes)) if len(sizes) == 3 else 0.0
 
 
-def has_few_rows(op: Operation, rows: int) -> bool:
+def has_few_rows(op: GraphOperation, rows: int) -> bool:
     """Whether a product of two matrices has the batch on one side only, and there at most half of what every other side has.
 
     What a reshaping makes rows of, sequences perhaps, may be more than the rows of the batch where its length is not known.
@@ -217,7 +217,7 @@ def has_few_rows(op: Operation, rows: int) -> bool:
     return len(sides) > 1 and sides[0] == rows and 2 * rows <= sides[1]
 
 
-def _shapes(op: Operation, rows: int) -> list[list[int]]:
+def _shapes(op: GraphOperation, rows: int) -> list[list[int]]:
     """Of both factors and the product, where known."""
     return [[side or rows for side in shape] for shape in (*op.inputs[:2], *op.outputs[:1]) if shape is not None]
 
@@ -236,7 +236,7 @@ def _text(shape: Shape | None) -> str:
     return "<unknown>" if shape is None else f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
-def indices_hold(found: Iterable[Operation], arrays: Any, *, whole: bool) -> bool:
+def indices_hold(found: Iterable[GraphOperation], arrays: Any, *, whole: bool) -> bool:
     """Whether every number of x is an index into the smallest table, and every one of y is a class besides.
 
     Of arrays that are not the `whole` nobody knows.

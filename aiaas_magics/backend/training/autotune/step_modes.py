@@ -1,6 +1,6 @@
 """The forms of the steps that a plan may choose from, measured one after the other in one worker.
 
-Owns which forms there are and what is told of each. How steps are timed is `measure`, what speaks against a form `choice`.
+Owns which forms there are and what is told of each. How steps are timed is `step_timing`, what speaks against a form `compile_policy`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """When a checkpoint of an attempt is written, and how the next attempt goes on from it.
 
-Owns the callback that keeps and puts back. What state that is belongs to `snapshot`, its form on disk
-to `checkpoints`; which one to go on from is the server's choice.
+Owns the callback that keeps and puts back. What state that is belongs to `training_state`, its form on disk
+to `checkpoint_contents`; which one to go on from is the server's choice.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any, Final
 
 import keras
 
-from aiaas_magics.backend.folders.checkpoint_folder import Place
+from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training.batch_partition import steps_of
 from aiaas_magics.backend.training.checkpoint import checkpoint_contents, training_state
 from aiaas_magics.backend.training.checkpoint.checkpoint_contents import CallbackState, Checkpoint
-from aiaas_magics.backend.training.comm.process_group import Group
+from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.epochs import Reading
-from aiaas_magics.backend.training.event_channel import Channel
+from aiaas_magics.backend.training.event_channel import EventChannel
 from aiaas_magics.backend.training.loop_length import Pacing
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.worker_command import WorkerCommand
@@ -45,9 +45,9 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         self,
         command: WorkerCommand,
         call: Unpacked,
-        channel: Channel,
+        channel: EventChannel,
         *,
-        group: Group | None,
+        group: ProcessGroup | None,
         alike: bool = False,
         history: Any,
         resumed: Checkpoint | None,
@@ -88,7 +88,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         if not self._every_s or self._step < self._meet_at or self._step == steps:
             return  # an epoch's last step is the epoch's end in a moment
         if self._agreed(self._is_time() and not self.model.stop_training):
-            self._keep(Place(self._epoch, self._step))
+            self._keep(TrainingPosition(self._epoch, self._step))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if not (self._every_epochs or self._every_s):
@@ -96,7 +96,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         due = self._every_epochs > 0 and (epoch + 1) % self._every_epochs == 0
         cheap = self._clock() >= self._next_s or self.model.stop_training
         if self._agreed((due and cheap) or (self._every_s > 0 and self._is_time())):
-            self._keep(Place(epoch + 1))
+            self._keep(TrainingPosition(epoch + 1))
 
     def paced(self, pace: Pacing) -> Pacing:
         """`pace`, but where ranks have to meet within an epoch no call makes steps beyond their next meeting.
@@ -108,7 +108,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
     def steps_to_meeting(self, wanted: int) -> int:
         assert self._group is not None
         if self._step >= self._meet_at:
-            self._meet_at = self._step + int(self._group.from_first(wanted, site="checkpoint-meeting"))
+            self._meet_at = self._step + int(self._group.broadcast(wanted, site="checkpoint-meeting"))
         return self._meet_at - self._step
 
     def _steps(self) -> int | None:
@@ -124,9 +124,9 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         return self._clock() >= max(self._next_s, self._began_s + self._every_s)
 
     def _agreed(self, due: bool) -> bool:
-        return due if self._group is None else bool(self._group.from_first(due, site="checkpoint-due"))
+        return due if self._group is None else bool(self._group.broadcast(due, site="checkpoint-due"))
 
-    def _keep(self, place: Place) -> None:
+    def _keep(self, place: TrainingPosition) -> None:
         began = self._clock()
         self._before_keeping()
         variables, ranks = training_state.take(self._call, None if self._alike else self._group)
@@ -189,7 +189,7 @@ class _Together:
         self._pace.took(steps, seconds)
 
 
-def resumed_from(command: WorkerCommand, call: Unpacked, channel: Channel) -> Checkpoint | None:
+def resumed_from(command: WorkerCommand, call: Unpacked, channel: EventChannel) -> Checkpoint | None:
     """The checkpoint that `command` names.
 
     Raises:

@@ -1,7 +1,7 @@
 """What stands in a checkpoint, so that an attempt can go on where another was lost.
 
 Owns the files' contents. No pickle: arrays are safetensors, the rest is JSON. The folder around them
-is `checkpoint_folder`'s, what to put in is `snapshot`'s, when to write is `keeper`'s, and which one to
+is `checkpoint_folder`'s, what to put in is `training_state`'s, when to write is `checkpoint_callback`'s, and which one to
 go on from the server's.
 """
 
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save, save_file
 
 from aiaas_magics.backend.folders import checkpoint_folder
-from aiaas_magics.backend.folders.checkpoint_folder import STATE, Place
+from aiaas_magics.backend.folders.checkpoint_folder import STATE, TrainingPosition
 from aiaas_magics.backend.folders.small_files import says_no_room
 from aiaas_magics.packing.fitcall import plain_json
 
@@ -49,7 +49,7 @@ class Checkpoint:
     `ranks` has what each rank keeps of its own, as bytes that `encode_own` made.
     """
 
-    place: Place
+    place: TrainingPosition
     variables: Sequence[Array]
     paths: Sequence[str] = ()  # a name for each variable
     history: Mapping[str, list[Any]] = field(default_factory=dict)
@@ -107,7 +107,7 @@ def load(path: Path) -> Checkpoint | None:
     files = load_file(path / VARIABLES)
     arrays = [_from_bits(files[str(place)], dtype) for place, dtype in enumerate(state["dtypes"])]
     return Checkpoint(
-        place=Place(state["epoch"], state["step"]),
+        place=TrainingPosition(state["epoch"], state["step"]),
         variables=arrays[: len(state["variables"])],
         paths=[variable["name"] for variable in state["variables"]],
         history=plain_json.decode_history(state["history"], arrays),

@@ -3,7 +3,7 @@
 Owns which state that is: every variable of the fit call, those that the worker added (the scale of a loss), Python's and
 numpy's random numbers, Keras' generator for random ops without a seed. Ranks share most of it bit for bit; what is a rank's own (its
 seeds, statistics and sums within an epoch; of a replica likewise) is found by comparing, so that nothing has to be known of
-what the variables mean. How it stands on disk belongs to `checkpoints`.
+what the variables mean. How it stands on disk belongs to `checkpoint_contents`.
 
 Not in it, because nobody can ask for it: `tf.random`'s own counters, and whatever a generator holds.
 """
@@ -20,7 +20,7 @@ import numpy.typing as npt
 import xxhash
 
 from aiaas_magics.backend.training.checkpoint.checkpoint_contents import decode_own, encode_own
-from aiaas_magics.backend.training.comm.process_group import Group
+from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.variable_roles import copies_of, metric_variables, offset_replicas, offset_seeds
 from aiaas_magics.core.internals.keras_internals import GLOBAL_SEED_GENERATOR, global_seed_generator, global_state
@@ -30,7 +30,7 @@ from aiaas_magics.packing.fitcall.model_variables import check_kept, tensorflow_
 Array = npt.NDArray[Any]
 
 
-def take(call: Unpacked, group: Group | None) -> tuple[list[Array], list[bytes]]:
+def take(call: Unpacked, group: ProcessGroup | None) -> tuple[list[Array], list[bytes]]:
     """This rank's variables, and what each rank keeps of its own. Every rank calls it at the same point."""
     copies = [[np.asarray(copy.numpy()) for copy in copies_of(variable)] for variable in call.variables]
     values = [found[0] for found in copies]
@@ -41,10 +41,10 @@ def take(call: Unpacked, group: Group | None) -> tuple[list[Array], list[bytes]]
         ]
         return values, [_own(call, found, replica) for replica, found in enumerate(differ)]
     prints = np.array([_fingerprint(value) for value in values], dtype=np.int64).reshape(-1, 2)
-    everyone = group.gather(prints, site="checkpoint-prints")
+    everyone = group.all_gather(prints, site="checkpoint-prints")
     differing = np.flatnonzero((everyone[group.rank] != everyone[0]).any(axis=1)) if values else ()
     mine = np.frombuffer(_own(call, {int(place): values[place] for place in differing}), dtype=np.uint8)
-    sizes = group.gather(np.array([mine.size]), site="checkpoint-sizes").reshape(-1)
+    sizes = group.all_gather(np.array([mine.size]), site="checkpoint-sizes").reshape(-1)
     together = group.concatenate(mine, site="checkpoint-own")
     return values, [part.tobytes() for part in np.split(together, np.cumsum(sizes)[:-1])]
 

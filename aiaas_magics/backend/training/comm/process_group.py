@@ -1,7 +1,7 @@
 """The ranks of one attempt on one machine, and the sums they take together.
 
 Owns the meeting of the ranks: who is there, waiting for one another within a finite time, and
-adding up arrays in shared memory. What is added up, and why, belongs to `engines` and `exact`.
+adding up arrays in shared memory. What is added up, and why, belongs to `engines` and `reductions`.
 
 Every rank calls the same operations in the same order; each operation is named by its bytes, so
 that ranks which lost step are told apart from ranks which are slow. Sums run over rank 0, 1, ..,
@@ -56,21 +56,21 @@ class RankMissing(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class ExchangeTimes:
     """What a rank gave to exchanges: the time it summed, and waited with nothing computed meanwhile, and what it brought."""
 
     seconds: float = 0.0
     bytes: int = 0
     exchanges: int = 0
 
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(self.seconds + other.seconds, self.bytes + other.bytes, self.exchanges + other.exchanges)
+    def __add__(self, other: ExchangeTimes) -> ExchangeTimes:
+        return ExchangeTimes(self.seconds + other.seconds, self.bytes + other.bytes, self.exchanges + other.exchanges)
 
-    def __sub__(self, other: Spent) -> Spent:
-        return Spent(self.seconds - other.seconds, self.bytes - other.bytes, self.exchanges - other.exchanges)
+    def __sub__(self, other: ExchangeTimes) -> ExchangeTimes:
+        return ExchangeTimes(self.seconds - other.seconds, self.bytes - other.bytes, self.exchanges - other.exchanges)
 
 
-class Group:
+class ProcessGroup:
     """Rank `rank` of `ranks`. Use as a context: leaving it tells the others, so that they do not wait.
 
     Promises: no operation waits longer than `wait_s`, and at most about `LOOK_S` for a rank that met the others and
@@ -81,7 +81,7 @@ class Group:
         self, *, rank: int, ranks: int, name: str, folder: Path, spin: bool = True, meet_s: float = MEET_S, wait_s: float = WAIT_S
     ) -> None:
         self.rank, self.ranks = rank, ranks
-        self.spent = Spent()
+        self.spent = ExchangeTimes()
         self._waited_s = 0.0
         self._name, self._folder = name, folder
         self._spin = SPIN_LOOKS if spin else 0
@@ -103,7 +103,7 @@ class Group:
 
     # ------------------------------------------------------------------ operations
 
-    def sum_weighted(self, arrays: Sequence[Array], weight: float, *, site: str, beside: bool = False) -> list[Array]:
+    def all_reduce(self, arrays: Sequence[Array], weight: float, *, site: str, beside: bool = False) -> list[Array]:
         """Over all ranks, the sum of `weight * array`, for arrays of one floating dtype and the same shapes everywhere.
 
         The answer is fresh memory of the caller's own, aligned for TensorFlow. `site` names the place in the
@@ -116,7 +116,7 @@ class Group:
             mine, factor = slots[self.rank], dtype.type(weight)
             for offset, array in zip(offsets, arrays, strict=True):
                 np.multiply(array.reshape(-1), factor, out=mine[offset : offset + array.size])
-            self.wait(tag=items * dtype.itemsize)
+            self.barrier(tag=items * dtype.itemsize)
             out = _aligned_empty(items, dtype)
             if self.ranks < SLICED_FROM:
                 _sum_into(out, slots, slice(None))
@@ -124,7 +124,7 @@ class Group:
                 self._sum_sliced(out, slots)
         return [out[offset : offset + array.size].reshape(array.shape) for offset, array in zip(offsets, arrays, strict=True)]
 
-    def exchange_shards(self, arrays: Sequence[Array], weight: float, *, site: str, beside: bool = False) -> list[Array]:
+    def reduce_scatter(self, arrays: Sequence[Array], weight: float, *, site: str, beside: bool = False) -> list[Array]:
         """What the other ranks add to this rank's shard of the arrays laid end to end: the `pieces` of `weight * array`, rank by rank.
 
         Nothing is copied: what is returned is the group's own memory, and stands until this rank comes to `site` again.
@@ -141,10 +141,10 @@ class Group:
             for other in self._others:
                 for piece, place in cut(other):
                     np.multiply(arrays[piece.array].reshape(-1)[piece.start : piece.stop], dtype.type(weight), out=slots[self.rank][place])
-            self.wait(tag=items * dtype.itemsize)
+            self.barrier(tag=items * dtype.itemsize)
             return [slots[other][place] for other in self._others for _, place in cut(self.rank)]
 
-    def join_shards(self, own: Sequence[Array], shapes: Sequence[tuple[int, ...]], *, site: str) -> list[Array]:
+    def all_gather_shards(self, own: Sequence[Array], shapes: Sequence[tuple[int, ...]], *, site: str) -> list[Array]:
         """The whole arrays, of which each rank brings the pieces of its shard."""
         dtype, sizes = own[0].dtype if own else np.dtype(np.float32), tuple(int(np.prod(shape, dtype=np.int64)) for shape in shapes)
         cut = [pieces(sizes, dtype, rank=rank, ranks=self.ranks) for rank in range(self.ranks)]
@@ -155,7 +155,7 @@ class Group:
             for piece in own:
                 slots[self.rank][at : at + piece.size] = piece.reshape(-1)
                 at += piece.size
-            self.wait(tag=items * dtype.itemsize)
+            self.barrier(tag=items * dtype.itemsize)
             whole = [_aligned_empty(size, dtype) for size in sizes]
             for theirs, slot in zip(cut, slots, strict=True):
                 at = 0
@@ -171,21 +171,21 @@ class Group:
         mine = slices[self.rank]
         _sum_into(out, slots, mine)
         slots[self.rank][mine] = out[mine]
-        self.wait(tag=-out.nbytes)
+        self.barrier(tag=-out.nbytes)
         for other in self._others:
             out[slices[other]] = slots[other][slices[other]]
 
-    def gather(self, array: Array, *, site: str) -> Array:
+    def all_gather(self, array: Array, *, site: str) -> Array:
         """Every rank's `array` (same shape and dtype everywhere), stacked by rank. For small ones."""
         with self._exchanging(array.nbytes):
             slots = self._site(site, array.nbytes).turn(array.dtype, array.size)
             slots[self.rank][:] = array.reshape(-1)
-            self.wait(tag=array.nbytes)
+            self.barrier(tag=array.nbytes)
         return np.stack(slots).reshape(self.ranks, *array.shape)
 
     def concatenate(self, array: Array, *, site: str) -> Array:
         """The rows of all ranks, by rank. Ranks may have different numbers of rows, also none."""
-        counts = self.gather(np.array([len(array)]), site=f"{site}-rows").reshape(-1)
+        counts = self.all_gather(np.array([len(array)]), site=f"{site}-rows").reshape(-1)
         row = array.shape[1:]
         items = int(np.prod(row, dtype=np.int64))
         # Doubled capacities: numbers of rows change from step to step, and a new segment is dear.
@@ -193,25 +193,25 @@ class Group:
         with self._exchanging(array.nbytes):
             slots = self._site(site, capacity).turn(array.dtype, capacity // array.dtype.itemsize)
             slots[self.rank][: array.size] = array.reshape(-1)
-            self.wait(tag=capacity)
+            self.barrier(tag=capacity)
         parts = [slot[: count * items].reshape(count, *row) for slot, count in zip(slots, counts, strict=True)]
         return np.concatenate(parts)
 
     def sum(self, array: Array, *, site: str) -> Array:
         """The sum over all ranks, in their order. For small arrays."""
-        total: Array = self.gather(array, site=site).sum(axis=0, dtype=array.dtype)
+        total: Array = self.all_gather(array, site=site).sum(axis=0, dtype=array.dtype)
         return total
 
     def any(self, flag: bool, *, site: str) -> bool:
         return bool(self.sum(np.array([flag], dtype=np.int64), site=site)[0])
 
-    def from_first(self, value: float, *, site: str) -> float:
+    def broadcast(self, value: float, *, site: str) -> float:
         """Rank 0's `value`, on every rank."""
-        return float(self.gather(np.array([value], np.float64), site=site)[0, 0])
+        return float(self.all_gather(np.array([value], np.float64), site=site)[0, 0])
 
     def mean_of_different(self, array: Array, *, site: str) -> Array:
         """The mean over ranks where they differ; exactly `array` where they do not. For small arrays."""
-        everyone = self.gather(array, site=site)
+        everyone = self.all_gather(array, site=site)
         mean = everyone.mean(axis=0, dtype=np.float64).astype(array.dtype)
         return np.where((everyone == everyone[0]).all(axis=0), array, mean)
 
@@ -220,11 +220,11 @@ class Group:
         began, waited_s = time.perf_counter(), self._waited_s
         yield
         hidden_s = self._waited_s - waited_s if beside else 0.0
-        self.spent += Spent(time.perf_counter() - began - hidden_s, nbytes, 1)
+        self.spent += ExchangeTimes(time.perf_counter() - began - hidden_s, nbytes, 1)
 
     # ------------------------------------------------------------------ waiting
 
-    def wait(self, *, tag: int = 0) -> None:
+    def barrier(self, *, tag: int = 0) -> None:
         """Return when every rank has come here. Whatever a rank wrote before is seen by all afterwards."""
         began = time.perf_counter()
         arrived = self._table[self.rank * LINE + ARRIVED] + 1
@@ -323,7 +323,7 @@ class Group:
             slot = -(-nbytes // 4096) * 4096
             segment = self._open(2 * self.ranks * slot, self._wait_s)
             try:
-                self.wait(tag=slot)
+                self.barrier(tag=slot)
             finally:
                 if self.rank == 0:
                     segment.forget()

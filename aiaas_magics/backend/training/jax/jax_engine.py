@@ -4,7 +4,7 @@ Owns what is JAX's: the devices, the proof that the model computes there what it
 kernel, and the batches that Keras' own JAX `fit` gets. Each step is the program of one device over
 the whole batch, cut by JAX along the batch: clipping, statistics and metrics need no correction.
 
-The form in which the fit call comes is `packing.portable`.
+The form in which the fit call comes is `portable_call`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import keras
 import numpy as np
 from msgspec.structs import replace
 
-from aiaas_magics.backend.folders.checkpoint_folder import Place
+from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training import step_timing
 from aiaas_magics.backend.training.autotune.step_modes import compare, only, process_bytes
-from aiaas_magics.backend.training.batch_partition import Indices, Plan
+from aiaas_magics.backend.training.batch_partition import BatchPartition, Indices
 from aiaas_magics.backend.training.checkpoint.checkpoint_callback import Keeper, resumed_from
-from aiaas_magics.backend.training.comm.process_group import Group
+from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.epochs import Passes, Reading, Steps, steps_of_epoch
-from aiaas_magics.backend.training.event_channel import Channel
+from aiaas_magics.backend.training.event_channel import EventChannel
 from aiaas_magics.backend.training.fit_progress import Progress
 from aiaas_magics.backend.training.jax import jax_processes
 from aiaas_magics.backend.training.jax import jax_steps as steps
@@ -123,7 +123,7 @@ def unpack(command: WorkerCommand) -> portable_call.PortedFitCall:
     return call
 
 
-def numbers_of(model: Any, sample: reference_answers.Proof) -> reference_answers.Numbers:
+def numbers_of(model: Any, sample: reference_answers.ReferenceAnswers) -> reference_answers.Numbers:
     """What the model computes here for the rows of the proof; it is left as it is."""
 
     def compute(trainable: Any, fixed: Any, metrics: Any, data: Any) -> Any:
@@ -143,7 +143,7 @@ def numbers_of(model: Any, sample: reference_answers.Proof) -> reference_answers
 # --------------------------------------------------------------------------- training
 
 
-def run(command: WorkerCommand, call: portable_call.PortedFitCall, channel: Channel) -> Any:
+def run(command: WorkerCommand, call: portable_call.PortedFitCall, channel: EventChannel) -> Any:
     """Train, or measure, as `command` says. Returns the `keras.callbacks.History`; the model holds the weights."""
     if command.measure is not None:
         return _measure(command, call, channel)
@@ -153,12 +153,12 @@ def run(command: WorkerCommand, call: portable_call.PortedFitCall, channel: Chan
         return _train(command, call, channel, group)
 
 
-def _train(command: WorkerCommand, call: portable_call.PortedFitCall, channel: Channel, group: Group | None) -> Any:
+def _train(command: WorkerCommand, call: portable_call.PortedFitCall, channel: EventChannel, group: ProcessGroup | None) -> Any:
     arguments = plain_arguments(call.arguments)
     users = callbacks_of_rank(call.callbacks, rank=command.rank, channel=channel)
     resumed = resumed_from(command, call, channel)
     first = int(arguments.get("initial_epoch") or 0)
-    start = resumed.place if resumed else Place(first)
+    start = resumed.place if resumed else TrainingPosition(first)
     each = most_steps_a_call(call.model, call.callbacks)
     execution = int(call.model.steps_per_execution or 1)
     reading = Reading(seed=command.seed, first_epoch=first, start=start, execution=execution, is_watched=each is not None)
@@ -181,7 +181,7 @@ def _train(command: WorkerCommand, call: portable_call.PortedFitCall, channel: C
     return history
 
 
-def _measure(command: WorkerCommand, call: portable_call.PortedFitCall, channel: Channel) -> Any:
+def _measure(command: WorkerCommand, call: portable_call.PortedFitCall, channel: EventChannel) -> Any:
     assert command.measure is not None
     if command.measure.compare:
         return _compare(command, call, channel)
@@ -190,7 +190,7 @@ def _measure(command: WorkerCommand, call: portable_call.PortedFitCall, channel:
     return timer.model.history
 
 
-def _compare(command: WorkerCommand, call: portable_call.PortedFitCall, channel: Channel) -> Any:
+def _compare(command: WorkerCommand, call: portable_call.PortedFitCall, channel: EventChannel) -> Any:
     """Both forms of the steps, unless one is asked for, measured on a few of them; then the plan."""
 
     def timed(form: str) -> step_timing.StepTimer:
@@ -207,13 +207,13 @@ def _compare(command: WorkerCommand, call: portable_call.PortedFitCall, channel:
 
 
 def _timed(
-    command: WorkerCommand, call: portable_call.PortedFitCall, channel: Channel, *, told: Callable[[Planned], None]
+    command: WorkerCommand, call: portable_call.PortedFitCall, channel: EventChannel, *, told: Callable[[Planned], None]
 ) -> step_timing.StepTimer:
     """Steady steps, timed; of a study's reference with nothing of ours in between."""
     assert command.measure is not None
     arguments = step_timing.steady(plain_arguments(call.arguments))
     first = int(arguments["initial_epoch"])
-    reading = Reading(seed=command.seed, first_epoch=first, start=Place(first))
+    reading = Reading(seed=command.seed, first_epoch=first, start=TrainingPosition(first))
     each = most_steps_a_call(call.model, call.callbacks) if command.measure.compare else None
     timer = step_timing.StepTimer(command.measure, each=each, memory=_memory_bytes)
     progress = Progress(channel, plan=lambda: reading.plan, notices=False)
@@ -222,7 +222,7 @@ def _timed(
         if not plain:
             stack.enter_context(reading_from(reading, call.model))
             stack.enter_context(fusing(command, call.model, reading, pace=timer, test_pace=Pace(), told=told))
-        jax_trainer.JAXTrainer.fit(call.model, **arguments, callbacks=[Finished(), timer, *([] if plain else [progress])])
+        jax_trainer.JAXTrainer.fit(call.model, **arguments, callbacks=[FinishedSteps(), timer, *([] if plain else [progress])])
     return timer
 
 
@@ -262,7 +262,7 @@ def fusing(
         model.train_function = model.test_function = None
 
 
-class Finished(keras.callbacks.Callback):  # type: ignore[misc]
+class FinishedSteps(keras.callbacks.Callback):  # type: ignore[misc]
     """Waits for the end of each step, which JAX only hands in: a clock behind it tells the truth."""
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -272,14 +272,14 @@ class Finished(keras.callbacks.Callback):  # type: ignore[misc]
 def reading_from(reading: Reading, model: Any) -> contextlib.AbstractContextManager[None]:
     """Inside, Keras' JAX `fit` of `model` gets its batches from `reading`."""
 
-    class Batches(_Batches):
+    class JaxBatches(_JaxIterator):
         _reading = reading
 
-    made = iterators_of(model, ("fit", "evaluate", "predict"), ours=Batches, stock=jax_trainer.JAXEpochIterator)
+    made = iterators_of(model, ("fit", "evaluate", "predict"), ours=JaxBatches, stock=jax_trainer.JAXEpochIterator)
     return replaced((jax_trainer, "JAXEpochIterator", made))
 
 
-class _Batches(jax_trainer.JAXEpochIterator):  # type: ignore[misc]
+class _JaxIterator(jax_trainer.JAXEpochIterator):  # type: ignore[misc]
     """Stands in for Keras' iterator: in training with our order, elsewhere with the arrays' own; remainders are not cut."""
 
     _reading: Reading
@@ -293,7 +293,7 @@ class _Batches(jax_trainer.JAXEpochIterator):  # type: ignore[misc]
         self._arrays: Any = None
         self._resident: Any = None
         self._fits = True  # as far as anybody knows
-        self._plan = Plan(rows=adapter._num_samples, batch=adapter._batch_size)
+        self._plan = BatchPartition(rows=adapter._num_samples, batch=adapter._batch_size)
         # Only `fit` speaks of class weights, and only predict of no y.
         self._training = "class_weight" in kwargs
         self._pace = self._reading.pace if self._training else self._reading.test_pace if "y" in kwargs else None
@@ -338,14 +338,14 @@ class _Batches(jax_trainer.JAXEpochIterator):  # type: ignore[misc]
             self._at = at  # Keras' own steps: a whole execution, as far as there are batches
             return min(self._reading.execution, self._plan.batches - at), self._current_iterator
         count = min(self._pace(), many)
-        return count, steps.Chunk(self._resident, self._positions, at, at + count)
+        return count, steps.JaxChunk(self._resident, self._positions, at, at + count)
 
     def _one_execution(self, at: int, most: int) -> tuple[int, Any]:
         """What is resident by one chunk and what is not by Keras' own steps, as one call: callbacks see one execution."""
         end = min(at + min(self._reading.execution, most), self._plan.batches)
         resident_end = min(end, self._plan.full_batches) if self._resident is not None else at
         self._at = max(at, resident_end)
-        chunk = [steps.Chunk(self._resident, self._positions, at, resident_end)] if resident_end > at else []
+        chunk = [steps.JaxChunk(self._resident, self._positions, at, resident_end)] if resident_end > at else []
         return end - at, (*chunk, *([self._current_iterator] if end > resident_end else []))
 
     def _took(self, count: int, seconds: float) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 import jax
 
 from aiaas_magics.backend.folders.small_files import write_private
-from aiaas_magics.backend.training.comm.process_group import MEET_S, Group, RankMissing
+from aiaas_magics.backend.training.comm.process_group import MEET_S, ProcessGroup, RankMissing
 from aiaas_magics.backend.training.loop_length import Pacing
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 
@@ -57,19 +57,21 @@ def _read(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def meeting(command: WorkerCommand) -> Iterator[Group]:
+def meeting(command: WorkerCommand) -> Iterator[ProcessGroup]:
     """The processes as ranks. An exchange of JAX's that fails because one of them is gone is told as that.
 
     All leave together: JAX ends those that are left behind.
     """
-    with Group(rank=command.rank, ranks=command.ranks, name=command.reduce_name, folder=Path(command.attempt_dir), spin=False) as group:
+    with ProcessGroup(
+        rank=command.rank, ranks=command.ranks, name=command.reduce_name, folder=Path(command.attempt_dir), spin=False
+    ) as group:
         try:
             yield group
         except jax.errors.JaxRuntimeError as error:
             if (missing := group.missing(within_s=GONE_S)) is not None:
                 raise missing from error
             raise
-        group.wait()
+        group.barrier()
         jax.distributed.shutdown()
 
 
@@ -80,16 +82,16 @@ def let_others_end(error: BaseException, *, ranks: int) -> None:
 
 
 class _Agreed:
-    def __init__(self, pace: Pacing, group: Group) -> None:
+    def __init__(self, pace: Pacing, group: ProcessGroup) -> None:
         self._pace, self._group = pace, group
 
     def __call__(self) -> int:
-        return int(self._group.from_first(self._pace(), site="pace"))
+        return int(self._group.broadcast(self._pace(), site="pace"))
 
     def took(self, steps: int, seconds: float) -> None:
         self._pace.took(steps, seconds)
 
 
-def agreed(pace: Pacing, group: Group | None) -> Pacing:
+def agreed(pace: Pacing, group: ProcessGroup | None) -> Pacing:
     """`pace`, as the first process finds it: a call is a program, and all must run the same one."""
     return pace if group is None else _Agreed(pace, group)

@@ -16,7 +16,7 @@ import jax
 import keras
 import psutil
 
-from aiaas_magics.backend.training.batch_partition import Indices, Plan
+from aiaas_magics.backend.training.batch_partition import BatchPartition, Indices
 from aiaas_magics.core.internals.keras_internals import CONVOLUTIONS, tree
 
 MEMORY_SHARE: Final = 0.2  # of what is free when training begins, for data on all devices together (guess)
@@ -43,7 +43,7 @@ def _sharding(distribution: Any, rows: int) -> Any:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Chunk:
+class JaxChunk:
     """Steps `start` up to `stop`, each with one line of `positions`: the rows of `arrays` that it reads. Stands for an iterator."""
 
     arrays: Any
@@ -73,7 +73,7 @@ def free_bytes() -> float:
     return float(memory.total / 2 if jax.process_count() > 1 else memory.available)
 
 
-def positions(order: Indices, plan: Plan) -> Any:
+def positions(order: Indices, plan: BatchPartition) -> Any:
     """The rows of every full batch of a pass, on the devices."""
     full = order[: plan.full_batches * plan.batch].reshape(plan.full_batches, plan.batch)
     return _everywhere(full.astype(plan.index_dtype))
@@ -135,7 +135,7 @@ def _function(model: Any, step: Any, part: Callable[[Any], Any]) -> Callable[[An
             for part in data:
                 logs, state = function(state, part)
             return logs, state
-        if isinstance(data, Chunk):
+        if isinstance(data, JaxChunk):
             return compiled(state, data.arrays, data.positions, data.start, data.stop)
         return one(state, data)
 

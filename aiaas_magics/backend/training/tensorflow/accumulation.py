@@ -1,7 +1,7 @@
 """A batch that does not fit into memory: computed in parts, one after the other, for one update.
 
 Owns the loop over the parts of a step. The parts are like ranks that take turns: each has means over its
-rows, and the sum of `share * gradient` over parts is the gradient of the batch (`exact` has the arithmetic).
+rows, and the sum of `share * gradient` over parts is the gradient of the batch (`reductions` has the arithmetic).
 What the optimizer then does with it is not touched, nor is how ranks add theirs up.
 
 Where a loss has another denominator than its rows (masks, `mean_with_sample_weight`), that of the whole batch

@@ -1,6 +1,6 @@
 """Where the rows lie that a call of many steps reads: all on the device, or the next ones read ahead.
 
-Owns the memory that data may take, and reading ahead. Which rows a step reads is `plan`, the call `fused`.
+Owns the memory that data may take, and reading ahead. Which rows a step reads is `batch_partition`, the call `multi_step`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from aiaas_magics.backend.training.batch_partition import Indices, Pass, Plan
-from aiaas_magics.backend.training.tensorflow.multi_step import Chunk
+from aiaas_magics.backend.training.batch_partition import BatchPartition, Indices, Pass
+from aiaas_magics.backend.training.tensorflow.multi_step import StepChunk
 from aiaas_magics.core.internals.keras_internals import tree
 from aiaas_magics.core.internals.tensorflow_internals import device_lib
 
@@ -24,13 +24,13 @@ STREAMED_BYTES: Final = 256 * 1024**2  # read ahead at a time, where the whole d
 class Rows(Protocol):
     """The arrays of one `fit`, read pass by pass."""
 
-    def begin(self, plan: Plan, cut: Pass, *, uneven: bool) -> None:
+    def begin(self, plan: BatchPartition, cut: Pass, *, uneven: bool) -> None:
         """The next pass reads these positions. `uneven`: see `Chunk`."""
 
-    def chunk(self, start: int, steps: int) -> Chunk:
+    def chunk(self, start: int, steps: int) -> StepChunk:
         """Steps of this pass from `start`, at most `steps`, at least one. Full batches only."""
 
-    def tail(self) -> Chunk:
+    def tail(self) -> StepChunk:
         """The rest of this pass, where the last batch is not a full one."""
 
 
@@ -47,13 +47,13 @@ class _Cut:
     def __init__(self, arrays: Any) -> None:
         self._arrays = arrays
 
-    def begin(self, plan: Plan, cut: Pass, *, uneven: bool) -> None:
+    def begin(self, plan: BatchPartition, cut: Pass, *, uneven: bool) -> None:
         self._plan, self._cut, self._uneven = plan, cut, uneven
         # Small numbers are quicker to index with.
         self._index = plan.index_dtype
 
-    def _rest(self, arrays: Any) -> Chunk:
-        return Chunk(arrays, self._constant(self._cut.tail[None]), 0, 1, self._plan.tail, uneven=True, rest=self._plan.full_batches > 0)
+    def _rest(self, arrays: Any) -> StepChunk:
+        return StepChunk(arrays, self._constant(self._cut.tail[None]), 0, 1, self._plan.tail, uneven=True, rest=self._plan.full_batches > 0)
 
     def _constant(self, positions: Indices) -> Any:
         return tf.constant(positions.astype(self._index))
@@ -63,14 +63,14 @@ class Resident(_Cut):
     def __init__(self, arrays: Any) -> None:
         super().__init__(tree.map_structure(lambda x: None if x is None else tf.convert_to_tensor(x), arrays))
 
-    def begin(self, plan: Plan, cut: Pass, *, uneven: bool) -> None:
+    def begin(self, plan: BatchPartition, cut: Pass, *, uneven: bool) -> None:
         super().begin(plan, cut, uneven=uneven)
         self._positions = self._constant(cut.full)
 
-    def chunk(self, start: int, steps: int) -> Chunk:
-        return Chunk(self._arrays, self._positions, start, min(start + steps, self._plan.full_batches), self._plan.full, self._uneven)
+    def chunk(self, start: int, steps: int) -> StepChunk:
+        return StepChunk(self._arrays, self._positions, start, min(start + steps, self._plan.full_batches), self._plan.full, self._uneven)
 
-    def tail(self) -> Chunk:
+    def tail(self) -> StepChunk:
         return self._rest(self._arrays)
 
 
@@ -83,7 +83,7 @@ class Streamed(_Cut):
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="aiaas-rows")
         self._row = sum(int(np.prod(x.shape[1:], dtype=np.int64)) * itemsize(x) for x in tree.flatten(arrays) if x is not None)
 
-    def begin(self, plan: Plan, cut: Pass, *, uneven: bool) -> None:
+    def begin(self, plan: BatchPartition, cut: Pass, *, uneven: bool) -> None:
         super().begin(plan, cut, uneven=uneven)
         rows = max(1, cut.full.shape[1])
         self._steps = max(1, min(len(cut.full), self._bytes // (2 * max(1, self._row) * rows)))
@@ -91,17 +91,17 @@ class Streamed(_Cut):
         self._coming: tuple[int, Future[Any]] | None = None
         self._here: tuple[int, Any] | None = None
 
-    def chunk(self, start: int, steps: int) -> Chunk:
+    def chunk(self, start: int, steps: int) -> StepChunk:
         segment, first = divmod(start, self._steps)
         if self._here is None or self._here[0] != segment:
             self._here = (segment, self._wait_for(segment))
             self._read_ahead(segment + 1)
         last = min(first + steps, self._steps, self._plan.full_batches - segment * self._steps)
-        return Chunk(self._here[1], self._positions, first, last, self._plan.full, self._uneven, of=self._plan.full_batches)
+        return StepChunk(self._here[1], self._positions, first, last, self._plan.full, self._uneven, of=self._plan.full_batches)
 
-    def tail(self) -> Chunk:
+    def tail(self) -> StepChunk:
         rows = self._cut.tail
-        return Chunk(
+        return StepChunk(
             self._read(rows),
             self._constant(np.arange(len(rows))[None]),
             0,

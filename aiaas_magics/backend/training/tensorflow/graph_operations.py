@@ -1,6 +1,6 @@
 """The operations of traced steps, as values: what the choice of a form goes by, and what is kept of a step that is not traced again.
 
-Owns reading them off TensorFlow's graphs. What follows from them is `choice`.
+Owns reading them off TensorFlow's graphs. What follows from them is `compile_policy`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TABLES: Final = frozenset({"ResourceGather", "GatherV2"})
 Shape = tuple[int | None, ...]
 
 
-class Operation(msgspec.Struct, frozen=True, array_like=True):
+class GraphOperation(msgspec.Struct, frozen=True, array_like=True):
     """One operation of a graph. A shape of None is of unknown rank."""
 
     type: str
@@ -26,7 +26,7 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     entries: int | None = None  # of the table that it reads from, 0 where not known; None where there is nothing to be outside of
 
 
-Operations = tuple[Operation, ...]
+Operations = tuple[GraphOperation, ...]
 
 
 def operations_of(graph: Any) -> Operations:
@@ -34,8 +34,8 @@ def operations_of(graph: Any) -> Operations:
     return tuple(operation_of(op) for op in _within(graph))
 
 
-def operation_of(op: Any) -> Operation:
-    return Operation(
+def operation_of(op: Any) -> GraphOperation:
+    return GraphOperation(
         type=op.type,
         inputs=tuple(_shape(x) for x in op.inputs),
         outputs=tuple(_shape(x) for x in op.outputs),
@@ -44,7 +44,7 @@ def operation_of(op: Any) -> Operation:
     )
 
 
-def flat(pieces: Iterable[Operations]) -> Iterator[Operation]:
+def flat(pieces: Iterable[Operations]) -> Iterator[GraphOperation]:
     return (operation for piece in pieces for operation in piece)
 
 

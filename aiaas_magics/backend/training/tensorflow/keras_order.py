@@ -1,6 +1,6 @@
 """The order of rows that plain `fit` has under a seed of TensorFlow's, from Keras' own pipeline.
 
-Owns asking Keras for it, on positions in the place of rows. An order without such a seed is `plan`.
+Owns asking Keras for it, on positions in the place of rows. An order without such a seed is `batch_partition`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Owns the call that takes the place of Keras' train and test functions, and how m
 once. Of a small model's time most goes into Python between steps; a loop inside one compiled call has
 none there. What a step computes is not touched: it is whatever `model.train_step` is.
 
-XLA compiles the loop where that is safe and pays: `choice` says when.
+XLA compiles the loop where that is safe and pays: `compile_policy` says when.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from aiaas_magics.backend.training.autotune.compile_policy import Choice, Rule, Timing, compile_s, quickest
-from aiaas_magics.backend.training.batch_partition import Part
+from aiaas_magics.backend.training.batch_partition import RankPart
 from aiaas_magics.backend.training.monkeypatch import replaced
 from aiaas_magics.backend.training.tensorflow.graph_operations import Operations, operations_of
 from aiaas_magics.backend.training.tensorflow.split_step import Halves, NotHalved
@@ -36,7 +36,7 @@ TRIED_SHARE: Final = 0.05  # of what is ahead, compiling the other form may take
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Chunk:
+class StepChunk:
     """Steps `start` up to `stop`, of which each has one line of `positions`: the rows of `arrays` that it reads.
 
     Stands where Keras expects an iterator. `uneven` says that some batch of the pass has another length: the step then
@@ -47,7 +47,7 @@ class Chunk:
     positions: Any  # int32 or int64 [steps, rows of a step]
     start: int
     stop: int
-    part: Part
+    part: RankPart
     uneven: bool = False
     rest: bool = False  # what full batches have left of a pass: one step a pass, not worth a compilation
     of: int = 0  # steps of a pass, where `positions` are not all of them
@@ -115,7 +115,7 @@ class FusedSteps:
         step: Callable[[Any], Any],
         *,
         stock: Callable[[], Callable[[Any], Any]],
-        wrap: Callable[[Any, Part], Any],
+        wrap: Callable[[Any, RankPart], Any],
         fused: Choice,
         ahead: Callable[[int], float] = lambda _: math.inf,
         in_all: Callable[[int], float] = lambda _: math.inf,
@@ -134,15 +134,15 @@ class FusedSteps:
         self._models: dict[str, str | None] = {}  # fingerprints, by what the loop was asked for with
         self._rule, self._tries = rule or Rule(), tries
         self._compile_s: dict[str, float] = {}
-        self._steps: dict[tuple[Part, bool, bool], Any] = {}
-        self._runs: dict[tuple[Part, bool, bool, str], Any] = {}
+        self._steps: dict[tuple[RankPart, bool, bool], Any] = {}
+        self._runs: dict[tuple[RankPart, bool, bool, str], Any] = {}
         self._choice: Choice | None = None
         self._trial: Trial | None = None
         self._last: Any = None
 
     def __call__(self, given: Any) -> Any:
         chunks = given if isinstance(given, tuple) else (given,)
-        if not isinstance(chunks[0], Chunk):
+        if not isinstance(chunks[0], StepChunk):
             if self._choice is None:
                 self._tell(Choice(fused="off", why=("its data comes batch by batch",)))
             return self._make_stock()(given)
@@ -155,7 +155,7 @@ class FusedSteps:
         last, self._last = self._last, None
         return last is not None and logs is last
 
-    def _carried_out(self, given: Chunk) -> Any:
+    def _carried_out(self, given: StepChunk) -> Any:
         if given.rest:
             return self._run(given, compiled=False)
         choice = self._choice or self._tell(self._settle(given))
@@ -163,13 +163,13 @@ class FusedSteps:
             return self._run(given, compiled=choice.fused == "xla")
         return self._tried(self._trial, given)
 
-    def _run(self, chunk: Chunk, *, compiled: bool) -> Any:
+    def _run(self, chunk: StepChunk, *, compiled: bool) -> Any:
         key = (chunk.part, chunk.uneven, compiled, self._like(chunk) if self._traces is not None else "")
         if key not in self._runs:
             self._runs[key] = self._recalled(chunk, compiled=compiled) or self._traced(chunk, compiled=compiled)
         return self._runs[key](chunk.arrays, chunk.positions, tf.constant(chunk.start), tf.constant(chunk.stop))
 
-    def _traced(self, chunk: Chunk, *, compiled: bool) -> Any:
+    def _traced(self, chunk: StepChunk, *, compiled: bool) -> Any:
         halved = compiled and self._halves is not None
         one = self._one(chunk, halved=halved)
         loop = self._loop(one, compiled=compiled and not halved)
@@ -184,7 +184,7 @@ class FusedSteps:
 
     # ------------------------------------------------------------------ loops of other fits
 
-    def _key(self, chunk: Chunk, *, compiled: bool) -> str | None:
+    def _key(self, chunk: StepChunk, *, compiled: bool) -> str | None:
         """The name of the loop's trace, of the model as it was when it was asked for first."""
         if self._traces is None or not are_tensors(chunk.arrays):
             return None
@@ -193,7 +193,7 @@ class FusedSteps:
             self._models[like] = self._traces.fingerprint()
         return self._traces.key(self._models[like], self._name, chunk.part, like, compiled)
 
-    def _like(self, chunk: Chunk) -> str:
+    def _like(self, chunk: StepChunk) -> str:
         """What a trace for these arrays goes by: their structure, types and sizes."""
         arrays, positions, text = self._last_like
         if chunk.arrays is not arrays or chunk.positions is not positions:
@@ -204,11 +204,11 @@ class FusedSteps:
             self._last_like = chunk.arrays, chunk.positions, text
         return text
 
-    def _trace(self, chunk: Chunk, *, compiled: bool) -> Trace | None:
+    def _trace(self, chunk: StepChunk, *, compiled: bool) -> Trace | None:
         key = self._key(chunk, compiled=compiled)
         return self._traces.find(key) if self._traces is not None and key is not None else None
 
-    def _recalled(self, chunk: Chunk, *, compiled: bool) -> Recalled | None:
+    def _recalled(self, chunk: StepChunk, *, compiled: bool) -> Recalled | None:
         """The loop as an earlier fit has traced it, when it has made no step."""
         if self._traces is None or (trace := self._trace(chunk, compiled=compiled)) is None:
             return None
@@ -231,7 +231,7 @@ class FusedSteps:
         self._told(choice)
         return choice
 
-    def _settle(self, chunk: Chunk) -> Choice:
+    def _settle(self, chunk: StepChunk) -> Choice:
         choice = self._fused
         if choice.fused == "auto":
             rows, ahead = int(chunk.positions.shape[1]), self._in_all(chunk.steps)
@@ -245,7 +245,7 @@ class FusedSteps:
             self._trial = Trial(choice.fused)
         return choice
 
-    def _pieces(self, chunk: Chunk) -> list[Operations]:
+    def _pieces(self, chunk: StepChunk) -> list[Operations]:
         """What XLA would compile of a step."""
         for compiled in (False, True):
             if (trace := self._trace(chunk, compiled=compiled)) is not None:
@@ -253,7 +253,7 @@ class FusedSteps:
         whole = self._one(chunk, halved=self._halves is not None).get_concrete_function(chunk.arrays, chunk.positions[0]).graph
         return [operations_of(graph) for graph in ([whole] if self._halves is None else self._halves.graphs)]
 
-    def _prepared(self, chunk: Chunk, form: str) -> str | None:
+    def _prepared(self, chunk: StepChunk, form: str) -> str | None:
         """Trace the loop, and compile it, making no step; why it cannot be compiled, or None."""
         began = time.perf_counter()
         try:
@@ -269,7 +269,7 @@ class FusedSteps:
         self._compile_s[form] = time.perf_counter() - began
         return None
 
-    def _tried(self, trial: Trial, chunk: Chunk) -> Any:
+    def _tried(self, trial: Trial, chunk: StepChunk) -> Any:
         began = time.perf_counter()
         logs = self._run(chunk, compiled=trial.fused == "xla")
         trial.took(chunk.stop - chunk.start, time.perf_counter() - began)
@@ -284,7 +284,7 @@ class FusedSteps:
                 self._rule.remember(measured)
         return logs
 
-    def _one(self, chunk: Chunk, *, halved: bool) -> Any:
+    def _one(self, chunk: StepChunk, *, halved: bool) -> Any:
         """One step on the rows at some positions, traced once for all forms of the loop."""
         part, uneven = chunk.part, chunk.uneven
         if (part, uneven, halved) not in self._steps:

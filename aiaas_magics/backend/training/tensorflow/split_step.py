@@ -2,7 +2,7 @@
 
 Owns cutting the stock `train_step` where it gives its gradients to the optimizer: the first half ends there, the second one is
 the optimizer's update. What happens between them belongs to the rank's hooks (`tensorflow`), and whether compiling is safe
-and pays to `choice`, by the operations of both halves.
+and pays to `compile_policy`, by the operations of both halves.
 
 A step can be cut where nothing that comes after the update looks at what it changes, or changes it again.
 """

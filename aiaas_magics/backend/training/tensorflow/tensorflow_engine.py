@@ -1,8 +1,8 @@
 """One rank of one attempt, from the unpacked fit call to trained weights: the readable spine.
 
 Owns the order of things. Keras' own `fit` does the training; what makes it one of several lies
-beside this file: which rows (`plan`, `data`), sums over ranks (`group`, `engines`), the corrections
-that keep them exact (`exact`), what is told (`progress`) and kept (`checkpoints`).
+beside this file: which rows (`batch_partition`, `data`), sums over ranks (`process_group`, `engines`), the corrections
+that keep them exact (`reductions`), what is told (`fit_progress`) and kept (`checkpoint_contents`).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import keras
 import tensorflow as tf
 from msgspec.structs import replace
 
-from aiaas_magics.backend.folders.checkpoint_folder import Place
+from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training import rank_datasets, step_timing
 from aiaas_magics.backend.training.autotune.compile_policy import FORMS, Choice, Choices, Comparing, Rule, Timing
 from aiaas_magics.backend.training.autotune.step_modes import compare, only, process_bytes
-from aiaas_magics.backend.training.batch_partition import Plan
+from aiaas_magics.backend.training.batch_partition import BatchPartition
 from aiaas_magics.backend.training.checkpoint.checkpoint_callback import Keeper, resumed_from
-from aiaas_magics.backend.training.comm.process_group import Group
+from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.dtype_policy import set_precision
-from aiaas_magics.backend.training.event_channel import Channel
+from aiaas_magics.backend.training.event_channel import EventChannel
 from aiaas_magics.backend.training.fit_progress import Progress
 from aiaas_magics.backend.training.job_inputs import arrays_of, payload_of
 from aiaas_magics.backend.training.loop_length import Pace, Pacing
 from aiaas_magics.backend.training.rank_callbacks import agreement, callbacks_of_rank, epoch_lines, most_steps_a_call, plain_arguments
-from aiaas_magics.backend.training.rank_rows import Source, reading_from, with_part
+from aiaas_magics.backend.training.rank_rows import RowSource, reading_from, with_part
 from aiaas_magics.backend.training.reductions import Scope
 from aiaas_magics.backend.training.tensorflow.accumulation import Accumulation
 from aiaas_magics.backend.training.tensorflow.epoch_metrics import quick_metrics
@@ -64,7 +64,7 @@ def unpack(command: WorkerCommand) -> UnpackedFitCall:
     return call
 
 
-def run(command: WorkerCommand, call: Unpacked, channel: Channel) -> Any:
+def run(command: WorkerCommand, call: Unpacked, channel: EventChannel) -> Any:
     """Train, or measure, as `command` says. Returns the `keras.callbacks.History`; the model holds the weights."""
     if command.measure is not None and command.measure.plain:
         return _measure_plain(command, call, channel)
@@ -75,7 +75,7 @@ def run(command: WorkerCommand, call: Unpacked, channel: Channel) -> Any:
         return _train(command, call, channel, group)
 
 
-def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Group | None) -> Any:
+def _train(command: WorkerCommand, call: Unpacked, channel: EventChannel, group: ProcessGroup | None) -> Any:
     arguments = plain_arguments(call.arguments)
     in_batches = bool(in_arguments(arguments))
     if in_batches:
@@ -85,7 +85,7 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     if resumed and in_batches and command.rank == 0:
         channel.send(Notice(text=rank_datasets.NEW_PASS))
     first = int(arguments.get("initial_epoch") or 0)
-    start = resumed.place if resumed else Place(first)
+    start = resumed.place if resumed else TrainingPosition(first)
     epochs = int(arguments.get("epochs", 1))
     source = _source(command, call, start)
     source.batch_alone = in_batches and command.ranks > 1  # how many rows a batch has is known when it comes
@@ -126,10 +126,10 @@ def _train(command: WorkerCommand, call: Unpacked, channel: Channel, group: Grou
     return history
 
 
-def _source(command: WorkerCommand, call: Unpacked, start: Place) -> Source:
+def _source(command: WorkerCommand, call: Unpacked, start: TrainingPosition) -> RowSource:
     """What the iterators go by in the `fit`, from `start`."""
     first, kernel_seed = int(call.arguments.get("initial_epoch") or 0), kernel_seed_of(command.seed)
-    return Source(
+    return RowSource(
         seed=command.seed,
         rank=command.rank,
         ranks=command.ranks,
@@ -141,7 +141,7 @@ def _source(command: WorkerCommand, call: Unpacked, start: Place) -> Source:
     )
 
 
-def _measure(command: WorkerCommand, call: Unpacked, channel: Channel, group: Group | None) -> Any:
+def _measure(command: WorkerCommand, call: Unpacked, channel: EventChannel, group: ProcessGroup | None) -> Any:
     assert command.measure is not None
     if command.measure.compare:
         return _compare(command, call, channel, group)
@@ -152,7 +152,7 @@ def _measure(command: WorkerCommand, call: Unpacked, channel: Channel, group: Gr
     return timer.model.history
 
 
-def _compare(command: WorkerCommand, call: Unpacked, channel: Channel, group: Group | None) -> Any:
+def _compare(command: WorkerCommand, call: Unpacked, channel: EventChannel, group: ProcessGroup | None) -> Any:
     """Every form of the steps that the command leaves open, measured on a few of them; then the plan that follows from it."""
     rule, wanted, asked = Comparing(_choices(command)), _wanted(command, call.model), command.execution.fused
 
@@ -181,13 +181,19 @@ def _compare(command: WorkerCommand, call: Unpacked, channel: Channel, group: Gr
 
 
 def _timed(
-    command: WorkerCommand, call: Unpacked, channel: Channel, group: Group | None, *, rule: Rule, told: Callable[[Planned], None]
-) -> tuple[step_timing.StepTimer, Plan]:
+    command: WorkerCommand,
+    call: Unpacked,
+    channel: EventChannel,
+    group: ProcessGroup | None,
+    *,
+    rule: Rule,
+    told: Callable[[Planned], None],
+) -> tuple[step_timing.StepTimer, BatchPartition]:
     """Steady steps, timed, and the plan of their rows."""
     assert command.measure is not None
     arguments = step_timing.steady(plain_arguments(call.arguments))
     # The form of the loop is the one that the whole training would have.
-    source = _source(command, call, Place(int(arguments["initial_epoch"])))
+    source = _source(command, call, TrainingPosition(int(arguments["initial_epoch"])))
     source.uneven = step_timing.leaves_rows(plain_arguments(call.arguments))
     # A study leaves callbacks out; a plan is for a fit that has them.
     each = most_steps_a_call(call.model, call.callbacks) if command.measure.compare else None
@@ -209,7 +215,7 @@ def _memory_bytes() -> int:
     return max(tf.config.experimental.get_memory_info(gpu.name)["peak"] for gpu in gpus) if gpus else process_bytes()
 
 
-def _measure_plain(command: WorkerCommand, call: Unpacked, channel: Channel) -> Any:
+def _measure_plain(command: WorkerCommand, call: Unpacked, channel: EventChannel) -> Any:
     """The reference of a study: `fit` on the arrays themselves, nothing of ours in between but the clock."""
     assert command.measure is not None
     arguments = step_timing.steady(plain_arguments(call.arguments))
@@ -274,14 +280,14 @@ def _traces(command: WorkerCommand, call: Unpacked) -> Traces | None:
     return Traces(Path(command.choices).with_name("traces"), call.model, call.variables, facts=facts)
 
 
-def _group(command: WorkerCommand) -> Group:
+def _group(command: WorkerCommand) -> ProcessGroup:
     # Ranks that share a core must not take it from one another by looking.
     own_core = bool(command.cores) and command.ranks <= (os.cpu_count() or 1)
-    return Group(rank=command.rank, ranks=command.ranks, name=command.reduce_name, folder=Path(command.attempt_dir), spin=own_core)
+    return ProcessGroup(rank=command.rank, ranks=command.ranks, name=command.reduce_name, folder=Path(command.attempt_dir), spin=own_core)
 
 
 @contextlib.contextmanager
-def _hooked(model: Any, group: Group | None, source: Source, *, accumulate: int, batch_logs: bool) -> Iterator[Collective | None]:
+def _hooked(model: Any, group: ProcessGroup | None, source: RowSource, *, accumulate: int, batch_logs: bool) -> Iterator[Collective | None]:
     scope = Scope()
     several: Collective | Mirrored | None = None
     with contextlib.ExitStack() as stack:
@@ -320,7 +326,7 @@ def _sharing(collective: Collective | None) -> list[Any]:
 def fusing(
     command: WorkerCommand,
     call: Unpacked,
-    source: Source,
+    source: RowSource,
     collective: Collective | None = None,
     *,
     pace: Pacing,
@@ -378,5 +384,5 @@ def _settled(command: WorkerCommand, told: Callable[[Planned], None]) -> Callabl
     return lambda choice: told(Planned(fused=choice.fused, why=choice.why, engine=ENGINE, strategy=_strategy(command)))
 
 
-def _to_rank_0(command: WorkerCommand, channel: Channel) -> Callable[[AnyEvent], None]:
+def _to_rank_0(command: WorkerCommand, channel: EventChannel) -> Callable[[AnyEvent], None]:
     return channel.send if command.rank == 0 else lambda _: None

@@ -1,7 +1,7 @@
 """Traced loops that outlive the worker that traced them: the next fit of an equal step takes the graph, and runs no Python for it.
 
 Owns what is kept, for which steps that is right, and the folder's bounds. What makes two models equal is `packing.fingerprint`;
-when a loop is traced, and in which form it runs, is `fused`.
+when a loop is traced, and in which form it runs, is `multi_step`.
 
 A graph is what tracing gave: the same operations on the same inputs, so its numbers are bit for bit those of a new trace. Everything
 else of a fit is made anew in a process of its own. What a graph cannot be without its process (Python inside it, tables, random numbers
@@ -26,7 +26,7 @@ import tensorflow as tf
 import xxhash
 from tensorflow.core.framework.function_pb2 import FunctionDefLibrary
 
-from aiaas_magics.backend.folders.small_files import NotPlain, read_plain, write_private
+from aiaas_magics.backend.folders.small_files import NotPlainFile, read_plain, write_private
 from aiaas_magics.backend.training.tensorflow.graph_operations import Operations, operations_of
 from aiaas_magics.core import settings
 from aiaas_magics.core.internals.tensorflow_internals import (
@@ -97,7 +97,7 @@ class Traces:
                 return None
             found = msgspec.msgpack.decode(data[16:], type=Trace)
             os.utime(path)  # the oldest are removed
-        except (OSError, NotPlain, msgspec.MsgspecError):
+        except (OSError, NotPlainFile, msgspec.MsgspecError):
             return None
         return found if all(isinstance(one, bytes) or one < len(self._variables) for one in found.captured) else None
 

@@ -23,7 +23,7 @@ from typing import Final, TypeVar
 import msgspec
 import psutil
 
-from aiaas_magics.backend.folders.small_files import NotPlain, read_plain, write_private
+from aiaas_magics.backend.folders.small_files import NotPlainFile, read_plain, write_private
 from aiaas_magics.core import process_id, wire
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class ProcessId(msgspec.Struct, frozen=True, kw_only=True):
             return None
 
 
-class Running(msgspec.Struct, frozen=True, kw_only=True):
+class RunningLauncher(msgspec.Struct, frozen=True, kw_only=True):
     """What a launcher says of itself in `launcher.json`."""
 
     process: ProcessId
@@ -140,5 +140,5 @@ def read_value(path: Path, of: type[T], *, most_bytes: int = VALUE_BYTES) -> T |
     """The value in the file, None where there is no such plain file or not such a value."""
     try:
         return wire.decode(read_plain(path, most_bytes=most_bytes), of)
-    except (OSError, NotPlain, wire.Malformed):
+    except (OSError, NotPlainFile, wire.Malformed):
         return None

@@ -1,7 +1,7 @@
 """Reading what the workers of an attempt write, from where it was read up to before.
 
 Owns offsets, the bounds on what is read at once, and noticing that a rank has ended, or does nothing any more.
-What that means belongs to `jobs.machine`; keeping it belongs to `server.store`.
+What that means belongs to `jobs.machine`; keeping it belongs to `records`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from aiaas_magics.backend.folders.small_files import NotPlain, open_plain
+from aiaas_magics.backend.folders.small_files import NotPlainFile, open_plain
 from aiaas_magics.backend.training.worker_command import WorkerLine
 from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exit, ProcessId
 from aiaas_magics.core import wire
@@ -34,7 +34,7 @@ OUTPUT_SLACK_BYTES: Final = 1024 * 1024  # guess: what a rank may print beyond t
 
 
 @dataclass(slots=True)
-class Seen:
+class AttemptNews:
     """What one look brought: lines and output with their ranks, processes that began, ranks that ended."""
 
     lines: list[tuple[int, WorkerLine]] = field(default_factory=list)
@@ -76,9 +76,9 @@ class AttemptWatch:
     def is_over(self) -> bool:
         return not self._open
 
-    def look(self) -> Seen:
+    def look(self) -> AttemptNews:
         """What is new since the last look. Reads a bounded amount; never waits."""
-        seen = Seen()
+        seen = AttemptNews()
         for rank in sorted(self._open):
             if rank not in self._began and (process := self.folder.process(rank)):
                 self._began.add(rank)
@@ -96,7 +96,7 @@ class AttemptWatch:
             self._look_for_stopped(seen)
         return seen
 
-    def _look_for_stopped(self, seen: Seen) -> None:
+    def _look_for_stopped(self, seen: AttemptNews) -> None:
         now = time.monotonic()
         for rank in sorted(self._open & self._began):
             process = self.folder.process(rank)
@@ -127,7 +127,7 @@ class AttemptWatch:
         self._open -= set(gone)
         return gone
 
-    def _read_events(self, rank: int, seen: Seen) -> bool:
+    def _read_events(self, rank: int, seen: AttemptNews) -> bool:
         """Whether everything there is was read."""
         path = self.folder.events(rank)
         data, offset = self._next(path, LOOK_BYTES)
@@ -144,7 +144,7 @@ class AttemptWatch:
             seen.offsets[path.name] = offset + whole
         return len(data) < LOOK_BYTES
 
-    def _read_output(self, rank: int, seen: Seen, *, last: bool) -> bool:
+    def _read_output(self, rank: int, seen: AttemptNews, *, last: bool) -> bool:
         path = self.folder.output(rank)
         if self._offsets.get(path.name, 0) >= OUTPUT_BYTES:
             _cut(path)
@@ -170,7 +170,7 @@ class AttemptWatch:
                 return file.read(limit), offset
         except FileNotFoundError:
             pass
-        except (OSError, NotPlain) as error:
+        except (OSError, NotPlainFile) as error:
             if path.name not in self._unread:
                 self._unread.add(path.name)
                 log.warning("%s is not read: %s", path, error)
@@ -190,6 +190,6 @@ def shown(data: bytes) -> str:
 
 def _cut(path: Path) -> None:
     """Give back the disk that output beyond the bound takes. A rank appends, so that it goes on behind the cut."""
-    with contextlib.suppress(OSError, NotPlain), open_plain(path, os.O_RDWR) as file:
+    with contextlib.suppress(OSError, NotPlainFile), open_plain(path, os.O_RDWR) as file:
         if os.fstat(file.fileno()).st_size > OUTPUT_BYTES + OUTPUT_SLACK_BYTES:
             os.ftruncate(file.fileno(), OUTPUT_BYTES)

@@ -3,7 +3,7 @@
 Owns importing the libraries once without touching a device, forking one child a command,
 reaping it, and seeing to it that nothing of a rank outlives the rank. It is detached from
 the server, so that a job outlives the server; it ends by itself when nobody asks for it.
-What runs in a child belongs to `child` and `training`.
+What runs in a child belongs to `worker_main` and `submission`.
 
     python -m aiaas_magics.backend.workers.local.launcher --folder DIR
 
@@ -44,7 +44,7 @@ import psutil
 from aiaas_magics.backend.folders.small_files import is_no_room
 from aiaas_magics.backend.workers.local import out_of_memory
 from aiaas_magics.backend.workers.local import spare_worker as spares
-from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exit, ProcessId, Running, read_value, write_value
+from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exit, ProcessId, RunningLauncher, read_value, write_value
 from aiaas_magics.backend.workers.local.deferred_imports import deferring
 from aiaas_magics.backend.workers.rank_output import text_output
 from aiaas_magics.core import settings, wire
@@ -148,7 +148,7 @@ class Launcher:
         A file that cannot be read now (no descriptors are left, say) says neither.
         """
         try:
-            told = wire.decode((self._folder / "launcher.json").read_bytes(), Running)
+            told = wire.decode((self._folder / "launcher.json").read_bytes(), RunningLauncher)
         except (FileNotFoundError, wire.Malformed):
             return False
         except OSError:
@@ -426,14 +426,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         (options.folder / name).unlink()
         return 0
     told = options.folder / "launcher.json"
-    write_value(told, Running(process=ProcessId.of(os.getpid()), socket=name, version=settings.package_version(), entry=options.entry))
+    write_value(
+        told, RunningLauncher(process=ProcessId.of(os.getpid()), socket=name, version=settings.package_version(), entry=options.entry)
+    )
     try:
         preload([module for module in options.preload.split(",") if module])
         entry, make_ready = find_entry(options.entry)
         Launcher(options.folder, listener, entry, idle_s=options.idle_s, make_ready=make_ready).run()
     finally:
         (options.folder / name).unlink(missing_ok=True)
-        ours = read_value(told, Running)
+        ours = read_value(told, RunningLauncher)
         if ours is not None and ours.process.pid == os.getpid():
             told.unlink(missing_ok=True)
     return 0

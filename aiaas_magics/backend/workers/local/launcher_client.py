@@ -20,7 +20,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import psutil
 
-from aiaas_magics.backend.workers.local.attempt_folder import ProcessId, Running, read_value
+from aiaas_magics.backend.workers.local.attempt_folder import ProcessId, RunningLauncher, read_value
 from aiaas_magics.backend.workers.local.spawn import worker_environment
 from aiaas_magics.core import settings
 
@@ -56,9 +56,9 @@ class LauncherClient:
         self._closed = False
         self._ready: ProcessId | None = None  # the launcher that has answered once, and so has imported everything
 
-    def running(self) -> Running | None:
+    def running(self) -> RunningLauncher | None:
         """What a living launcher of this version said of itself; None when there is none."""
-        told = read_value(self._folder / "launcher.json", Running)
+        told = read_value(self._folder / "launcher.json", RunningLauncher)
         if self._started is not None:
             self._started.poll()  # reaps it when it has ended
         if told is None or told.version != settings.package_version() or not told.process.is_alive():
@@ -174,7 +174,7 @@ class _Silence:
     Its workers live on: they are processes of their own, and what they say goes to files.
     """
 
-    def __init__(self, running: Running, *, is_ready: bool) -> None:
+    def __init__(self, running: RunningLauncher, *, is_ready: bool) -> None:
         self._process = running.process
         self._began_s = time.monotonic()
         self._stopped_s: float | None = None

@@ -2,7 +2,7 @@
 
 Owns writing the command files, having the launcher start the processes (or spawning them
 where there is no fork), ending them, and removing what they left. Reading what they write
-belongs to `watch`.
+belongs to `attempt_watch`.
 """
 
 from __future__ import annotations

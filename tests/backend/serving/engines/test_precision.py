@@ -223,7 +223,7 @@ def test_the_table_says_size_metrics_and_verdict(made: Any) -> None:
 
 
 def test_an_output_that_is_no_number_any_more_is_refused() -> None:
-    worse = accuracy_impact.Line(what="accuracy", before=0.9, after=float("nan"))
+    worse = accuracy_impact.ImpactLine(what="accuracy", before=0.9, after=float("nan"))
     what, by = accuracy_impact.judged((worse,))
     bad = PrecisionChange(
         precision="int8", bytes_before=2, bytes_after=1, rows=1, of="x", validated=True, lines=(worse,), judged=what, by=by, limit=1.0
@@ -338,7 +338,10 @@ def test_what_the_models_metrics_had_counted_is_put_back(made: Any) -> None:
 
 
 def test_a_metric_above_one_is_judged_in_parts_of_itself() -> None:
-    lines = accuracy_impact.Line(what="mae", before=30.0, after=30.6), accuracy_impact.Line(what="same answer", before=None, after=0.5)
+    lines = (
+        accuracy_impact.ImpactLine(what="mae", before=30.0, after=30.6),
+        accuracy_impact.ImpactLine(what="same answer", before=None, after=0.5),
+    )
 
     assert accuracy_impact.judged(lines) == ("mae", pytest.approx(0.02))
     assert accuracy_impact.judged(lines[1:]) == ("the share of other answers", 0.5)

@@ -15,7 +15,7 @@ from aiaas_magics.backend.serving.front_ends.worker_process import follow
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.model_loader import Loader
 from aiaas_magics.backend.serving.models.registry import NotServed, Registry
-from aiaas_magics.backend.serving.process.control import Change, CountsOf, Load, Retire, Route, Scale, Withdraw
+from aiaas_magics.backend.serving.process.control import Change, CountsOf, Load, Retire, RouteVersions, Scale, Withdraw
 from aiaas_magics.core.clock import SystemClock
 from aiaas_magics.core.errors import AiaasError, CannotStart, InvalidSpec, NotScaled, ProofFailed, UnknownName
 from aiaas_magics.core.routing import Routing, Scaling
@@ -86,7 +86,7 @@ async def test_every_change_is_prepared_everywhere_then_committed_then_drained(t
     one, two = Scripted(), Scripted()
     async with First(tmp_path, one, two) as first:
         await first.carry_out(first.loading(2))
-        await first.carry_out(Route(name="live", routing=Routing(live=2)))
+        await first.carry_out(RouteVersions(name="live", routing=Routing(live=2)))
         await first.carry_out(Scale(name="live", scaling=Scaling(replicas=2)))
         assert (first.ready, first.registry.find("live").replicas) == ([2], 2)
         await first.carry_out(Withdraw(name="live", withdrawn=True))
@@ -103,7 +103,7 @@ async def test_one_that_does_not_acknowledge_a_flip_is_killed_before_it_is_said_
         await first.carry_out(first.loading(2))
         silent.heard.clear()
         first.join(silent)
-        await first.carry_out(Route(name="live", routing=Routing(live=2)))
+        await first.carry_out(RouteVersions(name="live", routing=Routing(live=2)))
 
         assert silent.heard == ["Prepare", "Commit", "killed"]
         assert well.heard == ALL * 2
@@ -113,7 +113,7 @@ async def test_one_that_does_not_acknowledge_a_flip_is_killed_before_it_is_said_
 async def test_one_that_is_silent_from_the_beginning_is_killed_and_the_flip_goes_on_without_it(tmp_path: Path) -> None:
     silent, lost, well = Scripted({Prepare: Outcome(Kind.SILENT)}), Scripted({Prepare: Outcome(Kind.LOST)}), Scripted()
     async with First(tmp_path, silent, lost, well) as first:
-        await first.carry_out(Route(name="live", routing=Routing(live=1, labels={"stable": 1})))
+        await first.carry_out(RouteVersions(name="live", routing=Routing(live=1, labels={"stable": 1})))
 
         assert (silent.heard, lost.heard, well.heard) == (["Prepare", "killed"], ["Prepare"], ALL)
         assert first.registry.find("live", label="stable").number == 1
@@ -154,7 +154,7 @@ async def test_what_the_first_refuses_nobody_does(tmp_path: Path) -> None:
     well = Scripted()
     async with First(tmp_path, well) as first:
         with pytest.raises(InvalidSpec, match="no version 7"):
-            await first.carry_out(Route(name="live", routing=Routing(live=7)))
+            await first.carry_out(RouteVersions(name="live", routing=Routing(live=7)))
         with pytest.raises(UnknownName):
             await first.carry_out(Retire(name="other"))
 
@@ -199,14 +199,14 @@ async def test_one_that_follows_has_what_the_first_has_whatever_it_had_before(tm
     async with First(tmp_path) as first:
         changes: list[Change] = [
             first.loading(2),
-            Route(name="live", routing=Routing(live=2, previous=1, labels={"stable": 1})),
-            Route(name="live", routing=Routing(live=1, previous=2)),
+            RouteVersions(name="live", routing=Routing(live=2, previous=1, labels={"stable": 1})),
+            RouteVersions(name="live", routing=Routing(live=1, previous=2)),
             first.loading(3),
             Withdraw(name="live", withdrawn=True),
-            Route(name="live", routing=Routing(live=1, canary=3, share=0.5)),
+            RouteVersions(name="live", routing=Routing(live=1, canary=3, share=0.5)),
             Scale(name="live", scaling=Scaling(replicas=2)),
             Withdraw(name="live", withdrawn=False),
-            Route(name="live", routing=Routing(live=1)),
+            RouteVersions(name="live", routing=Routing(live=1)),
             Retire(name="live"),
             first.loading(1),
         ]

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aiaas_magics.backend.serving.http import prometheus
 from aiaas_magics.backend.serving.models.registry import Registry, Version
-from aiaas_magics.backend.serving.models.stats import Counts, Durations, Figures, bucket_of, largest_of, summed
+from aiaas_magics.backend.serving.models.stats import Durations, EndpointStats, StatsRecord, bucket_of, largest_of, summed
 from aiaas_magics.core import wire
 from aiaas_magics.core.routing import Routing
 from tests.backend.serving.support.serving_models import spec_of, tensor
@@ -52,7 +52,7 @@ Answered = tuple[int, int]  # rows, and microseconds
 
 @given(st.lists(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 2**45))), max_size=4))
 def test_what_was_counted_apart_is_summed_as_if_it_had_been_counted_together(apart: list[list[Answered]]) -> None:
-    together, processes = Figures(), [Figures() for _ in apart]
+    together, processes = EndpointStats(), [EndpointStats() for _ in apart]
     for figures, answers in zip(processes, apart, strict=True):
         for rows, took_us in answers:
             for counting in (figures, together):
@@ -61,7 +61,7 @@ def test_what_was_counted_apart_is_summed_as_if_it_had_been_counted_together(apa
                 counting.failed += 1
                 counting.refused += 2
 
-    found = summed(wire.decode(wire.encode(figures.counts()), Counts) for figures in processes)
+    found = summed(wire.decode(wire.encode(figures.counts()), StatsRecord) for figures in processes)
 
     assert found.counts().last_s == max((figures.last_s for figures in processes), default=0.0)
     found.last_s = together.last_s
@@ -69,7 +69,7 @@ def test_what_was_counted_apart_is_summed_as_if_it_had_been_counted_together(apa
     assert [found.latency.percentile(percent) for percent in (50, 99)] == [together.latency.percentile(percent) for percent in (50, 99)]
 
 
-def counted(registry: Registry, name: str, number: int) -> Figures:
+def counted(registry: Registry, name: str, number: int) -> EndpointStats:
     version = Version(number=number, spec=spec_of(name, [tensor("x", "float32", -1)], [tensor("y", "float32", -1)]), created_s=0.0)
     version.engine = "onnx"
     registry.begin(version)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aiaas_magics.backend.serving.process import inference_process
-from aiaas_magics.backend.serving.process.state_directory import Files, Running
+from aiaas_magics.backend.serving.process.state_directory import Files, RunningProcess
 from aiaas_magics.core import process_id
 
 
@@ -31,8 +31,8 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def running(pid: int) -> Running:
-    return Running(
+def running(pid: int) -> RunningProcess:
+    return RunningProcess(
         pid=pid, started=process_id.start_mark(os.getpid()), url="", host="", tls="", control="", secret="", version="", front_ends=1
     )
 

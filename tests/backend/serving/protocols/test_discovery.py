@@ -23,7 +23,7 @@ from aiaas_magics.backend.serving.http.compression import LARGE, compressed, enc
 from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.backend.serving.protocols import Request, Response
 from aiaas_magics.backend.serving.protocols.discovery import discovery_routes, page
-from aiaas_magics.backend.serving.protocols.operations import Missed, PathTable, Route
+from aiaas_magics.backend.serving.protocols.operations import Missed, OperationRoute, PathTable
 from aiaas_magics.core import snippets
 from tests.backend.serving.support import serving_models
 from tests.backend.serving.support.serving_models import spec_of, tensor
@@ -134,7 +134,7 @@ def test_an_example_row_fits_its_own_interface(dtypes: list[str], widths: list[i
     for spec in inputs:
         if snippets.takes_json([spec]):
             body = json.dumps({"inputs": {spec.name: [columns[spec.name]]}}).encode()
-            request_handler.tfserving.read_predict(body, [spec])
+            request_handler.tfserving_rest.read_predict(body, [spec])
 
 
 # --------------------------------------------------------------------------- the OpenAPI document
@@ -159,7 +159,7 @@ def test_every_route_is_in_the_document_and_nothing_else(shared: Rig) -> None:
 
     assert generic == {(line.method, line.template) for table in TABLES for line in table.operations}
     for method, path in documented - generic:
-        assert isinstance(request_handler.protocol_of(path).find_route(method, path), Route)
+        assert isinstance(request_handler.protocol_of(path).find_route(method, path), OperationRoute)
 
 
 def test_every_live_model_has_its_own_schema(shared: Rig) -> None:
@@ -226,7 +226,7 @@ SEGMENT = st.text(alphabet="abv12%._-: {}", max_size=6)
 @given(st.lists(SEGMENT, max_size=7).map("/".join), st.sampled_from(["GET", "POST", "PUT"]))
 def test_any_path_is_found_or_missed(path: str, method: str) -> None:
     for table in TABLES:
-        assert isinstance(table.find(method, path), (Route, Missed))
+        assert isinstance(table.find(method, path), (OperationRoute, Missed))
 
 
 @pytest.mark.parametrize("line", [line for table in TABLES for line in table.operations], ids=lambda line: f"{line.method} {line.template}")
@@ -235,7 +235,7 @@ def test_every_line_of_a_table_is_found_by_its_own_path(line: Any) -> None:
 
     found = request_handler.protocol_of(path).find_route(line.method, path)
 
-    assert isinstance(found, Route)
+    assert isinstance(found, OperationRoute)
     assert found.action == line.action
     assert found.version == (7 if "{version}" in line.template else None)
     assert found.label == ("best one" if "{label}" in line.template else None)
@@ -245,7 +245,7 @@ def test_every_line_of_a_table_is_found_by_its_own_path(line: Any) -> None:
 def test_a_model_may_be_called_like_a_word_of_the_protocol(path: str, action: str) -> None:
     method = "POST" if action == "infer" else "GET"
 
-    assert request_handler.openinference.find_route(method, f"/v2/models/stats{path}").action == action
+    assert request_handler.open_inference_rest.find_route(method, f"/v2/models/stats{path}").action == action
 
 
 # --------------------------------------------------------------------------- answers made smaller

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from aiaas_magics.backend.folders.checkpoint_folder import KEPT, Place, adopt, keep_newest, newest_whole
+from aiaas_magics.backend.folders.checkpoint_folder import KEPT, TrainingPosition, adopt, keep_newest, newest_whole
 from aiaas_magics.backend.training.checkpoint.checkpoint_contents import (
     CallbackState,
     Checkpoint,
@@ -27,7 +27,7 @@ from aiaas_magics.backend.training.checkpoint.checkpoint_contents import (
 
 def checkpoint(epoch: int, step: int = 0) -> Checkpoint:
     return Checkpoint(
-        place=Place(epoch, step),
+        place=TrainingPosition(epoch, step),
         variables=[np.full((2, 3), epoch, np.float32), np.array(7, np.int64), np.array([1, 2], ml_dtypes.bfloat16), np.array([True])],
         paths=["dense/kernel", "iterations", "half", "flag"],
         history={"loss": [0.5, math.nan, math.inf]},
@@ -58,7 +58,12 @@ def test_what_is_loaded_is_what_was_written(tmp_path: Path) -> None:
     for state, before in zip(found.callbacks, checkpoint(4).callbacks, strict=True):
         np.testing.assert_equal(dict(state.attributes), dict(before.attributes))
     assert found.callbacks[0].left == ["Own.x"]
-    assert (found.place, found.epochs_done, found.ranks, found.stopped) == (Place(4, 17), [0, 1, 2], [b"of rank 0", b"of rank 1"], True)
+    assert (found.place, found.epochs_done, found.ranks, found.stopped) == (
+        TrainingPosition(4, 17),
+        [0, 1, 2],
+        [b"of rank 0", b"of rank 1"],
+        True,
+    )
     assert found.paths == checkpoint(4).paths
 
 
@@ -77,7 +82,7 @@ def test_the_newest_few_are_kept_in_the_order_of_training(tmp_path: Path) -> Non
 
     assert places(tmp_path) == ["epoch-100000-step-00000003", "epoch-99999"]
     assert len(places(tmp_path)) == KEPT
-    assert newest_whole(tmp_path) == (Place(100_000, 3), tmp_path / "epoch-100000-step-00000003")
+    assert newest_whole(tmp_path) == (TrainingPosition(100_000, 3), tmp_path / "epoch-100000-step-00000003")
 
 
 @pytest.mark.parametrize("name", ["variables.safetensors", "state.json", "rank-1.safetensors", "manifest.json"])
@@ -91,7 +96,7 @@ def test_a_torn_one_is_passed_over_and_gives_way_to_the_next(tmp_path: Path, nam
     if harm != "remove":
         path.write_bytes(data[:-3] if harm == "cut" else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
 
-    assert newest_whole(tmp_path) == (Place(1), before)
+    assert newest_whole(tmp_path) == (TrainingPosition(1), before)
     assert load(newest) is None
 
     write(tmp_path, checkpoint(1, 5))
@@ -106,7 +111,7 @@ def test_one_that_cannot_be_written_leaves_those_before_it_as_they_were(tmp_path
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # Python ignores the signal: writing fails, as on a full disk
     try:
         with pytest.raises(OSError, match="large"):
-            write(tmp_path, Checkpoint(place=Place(2), variables=[np.zeros(100_000)]))
+            write(tmp_path, Checkpoint(place=TrainingPosition(2), variables=[np.zeros(100_000)]))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -136,7 +141,7 @@ def test_another_job_may_have_it_too_and_keeps_it_when_the_first_goes_on(tmp_pat
     for epoch in (3, 4):
         write(old, checkpoint(epoch))
 
-    assert newest_whole(new) == (Place(2), new / "epoch-00002")
+    assert newest_whole(new) == (TrainingPosition(2), new / "epoch-00002")
 
 
 def test_attributes_that_are_no_plain_data_stay_behind() -> None:
@@ -166,7 +171,7 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_a_manifest_that_names_anything_but_plain_files_of_its_folder_is_no_checkpoint(tmp_path: Path, kind: str) -> None:
     good = write(tmp_path, checkpoint(1))
-    bad = tmp_path / Place(2).name
+    bad = tmp_path / TrainingPosition(2).name
     bad.mkdir()
     text = BAD[kind](bad)
     if text is None:
@@ -174,15 +179,15 @@ def test_a_manifest_that_names_anything_but_plain_files_of_its_folder_is_no_chec
     else:
         (bad / "manifest.json").write_text(text)
 
-    assert newest_whole(tmp_path) == (Place(1), good)
+    assert newest_whole(tmp_path) == (TrainingPosition(1), good)
 
 
 def test_a_link_in_the_place_of_a_checkpoint_is_none(tmp_path: Path) -> None:
     elsewhere = write(tmp_path / "elsewhere", checkpoint(3))
     good = write(tmp_path / "own", checkpoint(1))
-    (tmp_path / "own" / Place(3).name).symlink_to(elsewhere)
+    (tmp_path / "own" / TrainingPosition(3).name).symlink_to(elsewhere)
 
-    assert newest_whole(tmp_path / "own") == (Place(1), good)
+    assert newest_whole(tmp_path / "own") == (TrainingPosition(1), good)
 
 
 def test_what_stands_beside_the_files_of_a_checkpoint_is_not_adopted(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from keras import layers
 from tensorflow.python.framework.config import disable_op_determinism, enable_op_determinism
 
-from aiaas_magics.backend.folders.checkpoint_folder import Place, is_whole
+from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition, is_whole
 from aiaas_magics.backend.training.checkpoint import training_state
 from aiaas_magics.backend.training.checkpoint.checkpoint_callback import left_behind, matching, state_of
 from aiaas_magics.backend.workers.local.local_pool import LocalPool
@@ -101,7 +101,7 @@ def arguments(*callbacks: Any, shuffle: bool = True) -> dict[str, Any]:
 
 def collected(folder: Path, *, within: bool) -> Path:
     """The last checkpoint that was put aside from within an epoch, or from the end of one."""
-    found = [path for path in sorted((folder / "collected").iterdir()) if bool(Place.of(path).step) == within]  # type: ignore[union-attr]
+    found = [path for path in sorted((folder / "collected").iterdir()) if bool(TrainingPosition.of(path).step) == within]  # type: ignore[union-attr]
     assert found, f"no such checkpoint among {list((folder / 'collected').iterdir())}"
     assert is_whole(found[-1])
     return found[-1]
@@ -141,7 +141,7 @@ def test_a_resumed_attempt_ends_where_an_undisturbed_one_ends(
         assert [state.get("wait") for state in resumed.callbacks] == [state.get("wait") for state in whole.callbacks]
         assert resumed.callbacks[1]["drawn"] == whole.callbacks[1]["drawn"]
         events = ranks.events_in(tmp_path, attempt=number)
-        assert min(e.epoch for e in events if isinstance(e, EpochEnded)) == Place.of(begin).epoch  # type: ignore[union-attr]
+        assert min(e.epoch for e in events if isinstance(e, EpochEnded)) == TrainingPosition.of(begin).epoch  # type: ignore[union-attr]
         [notice] = [e.text for e in events if isinstance(e, Notice)]
         assert "Draws.hidden" in notice
 
@@ -150,7 +150,7 @@ def test_ranks_that_make_steps_at_their_own_pace_keep_a_checkpoint_of_the_same_s
     """Nobody looks at single steps here, so that each rank makes as many in one call as it finds right."""
     sent = ranks.send(tmp_path, calm_model(), **data(12 * 3000, epochs=1, shuffle=True)())
     whole = attempt(pool, sent, tmp_path, n=2, execution=Execution(checkpoint_epochs=0, checkpoint_s=0.05))
-    begin = max(path for path in (tmp_path / "checkpoints").iterdir() if Place.of(path).step)  # type: ignore[union-attr]
+    begin = max(path for path in (tmp_path / "checkpoints").iterdir() if TrainingPosition.of(path).step)  # type: ignore[union-attr]
 
     resumed = attempt(pool, sent, tmp_path, n=2, number=2, resume_from=str(begin))
 

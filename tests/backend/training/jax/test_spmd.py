@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from aiaas_magics.backend.folders.checkpoint_folder import Place
-from aiaas_magics.backend.training.batch_partition import Plan, order_of
+from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
+from aiaas_magics.backend.training.batch_partition import BatchPartition, order_of
 from aiaas_magics.backend.training.epochs import Passes, Reading
 from aiaas_magics.core.errors import NotOnJax
 from aiaas_magics.core.events import EpochEnded, Measured, Planned
@@ -171,8 +171,8 @@ def test_the_order_of_rows_is_that_of_every_other_strategy(cases: dict[str, Case
 
 
 def test_an_attempt_within_an_epoch_goes_on_with_the_next_batch() -> None:
-    plan = Plan(rows=70, batch=16)
-    passes = Passes(Reading(seed=SEED, start=Place(1, 3)), plan, shuffle=True, steps_per_epoch=None)
+    plan = BatchPartition(rows=70, batch=16)
+    passes = Passes(Reading(seed=SEED, start=TrainingPosition(1, 3)), plan, shuffle=True, steps_per_epoch=None)
 
     begun = passes.begin()
 

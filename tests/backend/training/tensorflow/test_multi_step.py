@@ -14,16 +14,16 @@ import tensorflow as tf
 from keras import layers
 from tensorflow.python.framework.config import disable_op_determinism, enable_op_determinism
 
-from aiaas_magics.backend.folders.checkpoint_folder import Place
+from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training.autotune import compile_policy as choice_module
 from aiaas_magics.backend.training.autotune.compile_policy import Choices, Timing, has_few_rows, quickest
-from aiaas_magics.backend.training.batch_partition import Plan, order_of
+from aiaas_magics.backend.training.batch_partition import BatchPartition, order_of
 from aiaas_magics.backend.training.loop_length import CALL_S, GROWTH, Pace
-from aiaas_magics.backend.training.rank_rows import Source
+from aiaas_magics.backend.training.rank_rows import RowSource
 from aiaas_magics.backend.training.tensorflow import device_data, tensorflow_engine
 from aiaas_magics.backend.training.tensorflow import multi_step as fused_module
 from aiaas_magics.backend.training.tensorflow.graph_operations import operation_of
-from aiaas_magics.backend.training.tensorflow.multi_step import Chunk, FusedSteps
+from aiaas_magics.backend.training.tensorflow.multi_step import FusedSteps, StepChunk
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.events import Candidate, EpochEnded, Event, Planned
 from aiaas_magics.core.execution import Execution
@@ -428,7 +428,7 @@ def test_a_plan_is_measured_with_as_many_steps_a_call_as_the_callbacks_of_the_fi
     made: list[int] = []
     stock = FusedSteps._run
 
-    def run(self: Any, chunk: Chunk, *, compiled: bool) -> Any:
+    def run(self: Any, chunk: StepChunk, *, compiled: bool) -> Any:
         made.append(chunk.stop - chunk.start)
         return stock(self, chunk, compiled=compiled)
 
@@ -472,7 +472,7 @@ def test_rows_read_ahead_are_those_of_memory(budget: int | None) -> None:
     x, y = table(77)
     read = device_data.rows_of_arrays((x, tf.constant(y), None), budget=budget)
     for epoch in range(2):
-        plan = Plan(rows=77, batch=8, rank=1, ranks=2)
+        plan = BatchPartition(rows=77, batch=8, rank=1, ranks=2)
         cut = plan.cut(order_of(epoch, rows=77, batch=8, shuffle=True, seed=1))
         read.begin(plan, cut, uneven=True)
 
@@ -521,12 +521,12 @@ def test_ranks_share_the_memory_that_there_is(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_attempt_that_goes_on_decides_by_the_steps_of_the_whole_fit() -> None:
-    def source(start: Place) -> Source:
-        made = Source(seed=1, start=start, epochs=10)
-        made.begin(Plan(rows=20_000, batch=32), steps_per_epoch=None)
+    def source(start: TrainingPosition) -> RowSource:
+        made = RowSource(seed=1, start=start, epochs=10)
+        made.begin(BatchPartition(rows=20_000, batch=32), steps_per_epoch=None)
         return made
 
-    first, resumed = source(Place(0)), source(Place(7, 100))
+    first, resumed = source(TrainingPosition(0)), source(TrainingPosition(7, 100))
 
     assert first.in_all(625) == resumed.in_all(625) == 6250
     assert (first.ahead(625), resumed.ahead(625)) == (625 * 11, 625 * 4)  # before the first pass has begun

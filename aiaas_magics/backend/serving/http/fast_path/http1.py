@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from aiaas_magics.backend.net.guard import ALLOW, facts_of
 from aiaas_magics.backend.net.limited_http import LimitedProtocol, lines
 from aiaas_magics.backend.serving.http import request_handler
-from aiaas_magics.backend.serving.http.fast_path.pending import UNKNOWN, Asked, Known, Pending, Slot, known_of
+from aiaas_magics.backend.serving.http.fast_path.pending import UNKNOWN, ParsedHead, Pending, PendingPrediction, Slot, known_of
 from aiaas_magics.backend.serving.http.inference_app import App, BodyTooSlow
 from aiaas_magics.backend.serving.protocols import JSON, Response, error
 
@@ -34,8 +34,8 @@ class Http1(LimitedProtocol):
 
     app: App
 
-    _known: Known | None = None  # of the request that was taken the short way last
-    _short: Known | None = None  # the request being read, where it takes the short way
+    _known: ParsedHead | None = None  # of the request that was taken the short way last
+    _short: ParsedHead | None = None  # the request being read, where it takes the short way
     _taken = UNKNOWN  # the last request of this read that took the short way, and its body's length
     _held = 0
     _body_deadline: asyncio.TimerHandle | None = None
@@ -96,11 +96,11 @@ class Http1(LimitedProtocol):
         plain = parser.get_method() == b"POST" and parser.get_http_version() == "1.1" and parser.should_keep_alive()
         return plain and length.isdigit() and len(length) < 10 and int(length) <= SHORT_BYTES
 
-    def _known_head(self) -> Known | None:
+    def _known_head(self) -> ParsedHead | None:
         known = self._known
         return known if known is not None and known.url == self.url and known.raw == self.headers else self._look_at_head()
 
-    def _look_at_head(self) -> Known | None:
+    def _look_at_head(self) -> ParsedHead | None:
         """What is asked for, where it may take the short way."""
         headers = tuple((name.lower(), value) for name, value in self.headers)
         for name, value in headers:
@@ -145,10 +145,10 @@ class Http1(LimitedProtocol):
                 self.app.heads.clear()
             self.app.heads[head] = known, length
 
-    def _take(self, known: Known, body: bytes) -> None:
+    def _take(self, known: ParsedHead, body: bytes) -> None:
         """Have a request answered below ASGI."""
         pending = self._pending
-        asked = Asked(pending, known, body, known.json_bytes, time.perf_counter_ns())
+        asked = PendingPrediction(pending, known, body, known.json_bytes, time.perf_counter_ns())
         pending.slots.append(asked)
         self.cycle = pending
         if len(pending.slots) >= PENDING:

@@ -21,7 +21,7 @@ from aiaas_magics.backend.serving.http.compression import LARGE
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.backend.serving.models.replicas import Inline
-from aiaas_magics.backend.serving.protocols import Form, FormOf, Plain, Response
+from aiaas_magics.backend.serving.protocols import FormOf, Plain, PlainForm, Response
 
 MOST: Final = Limits().waiting  # predictions that may wait here; what is beyond waits, or is refused, where all others do
 
@@ -44,7 +44,7 @@ class Prediction(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Place:
+class PlainTarget:
     """Which version is asked for, in which protocol's plain form. To be had from `place_of`: what is asked alike is one place."""
 
     name: str
@@ -53,7 +53,7 @@ class Place:
     form: FormOf
 
 
-place_of = lru_cache(maxsize=1024)(Place)  # guess: as many as heads are known
+place_of = lru_cache(maxsize=1024)(PlainTarget)  # guess: as many as heads are known
 
 
 class Together:
@@ -61,10 +61,10 @@ class Together:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._asked: list[tuple[Place, Prediction]] = []
+        self._asked: list[tuple[PlainTarget, Prediction]] = []
         self._turn_comes = False
 
-    def add(self, place: Place, prediction: Prediction) -> None:
+    def add(self, place: PlainTarget, prediction: Prediction) -> None:
         """Have `prediction` answered at the end of this turn."""
         asked = self._asked
         if len(asked) >= MOST:
@@ -82,13 +82,13 @@ class Together:
     def _turn(self) -> None:
         self._turn_comes = False
         asked, self._asked = self._asked, []
-        places: dict[Place, list[Prediction]] = {}
+        places: dict[PlainTarget, list[Prediction]] = {}
         for place, prediction in asked:
             places.setdefault(place, []).append(prediction)
         for place, predictions in places.items():
             self._answer(place, predictions)
 
-    def _answer(self, place: Place, predictions: Sequence[Prediction]) -> None:
+    def _answer(self, place: PlainTarget, predictions: Sequence[Prediction]) -> None:
         version = self._registry.only(place.name, place.version, label=place.label)
         executor = None if version is None or self._registry.tracing is not None else version.executor
         if version is None or not isinstance(executor, Inline) or not executor.joins or (form := version.once(place.form)) is None:
@@ -122,7 +122,7 @@ def _begin(predictions: Sequence[Prediction]) -> None:
 
 
 def _compute(
-    version: Version, executor: Inline, form: Form, x: np.ndarray, plain: Sequence[Plain], taken: Sequence[Prediction], why: str
+    version: Version, executor: Inline, form: PlainForm, x: np.ndarray, plain: Sequence[Plain], taken: Sequence[Prediction], why: str
 ) -> None:
     began_ns = time.perf_counter_ns()
     try:

@@ -13,15 +13,15 @@ from typing import Final
 import msgspec
 
 from aiaas_magics.backend.serving.http import request_handler
-from aiaas_magics.backend.serving.http.fast_path.microbatch import Place, place_of
+from aiaas_magics.backend.serving.http.fast_path.microbatch import PlainTarget, place_of
 from aiaas_magics.backend.serving.models.registry import Registry
-from aiaas_magics.backend.serving.protocols import Headers, InferenceProtocol, Request, Response, Route, computes
+from aiaas_magics.backend.serving.protocols import Headers, InferenceProtocol, InferenceRoute, Request, Response, computes
 from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH
-from aiaas_magics.backend.serving.protocols.operations import Route as PathRoute
+from aiaas_magics.backend.serving.protocols.operations import OperationRoute as PathRoute
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class ParsedHead:
     """A request's head, without its content-length, and what was decided of it: a client's next one mostly is the same."""
 
     url: bytes
@@ -29,19 +29,21 @@ class Known:
     headers: Headers  # with names in lower case
     path: str
     protocol: InferenceProtocol
-    route: Route
+    route: InferenceRoute
     computes: bool
     json_bytes: int  # of a body whose head says how much of it is JSON; else 0
-    place: Place | None  # whom it asks, if it may be answered together with others
+    place: PlainTarget | None  # whom it asks, if it may be answered together with others
 
 
-UNKNOWN: Final[tuple[Known | None, int]] = (None, 0)
+UNKNOWN: Final[tuple[ParsedHead | None, int]] = (None, 0)
 
 
-def known_of(url: bytes, raw: list[tuple[bytes, bytes]], headers: Headers, path: str, protocol: InferenceProtocol, route: Route) -> Known:
+def known_of(
+    url: bytes, raw: list[tuple[bytes, bytes]], headers: Headers, path: str, protocol: InferenceProtocol, route: InferenceRoute
+) -> ParsedHead:
     wanted, told = computes(headers), [value for name, value in headers if name == JSON_LENGTH]
     form = request_handler.PLAIN_FORMS.get((protocol, route.action)) if wanted and isinstance(route, PathRoute) else None
-    return Known(
+    return ParsedHead(
         url=url,
         raw=raw,
         headers=headers,
@@ -86,11 +88,11 @@ class Pending:
         """Nobody waits for messages here."""
 
 
-class Asked(Slot, eq=False):
+class PendingPrediction(Slot, eq=False):
     """A prediction that waits for its answer in its place."""
 
     pending: Pending
-    known: Known
+    known: ParsedHead
     body: bytes
     json_bytes: int
     began_ns: int

@@ -16,12 +16,12 @@ import orjson
 from aiaas_magics.backend.serving import protocols
 from aiaas_magics.backend.serving.http import prometheus
 from aiaas_magics.backend.serving.models.registry import NotServed, Registry, Version
-from aiaas_magics.backend.serving.models.stats import Figures
+from aiaas_magics.backend.serving.models.stats import EndpointStats
 from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, error
 from aiaas_magics.backend.serving.protocols.discovery import openapi, page
-from aiaas_magics.backend.serving.protocols.discovery.page import Call, Counted, Description
+from aiaas_magics.backend.serving.protocols.discovery.page import Counted, EndpointPage, ExampleCall
 from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
-from aiaas_magics.backend.serving.protocols.operations import Operation, PathTable, Route
+from aiaas_magics.backend.serving.protocols.operations import Operation, OperationRoute, PathTable
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
 from aiaas_magics.core import snippets, wire
 from aiaas_magics.core.spec import DeploySpec
@@ -39,19 +39,19 @@ OPERATIONS: Final = (*PATHS.operations, *tfserving_rest.PATHS.operations, *open_
 HOST: Final = re.compile(rb"[A-Za-z0-9._:\[\]-]{1,255}")
 
 
-def find_route(method: str, path: str) -> Route | Response:
+def find_route(method: str, path: str) -> OperationRoute | Response:
     """The route of a request line; a path that nobody here knows is a bare 404, as TensorFlow Serving's."""
     found = PATHS.find(method, path)
-    if isinstance(found, Route):
+    if isinstance(found, OperationRoute):
         return found
     if found.allowed:
         return error(405, "Method Not Allowed", ((b"allow", ", ".join(found.allowed).encode()),))
     return Response(404, b"")
 
 
-def look(registry: Registry, route: protocols.Route, request: Request) -> Response:
+def look(registry: Registry, route: protocols.InferenceRoute, request: Request) -> Response:
     """The page or the document, whichever the caller accepts."""
-    assert isinstance(route, Route)
+    assert isinstance(route, OperationRoute)
     url = address_of(request)
     match route.action:
         case "openapi":
@@ -70,15 +70,15 @@ def look(registry: Registry, route: protocols.Route, request: Request) -> Respon
             return page.endpoint(description) if wants_page(request) else Response(200, wire.encode(description))
 
 
-def read(_route: protocols.Route, _request: Request, _version: Version) -> NoReturn:
+def read(_route: protocols.InferenceRoute, _request: Request, _version: Version) -> NoReturn:
     raise BadValue("Nothing is computed at this address.", 404)
 
 
-def not_found(route: protocols.Route) -> Response:
+def not_found(route: protocols.InferenceRoute) -> Response:
     return error(404, f"There is no endpoint {route.name[:100]!r} here. GET / lists those there are.")
 
 
-def not_ready(route: protocols.Route) -> Response:
+def not_ready(route: protocols.InferenceRoute) -> Response:
     return not_found(route)
 
 
@@ -96,7 +96,7 @@ def address_of(request: Request) -> str:
     return f"{request.scheme}://{host.decode() if HOST.fullmatch(host) else 'localhost'}"
 
 
-def describe(registry: Registry, name: str, url: str) -> Description:
+def describe(registry: Registry, name: str, url: str) -> EndpointPage:
     """An endpoint as it is now.
 
     Raises:
@@ -107,7 +107,7 @@ def describe(registry: Registry, name: str, url: str) -> Description:
     live = next((version for version in versions if routing is not None and version.number == routing.live), None)
     shown = live or versions[0]
     spec = shown.spec
-    return Description(
+    return EndpointPage(
         name=name,
         url=url,
         model=spec.model,
@@ -120,7 +120,7 @@ def describe(registry: Registry, name: str, url: str) -> Description:
     )
 
 
-def counted(figures: Figures) -> Counted:
+def counted(figures: EndpointStats) -> Counted:
     return Counted(
         requests=figures.requests,
         rows=figures.rows,
@@ -133,8 +133,8 @@ def counted(figures: Figures) -> Counted:
     )
 
 
-def examples_of(spec: DeploySpec, url: str) -> Iterator[Call]:
+def examples_of(spec: DeploySpec, url: str) -> Iterator[ExampleCall]:
     if snippets.takes_json(spec.inputs):
-        yield Call(client="curl", text=snippets.curl(url, spec.name, spec.inputs, spec.example))
-        yield Call(client="Python alone", text=snippets.python(url, spec.name, spec.inputs, spec.example))
-    yield Call(client="tritonclient", text=snippets.triton(url, spec.name, spec.inputs, spec.outputs, spec.example))
+        yield ExampleCall(client="curl", text=snippets.curl(url, spec.name, spec.inputs, spec.example))
+        yield ExampleCall(client="Python alone", text=snippets.python(url, spec.name, spec.inputs, spec.example))
+    yield ExampleCall(client="tritonclient", text=snippets.triton(url, spec.name, spec.inputs, spec.outputs, spec.example))

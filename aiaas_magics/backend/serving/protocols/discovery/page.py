@@ -1,7 +1,7 @@
 """Pages for people: plain HTML made from values, with nothing from elsewhere and no script.
 
 Owns the markup, the style and the headers that forbid everything else. What stands on a page
-belongs to `describing`.
+belongs to `discovery_routes`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HEADERS: Final[Headers] = (
 )
 
 
-class Call(Value, frozen=True, kw_only=True):
+class ExampleCall(Value, frozen=True, kw_only=True):
     """An example call, to be pasted."""
 
     client: str
@@ -56,7 +56,7 @@ class Counted(Value, frozen=True, kw_only=True):
     p999_ms: float
 
 
-class Description(Value, frozen=True, kw_only=True):
+class EndpointPage(Value, frozen=True, kw_only=True):
     """An endpoint, for people and programs. `live` is the version that answers, if one does."""
 
     name: str
@@ -66,7 +66,7 @@ class Description(Value, frozen=True, kw_only=True):
     versions: tuple[VersionView, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    calls: tuple[Call, ...]
+    calls: tuple[ExampleCall, ...]
     figures: Counted
 
 
@@ -76,7 +76,7 @@ def home(url: str, names: Sequence[str]) -> Response:
     return _page("Endpoints", f"<ul>{items}</ul>" if names else nothing, _how_to_fetch(f"{url}/"))
 
 
-def endpoint(what: Description) -> Response:
+def endpoint(what: EndpointPage) -> Response:
     name = escape(what.name)
     state = f"Version {what.live} answers" if what.live is not None else "No version answers yet"
     return _page(

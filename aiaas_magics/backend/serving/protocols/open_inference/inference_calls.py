@@ -36,7 +36,7 @@ class Wanted(msgspec.Struct, frozen=True):
     binary: bool
 
 
-class Place(msgspec.Struct, frozen=True):
+class TensorSlice(msgspec.Struct, frozen=True):
     """Where an input lies in the bytes behind the document."""
 
     name: str
@@ -45,10 +45,10 @@ class Place(msgspec.Struct, frozen=True):
     start: int
 
 
-class Known(msgspec.Struct, frozen=True, kw_only=True):
+class KnownDocument(msgspec.Struct, frozen=True, kw_only=True):
     """What a document says whose tensors all come behind it, and the documents that answer it, by the outputs' shapes."""
 
-    places: tuple[Place, ...]
+    places: tuple[TensorSlice, ...]
     nbytes: int
     rows: int | None
     wanted: tuple[Wanted, ...]
@@ -81,7 +81,7 @@ class InferCall(msgspec.Struct, frozen=True, kw_only=True):
     wanted: tuple[Wanted, ...]
     id: str | None = None
     timeout_s: float = math.inf
-    known: Known | None = None
+    known: KnownDocument | None = None
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
         arrays = [np.asarray(outputs[wanted.name]) for wanted in self.wanted]
@@ -117,9 +117,9 @@ class Documents:
 
     def __init__(self, version: Version) -> None:
         self._name, self._number = version.spec.name, version.number
-        self._known: dict[bytes, Known] = {}
+        self._known: dict[bytes, KnownDocument] = {}
 
-    def known(self, body: bytes, size: int) -> Known | None:
+    def known(self, body: bytes, size: int) -> KnownDocument | None:
         """What the `size` bytes of JSON at the start of `body` say, if they are known and the tensors behind them are whole."""
         known = self._known.get(body[:size]) if 0 < size <= DOCUMENT_BYTES else None
         return known if known is not None and len(body) - size == known.nbytes else None
@@ -151,8 +151,10 @@ class Documents:
         for given in inputs:
             if given.binary_size is None or given.datatype not in PLAIN:
                 return
-            places.append(Place(given.name, tensors.LAYOUTS[given.datatype], given.shape, start))
+            places.append(TensorSlice(given.name, tensors.LAYOUTS[given.datatype], given.shape, start))
             start += given.binary_size
         if len(self._known) >= DOCUMENTS:
             self._known.clear()
-        self._known[document] = Known(places=tuple(places), nbytes=start, rows=call.rows, wanted=call.wanted, timeout_s=call.timeout_s)
+        self._known[document] = KnownDocument(
+            places=tuple(places), nbytes=start, rows=call.rows, wanted=call.wanted, timeout_s=call.timeout_s
+        )

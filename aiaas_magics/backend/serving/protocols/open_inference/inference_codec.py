@@ -2,7 +2,7 @@
 
 Owns how a value becomes a tensor and back, in both forms, and the sentences for those that do
 not. Which route a body came by belongs to `openinference`; JSON values share their rules with
-TensorFlow Serving's (`codec`).
+TensorFlow Serving's (`tfserving_json`).
 
 Sources: kserve/open-inference-protocol, and docs/protocol/extension_binary_data.md of
 https://github.com/triton-inference-server/server.
@@ -81,22 +81,22 @@ class Input(Value, frozen=True, kw_only=True):
         return self.parameters.content_type if self.parameters is not None else None
 
 
-class OutputParameters(Value, frozen=True, kw_only=True):
+class RequestedOutputParameters(Value, frozen=True, kw_only=True):
     binary_data: bool | None = None
     classification: int | None = None
     shared_memory_region: str | None = None
 
 
-class Output(Value, frozen=True, kw_only=True):
+class RequestedOutput(Value, frozen=True, kw_only=True):
     name: str
-    parameters: OutputParameters | None = None
+    parameters: RequestedOutputParameters | None = None
 
 
 class InferRequest(Value, frozen=True, kw_only=True):
     id: str | None = None
     parameters: dict[str, Any] | None = None
     inputs: tuple[Input, ...]
-    outputs: tuple[Output, ...] | None = None
+    outputs: tuple[RequestedOutput, ...] | None = None
 
 
 _DECODER: Final = msgspec.json.Decoder(InferRequest)

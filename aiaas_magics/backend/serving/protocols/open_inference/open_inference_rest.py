@@ -1,8 +1,8 @@
 """Open Inference Protocol v2 over REST, with the binary tensor extension: routes, reading, answering.
 
 Owns paths, status codes, sentences, and reading a request. A decoded request and its answer belong to
-`openinference_calls`, tensors and documents to `openinference_codec`, what is told about models to
-`openinference_documents`.
+`inference_calls`, tensors and documents to `inference_codec`, what is told about models to
+`inference_documents`.
 
 Sources: kserve/open-inference-protocol; where it leaves room, Triton (src/http_server.cc and
 docs/protocol of https://github.com/triton-inference-server/server). Health answers have a body,
@@ -23,13 +23,13 @@ from msgspec import UNSET
 from aiaas_magics.backend.serving import protocols
 from aiaas_magics.backend.serving.engines import slices_of
 from aiaas_magics.backend.serving.models.registry import NotServed, Registry, Version
-from aiaas_magics.backend.serving.protocols import BadValue, Form, Plain, Request, Response, error
+from aiaas_magics.backend.serving.protocols import BadValue, Plain, PlainForm, Request, Response, error
 from aiaas_magics.backend.serving.protocols.open_inference import inference_codec as tensors
 from aiaas_magics.backend.serving.protocols.open_inference import inference_documents as documents
 from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH, PLAIN, Documents, InferCall, Wanted
-from aiaas_magics.backend.serving.protocols.open_inference.inference_codec import InferRequest, Input, Output
+from aiaas_magics.backend.serving.protocols.open_inference.inference_codec import InferRequest, Input, RequestedOutput
 from aiaas_magics.backend.serving.protocols.open_inference.inference_documents import ControlRequest, IndexRequest
-from aiaas_magics.backend.serving.protocols.operations import BadVersion, Operation, PathTable, Route
+from aiaas_magics.backend.serving.protocols.operations import BadVersion, Operation, OperationRoute, PathTable
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
 from aiaas_magics.core.spec import TensorSpec
 
@@ -59,13 +59,13 @@ PATHS: Final = PathTable(
 )
 
 
-def find_route(method: str, path: str) -> Route | Response:
+def find_route(method: str, path: str) -> OperationRoute | Response:
     """The route of a request line, or the answer to one that is none: 405 for a wrong verb, 404 for no path."""
     try:
         found = PATHS.find(method, path)
     except BadVersion as fault:
         return error(400, f"Version {str(fault)[:100]} is beyond what a version can be.")
-    if isinstance(found, Route):
+    if isinstance(found, OperationRoute):
         return found
     if found.allowed:
         allowed = ", ".join(found.allowed)
@@ -76,7 +76,7 @@ def find_route(method: str, path: str) -> Route | Response:
 # --------------------------------------------------------------------------- infer
 
 
-def read(_route: protocols.Route, request: Request, version: Version) -> InferCall:
+def read(_route: protocols.InferenceRoute, request: Request, version: Version) -> InferCall:
     """The tensors of an inference request.
 
     Raises:
@@ -105,7 +105,7 @@ def read_document(document: bytes, binary: memoryview, version: Version) -> tupl
     return asked, call_of(version, given, wanted, id=asked.id, timeout_s=timeout_of(asked))
 
 
-def plain_form(version: Version) -> Form | None:
+def plain_form(version: Version) -> PlainForm | None:
     """How `infer` reads documents that came before; None for a model with several inputs or outputs, or with rows of any form."""
     (spec, *others), documents = version.spec.inputs, version.once(Documents)
     datatype = tensors.DATATYPES.get(spec.dtype)
@@ -122,7 +122,7 @@ def plain_form(version: Version) -> Form | None:
         places = slices_of(rows for _, rows, _ in asked)
         return [known.write(output[place]) for place, (_, _, known) in zip(places, asked, strict=True)]
 
-    return Form(name=spec.name, row=spec.shape[1:], dtype=tensors.LAYOUTS[datatype], read=read, write=write)
+    return PlainForm(name=spec.name, row=spec.shape[1:], dtype=tensors.LAYOUTS[datatype], read=read, write=write)
 
 
 def json_size(request: Request) -> int | None:
@@ -142,7 +142,7 @@ def check_parameters(asked: InferRequest) -> None:
     for key in asked.parameters or ():
         if key.startswith("triton_"):
             raise BadValue(f"Parameter {key[:100]!r} begins with 'triton_', which is reserved")
-    described: tuple[Input | Output, ...] = (*asked.inputs, *(asked.outputs or ()))
+    described: tuple[Input | RequestedOutput, ...] = (*asked.inputs, *(asked.outputs or ()))
     for tensor in described:
         if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
             raise BadValue("Shared memory is not offered here. Send tensors in the body.")
@@ -222,7 +222,7 @@ def wanted_outputs(asked: InferRequest, specs: tuple[TensorSpec, ...]) -> tuple[
     return tuple(wanted.values())
 
 
-def is_binary(output: Output, *, otherwise: bool) -> bool:
+def is_binary(output: RequestedOutput, *, otherwise: bool) -> bool:
     if output.parameters is None:
         return otherwise
     if output.parameters.classification is not None:
@@ -253,9 +253,9 @@ def call_of(
 # --------------------------------------------------------------------------- everything else
 
 
-def look(registry: Registry, route: protocols.Route, request: Request) -> Response:
+def look(registry: Registry, route: protocols.InferenceRoute, request: Request) -> Response:
     """The answer to a request that computes nothing."""
-    assert isinstance(route, Route)
+    assert isinstance(route, OperationRoute)
     try:
         return _LOOKS[route.action](registry, route, request)
     except NotServed:
@@ -264,12 +264,12 @@ def look(registry: Registry, route: protocols.Route, request: Request) -> Respon
         return error(fault.status, fault.text)
 
 
-def not_found(route: protocols.Route) -> Response:
+def not_found(route: protocols.InferenceRoute) -> Response:
     version = f" version {route.version}" if route.version else ""
     return error(404, f"Request for unknown model: '{route.name[:100]}'{version} is not found. GET / lists the endpoints.")
 
 
-def not_ready(route: protocols.Route) -> Response:
+def not_ready(route: protocols.InferenceRoute) -> Response:
     return error(503, f"Model '{route.name[:100]}' is not ready. Try again in a moment.", ((b"retry-after", b"1"),))
 
 
@@ -277,12 +277,12 @@ def unknown_label(label: str) -> Response:
     return error(404, f"Unknown label: {label[:100]}")
 
 
-def _ready(registry: Registry, _route: Route, _request: Request) -> Response:
+def _ready(registry: Registry, _route: OperationRoute, _request: Request) -> Response:
     ready = documents.is_ready(registry)
     return _health(ready, {"live": True, "ready": ready})
 
 
-def _model_ready(registry: Registry, route: Route, _request: Request) -> Response:
+def _model_ready(registry: Registry, route: OperationRoute, _request: Request) -> Response:
     ready = documents.answers(registry, route.name, route.version)
     return _health(ready, {"name": route.name, "ready": ready})
 
@@ -294,7 +294,7 @@ def _health(ready: bool, document: Mapping[str, object]) -> Response:
     return Response(503, orjson.dumps({**document, "error": "not ready"}), ((b"retry-after", b"1"),))
 
 
-def _statistics(registry: Registry, route: Route, _request: Request) -> Response:
+def _statistics(registry: Registry, route: OperationRoute, _request: Request) -> Response:
     """Of every version that answers: one of a model, all of it, or all of all models."""
     if route.version:
         return _json(documents.statistics([registry.find(route.name, route.version)]))
@@ -302,14 +302,14 @@ def _statistics(registry: Registry, route: Route, _request: Request) -> Response
     return _json(documents.statistics(version for name in names for version in registry.versions(name) if version.state == "AVAILABLE"))
 
 
-def _load(registry: Registry, route: Route, request: Request) -> Response:
+def _load(registry: Registry, route: OperationRoute, request: Request) -> Response:
     if documents.read(request.body, ControlRequest).parameters:
         raise BadValue("Models come here by a deploy; 'config' and 'file:' are not taken. Send no parameters.")
     registry.restore(route.name)
     return _json({"name": route.name, "load": True})
 
 
-def _unload(registry: Registry, route: Route, request: Request) -> Response:
+def _unload(registry: Registry, route: OperationRoute, request: Request) -> Response:
     documents.read(request.body, ControlRequest)  # its one parameter is "unload_dependents"; nothing depends on another here
     registry.withdraw(route.name)
     return _json({"name": route.name, "unload": True})
@@ -319,7 +319,7 @@ def _json(document: object) -> Response:
     return Response(200, orjson.dumps(document))
 
 
-_LOOKS: Final[Mapping[str, Callable[[Registry, Route, Request], Response]]] = MappingProxyType(
+_LOOKS: Final[Mapping[str, Callable[[Registry, OperationRoute, Request], Response]]] = MappingProxyType(
     {
         "server": lambda *_: _json(documents.server()),
         "live": lambda *_: _json({"live": True}),

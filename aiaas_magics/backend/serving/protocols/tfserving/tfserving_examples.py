@@ -1,7 +1,7 @@
 """TensorFlow Serving's classify and regress: examples in, labels with scores or numbers out.
 
 Owns the form of examples, and what the output of a Keras model says as a classification or a
-regression. Routes belong to `tfserving`, values to `codec`.
+regression. Routes belong to `tfserving`, values to `tfserving_json`.
 
 TensorFlow Serving wants a signature of that method, which a Keras export does not have. Here
 one output decides: a regression is one number a row; a classification is one score a class,

@@ -1,7 +1,7 @@
 """TensorFlow Serving's REST interface: predict, classify, regress, status, metadata, and their errors.
 
 Owns routes, documents, status codes and sentences. How a value becomes a tensor belongs to
-`codec` and `examples`; sockets, tokens and body limits belong to `app`.
+`tfserving_json` and `tfserving_examples`; sockets, tokens and body limits belong to `app`.
 
 Source of truth: model_servers/http_rest_api_handler.cc, http_rest_api_util.cc and
 util/json_tensor.cc of https://github.com/tensorflow/serving. Where we answer more than it
@@ -19,8 +19,8 @@ import orjson
 
 from aiaas_magics.backend.serving import protocols
 from aiaas_magics.backend.serving.models.registry import NotServed, Registry, UnknownLabel, Version
-from aiaas_magics.backend.serving.protocols import Form, Plain, Request, Response, error
-from aiaas_magics.backend.serving.protocols.operations import BadVersion, Operation, PathTable, Route
+from aiaas_magics.backend.serving.protocols import Plain, PlainForm, Request, Response, error
+from aiaas_magics.backend.serving.protocols.operations import BadVersion, Operation, OperationRoute, PathTable
 from aiaas_magics.backend.serving.protocols.tfserving.tfserving_examples import METHODS, ExamplesCall, read_examples
 from aiaas_magics.backend.serving.protocols.tfserving.tfserving_json import (
     PlainRowsOf,
@@ -70,7 +70,7 @@ DTYPES: Final = {
 }
 
 
-def find_route(method: str, path: str) -> Route | Response:
+def find_route(method: str, path: str) -> OperationRoute | Response:
     """The route of a request line, or the answer to one that is none. `path` is as it came, still percent-encoded.
 
     A wrong verb is 400 here, not 405, and what is not below `/v1/` is 404. TRACE alone is 405, as HTTP has it: no client
@@ -80,13 +80,13 @@ def find_route(method: str, path: str) -> Route | Response:
         found = PATHS.find(method, path)
     except BadVersion as fault:
         return error(400, f"Failed to convert version: {str(fault)[:100]} to numeric.")
-    if isinstance(found, Route):
+    if isinstance(found, OperationRoute):
         return found
     folded = path.lower()
     if not folded.startswith("/v1/"):
         return Response(404, b"")
     if method == "OPTIONS":
-        return Route(action="preflight")
+        return OperationRoute(action="preflight")
     if method == "TRACE" and found.allowed:
         return error(
             405, "Method Not Allowed. GET /openapi.json has every path with its verb.", ((b"allow", ", ".join(found.allowed).encode()),)
@@ -99,13 +99,13 @@ def find_route(method: str, path: str) -> Route | Response:
 # --------------------------------------------------------------------------- predict
 
 
-def read(route: protocols.Route, request: Request, version: Version) -> PredictCall | ExamplesCall:
+def read(route: protocols.InferenceRoute, request: Request, version: Version) -> PredictCall | ExamplesCall:
     """The tensors of a predict, classify or regress request.
 
     Raises:
         BadValue: with this protocol's status code and sentence.
     """
-    assert isinstance(route, Route)
+    assert isinstance(route, OperationRoute)
     if route.action != "predict":
         return read_examples(request.body, version.spec, METHODS[route.action])
     plainly = version.once(_plain_rows)
@@ -119,7 +119,7 @@ def _plain_rows(version: Version) -> PlainRowsOf | None:
     return plain_rows(version.spec.inputs)
 
 
-def plain_form(version: Version) -> Form | None:
+def plain_form(version: Version) -> PlainForm | None:
     """How `predict` reads plain rows; None for a model of another kind."""
     plainly = version.once(_plain_rows)
     if plainly is None or len(version.spec.outputs) > 1 or version.spec.inputs[0].shape[0] >= 0 or version.spec.inputs[0].shape[1] < 0:
@@ -130,17 +130,17 @@ def plain_form(version: Version) -> Form | None:
         texts = json_of_each(name, output, [rows for _, rows, _ in asked])
         return [Response(200, b'{"predictions":%b}' % text) for text in texts]
 
-    return Form(name=spec.name, row=spec.shape[1:], dtype=plain_dtype(spec), read=plainly, write=write)
+    return PlainForm(name=spec.name, row=spec.shape[1:], dtype=plain_dtype(spec), read=plainly, write=write)
 
 
-def not_found(route: protocols.Route) -> Response:
+def not_found(route: protocols.InferenceRoute) -> Response:
     if not route.version:
         return error(404, f"Servable not found for request: Latest({route.name[:100]}). GET / lists the endpoints.")
     which = f"Specific({route.name[:100]}, {route.version})"
     return error(404, f"Servable not found for request: {which}. Ask without a version for the one that is live.")
 
 
-def not_ready(route: protocols.Route) -> Response:
+def not_ready(route: protocols.InferenceRoute) -> Response:
     """TensorFlow Serving tells no version that is still being loaded from one that is not there."""
     return not_found(route)
 
@@ -152,9 +152,9 @@ def unknown_label(label: str) -> Response:
 # --------------------------------------------------------------------------- status and metadata
 
 
-def look(registry: Registry, route: protocols.Route, request: Request) -> Response:
+def look(registry: Registry, route: protocols.InferenceRoute, request: Request) -> Response:
     """The answer to a preflight, status or metadata request."""
-    assert isinstance(route, Route)
+    assert isinstance(route, OperationRoute)
     if route.action == "preflight":
         return preflight(request)
     try:
@@ -171,7 +171,7 @@ def preflight(request: Request) -> Response:
     return error(400, "Origin header is missing in CORS preflight")
 
 
-def status(registry: Registry, route: Route) -> Response:
+def status(registry: Registry, route: OperationRoute) -> Response:
     try:
         versions = registry.versions(route.name)
     except NotServed:
@@ -197,7 +197,7 @@ def status(registry: Registry, route: Route) -> Response:
     return Response(200, orjson.dumps(document))
 
 
-def metadata(registry: Registry, route: Route) -> Response:
+def metadata(registry: Registry, route: OperationRoute) -> Response:
     try:
         version = registry.find(route.name, route.version, label=route.label)
     except UnknownLabel:

@@ -1,6 +1,6 @@
 """Which gradients are exchanged together, so that an exchange need not wait for the end of the backward pass.
 
-Owns the cut, and the size of a bucket. The exchanges themselves are those of `tensorflow` and `sharded`: one bucket after the
+Owns the cut, and the size of a bucket. The exchanges themselves are those of `tensorflow` and `zero`: one bucket after the
 other, in the same order on every rank.
 """
 

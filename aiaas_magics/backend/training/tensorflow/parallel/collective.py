@@ -1,7 +1,7 @@
 """Keras on TensorFlow, n processes that act as one.
 
 Owns what a rank exchanges, and when: gradients inside a step, metric variables and moving statistics between steps. Where
-`fit` is hooked is `hooks`, the arithmetic of losses is `exact`, the sums are `group`.
+`fit` is hooked is `hooks`, the arithmetic of losses is `reductions`, the sums are `process_group`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from aiaas_magics.backend.training.comm.process_group import Group
+from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.reductions import Scope, Share
 from aiaas_magics.backend.training.tensorflow.parallel.buckets import BUCKET_BYTES, in_buckets
 from aiaas_magics.backend.training.tensorflow.parallel.hooks import FitHooks
@@ -38,7 +38,7 @@ class Collective(FitHooks):
     def __init__(
         self,
         model: Any,
-        group: Group,
+        group: ProcessGroup,
         *,
         batch_alone: Callable[[], bool],
         batch_logs: bool,
@@ -185,7 +185,7 @@ class Collective(FitHooks):
         group = self._group
 
         def exchange(weight: npt.NDArray[np.float64], *arrays: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-            return group.sum_weighted(arrays, float(weight), site=site, beside=beside)
+            return group.all_reduce(arrays, float(weight), site=site, beside=beside)
 
         summed = self._exchange(exchange, [part, *tensors], [tensor.dtype for tensor in tensors])
         # Run eagerly, an op that gives a list of one gives the tensor itself.
@@ -215,7 +215,7 @@ class Collective(FitHooks):
         if not variables:
             return
         flat = np.concatenate([np.asarray(keras.ops.convert_to_numpy(v.value), dtype=np.float64).reshape(-1) for v in variables])
-        everyone = self._group.gather(flat, site="metrics")
+        everyone = self._group.all_gather(flat, site="metrics")
         for variable, ranks in _split_rows(everyone, variables):
             how = getattr(variable, "aggregation", "sum")
             value = ranks[0] if how == "only_first_replica" else ranks.mean(axis=0) if how == "mean" else ranks.sum(axis=0)
@@ -238,7 +238,7 @@ class Collective(FitHooks):
             values = np.array([float(logs[name]) for name in names])
         except (TypeError, ValueError):  # not scalars: nobody can compare them either
             return logs
-        means = self._group.gather(values, site="logs").mean(axis=0)
+        means = self._group.all_gather(values, site="logs").mean(axis=0)
         return dict(zip(names, means.tolist(), strict=True))
 
     def _average_statistics(self) -> None:

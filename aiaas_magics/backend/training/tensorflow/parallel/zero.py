@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from aiaas_magics.backend.training.comm.process_group import Group, Piece, pieces
+from aiaas_magics.backend.training.comm.process_group import Piece, ProcessGroup, pieces
 from aiaas_magics.backend.training.tensorflow.parallel.buckets import BUCKET_BYTES, in_buckets
 
 # Of these every weight's update depends on that weight, its gradient and its state alone.
@@ -46,7 +46,7 @@ def shardable(optimizer: Any, variables: Sequence[Any], *, least: int = LEAST) -
 class ShardedUpdate:
     """Rank's share of `optimizer`'s update of `variables`: of every bucket of gradients one shard."""
 
-    def __init__(self, optimizer: Any, variables: Sequence[Any], group: Group, *, bucket_bytes: float = BUCKET_BYTES) -> None:
+    def __init__(self, optimizer: Any, variables: Sequence[Any], group: ProcessGroup, *, bucket_bytes: float = BUCKET_BYTES) -> None:
         self.optimizer, self._variables, self._group = optimizer, list(variables), group
         self._shapes = [tuple(variable.shape) for variable in variables]
         sizes = [int(np.prod(shape)) for shape in self._shapes]
@@ -69,13 +69,13 @@ class ShardedUpdate:
         others: list[Any] = []  # what each of the other ranks adds to this rank's pieces, piece by piece
         for number, (bucket, shard) in enumerate(zip(self._buckets, self._shards, strict=True), start=1):
 
-            def exchange_shards(
+            def reduce_scatter(
                 weight: npt.NDArray[np.float64], *arrays: npt.NDArray[Any], site: str = f"{site}-{number}", number: int = number
             ) -> list[npt.NDArray[Any]]:
-                return group.exchange_shards(arrays, float(weight), site=site, beside=number < len(self._buckets))
+                return group.reduce_scatter(arrays, float(weight), site=site, beside=number < len(self._buckets))
 
             count = (group.ranks - 1) * len(shard)
-            found = exchange(exchange_shards, [part, *(grads[place] for place in bucket)], [tf.float32] * count)
+            found = exchange(reduce_scatter, [part, *(grads[place] for place in bucket)], [tf.float32] * count)
             values = tf.nest.flatten(found) if count else []
             others += [values[at :: len(shard)] for at in range(len(shard))]
 
@@ -130,7 +130,7 @@ class ShardedUpdate:
         rest = iter(own)
         for number, (bucket, shard) in enumerate(zip(self._buckets, self._shards, strict=True)):
             brought, shapes = list(itertools.islice(rest, len(shard))), [self._shapes[place] for place in bucket]
-            whole |= zip(bucket, self._group.join_shards(brought, shapes, site=f"{site}-{number}"), strict=True)
+            whole |= zip(bucket, self._group.all_gather_shards(brought, shapes, site=f"{site}-{number}"), strict=True)
         return [whole[place] for place in range(len(self._shapes))]
 
     def _whole(self, name: str) -> Sequence[Any]:
@@ -165,7 +165,7 @@ class ShardedUpdate:
         return share
 
 
-def _shard(sizes: Sequence[int], bucket: Sequence[int], group: Group) -> list[Piece]:
+def _shard(sizes: Sequence[int], bucket: Sequence[int], group: ProcessGroup) -> list[Piece]:
     """What this rank has of a bucket, by the places of all arrays."""
     own = pieces(tuple(sizes[place] for place in bucket), np.dtype(np.float32), rank=group.rank, ranks=group.ranks)
     return [Piece(bucket[piece.array], piece.start, piece.stop) for piece in own]

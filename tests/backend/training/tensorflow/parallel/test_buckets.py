@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis.strategies import integers, lists
 from keras import layers
 
-from aiaas_magics.backend.training.comm.process_group import Group
+from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.reductions import Scope
 from aiaas_magics.backend.training.tensorflow.parallel.buckets import BUCKET_BYTES, in_buckets
 from aiaas_magics.backend.training.tensorflow.parallel.collective import Collective
@@ -67,7 +67,7 @@ class Held(layers.Layer):  # type: ignore[misc]
         return held(x)
 
 
-class Watched(Group):
+class Watched(ProcessGroup):
     """One rank, that frees what is held once the first gradients are summed."""
 
     def __init__(self, free: threading.Event, folder: Path) -> None:
@@ -79,11 +79,11 @@ class Watched(Group):
         self._free.set()
         return found
 
-    def sum_weighted(self, arrays: Any, weight: float, *, site: str, **more: Any) -> Any:
-        return self._exchanged(super().sum_weighted(arrays, weight, site=site, **more), site)
+    def all_reduce(self, arrays: Any, weight: float, *, site: str, **more: Any) -> Any:
+        return self._exchanged(super().all_reduce(arrays, weight, site=site, **more), site)
 
-    def exchange_shards(self, arrays: Any, weight: float, *, site: str, **more: Any) -> Any:
-        return self._exchanged(super().exchange_shards(arrays, weight, site=site, **more), site)
+    def reduce_scatter(self, arrays: Any, weight: float, *, site: str, **more: Any) -> Any:
+        return self._exchanged(super().reduce_scatter(arrays, weight, site=site, **more), site)
 
 
 @pytest.mark.parametrize("share_out", [True, False])
@@ -110,19 +110,19 @@ def test_the_last_layers_gradients_are_exchanged_while_the_first_layers_are_comp
     assert group.spent.exchanges == (4 if share_out else 2)
 
 
-class Waiting(Group):
+class Waiting(ProcessGroup):
     """One rank, whose waits take seconds of its own clock."""
 
-    def wait(self, *, tag: int = 0) -> None:
-        super().wait(tag=tag)
+    def barrier(self, *, tag: int = 0) -> None:
+        super().barrier(tag=tag)
         self._waited_s += 100.0
 
 
 def test_a_wait_beside_computing_is_no_time_spent(tmp_path: Path) -> None:
     with Waiting(rank=0, ranks=1, name="aiaas-test-waiting", folder=tmp_path) as group:
-        group.sum_weighted([np.ones(4, np.float32)], 1.0, site="sum")
+        group.all_reduce([np.ones(4, np.float32)], 1.0, site="sum")
         alone = group.spent
-        group.sum_weighted([np.ones(4, np.float32)], 1.0, site="sum", beside=True)
+        group.all_reduce([np.ones(4, np.float32)], 1.0, site="sum", beside=True)
 
     assert alone.seconds >= 0.0
     assert (group.spent - alone).seconds < -50.0, "the wait was taken off"

@@ -15,7 +15,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis.strategies import integers, lists
 
-from aiaas_magics.backend.training.comm.process_group import Group, pieces
+from aiaas_magics.backend.training.comm.process_group import ProcessGroup, pieces
 from aiaas_magics.backend.training.tensorflow.parallel.zero import ShardedUpdate, shardable
 from tests.backend.training.ranks import gaps
 from tests.support import lanes
@@ -56,7 +56,7 @@ class Rank:
 
     def run(self) -> None:
         try:
-            with Group(rank=self._rank, ranks=RANKS, name=self._name, folder=self._folder, spin=False, wait_s=60) as group:
+            with ProcessGroup(rank=self._rank, ranks=RANKS, name=self._name, folder=self._folder, spin=False, wait_s=60) as group:
                 update = ShardedUpdate(self.optimizer, self.variables, group, bucket_bytes=self._bucket_bytes)
                 stock = type(self.optimizer).apply
                 before: list[Any] = []
