@@ -31,7 +31,13 @@ def stand_in(folder: str, arguments: list[str]) -> None:
     if os.environ.get("KERAS_BACKEND") != "tensorflow":
         return
     with _connected(Path(folder)) as connection:
-        request = {"arguments": arguments, "environment": dict(os.environ), "cwd": os.getcwd(), "settings": _settings(os.environ)}
+        request = {
+            "arguments": arguments,
+            "environment": dict(os.environ),
+            "cwd": os.getcwd(),
+            "pid": os.getpid(),
+            "settings": _settings(os.environ),
+        }
         socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [0, 1, 2])
         answers = connection.makefile("rb")
         if json.loads(answers.readline() or b"false"):
@@ -45,6 +51,13 @@ def stand_in(folder: str, arguments: list[str]) -> None:
 
 def _settings(environment: Any) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(IMPORT_SETTINGS)}
+
+
+def _parent_of(pid: int) -> int:
+    """0 where there is no such process."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def _connected(folder: Path) -> socket.socket:
@@ -163,7 +176,7 @@ class Mother:
             arguments = request["arguments"]
             if "--parent" in arguments:  # a launcher whose server died meanwhile ends: its own parent is the mother
                 place = arguments.index("--parent") + 1
-                if os.path.exists(f"/proc/{arguments[place]}"):
+                if _parent_of(request["pid"]) == int(arguments[place]):
                     arguments[place] = str(os.getppid())
             code = launcher.main(arguments)
         except SystemExit as error:
