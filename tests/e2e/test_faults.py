@@ -90,7 +90,10 @@ def long_job(backend: aiaas_magics.Backend, *, workers: int | None, epochs: int 
     return job, model, lambda: plain.fit(x, y, verbose=0, **arguments), plain
 
 
-@pytest.mark.parametrize(("sent", "how"), [(signal.SIGKILL, "was killed by signal 9"), (signal.SIGSTOP, "was stopped (SIGSTOP) for 10 s")])
+@pytest.mark.parametrize(
+    ("sent", "how"),
+    [pytest.param(signal.SIGKILL, "was killed by signal 9", marks=pytest.mark.nightly), (signal.SIGSTOP, "was stopped (SIGSTOP) for 10 s")],
+)
 def test_a_worker_killed_or_stopped_mid_epoch_costs_one_attempt_and_nothing_else(own_home: Path, sent: signal.Signals, how: str) -> None:
     with aiaas_magics.connect() as backend:
         shared = set(Path("/dev/shm").glob("aiaas-*"))

@@ -247,6 +247,7 @@ def test_a_server_that_stays_behind_pays_for_every_request_that_waited(shared: R
     assert 20 <= calm.p50_ms < 200
 
 
+@pytest.mark.nightly
 def test_rates_are_chosen_up_to_where_answers_stay_behind(shared: Rig) -> None:
     with serving(Slow) as url:
         outcome = carry_out(plan_for(shared, as_json("plus", "{}"), url=url, token="t", concurrency=(2,), rates=None, duration_s=0.8))

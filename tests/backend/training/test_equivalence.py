@@ -31,9 +31,6 @@ EVERY_CHANGE = frozenset(
             (name, 2)
             for name in (
                 "adam",
-                "momentum in float64",
-                "class weights",
-                "mean with sample weights",
                 "sum, tail smaller than n",
                 "synchronized statistics, tail smaller than n",
                 "lora",
@@ -41,15 +38,9 @@ EVERY_CHANGE = frozenset(
                 "batches smaller than n",
                 "scalar metric, uneven tail",
                 "an update shared out",
-                "buckets of an update of all",
-                "weight decay and averages",
                 "accumulated gradients",
-                "scaled loss",
                 "metrics that are kept",
-                "no y",
                 "validation split",
-                "early stopping",
-                "batch logs",
                 "steps per epoch",
                 "no epochs",
             )

@@ -83,7 +83,7 @@ def test_a_history_of_the_users_runs_and_keras_own_does_not(tmp_path: Path) -> N
     assert trained.callbacks[0].losses == trained.history.history["loss"]
 
 
-@pytest.mark.parametrize("verbose", [0, 1, 2, "auto"])
+@pytest.mark.parametrize("verbose", [pytest.param(0, marks=pytest.mark.nightly), pytest.param(1, marks=pytest.mark.nightly), 2, "auto"])
 def test_verbose_2_prints_the_lines_of_a_plain_fit_and_anything_else_nothing(
     verbose: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,7 +71,7 @@ def plain(name: str) -> tuple[list[Any], dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Your input ran out of data", "ignore:`shuffle=True` was passed")
-@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.nightly), 2, pytest.param(3, marks=pytest.mark.nightly)])
 def test_all_kinds_of_data_give_the_weights_and_the_history_of_plain_fit(n: int, cases: LauncherClient, tmp_path: Path) -> None:
     sent: dict[str, ranks.Sent] = {}
     files: list[list[Path]] = [[] for _ in range(n)]

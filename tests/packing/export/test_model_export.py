@@ -45,12 +45,12 @@ def proof(exported: Servable, folder: Path) -> float:
     [
         "the article's Sequential",
         "several inputs and outputs by name, with an embedding and masks",
-        "a list of inputs, shared layers and a model inside a model",
-        "a subclassed model without get_config, with closures and a lambda",
+        pytest.param("a list of inputs, shared layers and a model inside a model", marks=pytest.mark.nightly),
+        pytest.param("a subclassed model without get_config, with closures and a lambda", marks=pytest.mark.nightly),
         "everything the user can define",
-        "recurrent layers in wrappers",
-        "images",
-        "pandas",
+        pytest.param("recurrent layers in wrappers", marks=pytest.mark.nightly),
+        pytest.param("images", marks=pytest.mark.nightly),
+        pytest.param("pandas", marks=pytest.mark.nightly),
     ],
 )
 def test_a_fitted_model_is_exported_with_rows_of_its_fit(name: str, cell: Cell, tmp_path: Path) -> None:

@@ -24,13 +24,13 @@ ATTENTION = "i = keras.Input((2, 2, 4)); model = keras.Model(i, layers.MultiHead
     [
         ((2, 2, 4), "attention"),
         ((6,), "layers.Dense(8, 'gelu'), layers.Dense(2)"),
-        ((6,), "layers.Dense(8, 'celu')"),
+        pytest.param((6,), "layers.Dense(8, 'celu')", marks=pytest.mark.nightly),
         ((8, 8, 4), "layers.Conv2D(8, 3, groups=2), layers.Conv2D(4, 3, groups=4, padding='same')"),
-        ((9, 4), "layers.Conv1D(8, 3, groups=2)"),
+        pytest.param((9, 4), "layers.Conv1D(8, 3, groups=2)", marks=pytest.mark.nightly),
         ((6,), "layers.Lambda(lambda t: ops.argmax(t, axis=-1))"),
-        ((6,), "layers.Lambda(lambda t: ops.log1p(ops.abs(t)))"),
+        pytest.param((6,), "layers.Lambda(lambda t: ops.log1p(ops.abs(t)))", marks=pytest.mark.nightly),
         ((6,), "layers.Lambda(lambda t: ops.log1p(ops.abs(t) * 1e-9) * 1e9)"),
-        ((6,), "layers.Discretization([-1.0, -0.25, 0.5])"),
+        pytest.param((6,), "layers.Discretization([-1.0, -0.25, 0.5])", marks=pytest.mark.nightly),
         ((6,), "layers.Discretization([-1.0, 0.0, 1.0], output_mode='one_hot')"),
     ],
 )

@@ -25,7 +25,14 @@ def train(made: Namespace, worker: Worker, folder: Path, *, check: str = "") -> 
     return packed, fit_call.read_result(worker.train(packed, folder, check=check))
 
 
-@pytest.mark.parametrize("name", ["a Sequential that is not built", "random layers, whose seeds go on", "everything the user can define"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("a Sequential that is not built", marks=pytest.mark.nightly),
+        "random layers, whose seeds go on",
+        "everything the user can define",
+    ],
+)
 def test_a_second_fit_goes_on_from_the_first(name: str, cell: Cell, worker: Worker, tmp_path: Path) -> None:
     made, plain = cell(CELLS[name]), cell(CELLS[name])
     for turn in range(2):

@@ -80,8 +80,9 @@ def operations(rig: Rig) -> list[Any]:
     return [found.ok() for found in schemathesis.openapi.from_dict(document).get_all_operations()]
 
 
+@pytest.mark.parametrize("examples", [4, pytest.param(20, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-def test_no_request_that_the_document_describes_breaks_the_server(fuzzed: Fuzzed, mode: GenerationMode) -> None:
+def test_no_request_that_the_document_describes_breaks_the_server(fuzzed: Fuzzed, mode: GenerationMode, examples: int) -> None:
     host = fuzzed.rig.host
 
     def ask(case: Any) -> None:
@@ -91,8 +92,8 @@ def test_no_request_that_the_document_describes_breaks_the_server(fuzzed: Fuzzed
         fuzzed.check(answer.status_code, answer.content)
 
     for operation in operations(fuzzed.rig):
-        examples = 10 if operation.body else 2  # what has no body has little to say
-        settings(SETTINGS, max_examples=examples)(given(operation.as_strategy(generation_mode=mode))(ask))()
+        tries = examples if operation.body else 2  # what has no body has little to say
+        settings(SETTINGS, max_examples=tries)(given(operation.as_strategy(generation_mode=mode))(ask))()
 
     assert {200, 400, 404} <= fuzzed.seen.keys()
 

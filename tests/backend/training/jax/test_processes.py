@@ -76,6 +76,7 @@ def test_two_processes_compute_what_one_computes(tmp_path: Path, monkeypatch: py
     assert not [event for event in ranks.events_in(tmp_path / "two", rank=1) if isinstance(event, Planned | Checkpointed)]
 
 
+@pytest.mark.nightly
 @pytest.mark.process
 def test_processes_listen_on_loopback_only_and_one_that_is_told_to_end_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "jax")

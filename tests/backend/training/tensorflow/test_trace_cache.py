@@ -183,6 +183,7 @@ def scaled(y: Any, p: Any) -> Any:
     return float(os.environ["SCALE"]) * keras.ops.mean(keras.ops.square(y - p))
 
 
+@pytest.mark.nightly
 def test_a_variable_of_the_environment_that_is_another_makes_another_step(
     tmp_path: Path, traced: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
