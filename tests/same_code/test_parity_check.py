@@ -20,6 +20,8 @@ from aiaas_magics.packing.export import accuracy_impact, model_export
 from aiaas_magics.packing.export.model_export import CannotServe, Servable
 from tests.support.packed import Namespace
 
+pytestmark = pytest.mark.slow  # each exports a model
+
 Cell = Callable[..., Namespace]
 
 PIXELS = """
