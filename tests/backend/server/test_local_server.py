@@ -63,7 +63,7 @@ def test_the_server_is_small_and_knows_no_framework(own_home: Path) -> None:
 
 
 def test_many_notebooks_that_start_at_once_share_one_server(own_home: Path) -> None:
-    script = "from aiaas_magics.client import embedded; print(*embedded.ensure_local())"
+    script = "from aiaas_magics.client import local_server; print(*local_server.ensure_local())"
 
     def notebook(_: int) -> str:
         return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60).stdout

@@ -17,11 +17,11 @@ STATUS = Path("/proc/self/status")
 
 RESNET = """
 import keras, numpy as np
-from aiaas_magics.packing import servable
+from aiaas_magics.packing.export import model_export
 from tests.packing.export.test_export_memory import peak_beyond
 model = keras.applications.ResNet50(weights=None, input_shape=(32, 32, 3), classes=10)
 rows = np.random.default_rng(0).random((8, 32, 32, 3), dtype="float32")
-print("onnx", peak_beyond(lambda: servable.export(model, rows)))
+print("onnx", peak_beyond(lambda: model_export.export(model, rows)))
 """
 
 
