@@ -109,6 +109,7 @@ class Mother:
         self._selector = selectors.DefaultSelector()
         self._waker, self._wakes = socket.socketpair()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        (folder / SOCKET).unlink(missing_ok=True)  # of one that is gone: only who holds the lock starts another
         self._listener.bind(str(folder / SOCKET))
         self._listener.listen(64)
 
@@ -150,7 +151,8 @@ class Mother:
             self._become(request, descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
-        connection.sendall(json.dumps(is_same).encode() + b"\n")
+        with contextlib.suppress(OSError):  # whoever asked is gone; that a child of it has to end is read from its connection
+            connection.sendall(json.dumps(is_same).encode() + b"\n")
         if not is_same:
             connection.close()
             return
@@ -173,12 +175,9 @@ class Mother:
             sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
             from aiaas_magics.backend.workers.local import launcher
 
-            arguments = request["arguments"]
-            if "--parent" in arguments:  # a launcher whose server died meanwhile ends: its own parent is the mother
-                place = arguments.index("--parent") + 1
-                if _parent_of(request["pid"]) == int(arguments[place]):
-                    arguments[place] = str(os.getppid())
-            code = launcher.main(arguments)
+            # A launcher ends where its server died before it came up; its own parent is the mother, and the stand-in's is the server.
+            os.getppid = lambda: _parent_of(request["pid"])
+            code = launcher.main(request["arguments"])
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
         except BaseException:  # noqa: BLE001 - border: nothing may return into the mother's loop
@@ -194,7 +193,8 @@ class Mother:
     def _hang_up(self, pid: int) -> None:
         """Nobody waits for it any more."""
         self._selector.unregister(self._children[pid])
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
     def _reap(self) -> None:
         for pid in list(self._children):

@@ -125,7 +125,7 @@ def _ask_in_vain(rig: Rig) -> None:
 
 
 def _computes(rig: Rig) -> bool:
-    return psutil.Process(rig.host.pid).cpu_percent(0.2) > 50
+    return psutil.Process(rig.host.pid).cpu_percent(0.2) > 10  # an idle one needs less than one; a busy machine may give it little
 
 
 # --------------------------------------------------------------------------- what runs in the event loop
