@@ -82,7 +82,7 @@ class Versions(Value, frozen=True, kw_only=True):
     keras: str
     tensorflow: str
     aiaas_magics: str
-    jax: str = ""
+    engines: dict[str, str] = {}  # the installed training engines of the table, each with its library's version
 
     def skew(self, there: Versions, *whats: str) -> str | None:
         """The first of `whats` whose x.y is another one `there`; what travels by its inner state needs the same."""

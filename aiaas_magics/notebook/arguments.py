@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeVar
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import ArgDecorator
 
-from aiaas_magics.core.execution import ENGINES, FUSING, PRECISIONS, STRATEGIES, Execution
+from aiaas_magics.core.execution import ENGINE_CHOICES, FUSING, PRECISIONS, STRATEGIES, Execution
 from aiaas_magics.core.precision import SERVED
 from aiaas_magics.core.routing import Rollout, Scaling
 from aiaas_magics.core.spec import MOST_RETRIES
@@ -101,7 +101,7 @@ train_options = options(
     ),
     option("--seed", type=whole_number(0, 2**31 - 1, "A seed"), metavar="S", help="Seed of the row order."),
     option("--oversubscribe", action="store_true", help="Allow more workers than devices. They share devices, and the results say so."),
-    option("--engine", choices=ENGINES, default="auto", metavar="E", help="The library that computes: auto, tensorflow or jax."),
+    option("--engine", choices=ENGINE_CHOICES, default="auto", metavar="E", help="The library that computes: auto, tensorflow or jax."),
     option("--strategy", choices=STRATEGIES, default="auto", metavar="S", help="Strategy: auto, single, collective, mirrored or spmd."),
     option(
         "--model-parallel",

@@ -32,6 +32,8 @@ class Reading:
     kernel_order: Callable[..., Indices] | None = None  # of a pass, by rows, batch and shuffle: that of plain `fit`
     execution: int = 1  # the user's `steps_per_execution`: an epoch has whole ones of these
     is_watched: bool = False  # callbacks look at batches, so that each call is one execution
+    batch_alone: bool = False  # some batch, of training or validation, has fewer rows than ranks
+    uneven: bool = False  # as if passes ended in a part of a batch, also where they do not: that is another program
     too_large: Callable[[], None] = lambda: None  # told where the data of training turn out not to fit on the devices
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from aiaas_magics.backend.training.comm.process_group import ProcessGroup
+
 CALL_S: Final = 0.25  # one call at most about this long: progress is told, and an interrupt is heard, between calls
 GROWTH: Final = 8  # a call makes at most so many times the steps of the last one: the first one's time says little
 
@@ -35,3 +37,19 @@ class Pace:
 
     def took(self, steps: int, seconds: float) -> None:
         self._steps, self._step_s = max(self._steps, steps), seconds / steps
+
+
+class _Agreed:
+    def __init__(self, pace: Pacing, group: ProcessGroup) -> None:
+        self._pace, self._group = pace, group
+
+    def __call__(self) -> int:
+        return int(self._group.broadcast(self._pace(), site="pace"))
+
+    def took(self, steps: int, seconds: float) -> None:
+        self._pace.took(steps, seconds)
+
+
+def agreed(pace: Pacing, group: ProcessGroup | None) -> Pacing:
+    """`pace`, as the first process measures it: for processes that run one program, whose calls must be the same."""
+    return pace if group is None else _Agreed(pace, group)

@@ -45,6 +45,11 @@ class ReferenceAnswers:
     tolerance: float
     paths: tuple[str, ...]  # of the trainable variables
 
+    @property
+    def batch(self) -> tuple[Any, Any, Any]:
+        """x, y and weights."""
+        return self.x, self.y, self.sample_weight
+
 
 def sample(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """The first rows of x, y and weights, in the dtypes that `fit` gives the model."""
@@ -81,12 +86,18 @@ def take(model: Any, arguments: Mapping[str, Any]) -> ReferenceAnswers:
         for variable, value in zip(moving, kept, strict=True):
             variable.assign(value)
     found = numbers(outputs, loss, [None if grad is None else tf.convert_to_tensor(grad) for grad in gradients])
+    return answers(model, (x, y, weight), found)
+
+
+def answers(model: Any, batch: tuple[Any, Any, Any], computed: Numbers) -> ReferenceAnswers:
+    """What `model` was found to compute for `batch`, with the tolerance that its dtypes ask for."""
+    x, y, weight = batch
     halves = any(getattr(layer, "compute_dtype", "") in ("float16", "bfloat16") for layer in model._flatten_layers())
     return ReferenceAnswers(
         x=x,
         y=y,
         sample_weight=weight,
-        numbers=found,
+        numbers=computed,
         tolerance=HALF_TOLERANCE if halves else TOLERANCE,
         paths=tuple(variable.path for variable in model.trainable_variables),
     )

@@ -13,7 +13,7 @@ from hypothesis.strategies import floats, integers
 
 import aiaas_magics
 from aiaas_magics.client.training import engine_timings
-from aiaas_magics.client.training.engine_timings import Measurements, Way, is_open, quicker_on_jax
+from aiaas_magics.client.training.engine_timings import Measurements, Way, is_open, quicker_engine
 from aiaas_magics.core.events import Planned
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.packing.fitcall import fit_call
@@ -28,8 +28,8 @@ def way(engine: str, step_s: float, compile_s: float = 0.0, start_s: float = 0.0
 def test_jax_is_chosen_where_its_start_and_compilation_pay_within_the_fit() -> None:
     ways = [way("tensorflow", 1e-3, 1.0, 1.0), way("jax", 0.5e-3, 2.0, 10.0)]
 
-    assert quicker_on_jax(ways, steps=1_000) is None
-    quicker = quicker_on_jax(ways, steps=1_000_000)
+    assert quicker_engine(ways, steps=1_000) is None
+    quicker = quicker_engine(ways, steps=1_000_000)
     assert quicker is not None
     assert quicker.way == ways[1]
     assert quicker.times == pytest.approx(1002 / 512, rel=1e-3)
@@ -37,14 +37,14 @@ def test_jax_is_chosen_where_its_start_and_compilation_pay_within_the_fit() -> N
 
 
 def test_without_a_measurement_of_both_engines_nothing_is_chosen() -> None:
-    assert quicker_on_jax([], steps=100) is None
-    assert quicker_on_jax([way("jax", 1e-3)], steps=100) is None
-    assert quicker_on_jax([way("tensorflow", 1e-3)], steps=100) is None
+    assert quicker_engine([], steps=100) is None
+    assert quicker_engine([way("jax", 1e-3)], steps=100) is None
+    assert quicker_engine([way("tensorflow", 1e-3)], steps=100) is None
 
 
 @given(jax=floats(1e-6, 10), tensorflow=floats(1e-6, 10), steps=integers(0, 10**6))
 def test_what_is_hardly_quicker_does_not_move_a_fit(jax: float, tensorflow: float, steps: int) -> None:
-    chosen = quicker_on_jax([way("tensorflow", tensorflow, 1.0), way("jax", jax, 1.0)], steps=steps)
+    chosen = quicker_engine([way("tensorflow", tensorflow, 1.0), way("jax", jax, 1.0)], steps=steps)
 
     ratio = way("tensorflow", tensorflow, 1.0).fit_s(steps) / way("jax", jax, 1.0).fit_s(steps)
     assert (chosen is not None) == (ratio >= engine_timings.WORTH_LEAVING)

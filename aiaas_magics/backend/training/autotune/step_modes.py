@@ -5,16 +5,13 @@ Owns which forms there are and what is told of each. How steps are timed is `ste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
 
 import psutil
 from msgspec.structs import replace
 
 from aiaas_magics.backend.training.step_timing import StepTimer
 from aiaas_magics.core.events import Candidate, Planned
-
-FORMS: Final = {"tensorflow": ("off", "graph", "xla"), "jax": ("off", "xla")}
 
 
 class RuledOut(Exception):
@@ -31,13 +28,13 @@ def only(form: str) -> Callable[[Planned], None]:
     return told
 
 
-def compare(wanted: str, timed: Callable[[str], StepTimer], *, engine: str, strategy: str) -> Iterator[Candidate]:
-    """Every form that `wanted` leaves open, measured or ruled out.
+def compare(wanted: str, timed: Callable[[str], StepTimer], *, forms: Sequence[str], engine: str, strategy: str) -> Iterator[Candidate]:
+    """Every one of `forms` that `wanted` leaves open, measured or ruled out.
 
     Args:
         timed: makes steps in a form; raises `RuledOut`.
     """
-    for form in FORMS[engine] if wanted == "auto" else (wanted,):
+    for form in forms if wanted == "auto" else (wanted,):
         candidate = Candidate(engine=engine, strategy=strategy, fused=form)
         try:
             timer = timed(form)

@@ -18,7 +18,6 @@ import jax
 
 from aiaas_magics.backend.folders.small_files import write_private
 from aiaas_magics.backend.training.comm.process_group import MEET_S, ProcessGroup, RankMissing
-from aiaas_magics.backend.training.loop_length import Pacing
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 
 ADDRESS: Final = "coordinator.txt"  # in the attempt's folder
@@ -79,19 +78,3 @@ def let_others_end(error: BaseException, *, ranks: int) -> None:
     """Before `error` is told: if it is an exchange that failed because another process is gone, the server sees that first."""
     if ranks > 1 and isinstance(error, jax.errors.JaxRuntimeError):
         time.sleep(LAST_WORD_S)
-
-
-class _Agreed:
-    def __init__(self, pace: Pacing, group: ProcessGroup) -> None:
-        self._pace, self._group = pace, group
-
-    def __call__(self) -> int:
-        return int(self._group.broadcast(self._pace(), site="pace"))
-
-    def took(self, steps: int, seconds: float) -> None:
-        self._pace.took(steps, seconds)
-
-
-def agreed(pace: Pacing, group: ProcessGroup | None) -> Pacing:
-    """`pace`, as the first process finds it: a call is a program, and all must run the same one."""
-    return pace if group is None else _Agreed(pace, group)

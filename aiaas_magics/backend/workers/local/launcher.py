@@ -3,7 +3,7 @@
 Owns importing the libraries once without touching a device, forking one child a command,
 reaping it, and seeing to it that nothing of a rank outlives the rank. It is detached from
 the server, so that a job outlives the server; it ends by itself when nobody asks for it.
-What runs in a child belongs to `worker_main` and `submission`.
+What runs in a child belongs to `worker_main`, what is imported for it to the table of `core.engines`.
 
     python -m aiaas_magics.backend.workers.local.launcher --folder DIR
 
@@ -48,26 +48,11 @@ from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exi
 from aiaas_magics.backend.workers.local.deferred_imports import deferring
 from aiaas_magics.backend.workers.rank_output import text_output
 from aiaas_magics.core import settings, wire
+from aiaas_magics.core.engines import ENGINES, of_keras_backend
 
 log = logging.getLogger(__name__)
 
 ENTRY: Final = "aiaas_magics.backend.workers.worker_main:main"
-PRELOAD: Final = (
-    "tensorflow",
-    "keras",
-    "numpy",
-    "aiaas_magics.packing.fitcall.fit_call",
-    "aiaas_magics.backend.training.tensorflow.tensorflow_engine",
-    "aiaas_magics.backend.workers.worker_main",
-)
-PRELOAD_JAX: Final = (
-    "jax",
-    "keras",
-    "numpy",
-    "aiaas_magics.packing.fitcall.fit_call",
-    "aiaas_magics.backend.training.jax.jax_engine",
-    "aiaas_magics.backend.workers.worker_main",
-)
 IDLE_S: Final = 600.0  # guess: a user who reads a result for ten minutes does not mind one slow start
 LOOK_S: Final = 1.0
 ACCEPT_AGAIN_S: Final = 0.2  # guess: without a pause the loop would spin while no descriptor is left
@@ -354,30 +339,18 @@ def prepare_process() -> None:
 
 def preload(modules: Sequence[str]) -> None:
     """Import what workers need; raises when that touched a device, because nothing could fork after that."""
-    # Keras on TensorFlow imports JAX to mend a JAX that is too old for Orbax, and for nothing else.
-    with deferring(without=() if "jax" in modules else ("jax",)):
+    engines = [info for info in ENGINES.values() if info.module in modules]
+    with deferring(without=tuple(module for info in engines for module in info.keeps_out)):
         for module in modules:
             importlib.import_module(module)
-    if "tensorflow" in modules:
-        prove_untouched()
-    if "jax" in modules:
-        from aiaas_magics.backend.training.jax import jax_engine as engine
-
-        engine.prove_untouched()
+    for info in engines:
+        sys.modules[info.module].ENGINE.assert_fork_safe()
     threads = len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 1
     if threads > 1:
         log.warning("%d threads are alive before the fork", threads)
     # What the collector never walks stays in pages that all ranks share.
     gc.collect()
     gc.freeze()
-
-
-def prove_untouched() -> None:
-    from aiaas_magics.core.internals.tensorflow_internals import context
-
-    existing = context.context_safe()
-    if existing is not None and existing._initialized:
-        raise RuntimeError("importing the libraries has initialised TensorFlow's devices; workers cannot fork from here")
 
 
 def bind(folder: Path) -> tuple[socket.socket, str]:
@@ -413,7 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="launcher", description="forks workers for a server of aiaas_magics")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--entry", default=ENTRY)
-    parser.add_argument("--preload", default=",".join(PRELOAD_JAX if os.environ["KERAS_BACKEND"] == "jax" else PRELOAD))
+    parser.add_argument("--preload", default=",".join(of_keras_backend(os.environ["KERAS_BACKEND"]).preload))
     parser.add_argument("--idle-s", type=float, default=IDLE_S)
     parser.add_argument("--parent", type=int, default=0, help="process that starts this one, which ends if that is gone too early")
     options = parser.parse_args(argv)

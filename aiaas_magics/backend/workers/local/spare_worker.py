@@ -63,7 +63,7 @@ def cores_of(command: Path) -> Cores | None:
     Variables of the environment count when TensorFlow starts, as GPUs and several devices of a process do; ranks find their cores together.
     """
     told = read_value(command, WorkerCommand, most_bytes=COMMAND_BYTES)
-    if told is None or told.sets_environment or told.gpus or told.ranks > 1 or told.devices > 1 or told.execution.on_jax:
+    if told is None or told.sets_environment or told.gpus or told.ranks > 1 or told.devices > 1 or not told.execution.runs_on.has_spares:
         return None
     return told.cores
 

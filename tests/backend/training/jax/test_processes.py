@@ -17,7 +17,7 @@ from keras import layers
 import aiaas_magics
 from aiaas_magics.client import local_server
 from aiaas_magics.core import settings
-from aiaas_magics.core.errors import InvalidSpec, NotOnJax
+from aiaas_magics.core.errors import InvalidSpec, NotOnEngine
 from aiaas_magics.core.events import AttemptStarted, Checkpointed, EpochEnded, Planned, WorkerStarted
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import FitShape, FitSpec, MeasureSpec
@@ -141,5 +141,5 @@ def test_what_cannot_be_on_jax_is_not_put_on_tensorflow_in_several_processes() -
     x, y = jax_models.table(16)
     streamed = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
 
-    with pytest.raises(NotOnJax):
+    with pytest.raises(NotOnEngine):
         fit_call.pack(fit_call.FitCall(jax_models.dropping(), {"x": streamed}), workers=2, execution=IN_TWO)

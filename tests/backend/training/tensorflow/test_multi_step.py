@@ -19,11 +19,12 @@ from aiaas_magics.backend.training.autotune import compile_policy as choice_modu
 from aiaas_magics.backend.training.autotune.compile_policy import Choices, Timing, has_few_rows, quickest
 from aiaas_magics.backend.training.batch_partition import BatchPartition, order_of
 from aiaas_magics.backend.training.loop_length import CALL_S, GROWTH, Pace
-from aiaas_magics.backend.training.rank_rows import RowSource
+from aiaas_magics.backend.training.run import run
 from aiaas_magics.backend.training.tensorflow import device_data, tensorflow_engine
 from aiaas_magics.backend.training.tensorflow import multi_step as fused_module
 from aiaas_magics.backend.training.tensorflow.graph_operations import operation_of
 from aiaas_magics.backend.training.tensorflow.multi_step import FusedSteps, StepChunk
+from aiaas_magics.backend.training.tensorflow.rank_rows import RowSource
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.events import Candidate, EpochEnded, Event, Planned
 from aiaas_magics.core.execution import Execution
@@ -83,7 +84,7 @@ class Trained:
             execution=Execution(fused=fused, checkpoint_epochs=checkpoint_epochs),
         )
         self.told, self.folder = Told(), folder / fused
-        self.history = tensorflow_engine.run(command, call, self.told)  # type: ignore[arg-type]
+        self.history = run(tensorflow_engine.ENGINE, command, call, self.told)  # type: ignore[arg-type]
         self.model, self.callbacks = call.model, call.callbacks
 
     @property

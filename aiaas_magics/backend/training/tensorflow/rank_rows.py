@@ -35,9 +35,7 @@ class RowSource(Reading):
     rank: int = 0
     ranks: int = 1
     epochs: int = 1  # of the whole fit
-    batch_alone: bool = False  # some batch, of training or validation, has fewer rows than ranks
     replicas: int = 1  # in this process, which share its rows
-    uneven: bool = False  # as if passes ended in a part of a batch, also where they do not: that is another program
     _passes: float = 1.0  # still to be begun
     _of_all: float = 1.0  # passes of the whole fit
 

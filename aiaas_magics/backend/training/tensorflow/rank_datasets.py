@@ -18,13 +18,12 @@ from typing import Any, Final
 
 import numpy as np
 import tensorflow as tf
-from msgspec.structs import replace
 from tensorflow.core.protobuf import struct_pb2
 
 from aiaas_magics.backend.folders.feed_folder import FeedFolder, SenderSilent
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup, RankMissing
-from aiaas_magics.backend.training.rank_rows import as_it_stands
 from aiaas_magics.backend.training.tensorflow.parallel.hooks import ALONE, DATA, PART
+from aiaas_magics.backend.training.tensorflow.rank_rows import as_it_stands
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.errors import AiaasBug, DataEnded
 from aiaas_magics.core.feed_frames import FrameKind, decode, encode
@@ -79,19 +78,6 @@ def opened(
         if ended:  # TensorFlow keeps only the text of an error in its threads
             raise ended[0] from error
         raise
-
-
-NEW_PASS: Final = (
-    "The data yields batches: the resumed run began its epoch with a new pass over them, in another order where they are shuffled, "
-    "so its numbers are not to the bit those of an undisturbed one."
-)
-
-
-def keeping_whole_epochs(command: WorkerCommand) -> WorkerCommand:
-    """Checkpoints between epochs only: nobody can go on from within a pass over data that is made anew each time."""
-    execution = command.execution
-    epochs = execution.checkpoint_epochs or int(execution.checkpoint_s > 0)
-    return replace(command, execution=replace(execution, checkpoint_s=0.0, checkpoint_epochs=epochs))
 
 
 def _built(source: BatchSource, command: WorkerCommand, ended: list[DataEnded], silent_s: float) -> Any:
