@@ -39,8 +39,9 @@ EPOCHS: Final = 8
 SKIPPED: Final = 2  # first epochs: they compile, and find the length of a call
 LIMIT_S: Final = 150.0  # for one training (guess: compiling a Transformer takes a tenth of it)
 DTYPES: Final = ("float32", "mixed_bfloat16")
-# Of the norm of a variable. A loop and single steps are two programs, whose sums have other orders; 16 bits keep 8 of the number.
-TOLERANCES: Final = {"float32": 1e-3, "mixed_bfloat16": 3e-2}
+# Of the norm of a variable. A loop and single steps are two programs, whose sums have other orders. bfloat16 keeps 8 bits
+# of a number, which 256 steps on a CPU made 0.05 of (a bias that begins at zero).
+TOLERANCES: Final = {"float32": 1e-3, "mixed_bfloat16": 0.1}
 SIMULATED: Final = 2  # devices
 
 

@@ -82,7 +82,7 @@ _ROWS: Final = (
         one_process=frozenset({"mirrored"}),
         several=("collective", "mirrored"),
         forms=("off", "graph", "xla"),
-        lacks=frozenset({"model_parallel", "processes"}),
+        lacks=frozenset({"model_parallel"}),
         ported=False,
         has_spares=True,
     ),

@@ -29,7 +29,6 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
         fused: how steps are called: "xla" runs many per call, compiled; "graph" runs many per call, not compiled;
             "off" runs one per call, as plain `fit`; "auto" measures or chooses.
         model_parallel: how many devices share one copy of the model (JAX).
-        processes: how many processes the devices of "spmd" belong to.
         precision: a Keras dtype policy: "float32", "mixed_bfloat16" or "mixed_float16"; "" keeps the model's own.
         accumulate: in how many parts each batch is computed, for one update.
         checkpoint_epochs: keep a checkpoint every so many epochs; 0 keeps none at the end of an epoch.
@@ -47,7 +46,6 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     strategy: str = "auto"
     fused: str = "auto"
     model_parallel: int = 1  # devices that share one copy of the model
-    processes: int = 1  # among which the devices of spmd are shared out
     precision: str = ""  # a Keras dtype policy; empty: as the model has it
     accumulate: int = 1  # parts that each batch is computed in, one after the other
     checkpoint_epochs: int = 1
@@ -72,10 +70,6 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidSpec(
                 f"model_parallel={self.model_parallel} is for {able.title}, and at least 1. Use --engine {able.name} with it."
             )
-        if self.processes < 1 or (self.processes > 1 and (self.strategy == "auto" or "processes" in engine.lacks)):
-            raise InvalidSpec(f"processes={self.processes} is for the strategy spmd, and at least 1. Use --strategy spmd with it.")
-        if self.processes > 1 and self.model_parallel > 1:
-            raise InvalidSpec("A model is cut over the devices of one process. Leave --processes or --model-parallel out.")
         if lacking := [name for name in ("precision", "accumulate") if name in engine.lacks and getattr(self, name) not in ("", 1)]:
             raise InvalidSpec(
                 f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not for {engine.title}. "
@@ -92,7 +86,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def must_run_there(self) -> bool:
         """Whether the job fails, instead of moving to the kernel's own engine, if `runs_on` cannot run the fit."""
-        return (self.engine != "auto" and not self.may_fall_back) or self.processes > 1
+        return self.engine != "auto" and not self.may_fall_back
 
     def fallen_back(self, *, strategy: str = "auto") -> Execution:
         """This execution on the kernel's own engine, which takes every fit.

@@ -110,13 +110,6 @@ train_options = options(
         metavar="M",
         help="Split the model over M devices (JAX): by model.layout_map, or kernels of Dense and Embedding by their last axis.",
     ),
-    option(
-        "--processes",
-        type=whole_number(1, MOST_WORKERS, "A number of processes"),
-        default=1,
-        metavar="P",
-        help="Spread the devices of --strategy spmd over P processes (default 1, which is as fast or faster on one machine).",
-    ),
     option("--fused", choices=FUSING, default="auto", metavar="F", help="Many steps per call: auto, xla (compiled), graph, or off."),
     option(
         "--checkpoint-every",
@@ -283,7 +276,6 @@ class TrainRequest:
     engine: str
     strategy: str
     model_parallel: int
-    processes: int
     fused: str
     checkpoint_every: Every
     retries: int
@@ -313,7 +305,6 @@ class TrainRequest:
             engine=self.engine,
             strategy=self.strategy,
             model_parallel=self.model_parallel,
-            processes=self.processes,
             fused=self.fused,
             precision=self.precision,
             accumulate=self.accumulate,

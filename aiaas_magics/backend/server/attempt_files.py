@@ -101,7 +101,6 @@ def ask_of(job: str, spec: FitSpec, machine: Machine) -> DeviceRequest:
         oversubscribe=spec.oversubscribe,
         alone=spec.measure is not None,
         together=machine.execution_of(spec).strategy in ONE_PROCESS,
-        processes=spec.execution.processes,
     )
 
 

@@ -55,7 +55,7 @@ def main(command_path: str) -> int:
     except NotOnEngine as error:
         # A measurement fails instead: its numbers would stand for devices of this engine, and be those of one process of another.
         execution = command.execution
-        if not execution.must_run_there and command.measure is None:
+        if not execution.must_run_there and command.measure is None and command.ranks == 1:
             channel.send(Notice(text=f"This fit stays on {HOME.title}: {error.why}."))
             fall_back(command, command_path, error)
         if command.measure is not None and command.measure.compare:

@@ -17,11 +17,6 @@ from aiaas_magics.core.spec import FitShape
 from aiaas_magics.packing.checks import parts_check, probing
 from aiaas_magics.packing.fitcall import attributes, batch_sources, fit_data
 
-UNGUARDED: str = (
-    "The processes of spmd meet at a port of JAX's on loopback that asks for no token: another account of that machine can end this job. "
-    "Leave --processes out where others have an account."
-)
-
 
 def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execution: Execution | None = None) -> tuple[str, ...]:
     """One sentence for each part of this fit that differs from training on one worker, or that is not exact when it is resumed.
@@ -84,15 +79,14 @@ def _lookups(model: Any, title: str) -> Iterator[str]:
 
 
 def on_engine(
-    model: Any, shape: FitShape, *, title: str, copies: int, processes: int = 1, arguments: Mapping[str, Any] = MappingProxyType({})
+    model: Any, shape: FitShape, *, title: str, copies: int, arguments: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[str, ...]:
     """One sentence for each part of this fit that differs on the engine `title` from TensorFlow.
 
     Args:
         copies: of the model.
-        processes: among which their devices are shared out.
     """
-    found = [UNGUARDED] if processes > 1 else []
+    found: list[str] = []
     drawing = [layer for layer in model._flatten_layers(include_self=True) if _draws(layer)]
     if drawing:
         found.append(

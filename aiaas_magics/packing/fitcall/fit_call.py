@@ -234,7 +234,6 @@ def _ported(
             shape,
             title=execution.runs_on.title,
             copies=max(1, workers // execution.model_parallel),
-            processes=execution.processes,
             arguments=root["arguments"],
         ),
     )

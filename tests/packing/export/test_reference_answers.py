@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aiaas_magics.packing.export.reference_answers import TOLERANCE, Numbers, ReferenceAnswers, difference
+from aiaas_magics.packing.export.reference_answers import HALF_TOLERANCE, TOLERANCE, Numbers, ReferenceAnswers, difference
 
 NAN, INF = float("nan"), float("inf")
 PLAIN = (1.0, 2.0)
@@ -15,13 +15,21 @@ def numbers(*gradients: tuple[float, ...], loss: float = 1.0, output: tuple[floa
     return Numbers(outputs=(np.array(output),), loss=loss, gradients=tuple(map(np.array, gradients)))
 
 
-def told(here: Numbers, there: Numbers) -> str | None:
+def told(here: Numbers, there: Numbers, *, tolerance: float = TOLERANCE) -> str | None:
     paths = tuple(f"v{place}" for place in range(len(here.gradients)))
-    return difference(ReferenceAnswers(x=None, y=None, sample_weight=None, numbers=here, tolerance=TOLERANCE, paths=paths), there)
+    return difference(ReferenceAnswers(x=None, y=None, sample_weight=None, numbers=here, tolerance=tolerance, paths=paths), there)
 
 
 def test_what_agrees_up_to_rounding_is_proved() -> None:
     assert told(numbers(PLAIN, (0.0, 0.0)), numbers((1.0, 2.0 + 1e-6), (0.0, 1e-9))) is None
+
+
+def test_in_16_bits_a_small_gradient_may_be_off_by_a_unit_of_all_of_them() -> None:
+    here, there = numbers((100.0, 0.0), (1.0, 0.0)), numbers((100.0, 0.0), (1.3, 0.0))
+
+    assert told(here, there, tolerance=HALF_TOLERANCE) is None
+    assert told(here, numbers((100.0, 0.0), (1.5, 0.0)), tolerance=HALF_TOLERANCE) is not None
+    assert told(here, there) is not None, "in single precision a difference is one"
 
 
 def test_the_largest_difference_is_told() -> None:
