@@ -39,9 +39,8 @@ EPOCHS: Final = 8
 SKIPPED: Final = 2  # first epochs: they compile, and find the length of a call
 LIMIT_S: Final = 150.0  # for one training (guess: compiling a Transformer takes a tenth of it)
 DTYPES: Final = ("float32", "mixed_bfloat16")
-# Of the norm of a variable. A loop and single steps are two programs, whose sums have other orders. bfloat16 keeps 8 bits
-# of a number, which 256 steps on a CPU made 0.05 of (a bias that begins at zero).
-TOLERANCES: Final = {"float32": 1e-3, "mixed_bfloat16": 0.1}
+# See `gap` (guesses). A loop and single steps are two programs, whose sums have other orders; bfloat16 has 8 bits of a number.
+TOLERANCES: Final = {"float32": 1e-3, "mixed_bfloat16": 5e-2}
 SIMULATED: Final = 2  # devices
 
 
@@ -259,9 +258,13 @@ def devices() -> list[str]:
     return list(json.loads(told.stdout.splitlines()[-1])) if told.returncode == 0 and told.stdout else []
 
 
-def gap(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
-    """The largest norm(a - b) / norm(b) of all variables; infinite where a number is missing."""
-    gaps = [float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-30)) for a, b in zip(ours, theirs, strict=True)]
+def gap(ours: Sequence[Any], theirs: Sequence[Any], initial: Sequence[Any]) -> float:
+    """The largest difference of a variable, as a share of how far plain Keras moved all of them; infinite where a number is missing.
+
+    Not of the variable's own norm: the loss does not depend on the bias of an attention's keys, so what that holds is rounding alone.
+    """
+    moved = float(np.sqrt(sum(float(np.linalg.norm(b - start)) ** 2 for b, start in zip(theirs, initial, strict=True))))
+    gaps = [float(np.linalg.norm(a - b)) / moved for a, b in zip(ours, theirs, strict=True)]
     return max(value if np.isfinite(value) else np.inf for value in gaps)
 
 
@@ -269,10 +272,11 @@ def row_of(pool: Any, folder: Path, name: str, kind: str, dtype: str) -> dict[st
     size = SIZES[kind][name]
     random.seed(3)  # from which Keras draws the seeds of its initializers
     model, arguments = built(name, size, dtype), data(size)
-    np.savez(folder / "weights.npz", *model.get_weights())
+    initial = model.get_weights()
+    np.savez(folder / "weights.npz", *initial)
     ours = by_engine(pool, folder, model, arguments, gpus=int(kind == "gpu"))
     theirs = by_plain_keras(folder, name, kind, dtype)
-    off, times = gap(ours.weights, theirs.weights), ratio(ours.steps_per_s(size), theirs.steps_per_s(size))
+    off, times = gap(ours.weights, theirs.weights, initial), ratio(ours.steps_per_s(size), theirs.steps_per_s(size))
     return {
         "model": name,
         "dtype": dtype,
@@ -293,7 +297,7 @@ def row_of(pool: Any, folder: Path, name: str, kind: str, dtype: str) -> dict[st
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """As Markdown."""
     lines = [
-        "| model | dtype | weights equal (largest difference) | steps/s, times plain Keras | memory, plain (MB) "
+        "| model | dtype | weights equal (largest difference, of how far all moved) | steps/s, times plain Keras | memory, plain (MB) "
         "| submit to first step, plain start (s) |",
         "| --- | --- | --- | --- | --- | --- |",
     ]

@@ -31,7 +31,7 @@ LONGEST: Final = (
     "tests/notebook/test_training_cells.py",
     "tests/equivalence/test_table.py",
     "tests/e2e/test_notebooks.py",
-    "tests/backend/training/tensorflow/test_split_step.py",
+    "tests/backend/training/tensorflow/parallel/test_split_step.py",
     "tests/backend/serving/engines/test_engines.py",
     "tests/backend/training/tensorflow/test_multi_step.py",
     "tests/backend/serving/process/test_supervisor.py",

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
-from aiaas_magics.backend.training.epochs import Reading
-from aiaas_magics.backend.training.loop_length import Pacing
+from aiaas_magics.backend.training.epochs import Pacing, Reading
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.engines import EngineInfo

@@ -9,14 +9,20 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training.batch_partition import BatchPartition, Indices, Shuffle, order_of, place_of
-from aiaas_magics.backend.training.loop_length import Pacing
 from aiaas_magics.core.row_order import whole_executions
 
 Steps = Iterator[tuple[int, int, Any]]  # the first step of a call, the last, and the data
+
+
+class Pacing(Protocol):
+    """Says how many steps the next call makes, and hears how long it took."""
+
+    def __call__(self) -> int: ...
+    def took(self, steps: int, seconds: float) -> None: ...
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

@@ -14,13 +14,13 @@ from msgspec.structs import replace
 
 from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training import step_timing
+from aiaas_magics.backend.training.autotune.loop_length import Pace, agreed
 from aiaas_magics.backend.training.autotune.step_modes import compare, only
 from aiaas_magics.backend.training.checkpoint.checkpoint_callback import Keeper, resumed_from
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.engine import FitRun, StepPolicy, TrainingEngine
 from aiaas_magics.backend.training.event_channel import EventChannel
 from aiaas_magics.backend.training.fit_progress import Progress
-from aiaas_magics.backend.training.loop_length import Pace, agreed
 from aiaas_magics.backend.training.rank_callbacks import agreement, callbacks_of_rank, epoch_lines, most_steps_a_call, plain_arguments
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.worker_command import WorkerCommand

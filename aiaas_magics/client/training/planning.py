@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from aiaas_magics.client.training.engine_timings import WORTH_LEAVING, Measurements, Way, is_open, key_of, quicker_engine
+from aiaas_magics.client.training import engine_timings
+from aiaas_magics.client.training.engine_timings import WORTH_LEAVING, is_open, key_of, quicker_engine
 from aiaas_magics.client.training.submission import Preflight, TrainOptions, prepare, submit
 from aiaas_magics.core.engines import engines_with
 from aiaas_magics.core.errors import BackendTooSlow, NotOnEngine, UsageError
@@ -20,6 +21,7 @@ from aiaas_magics.core.events import Candidate, Phase, Planned
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import FitShape, JobState, MeasureSpec
 from aiaas_magics.core.story import JobStory
+from aiaas_magics.core.timing_cache import StepTiming
 
 if TYPE_CHECKING:
     from aiaas_magics.client.backend import Backend
@@ -110,7 +112,7 @@ def plan(
         return replace(found, unmeasured="Nothing was measured: only steps on arrays are, and what yields batches is used up by it.")
     if running := [view.id for view in backend.jobs() if not view.state.final]:
         return replace(found, unmeasured=f"Nothing was measured: the backend is busy with job {', '.join(running)}. Try again after it.")
-    about, measured = backend.about(), list[Way]()
+    about, measured = backend.about(), list[StepTiming]()
     gpus = about.gpus
     open_ways = ways(options.execution, devices=preflight.workers, gpus=gpus)
     labels = tuple(", ".join(way) for way in open_ways)
@@ -123,11 +125,11 @@ def plan(
 
         named = replace(options, name=f"{options.name or packed.shape.model}: {labels[index]}"[:100])
         way = measure(backend, call, named, engine, strategy, tell)
-        measured += [_remembered(one, way.start_s) for one in way.candidates if not one.why]
+        measured += [StepTiming.of(one, start_s=way.start_s) for one in way.candidates if not one.why]
         found = replace(found, chosen=found.chosen if index else way.chosen, candidates=(*found.candidates, *way.candidates))
     if is_open(options.execution):
         key = key_of(packed, about, asked=options.execution, workers=options.workers)
-        Measurements().remember(key, measured)
+        engine_timings.cache().put(key, measured)
         if (quicker := quicker_engine(measured, steps=found.steps)) is not None:
             best = quicker.way
             chosen = Planned(engine=best.engine, strategy=best.strategy, fused=best.fused, why=(quicker.why,))
@@ -135,10 +137,6 @@ def plan(
             announced = prepare(backend, call, options).preflight.notes
             found = replace(found, chosen=chosen, preflight=replace(preflight, notes=announced))
     return found
-
-
-def _remembered(one: Candidate, start_s: float) -> Way:
-    return Way(engine=one.engine, strategy=one.strategy, fused=one.fused, step_s=one.step_s, compile_s=one.compile_s, start_s=start_s)
 
 
 def ways(execution: Execution, *, devices: int, gpus: bool) -> tuple[tuple[str, str], ...]:

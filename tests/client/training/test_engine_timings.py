@@ -13,16 +13,17 @@ from hypothesis.strategies import floats, integers
 
 import aiaas_magics
 from aiaas_magics.client.training import engine_timings
-from aiaas_magics.client.training.engine_timings import Measurements, Way, is_open, quicker_engine
+from aiaas_magics.client.training.engine_timings import is_open, quicker_engine
 from aiaas_magics.core.events import Planned
 from aiaas_magics.core.execution import Execution
+from aiaas_magics.core.timing_cache import StepTiming, TimingCache
 from aiaas_magics.packing.fitcall import fit_call
 from aiaas_magics.packing.fitcall.fit_call import FitCall
 from tests.backend.training.jax import jax_models
 
 
-def way(engine: str, step_s: float, compile_s: float = 0.0, start_s: float = 0.0) -> Way:
-    return Way(engine=engine, strategy="single", fused="xla", step_s=step_s, compile_s=compile_s, start_s=start_s)
+def way(engine: str, step_s: float, compile_s: float = 0.0, start_s: float = 0.0) -> StepTiming:
+    return StepTiming(engine=engine, strategy="single", fused="xla", step_s=step_s, compile_s=compile_s, start_s=start_s)
 
 
 def test_jax_is_chosen_where_its_start_and_compilation_pay_within_the_fit() -> None:
@@ -66,19 +67,19 @@ def test_what_was_asked_for_by_name_or_cannot_be_on_jax_is_not_chosen_for(asked:
 
 
 def test_a_damaged_memory_is_none(tmp_path: Path) -> None:
-    memory = Measurements(tmp_path / "new")
-    memory.remember("key", [way("jax", 1.0)])
+    memory = TimingCache(tmp_path / "new")
+    memory.put("key", [way("jax", 1.0)])
 
-    assert memory.of("key") == (way("jax", 1.0),)
+    assert memory.get("key") == (way("jax", 1.0),)
     (tmp_path / "new" / "key.json").write_bytes(b'[{"engine"')
-    assert memory.of("key") == ()
-    assert memory.of("another") == ()
-    Measurements(tmp_path / "new" / "key.json").remember("key", [])  # no folder can be made there
+    assert memory.get("key") == ()
+    assert memory.get("another") == ()
+    TimingCache(tmp_path / "new" / "key.json").put("key", [])  # no folder can be made there
 
 
 def revised(path: Path, **times: float) -> None:
     """Have a step of an engine take so many times as long as was measured."""
-    ways = msgspec.json.decode(path.read_bytes(), type=list[Way])
+    ways = msgspec.json.decode(path.read_bytes(), type=list[StepTiming])
     assert {one.engine for one in ways} == {"tensorflow", "jax"}
     assert all(one.start_s > 0 and one.compile_s > 0 for one in ways)
     path.write_bytes(msgspec.json.encode([msgspec.structs.replace(one, step_s=times.get(one.engine, 1.0) * one.step_s) for one in ways]))
@@ -128,7 +129,7 @@ def test_what_fails_its_proof_on_jax_stays_though_jax_was_quicker(home: Path, tm
     with aiaas_magics.connect() as backend:
         call = FitCall(jax_models.two_faced(), {"x": x, "y": y, **given})
         key = engine_timings.key_of(fit_call.pack(call), backend.about(), asked=Execution(), workers=None)
-        Measurements().remember(key, [way("tensorflow", 1.0), way("jax", 1e-3)])
+        engine_timings.cache().put(key, [way("tensorflow", 1.0), way("jax", 1e-3)])
         job = backend.train(jax_models.two_faced(), x, y, **given)
         job.result(180)
         story = job.story()

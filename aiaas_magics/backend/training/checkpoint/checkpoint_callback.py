@@ -18,9 +18,8 @@ from aiaas_magics.backend.training.batch_partition import steps_of
 from aiaas_magics.backend.training.checkpoint import checkpoint_contents, training_state
 from aiaas_magics.backend.training.checkpoint.checkpoint_contents import CallbackState, Checkpoint
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
-from aiaas_magics.backend.training.epochs import Reading
+from aiaas_magics.backend.training.epochs import Pacing, Reading
 from aiaas_magics.backend.training.event_channel import EventChannel
-from aiaas_magics.backend.training.loop_length import Pacing
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.events import Checkpointed, Notice

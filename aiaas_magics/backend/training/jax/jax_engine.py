@@ -24,13 +24,12 @@ from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training.autotune.step_modes import process_bytes
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.engine import FitRun, OpenedFit, StepPolicy, TrainingEngine
-from aiaas_magics.backend.training.epochs import Reading
+from aiaas_magics.backend.training.epochs import Pacing, Reading
 from aiaas_magics.backend.training.jax import jax_processes
 from aiaas_magics.backend.training.jax import jax_steps as steps
 from aiaas_magics.backend.training.jax.jax_batches import reading_from
 from aiaas_magics.backend.training.jax.jax_masks import keeping_masks
 from aiaas_magics.backend.training.job_inputs import arrays_of, payload_of
-from aiaas_magics.backend.training.loop_length import Pacing
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core import engines

@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow as tf
 
 from aiaas_magics.backend.training.monkeypatch import replaced
-from aiaas_magics.backend.training.tensorflow.reductions import Scope, Share, exact_reductions
+from aiaas_magics.backend.training.tensorflow.parallel.reductions import Scope, Share, exact_reductions
 from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.internals.keras_internals import TensorFlowTrainer, data_adapter_utils, tree
 

@@ -15,24 +15,24 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from aiaas_magics.backend.training.autotune.compile_policy import Choice, Rule, Timing, compile_s, quickest
+from aiaas_magics.backend.training.autotune import trial as trial_module
+from aiaas_magics.backend.training.autotune.compile_policy import Choice, Rule, both_forms, quickest
+from aiaas_magics.backend.training.autotune.trial import Trial
 from aiaas_magics.backend.training.batch_partition import RankPart
 from aiaas_magics.backend.training.monkeypatch import replaced
 from aiaas_magics.backend.training.tensorflow.graph_operations import Operations, operations_of
-from aiaas_magics.backend.training.tensorflow.split_step import Halves, NotHalved
+from aiaas_magics.backend.training.tensorflow.parallel.split_step import Halves, NotHalved
 from aiaas_magics.backend.training.tensorflow.trace_cache import Recalled, Trace, Traces, are_tensors, drawn, flat
+from aiaas_magics.backend.training.tensorflow.xla_rules import XlaStep, compile_s
 from aiaas_magics.core import keras_messages
 from aiaas_magics.core.internals.keras_internals import array_slicing, tree
 from aiaas_magics.core.internals.tensorflow_internals import Algorithm, random_ops_util, stateless
-
-LONG_S: Final = 60.0  # a run with so much ahead of it affords to try both forms
-TRIED_S: Final = 0.5  # how long each is tried
-TRIED_SHARE: Final = 0.05  # of what is ahead, compiling the other form may take at most
+from aiaas_magics.core.timing_cache import StepTiming
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,37 +61,6 @@ class StepChunk:
     def whole(self) -> bool:
         """Whether `arrays` hold the rows of all full batches of the pass."""
         return self.steps <= int(self.positions.shape[0])
-
-
-class Trial:
-    """A long run tries the other form too, and goes on in the quicker one. All its steps are steps of the training."""
-
-    def __init__(self, fused: str) -> None:
-        self.fused, self.other = fused, "graph" if fused == "xla" else "xla"
-        self._made: dict[str, tuple[int, float]] = {}
-        self._began_other = self.is_over = self.is_measured = False
-
-    @property
-    def step_s(self) -> dict[str, float]:
-        """Seconds of a step, in each form that was tried."""
-        return {fused: seconds / steps for fused, (steps, seconds) in self._made.items()}
-
-    def took(self, steps: int, seconds: float) -> None:
-        made, spent = self._made.get(self.fused, (0, 0.0))
-        self._made[self.fused] = (made + steps, spent + seconds)
-        if self._began_other and spent + seconds >= TRIED_S:
-            self.is_over = self.is_measured = True
-
-    def wants_other(self, ahead: float) -> bool:
-        """Whether it is time to try the other form; a run with too little ahead of it ends the trial."""
-        if self.is_over or self._began_other or self._made[self.fused][1] < TRIED_S:
-            return False
-        self.is_over = self.step_s[self.fused] * ahead < LONG_S
-        return not self.is_over
-
-    def begin_other(self, *, possible: bool) -> None:
-        self.fused, self.other = self.other, self.fused
-        self._began_other, self.is_over = True, not possible
 
 
 class FusedSteps:
@@ -236,7 +205,7 @@ class FusedSteps:
         if choice.fused == "auto":
             rows, ahead = int(chunk.positions.shape[1]), self._in_all(chunk.steps)
             try:
-                choice = self._rule.decide(self._pieces(chunk), chunk.arrays, rows=rows, ahead=ahead, whole=chunk.whole)
+                choice = self._rule.decide(XlaStep(self._pieces(chunk), chunk.arrays, rows, whole=chunk.whole), ahead=ahead)
             except NotHalved as error:
                 choice = Choice(fused="graph", why=(f"XLA cannot compile an exchange, and the step cannot be cut there: {error}",))
         if (why := self._prepared(chunk, choice.fused)) is not None:
@@ -274,15 +243,19 @@ class FusedSteps:
         logs = self._run(chunk, compiled=trial.fused == "xla")
         trial.took(chunk.stop - chunk.start, time.perf_counter() - began)
         if trial.wants_other(ahead := self._ahead(chunk.steps)):
-            affords = trial.other != "xla" or compile_s(self._pieces(chunk)) <= TRIED_SHARE * trial.step_s[trial.fused] * ahead
+            affords = trial.other != "xla" or compile_s(self._pieces(chunk)) <= trial_module.TRIED_SHARE * trial.step_s[trial.fused] * ahead
             trial.begin_other(possible=affords and self._prepared(chunk, trial.other) is None)
         if trial.is_over:
             self._trial = None
             if trial.is_measured:
-                measured = {form: Timing(step_s=step_s, compile_s=self._compile_s[form]) for form, step_s in trial.step_s.items()}
-                self._tell(quickest(measured))
-                self._rule.remember(measured)
+                timings = [self._timing(form, step_s) for form, step_s in trial.step_s.items()]
+                self._tell(quickest(both_forms(timings)))
+                self._rule.remember(timings)
         return logs
+
+    def _timing(self, form: str, step_s: float) -> StepTiming:
+        # A trial is made by one rank on one device: several do not come to the same by their own clocks.
+        return StepTiming(engine="tensorflow", strategy="single", fused=form, step_s=step_s, compile_s=self._compile_s[form])
 
     def _one(self, chunk: StepChunk, *, halved: bool) -> Any:
         """One step on the rows at some positions, traced once for all forms of the loop."""

@@ -22,8 +22,8 @@ from aiaas_magics.backend.training.autotune.step_modes import process_bytes
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.dtype_policy import set_precision
 from aiaas_magics.backend.training.engine import FitRun, OpenedFit, StepPolicy, TrainingEngine
+from aiaas_magics.backend.training.epochs import Pacing
 from aiaas_magics.backend.training.job_inputs import arrays_of, payload_of
-from aiaas_magics.backend.training.loop_length import Pacing
 from aiaas_magics.backend.training.tensorflow import rank_datasets, tensorflow_forms
 from aiaas_magics.backend.training.tensorflow.accumulation import Accumulation
 from aiaas_magics.backend.training.tensorflow.epoch_metrics import quick_metrics
@@ -32,8 +32,8 @@ from aiaas_magics.backend.training.tensorflow.multi_step import FusedSteps, same
 from aiaas_magics.backend.training.tensorflow.parallel import mirrored
 from aiaas_magics.backend.training.tensorflow.parallel.collective import Collective
 from aiaas_magics.backend.training.tensorflow.parallel.mirrored import Mirrored, mirroring
+from aiaas_magics.backend.training.tensorflow.parallel.reductions import Scope
 from aiaas_magics.backend.training.tensorflow.rank_rows import RowSource, reading_from, with_part
-from aiaas_magics.backend.training.tensorflow.reductions import Scope
 from aiaas_magics.backend.training.tensorflow.tensorflow_forms import TensorFlowPolicy
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.worker_command import WorkerCommand

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aiaas_magics.backend.training.autotune.compile_policy import FORMS, Choice, Choices, Comparing, Rule, Timing
+from aiaas_magics.backend.training.autotune.compile_policy import Choice, Comparing, Rule
 from aiaas_magics.backend.training.tensorflow.parallel.mirrored import is_mirrored
 from aiaas_magics.backend.training.tensorflow.trace_cache import Traces
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
@@ -21,6 +21,7 @@ from aiaas_magics.core.engines import ENGINES
 from aiaas_magics.core.events import Candidate, Planned
 from aiaas_magics.core.internals.keras_internals import TensorFlowTrainer
 from aiaas_magics.core.internals.tensorflow_internals import is_op_determinism_enabled
+from aiaas_magics.core.timing_cache import StepTiming, TimingCache
 from aiaas_magics.packing.checks.fit_checks import runs_eagerly
 
 INFO = ENGINES["tensorflow"]
@@ -32,17 +33,16 @@ class TensorFlowPolicy:
     def __init__(self, command: WorkerCommand, call: Unpacked) -> None:
         self._command, self._model = command, call.model
         compares = command.measure is not None and command.measure.compare
-        self.rule: Rule = Comparing(_choices(command)) if compares else Rule(_choices(command))
+        self.rule: Rule = Comparing(_cache(command)) if compares else Rule(_cache(command))
 
     def concluded(self, candidates: Sequence[Candidate]) -> Planned:
         wanted, rule = wanted_form(self._command, self._model), self.rule
-        measured = {one.fused: Timing(step_s=one.step_s, compile_s=one.compile_s) for one in candidates if not one.why}
+        timings = [StepTiming.of(candidate) for candidate in candidates if not candidate.why]
         if isinstance(rule, Comparing) and rule.planned is not None:
-            if measured.keys() >= FORMS:
-                rule.remember(measured)
+            rule.remember(timings)
             wanted = rule.planned()
         elif wanted.fused == "auto":
-            wanted = Choice(fused="graph" if "graph" in measured else "off", why=(candidates[-1].why,))
+            wanted = Choice(fused="graph" if any(timing.fused == "graph" for timing in timings) else "off", why=(candidates[-1].why,))
         return planned(self._command, wanted)
 
 
@@ -89,10 +89,10 @@ def _function_in_step(model: Any) -> str:
     return ""
 
 
-def _choices(command: WorkerCommand) -> Choices | None:
+def _cache(command: WorkerCommand) -> TimingCache | None:
     """What was measured before, and may be measured in this run; nothing where somebody asked for the same bits in every run."""
     usable = bool(command.choices) and command.ranks == 1 and not is_op_determinism_enabled()
-    return Choices(Path(command.choices)) if usable else None
+    return TimingCache(Path(command.choices)) if usable else None
 
 
 def traces_of(command: WorkerCommand, call: Unpacked) -> Traces | None:

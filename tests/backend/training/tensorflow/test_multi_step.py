@@ -15,20 +15,21 @@ from keras import layers
 from tensorflow.python.framework.config import disable_op_determinism, enable_op_determinism
 
 from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
-from aiaas_magics.backend.training.autotune import compile_policy as choice_module
-from aiaas_magics.backend.training.autotune.compile_policy import Choices, Timing, has_few_rows, quickest
+from aiaas_magics.backend.training.autotune import trial
+from aiaas_magics.backend.training.autotune.compile_policy import both_forms, quickest
+from aiaas_magics.backend.training.autotune.loop_length import CALL_S, GROWTH, Pace
 from aiaas_magics.backend.training.batch_partition import BatchPartition, order_of
-from aiaas_magics.backend.training.loop_length import CALL_S, GROWTH, Pace
 from aiaas_magics.backend.training.run import run
-from aiaas_magics.backend.training.tensorflow import device_data, tensorflow_engine
-from aiaas_magics.backend.training.tensorflow import multi_step as fused_module
+from aiaas_magics.backend.training.tensorflow import device_data, tensorflow_engine, xla_rules
 from aiaas_magics.backend.training.tensorflow.graph_operations import operation_of
 from aiaas_magics.backend.training.tensorflow.multi_step import FusedSteps, StepChunk
 from aiaas_magics.backend.training.tensorflow.rank_rows import RowSource
+from aiaas_magics.backend.training.tensorflow.xla_rules import has_few_rows
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.events import Candidate, EpochEnded, Event, Planned
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import MeasureSpec
+from aiaas_magics.core.timing_cache import StepTiming, TimingCache
 from aiaas_magics.packing.fitcall.fit_call import FitCall, pack, unpack
 from tests.backend.training.ranks import gaps
 from tests.support import lanes
@@ -314,9 +315,9 @@ def test_rows_are_few_beside_those_of_the_matrix_unless_a_sequence_may_have_made
 
 
 def test_a_long_run_tries_both_forms_and_remembers_what_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_module, "LONG_S", 0.0)
-    monkeypatch.setattr(fused_module, "TRIED_S", 0.01)
-    monkeypatch.setattr(fused_module, "TRIED_SHARE", math.inf)
+    monkeypatch.setattr(trial, "LONG_S", 0.0)
+    monkeypatch.setattr(trial, "TRIED_S", 0.01)
+    monkeypatch.setattr(trial, "TRIED_SHARE", math.inf)
     x, y = table()
     choices = tmp_path / "choices"
 
@@ -329,7 +330,7 @@ def test_a_long_run_tries_both_forms_and_remembers_what_they_take(tmp_path: Path
 
     first = train(100)
     [kept] = choices.iterdir()
-    measured = Choices(choices).of(kept.stem)
+    measured = both_forms(TimingCache(choices).get(kept.stem))
     second = train(10**9)
 
     before, after = plans(first)
@@ -343,9 +344,9 @@ def test_a_long_run_tries_both_forms_and_remembers_what_they_take(tmp_path: Path
 
 
 def test_a_form_that_would_compile_longer_than_it_can_gain_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_module, "LONG_S", 0.0)
-    monkeypatch.setattr(fused_module, "TRIED_S", 0.01)
-    monkeypatch.setattr(choice_module, "OPERATION_COMPILES_S", 10.0)
+    monkeypatch.setattr(trial, "LONG_S", 0.0)
+    monkeypatch.setattr(trial, "TRIED_S", 0.01)
+    monkeypatch.setattr(xla_rules, "OPERATION_COMPILES_S", 10.0)
     x, y = table()
 
     trained = Trained(tmp_path, mlp(), {"x": x, "y": y, "batch_size": BATCH, "epochs": 100}, fused="auto", choices=tmp_path / "choices")
@@ -353,7 +354,11 @@ def test_a_form_that_would_compile_longer_than_it_can_gain_is_not_tried(tmp_path
     assert trained.told.plan().fused == "graph"  # told once: nothing was measured
 
 
-QUICKER_COMPILED = {"graph": Timing(step_s=0.2, compile_s=0.5), "xla": Timing(step_s=0.1, compile_s=5.5)}
+def timing(fused: str, step_s: float, compile_s: float) -> StepTiming:
+    return StepTiming(engine="tensorflow", strategy="single", fused=fused, step_s=step_s, compile_s=compile_s)
+
+
+QUICKER_COMPILED = {"graph": timing("graph", 0.2, 0.5), "xla": timing("xla", 0.1, 5.5)}
 
 
 @pytest.mark.parametrize(
@@ -368,9 +373,9 @@ def test_a_short_fit_does_not_compile_what_a_long_one_gained_by(ahead: float, fo
 
 @pytest.mark.nightly
 def test_where_the_same_bits_are_asked_for_no_measurement_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_module, "LONG_S", 0.0)
-    monkeypatch.setattr(fused_module, "TRIED_S", 0.01)
-    monkeypatch.setattr(fused_module, "TRIED_SHARE", math.inf)
+    monkeypatch.setattr(trial, "LONG_S", 0.0)
+    monkeypatch.setattr(trial, "TRIED_S", 0.01)
+    monkeypatch.setattr(trial, "TRIED_SHARE", math.inf)
     x, y = table()
     choices = tmp_path / "choices"
 
@@ -379,7 +384,7 @@ def test_where_the_same_bits_are_asked_for_no_measurement_decides(tmp_path: Path
 
     train()
     [kept] = choices.iterdir()
-    Choices(choices).remember(kept.stem, QUICKER_COMPILED)
+    TimingCache(choices).put(kept.stem, list(QUICKER_COMPILED.values()))
     swayed = train()
     enable_op_determinism()
     try:
@@ -389,7 +394,7 @@ def test_where_the_same_bits_are_asked_for_no_measurement_decides(tmp_path: Path
 
     assert swayed.told.plan().fused == "xla"
     assert deterministic.told.plan() == planned("graph", "compiling pays from about 2,500 steps, this fit has 600")
-    assert Choices(choices).of(kept.stem) == QUICKER_COMPILED, "nor is it measured"
+    assert both_forms(TimingCache(choices).get(kept.stem)) == QUICKER_COMPILED, "nor is it measured"
 
 
 @pytest.mark.parametrize("rows_", [pytest.param(BATCH, marks=pytest.mark.nightly), BATCH - 5])

@@ -19,9 +19,9 @@ import tensorflow as tf
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.tensorflow.parallel.buckets import BUCKET_BYTES, in_buckets
 from aiaas_magics.backend.training.tensorflow.parallel.hooks import FitHooks
+from aiaas_magics.backend.training.tensorflow.parallel.reductions import Scope, Share
+from aiaas_magics.backend.training.tensorflow.parallel.split_step import Halves
 from aiaas_magics.backend.training.tensorflow.parallel.zero import ShardedUpdate, shardable
-from aiaas_magics.backend.training.tensorflow.reductions import Scope, Share
-from aiaas_magics.backend.training.tensorflow.split_step import Halves
 from aiaas_magics.backend.training.variable_roles import metric_variables, offset_seeds
 from aiaas_magics.packing.checks.fit_checks import runs_eagerly
 

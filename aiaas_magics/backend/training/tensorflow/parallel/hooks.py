@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from aiaas_magics.backend.training.monkeypatch import replaced
-from aiaas_magics.backend.training.tensorflow.reductions import Scope, Share, exact_reductions
+from aiaas_magics.backend.training.tensorflow.parallel.reductions import Scope, Share, exact_reductions
 from aiaas_magics.backend.training.variable_roles import metric_variables
 from aiaas_magics.core.internals.keras_internals import BaseOptimizer
 

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from aiaas_magics.backend.training.tensorflow.parallel.hooks import FitHooks
-from aiaas_magics.backend.training.tensorflow.reductions import Share
+from aiaas_magics.backend.training.tensorflow.parallel.reductions import Share
 from aiaas_magics.backend.training.variable_roles import copies_of, metric_variables, offset_replicas
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.internals.keras_internals import (

@@ -5,19 +5,13 @@ Owns the choice by time; who makes the steps is an engine's.
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final
 
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
+from aiaas_magics.backend.training.epochs import Pacing
 
 CALL_S: Final = 0.25  # one call at most about this long: progress is told, and an interrupt is heard, between calls
 GROWTH: Final = 8  # a call makes at most so many times the steps of the last one: the first one's time says little
-
-
-class Pacing(Protocol):
-    """Says how many steps the next call makes, and hears how long it took."""
-
-    def __call__(self) -> int: ...
-    def took(self, steps: int, seconds: float) -> None: ...
 
 
 class Pace:
