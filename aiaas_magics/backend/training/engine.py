@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
-from aiaas_magics.backend.training.epochs import Pacing, Reading
+from aiaas_magics.backend.training.epochs import LoopLengthPolicy, Reading
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.engines import EngineInfo
@@ -68,7 +68,7 @@ class OpenedFit(Protocol):
     def before_checkpoint(self) -> None:
         """Bring what the devices hold for themselves to where a checkpoint finds it. Every rank calls it."""
 
-    def fit(self, callbacks: Sequence[Any], *, pace: Pacing, test_pace: Pacing) -> Any:
+    def fit(self, callbacks: Sequence[Any], *, pace: LoopLengthPolicy, test_pace: LoopLengthPolicy) -> Any:
         """Keras' stock `fit`, with as many steps per call as `pace` says. Returns its `History`."""
 
 

@@ -14,9 +14,9 @@ from msgspec.structs import replace
 
 from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training import step_timing
-from aiaas_magics.backend.training.autotune.loop_length import Pace, agreed
+from aiaas_magics.backend.training.autotune.loop_length import LoopLength, agreed
 from aiaas_magics.backend.training.autotune.step_modes import compare, only
-from aiaas_magics.backend.training.checkpoint.checkpoint_callback import Keeper, resumed_from
+from aiaas_magics.backend.training.checkpoint.checkpoint_callback import CheckpointCallback, resumed_from
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.engine import FitRun, StepPolicy, TrainingEngine
 from aiaas_magics.backend.training.event_channel import EventChannel
@@ -78,7 +78,7 @@ def train(engine: TrainingEngine, command: WorkerCommand, call: Unpacked, channe
     )
     alike = engine.info.has_one_program
     with engine.opened(fit) as opened:
-        keeper = Keeper(
+        keeper = CheckpointCallback(
             command,
             call,
             channel,
@@ -89,7 +89,7 @@ def train(engine: TrainingEngine, command: WorkerCommand, call: Unpacked, channe
             reading=reading,
             before_keeping=opened.before_checkpoint,
         )
-        pace, test_pace = keeper.paced(Pace(each)), Pace(each)
+        pace, test_pace = keeper.paced(LoopLength(each)), LoopLength(each)
         opened.fit(
             [*users, *epoch_lines(call.arguments, rank=command.rank), *agreeing, history, progress, keeper, *opened.callbacks],
             pace=agreed(pace, group) if alike else pace,
@@ -117,16 +117,16 @@ def measure(engine: TrainingEngine, command: WorkerCommand, call: Unpacked, chan
 
 def measure_forms(engine: TrainingEngine, command: WorkerCommand, call: Unpacked, channel: EventChannel, group: ProcessGroup | None) -> Any:
     """Every form of the steps that the command leaves open, measured on a few of them; then the plan that follows from it."""
-    info, policy, asked = engine.info, engine.policy(command, call), engine.info.form_for(command.execution.fused)
+    info, policy, wanted = engine.info, engine.policy(command, call), engine.info.form_for(command.execution.fused)
 
     def timed(form: str) -> step_timing.StepTimer:
         # The quickest only where the policy allows it: asked for by name, it would compile also what it computes differently.
-        fused = "auto" if form == info.forms[-1] and asked == "auto" else form
+        fused = "auto" if form == info.forms[-1] and wanted == "auto" else form
         in_form = replace(command, execution=replace(command.execution, fused=fused))
         return _timed(engine, in_form, call, channel, group, policy=policy, on_plan=only(form))[0]
 
     tell, candidates = to_rank_0(command, channel), list[Candidate]()
-    for candidate in compare(asked, timed, forms=info.forms, engine=info.name, strategy=engine.strategy(command)):
+    for candidate in compare(wanted, timed, forms=info.forms, engine=info.name, strategy=engine.strategy(command)):
         candidates.append(candidate)
         tell(candidate)
     tell(policy.concluded(candidates))
@@ -166,7 +166,7 @@ def _timed(
         is_watched=each is not None,
     )
     with engine.opened(fit) as opened:
-        opened.fit([*opened.callbacks, timer, *([] if fit.is_plain else [progress])], pace=timer, test_pace=Pace())
+        opened.fit([*opened.callbacks, timer, *([] if fit.is_plain else [progress])], pace=timer, test_pace=LoopLength())
     rows = int(arguments.get("batch_size") or DEFAULT_BATCH) if reading.plan is None else reading.plan.batch
     return timer, rows
 

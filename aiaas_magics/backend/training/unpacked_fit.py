@@ -1,4 +1,4 @@
-"""What the training side knows of a fit call that has arrived."""
+"""Unpacked fit call: the protocol of one that has arrived in a worker."""
 
 from __future__ import annotations
 

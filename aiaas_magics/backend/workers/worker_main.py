@@ -1,4 +1,4 @@
-"""One rank as a process: the first of our functions in it, and the last.
+"""Worker process: the first of our functions in a rank, and the last.
 
 Owns the process: its cores, threads, working directory and seeds, and the border where the user's
 code may raise anything. What is computed in it belongs to `training.run`.

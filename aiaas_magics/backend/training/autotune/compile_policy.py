@@ -67,7 +67,7 @@ class Rule:
             self._cache.put(self._key, list(measured.values()))
 
 
-class Comparing(Rule):
+class ComparingRule(Rule):
     """Says "xla" wherever that can be measured in a moment, whatever was measured before."""
 
     planned: Callable[[], Choice] | None = None  # what a `Rule` decides by now

@@ -1,4 +1,4 @@
-"""The forms of the steps that a plan may choose from, measured one after the other in one worker.
+"""Step modes: the forms of the steps that a plan may choose from, measured one after the other in one worker.
 
 Owns which forms there are and what is told of each. How steps are timed is `step_timing`, what speaks against a form `compile_policy`.
 """
@@ -21,11 +21,11 @@ class RuledOut(Exception):
 def only(form: str) -> Callable[[Planned], None]:
     """Hears how steps are going to be carried out, and ends the `fit` where that is not in `form`."""
 
-    def told(plan: Planned) -> None:
+    def on_plan(plan: Planned) -> None:
         if plan.fused != form:
             raise RuledOut("; ".join(plan.why))
 
-    return told
+    return on_plan
 
 
 def compare(wanted: str, timed: Callable[[str], StepTimer], *, forms: Sequence[str], engine: str, strategy: str) -> Iterator[Candidate]:

@@ -15,7 +15,7 @@ import numpy as np
 from aiaas_magics.backend.training.batch_partition import BatchPartition, Indices
 from aiaas_magics.backend.training.epochs import Passes, Reading, Steps, steps_of_epoch
 from aiaas_magics.backend.training.jax import jax_steps as steps
-from aiaas_magics.backend.training.monkeypatch import iterators_of, replaced
+from aiaas_magics.backend.training.monkeypatch import iterators_of, monkeypatched
 from aiaas_magics.core.errors import NotOnEngine
 from aiaas_magics.core.internals.keras_internals import ArrayDataAdapter, array_slicing, jax_trainer, tree
 
@@ -27,7 +27,7 @@ def reading_from(reading: Reading, model: Any) -> contextlib.AbstractContextMana
         _reading = reading
 
     made = iterators_of(model, ("fit", "evaluate", "predict"), ours=JaxBatches, stock=jax_trainer.JAXEpochIterator)
-    return replaced((jax_trainer, "JAXEpochIterator", made))
+    return monkeypatched((jax_trainer, "JAXEpochIterator", made))
 
 
 class _JaxIterator(jax_trainer.JAXEpochIterator):  # type: ignore[misc]

@@ -24,7 +24,7 @@ from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training.autotune.step_modes import process_bytes
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.engine import FitRun, OpenedFit, StepPolicy, TrainingEngine
-from aiaas_magics.backend.training.epochs import Pacing, Reading
+from aiaas_magics.backend.training.epochs import LoopLengthPolicy, Reading
 from aiaas_magics.backend.training.jax import jax_processes
 from aiaas_magics.backend.training.jax import jax_steps as steps
 from aiaas_magics.backend.training.jax.jax_batches import reading_from
@@ -140,7 +140,7 @@ class JaxFit:
     def before_checkpoint(self) -> None:
         """Nothing: every process holds the same, and a variable is read from the devices when it is asked for."""
 
-    def fit(self, callbacks: Sequence[Any], *, pace: Pacing, test_pace: Pacing) -> Any:
+    def fit(self, callbacks: Sequence[Any], *, pace: LoopLengthPolicy, test_pace: LoopLengthPolicy) -> Any:
         stock = contextlib.nullcontext()
         with stock if self._fit.is_plain else fusing(self._fit, self._plan, pace=pace, test_pace=test_pace):
             return jax_trainer.JAXTrainer.fit(self._fit.call.model, **self._fit.arguments, callbacks=list(callbacks))
@@ -204,7 +204,7 @@ def numbers_of(model: Any, batch: tuple[Any, Any, Any]) -> reference_answers.Num
 
 
 @contextlib.contextmanager
-def fusing(fit: FitRun, plan: Planned, *, pace: Pacing, test_pace: Pacing) -> Iterator[None]:
+def fusing(fit: FitRun, plan: Planned, *, pace: LoopLengthPolicy, test_pace: LoopLengthPolicy) -> Iterator[None]:
     """Inside, `fit` makes many steps in one call, as `pace` says, where `plan` has it so."""
     model, reading = fit.call.model, fit.reading
     fit.on_plan(plan)

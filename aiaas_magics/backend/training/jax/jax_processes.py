@@ -1,8 +1,8 @@
-"""Several processes that run one program on JAX, each with its devices.
+"""Processes on JAX: several that run one program, each with its devices.
 
-Owns their meeting: through JAX's own coordination, which joins their devices, and as a `Group`, in which they agree on what
+Owns their meeting: through JAX's own coordination, which joins their devices, and as a `ProcessGroup`, in which they agree on what
 each decides by its own clock. The coordinator listens on loopback only and knows no secret, so that whoever has an account on
-this machine can disturb it; the user is told (`packing.exactness`). What is computed, and exchanged (by gloo on a CPU), is JAX's.
+this machine can disturb it (docs/lab/training.md). What is computed, and exchanged (by gloo on a CPU), is JAX's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aiaas_magics.backend.training.worker_command import WorkerCommand
 ADDRESS: Final = "coordinator.txt"  # in the attempt's folder
 LOOK_S: Final = 0.02
 GONE_S: Final = 2.0  # for the end of a process to be seen by those that it exchanged with (guess)
-LAST_WORD_S: Final = 0.5  # as in `workers.child`: for the server to see the end that came first (guess)
+LAST_WORD_S: Final = 0.5  # as in `worker_main`: for the server to see the end that came first (guess)
 
 
 def join(command: WorkerCommand) -> None:

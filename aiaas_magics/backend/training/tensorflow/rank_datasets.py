@@ -1,4 +1,4 @@
-"""Data that yields batches, for a rank: built, and on several ranks cut and handed out.
+"""Rank datasets: data that yields batches, built for a rank, and on several ranks cut and handed out.
 
 Owns what takes the place of a `packing.sources.Source` in the arguments of `fit`. Each batch that it
 yields is one global batch. On several ranks rank 0 alone iterates, and writes for each other rank its
@@ -186,7 +186,7 @@ class HandingOut(_OneOfSeveral):
         def hand_out(number: Any, index: Any, batch: Any) -> Any:
             mine, *theirs = (part_of_batch(batch, rank=rank, ranks=ranks) for rank in range(ranks))
             spec = tf.nest.map_structure(tf.type_spec_from_value, mine)
-            written = [tf.stack([tf.io.serialize_tensor(one) for one in sent_tensors(part, spec)]) for part in theirs]
+            written = [tf.stack([tf.io.serialize_tensor(tensor) for tensor in sent_tensors(part, spec)]) for part in theirs]
             with tf.control_dependencies([_called(self._write, number, index, *written)]):
                 return tf.nest.map_structure(lambda leaf: tf.identity(leaf) if tf.is_tensor(leaf) else leaf, mine)
 

@@ -22,13 +22,13 @@ from aiaas_magics.backend.training.autotune.step_modes import process_bytes
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.dtype_policy import set_precision
 from aiaas_magics.backend.training.engine import FitRun, OpenedFit, StepPolicy, TrainingEngine
-from aiaas_magics.backend.training.epochs import Pacing
+from aiaas_magics.backend.training.epochs import LoopLengthPolicy
 from aiaas_magics.backend.training.job_inputs import arrays_of, payload_of
 from aiaas_magics.backend.training.tensorflow import rank_datasets, tensorflow_forms
 from aiaas_magics.backend.training.tensorflow.accumulation import Accumulation
 from aiaas_magics.backend.training.tensorflow.epoch_metrics import quick_metrics
 from aiaas_magics.backend.training.tensorflow.keras_order import order_of_keras
-from aiaas_magics.backend.training.tensorflow.multi_step import FusedSteps, same_random_numbers
+from aiaas_magics.backend.training.tensorflow.multi_step import MultiStepFunction, same_random_numbers
 from aiaas_magics.backend.training.tensorflow.parallel import mirrored
 from aiaas_magics.backend.training.tensorflow.parallel.collective import Collective
 from aiaas_magics.backend.training.tensorflow.parallel.mirrored import Mirrored, mirroring
@@ -137,7 +137,7 @@ class TensorFlowFit:
         if self._collective is not None:
             self._collective.settle()
 
-    def fit(self, callbacks: Sequence[Any], *, pace: Pacing, test_pace: Pacing) -> Any:
+    def fit(self, callbacks: Sequence[Any], *, pace: LoopLengthPolicy, test_pace: LoopLengthPolicy) -> Any:
         stock = contextlib.nullcontext()
         with stock if self._fit.is_plain else fusing(self._fit, self._collective, pace=pace, test_pace=test_pace):
             # The Trainer's own `fit`: a subclass' override has run in the kernel already, where it reached the Trainer's.
@@ -200,7 +200,7 @@ def _sharing(collective: Collective | None) -> list[Any]:
 
 
 @contextlib.contextmanager
-def fusing(fit: FitRun, collective: Collective | None, *, pace: Pacing, test_pace: Pacing) -> Iterator[None]:
+def fusing(fit: FitRun, collective: Collective | None, *, pace: LoopLengthPolicy, test_pace: LoopLengthPolicy) -> Iterator[None]:
     """Inside, `fit` on arrays makes many steps in one call, as `pace` says; not where the user has a loop of his own."""
     command, call, source = fit.command, fit.call, rows_of(fit)
     assert isinstance(fit.policy, TensorFlowPolicy)
@@ -211,7 +211,7 @@ def fusing(fit: FitRun, collective: Collective | None, *, pace: Pacing, test_pac
         return
     source.pace, source.test_pace = pace, test_pace
     traces = tensorflow_forms.traces_of(command, call)
-    train = FusedSteps(
+    train = MultiStepFunction(
         model.train_step,
         stock=functools.partial(model._make_function, model.train_step),
         wrap=with_part,
@@ -226,7 +226,7 @@ def fusing(fit: FitRun, collective: Collective | None, *, pace: Pacing, test_pac
         traces=traces,
         name="train",
     )
-    test = FusedSteps(
+    test = MultiStepFunction(
         model.test_step,
         stock=functools.partial(model._make_function, model.test_step),
         wrap=with_part,
@@ -237,7 +237,7 @@ def fusing(fit: FitRun, collective: Collective | None, *, pace: Pacing, test_pac
     )
     model.train_function, model.test_function = train, test
     try:
-        with same_random_numbers(), quick_metrics(model, (train, test), told=command.ranks == 1 and not fit.is_watched):
+        with same_random_numbers(), quick_metrics(model, (train, test), from_step_logs=command.ranks == 1 and not fit.is_watched):
             yield
             if traces is not None:
                 traces.write()

@@ -1,4 +1,4 @@
-"""Form of TensorFlow's steps: which one a command leaves, what a measurement concludes, and where traced loops are kept.
+"""Forms of TensorFlow's steps: which one a command leaves, what a measurement concludes, and where traced loops are kept.
 
 Owns the choice before anything was traced. What a traced step says to it is `compile_policy`.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aiaas_magics.backend.training.autotune.compile_policy import Choice, Comparing, Rule
+from aiaas_magics.backend.training.autotune.compile_policy import Choice, ComparingRule, Rule
 from aiaas_magics.backend.training.tensorflow.parallel.mirrored import is_mirrored
 from aiaas_magics.backend.training.tensorflow.trace_cache import Traces
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
@@ -33,12 +33,12 @@ class TensorFlowPolicy:
     def __init__(self, command: WorkerCommand, call: Unpacked) -> None:
         self._command, self._model = command, call.model
         compares = command.measure is not None and command.measure.compare
-        self.rule: Rule = Comparing(_cache(command)) if compares else Rule(_cache(command))
+        self.rule: Rule = ComparingRule(_cache(command)) if compares else Rule(_cache(command))
 
     def concluded(self, candidates: Sequence[Candidate]) -> Planned:
         wanted, rule = wanted_form(self._command, self._model), self.rule
         timings = [StepTiming.of(candidate) for candidate in candidates if not candidate.why]
-        if isinstance(rule, Comparing) and rule.planned is not None:
+        if isinstance(rule, ComparingRule) and rule.planned is not None:
             rule.remember(timings)
             wanted = rule.planned()
         elif wanted.fused == "auto":

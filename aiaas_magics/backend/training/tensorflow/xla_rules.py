@@ -1,4 +1,4 @@
-"""What speaks against having XLA compile a step on TensorFlow, read from the operations of the traced step.
+"""XLA rules: reasons not to compile a step on TensorFlow, read from the operations of the traced step.
 
 Owns the reasons, which hold for any model: XLA would compute something else, or it would not pay. What was measured overrules the
 second kind; that is `autotune.compile_policy`.
@@ -74,13 +74,13 @@ def compile_s(pieces: Sequence[Operations]) -> float:
     return OPERATION_COMPILES_S * sum(map(len, pieces))
 
 
-def forbidding(found: Sequence[GraphOperation], arrays: Any, *, whole: bool) -> Iterator[str]:
+def forbidding(operations: Sequence[GraphOperation], arrays: Any, *, whole: bool) -> Iterator[str]:
     """Why XLA would compute something else than TensorFlow does, or nothing at all.
 
     XLA takes an index out of range for the nearest one in range, where TensorFlow raises an error. So indexing is
     compiled only where every number of the data is a valid index into whatever is indexed.
     """
-    types = {op.type for op in found}
+    types = {op.type for op in operations}
     if hit := sorted(types & UNCOMPILABLE) or sorted(kind for kind in types if "String" in kind or kind.startswith("Lookup")):
         yield f"XLA has no {hit[0]}"
     if hit := sorted(types & UNCHECKED):
@@ -89,26 +89,26 @@ def forbidding(found: Sequence[GraphOperation], arrays: Any, *, whole: bool) -> 
         yield f"XLA draws other random numbers ({hit[0]})"
     if types & SLOW_ON_CPU and not tf.config.list_physical_devices("GPU"):
         yield "XLA's convolutions are slow on a CPU"
-    if types & (TABLES | CLASSES) and not indices_hold(found, arrays, whole=whole):
+    if types & (TABLES | CLASSES) and not indices_hold(operations, arrays, whole=whole):
         yield "the data may index out of range, which XLA would not notice"
 
 
-def discouraging(found: Sequence[GraphOperation], rows: int, ahead: float, *, pieces: int) -> Iterator[str]:
+def discouraging(operations: Sequence[GraphOperation], rows: int, ahead: float, *, pieces: int) -> Iterator[str]:
     """Why compiling would not pay, by estimate."""
-    recurs = any(op.type in LOOPS for op in found)
-    products = [op for op in found if op.type in PRODUCTS]
+    recurs = any(op.type in LOOPS for op in operations)
+    products = [op for op in operations if op.type in PRODUCTS]
     arithmetic = sum(multiplications(op, rows) for op in products)
-    large = arithmetic > LARGE_OPERATION * len(found) and not tf.config.list_physical_devices("GPU")
+    large = arithmetic > LARGE_OPERATION * len(operations) and not tf.config.list_physical_devices("GPU")
     of_few = sum(multiplications(op, rows) for op in products if has_few_rows(op, rows))
     if large and of_few < arithmetic / 2:
         yield "its time goes into matrix products of many rows, which XLA does not make faster on a CPU"
     if pieces > 1 and not (recurs or large):
         # Measured for two workers: a small MLP 1.1 and a Transformer block 1.0 times the uncompiled time, a small LSTM 0.37.
         yield "calling compiled parts of a step one by one costs what compiling gains, but in recurrent layers and large products"
-    gains_s = of_few * PRODUCT_GAINS_S if large else OPERATION_GAINS_S * len(found)
+    gains_s = of_few * PRODUCT_GAINS_S if large else OPERATION_GAINS_S * len(operations)
     least = PAYS_AFTER_LOOPS
     if not recurs:
-        least = round(OPERATION_COMPILES_S * len(found) / gains_s) if gains_s else 0
+        least = round(OPERATION_COMPILES_S * len(operations) / gains_s) if gains_s else 0
     if ahead < least:
         yield f"compiling pays from about {least:,} steps, this fit has {ahead:,.0f}"
 
@@ -149,13 +149,13 @@ def _text(shape: Shape | None) -> str:
     return "<unknown>" if shape is None else f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
-def indices_hold(found: Iterable[GraphOperation], arrays: Any, *, whole: bool) -> bool:
+def indices_hold(operations: Iterable[GraphOperation], arrays: Any, *, whole: bool) -> bool:
     """Whether every number of x is an index into the smallest table, and every one of y is a class besides.
 
     Of arrays that are not the `whole` nobody knows.
     """
-    tables = [size for op in found if op.type in TABLES and (size := op.entries) is not None]
-    classes = [(op.inputs[0] or (0,))[-1] or 0 for op in found if op.type in CLASSES]
+    tables = [size for op in operations if op.type in TABLES and (size := op.entries) is not None]
+    classes = [(op.inputs[0] or (0,))[-1] or 0 for op in operations if op.type in CLASSES]
     if not whole and (tables or classes):
         return False
     x, *rest = arrays if isinstance(arrays, tuple) else (arrays,)

@@ -1,4 +1,4 @@
-"""The preloaded process that workers fork from.
+"""Launcher: the preloaded process that workers fork from.
 
 Owns importing the libraries once without touching a device, forking one child a command,
 reaping it, and seeing to it that nothing of a rank outlives the rank. It is detached from
@@ -133,12 +133,12 @@ class Launcher:
         A file that cannot be read now (no descriptors are left, say) says neither.
         """
         try:
-            told = wire.decode((self._folder / "launcher.json").read_bytes(), RunningLauncher)
+            running = wire.decode((self._folder / "launcher.json").read_bytes(), RunningLauncher)
         except (FileNotFoundError, wire.Malformed):
             return False
         except OSError:
             return True
-        return told.process.pid == os.getpid()
+        return running.process.pid == os.getpid()
 
     def _stop(self) -> None:
         self._stopping = True
@@ -263,18 +263,18 @@ class Launcher:
         """Write how each dead child ended. Its process group dies before its pid is given back."""
         while True:
             try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                child = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if found is None:
+            if child is None:
                 return
-            if found.si_pid in self._ranks:
-                kill_group(found.si_pid, signal.SIGKILL)
-            _, status = os.waitpid(found.si_pid, 0)
-            if self._spare is not None and self._spare.pid == found.si_pid:  # whatever ended it, another would not do better
+            if child.si_pid in self._ranks:
+                kill_group(child.si_pid, signal.SIGKILL)
+            _, status = os.waitpid(child.si_pid, 0)
+            if self._spare is not None and self._spare.pid == child.si_pid:  # whatever ended it, another would not do better
                 self._spare.close()
                 self._spare = self._spare_for = None
-            rank = self._ranks.pop(found.si_pid, None)
+            rank = self._ranks.pop(child.si_pid, None)
             if rank is not None:
                 self._record(rank, status)
                 self._kill_orphans()
@@ -398,9 +398,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.warning("whoever started this launcher ended first, so that nobody would find it; ending")
         (options.folder / name).unlink()
         return 0
-    told = options.folder / "launcher.json"
+    file = options.folder / "launcher.json"
     write_value(
-        told, RunningLauncher(process=ProcessId.of(os.getpid()), socket=name, version=settings.package_version(), entry=options.entry)
+        file, RunningLauncher(process=ProcessId.of(os.getpid()), socket=name, version=settings.package_version(), entry=options.entry)
     )
     try:
         preload([module for module in options.preload.split(",") if module])
@@ -408,9 +408,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Launcher(options.folder, listener, entry, idle_s=options.idle_s, make_ready=make_ready).run()
     finally:
         (options.folder / name).unlink(missing_ok=True)
-        ours = read_value(told, RunningLauncher)
+        ours = read_value(file, RunningLauncher)
         if ours is not None and ours.process.pid == os.getpid():
-            told.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
     return 0
 
 

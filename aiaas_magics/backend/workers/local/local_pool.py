@@ -1,4 +1,4 @@
-"""Workers as processes of this machine.
+"""Local pool: workers as processes of this machine.
 
 Owns writing the command files, having the launcher start the processes (or spawning them
 where there is no fork), ending them, and removing what they left. Reading what they write

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from aiaas_magics.backend.training.event_channel import FileChannel
 from aiaas_magics.backend.training.jax import jax_steps
 from aiaas_magics.backend.training.jax.jax_engine import ENGINE
-from aiaas_magics.backend.training.monkeypatch import replaced
+from aiaas_magics.backend.training.monkeypatch import monkeypatched
 from aiaas_magics.backend.training.run import run
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.backend.workers import worker_main
@@ -43,7 +43,7 @@ def main(paths: list[str]) -> int:
         channel = FileChannel(folder.events(command.rank))
         try:
             call = ENGINE.unpack(command)
-            with replaced(*[(jax_steps, "MEMORY_SHARE", 0.0)] * path.match("*/large-*/*/*")):
+            with monkeypatched(*[(jax_steps, "MEMORY_SHARE", 0.0)] * path.match("*/large-*/*/*")):
                 history = run(ENGINE, command, call, channel)
             fit_call.write_result(folder.result, call, history)
             shards = {variable.path: len({str(s.index) for s in variable.value.addressable_shards}) for variable in call.model.weights}

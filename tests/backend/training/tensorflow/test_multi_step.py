@@ -17,12 +17,12 @@ from tensorflow.python.framework.config import disable_op_determinism, enable_op
 from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training.autotune import trial
 from aiaas_magics.backend.training.autotune.compile_policy import both_forms, quickest
-from aiaas_magics.backend.training.autotune.loop_length import CALL_S, GROWTH, Pace
+from aiaas_magics.backend.training.autotune.loop_length import CALL_S, GROWTH, LoopLength
 from aiaas_magics.backend.training.batch_partition import BatchPartition, order_of
 from aiaas_magics.backend.training.run import run
 from aiaas_magics.backend.training.tensorflow import device_data, tensorflow_engine, xla_rules
 from aiaas_magics.backend.training.tensorflow.graph_operations import operation_of
-from aiaas_magics.backend.training.tensorflow.multi_step import FusedSteps, StepChunk
+from aiaas_magics.backend.training.tensorflow.multi_step import MultiStepFunction, StepChunk
 from aiaas_magics.backend.training.tensorflow.rank_rows import RowSource
 from aiaas_magics.backend.training.tensorflow.xla_rules import has_few_rows
 from aiaas_magics.backend.training.worker_command import WorkerCommand
@@ -432,13 +432,13 @@ def test_a_plan_is_measured_with_as_many_steps_a_call_as_the_callbacks_of_the_fi
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, callbacks: list[Any], one_by_one: bool
 ) -> None:
     made: list[int] = []
-    stock = FusedSteps._run
+    stock = MultiStepFunction._run
 
     def run(self: Any, chunk: StepChunk, *, compiled: bool) -> Any:
         made.append(chunk.stop - chunk.start)
         return stock(self, chunk, compiled=compiled)
 
-    monkeypatch.setattr(FusedSteps, "_run", run)
+    monkeypatch.setattr(MultiStepFunction, "_run", run)
     x, y = table()
     arguments = {"x": x, "y": y, "batch_size": 1, "callbacks": callbacks}
 
@@ -476,7 +476,7 @@ def test_a_model_with_a_loop_of_its_own_keeps_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("budget", [None, 2000, 0])
 def test_rows_read_ahead_are_those_of_memory(budget: int | None) -> None:
     x, y = table(77)
-    read = device_data.rows_of_arrays((x, tf.constant(y), None), budget=budget)
+    read = device_data.device_data_of((x, tf.constant(y), None), budget=budget)
     for epoch in range(2):
         plan = BatchPartition(rows=77, batch=8, rank=1, ranks=2)
         cut = plan.cut(order_of(epoch, rows=77, batch=8, shuffle=True, seed=1))
@@ -522,8 +522,8 @@ def test_ranks_share_the_memory_that_there_is(monkeypatch: pytest.MonkeyPatch) -
     x, _ = table()
     monkeypatch.setattr(device_data, "free_bytes", lambda: int(x.nbytes / device_data.MEMORY_SHARE) + 1)
 
-    assert isinstance(device_data.rows_of_arrays((x,)), device_data.Resident)
-    assert isinstance(device_data.rows_of_arrays((x,), ranks=2), device_data.Streamed)
+    assert isinstance(device_data.device_data_of((x,)), device_data.Resident)
+    assert isinstance(device_data.device_data_of((x,), ranks=2), device_data.Streamed)
 
 
 def test_an_attempt_that_goes_on_decides_by_the_steps_of_the_whole_fit() -> None:
@@ -539,7 +539,7 @@ def test_an_attempt_that_goes_on_decides_by_the_steps_of_the_whole_fit() -> None
 
 
 def test_calls_grow_to_what_fits_between_two_looks() -> None:
-    pace = Pace()
+    pace = LoopLength()
 
     assert pace() == 1
     pace.took(1, 3.0)  # the first call compiles
@@ -550,4 +550,4 @@ def test_calls_grow_to_what_fits_between_two_looks() -> None:
     assert pace() == GROWTH**2
     pace.took(500, CALL_S / 1000 * 500)
     assert pace() == 1000
-    assert Pace(each=3)() == 3
+    assert LoopLength(each=3)() == 3

@@ -1,4 +1,4 @@
-"""Keras on TensorFlow, one process that drives several devices: `MirroredStrategy`, made exact.
+"""Strategy `mirrored`: Keras on TensorFlow in one process that drives several devices, made exact.
 
 Owns the strategy, the variables under it, and what replicas exchange; where `fit` is hooked is `hooks`. Keras' own way of
 distributing divides every loss by the number of replicas and clips each replica's gradients by
