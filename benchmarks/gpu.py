@@ -39,8 +39,9 @@ EPOCHS: Final = 8
 SKIPPED: Final = 2  # first epochs: they compile, and find the length of a call
 LIMIT_S: Final = 150.0  # for one training (guess: compiling a Transformer takes a tenth of it)
 DTYPES: Final = ("float32", "mixed_bfloat16")
-# See `gap` (guesses). A loop and single steps are two programs, whose sums have other orders; bfloat16 has 8 bits of a number.
-TOLERANCES: Final = {"float32": 1e-3, "mixed_bfloat16": 5e-2}
+# See `gap` (guesses). A loop and single steps are two programs, whose sums have other orders. On a CPU, XLA adds bfloat16 up in
+# bfloat16, so that two devices and one differ by 0.06 in a single gradient of the Transformer.
+TOLERANCES: Final = {"float32": 1e-3, "mixed_bfloat16": 0.2}
 SIMULATED: Final = 2  # devices
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class Unpacked(Protocol):
-    """A fit call that has arrived: see `packing.fitcall.UnpackedFitCall`."""
+    """A fit call that has arrived: see `fit_call.UnpackedFitCall`."""
 
     @property
     def model(self) -> Any: ...

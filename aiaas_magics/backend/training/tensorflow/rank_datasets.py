@@ -1,6 +1,6 @@
 """Rank datasets: data that yields batches, built for a rank, and on several ranks cut and handed out.
 
-Owns what takes the place of a `packing.sources.Source` in the arguments of `fit`. Each batch that it
+Owns what takes the place of a `batch_sources.BatchSource` in the arguments of `fit`. Each batch that it
 yields is one global batch. On several ranks rank 0 alone iterates, and writes for each other rank its
 rows of every batch (of one with fewer rows than ranks, the whole): a shuffle without a seed, a random
 filter or a `PyDataset` that shuffles itself would have another order on each rank, and rows would be lost.
@@ -225,7 +225,7 @@ class Receiving(_OneOfSeveral):
 
 
 def part_of_batch(batch: Any, *, rank: int, ranks: int) -> dict[str, Any]:
-    """Of one global batch what `rank` has, in the graph: `plan.part_of` and `row_order.rows_of` for rows that nobody has counted yet."""
+    """Of one global batch what `rank` has, in the graph: `batch_partition.part_of` for rows that nobody has counted."""
     first_tensor = next(leaf for leaf in tf.nest.flatten(batch) if tf.is_tensor(leaf))
     rows = tf.shape(first_tensor, out_type=tf.int64)[0]
     alone = rows < ranks

@@ -1,6 +1,6 @@
 """Fit hooks: the places in Keras' TensorFlow `fit` where several devices become one.
 
-Owns the hooks that ranks of several processes (`tensorflow`) and replicas of one (`mirrored`) have in common, and nothing
+Owns the hooks that ranks of several processes (`collective`) and replicas of one (`mirrored`) have in common, and nothing
 that `fit` does itself: each step learns which share of the batch it has, gradients are summed where the outermost optimizer
 applies them, and metrics are those of the whole batch where somebody reads them. The arithmetic of losses is `reductions`.
 """

@@ -7,7 +7,7 @@ by the replica's share of the rows and added up where the outermost optimizer ap
 every replica has the same gradients, so each updates its own copy of the variables by itself: nothing
 inside an optimizer has to meet, and clipping, accumulation and loss scaling are those of one device.
 
-The arithmetic of losses is `reductions`, which rows a replica has is `data`.
+The arithmetic of losses is `reductions`, which rows a replica has is `rank_rows`.
 """
 
 from __future__ import annotations

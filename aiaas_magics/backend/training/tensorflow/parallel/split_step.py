@@ -1,7 +1,7 @@
 """Split step: two compiled halves with the exchange between them, because XLA cannot compile what processes exchange.
 
 Owns cutting the stock `train_step` where it gives its gradients to the optimizer: the first half ends there, the second one is
-the optimizer's update. What happens between them belongs to the rank's hooks (`tensorflow`), and whether compiling is safe
+the optimizer's update. What happens between them belongs to the rank's hooks (`collective`), and whether compiling is safe
 and pays to `compile_policy`, by the operations of both halves.
 
 A step can be cut where nothing that comes after the update looks at what it changes, or changes it again.
