@@ -25,6 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from aiaas_magics.core.engines import ENGINES, HOME
 from aiaas_magics.core.spec import Versions
 
 KEEP_FREE: Final = "AIAAS_KEEP_FREE"
@@ -33,8 +34,8 @@ CORS: Final = "AIAAS_CORS"
 
 
 def package_version() -> str:
-    """The version of this package, as its metadata says."""
-    return metadata.version("aiaas_magics")
+    """The version of this package, as its metadata says; "0" for a checkout that was not installed."""
+    return installed_version("aiaas_magics") or "0"
 
 
 def home() -> Path:
@@ -87,11 +88,12 @@ def installed_version(distribution: str) -> str:
 
 def versions() -> Versions:
     """What runs here, read from metadata: nothing heavy is imported."""
-    tensorflow = next(filter(None, map(installed_version, ("tensorflow", "tensorflow-cpu"))), "")
+    libraries = {info.name: next(filter(None, map(installed_version, info.packages)), "") for info in ENGINES.values()}
+    engines = {name: version for name, version in libraries.items() if version}
     return Versions(
         python=platform.python_version(),
         keras=installed_version("keras"),
-        tensorflow=tensorflow,
+        tensorflow=engines.get(HOME.name, ""),
         aiaas_magics=package_version(),
-        jax=installed_version("jax"),
+        engines=engines,
     )

@@ -82,7 +82,7 @@ class Versions(Value, frozen=True, kw_only=True):
     keras: str
     tensorflow: str
     aiaas_magics: str
-    jax: str = ""
+    engines: dict[str, str] = {}  # the installed training engines of the table, each with its library's version
 
     def skew(self, there: Versions, *whats: str) -> str | None:
         """The first of `whats` whose x.y is another one `there`; what travels by its inner state needs the same."""
@@ -178,16 +178,6 @@ class FitSpec(Value, frozen=True, kw_only=True):
             raise InvalidSpec(f"workers={self.workers}: at least one worker is needed. Leave --workers out to use every core.")
         if self.execution.strategy == "single" and (self.workers or 1) > 1:
             raise InvalidSpec(f"strategy='single' is one worker, {self.workers} were asked for. Leave one of the two out.")
-        if self.execution.processes > 1 and (self.workers or 0) % self.execution.processes:
-            raise InvalidSpec(
-                f"workers={self.workers} do not make {self.execution.processes} processes of equally many. "
-                f"Use --workers {self.execution.processes}, or a multiple of it."
-            )
-        if self.execution.processes > 1 and (self.workers is None or self.measure is not None):
-            raise InvalidSpec(
-                "Several processes on JAX need a stated number of workers, and are not measured. "
-                "Use --workers with one number, or leave --processes out."
-            )
         if not 0 < len(self.name) <= 100:
             raise InvalidSpec("A job's name has 1 to 100 characters. Give a shorter --name.")
         if any(not FOLDER.fullmatch(folder) or ".." in folder.split("/") for folder in self.folders):

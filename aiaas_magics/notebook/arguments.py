@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeVar
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import ArgDecorator
 
-from aiaas_magics.core.execution import ENGINES, FUSING, PRECISIONS, STRATEGIES, Execution
+from aiaas_magics.core.execution import ENGINE_CHOICES, FUSING, PRECISIONS, STRATEGIES, Execution
 from aiaas_magics.core.precision import SERVED
 from aiaas_magics.core.routing import Rollout, Scaling
 from aiaas_magics.core.spec import MOST_RETRIES
@@ -101,7 +101,7 @@ train_options = options(
     ),
     option("--seed", type=whole_number(0, 2**31 - 1, "A seed"), metavar="S", help="Seed of the row order."),
     option("--oversubscribe", action="store_true", help="Allow more workers than devices. They share devices, and the results say so."),
-    option("--engine", choices=ENGINES, default="auto", metavar="E", help="The library that computes: auto, tensorflow or jax."),
+    option("--engine", choices=ENGINE_CHOICES, default="auto", metavar="E", help="The library that computes: auto, tensorflow or jax."),
     option("--strategy", choices=STRATEGIES, default="auto", metavar="S", help="Strategy: auto, single, collective, mirrored or spmd."),
     option(
         "--model-parallel",
@@ -109,13 +109,6 @@ train_options = options(
         default=1,
         metavar="M",
         help="Split the model over M devices (JAX): by model.layout_map, or kernels of Dense and Embedding by their last axis.",
-    ),
-    option(
-        "--processes",
-        type=whole_number(1, MOST_WORKERS, "A number of processes"),
-        default=1,
-        metavar="P",
-        help="Spread the devices of --strategy spmd over P processes (default 1, which is as fast or faster on one machine).",
     ),
     option("--fused", choices=FUSING, default="auto", metavar="F", help="Many steps per call: auto, xla (compiled), graph, or off."),
     option(
@@ -283,7 +276,6 @@ class TrainRequest:
     engine: str
     strategy: str
     model_parallel: int
-    processes: int
     fused: str
     checkpoint_every: Every
     retries: int
@@ -313,7 +305,6 @@ class TrainRequest:
             engine=self.engine,
             strategy=self.strategy,
             model_parallel=self.model_parallel,
-            processes=self.processes,
             fused=self.fused,
             precision=self.precision,
             accumulate=self.accumulate,

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
+from aiaas_magics.core.engines import ONE_PROCESS
 from aiaas_magics.core.events import Candidate, Planned
-from aiaas_magics.core.execution import ONE_PROCESS
 from aiaas_magics.core.routing import told
 from aiaas_magics.core.row_order import described
 from aiaas_magics.core.scaling.endpoint_samples import EndpointWatch, Sample

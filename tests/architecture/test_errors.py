@@ -32,7 +32,10 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "NotAuthorised": ("http://127.0.0.1:1",),
     "NotCompiled": ("sequential",),
     "NotEnoughDevices": (4, 2, "local"),
-    "NotOnJax": ("Model has its own train_step, written for TensorFlow",),
+    "NotOnEngine": (
+        "JAX",
+        "Model has its own train_step, written for TensorFlow",
+    ),
     "NotScaled": ("churn", 4, 2, "no memory is left"),
     "OutOfMemory": ("7", 1, "killed by signal 9, the machine's out-of-memory count rose"),
     "PrivateNameGone": ("keras", "3.17.0", "keras.src.trainers.epoch_iterator:EpochIterator", "keras<3.16,>=3.15.1"),

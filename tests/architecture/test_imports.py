@@ -32,6 +32,18 @@ ARROWS: dict[str, set[str]] = {
     "testing": {"backend.server", "backend.workers", "backend.jobs", "backend.serving", "backend.training", "backend.folders", "client"},
 }
 
+# The same one floor down, in `backend.training`: its folders, `run` (which puts together), and the files beside it ("base").
+TRAINING_ARROWS: dict[str, set[str]] = {
+    "comm": set(),
+    "base": {"comm"},
+    "checkpoint": {"base", "comm"},
+    "autotune": {"base", "comm"},
+    "tensorflow.parallel": {"base", "comm"},
+    "tensorflow": {"base", "comm", "autotune", "tensorflow.parallel"},
+    "jax": {"base", "comm", "autotune"},
+    "run": {"base", "comm", "autotune", "checkpoint"},
+}
+
 # library -> the only places that may import it
 HOMES: dict[str, tuple[str, ...]] = {
     "IPython": ("notebook/",),
@@ -122,6 +134,49 @@ def test_every_import_points_along_the_arrows() -> None:
                 wrong.append(f"{name}:{line} imports {target}")
 
     assert wrong == []
+
+
+TRAINING = "aiaas_magics.backend.training."
+
+
+def training_room(module: str) -> str:
+    """`aiaas_magics.backend.training.tensorflow.parallel.hooks` lies in `tensorflow.parallel`, a file beside the folders in `base`."""
+    below = module.removeprefix(TRAINING)
+    return next((room for room in sorted(TRAINING_ARROWS, key=len, reverse=True) if f"{below}.".startswith(f"{room}.")), "base")
+
+
+def training_imports() -> dict[str, dict[str, int]]:
+    """What each module of training imports of the others, with the line: lazy and type-only imports too."""
+    dotted = {f"aiaas_magics.{name.removesuffix('.py').replace('/', '.')}": path for name, path in modules()}
+    inside = {module: path for module, path in dotted.items() if module.startswith(TRAINING) and not module.endswith("__init__")}
+    edges: dict[str, dict[str, int]] = {}
+    for module, path in inside.items():
+        edges[module] = {}
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                named = (f"{node.module}.{alias.name}" for alias in node.names)
+                targets = (full if full in inside else node.module for full in named)
+                edges[module] |= {target: node.lineno for target in targets if target in inside}
+    return edges
+
+
+def test_training_has_arrows_of_its_own_and_no_cycle() -> None:
+    edges = training_imports()
+    assert {training_room(module) for module in edges} == TRAINING_ARROWS.keys(), "each room has a module"
+
+    wrong = [
+        f"{module}:{line} imports {target}"
+        for module, targets in edges.items()
+        for target, line in targets.items()
+        if training_room(target) not in {training_room(module), *TRAINING_ARROWS[training_room(module)]}
+    ]
+    leaves = dict(edges)
+    while free := [module for module, targets in leaves.items() if not targets.keys() & leaves.keys()]:
+        for module in free:
+            del leaves[module]
+
+    assert wrong == []
+    assert sorted(leaves) == [], "a cycle, or what imports one"
 
 
 def test_a_library_has_one_home() -> None:

@@ -31,7 +31,7 @@ class Ported:
             case, at = case_of(run.case), folder / str(place)
             sent = ranks.send(at, case.model(), workers=run.way.ranks, execution=run.way.execution, **case.arguments())
             self._sent[run] = sent
-            if sent.packed.execution.on_jax:
+            if sent.packed.execution.runs_on.ported:
                 commands += ranks.commands(sent, at, ranks=1, devices=run.way.ranks, cores=(), execution=sent.packed.execution)
         if commands:
             self.process = ranks.spawn("-m", "tests.backend.training.jax.jax_cases", *map(str, commands), output=folder / "output.txt")
@@ -44,7 +44,7 @@ class Ported:
 
     def _outcome(self, folder: Path, sent: ranks.Sent) -> Outcome:
         packed = sent.packed
-        if not packed.execution.on_jax:
+        if not packed.execution.runs_on.ported:
             return Outcome([], {}, [], [], notes=packed.notes, fused="stays")
         if not (folder / "attempt-1" / "result.safetensors").exists():
             refused = folder / "attempt-1" / "refused.txt"

@@ -19,6 +19,7 @@ import keras
 import tensorflow as tf
 from msgspec.structs import replace
 
+from aiaas_magics.backend.training.run import run
 from aiaas_magics.backend.training.tensorflow import tensorflow_engine
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.backend.workers import worker_main
@@ -112,8 +113,8 @@ def ours(case: Case, task: Task, place: int) -> Outcome:
     sent = ranks.send(folder, case.model(), workers=task.way.ranks, execution=task.way.execution, **case.arguments())
     packed, told = sent.packed, Told()
     given = replace(command(task), payload=str(sent.payload), arrays=tuple(map(str, sent.arrays)))
-    call = tensorflow_engine.unpack(given)
-    history = tensorflow_engine.run(given, call, told)
+    call = tensorflow_engine.ENGINE.unpack(given)
+    history = run(tensorflow_engine.ENGINE, given, call, told)
     return outcome_of(call.model, history, call.callbacks, notes=packed.notes, fused=told.fused)
 
 

@@ -87,7 +87,7 @@ def test_a_typing_mistake_is_told_with_what_to_type_instead(name: str, line: str
 def test_every_option_of_training_is_read() -> None:
     line = (
         "-n 4,1,2 --weak --name 'my run' --async -o out --dry-run --seed 7 --oversubscribe --local-fallback --ui text "
-        "--engine tensorflow --strategy single --fused off --model-parallel 1 --processes 1 --checkpoint-every 30s --retries 5 --resume 7 "
+        "--engine tensorflow --strategy single --fused off --model-parallel 1 --checkpoint-every 30s --retries 5 --resume 7 "
         "--precision mixed_bfloat16 --accumulate 4 --env MY_KEY,MY_RATE"
     )
 
@@ -105,7 +105,6 @@ def test_every_option_of_training_is_read() -> None:
         engine="tensorflow",
         strategy="single",
         model_parallel=1,
-        processes=1,
         fused="off",
         precision="mixed_bfloat16",
         accumulate=4,

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from aiaas_magics.backend.training.run import run
 from aiaas_magics.backend.training.tensorflow import tensorflow_engine
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.events import AnyEvent
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.packing.fitcall.fit_call import FitCall, apply_result, pack, read_result, unpack, write_result
-from tests.backend.training.test_rank_datasets import kernel
+from tests.backend.training.tensorflow.test_rank_datasets import kernel
 
 
 class Channel(list[AnyEvent]):
@@ -51,6 +52,6 @@ def fit(
         execution=Execution(fused=fused),
     )
     with kernel([(stream, folder / "feed" / stream.name) for stream in packed.streams]):
-        history = tensorflow_engine.run(command, call, Channel() if said is None else said)  # type: ignore[arg-type]
+        history = run(tensorflow_engine.ENGINE, command, call, Channel() if said is None else said)  # type: ignore[arg-type]
     write_result(folder / "result.safetensors", call, history)
     return apply_result(read_result((folder / "result.safetensors").read_bytes()), packed)

@@ -44,7 +44,7 @@ def test_a_model_whose_gradients_fail_outside_of_a_step_stays_on_tensorflow() ->
     model = keras.Sequential([layer])
     model.compile("sgd", "mse")
 
-    packed = pack(FitCall(model, {"x": X, "y": X}), execution=Execution(engine="jax", may_stay=True, strategy="spmd"))
+    packed = pack(FitCall(model, {"x": X, "y": X}), execution=Execution(engine="jax", may_fall_back=True, strategy="spmd"))
 
-    assert not packed.execution.on_jax
+    assert not packed.execution.runs_on.ported
     assert packed.notes[0].startswith("This fit stays on TensorFlow: what it computes cannot be compared: ValueError: ")

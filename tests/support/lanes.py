@@ -42,7 +42,7 @@ LONGEST: Final = (
     "tests/packing/fitcall/test_fit_result.py",
     "tests/backend/training/checkpoint/test_resuming.py",
     "tests/backend/training/test_attempts.py",
-    "tests/backend/training/tensorflow/test_split_step.py",
+    "tests/backend/training/tensorflow/parallel/test_split_step.py",
     "tests/backend/serving/test_load.py",
     "tests/packing/fitcall/test_round_trip.py",
     "tests/backend/training/test_rank_datasets.py",

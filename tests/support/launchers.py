@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aiaas_magics.backend.workers.local.launcher import PRELOAD
 from aiaas_magics.backend.workers.local.launcher_client import LauncherClient
+from aiaas_magics.core.engines import HOME
 
 ROOT = Path(__file__).parents[2]
 FORKED = "AIAAS_TEST_LAUNCHERS"  # the folder of the process that launchers are forked from; where it is set they are
@@ -25,7 +25,7 @@ def python_path(*folders: Path) -> str:
 def launcher_in(folder: Path, *, module: str) -> Iterator[LauncherClient]:
     """One whose processes call `main` of `module` with the path of their command."""
     # All runs of one way are asked for at once, and may take longer than a launcher waits for the next job.
-    options = ["--entry", f"{module}:main", "--preload", ",".join([*PRELOAD, module]), "--idle-s", "7200"]
+    options = ["--entry", f"{module}:main", "--preload", ",".join([*HOME.preload, module]), "--idle-s", "7200"]
     client = LauncherClient(folder, options=options)
     try:
         with pytest.MonkeyPatch.context() as patch:

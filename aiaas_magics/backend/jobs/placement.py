@@ -16,7 +16,7 @@ from aiaas_magics.core.errors import NotEnoughDevices
 class DeviceRequest:
     """What a job wants. `workers` of None: one worker with everything; `alone`: the machine to itself.
 
-    `together`: one process drives the devices of all workers; or so many `processes` drive equally many each.
+    `together`: one process drives the devices of all workers.
     """
 
     job: str
@@ -24,7 +24,6 @@ class DeviceRequest:
     oversubscribe: bool = False
     alone: bool = False
     together: bool = False
-    processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +58,7 @@ def seats_for(ask: DeviceRequest, *, devices: int, held: frozenset[int], one_eac
             return None
         ranks = tuple((device,) for device in list(free)[: ask.workers])
     if ask.together:
-        every = tuple(device for seat in ranks for device in seat)
-        each = len(every) // ask.processes
-        ranks = tuple(every[rank * each : (rank + 1) * each] for rank in range(ask.processes))
+        ranks = (tuple(device for seat in ranks for device in seat),)
     wanted = frozenset(range(devices)) if ask.alone else frozenset(device for seat in ranks for device in seat)
     return None if wanted & held else Seats(wanted, ranks)
 

@@ -32,9 +32,9 @@ from aiaas_magics.backend.workers import opened_files
 from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder
 from aiaas_magics.backend.workers.pool import WorkerCommand, WorkerPool
 from aiaas_magics.core import wire
+from aiaas_magics.core.engines import ONE_PROCESS
 from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.events import Crashed, Entry, Finished, WorkerLost
-from aiaas_magics.core.execution import ONE_PROCESS
 from aiaas_magics.core.spec import CheckpointView, FitSpec, TensorSpec
 
 ATTEMPT: Final = re.compile(r"attempt-(\d+)", re.ASCII)
@@ -101,7 +101,6 @@ def ask_of(job: str, spec: FitSpec, machine: Machine) -> DeviceRequest:
         oversubscribe=spec.oversubscribe,
         alone=spec.measure is not None,
         together=machine.execution_of(spec).strategy in ONE_PROCESS,
-        processes=spec.execution.processes,
     )
 
 

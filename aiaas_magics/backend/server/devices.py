@@ -16,7 +16,8 @@ from typing import Final
 
 import psutil
 
-from aiaas_magics.core.execution import ONE_PROCESS, Execution
+from aiaas_magics.core.engines import ONE_PROCESS
+from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import Device, FitSpec
 
 SIMULATED: Final = "AIAAS_SIMULATED_DEVICES"

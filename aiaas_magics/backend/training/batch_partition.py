@@ -1,7 +1,7 @@
-"""Which rows a rank sees, and when: pure arithmetic.
+"""Batch partition: the rows of a rank in each batch of each pass, as pure arithmetic.
 
 Owns the order of an epoch, the batches it is cut into, the part of each batch that is a
-rank's, and where in the data an epoch starts. Reading the rows belongs to `data`.
+rank's, and where in the data an epoch starts. Reading the rows belongs to `rank_rows` and `jax_batches`.
 """
 
 from __future__ import annotations

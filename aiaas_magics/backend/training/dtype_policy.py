@@ -1,4 +1,4 @@
-"""A Keras dtype policy for a model that is built already.
+"""Dtype policy: set on a model that is built already.
 
 Owns which layers get it, and the loss scaling that float16 needs. The model in the kernel stays as it
 was: weights are float32 under these policies, so the result fits.

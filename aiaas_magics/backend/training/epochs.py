@@ -1,4 +1,4 @@
-"""Which batches an epoch of `fit` gets, for Keras' iterators that hand out arrays themselves.
+"""Epochs: the batches that each one of `fit` gets, for Keras' iterators that hand out arrays themselves.
 
 Owns following the passes over the data: where an epoch starts in its pass, and when the next pass
 begins. The order of rows in a pass is `batch_partition`.
@@ -9,14 +9,20 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training.batch_partition import BatchPartition, Indices, Shuffle, order_of, place_of
-from aiaas_magics.backend.training.loop_length import Pacing
 from aiaas_magics.core.row_order import whole_executions
 
 Steps = Iterator[tuple[int, int, Any]]  # the first step of a call, the last, and the data
+
+
+class LoopLengthPolicy(Protocol):
+    """Says how many steps the next call makes, and hears how long it took."""
+
+    def __call__(self) -> int: ...
+    def took(self, steps: int, seconds: float) -> None: ...
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -27,11 +33,13 @@ class Reading:
     first_epoch: int = 0  # the user's initial_epoch
     start: TrainingPosition  # where this attempt starts
     plan: BatchPartition | None = None
-    pace: Pacing | None = None  # how many steps a call makes; None: Keras' `steps_per_execution`
-    test_pace: Pacing | None = None
+    pace: LoopLengthPolicy | None = None  # how many steps a call makes; None: Keras' `steps_per_execution`
+    test_pace: LoopLengthPolicy | None = None
     kernel_order: Callable[..., Indices] | None = None  # of a pass, by rows, batch and shuffle: that of plain `fit`
     execution: int = 1  # the user's `steps_per_execution`: an epoch has whole ones of these
     is_watched: bool = False  # callbacks look at batches, so that each call is one execution
+    batch_alone: bool = False  # some batch, of training or validation, has fewer rows than ranks
+    uneven: bool = False  # as if passes ended in a part of a batch, also where they do not: that is another program
     too_large: Callable[[], None] = lambda: None  # told where the data of training turn out not to fit on the devices
 
 

@@ -1,4 +1,4 @@
-"""An exception of the user's code as data.
+"""Error report: an exception of the user's code as data.
 
 Owns which frames are the user's own: not the standard library's, not an installed package's, not
 ours. Cells keep the file names that they had in the kernel, so that lines can be shown there.

@@ -1,4 +1,4 @@
-"""What a rank says: one line an event, appended to its file in the attempt's folder.
+"""Event channel: a rank's events, one line each, appended to its file in the attempt's folder.
 
 Owns the writing only. Who reads the file, and when, is `attempt_watch`.
 """

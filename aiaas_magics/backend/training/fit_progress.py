@@ -1,4 +1,4 @@
-"""What `fit` is doing, told as events.
+"""Progress callback: sends events of what `fit` is doing.
 
 Owns the callback that looks on: phases, steps (at most four a second), epochs, and the word that
 is due when a loss is not a number any more. It changes nothing in the training.
@@ -43,7 +43,7 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
         self._compiled = False
         self._skipped_rows = 0
         self._epoch = 0
-        self._began = self._told = self._epoch_told = 0.0
+        self._began = self._last_told_s = self._epoch_told = 0.0
         self._epochs_told = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -67,8 +67,8 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
         if self._notices and isinstance(loss, float) and not math.isfinite(loss):
             self._notices = False
             self._channel.send(Notice(text=not_a_number(loss, self._epoch, step)))
-        if now - self._told >= TELL_S:
-            self._told = now
+        if now - self._last_told_s >= TELL_S:
+            self._last_told_s = now
             self._channel.send(
                 StepsDone(
                     epoch=self._epoch,

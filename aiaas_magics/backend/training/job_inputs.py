@@ -1,7 +1,7 @@
-"""The bytes of a fit call as they lie on the backend's disk: checked, then read or mapped.
+"""Job inputs: the bytes of a fit call on the backend's disk, checked, then read or mapped.
 
 Owns the check, since a disk may give back other bytes than it was given, and the training would go on with them.
-Storing the bytes, and what they should be, belongs to `server.blobs`.
+Storing the bytes, and what they should be, belongs to `blob_store`.
 """
 
 from __future__ import annotations

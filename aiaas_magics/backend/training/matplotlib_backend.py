@@ -1,4 +1,4 @@
-"""What matplotlib draws with in a worker: in memory; `show` keeps the open figures and closes them.
+"""Matplotlib backend of a worker: draws in memory; `show` keeps the open figures and closes them.
 
 Owns matplotlib's side only. It is imported by matplotlib, when the user's code makes its first figure.
 """

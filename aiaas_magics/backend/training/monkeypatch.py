@@ -1,4 +1,4 @@
-"""Attributes of others, replaced for a while: Keras inside a worker process, for the time of one `fit`.
+"""Monkeypatch: attributes of Keras, replaced inside a worker process for the time of one `fit`.
 
 Owns putting them back as they were, and which of Keras' iterators are ours.
 """
@@ -15,7 +15,7 @@ _ABSENT = object()
 
 
 @contextlib.contextmanager
-def replaced(*swaps: tuple[Any, str, Any]) -> Iterator[None]:
+def monkeypatched(*swaps: tuple[Any, str, Any]) -> Iterator[None]:
     """Inside, for each `(owner, name, value)`, `owner.name` is `value`.
 
     What an owner had itself it gets back; what it had from a class or did not have is looked up there again. Owners that

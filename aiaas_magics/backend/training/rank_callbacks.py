@@ -1,4 +1,4 @@
-"""Which of the user's callbacks run on a rank, and what else `fit` is given there.
+"""Callbacks of a rank: which of the user's run there, and what else `fit` is given.
 
 Owns the choice; no backend of Keras' is imported here.
 """
@@ -21,9 +21,9 @@ BATCH_HOOKS: Final = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", 
 TEST_HOOKS: Final = ("on_test_batch_begin", "on_test_batch_end")
 
 
-def plain_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `fit` without callbacks, and silent: our progress takes the place of Keras' bar."""
-    return {name: value for name, value in given.items() if name not in ("callbacks", "verbose")} | {"verbose": 0}
+    return {name: value for name, value in arguments.items() if name not in ("callbacks", "verbose")} | {"verbose": 0}
 
 
 def callbacks_of_rank(callbacks: Sequence[Any], *, rank: int, channel: EventChannel) -> list[Any]:

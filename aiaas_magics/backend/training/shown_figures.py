@@ -1,4 +1,4 @@
-"""Figures that the user's code shows while it trains: kept as PNG in the job's folder, and told.
+"""Shown figures: what the user's code draws while it trains, kept as PNG in the job's folder.
 
 Owns which figures are kept and how many. matplotlib is imported by the user's code or not at all; what it then draws with is
 `matplotlib_backend`. Serving the files belongs to `server`, fetching them to `backend`.

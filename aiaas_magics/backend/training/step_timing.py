@@ -1,4 +1,4 @@
-"""One point of a study: steady steps of the stock `fit`, timed.
+"""Step timer: one point of a study, steady steps of the stock `fit`.
 
 Owns the clock and the arguments of a measured `fit`: full batches only, no validation and no
 callbacks of the user's, so that every number of workers does the same work a step.
@@ -34,8 +34,8 @@ LEFT_OUT: Final = ("validation_data", "validation_split", "validation_steps", "v
 def steady(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `fit`, with as many rows as make full batches and nothing beside the steps."""
     kept = {name: value for name, value in arguments.items() if name not in LEFT_OUT and name != "steps_per_epoch"}
-    if (found := _rows_and_batch(arguments)) is not None:
-        rows, batch = found
+    if (sizes := _rows_and_batch(arguments)) is not None:
+        rows, batch = sizes
         whole = rows // batch * batch if rows >= batch else rows
         for name in ("x", "y", "sample_weight"):
             if kept.get(name) is not None:
@@ -47,8 +47,8 @@ def steady(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def leaves_rows(arguments: dict[str, Any]) -> bool:
     """Whether a pass of the whole `fit` ends in a part of a batch, which makes it another program: batches of unknown length."""
-    found = _rows_and_batch(arguments)
-    return found is not None and found[0] % found[1] > 0
+    sizes = _rows_and_batch(arguments)
+    return sizes is not None and sizes[0] % sizes[1] > 0
 
 
 def _rows_and_batch(arguments: dict[str, Any]) -> tuple[int, int] | None:

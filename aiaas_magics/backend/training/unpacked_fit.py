@@ -1,4 +1,4 @@
-"""What the training side knows of a fit call that has arrived."""
+"""Unpacked fit call: the protocol of one that has arrived in a worker."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class Unpacked(Protocol):
-    """A fit call that has arrived: see `packing.fitcall.UnpackedFitCall`."""
+    """A fit call that has arrived: see `fit_call.UnpackedFitCall`."""
 
     @property
     def model(self) -> Any: ...

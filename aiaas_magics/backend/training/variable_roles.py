@@ -1,4 +1,4 @@
-"""Which variables of a model are its metrics' and its random generators', whatever Keras runs on.
+"""Variable roles: a model's variables of metrics and of random generators, whatever Keras runs on.
 
 Owns finding them, and giving each rank and replica random numbers of its own. What becomes of them belongs to the engines.
 """
@@ -16,11 +16,11 @@ from aiaas_magics.core.internals.keras_internals import GLOBAL_SEED_GENERATOR, g
 
 def metric_variables(model: Any) -> list[Any]:
     """The variables of all metrics that `fit` resets and reads, each once, in an order that all ranks share."""
-    found: dict[int, Any] = {}
+    by_id: dict[int, Any] = {}
     for metric in model.metrics:
         for variable in metric.variables:
-            found.setdefault(id(variable), variable)
-    return list(found.values())
+            by_id.setdefault(id(variable), variable)
+    return list(by_id.values())
 
 
 def offset_seeds(model: Any, rank: int) -> None:
@@ -55,8 +55,8 @@ def _state_of_rank(state: npt.NDArray[Any], rank: int) -> npt.NDArray[Any]:
 
 
 def seed_generators(model: Any) -> list[Any]:
-    found: dict[int, Any] = {}
+    by_id: dict[int, Any] = {}
     for layer in model._flatten_layers():
         for generator in getattr(layer, "_seed_generators", ()):
-            found.setdefault(id(generator), generator)
-    return list(found.values())
+            by_id.setdefault(id(generator), generator)
+    return list(by_id.values())

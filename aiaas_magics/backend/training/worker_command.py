@@ -1,4 +1,4 @@
-"""What a worker is told, and how it answers: the values in the files of an attempt's folder.
+"""Worker command and worker lines: the values in the files of an attempt's folder.
 
 Owns the two values. Writing and reading the files belongs to `workers`.
 """

@@ -1,4 +1,4 @@
-"""How a job's callbacks opened their files: whether a file is new, or is added to what the user has.
+"""Opened files: whether a job's callbacks made a file anew, or added to one that the user has.
 
 Owns the record: a worker writes it as files are opened, the server reads it when the job is over. A worker's folder is empty at first, so
 that `open("mine.txt", "a")` looks like a new file there; beside the notebook it is not.
@@ -31,15 +31,15 @@ def record(job_folder: Path) -> None:
 
 
 def _hook(base: str, sink: int) -> Callable[[str, tuple[Any, ...]], None]:
-    known: dict[str, str] = {}
+    by_name: dict[str, str] = {}
 
     def note(path: Any, how: str) -> None:
         if isinstance(path, int):
             return
         name = os.path.relpath(os.path.abspath(os.fsdecode(path)), base)
-        if name.split(os.sep)[0] == os.pardir or known.get(name) in (how, WRITTEN):
+        if name.split(os.sep)[0] == os.pardir or by_name.get(name) in (how, WRITTEN):
             return
-        known[name] = how
+        by_name[name] = how
         os.write(sink, json.dumps([how, Path(name).as_posix()]).encode() + b"\n")
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -63,7 +63,7 @@ def _hook(base: str, sink: int) -> Callable[[str, tuple[Any, ...]], None]:
 
 def appended(job_folder: Path) -> frozenset[str]:
     """Names of the files that were only ever opened to be added to, over all attempts of a job."""
-    found: dict[str, bool] = {}
+    by_path: dict[str, bool] = {}
     try:
         lines = (job_folder / RECORD).read_bytes().splitlines()
     except OSError:
@@ -71,7 +71,7 @@ def appended(job_folder: Path) -> frozenset[str]:
     for line in lines:
         try:
             how, name = json.loads(line)
-            found[str(name)] = how == APPENDED and found.get(str(name), True)
+            by_path[str(name)] = how == APPENDED and by_path.get(str(name), True)
         except (ValueError, TypeError):  # the user's own code can write here too
             continue
-    return frozenset(name for name, only in found.items() if only)
+    return frozenset(name for name, only in by_path.items() if only)

@@ -1,7 +1,7 @@
-"""One rank as a process: the first of our functions in it, and the last.
+"""Worker process: the first of our functions in a rank, and the last.
 
 Owns the process: its cores, threads, working directory and seeds, and the border where the user's
-code may raise anything. What is computed in it belongs to `submission`.
+code may raise anything. What is computed in it belongs to `training.run`.
 
     python -m aiaas_magics.backend.workers.worker_main COMMAND_FILE      (where there is no fork)
 """
@@ -9,7 +9,6 @@ code may raise anything. What is computed in it belongs to `submission`.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import signal
@@ -18,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from msgspec.structs import replace
 
@@ -34,14 +33,11 @@ from aiaas_magics.backend.workers import opened_files
 from aiaas_magics.backend.workers.local.attempt_folder import EXIT_ALONE, EXIT_CRASHED, EXIT_FINISHED, AttemptFolder, write_value
 from aiaas_magics.backend.workers.rank_output import text_output
 from aiaas_magics.core import wire
-from aiaas_magics.core.errors import NotOnJax, StoreNotWritable
+from aiaas_magics.core.engines import HOME, of_keras_backend
+from aiaas_magics.core.errors import NotOnEngine, StoreNotWritable
 from aiaas_magics.core.events import Candidate, Crashed, Finished, Notice, Phase
 from aiaas_magics.core.printout import ENDING, OURS
 
-ENGINES: Final = {
-    "tensorflow": "aiaas_magics.backend.training.tensorflow.tensorflow_engine",
-    "jax": "aiaas_magics.backend.training.jax.jax_engine",
-}
 RESULT_WAIT_S: Final = 60.0  # guess: long enough to remove something, short against a device that nobody else gets
 ROOM_LOOK_S: Final = 1.0
 LAST_WORD_S: Final = 0.5  # so that the server sees the end of the one that was lost before the end of those that miss it (guess)
@@ -56,13 +52,14 @@ def main(command_path: str) -> int:
     stage = Stage()
     try:
         work(command, channel, stage)
-    except NotOnJax as error:
-        # A measurement fails instead: its numbers would stand for devices on JAX, and be those of one process on TensorFlow.
-        if not command.execution.must_be_jax and command.measure is None:
-            channel.send(Notice(text=f"This fit stays on TensorFlow: {error.why}."))
-            go_on_with_tensorflow(command, command_path, error.why)
+    except NotOnEngine as error:
+        # A measurement fails instead: its numbers would stand for devices of this engine, and be those of one process of another.
+        execution = command.execution
+        if not execution.must_run_there and command.measure is None and command.ranks == 1:
+            channel.send(Notice(text=f"This fit stays on {HOME.title}: {error.why}."))
+            fall_back(command, command_path, error)
         if command.measure is not None and command.measure.compare:
-            channel.send(Candidate(engine="jax", strategy=command.execution.strategy, fused=command.execution.fused, why=error.why))
+            channel.send(Candidate(engine=execution.runs_on.name, strategy=execution.strategy, fused=execution.fused, why=error.why))
         channel.send(Crashed(report=report_of(error, rank=command.rank, phase=stage.phase)))
         return EXIT_CRASHED
     # SystemExit and KeyboardInterrupt too: SIGINT is ignored here, so that an interrupt is one that the user's code raised.
@@ -92,14 +89,15 @@ class Stage:
 
 def work(command: WorkerCommand, channel: FileChannel, stage: Stage) -> None:
     """Unpack, train, and (rank 0) leave the result."""
+    from aiaas_magics.backend.training.engine import load
+    from aiaas_magics.backend.training.run import run
     from aiaas_magics.packing.fitcall import fit_call
 
-    # By name: importing either binds Keras to its backend for the life of the process.
-    engine = importlib.import_module(ENGINES["jax" if command.execution.on_jax else "tensorflow"])
+    engine = load(command.execution.runs_on)
     call = engine.unpack(command)
     stage.phase = Phase.TRAINING
     shown_figures.begin(shown_figures.ShownFigures(Path(command.job_dir, "figures"), channel, attempt=command.attempt, rank=command.rank))
-    history = engine.run(command, call, channel)
+    history = run(engine, command, call, channel)
     shown_figures.show_open()
     if command.rank == 0:
         stage.phase = Phase.FETCHING
@@ -145,12 +143,11 @@ def state_of(folder: AttemptFolder) -> Path:
     return folder.path.parents[2]
 
 
-def go_on_with_tensorflow(command: WorkerCommand, command_path: str, why: str) -> NoReturn:
-    """Become, as the same process, a worker that trains on TensorFlow what does not work on JAX."""
-    stays = replace(command.execution, engine="tensorflow", may_stay=False, strategy="single", model_parallel=1)
-    write_value(Path(command_path), replace(command, execution=stays, devices=1))
-    print(f"{OURS}not on JAX: {why}", flush=True)
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+def fall_back(command: WorkerCommand, command_path: str, error: NotOnEngine) -> NoReturn:
+    """Become, as the same process, a worker that trains on the kernel's own engine what does not work on this one."""
+    write_value(Path(command_path), replace(command, execution=command.execution.fallen_back(strategy="single"), devices=1))
+    print(f"{OURS}not on {error.engine}: {error.why}", flush=True)
+    environment = {**os.environ, "KERAS_BACKEND": HOME.keras_backend}
     os.execve(sys.executable, [sys.executable, "-P", "-m", "aiaas_magics.backend.workers.worker_main", command_path], environment)
 
 
@@ -171,20 +168,9 @@ def prepare_process(command: WorkerCommand) -> None:
     for folder in command.folders:
         Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    seed = (command.seed + command.rank) % 2**32
-    if command.execution.on_jax:
-        from aiaas_magics.backend.training.jax import jax_engine as engine
+    from aiaas_magics.backend.training.engine import load
 
-        engine.prepare(command)
-        return
-    import keras
-
-    from aiaas_magics.backend.training.tensorflow.parallel import mirrored
-
-    set_threads(command.cores)
-    if mirrored.is_mirrored(command) and not command.gpus:
-        mirrored.simulate_devices(command.devices)
-    keras.utils.set_random_seed(seed)
+    load(command.execution.runs_on).prepare(command)
 
 
 def pin(cores: Sequence[int]) -> None:
@@ -193,38 +179,13 @@ def pin(cores: Sequence[int]) -> None:
             os.sched_setaffinity(0, cores)
 
 
-def set_threads(cores: Sequence[int]) -> None:
-    """TensorFlow's, before it has started; afterwards these same numbers only."""
-    import tensorflow as tf
-
-    if cores:
-        tf.config.threading.set_intra_op_parallelism_threads(len(cores))
-        # One more than cores: an exchange that waits for other ranks occupies one, and data is read meanwhile.
-        tf.config.threading.set_inter_op_parallelism_threads(len(cores) + 1)
-
-
 def make_ready(cores: Sequence[int]) -> None:
-    """What any training on these cores begins with, for a process that has no command yet (`spare`): devices, threads, a first loop.
-
-    Keras is left as it is, so that nothing of this is seen by what runs here later: no name is used up, no random number drawn.
-    """
-    import tensorflow as tf
+    """What any training on these cores begins with, for a process that has no command yet (`spare_worker`)."""
+    from aiaas_magics.backend.training.engine import load
 
     pin(cores)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    set_threads(cores)
-    weights = tf.Variable(tf.zeros((4, 4)))
-
-    def steps(rows: Any, stop: Any) -> Any:
-        def step(at: Any, _: Any) -> Any:
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(tf.nn.relu(tf.matmul(rows, weights)))
-            weights.assign_sub(tape.gradient(loss, weights))
-            return at + 1, loss
-
-        return tf.while_loop(lambda at, _: at < stop, step, (0, 0.0), parallel_iterations=1)
-
-    tf.function(tf.autograph.experimental.do_not_convert(steps))(tf.zeros((4, 4)), tf.constant(1))
+    load(of_keras_backend(os.environ["KERAS_BACKEND"])).make_ready(cores)
 
 
 def missing_rank(error: BaseException) -> str | None:

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from aiaas_magics.client.training.engine_timings import WORTH_LEAVING, Measurements, Way, is_open, key_of, quicker_on_jax
+from aiaas_magics.client.training import engine_timings
+from aiaas_magics.client.training.engine_timings import WORTH_LEAVING, is_open, key_of, quicker_engine
 from aiaas_magics.client.training.submission import Preflight, TrainOptions, prepare, submit
-from aiaas_magics.core.errors import BackendTooSlow, NotOnJax, UsageError
+from aiaas_magics.core.engines import engines_with
+from aiaas_magics.core.errors import BackendTooSlow, NotOnEngine, UsageError
 from aiaas_magics.core.events import Candidate, Phase, Planned
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import FitShape, JobState, MeasureSpec
 from aiaas_magics.core.story import JobStory
+from aiaas_magics.core.timing_cache import StepTiming
 
 if TYPE_CHECKING:
     from aiaas_magics.client.backend import Backend
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 
 # Three short repeats: their median is what a scheduler's hiccup leaves alone. The second step tells how many fill one.
 MEASURED: Final = MeasureSpec(compare=True, warmup_steps=2, repeats=3, budget_s=0.3)
-ENGINES: Final = ("tensorflow", "jax")
 MOST_S: Final = 120.0  # for all forms of one way, with the start of its processes (guess: a model that takes longer is not for a dry run)
 
 
@@ -110,7 +112,7 @@ def plan(
         return replace(found, unmeasured="Nothing was measured: only steps on arrays are, and what yields batches is used up by it.")
     if running := [view.id for view in backend.jobs() if not view.state.final]:
         return replace(found, unmeasured=f"Nothing was measured: the backend is busy with job {', '.join(running)}. Try again after it.")
-    about, measured = backend.about(), list[Way]()
+    about, measured = backend.about(), list[StepTiming]()
     gpus = about.gpus
     open_ways = ways(options.execution, devices=preflight.workers, gpus=gpus)
     labels = tuple(", ".join(way) for way in open_ways)
@@ -123,31 +125,31 @@ def plan(
 
         named = replace(options, name=f"{options.name or packed.shape.model}: {labels[index]}"[:100])
         way = measure(backend, call, named, engine, strategy, tell)
-        measured += [_remembered(one, way.start_s) for one in way.candidates if not one.why]
+        measured += [StepTiming.of(one, start_s=way.start_s) for one in way.candidates if not one.why]
         found = replace(found, chosen=found.chosen if index else way.chosen, candidates=(*found.candidates, *way.candidates))
     if is_open(options.execution):
         key = key_of(packed, about, asked=options.execution, workers=options.workers)
-        Measurements().remember(key, measured)
-        if (quicker := quicker_on_jax(measured, steps=found.steps)) is not None:
+        engine_timings.cache().put(key, measured)
+        if (quicker := quicker_engine(measured, steps=found.steps)) is not None:
             best = quicker.way
             chosen = Planned(engine=best.engine, strategy=best.strategy, fused=best.fused, why=(quicker.why,))
-            # What is to be announced of the fit is what differs on JAX.
+            # What is to be announced of the fit is what differs on that engine.
             announced = prepare(backend, call, options).preflight.notes
             found = replace(found, chosen=chosen, preflight=replace(preflight, notes=announced))
     return found
 
 
-def _remembered(one: Candidate, start_s: float) -> Way:
-    return Way(engine=one.engine, strategy=one.strategy, fused=one.fused, step_s=one.step_s, compile_s=one.compile_s, start_s=start_s)
-
-
 def ways(execution: Execution, *, devices: int, gpus: bool) -> tuple[tuple[str, str], ...]:
     """Every engine and strategy that `execution` leaves open on so many devices; the one that it stands for comes first."""
     resolved = execution.resolved(devices=devices, gpus=gpus)
-    first = ("jax" if resolved.on_jax else "tensorflow", resolved.strategy)
-    known = {"tensorflow": ("single",) if devices == 1 else ("collective", "mirrored"), "jax": ("single" if devices == 1 else "spmd",)}
-    engines = ("jax",) if execution.on_jax else ("tensorflow",) if execution.engine == "tensorflow" else ENGINES
-    others = ((engine, strategy) for engine in engines for strategy in known[engine] if execution.strategy in ("auto", strategy))
+    first = (resolved.runs_on.name, resolved.strategy)
+    engines = engines_with(execution.strategy) if execution.engine == "auto" else (execution.runs_on,)
+    others = (
+        (info.name, strategy)
+        for info in engines
+        for strategy in (("single",) if devices == 1 else info.several)
+        if execution.strategy in ("auto", strategy)
+    )
     return tuple(dict.fromkeys((first, *others)))
 
 
@@ -172,7 +174,7 @@ def measure(
         way = msgspec.structs.replace(options.execution, engine=engine, strategy=strategy)
         job = submit(prepare(backend, call, replace(options, execution=way)), measure=MEASURED)
     except UsageError as error:
-        why = error.why if isinstance(error, NotOnJax) else str(error)
+        why = error.why if isinstance(error, NotOnEngine) else str(error)
         return MeasuredWay(candidates=(msgspec.structs.replace(refused, why=why),))
     try:
         story = job.follow(tell, timeout_s=MOST_S)

@@ -23,9 +23,10 @@ import numpy as np
 from aiaas_magics.client.training import returned_files
 from aiaas_magics.client.training.engine_timings import is_open
 from aiaas_magics.client.training.submission import TrainOptions, prepare, submit
+from aiaas_magics.core.engines import ONE_PROCESS
 from aiaas_magics.core.errors import AiaasBug, InvalidSpec
 from aiaas_magics.core.events import Measured
-from aiaas_magics.core.execution import ONE_PROCESS, Execution
+from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.scaling import laws, projection
 from aiaas_magics.core.scaling.projection import ProjectedRow, Projection, StepPoint
 from aiaas_magics.core.spec import FitShape, MeasureSpec

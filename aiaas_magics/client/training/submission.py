@@ -19,9 +19,10 @@ from aiaas_magics.client.training.dataset_feed import Feed
 from aiaas_magics.client.training.engine_timings import quicker_for
 from aiaas_magics.client.training.job import Job
 from aiaas_magics.core import row_order, settings
-from aiaas_magics.core.errors import CannotTravel, InvalidSpec, NotEnoughDevices, NotOnJax, VersionSkew
+from aiaas_magics.core.engines import ONE_PROCESS
+from aiaas_magics.core.errors import CannotTravel, InvalidSpec, NotEnoughDevices, NotOnEngine, VersionSkew
 from aiaas_magics.core.events import Phase
-from aiaas_magics.core.execution import ONE_PROCESS, Execution
+from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.plain_text import visible
 from aiaas_magics.core.spec import CheckpointView, FitShape, FitSpec, JobView, MeasureSpec, Versions, checked_job_name
 from aiaas_magics.core.story import JobStory
@@ -88,7 +89,7 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     Raises:
         UsageError: what cannot travel, does not fit together, or has versions that differ.
         NotEnoughDevices: more workers than devices, without `oversubscribe`.
-        NotOnJax: JAX was asked for by name, and cannot be.
+        NotOnEngine: an engine was asked for by name, and cannot run it.
     """
     from aiaas_magics.packing.fitcall import fit_call
 
@@ -99,8 +100,9 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     on_change(story)
     about, here = backend.about(), settings.versions()
     check_versions(here, about.versions)
-    if options.execution.on_jax and not about.versions.jax:
-        raise NotOnJax(f"{about.backend} has no JAX installed (pip install 'aiaas_magics[jax]')")
+    engine = options.execution.runs_on
+    if engine.name not in about.versions.engines:
+        raise NotOnEngine(engine.title, f"{about.backend} has no {engine.title} installed (pip install 'aiaas_magics[{engine.name}]')")
     devices = len(about.devices)
     if (options.workers or 1) > devices and not options.oversubscribe:
         raise NotEnoughDevices(options.workers or 1, devices, about.backend)
@@ -112,7 +114,7 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     quicker = None if stays else quicker_for(packed, about, asked=options.execution, workers=options.workers)
     if quicker is not None:
         packed = pack(execution=quicker.execution(options.execution))
-        if packed.execution.on_jax:
+        if packed.execution.runs_on.ported:
             packed = replace(packed, notes=(quicker.note, *packed.notes))
     if options.execution.strategy == "mirrored" and not about.gpus and workers > 1:
         packed = replace(packed, notes=(*packed.notes, simulated(workers)))
@@ -138,7 +140,7 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     )
     seed = options.seed
     if seed is None:
-        seed = seed_of(call, as_in_plain_fit=not packed.execution.on_jax)
+        seed = seed_of(call, as_in_plain_fit=not packed.execution.runs_on.ported)
     if resumed is not None:
         seed = resumed.seed  # the order of rows goes on too
     return Prepared(backend=backend, packed=packed, options=options, preflight=preflight, seed=seed, story=story)

@@ -10,7 +10,7 @@ library's failure into one of them, is decided where that library lives.
     │   ├── UnknownName           a job, endpoint or variable that is not there
     │   ├── NotCompiled           `fit` before `compile`
     │   ├── CannotTravel          an object that cannot be sent to a worker
-    │   ├── NotOnJax              a fit that was asked for on JAX and cannot run there
+    │   ├── NotOnEngine           a fit that was asked for on an engine and cannot run there
     │   ├── DataMismatch          x, y and weights that do not fit together
     │   ├── DataEnded             batches that a kernel sends do not come any more
     │   ├── JobStillRunning       the model is being trained elsewhere
@@ -86,7 +86,7 @@ from aiaas_magics.core.errors.usage_errors import (
     InvalidSpec,
     JobStillRunning,
     NotCompiled,
-    NotOnJax,
+    NotOnEngine,
     PrivateNameGone,
     ResultMismatch,
     UnknownName,
@@ -119,7 +119,7 @@ __all__ = [
     "NotAuthorised",
     "NotCompiled",
     "NotEnoughDevices",
-    "NotOnJax",
+    "NotOnEngine",
     "NotScaled",
     "OutOfMemory",
     "PrivateNameGone",

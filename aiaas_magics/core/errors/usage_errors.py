@@ -74,15 +74,15 @@ class CannotTravel(UsageError):
         )
 
 
-class NotOnJax(UsageError):
-    """JAX was asked for, and this fit cannot run on it, or would not compute the same."""
+class NotOnEngine(UsageError):
+    """An engine was asked for by name, and this fit cannot run on it, or would not compute the same."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
+    def __init__(self, engine: str, why: str) -> None:
+        super().__init__(engine, why)
+        self.engine, self.why = engine, why
 
     def __str__(self) -> str:
-        return f"This fit cannot run on JAX: {self.why}. Leave --engine and --strategy out to train on TensorFlow."
+        return f"This fit cannot run on {self.engine}: {self.why}. Leave --engine and --strategy out to train on TensorFlow."
 
 
 class DataMismatch(UsageError, ValueError):

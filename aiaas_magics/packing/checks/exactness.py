@@ -17,11 +17,6 @@ from aiaas_magics.core.spec import FitShape
 from aiaas_magics.packing.checks import parts_check, probing
 from aiaas_magics.packing.fitcall import attributes, batch_sources, fit_data
 
-UNGUARDED: str = (
-    "The processes of spmd meet at a port of JAX's on loopback that asks for no token: another account of that machine can end this job. "
-    "Leave --processes out where others have an account."
-)
-
 
 def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execution: Execution | None = None) -> tuple[str, ...]:
     """One sentence for each part of this fit that differs from training on one worker, or that is not exact when it is resumed.
@@ -61,7 +56,7 @@ def _optimizer(model: Any) -> Any:
     return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
 
-def _lookups(model: Any) -> Iterator[str]:
+def _lookups(model: Any, title: str) -> Iterator[str]:
     """On TensorFlow the gradient of an Embedding is a list of lookups, of which a row may have several; an optimizer that adds
     gradients up over steps makes a table of it first."""
     import keras
@@ -72,32 +67,36 @@ def _lookups(model: Any) -> Iterator[str]:
         return
     if not isinstance(optimizer, keras.optimizers.SGD):
         yield (
-            f"{type(optimizer).__name__} squares the gradient of a row of {names} once on JAX; "
+            f"{type(optimizer).__name__} squares the gradient of a row of {names} once on {title}; "
             "on TensorFlow it squares each of the lookups that make it up, which gives other steps."
         )
     for clipping in ("clipnorm", "global_clipnorm", "clipvalue"):
         if getattr(optimizer, clipping):
             yield (
-                f"{clipping} clips the gradient of a row of {names} as a whole on JAX; "
+                f"{clipping} clips the gradient of a row of {names} as a whole on {title}; "
                 "on TensorFlow it looks at each of the lookups that make it up, which gives other steps."
             )
 
 
-def on_jax(
-    model: Any, shape: FitShape, *, copies: int, processes: int = 1, arguments: Mapping[str, Any] = MappingProxyType({})
+def on_engine(
+    model: Any, shape: FitShape, *, title: str, copies: int, arguments: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[str, ...]:
-    """One sentence for each part of this fit that differs on JAX, on so many copies of the model in so many processes."""
-    found = [UNGUARDED] if processes > 1 else []
+    """One sentence for each part of this fit that differs on the engine `title` from TensorFlow.
+
+    Args:
+        copies: of the model.
+    """
+    found: list[str] = []
     drawing = [layer for layer in model._flatten_layers(include_self=True) if _draws(layer)]
     if drawing:
         found.append(
-            f"Random numbers ({_names(drawing)}) are drawn by JAX: other masks and noise than TensorFlow's, "
+            f"Random numbers ({_names(drawing)}) are drawn by {title}: other masks and noise than TensorFlow's, "
             "the same ones for any number of devices."
         )
-    found += _lookups(model)
+    found += _lookups(model, title)
     if len(_compiled(model, "loss")) > 1 and (shape.rows % shape.global_batch or _validated_unevenly(shape, arguments)):
         found.append(
-            "The losses shown of single outputs count the last, smaller batch by its rows on JAX, and like any other on TensorFlow."
+            f"The losses shown of single outputs count the last, smaller batch by its rows on {title}, and like any other on TensorFlow."
         )
     if shape.global_batch % copies:
         found.append(
@@ -105,7 +104,7 @@ def on_jax(
             f"the same result, and no faster. Use a batch_size that is a multiple of {copies}."
         )
     if model.run_eagerly:
-        found.append("run_eagerly=True is left aside: JAX compiles each step.")
+        found.append(f"run_eagerly=True is left aside: {title} compiles each step.")
     return tuple(found)
 
 

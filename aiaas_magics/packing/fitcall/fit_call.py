@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from msgspec.structs import replace
 
 from aiaas_magics.core import environment as environment_rules
 from aiaas_magics.core.environment import EnvironmentChoice
-from aiaas_magics.core.errors import NotOnJax
+from aiaas_magics.core.errors import NotOnEngine
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import FitShape
 from aiaas_magics.packing.checks import exactness, fit_checks, randomness, unpicklable
@@ -78,7 +77,7 @@ class PackedFitCall:
     callbacks: tuple[Any, ...]
     variables: tuple[Any, ...]
     paths: tuple[str, ...]
-    execution: Execution  # as asked, or without JAX where it cannot be
+    execution: Execution  # as asked, or on TensorFlow where another engine cannot run it
     streams: tuple[batch_sources.Stream, ...] = ()  # data that this kernel must send batch by batch
     in_batches: bool = False  # some data yields batches instead of holding rows
     sets_environment: bool = False  # variables go along in the payload
@@ -118,8 +117,8 @@ def pack(
 ) -> PackedFitCall:
     """Check `call`, build what is not built, and make bytes of it. Nothing is sent.
 
-    Where `execution` wants JAX, a portable form goes with it; a call that has none stays on TensorFlow and a note says
-    why, unless JAX was asked for by name.
+    Where the engine of `execution` takes the portable form, that goes with it; a call that has none stays on TensorFlow and
+    a note says why, unless the engine was asked for by name.
 
     Args:
         workers: the number of parts that a batch falls into.
@@ -129,7 +128,7 @@ def pack(
     Raises:
         NotCompiled, DataMismatch, UnsuitableKeras: the call would not work.
         CannotTravel: naming the object by its path, and the next move.
-        NotOnJax: JAX was asked for by name, and cannot be.
+        NotOnEngine: an engine was asked for by name, and cannot run it.
     """
     execution = execution or Execution()
     model = call.model
@@ -144,7 +143,11 @@ def pack(
     batch = fit_checks.batch_spec(arguments)
     fit_checks.build(model, batch, arguments)
     fit_checks.check_parts(
-        model, fit_checks.shape_of(model, arguments), workers=workers, parts=execution.accumulate, together=execution.on_jax
+        model,
+        fit_checks.shape_of(model, arguments),
+        workers=workers,
+        parts=execution.accumulate,
+        together=execution.runs_on.has_one_program,
     )
     root = {
         "model": model,
@@ -163,9 +166,9 @@ def pack(
     preamble = Preamble(environment=chosen.values, sources=cell_sources.sources_of(luggage.codes.values()))
     payload = state_pickle.with_preamble(payload, preamble)
     notes: tuple[str, ...] = ()
-    if execution.on_jax:
+    if execution.runs_on.ported:
         payload, execution, notes = _ported(payload, luggage, root, execution, workers)
-    if not execution.on_jax:
+    if not execution.runs_on.ported:
         resolved = execution.resolved(devices=workers, gpus=gpus)
         notes += exactness.announcements(model, {**arguments, "callbacks": callbacks}, workers, resolved)
     if isinstance(arguments["x"], batch_sources.BatchSource):
@@ -219,19 +222,18 @@ def _ported(
     try:
         payload = portable_call.add(payload, luggage, root, parts=execution.model_parallel)
     except portable_call.NotPortable as why:
-        if execution.must_be_jax:
-            raise NotOnJax(str(why)) from why
-        stays = replace(execution, engine="tensorflow", may_stay=False, strategy="auto", model_parallel=1)
-        return payload, stays, (exactness.stays_on_tensorflow(str(why)),)
+        if execution.must_run_there:
+            raise NotOnEngine(execution.runs_on.title, str(why)) from why
+        return payload, execution.fallen_back(), (exactness.stays_on_tensorflow(str(why)),)
     shape = fit_checks.shape_of(root["model"], root["arguments"])
     return (
         payload,
         execution,
-        exactness.on_jax(
+        exactness.on_engine(
             root["model"],
             shape,
+            title=execution.runs_on.title,
             copies=max(1, workers // execution.model_parallel),
-            processes=execution.processes,
             arguments=root["arguments"],
         ),
     )

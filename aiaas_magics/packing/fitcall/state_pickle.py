@@ -149,6 +149,11 @@ def parts_of(payload: bytes) -> list[bytes]:
     return _taken_apart(payload)[1]
 
 
+def joined(parts: Sequence[bytes]) -> bytes:
+    """A fit call of these parts, head and body first, with nothing to put in place before them."""
+    return _joined(Preamble(), parts)
+
+
 def with_parts(payload: bytes, *more: bytes) -> bytes:
     """`payload` with `more` behind its parts."""
     preamble, parts = _taken_apart(payload)

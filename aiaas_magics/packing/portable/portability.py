@@ -62,7 +62,7 @@ def _reasons(model: Any, arguments: Mapping[str, Any], code: Iterable[Any]) -> I
             yield f"the layer {layer.name} ({type(layer).__name__}) runs on TensorFlow only"
     for variable in model.variables:
         if variable.dtype in WIDE:
-            yield f"{variable.path} is {variable.dtype}, and JAX computes in single precision here"
+            yield f"{variable.path} is {variable.dtype}, and other engines compute in single precision here"
     yield from _tensorflow_in(code)
 
 

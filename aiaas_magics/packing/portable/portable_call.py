@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from aiaas_magics.core.errors import NotOnJax
+from aiaas_magics.core.engines import of_keras_backend
+from aiaas_magics.core.errors import NotOnEngine
 from aiaas_magics.packing.checks.fit_checks import BatchSpec, symbols
 from aiaas_magics.packing.export import reference_answers
 from aiaas_magics.packing.fitcall import state_pickle
@@ -266,7 +267,7 @@ class Arrived:
             sync: called with the model before a variable is read, in the middle of an epoch too.
 
         Raises:
-            NotOnJax: what is made of the config is another model.
+            NotOnEngine: what is made of the config is another model.
         """
         model = _made(self.recipe)
         things = _things_of(model)
@@ -276,7 +277,9 @@ class Arrived:
         for place, (spec, value) in enumerate(self._facts):
             variable = homes.get(place)
             if variable is not None and tuple(variable.shape) != value.shape:
-                raise NotOnJax(f"{variable.path} is made with the shape {tuple(variable.shape)} there, and is {value.shape} here")
+                raise NotOnEngine(
+                    _here(), f"{variable.path} is made with the shape {tuple(variable.shape)} there, and is {value.shape} here"
+                )
             ported.append(Ported(spec, value, variable, lambda: sync(model)))
         return PortedFitCall(
             model=model,
@@ -305,13 +308,21 @@ def _made(recipe: Recipe) -> Any:
     return model
 
 
+def _here() -> str:
+    """The engine of this process, as a user reads it."""
+    import keras
+
+    return of_keras_backend(keras.backend.backend()).title
+
+
 def _homes(model: Any, roles: Mapping[str, Sequence[int]]) -> dict[int, Any]:
     """The model's variables by the places of the kernel's."""
     found: dict[int, Any] = {}
     for role, variables in keras_roles_of(model).items():
         if len(variables) != len(roles[role]):
-            raise NotOnJax(
-                f"what is made of its config has {len(variables)} variables of the kind {role!r} there, and {len(roles[role])} here"
+            raise NotOnEngine(
+                _here(),
+                f"what is made of its config has {len(variables)} variables of the kind {role!r} there, and {len(roles[role])} here",
             )
         found |= dict(zip(roles[role], variables, strict=True))
     return found

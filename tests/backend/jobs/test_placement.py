@@ -76,12 +76,6 @@ def test_a_strategy_of_one_process_gives_it_every_device_of_the_job(workers: int
     assert seats_for(ask, devices=3, held=frozenset(), one_each=True) == Seats(frozenset(devices), (devices,))
 
 
-def test_several_processes_share_the_devices_equally() -> None:
-    ask = DeviceRequest(job="1", workers=4, together=True, processes=2)
-
-    assert seats_for(ask, devices=6, held=frozenset({0})) == Seats(frozenset({1, 2, 3, 4}), ((1, 2), (3, 4)))
-
-
 def test_a_measured_job_has_the_machine_to_itself_and_runs_on_its_share() -> None:
     ask = DeviceRequest(job="1", workers=1, alone=True)
 

@@ -6,7 +6,8 @@ import traceback
 from pathlib import Path
 
 from aiaas_magics.backend.training.event_channel import FileChannel
-from aiaas_magics.backend.training.tensorflow import tensorflow_engine
+from aiaas_magics.backend.training.run import run
+from aiaas_magics.backend.training.tensorflow.tensorflow_engine import ENGINE
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.backend.workers import worker_main
 from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder
@@ -25,8 +26,8 @@ def main(listed: str) -> int:
             worker_main.prepare_process(command)
         channel = FileChannel(folder.events(command.rank))
         try:
-            call = tensorflow_engine.unpack(command)
-            history = tensorflow_engine.run(command, call, channel)
+            call = ENGINE.unpack(command)
+            history = run(ENGINE, command, call, channel)
             if command.rank == 0:
                 fit_call.write_result(folder.result, call, history)
             channel.send(Finished())

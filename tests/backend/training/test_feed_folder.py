@@ -15,8 +15,8 @@ import pytest
 import tensorflow as tf
 
 from aiaas_magics.backend.folders.feed_folder import FeedFolder, SenderSilent
-from aiaas_magics.backend.training import rank_datasets
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup, RankMissing
+from aiaas_magics.backend.training.tensorflow import rank_datasets
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.backend.workers.worker_main import missing_rank
 from aiaas_magics.packing.fitcall.batch_sources import packed

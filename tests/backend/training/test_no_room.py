@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aiaas_magics.backend.folders.feed_folder import FeedFolder
-from aiaas_magics.backend.training.autotune.compile_policy import FORMS, Choices, Timing
+from aiaas_magics.backend.training.autotune.compile_policy import FORMS
 from aiaas_magics.backend.training.checkpoint.checkpoint_contents import write
 from aiaas_magics.backend.training.event_channel import FileChannel
 from aiaas_magics.backend.training.worker_command import WorkerLine
@@ -20,6 +20,7 @@ from aiaas_magics.backend.workers.rank_output import text_output
 from aiaas_magics.core import wire
 from aiaas_magics.core.errors import StoreNotWritable
 from aiaas_magics.core.events import Finished, Notice
+from aiaas_magics.core.timing_cache import StepTiming, TimingCache
 from tests.backend.training.checkpoint.test_checkpoints import checkpoint
 from tests.support.small_disk import MOUNTS, full, small_disk
 
@@ -154,16 +155,17 @@ def test_batches_for_another_rank_and_a_new_pass_wait_for_room(folder: AttemptFo
 
 
 def test_what_was_measured_is_forgotten_without_room_and_read_from_plain_files_only(folder: AttemptFolder) -> None:
-    choices = Choices(folder.path / "choices")
-    timings = {form: Timing(step_s=1.0, compile_s=1.0) for form in FORMS}
+    cache = TimingCache(folder.path / "choices")
+    timings = tuple(StepTiming(engine="e", strategy="s", fused=form, step_s=1.0, compile_s=1.0) for form in sorted(FORMS))
     with full(disk_of(folder)):
-        choices.remember("a", timings)
-    assert choices.of("a") == {}
-    choices.remember("a", timings)
-    assert choices.of("a") == timings
+        cache.put("a", timings)
+    assert cache.get("a") == ()
+    cache.put("a", timings)
+    assert cache.get("a") == timings
     os.mkfifo(folder.path / "choices" / "b.json")
+    (folder.path / "choices" / "c.json").symlink_to("a.json")
 
-    assert choices.of("b") == {}
+    assert cache.get("b") == cache.get("c") == ()
 
 
 def test_only_the_state_folders_own_disk_is_told_as_full(folder: AttemptFolder) -> None:

@@ -13,23 +13,24 @@ from hypothesis.strategies import floats, integers
 
 import aiaas_magics
 from aiaas_magics.client.training import engine_timings
-from aiaas_magics.client.training.engine_timings import Measurements, Way, is_open, quicker_on_jax
+from aiaas_magics.client.training.engine_timings import is_open, quicker_engine
 from aiaas_magics.core.events import Planned
 from aiaas_magics.core.execution import Execution
+from aiaas_magics.core.timing_cache import StepTiming, TimingCache
 from aiaas_magics.packing.fitcall import fit_call
 from aiaas_magics.packing.fitcall.fit_call import FitCall
 from tests.backend.training.jax import jax_models
 
 
-def way(engine: str, step_s: float, compile_s: float = 0.0, start_s: float = 0.0) -> Way:
-    return Way(engine=engine, strategy="single", fused="xla", step_s=step_s, compile_s=compile_s, start_s=start_s)
+def way(engine: str, step_s: float, compile_s: float = 0.0, start_s: float = 0.0) -> StepTiming:
+    return StepTiming(engine=engine, strategy="single", fused="xla", step_s=step_s, compile_s=compile_s, start_s=start_s)
 
 
 def test_jax_is_chosen_where_its_start_and_compilation_pay_within_the_fit() -> None:
     ways = [way("tensorflow", 1e-3, 1.0, 1.0), way("jax", 0.5e-3, 2.0, 10.0)]
 
-    assert quicker_on_jax(ways, steps=1_000) is None
-    quicker = quicker_on_jax(ways, steps=1_000_000)
+    assert quicker_engine(ways, steps=1_000) is None
+    quicker = quicker_engine(ways, steps=1_000_000)
     assert quicker is not None
     assert quicker.way == ways[1]
     assert quicker.times == pytest.approx(1002 / 512, rel=1e-3)
@@ -37,14 +38,14 @@ def test_jax_is_chosen_where_its_start_and_compilation_pay_within_the_fit() -> N
 
 
 def test_without_a_measurement_of_both_engines_nothing_is_chosen() -> None:
-    assert quicker_on_jax([], steps=100) is None
-    assert quicker_on_jax([way("jax", 1e-3)], steps=100) is None
-    assert quicker_on_jax([way("tensorflow", 1e-3)], steps=100) is None
+    assert quicker_engine([], steps=100) is None
+    assert quicker_engine([way("jax", 1e-3)], steps=100) is None
+    assert quicker_engine([way("tensorflow", 1e-3)], steps=100) is None
 
 
 @given(jax=floats(1e-6, 10), tensorflow=floats(1e-6, 10), steps=integers(0, 10**6))
 def test_what_is_hardly_quicker_does_not_move_a_fit(jax: float, tensorflow: float, steps: int) -> None:
-    chosen = quicker_on_jax([way("tensorflow", tensorflow, 1.0), way("jax", jax, 1.0)], steps=steps)
+    chosen = quicker_engine([way("tensorflow", tensorflow, 1.0), way("jax", jax, 1.0)], steps=steps)
 
     ratio = way("tensorflow", tensorflow, 1.0).fit_s(steps) / way("jax", jax, 1.0).fit_s(steps)
     assert (chosen is not None) == (ratio >= engine_timings.WORTH_LEAVING)
@@ -66,19 +67,19 @@ def test_what_was_asked_for_by_name_or_cannot_be_on_jax_is_not_chosen_for(asked:
 
 
 def test_a_damaged_memory_is_none(tmp_path: Path) -> None:
-    memory = Measurements(tmp_path / "new")
-    memory.remember("key", [way("jax", 1.0)])
+    memory = TimingCache(tmp_path / "new")
+    memory.put("key", [way("jax", 1.0)])
 
-    assert memory.of("key") == (way("jax", 1.0),)
+    assert memory.get("key") == (way("jax", 1.0),)
     (tmp_path / "new" / "key.json").write_bytes(b'[{"engine"')
-    assert memory.of("key") == ()
-    assert memory.of("another") == ()
-    Measurements(tmp_path / "new" / "key.json").remember("key", [])  # no folder can be made there
+    assert memory.get("key") == ()
+    assert memory.get("another") == ()
+    TimingCache(tmp_path / "new" / "key.json").put("key", [])  # no folder can be made there
 
 
 def revised(path: Path, **times: float) -> None:
     """Have a step of an engine take so many times as long as was measured."""
-    ways = msgspec.json.decode(path.read_bytes(), type=list[Way])
+    ways = msgspec.json.decode(path.read_bytes(), type=list[StepTiming])
     assert {one.engine for one in ways} == {"tensorflow", "jax"}
     assert all(one.start_s > 0 and one.compile_s > 0 for one in ways)
     path.write_bytes(msgspec.json.encode([msgspec.structs.replace(one, step_s=times.get(one.engine, 1.0) * one.step_s) for one in ways]))
@@ -128,7 +129,7 @@ def test_what_fails_its_proof_on_jax_stays_though_jax_was_quicker(home: Path, tm
     with aiaas_magics.connect() as backend:
         call = FitCall(jax_models.two_faced(), {"x": x, "y": y, **given})
         key = engine_timings.key_of(fit_call.pack(call), backend.about(), asked=Execution(), workers=None)
-        Measurements().remember(key, [way("tensorflow", 1.0), way("jax", 1e-3)])
+        engine_timings.cache().put(key, [way("tensorflow", 1.0), way("jax", 1e-3)])
         job = backend.train(jax_models.two_faced(), x, y, **given)
         job.result(180)
         story = job.story()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aiaas_magics.packing.export.reference_answers import TOLERANCE, Numbers, ReferenceAnswers, difference
+from aiaas_magics.packing.export.reference_answers import HALF_TOLERANCE, TOLERANCE, Numbers, ReferenceAnswers, difference
 
 NAN, INF = float("nan"), float("inf")
 PLAIN = (1.0, 2.0)
@@ -15,13 +15,26 @@ def numbers(*gradients: tuple[float, ...], loss: float = 1.0, output: tuple[floa
     return Numbers(outputs=(np.array(output),), loss=loss, gradients=tuple(map(np.array, gradients)))
 
 
-def told(here: Numbers, there: Numbers) -> str | None:
+def told(here: Numbers, there: Numbers, *, tolerance: float = TOLERANCE) -> str | None:
     paths = tuple(f"v{place}" for place in range(len(here.gradients)))
-    return difference(ReferenceAnswers(x=None, y=None, sample_weight=None, numbers=here, tolerance=TOLERANCE, paths=paths), there)
+    return difference(ReferenceAnswers(x=None, y=None, sample_weight=None, numbers=here, tolerance=tolerance, paths=paths), there)
 
 
 def test_what_agrees_up_to_rounding_is_proved() -> None:
     assert told(numbers(PLAIN, (0.0, 0.0)), numbers((1.0, 2.0 + 1e-6), (0.0, 1e-9))) is None
+
+
+def test_in_16_bits_a_gradient_may_be_off_by_what_sums_in_16_bits_are() -> None:
+    here = numbers((100.0, 0.0), (1.0, 0.0))
+
+    def off(first: float, second: float, *, tolerance: float = HALF_TOLERANCE) -> str | None:
+        return told(here, numbers((100.0 + first, 0.0), (1.0 + second, 0.0)), tolerance=tolerance)
+
+    assert off(19.0, 0.39) is None, "a fifth of itself, or a unit of all gradients together"
+    assert off(21.0, 0.0) == "the gradient of v0 differs by 0.21 of its norm (0.2 is allowed)"
+    assert off(0.0, 0.41) is not None
+    assert off(0.0, 0.1, tolerance=TOLERANCE) is not None, "in single precision that is a difference"
+    assert told(here, numbers((100.0, 0.0), (1.0, 0.0), output=(1.0, 2.2)), tolerance=HALF_TOLERANCE) is not None, "nor may an output be"
 
 
 def test_the_largest_difference_is_told() -> None:

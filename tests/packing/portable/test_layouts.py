@@ -45,7 +45,7 @@ def test_rules_of_every_form_are_the_same_and_go_to_jax(rules: Any) -> None:
 
     packed = fit_call.pack(fit_call.FitCall(model(rules), arguments), workers=2, execution=Execution(engine="jax", model_parallel=2))
 
-    assert packed.execution.on_jax
+    assert packed.execution.runs_on.ported
     assert layouts_of(model(rules), parts=2) == AXES
 
 

@@ -115,9 +115,10 @@ class Mother:
 
     def run(self) -> None:
         from aiaas_magics.backend.workers.local import launcher
+        from aiaas_magics.core.engines import HOME
 
         settings = _settings(os.environ)
-        launcher.preload(launcher.PRELOAD)
+        launcher.preload(HOME.preload)
         for side in (self._waker, self._wakes):
             side.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)

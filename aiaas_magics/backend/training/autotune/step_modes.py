@@ -1,20 +1,17 @@
-"""The forms of the steps that a plan may choose from, measured one after the other in one worker.
+"""Step modes: the forms of the steps that a plan may choose from, measured one after the other in one worker.
 
 Owns which forms there are and what is told of each. How steps are timed is `step_timing`, what speaks against a form `compile_policy`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
 
 import psutil
 from msgspec.structs import replace
 
 from aiaas_magics.backend.training.step_timing import StepTimer
 from aiaas_magics.core.events import Candidate, Planned
-
-FORMS: Final = {"tensorflow": ("off", "graph", "xla"), "jax": ("off", "xla")}
 
 
 class RuledOut(Exception):
@@ -24,20 +21,20 @@ class RuledOut(Exception):
 def only(form: str) -> Callable[[Planned], None]:
     """Hears how steps are going to be carried out, and ends the `fit` where that is not in `form`."""
 
-    def told(plan: Planned) -> None:
+    def on_plan(plan: Planned) -> None:
         if plan.fused != form:
             raise RuledOut("; ".join(plan.why))
 
-    return told
+    return on_plan
 
 
-def compare(wanted: str, timed: Callable[[str], StepTimer], *, engine: str, strategy: str) -> Iterator[Candidate]:
-    """Every form that `wanted` leaves open, measured or ruled out.
+def compare(wanted: str, timed: Callable[[str], StepTimer], *, forms: Sequence[str], engine: str, strategy: str) -> Iterator[Candidate]:
+    """Every one of `forms` that `wanted` leaves open, measured or ruled out.
 
     Args:
         timed: makes steps in a form; raises `RuledOut`.
     """
-    for form in FORMS[engine] if wanted == "auto" else (wanted,):
+    for form in forms if wanted == "auto" else (wanted,):
         candidate = Candidate(engine=engine, strategy=strategy, fused=form)
         try:
             timer = timed(form)

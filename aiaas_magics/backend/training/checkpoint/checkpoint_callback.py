@@ -1,4 +1,4 @@
-"""When a checkpoint of an attempt is written, and how the next attempt goes on from it.
+"""Checkpoint callback: writes checkpoints of an attempt, and lets the next attempt go on from one.
 
 Owns the callback that keeps and puts back. What state that is belongs to `training_state`, its form on disk
 to `checkpoint_contents`; which one to go on from is the server's choice.
@@ -18,9 +18,8 @@ from aiaas_magics.backend.training.batch_partition import steps_of
 from aiaas_magics.backend.training.checkpoint import checkpoint_contents, training_state
 from aiaas_magics.backend.training.checkpoint.checkpoint_contents import CallbackState, Checkpoint
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
-from aiaas_magics.backend.training.epochs import Reading
+from aiaas_magics.backend.training.epochs import LoopLengthPolicy, Reading
 from aiaas_magics.backend.training.event_channel import EventChannel
-from aiaas_magics.backend.training.loop_length import Pacing
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.events import Checkpointed, Notice
@@ -33,7 +32,7 @@ SMALL_SHARE: Final = 0.02  # and no more than this where that leaves `SOON_MADE_
 SOON_MADE_S: Final = 1.0  # guess: a second of training that is lost with a worker is less than it takes to notice
 
 
-class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
+class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
     """Keeps checkpoints, and puts back what an earlier attempt kept. Comes last in the list of callbacks.
 
     On several ranks rank 0's clock decides, and all meet to hear of it: at the end of each epoch and, where
@@ -98,7 +97,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         if self._agreed((due and cheap) or (self._every_s > 0 and self._is_time())):
             self._keep(TrainingPosition(epoch + 1))
 
-    def paced(self, pace: Pacing) -> Pacing:
+    def paced(self, pace: LoopLengthPolicy) -> LoopLengthPolicy:
         """`pace`, but where ranks have to meet within an epoch no call makes steps beyond their next meeting.
 
         Each rank makes as many steps a call as it finds right; which step they meet after, rank 0 says at the one before.
@@ -178,7 +177,7 @@ def pause_s(took_s: float) -> float:
 
 
 class _Together:
-    def __init__(self, pace: Pacing, keeper: Keeper) -> None:
+    def __init__(self, pace: LoopLengthPolicy, keeper: CheckpointCallback) -> None:
         self._pace, self._keeper = pace, keeper
 
     def __call__(self) -> int:
@@ -197,12 +196,12 @@ def resumed_from(command: WorkerCommand, call: Unpacked, channel: EventChannel) 
     """
     if command.resume_from is None:
         return None
-    found = checkpoint_contents.load(Path(command.resume_from))
-    if found is not None:
-        training_state.check_fits(call, found.variables)
+    checkpoint = checkpoint_contents.load(Path(command.resume_from))
+    if checkpoint is not None:
+        training_state.check_fits(call, checkpoint.variables)
     elif command.rank == 0:
         channel.send(Notice(text="The checkpoint to go on from is damaged: the training starts from its beginning."))
-    return found
+    return checkpoint
 
 
 def state_of(callback: Any) -> CallbackState:
@@ -229,9 +228,9 @@ def left_behind(callbacks: Sequence[Any], kept: Sequence[CallbackState]) -> str:
 
 def matching(callbacks: Sequence[Any], kept: Sequence[CallbackState]) -> list[tuple[Any, CallbackState]]:
     """Callbacks with their states: of equal classes the first has the first. Another job's fit may have others, or fewer."""
-    found, left = [], list(kept)
-    for one in callbacks:
-        place = next((place for place, state in enumerate(left) if state.kind == type(one).__qualname__), None)
+    pairs, left = [], list(kept)
+    for callback in callbacks:
+        place = next((place for place, state in enumerate(left) if state.kind == type(callback).__qualname__), None)
         if place is not None:
-            found.append((one, left.pop(place)))
-    return found
+            pairs.append((callback, left.pop(place)))
+    return pairs

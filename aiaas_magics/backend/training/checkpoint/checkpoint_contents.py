@@ -1,4 +1,4 @@
-"""What stands in a checkpoint, so that an attempt can go on where another was lost.
+"""Checkpoint contents: the files of a checkpoint, written and read.
 
 Owns the files' contents. No pickle: arrays are safetensors, the rest is JSON. The folder around them
 is `checkpoint_folder`'s, what to put in is `training_state`'s, when to write is `checkpoint_callback`'s, and which one to
@@ -113,8 +113,8 @@ def load(path: Path) -> Checkpoint | None:
         history=plain_json.decode_history(state["history"], arrays),
         epochs_done=state["epochs_done"],
         callbacks=[
-            CallbackState(kind=told["kind"], attributes=plain_json.decode(told["attributes"], arrays), left=told["left"])
-            for told in state["callbacks"]
+            CallbackState(kind=callback["kind"], attributes=plain_json.decode(callback["attributes"], arrays), left=callback["left"])
+            for callback in state["callbacks"]
         ],
         ranks=[(path / _own(rank)).read_bytes() for rank in range(state["ranks"])],
         stopped=state["stopped"],
@@ -124,18 +124,18 @@ def load(path: Path) -> Checkpoint | None:
 def encode_own(state: Mapping[str, Any]) -> bytes:
     """What one rank keeps of its own, as bytes: plain data with arrays in it."""
     arrays: list[Array] = []
-    told = json.dumps({"state": plain_json.encode(dict(state), arrays), "dtypes": [_name(array.dtype) for array in arrays]})
+    text = json.dumps({"state": plain_json.encode(dict(state), arrays), "dtypes": [_name(array.dtype) for array in arrays]})
     numbered = {str(place): _bits(array) for place, array in enumerate(arrays)}
-    data: bytes = save({TOLD: np.frombuffer(told.encode(), dtype=np.uint8), **numbered})
+    data: bytes = save({TOLD: np.frombuffer(text.encode(), dtype=np.uint8), **numbered})
     return data
 
 
 def decode_own(data: bytes) -> dict[str, Any]:
     """What `encode_own` was given."""
     files = safetensors.numpy.load(data)
-    told = json.loads(files[TOLD].tobytes())
-    arrays = [_from_bits(files[str(place)], dtype) for place, dtype in enumerate(told["dtypes"])]
-    state: dict[str, Any] = plain_json.decode(told["state"], arrays)
+    header = json.loads(files[TOLD].tobytes())
+    arrays = [_from_bits(files[str(place)], dtype) for place, dtype in enumerate(header["dtypes"])]
+    state: dict[str, Any] = plain_json.decode(header["state"], arrays)
     return state
 
 
@@ -167,12 +167,12 @@ def _named(name: str) -> np.dtype[Any]:
     except TypeError:
         import ml_dtypes  # comes with TensorFlow
 
-        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return found
+        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return dtype
 
 
 def plain_attributes(thing: Any, *, leave_out: frozenset[str]) -> dict[str, Any]:
     """The attributes of `thing` that are plain data through and through: numbers, text, arrays, lists and dicts of them."""
     arrays: list[Array] = []
-    found = plain_json.plain_attributes(thing, arrays)
-    return {name: plain_json.decode(value, arrays) for name, value in found.items() if name not in leave_out}
+    attributes = plain_json.plain_attributes(thing, arrays)
+    return {name: plain_json.decode(value, arrays) for name, value in attributes.items() if name not in leave_out}

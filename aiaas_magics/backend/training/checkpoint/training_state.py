@@ -1,4 +1,4 @@
-"""What a rank must have again to go on as if nothing had happened: taken here, and put back here.
+"""Training state: what a rank must have again to go on as if nothing had happened, taken and put back.
 
 Owns which state that is: every variable of the fit call, those that the worker added (the scale of a loss), Python's and
 numpy's random numbers, Keras' generator for random ops without a seed. Ranks share most of it bit for bit; what is a rank's own (its
@@ -33,13 +33,13 @@ Array = npt.NDArray[Any]
 def take(call: Unpacked, group: ProcessGroup | None) -> tuple[list[Array], list[bytes]]:
     """This rank's variables, and what each rank keeps of its own. Every rank calls it at the same point."""
     copies = [[np.asarray(copy.numpy()) for copy in copies_of(variable)] for variable in call.variables]
-    values = [found[0] for found in copies]
+    values = [of_each[0] for of_each in copies]
     if group is None:
         differ = [
-            {place: found[replica] for place, found in enumerate(copies) if found[replica].tobytes() != found[0].tobytes()}
+            {place: of_each[replica] for place, of_each in enumerate(copies) if of_each[replica].tobytes() != of_each[0].tobytes()}
             for replica in range(_replicas(call))
         ]
-        return values, [_own(call, found, replica) for replica, found in enumerate(differ)]
+        return values, [_own(call, differing, replica) for replica, differing in enumerate(differ)]
     prints = np.array([_fingerprint(value) for value in values], dtype=np.int64).reshape(-1, 2)
     everyone = group.all_gather(prints, site="checkpoint-prints")
     differing = np.flatnonzero((everyone[group.rank] != everyone[0]).any(axis=1)) if values else ()

@@ -1,4 +1,4 @@
-"""The ranks of one attempt on one machine, and the sums they take together.
+"""Process group: the ranks of one attempt on one machine, and their collectives.
 
 Owns the meeting of the ranks: who is there, waiting for one another within a finite time, and
 adding up arrays in shared memory. What is added up, and why, belongs to `engines` and `reductions`.
@@ -241,19 +241,19 @@ class ProcessGroup:
             pass
         self._waited_s += time.perf_counter() - began
 
-    def _until(self, there: Callable[[], bool], other: int, limit_s: float) -> None:
+    def _until(self, is_there: Callable[[], bool], other: int, limit_s: float) -> None:
         for _ in range(self._spin):
-            if there():
+            if is_there():
                 return
         shortest_s, longest_s = SLEEP_S
         began = looked = now = time.monotonic()
-        while not there():
+        while not is_there():
             time.sleep(min(max(shortest_s, (now - began) * SLEEP_SHARE), longest_s))
             now = time.monotonic()
             if now - looked > LOOK_S:
                 looked = now
                 how = self._why_missing(other)
-                if how and not there():
+                if how and not is_there():
                     raise RankMissing(other, how)
             if now - began > limit_s:
                 raise RankMissing(other, f"did not come within {limit_s:g} s")
@@ -307,15 +307,15 @@ class ProcessGroup:
         self._segments += 1
         if self.rank == 0:
             return create_segment(name, nbytes, fallback=self._folder)
-        found: list[Segment] = []
+        segments: list[Segment] = []
 
         def is_there() -> bool:
-            if not found and (segment := find_segment(name, nbytes, fallback=self._folder)) is not None:
-                found.append(segment)
-            return bool(found)
+            if not segments and (segment := find_segment(name, nbytes, fallback=self._folder)) is not None:
+                segments.append(segment)
+            return bool(segments)
 
         self._until(is_there, 0, limit_s)
-        return found[0]
+        return segments[0]
 
     def _site(self, name: str, nbytes: int) -> _Site:
         site = self._sites.get(name)
@@ -365,11 +365,11 @@ def pieces(sizes: tuple[int, ...], dtype: np.dtype[Any], *, rank: int, ranks: in
     offsets, items = _layout(sizes, dtype.itemsize)
     step = max(1, ALIGN // dtype.itemsize)
     low, high = (items // step * share // ranks * step for share in (rank, rank + 1))
-    found = [
+    cut = [
         Piece(place, max(0, low - offset), min(size, high - offset))
         for place, (offset, size) in enumerate(zip(offsets, sizes, strict=True))
     ]
-    return tuple(piece for piece in found if piece.start < piece.stop)
+    return tuple(piece for piece in cut if piece.start < piece.stop)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""A piece of memory that several processes of one machine share.
+"""Shared memory: a segment that several processes of one machine map.
 
 Owns making, finding and unnaming it. POSIX shared memory where there is enough of it
 (`/dev/shm` is 64 MB in many containers), a mapped file in the attempt's folder otherwise.

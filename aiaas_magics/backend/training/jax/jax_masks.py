@@ -1,4 +1,4 @@
-"""The masks of a model's outputs, for the metrics of a training step on JAX.
+"""Masks on JAX: those of a model's outputs, for the metrics of a training step.
 
 Keras keeps a mask as an attribute of the tensor. What comes out of `jax.value_and_grad` are other tensors, without it, so Keras'
 own metrics of a training step count the masked positions on JAX, unlike on TensorFlow and unlike its own validation. Here masks
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from aiaas_magics.backend.training.monkeypatch import replaced
+from aiaas_magics.backend.training.monkeypatch import monkeypatched
 from aiaas_magics.core.internals.keras_internals import JAXTrainer, get_keras_mask, set_keras_mask, tree
 
 
@@ -29,7 +29,7 @@ def keeping_masks() -> contextlib.AbstractContextManager[None]:
                 set_keras_mask(output, mask)
         return metrics_of(model, metrics, loss, x, y, outputs, sample_weight)
 
-    return replaced(
+    return monkeypatched(
         (JAXTrainer, "compute_loss_and_updates", compute_loss_and_updates),
         (JAXTrainer, "_update_metrics_variables", update_metrics_variables),
     )

@@ -1,8 +1,8 @@
-"""Several processes that run one program on JAX, each with its devices.
+"""Processes on JAX: several that run one program, each with its devices.
 
-Owns their meeting: through JAX's own coordination, which joins their devices, and as a `Group`, in which they agree on what
+Owns their meeting: through JAX's own coordination, which joins their devices, and as a `ProcessGroup`, in which they agree on what
 each decides by its own clock. The coordinator listens on loopback only and knows no secret, so that whoever has an account on
-this machine can disturb it; the user is told (`packing.exactness`). What is computed, and exchanged (by gloo on a CPU), is JAX's.
+this machine can disturb it (docs/lab/training.md). What is computed, and exchanged (by gloo on a CPU), is JAX's.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import jax
 
 from aiaas_magics.backend.folders.small_files import write_private
 from aiaas_magics.backend.training.comm.process_group import MEET_S, ProcessGroup, RankMissing
-from aiaas_magics.backend.training.loop_length import Pacing
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 
 ADDRESS: Final = "coordinator.txt"  # in the attempt's folder
 LOOK_S: Final = 0.02
 GONE_S: Final = 2.0  # for the end of a process to be seen by those that it exchanged with (guess)
-LAST_WORD_S: Final = 0.5  # as in `workers.child`: for the server to see the end that came first (guess)
+LAST_WORD_S: Final = 0.5  # as in `worker_main`: for the server to see the end that came first (guess)
 
 
 def join(command: WorkerCommand) -> None:
@@ -79,19 +78,3 @@ def let_others_end(error: BaseException, *, ranks: int) -> None:
     """Before `error` is told: if it is an exchange that failed because another process is gone, the server sees that first."""
     if ranks > 1 and isinstance(error, jax.errors.JaxRuntimeError):
         time.sleep(LAST_WORD_S)
-
-
-class _Agreed:
-    def __init__(self, pace: Pacing, group: ProcessGroup) -> None:
-        self._pace, self._group = pace, group
-
-    def __call__(self) -> int:
-        return int(self._group.broadcast(self._pace(), site="pace"))
-
-    def took(self, steps: int, seconds: float) -> None:
-        self._pace.took(steps, seconds)
-
-
-def agreed(pace: Pacing, group: ProcessGroup | None) -> Pacing:
-    """`pace`, as the first process finds it: a call is a program, and all must run the same one."""
-    return pace if group is None else _Agreed(pace, group)

@@ -1,4 +1,4 @@
-"""Steps on JAX: where their data lies, and many of them in one call.
+"""Steps on JAX: the place of their data, and many of them in one call.
 
 Owns placing batches on devices, and the compiled loop that takes the place of Keras' train and test
 functions: the stock `train_step` in a loop of XLA's, with rows gathered from arrays that lie on the
@@ -65,9 +65,9 @@ def resident(sliceable: Any) -> Any:
 
 def free_bytes() -> float:
     """Of the memory that the devices compute in."""
-    told = jax.local_devices()[0].memory_stats()
-    if told and "bytes_limit" in told:
-        return float(told["bytes_limit"] - told["bytes_in_use"]) * len(jax.devices())
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return float(stats["bytes_limit"] - stats["bytes_in_use"]) * len(jax.devices())
     memory = psutil.virtual_memory()
     # What is available each of several processes would find another amount of, and they have to decide alike.
     return float(memory.total / 2 if jax.process_count() > 1 else memory.available)
@@ -113,9 +113,9 @@ def test_function(model: Any) -> Callable[[Any, Any], Any]:
 
 
 def _function(model: Any, step: Any, part: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-    """Takes the place of Keras' own: a `Chunk` is carried out in one call, anything else as Keras does; of a tuple one after the other."""
+    """Takes the place of Keras' own: a `JaxChunk` is one call, anything else as Keras does; of a tuple one after the other."""
     out = None if keras.distribution.distribution() is None else (None, part(model._get_state_sharding_spec()))
-    one = model._make_function(jax.jit(step, donate_argnums=0, out_shardings=out))
+    single_step = model._make_function(jax.jit(step, donate_argnums=0, out_shardings=out))
 
     def gathered(arrays: Any, rows: Any) -> Any:
         return cut(tree.map_structure(lambda x: jax.numpy.take(x, rows, axis=0), arrays, none_is_leaf=False))
@@ -137,7 +137,7 @@ def _function(model: Any, step: Any, part: Callable[[Any], Any]) -> Callable[[An
             return logs, state
         if isinstance(data, JaxChunk):
             return compiled(state, data.arrays, data.positions, data.start, data.stop)
-        return one(state, data)
+        return single_step(state, data)
 
     return function
 

@@ -1,4 +1,4 @@
-"""A batch that does not fit into memory: computed in parts, one after the other, for one update.
+"""Gradient accumulation: a batch that does not fit into memory, computed in parts for one update.
 
 Owns the loop over the parts of a step. The parts are like ranks that take turns: each has means over its
 rows, and the sum of `share * gradient` over parts is the gradient of the batch (`reductions` has the arithmetic).
@@ -17,8 +17,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from aiaas_magics.backend.training.monkeypatch import replaced
-from aiaas_magics.backend.training.reductions import Scope, Share, exact_reductions
+from aiaas_magics.backend.training.monkeypatch import monkeypatched
+from aiaas_magics.backend.training.tensorflow.parallel.reductions import Scope, Share, exact_reductions
 from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.internals.keras_internals import TensorFlowTrainer, data_adapter_utils, tree
 
@@ -37,7 +37,7 @@ class Accumulation:
         model.jit_compile = False  # XLA orders ops by their data alone: it would hold all parts in memory at once
         model.train_function = None
         step = tf.autograph.experimental.do_not_convert(self._step(model.train_step))
-        with replaced((model, "train_step", step)), contextlib.nullcontext() if corrected else exact_reductions(self._scope):
+        with monkeypatched((model, "train_step", step)), contextlib.nullcontext() if corrected else exact_reductions(self._scope):
             yield
 
     def _step(self, stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -48,8 +48,8 @@ class Accumulation:
             *grads, logs = turns.total(lambda part, share: self._gradients(stock, part, _with_denominators(share, denominators)))
             with self._scope.of(whole):
                 self._model.optimizer.apply(grads, self._variables)
-                known = self._model.get_metrics_result()
-                return {name: tf.identity(value) for name, value in known.items()} if set(known) == set(logs) else logs
+                logs_before = self._model.get_metrics_result()
+                return {name: tf.identity(value) for name, value in logs_before.items()} if set(logs_before) == set(logs) else logs
 
         return step
 
@@ -61,7 +61,7 @@ class Accumulation:
         def catch(grads: Any, trainable_variables: Any = None) -> None:
             caught.append((list(grads), trainable_variables))
 
-        with replaced((optimizer, "apply", catch)), self._scope.of(share):
+        with monkeypatched((optimizer, "apply", catch)), self._scope.of(share):
             logs = stock(part)
         if len(caught) != 1:
             raise InvalidSpec(f"A step applies gradients {len(caught)} times, --accumulate needs one that does once. Leave it out.")
@@ -79,17 +79,17 @@ class Accumulation:
         if not self._is_stock:
             return None
         with tf.__internal__.FuncGraph("denominators").as_default():
-            asked = self._asked(*turns.part(0))
-        if not asked:
+            first_part = self._denominators_of(*turns.part(0))
+        if not first_part:
             return []
-        return [turns.whole.total(found) for found in turns.total(self._asked)]
+        return [turns.whole.total(denominator) for denominator in turns.total(self._denominators_of)]
 
-    def _asked(self, part: Any, share: Share) -> list[Any]:
+    def _denominators_of(self, part: Any, share: Share) -> list[Any]:
         """What the losses of this part ask the total of. Nothing is learned, and no metric counts it."""
-        asked: list[Any] = []
+        denominators: list[Any] = []
 
         def total(value: Any) -> Any:
-            asked.append(value)
+            denominators.append(value)
             return value
 
         model = self._model
@@ -97,7 +97,7 @@ class Accumulation:
         with self._scope.of(replace(share, total=total, counted=False)):
             y_pred = model(x, training=False) if model._call_has_training_arg else model(x)
             model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=False)
-        return asked
+        return denominators
 
 
 class _Turns:
@@ -122,8 +122,8 @@ class _Turns:
         for place in range(self._parts):
             with tf.control_dependencies([] if sums is None else [leaf for leaf in tf.nest.flatten(sums, True) if leaf is not None]):
                 part, share = self.part(place)
-            found = self._unless_empty(run, part, share)
-            sums = found if sums is None else [_added(before, after) for before, after in zip(sums, found, strict=True)]
+            values = self._unless_empty(run, part, share)
+            sums = values if sums is None else [_added(before, after) for before, after in zip(sums, values, strict=True)]
         assert sums is not None
         return sums
 
@@ -139,16 +139,16 @@ class _Turns:
         def empty() -> list[Any]:
             return [_nothing_like(leaf) for leaf in tf.nest.flatten(self._shape, True) if leaf is not None]
 
-        found = iter(tf.cond(share.within > 0, filled, empty))
-        leaves = [None if leaf is None else next(found) for leaf in tf.nest.flatten(self._shape, True)]
+        rest = iter(tf.cond(share.within > 0, filled, empty))
+        leaves = [None if leaf is None else next(rest) for leaf in tf.nest.flatten(self._shape, True)]
         return list(tf.nest.pack_sequence_as(self._shape, leaves, True))
 
 
 def _with_denominators(share: Share, denominators: list[Any] | None) -> Share:
     if denominators is None:  # as if each part had as much of it as of the rows
         return replace(share, total=lambda mine: mine / share.part)
-    known = iter(denominators)
-    return replace(share, total=lambda _: next(known))
+    remaining = iter(denominators)
+    return replace(share, total=lambda _: next(remaining))
 
 
 def _cut(x: Any, start: Any, stop: Any) -> Any:

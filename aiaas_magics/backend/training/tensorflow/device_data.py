@@ -1,4 +1,4 @@
-"""Where the rows lie that a call of many steps reads: all on the device, or the next ones read ahead.
+"""Device data: the rows that a call of many steps reads, all on the device or the next ones read ahead.
 
 Owns the memory that data may take, and reading ahead. Which rows a step reads is `batch_partition`, the call `multi_step`.
 """
@@ -21,11 +21,11 @@ MEMORY_SHARE: Final = 0.2  # of what is free when training begins; validation ma
 STREAMED_BYTES: Final = 256 * 1024**2  # read ahead at a time, where the whole does not fit (guess)
 
 
-class Rows(Protocol):
+class DeviceData(Protocol):
     """The arrays of one `fit`, read pass by pass."""
 
     def begin(self, plan: BatchPartition, cut: Pass, *, uneven: bool) -> None:
-        """The next pass reads these positions. `uneven`: see `Chunk`."""
+        """The next pass reads these positions. `uneven`: see `StepChunk`."""
 
     def chunk(self, start: int, steps: int) -> StepChunk:
         """Steps of this pass from `start`, at most `steps`, at least one. Full batches only."""
@@ -34,7 +34,7 @@ class Rows(Protocol):
         """The rest of this pass, where the last batch is not a full one."""
 
 
-def rows_of_arrays(arrays: Any, *, ranks: int = 1, budget: int | None = None) -> Rows:
+def device_data_of(arrays: Any, *, ranks: int = 1, budget: int | None = None) -> DeviceData:
     """`arrays` on the device where they fit into `budget` bytes (by default a share of it for each of `ranks`), else read ahead."""
     nbytes = sum(int(np.prod(x.shape, dtype=np.int64)) * itemsize(x) for x in tree.flatten(arrays) if x is not None)
     most = MEMORY_SHARE * free_bytes() / ranks if budget is None else budget

@@ -1,4 +1,4 @@
-"""Metrics between epochs: set to zero and read with as few calls into TensorFlow as there can be.
+"""Epoch metrics: reset and read between epochs with as few calls into TensorFlow as possible.
 
 Owns what takes the place of Keras' own inside `fit`. The stock way makes some thirty calls, which together take as long as a
 tenth of a small model's epoch. The numbers are the same.
@@ -14,8 +14,8 @@ from typing import Any, Final
 import keras
 import tensorflow as tf
 
-from aiaas_magics.backend.training.monkeypatch import replaced
-from aiaas_magics.backend.training.tensorflow.multi_step import FusedSteps
+from aiaas_magics.backend.training.monkeypatch import monkeypatched
+from aiaas_magics.backend.training.tensorflow.multi_step import MultiStepFunction
 from aiaas_magics.core.internals.keras_internals import TensorFlowTrainer
 
 # What makes of a step's logs the metrics of all steps so far; an override may make anything else of them.
@@ -29,18 +29,18 @@ RESET: Final[dict[Any, Callable[[Any], list[Any]]]] = {
 }
 
 
-def quick_metrics(model: Any, steps: tuple[FusedSteps, ...], *, told: bool) -> contextlib.AbstractContextManager[None]:
+def quick_metrics(model: Any, steps: tuple[MultiStepFunction, ...], *, from_step_logs: bool) -> contextlib.AbstractContextManager[None]:
     """Inside, metrics of `model` are reset by one call a variable and, where the last step `told` them, not computed again.
 
     Args:
         steps: what may have made the last step.
-        told: whether the logs of a step can be the epoch's: not where they are one rank's, or where somebody who looks on
+        from_step_logs: whether the logs of a step can be the epoch's: not where they are one rank's, or where somebody who looks on
             between steps may set the metrics to something else.
     """
-    swaps: list[tuple[Any, str, Any]] = [(kind, "reset_state", _reset(kind.reset_state, those)) for kind, those in RESET.items()]
-    if told and is_stock(model):
+    swaps: list[tuple[Any, str, Any]] = [(kind, "reset_state", _reset(kind.reset_state, of_kind)) for kind, of_kind in RESET.items()]
+    if from_step_logs and is_stock(model):
         swaps.append((model, "_get_metrics_result_or_logs", _reading(model, model._get_metrics_result_or_logs, steps)))
-    return replaced(*swaps)
+    return monkeypatched(*swaps)
 
 
 def is_stock(model: Any) -> bool:
@@ -48,11 +48,11 @@ def is_stock(model: Any) -> bool:
     return all(getattr(type(model), name) is getattr(TensorFlowTrainer, name) and name not in vars(model) for name in STOCK)
 
 
-def _reset(stock: Callable[[Any], None], those: Callable[[Any], list[Any]]) -> Callable[[Any], None]:
+def _reset(stock: Callable[[Any], None], variables_of: Callable[[Any], list[Any]]) -> Callable[[Any], None]:
     """`stock`, a metric's `reset_state`, which assigns zero to `those` of its variables."""
 
     def reset(metric: Any) -> None:
-        held = [variable._value for variable in those(metric)]
+        held = [variable._value for variable in variables_of(metric)]
         if not tf.executing_eagerly() or not all(isinstance(value, tf.Variable) for value in held):
             stock(metric)
             return
@@ -67,12 +67,12 @@ def _zeros(shape: tf.TensorShape, dtype: tf.DType) -> Any:
     return tf.zeros(shape, dtype)
 
 
-def _reading(model: Any, stock: Callable[[Any], Any], steps: tuple[FusedSteps, ...]) -> Callable[[Any], Any]:
+def _reading(model: Any, stock: Callable[[Any], Any], steps: tuple[MultiStepFunction, ...]) -> Callable[[Any], Any]:
     # Asked when the first steps are over: metrics are built by then.
     of_keras = functools.cache(lambda: all(_is_of_keras(metric) for metric in model.metrics))
 
     def read(logs: Any) -> Any:
-        return logs if any(made.told(logs) for made in steps) and of_keras() else stock(logs)
+        return logs if any(made.is_last_result(logs) for made in steps) and of_keras() else stock(logs)
 
     return read
 

@@ -1,4 +1,4 @@
-"""The operations of traced steps, as values: what the choice of a form goes by, and what is kept of a step that is not traced again.
+"""Graph operations: those of traced steps as values, for the rules of compiling and for the trace cache.
 
 Owns reading them off TensorFlow's graphs. What follows from them is `compile_policy`.
 """
@@ -39,7 +39,7 @@ def operation_of(op: Any) -> GraphOperation:
         type=op.type,
         inputs=tuple(_shape(x) for x in op.inputs),
         outputs=tuple(_shape(x) for x in op.outputs),
-        of_reshaped=any(given.op.type == "Reshape" and not given.shape.is_fully_defined() for given in op.inputs),
+        of_reshaped=any(tensor.op.type == "Reshape" and not tensor.shape.is_fully_defined() for tensor in op.inputs),
         entries=_entries(op) if op.type in TABLES else None,
     )
 
@@ -64,8 +64,8 @@ def _entries(op: Any) -> int | None:
     """How many entries the table has that `op` reads from, 0 where that is not known; None for the data itself and for shapes."""
     table = op.inputs[0]
     if op.type == "ResourceGather":
-        told = getattr(table, "_handle_data", None)
-        return int(told.shape_and_type[0].shape.dim[0].size) if told is not None and told.is_set else 0
+        handle_data = getattr(table, "_handle_data", None)
+        return int(handle_data.shape_and_type[0].shape.dim[0].size) if handle_data is not None and handle_data.is_set else 0
     if table.op.type in ("Placeholder", "Shape"):
         return None
     axis = tf.get_static_value(op.inputs[2])

@@ -1,4 +1,4 @@
-"""The order of rows that plain `fit` has under a seed of TensorFlow's, from Keras' own pipeline.
+"""Keras order: the order of rows that plain `fit` has under a seed of TensorFlow's, from Keras' own pipeline.
 
 Owns asking Keras for it, on positions in the place of rows. An order without such a seed is `batch_partition`.
 """

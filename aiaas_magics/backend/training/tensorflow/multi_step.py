@@ -1,4 +1,4 @@
-"""Many steps in one call: the stock `train_step`, optimizer and metrics inside a loop of TensorFlow's own.
+"""Multi-step loop: many steps in one call, the stock `train_step`, optimizer and metrics inside a loop of TensorFlow's own.
 
 Owns the call that takes the place of Keras' train and test functions, and how many steps it makes at
 once. Of a small model's time most goes into Python between steps; a loop inside one compiled call has
@@ -15,24 +15,24 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from aiaas_magics.backend.training.autotune.compile_policy import Choice, Rule, Timing, compile_s, quickest
+from aiaas_magics.backend.training.autotune import trial as trial_module
+from aiaas_magics.backend.training.autotune.compile_policy import Choice, Rule, both_forms, quickest
+from aiaas_magics.backend.training.autotune.trial import Trial
 from aiaas_magics.backend.training.batch_partition import RankPart
-from aiaas_magics.backend.training.monkeypatch import replaced
+from aiaas_magics.backend.training.monkeypatch import monkeypatched
 from aiaas_magics.backend.training.tensorflow.graph_operations import Operations, operations_of
-from aiaas_magics.backend.training.tensorflow.split_step import Halves, NotHalved
+from aiaas_magics.backend.training.tensorflow.parallel.split_step import NotSplittable, SplitStep
 from aiaas_magics.backend.training.tensorflow.trace_cache import Recalled, Trace, Traces, are_tensors, drawn, flat
+from aiaas_magics.backend.training.tensorflow.xla_rules import XlaStep, compile_s
 from aiaas_magics.core import keras_messages
 from aiaas_magics.core.internals.keras_internals import array_slicing, tree
 from aiaas_magics.core.internals.tensorflow_internals import Algorithm, random_ops_util, stateless
-
-LONG_S: Final = 60.0  # a run with so much ahead of it affords to try both forms
-TRIED_S: Final = 0.5  # how long each is tried
-TRIED_SHARE: Final = 0.05  # of what is ahead, compiling the other form may take at most
+from aiaas_magics.core.timing_cache import StepTiming
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,43 +63,12 @@ class StepChunk:
         return self.steps <= int(self.positions.shape[0])
 
 
-class Trial:
-    """A long run tries the other form too, and goes on in the quicker one. All its steps are steps of the training."""
-
-    def __init__(self, fused: str) -> None:
-        self.fused, self.other = fused, "graph" if fused == "xla" else "xla"
-        self._made: dict[str, tuple[int, float]] = {}
-        self._began_other = self.is_over = self.is_measured = False
-
-    @property
-    def step_s(self) -> dict[str, float]:
-        """Seconds of a step, in each form that was tried."""
-        return {fused: seconds / steps for fused, (steps, seconds) in self._made.items()}
-
-    def took(self, steps: int, seconds: float) -> None:
-        made, spent = self._made.get(self.fused, (0, 0.0))
-        self._made[self.fused] = (made + steps, spent + seconds)
-        if self._began_other and spent + seconds >= TRIED_S:
-            self.is_over = self.is_measured = True
-
-    def wants_other(self, ahead: float) -> bool:
-        """Whether it is time to try the other form; a run with too little ahead of it ends the trial."""
-        if self.is_over or self._began_other or self._made[self.fused][1] < TRIED_S:
-            return False
-        self.is_over = self.step_s[self.fused] * ahead < LONG_S
-        return not self.is_over
-
-    def begin_other(self, *, possible: bool) -> None:
-        self.fused, self.other = self.other, self.fused
-        self._began_other, self.is_over = True, not possible
-
-
-class FusedSteps:
-    """Takes the place of `model.train_function` (or `test_function`): a `Chunk` is carried out in one call, several one after the other.
+class MultiStepFunction:
+    """Takes the place of `model.train_function` (or `test_function`): a `StepChunk` is one call, several come one after the other.
 
     Args:
         step: the model's step, on data as `train_step` gets it.
-        stock: makes Keras' own function, for whatever is no `Chunk`.
+        stock: makes Keras' own function, for whatever is no `StepChunk`.
         wrap: puts what a rank needs around the rows of a part (several workers), or nothing.
         fused: the form: "xla", "graph", or "auto" to let `rule` decide; and why it is not another.
         ahead: how many steps are still to be made, with so many in a pass.
@@ -122,11 +91,11 @@ class FusedSteps:
         rule: Rule | None = None,
         tries: bool = False,
         settled: Callable[[Choice], None] = lambda _: None,
-        halves: Halves | None = None,
+        halves: SplitStep | None = None,
         traces: Traces | None = None,
         name: str = "",
     ) -> None:
-        self._step, self._wrap, self._fused, self._ahead, self._told = step, wrap, fused, ahead, settled
+        self._step, self._wrap, self._fused, self._ahead, self._on_choice = step, wrap, fused, ahead, settled
         self._in_all = in_all
         self._make_stock, self._halves = functools.cache(stock), halves
         self._traces, self._name = traces if halves is None else None, name
@@ -140,28 +109,28 @@ class FusedSteps:
         self._trial: Trial | None = None
         self._last: Any = None
 
-    def __call__(self, given: Any) -> Any:
-        chunks = given if isinstance(given, tuple) else (given,)
+    def __call__(self, data: Any) -> Any:
+        chunks = data if isinstance(data, tuple) else (data,)
         if not isinstance(chunks[0], StepChunk):
             if self._choice is None:
                 self._tell(Choice(fused="off", why=("its data comes batch by batch",)))
-            return self._make_stock()(given)
+            return self._make_stock()(data)
         for chunk in chunks:
             self._last = self._carried_out(chunk)
         return self._last
 
-    def told(self, logs: Any) -> bool:
+    def is_last_result(self, logs: Any) -> bool:
         """Whether `logs` are those of the last step that was made; asked a second time, they are not."""
         last, self._last = self._last, None
         return last is not None and logs is last
 
-    def _carried_out(self, given: StepChunk) -> Any:
-        if given.rest:
-            return self._run(given, compiled=False)
-        choice = self._choice or self._tell(self._settle(given))
+    def _carried_out(self, chunk: StepChunk) -> Any:
+        if chunk.rest:
+            return self._run(chunk, compiled=False)
+        choice = self._choice or self._tell(self._settle(chunk))
         if self._trial is None:
-            return self._run(given, compiled=choice.fused == "xla")
-        return self._tried(self._trial, given)
+            return self._run(chunk, compiled=choice.fused == "xla")
+        return self._tried(self._trial, chunk)
 
     def _run(self, chunk: StepChunk, *, compiled: bool) -> Any:
         key = (chunk.part, chunk.uneven, compiled, self._like(chunk) if self._traces is not None else "")
@@ -171,15 +140,18 @@ class FusedSteps:
 
     def _traced(self, chunk: StepChunk, *, compiled: bool) -> Any:
         halved = compiled and self._halves is not None
-        one = self._one(chunk, halved=halved)
-        loop = self._loop(one, compiled=compiled and not halved)
+        step_function = self._one(chunk, halved=halved)
+        loop = self._loop(step_function, compiled=compiled and not halved)
         if self._traces is not None and (key := self._key(chunk, compiled=compiled)) is not None:
-            given = (chunk.arrays, chunk.positions, tf.constant(chunk.start), tf.constant(chunk.stop))
+            arguments = (chunk.arrays, chunk.positions, tf.constant(chunk.start), tf.constant(chunk.stop))
             before = drawn()
-            concrete, step = loop.get_concrete_function(*given), one.get_concrete_function(chunk.arrays, chunk.positions[0]).graph
+            concrete, step = (
+                loop.get_concrete_function(*arguments),
+                step_function.get_concrete_function(chunk.arrays, chunk.positions[0]).graph,
+            )
             # Otherwise tracing has changed the model or drawn a number, and is needed each time.
             if before == drawn() and self._traces.fingerprint() == self._models[self._like(chunk)]:
-                self._traces.note(key, concrete, step, [*flat(chunk.arrays), *given[1:]])
+                self._traces.note(key, concrete, step, [*flat(chunk.arrays), *arguments[1:]])
         return loop
 
     # ------------------------------------------------------------------ loops of other fits
@@ -215,20 +187,20 @@ class FusedSteps:
         # The form that a long run tries later would be traced of the model as it is by then.
         if self._trial is not None and self._traces.fingerprint() != self._models[self._like(chunk)]:
             return None
-        given = (chunk.arrays, chunk.positions, tf.constant(0), tf.constant(0))
+        arguments = (chunk.arrays, chunk.positions, tf.constant(0), tf.constant(0))
         try:
-            found = self._traces.bound(
-                trace, lambda: self._loop(self._one(chunk, halved=False), compiled=False).get_concrete_function(*given)
+            loop = self._traces.bound(
+                trace, lambda: self._loop(self._one(chunk, halved=False), compiled=False).get_concrete_function(*arguments)
             )
-            found(*given)
+            loop(*arguments)
         except Exception:  # noqa: BLE001 - border: a file that another process wrote; whatever is wrong with it, the step is traced instead
             self._traces.drop(self._key(chunk, compiled=compiled))
             return None
-        return found
+        return loop
 
     def _tell(self, choice: Choice) -> Choice:
         self._choice = choice
-        self._told(choice)
+        self._on_choice(choice)
         return choice
 
     def _settle(self, chunk: StepChunk) -> Choice:
@@ -236,8 +208,8 @@ class FusedSteps:
         if choice.fused == "auto":
             rows, ahead = int(chunk.positions.shape[1]), self._in_all(chunk.steps)
             try:
-                choice = self._rule.decide(self._pieces(chunk), chunk.arrays, rows=rows, ahead=ahead, whole=chunk.whole)
-            except NotHalved as error:
+                choice = self._rule.decide(XlaStep(self._pieces(chunk), chunk.arrays, rows, whole=chunk.whole), ahead=ahead)
+            except NotSplittable as error:
                 choice = Choice(fused="graph", why=(f"XLA cannot compile an exchange, and the step cannot be cut there: {error}",))
         if (why := self._prepared(chunk, choice.fused)) is not None:
             choice = Choice(fused="graph", why=(why,))
@@ -274,39 +246,43 @@ class FusedSteps:
         logs = self._run(chunk, compiled=trial.fused == "xla")
         trial.took(chunk.stop - chunk.start, time.perf_counter() - began)
         if trial.wants_other(ahead := self._ahead(chunk.steps)):
-            affords = trial.other != "xla" or compile_s(self._pieces(chunk)) <= TRIED_SHARE * trial.step_s[trial.fused] * ahead
+            affords = trial.other != "xla" or compile_s(self._pieces(chunk)) <= trial_module.TRIED_SHARE * trial.step_s[trial.fused] * ahead
             trial.begin_other(possible=affords and self._prepared(chunk, trial.other) is None)
         if trial.is_over:
             self._trial = None
             if trial.is_measured:
-                measured = {form: Timing(step_s=step_s, compile_s=self._compile_s[form]) for form, step_s in trial.step_s.items()}
-                self._tell(quickest(measured))
-                self._rule.remember(measured)
+                timings = [self._timing(form, step_s) for form, step_s in trial.step_s.items()]
+                self._tell(quickest(both_forms(timings)))
+                self._rule.remember(timings)
         return logs
+
+    def _timing(self, form: str, step_s: float) -> StepTiming:
+        # A trial is made by one rank on one device: several do not come to the same by their own clocks.
+        return StepTiming(engine="tensorflow", strategy="single", fused=form, step_s=step_s, compile_s=self._compile_s[form])
 
     def _one(self, chunk: StepChunk, *, halved: bool) -> Any:
         """One step on the rows at some positions, traced once for all forms of the loop."""
         part, uneven = chunk.part, chunk.uneven
         if (part, uneven, halved) not in self._steps:
 
-            def one(arrays: Any, rows: Any) -> Any:
+            def step_function(arrays: Any, rows: Any) -> Any:
                 if uneven:
                     rows = tf.compat.v1.placeholder_with_default(rows, [None])
                 with self._halves.cutting() if halved and self._halves is not None else contextlib.nullcontext():
                     return self._step(self._wrap(tree.traverse(lambda x: take(x, rows), arrays), part))
 
-            self._steps[part, uneven, halved] = tf.function(tf.autograph.experimental.do_not_convert(one))
+            self._steps[part, uneven, halved] = tf.function(tf.autograph.experimental.do_not_convert(step_function))
         return self._steps[part, uneven, halved]
 
-    def _loop(self, one: Any, *, compiled: bool) -> Any:
+    def _loop(self, step_function: Any, *, compiled: bool) -> Any:
         def run(arrays: Any, positions: Any, start: Any, stop: Any) -> Any:
-            told = one.get_concrete_function(arrays, positions[0]).structured_outputs
-            nothing = tf.nest.map_structure(lambda found: tf.zeros([size or 0 for size in found.shape], found.dtype), told)
+            outputs = step_function.get_concrete_function(arrays, positions[0]).structured_outputs
+            nothing = tf.nest.map_structure(lambda found: tf.zeros([size or 0 for size in found.shape], found.dtype), outputs)
             _, logs = tf.while_loop(
                 lambda at, _: at < stop,
-                lambda at, _: (at + 1, one(arrays, positions[at])),
+                lambda at, _: (at + 1, step_function(arrays, positions[at])),
                 (start, nothing),
-                shape_invariants=(start.shape, tf.nest.map_structure(lambda found: found.shape, told)),
+                shape_invariants=(start.shape, tf.nest.map_structure(lambda found: found.shape, outputs)),
                 parallel_iterations=1,
             )
             return logs
@@ -323,8 +299,8 @@ def same_random_numbers() -> contextlib.AbstractContextManager[None]:
     stock_algorithm, stock_uniform = random_ops_util.convert_alg_to_int, stateless.stateless_random_uniform_v2
 
     def convert(alg: Any) -> Any:
-        found = stock_algorithm(alg)
-        return Algorithm.PHILOX.value if found == Algorithm.AUTO_SELECT.value else found
+        algorithm = stock_algorithm(alg)
+        return Algorithm.PHILOX.value if algorithm == Algorithm.AUTO_SELECT.value else algorithm
 
     def uniform(shape: Any, key: Any, counter: Any, alg: Any, dtype: Any = tf.float32, name: str | None = None) -> Any:
         if tf.as_dtype(dtype) != tf.float32:
@@ -333,7 +309,7 @@ def same_random_numbers() -> contextlib.AbstractContextManager[None]:
         from_one_to_two = tf.bitwise.bitwise_or(tf.bitwise.bitwise_and(words, 0x7FFFFF), 0x3F800000)
         return tf.subtract(tf.bitcast(from_one_to_two, tf.float32), 1.0, name=name)
 
-    return replaced((random_ops_util, "convert_alg_to_int", convert), (stateless, "stateless_random_uniform_v2", uniform))
+    return monkeypatched((random_ops_util, "convert_alg_to_int", convert), (stateless, "stateless_random_uniform_v2", uniform))
 
 
 def fusable(arrays: Iterable[Any]) -> bool:

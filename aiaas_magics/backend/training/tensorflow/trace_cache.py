@@ -1,4 +1,4 @@
-"""Traced loops that outlive the worker that traced them: the next fit of an equal step takes the graph, and runs no Python for it.
+"""Trace cache: traced loops that outlive their worker, so that the next fit of an equal step runs no Python to trace it.
 
 Owns what is kept, for which steps that is right, and the folder's bounds. What makes two models equal is `packing.fingerprint`;
 when a loop is traced, and in which form it runs, is `multi_step`.
@@ -95,28 +95,28 @@ class Traces:
             data = read_plain(path, most_bytes=TRACE_BYTES)
             if xxhash.xxh3_128_digest(data[16:]) != data[:16]:
                 return None
-            found = msgspec.msgpack.decode(data[16:], type=Trace)
+            trace = msgspec.msgpack.decode(data[16:], type=Trace)
             os.utime(path)  # the oldest are removed
         except (OSError, NotPlainFile, msgspec.MsgspecError):
             return None
-        return found if all(isinstance(one, bytes) or one < len(self._variables) for one in found.captured) else None
+        return trace if all(isinstance(item, bytes) or item < len(self._variables) for item in trace.captured) else None
 
     def bound(self, trace: Trace, again: Callable[[], Any]) -> Recalled:
         """The trace as a function of this process; `again` traces it anew, for the words of an error."""
         inputs = [
-            tf.constant(np.load(io.BytesIO(one), allow_pickle=False)) if isinstance(one, bytes) else self._variables[one].handle
-            for one in trace.captured
+            tf.constant(np.load(io.BytesIO(item), allow_pickle=False)) if isinstance(item, bytes) else self._variables[item].handle
+            for item in trace.captured
         ]
         return Recalled(trace, inputs, again, layers=dict(zip(trace.layers, automatic_names(self._model), strict=True)))
 
-    def note(self, key: str, concrete: Any, step: Any, given: Sequence[Any]) -> None:
+    def note(self, key: str, concrete: Any, step: Any, tensors: Sequence[Any]) -> None:
         """Keep what was traced, once `write` is called, if it is whole without this process.
 
         Args:
             step: the graph of one step.
             given: the tensors that it is called with.
         """
-        self._unwritten[key] = lambda: self._encoded(key, concrete, step, given)
+        self._unwritten[key] = lambda: self._encoded(key, concrete, step, tensors)
 
     def drop(self, key: str | None) -> None:
         """This one is no good after all."""
@@ -138,7 +138,7 @@ class Traces:
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.trace"
 
-    def _encoded(self, key: str, concrete: Any, step: Any, given: Sequence[Any]) -> bytes | None:
+    def _encoded(self, key: str, concrete: Any, step: Any, tensors: Sequence[Any]) -> bytes | None:
         graph, logs = concrete.graph, concrete.structured_outputs
         if not isinstance(logs, dict) or not all(isinstance(name, str) and tf.is_tensor(value) for name, value in logs.items()):
             return None
@@ -147,8 +147,8 @@ class Traces:
             return None
         if graph.deferred_external_captures or not all(is_portable(op) for op in operations_in(graph)):
             return None
-        arguments = concrete.inputs[: len(given)]
-        if [(x.dtype, x.shape.as_list()) for x in arguments] != [(x.dtype, x.shape.as_list()) for x in given]:
+        arguments = concrete.inputs[: len(tensors)]
+        if [(x.dtype, x.shape.as_list()) for x in arguments] != [(x.dtype, x.shape.as_list()) for x in tensors]:
             return None
         places = {id(variable.handle): place for place, variable in enumerate(self._variables)}
         captured = [places.get(id(x), _constant(x)) for x in graph.external_captures]
@@ -189,13 +189,13 @@ class Recalled:
     def __call__(self, arrays: Any, positions: Any, start: Any, stop: Any) -> Mapping[str, Any]:
         inputs = [*flat(arrays), positions, start, stop, *self._captured]
         try:
-            found = context.context().call_function(self._name, inputs, len(self._order))
+            outputs = context.context().call_function(self._name, inputs, len(self._order))
         except tf.errors.OpError as error:
             if self._layers:
                 error._message = any_of(self._layers).sub(lambda found: self._layers[found[0]], tf.compat.as_text(error.message))
             in_words(error, self._again())
             raise
-        return {name: found[place] for name, place in self._order}
+        return {name: outputs[place] for name, place in self._order}
 
 
 def drawn() -> tuple[object, ...]:
@@ -214,7 +214,7 @@ def are_tensors(arrays: Any) -> bool:
 
 def in_words(error: tf.errors.OpError, concrete: Any) -> None:
     """Give `error` the lines that made the operation, as TensorFlow does where it has traced the function itself."""
-    said, _, nodes = error_interpolation.parse_message(tf.compat.as_text(error.message))
+    text, _, nodes = error_interpolation.parse_message(tf.compat.as_text(error.message))
     waiting = [concrete._inference_function]
     while waiting and nodes:
         function = waiting.pop(0)
@@ -224,27 +224,27 @@ def in_words(error: tf.errors.OpError, concrete: Any) -> None:
         for name in tf_stack.LoadTracesFromDebugInfo(debug):
             made.setdefault(_SCOPE_NUMBERS.sub("", name), []).append(name)
         # TensorFlow numbers scopes that are entered again, in each trace in another way.
-        found = [made.get(_SCOPE_NUMBERS.sub("", node.name), []) for node in nodes]
-        names = [node.name if node.name in those else those[0] for node, those in zip(nodes, found, strict=True) if those]
+        named = [made.get(_SCOPE_NUMBERS.sub("", node.name), []) for node in nodes]
+        names = [node.name if node.name in names else names[0] for node, names in zip(nodes, named, strict=True) if names]
         if len(names) == len(nodes):
             for node, name in zip(nodes, names, strict=True):
-                said = said.replace(f"{{{{node {node.name}}}}}", f"{{{{node {name}}}}}")
-            error._message = InterpolateRuntimeError(function).interpolate(said, names, debug)
+                text = text.replace(f"{{{{node {node.name}}}}}", f"{{{{node {name}}}}}")
+            error._message = InterpolateRuntimeError(function).interpolate(text, names, debug)
             return
 
 
 def operations_in(graph: Any) -> list[Any]:
     """Definitions of all nodes of `graph` and of the functions that it calls."""
-    told = graph.as_graph_def()
-    return [*told.node, *(node for function in told.library.function for node in function.node_def)]
+    definition = graph.as_graph_def()
+    return [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
 
 
 def is_portable(node: Any) -> bool:
     """Whether an operation means the same in every process."""
     if node.op in OF_VARIABLES or node.op.startswith(ON_VARIABLES):
         return True
-    known = op_def_registry.get(node.op)  # a call of a function by its name is in no registry; its body is looked at by itself
-    return known is None or (not known.is_stateful and not node.op.startswith(("PyFunc", "EagerPyFunc")))
+    definition = op_def_registry.get(node.op)  # a call of a function by its name is in no registry; its body is looked at by itself
+    return definition is None or (not definition.is_stateful and not node.op.startswith(("PyFunc", "EagerPyFunc")))
 
 
 def _constant(captured: Any) -> bytes | None:
@@ -292,9 +292,9 @@ def facts_of_process() -> tuple[object, ...]:
 def clear(folder: Path, *, most: int = FOLDER_TRACES, most_bytes: int = FOLDER_BYTES) -> None:
     """Remove what was used longest ago, down to the bounds."""
     with contextlib.suppress(OSError):
-        there = sorted(((path.stat(), path) for path in folder.glob("*.trace")), key=lambda found: -found[0].st_mtime_ns)
+        traces = sorted(((path.stat(), path) for path in folder.glob("*.trace")), key=lambda found: -found[0].st_mtime_ns)
         size = 0
-        for place, (stat, path) in enumerate(there):
+        for place, (stat, path) in enumerate(traces):
             size += stat.st_size
             if place >= most or size > most_bytes:
                 path.unlink(missing_ok=True)

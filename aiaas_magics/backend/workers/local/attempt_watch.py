@@ -1,4 +1,4 @@
-"""Reading what the workers of an attempt write, from where it was read up to before.
+"""Attempt watch: reads what the workers of an attempt write, from where it stopped before.
 
 Owns offsets, the bounds on what is read at once, and noticing that a rank has ended, or does nothing any more.
 What that means belongs to `jobs.machine`; keeping it belongs to `records`.
@@ -113,8 +113,8 @@ class AttemptWatch:
 
     def _ending(self, rank: int) -> Exit | None:
         """How the rank ended. Of a process that is dead its reaper tells more in a moment, if there still is one."""
-        if (told := self.folder.ending(rank)) is not None:
-            return told
+        if (ending := self.folder.ending(rank)) is not None:
+            return ending
         process = self.folder.process(rank)
         if process is None or process.is_alive():
             return None

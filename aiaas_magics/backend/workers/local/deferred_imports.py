@@ -1,4 +1,4 @@
-"""What Keras and TensorFlow import on behalf of few, imported when somebody asks for it.
+"""Deferred imports: modules that Keras and TensorFlow import for few, imported when somebody asks for them.
 
 Owns which modules those are. Where JAX, scikit-learn and matplotlib are installed, they take a third of the time and of the
 memory of importing Keras, for wrappers and figures that hardly any training uses. Nothing is taken away: the first access

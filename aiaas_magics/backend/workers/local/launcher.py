@@ -1,9 +1,9 @@
-"""The preloaded process that workers fork from.
+"""Launcher: the preloaded process that workers fork from.
 
 Owns importing the libraries once without touching a device, forking one child a command,
 reaping it, and seeing to it that nothing of a rank outlives the rank. It is detached from
 the server, so that a job outlives the server; it ends by itself when nobody asks for it.
-What runs in a child belongs to `worker_main` and `submission`.
+What runs in a child belongs to `worker_main`, what is imported for it to the table of `core.engines`.
 
     python -m aiaas_magics.backend.workers.local.launcher --folder DIR
 
@@ -48,26 +48,11 @@ from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exi
 from aiaas_magics.backend.workers.local.deferred_imports import deferring
 from aiaas_magics.backend.workers.rank_output import text_output
 from aiaas_magics.core import settings, wire
+from aiaas_magics.core.engines import ENGINES, of_keras_backend
 
 log = logging.getLogger(__name__)
 
 ENTRY: Final = "aiaas_magics.backend.workers.worker_main:main"
-PRELOAD: Final = (
-    "tensorflow",
-    "keras",
-    "numpy",
-    "aiaas_magics.packing.fitcall.fit_call",
-    "aiaas_magics.backend.training.tensorflow.tensorflow_engine",
-    "aiaas_magics.backend.workers.worker_main",
-)
-PRELOAD_JAX: Final = (
-    "jax",
-    "keras",
-    "numpy",
-    "aiaas_magics.packing.fitcall.fit_call",
-    "aiaas_magics.backend.training.jax.jax_engine",
-    "aiaas_magics.backend.workers.worker_main",
-)
 IDLE_S: Final = 600.0  # guess: a user who reads a result for ten minutes does not mind one slow start
 LOOK_S: Final = 1.0
 ACCEPT_AGAIN_S: Final = 0.2  # guess: without a pause the loop would spin while no descriptor is left
@@ -148,12 +133,12 @@ class Launcher:
         A file that cannot be read now (no descriptors are left, say) says neither.
         """
         try:
-            told = wire.decode((self._folder / "launcher.json").read_bytes(), RunningLauncher)
+            running = wire.decode((self._folder / "launcher.json").read_bytes(), RunningLauncher)
         except (FileNotFoundError, wire.Malformed):
             return False
         except OSError:
             return True
-        return told.process.pid == os.getpid()
+        return running.process.pid == os.getpid()
 
     def _stop(self) -> None:
         self._stopping = True
@@ -278,18 +263,18 @@ class Launcher:
         """Write how each dead child ended. Its process group dies before its pid is given back."""
         while True:
             try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                child = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if found is None:
+            if child is None:
                 return
-            if found.si_pid in self._ranks:
-                kill_group(found.si_pid, signal.SIGKILL)
-            _, status = os.waitpid(found.si_pid, 0)
-            if self._spare is not None and self._spare.pid == found.si_pid:  # whatever ended it, another would not do better
+            if child.si_pid in self._ranks:
+                kill_group(child.si_pid, signal.SIGKILL)
+            _, status = os.waitpid(child.si_pid, 0)
+            if self._spare is not None and self._spare.pid == child.si_pid:  # whatever ended it, another would not do better
                 self._spare.close()
                 self._spare = self._spare_for = None
-            rank = self._ranks.pop(found.si_pid, None)
+            rank = self._ranks.pop(child.si_pid, None)
             if rank is not None:
                 self._record(rank, status)
                 self._kill_orphans()
@@ -354,30 +339,18 @@ def prepare_process() -> None:
 
 def preload(modules: Sequence[str]) -> None:
     """Import what workers need; raises when that touched a device, because nothing could fork after that."""
-    # Keras on TensorFlow imports JAX to mend a JAX that is too old for Orbax, and for nothing else.
-    with deferring(without=() if "jax" in modules else ("jax",)):
+    engines = [info for info in ENGINES.values() if info.module in modules]
+    with deferring(without=tuple(module for info in engines for module in info.keeps_out)):
         for module in modules:
             importlib.import_module(module)
-    if "tensorflow" in modules:
-        prove_untouched()
-    if "jax" in modules:
-        from aiaas_magics.backend.training.jax import jax_engine as engine
-
-        engine.prove_untouched()
+    for info in engines:
+        sys.modules[info.module].ENGINE.assert_fork_safe()
     threads = len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 1
     if threads > 1:
         log.warning("%d threads are alive before the fork", threads)
     # What the collector never walks stays in pages that all ranks share.
     gc.collect()
     gc.freeze()
-
-
-def prove_untouched() -> None:
-    from aiaas_magics.core.internals.tensorflow_internals import context
-
-    existing = context.context_safe()
-    if existing is not None and existing._initialized:
-        raise RuntimeError("importing the libraries has initialised TensorFlow's devices; workers cannot fork from here")
 
 
 def bind(folder: Path) -> tuple[socket.socket, str]:
@@ -413,7 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="launcher", description="forks workers for a server of aiaas_magics")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--entry", default=ENTRY)
-    parser.add_argument("--preload", default=",".join(PRELOAD_JAX if os.environ["KERAS_BACKEND"] == "jax" else PRELOAD))
+    parser.add_argument("--preload", default=",".join(of_keras_backend(os.environ["KERAS_BACKEND"]).preload))
     parser.add_argument("--idle-s", type=float, default=IDLE_S)
     parser.add_argument("--parent", type=int, default=0, help="process that starts this one, which ends if that is gone too early")
     options = parser.parse_args(argv)
@@ -425,9 +398,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.warning("whoever started this launcher ended first, so that nobody would find it; ending")
         (options.folder / name).unlink()
         return 0
-    told = options.folder / "launcher.json"
+    file = options.folder / "launcher.json"
     write_value(
-        told, RunningLauncher(process=ProcessId.of(os.getpid()), socket=name, version=settings.package_version(), entry=options.entry)
+        file, RunningLauncher(process=ProcessId.of(os.getpid()), socket=name, version=settings.package_version(), entry=options.entry)
     )
     try:
         preload([module for module in options.preload.split(",") if module])
@@ -435,9 +408,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Launcher(options.folder, listener, entry, idle_s=options.idle_s, make_ready=make_ready).run()
     finally:
         (options.folder / name).unlink(missing_ok=True)
-        ours = read_value(told, RunningLauncher)
+        ours = read_value(file, RunningLauncher)
         if ours is not None and ours.process.pid == os.getpid():
-            told.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Speaking to the launcher, and starting it when there is none.
+"""Launcher client: the server's side of the launcher, which it starts when there is none.
 
 Owns the server's side of the launcher's socket. Blocking; call it in a thread.
 """
@@ -58,12 +58,12 @@ class LauncherClient:
 
     def running(self) -> RunningLauncher | None:
         """What a living launcher of this version said of itself; None when there is none."""
-        told = read_value(self._folder / "launcher.json", RunningLauncher)
+        launcher = read_value(self._folder / "launcher.json", RunningLauncher)
         if self._started is not None:
             self._started.poll()  # reaps it when it has ended
-        if told is None or told.version != settings.package_version() or not told.process.is_alive():
+        if launcher is None or launcher.version != settings.package_version() or not launcher.process.is_alive():
             return None
-        return told
+        return launcher
 
     def ensure(self) -> None:
         """Have a launcher that takes requests; it may still be importing.
@@ -112,14 +112,14 @@ class LauncherClient:
             OSError, RuntimeError: it is gone, or said no.
             TimeoutError: it did not answer in time.
         """
-        told = self.running()
-        if told is None:
+        launcher = self.running()
+        if launcher is None:
             raise LauncherGone(f"the launcher of workers is gone: {_tail(self._folder / 'launcher.log')}")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(SILENT_LOOK_S)
-            silence = _Silence(told, is_ready=self._ready == told.process)
+            silence = _Silence(launcher, is_ready=self._ready == launcher.process)
             try:
-                with _short(self._folder / told.socket) as address:
+                with _short(self._folder / launcher.socket) as address:
                     silence.outlast(lambda: connection.connect(address))
             except FileNotFoundError as error:
                 raise LauncherGone("the launcher of workers has come to its end") from error
@@ -128,7 +128,7 @@ class LauncherClient:
             while not line.endswith(b"\n") and (piece := silence.outlast(lambda: connection.recv(65536))):
                 line += piece
         if line:
-            self._ready = told.process
+            self._ready = launcher.process
         else:
             raise LauncherGone(f"the launcher of workers hung up: {_tail(self._folder / 'launcher.log')}")
         answer: dict[str, Any] = json.loads(line)
@@ -143,22 +143,22 @@ class LauncherClient:
             self._stop()
 
     def _stop(self) -> None:
-        told = self.running()
-        if told is None:
+        launcher = self.running()
+        if launcher is None:
             if self._started is not None:  # it is about to say that it is there
                 self._started.kill()
             self._reap()
             return
         with contextlib.suppress(psutil.Error):
-            process = psutil.Process(told.process.pid)
+            process = psutil.Process(launcher.process.pid)
             process.terminate()
             deadline = time.monotonic() + END_S
-            while told.process.is_alive() and time.monotonic() < deadline:
+            while launcher.process.is_alive() and time.monotonic() < deadline:
                 if time.monotonic() > deadline - END_S + 1.0:  # it is importing, or has children that the caller ended
                     process.kill()
                 time.sleep(LOOK_S)
         self._reap()
-        for left in (self._folder / told.socket, self._folder / "launcher.json"):
+        for left in (self._folder / launcher.socket, self._folder / "launcher.json"):
             left.unlink(missing_ok=True)
 
     def _reap(self) -> None:

@@ -1,4 +1,4 @@
-"""Workers as processes of this machine.
+"""Local pool: workers as processes of this machine.
 
 Owns writing the command files, having the launcher start the processes (or spawning them
 where there is no fork), ending them, and removing what they left. Reading what they write
@@ -25,6 +25,7 @@ from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.backend.workers.local.attempt_folder import COMMAND_BYTES, REDUCE_NAME, AttemptFolder, ProcessId, read_value, write_value
 from aiaas_magics.backend.workers.local.launcher_client import LauncherClient, LauncherGone
 from aiaas_magics.backend.workers.local.spawn import spawn
+from aiaas_magics.core.engines import ENGINES, HOME, EngineInfo
 
 LOOK_S: Final = 0.01  # ending is waited for by looking; a look is a read of /proc
 ASK_WAITS_S: Final = (0.1, 0.5)  # a killed process closes its sockets some moments before it is seen dead
@@ -38,11 +39,15 @@ class LocalPool:
     survives_server_restart = True
 
     def __init__(self, folder: Path, *, launcher_options: Sequence[str] = (), fork: bool = hasattr(os, "fork")) -> None:
-        for needed in (folder, folder / "jax"):
+        # Each engine has a launcher of its own, started by the first job that wants it: Keras runs on one backend per process.
+        folders = {info.name: folder if info is HOME else folder / info.name for info in ENGINES.values()}
+        for needed in folders.values():
             needed.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # JAX has a launcher of its own, started by the first job that wants it: Keras runs on one backend a process.
-        on_jax = LauncherClient(folder / "jax", options=launcher_options, backend="jax")
-        self._launchers = {"tensorflow": LauncherClient(folder, options=launcher_options), "jax": on_jax} if fork else {}
+        self._launchers = {
+            info.name: LauncherClient(folders[info.name], options=launcher_options, backend=info.keras_backend)
+            for info in ENGINES.values()
+            if fork
+        }
         self._lock = asyncio.Lock()
         self._warming: asyncio.Task[None] | None = None
 
@@ -53,22 +58,22 @@ class LocalPool:
     async def _warm(self) -> None:
         # Whatever is wrong with the launcher is told to whoever wants to start an attempt.
         with contextlib.suppress(OSError, TimeoutError, RuntimeError):
-            await self._ask_launcher("tensorflow", {"ping": True})
+            await self._ask_launcher(HOME, {"ping": True})
 
     async def start(self, folder: AttemptFolder, commands: Sequence[WorkerCommand], /) -> None:
         for command in commands:
             write_value(folder.command(command.rank), command)
         paths = [folder.command(command.rank) for command in commands]
-        backend = "jax" if any(command.execution.on_jax for command in commands) else "tensorflow"
+        engine = commands[0].execution.runs_on  # one for all ranks of an attempt
         if not self._launchers:
             for path in paths:
-                await asyncio.to_thread(spawn, path, backend=backend)
+                await asyncio.to_thread(spawn, path, backend=engine.keras_backend)
         else:
-            await self._ask_launcher(backend, {"commands": [str(path) for path in paths]})
+            await self._ask_launcher(engine, {"commands": [str(path) for path in paths]})
 
-    async def _ask_launcher(self, backend: str, request: dict[str, object]) -> None:
+    async def _ask_launcher(self, engine: EngineInfo, request: dict[str, object]) -> None:
         """Ask, and again when the launcher died over it. A rank that has its pid file is not started again."""
-        launcher = self._launchers[backend]
+        launcher = self._launchers[engine.name]
         for wait_s in (*ASK_WAITS_S, None):
             async with self._lock:  # one launcher is started, however many attempts want it at once
                 await asyncio.to_thread(launcher.ensure)
@@ -83,7 +88,7 @@ class LocalPool:
 
     async def keep_warm(self) -> None:
         """Tell the launcher that jobs fork from as a rule that it is still wanted; it would end by itself otherwise."""
-        launcher = self._launchers.get("tensorflow")
+        launcher = self._launchers.get(HOME.name)
         if launcher is not None and launcher.running() is not None:
             with contextlib.suppress(OSError, TimeoutError, RuntimeError):
                 await asyncio.to_thread(launcher.ask, {"ping": True})

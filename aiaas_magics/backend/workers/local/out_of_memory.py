@@ -1,4 +1,4 @@
-"""Whether the machine ended a process for its memory.
+"""Out of memory: whether the machine ended a process for its memory.
 
 Owns reading the kernel's counters. The kernel kills with the same signal as anybody
 else; only its count of such kills tells the difference.

@@ -1,4 +1,4 @@
-"""A worker that waits for its command: the next fit finds TensorFlow's devices and threads made.
+"""Spare worker: a process that waits for its command, so that the next fit finds devices and threads ready.
 
 Owns which commands may go to one, when it is given up, and handing a command over. It is forked like any worker, nothing of a user's
 has run in it, and it runs one command and ends. Forking and reaping belong to `launcher`.
@@ -62,10 +62,10 @@ def cores_of(command: Path) -> Cores | None:
 
     Variables of the environment count when TensorFlow starts, as GPUs and several devices of a process do; ranks find their cores together.
     """
-    told = read_value(command, WorkerCommand, most_bytes=COMMAND_BYTES)
-    if told is None or told.sets_environment or told.gpus or told.ranks > 1 or told.devices > 1 or told.execution.on_jax:
+    worker = read_value(command, WorkerCommand, most_bytes=COMMAND_BYTES)
+    if worker is None or worker.sets_environment or worker.gpus or worker.ranks > 1 or worker.devices > 1:
         return None
-    return told.cores
+    return worker.cores if worker.execution.runs_on.has_spares else None
 
 
 def has_memory() -> bool:

@@ -1,4 +1,4 @@
-"""Starting a worker where there is no fork: a fresh interpreter, which imports the libraries itself.
+"""Spawned worker: a fresh interpreter where there is no fork, which imports the libraries itself.
 
 Owns the process and its files; `launcher` does the same where there is a fork.
 """

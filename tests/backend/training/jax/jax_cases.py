@@ -17,14 +17,15 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from aiaas_magics.backend.training.event_channel import FileChannel
-from aiaas_magics.backend.training.jax import jax_engine as engine
 from aiaas_magics.backend.training.jax import jax_steps
-from aiaas_magics.backend.training.monkeypatch import replaced
+from aiaas_magics.backend.training.jax.jax_engine import ENGINE
+from aiaas_magics.backend.training.monkeypatch import monkeypatched
+from aiaas_magics.backend.training.run import run
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.backend.workers import worker_main
 from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder
 from aiaas_magics.core import wire
-from aiaas_magics.core.errors import NotOnJax
+from aiaas_magics.core.errors import NotOnEngine
 from aiaas_magics.packing.fitcall import fit_call
 
 DEVICES = 4
@@ -41,13 +42,13 @@ def main(paths: list[str]) -> int:
             command = replace(command, resume_from=str(min(Path(command.resume_from).glob("epoch-*"))))
         channel = FileChannel(folder.events(command.rank))
         try:
-            call = engine.unpack(command)
-            with replaced(*[(jax_steps, "MEMORY_SHARE", 0.0)] * path.match("*/large-*/*/*")):
-                history = engine.run(command, call, channel)
+            call = ENGINE.unpack(command)
+            with monkeypatched(*[(jax_steps, "MEMORY_SHARE", 0.0)] * path.match("*/large-*/*/*")):
+                history = run(ENGINE, command, call, channel)
             fit_call.write_result(folder.result, call, history)
             shards = {variable.path: len({str(s.index) for s in variable.value.addressable_shards}) for variable in call.model.weights}
             path.with_name("shards.json").write_text(json.dumps(shards))
-        except NotOnJax as error:
+        except NotOnEngine as error:
             path.with_name("refused.txt").write_text(str(error))
         except Exception:  # noqa: BLE001 - border: the other cases are still to be trained
             print(path)

@@ -1,8 +1,11 @@
-"""The strategy spmd in two processes computes what it computes in one, and outlives the death of either."""
+"""The strategy spmd in two processes computes what it computes in one, and outlives the death of either.
+
+No option asks for several processes, since one is as quick on one machine; a cluster's pool gives an attempt several ranks.
+"""
 
 from __future__ import annotations
 
-import os
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,27 +14,21 @@ import keras
 import numpy as np
 import psutil
 import pytest
-import tensorflow as tf
 from keras import layers
+from msgspec.structs import replace
 
-import aiaas_magics
-from aiaas_magics.client import local_server
-from aiaas_magics.core import settings
-from aiaas_magics.core.errors import InvalidSpec, NotOnJax
-from aiaas_magics.core.events import AttemptStarted, Checkpointed, EpochEnded, Planned, WorkerStarted
+from aiaas_magics.backend.folders import checkpoint_folder
+from aiaas_magics.backend.training.worker_command import WorkerCommand
+from aiaas_magics.backend.workers import worker_main
+from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, write_value
+from aiaas_magics.core.errors import NotOnEngine
+from aiaas_magics.core.events import Checkpointed, EpochEnded, Planned
 from aiaas_magics.core.execution import Execution
-from aiaas_magics.core.spec import FitShape, FitSpec, MeasureSpec
 from aiaas_magics.packing.fitcall import fit_call
 from tests.backend.training import ranks
 from tests.backend.training.jax import jax_models
-from tests.support import waiting
 
-IN_TWO = Execution(strategy="spmd", processes=2)
-IN_ONE = Execution(strategy="spmd")
-
-
-SHAPE = FitShape(rows=16, global_batch=4, steps_per_epoch=4, initial_epoch=0, epochs=1, parameters=1, model="m")
-ASKED: dict[str, Any] = {"name": "m", "payload": "0" * 64, "arrays": (), "shape": SHAPE, "versions": settings.versions(), "seed": 0}
+SPMD = Execution(strategy="spmd")
 
 
 def statistics() -> Any:
@@ -45,9 +42,9 @@ def statistics() -> Any:
     return model
 
 
-def trained(folder: Path, execution: Execution, *, n: int, devices: int, **arguments: Any) -> Any:
+def trained(folder: Path, *, n: int, devices: int, **arguments: Any) -> Any:
     model = statistics()
-    sent = ranks.send(folder, model, execution=execution, **arguments)
+    sent = ranks.send(folder, model, execution=SPMD, **arguments)
     codes = ranks.finish(ranks.start(ranks.commands(sent, folder, ranks=n, devices=devices, execution=sent.packed.execution)))
     assert codes == [0] * n, ranks.output_of(folder)
     history = fit_call.apply_result(ranks.result_in(folder), sent.packed)
@@ -61,8 +58,8 @@ def test_two_processes_compute_what_one_computes(tmp_path: Path, monkeypatch: py
     y = (y > y.mean()).astype("float32")
     given = {"x": x, "y": y, "epochs": 4, "batch_size": 16, "validation_data": (x[:21], y[:21])}
 
-    one, expected = trained(tmp_path / "one", IN_ONE, n=1, devices=2, **given)
-    two, history = trained(tmp_path / "two", IN_TWO, n=2, devices=1, **given)
+    one, expected = trained(tmp_path / "one", n=1, devices=2, **given)
+    two, history = trained(tmp_path / "two", n=2, devices=1, **given)
 
     ours, theirs = ([v.numpy() for v in (*model.variables, *model.optimizer.variables)] for model in (two, one))
     assert max(ranks.gaps(ours, theirs)) <= 1e-5
@@ -81,7 +78,7 @@ def test_two_processes_compute_what_one_computes(tmp_path: Path, monkeypatch: py
 def test_processes_listen_on_loopback_only_and_one_that_is_told_to_end_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     x, y = jax_models.table(512)
-    sent = ranks.send(tmp_path, jax_models.dropping(), execution=IN_TWO, x=x, y=y, epochs=10**6, batch_size=16)
+    sent = ranks.send(tmp_path, jax_models.dropping(), execution=SPMD, x=x, y=y, epochs=10**6, batch_size=16)
     processes = ranks.start(ranks.commands(sent, tmp_path, ranks=2, devices=1, execution=sent.packed.execution))
     try:
         ranks.wait_until(lambda: any(isinstance(event, EpochEnded) for event in ranks.events_in(tmp_path)), "no epoch ended")
@@ -90,7 +87,6 @@ def test_processes_listen_on_loopback_only_and_one_that_is_told_to_end_ends(tmp_
         ]
         assert heard
         assert set(heard) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-        assert any("asks for no token" in note for note in sent.packed.notes)
         processes[1].terminate()
         assert processes[1].wait(ranks.WAIT_S) == -signal.SIGTERM
     finally:
@@ -102,45 +98,54 @@ def test_processes_listen_on_loopback_only_and_one_that_is_told_to_end_ends(tmp_
 @pytest.mark.nightly
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_costs_one_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
-    monkeypatch.setenv("AIAAS_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
     x, y = jax_models.table(4096)
-    given = {"epochs": 3, "batch_size": 16, "shuffle": False}
-    with aiaas_magics.connect() as backend:
-        model = jax_models.dropping()
-        often = Execution(strategy="spmd", processes=2, checkpoint_epochs=0, checkpoint_s=0.2)
-        job = backend.train(model, x, y, workers=2, oversubscribe=True, execution=often, **given)
-        waiting.until(lambda: any(isinstance(e.event, Checkpointed) for e in job.entries()), "no checkpoint was written", wait_s=240.0)
-        pids = {entry.rank: entry.event.pid for entry in job.entries() if isinstance(entry.event, WorkerStarted)}
-        os.kill(pids[rank], signal.SIGKILL)
+    sent = ranks.send(tmp_path, jax_models.dropping(), execution=SPMD, x=x, y=y, epochs=3, batch_size=16, shuffle=False)
+    often = replace(sent.packed.execution, checkpoint_epochs=0, checkpoint_s=0.2)
+    first = ranks.start(ranks.commands(sent, tmp_path, ranks=2, devices=1, execution=often))
+    kept = tmp_path / "checkpoints"
+    try:
+        ranks.wait_until(lambda: list(kept.glob("epoch-*")), "no checkpoint was written")
+        first[rank].kill()
+        codes = [process.wait(ranks.WAIT_S) for process in first]
+    finally:
+        for process in first:
+            process.kill()
+            process.wait()
+    position, checkpoint = checkpoint_folder.newest_whole(kept) or pytest.fail("no checkpoint is whole")
 
-        history = job.result(280)
+    again = ranks.commands(sent, tmp_path, ranks=2, attempt=2, devices=1, execution=often, resume_from=str(checkpoint))
+    ended = ranks.finish(ranks.start(again))
 
-        attempts = [entry.event for entry in job.entries() if isinstance(entry.event, AttemptStarted)]
-    local_server.stop_local()
-    assert len(attempts) == 2
-    assert (attempts[1].from_epoch, attempts[1].from_step) > (0, 0)
-    assert len(history.history["loss"]) == 3
-
-
-def test_what_several_processes_cannot_do_is_refused_with_the_reason() -> None:
-    for wrong, said in (
-        ({"processes": 2}, "is for the strategy spmd"),
-        ({"processes": 2, "strategy": "collective"}, "is for the strategy spmd"),
-        ({"processes": 2, "strategy": "spmd", "model_parallel": 2}, "cut over the devices of one process"),
-    ):
-        with pytest.raises(InvalidSpec, match=said):
-            Execution(**wrong)
-    for wrong, said in (({"workers": 3}, "do not make 2 processes"), ({"workers": None}, "a stated number of workers")):
-        with pytest.raises(InvalidSpec, match=said):
-            FitSpec(**ASKED, execution=IN_TWO, **wrong)
-    with pytest.raises(InvalidSpec, match="are not measured"):
-        FitSpec(**ASKED, execution=IN_TWO, workers=2, measure=MeasureSpec())
+    assert codes[rank] == -signal.SIGKILL
+    assert codes[1 - rank], "neither goes on alone"
+    assert (position.epoch, position.step) > (0, 0)
+    assert ended == [0, 0], ranks.output_of(tmp_path)
+    assert len(ranks.result_in(tmp_path, attempt=2).history["loss"]) == 3
 
 
-def test_what_cannot_be_on_jax_is_not_put_on_tensorflow_in_several_processes() -> None:
-    x, y = jax_models.table(16)
-    streamed = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+@pytest.mark.parametrize("ranks_", [1, 2])
+def test_only_a_process_alone_goes_on_with_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks_: int) -> None:
+    """Two that fell back would be two trainings that know nothing of each other."""
+    where = {"attempt_dir": str(tmp_path), "job_dir": str(tmp_path)}
+    command = WorkerCommand(job="1", attempt=1, rank=0, ranks=ranks_, payload="", arrays=(), seed=1, execution=SPMD, **where)
+    path = AttemptFolder(tmp_path).command(0)
+    write_value(path, command)
 
-    with pytest.raises(NotOnJax):
-        fit_call.pack(fit_call.FitCall(jax_models.dropping(), {"x": streamed}), workers=2, execution=IN_TWO)
+    def refuses(*_: Any) -> None:
+        raise NotOnEngine("JAX", "it would compute something else there")
+
+    fallen = list[str]()
+    monkeypatch.setattr(worker_main, "prepare_process", lambda _: None)
+    monkeypatch.setattr(worker_main, "work", refuses)
+    monkeypatch.setattr(worker_main, "fall_back", lambda command, path, error: fallen.append(error.why))
+    worker_main.main(str(path))
+
+    told = [json.loads(line)["event"]["kind"] for line in AttemptFolder(tmp_path).events(0).read_text().splitlines()]
+    assert fallen == ["it would compute something else there"] * (ranks_ == 1)
+    assert told == (["notice", "crashed"] if ranks_ == 1 else ["crashed"])
+
+
+def test_no_option_and_no_value_of_the_api_asks_for_processes() -> None:
+    with pytest.raises(TypeError, match="processes"):
+        Execution(strategy="spmd", processes=2)  # type: ignore[call-arg]

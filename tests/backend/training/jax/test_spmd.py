@@ -19,7 +19,7 @@ import tensorflow as tf
 from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training.batch_partition import BatchPartition, order_of
 from aiaas_magics.backend.training.epochs import Passes, Reading
-from aiaas_magics.core.errors import NotOnJax
+from aiaas_magics.core.errors import NotOnEngine
 from aiaas_magics.core.events import EpochEnded, Measured, Planned
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import MeasureSpec
@@ -356,7 +356,7 @@ def test_what_cannot_move_stays_on_tensorflow_and_says_why(model: Any, callback:
     assert packed.execution == Execution(engine="tensorflow")
     assert packed.notes[0].startswith("This fit stays on TensorFlow: ")
     assert why in packed.notes[0]
-    with pytest.raises(NotOnJax, match="Leave --engine") as refused:
+    with pytest.raises(NotOnEngine, match="Leave --engine") as refused:
         fit_call.pack(call, workers=2, execution=ON_JAX)
     assert why in str(refused.value)
 

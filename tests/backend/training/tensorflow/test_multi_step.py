@@ -15,19 +15,21 @@ from keras import layers
 from tensorflow.python.framework.config import disable_op_determinism, enable_op_determinism
 
 from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
-from aiaas_magics.backend.training.autotune import compile_policy as choice_module
-from aiaas_magics.backend.training.autotune.compile_policy import Choices, Timing, has_few_rows, quickest
+from aiaas_magics.backend.training.autotune import trial
+from aiaas_magics.backend.training.autotune.compile_policy import both_forms, quickest
+from aiaas_magics.backend.training.autotune.loop_length import CALL_S, GROWTH, LoopLength
 from aiaas_magics.backend.training.batch_partition import BatchPartition, order_of
-from aiaas_magics.backend.training.loop_length import CALL_S, GROWTH, Pace
-from aiaas_magics.backend.training.rank_rows import RowSource
-from aiaas_magics.backend.training.tensorflow import device_data, tensorflow_engine
-from aiaas_magics.backend.training.tensorflow import multi_step as fused_module
+from aiaas_magics.backend.training.run import run
+from aiaas_magics.backend.training.tensorflow import device_data, tensorflow_engine, xla_rules
 from aiaas_magics.backend.training.tensorflow.graph_operations import operation_of
-from aiaas_magics.backend.training.tensorflow.multi_step import FusedSteps, StepChunk
+from aiaas_magics.backend.training.tensorflow.multi_step import MultiStepFunction, StepChunk
+from aiaas_magics.backend.training.tensorflow.rank_rows import RowSource
+from aiaas_magics.backend.training.tensorflow.xla_rules import has_few_rows
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.events import Candidate, EpochEnded, Event, Planned
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import MeasureSpec
+from aiaas_magics.core.timing_cache import StepTiming, TimingCache
 from aiaas_magics.packing.fitcall.fit_call import FitCall, pack, unpack
 from tests.backend.training.ranks import gaps
 from tests.support import lanes
@@ -83,7 +85,7 @@ class Trained:
             execution=Execution(fused=fused, checkpoint_epochs=checkpoint_epochs),
         )
         self.told, self.folder = Told(), folder / fused
-        self.history = tensorflow_engine.run(command, call, self.told)  # type: ignore[arg-type]
+        self.history = run(tensorflow_engine.ENGINE, command, call, self.told)  # type: ignore[arg-type]
         self.model, self.callbacks = call.model, call.callbacks
 
     @property
@@ -313,9 +315,9 @@ def test_rows_are_few_beside_those_of_the_matrix_unless_a_sequence_may_have_made
 
 
 def test_a_long_run_tries_both_forms_and_remembers_what_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_module, "LONG_S", 0.0)
-    monkeypatch.setattr(fused_module, "TRIED_S", 0.01)
-    monkeypatch.setattr(fused_module, "TRIED_SHARE", math.inf)
+    monkeypatch.setattr(trial, "LONG_S", 0.0)
+    monkeypatch.setattr(trial, "TRIED_S", 0.01)
+    monkeypatch.setattr(trial, "TRIED_SHARE", math.inf)
     x, y = table()
     choices = tmp_path / "choices"
 
@@ -328,7 +330,7 @@ def test_a_long_run_tries_both_forms_and_remembers_what_they_take(tmp_path: Path
 
     first = train(100)
     [kept] = choices.iterdir()
-    measured = Choices(choices).of(kept.stem)
+    measured = both_forms(TimingCache(choices).get(kept.stem))
     second = train(10**9)
 
     before, after = plans(first)
@@ -342,9 +344,9 @@ def test_a_long_run_tries_both_forms_and_remembers_what_they_take(tmp_path: Path
 
 
 def test_a_form_that_would_compile_longer_than_it_can_gain_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_module, "LONG_S", 0.0)
-    monkeypatch.setattr(fused_module, "TRIED_S", 0.01)
-    monkeypatch.setattr(choice_module, "OPERATION_COMPILES_S", 10.0)
+    monkeypatch.setattr(trial, "LONG_S", 0.0)
+    monkeypatch.setattr(trial, "TRIED_S", 0.01)
+    monkeypatch.setattr(xla_rules, "OPERATION_COMPILES_S", 10.0)
     x, y = table()
 
     trained = Trained(tmp_path, mlp(), {"x": x, "y": y, "batch_size": BATCH, "epochs": 100}, fused="auto", choices=tmp_path / "choices")
@@ -352,7 +354,11 @@ def test_a_form_that_would_compile_longer_than_it_can_gain_is_not_tried(tmp_path
     assert trained.told.plan().fused == "graph"  # told once: nothing was measured
 
 
-QUICKER_COMPILED = {"graph": Timing(step_s=0.2, compile_s=0.5), "xla": Timing(step_s=0.1, compile_s=5.5)}
+def timing(fused: str, step_s: float, compile_s: float) -> StepTiming:
+    return StepTiming(engine="tensorflow", strategy="single", fused=fused, step_s=step_s, compile_s=compile_s)
+
+
+QUICKER_COMPILED = {"graph": timing("graph", 0.2, 0.5), "xla": timing("xla", 0.1, 5.5)}
 
 
 @pytest.mark.parametrize(
@@ -367,9 +373,9 @@ def test_a_short_fit_does_not_compile_what_a_long_one_gained_by(ahead: float, fo
 
 @pytest.mark.nightly
 def test_where_the_same_bits_are_asked_for_no_measurement_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_module, "LONG_S", 0.0)
-    monkeypatch.setattr(fused_module, "TRIED_S", 0.01)
-    monkeypatch.setattr(fused_module, "TRIED_SHARE", math.inf)
+    monkeypatch.setattr(trial, "LONG_S", 0.0)
+    monkeypatch.setattr(trial, "TRIED_S", 0.01)
+    monkeypatch.setattr(trial, "TRIED_SHARE", math.inf)
     x, y = table()
     choices = tmp_path / "choices"
 
@@ -378,7 +384,7 @@ def test_where_the_same_bits_are_asked_for_no_measurement_decides(tmp_path: Path
 
     train()
     [kept] = choices.iterdir()
-    Choices(choices).remember(kept.stem, QUICKER_COMPILED)
+    TimingCache(choices).put(kept.stem, list(QUICKER_COMPILED.values()))
     swayed = train()
     enable_op_determinism()
     try:
@@ -388,7 +394,7 @@ def test_where_the_same_bits_are_asked_for_no_measurement_decides(tmp_path: Path
 
     assert swayed.told.plan().fused == "xla"
     assert deterministic.told.plan() == planned("graph", "compiling pays from about 2,500 steps, this fit has 600")
-    assert Choices(choices).of(kept.stem) == QUICKER_COMPILED, "nor is it measured"
+    assert both_forms(TimingCache(choices).get(kept.stem)) == QUICKER_COMPILED, "nor is it measured"
 
 
 @pytest.mark.parametrize("rows_", [pytest.param(BATCH, marks=pytest.mark.nightly), BATCH - 5])
@@ -426,13 +432,13 @@ def test_a_plan_is_measured_with_as_many_steps_a_call_as_the_callbacks_of_the_fi
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, callbacks: list[Any], one_by_one: bool
 ) -> None:
     made: list[int] = []
-    stock = FusedSteps._run
+    stock = MultiStepFunction._run
 
     def run(self: Any, chunk: StepChunk, *, compiled: bool) -> Any:
         made.append(chunk.stop - chunk.start)
         return stock(self, chunk, compiled=compiled)
 
-    monkeypatch.setattr(FusedSteps, "_run", run)
+    monkeypatch.setattr(MultiStepFunction, "_run", run)
     x, y = table()
     arguments = {"x": x, "y": y, "batch_size": 1, "callbacks": callbacks}
 
@@ -470,7 +476,7 @@ def test_a_model_with_a_loop_of_its_own_keeps_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("budget", [None, 2000, 0])
 def test_rows_read_ahead_are_those_of_memory(budget: int | None) -> None:
     x, y = table(77)
-    read = device_data.rows_of_arrays((x, tf.constant(y), None), budget=budget)
+    read = device_data.device_data_of((x, tf.constant(y), None), budget=budget)
     for epoch in range(2):
         plan = BatchPartition(rows=77, batch=8, rank=1, ranks=2)
         cut = plan.cut(order_of(epoch, rows=77, batch=8, shuffle=True, seed=1))
@@ -516,8 +522,8 @@ def test_ranks_share_the_memory_that_there_is(monkeypatch: pytest.MonkeyPatch) -
     x, _ = table()
     monkeypatch.setattr(device_data, "free_bytes", lambda: int(x.nbytes / device_data.MEMORY_SHARE) + 1)
 
-    assert isinstance(device_data.rows_of_arrays((x,)), device_data.Resident)
-    assert isinstance(device_data.rows_of_arrays((x,), ranks=2), device_data.Streamed)
+    assert isinstance(device_data.device_data_of((x,)), device_data.Resident)
+    assert isinstance(device_data.device_data_of((x,), ranks=2), device_data.Streamed)
 
 
 def test_an_attempt_that_goes_on_decides_by_the_steps_of_the_whole_fit() -> None:
@@ -533,7 +539,7 @@ def test_an_attempt_that_goes_on_decides_by_the_steps_of_the_whole_fit() -> None
 
 
 def test_calls_grow_to_what_fits_between_two_looks() -> None:
-    pace = Pace()
+    pace = LoopLength()
 
     assert pace() == 1
     pace.took(1, 3.0)  # the first call compiles
@@ -544,4 +550,4 @@ def test_calls_grow_to_what_fits_between_two_looks() -> None:
     assert pace() == GROWTH**2
     pace.took(500, CALL_S / 1000 * 500)
     assert pace() == 1000
-    assert Pace(each=3)() == 3
+    assert LoopLength(each=3)() == 3

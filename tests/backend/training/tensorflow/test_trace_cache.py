@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from aiaas_magics.backend.training.tensorflow.multi_step import FusedSteps
+from aiaas_magics.backend.training.tensorflow.multi_step import MultiStepFunction
 from aiaas_magics.backend.training.tensorflow.trace_cache import clear
 from aiaas_magics.core import keras_messages
 from aiaas_magics.packing.fitcall.fingerprint import fingerprint
@@ -29,13 +29,13 @@ pytestmark = pytest.mark.slow
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the loops that are really traced, as it happens."""
     found: list[str] = []
-    stock = FusedSteps._traced
+    stock = MultiStepFunction._traced
 
-    def watched(self: FusedSteps, *args: Any, **kwargs: Any) -> Any:
+    def watched(self: MultiStepFunction, *args: Any, **kwargs: Any) -> Any:
         found.append(self._name)
         return stock(self, *args, **kwargs)
 
-    monkeypatch.setattr(FusedSteps, "_traced", watched)
+    monkeypatch.setattr(MultiStepFunction, "_traced", watched)
     return found
 
 

@@ -140,8 +140,9 @@ def test_what_is_hidden_is_there_afterwards(late: Path) -> None:
 def test_a_preloaded_process_has_all_of_keras_and_little_of_what_few_use() -> None:
     probe = (
         "import importlib, sys\n"
-        "from aiaas_magics.backend.workers.local.launcher import PRELOAD, preload\n"
-        "preload(PRELOAD)\n"
+        "from aiaas_magics.backend.workers.local.launcher import preload\n"
+        "from aiaas_magics.core.engines import HOME\n"
+        "preload(HOME.preload)\n"
         "print([name for name in ('jax', 'sklearn', 'matplotlib', 'tensorflow.lite.python.lite') if name in sys.modules])\n"
         "import keras, tensorflow as tf\n"
         "assert issubclass(keras.wrappers.SKLearnClassifier, object) and keras.wrappers.SKLearnClassifier.__init__\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aiaas_magics.backend.workers.local.launcher import PRELOAD
 from aiaas_magics.backend.workers.local.local_pool import LocalPool
+from aiaas_magics.core.engines import HOME
 from tests.backend.workers.test_worker_pool import attempt, until
 from tests.conftest import processes_of
 
@@ -23,7 +23,7 @@ async def test_workers_fork_from_one_thread_that_has_imported_everything(tmp_pat
         "--entry",
         "aiaas_magics.testing.scripted_worker:main",
         "--preload",
-        ",".join((*PRELOAD, "aiaas_magics.testing.scripted_worker")),
+        ",".join((*HOME.preload, "aiaas_magics.testing.scripted_worker")),
     )
     pool = LocalPool(tmp_path / "launcher", launcher_options=options)
     folder, commands = attempt(tmp_path, {"do": "wait", "seconds": 600}, ranks=2)
@@ -44,11 +44,11 @@ async def test_workers_fork_from_one_thread_that_has_imported_everything(tmp_pat
 def test_a_launcher_that_has_touched_a_device_does_not_fork() -> None:
     probe = (
         "import tensorflow as tf\n"
-        "from aiaas_magics.backend.workers.local.launcher import prove_untouched\n"
-        "prove_untouched()\n"
+        "from aiaas_magics.backend.training.tensorflow.tensorflow_engine import ENGINE\n"
+        "ENGINE.assert_fork_safe()\n"
         "tf.constant(1.0)\n"
         "print('touched', flush=True)\n"
-        "prove_untouched()\n"
+        "ENGINE.assert_fork_safe()\n"
     )
 
     told = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120, check=False)

@@ -1,4 +1,4 @@
-"""Which gradients are exchanged together, so that an exchange need not wait for the end of the backward pass.
+"""Gradient buckets: what is exchanged together, so that an exchange need not wait for the end of the backward pass.
 
 Owns the cut, and the size of a bucket. The exchanges themselves are those of `tensorflow` and `zero`: one bucket after the
 other, in the same order on every rank.
@@ -22,12 +22,12 @@ def in_buckets(nbytes: Sequence[int], *, least: float) -> list[list[int]]:
     >>> in_buckets([1, 8, 2, 3], least=5)
     [[3, 2], [1], [0]]
     """
-    found: list[list[int]] = []
+    buckets: list[list[int]] = []
     filled = least
     for place in reversed(range(len(nbytes))):
         if filled >= least:
-            found.append([])
+            buckets.append([])
             filled = 0
-        found[-1].append(place)
+        buckets[-1].append(place)
         filled += nbytes[place]
-    return found
+    return buckets

@@ -1,4 +1,4 @@
-"""Keras on TensorFlow, n processes that act as one.
+"""Strategy `collective`: Keras on TensorFlow, n processes that act as one.
 
 Owns what a rank exchanges, and when: gradients inside a step, metric variables and moving statistics between steps. Where
 `fit` is hooked is `hooks`, the arithmetic of losses is `reductions`, the sums are `process_group`.
@@ -17,11 +17,11 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
-from aiaas_magics.backend.training.reductions import Scope, Share
 from aiaas_magics.backend.training.tensorflow.parallel.buckets import BUCKET_BYTES, in_buckets
 from aiaas_magics.backend.training.tensorflow.parallel.hooks import FitHooks
+from aiaas_magics.backend.training.tensorflow.parallel.reductions import Scope, Share
+from aiaas_magics.backend.training.tensorflow.parallel.split_step import SplitStep
 from aiaas_magics.backend.training.tensorflow.parallel.zero import ShardedUpdate, shardable
-from aiaas_magics.backend.training.tensorflow.split_step import Halves
 from aiaas_magics.backend.training.variable_roles import metric_variables, offset_seeds
 from aiaas_magics.packing.checks.fit_checks import runs_eagerly
 
@@ -53,7 +53,7 @@ class Collective(FitHooks):
         # Whoever looks at batches may look at the optimizer too.
         shared_out = share_out and not batch_logs and not runs_eagerly(model) and shardable(model.optimizer, model.trainable_variables)
         self._sharded = ShardedUpdate(model.optimizer, model.trainable_variables, group) if shared_out else None
-        self.halves = Halves()
+        self.halves = SplitStep()
 
     def _on_model(self) -> dict[str, Any]:
         self._model.steps_per_execution = 1
@@ -112,7 +112,7 @@ class Collective(FitHooks):
         summed = self._total(tf.stack([tf.cast(logs[name], tf.float64) * share.part for name in names]))
         return {name: tf.cast(summed[place], tf.convert_to_tensor(logs[name]).dtype) for place, name in enumerate(names)}
 
-    def _exchange(self, function: Callable[..., Any], given: list[Any], dtypes: Any) -> Any:
+    def _exchange(self, function: Callable[..., Any], inputs: list[Any], dtypes: Any) -> Any:
         """`function` as an op of the step, after the exchanges that were traced before it.
 
         TensorFlow orders ops by their data and their resources only. Exchanges that have neither in common
@@ -121,11 +121,11 @@ class Collective(FitHooks):
         graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
         before = [self._last] if graph is not None and self._last is not None and self._last.graph is graph else []
         with tf.control_dependencies(before):
-            found = tf.numpy_function(function, given, dtypes)
+            outputs = tf.numpy_function(function, inputs, dtypes)
         if graph is not None:
-            first = tf.nest.flatten(found)[0]
+            first = tf.nest.flatten(outputs)[0]
             self._last = first if isinstance(first, tf.Operation) else first.op  # of what gives nothing, the op itself
-        return found
+        return outputs
 
     def _next_site(self, kind: str) -> str:
         """A name for this place of the program. Every rank traces the same places in the same order."""
@@ -148,9 +148,9 @@ class Collective(FitHooks):
             if grad is not None and not isinstance(grad, tf.IndexedSlices):
                 places.setdefault(grad.dtype, []).append(place)
         buckets = []
-        for _, those in sorted(places.items(), key=lambda item: item[0].name):
-            cut = in_buckets([_bytes_of(grads[place]) for place in those], least=math.inf if tf.executing_eagerly() else bucket_bytes)
-            buckets += [[those[at] for at in bucket] for bucket in cut]
+        for _, of_dtype in sorted(places.items(), key=lambda item: item[0].name):
+            cut = in_buckets([_bytes_of(grads[place]) for place in of_dtype], least=math.inf if tf.executing_eagerly() else bucket_bytes)
+            buckets += [[of_dtype[at] for at in bucket] for bucket in cut]
         for number, bucket in enumerate(buckets, start=1):
             wide = tf.float32 if grads[bucket[0]].dtype in HALVES else grads[bucket[0]].dtype
             values = self._sum_weighted([tf.cast(grads[place], wide) for place in bucket], share.part, beside=number < len(buckets))
@@ -174,8 +174,8 @@ class Collective(FitHooks):
             return [group.concatenate(weighted, site=f"{site}-values"), group.concatenate(indices, site=f"{site}-indices")]
 
         wide = tf.float32 if grad.dtype in HALVES else grad.dtype
-        given = [share.part, share.alone, tf.cast(grad.values, wide), grad.indices]
-        values, indices = self._exchange(exchange, given, [wide, grad.indices.dtype])
+        inputs = [share.part, share.alone, tf.cast(grad.values, wide), grad.indices]
+        values, indices = self._exchange(exchange, inputs, [wide, grad.indices.dtype])
         values.set_shape([None, *grad.values.shape[1:]])
         indices.set_shape([None])
         return tf.IndexedSlices(tf.cast(values, grad.dtype), indices, grad.dense_shape)
@@ -204,8 +204,8 @@ class Collective(FitHooks):
                 self.settle()
                 self._average_statistics()
             self._sum_metrics()
-            found = stock(logs)
-            return self._mean_logs(found) if found is logs and logs else found
+            values = stock(logs)
+            return self._mean_logs(values) if values is logs and logs else values
 
         return read
 

@@ -1,6 +1,6 @@
-"""Where the stock `fit` of Keras on TensorFlow is hooked so that several devices act as one.
+"""Fit hooks: the places in Keras' TensorFlow `fit` where several devices become one.
 
-Owns the hooks that ranks of several processes (`tensorflow`) and replicas of one (`mirrored`) have in common, and nothing
+Owns the hooks that ranks of several processes (`collective`) and replicas of one (`mirrored`) have in common, and nothing
 that `fit` does itself: each step learns which share of the batch it has, gradients are summed where the outermost optimizer
 applies them, and metrics are those of the whole batch where somebody reads them. The arithmetic of losses is `reductions`.
 """
@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from aiaas_magics.backend.training.monkeypatch import replaced
-from aiaas_magics.backend.training.reductions import Scope, Share, exact_reductions
+from aiaas_magics.backend.training.monkeypatch import monkeypatched
+from aiaas_magics.backend.training.tensorflow.parallel.reductions import Scope, Share, exact_reductions
 from aiaas_magics.backend.training.variable_roles import metric_variables
 from aiaas_magics.core.internals.keras_internals import BaseOptimizer
 
@@ -47,7 +47,7 @@ class FitHooks(ABC):
         model.jit_compile = False
         model.train_function = model.test_function = model.predict_function = None
         on_model = [(model, name, hook) for name, hook in self._on_model().items()]
-        with exact_reductions(self._scope), replaced(*self._on_keras(), *on_model):
+        with exact_reductions(self._scope), monkeypatched(*self._on_keras(), *on_model):
             yield
 
     def _on_model(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class FitHooks(ABC):
 
 def with_subclasses(cls: Any) -> list[Any]:
     """`cls` and all that inherit from it, each once."""
-    below = [found for child in cls.__subclasses__() for found in with_subclasses(child)]
+    below = [below for child in cls.__subclasses__() for below in with_subclasses(child)]
     return list(dict.fromkeys([cls, *below]))
 
 

@@ -1,4 +1,4 @@
-"""Keras on TensorFlow, one process that drives several devices: `MirroredStrategy`, made exact.
+"""Strategy `mirrored`: Keras on TensorFlow in one process that drives several devices, made exact.
 
 Owns the strategy, the variables under it, and what replicas exchange; where `fit` is hooked is `hooks`. Keras' own way of
 distributing divides every loss by the number of replicas and clips each replica's gradients by
@@ -7,7 +7,7 @@ by the replica's share of the rows and added up where the outermost optimizer ap
 every replica has the same gradients, so each updates its own copy of the variables by itself: nothing
 inside an optimizer has to meet, and clipping, accumulation and loss scaling are those of one device.
 
-The arithmetic of losses is `reductions`, which rows a replica has is `data`.
+The arithmetic of losses is `reductions`, which rows a replica has is `rank_rows`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from aiaas_magics.backend.training.reductions import Share
 from aiaas_magics.backend.training.tensorflow.parallel.hooks import FitHooks
+from aiaas_magics.backend.training.tensorflow.parallel.reductions import Share
 from aiaas_magics.backend.training.variable_roles import copies_of, metric_variables, offset_replicas
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.internals.keras_internals import (

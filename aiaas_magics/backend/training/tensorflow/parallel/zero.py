@@ -1,4 +1,4 @@
-"""An update of which each rank makes its own share, where the optimizer works on every number by itself.
+"""Sharded update (ZeRO stage 1): each rank updates its own share, where the optimizer works on every number by itself.
 
 Owns the pieces: gradients are summed shard by shard, each rank updates the pieces of its shard with the stock
 optimizer's own arithmetic, and the weights are put together again (ZeRO stage 1: Rajbhandari et al., "ZeRO: memory
@@ -31,9 +31,9 @@ Exchange = Callable[[Callable[..., Any], list[Any], Any], Any]
 
 def shardable(optimizer: Any, variables: Sequence[Any], *, least: int = LEAST) -> bool:
     """Whether the update of `variables` is one of single numbers, and large enough to be shared out."""
-    known = type(optimizer) is getattr(keras.optimizers, type(optimizer).__name__, None) and type(optimizer).__name__ in ELEMENTWISE
+    is_known = type(optimizer) is getattr(keras.optimizers, type(optimizer).__name__, None) and type(optimizer).__name__ in ELEMENTWISE
     # A layer that was frozen after the optimizer was built leaves slots of variables that are not trained.
-    same = known and optimizer.built and len(optimizer._trainable_variables) == len(variables)
+    same = is_known and optimizer.built and len(optimizer._trainable_variables) == len(variables)
     if not (same and sum(int(np.prod(variable.shape)) for variable in variables) >= least):
         return False
     whole = ("clipnorm", "global_clipnorm", "use_ema", "gradient_accumulation_steps", "loss_scale_factor")
@@ -59,8 +59,8 @@ class ShardedUpdate:
         self._loaded = False
 
     def covers(self, optimizer: Any, grads: Sequence[Any], variables: Sequence[Any] | None) -> bool:
-        given = self._variables if variables is None else list(variables)
-        same = len(given) == len(self._variables) and all(mine is theirs for mine, theirs in zip(self._variables, given, strict=True))
+        covered = self._variables if variables is None else list(variables)
+        same = len(covered) == len(self._variables) and all(mine is theirs for mine, theirs in zip(self._variables, covered, strict=True))
         return optimizer is self.optimizer and same and all(isinstance(grad, tf.Tensor) and grad.dtype == tf.float32 for grad in grads)
 
     def apply(self, stock: Callable[..., Any], grads: list[Any], part: Any, exchange: Exchange, site: str) -> None:
@@ -75,8 +75,8 @@ class ShardedUpdate:
                 return group.reduce_scatter(arrays, float(weight), site=site, beside=number < len(self._buckets))
 
             count = (group.ranks - 1) * len(shard)
-            found = exchange(reduce_scatter, [part, *(grads[place] for place in bucket)], [tf.float32] * count)
-            values = tf.nest.flatten(found) if count else []
+            outputs = exchange(reduce_scatter, [part, *(grads[place] for place in bucket)], [tf.float32] * count)
+            values = tf.nest.flatten(outputs) if count else []
             others += [values[at :: len(shard)] for at in range(len(shard))]
 
         def join(*own: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
@@ -139,13 +139,15 @@ class ShardedUpdate:
 
     def _slot_names(self) -> list[str]:
         """The optimizer's lists that have one variable for each of the model's."""
-        found = []
+        names = []
         for name, value in self.optimizer.__dict__.items():
             if name in ("_trainable_variables", "_variables") or not isinstance(value, list) or len(value) != len(self._shapes):
                 continue
-            if all(isinstance(one, keras.Variable) and tuple(one.shape) == shape for one, shape in zip(value, self._shapes, strict=True)):
-                found.append(name)
-        return found
+            if all(
+                isinstance(slot, keras.Variable) and tuple(slot.shape) == shape for slot, shape in zip(value, self._shapes, strict=True)
+            ):
+                names.append(name)
+        return names
 
     def _new(self, name: str) -> list[Any]:
         return [

@@ -18,10 +18,10 @@ from hypothesis.strategies import integers, lists
 from keras import layers
 
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
-from aiaas_magics.backend.training.reductions import Scope
 from aiaas_magics.backend.training.tensorflow.parallel.buckets import BUCKET_BYTES, in_buckets
 from aiaas_magics.backend.training.tensorflow.parallel.collective import Collective
 from aiaas_magics.backend.training.tensorflow.parallel.hooks import ALONE, DATA, PART
+from aiaas_magics.backend.training.tensorflow.parallel.reductions import Scope
 
 WAIT_S = 60.0
 

@@ -14,8 +14,9 @@ import pytest
 import tensorflow as tf
 
 from aiaas_magics.backend.folders.feed_folder import FeedFolder
-from aiaas_magics.backend.training import batch_partition, rank_datasets
-from aiaas_magics.backend.training.rank_datasets import keeping_whole_epochs
+from aiaas_magics.backend.training import batch_partition
+from aiaas_magics.backend.training.run import keeping_whole_epochs
+from aiaas_magics.backend.training.tensorflow import rank_datasets
 from aiaas_magics.backend.training.tensorflow.parallel.hooks import ALONE, DATA, PART
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.backend.workers.local.launcher_client import LauncherClient

@@ -1,24 +1,20 @@
-"""How many steps the next call makes, where a call may make many.
+"""Loop length: how many steps the next call makes.
 
 Owns the choice by time; who makes the steps is an engine's.
 """
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final
+
+from aiaas_magics.backend.training.comm.process_group import ProcessGroup
+from aiaas_magics.backend.training.epochs import LoopLengthPolicy
 
 CALL_S: Final = 0.25  # one call at most about this long: progress is told, and an interrupt is heard, between calls
 GROWTH: Final = 8  # a call makes at most so many times the steps of the last one: the first one's time says little
 
 
-class Pacing(Protocol):
-    """Says how many steps the next call makes, and hears how long it took."""
-
-    def __call__(self) -> int: ...
-    def took(self, steps: int, seconds: float) -> None: ...
-
-
-class Pace:
+class LoopLength:
     """How many steps the next call makes: as many as fit in `CALL_S`, or `each` where somebody looks at every one."""
 
     def __init__(self, each: int | None = None) -> None:
@@ -35,3 +31,19 @@ class Pace:
 
     def took(self, steps: int, seconds: float) -> None:
         self._steps, self._step_s = max(self._steps, steps), seconds / steps
+
+
+class _Agreed:
+    def __init__(self, pace: LoopLengthPolicy, group: ProcessGroup) -> None:
+        self._pace, self._group = pace, group
+
+    def __call__(self) -> int:
+        return int(self._group.broadcast(self._pace(), site="pace"))
+
+    def took(self, steps: int, seconds: float) -> None:
+        self._pace.took(steps, seconds)
+
+
+def agreed(pace: LoopLengthPolicy, group: ProcessGroup | None) -> LoopLengthPolicy:
+    """`pace`, as the first process measures it: for processes that run one program, whose calls must be the same."""
+    return pace if group is None else _Agreed(pace, group)

@@ -1,7 +1,7 @@
-"""A step in two compiled halves, with the exchange between them: XLA cannot compile what processes exchange.
+"""Split step: two compiled halves with the exchange between them, because XLA cannot compile what processes exchange.
 
 Owns cutting the stock `train_step` where it gives its gradients to the optimizer: the first half ends there, the second one is
-the optimizer's update. What happens between them belongs to the rank's hooks (`tensorflow`), and whether compiling is safe
+the optimizer's update. What happens between them belongs to the rank's hooks (`collective`), and whether compiling is safe
 and pays to `compile_policy`, by the operations of both halves.
 
 A step can be cut where nothing that comes after the update looks at what it changes, or changes it again.
@@ -19,7 +19,7 @@ import tensorflow as tf
 from aiaas_magics.packing.fitcall.model_variables import tensorflow_variable
 
 
-class NotHalved(NotImplementedError):
+class NotSplittable(NotImplementedError):
     """Why a step cannot be cut."""
 
 
@@ -37,10 +37,10 @@ class Taken:
         """Whether what comes after this in `graph` uses what the update changes."""
         changed = {id(tensorflow_variable(variable).handle) for variable in (*weights, *self.optimizer.variables)}
         inside = {id(inner) for outer, inner in graph.captures if id(outer) in changed}
-        return any(id(given) in inside for operation in graph.get_operations()[self.operations :] for given in operation.inputs)
+        return any(id(tensor) in inside for operation in graph.get_operations()[self.operations :] for tensor in operation.inputs)
 
 
-class Halves:
+class SplitStep:
     """Cuts the steps that are traced while they are `wanted`, and keeps the graphs of what it had compiled."""
 
     def __init__(self) -> None:
@@ -49,11 +49,11 @@ class Halves:
         self._compiled: list[tuple[Any, list[Any]]] = []  # functions, with what they were traced with
         self._taken: list[Taken] | None = None
         self._graph: Any = None  # of the first half
-        self._refusal: NotHalved | None = None
+        self._refusal: NotSplittable | None = None
 
     def refuse(self, why: str) -> NoReturn:
         """Inside a step that is being cut. What stands around (a layer, AutoGraph) may raise another error in its place."""
-        self._refusal = NotHalved(why)
+        self._refusal = NotSplittable(why)
         raise self._refusal
 
     @contextlib.contextmanager
@@ -80,7 +80,7 @@ class Halves:
         """In the graph of a step: its logs, what it gave to its optimizer, and the gradients as they come out of the first half.
 
         Raises:
-            NotHalved: the step cannot be cut.
+            NotSplittable: the step cannot be cut.
         """
         taken: list[Taken] = []
 
@@ -92,11 +92,11 @@ class Halves:
             finally:
                 self._taken = self._graph = None
             if len(taken) != 1:
-                raise NotHalved(f"its step gives gradients to an optimizer {len(taken)} times")
+                raise NotSplittable(f"its step gives gradients to an optimizer {len(taken)} times")
             if any(isinstance(grad, tf.IndexedSlices) for grad in taken[0].grads):
-                raise NotHalved("gradients of its tables are exchanged row by row")
+                raise NotSplittable("gradients of its tables are exchanged row by row")
             if taken[0].is_looked_at(tf.compat.v1.get_default_graph(), weights):
-                raise NotHalved("it uses weights or the optimizer's state after the update")
+                raise NotSplittable("it uses weights or the optimizer's state after the update")
             return logs, [grad for grad in taken[0].grads if grad is not None]
 
         self._refusal = None
@@ -106,9 +106,9 @@ class Halves:
             if self._refusal is not None:
                 raise self._refusal from error
             raise
-        [found] = taken
+        [taken_update] = taken
         rest = iter(dense)
-        return logs, found, [None if grad is None else next(rest) for grad in found.grads]
+        return logs, taken_update, [None if grad is None else next(rest) for grad in taken_update.grads]
 
     def update(self, taken: Taken, summed: Sequence[Any]) -> None:
         """In the graph of a step: the optimizer's update by the gradients of all ranks."""
@@ -132,10 +132,10 @@ class Halves:
             return function(*tf.nest.pack_sequence_as(given, [next(rest) if tf.is_tensor(leaf) else leaf for leaf in leaves]))
 
         compiled = tf.function(tf.autograph.experimental.do_not_convert(flat), jit_compile=True)
-        found = compiled(*tensors)
+        outputs = compiled(*tensors)
         self._compiled.append((compiled, [tf.type_spec_from_value(tensor) for tensor in tensors]))
         self.graphs.append(compiled.get_concrete_function(*tensors).graph)
-        return found
+        return outputs
 
     def check(self, rows: int) -> None:
         """Raises what XLA raises where it cannot compile a half, for batches of so many rows; nothing is computed."""

@@ -1,11 +1,11 @@
-"""What keeps a mean over a batch the same when the batch is cut into parts.
+"""Reductions: losses and metrics that stay the same when a batch is cut into parts.
 
 Owns the corrections of Keras' own reductions. Each rank computes means over its rows, and the
 sum of `share * mean` over ranks is the mean over the batch, so most needs no correction: plain
 means, regularizers, a user's own `reduce_mean`. Where a denominator is not the number of rows
 (masks, `mean_with_sample_weight`), or there is none (`sum`), the rank's value is scaled so that
 the same weighted sum comes out right. Adding up over ranks belongs to `process_group`; when, to
-`engines`. A part may also be one replica's (`engines.mirrored`), or computed after
+`collective`. A part may also be one replica's (`mirrored`), or computed after
 the others (`accumulation`).
 
 Everything here patches Keras inside a worker process, for the time of one `fit`.
@@ -22,7 +22,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from aiaas_magics.backend.training.monkeypatch import replaced
+from aiaas_magics.backend.training.monkeypatch import monkeypatched
 from aiaas_magics.core.internals.keras_internals import loss_module, reduction_metrics
 
 MEANS = ("sum_over_batch_size", "mean")
@@ -93,7 +93,7 @@ def exact_reductions(scope: Scope) -> contextlib.AbstractContextManager[None]:
             return stock_moments(self, inputs, mask)
         return moments_of_batch(inputs, mask, self._reduction_axes, scope.share)
 
-    return replaced(
+    return monkeypatched(
         (loss_module, "reduce_weighted_values", reduce_weighted_values),
         (reduction_metrics.Mean, "update_state", update_state),
         (keras.layers.BatchNormalization, "_moments", moments),

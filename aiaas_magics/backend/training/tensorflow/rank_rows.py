@@ -1,4 +1,4 @@
-"""The rows of a rank, step by step, into the stock `fit`.
+"""Rank rows: the iterator that hands a rank its rows of arrays, step by step, in the stock `fit`.
 
 Owns the iterator that takes the place of Keras' own inside `fit`: the same arrays, the same
 checks (they are Keras' `ArrayDataAdapter`), but an order that is a function of (seed, epoch)
@@ -20,8 +20,8 @@ import tensorflow as tf
 
 from aiaas_magics.backend.training.batch_partition import BatchPartition, Indices, Pass, RankPart
 from aiaas_magics.backend.training.epochs import Passes, Reading, Steps, steps_of_epoch
-from aiaas_magics.backend.training.monkeypatch import iterators_of, replaced
-from aiaas_magics.backend.training.tensorflow.device_data import Rows, rows_of_arrays
+from aiaas_magics.backend.training.monkeypatch import iterators_of, monkeypatched
+from aiaas_magics.backend.training.tensorflow.device_data import DeviceData, device_data_of
 from aiaas_magics.backend.training.tensorflow.multi_step import fusable, take
 from aiaas_magics.backend.training.tensorflow.parallel.hooks import ALONE, DATA, PART
 from aiaas_magics.core.internals.keras_internals import ArrayDataAdapter, EpochIterator, array_slicing, tf_trainer, tree
@@ -35,9 +35,7 @@ class RowSource(Reading):
     rank: int = 0
     ranks: int = 1
     epochs: int = 1  # of the whole fit
-    batch_alone: bool = False  # some batch, of training or validation, has fewer rows than ranks
     replicas: int = 1  # in this process, which share its rows
-    uneven: bool = False  # as if passes ended in a part of a batch, also where they do not: that is another program
     _passes: float = 1.0  # still to be begun
     _of_all: float = 1.0  # passes of the whole fit
 
@@ -66,7 +64,7 @@ def reading_from(source: RowSource, model: Any) -> contextlib.AbstractContextMan
         _source = source
 
     made = iterators_of(model, ("fit", "evaluate"), ours=RankBatches, stock=tf_trainer.TFEpochIterator)
-    return replaced((tf_trainer, "TFEpochIterator", made))
+    return monkeypatched((tf_trainer, "TFEpochIterator", made))
 
 
 class _RankIterator(tf_trainer.TFEpochIterator):  # type: ignore[misc]
@@ -86,7 +84,7 @@ class _RankIterator(tf_trainer.TFEpochIterator):  # type: ignore[misc]
         self._passes: Passes | None = None
         arrays = isinstance(self.data_adapter, ArrayDataAdapter)
         self._pace = (self._source.pace if self._training else self._source.test_pace) if arrays else None
-        self._rows: Rows | None = None
+        self._rows: DeviceData | None = None
         if arrays:
             if self._training:
                 self._begin_at_start()
@@ -168,7 +166,7 @@ class _RankIterator(tf_trainer.TFEpochIterator):  # type: ignore[misc]
             if not fusable(inputs):
                 self._pace = None
                 return False
-            self._rows = rows_of_arrays(inputs, ranks=self._source.ranks)
+            self._rows = device_data_of(inputs, ranks=self._source.ranks)
         return True
 
     def _cut_plan(self) -> BatchPartition:
@@ -234,10 +232,10 @@ def dataset_of_replicas(
     """As `our_dataset`, with the parts of all replicas of a batch one after the other: a strategy deals them out in turn."""
 
     def positions(_: Any) -> Any:
-        found = tf.numpy_function(_indices, [], [tf.int64] * (2 * len(plans)))
+        indices = tf.numpy_function(_indices, [], [tf.int64] * (2 * len(plans)))
         return tuple(
             (tf.reshape(full, [-1, plan.full.rows]), tf.reshape(tail, [plan.tail.rows]))
-            for plan, full, tail in zip(plans, found[::2], found[1::2], strict=True)
+            for plan, full, tail in zip(plans, indices[::2], indices[1::2], strict=True)
         )
 
     def _indices() -> list[Indices]:

@@ -1,6 +1,6 @@
-"""Data that yields batches, for a rank: built, and on several ranks cut and handed out.
+"""Rank datasets: data that yields batches, built for a rank, and on several ranks cut and handed out.
 
-Owns what takes the place of a `packing.sources.Source` in the arguments of `fit`. Each batch that it
+Owns what takes the place of a `batch_sources.BatchSource` in the arguments of `fit`. Each batch that it
 yields is one global batch. On several ranks rank 0 alone iterates, and writes for each other rank its
 rows of every batch (of one with fewer rows than ranks, the whole): a shuffle without a seed, a random
 filter or a `PyDataset` that shuffles itself would have another order on each rank, and rows would be lost.
@@ -18,13 +18,12 @@ from typing import Any, Final
 
 import numpy as np
 import tensorflow as tf
-from msgspec.structs import replace
 from tensorflow.core.protobuf import struct_pb2
 
 from aiaas_magics.backend.folders.feed_folder import FeedFolder, SenderSilent
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup, RankMissing
-from aiaas_magics.backend.training.rank_rows import as_it_stands
 from aiaas_magics.backend.training.tensorflow.parallel.hooks import ALONE, DATA, PART
+from aiaas_magics.backend.training.tensorflow.rank_rows import as_it_stands
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.errors import AiaasBug, DataEnded
 from aiaas_magics.core.feed_frames import FrameKind, decode, encode
@@ -79,19 +78,6 @@ def opened(
         if ended:  # TensorFlow keeps only the text of an error in its threads
             raise ended[0] from error
         raise
-
-
-NEW_PASS: Final = (
-    "The data yields batches: the resumed run began its epoch with a new pass over them, in another order where they are shuffled, "
-    "so its numbers are not to the bit those of an undisturbed one."
-)
-
-
-def keeping_whole_epochs(command: WorkerCommand) -> WorkerCommand:
-    """Checkpoints between epochs only: nobody can go on from within a pass over data that is made anew each time."""
-    execution = command.execution
-    epochs = execution.checkpoint_epochs or int(execution.checkpoint_s > 0)
-    return replace(command, execution=replace(execution, checkpoint_s=0.0, checkpoint_epochs=epochs))
 
 
 def _built(source: BatchSource, command: WorkerCommand, ended: list[DataEnded], silent_s: float) -> Any:
@@ -200,7 +186,7 @@ class HandingOut(_OneOfSeveral):
         def hand_out(number: Any, index: Any, batch: Any) -> Any:
             mine, *theirs = (part_of_batch(batch, rank=rank, ranks=ranks) for rank in range(ranks))
             spec = tf.nest.map_structure(tf.type_spec_from_value, mine)
-            written = [tf.stack([tf.io.serialize_tensor(one) for one in sent_tensors(part, spec)]) for part in theirs]
+            written = [tf.stack([tf.io.serialize_tensor(tensor) for tensor in sent_tensors(part, spec)]) for part in theirs]
             with tf.control_dependencies([_called(self._write, number, index, *written)]):
                 return tf.nest.map_structure(lambda leaf: tf.identity(leaf) if tf.is_tensor(leaf) else leaf, mine)
 
@@ -239,7 +225,7 @@ class Receiving(_OneOfSeveral):
 
 
 def part_of_batch(batch: Any, *, rank: int, ranks: int) -> dict[str, Any]:
-    """Of one global batch what `rank` has, in the graph: `plan.part_of` and `row_order.rows_of` for rows that nobody has counted yet."""
+    """Of one global batch what `rank` has, in the graph: `batch_partition.part_of` for rows that nobody has counted."""
     first_tensor = next(leaf for leaf in tf.nest.flatten(batch) if tf.is_tensor(leaf))
     rows = tf.shape(first_tensor, out_type=tf.int64)[0]
     alone = rows < ranks
