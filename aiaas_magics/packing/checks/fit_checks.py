@@ -7,7 +7,6 @@ built yet: variables must exist in the kernel, or their trained values would fin
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -18,9 +17,7 @@ from aiaas_magics.core.errors import DataMismatch, InvalidSpec, JobStillRunning,
 from aiaas_magics.core.spec import FitShape
 from aiaas_magics.packing.checks import model_state
 from aiaas_magics.packing.fitcall import attributes, batch_sources, fit_data
-
-BATCH: Final = 32  # Keras' own
-BatchSpec = tuple[Any, Any, Any]
+from aiaas_magics.packing.fitcall.batch_shapes import BatchSpec, symbols, training_rows
 
 
 class UnsuitableKeras(UsageError):
@@ -55,7 +52,14 @@ def check_free(model: Any, wanted: str) -> None:
             raise JobStillRunning(job, wanted)
 
 
-def check_compiled(model: Any) -> None:
+def check_model(model: Any) -> None:
+    """Whether `model.fit` can be called at all.
+
+    Raises:
+        UnsuitableKeras, JobStillRunning, NotCompiled: with the next move.
+    """
+    check_keras(model)
+    check_free(model, "fit")
     if not getattr(model, "compiled", False):
         raise NotCompiled(model.name)
 
@@ -130,17 +134,6 @@ def _check_lengths(arrays: list[tuple[str, np.ndarray]]) -> None:
         raise DataMismatch(f"The arrays have different numbers of rows: {told}. Give as many rows in each.")
 
 
-def training_rows(arguments: Mapping[str, Any]) -> int:
-    """Rows that are trained on; Keras rounds a validation split this way."""
-    if isinstance(arguments.get("x"), batch_sources.BatchSource):
-        return 0  # nobody knows before they have come
-    rows = max(len(array) for _, array in fit_data.leaves(arguments.get("x"), "x"))
-    split = arguments.get("validation_split") or 0.0
-    if split and arguments.get("validation_data") is None:
-        return math.floor(rows * (1.0 - split))
-    return rows
-
-
 def check_parts(model: Any, shape: FitShape, *, workers: int, parts: int, together: bool = False) -> None:
     """Raises `InvalidSpec` where a batch cannot be computed in so many parts; `together`: workers run one program on the whole batch."""
     import keras
@@ -163,25 +156,6 @@ def check_parts(model: Any, shape: FitShape, *, workers: int, parts: int, togeth
         raise InvalidSpec(
             f"{type(model).__name__} has further optimizers ({', '.join(others)}): its steps need whole batches. Leave --accumulate out."
         )
-
-
-def shape_of(model: Any, arguments: Mapping[str, Any]) -> FitShape:
-    """How much work it is. Of data that yields batches, 0 stands for what is not known before they have come."""
-    rows, steps, x = training_rows(arguments), arguments.get("steps_per_epoch"), arguments["x"]
-    if isinstance(x, batch_sources.BatchSource):
-        batch, steps = x.batch_rows, steps or x.batches or 0
-    else:
-        batch = arguments.get("batch_size") or (math.ceil(rows / steps) if steps else BATCH)
-        steps = steps or math.ceil(rows / batch)
-    return FitShape(
-        rows=rows,
-        global_batch=int(batch),
-        steps_per_epoch=int(steps),
-        initial_epoch=int(arguments.get("initial_epoch") or 0),
-        epochs=int(arguments.get("epochs", 1)),
-        parameters=int(sum(math.prod(variable.shape) for variable in model.weights)),
-        model=str(model.name),
-    )
 
 
 def build(model: Any, batch: BatchSpec, arguments: Mapping[str, Any] | None = None) -> None:
@@ -345,65 +319,6 @@ def _build_by_tracing(model: Any, batch: Any) -> None:
         raise NotImplementedError("no function is traced while all of them run eagerly")
     tf.function(model.train_step, reduce_retracing=True).get_concrete_function(packed)
     model._post_build()
-
-
-def batch_spec(arguments: Mapping[str, Any]) -> BatchSpec:
-    """x, y and weights of the first batch: the same structures, with "float32:16,6" in place of each array."""
-    import keras
-
-    if isinstance(arguments.get("x"), batch_sources.BatchSource):
-        return _spec_of_source(arguments["x"], weighted=arguments.get("class_weight") is not None)
-    rows = min(shape_rows(arguments), training_rows(arguments))
-
-    def spec(array: np.ndarray) -> str:
-        kind = array.dtype.kind
-        if kind in "OSU":
-            dtype = "string"
-        elif kind == "f" or array.dtype.isbuiltin == 2:
-            dtype = keras.config.floatx()
-        else:
-            dtype = keras.backend.standardize_dtype(array.dtype)
-        return f"{dtype}:" + ",".join(map(str, (rows, *array.shape[1:])))
-
-    x, y, sample_weight = (fit_data.map_leaves(spec, arguments.get(part)) for part in fit_data.PARTS)
-    if arguments.get("class_weight") is not None:
-        sample_weight = f"{keras.config.floatx()}:{rows}"
-    return x, y, sample_weight
-
-
-def _spec_of_source(source: batch_sources.BatchSource, *, weighted: bool) -> BatchSpec:
-    import keras
-    import tensorflow as tf
-
-    def spec(leaf: Any) -> str | None:
-        if isinstance(leaf, tf.OptionalSpec):
-            return None
-        return f"{leaf.dtype.name}:" + ",".join(map(str, (leaf.shape[0] or source.batch_rows or BATCH, *leaf.shape[1:])))
-
-    leaves = tf.nest.map_structure(spec, source.spec)
-    x, y, sample_weight = (*leaves, None, None)[:3] if isinstance(leaves, tuple) else (leaves, None, None)
-    if weighted and y is not None:
-        sample_weight = f"{keras.config.floatx()}:{y.partition(':')[2].partition(',')[0]}"
-    return x, y, sample_weight
-
-
-def symbols(batch: BatchSpec) -> tuple[Any, Any, Any]:
-    """Symbolic tensors as `batch` tells."""
-    import keras
-
-    def symbol(spec: str | None) -> Any:
-        if spec is None:
-            return None
-        dtype, _, shape = spec.partition(":")
-        return keras.KerasTensor(tuple(None if n == "None" else int(n) for n in shape.split(",") if n), dtype=dtype)
-
-    x, y, sample_weight = keras.tree.map_structure(symbol, tuple(batch), none_is_leaf=False)
-    return x, y, sample_weight
-
-
-def shape_rows(arguments: Mapping[str, Any]) -> int:
-    steps = arguments.get("steps_per_epoch")
-    return int(arguments.get("batch_size") or (math.ceil(training_rows(arguments) / steps) if steps else BATCH))
 
 
 def _names_shapes(error: Exception) -> bool:

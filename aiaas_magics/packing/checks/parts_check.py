@@ -19,10 +19,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.packing.checks import fit_checks, model_state, parts_numbers, probing, row_rules
+from aiaas_magics.packing.checks import model_state, parts_numbers, probing, row_rules
 from aiaas_magics.packing.checks.parts_numbers import BatchPart, Differences, Effects
 from aiaas_magics.packing.export.reference_answers import HALF_TOLERANCE, TOLERANCE
-from aiaas_magics.packing.fitcall import batch_sources, fit_data
+from aiaas_magics.packing.fitcall import batch_shapes, batch_sources, fit_data
 from aiaas_magics.packing.fitcall.model_variables import tensorflow_variable
 from aiaas_magics.packing.portable import portability
 
@@ -60,7 +60,7 @@ def notes(model: Any, arguments: Mapping[str, Any], cut: Cut) -> tuple[str, ...]
         return (f"{subject} was not compared on a batch's parts, since x yields batches: exact where no row depends on another.",)
     rows = _affordable_rows(model, arguments)
     if rows < cut.workers * cut.parts:
-        enough = min(fit_checks.shape_rows(arguments), fit_checks.training_rows(arguments)) >= cut.workers * cut.parts
+        enough = min(batch_shapes.shape_rows(arguments), batch_shapes.training_rows(arguments)) >= cut.workers * cut.parts
         return (f"{subject} was not compared on a batch's parts, for its size: exact where no row depends on another.",) if enough else ()
     if not all(layer.built for layer in model._flatten_layers(include_self=True)):
         return (f"{subject} was not compared on a batch's parts, since the model is not built: exact where no row depends on another.",)
@@ -97,7 +97,7 @@ def _affordable_rows(model: Any, arguments: Mapping[str, Any]) -> int:
         here = (places if inside is None and layer is not model else 1) if inside is None else math.prod(inside)
         a_row += here * sum(math.prod(variable.shape) for variable in layer._trainable_variables)
     affordable = int(WORK / (PASSES * max(1, a_row)))
-    return min(ROWS, affordable, fit_checks.shape_rows(arguments), fit_checks.training_rows(arguments))
+    return min(ROWS, affordable, batch_shapes.shape_rows(arguments), batch_shapes.training_rows(arguments))
 
 
 # --------------------------------------------------------------------------- running

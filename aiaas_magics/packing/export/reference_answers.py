@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.packing.checks import fit_checks, model_state
-from aiaas_magics.packing.fitcall import fit_data
+from aiaas_magics.packing.checks import model_state
+from aiaas_magics.packing.fitcall import batch_shapes, fit_data
 from aiaas_magics.packing.fitcall.model_variables import tensorflow_variable
 
 ROWS: Final = 16  # guess: enough that no row stands for all
@@ -50,7 +50,7 @@ def sample(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """The first rows of x, y and weights, in the dtypes that `fit` gives the model."""
     import keras
 
-    rows = min(fit_checks.shape_rows(arguments), fit_checks.training_rows(arguments))
+    rows = min(batch_shapes.shape_rows(arguments), batch_shapes.training_rows(arguments))
     fixed = getattr(getattr(model, "_functional", None) or model, "_inputs", None) or ()
     if not any(tensor.shape[0] for tensor in fixed if hasattr(tensor, "shape")):
         rows = min(rows, ROWS)

@@ -29,12 +29,26 @@ class NoSamples(UsageError):
     """Nothing is known of the model's data. The argument is the whole sentence, next move included."""
 
 
-def remember(model: Any, x: Any) -> None:
+def remember_data(model: Any, x: Any, *, dataset: Any, streams: Sequence[batch_sources.Stream]) -> None:
+    """Keep rows of the data that `model` is fitted on, or where they are to be had.
+
+    Args:
+        x: as it travels, arrays or a `BatchSource`.
+        dataset: x as the user gave it.
+        streams: what the kernel sends batch by batch.
+    """
+    if isinstance(x, batch_sources.BatchSource):
+        _remember_source(model, dataset, x, streams)
+    else:
+        _remember(model, x)
+
+
+def _remember(model: Any, x: Any) -> None:
     """Keep copies of the first rows of `x`, as long as `model` lives."""
     _remembered[model] = fit_data.map_leaves(lambda array: np.array(array[:ROWS]), x)
 
 
-def remember_source(model: Any, dataset: Any, source: batch_sources.BatchSource, streams: Sequence[batch_sources.Stream]) -> None:
+def _remember_source(model: Any, dataset: Any, source: batch_sources.BatchSource, streams: Sequence[batch_sources.Stream]) -> None:
     """Keep where rows of `dataset` are to be had: its first batch is read when samples are asked for, or comes by on its way to the job.
 
     What is kept is small, so that a model does not hold on to its data.
@@ -50,7 +64,7 @@ def remember_source(model: Any, dataset: Any, source: batch_sources.BatchSource,
 
 def _remember_batch(model: Any, batch: Any) -> None:
     with contextlib.suppress(CannotTravel, DataMismatch):
-        remember(model, fit_data.mapped(_x_of(batch), "x"))
+        _remember(model, fit_data.mapped(_x_of(batch), "x"))
 
 
 @dataclass(frozen=True, slots=True)

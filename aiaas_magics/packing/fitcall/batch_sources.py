@@ -18,11 +18,10 @@ from typing import Any, Final
 import numpy as np
 
 from aiaas_magics.core import feed_frames
-from aiaas_magics.core.errors import AiaasBug, CannotTravel, DataMismatch
+from aiaas_magics.core.errors import CannotTravel, DataMismatch
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.packing.checks.probing import has
 from aiaas_magics.packing.fitcall import state_pickle
-from aiaas_magics.packing.fitcall.manifest import ManifestItem
 
 PYTHON_OPS: Final = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 # A worker's folder is another than the kernel's, and on another machine the files are not there at all. What only writes
@@ -172,7 +171,7 @@ def _other_batch(name: str, element: Any, spec: Any) -> str:
     """Why a batch is not one of those that came first, and what to do."""
     import tensorflow as tf
 
-    told = f"A batch of {name} is {_told(element)}, the first ones were {_told(spec)}."
+    told = f"A batch of {name} is {described(element)}, the first ones were {described(spec)}."
     try:
         tf.nest.assert_same_structure(element, spec, expand_composites=False)
     except (TypeError, ValueError):
@@ -251,21 +250,6 @@ def check_ways(source: BatchSource, name: str, *, workers: int, execution: Execu
             raise CannotTravel(name, f"its batches hold a {kind}, which is not cut or sent one by one", "Make them dense, with map().")
 
 
-def item(name: str, source: BatchSource) -> ManifestItem:
-    """How the manifest tells of it."""
-    shapes = _told(source.spec)
-    match source:
-        case GraphSource():
-            apart = f", {len(source.captured)} arrays apart" if source.captured else ""
-            return ManifestItem(kind="dataset", name=name, bytes=len(source.graph), detail=f"as a graph{apart}: {shapes}")
-        case PickledSource():
-            return ManifestItem(kind="dataset", name=name, bytes=0, detail=f"pickled ({type(source.dataset).__name__}): {shapes}")
-        case StreamedSource():
-            return ManifestItem(kind="dataset", name=name, bytes=0, detail=f"streamed from this kernel: {shapes}")
-        case _:
-            raise AiaasBug(f"{name} is a {type(source).__name__}, which no way of travelling is known of")
-
-
 def in_arguments(arguments: Mapping[str, Any]) -> dict[str, BatchSource]:
     """The sources among the arguments of `fit`, by name."""
     return {name: value for name in PLACES if isinstance(value := arguments.get(name), BatchSource)}
@@ -306,7 +290,7 @@ def check(value: Any, name: str, *, steps_name: str, steps: int | None, declared
         pairs = zip(inputs, declared, strict=True)
         single += [leaf for leaf, shape in pairs if leaf.shape.rank == len(shape) - 1 and shape[-1] != 1]
     if single:
-        raise DataMismatch(f"{name} yields single samples ({_told(value.element_spec)}), not batches. Use {name}.batch(32), say.")
+        raise DataMismatch(f"{name} yields single samples ({described(value.element_spec)}), not batches. Use {name}.batch(32), say.")
     if int(value.cardinality()) == ENDLESS and not steps:
         raise DataMismatch(f"{name} has no end. Give {steps_name}, or take() of it.")
 
@@ -397,7 +381,8 @@ def _is_picklable(value: Any) -> bool:
     return True
 
 
-def _told(spec: Any) -> str:
+def described(spec: Any) -> str:
+    """Dtypes and shapes of an element, for messages."""
     import tensorflow as tf
 
     def one(leaf: Any) -> str:

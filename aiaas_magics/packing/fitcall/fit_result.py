@@ -18,8 +18,8 @@ import numpy as np
 
 from aiaas_magics.core.errors import AiaasBug, DataMismatch, ResultMismatch
 from aiaas_magics.packing.checks import fit_checks
-from aiaas_magics.packing.checks.fit_checks import BatchSpec
 from aiaas_magics.packing.fitcall import attributes, plain_json
+from aiaas_magics.packing.fitcall.batch_shapes import BatchSpec, symbols
 from aiaas_magics.packing.fitcall.model_variables import ROLES, fitting_value, roles_of, tensorflow_variable, value_of
 from aiaas_magics.packing.portable.portable_call import PortedFitCall
 
@@ -231,7 +231,7 @@ def _build(result: FitResult, model: Any) -> None:
         if model.compiled:
             fit_checks.build(model, result.batch)
         elif not model.built:
-            backend.compute_output_spec(model, fit_checks.symbols(result.batch)[0], training=False)
+            backend.compute_output_spec(model, symbols(result.batch)[0], training=False)
     except (DataMismatch, ValueError, RuntimeError) as error:
         raise ResultMismatch(model.name, f"it does not take the data of that fit ({' '.join(str(error).split())[:300]})") from error
 
