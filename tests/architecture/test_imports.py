@@ -59,7 +59,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pickle": ("packing/",),
     "jax": ("backend/training/jax/",),
     # In the kernel too: what fewer bits change is measured with the engine that will serve, before anything is sent.
-    "onnxruntime": ("backend/serving/engines/onnx_engine.py", "packing/export/accuracy_impact.py"),
+    "onnxruntime": ("backend/serving/engines/onnx_engine.py", "packing/export/onnx_session.py"),
     "grpc": ("backend/serving/grpc/",),
     "google": ("backend/serving/grpc/",),
     "opentelemetry": ("backend/serving/http/tracing.py",),

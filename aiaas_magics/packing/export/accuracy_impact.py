@@ -1,13 +1,13 @@
 """What fewer bits do to a model's answers, measured in the kernel before anything is sent.
 
-Owns running both forms on the same rows, the model's own loss and metrics of both, and what they are judged by. It is one of
-the two homes of ONNX Runtime: the numbers must be those of the engine that will serve. Making the smaller form belongs to `quantization`.
+Owns running both forms on the same rows, the model's own loss and metrics of both, and what they are judged by. Computing
+an ONNX form belongs to `onnx_session`, making the smaller one to `quantization`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,24 +16,12 @@ import numpy as np
 
 from aiaas_magics.core import errors
 from aiaas_magics.core.errors import DataMismatch
-from aiaas_magics.packing.export.samples import Interface, rows_for
-from aiaas_magics.packing.fitcall import fit_data
+from aiaas_magics.packing.export.export_request import ReductionRequest
+from aiaas_magics.packing.export.onnx_session import Form, Named
 
 ROWS_AT_ONCE: Final = 256  # guess: keeps activations of images in memory
 MOST_CHANGE: Final = 0.01  # one point of accuracy; --max-change sets another
 MOST_CHANGE_OF_SAMPLES: Final = 0.1  # guess: 32 rows cannot tell one point, a broken model they can
-
-Named = Mapping[str, np.ndarray]
-Form = Callable[[Named], dict[str, np.ndarray]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reduction:
-    """What was asked for. `validation_data` is x, (x,) or (x, y), as arrays; None measures on the sample rows."""
-
-    precision: str
-    validation_data: Any = None
-    max_change: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,53 +75,37 @@ class PrecisionChange:
             raise errors.ChangedTooMuch(self.precision, self.judged, self.by, self.limit, f"{self.rows:,} rows of {self.of}")
 
 
-def measure(
-    model: Any, reduction: Reduction, forms: Forms, *, interface: Interface, sample: Named, of: str, sizes: tuple[int, int]
-) -> PrecisionChange:
-    """What the smaller form changes: on the validation data, or else on the sample rows, which are `of` somewhere.
+def measure(model: Any, reduction: ReductionRequest, forms: Forms, *, sizes: tuple[int, int]) -> PrecisionChange:
+    """What the smaller form changes, on the rows of `reduction`.
+
+    Args:
+        sizes: bytes of both forms.
 
     Raises:
-        DataMismatch: the validation data do not go through the model.
+        DataMismatch: the model's loss and metrics do not take what is true of them.
     """
-    validated = reduction.validation_data is not None
-    x, y = split(reduction.validation_data)
-    rows = rows_for(model, interface, x, "x_val") if validated else sample
-    before, after = in_parts(forms.full, rows), in_parts(forms.reduced, rows)
+    validation = reduction.validation
+    before, after = in_parts(forms.full, validation.rows), in_parts(forms.reduced, validation.rows)
     own: tuple[ImpactLine, ...] = ()
     note = ""
-    if y is not None:
-        truth = fit_data.mapped(y, "y_val")
-        count = len(next(iter(rows.values())))
-        if any(len(array) != count for _, array in fit_data.leaves(truth, "y_val")):
-            raise DataMismatch("x_val and y_val have different numbers of rows. Give as many rows in each.")
-        own, note = own_figures(model, truth, forms.structured(before), forms.structured(after))
+    if validation.truth is not None:
+        own, note = own_figures(model, validation.truth, forms.structured(before), forms.structured(after))
     lines = (*own, *differences(before, after))
-    what, by = judged(lines)
-    usual = MOST_CHANGE if validated else MOST_CHANGE_OF_SAMPLES
+    judged_by, change = judged(lines)
+    usual = MOST_CHANGE if validation.is_validation else MOST_CHANGE_OF_SAMPLES
     return PrecisionChange(
         precision=reduction.precision,
         bytes_before=sizes[0],
         bytes_after=sizes[1],
-        rows=len(next(iter(rows.values()))),
-        of="your validation data" if validated else of,
-        validated=validated,
+        rows=len(next(iter(validation.rows.values()))),
+        of=validation.origin,
+        validated=validation.is_validation,
         lines=lines,
-        judged=what,
-        by=by,
+        judged=judged_by,
+        by=change,
         limit=usual if reduction.max_change is None else reduction.max_change,
         note=note,
     )
-
-
-def onnx_form(artefact: bytes) -> Form:
-    """An ONNX file as a function, computed as the serving host will compute it."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(artefact, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda rows: dict(zip(names, session.run(names, dict(rows)), strict=True))
 
 
 def in_parts(form: Form, rows: Named) -> dict[str, np.ndarray]:
@@ -141,19 +113,6 @@ def in_parts(form: Form, rows: Named) -> dict[str, np.ndarray]:
     count = len(next(iter(rows.values())))
     found = [form({name: array[start : start + ROWS_AT_ONCE] for name, array in rows.items()}) for start in range(0, count, ROWS_AT_ONCE)]
     return {name: np.concatenate([np.atleast_1d(part[name]) for part in found]) for name in found[0]}
-
-
-def split(validation_data: Any) -> tuple[Any, Any]:
-    """x and y of what was given; y of None where there is none.
-
-    Raises:
-        DataMismatch: it is a tuple of something else.
-    """
-    if not isinstance(validation_data, tuple):
-        return validation_data, None
-    if not 1 <= len(validation_data) <= 2:
-        raise DataMismatch(f"validation_data has {len(validation_data)} parts. Give x_val, or (x_val, y_val).")
-    return validation_data[0], validation_data[1] if len(validation_data) > 1 else None
 
 
 # --------------------------------------------------------------------------- the figures

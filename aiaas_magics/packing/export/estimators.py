@@ -15,8 +15,9 @@ import numpy as np
 
 from aiaas_magics.core.agreement import compare, largest_of
 from aiaas_magics.core.precision import Precision
-from aiaas_magics.packing.export import accuracy_impact, samples
+from aiaas_magics.packing.export import samples
 from aiaas_magics.packing.export.export_formats import CannotServe
+from aiaas_magics.packing.export.onnx_session import onnx_form
 from aiaas_magics.packing.export.samples import NoSamples
 
 Convert = Callable[[Any, Any], bytes]
@@ -130,7 +131,7 @@ def _nearest(model: Any, rows: Any, attempts: Sequence[Callable[[], bytes]]) -> 
 
 def _difference(model: Any, rows: Any, artefact: bytes) -> str:
     """How far the form's answers are from the estimator's own; "" where they agree."""
-    answers = list(accuracy_impact.onnx_form(artefact)(_fed(rows, artefact)).items())
+    answers = list(onnx_form(artefact)(_fed(rows, artefact)).items())
     for (name, found), own in zip(answers, _own(model, rows), strict=False):
         if found.size != own.size:
             return f"{name} has the shape {found.shape} instead of {own.shape}"

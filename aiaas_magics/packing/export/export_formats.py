@@ -1,7 +1,7 @@
 """The two formats of an exported model: ONNX, and a zip of a SavedModel where ONNX cannot express it.
 
 Owns trying one after the other, why one is not to be had and what to do about that. The conversion to ONNX belongs to
-`onnx_export`, the function that is written to `model_export`.
+`onnx_export`, the function that is written to `keras_answers`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,8 @@ import numpy as np
 from aiaas_magics.core.agreement import compare, largest_of
 from aiaas_magics.core.errors import UsageError
 from aiaas_magics.core.precision import Precision
-from aiaas_magics.packing.export import accuracy_impact, onnx_export
+from aiaas_magics.packing.export import onnx_export
+from aiaas_magics.packing.export.onnx_session import onnx_form
 
 ONNX: Final = "onnx"
 SAVED_MODEL: Final = "saved_model"
@@ -39,7 +40,7 @@ class CannotServe(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Keras' own answers to the sample rows, and how near a form must come to them."""
+    """Keras' own answers to a set of sample rows, and how near a form must come to them."""
 
     rows: Mapping[str, np.ndarray]
     answers: Mapping[str, np.ndarray]
@@ -47,7 +48,13 @@ class Expected:
 
 
 def written(
-    model: Any, function: Any, wanted: list[str], expected: Expected, *, put_back: Callable[[], None], on_step: Callable[[str], None]
+    model: Any,
+    function: Any,
+    wanted: list[str],
+    expected: Sequence[Expected],
+    *,
+    put_back: Callable[[], None],
+    on_step: Callable[[str], None],
 ) -> tuple[str, bytes, str]:
     """The first of the formats that can be had, and why not the ones before it.
 
@@ -64,12 +71,14 @@ def written(
         with tempfile.TemporaryDirectory(prefix="aiaas-export-") as folder:
             try:
                 if kind == SAVED_MODEL:
-                    _check_shapes(function, expected)
+                    for answers in expected:
+                        _check_shapes(function, answers)
                     put_back()
                 artefact = makers[kind](model, function, Path(folder))
                 if kind == ONNX:
                     on_step("comparing the ONNX file's answers with Keras'")
-                    check_answers(artefact, expected)
+                    for answers in expected:
+                        check_answers(artefact, answers)
                 return kind, artefact, "; ".join(reasons)
             except Exception as error:  # noqa: BLE001 - border: the exporters raise anything over an operator they do not know
                 reasons.append(_reason(error))
@@ -135,7 +144,7 @@ def check_answers(artefact: bytes, expected: Expected) -> None:
     The host decides; asked here first, by the same rule, such a model is served as a SavedModel instead of not at all.
     """
     rows, allowed = expected.rows, expected.allowed
-    form, count = accuracy_impact.onnx_form(artefact), len(next(iter(rows.values())))
+    form, count = onnx_form(artefact), len(next(iter(rows.values())))
     for number in replayed(count):
         chosen = np.arange(number) % count
         answers = form({name: np.ascontiguousarray(array[chosen]) for name, array in rows.items()})

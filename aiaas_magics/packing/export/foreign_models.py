@@ -21,10 +21,11 @@ from aiaas_magics.core.agreement import spread as spread_of
 from aiaas_magics.core.errors import DataMismatch
 from aiaas_magics.core.precision import MOST_SPREAD
 from aiaas_magics.core.spec import TensorSpec
-from aiaas_magics.packing.export import accuracy_impact, estimators, export_formats, model_export, sample_bytes, samples
-from aiaas_magics.packing.export.accuracy_impact import Named, Reduction
+from aiaas_magics.packing.export import estimators, export_formats, model_export, sample_bytes, samples
 from aiaas_magics.packing.export.export_formats import CannotServe, replayed
+from aiaas_magics.packing.export.export_request import Reduction
 from aiaas_magics.packing.export.model_export import Servable
+from aiaas_magics.packing.export.onnx_session import Named, onnx_form
 from aiaas_magics.packing.export.samples import Interface
 
 KERAS_FILES: Final = (".keras", ".h5", ".hdf5")
@@ -61,9 +62,14 @@ class ServableForm:
 
 
 def export(
-    model: Any, sample: Any = None, *, reduction: Reduction | None = None, on_step: Callable[[str], None] = lambda step: None
+    model: Any,
+    sample: Any = None,
+    *,
+    other_samples: Sequence[Any] = (),
+    reduction: Reduction | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> Servable:
-    """As `servable.export`, of a Keras model or of anything that can be served without Keras.
+    """As `model_export.export`, of a Keras model or of anything that can be served without Keras.
 
     Raises:
         NoSamples, DataMismatch, CannotServe: with the next move.
@@ -74,23 +80,29 @@ def export(
         on_step(f"reading {model}")
     opened = _opened(model, sample, compiled=reduction is not None)
     if isinstance(opened, keras.Model):
-        return model_export.export(opened, sample, reduction=reduction, on_step=on_step)
+        return model_export.export(opened, sample, other_samples=other_samples, reduction=reduction, on_step=on_step)
     if reduction is not None:
         raise CannotServe(f"{opened.name} is served as it is: fewer bits are made of Keras models. Leave --precision out.")
+    rows = tuple(samples.rows_through(opened.name, opened.interface, part) for part in (sample, *other_samples))
+    return _export_form(opened, rows, on_step=on_step)
+
+
+def _export_form(form: ServableForm, rows: Sequence[Named], *, on_step: Callable[[str], None]) -> Servable:
+    """`form` with its own answers to each set of rows."""
     on_step("computing sample rows")
     with export_formats.quiet():
-        rows = samples.rows_through(opened.name, opened.interface, sample)
-        answers, spread = _answers(opened, rows)
+        answers = [_answers(form, part) for part in rows]
+    first, _ = answers[0]
     return Servable(
-        artefact=opened.artefact,
-        format=opened.format,
-        samples=sample_bytes.as_safetensors(rows, answers),
-        inputs=opened.interface.specs,
-        outputs=tuple(_output_spec(name, array, opened.dims.get(name, ())) for name, array in answers.items()),
-        note=opened.note,
-        spread=spread,
-        origin=opened.origin,
-        example=snippets.example_of(rows),
+        artefact=form.artefact,
+        format=form.format,
+        samples=sample_bytes.as_safetensors(rows, [arrays for arrays, _ in answers]),
+        inputs=form.interface.specs,
+        outputs=tuple(_output_spec(name, array, form.dims.get(name, ())) for name, array in first.items()),
+        note=form.note,
+        spread=max(spread for _, spread in answers),
+        origin=form.origin,
+        example=snippets.example_of(rows[0]),
     )
 
 
@@ -112,16 +124,16 @@ def _opened(model: Any, sample: Any, *, compiled: bool) -> Any:
     roots = estimators.libraries(model)
     if "onnxruntime" in roots and hasattr(model, "_model_bytes"):
         path = getattr(model, "_model_path", None)
-        return _onnx_file(Path(path)) if path else onnx_form(model._model_bytes, "The session's model")
+        return _onnx_file(Path(path)) if path else servable_onnx(model._model_bytes, "The session's model")
     if "onnx" in roots and hasattr(model, "SerializeToString"):
-        return onnx_form(model.SerializeToString(), "The ONNX model")
+        return servable_onnx(model.SerializeToString(), "The ONNX model")
     if "keras" in roots and hasattr(model, "filepath"):  # a TFSMLayer
         return _from_path(Path(model.filepath), compiled=compiled)
     if (by_hand := next((move for library, move in BY_HAND.items() if library in roots), None)) is not None:
         raise CannotServe(f"A {type(model).__name__} cannot be served as it is. {by_hand}")
     if (convert := estimators.converter(roots)) is not None:
         made = convert(model, sample)
-        return onnx_form(made, f"The {type(model).__name__} as ONNX")
+        return servable_onnx(made, f"The {type(model).__name__} as ONNX")
     raise CannotServe(f"A {type(model).__name__} cannot be served. {TAKEN}")
 
 
@@ -155,10 +167,10 @@ def _onnx_file(path: Path) -> ServableForm:
         artefact = onnx.load(str(path)).SerializeToString()  # with tensors that lie in files beside it
     except Exception as error:
         raise CannotServe(f"{str(path)!r} cannot be read as an ONNX file: {_sentence(error)}. Write it anew.") from error
-    return onnx_form(artefact, repr(str(path)))
+    return servable_onnx(artefact, repr(str(path)))
 
 
-def onnx_form(artefact: bytes, name: str) -> ServableForm:
+def servable_onnx(artefact: bytes, name: str) -> ServableForm:
     """An ONNX file as a form.
 
     Raises:
@@ -182,7 +194,7 @@ def onnx_form(artefact: bytes, name: str) -> ServableForm:
             "first dimension (dynamic_axes of torch.onnx.export, None in a signature)."
         )
     try:
-        run = accuracy_impact.onnx_form(artefact)
+        run = onnx_form(artefact)
     except Exception as error:
         raise CannotServe(f"{name} cannot be served: ONNX Runtime says {_sentence(error)}. Write it for an older opset, say.") from error
     interface = Interface.of(

@@ -10,7 +10,7 @@ import contextlib
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -96,6 +96,7 @@ class Interface:
     dtypes: tuple[str, ...]
     absent: tuple[tuple[int, str], ...] = ()
     originals: tuple[str, ...] = ()  # the names in Keras, "" where they are the same or made up by Keras
+    prepare: Callable[[Any], Any] | None = None  # makes of the arranged inputs what the model is called with
 
     @classmethod
     def of(cls, *, names: tuple[str, ...], shapes: tuple[tuple[int | None, ...], ...], dtypes: tuple[str, ...]) -> Interface:
@@ -128,60 +129,80 @@ class Interface:
             dtypes=tuple(self.dtypes[place] for place in kept),
             absent=tuple((place, self.names[place]) for place in sorted(places)),
             originals=tuple(self.originals[place] for place in kept),
+            prepare=self.prepare,
         )
 
+    def freed(self, rows: Sequence[np.ndarray]) -> Interface:
+        """The same inputs, with the dimensions free whose sizes `rows`, one array for each name, has otherwise."""
+
+        def free(shape: tuple[int | None, ...], array: np.ndarray) -> tuple[int | None, ...]:
+            sizes = _as_ranked(array, shape).shape
+            return shape if len(sizes) != len(shape) else tuple(n if n == size else None for n, size in zip(shape, sizes, strict=True))
+
+        return replace(self, shapes=tuple(map(free, self.shapes, rows)))
+
     def arranged(self, values: Sequence[Any]) -> Any:
-        """`values`, one for each name, as the model takes them."""
+        """`values`, one for each name, as the model is called with them."""
         import keras
 
         leaves = list(values)
         for place, _ in self.absent:
             leaves.insert(place, None)
-        return keras.tree.pack_sequence_as(self.structure, leaves)
+        arranged = keras.tree.pack_sequence_as(self.structure, leaves)
+        return arranged if self.prepare is None else self.prepare(arranged)
 
 
-def samples_for(model: Any, sample: Any) -> tuple[Interface, dict[str, np.ndarray], str]:
-    """The model's interface, up to 32 rows that go through it, and what these are.
+def samples_for(
+    model: Any, sample: Any, other_samples: Sequence[Any] = (), *, prepare: Callable[[Any], Any] | None = None
+) -> tuple[Interface, tuple[dict[str, np.ndarray], ...], str]:
+    """The model's interface, up to 32 rows of each size that go through it, and what these are.
 
     Args:
-        sample: Rows as `fit` takes them for x; None for those of the last fit.
+        sample: rows as `fit` takes them for x; None for those of the last fit.
+        other_samples: rows of other sizes. A dimension that differs is free.
+        prepare: makes of such rows what the model is called with; what the model declares is not what is served then.
 
     Raises:
         NoSamples: none were given, none are known, and none can be made up.
         DataMismatch: they are not what the model takes.
     """
     rows = _given(sample) if sample is not None else _known(model)
-    which = "your sample" if sample is not None else "the data of the last fit"
-    if _is_functional(model):
+    origin = "your sample" if sample is not None else "the data of the last fit"
+    is_declared = _is_functional(model) and prepare is None
+    if is_declared:
         interface = _declared(model)
         if rows is None:
-            rows, which = _made_up(model, interface), "made-up data"
+            rows, origin = _made_up(model, interface), "made-up data"
     elif rows is None:
         raise NoSamples(
             f"What model {model.name!r} takes is not known: it was not fitted by %%aiaas_train in this kernel. "
             "Give typical rows with --sample ARRAY."
         )
     else:
-        interface = _seen(rows)
+        interface = replace(_seen(rows), prepare=prepare)
     absent = [place for place, leaf in enumerate(_leaves(model, interface, rows)) if leaf is None]
     if len(absent) == len(interface.names):
         raise DataMismatch("The sample has no array: each of its inputs is None. Give typical rows.")
     interface = interface.without(absent) if absent else interface
-    return interface, _named(model, interface, rows, most=ROWS), which
+    others = [_given(other) for other in other_samples]
+    if not is_declared:
+        for other in others:
+            interface = interface.freed(_arrays(model, interface, other))
+    return interface, tuple(_named(model, interface, each, most=ROWS) for each in (rows, *others)), origin
 
 
 def _given(sample: Any) -> Any:
     """The rows of `sample`: arrays as `fit` takes them, or the first batch of what yields batches."""
     if batch_sources.is_source(sample):
-        sample = _first_batch(sample)
+        sample = first_batch(sample)
     try:
         return fit_data.mapped(sample, "sample")
     except CannotTravel as error:  # which speaks of training
         raise DataMismatch(f"{error.path} is {error.why}: no rows to try the model on. {error.next_move}") from None
 
 
-def _first_batch(source: Any) -> Any:
-    """x of the first batch. An iterator is not touched: what is read of it would be missing in the next fit."""
+def first_batch(source: Any) -> Any:
+    """x of the first batch of a sample in batches. An iterator is not touched: what is read of it would be missing in the next fit."""
     if hasattr(source, "__next__"):
         raise DataMismatch("sample is an iterator, and reading a batch of it would use that up. Give an array of typical rows.")
     batch = source[0] if hasattr(source, "__getitem__") else next(iter(source), None)
@@ -311,12 +332,18 @@ def _leaves(model: Any, interface: Interface, rows: Any) -> list[Any]:
     return flat
 
 
-def _named(model: Any, interface: Interface, rows: Any, *, most: int | None) -> dict[str, np.ndarray]:
-    """`rows` by the interface's names, in its dtypes, checked against its shapes."""
+def _arrays(model: Any, interface: Interface, rows: Any) -> list[np.ndarray]:
+    """The arrays of `rows` in the order of the interface's names."""
     absent = {place for place, _ in interface.absent}
     flat = [leaf for place, leaf in enumerate(_leaves(model, interface, rows)) if place not in absent]
     if any(leaf is None for leaf in flat):
         raise DataMismatch(f"{model.name!r} got None for an input that the sample has. Give the same inputs in both.")
+    return flat
+
+
+def _named(model: Any, interface: Interface, rows: Any, *, most: int | None) -> dict[str, np.ndarray]:
+    """`rows` by the interface's names, in its dtypes, checked against its shapes."""
+    flat = _arrays(model, interface, rows)
     chosen = {}
     for name, leaf, shape, dtype in zip(interface.names, flat, interface.shapes, interface.dtypes, strict=True):
         array = _as_ranked(leaf, shape)

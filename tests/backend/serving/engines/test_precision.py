@@ -20,8 +20,10 @@ from aiaas_magics.core.precision import SERVED, Precision
 from aiaas_magics.core.spec import DeploySpec
 from aiaas_magics.notebook import present
 from aiaas_magics.packing.export import accuracy_impact, model_export, quantization
-from aiaas_magics.packing.export.accuracy_impact import PrecisionChange, Reduction
+from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
+from aiaas_magics.packing.export.export_request import Reduction
 from aiaas_magics.packing.export.model_export import CannotServe
+from aiaas_magics.packing.export.onnx_session import onnx_form
 from tests.support import lanes
 
 ROWS = 600
@@ -172,7 +174,7 @@ def test_answers_do_not_depend_on_the_rows_beside_them(made: Any) -> None:
     """What onnxruntime's quantize_dynamic would make differs here by one part in a hundred."""
     model, x, _ = made["dense"]
     for bits in SERVED:
-        form = accuracy_impact.onnx_form(quantization.reduce(model_export.export(model).artefact, bits))
+        form = onnx_form(quantization.reduce(model_export.export(model).artefact, bits))
         large = np.concatenate([x[:4], 100 * x[4:64]])
         (together,) = form({"input_0": large}).values()
         (alone,) = form({"input_0": large[:4]}).values()
