@@ -211,7 +211,7 @@ def check_resume(backend: Backend, job: str, shape: FitShape, packed: PackedFitC
     Raises:
         UnknownName, InvalidSpec: there is nothing to go on from, or it does not fit; nothing was sent.
     """
-    from aiaas_magics.packing.fitcall.model_variables import check_kept
+    from aiaas_magics.packing.live.model_variables import check_kept
 
     kept = backend.transport.get(f"/v1/jobs/{job}/checkpoint", CheckpointView)
     check_kept(packed.paths, packed.variables, kept.variables)

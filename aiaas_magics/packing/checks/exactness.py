@@ -14,8 +14,9 @@ from typing import Any
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.row_order import whole_executions
 from aiaas_magics.core.spec import FitShape
-from aiaas_magics.packing.checks import parts_check, probing
-from aiaas_magics.packing.fitcall import attributes, batch_sources, fit_data
+from aiaas_magics.packing.checks import parts_check
+from aiaas_magics.packing.data import batch_sources, fit_data
+from aiaas_magics.packing.live import attributes, probing
 
 UNGUARDED: str = (
     "The processes of spmd meet at a port of JAX's on loopback that asks for no token: another account of that machine can end this job. "

@@ -15,9 +15,9 @@ import numpy as np
 from aiaas_magics.core import keras_messages
 from aiaas_magics.core.errors import DataMismatch, InvalidSpec, JobStillRunning, NotCompiled, UsageError
 from aiaas_magics.core.spec import FitShape
-from aiaas_magics.packing.checks import model_state
-from aiaas_magics.packing.fitcall import attributes, batch_sources, fit_data
-from aiaas_magics.packing.fitcall.batch_shapes import BatchSpec, symbols, training_rows
+from aiaas_magics.packing.data import batch_sources, fit_data
+from aiaas_magics.packing.data.batch_shapes import BatchSpec, symbols, training_rows
+from aiaas_magics.packing.live import attributes, model_state
 
 
 class UnsuitableKeras(UsageError):

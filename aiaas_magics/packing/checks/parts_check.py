@@ -19,12 +19,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.packing.checks import model_state, parts_numbers, probing, row_rules
+from aiaas_magics.packing.checks import parts_numbers, portability, row_rules
 from aiaas_magics.packing.checks.parts_numbers import BatchPart, Differences, Effects
-from aiaas_magics.packing.export.reference_answers import HALF_TOLERANCE, TOLERANCE
-from aiaas_magics.packing.fitcall import batch_shapes, batch_sources, fit_data
-from aiaas_magics.packing.fitcall.model_variables import tensorflow_variable
-from aiaas_magics.packing.portable import portability
+from aiaas_magics.packing.checks.reference_answers import HALF_TOLERANCE, TOLERANCE
+from aiaas_magics.packing.data import batch_shapes, batch_sources, fit_data
+from aiaas_magics.packing.live import model_state, probing
+from aiaas_magics.packing.live.model_variables import tensorflow_variable
 
 ROWS: Final = 64  # guess: enough for parts with several rows each
 WORK: Final = 1e10  # multiplications of all passes: about a second at 10 to 20 billion a second and core (guess)

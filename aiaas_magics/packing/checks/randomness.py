@@ -11,8 +11,8 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from aiaas_magics.packing.checks import probing
-from aiaas_magics.packing.fitcall.closures import codes, own_functions, value_of_name
+from aiaas_magics.packing.live import probing
+from aiaas_magics.packing.live.closures import codes, own_functions, value_of_name
 
 
 def kernel_seed() -> int | None:

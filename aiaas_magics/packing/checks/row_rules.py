@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from aiaas_magics.packing.checks import probing
+from aiaas_magics.packing.live import probing
 
 # Stock parts that may look at several rows of a batch, whatever their arguments.
 JOINING: Final = frozenset(

@@ -14,11 +14,11 @@ import numpy as np
 
 from aiaas_magics.core.errors import DataMismatch
 from aiaas_magics.packing.checks import fit_checks
+from aiaas_magics.packing.data import batch_sources, fit_data
 from aiaas_magics.packing.export import samples
 from aiaas_magics.packing.export.export_formats import ONNX, SAVED_MODEL, CannotServe
 from aiaas_magics.packing.export.preprocessing import as_rows, preprocessor_of
 from aiaas_magics.packing.export.samples import Interface
-from aiaas_magics.packing.fitcall import batch_sources, fit_data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

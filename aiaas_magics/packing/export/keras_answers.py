@@ -18,10 +18,10 @@ from aiaas_magics.core.agreement import spread as spread_of
 from aiaas_magics.core.errors import DataMismatch
 from aiaas_magics.core.precision import MOST_SPREAD, Precision
 from aiaas_magics.core.spec import TensorSpec
-from aiaas_magics.packing.checks.model_state import ModelState
 from aiaas_magics.packing.export import sample_bytes
 from aiaas_magics.packing.export.export_formats import CannotServe, replayed
 from aiaas_magics.packing.export.samples import Interface, original_names, unique_names
+from aiaas_magics.packing.live.model_state import ModelState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

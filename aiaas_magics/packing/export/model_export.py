@@ -16,14 +16,14 @@ import numpy as np
 from aiaas_magics.core import snippets
 from aiaas_magics.core.precision import for_spread
 from aiaas_magics.core.spec import TensorSpec
-from aiaas_magics.packing.checks import model_state
-from aiaas_magics.packing.checks.model_state import ModelState
 from aiaas_magics.packing.export import accuracy_impact, export_formats, quantization, sample_bytes
 from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
 from aiaas_magics.packing.export.export_formats import ONNX, SAVED_MODEL, CannotServe
 from aiaas_magics.packing.export.export_request import ExportRequest, Reduction, normalise
 from aiaas_magics.packing.export.keras_answers import KerasAnswers, function_of, keras_answers, output_specs
 from aiaas_magics.packing.export.onnx_session import onnx_form
+from aiaas_magics.packing.live import model_state
+from aiaas_magics.packing.live.model_state import ModelState
 
 __all__ = ["CannotServe", "Servable", "carry_out", "export"]
 

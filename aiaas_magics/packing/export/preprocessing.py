@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from aiaas_magics.packing.data import batch_sources
 from aiaas_magics.packing.export import sample_bytes
-from aiaas_magics.packing.fitcall import batch_sources
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from aiaas_magics.core.errors import CannotTravel, DataMismatch, UsageError
 from aiaas_magics.core.spec import TensorSpec
-from aiaas_magics.packing.fitcall import batch_sources, fit_data
+from aiaas_magics.packing.data import batch_sources, fit_data
 
 AUTOMATIC: Final = frozenset({"input_layer", "keras_tensor"})  # Keras' own, with a number that changes from model to model
 ROWS: Final = 32  # of the issue: sizes 1, 3 and up to 32 are replayed

@@ -15,9 +15,9 @@ from typing import Any
 
 from aiaas_magics.core.spec import FitShape
 from aiaas_magics.packing.checks import fit_checks
-from aiaas_magics.packing.fitcall import batch_shapes, batch_sources
-from aiaas_magics.packing.fitcall.batch_shapes import BatchSpec
-from aiaas_magics.packing.fitcall.fit_data import plain_arguments
+from aiaas_magics.packing.data import batch_shapes, batch_sources
+from aiaas_magics.packing.data.batch_shapes import BatchSpec
+from aiaas_magics.packing.data.fit_data import plain_arguments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,17 +21,19 @@ from aiaas_magics.core.environment import EnvironmentChoice
 from aiaas_magics.core.errors import NotOnJax
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import FitShape
-from aiaas_magics.packing.checks import exactness, fit_checks, randomness, unpicklable
+from aiaas_magics.packing.checks import exactness, fit_checks, randomness
+from aiaas_magics.packing.data import batch_shapes, batch_sources
+from aiaas_magics.packing.data.fit_data import all_leaves, with_texts_as_tensors
 from aiaas_magics.packing.export import samples
-from aiaas_magics.packing.fitcall import attributes, batch_shapes, batch_sources, cell_sources, closures, state_pickle
 from aiaas_magics.packing.fitcall.fit_arguments import FitData, normalise
-from aiaas_magics.packing.fitcall.fit_data import all_leaves, with_texts_as_tensors
 from aiaas_magics.packing.fitcall.fit_result import FitResult, apply_result, apply_to, read_result, write_result
 from aiaas_magics.packing.fitcall.keras_settings import apply_settings, current_settings, global_seed, set_global_seed
 from aiaas_magics.packing.fitcall.manifest import manifest_of
-from aiaas_magics.packing.fitcall.model_variables import tensorflow_variable
 from aiaas_magics.packing.fitcall.packed_fit_call import FitCall, PackedFitCall, UnpackedFitCall
-from aiaas_magics.packing.fitcall.preamble import Preamble
+from aiaas_magics.packing.live import attributes, cell_sources, closures
+from aiaas_magics.packing.live.model_variables import tensorflow_variable
+from aiaas_magics.packing.pickling import state_pickle, unpicklable
+from aiaas_magics.packing.pickling.preamble import Preamble
 from aiaas_magics.packing.portable import portable_call
 
 __all__ = [

@@ -12,19 +12,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from aiaas_magics.core.errors import AiaasBug, DataMismatch, ResultMismatch
 from aiaas_magics.packing.checks import fit_checks
-from aiaas_magics.packing.fitcall import attributes, plain_json
-from aiaas_magics.packing.fitcall.batch_shapes import BatchSpec, symbols
-from aiaas_magics.packing.fitcall.model_variables import ROLES, fitting_value, roles_of, tensorflow_variable, value_of
+from aiaas_magics.packing.data.batch_shapes import BatchSpec, symbols
+from aiaas_magics.packing.fitcall.packed_fit_call import PackedFitCall, UnpackedFitCall
+from aiaas_magics.packing.live import attributes, plain_json
+from aiaas_magics.packing.live.model_variables import ROLES, fitting_value, roles_of, tensorflow_variable, value_of
 from aiaas_magics.packing.portable.portable_call import PortedFitCall
-
-if TYPE_CHECKING:
-    from aiaas_magics.packing.fitcall.fit_call import PackedFitCall, UnpackedFitCall
 
 HEADER: Final = "aiaas"
 # Links to living objects, not data; they are set anew where the result is taken.

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from aiaas_magics.core.errors import AiaasBug
-from aiaas_magics.packing.fitcall import batch_sources
-from aiaas_magics.packing.fitcall.fit_data import all_leaves
-from aiaas_magics.packing.fitcall.state_pickle import Luggage
+from aiaas_magics.packing.data import batch_sources
+from aiaas_magics.packing.data.fit_data import all_leaves
+from aiaas_magics.packing.pickling.state_pickle import Luggage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

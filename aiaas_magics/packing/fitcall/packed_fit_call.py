@@ -13,9 +13,10 @@ import numpy as np
 
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import FitShape
-from aiaas_magics.packing.fitcall import attributes, batch_sources
-from aiaas_magics.packing.fitcall.batch_shapes import BatchSpec
+from aiaas_magics.packing.data import batch_sources
+from aiaas_magics.packing.data.batch_shapes import BatchSpec
 from aiaas_magics.packing.fitcall.manifest import Manifest
+from aiaas_magics.packing.live import attributes
 
 
 @dataclass(frozen=True, slots=True)

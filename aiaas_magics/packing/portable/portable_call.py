@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 
 from aiaas_magics.core.errors import NotOnJax
-from aiaas_magics.packing.export import reference_answers
-from aiaas_magics.packing.fitcall import state_pickle
-from aiaas_magics.packing.fitcall.batch_shapes import BatchSpec, symbols
-from aiaas_magics.packing.fitcall.model_variables import VariableSpec, keras_roles_of, roles_of
-from aiaas_magics.packing.fitcall.state_pickle import Failed, Luggage
-from aiaas_magics.packing.portable import portability
+from aiaas_magics.packing.checks import portability, reference_answers
+from aiaas_magics.packing.data.batch_shapes import BatchSpec, symbols
+from aiaas_magics.packing.live.model_variables import VariableSpec, keras_roles_of, roles_of
+from aiaas_magics.packing.pickling import state_pickle
+from aiaas_magics.packing.pickling.state_pickle import Failed, Luggage
 from aiaas_magics.packing.portable.layouts import Axes, layouts_of
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from aiaas_magics.core.execution import Execution
-from aiaas_magics.packing.fitcall import fit_call, state_pickle
+from aiaas_magics.packing.fitcall import fit_call
 from aiaas_magics.packing.fitcall.fit_call import FitCall
+from aiaas_magics.packing.pickling import state_pickle
 from tests.support.packed import Namespace, Worker
 
 Cell = Callable[..., Namespace]

@@ -41,7 +41,7 @@ from aiaas_magics.core.errors import NotOnJax
 from aiaas_magics.core.events import Planned
 from aiaas_magics.core.internals.jax_internals import xla_bridge
 from aiaas_magics.core.internals.keras_internals import GLOBAL_RANDOM_SEED, ArrayDataAdapter, array_slicing, global_state, jax_trainer, tree
-from aiaas_magics.packing.export import reference_answers
+from aiaas_magics.packing.checks import reference_answers
 from aiaas_magics.packing.fitcall import fit_call
 from aiaas_magics.packing.portable import portable_call
 from aiaas_magics.packing.portable.layouts import AXES, Axes

@@ -48,8 +48,8 @@ from aiaas_magics.core.internals.keras_internals import TensorFlowTrainer
 from aiaas_magics.core.internals.tensorflow_internals import is_op_determinism_enabled
 from aiaas_magics.core.row_order import kernel_seed_of
 from aiaas_magics.packing.checks.fit_checks import runs_eagerly
+from aiaas_magics.packing.data.batch_sources import in_arguments
 from aiaas_magics.packing.fitcall import fit_call
-from aiaas_magics.packing.fitcall.batch_sources import in_arguments
 from aiaas_magics.packing.fitcall.fit_call import UnpackedFitCall
 
 ENGINE: Final = "tensorflow"

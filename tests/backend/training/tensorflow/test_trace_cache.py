@@ -17,8 +17,8 @@ from keras import layers
 from aiaas_magics.backend.training.tensorflow.multi_step import FusedSteps
 from aiaas_magics.backend.training.tensorflow.trace_cache import clear
 from aiaas_magics.core import keras_messages
-from aiaas_magics.packing.fitcall.fingerprint import fingerprint
 from aiaas_magics.packing.fitcall.fit_call import FitCall, pack
+from aiaas_magics.packing.pickling.fingerprint import fingerprint
 from tests.backend.training import fit_cases
 from tests.backend.training.tensorflow.test_multi_step import Trained
 

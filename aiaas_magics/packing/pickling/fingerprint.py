@@ -21,9 +21,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.packing.fitcall import state_pickle
-from aiaas_magics.packing.fitcall.model_variables import VariableSpec, spec_of
-from aiaas_magics.packing.fitcall.state_pickle import Failed, Luggage, Pickler
+from aiaas_magics.packing.live.model_variables import VariableSpec, spec_of
+from aiaas_magics.packing.pickling import state_pickle
+from aiaas_magics.packing.pickling.state_pickle import Failed, Luggage, Pickler
 
 # Their versions stand in the fingerprint; of any other package the files do, by size and time.
 VERSIONED: Final = ("keras", "tensorflow", "numpy", "ml_dtypes", "cloudpickle", "aiaas_magics")

@@ -20,8 +20,8 @@ import numpy as np
 from aiaas_magics.core import feed_frames
 from aiaas_magics.core.errors import CannotTravel, DataMismatch
 from aiaas_magics.core.execution import Execution
-from aiaas_magics.packing.checks.probing import has
-from aiaas_magics.packing.fitcall import state_pickle
+from aiaas_magics.packing.live.probing import has
+from aiaas_magics.packing.pickling import state_pickle
 
 PYTHON_OPS: Final = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 # A worker's folder is another than the kernel's, and on another machine the files are not there at all. What only writes

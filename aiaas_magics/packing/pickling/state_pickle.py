@@ -24,12 +24,12 @@ import cloudpickle
 import numpy as np
 
 from aiaas_magics.core.errors import AiaasBug
-from aiaas_magics.packing.checks import unpicklable
-from aiaas_magics.packing.fitcall import user_modules
-from aiaas_magics.packing.fitcall.keras_state import is_functional, is_keras_object, put_state, settle, shell, state_of
-from aiaas_magics.packing.fitcall.model_variables import VariableSpec, build_variable, spec_of, value_of
-from aiaas_magics.packing.fitcall.preamble import Preamble
-from aiaas_magics.packing.fitcall.reducers import code_from, helper_module, reducers
+from aiaas_magics.packing.live import user_modules
+from aiaas_magics.packing.live.model_variables import VariableSpec, build_variable, spec_of, value_of
+from aiaas_magics.packing.pickling import unpicklable
+from aiaas_magics.packing.pickling.keras_state import is_functional, is_keras_object, put_state, settle, shell, state_of
+from aiaas_magics.packing.pickling.preamble import Preamble
+from aiaas_magics.packing.pickling.reducers import code_from, helper_module, reducers
 
 FORMAT: Final = 2
 APART_BYTES: Final = 64 * 1024  # guess: below it, a file of its own costs more than the bytes

@@ -19,8 +19,7 @@ from functools import partial
 from typing import Any, Final
 
 from aiaas_magics.core.errors import CannotTravel
-from aiaas_magics.packing.checks import probing
-from aiaas_magics.packing.fitcall import user_modules
+from aiaas_magics.packing.live import probing, user_modules
 
 _LOCK: Final = type(threading.Lock())
 _RLOCK: Final = type(threading.RLock())

@@ -14,7 +14,7 @@ import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType
 
-from aiaas_magics.packing.fitcall.user_modules import is_users_file
+from aiaas_magics.packing.live.user_modules import is_users_file
 
 
 def sources_of(codes: Iterable[CodeType]) -> dict[str, str]:

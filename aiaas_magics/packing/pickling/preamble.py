@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from aiaas_magics.packing.fitcall import cell_sources
+from aiaas_magics.packing.live import cell_sources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

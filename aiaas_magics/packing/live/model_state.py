@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.packing.fitcall.model_variables import tensorflow_variable
+from aiaas_magics.packing.live.model_variables import tensorflow_variable
 
 PLAIN: Final = (int, float, bool, str, bytes, type(None), tuple)
 

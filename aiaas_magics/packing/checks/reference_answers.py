@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.packing.checks import model_state
-from aiaas_magics.packing.fitcall import batch_shapes, fit_data
-from aiaas_magics.packing.fitcall.model_variables import tensorflow_variable
+from aiaas_magics.packing.data import batch_shapes, fit_data
+from aiaas_magics.packing.live import model_state
+from aiaas_magics.packing.live.model_variables import tensorflow_variable
 
 ROWS: Final = 16  # guess: enough that no row stands for all
 TOLERANCE: Final = 1e-4  # of the norm, in single precision: other orders of sums differ by 1e-7 to 1e-5

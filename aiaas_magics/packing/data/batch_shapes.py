@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.packing.fitcall import batch_sources, fit_data
+from aiaas_magics.packing.data import batch_sources, fit_data
 
 BATCH: Final = 32  # Keras' own
 BatchSpec = tuple[Any, Any, Any]

@@ -13,10 +13,9 @@ from typing import Any, Final
 import numpy as np
 
 from aiaas_magics.core.internals.keras_internals import TENSORFLOW_BACKEND
-from aiaas_magics.packing.checks import probing
-from aiaas_magics.packing.fitcall import user_modules
-from aiaas_magics.packing.fitcall.closures import codes, value_of_name
-from aiaas_magics.packing.fitcall.fit_data import PARTS, all_leaves
+from aiaas_magics.packing.data.fit_data import PARTS, all_leaves
+from aiaas_magics.packing.live import probing, user_modules
+from aiaas_magics.packing.live.closures import codes, value_of_name
 
 STEPS: Final = ("train_step", "test_step", "make_train_function", "make_test_function")
 # Layers that look up texts, or hash, in TensorFlow whatever Keras runs on.

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.packing.checks.model_state import attributes_of_keras
-from aiaas_magics.packing.fitcall import plain_json
+from aiaas_magics.packing.live import plain_json
+from aiaas_magics.packing.live.model_state import attributes_of_keras
 
 TRAINABLE: Final = "_trainable"
 # Set by `fit` itself; the result has them in places of their own.
