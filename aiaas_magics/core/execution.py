@@ -55,9 +55,9 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         choices = {"engine": ENGINES, "strategy": STRATEGIES, "fused": FUSING, "precision": PRECISIONS}
-        for what, known in choices.items():
-            if (value := getattr(self, what)) not in known:
-                raise InvalidSpec(f"{what}={value!r} is not known. Use one of {', '.join(filter(None, known))}.")
+        for option, allowed in choices.items():
+            if (value := getattr(self, option)) not in allowed:
+                raise InvalidSpec(f"{option}={value!r} is not known. Use one of {', '.join(filter(None, allowed))}.")
         if self.accumulate < 1:
             raise InvalidSpec(f"accumulate={self.accumulate}: a batch has at least 1 part. Leave --accumulate out for one.")
         if self.engine == "tensorflow" and self.strategy == "spmd":

@@ -38,9 +38,9 @@ def rows_of(rank: int, *, rows: int, ranks: int) -> range:
     """
     if rows < ranks:
         return range(rows)
-    each, more = divmod(rows, ranks)
-    first = rank * each + min(rank, more)
-    return range(first, first + each + (rank < more))
+    smallest, more = divmod(rows, ranks)
+    first = rank * smallest + min(rank, more)
+    return range(first, first + smallest + (rank < more))
 
 
 def whole_executions(steps: int, execution: int) -> int:

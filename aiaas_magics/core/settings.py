@@ -39,8 +39,8 @@ def package_version() -> str:
 
 def home() -> Path:
     """The folder for everything that outlives a process; it may not exist yet."""
-    if chosen := os.environ.get("AIAAS_HOME"):
-        return Path(chosen).expanduser().resolve()
+    if override := os.environ.get("AIAAS_HOME"):
+        return Path(override).expanduser().resolve()
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     elif sys.platform == "darwin":

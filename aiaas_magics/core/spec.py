@@ -84,9 +84,9 @@ class Versions(Value, frozen=True, kw_only=True):
     aiaas_magics: str
     jax: str = ""
 
-    def skew(self, there: Versions, *whats: str) -> str | None:
+    def skew(self, other: Versions, *whats: str) -> str | None:
         """The first of `whats` whose x.y is another one `there`; what travels by its inner state needs the same."""
-        return next((what for what in whats if getattr(self, what).split(".")[:2] != getattr(there, what).split(".")[:2]), None)
+        return next((name for name in whats if getattr(self, name).split(".")[:2] != getattr(other, name).split(".")[:2]), None)
 
 
 class About(Value, frozen=True, kw_only=True):
@@ -275,7 +275,7 @@ class JobView(Value, frozen=True, kw_only=True):
 class StoragePart(Value, frozen=True, kw_only=True):
     """One kind of thing in a state folder. `freeable_bytes` are what nothing needs."""
 
-    what: str
+    contents: str
     bytes: int
     count: int = 0
     freeable_bytes: int = 0

@@ -10,7 +10,7 @@ from typing import Final
 from tests.architecture.words import PACKAGE, bound_names, names_of_package, share_forbidden
 
 # What it is today. It is to come down to 0.005, as the last of the old words go; lower it with each change that lowers the share.
-MOST_FORBIDDEN: Final = 0.0444
+MOST_FORBIDDEN: Final = 0.0318
 ENTRANCES: Final = ("__init__", "__main__")  # a package's; every package may have them
 
 

@@ -36,7 +36,7 @@ from aiaas_magics.backend.workers.rank_output import text_output
 from aiaas_magics.core import wire
 from aiaas_magics.core.errors import NotOnJax, StoreNotWritable
 from aiaas_magics.core.events import Candidate, Crashed, Finished, Notice, Phase
-from aiaas_magics.core.printout import ENDING, OURS
+from aiaas_magics.core.printout import ENDING, OWN_PREFIX
 
 ENGINES: Final = {
     "tensorflow": "aiaas_magics.backend.training.tensorflow.tensorflow_engine",
@@ -149,7 +149,7 @@ def go_on_with_tensorflow(command: WorkerCommand, command_path: str, why: str) -
     """Become, as the same process, a worker that trains on TensorFlow what does not work on JAX."""
     stays = replace(command.execution, engine="tensorflow", may_stay=False, strategy="single", model_parallel=1)
     write_value(Path(command_path), replace(command, execution=stays, devices=1))
-    print(f"{OURS}not on JAX: {why}", flush=True)
+    print(f"{OWN_PREFIX}not on JAX: {why}", flush=True)
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
     os.execve(sys.executable, [sys.executable, "-P", "-m", "aiaas_magics.backend.workers.worker_main", command_path], environment)
 

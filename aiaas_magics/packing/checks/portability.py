@@ -83,9 +83,9 @@ def _tensorflow_in(code: Iterable[Any]) -> Iterator[str]:
     """Code that names TensorFlow: no other backend runs it."""
     for obj in code:
         for name, function in _functions(obj):
-            found = sorted(_uses(function))
-            if found:
-                yield f"{name} uses TensorFlow ({found[0]})"
+            uses = sorted(_uses(function))
+            if uses:
+                yield f"{name} uses TensorFlow ({uses[0]})"
 
 
 def _functions(obj: Any) -> Iterator[tuple[str, types.FunctionType]]:

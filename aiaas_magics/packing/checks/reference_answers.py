@@ -56,8 +56,8 @@ def sample(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         rows = min(rows, ROWS)
 
     def cut(array: np.ndarray) -> np.ndarray:
-        found = np.array(array[:rows])
-        return found.astype(keras.config.floatx()) if found.dtype.kind == "f" else found
+        first = np.array(array[:rows])
+        return first.astype(keras.config.floatx()) if first.dtype.kind == "f" else first
 
     x, y, weight = (fit_data.map_leaves(cut, arguments.get(part)) for part in fit_data.PARTS)
     return x, y, weight
@@ -70,23 +70,23 @@ def take(model: Any, arguments: Mapping[str, Any]) -> ReferenceAnswers:
 
     x, y, weight = sample(model, arguments)
     moving = [*model.non_trainable_variables, *model.metrics_variables]
-    kept = [np.array(variable.numpy()) for variable in moving]
+    values = [np.array(variable.numpy()) for variable in moving]
     tensors = [tree.map_structure(lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), part) for part in (x, y, weight)]
     try:
-        with model_state.kept(model), tf.GradientTape() as tape:
+        with model_state.restored_after(model), tf.GradientTape() as tape:
             outputs = model(tensors[0], training=False)
             loss = model._compute_loss(x=tensors[0], y=tensors[1], y_pred=outputs, sample_weight=tensors[2], training=False)
         gradients = tape.gradient(loss, [tensorflow_variable(variable) for variable in model.trainable_variables])
     finally:
-        for variable, value in zip(moving, kept, strict=True):
+        for variable, value in zip(moving, values, strict=True):
             variable.assign(value)
-    found = numbers(outputs, loss, [None if grad is None else tf.convert_to_tensor(grad) for grad in gradients])
+    computed = numbers(outputs, loss, [None if grad is None else tf.convert_to_tensor(grad) for grad in gradients])
     halves = any(getattr(layer, "compute_dtype", "") in ("float16", "bfloat16") for layer in model._flatten_layers())
     return ReferenceAnswers(
         x=x,
         y=y,
         sample_weight=weight,
-        numbers=found,
+        numbers=computed,
         tolerance=HALF_TOLERANCE if halves else TOLERANCE,
         paths=tuple(variable.path for variable in model.trainable_variables),
     )
@@ -112,21 +112,32 @@ def sketch(flat: np.ndarray) -> np.ndarray:
     return summed
 
 
-def difference(proof: ReferenceAnswers, there: Numbers) -> str | None:
+def difference(proof: ReferenceAnswers, answers: Numbers) -> str | None:
     """The largest difference beyond the tolerance as a clause; None where all agree."""
-    here, worst = proof.numbers, (0.0, "")
-    pairs = [("the loss", np.array([here.loss]), np.array([there.loss]), 0.0)]
-    if [output.shape for output in here.outputs] != [output.shape for output in there.outputs]:
+    reference, worst = proof.numbers, (0.0, "")
+    pairs = [("the loss", np.array([reference.loss]), np.array([answers.loss]), 0.0)]
+    if [output.shape for output in reference.outputs] != [output.shape for output in answers.outputs]:
         return "its outputs have other shapes"
-    pairs += [(f"output {place}", a, b, 0.0) for place, (a, b) in enumerate(zip(here.outputs, there.outputs, strict=True))]
-    scale = float(np.sqrt(sum(_norm(g) ** 2 for g in here.gradients if g is not None)))
-    for path, ours, theirs in zip(proof.paths, here.gradients, there.gradients, strict=True):
+    pairs += [(f"output {place}", a, b, 0.0) for place, (a, b) in enumerate(zip(reference.outputs, answers.outputs, strict=True))]
+    scale = float(np.sqrt(sum(_norm(g) ** 2 for g in reference.gradients if g is not None)))
+    for path, reference_gradient, gradient in zip(proof.paths, reference.gradients, answers.gradients, strict=True):
         # A variable that the loss does not depend on has no gradient on TensorFlow, and zeros on JAX.
-        zeros = np.zeros(1) if ours is None and theirs is None else np.zeros_like(theirs if ours is None else ours)
-        pairs.append((f"the gradient of {path}", zeros if ours is None else ours, zeros if theirs is None else theirs, FLOOR * scale))
-    for what, a, b, floor in pairs:
+        zeros = (
+            np.zeros(1)
+            if reference_gradient is None and gradient is None
+            else np.zeros_like(gradient if reference_gradient is None else reference_gradient)
+        )
+        pairs.append(
+            (
+                f"the gradient of {path}",
+                zeros if reference_gradient is None else reference_gradient,
+                zeros if gradient is None else gradient,
+                FLOOR * scale,
+            )
+        )
+    for label, a, b, floor in pairs:
         relative = _gap(a, b) / max(_norm(a), floor / proof.tolerance, 1e-30)
-        worst = max(worst, (relative, what), key=lambda found: found[0])
+        worst = max(worst, (relative, label), key=lambda pair: pair[0])
     if worst[0] <= proof.tolerance:
         return None
     if np.isinf(worst[0]):

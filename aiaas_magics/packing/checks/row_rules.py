@@ -45,9 +45,9 @@ def has_unproved_operations(model: Any) -> bool:
 def _resolved(loss: Any) -> Any:
     import keras
 
-    found = probing.ask(lambda: keras.losses.get(loss), loss) if isinstance(loss, str) else loss
-    inner = probing.attribute(found, "fn")
-    return inner if isinstance(inner, types.FunctionType) and not is_stock(inner) else found
+    resolved = probing.ask(lambda: keras.losses.get(loss), loss) if isinstance(loss, str) else loss
+    inner = probing.attribute(resolved, "fn")
+    return inner if isinstance(inner, types.FunctionType) and not is_stock(inner) else resolved
 
 
 def _is_proved(part: Any) -> bool:

@@ -110,10 +110,10 @@ class StreamedSource(BatchSource):
 class Stream:
     """The kernel's side of a `StreamedSource`: the user's own object, iterated here."""
 
-    def __init__(self, name: str, given: Any, adapter: Any, spec: Any) -> None:
+    def __init__(self, name: str, data: Any, adapter: Any, spec: Any) -> None:
         self.name, self.spec = name, spec
         self.on_first: Callable[[Any], None] | None = None  # gets the first batch on its way
-        self._given, self._adapter = given, adapter
+        self._data, self._adapter = data, adapter
 
     def one_pass(self) -> Iterator[bytes]:
         """One pass over the data, batch by batch, as bytes; an error is the user's own with its traceback."""
@@ -132,11 +132,11 @@ class Stream:
             yield feed_frames.encode(feed_frames.FrameKind.BATCH, parts)
 
     def _batches(self) -> Iterator[Any]:
-        if is_iterator(self._given):
+        if is_iterator(self._data):
             yield from self._adapter.generator()
             return
         self._adapter.on_epoch_begin()
-        yield from self._adapter._get_iterator() if hasattr(self._adapter, "_get_iterator") else self._given
+        yield from self._adapter._get_iterator() if hasattr(self._adapter, "_get_iterator") else self._data
         self._adapter.on_epoch_end()
 
 
@@ -171,13 +171,13 @@ def _other_batch(name: str, element: Any, spec: Any) -> str:
     """Why a batch is not one of those that came first, and what to do."""
     import tensorflow as tf
 
-    told = f"A batch of {name} is {described(element)}, the first ones were {described(spec)}."
+    difference = f"A batch of {name} is {described(element)}, the first ones were {described(spec)}."
     try:
         tf.nest.assert_same_structure(element, spec, expand_composites=False)
     except (TypeError, ValueError):
-        return f"{told} {_NOT_A_BATCH}"
+        return f"{difference} {_NOT_A_BATCH}"
     return (
-        f"{told} Sizes that change must differ between the first two batches already, as plain fit wants it too: "
+        f"{difference} Sizes that change must differ between the first two batches already, as plain fit wants it too: "
         f"yield two sizes first, or give {name} as a tf.data.Dataset with None in its shapes."
     )
 
@@ -255,17 +255,17 @@ def in_arguments(arguments: Mapping[str, Any]) -> dict[str, BatchSource]:
     return {name: value for name in PLACES if isinstance(value := arguments.get(name), BatchSource)}
 
 
-def _batch_rows(given: Any, spec: Any) -> int:
+def _batch_rows(dataset: Any, spec: Any) -> int:
     """Rows of a full batch: as the shapes have it, or the last `batch` on the way through a dataset."""
     import tensorflow as tf
 
     shape = next((leaf.shape for leaf in tf.nest.flatten(spec) if not _is_always_none(leaf)), tf.TensorShape([]))
     if shape.rank and shape[0]:
         return int(shape[0])
-    while given is not None:
-        if (size := getattr(given, "_batch_size", None)) is not None:
+    while dataset is not None:
+        if (size := getattr(dataset, "_batch_size", None)) is not None:
             return int(size)
-        given = getattr(given, "_input_dataset", None)
+        dataset = getattr(dataset, "_input_dataset", None)
     return 0
 
 
@@ -311,9 +311,9 @@ def _adapted(value: Any, name: str, *, shuffle: bool = False) -> Any:
 
     from aiaas_magics.core.internals.keras_internals import data_adapters
 
-    known = _peeked.get(value) if isinstance(value, types.GeneratorType) else None
-    if known is not None:
-        return known
+    adapter = _peeked.get(value) if isinstance(value, types.GeneratorType) else None
+    if adapter is not None:
+        return adapter
     try:
         adapter = data_adapters.get_data_adapter(_generator_of(value), shuffle=shuffle and isinstance(value, keras.utils.PyDataset))
     except ValueError as error:
@@ -335,12 +335,12 @@ def _graph_of(dataset: Any) -> GraphSource | None:
     import tensorflow as tf
 
     try:
-        written = tf.raw_ops.DatasetToGraphV2(
+        graph_bytes = tf.raw_ops.DatasetToGraphV2(
             input_dataset=dataset._variant_tensor, external_state_policy=IGNORE_STATE, strip_device_assignment=True
         ).numpy()
     except tf.errors.OpError:  # a dataset of another library, or more than the 2 GB of a graph
         return None
-    graph = tf.compat.v1.GraphDef.FromString(written)
+    graph = tf.compat.v1.GraphDef.FromString(graph_bytes)
     nodes = list(_nodes(graph))
     if any(node.op in PYTHON_OPS | FILE_OPS for node in nodes):  # those of functions that the graph calls among them
         return None
@@ -385,11 +385,11 @@ def described(spec: Any) -> str:
     """Dtypes and shapes of an element, for messages."""
     import tensorflow as tf
 
-    def one(leaf: Any) -> str:
+    def described_leaf(leaf: Any) -> str:
         dtype = getattr(leaf, "dtype", None)
         return "None" if dtype is None else f"{dtype.name} {getattr(leaf, 'shape', '')}"
 
-    return ", ".join(one(leaf) for leaf in tf.nest.flatten(spec))
+    return ", ".join(described_leaf(leaf) for leaf in tf.nest.flatten(spec))
 
 
 def _sentence(error: Exception) -> str:

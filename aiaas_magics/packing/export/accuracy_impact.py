@@ -37,7 +37,7 @@ class Forms:
 class ImpactLine:
     """One figure of both forms; `before` is None where it compares the two."""
 
-    what: str
+    measure: str
     before: float | None
     after: float
 
@@ -66,8 +66,10 @@ class PrecisionChange:
     def sentence(self) -> str:
         """One clause for the version's view."""
         first = self.lines[0]
-        told = f"{first.what} {first.after:.4g}" if first.before is None else f"{first.what} {first.before:.4g} -> {first.after:.4g}"
-        return f"{told} on {self.rows:,} rows of {self.of}"
+        measured = (
+            f"{first.measure} {first.after:.4g}" if first.before is None else f"{first.measure} {first.before:.4g} -> {first.after:.4g}"
+        )
+        return f"{measured} on {self.rows:,} rows of {self.of}"
 
     def check(self) -> None:
         """Raises `ChangedTooMuch` when the change is beyond its limit."""
@@ -111,8 +113,8 @@ def measure(model: Any, reduction: ReductionRequest, forms: Forms, *, sizes: tup
 def in_parts(form: Form, rows: Named) -> dict[str, np.ndarray]:
     """A form's answers on any number of rows."""
     count = len(next(iter(rows.values())))
-    found = [form({name: array[start : start + ROWS_AT_ONCE] for name, array in rows.items()}) for start in range(0, count, ROWS_AT_ONCE)]
-    return {name: np.concatenate([np.atleast_1d(part[name]) for part in found]) for name in found[0]}
+    parts = [form({name: array[start : start + ROWS_AT_ONCE] for name, array in rows.items()}) for start in range(0, count, ROWS_AT_ONCE)]
+    return {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
 
 
 # --------------------------------------------------------------------------- the figures
@@ -126,11 +128,11 @@ def differences(before: Named, after: Named) -> Iterator[ImpactLine]:
         reduced = after[name].astype(np.float64)
         full = full.astype(np.float64)
         if (same := same_answers(full, reduced)) is not None:
-            yield ImpactLine(what=f"same answer{of}", before=None, after=same)
+            yield ImpactLine(measure=f"same answer{of}", before=None, after=same)
         apart = np.abs(full - reduced)
         spread = float(full.std()) or float(np.abs(full).max(initial=0.0)) or 1.0
-        yield ImpactLine(what=f"mean difference{of}, of its spread", before=None, after=float(apart.mean()) / spread)
-        yield ImpactLine(what=f"largest difference{of}", before=None, after=float(apart.max(initial=0.0)))
+        yield ImpactLine(measure=f"mean difference{of}, of its spread", before=None, after=float(apart.mean()) / spread)
+        yield ImpactLine(measure=f"largest difference{of}", before=None, after=float(apart.max(initial=0.0)))
 
 
 def same_answers(full: np.ndarray, reduced: np.ndarray) -> float | None:
@@ -154,7 +156,7 @@ def evaluated(model: Any, y: Any, answers: Any) -> dict[str, float]:
     count = len(keras.tree.flatten(answers)[0])
     losses = 0.0
     metrics, loss = model._compile_metrics, model._compile_loss
-    with _kept(model):
+    with _metrics_restored(model):
         if metrics is not None:
             metrics.reset_state()
         for start in range(0, count, ROWS_AT_ONCE):
@@ -162,27 +164,27 @@ def evaluated(model: Any, y: Any, answers: Any) -> dict[str, float]:
             def part(array: np.ndarray, start: int = start) -> Any:
                 return keras.ops.convert_to_tensor(array[start : start + ROWS_AT_ONCE])
 
-            truth, found = keras.tree.map_structure(part, y), keras.tree.map_structure(part, answers)
+            truth, predictions = keras.tree.map_structure(part, y), keras.tree.map_structure(part, answers)
             if loss is not None:
-                losses += float(loss(truth, found)) * (min(count, start + ROWS_AT_ONCE) - start)
+                losses += float(loss(truth, predictions)) * (min(count, start + ROWS_AT_ONCE) - start)
             if metrics is not None:
-                metrics.update_state(truth, found)
+                metrics.update_state(truth, predictions)
         results = {} if metrics is None else dict(metrics.result())
     scalars = {name: float(value) for name, value in results.items() if np.ndim(value) == 0}
     return scalars | ({"loss": losses / count} if loss is not None else {})
 
 
 @contextmanager
-def _kept(model: Any) -> Iterator[None]:
+def _metrics_restored(model: Any) -> Iterator[None]:
     """Metrics count on: what they had counted is put back."""
     before = [(variable, np.array(variable.numpy())) for variable in model.metrics_variables]
     try:
         yield
     finally:
-        known = {id(variable) for variable, _ in before}
+        known_ids = {id(variable) for variable, _ in before}
         for variable, value in before:
             variable.assign(value)
-        if any(id(variable) not in known for variable in model.metrics_variables):
+        if any(id(variable) not in known_ids for variable in model.metrics_variables):
             model._compile_metrics.reset_state()
 
 
@@ -200,7 +202,7 @@ def own_figures(model: Any, y: Any, before: Any, after: Any) -> tuple[tuple[Impa
         raise DataMismatch(
             f"The model's loss and metrics do not take y_val ({' '.join(str(error).split())[:200].rstrip('.')}). Give it as fit takes y."
         ) from error
-    return tuple(ImpactLine(what=name, before=full[name], after=reduced[name]) for name in full), ""
+    return tuple(ImpactLine(measure=name, before=full[name], after=reduced[name]) for name in full), ""
 
 
 def judged(lines: tuple[ImpactLine, ...]) -> tuple[str, float]:
@@ -210,13 +212,13 @@ def judged(lines: tuple[ImpactLine, ...]) -> tuple[str, float]:
     """
     first = lines[0]
     if first.before is not None:
-        return first.what, abs(first.after - first.before) / max(1.0, abs(first.before))
-    same = [line.after for line in lines if line.what.startswith("same answer")]
+        return first.measure, abs(first.after - first.before) / max(1.0, abs(first.before))
+    same = [line.after for line in lines if line.measure.startswith("same answer")]
     if same:
         return "the share of other answers", 1.0 - min(same)
-    return "the mean difference", _worst(line.after for line in lines if line.what.startswith("mean difference"))
+    return "the mean difference", _worst(line.after for line in lines if line.measure.startswith("mean difference"))
 
 
 def _worst(values: Iterator[float]) -> float:
-    found = list(values)
-    return math.nan if any(math.isnan(value) for value in found) else max(found)
+    numbers = list(values)
+    return math.nan if any(math.isnan(value) for value in numbers) else max(numbers)

@@ -47,10 +47,10 @@ class Expected:
     allowed: Precision
 
 
-def written(
+def write_first_possible(
     model: Any,
     function: Any,
-    wanted: list[str],
+    formats: list[str],
     expected: Sequence[Expected],
     *,
     put_back: Callable[[], None],
@@ -66,7 +66,7 @@ def written(
     """
     makers: dict[str, Callable[[Any, Any, Path], bytes]] = {ONNX: _onnx, SAVED_MODEL: _saved_model}
     reasons: list[str] = []
-    for kind in wanted:
+    for kind in formats:
         on_step(f"writing it as {WORDS[kind]}")
         with tempfile.TemporaryDirectory(prefix="aiaas-export-") as folder:
             try:
@@ -83,7 +83,7 @@ def written(
             except Exception as error:  # noqa: BLE001 - border: the exporters raise anything over an operator they do not know
                 reasons.append(_reason(error))
     why = "; ".join(dict.fromkeys(reasons))
-    raise CannotServe(f"Model {model.name!r} cannot be exported ({' and '.join(wanted)}: {why}). {_move(why, function)}")
+    raise CannotServe(f"Model {model.name!r} cannot be exported ({' and '.join(formats)}: {why}). {_move(why, function)}")
 
 
 def _reason(error: BaseException) -> str:
@@ -115,9 +115,9 @@ ANY_LAYER: Final = "Replace the layer that is named there, or deploy the part of
 
 
 def _move(why: str, function: Any) -> str:
-    known = [move for pattern, move in MOVES if re.search(pattern, why, re.IGNORECASE)]
+    moves = [move for pattern, move in MOVES if re.search(pattern, why, re.IGNORECASE)]
     is_free = any(None in tuple(spec.shape)[1:] for spec in function.input_signature)
-    return known[0] if known else FREE_SIZE if is_free else ANY_LAYER
+    return moves[0] if moves else FREE_SIZE if is_free else ANY_LAYER
 
 
 def _onnx(model: Any, function: Any, folder: Path) -> bytes:
@@ -146,13 +146,13 @@ def check_answers(artefact: bytes, expected: Expected) -> None:
     rows, allowed = expected.rows, expected.allowed
     form, count = onnx_form(artefact), len(next(iter(rows.values())))
     for number in replayed(count):
-        chosen = np.arange(number) % count
-        answers = form({name: np.ascontiguousarray(array[chosen]) for name, array in rows.items()})
+        places = np.arange(number) % count
+        answers = form({name: np.ascontiguousarray(array[places]) for name, array in rows.items()})
         for name, whole in expected.answers.items():
             per_row = len(whole) == count
             if whole.dtype.kind in "OSU" or not (per_row or number == count):
                 continue
-            part = whole[chosen] if per_row else whole
+            part = whole[places] if per_row else whole
             if answers[name].shape != part.shape:
                 raise ValueError(f"its output {name!r} has the shape {answers[name].shape} instead of {part.shape}")
             agreement = compare(answers[name], part, allowed, largest=largest_of(whole))
@@ -195,7 +195,7 @@ def quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in NOISY]
     levels = [logger.level for logger in loggers]
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr_copy = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
@@ -207,6 +207,6 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)
         os.close(nowhere)

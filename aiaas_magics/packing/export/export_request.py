@@ -101,7 +101,7 @@ def normalise(
     x_val, y_val = (None, None) if reduction is None else _split(reduction.validation_data)
     front = _front_of(model, x_val if sample is None else sample, other_samples)
     interface, rows, origin = samples.samples_for(model, front.sample, front.other_samples, prepare=front.prepare)
-    wanted = (SAVED_MODEL,) if "string" in interface.dtypes else (ONNX, SAVED_MODEL)
+    formats = (SAVED_MODEL,) if "string" in interface.dtypes else (ONNX, SAVED_MODEL)
     request = None
     if reduction is not None:
         validation = ValidationRows(rows=rows[0], truth=None, origin=origin, is_validation=False)
@@ -112,7 +112,7 @@ def normalise(
         model=model,
         interface=interface,
         samples=rows,
-        formats=wanted if format is None else (format,),
+        formats=formats if format is None else (format,),
         reduction=request,
         maps=front.maps,
         notes=_notes(model, interface, front),

@@ -30,7 +30,7 @@ from aiaas_magics.packing.export.samples import Interface
 
 KERAS_FILES: Final = (".keras", ".h5", ".hdf5")
 SIGNATURE: Final = "serving_default"
-TAKEN: Final = (
+ACCEPTED: Final = (
     "Give a Keras model, an estimator of scikit-learn, an ONNX model, or the path of a .keras, .h5 or .onnx file or a SavedModel's folder."
 )
 # What cannot be written from here, and the lines that do it.
@@ -132,22 +132,22 @@ def _opened(model: Any, sample: Any, *, compiled: bool) -> Any:
     if (by_hand := next((move for library, move in BY_HAND.items() if library in roots), None)) is not None:
         raise CannotServe(f"A {type(model).__name__} cannot be served as it is. {by_hand}")
     if (convert := estimators.converter(roots)) is not None:
-        made = convert(model, sample)
-        return servable_onnx(made, f"The {type(model).__name__} as ONNX")
-    raise CannotServe(f"A {type(model).__name__} cannot be served. {TAKEN}")
+        converted = convert(model, sample)
+        return servable_onnx(converted, f"The {type(model).__name__} as ONNX")
+    raise CannotServe(f"A {type(model).__name__} cannot be served. {ACCEPTED}")
 
 
 def _from_path(path: Path, *, compiled: bool) -> Any:
     import keras
 
     if not path.exists():
-        raise CannotServe(f"There is no file or folder {str(path)!r} here ({Path.cwd()}). {TAKEN}")
+        raise CannotServe(f"There is no file or folder {str(path)!r} here ({Path.cwd()}). {ACCEPTED}")
     if path.is_dir():
         return _saved_model(path)
     if path.suffix == ".onnx":
         return _onnx_file(path)
     if path.suffix not in KERAS_FILES:
-        raise CannotServe(f"{str(path)!r} is no kind of file that can be served. {TAKEN}")
+        raise CannotServe(f"{str(path)!r} is no kind of file that can be served. {ACCEPTED}")
     try:
         return keras.models.load_model(path, compile=compiled)
     except Exception as error:
@@ -245,7 +245,7 @@ def _saved_model(folder: Path) -> ServableForm:
     import tensorflow as tf
 
     if not (folder / "saved_model.pb").is_file():
-        raise CannotServe(f"The folder {str(folder)!r} holds no saved_model.pb. {TAKEN}")
+        raise CannotServe(f"The folder {str(folder)!r} holds no saved_model.pb. {ACCEPTED}")
     with export_formats.quiet():
         try:
             loaded = tf.saved_model.load(str(folder))
@@ -253,9 +253,9 @@ def _saved_model(folder: Path) -> ServableForm:
             raise CannotServe(f"{str(folder)!r} cannot be loaded: {_sentence(error)}. Write it anew with model.export(folder).") from error
     signatures = dict(loaded.signatures)
     if SIGNATURE not in signatures:
-        there = f"it has {', '.join(sorted(signatures))}" if signatures else "it has none"
+        signatures_text = f"it has {', '.join(sorted(signatures))}" if signatures else "it has none"
         raise CannotServe(
-            f"{str(folder)!r} has no signature {SIGNATURE!r} ({there}). Write it with tf.saved_model.save(it, folder, "
+            f"{str(folder)!r} has no signature {SIGNATURE!r} ({signatures_text}). Write it with tf.saved_model.save(it, folder, "
             f"signatures={{{SIGNATURE!r}: a tf.function with an input_signature}})."
         )
     function = signatures[SIGNATURE]
@@ -300,10 +300,10 @@ def _answers(form: ServableForm, rows: Named) -> tuple[dict[str, np.ndarray], fl
     if single is not None:
         raise CannotServe(f"{form.name} cannot be served: its output {single!r} has no answer for each row. Leave that output out.")
     for number in replayed(count):
-        chosen = np.arange(number) % count
-        part = whole if number == count else _computed(form, {name: np.ascontiguousarray(array[chosen]) for name, array in rows.items()})
+        places = np.arange(number) % count
+        part = whole if number == count else _computed(form, {name: np.ascontiguousarray(array[places]) for name, array in rows.items()})
         for name, array in whole.items():
-            apart = _apart(part[name], array if number == count else array[chosen], array)
+            apart = _apart(part[name], array if number == count else array[places], array)
             if apart > MOST_SPREAD:
                 raise CannotServe(
                     f"{form.name} cannot be served: what it answers to a row depends on the rows beside it (output {name!r}, {number} "
@@ -324,12 +324,12 @@ def _computed(form: ServableForm, rows: Named) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _apart(found: np.ndarray, expected: np.ndarray, whole: np.ndarray) -> float:
-    if found.shape != expected.shape:
+def _apart(computed: np.ndarray, expected: np.ndarray, whole: np.ndarray) -> float:
+    if computed.shape != expected.shape:
         return math.inf
     if expected.dtype.kind in "OSU":
-        return 0.0 if (found == expected).all() else math.inf
-    return spread_of(found, expected, largest=largest_of(whole))
+        return 0.0 if (computed == expected).all() else math.inf
+    return spread_of(computed, expected, largest=largest_of(whole))
 
 
 def _output_spec(name: str, array: np.ndarray, dims: Sequence[int]) -> TensorSpec:

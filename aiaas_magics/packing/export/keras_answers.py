@@ -160,7 +160,7 @@ def check_repeats(model: Any, first: Mapping[str, np.ndarray], second: Mapping[s
             )
 
 
-def spread_of_rows(model: Any, interface: Interface, rows: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
+def spread_of_rows(model: Any, interface: Interface, rows: Mapping[str, np.ndarray], whole: Mapping[str, np.ndarray]) -> float:
     """How far Keras' own answers to a row differ with other rows beside it, as a part of the largest answer.
 
     Raises:
@@ -170,12 +170,12 @@ def spread_of_rows(model: Any, interface: Interface, rows: Mapping[str, np.ndarr
     for number in replayed(count):
         if number == count:
             continue
-        chosen = np.arange(number) % count
-        answers = outputs_of(model, interface, {name: array[chosen] for name, array in rows.items()}, batch=number)
-        for name, expected in found.items():
+        places = np.arange(number) % count
+        answers = outputs_of(model, interface, {name: array[places] for name, array in rows.items()}, batch=number)
+        for name, expected in whole.items():
             if len(expected) != count:
                 continue
-            part, answer = expected[chosen], answers[name]
+            part, answer = expected[places], answers[name]
             if answer.shape != part.shape:
                 apart = math.inf
             elif part.dtype.kind in "OSU":

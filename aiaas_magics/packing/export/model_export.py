@@ -78,13 +78,13 @@ def export(
 
 def carry_out(request: ExportRequest, *, on_step: Callable[[str], None] = lambda step: None) -> Servable:
     """`export` of a request that was parsed already."""
-    with model_state.kept(request.model) as state:
+    with model_state.restored_after(request.model) as state:
         on_step(f"computing {len(next(iter(request.samples[0].values())))} sample rows in Keras")
         with export_formats.quiet():
             answers = keras_answers(request.model, request.interface, request.samples, state)
             function = function_of(request.model, request.interface)
             state.put_back()
-            kind, artefact, note = _written(request, answers, function, state, on_step=on_step)
+            kind, artefact, note = _write(request, answers, function, state, on_step=on_step)
         note = TEXTS if request.has_texts and kind == SAVED_MODEL else note
         served, change = answers.arrays, None
         if request.reduction is not None:
@@ -107,12 +107,14 @@ def carry_out(request: ExportRequest, *, on_step: Callable[[str], None] = lambda
         )
 
 
-def _written(
+def _write(
     request: ExportRequest, answers: KerasAnswers, function: Any, state: ModelState, *, on_step: Callable[[str], None]
 ) -> tuple[str, bytes, str]:
     allowed = for_spread(answers.spread)
     expected = [export_formats.Expected(rows, own, allowed) for rows, own in zip(request.samples, answers.arrays, strict=True)]
-    return export_formats.written(request.model, function, list(request.formats), expected, put_back=state.put_back, on_step=on_step)
+    return export_formats.write_first_possible(
+        request.model, function, list(request.formats), expected, put_back=state.put_back, on_step=on_step
+    )
 
 
 def _reduced(request: ExportRequest, kind: str, artefact: bytes, note: str) -> bytes:

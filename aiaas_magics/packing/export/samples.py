@@ -75,10 +75,10 @@ class _Later:
 
     def rows(self) -> Any:
         dataset = self.dataset()
-        return None if dataset is None else _given(dataset)
+        return None if dataset is None else _rows_of_sample(dataset)
 
 
-def _known(model: Any) -> Any:
+def _rows_of_last_fit(model: Any) -> Any:
     rows = _remembered.get(model)
     return rows.rows() if isinstance(rows, _Later) else rows
 
@@ -121,14 +121,14 @@ class Interface:
 
     def without(self, places: Sequence[int]) -> Interface:
         """The same model, called with None at these places."""
-        kept = [place for place in range(len(self.names)) if place not in places]
+        places_left = [place for place in range(len(self.names)) if place not in places]
         return Interface(
-            names=tuple(self.names[place] for place in kept),
+            names=tuple(self.names[place] for place in places_left),
             structure=self.structure,
-            shapes=tuple(self.shapes[place] for place in kept),
-            dtypes=tuple(self.dtypes[place] for place in kept),
+            shapes=tuple(self.shapes[place] for place in places_left),
+            dtypes=tuple(self.dtypes[place] for place in places_left),
             absent=tuple((place, self.names[place]) for place in sorted(places)),
-            originals=tuple(self.originals[place] for place in kept),
+            originals=tuple(self.originals[place] for place in places_left),
             prepare=self.prepare,
         )
 
@@ -166,11 +166,11 @@ def samples_for(
         NoSamples: none were given, none are known, and none can be made up.
         DataMismatch: they are not what the model takes.
     """
-    rows = _given(sample) if sample is not None else _known(model)
+    rows = _rows_of_sample(sample) if sample is not None else _rows_of_last_fit(model)
     origin = "your sample" if sample is not None else "the data of the last fit"
     is_declared = _is_functional(model) and prepare is None
     if is_declared:
-        interface = _declared(model)
+        interface = _declared_interface(model)
         if rows is None:
             rows, origin = _made_up(model, interface), "made-up data"
     elif rows is None:
@@ -179,19 +179,19 @@ def samples_for(
             "Give typical rows with --sample ARRAY."
         )
     else:
-        interface = replace(_seen(rows), prepare=prepare)
+        interface = replace(_interface_of_rows(rows), prepare=prepare)
     absent = [place for place, leaf in enumerate(_leaves(model, interface, rows)) if leaf is None]
     if len(absent) == len(interface.names):
         raise DataMismatch("The sample has no array: each of its inputs is None. Give typical rows.")
     interface = interface.without(absent) if absent else interface
-    others = [_given(other) for other in other_samples]
+    other_rows = [_rows_of_sample(other) for other in other_samples]
     if not is_declared:
-        for other in others:
+        for other in other_rows:
             interface = interface.freed(_arrays(model, interface, other))
-    return interface, tuple(_named(model, interface, each, most=ROWS) for each in (rows, *others)), origin
+    return interface, tuple(_named(model, interface, part, most=ROWS) for part in (rows, *other_rows)), origin
 
 
-def _given(sample: Any) -> Any:
+def _rows_of_sample(sample: Any) -> Any:
     """The rows of `sample`: arrays as `fit` takes them, or the first batch of what yields batches."""
     if batch_sources.is_source(sample):
         sample = first_batch(sample)
@@ -241,7 +241,7 @@ def rows_through(name: str, interface: Interface, sample: Any) -> dict[str, np.n
     elif len(interface.names) > 1 and hasattr(sample, "columns") and hasattr(sample, "to_numpy"):  # a DataFrame, by its columns
         rows = {str(column): np.asarray(sample[column]) for column in sample.columns}
     else:
-        rows = _given(sample)
+        rows = _rows_of_sample(sample)
     return _named(_Named(name), interface, rows, most=ROWS)
 
 
@@ -255,8 +255,8 @@ class _Named:
 def _normal(interface: Interface) -> Any:
     """Random normal rows."""
     draw = np.random.default_rng(0)
-    made = [draw.standard_normal([ROWS, *(n or 8 for n in shape[1:])]) for shape in interface.shapes]
-    return dict(zip(interface.names, made, strict=True)) if len(made) > 1 else made[0]
+    arrays = [draw.standard_normal([ROWS, *(n or 8 for n in shape[1:])]) for shape in interface.shapes]
+    return dict(zip(interface.names, arrays, strict=True)) if len(arrays) > 1 else arrays[0]
 
 
 def _is_functional(model: Any) -> bool:
@@ -265,17 +265,17 @@ def _is_functional(model: Any) -> bool:
     return isinstance(model, Functional) or getattr(model, "_functional", None) is not None
 
 
-def _declared(model: Any) -> Interface:
+def _declared_interface(model: Any) -> Interface:
     """What a functional or built Sequential model says of its inputs."""
     import keras
 
     graph = getattr(model, "_functional", None) or model
     structure = graph._inputs_struct
     places = keras.tree.flatten(structure)
-    given = _keys(structure) if isinstance(structure, Mapping) else [_layer_of(tensor) for tensor in places]
+    names = _keys(structure) if isinstance(structure, Mapping) else [_layer_of(tensor) for tensor in places]
     return Interface(
-        names=unique_names(given, "input"),
-        originals=original_names(given, "input"),
+        names=unique_names(names, "input"),
+        originals=original_names(names, "input"),
         structure=structure,
         shapes=tuple((None, *tensor.shape[1:]) for tensor in places),
         dtypes=tuple(keras.backend.standardize_dtype(tensor.dtype) for tensor in places),
@@ -289,7 +289,7 @@ def _keys(structure: Any) -> list[str]:
     return ["_".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(structure)]
 
 
-def _seen(rows: Any) -> Interface:
+def _interface_of_rows(rows: Any) -> Interface:
     """The interface of a subclassed model, from rows that it takes."""
     import keras
 
@@ -344,16 +344,16 @@ def _arrays(model: Any, interface: Interface, rows: Any) -> list[np.ndarray]:
 def _named(model: Any, interface: Interface, rows: Any, *, most: int | None) -> dict[str, np.ndarray]:
     """`rows` by the interface's names, in its dtypes, checked against its shapes."""
     flat = _arrays(model, interface, rows)
-    chosen = {}
+    named = {}
     for name, leaf, shape, dtype in zip(interface.names, flat, interface.shapes, interface.dtypes, strict=True):
         array = _as_ranked(leaf, shape)
-        fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+        fits = array.ndim == len(shape) and all(want in (None, size) for want, size in zip(shape, array.shape, strict=True))
         if not fits or not len(array):
             raise DataMismatch(f"Sample rows for input {name!r} have the shape {array.shape}, the model takes {shape}. Give whole rows.")
-        chosen[name] = array[:most] if dtype == "string" else np.ascontiguousarray(array[:most], dtype=dtype)
-    if len({len(array) for array in chosen.values()}) > 1:
+        named[name] = array[:most] if dtype == "string" else np.ascontiguousarray(array[:most], dtype=dtype)
+    if len({len(array) for array in named.values()}) > 1:
         raise DataMismatch("The sample arrays have different numbers of rows. Give as many rows in each.")
-    return chosen
+    return named
 
 
 def _as_ranked(array: np.ndarray, shape: Sequence[int | None]) -> np.ndarray:
@@ -388,20 +388,20 @@ def _layer_of(tensor: Any) -> str:
     return str(history.operation.name if history is not None and history.operation is not None else tensor.name)
 
 
-def original_names(given: Sequence[Any], kind: str, automatic: frozenset[str] = AUTOMATIC) -> tuple[str, ...]:
+def original_names(keras_names: Sequence[Any], kind: str, automatic: frozenset[str] = AUTOMATIC) -> tuple[str, ...]:
     """Keras' name for each of `unique_names`, "" where it is the same, or made up by Keras."""
-    served = unique_names(given, kind, automatic)
-    return tuple("" if name == str(own) or _stem(own) in automatic else str(own) for name, own in zip(served, given, strict=True))
+    served = unique_names(keras_names, kind, automatic)
+    return tuple("" if name == str(own) or _stem(own) in automatic else str(own) for name, own in zip(served, keras_names, strict=True))
 
 
 def _stem(name: Any) -> str:
     return re.sub(r"_\d+$", "", str(name))
 
 
-def unique_names(given: Sequence[Any], kind: str, automatic: frozenset[str] = AUTOMATIC) -> tuple[str, ...]:
+def unique_names(keras_names: Sequence[Any], kind: str, automatic: frozenset[str] = AUTOMATIC) -> tuple[str, ...]:
     """Names that a signature may have. A name that Keras made up changes from model to model: its place stands for it."""
     names: list[str] = []
-    for place, name in enumerate(map(str, given)):
+    for place, name in enumerate(map(str, keras_names)):
         cleaned = re.sub(r"[^A-Za-z0-9_.]", "_", name)
         usable = _stem(name) not in automatic and re.match(r"[A-Za-z]", cleaned) and cleaned not in names
         names.append(cleaned if usable else f"{kind}_{place}")

@@ -62,14 +62,14 @@ class DraftedFitCall:
     shape: FitShape
     root: Mapping[str, Any]  # what was pickled
     payload: bytes
-    luggage: state_pickle.Luggage
+    out_of_band: state_pickle.OutOfBand
     environment: EnvironmentChoice
     workers: int
     gpus: bool
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        return tuple(self.luggage.arrays)
+        return tuple(self.out_of_band.arrays)
 
     @property
     def callbacks(self) -> tuple[Any, ...]:
@@ -91,14 +91,14 @@ class DraftedFitCall:
         return PackedFitCall(
             payload=payload,
             arrays=self.arrays,
-            manifest=manifest_of(self.model, data.arguments, self.luggage, payload=payload, environment=environment),
+            manifest=manifest_of(self.model, data.arguments, self.out_of_band, payload=payload, environment=environment),
             notes=(*notes, *self._announcements(execution)),
             shape=self.shape,
             memory_bytes=_memory_bytes(self.model, data.arguments, self.shape),
             model=self.model,
             callbacks=data.callbacks,
-            variables=tuple(self.luggage.variables),
-            paths=_paths(self.model, self.luggage.variables),
+            variables=tuple(self.out_of_band.variables),
+            paths=_paths(self.model, self.out_of_band.variables),
             execution=execution,
             streams=data.streams,
             in_batches=self.in_batches,
@@ -111,7 +111,7 @@ class DraftedFitCall:
     def _portable(self, execution: Execution) -> tuple[bytes, Execution, tuple[str, ...]]:
         """The payload with its portable form and how it is carried out: on TensorFlow where it has none, with a sentence that says why."""
         try:
-            return portable_call.add(self.payload, self.luggage, self.root, parts=execution.model_parallel), execution, ()
+            return portable_call.add(self.payload, self.out_of_band, self.root, parts=execution.model_parallel), execution, ()
         except portable_call.NotPortable as why:
             if execution.must_be_jax:
                 raise NotOnJax(str(why)) from why
@@ -185,7 +185,7 @@ def draft(
         "settings": current_settings(),
         "seed": global_seed(),
     }
-    payload, luggage, chosen_environment = _pickle(root, environment)
+    payload, out_of_band, chosen_environment = _pickle(root, environment)
     samples.remember_data(model, data.arguments["x"], dataset=data.x, streams=data.streams)
     return DraftedFitCall(
         model=model,
@@ -193,7 +193,7 @@ def draft(
         shape=shape,
         root=root,
         payload=payload,
-        luggage=luggage,
+        out_of_band=out_of_band,
         environment=chosen_environment,
         workers=workers,
         gpus=gpus,
@@ -211,20 +211,20 @@ def _check(model: Any, data: FitData, *, workers: int, execution: Execution, gpu
     return shape
 
 
-def _pickle(root: Mapping[str, Any], named: Sequence[str] | None) -> tuple[bytes, state_pickle.Luggage, EnvironmentChoice]:
+def _pickle(root: Mapping[str, Any], named: Sequence[str] | None) -> tuple[bytes, state_pickle.OutOfBand, EnvironmentChoice]:
     """`root` as bytes with what a worker needs first before them, what travels apart, and which environment variables go along."""
     try:
-        payload, luggage = state_pickle.dumps(root)
+        payload, out_of_band = state_pickle.dumps(root)
     except state_pickle.Failed as failed:
         callbacks = {f"callbacks[{index}]": callback for index, callback in enumerate(root["callbacks"])}
         roots = {**callbacks, "model": root["model"], **root["arguments"]}
         raise unpicklable.refuse(failed.culprit, roots, failed.why, fails=state_pickle.fails) from failed.why
     environment = EnvironmentChoice(values={})
     if named is not None:
-        mentioned = luggage.texts_in_code()
+        mentioned = out_of_band.texts_in_code()
         environment = environment_rules.choose(os.environ, environment_rules.initial(), mentioned=mentioned, named=named)
-    preamble = Preamble(environment=environment.values, sources=cell_sources.sources_of(luggage.codes.values()))
-    return state_pickle.with_preamble(payload, preamble), luggage, environment
+    preamble = Preamble(environment=environment.values, sources=cell_sources.sources_of(out_of_band.codes.values()))
+    return state_pickle.with_preamble(payload, preamble), out_of_band, environment
 
 
 def unpack(payload: bytes, arrays: Sequence[np.ndarray]) -> UnpackedFitCall:
@@ -247,11 +247,11 @@ def unpack(payload: bytes, arrays: Sequence[np.ndarray]) -> UnpackedFitCall:
 
 def _paths(model: Any, variables: Sequence[Any]) -> tuple[str, ...]:
     """A name for each variable: Keras' path where there is one."""
-    known: dict[int, str] = {}
+    paths: dict[int, str] = {}
     optimizer = getattr(model, "optimizer", None)
     for variable in (*model.variables, *(optimizer.variables if optimizer is not None else ())):
-        known[id(tensorflow_variable(variable))] = str(getattr(variable, "path", variable.name))
-    return tuple(known.get(id(variable), variable.name.partition(":")[0]) for variable in variables)
+        paths[id(tensorflow_variable(variable))] = str(getattr(variable, "path", variable.name))
+    return tuple(paths.get(id(variable), variable.name.partition(":")[0]) for variable in variables)
 
 
 def _memory_bytes(model: Any, arguments: Mapping[str, Any], shape: FitShape) -> int:
@@ -259,9 +259,9 @@ def _memory_bytes(model: Any, arguments: Mapping[str, Any], shape: FitShape) -> 
     variables = sum(int(np.prod(v.shape)) * 4 for v in (*model.variables, *getattr(model.optimizer, "variables", ())))
     gradients = sum(int(np.prod(v.shape)) * 4 for v in model.trainable_variables)
     row = sum(array.nbytes // max(1, len(array)) for _, array in all_leaves(arguments))
-    given = batch_sources.in_arguments(arguments).values()
-    row += sum(source.row_bytes() for source in given)
-    held = sum(array.nbytes for source in given if isinstance(source, batch_sources.GraphSource) for array in source.captured)
+    sources = batch_sources.in_arguments(arguments).values()
+    row += sum(source.row_bytes() for source in sources)
+    captured = sum(array.nbytes for source in sources if isinstance(source, batch_sources.GraphSource) for array in source.captured)
     activations = 0
     for layer in model._flatten_layers(include_self=False):
         try:
@@ -270,4 +270,4 @@ def _memory_bytes(model: Any, arguments: Mapping[str, Any], shape: FitShape) -> 
             continue
         tensors = output if isinstance(output, (list, tuple)) else [output]
         activations += sum(4 * int(np.prod([n or 1 for n in tensor.shape[1:]])) for tensor in tensors if hasattr(tensor, "shape"))
-    return variables + gradients + held + (shape.global_batch or batch_shapes.BATCH) * (row + 2 * activations)
+    return variables + gradients + captured + (shape.global_batch or batch_shapes.BATCH) * (row + 2 * activations)

@@ -43,7 +43,7 @@ class FitResult:
     stop_training: bool
     batch: BatchSpec  # what the model was built for
     attributes: tuple[dict[str, Any], ...] = ()  # of layers and data, in the order of `attributes.owners`
-    made: tuple[str, ...] = ()  # paths of weights that the model had not when it was sent
+    new_weights: tuple[str, ...] = ()  # paths of weights that the model had not when it was sent
 
 
 def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall | PortedFitCall, history: Any) -> None:
@@ -89,8 +89,8 @@ def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall | Porte
 def _made_in_training(unpacked: UnpackedFitCall | PortedFitCall) -> list[str]:
     if isinstance(unpacked, PortedFitCall):
         return []
-    sent = {id(variable) for variable in unpacked.variables}
-    return [str(weight.path) for weight in unpacked.model.weights if id(tensorflow_variable(weight)) not in sent]
+    sent_ids = {id(variable) for variable in unpacked.variables}
+    return [str(weight.path) for weight in unpacked.model.weights if id(tensorflow_variable(weight)) not in sent_ids]
 
 
 def _places_of(unpacked: UnpackedFitCall | PortedFitCall) -> Mapping[str, Sequence[int]]:
@@ -124,12 +124,12 @@ def read_result(data: bytes) -> FitResult:
             history=plain_json.decode_history(header["history"], arrays),
             epoch=plain_json.decode(header["epoch"], arrays),
             params=plain_json.decode(header["params"], arrays),
-            callbacks=tuple({name: plain_json.decode(value, arrays) for name, value in found.items()} for found in header["callbacks"]),
+            callbacks=tuple({name: plain_json.decode(value, arrays) for name, value in values.items()} for values in header["callbacks"]),
             stop_training=header["stop_training"],
             batch=plain_json.decode(header["batch"], arrays),
-            made=tuple(header.get("made", ())),
+            new_weights=tuple(header.get("made", ())),
             attributes=tuple(
-                {name: plain_json.decode(value, arrays) for name, value in found.items()} for found in header.get("attributes", ())
+                {name: plain_json.decode(value, arrays) for name, value in values.items()} for values in header.get("attributes", ())
             ),
         )
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, SafetensorError) as error:
@@ -142,8 +142,9 @@ def apply_result(result: FitResult, packed: PackedFitCall) -> Any:
     Raises:
         ResultMismatch: a variable has another shape or dtype by now; nothing was changed then.
     """
-    if result.made:
-        how = f"training made {len(result.made)} weights that it has not got here ({', '.join(result.made)[:300]}), so nothing was changed"
+    if result.new_weights:
+        paths = ", ".join(result.new_weights)[:300]
+        how = f"training made {len(result.new_weights)} weights that it has not got here ({paths}), so nothing was changed"
         raise ResultMismatch(packed.model.name, how, "Call the model on a batch before fit, so that it has all its weights.")
     _assign(packed.model, packed.variables, result.variables, packed.paths)
     history = _history(result, packed.model)
@@ -188,8 +189,8 @@ def apply_to(result: FitResult, model: Any) -> Any:
             fitting_value(variable, result.variables[place]) for variable, place in zip(roles[role], places, strict=True)
         )
         if not fits and role == "weights":
-            theirs = [f"{result.paths[place]} {result.variables[place].shape}" for place in places]
-            raise ResultMismatch(model.name, f"it has {len(roles[role])} weights, the trained one {len(places)}: {', '.join(theirs)[:400]}")
+            shapes = [f"{result.paths[place]} {result.variables[place].shape}" for place in places]
+            raise ResultMismatch(model.name, f"it has {len(roles[role])} weights, the trained one {len(places)}: {', '.join(shapes)[:400]}")
         if fits:
             variables += roles[role]
             values += [result.variables[place] for place in places]
@@ -203,8 +204,8 @@ def _assign(model: Any, variables: Sequence[Any], values: Sequence[np.ndarray], 
         raise ResultMismatch(model.name, f"{len(values)} variables came back for {len(variables)}")
     for variable, value, path in zip(variables, values, paths, strict=True):
         if not fitting_value(variable, value):
-            there = f"{variable.dtype.name} {tuple(variable.shape)}"
-            raise ResultMismatch(model.name, f"{path} is {there} here, {value.dtype.name} {value.shape} came back")
+            expected = f"{variable.dtype.name} {tuple(variable.shape)}"
+            raise ResultMismatch(model.name, f"{path} is {expected} here, {value.dtype.name} {value.shape} came back")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 
@@ -248,10 +249,10 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 def _from_bits(data: np.ndarray, dtype: str, shape: list[int]) -> np.ndarray:
     if dtype[:1] in "<>|=":
-        found = np.dtype(dtype)
+        dtype_of_array = np.dtype(dtype)
     else:
         import tensorflow as tf
 
-        found = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
+        dtype_of_array = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
     # A copy: `data` is a read-only view of the whole file.
-    return np.frombuffer(data.tobytes(), found).reshape(shape).copy()
+    return np.frombuffer(data.tobytes(), dtype_of_array).reshape(shape).copy()

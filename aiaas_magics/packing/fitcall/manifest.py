@@ -17,7 +17,7 @@ import numpy as np
 from aiaas_magics.core.errors import AiaasBug
 from aiaas_magics.packing.data import batch_sources
 from aiaas_magics.packing.data.fit_data import all_leaves
-from aiaas_magics.packing.pickling.state_pickle import Luggage
+from aiaas_magics.packing.pickling.state_pickle import OutOfBand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,19 +46,21 @@ class Manifest:
         return tuple(item for item in self.items if item.kind == kind)
 
 
-def manifest_of(model: Any, arguments: Mapping[str, Any], luggage: Luggage, *, payload: bytes, environment: Mapping[str, str]) -> Manifest:
+def manifest_of(
+    model: Any, arguments: Mapping[str, Any], out_of_band: OutOfBand, *, payload: bytes, environment: Mapping[str, str]
+) -> Manifest:
     """The list for a pickled fit call.
 
     Args:
-        luggage: what was met while pickling.
+        out_of_band: what was met while pickling.
         environment: the variables that go along.
     """
     names = {id(array): path for path, array in all_leaves(arguments)}
     items = [ManifestItem(kind="model", name=str(model.name), bytes=len(payload), detail=_described(model))]
-    items += [_array_item(names.pop(id(array), "in the model"), array) for array in luggage.arrays]
+    items += [_array_item(names.pop(id(array), "in the model"), array) for array in out_of_band.arrays]
     items[1:1] = [_dataset_item(name, source) for name, source in batch_sources.in_arguments(arguments).items()]
     items += [_array_item(path, array, note="sent within the model") for path, array in all_leaves(arguments) if id(array) in names]
-    for obj in luggage.code.values():
+    for obj in out_of_band.code.values():
         if isinstance(obj, ModuleType):
             items.append(ManifestItem(kind="module", name=obj.__name__, bytes=0, detail=str(getattr(obj, "__file__", ""))))
         else:

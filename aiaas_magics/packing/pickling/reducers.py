@@ -36,8 +36,8 @@ def helper_module(name: str, doc: str | None) -> types.ModuleType:
     return module
 
 
-def code_from(filename: str, make: Callable[..., types.CodeType], given: tuple[Any, ...]) -> types.CodeType:
-    return make(*given).replace(co_filename=filename)
+def code_from(filename: str, make: Callable[..., types.CodeType], fields: tuple[Any, ...]) -> types.CodeType:
+    return make(*fields).replace(co_filename=filename)
 
 
 def _lock(kind: str) -> Any:
@@ -45,10 +45,10 @@ def _lock(kind: str) -> Any:
 
 
 def _dead_reference() -> Any:
-    class Gone:
+    class Referent:
         pass
 
-    return weakref.ref(Gone())
+    return weakref.ref(Referent())
 
 
 def _closed_file() -> Any:

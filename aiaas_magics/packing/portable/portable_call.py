@@ -25,7 +25,7 @@ from aiaas_magics.packing.checks import portability, reference_answers
 from aiaas_magics.packing.data.batch_shapes import BatchSpec, symbols
 from aiaas_magics.packing.live.model_variables import VariableSpec, keras_roles_of, roles_of
 from aiaas_magics.packing.pickling import state_pickle
-from aiaas_magics.packing.pickling.state_pickle import Failed, Luggage
+from aiaas_magics.packing.pickling.state_pickle import Failed, OutOfBand
 from aiaas_magics.packing.portable.layouts import Axes, layouts_of
 
 
@@ -96,8 +96,8 @@ class Ported:
 # --------------------------------------------------------------------------- there
 
 
-def add(payload: bytes, luggage: Luggage, root: Mapping[str, Any], *, parts: int = 1) -> bytes:
-    """`payload` with a portable form of `root` behind it. Arrays join those of `luggage`.
+def add(payload: bytes, out_of_band: OutOfBand, root: Mapping[str, Any], *, parts: int = 1) -> bytes:
+    """`payload` with a portable form of `root` behind it. Arrays join those of `out_of_band`.
 
     Args:
         parts: over how many devices one copy of the model is to be cut.
@@ -107,7 +107,7 @@ def add(payload: bytes, luggage: Luggage, root: Mapping[str, Any], *, parts: int
         InvalidSpec: the model cannot be cut like that.
     """
     model, arguments = root["model"], root["arguments"]
-    code = list(luggage.code.values())
+    code = list(out_of_band.code.values())
     why = portability.why_not(model, arguments, code)
     if why is not None:
         raise NotPortable(why)
@@ -131,17 +131,17 @@ def add(payload: bytes, luggage: Luggage, root: Mapping[str, Any], *, parts: int
     rest = {
         "arguments": arguments,
         "callbacks": root["callbacks"],
-        "roles": _places(model, luggage.variables),
+        "roles": _places(model, out_of_band.variables),
         "proof": numbers,
     }
-    return state_pickle.with_parts(payload, _dumped(recipe, luggage, []), _dumped(rest, luggage, _things_of(model)))
+    return state_pickle.with_parts(payload, _dumped(recipe, out_of_band, []), _dumped(rest, out_of_band, _things_of(model)))
 
 
 def _serialized(model: Any) -> dict[str, Any]:
     import keras
 
-    found: dict[str, Any] = keras.saving.serialize_keras_object(model)
-    return {name: value for name, value in found.items() if name != "compile_config"}
+    config: dict[str, Any] = keras.saving.serialize_keras_object(model)
+    return {name: value for name, value in config.items() if name != "compile_config"}
 
 
 @contextlib.contextmanager
@@ -161,14 +161,14 @@ def _by_name(code: Sequence[Any], mentioned: frozenset[str]) -> dict[str, Any]:
     """The user's classes and functions under the names by which a config mentions them."""
     from aiaas_magics.core.internals.keras_internals import GLOBAL_CUSTOM_NAMES
 
-    found: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     for obj in code:
         if not isinstance(obj, (type, types.FunctionType)) or _is_method(obj):
             continue
         for name in {obj.__name__, GLOBAL_CUSTOM_NAMES.get(obj, obj.__name__)} & mentioned:
-            if found.setdefault(name, obj) is not obj:
+            if named.setdefault(name, obj) is not obj:
                 raise NotPortable(f"two different things of this fit are called {name}")
-    return found
+    return named
 
 
 def _is_method(obj: Any) -> bool:
@@ -186,7 +186,9 @@ def _texts(config: Any) -> Iterator[str]:
 
 def _places(model: Any, variables: Sequence[Any]) -> dict[str, tuple[int, ...]]:
     places = {id(variable): place for place, variable in enumerate(variables)}
-    return {role: tuple(places[id(variable)] for variable in found if id(variable) in places) for role, found in roles_of(model).items()}
+    return {
+        role: tuple(places[id(variable)] for variable in of_role if id(variable) in places) for role, of_role in roles_of(model).items()
+    }
 
 
 def _things_of(model: Any) -> list[Any]:
@@ -194,12 +196,12 @@ def _things_of(model: Any) -> list[Any]:
     return [*model._flatten_layers(include_self=True), model.optimizer, *model.metrics]
 
 
-def _dumped(root: Any, luggage: Luggage, things: Sequence[Any]) -> bytes:
+def _dumped(root: Any, out_of_band: OutOfBand, things: Sequence[Any]) -> bytes:
     body = io.BytesIO()
     registered: list[types.ModuleType] = []
-    luggage.settled.clear()
+    out_of_band.settled.clear()
     try:
-        state_pickle.write(_PortablePickler(body, luggage, registered, things), root)
+        state_pickle.write(_PortablePickler(body, out_of_band, registered, things), root)
     except Failed as failed:
         raise NotPortable(str(failed.why)) from failed.why
     finally:
@@ -210,17 +212,17 @@ def _dumped(root: Any, luggage: Luggage, things: Sequence[Any]) -> bytes:
 class _PortablePickler(state_pickle.Pickler):
     """Things of the model leave their number behind; TensorFlow's own are refused."""
 
-    def __init__(self, file: io.BytesIO, luggage: Luggage, registered: list[types.ModuleType], things: Sequence[Any]) -> None:
-        super().__init__(file, luggage, registered)
+    def __init__(self, file: io.BytesIO, out_of_band: OutOfBand, registered: list[types.ModuleType], things: Sequence[Any]) -> None:
+        super().__init__(file, out_of_band, registered)
         self._places = {id(thing): place for place, thing in enumerate(things)}
 
     def persistent_id(self, obj: Any) -> Any:
         if (place := self._places.get(id(obj))) is not None:
             return "thing", place
-        found = super().persistent_id(obj)
-        if found is not None and found[0] == "variable":
+        reference = super().persistent_id(obj)
+        if reference is not None and reference[0] == "variable":
             raise Failed(obj, TypeError(f"a callback or function holds the variable {obj.name}"))
-        return found
+        return reference
 
     def reducer_override(self, obj: Any) -> Any:
         from keras import Layer, Metric
@@ -267,7 +269,7 @@ class Arrived:
         Raises:
             NotOnJax: what is made of the config is another model.
         """
-        model = _made(self.recipe)
+        model = _model_of(self.recipe)
         things = _things_of(model)
         rest = state_pickle.read(_Unpickler(io.BytesIO(self._rest), self._arrays, things))
         homes = _homes(model, rest["roles"])
@@ -294,7 +296,7 @@ class _Unpickler(state_pickle.Unpickler):
         return self._variables[pid[1]] if pid[0] == "thing" else super().persistent_load(pid)
 
 
-def _made(recipe: Recipe) -> Any:
+def _model_of(recipe: Recipe) -> Any:
     import keras
 
     with keras.saving.custom_object_scope(recipe.custom):
@@ -306,11 +308,11 @@ def _made(recipe: Recipe) -> Any:
 
 def _homes(model: Any, roles: Mapping[str, Sequence[int]]) -> dict[int, Any]:
     """The model's variables by the places of the kernel's."""
-    found: dict[int, Any] = {}
+    homes: dict[int, Any] = {}
     for role, variables in keras_roles_of(model).items():
         if len(variables) != len(roles[role]):
             raise NotOnJax(
                 f"what is made of its config has {len(variables)} variables of the kind {role!r} there, and {len(roles[role])} here"
             )
-        found |= dict(zip(roles[role], variables, strict=True))
-    return found
+        homes |= dict(zip(roles[role], variables, strict=True))
+    return homes

@@ -139,7 +139,7 @@ def test_a_model_in_fewer_bits_is_measured_proved_and_served(made: Any, backend:
 
     answers, own = endpoint.predict(rows(x, 50)), model.predict(rows(x, 50), verbose=0)
     assert told == [endpoint.change]
-    figures = {line.what: line for line in told[0].lines}
+    figures = {line.measure: line for line in told[0].lines}
     for metric in compiled.keys() & figures.keys():
         assert figures[metric].before == pytest.approx(compiled[metric], rel=1e-3), "as Keras' own evaluate has it"
     assert "loss" in figures
@@ -225,7 +225,7 @@ def test_the_table_says_size_metrics_and_verdict(made: Any) -> None:
 
 
 def test_an_output_that_is_no_number_any_more_is_refused() -> None:
-    worse = accuracy_impact.ImpactLine(what="accuracy", before=0.9, after=float("nan"))
+    worse = accuracy_impact.ImpactLine(measure="accuracy", before=0.9, after=float("nan"))
     what, by = accuracy_impact.judged((worse,))
     bad = PrecisionChange(
         precision="int8", bytes_before=2, bytes_after=1, rows=1, of="x", validated=True, lines=(worse,), judged=what, by=by, limit=1.0
@@ -341,8 +341,8 @@ def test_what_the_models_metrics_had_counted_is_put_back(made: Any) -> None:
 
 def test_a_metric_above_one_is_judged_in_parts_of_itself() -> None:
     lines = (
-        accuracy_impact.ImpactLine(what="mae", before=30.0, after=30.6),
-        accuracy_impact.ImpactLine(what="same answer", before=None, after=0.5),
+        accuracy_impact.ImpactLine(measure="mae", before=30.0, after=30.6),
+        accuracy_impact.ImpactLine(measure="same answer", before=None, after=0.5),
     )
 
     assert accuracy_impact.judged(lines) == ("mae", pytest.approx(0.02))

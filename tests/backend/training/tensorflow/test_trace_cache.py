@@ -310,8 +310,8 @@ def test_an_error_in_a_kept_loop_has_the_words_of_a_traced_one(tmp_path: Path, t
 
     assert traced == []
     assert "keras/src/layers/core/embedding.py" in str(kept.value)
-    assert keras_messages.told(kept.value).startswith(f"indices[0,3] = 99 is not in [0, 9) (at the operation {model.name}")
-    assert model.layers[1].name in keras_messages.told(kept.value)
+    assert keras_messages.message_of(kept.value).startswith(f"indices[0,3] = 99 is not in [0, 9) (at the operation {model.name}")
+    assert model.layers[1].name in keras_messages.message_of(kept.value)
 
 
 def test_the_folder_keeps_what_was_used_last(tmp_path: Path) -> None:
