@@ -1,4 +1,4 @@
-"""Whether answers come near enough to the ones expected: one rule for the kernel, which exports, and the host, which replays.
+"""Agreement of answers: one rule for whether they come near enough to the expected ones, in the kernel and on the host.
 
 Owns the arithmetic only. How near is near enough belongs to `dtype_policy`, running a model to whoever has one.
 """

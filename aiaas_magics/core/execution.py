@@ -1,4 +1,4 @@
-"""How workers carry a fit call out: the words of it, which of them go together, and what "auto" stands for.
+"""Execution options of a fit call: engine, strategy, steps per call; which go together, and what "auto" stands for.
 
 Owns the value that a user's options become. What a step looks like in it is the plan's, in the worker.
 """

@@ -1,4 +1,4 @@
-"""What Keras and TensorFlow say of an error, without what they wrap around it.
+"""Keras messages: what Keras and TensorFlow say of an error, without the stack that they wrap around it.
 
 Owns finding the sentence that tells what went wrong, and the lines of code that a step's graph remembers.
 Which of these lines are the user's belongs to `error_report`.

@@ -1,4 +1,4 @@
-"""Text of others, made safe to show: control characters become visible.
+"""Plain text: other people's text made safe to show, its control characters visible.
 
 Owns which characters those are and how they are written. A terminal obeys ESC, CSI and their kin: a job's name could set its title, write
 its clipboard or clear it; characters that turn the direction of writing make one name look like another. Newlines and tabs stay.

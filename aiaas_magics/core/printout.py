@@ -1,4 +1,4 @@
-"""What workers print, as the cell that trains would have shown it.
+"""Printout: what workers print, as the cell that trains would have shown it.
 
 Owns which lines those are; pure. Reading the output belongs to `backend.workers`, where it is written to `notebook`.
 

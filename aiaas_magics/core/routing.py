@@ -1,4 +1,4 @@
-"""Which version of an endpoint answers whom: values, and pure functions from one picture to the next.
+"""Routing of an endpoint: which version answers whom, as values and pure functions from one state to the next.
 
 Owns the rules. Loading and draining belong to the backend, which carries a `Routing` out in one assignment.
 """

@@ -1,4 +1,4 @@
-"""Which rows come when, as far as kernel and workers have to say the same: whose order a seed means, a rank's rows, an epoch's steps.
+"""Row order: what kernel and workers must agree on, that is whose order a seed means, a rank's rows, and an epoch's steps.
 
 Owns this arithmetic. Making the orders belongs to `submission`.
 """

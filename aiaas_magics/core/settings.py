@@ -1,4 +1,4 @@
-"""Where things are on this machine, and which environment this is.
+"""Settings of this machine: where files are, and the environment's versions.
 
 Owns the reading of environment variables and the choice of the state folder.
 Creating the folder and writing into it belongs to `backend.server`.

@@ -1,4 +1,4 @@
-"""The values that both sides speak in.
+"""Specifications: the values that client and server exchange.
 
 Owns what is asked (`FitSpec`, `DeploySpec`), what is answered (`JobView`, `EndpointView`), and what went
 wrong (`ErrorReport`). How workers carry a fit out belongs to `execution`, what happens in between to `machine_events`, turning

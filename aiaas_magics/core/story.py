@@ -1,4 +1,4 @@
-"""What a job's log says, folded into one picture.
+"""Job story: a job's event log, folded into one value that every view is drawn from.
 
 Owns the fold only: the log in, a `JobStory` out. Every view, the `History` of a running
 job and the text of `%aiaas_attach` are drawn from it, so that they agree whoever looks

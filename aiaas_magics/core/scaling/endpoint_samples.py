@@ -1,4 +1,4 @@
-"""What an endpoint does over time, from the figures that its server counts.
+"""Endpoint samples: rates and latencies over time, from the counters of its server.
 
 Owns reading those figures and what two readings say of the time between them. Asking the server belongs to
 `client.endpoint`, drawing to `plots` and the notebook's views.

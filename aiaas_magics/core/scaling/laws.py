@@ -1,4 +1,4 @@
-"""The arithmetic of scaling: what n workers should do, what they did, and which law that follows.
+"""Scaling laws: what n workers should do, what they did, and which law that follows.
 
 Owns numbers in, numbers out. What was not measured belongs to `projection`, measuring to
 `study_figure` and `load_run`, drawing to `plots`.

@@ -1,4 +1,4 @@
-"""What more workers would need than were measured: computing, waiting and exchanging, each by its law.
+"""Projection beyond the measured numbers of workers: computing, waiting and exchanging, each by its law.
 
 Owns the model of a step, its fit to the measured points, the band around it, and the sentence on
 what it rests. Nothing here is measured, and everything that shows it says "projected".

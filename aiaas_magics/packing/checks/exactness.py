@@ -1,4 +1,4 @@
-"""What cannot be exact on several workers, said before the run.
+"""Exactness notes: what differs between several workers and one, said before the run.
 
 Owns finding it and the sentences. The mathematics itself belongs to the training side. Each
 sentence names what differs and how, so that the user can judge whether it matters here.

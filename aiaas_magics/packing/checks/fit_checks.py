@@ -1,4 +1,4 @@
-"""Whether a fit call can work at all, found before anything is sent.
+"""Fit checks: whether a fit call can work at all, before anything is sent.
 
 Owns the checks of `compile`, of the data, and of both together, and building what is not
 built yet: variables must exist in the kernel, or their trained values would find no home.

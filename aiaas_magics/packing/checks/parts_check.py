@@ -1,4 +1,4 @@
-"""Whether a batch's parts compute what the batch computes, tried in the kernel on its first rows.
+"""Parts check: whether the parts of a batch compute what the batch computes, tried in the kernel on its first rows.
 
 Owns running the model's own step on the batch and on its parts, leaving everything as it was, and the sentences about
 what differs. Which models need it is `row_rules`, the arithmetic `parts_numbers`; corrections of stock losses are

@@ -1,4 +1,4 @@
-"""A batch's numbers beside those of its parts.
+"""Comparison of a batch's numbers with those of its parts.
 
 Owns how rows are dealt to workers, how what they compute is put together, and what of it differs. Pure numbers:
 running the model belongs to `parts_check`, the sentences too.

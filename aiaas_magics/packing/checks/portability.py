@@ -1,4 +1,4 @@
-"""Why a fit call cannot move to Keras on another backend, found in the kernel.
+"""Portability: why a fit call cannot move to Keras on another backend, seen in the kernel.
 
 Owns the reasons, each a clause for the user. Whether what has moved computes the same is
 found where it arrives, by `proof`.

@@ -1,4 +1,4 @@
-"""Random numbers that no checkpoint holds.
+"""Randomness notes: random numbers that no checkpoint holds.
 
 Owns finding them, as far as byte code tells. Keras' seed generators, Python's and numpy's numbers go on
 where they were (`training_state`); the counters of `tf.random` are out of anybody's reach.

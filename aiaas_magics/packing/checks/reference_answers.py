@@ -1,4 +1,4 @@
-"""What a model computes for a few rows, as numbers that can be compared elsewhere.
+"""Reference answers: what a model computes for a few rows, as numbers that another backend is compared with.
 
 Owns the numbers: outputs, loss and gradients with `training=False`, taken in the kernel from the
 model as it is, and the comparison with those of another backend. Computing them there belongs to

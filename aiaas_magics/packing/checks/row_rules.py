@@ -1,4 +1,4 @@
-"""What is known to compute each row by itself, without running it.
+"""Row rules: losses and layers that are known to compute each row by itself, without running them.
 
 Owns the table of stock parts that look at several rows, and the decision whether a model has any part that
 nothing is known of. Measuring such a model belongs to `parts_check`.

@@ -1,4 +1,4 @@
-"""Data that yields batches instead of holding rows: `tf.data.Dataset`, `PyDataset`, generators.
+"""Batch sources: data that yields batches instead of holding rows, such as `tf.data.Dataset`, `PyDataset` and generators.
 
 Owns which way each of them travels, and the values that travel in its place. A dataset of TensorFlow's
 own ops goes as its graph, with large captured arrays apart; tables and variables that it uses go with it.

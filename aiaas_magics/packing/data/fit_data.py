@@ -1,4 +1,4 @@
-"""The data of a fit call: which kinds travel, and as what.
+"""Fit data: which kinds of data travel, and as which arrays.
 
 Owns turning tensors, pandas objects and array-likes into numpy arrays by Keras' own rules,
 and the counting of rows. Whether they fit the model is found by `fit_checks`.

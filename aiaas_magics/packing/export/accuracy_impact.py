@@ -1,4 +1,4 @@
-"""What fewer bits do to a model's answers, measured in the kernel before anything is sent.
+"""Accuracy impact of quantization: how it changes a model's answers, measured in the kernel before anything is sent.
 
 Owns running both forms on the same rows, the model's own loss and metrics of both, and what they are judged by. Computing
 an ONNX form belongs to `onnx_session`, making the smaller one to `quantization`.

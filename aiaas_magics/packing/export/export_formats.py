@@ -1,4 +1,4 @@
-"""The two formats of an exported model: ONNX, and a zip of a SavedModel where ONNX cannot express it.
+"""Export formats: ONNX, and a zip of a SavedModel where ONNX cannot express the model.
 
 Owns trying one after the other, why one is not to be had and what to do about that. The conversion to ONNX belongs to
 `onnx_export`, the function that is written to `keras_answers`.

@@ -1,4 +1,4 @@
-"""Models that are no live Keras model: files of Keras, ONNX files, SavedModel folders, and estimators of other libraries.
+"""Foreign models: files of Keras, ONNX files, SavedModel folders, and estimators of other libraries.
 
 Owns telling what was given, opening it, and the answers that the proof compares: those of the engine that will serve, computed
 here. A Keras file is loaded and goes the way of every Keras model (`model_export`); converting an estimator belongs to `estimators`.

@@ -1,4 +1,4 @@
-"""Keras' own answers to sample rows, and the model as a function of named tensors.
+"""Keras answers: the model's own answers to sample rows, and the model as a function of named tensors.
 
 Owns calling a live model by its interface, the names of its outputs, and whether its answers can be compared at all: the same from
 call to call, and for a row whatever the rows beside it. Which rows belongs to `samples`, writing the function to `export_formats`.

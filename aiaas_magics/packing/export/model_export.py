@@ -1,4 +1,4 @@
-"""A live model to an artefact that a serving host can run and check, without its code.
+"""Model export: a live model as an artifact that a serving host can run and check without its code.
 
 Owns the order of the steps, each of which is entered once: the request is parsed (`export_request`), Keras answers (`keras_answers`), a
 format is written and compared (`export_formats`), and where fewer bits were asked for those are made (`quantization`), what they change

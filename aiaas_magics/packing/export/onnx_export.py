@@ -1,4 +1,4 @@
-"""A `tf.function` as an ONNX file.
+"""ONNX export: a `tf.function` as an ONNX file.
 
 Owns the conversion, and what the converter leaves to be done on the file. Whether the file computes the same is checked by `model_export`.
 """

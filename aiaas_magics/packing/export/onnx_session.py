@@ -1,4 +1,4 @@
-"""ONNX files computed in the kernel, with the engine that will serve them.
+"""ONNX session: an ONNX file computed in the kernel, with the engine that will serve it.
 
 Owns the session. It is one of the two homes of ONNX Runtime: answers that are compared, and what fewer bits change, must be those of
 the engine.

@@ -1,4 +1,4 @@
-"""An ONNX file with its weights in fewer bits.
+"""Quantization: an ONNX file with its weights in fewer bits.
 
 Owns the rewriting: which operator's weights become what. It works on the exported graph, so the user's model is never touched
 and needs no clone, and whatever exports can be reduced. What the answers become is measured by `accuracy_impact`.

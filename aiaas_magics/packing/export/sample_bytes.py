@@ -1,4 +1,4 @@
-"""Sample rows and their answers as bytes, for the proof.
+"""Sample bytes: sample rows and their answers in the form in which they travel to the parity check.
 
 Samples are safetensors with `input/<name>` and `output/<name>`, rows first; rows of another size follow as `1/input/<name>`,
 `1/output/<name>` and so on. A string tensor travels as UTF-8 in `uint8`, padded with zeros along one more dimension;

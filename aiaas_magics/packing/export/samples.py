@@ -1,4 +1,4 @@
-"""Sample rows for the proof of an export, and the interface that they go through.
+"""Samples: the rows that an export is compared on, and the interface that they go through.
 
 Owns remembering rows of a fit's data, choosing samples, and naming a model's inputs and
 outputs. Exporting belongs to `model_export`.

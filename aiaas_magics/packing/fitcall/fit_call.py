@@ -1,4 +1,4 @@
-"""A fit call on its way: live objects in the kernel, bytes, live objects in a worker.
+"""Fit call: its way from live objects in the kernel to bytes, and from bytes to live objects in a worker.
 
 Owns the order of the steps there (`draft` and its `finish`, or both as `pack`), each of which is entered once: normalise, check and
 build, pickle, and then what depends on the engine, its portable form and the notes. And the way back into objects (`unpack`).

@@ -1,4 +1,4 @@
-"""What comes back from a fit call: numbers in a safetensors file, never objects.
+"""Fit result: what comes back from a fit call, numbers in a safetensors file and never objects.
 
 Owns the file, and putting it into a live model. When to fetch and apply it belongs to
 the client's `job`.

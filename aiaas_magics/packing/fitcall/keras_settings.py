@@ -1,4 +1,4 @@
-"""Keras' and TensorFlow's global settings that a fit depends on: read in the kernel, set in a worker.
+"""Keras settings: the global ones of Keras and TensorFlow that a fit depends on, read in the kernel and set in a worker.
 
 Owns the list of them. Environment variables belong to `core.environment`.
 """

@@ -1,4 +1,4 @@
-"""Fit calls as values: as the user made them, packed for sending, and unpacked in a worker.
+"""Fit call values: as the user made it, packed for sending, and unpacked in a worker.
 
 Owns the three values. The journeys between them belong to `fit_call`.
 """

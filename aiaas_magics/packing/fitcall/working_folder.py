@@ -1,4 +1,4 @@
-"""What callbacks find around them: the folders beside the notebook, and files that they go on writing.
+"""Working folder of callbacks: the folders beside the notebook, and the files that callbacks append to.
 
 Owns finding both in the kernel. A worker runs in an empty folder of its own, and what is written there comes back by name.
 """

@@ -1,4 +1,4 @@
-"""Plain attributes of layers, and of data that yields batches, which training changes: found in a worker, set in the kernel.
+"""Plain attributes of layers and datasets that training changes: read in a worker, set in the kernel.
 
 Owns which of them come back: numbers, texts, arrays and collections of these, under public names, and whether a layer
 trains. Attributes of callbacks come back by themselves (`fit_result`).

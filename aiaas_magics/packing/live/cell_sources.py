@@ -1,4 +1,4 @@
-"""The source text of cells whose code travels: AutoGraph, `inspect.getsource` and tracebacks read it in a worker.
+"""Cell sources: the text of cells whose code travels, which AutoGraph, `inspect.getsource` and tracebacks read in a worker.
 
 Owns choosing the text in the kernel and putting it where Python looks for it. Only top-level
 statements that hold code which travels are kept, at their own line numbers; the other lines of

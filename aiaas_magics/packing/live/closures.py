@@ -1,4 +1,4 @@
-"""State that callbacks change outside of themselves, which does not come back.
+"""Closures: state that callbacks change outside of themselves, which does not come back.
 
 Owns finding it, as far as byte code tells. Saying so belongs to the preflight.
 """

@@ -1,4 +1,4 @@
-"""What calling a model changes in it: found, told and put back.
+"""Model state: a snapshot of what calling a model changes in it, put back afterwards.
 
 Owns the snapshot of a live model around an export: variables that no training moves (counters, states of
 recurrent layers, seed generators, wherever they hang), plain attributes of layers, and the global random

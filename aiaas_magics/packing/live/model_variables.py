@@ -1,4 +1,4 @@
-"""A model's variables as values, and what each is to its model.
+"""Model variables as values, and the role of each in its model.
 
 Owns what is needed to make a variable again elsewhere, and the roles by which a model in
 another kernel finds its own. Which variables are in reach is found by `state_pickle`.

@@ -1,4 +1,4 @@
-"""Plain data to JSON and back: numbers, texts, lists, dicts, numpy arrays. No pickle.
+"""Plain JSON: numbers, texts, lists, dicts and numpy arrays to JSON and back, without pickle.
 
 Owns the tags that JSON lacks words for. Arrays leave their number behind and travel apart.
 """

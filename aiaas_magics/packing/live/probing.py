@@ -1,4 +1,4 @@
-"""Questions to objects of the user's and of any library, which may answer with any exception.
+"""Probing: questions to objects of the user's and of any library, which may answer with any exception.
 
 Owns the border: `getattr`, `isinstance`, `repr` and the like run the object's own code, and a search
 for the thing at fault must not die of a bystander.

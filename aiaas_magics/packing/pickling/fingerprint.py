@@ -1,4 +1,4 @@
-"""What a model is, without its numbers: equal for two models only where the same step is traced of both.
+"""Fingerprint of a model without its numbers: equal for two models only where the same step is traced of both.
 
 Owns the digest. It is that of the bytes by which a model travels (`state_pickle`): the state of every Keras object, the user's
 classes and functions by value, constants; of variables all but their values. Who goes by it is an engine's.

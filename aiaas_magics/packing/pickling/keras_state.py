@@ -1,4 +1,4 @@
-"""What of a Keras object travels, and what is made anew where it arrives.
+"""Keras state: what of a Keras object travels, and what is made anew where it arrives.
 
 Owns the knowledge of Keras' and TensorFlow's inner state: which attributes belong to one
 process (compiled functions, strategies, losses of the last call), and which are keyed by

@@ -1,4 +1,4 @@
-"""The preamble of a payload: what a worker puts in place before any object of the fit call is made.
+"""Preamble of a payload: what a worker puts in place before it makes any object of the fit call.
 
 Owns the value and putting it in place. Which variables travel belongs to `environment`, which
 texts to `cell_sources`; a preamble is plain texts, and is read without the user's code.

@@ -1,4 +1,4 @@
-"""One way of pickling for each kind of object that Python's own does not fit.
+"""Reducers: one way of pickling for each kind of object that Python's own does not fit.
 
 Owns the pairs of functions: what is taken here, what is made of it where it arrives. When
 each is used belongs to `state_pickle`.

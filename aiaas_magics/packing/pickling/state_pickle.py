@@ -1,4 +1,4 @@
-"""Live objects to bytes and back, by state.
+"""State pickle: live objects to bytes and back, by state.
 
 Owns the two picklers. Variables and big arrays leave a number behind and travel apart;
 Keras objects travel as shells, with their state in records of their own after the first

@@ -1,4 +1,4 @@
-"""What cannot travel, where it hides, and what to do about it.
+"""Unpicklable objects: what cannot travel, where it is, and what to do about it.
 
 Owns the kinds, the search for the path ("callbacks[1].log") and the sentences.
 """

@@ -1,4 +1,4 @@
-"""Which variables are cut over devices, and along which axis, where the model itself is.
+"""Layouts: which variables are cut over devices, and along which axis, where the model itself is.
 
 Owns the user's rules (`model.layout_map`), the rule for when there are none, and the check
 that what is cut can be cut. Carrying it out belongs to Keras' `ModelParallel`.

@@ -1,4 +1,4 @@
-"""A fit call in a form that Keras on another backend can take: by config, where `state_pickle` goes by state.
+"""Portable fit call: a form that Keras on another backend can take, by config, where `state_pickle` goes by state.
 
 Owns the form, there (`add`) and back (`unpack`). The model and what it is compiled with travel as
 Keras' own serialization, the user's classes and functions by value, callbacks and arguments as ever;
