@@ -324,10 +324,10 @@ class Backend:
         options: dict[str, Any] = {"replicas": replicas, "max_delay_us": max_delay_us, "rollout": rollout}
         options |= {"sample": sample, "other_samples": other_samples, "on_step": on_step}
         if precision:
-            from aiaas_magics.packing.export.export_request import Reduction
+            from aiaas_magics.packing.export.export_request import QuantizationOptions
 
-            reduction = Reduction(precision=precision, validation_data=validation_data, max_change=max_change)
-            options |= {"reduction": reduction, "tell": tell}
+            quantization_options = QuantizationOptions(precision=precision, validation_data=validation_data, max_change=max_change)
+            options |= {"quantization_options": quantization_options, "tell": tell}
         elif validation_data is not None or max_change is not None:
             raise InvalidSpec("Validation data and max_change belong to fewer bits. Add precision='int8', say, or leave them out.")
         endpoint = deploy(self.transport, self.blobs, model, name=name, **options)

@@ -267,7 +267,7 @@ class JobView(Value, frozen=True, kw_only=True):
     started_s: float | None = None  # unix time
     ended_s: float | None = None  # unix time
     last_seq: int = 0  # sequence number of the newest entry of its log
-    result: str | None = None  # blob: see `packing.fitcall.FitResult`
+    result: str | None = None  # blob: see `FitResult`
     files: tuple[str, ...] = ()  # relative paths that callbacks wrote
     removed_s: float | None = None  # unix time: when result, files and log were removed to make room
 

@@ -32,7 +32,7 @@ from aiaas_magics.core.spec import DeploySpec, EndpointView, VersionView, checke
 if TYPE_CHECKING:
     from aiaas_magics.core.scaling.load_report import LoadReport
     from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
-    from aiaas_magics.packing.export.export_request import Reduction
+    from aiaas_magics.packing.export.export_request import QuantizationOptions
     from aiaas_magics.packing.export.model_export import Servable
 
 PART_BYTES: Final = 16 * 1024 * 1024  # guess: a quarter of the largest body that a server takes by default
@@ -354,7 +354,7 @@ def deploy(
     other_samples: Sequence[Any] = (),
     max_delay_us: int = 0,
     rollout: Rollout | None = None,
-    reduction: Reduction | None = None,
+    quantization_options: QuantizationOptions | None = None,
     tell: Callable[[PrecisionChange], None] | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Endpoint:
@@ -367,7 +367,7 @@ def deploy(
 
     name = checked_name("an endpoint", name if name is not None else default_name(foreign_models.name_of(model)))
     scaling = scaling_of(replicas)
-    exported = foreign_models.export(model, sample, other_samples=other_samples, reduction=reduction, on_step=on_step)
+    exported = foreign_models.export(model, sample, other_samples=other_samples, quantization_options=quantization_options, on_step=on_step)
     change = exported.change
     if change is not None:
         if tell is not None:

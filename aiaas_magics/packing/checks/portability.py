@@ -1,7 +1,7 @@
 """Portability: why a fit call cannot move to Keras on another backend, seen in the kernel.
 
 Owns the reasons, each a clause for the user. Whether what has moved computes the same is
-found where it arrives, by `proof`.
+found where it arrives, by `reference_answers`.
 """
 
 from __future__ import annotations

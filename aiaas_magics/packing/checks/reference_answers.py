@@ -64,7 +64,7 @@ def sample(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def take(model: Any, arguments: Mapping[str, Any]) -> ReferenceAnswers:
-    """The proof of a TensorFlow model, which is left as it is. Layers run as in `predict`: nothing is dropped, no statistics move."""
+    """The reference answers of a TensorFlow model, which is left as it is. Layers run as in `predict`: nothing is dropped, no statistics move."""
     import tensorflow as tf
     from keras import tree
 
@@ -112,15 +112,15 @@ def sketch(flat: np.ndarray) -> np.ndarray:
     return summed
 
 
-def difference(proof: ReferenceAnswers, answers: Numbers) -> str | None:
+def difference(expected: ReferenceAnswers, answers: Numbers) -> str | None:
     """The largest difference beyond the tolerance as a clause; None where all agree."""
-    reference, worst = proof.numbers, (0.0, "")
-    pairs = [("the loss", np.array([reference.loss]), np.array([answers.loss]), 0.0)]
-    if [output.shape for output in reference.outputs] != [output.shape for output in answers.outputs]:
+    own_numbers, worst = expected.numbers, (0.0, "")
+    pairs = [("the loss", np.array([own_numbers.loss]), np.array([answers.loss]), 0.0)]
+    if [output.shape for output in own_numbers.outputs] != [output.shape for output in answers.outputs]:
         return "its outputs have other shapes"
-    pairs += [(f"output {place}", a, b, 0.0) for place, (a, b) in enumerate(zip(reference.outputs, answers.outputs, strict=True))]
-    scale = float(np.sqrt(sum(_norm(g) ** 2 for g in reference.gradients if g is not None)))
-    for path, reference_gradient, gradient in zip(proof.paths, reference.gradients, answers.gradients, strict=True):
+    pairs += [(f"output {place}", a, b, 0.0) for place, (a, b) in enumerate(zip(own_numbers.outputs, answers.outputs, strict=True))]
+    scale = float(np.sqrt(sum(_norm(g) ** 2 for g in own_numbers.gradients if g is not None)))
+    for path, reference_gradient, gradient in zip(expected.paths, own_numbers.gradients, answers.gradients, strict=True):
         # A variable that the loss does not depend on has no gradient on TensorFlow, and zeros on JAX.
         zeros = (
             np.zeros(1)
@@ -136,13 +136,13 @@ def difference(proof: ReferenceAnswers, answers: Numbers) -> str | None:
             )
         )
     for label, a, b, floor in pairs:
-        relative = _gap(a, b) / max(_norm(a), floor / proof.tolerance, 1e-30)
+        relative = _gap(a, b) / max(_norm(a), floor / expected.tolerance, 1e-30)
         worst = max(worst, (relative, label), key=lambda pair: pair[0])
-    if worst[0] <= proof.tolerance:
+    if worst[0] <= expected.tolerance:
         return None
     if np.isinf(worst[0]):
         return f"{worst[1]} is not a number, or infinite, in other places"
-    return f"{worst[1]} differs by {worst[0]:.2g} of its norm ({proof.tolerance:g} is allowed)"
+    return f"{worst[1]} differs by {worst[0]:.2g} of its norm ({expected.tolerance:g} is allowed)"
 
 
 def _norm(flat: np.ndarray) -> float:

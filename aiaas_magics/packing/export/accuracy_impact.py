@@ -16,7 +16,7 @@ import numpy as np
 
 from aiaas_magics.core import errors
 from aiaas_magics.core.errors import DataMismatch
-from aiaas_magics.packing.export.export_request import ReductionRequest
+from aiaas_magics.packing.export.export_request import QuantizationRequest
 from aiaas_magics.packing.export.onnx_session import Form, Named
 
 ROWS_AT_ONCE: Final = 256  # guess: keeps activations of images in memory
@@ -77,8 +77,8 @@ class PrecisionChange:
             raise errors.ChangedTooMuch(self.precision, self.judged, self.by, self.limit, f"{self.rows:,} rows of {self.of}")
 
 
-def measure(model: Any, reduction: ReductionRequest, forms: Forms, *, sizes: tuple[int, int]) -> PrecisionChange:
-    """What the smaller form changes, on the rows of `reduction`.
+def measure(model: Any, request: QuantizationRequest, forms: Forms, *, sizes: tuple[int, int]) -> PrecisionChange:
+    """What the smaller form changes, on the rows of `request`.
 
     Args:
         sizes: bytes of both forms.
@@ -86,7 +86,7 @@ def measure(model: Any, reduction: ReductionRequest, forms: Forms, *, sizes: tup
     Raises:
         DataMismatch: the model's loss and metrics do not take what is true of them.
     """
-    validation = reduction.validation
+    validation = request.validation
     before, after = in_parts(forms.full, validation.rows), in_parts(forms.reduced, validation.rows)
     own: tuple[ImpactLine, ...] = ()
     note = ""
@@ -96,7 +96,7 @@ def measure(model: Any, reduction: ReductionRequest, forms: Forms, *, sizes: tup
     judged_by, change = judged(lines)
     usual = MOST_CHANGE if validation.is_validation else MOST_CHANGE_OF_SAMPLES
     return PrecisionChange(
-        precision=reduction.precision,
+        precision=request.precision,
         bytes_before=sizes[0],
         bytes_after=sizes[1],
         rows=len(next(iter(validation.rows.values()))),
@@ -105,7 +105,7 @@ def measure(model: Any, reduction: ReductionRequest, forms: Forms, *, sizes: tup
         lines=lines,
         judged=judged_by,
         by=change,
-        limit=usual if reduction.max_change is None else reduction.max_change,
+        limit=usual if request.max_change is None else request.max_change,
         note=note,
     )
 

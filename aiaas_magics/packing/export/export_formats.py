@@ -139,7 +139,7 @@ def _check_shapes(function: Any, expected: Expected) -> None:
 
 
 def check_answers(artefact: bytes, expected: Expected) -> None:
-    """Raises `ValueError` for a file whose answers the host's proof would refuse: half precision and rare operators come out otherwise.
+    """Raises `ValueError` for a file whose answers the host's parity check would refuse: half precision and rare operators come out otherwise.
 
     The host decides; asked here first, by the same rule, such a model is served as a SavedModel instead of not at all.
     """
@@ -161,7 +161,7 @@ def check_answers(artefact: bytes, expected: Expected) -> None:
 
 
 def replayed(count: int) -> tuple[int, ...]:
-    """How many of `count` sample rows are computed at once, one number after the other, as the host's proof does."""
+    """How many of `count` sample rows are computed at once, one number after the other, as the host's parity check does."""
     return tuple(dict.fromkeys((1, 3, count)))
 
 

@@ -22,7 +22,7 @@ from aiaas_magics.packing.export.samples import Interface
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reduction:
+class QuantizationOptions:
     """Fewer bits for the weights, as asked for. `validation_data` is x, (x,) or (x, y), as arrays; None measures on the sample rows."""
 
     precision: str
@@ -41,8 +41,8 @@ class ValidationRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReductionRequest:
-    """A reduction with its rows."""
+class QuantizationRequest:
+    """A quantization with the rows it is measured on."""
 
     precision: str
     max_change: float | None
@@ -57,7 +57,7 @@ class ExportRequest:
     interface: Interface
     samples: tuple[Mapping[str, np.ndarray], ...]  # by input name, one for each size
     formats: tuple[str, ...]  # to be tried in this order
-    reduction: ReductionRequest | None
+    quantization: QuantizationRequest | None
     maps: Callable[[Any], Any] | None = None  # what the kernel does to rows before it sends them, as the model's own `predict` does
     notes: tuple[str, ...] = ()  # sentences on what is served, against what the model does here
 
@@ -72,7 +72,7 @@ def normalise(
     *,
     other_samples: Sequence[Any] = (),
     format: str | None = None,
-    reduction: Reduction | None = None,
+    quantization_options: QuantizationOptions | None = None,
 ) -> ExportRequest:
     """Check what can be checked before anything is computed.
 
@@ -80,7 +80,7 @@ def normalise(
         sample: typical rows, as `fit` takes them for x; None for validation data, or else rows of the last fit.
         other_samples: rows that differ from `sample` in the size of a dimension; what differs is free in what is served.
         format: "onnx" or "saved_model"; None for ONNX where it can be had.
-        reduction: fewer bits for the weights, and the rows to measure on what that changes.
+        quantization_options: fewer bits for the weights, and the rows to measure on what that changes.
 
     Raises:
         NoSamples: typical rows are neither given nor known.
@@ -98,22 +98,24 @@ def normalise(
         )
     fit_checks.check_free(model, "deploy")
     _refuse_stateful(model)
-    x_val, y_val = (None, None) if reduction is None else _split(reduction.validation_data)
+    x_val, y_val = (None, None) if quantization_options is None else _split(quantization_options.validation_data)
     front = _front_of(model, x_val if sample is None else sample, other_samples)
     interface, rows, origin = samples.samples_for(model, front.sample, front.other_samples, prepare=front.prepare)
     formats = (SAVED_MODEL,) if "string" in interface.dtypes else (ONNX, SAVED_MODEL)
     request = None
-    if reduction is not None:
+    if quantization_options is not None:
         validation = ValidationRows(rows=rows[0], truth=None, origin=origin, is_validation=False)
-        if reduction.validation_data is not None:
+        if quantization_options.validation_data is not None:
             validation = _validation(model, interface, x_val if front.maps is None else front.maps(x_val), y_val)
-        request = ReductionRequest(precision=reduction.precision, max_change=reduction.max_change, validation=validation)
+        request = QuantizationRequest(
+            precision=quantization_options.precision, max_change=quantization_options.max_change, validation=validation
+        )
     return ExportRequest(
         model=model,
         interface=interface,
         samples=rows,
         formats=formats if format is None else (format,),
-        reduction=request,
+        quantization=request,
         maps=front.maps,
         notes=_notes(model, interface, front),
     )

@@ -1,6 +1,6 @@
 """Foreign models: files of Keras, ONNX files, SavedModel folders, and estimators of other libraries.
 
-Owns telling what was given, opening it, and the answers that the proof compares: those of the engine that will serve, computed
+Owns telling what was given, opening it, and the answers that the parity check compares: those of the engine that will serve, computed
 here. A Keras file is loaded and goes the way of every Keras model (`model_export`); converting an estimator belongs to `estimators`.
 """
 
@@ -23,7 +23,7 @@ from aiaas_magics.core.precision import MOST_SPREAD
 from aiaas_magics.core.spec import TensorSpec
 from aiaas_magics.packing.export import estimators, export_formats, model_export, sample_bytes, samples
 from aiaas_magics.packing.export.export_formats import CannotServe, replayed
-from aiaas_magics.packing.export.export_request import Reduction
+from aiaas_magics.packing.export.export_request import QuantizationOptions
 from aiaas_magics.packing.export.model_export import Servable
 from aiaas_magics.packing.export.onnx_session import Named, onnx_form
 from aiaas_magics.packing.export.samples import Interface
@@ -66,7 +66,7 @@ def export(
     sample: Any = None,
     *,
     other_samples: Sequence[Any] = (),
-    reduction: Reduction | None = None,
+    quantization_options: QuantizationOptions | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Servable:
     """As `model_export.export`, of a Keras model or of anything that can be served without Keras.
@@ -78,10 +78,10 @@ def export(
 
     if isinstance(model, (str, Path)):
         on_step(f"reading {model}")
-    opened = _opened(model, sample, compiled=reduction is not None)
+    opened = _opened(model, sample, compiled=quantization_options is not None)
     if isinstance(opened, keras.Model):
-        return model_export.export(opened, sample, other_samples=other_samples, reduction=reduction, on_step=on_step)
-    if reduction is not None:
+        return model_export.export(opened, sample, other_samples=other_samples, quantization_options=quantization_options, on_step=on_step)
+    if quantization_options is not None:
         raise CannotServe(f"{opened.name} is served as it is: fewer bits are made of Keras models. Leave --precision out.")
     rows = tuple(samples.rows_through(opened.name, opened.interface, part) for part in (sample, *other_samples))
     return _export_form(opened, rows, on_step=on_step)

@@ -19,7 +19,7 @@ from aiaas_magics.core.spec import TensorSpec
 from aiaas_magics.packing.export import accuracy_impact, export_formats, quantization, sample_bytes
 from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
 from aiaas_magics.packing.export.export_formats import ONNX, SAVED_MODEL, CannotServe
-from aiaas_magics.packing.export.export_request import ExportRequest, Reduction, normalise
+from aiaas_magics.packing.export.export_request import ExportRequest, QuantizationOptions, normalise
 from aiaas_magics.packing.export.keras_answers import KerasAnswers, function_of, keras_answers, output_specs
 from aiaas_magics.packing.export.onnx_session import onnx_form
 from aiaas_magics.packing.live import model_state
@@ -32,7 +32,7 @@ TEXTS: Final = "texts go into it"  # why such a model is no ONNX file
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Servable:
-    """An exported model with the proof of what it computes."""
+    """An exported model with sample rows and the answers to them, for the parity check."""
 
     artefact: bytes
     format: str  # "onnx" | "saved_model"
@@ -55,7 +55,7 @@ def export(
     *,
     other_samples: Sequence[Any] = (),
     format: str | None = None,
-    reduction: Reduction | None = None,
+    quantization_options: QuantizationOptions | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Servable:
     """Export `model` with sample rows and Keras' own outputs on them; in fewer bits with those of that form. `model` stays as it is.
@@ -64,7 +64,7 @@ def export(
         sample: up to 32 typical rows, as `fit` takes them for x; None for validation data, or else rows of the last fit.
         other_samples: rows that differ from `sample` in the size of a dimension, which is free then in what is served.
         format: "onnx" or "saved_model"; None for ONNX where it can be had.
-        reduction: fewer bits for the weights, and the rows to measure on what that changes.
+        quantization_options: fewer bits for the weights, and the rows to measure on what that changes.
         on_step: called with what is done next, in words.
 
     Raises:
@@ -72,7 +72,7 @@ def export(
         DataMismatch: the rows do not go through the model.
         CannotServe: neither format can express it, or not in so few bits.
     """
-    request = normalise(model, sample, other_samples=other_samples, format=format, reduction=reduction)
+    request = normalise(model, sample, other_samples=other_samples, format=format, quantization_options=quantization_options)
     return carry_out(request, on_step=on_step)
 
 
@@ -87,8 +87,8 @@ def carry_out(request: ExportRequest, *, on_step: Callable[[str], None] = lambda
             kind, artefact, note = _write(request, answers, function, state, on_step=on_step)
         note = TEXTS if request.has_texts and kind == SAVED_MODEL else note
         served, change = answers.arrays, None
-        if request.reduction is not None:
-            full, artefact = artefact, _reduced(request, kind, artefact, note)
+        if request.quantization is not None:
+            full, artefact = artefact, _quantized(request, kind, artefact, note)
             change = _change(request, answers, function, full, artefact)
             served = tuple(map(onnx_form(artefact), request.samples))
         return Servable(
@@ -117,10 +117,10 @@ def _write(
     )
 
 
-def _reduced(request: ExportRequest, kind: str, artefact: bytes, note: str) -> bytes:
+def _quantized(request: ExportRequest, kind: str, artefact: bytes, note: str) -> bytes:
     """The ONNX file in fewer bits."""
-    assert request.reduction is not None
-    model, precision = request.model, request.reduction.precision
+    assert request.quantization is not None
+    model, precision = request.model, request.quantization.precision
     if kind != ONNX:
         why = f" ({note})"
         raise CannotServe(
@@ -135,10 +135,10 @@ def _reduced(request: ExportRequest, kind: str, artefact: bytes, note: str) -> b
 
 def _change(request: ExportRequest, answers: KerasAnswers, function: Any, full: bytes, reduced: bytes) -> PrecisionChange:
     """What the reduced file changes against the model as it is."""
-    assert request.reduction is not None
+    assert request.quantization is not None
 
     def keras_form(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: tensor.numpy() for name, tensor in function(*(rows[name] for name in request.interface.names)).items()}
 
     forms = accuracy_impact.Forms(full=keras_form, reduced=onnx_form(reduced), structured=answers.structured)
-    return accuracy_impact.measure(request.model, request.reduction, forms, sizes=(len(full), len(reduced)))
+    return accuracy_impact.measure(request.model, request.quantization, forms, sizes=(len(full), len(reduced)))

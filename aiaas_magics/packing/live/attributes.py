@@ -47,7 +47,7 @@ def changed(objects: Sequence[Any], before: Sequence[Marks], arrays: list[np.nda
 def put_back(objects: Sequence[Any], attributes: Sequence[Mapping[str, Any]]) -> None:
     """Set what `changed` found. A list or dict that is there already is changed in place, so that other names for it see it.
 
-    What a backend says beyond that is not set: private names, Keras' own, methods and paths (`plain.trusted`).
+    What a backend says beyond that is not set: private names, Keras' own, methods and paths (`plain_json.trusted`).
     """
     for obj, values in zip(objects, attributes, strict=False):
         for name, value in plain_json.trusted(obj, {name: value for name, value in values.items() if _comes_back(name)}).items():

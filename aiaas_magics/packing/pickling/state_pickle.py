@@ -137,7 +137,7 @@ def write(pickler: Pickler, root: Any) -> None:
 
 
 def loads(payload: bytes, arrays: Sequence[np.ndarray]) -> tuple[Any, list[Any]]:
-    """The root, and the variables in the order of `Luggage.variables`. In workers only: this runs the user's code."""
+    """The root, and the variables in the order of `OutOfBand.variables`. In workers only: this runs the user's code."""
     preamble, (head, body, *_) = _taken_apart(payload)
     preamble.put_in_place()
     variables = [build_variable(spec, value) for spec, value in facts_in(head, arrays)]

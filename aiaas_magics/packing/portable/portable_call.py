@@ -3,7 +3,7 @@
 Owns the form, there (`add`) and back (`unpack`). The model and what it is compiled with travel as
 Keras' own serialization, the user's classes and functions by value, callbacks and arguments as ever;
 the values of variables are those of the fit call by state, found by their role and order. Why a call
-cannot take this form is `portability`; that it computes the same is proved where it arrives (`proof`).
+cannot take this form is `portability`; that it computes the same is checked where it arrives, against `reference_answers`.
 
 The bytes are two parts behind those of `state_pickle`: `recipe`, of which the model is made, and
 `rest`, whose references to the model are references to what was made.
@@ -47,7 +47,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortedFitCall:
-    """A fit call in a worker of another backend; see `fitcall.UnpackedFitCall`, which it stands for."""
+    """A fit call in a worker of another backend; see `UnpackedFitCall`, which it stands for."""
 
     model: Any
     arguments: dict[str, Any]
@@ -56,7 +56,7 @@ class PortedFitCall:
     paths: tuple[str, ...]
     batch: BatchSpec
     roles: Mapping[str, tuple[int, ...]]
-    proof: reference_answers.ReferenceAnswers
+    reference: reference_answers.ReferenceAnswers
 
 
 class Ported:
@@ -132,7 +132,7 @@ def add(payload: bytes, out_of_band: OutOfBand, root: Mapping[str, Any], *, part
         "arguments": arguments,
         "callbacks": root["callbacks"],
         "roles": _places(model, out_of_band.variables),
-        "proof": numbers,
+        "reference": numbers,
     }
     return state_pickle.with_parts(payload, _dumped(recipe, out_of_band, []), _dumped(rest, out_of_band, _things_of(model)))
 
@@ -287,7 +287,7 @@ class Arrived:
             paths=tuple(str(getattr(home.variable, "path", spec.name)) for home, (spec, _) in zip(ported, self._facts, strict=True)),
             batch=self.recipe.batch,
             roles=rest["roles"],
-            proof=rest["proof"],
+            reference=rest["reference"],
         )
 
 

@@ -15,7 +15,7 @@ from aiaas_magics.client.serving.endpoint import notes_of
 from aiaas_magics.core.errors import DataMismatch, InvalidSpec, ProofFailed
 from aiaas_magics.core.spec import DeploySpec
 from aiaas_magics.packing.export import model_export, sample_bytes
-from aiaas_magics.packing.export.export_request import Reduction
+from aiaas_magics.packing.export.export_request import QuantizationOptions
 from aiaas_magics.packing.export.model_export import Servable
 from aiaas_magics.packing.export.onnx_session import onnx_form
 from aiaas_magics.packing.export.samples import NoSamples
@@ -150,7 +150,9 @@ def test_what_cannot_be_traced_is_mapped_in_the_kernel_and_the_note_says_what_ht
 def test_fewer_bits_of_a_task_are_measured_on_what_its_preprocessor_makes(cell: Cell) -> None:
     made = cell(TASKS)
 
-    exported = model_export.export(made["in_python"], reduction=Reduction(precision="float16", validation_data=made["texts"]))
+    exported = model_export.export(
+        made["in_python"], quantization_options=QuantizationOptions(precision="float16", validation_data=made["texts"])
+    )
 
     assert exported.change is not None
     assert exported.change.rows == len(made["texts"])

@@ -112,7 +112,7 @@ def unpack(command: WorkerCommand) -> portable_call.PortedFitCall:
     distribute(devices, model_parallel=min(devices, command.execution.model_parallel), layouts=arrived.recipe.layouts)
     try:
         call = arrived.build(sync=lambda model: model.jax_state_sync())
-        differs = reference_answers.difference(call.proof, numbers_of(call.model, call.proof))
+        differs = reference_answers.difference(call.reference, numbers_of(call.model, call.reference))
     except NotOnJax:
         raise
     except Exception as error:  # border: the user's layers may raise anything on a backend that they were not written for

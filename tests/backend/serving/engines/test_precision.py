@@ -21,7 +21,7 @@ from aiaas_magics.core.spec import DeploySpec
 from aiaas_magics.notebook import present
 from aiaas_magics.packing.export import accuracy_impact, model_export, quantization
 from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
-from aiaas_magics.packing.export.export_request import Reduction
+from aiaas_magics.packing.export.export_request import QuantizationOptions
 from aiaas_magics.packing.export.model_export import CannotServe
 from aiaas_magics.packing.export.onnx_session import onnx_form
 from tests.support import lanes
@@ -199,8 +199,8 @@ def test_without_validation_data_it_says_on_what_it_was_measured(made: Any) -> N
     import keras
 
     fresh = keras.models.clone_model(model)
-    made_up = model_export.export(fresh, reduction=Reduction(precision="int8")).change
-    sampled = model_export.export(model, x[:20], reduction=Reduction(precision="int8")).change
+    made_up = model_export.export(fresh, quantization_options=QuantizationOptions(precision="int8")).change
+    sampled = model_export.export(model, x[:20], quantization_options=QuantizationOptions(precision="int8")).change
 
     assert made_up is not None
     assert sampled is not None
@@ -213,7 +213,7 @@ def test_without_validation_data_it_says_on_what_it_was_measured(made: Any) -> N
 def test_the_table_says_size_metrics_and_verdict(made: Any) -> None:
     model, x, y = made["dense"]
 
-    found = model_export.export(model, reduction=Reduction(precision="int8", validation_data=(x, y))).change
+    found = model_export.export(model, quantization_options=QuantizationOptions(precision="int8", validation_data=(x, y))).change
 
     assert found is not None
     text = present.change_table(found)["text/plain"]
@@ -250,9 +250,11 @@ def test_what_onnx_cannot_express_is_refused_before_anything_is_sent() -> None:
         (texts, np.array([["a"], ["b"]])),
     ]:
         with pytest.raises(CannotServe, match=r"as a SavedModel only.* int8 is to be had as ONNX\. Leave --precision out"):
-            model_export.export(model, sample, reduction=Reduction(precision="int8"))
+            model_export.export(model, sample, quantization_options=QuantizationOptions(precision="int8"))
     with pytest.raises(CannotServe, match="gains nothing from int8"):
-        model_export.export(keras.Sequential([keras.Input((3,)), layers.Dense(2)]), reduction=Reduction(precision="int8"))
+        model_export.export(
+            keras.Sequential([keras.Input((3,)), layers.Dense(2)]), quantization_options=QuantizationOptions(precision="int8")
+        )
 
 
 def test_validation_data_that_do_not_fit_are_refused_in_words(made: Any) -> None:
@@ -264,7 +266,7 @@ def test_validation_data_that_do_not_fit_are_refused_in_words(made: Any) -> None
         ((x, np.ones((ROWS, 7, 2), "float32")), "do not take y_val"),
     ]:
         with pytest.raises(DataMismatch, match=said):
-            model_export.export(model, reduction=Reduction(precision="int8", validation_data=given))
+            model_export.export(model, quantization_options=QuantizationOptions(precision="int8", validation_data=given))
 
 
 def test_a_tolerance_is_never_looser_than_its_precision() -> None:
@@ -280,7 +282,7 @@ def test_the_host_proves_the_reduced_form(made: Any, backend: Backend) -> None:
 
     model, x, _ = made["several"]
     full = model_export.export(model, rows(x, 32))
-    int4 = model_export.export(model, rows(x, 32), reduction=Reduction(precision="int4"))
+    int4 = model_export.export(model, rows(x, 32), quantization_options=QuantizationOptions(precision="int4"))
     sent = backend.blobs.send_bytes
     spec = DeploySpec(
         name="swapped", artefact=sent(full.artefact), format="onnx", samples=sent(int4.samples), inputs=full.inputs, outputs=full.outputs
@@ -334,7 +336,7 @@ def test_what_the_models_metrics_had_counted_is_put_back(made: Any) -> None:
     model.evaluate(x[:64], y[:64], verbose=0)
     before = [np.array(variable.numpy()) for variable in model.metrics_variables]
 
-    model_export.export(model, reduction=Reduction(precision="int8", validation_data=(x, y)))
+    model_export.export(model, quantization_options=QuantizationOptions(precision="int8", validation_data=(x, y)))
 
     assert all(np.array_equal(kept, variable.numpy()) for kept, variable in zip(before, model.metrics_variables, strict=True))
 
