@@ -64,7 +64,7 @@ def sample(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def take(model: Any, arguments: Mapping[str, Any]) -> ReferenceAnswers:
-    """The reference answers of a TensorFlow model, which is left as it is. Layers run as in `predict`: nothing is dropped, no statistics move."""
+    """The answers of a TensorFlow model, which is left as it is. Layers run as in `predict`: nothing is dropped, no statistics move."""
     import tensorflow as tf
     from keras import tree
 

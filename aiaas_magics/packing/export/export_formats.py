@@ -139,7 +139,7 @@ def _check_shapes(function: Any, expected: Expected) -> None:
 
 
 def check_answers(artefact: bytes, expected: Expected) -> None:
-    """Raises `ValueError` for a file whose answers the host's parity check would refuse: half precision and rare operators come out otherwise.
+    """Raises `ValueError` for a file whose answers the host's parity check would refuse, as of half precision and rare operators.
 
     The host decides; asked here first, by the same rule, such a model is served as a SavedModel instead of not at all.
     """

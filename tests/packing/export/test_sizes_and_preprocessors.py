@@ -14,7 +14,7 @@ from aiaas_magics.backend.serving.models.parity_check import ParityResult, prove
 from aiaas_magics.client.serving.endpoint import notes_of
 from aiaas_magics.core.errors import DataMismatch, InvalidSpec, ProofFailed
 from aiaas_magics.core.spec import DeploySpec
-from aiaas_magics.packing.export import model_export, sample_bytes
+from aiaas_magics.packing.export import model_export, sample_bytes, samples
 from aiaas_magics.packing.export.export_request import QuantizationOptions
 from aiaas_magics.packing.export.model_export import Servable
 from aiaas_magics.packing.export.onnx_session import onnx_form
@@ -163,6 +163,19 @@ def test_a_sample_that_the_preprocessor_does_not_take_is_refused_with_its_senten
 
     with pytest.raises(DataMismatch, match=r"The preprocessor of 'task' does not take this sample .* Give rows as the model's predict"):
         model_export.export(made["in_python"], np.ones((4, 2)))
+
+
+def test_a_fitted_task_is_deployed_on_what_its_preprocessor_has_made_and_the_note_asks_for_a_sample(cell: Cell) -> None:
+    made = cell(TASKS)
+    model, texts = made["in_graph"], made["texts"]
+    samples.remember_data(model, {name: np.asarray(part) for name, part in model.preprocessor(texts).items()}, dataset=None, streams=())
+
+    exported = model_export.export(model)
+
+    assert {spec.name for spec in exported.inputs} == {"is_long", "sizes"}
+    rows = {name: np.asarray(array) for name, array in exported.maps(list(texts)).items()}
+    np.testing.assert_allclose(onnx_form(exported.artefact)(rows)["scores"], model.predict(texts, verbose=0), rtol=1e-4, atol=1e-5)
+    assert "what it takes is not known. Give rows of that with --sample ARRAY to have it served." in exported.notes[0]
 
 
 def test_without_a_sample_a_task_is_not_guessed(cell: Cell) -> None:
