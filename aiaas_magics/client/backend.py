@@ -53,7 +53,7 @@ class Backend:
             VersionSkew: both sides cannot understand each other.
         """
         self.transport = transport
-        self._maps: dict[str, Callable[[Any], Any]] = {}  # by endpoint: preprocessors of models that were deployed here
+        self._preprocessors: dict[str, Callable[[Any], Any]] = {}  # by endpoint: preprocessors of models that were deployed here
         self._about = transport.get("/v1/about", About)
         if self._about.protocol != wire.PROTOCOL:
             raise VersionSkew("aiaas_magics' protocol", str(wire.PROTOCOL), str(self._about.protocol))
@@ -126,7 +126,7 @@ class Backend:
         known = {view.name: view for view in self.endpoints()}
         if name not in known:
             raise UnknownName("endpoint", name, tuple(known))
-        return Endpoint(self.transport, known[name], maps=self._maps.get(name))
+        return Endpoint(self.transport, known[name], preprocess=self._preprocessors.get(name))
 
     def train(
         self,
@@ -331,9 +331,9 @@ class Backend:
         elif validation_data is not None or max_change is not None:
             raise InvalidSpec("Validation data and max_change belong to fewer bits. Add precision='int8', say, or leave them out.")
         endpoint = deploy(self.transport, self.blobs, model, name=name, **options)
-        self._maps.pop(endpoint.name, None)
-        if endpoint.maps is not None:
-            self._maps[endpoint.name] = endpoint.maps
+        self._preprocessors.pop(endpoint.name, None)
+        if endpoint.preprocess is not None:
+            self._preprocessors[endpoint.name] = endpoint.preprocess
         return endpoint
 
     def storage(self) -> StorageView:

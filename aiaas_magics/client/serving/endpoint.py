@@ -47,7 +47,7 @@ class Endpoint:
         notes: sentences about the version that this object deployed: what it does not do as the model in the kernel
             does.
         change: what fewer bits changed, if this object deployed a version with them; else None.
-        maps: the preprocessor of a model that was deployed in this kernel and could not be served with it; else None.
+        preprocess: the preprocessor of a model that was deployed in this kernel and could not be served with it; else None.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class Endpoint:
         view: EndpointView,
         change: PrecisionChange | None = None,
         notes: tuple[str, ...] = (),
-        maps: Callable[[Any], Any] | None = None,
+        preprocess: Callable[[Any], Any] | None = None,
     ) -> None:
         self._transport = transport
         self.notes = notes  # what to know of the version that this object deployed; why it is no ONNX file among them
         self.change = change  # what fewer bits changed, where this object deployed a version in fewer
-        self.maps = maps  # what this kernel does to rows before it sends them, where a preprocessor could not be served
+        self.preprocess = preprocess  # what this kernel does to rows before it sends them, where a preprocessor could not be served
         self._view = self._checked(view)
         self._calls = Transport(self._view.url, token=view.token, fingerprint=self._transport.fingerprint)
         self._is_stopped = False
@@ -149,8 +149,8 @@ class Endpoint:
             BackendRefused: the server refused; the text is its own.
             BackendUnreachable: nobody answers.
         """
-        if self.maps is not None and not caller_rows.is_named(x, self._view.inputs):
-            x = self.maps(x)
+        if self.preprocess is not None and not caller_rows.is_named(x, self._view.inputs):
+            x = self.preprocess(x)
         columns = caller_rows.columns(self.name, x, self._view.inputs)
         parts = [self._infer(part) for part in _parts(columns)]
         found = {name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]}
@@ -392,7 +392,7 @@ def deploy(
     )
     on_step("waiting for the backend, which loads it and compares its answers with Keras'")
     view = transport.post("/v1/endpoints", spec, EndpointView, answer_s=300.0)
-    return Endpoint(transport, view, change, notes_of(exported), exported.maps)
+    return Endpoint(transport, view, change, notes_of(exported), exported.preprocess)
 
 
 def notes_of(exported: Servable) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ class ExportRequest:
     samples: tuple[Mapping[str, np.ndarray], ...]  # by input name, one for each size
     formats: tuple[str, ...]  # to be tried in this order
     quantization: QuantizationRequest | None
-    maps: Callable[[Any], Any] | None = None  # what the kernel does to rows before it sends them, as the model's own `predict` does
+    preprocess: Callable[[Any], Any] | None = None  # what the kernel does to rows before it sends them, as the model's own `predict` does
     notes: tuple[str, ...] = ()  # sentences on what is served, against what the model does here
 
     @property
@@ -106,7 +106,7 @@ def normalise(
     if quantization_options is not None:
         validation = ValidationRows(rows=rows[0], truth=None, origin=origin, is_validation=False)
         if quantization_options.validation_data is not None:
-            validation = _validation(model, interface, x_val if front.maps is None else front.maps(x_val), y_val)
+            validation = _validation(model, interface, x_val if front.preprocess is None else front.preprocess(x_val), y_val)
         request = QuantizationRequest(
             precision=quantization_options.precision, max_change=quantization_options.max_change, validation=validation
         )
@@ -116,7 +116,7 @@ def normalise(
         samples=rows,
         formats=formats if format is None else (format,),
         quantization=request,
-        maps=front.maps,
+        preprocess=front.preprocess,
         notes=_notes(model, interface, front),
     )
 
@@ -128,7 +128,7 @@ class _Front:
     sample: Any
     other_samples: tuple[Any, ...]
     prepare: Callable[[Any], Any] | None = None  # served with the model
-    maps: Callable[[Any], Any] | None = None  # stays in the kernel
+    preprocess: Callable[[Any], Any] | None = None  # stays in the kernel
     why: str = ""  # it stays there
 
 
@@ -138,7 +138,10 @@ def _front_of(model: Any, sample: Any, other_samples: Sequence[Any]) -> _Front:
         return _Front(sample=sample, other_samples=tuple(other_samples))
     if sample is None:
         why = "what it takes is not known. Give rows of that with --sample ARRAY to have it served"
-        return _Front(sample=None, other_samples=(), maps=preprocessor.arrays, why=why)
+        return _Front(sample=None, other_samples=(), preprocess=preprocessor.arrays, why=why)
+    if samples.is_by_input_names(model, sample):
+        why = "the sample is what it makes. Give rows of what it takes to have it served"
+        return _Front(sample=sample, other_samples=tuple(other_samples), preprocess=preprocessor.arrays, why=why)
     raw = tuple(map(_raw_rows, (sample, *other_samples)))
     try:
         mapped = tuple(map(preprocessor.arrays, raw))
@@ -149,7 +152,7 @@ def _front_of(model: Any, sample: Any, other_samples: Sequence[Any]) -> _Front:
         ) from error
     if not (why := preprocessor.why_not_served(raw[0])):
         return _Front(sample=raw[0], other_samples=raw[1:], prepare=preprocessor)
-    return _Front(sample=mapped[0], other_samples=mapped[1:], maps=preprocessor.arrays, why=why)
+    return _Front(sample=mapped[0], other_samples=mapped[1:], preprocess=preprocessor.arrays, why=why)
 
 
 def _raw_rows(sample: Any) -> Any:
@@ -162,7 +165,7 @@ def _raw_rows(sample: Any) -> Any:
 
 def _notes(model: Any, interface: Interface, front: _Front) -> tuple[str, ...]:
     notes = []
-    if front.maps is not None:
+    if front.preprocess is not None:
         takes = ", ".join(f"{spec.name} {spec.dtype} [{', '.join(spec.dimensions)}]" for spec in interface.specs)
         notes.append(
             f"The preprocessor of {model.name!r} is not a part of what is served: {front.why}. endpoint.predict takes what "

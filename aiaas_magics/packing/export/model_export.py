@@ -45,7 +45,7 @@ class Servable:
     example: str = ""  # a sample row as JSON, for calls to paste; "" where it is long
     origin: str = "Keras"  # what computed the answers of the samples
     frozen: tuple[str, ...] = ()  # state that a call changes in Keras, and that no answer depends on
-    maps: Callable[[Any], Any] | None = None  # what the kernel does to rows before it sends them
+    preprocess: Callable[[Any], Any] | None = None  # what the kernel does to rows before it sends them
     notes: tuple[str, ...] = ()  # sentences on what is served, against what the model does here
 
 
@@ -102,7 +102,7 @@ def carry_out(request: ExportRequest, *, on_step: Callable[[str], None] = lambda
             spread=answers.spread,
             example=snippets.example_of(request.samples[0]),
             frozen=answers.moved,
-            maps=request.maps,
+            preprocess=request.preprocess,
             notes=request.notes,
         )
 

@@ -265,6 +265,14 @@ def _is_functional(model: Any) -> bool:
     return isinstance(model, Functional) or getattr(model, "_functional", None) is not None
 
 
+def is_by_input_names(model: Any, rows: Any) -> bool:
+    """Whether `rows` are a dict by the names of a functional model's inputs."""
+    if not _is_functional(model) or not isinstance(rows, Mapping):
+        return False
+    structure = (getattr(model, "_functional", None) or model)._inputs_struct
+    return isinstance(structure, Mapping) and set(rows) == set(structure)
+
+
 def _declared_interface(model: Any) -> Interface:
     """What a functional or built Sequential model says of its inputs."""
     import keras

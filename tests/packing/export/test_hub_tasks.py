@@ -85,4 +85,4 @@ def test_a_language_model_says_that_it_does_not_generate(home: Path) -> None:
     exported = model_export.export(model, ["a b a b", "b a b", "c a b a"])
 
     assert exported.notes[-1].endswith("generate() is not served.")
-    assert exported.maps(["a b"])["token_ids"].shape == (1, 5)
+    assert exported.preprocess(["a b"])["token_ids"].shape == (1, 5)

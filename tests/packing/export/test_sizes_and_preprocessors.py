@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_texts_go_into_an_endpoint_whose_preprocessor_is_a_graph(cell: Cell, tmp
     exported = model_export.export(made["in_graph"], list(made["texts"]))
 
     assert [(spec.dtype, spec.shape) for spec in exported.inputs] == [("string", (-1,))]
-    assert exported.maps is None
+    assert exported.preprocess is None
     assert exported.example == '"a good film"'
     assert proved(exported, tmp_path).largest < 1e-5
     assert notes_of(exported)[-1] == "What is served is task.predict: scores for the next token at each place. generate() is not served."
@@ -140,7 +141,7 @@ def test_what_cannot_be_traced_is_mapped_in_the_kernel_and_the_note_says_what_ht
 
     assert exported.format == "onnx"
     assert {spec.name: (spec.dtype, spec.shape) for spec in exported.inputs} == {"is_long": ("bool", (-1,)), "sizes": ("float32", (-1, 2))}
-    rows = {name: np.asarray(array) for name, array in exported.maps(list(texts)).items()}
+    rows = {name: np.asarray(array) for name, array in exported.preprocess(list(texts)).items()}
     np.testing.assert_allclose(onnx_form(exported.artefact)(rows)["scores"], model.predict(texts, verbose=0), rtol=1e-4, atol=1e-5)
     note = exported.notes[0]
     assert "TensorFlow cannot trace it" in note
@@ -173,9 +174,26 @@ def test_a_fitted_task_is_deployed_on_what_its_preprocessor_has_made_and_the_not
     exported = model_export.export(model)
 
     assert {spec.name for spec in exported.inputs} == {"is_long", "sizes"}
-    rows = {name: np.asarray(array) for name, array in exported.maps(list(texts)).items()}
+    rows = {name: np.asarray(array) for name, array in exported.preprocess(list(texts)).items()}
     np.testing.assert_allclose(onnx_form(exported.artefact)(rows)["scores"], model.predict(texts, verbose=0), rtol=1e-4, atol=1e-5)
     assert "what it takes is not known. Give rows of that with --sample ARRAY to have it served." in exported.notes[0]
+
+
+def test_a_sample_of_what_the_preprocessor_makes_is_taken_as_that(cell: Cell) -> None:
+    made = cell(TASKS)
+    model, texts = made["in_python"], made["texts"]
+
+    exported = model_export.export(model, model.preprocessor(tf_texts(texts)))
+
+    assert {spec.name for spec in exported.inputs} == {"is_long", "sizes"}
+    assert exported.preprocess is not None
+    assert "the sample is what it makes. Give rows of what it takes to have it served." in exported.notes[0]
+
+
+def tf_texts(texts: np.ndarray) -> Any:
+    import tensorflow as tf
+
+    return tf.constant(texts)
 
 
 def test_without_a_sample_a_task_is_not_guessed(cell: Cell) -> None:
