@@ -243,7 +243,7 @@ def _storage_table(view: StorageView) -> Any:
 
     table = Table("what", "MB", "things", "MB that nothing needs", title=view.folder, title_justify="left")
     for part in view.parts:
-        table.add_row(part.what, f"{part.bytes / 1e6:,.1f}", str(part.count or ""), f"{part.freeable_bytes / 1e6:,.1f}")
+        table.add_row(part.contents, f"{part.bytes / 1e6:,.1f}", str(part.count or ""), f"{part.freeable_bytes / 1e6:,.1f}")
     return table
 
 

@@ -53,6 +53,7 @@ class Backend:
             VersionSkew: both sides cannot understand each other.
         """
         self.transport = transport
+        self._preprocessors: dict[str, Callable[[Any], Any]] = {}  # by endpoint: preprocessors of models that were deployed here
         self._about = transport.get("/v1/about", About)
         if self._about.protocol != wire.PROTOCOL:
             raise VersionSkew("aiaas_magics' protocol", str(wire.PROTOCOL), str(self._about.protocol))
@@ -125,7 +126,7 @@ class Backend:
         known = {view.name: view for view in self.endpoints()}
         if name not in known:
             raise UnknownName("endpoint", name, tuple(known))
-        return Endpoint(self.transport, known[name])
+        return Endpoint(self.transport, known[name], preprocess=self._preprocessors.get(name))
 
     def train(
         self,
@@ -281,6 +282,7 @@ class Backend:
         name: str | None = None,
         replicas: int | str = 1,
         sample: Any = None,
+        other_samples: Sequence[Any] = (),
         max_delay_us: int = 0,
         rollout: Rollout | None = None,
         precision: str = "",
@@ -292,13 +294,16 @@ class Backend:
         """Export `model`, compare the export with Keras on sample rows, and serve it.
 
         Args:
-            model: a trained Keras model, a model of onnx or scikit-learn, or the path of a .keras, .h5 or .onnx file or of a
-                SavedModel's folder. What is no Keras model is compared with what the serving engine computes here.
+            model: a trained Keras model, a task of KerasHub with its preprocessor, a model of onnx or scikit-learn, or the
+                path of a .keras, .h5 or .onnx file or of a SavedModel's folder. What is no Keras model is compared with
+                what the serving engine computes here.
             name: the endpoint's name; None makes one from the model's name. A live endpoint gets its next version.
             replicas: how many requests the model can compute at once: a number from 1 to 64, "auto", or "auto:1-4"
                 for as many as the load needs between these.
             sample: typical rows, in the form that `predict` takes, of shape `(rows, ...)`; None uses validation data
                 or rows of the last fit.
+            other_samples: rows that differ from `sample` in the size of a dimension, such as the time steps of a subclassed
+                model. The endpoint takes any size there, and each of these is compared.
             max_delay_us: how long the first request of a batch may wait for others, in microseconds.
             rollout: how the next version of a live endpoint takes over; None is at once.
             precision: "float16", "int8" or "int4" for weights in fewer bits (ONNX only); "" leaves them as they are.
@@ -316,16 +321,20 @@ class Backend:
             ChangedTooMuch: fewer bits change the answers by more than `max_change`. Nothing was sent.
             ProofFailed: the serving engine's answers differ from Keras'. A live version stays live.
         """
-        options: dict[str, Any] = {"replicas": replicas, "sample": sample, "max_delay_us": max_delay_us, "rollout": rollout}
-        options["on_step"] = on_step
+        options: dict[str, Any] = {"replicas": replicas, "max_delay_us": max_delay_us, "rollout": rollout}
+        options |= {"sample": sample, "other_samples": other_samples, "on_step": on_step}
         if precision:
-            from aiaas_magics.packing.export.accuracy_impact import Reduction
+            from aiaas_magics.packing.export.export_request import QuantizationOptions
 
-            reduction = Reduction(precision=precision, validation_data=validation_data, max_change=max_change)
-            options |= {"reduction": reduction, "tell": tell}
+            quantization_options = QuantizationOptions(precision=precision, validation_data=validation_data, max_change=max_change)
+            options |= {"quantization_options": quantization_options, "tell": tell}
         elif validation_data is not None or max_change is not None:
             raise InvalidSpec("Validation data and max_change belong to fewer bits. Add precision='int8', say, or leave them out.")
-        return deploy(self.transport, self.blobs, model, name=name, **options)
+        endpoint = deploy(self.transport, self.blobs, model, name=name, **options)
+        self._preprocessors.pop(endpoint.name, None)
+        if endpoint.preprocess is not None:
+            self._preprocessors[endpoint.name] = endpoint.preprocess
+        return endpoint
 
     def storage(self) -> StorageView:
         """Ask what the backend's state folder holds, in bytes, and how full its disk is."""

@@ -107,8 +107,17 @@ class Sent:
                 self._names.pop(next(iter(self._names)))
 
 
+@dataclass(frozen=True, slots=True)
+class ArrayUpload:
+    """An array on its way, with what recognises it; its bytes are read for that once, when it is looked up."""
+
+    array: np.ndarray
+    key: ArrayKey
+    is_there: bool  # whether the backend has it, as far as it said when it was asked
+
+
 def key_of(array: np.ndarray) -> ArrayKey:
-    """What recognises an array: reads all its bytes, so it is asked for once a sending."""
+    """What recognises an array. Reads all its bytes."""
     return (array.dtype.str, array.shape, fingerprint(_bytes_of(np.ascontiguousarray(array))))
 
 
@@ -130,26 +139,30 @@ class BlobSender:
         self._dropbox = Path(dropbox) if dropbox and os.path.isdir(dropbox) and os.access(dropbox, os.W_OK) else None
         self._sent = Sent()
 
-    def known(self, arrays: Sequence[np.ndarray]) -> list[bool]:
-        """For each array: whether the backend has it already. Nothing is sent."""
-        names = [self._sent.name_of(key_of(array)) for array in arrays]
+    def look_up(self, arrays: Sequence[np.ndarray]) -> tuple[ArrayUpload, ...]:
+        """For each array whether the backend has it already, and what `send_arrays` needs to know. Nothing is sent."""
+        keys = [key_of(array) for array in arrays]
+        names = [self._sent.name_of(key) for key in keys]
         missing = self._missing([name for name in names if name])
-        return [name is not None and name not in missing for name in names]
+        there = [name is not None and name not in missing for name in names]
+        return tuple(map(ArrayUpload, arrays, keys, there))
 
-    def send_arrays(self, arrays: Sequence[np.ndarray], *, on_progress: Callable[[int], None] = lambda _: None) -> tuple[str, ...]:
+    def send_arrays(self, uploads: Sequence[ArrayUpload], *, on_progress: Callable[[int], None] = lambda _: None) -> tuple[str, ...]:
         """Send what the backend has not got; the names of all, in order.
 
-        `on_progress` hears the bytes that were sent, array by array.
+        What was sent since they were looked up is found. An array must not change in between: it would be taken for what it was.
+
+        Args:
+            on_progress: called with the number of bytes after each array that was sent.
         """
-        keys = [key_of(array) for array in arrays]
-        known = [self._sent.name_of(key) for key in keys]
-        missing = self._missing([name for name in known if name])
+        names_before = [self._sent.name_of(upload.key) for upload in uploads]
+        missing = self._missing([name for name in names_before if name])
         names = []
-        for key, name, array in zip(keys, known, arrays, strict=True):
+        for upload, name in zip(uploads, names_before, strict=True):
             if name is None or name in missing:
-                content = array_content(array)
+                content = array_content(upload.array)
                 name = self._send_new(content)
-                self._sent.remember(key, name)
+                self._sent.remember(upload.key, name)
                 on_progress(content.size)
             names.append(name)
         return tuple(names)

@@ -1,4 +1,4 @@
-"""Whether answers come near enough to the ones expected: one rule for the kernel, which exports, and the host, which replays.
+"""Agreement of answers: one rule for whether they come near enough to the expected ones, in the kernel and on the host.
 
 Owns the arithmetic only. How near is near enough belongs to `dtype_policy`, running a model to whoever has one.
 """
@@ -36,9 +36,9 @@ def compare(answers: np.ndarray, expected: np.ndarray, allowed: Precision, *, la
         largest: the largest value of this output over all samples. Rounding errors are parts of the terms of a sum, not of what
             is left of them: a value near zero among large ones is not known to five digits, in Keras neither.
     """
-    ours, theirs = answers.astype(np.float64), expected.astype(np.float64)
-    apart = _apart(ours, theirs)
-    sizes = np.abs(np.where(np.isfinite(theirs), theirs, 0.0))
+    computed, reference = answers.astype(np.float64), expected.astype(np.float64)
+    apart = _apart(computed, reference)
+    sizes = np.abs(np.where(np.isfinite(reference), reference, 0.0))
     excess = apart - (allowed.atol + allowed.rtol * sizes + allowed.of_largest * largest)
     row = None
     if (excess > 0).any():
@@ -52,8 +52,8 @@ def spread(answers: np.ndarray, expected: np.ndarray, *, largest: float) -> floa
     return apart / largest if largest else apart
 
 
-def _apart(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    equal = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+def _apart(computed: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    equal = (computed == reference) | (np.isnan(computed) & np.isnan(reference))
     with np.errstate(invalid="ignore"):
-        apart = np.where(equal, 0.0, np.abs(ours - theirs))
+        apart = np.where(equal, 0.0, np.abs(computed - reference))
     return np.where(np.isnan(apart), np.inf, apart)

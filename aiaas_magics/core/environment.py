@@ -67,20 +67,22 @@ class EnvironmentChoice:
 
     def notes(self) -> tuple[str, ...]:
         """What to say before the run. Nothing where nothing was set."""
-        said = []
+        sentences = []
         if self.values:
-            one = len(self.values) == 1
-            said.append(f"Environment variable{'' if one else 's'} sent to the workers: {_listed(self.values)}. Use --no-env to send none.")
+            is_single = len(self.values) == 1
+            sentences.append(
+                f"Environment variable{'' if is_single else 's'} sent to the workers: {_listed(self.values)}. Use --no-env to send none."
+            )
         if self.secrets:
             named = ",".join(self.secrets[:SHOWN])
-            said.append(f"Not sent, because it may be a secret: {_listed(self.secrets)}. Use --env {named} where the workers need it.")
+            sentences.append(f"Not sent, because it may be a secret: {_listed(self.secrets)}. Use --env {named} where the workers need it.")
         late = [name for name in self.values if re.fullmatch(LATE, name)]
         if late:
-            said.append(
+            sentences.append(
                 f"Workers get {_listed(late)} after they have imported TensorFlow and Keras, so what a library reads while it is imported "
                 "has no effect. Set it before Jupyter (or `aiaas serve`) starts, then run %aiaas_shutdown."
             )
-        return tuple(said)
+        return tuple(sentences)
 
 
 def _listed(names: Collection[str]) -> str:
@@ -132,8 +134,8 @@ def initial() -> Mapping[str, str]:
         except OSError:
             entries = []
         pairs = (os.fsdecode(entry).partition("=") for entry in entries if b"=" in entry)
-        if found := {name: value for name, _, value in pairs}:
-            return found
+        if variables := {name: value for name, _, value in pairs}:
+            return variables
     return dict(os.environ)
 
 
@@ -142,8 +144,8 @@ def of_server(current: Mapping[str, str], initial: Mapping[str, str]) -> dict[st
 
     Without another backend's address and token, and without what says how one Python process or one screen behaves.
     """
-    kept = {name: value for name, value in current.items() if why_it_stays(name)}
-    kept |= {name: value for name, value in initial.items() if not why_it_stays(name)}
+    staying = {name: value for name, value in current.items() if why_it_stays(name)}
+    staying |= {name: value for name, value in initial.items() if not why_it_stays(name)}
     ours_alone = ("AIAAS_TOKEN", "AIAAS_BACKEND")
     dropped = "|".join(OF_ONE_PROCESS)
-    return {name: value for name, value in kept.items() if name not in ours_alone and not re.fullmatch(dropped, name, re.IGNORECASE)}
+    return {name: value for name, value in staying.items() if name not in ours_alone and not re.fullmatch(dropped, name, re.IGNORECASE)}

@@ -1,4 +1,4 @@
-"""What happens to a job, told in the order in which it happens.
+"""Job events: values for what happens to a job, in the order in which it happens.
 
 Owns the events of a job's log. Folding them into a picture belongs to `story`, what they speak of to `spec`, turning them into
 bytes to `wire`. What the server decides by has events of its own (`backend/jobs/events`).

@@ -1,4 +1,4 @@
-"""How workers carry a fit call out: the words of it, which of them go together, and what "auto" stands for.
+"""Execution options of a fit call: engine, strategy, steps per call; which go together, and what "auto" stands for.
 
 Owns the value that a user's options become. What a step looks like in it is the plan's, in the worker.
 """
@@ -52,10 +52,10 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_s: float = 0.0
 
     def __post_init__(self) -> None:
-        words = {"engine": ENGINE_CHOICES, "strategy": STRATEGIES, "fused": FUSING, "precision": PRECISIONS}
-        for name, choices in words.items():
-            if (value := getattr(self, name)) not in choices:
-                raise InvalidSpec(f"{name}={value!r} is not known. Use one of {', '.join(filter(None, choices))}.")
+        choices = {"engine": ENGINE_CHOICES, "strategy": STRATEGIES, "fused": FUSING, "precision": PRECISIONS}
+        for option, allowed in choices.items():
+            if (value := getattr(self, option)) not in allowed:
+                raise InvalidSpec(f"{option}={value!r} is not known. Use one of {', '.join(filter(None, allowed))}.")
         if self.accumulate < 1:
             raise InvalidSpec(f"accumulate={self.accumulate}: a batch has at least 1 part. Leave --accumulate out for one.")
         engine = self.runs_on

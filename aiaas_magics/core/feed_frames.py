@@ -1,4 +1,4 @@
-"""Batches that a kernel sends to a job: each as bytes, and how far the job has read.
+"""Feed frames: the batches that a kernel sends to a job as bytes, and how far the job has read.
 
 Owns the layout: a letter for what it is, then the tensors it consists of, each with its length. Whoever sends
 tensors serializes each of them by itself; how they lie in an element is known beforehand.

@@ -1,4 +1,4 @@
-"""What Keras and TensorFlow say of an error, without what they wrap around it.
+"""Keras messages: what Keras and TensorFlow say of an error, without the stack that they wrap around it.
 
 Owns finding the sentence that tells what went wrong, and the lines of code that a step's graph remembers.
 Which of these lines are the user's belongs to `error_report`.
@@ -33,7 +33,7 @@ class Line:
     function: str
 
 
-def told(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """The message of `error`: what was found, and in which operation or layer; without stacks, colours and dumps of arguments."""
     message = _COLOUR.sub("", str(error)).strip()
     if message.startswith(GRAPH):
@@ -47,11 +47,11 @@ def told(error: BaseException) -> str:
 def _of_graph(message: str) -> str:
     """What stands behind the stack of the operation, and its name; of several root errors the first."""
     lines = message[len(GRAPH) :].splitlines()
-    nodes = [found["node"] for line in lines if (found := _NODE.match(line.strip()))]
+    nodes = [match["node"] for line in lines if (match := _NODE.match(line.strip()))]
     behind = max((place for place, line in enumerate(lines) if _LINE.match(line)), default=-1) + 1
-    said = _NOISE.sub("", "\n".join(line for line in lines[behind:] if not _NODE.match(line.strip())))
-    roots = _ROOTS.search(said)
-    text = " ".join((roots["said"] if roots else said).split()) or message
+    behind_stack = _NOISE.sub("", "\n".join(line for line in lines[behind:] if not _NODE.match(line.strip())))
+    roots = _ROOTS.search(behind_stack)
+    text = " ".join((roots["said"] if roots else behind_stack).split()) or message
     return f"{text} (at the operation {nodes[0]})" if nodes else text
 
 
@@ -66,5 +66,5 @@ def lines_of(error: BaseException) -> Iterator[Line]:
             if first:
                 return
             first = True
-        elif found := _LINE.match(text):
-            yield Line(found["file"], int(found["line"]), found["function"].strip())
+        elif match := _LINE.match(text):
+            yield Line(match["file"], int(match["line"]), match["function"].strip())

@@ -1,4 +1,4 @@
-"""Text of others, made safe to show: control characters become visible.
+"""Plain text: other people's text made safe to show, its control characters visible.
 
 Owns which characters those are and how they are written. A terminal obeys ESC, CSI and their kin: a job's name could set its title, write
 its clipboard or clear it; characters that turn the direction of writing make one name look like another. Newlines and tabs stay.
@@ -26,7 +26,7 @@ def visible(text: str) -> str:
     >>> visible("churn\\x1b]0;OWNED\\x07")
     'churn\\\\x1b]0;OWNED\\\\x07'
     """
-    return _UNSAFE.sub(lambda found: _written(found[0]), text)
+    return _UNSAFE.sub(lambda match: _escaped(match[0]), text)
 
 
 def visible_json(data: bytes) -> bytes:
@@ -38,22 +38,22 @@ def visible_json(data: bytes) -> bytes:
     if _UNSAFE_BYTES.search(data) is None:
         return data
 
-    def rewritten(found: re.Match[bytes]) -> bytes:
-        token = found[0]
+    def rewritten(match: re.Match[bytes]) -> bytes:
+        token = match[0]
         if token[:1] != b"\\":
             character = token.decode(errors="replace")
         elif token[1:2] == b"u":
             character = chr(int(token[2:], 16))
         else:
             character = _SHORT.get(token, "")
-        if character == "\r" and data.startswith(_ENDS, found.end()):
+        if character == "\r" and data.startswith(_ENDS, match.end()):
             return b""
-        return b"\\" + _written(character).encode() if character and _UNSAFE.fullmatch(character) else token
+        return b"\\" + _escaped(character).encode() if character and _UNSAFE.fullmatch(character) else token
 
     return _TOKEN.sub(rewritten, data)
 
 
-def _written(character: str) -> str:
+def _escaped(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 

@@ -1,4 +1,4 @@
-"""In how many bits a model is served, and how near its answers must come to the ones that it was sent with.
+"""Precision of a served model: the bits of its weights, and how near its answers must come to the ones it was sent with.
 
 Owns the names, the tolerance of each, and that a tolerance is never looser than its precision allows. Making the
 smaller form and measuring what it changes belongs to `packing`.

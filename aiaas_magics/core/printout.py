@@ -1,4 +1,4 @@
-"""What workers print, as the cell that trains would have shown it.
+"""Printout: what workers print, as the cell that trains would have shown it.
 
 Owns which lines those are; pure. Reading the output belongs to `backend.workers`, where it is written to `notebook`.
 
@@ -15,11 +15,11 @@ from typing import Final
 
 from aiaas_magics.core.events import Entry, FigureShown, Output
 
-OURS: Final = "aiaas_magics: "  # begins each line that we print in a worker ourselves
-ENDING: Final = f"{OURS}the worker ended:"  # what follows is told as the job's error
+OWN_PREFIX: Final = "aiaas_magics: "  # begins each line that we print in a worker ourselves
+ENDING: Final = f"{OWN_PREFIX}the worker ended:"  # what follows is told as the job's error
 _NOISE: Final = re.compile(
     rf"""(?x)
-    {re.escape(OURS)}
+    {re.escape(OWN_PREFIX)}
     | [IWEF]\d{{4}}[ ]\d\d:\d\d:\d+\.\d+[ ]+\d+[ ]\S+:\d+\]     # absl's C++ log
     | \d{{4}}-\d\d-\d\d[ ]\d\d:\d\d:\d\d\.\d+:[ ][IWEF][ ]\S+:\d+\]  # TensorFlow's, before absl
     | WARNING:[ ]All[ ]log[ ]messages[ ]before[ ]absl::InitializeLog
@@ -47,7 +47,7 @@ class Printout:
         self._pending: list[str | Figure] = []
         self._ended: set[tuple[int, int]] = set()  # attempt and rank
         self._shown: set[str] = set()
-        self._others: dict[int, set[str]] = {}
+        self._other_ranks: dict[int, set[str]] = {}
 
     def add(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -63,7 +63,7 @@ class Printout:
 
     def ranks_that_differ(self) -> list[int]:
         """Ranks that printed a line that worker 0 did not. Asked at the end, since ranks do not print in step."""
-        return [rank for rank, lines in sorted(self._others.items()) if not lines <= self._shown]
+        return [rank for rank, lines in sorted(self._other_ranks.items()) if not lines <= self._shown]
 
     def _print(self, attempt: int, rank: int, lines: Sequence[str]) -> None:
         for line in lines:
@@ -73,7 +73,7 @@ class Printout:
                 continue
             same = _DURATION.sub("…", line)
             if rank:
-                self._others.setdefault(rank, set()).add(same)
+                self._other_ranks.setdefault(rank, set()).add(same)
             else:
                 self._shown.add(same)
                 self._pending.append(line)
@@ -84,8 +84,10 @@ def differing(ranks: Sequence[int], job: str) -> str:
     """Who printed other lines than the one that is shown, as a sentence; empty where nobody did."""
     if not ranks:
         return ""
-    who = f"Worker {ranks[0]}" if len(ranks) == 1 else f"Workers {', '.join(map(str, ranks[:8]))}{' and more' if len(ranks) > 8 else ''}"
-    return f"{who} printed other lines: %aiaas_logs {job}"
+    subject = (
+        f"Worker {ranks[0]}" if len(ranks) == 1 else f"Workers {', '.join(map(str, ranks[:8]))}{' and more' if len(ranks) > 8 else ''}"
+    )
+    return f"{subject} printed other lines: %aiaas_logs {job}"
 
 
 def counted(printout: Printout, job: str) -> str:

@@ -1,4 +1,4 @@
-"""Which process it is: a pid alone may be another process tomorrow.
+"""Process identity: a pid with its start time, since the pid alone may be another process tomorrow.
 
 Owns the mark of a process' start, and whether the process with a pid and a mark still runs.
 Where they are kept belongs to whoever asks.

@@ -1,4 +1,4 @@
-"""Which version of an endpoint answers whom: values, and pure functions from one picture to the next.
+"""Routing of an endpoint: which version answers whom, as values and pure functions from one state to the next.
 
 Owns the rules. Loading and draining belong to the backend, which carries a `Routing` out in one assignment.
 """
@@ -84,17 +84,17 @@ class Scaling(msgspec.Struct, frozen=True, kw_only=True):
         return f"auto:{self.replicas}-{self.most}" if self.most else str(self.replicas)
 
 
-def scaling_of(wanted: int | str) -> Scaling:
+def scaling_of(replicas: int | str) -> Scaling:
     """2, "2", "auto" (from one up to the cores of the backend) or "auto:1-4".
 
     Raises:
         InvalidSpec: it is none of these.
     """
-    text = str(wanted)
+    text = str(replicas)
     if text == "auto":
         return Scaling(replicas=1, most=MOST_REPLICAS)
-    if found := re.fullmatch(r"(?:auto:([0-9]{1,4})-([0-9]{1,4}))|(-?[0-9]{1,4})", text, re.ASCII):
-        least, most, number = found.groups()
+    if match := re.fullmatch(r"(?:auto:([0-9]{1,4})-([0-9]{1,4}))|(-?[0-9]{1,4})", text, re.ASCII):
+        least, most, number = match.groups()
         return Scaling(replicas=int(number)) if number else Scaling(replicas=int(least), most=int(most))
     raise InvalidSpec(f"{text[:80]!r} is no number of replicas. Use 2, auto, or auto:1-4.")
 
@@ -157,7 +157,7 @@ def place_of(key: bytes) -> float:
     return int.from_bytes(blake2b(key, digest_size=8).digest()) / 2**64
 
 
-def told(routing: Routing, number: int) -> str:
+def description(routing: Routing, number: int) -> str:
     """What a version is to its endpoint, in words: "live", "canary 10%", "previous", with its labels."""
     roles: Mapping[str, bool] = {
         "live": number == routing.live,

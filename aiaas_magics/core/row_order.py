@@ -1,4 +1,4 @@
-"""Which rows come when, as far as kernel and workers have to say the same: whose order a seed means, a rank's rows, an epoch's steps.
+"""Row order: what kernel and workers must agree on, that is whose order a seed means, a rank's rows, and an epoch's steps.
 
 Owns this arithmetic. Making the orders belongs to `submission`.
 """
@@ -38,9 +38,9 @@ def rows_of(rank: int, *, rows: int, ranks: int) -> range:
     """
     if rows < ranks:
         return range(rows)
-    each, more = divmod(rows, ranks)
-    first = rank * each + min(rank, more)
-    return range(first, first + each + (rank < more))
+    smallest, more = divmod(rows, ranks)
+    first = rank * smallest + min(rank, more)
+    return range(first, first + smallest + (rank < more))
 
 
 def whole_executions(steps: int, execution: int) -> int:

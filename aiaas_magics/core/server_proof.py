@@ -67,11 +67,11 @@ def proof_of(token: str | bytes, nonce: str, address: str) -> str:
 
 def answer(token: bytes, query: bytes, accepted_at: tuple[str, int] | None) -> bytes | None:
     """The server's answer to the question in `query`; None where it is no such question."""
-    asked = QUERY.fullmatch(query)
-    if asked is None or accepted_at is None:
+    query_match = QUERY.fullmatch(query)
+    if query_match is None or accepted_at is None:
         return None
     address = address_of(*accepted_at)
-    return wire.encode(ServerProof(address=address, proof=proof_of(token, asked[1].decode(), address)))
+    return wire.encode(ServerProof(address=address, proof=proof_of(token, query_match[1].decode(), address)))
 
 
 class Challenge:
@@ -101,11 +101,11 @@ class Challenge:
         if len(body) < int(length[1]):
             return False
         try:
-            told = wire.decode(body, ServerProof)
+            proof = wire.decode(body, ServerProof)
         except wire.Malformed:
             raise BackendNotProven(self._url) from None
-        if not hmac.compare_digest(told.proof.encode(), proof_of(self._token, self._nonce, told.address).encode()):
+        if not hmac.compare_digest(proof.proof.encode(), proof_of(self._token, self._nonce, proof.address).encode()):
             raise BackendNotProven(self._url)
-        if told.address != self._address:
-            raise BackendNotProven(self._url, told.address)
+        if proof.address != self._address:
+            raise BackendNotProven(self._url, proof.address)
         return True

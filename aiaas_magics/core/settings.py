@@ -1,4 +1,4 @@
-"""Where things are on this machine, and which environment this is.
+"""Settings of this machine: where files are, and the environment's versions.
 
 Owns the reading of environment variables and the choice of the state folder.
 Creating the folder and writing into it belongs to `backend.server`.
@@ -40,8 +40,8 @@ def package_version() -> str:
 
 def home() -> Path:
     """The folder for everything that outlives a process; it may not exist yet."""
-    if chosen := os.environ.get("AIAAS_HOME"):
-        return Path(chosen).expanduser().resolve()
+    if override := os.environ.get("AIAAS_HOME"):
+        return Path(override).expanduser().resolve()
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     elif sys.platform == "darwin":

@@ -33,7 +33,7 @@ def example_of(rows: Mapping[str, np.ndarray]) -> str:
     """The first of `rows`, by input name, as JSON that a request may hold; "" where it is long, or JSON has no form for it."""
     if any(array.dtype.name in NO_JSON_FORM for array in rows.values()):
         return ""
-    if sum(array[0].size for array in rows.values()) > MOST_EXAMPLE:
+    if sum(np.size(array[0]) for array in rows.values()) > MOST_EXAMPLE:
         return ""
     values = {name: _json_of(array[0]) for name, array in rows.items()}
     try:

@@ -1,4 +1,4 @@
-"""The values that both sides speak in.
+"""Specifications: the values that client and server exchange.
 
 Owns what is asked (`FitSpec`, `DeploySpec`), what is answered (`JobView`, `EndpointView`), and what went
 wrong (`ErrorReport`). How workers carry a fit out belongs to `execution`, what happens in between to `machine_events`, turning
@@ -84,9 +84,9 @@ class Versions(Value, frozen=True, kw_only=True):
     aiaas_magics: str
     engines: dict[str, str] = {}  # the installed training engines of the table, each with its library's version
 
-    def skew(self, there: Versions, *whats: str) -> str | None:
+    def skew(self, other: Versions, *whats: str) -> str | None:
         """The first of `whats` whose x.y is another one `there`; what travels by its inner state needs the same."""
-        return next((what for what in whats if getattr(self, what).split(".")[:2] != getattr(there, what).split(".")[:2]), None)
+        return next((name for name in whats if getattr(self, name).split(".")[:2] != getattr(other, name).split(".")[:2]), None)
 
 
 class About(Value, frozen=True, kw_only=True):
@@ -257,7 +257,7 @@ class JobView(Value, frozen=True, kw_only=True):
     started_s: float | None = None  # unix time
     ended_s: float | None = None  # unix time
     last_seq: int = 0  # sequence number of the newest entry of its log
-    result: str | None = None  # blob: see `packing.fitcall.FitResult`
+    result: str | None = None  # blob: see `FitResult`
     files: tuple[str, ...] = ()  # relative paths that callbacks wrote
     removed_s: float | None = None  # unix time: when result, files and log were removed to make room
 
@@ -265,7 +265,7 @@ class JobView(Value, frozen=True, kw_only=True):
 class StoragePart(Value, frozen=True, kw_only=True):
     """One kind of thing in a state folder. `freeable_bytes` are what nothing needs."""
 
-    what: str
+    contents: str
     bytes: int
     count: int = 0
     freeable_bytes: int = 0

@@ -1,4 +1,4 @@
-"""What a job's log says, folded into one picture.
+"""Job story: a job's event log, folded into one value that every view is drawn from.
 
 Owns the fold only: the log in, a `JobStory` out. Every view, the `History` of a running
 job and the text of `%aiaas_attach` are drawn from it, so that they agree whoever looks
@@ -200,10 +200,12 @@ def _after(story: JobStory, entry: Entry) -> JobStory:  # noqa: C901 - one case 
         case PhaseEntered(phase=phase, detail=detail):
             return story if rank else story.with_phase(phase, at_s=at_s, detail=detail)
         case AttemptStarted(ranks=ranks, from_epoch=epoch, from_step=step, why=why):
-            kept = tuple(row for row in story.rows if row.epoch < epoch)
+            earlier_rows = tuple(row for row in story.rows if row.epoch < epoch)
             lanes = tuple(Lane(rank=r) for r in range(ranks))
             notices = (*story.notices, why) if why else story.notices
-            return replace(story, attempt=entry.attempt, ranks=ranks, lanes=lanes, rows=kept, epoch=epoch, step=step, notices=notices)
+            return replace(
+                story, attempt=entry.attempt, ranks=ranks, lanes=lanes, rows=earlier_rows, epoch=epoch, step=step, notices=notices
+            )
         case WorkerStarted(pid=pid, device=device):
             return _lane(story, rank, pid=pid, device=device)
         case WorkerLost(how=how):
@@ -254,10 +256,10 @@ def _epoch(story: JobStory, rank: int | None, event: EpochEnded) -> JobStory:
     if rank:
         return story
     row = EpochRow(epoch=event.epoch, seconds=event.seconds, rows=event.rows, logs=numbers(event.logs))
-    kept = tuple(old for old in story.rows if old.epoch != event.epoch)
+    other_rows = tuple(old for old in story.rows if old.epoch != event.epoch)
     return replace(
         story,
-        rows=(*kept, row),
+        rows=(*other_rows, row),
         epochs=event.epochs,
         epoch=event.epoch + 1,
         step=0,

@@ -1,4 +1,4 @@
-"""The numbers of a training as they travel: losses and metrics by their names.
+"""Training logs: losses and metrics by name, in the form in which they travel.
 
 Owns the form only, which JSON can carry; the events that hold them are `spec`'s.
 """

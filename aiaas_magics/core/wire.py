@@ -1,4 +1,4 @@
-"""Values to bytes and back.
+"""Wire format: values to bytes and back.
 
 Owns the encoding (JSON, through msgspec) and the protocol's number. What a value
 means belongs to `spec`; how bytes travel belongs to `client.transport` and `backend.server`.

@@ -162,7 +162,13 @@ deploy_options = options(
         metavar="R",
         help="Replicas of the model: 2, or auto (or auto:1-4) for as many as the load needs (default 1).",
     ),
-    option("--sample", metavar="ARRAY", values="array", help="Variable with typical rows (default: rows of the last fit on the backend)."),
+    option(
+        "--sample",
+        type=variables,
+        metavar="ARRAY",
+        values="array",
+        help="Variable with typical rows (default: rows of the last fit on the backend). Name two, short,long, to leave a size free.",
+    ),
     option("--canary", type=share, metavar="10%", help="Share of the callers that the next version gets first."),
     option(
         "--keep", type=whole_number(1, 2, "The number of versions"), default=2, metavar="N", help="Loaded versions; 2 allow a rollback."
@@ -318,7 +324,7 @@ class DeployRequest:
     model: str | None
     name: str | None
     replicas: Scaling
-    sample: str | None
+    sample: tuple[str, ...] | None
     canary: float | None
     keep: Literal[1, 2]
     max_delay_us: int

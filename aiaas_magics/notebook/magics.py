@@ -238,7 +238,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
 
         scope = {**self.shell.user_ns, **names}
         model = model_of(request.model, scope)
-        sample = None if request.sample is None else named(request.sample, scope, lambda _: True, "array")
+        sample, *other_samples = [named(name, scope, lambda _: True, "array") for name in request.sample or ()] or [None]
         validation = tuple(named(name, scope, lambda _: True, "array") for name in request.validate or ())
         with live.SlowLine(self.shell, f"Deploying {request.model}") as line:
             endpoint = self.session.backend.deploy(
@@ -246,6 +246,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
                 name=request.name or (default_name(request.model) if request.model.isidentifier() else None),
                 replicas=str(request.replicas),
                 sample=sample,
+                other_samples=other_samples,
                 max_delay_us=request.max_delay_us,
                 rollout=request.rollout,
                 precision=request.precision,

@@ -88,10 +88,10 @@ def share(text: str) -> float:
 
 
 def variables(text: str) -> tuple[str, ...]:
-    """x_val,y_val | x_val"""
+    """x_val,y_val | x_val, or short,long | rows"""
     names = text.split(",")
     if len(names) > 2 or not all(names):
-        raise ArgumentTypeError(f"{text!r} does not name validation data. Write x_val,y_val without spaces, or x_val alone.")
+        raise ArgumentTypeError(f"{text!r} does not name one or two variables. Write x_val,y_val without spaces, or x_val alone.")
     return tuple(variable(name) for name in names)
 
 

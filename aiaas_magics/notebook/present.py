@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiaas_magics.core.engines import ONE_PROCESS
 from aiaas_magics.core.events import Candidate, Planned
-from aiaas_magics.core.routing import told
+from aiaas_magics.core.routing import description
 from aiaas_magics.core.row_order import described
 from aiaas_magics.core.scaling.endpoint_samples import EndpointWatch, Sample
 from aiaas_magics.core.scaling.load_report import LoadReport
@@ -315,7 +315,7 @@ def change_table(change: PrecisionChange) -> Bundle:
         ),
         *(
             (
-                line.what,
+                line.measure,
                 "" if line.before is None else text_twins.number(line.before),
                 text_twins.number(line.after),
                 "" if line.before is None else f"{line.after - line.before:+.2g}",
@@ -419,7 +419,7 @@ def status_bundle(
 def storage_bundle(view: StorageView, freed: Freed | None = None) -> Bundle:
     """What a state folder holds, largest first."""
     rows = [
-        (part.what, f"{part.bytes / 1e6:,.1f}", str(part.count or ""), f"{part.freeable_bytes / 1e6:,.1f}")
+        (part.contents, f"{part.bytes / 1e6:,.1f}", str(part.count or ""), f"{part.freeable_bytes / 1e6:,.1f}")
         for part in sorted(view.parts, key=lambda part: -part.bytes)
         if part.bytes
     ]
@@ -464,7 +464,7 @@ def _versions(view: EndpointView) -> str:
     if view.routing is None:
         return ", ".join(map(str, ready))
     bits = {version.version: f", {version.precision}" if version.precision.name else "" for version in view.versions}
-    return ", ".join(f"{number} ({told(view.routing, number)}{bits[number]})" for number in ready)
+    return ", ".join(f"{number} ({description(view.routing, number)}{bits[number]})" for number in ready)
 
 
 def _live_version(view: EndpointView) -> VersionView | None:

@@ -44,6 +44,17 @@ TRAINING_ARROWS: dict[str, set[str]] = {
     "run": {"base", "comm", "autotune", "checkpoint"},
 }
 
+# The same one floor down in `packing`, imports for types and inside functions among them.
+PACKING_ARROWS: dict[str, set[str]] = {
+    "live": set(),  # what is asked of live objects
+    "pickling": {"live"},
+    "data": {"pickling", "live"},
+    "checks": {"data", "pickling", "live"},
+    "portable": {"checks", "data", "pickling", "live"},
+    "export": {"checks", "data", "pickling", "live"},
+    "fitcall": {"portable", "export", "checks", "data", "pickling", "live"},
+}
+
 # library -> the only places that may import it
 HOMES: dict[str, tuple[str, ...]] = {
     "IPython": ("notebook/",),
@@ -71,7 +82,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pickle": ("packing/",),
     "jax": ("backend/training/jax/",),
     # In the kernel too: what fewer bits change is measured with the engine that will serve, before anything is sent.
-    "onnxruntime": ("backend/serving/engines/onnx_engine.py", "packing/export/accuracy_impact.py"),
+    "onnxruntime": ("backend/serving/engines/onnx_engine.py", "packing/export/onnx_session.py"),
     "grpc": ("backend/serving/grpc/",),
     "google": ("backend/serving/grpc/",),
     "opentelemetry": ("backend/serving/http/tracing.py",),
@@ -177,6 +188,48 @@ def test_training_has_arrows_of_its_own_and_no_cycle() -> None:
 
     assert wrong == []
     assert sorted(leaves) == [], "a cycle, or what imports one"
+
+
+def every_import(path: Path) -> Iterator[tuple[str, int]]:
+    """Absolute names that a module imports, for types too, wherever in the file."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+
+
+def test_every_import_inside_packing_points_along_its_arrows() -> None:
+    wrong = []
+    for name, path in modules():
+        side, _, rest = name.partition("/")
+        if side != "packing" or "/" not in rest:
+            continue
+        here = rest.partition("/")[0]
+        assert here in PACKING_ARROWS, f"{name} lies in a room without arrows"
+        for target, line in every_import(path):
+            parts = target.split(".")
+            if parts[:2] == ["aiaas_magics", "packing"] and parts[2] not in {here, *PACKING_ARROWS[here]}:
+                wrong.append(f"{name}:{line} imports {target}")
+
+    assert wrong == []
+
+
+def test_no_module_of_packing_is_reached_from_itself() -> None:
+    """Imports for types and inside functions count."""
+    known = {f"aiaas_magics.{name.removesuffix('.py').replace('/', '.')}" for name, _ in modules() if name.startswith("packing/")}
+    edges = {
+        f"aiaas_magics.{name.removesuffix('.py').replace('/', '.')}": {
+            module for target, _ in every_import(path) for module in (target, target.rpartition(".")[0]) if module in known
+        }
+        for name, path in modules()
+        if name.startswith("packing/")
+    }
+    while leaves := [module for module, targets in edges.items() if not targets & edges.keys()]:
+        for module in leaves:
+            del edges[module]
+
+    assert {module: sorted(targets & edges.keys()) for module, targets in edges.items()} == {}
 
 
 def test_a_library_has_one_home() -> None:

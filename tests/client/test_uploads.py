@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes
 
-from aiaas_magics.client.uploads import Sent, array_content, fingerprint, key_of
+from aiaas_magics.client import uploads
+from aiaas_magics.client.uploads import BlobSender, Sent, array_content, fingerprint, key_of
 from aiaas_magics.core.errors import CannotTravel
 
 
@@ -53,3 +56,33 @@ def test_a_fingerprint_depends_on_every_part() -> None:
     data[-1] = 1
 
     assert fingerprint(memoryview(bytes(data))) != before
+
+
+class RecordingTransport:
+    """A backend that has nothing, and takes everything."""
+
+    def __init__(self) -> None:
+        self.uploaded: list[str] = []
+
+    def post(self, path: str, body: Any, answer: Any, *, key: str) -> Any:
+        return answer(missing=[name for name in body.blobs if f"/v1/blobs/{name}" not in self.uploaded])
+
+    def upload(self, path: str, chunks: Iterator[bytes], *, size: int) -> None:
+        assert sum(len(chunk) for chunk in chunks) == size
+        self.uploaded.append(path)
+
+
+def test_an_array_is_read_once_to_be_recognised_however_often_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprints: list[int] = []
+    monkeypatch.setattr(uploads, "fingerprint", lambda data: fingerprints.append(data.nbytes) or fingerprint(data))
+    transport, array = RecordingTransport(), np.arange(1000.0)
+    blobs = BlobSender(transport, dropbox=None)
+
+    looked_up = blobs.look_up([array])
+    first, second = blobs.send_arrays(looked_up), blobs.send_arrays(looked_up)  # a study sends the same call for each number of workers
+
+    assert [upload.is_there for upload in looked_up] == [False]
+    assert first == second
+    assert transport.uploaded == [f"/v1/blobs/{first[0]}"]
+    assert fingerprints == [array.nbytes]
+    assert [upload.is_there for upload in blobs.look_up([array])] == [True]

@@ -142,9 +142,10 @@ def test_every_option_of_deploying_is_read() -> None:
         "model",
         "churn",
         Scaling(replicas=2),
-        "rows",
+        ("rows",),
         "endpoint",
     )
+    assert arguments.read(magic("deploy"), "model --sample short,long", DeployRequest).sample == ("short", "long")
     assert (request.rollout, request.max_delay_us) == (Rollout(canary=0.1, keep=1), 500)
     assert (request.precision, request.validate, request.max_change) == ("", None, None)
     reduced = arguments.read(magic("deploy"), "model --precision int4 --validate x_val,y_val --max-change 2%", DeployRequest)

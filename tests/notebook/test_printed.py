@@ -8,7 +8,7 @@ import pytest
 
 from aiaas_magics.core.errors import UnknownName
 from aiaas_magics.core.events import Entry, FigureShown, Output
-from aiaas_magics.core.printout import ENDING, OURS, Printout, counted, differing
+from aiaas_magics.core.printout import ENDING, OWN_PREFIX, Printout, counted, differing
 from aiaas_magics.notebook.views import printed
 from aiaas_magics.notebook.views.printed import CellLines
 
@@ -62,7 +62,7 @@ def test_lines_come_once_and_in_order_with_their_blank_ones() -> None:
         "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
         "To enable the following instructions: AVX2 FMA, in other operations, rebuild TensorFlow.",
         "WARNING:tensorflow:5 out of the last 5 calls to <function f> triggered tf.function retracing.",
-        f"{OURS}not on JAX: a layer of TensorFlow's",
+        f"{OWN_PREFIX}not on JAX: a layer of TensorFlow's",
     ],
 )
 def test_what_a_plain_fit_would_not_have_shown_stays_in_the_log(line: str) -> None:

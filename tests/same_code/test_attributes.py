@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from aiaas_magics.packing.fitcall import attributes
 from aiaas_magics.packing.fitcall.fit_call import FitCall, pack
+from aiaas_magics.packing.live import attributes
 from tests.same_code.fits import fit
 
 X = np.random.default_rng(1).normal(size=(48, 4)).astype("float32")

@@ -17,7 +17,7 @@ from keras.src.legacy.preprocessing.image import ImageDataGenerator
 from aiaas_magics.client.training.dataset_feed import Feed
 from aiaas_magics.core.errors import DataMismatch
 from aiaas_magics.core.feed_frames import FeedView, FrameKind, decode
-from aiaas_magics.packing.fitcall import batch_sources
+from aiaas_magics.packing.data import batch_sources
 from tests.same_code.fits import fit
 
 random = np.random.default_rng(1)

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from aiaas_magics.packing.fitcall import cell_sources
 from aiaas_magics.packing.fitcall.fit_call import FitCall, pack, read_result
-from aiaas_magics.packing.fitcall.state_pickle import preamble_of
+from aiaas_magics.packing.live import cell_sources
+from aiaas_magics.packing.pickling.state_pickle import preamble_of
 from tests.support.packed import Namespace, Worker
 
 Cell = Callable[..., Namespace]

@@ -115,7 +115,7 @@ def test_what_building_sets_stays_when_the_export_is_the_first_call(cell: Cell) 
 
 
 def test_the_numbers_for_another_backend_leave_every_state_as_it_was(cell: Cell) -> None:
-    from aiaas_magics.packing.export import reference_answers
+    from aiaas_magics.packing.checks import reference_answers
 
     made = cell(STATEFUL + "counting.compile('sgd', 'mse')")
     before = state_of(made["counting"])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from aiaas_magics.packing.fitcall import user_modules
+from aiaas_magics.packing.live import user_modules
 from tests.same_code.fits import fit
 
 PACKAGE = """

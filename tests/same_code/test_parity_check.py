@@ -16,8 +16,9 @@ from aiaas_magics.core import precision
 from aiaas_magics.core.agreement import compare, largest_of
 from aiaas_magics.core.precision import Precision
 from aiaas_magics.core.spec import DeploySpec
-from aiaas_magics.packing.export import accuracy_impact, model_export
+from aiaas_magics.packing.export import model_export
 from aiaas_magics.packing.export.model_export import CannotServe, Servable
+from aiaas_magics.packing.export.onnx_session import onnx_form
 from tests.support.packed import Namespace
 
 pytestmark = pytest.mark.slow  # each exports a model
@@ -126,7 +127,7 @@ def test_rare_events_keep_their_order(last: str, cell: Cell) -> None:
     x = np.linspace(-1, 1, 60, dtype="float32").reshape(10, 6) * 60
     expected = model(x).numpy()
 
-    answers = accuracy_impact.onnx_form(model_export.export(model, x).artefact)({"input_0": x})["output_0"]
+    answers = onnx_form(model_export.export(model, x).artefact)({"input_0": x})["output_0"]
 
     shown = expected > 1e-30
     assert (expected[shown] < 1e-8).any()

@@ -140,9 +140,9 @@ def test_rows_of_the_last_fit_are_the_sample(kind: str, cell: Cell) -> None:
     for stream in packed.streams:
         next(stream.one_pass())  # as it goes to the job
 
-    _, rows, which = samples_for(made["words"], None)
+    _, (rows,), origin = samples_for(made["words"], None)
 
-    assert which == "the data of the last fit"
+    assert origin == "the data of the last fit"
     assert {tuple(row) for row in rows["input_0"]} <= {tuple(row) for row in made["ids"]}
     assert len(rows["input_0"]) == (20 if kind == "arrays" else 4)
 

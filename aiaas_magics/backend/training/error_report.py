@@ -39,7 +39,7 @@ def report_of(error: BaseException, *, rank: int, phase: str = "") -> ErrorRepor
     return ErrorReport(
         type=type(error).__name__,
         bases=tuple(_name_of(cls) for cls in type(error).__mro__ if cls is not object),
-        message=keras_messages.told(error)[:TEXT],
+        message=keras_messages.message_of(error)[:TEXT],
         frames=tuple(frames[-FRAMES:]),
         ranks=(rank,),
         phase=phase,

@@ -25,7 +25,7 @@ from aiaas_magics.backend.training.rank_callbacks import agreement, callbacks_of
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.events import AnyEvent, Candidate, Notice, Planned
-from aiaas_magics.packing.fitcall.batch_sources import in_arguments
+from aiaas_magics.packing.data.batch_sources import in_arguments
 
 NEW_PASS: Final = (
     "The data yields batches: the resumed run began its epoch with a new pass over them, in another order where they are shuffled, "

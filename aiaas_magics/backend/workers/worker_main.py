@@ -36,7 +36,7 @@ from aiaas_magics.core import wire
 from aiaas_magics.core.engines import HOME, of_keras_backend
 from aiaas_magics.core.errors import NotOnEngine, StoreNotWritable
 from aiaas_magics.core.events import Candidate, Crashed, Finished, Notice, Phase
-from aiaas_magics.core.printout import ENDING, OURS
+from aiaas_magics.core.printout import ENDING, OWN_PREFIX
 
 RESULT_WAIT_S: Final = 60.0  # guess: long enough to remove something, short against a device that nobody else gets
 ROOM_LOOK_S: Final = 1.0
@@ -146,7 +146,7 @@ def state_of(folder: AttemptFolder) -> Path:
 def fall_back(command: WorkerCommand, command_path: str, error: NotOnEngine) -> NoReturn:
     """Become, as the same process, a worker that trains on the kernel's own engine what does not work on this one."""
     write_value(Path(command_path), replace(command, execution=command.execution.fallen_back(strategy="single"), devices=1))
-    print(f"{OURS}not on {error.engine}: {error.why}", flush=True)
+    print(f"{OWN_PREFIX}not on {error.engine}: {error.why}", flush=True)
     environment = {**os.environ, "KERAS_BACKEND": HOME.keras_backend}
     os.execve(sys.executable, [sys.executable, "-P", "-m", "aiaas_magics.backend.workers.worker_main", command_path], environment)
 

@@ -42,6 +42,11 @@ def columns(endpoint: str, x: Any, inputs: Sequence[TensorSpec]) -> dict[str, np
     return {spec.name: _fitted(served[spec.name], spec) for spec in inputs}
 
 
+def is_named(x: Any, inputs: Sequence[TensorSpec]) -> bool:
+    """Whether `x` is a dict by exactly the names of the inputs."""
+    return isinstance(x, Mapping) and (set(x) == {spec.name for spec in inputs} or set(x) == set(_names(inputs)))
+
+
 def in_keras_names(answers: Mapping[str, np.ndarray], outputs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
     """Answers under the names that the model's own `predict` gives them."""
     return {spec.original or spec.name: answers[spec.name] for spec in outputs}

@@ -12,7 +12,7 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,7 +31,8 @@ from aiaas_magics.core.spec import DeploySpec, EndpointView, VersionView, checke
 
 if TYPE_CHECKING:
     from aiaas_magics.core.scaling.load_report import LoadReport
-    from aiaas_magics.packing.export.accuracy_impact import PrecisionChange, Reduction
+    from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
+    from aiaas_magics.packing.export.export_request import QuantizationOptions
     from aiaas_magics.packing.export.model_export import Servable
 
 PART_BYTES: Final = 16 * 1024 * 1024  # guess: a quarter of the largest body that a server takes by default
@@ -46,14 +47,21 @@ class Endpoint:
         notes: sentences about the version that this object deployed: what it does not do as the model in the kernel
             does.
         change: what fewer bits changed, if this object deployed a version with them; else None.
+        preprocess: the preprocessor of a model that was deployed in this kernel and could not be served with it; else None.
     """
 
     def __init__(
-        self, transport: Transport, view: EndpointView, change: PrecisionChange | None = None, notes: tuple[str, ...] = ()
+        self,
+        transport: Transport,
+        view: EndpointView,
+        change: PrecisionChange | None = None,
+        notes: tuple[str, ...] = (),
+        preprocess: Callable[[Any], Any] | None = None,
     ) -> None:
         self._transport = transport
         self.notes = notes  # what to know of the version that this object deployed; why it is no ONNX file among them
         self.change = change  # what fewer bits changed, where this object deployed a version in fewer
+        self.preprocess = preprocess  # what this kernel does to rows before it sends them, where a preprocessor could not be served
         self._view = self._checked(view)
         self._calls = Transport(self._view.url, token=view.token, fingerprint=self._transport.fingerprint)
         self._is_stopped = False
@@ -130,7 +138,8 @@ class Endpoint:
             x: what the model's own `predict` takes: one array-like of shape `(rows, ...)`, or a dict of them by input
                 name, nested dicts too, or a list in the order of the model's inputs. Numbers are cast to each input's
                 dtype. A missing last axis of 1 is added. pandas objects count as arrays; with several inputs a
-                DataFrame is taken by its columns.
+                DataFrame is taken by its columns. Texts of a task whose preprocessor is not served are mapped here; a
+                dict by the names that are served is not.
 
         Returns:
             An array of shape `(rows, ...)`, or a dict of arrays by Keras' names if there are several outputs.
@@ -140,6 +149,8 @@ class Endpoint:
             BackendRefused: the server refused; the text is its own.
             BackendUnreachable: nobody answers.
         """
+        if self.preprocess is not None and not caller_rows.is_named(x, self._view.inputs):
+            x = self.preprocess(x)
         columns = caller_rows.columns(self.name, x, self._view.inputs)
         parts = [self._infer(part) for part in _parts(columns)]
         found = {name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]}
@@ -340,9 +351,10 @@ def deploy(
     name: str | None = None,
     replicas: int | str = 1,
     sample: Any = None,
+    other_samples: Sequence[Any] = (),
     max_delay_us: int = 0,
     rollout: Rollout | None = None,
-    reduction: Reduction | None = None,
+    quantization_options: QuantizationOptions | None = None,
     tell: Callable[[PrecisionChange], None] | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Endpoint:
@@ -355,7 +367,7 @@ def deploy(
 
     name = checked_name("an endpoint", name if name is not None else default_name(foreign_models.name_of(model)))
     scaling = scaling_of(replicas)
-    exported = foreign_models.export(model, sample, reduction=reduction, on_step=on_step)
+    exported = foreign_models.export(model, sample, other_samples=other_samples, quantization_options=quantization_options, on_step=on_step)
     change = exported.change
     if change is not None:
         if tell is not None:
@@ -380,7 +392,7 @@ def deploy(
     )
     on_step("waiting for the backend, which loads it and compares its answers with Keras'")
     view = transport.post("/v1/endpoints", spec, EndpointView, answer_s=300.0)
-    return Endpoint(transport, view, change, notes_of(exported))
+    return Endpoint(transport, view, change, notes_of(exported), exported.preprocess)
 
 
 def notes_of(exported: Servable) -> tuple[str, ...]:
@@ -397,7 +409,7 @@ def notes_of(exported: Servable) -> tuple[str, ...]:
             f"Keras' own answers to the same rows differ by {exported.spread:.1g} of the largest, with other rows beside them; "
             "the endpoint was held to twice that."
         )
-    return tuple(notes)
+    return (*notes, *exported.notes)
 
 
 def default_name(own: str) -> str:

@@ -17,7 +17,7 @@ from aiaas_magics.core.errors import AiaasError, StoreNotWritable, UsageError
 from aiaas_magics.core.feed_frames import FeedView, FrameKind, encode
 
 if TYPE_CHECKING:
-    from aiaas_magics.packing.fitcall.batch_sources import Stream
+    from aiaas_magics.packing.data.batch_sources import Stream
 
 AHEAD: Final = 8  # batches that wait at the backend; guess: more would be memory, fewer would be felt over a network
 POLL_S: Final = 10.0

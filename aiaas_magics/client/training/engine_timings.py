@@ -19,7 +19,7 @@ from aiaas_magics.core.timing_cache import StepTiming, TimingCache
 
 if TYPE_CHECKING:
     from aiaas_magics.core.spec import About
-    from aiaas_magics.packing.fitcall.fit_call import PackedFitCall
+    from aiaas_magics.packing.fitcall.fit_call import DraftedFitCall, PackedFitCall
 
 WORTH_LEAVING: Final = 1.1  # times as fast: less is within what two measurements of the same differ by (guess)
 
@@ -64,14 +64,14 @@ def cache() -> TimingCache:
     return TimingCache(settings.home() / "measured")
 
 
-def quicker_for(packed: PackedFitCall, about: About, *, asked: Execution, workers: int | None) -> QuickerEngine | None:
-    """What dry runs of this model on this backend say to `packed`; None where the engine is not open, or nothing was measured."""
+def quicker_for(draft: DraftedFitCall, about: About, *, asked: Execution, workers: int | None) -> QuickerEngine | None:
+    """What dry runs of this model on this backend say to `draft`; None where the engine is not open, or nothing was measured."""
     if not is_open(asked) or about.versions.engines.keys() <= {HOME.name}:
         return None
-    return quicker_engine(cache().get(key_of(packed, about, asked=asked, workers=workers)), steps=packed.shape.steps)
+    return quicker_engine(cache().get(key_of(draft, about, asked=asked, workers=workers)), steps=draft.shape.steps)
 
 
-def key_of(packed: PackedFitCall, about: About, *, asked: Execution, workers: int | None) -> str:
+def key_of(packed: PackedFitCall | DraftedFitCall, about: About, *, asked: Execution, workers: int | None) -> str:
     """Names what decides on the time of a step: layers and weights by kind and size, not by name, the batch, and where it is computed.
 
     Two models that differ in less than that take each other's time; whether another engine computes the same is verified for each.

@@ -11,7 +11,6 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +28,7 @@ from aiaas_magics.core.story import JobStory
 
 if TYPE_CHECKING:
     from aiaas_magics.client.backend import Backend
+    from aiaas_magics.client.uploads import ArrayUpload
     from aiaas_magics.packing.fitcall.fit_call import FitCall, PackedFitCall
     from aiaas_magics.packing.fitcall.manifest import Manifest
 
@@ -77,6 +77,7 @@ class Prepared:
 
     backend: Backend
     packed: PackedFitCall
+    uploads: tuple[ArrayUpload, ...]  # of the packed call's arrays
     options: TrainOptions
     preflight: Preflight
     seed: int
@@ -107,19 +108,17 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
     if (options.workers or 1) > devices and not options.oversubscribe:
         raise NotEnoughDevices(options.workers or 1, devices, about.backend)
     workers = options.workers or (devices if about.gpus or options.execution.strategy in ONE_PROCESS else 1)
-    pack = partial(fit_call.pack, call, workers=workers, gpus=about.gpus, environment=options.environment)
-    packed = pack(execution=options.execution)
+    draft = fit_call.draft(call, workers=workers, execution=options.execution, gpus=about.gpus, environment=options.environment)
     # What yields batches, or goes on from a checkpoint, stays where it was.
-    stays = packed.in_batches or options.resume is not None
-    quicker = None if stays else quicker_for(packed, about, asked=options.execution, workers=options.workers)
-    if quicker is not None:
-        packed = pack(execution=quicker.execution(options.execution))
-        if packed.execution.runs_on.ported:
-            packed = replace(packed, notes=(quicker.note, *packed.notes))
+    stays = draft.in_batches or options.resume is not None
+    quicker = None if stays else quicker_for(draft, about, asked=options.execution, workers=options.workers)
+    packed = draft.finish(options.execution if quicker is None else quicker.execution(options.execution))
+    if quicker is not None and packed.execution.runs_on.ported:
+        packed = replace(packed, notes=(quicker.note, *packed.notes))
     if options.execution.strategy == "mirrored" and not about.gpus and workers > 1:
         packed = replace(packed, notes=(*packed.notes, simulated(workers)))
-    known = backend.blobs.known(packed.arrays)
-    known_bytes = sum(array.nbytes for array, there in zip(packed.arrays, known, strict=True) if there)
+    uploads = backend.blobs.look_up(packed.arrays)
+    known_bytes = sum(upload.array.nbytes for upload in uploads if upload.is_there)
     all_bytes = sum(array.nbytes for array in packed.arrays) + len(packed.payload)
     resumed = None if options.resume is None else backend.job(options.resume).view().spec
     notes = (*packed.environment_notes, *packed.notes)
@@ -143,7 +142,7 @@ def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change
         seed = seed_of(call, as_in_plain_fit=not packed.execution.runs_on.ported)
     if resumed is not None:
         seed = resumed.seed  # the order of rows goes on too
-    return Prepared(backend=backend, packed=packed, options=options, preflight=preflight, seed=seed, story=story)
+    return Prepared(backend=backend, packed=packed, uploads=uploads, options=options, preflight=preflight, seed=seed, story=story)
 
 
 def seed_of(call: FitCall, *, as_in_plain_fit: bool = True) -> int:
@@ -181,7 +180,7 @@ def submit(
     spec = FitSpec(
         name=checked_job_name(options.name) if options.name else _default_name(packed.shape.model),
         payload=backend.blobs.send_bytes(packed.payload),
-        arrays=backend.blobs.send_arrays(packed.arrays),
+        arrays=backend.blobs.send_arrays(prepared.uploads),
         shape=packed.shape,
         versions=prepared.preflight.here,
         seed=prepared.seed,
@@ -214,7 +213,7 @@ def check_resume(backend: Backend, job: str, shape: FitShape, packed: PackedFitC
     Raises:
         UnknownName, InvalidSpec: there is nothing to go on from, or it does not fit; nothing was sent.
     """
-    from aiaas_magics.packing.fitcall.model_variables import check_kept
+    from aiaas_magics.packing.live.model_variables import check_kept
 
     kept = backend.transport.get(f"/v1/jobs/{job}/checkpoint", CheckpointView)
     check_kept(packed.paths, packed.variables, kept.variables)

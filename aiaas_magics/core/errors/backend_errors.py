@@ -79,16 +79,16 @@ class CertificateRefused(BackendError):
 class CertificateChanged(BackendError):
     """Another certificate than the one that was accepted; nothing was sent."""
 
-    def __init__(self, url: str, pinned: str, seen: str) -> None:
-        super().__init__(url, pinned, seen)
-        self.url, self.pinned, self.seen = url, pinned, seen
+    def __init__(self, url: str, pinned: str, presented: str) -> None:
+        super().__init__(url, pinned, presented)
+        self.url, self.pinned, self.presented = url, pinned, presented
 
     def __str__(self) -> str:
         return (
             f"{self.url} shows another certificate than the accepted one. Nothing was sent: somebody may be in between.\n"
-            f"accepted: {self.pinned}\nseen:     {self.seen}\n"
+            f"accepted: {self.pinned}\nseen:     {self.presented}\n"
             f"If it was replaced on purpose, and `aiaas serve` printed the second one there, type\n"
-            f"    %aiaas_connect {self.url} --fingerprint {self.seen}"
+            f"    %aiaas_connect {self.url} --fingerprint {self.presented}"
         )
 
 
@@ -156,13 +156,13 @@ class UntrustedAddress(BackendError):
 class NotEnoughDevices(BackendError):
     """The backend is healthy but does not have this many devices."""
 
-    def __init__(self, wanted: int, there_are: int, backend: str) -> None:
-        super().__init__(wanted, there_are, backend)
-        self.wanted, self.there_are, self.backend = wanted, there_are, backend
+    def __init__(self, requested: int, there_are: int, backend: str) -> None:
+        super().__init__(requested, there_are, backend)
+        self.requested, self.there_are, self.backend = requested, there_are, backend
 
     def __str__(self) -> str:
         return (
-            f"{self.wanted} workers were asked for and {self.backend} has {self.there_are} devices. "
+            f"{self.requested} workers were asked for and {self.backend} has {self.there_are} devices. "
             f"Use --workers {self.there_are}, or add --oversubscribe to share devices."
         )
 
@@ -170,12 +170,12 @@ class NotEnoughDevices(BackendError):
 class CannotStart(BackendError):
     """A process of ours did not come up. `log_tail` is what it said last."""
 
-    def __init__(self, what: str, why: str, log: str) -> None:
-        super().__init__(what, why, log)
-        self.what, self.why, self.log = what, why, log
+    def __init__(self, subject: str, why: str, log: str) -> None:
+        super().__init__(subject, why, log)
+        self.subject, self.why, self.log = subject, why, log
 
     def __str__(self) -> str:
-        return f"{self.what} did not start: {self.why}. Look at its log, {self.log}, or run `aiaas serve` in a terminal."
+        return f"{self.subject} did not start: {self.why}. Look at its log, {self.log}, or run `aiaas serve` in a terminal."
 
 
 class StoreNotWritable(BackendError):
@@ -210,12 +210,12 @@ class RecordsUnreadable(BackendError):
 class ResultRemoved(BackendError):
     """A job whose result was removed to make room."""
 
-    def __init__(self, job: str, kept: str) -> None:
-        super().__init__(job, kept)
-        self.job, self.kept = job, kept
+    def __init__(self, job: str, retention: str) -> None:
+        super().__init__(job, retention)
+        self.job, self.retention = job, retention
 
     def __str__(self) -> str:
-        return f"The result of job {self.job} was removed to make room: kept are {self.kept}. Run the cell again to train anew."
+        return f"The result of job {self.job} was removed to make room: kept are {self.retention}. Run the cell again to train anew."
 
 
 class BlobDamaged(BackendError):

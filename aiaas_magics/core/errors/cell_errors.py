@@ -28,10 +28,10 @@ class RemoteTrainingError(CellError):
     """
 
     def __new__(cls, report: ErrorReport) -> Self:
-        both = _remote_class(report.bases or (report.type,)) if cls is RemoteTrainingError else cls
-        python_class: Any = next(base for base in both.__mro__ if base.__module__ == "builtins")
-        made: Self = python_class.__new__(both, report)
-        return made
+        error_class = _remote_class(report.bases or (report.type,)) if cls is RemoteTrainingError else cls
+        python_class: Any = next(base for base in error_class.__mro__ if base.__module__ == "builtins")
+        error: Self = python_class.__new__(error_class, report)
+        return error
 
     def __init__(self, report: ErrorReport) -> None:
         BaseException.__init__(self, report)  # not what the class that was raised begins with: its arguments are not known here
@@ -85,9 +85,9 @@ def _remote_class(names: Sequence[str]) -> type[RemoteTrainingError]:
 def _class_of_the_kernel(name: str) -> type[Exception] | None:
     """An exception class that the kernel has in this very place; nothing is imported, nothing of the class is called."""
     module, _, attribute = name.rpartition(".")
-    found = vars(sys.modules[module]).get(attribute) if module in sys.modules else None
-    is_exception = isinstance(found, type) and issubclass(found, Exception) and not issubclass(found, AiaasError)
-    return found if is_exception else None
+    value = vars(sys.modules[module]).get(attribute) if module in sys.modules else None
+    is_exception = isinstance(value, type) and issubclass(value, Exception) and not issubclass(value, AiaasError)
+    return value if is_exception else None
 
 
 @functools.lru_cache(maxsize=64)  # of classes of cells that were run again and again, the last ones; guess

@@ -34,18 +34,18 @@ class InvalidName(UsageError):
 class UnknownName(UsageError):
     """Nothing of that kind has that name."""
 
-    def __init__(self, kind: str, name: str, known: Sequence[str] = ()) -> None:
-        super().__init__(kind, name, known)
-        self.kind, self.name, self.known = kind, name, tuple(known)
+    def __init__(self, kind: str, name: str, names: Sequence[str] = ()) -> None:
+        super().__init__(kind, name, names)
+        self.kind, self.name, self.names = kind, name, tuple(names)
 
     def __str__(self) -> str:
         import difflib
 
-        close = difflib.get_close_matches(self.name, self.known, n=1)
+        close = difflib.get_close_matches(self.name, self.names, n=1)
         if close:
             return f"There is no {self.kind} {self.name[:80]!r}. Did you mean {close[0]!r}?"
-        if self.known:
-            shown = ", ".join(sorted(self.known)[:8])
+        if self.names:
+            shown = ", ".join(sorted(self.names)[:8])
             return f"There is no {self.kind} {self.name[:80]!r}. Use one of: {shown}."
         return f"There is no {self.kind} {self.name[:80]!r}. Use %aiaas_status to see what there is."
 
@@ -96,25 +96,25 @@ class DataEnded(UsageError):
 class JobStillRunning(UsageError):
     """The model is being trained by a job whose result was not taken yet."""
 
-    def __init__(self, job: str, wanted: str) -> None:
-        super().__init__(job, wanted)
-        self.job, self.wanted = job, wanted
+    def __init__(self, job: str, action: str) -> None:
+        super().__init__(job, action)
+        self.job, self.action = job, action
 
     def __str__(self) -> str:
-        return f"{self.wanted} on a model that job {self.job} is still training. Call job.result() first, or job.cancel()."
+        return f"{self.action} on a model that job {self.job} is still training. Call job.result() first, or job.cancel()."
 
 
 class ChangedTooMuch(UsageError):
     """Fewer bits change a model's answers beyond the limit; nothing was sent. `what` is what was judged, `on` the rows."""
 
-    def __init__(self, precision: str, what: str, by: float, limit: float, on: str) -> None:
-        super().__init__(precision, what, by, limit, on)
-        self.precision, self.what, self.by, self.limit, self.on = precision, what, by, limit, on
+    def __init__(self, precision: str, measure: str, by: float, limit: float, on: str) -> None:
+        super().__init__(precision, measure, by, limit, on)
+        self.precision, self.measure, self.by, self.limit, self.on = precision, measure, by, limit, on
 
     def __str__(self) -> str:
         other = {"int4": "Use --precision int8", "int8": "Use --precision float16"}.get(self.precision, "Leave --precision out")
         return (
-            f"Nothing was deployed: {self.precision} changes {self.what} by {self.by:.3g} on {self.on}, more than the limit of "
+            f"Nothing was deployed: {self.precision} changes {self.measure} by {self.by:.3g} on {self.on}, more than the limit of "
             f"{self.limit:g}. {other}, or allow more with --max-change."
         )
 
@@ -147,9 +147,10 @@ class PrivateNameGone(UsageError):
 class VersionSkew(UsageError):
     """The two sides run versions that cannot exchange a fit call."""
 
-    def __init__(self, what: str, here: str, there: str) -> None:
-        super().__init__(what, here, there)
-        self.what, self.here, self.there = what, here, there
+    def __init__(self, library: str, local_version: str, remote_version: str) -> None:
+        super().__init__(library, local_version, remote_version)
+        self.library, self.local_version, self.remote_version = library, local_version, remote_version
 
     def __str__(self) -> str:
-        return f"{self.what} is {self.here} here and {self.there} on the backend. Install the same version on one of the two sides."
+        versions = f"{self.library} is {self.local_version} here and {self.remote_version} on the backend."
+        return f"{versions} Install the same version on one of the two sides."

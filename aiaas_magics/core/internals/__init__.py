@@ -26,9 +26,11 @@ def find(framework: str, path: str) -> Any:
     """
     module, _, name = path.partition(":")
     try:
-        found = importlib.import_module(module)
+        container = importlib.import_module(module)
         names = name.split("|")
-        return getattr(found, next((one for one in names if hasattr(found, one)), names[0])) if name else found
+        return (
+            getattr(container, next((candidate for candidate in names if hasattr(container, candidate)), names[0])) if name else container
+        )
     except (ModuleNotFoundError, AttributeError) as error:
         missing = getattr(error, "name", None)
         if isinstance(error, ModuleNotFoundError) and not module.startswith(str(missing)):
@@ -40,8 +42,8 @@ def look_up(framework: str, paths: Mapping[str, str], name: str, into: dict[str,
     """A module's `__getattr__`: what `name` stands for in `paths`, kept in the module's own names `into`."""
     if name not in paths:
         raise AttributeError(f"There is no private name {name!r} of {framework} in aiaas_magics.core.internals. Add its path there.")
-    into[name] = found = find(framework, paths[name])
-    return found
+    into[name] = value = find(framework, paths[name])
+    return value
 
 
 def installed(framework: str) -> str:
@@ -64,8 +66,8 @@ def supported(framework: str) -> str:
     True
     """
     try:
-        wanted = metadata.requires("aiaas_magics") or []
+        requirements = metadata.requires("aiaas_magics") or []
     except metadata.PackageNotFoundError:
-        wanted = []
-    lines = [line.partition(";")[0].strip() for line in wanted]
+        requirements = []
+    lines = [line.partition(";")[0].strip() for line in requirements]
     return next((line for line in lines if re.match(rf"{framework}\b(?!\[)", line)), framework)

@@ -1,4 +1,4 @@
-"""What an endpoint does over time, from the figures that its server counts.
+"""Endpoint samples: rates and latencies over time, from the counters of its server.
 
 Owns reading those figures and what two readings say of the time between them. Asking the server belongs to
 `client.endpoint`, drawing to `plots` and the notebook's views.
@@ -44,18 +44,18 @@ class VersionCounts(Value, frozen=True, kw_only=True):
         """Both together."""
         more = dict(other.within)
         bounds = [bound for bound, _ in self.within or other.within]
-        mine = dict(self.within)
+        counts = dict(self.within)
         return VersionCounts(
             **{name: getattr(self, name) + getattr(other, name) for name in SUMS},
-            within=tuple((bound, mine.get(bound, 0.0) + more.get(bound, 0.0)) for bound in bounds),
+            within=tuple((bound, counts.get(bound, 0.0) + more.get(bound, 0.0)) for bound in bounds),
         )
 
     def percentile_s(self, percent: float) -> float:
         """The time that so many per cent of answers stayed within, evenly spread within a bound; 0 where there was none."""
-        wanted, low, below = percent / 100 * (self.within[-1][1] if self.within else 0.0), 0.0, 0.0
+        target, low, below = percent / 100 * (self.within[-1][1] if self.within else 0.0), 0.0, 0.0
         for bound, count in self.within:
-            if count >= wanted > below:
-                return low if math.isinf(bound) else low + (bound - low) * (wanted - below) / (count - below)
+            if count >= target > below:
+                return low if math.isinf(bound) else low + (bound - low) * (target - below) / (count - below)
             low, below = bound, count
         return 0.0
 
@@ -101,36 +101,36 @@ def counts_in(text: str, endpoint: str) -> dict[int, VersionCounts]:
         if labels.get("endpoint") != endpoint:
             continue
         version = int(labels["version"])
-        mine = sums.setdefault(version, {})
+        version_sums = sums.setdefault(version, {})
         match name:
             case "aiaas_requests_total":
-                mine[labels["outcome"]] = value
+                version_sums[labels["outcome"]] = value
             case "aiaas_rows_total":
-                mine["rows"] = value
+                version_sums["rows"] = value
             case "aiaas_batch_rows_count":
-                mine["batches"] = value
+                version_sums["batches"] = value
             case "aiaas_queue_seconds_total":
-                mine["queue_s"] = value
+                version_sums["queue_s"] = value
             case "aiaas_compute_seconds_total":
-                mine["compute_s"] = value
+                version_sums["compute_s"] = value
             case "aiaas_request_duration_seconds_bucket":
                 within.setdefault(version, []).append((float(labels["le"]), value))
-    known = {version: {name: value for name, value in mine.items() if name in SUMS} for version, mine in sums.items()}
-    return {version: VersionCounts(**mine, within=tuple(sorted(within.get(version, ())))) for version, mine in known.items()}
+    complete = {version: {name: value for name, value in own.items() if name in SUMS} for version, own in sums.items()}
+    return {version: VersionCounts(**own, within=tuple(sorted(within.get(version, ())))) for version, own in complete.items()}
 
 
 def _lines(text: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
     for line in text.splitlines():
-        found = LINE.fullmatch(line)
-        if found is not None and not line.startswith("#"):
-            yield found[1], dict(LABEL.findall(found[2])), float(found[3])
+        match = LINE.fullmatch(line)
+        if match is not None and not line.startswith("#"):
+            yield match[1], dict(LABEL.findall(match[2])), float(match[3])
 
 
 def sample_of(before: Mapping[int, VersionCounts], after: Mapping[int, VersionCounts], *, at_s: float, seconds: float) -> Sample:
     """What two looks at an endpoint, `seconds` apart, say of the time between them."""
-    each = {version: counts.since(before.get(version, VersionCounts())) for version, counts in after.items()}
+    differences = {version: counts.since(before.get(version, VersionCounts())) for version, counts in after.items()}
     together = VersionCounts()
-    for counts in each.values():
+    for counts in differences.values():
         together = together.and_also(counts)
     return Sample(
         at_s=at_s,
@@ -143,7 +143,7 @@ def sample_of(before: Mapping[int, VersionCounts], after: Mapping[int, VersionCo
         p99_ms=1e3 * together.percentile_s(99),
         wait_ms=1e3 * together.queue_s / together.answered if together.answered else 0.0,
         batch_rows=together.rows / together.batches if together.batches else 0.0,
-        by_version={version: counts.answered / seconds for version, counts in sorted(each.items()) if counts.answered},
+        by_version={version: counts.answered / seconds for version, counts in sorted(differences.items()) if counts.answered},
     )
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of scaling: what n workers should do, what they did, and which law that follows.
+"""Scaling laws: what n workers should do, what they did, and which law that follows.
 
 Owns numbers in, numbers out. What was not measured belongs to `projection`, measuring to
 `study_figure` and `load_run`, drawing to `plots`.
@@ -268,11 +268,11 @@ def fit_gustafson(points: Sequence[SpeedupPoint]) -> GustafsonFit | None:
     if len({point.workers for point in points}) < 2:
         return None
     rows = [(point.seconds / point.workers, point.seconds * (1 - 1 / point.workers)) for point in points]
-    one, parallel = least_squares(rows, [1.0] * len(rows))
-    if parallel > one:
-        [one] = least_squares([(point.seconds,) for point in points], [1.0] * len(points))
-        parallel = one
-    return _judged(GustafsonFit(one_worker_s=1 / one, serial_fraction=1 - parallel / one, largest_miss=0.0, r_squared=None), points)
+    serial, parallel = least_squares(rows, [1.0] * len(rows))
+    if parallel > serial:
+        [serial] = least_squares([(point.seconds,) for point in points], [1.0] * len(points))
+        parallel = serial
+    return _judged(GustafsonFit(one_worker_s=1 / serial, serial_fraction=1 - parallel / serial, largest_miss=0.0, r_squared=None), points)
 
 
 def _judged(law: Law, points: Sequence[SpeedupPoint]) -> Law:
@@ -292,12 +292,12 @@ def fit_usl(points: Sequence[SpeedupPoint]) -> UslFit | None:
     first = next((point for point in points if point.workers == 1), None)
     if first is None or len({point.workers for point in points}) < USL_POINTS:
         return None
-    others = [point for point in points if point.workers > 1]
-    rows = [(float(point.workers - 1), float(point.workers * (point.workers - 1))) for point in others]
-    excess = [point.workers * point.seconds / first.seconds - 1 for point in others]
+    several = [point for point in points if point.workers > 1]
+    rows = [(float(point.workers - 1), float(point.workers * (point.workers - 1))) for point in several]
+    excess = [point.workers * point.seconds / first.seconds - 1 for point in several]
     contention, coherency = least_squares(rows, excess)
     law = UslFit(contention=contention, coherency=coherency, largest_miss=0.0)
-    misses = [abs(first.seconds / law.speedup(point.workers) / point.seconds - 1) for point in others]
+    misses = [abs(first.seconds / law.speedup(point.workers) / point.seconds - 1) for point in several]
     return UslFit(contention=contention, coherency=coherency, largest_miss=max(misses))
 
 
@@ -364,12 +364,12 @@ def least_squares(rows: Sequence[Sequence[float]], targets: Sequence[float]) -> 
     columns = list(zip(*rows, strict=True))
     best, least = (0.0,) * len(columns), math.inf
     for size in range(len(columns) + 1):
-        for chosen in itertools.combinations(range(len(columns)), size):
-            free = _free_minimum([columns[place] for place in chosen], targets)
+        for columns_used in itertools.combinations(range(len(columns)), size):
+            free = _free_minimum([columns[place] for place in columns_used], targets)
             if free is None or any(value < 0 for value in free):
                 continue
-            found = dict(zip(chosen, free, strict=True))
-            x = tuple(found.get(place, 0.0) for place in range(len(columns)))
+            coefficients = dict(zip(columns_used, free, strict=True))
+            x = tuple(coefficients.get(place, 0.0) for place in range(len(columns)))
             cost = math.fsum((_dot(row, x) - target) ** 2 for row, target in zip(rows, targets, strict=True))
             if cost < least:
                 best, least = x, cost
@@ -393,13 +393,13 @@ def _free_minimum(columns: Sequence[Sequence[float]], targets: Sequence[float]) 
         r.append([*parts, length])
     x = [0.0] * len(q)
     for place in reversed(range(len(q))):
-        known = math.fsum(r[later][place] * x[later] for later in range(place + 1, len(q)))
-        x[place] = (_dot(q[place], targets) - known) / r[place][place]
+        solved = math.fsum(r[later][place] * x[later] for later in range(place + 1, len(q)))
+        x[place] = (_dot(q[place], targets) - solved) / r[place][place]
     return x
 
 
 def _dot(a: Sequence[float], b: Sequence[float]) -> float:
-    return math.fsum(one * other for one, other in zip(a, b, strict=True))
+    return math.fsum(left_value * other for left_value, other in zip(a, b, strict=True))
 
 
 def _r_squared(measured: Sequence[float], modelled: Sequence[float]) -> float | None:

@@ -1,4 +1,4 @@
-"""What an endpoint did under load, as values.
+"""Load report: what an endpoint did under load, as values.
 
 Owns the values. Making the load belongs to `load_generator`, drawing it to `plots`.
 """

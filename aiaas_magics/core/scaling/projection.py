@@ -1,4 +1,4 @@
-"""What more workers would need than were measured: computing, waiting and exchanging, each by its law.
+"""Projection beyond the measured numbers of workers: computing, waiting and exchanging, each by its law.
 
 Owns the model of a step, its fit to the measured points, the band around it, and the sentence on
 what it rests. Nothing here is measured, and everything that shows it says "projected".
@@ -185,26 +185,26 @@ def project(
     ordered = sorted(points, key=lambda point: point.workers)
     apart = all(point.timed for point in ordered)
     if reason := _untellable(ordered, apart=apart):
-        return _none(reason)
+        return no_projection(reason)
     law = _fit(ordered, weak=weak, collective=collective if apart else UNKNOWN)
     if reason := _misfit(ordered, law, apart=apart):
-        return _none(reason)
+        return no_projection(reason)
     beyond = _powers_of_two(ordered[-1].workers, up_to)
     if not beyond:
-        return _none(f"{ordered[-1].workers} workers were measured, and it goes to {up_to}.")
-    drawn = _draws(ordered, law, weak=weak)
+        return no_projection(f"{ordered[-1].workers} workers were measured, and it goes to {up_to}.")
+    sampled_laws = _draws(ordered, law, weak=weak)
     first = ordered[0]
 
     def row(workers: int) -> ProjectedRow:
         seconds = law.seconds(workers)
-        each = [one.seconds(workers) for one in drawn]
+        times = [sampled.seconds(workers) for sampled in sampled_laws]
         work_s = first.seconds * (workers if weak else first.workers)
         rows = first.rows * workers / first.workers if weak else first.rows
         return ProjectedRow(
             workers=workers,
             seconds=seconds * steps,
-            low_s=min(seconds, laws.percentile(each, BAND[0])) * steps,
-            high_s=max(seconds, laws.percentile(each, BAND[1])) * steps,
+            low_s=min(seconds, laws.percentile(times, BAND[0])) * steps,
+            high_s=max(seconds, laws.percentile(times, BAND[1])) * steps,
             rows_per_s=rows / seconds,
             ideal_s=laws.ideal_seconds(work_s, workers=workers) * steps,
             ideal_rows_per_s=laws.ideal_capacity(first.rows / first.seconds / first.workers, workers=workers),
@@ -214,7 +214,7 @@ def project(
 
     rows = tuple(map(row, beyond))
     best, fewest, most = (
-        _recommended(ordered, [(one.workers, take(one) / steps) for one in rows], weak=weak)
+        _recommended(ordered, [(projected.workers, take(projected) / steps) for projected in rows], weak=weak)
         for take in (attrgetter("seconds"), attrgetter("high_s"), attrgetter("low_s"))
     )
     return Projection(
@@ -281,16 +281,16 @@ def _draws(points: Sequence[StepPoint], law: StepLaw, *, weak: bool) -> list[Ste
     missed = max(abs(law.seconds(point.workers) / point.seconds - 1) for point in points)
 
     def moved(point: StepPoint) -> StepPoint:
-        others = [_around_one(draw, EXCHANGE_SPREAD) for _ in range(3)]
+        factors = [_around_one(draw, EXCHANGE_SPREAD) for _ in range(3)]
         move = _around_one(draw, max(point.spread, missed, LEAST_SPREAD))
         # The exchange is a part of the step, so a draw that moves it leaves the computing as it was.
-        seconds = point.computing_s * move + point.moving_s * others[0] + point.waiting_s * others[1]
+        seconds = point.computing_s * move + point.moving_s * factors[0] + point.waiting_s * factors[1]
         return replace(
             point,
             seconds=seconds,
-            exchange_s=point.moving_s * others[0] + point.waiting_s * others[1],
-            latency_s=point.latency_s * others[0],
-            transfer_s=point.transfer_s * others[0],
+            exchange_s=point.moving_s * factors[0] + point.waiting_s * factors[1],
+            latency_s=point.latency_s * factors[0],
+            transfer_s=point.transfer_s * factors[0],
         )
 
     return [_fit([moved(point) for point in points], weak=weak, collective=law.collective) for _ in range(DRAWS)]
@@ -329,17 +329,17 @@ def _misfit(points: Sequence[StepPoint], law: StepLaw, *, apart: bool) -> str:
     if law.jitter > MOST_JITTER:
         return "the law of a step does not fit: the waits for the slowest worker are too long to be jitter, some steps stall."
     for point in points if apart else ():
-        for what, measured, modelled in (
+        for quantity, measured, modelled in (
             ("the wait for the slowest worker", point.waiting_s, law.waiting_s(point.workers)),
             ("the exchange", point.moving_s, law.moving_s(point.workers)),
         ):
             far = abs(modelled - measured) > EXCHANGE_TOLERANCE * measured
             if far and max(modelled, measured) > EXCHANGE_COUNTS * point.seconds:
-                return f"the law of a step does not fit: {what} does not grow with n as it says."
+                return f"the law of a step does not fit: {quantity} does not grow with n as it says."
     return ""
 
 
-def _none(why: str) -> Projection:
+def no_projection(why: str) -> Projection:
     return Projection(law=None, rows=(), says=f"Nothing is projected, since {why}")
 
 

@@ -1,4 +1,4 @@
-"""What cannot be exact on several workers, said before the run.
+"""Exactness notes: what differs between several workers and one, said before the run.
 
 Owns finding it and the sentences. The mathematics itself belongs to the training side. Each
 sentence names what differs and how, so that the user can judge whether it matters here.
@@ -14,8 +14,9 @@ from typing import Any
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.row_order import whole_executions
 from aiaas_magics.core.spec import FitShape
-from aiaas_magics.packing.checks import parts_check, probing
-from aiaas_magics.packing.fitcall import attributes, batch_sources, fit_data
+from aiaas_magics.packing.checks import parts_check
+from aiaas_magics.packing.data import batch_sources, fit_data
+from aiaas_magics.packing.live import attributes, probing
 
 
 def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execution: Execution | None = None) -> tuple[str, ...]:
@@ -24,14 +25,14 @@ def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execut
     `execution` has its strategy chosen already.
     """
     execution = execution or Execution()
-    found = [
+    sentences = [
         *_data(arguments, workers),
         *_precision(model, execution.precision),
         *_parts(model, execution.accumulate),
     ]
     if workers > 1:
         mirrored = execution.strategy == "mirrored"
-        found += [
+        sentences += [
             *_steps(model),
             *_losses(model),
             *_layers(model),
@@ -40,7 +41,7 @@ def announcements(model: Any, arguments: Mapping[str, Any], workers: int, execut
             *(_mirrored(model) if mirrored else (*_callbacks(arguments.get("callbacks") or ()), *_engine(model, arguments))),
         ]
     cut = parts_check.Cut(workers=workers, parts=execution.accumulate, strategy=execution.strategy)
-    return tuple(dict.fromkeys((*parts_check.notes(model, arguments, cut), *found)))
+    return tuple(dict.fromkeys((*parts_check.notes(model, arguments, cut), *sentences)))
 
 
 def adaptive(model: Any) -> str:
@@ -86,33 +87,33 @@ def on_engine(
     Args:
         copies: of the model.
     """
-    found: list[str] = []
+    sentences: list[str] = []
     drawing = [layer for layer in model._flatten_layers(include_self=True) if _draws(layer)]
     if drawing:
-        found.append(
+        sentences.append(
             f"Random numbers ({_names(drawing)}) are drawn by {title}: other masks and noise than TensorFlow's, "
             "the same ones for any number of devices."
         )
-    found += _lookups(model, title)
+    sentences += _lookups(model, title)
     if len(_compiled(model, "loss")) > 1 and (shape.rows % shape.global_batch or _validated_unevenly(shape, arguments)):
-        found.append(
+        sentences.append(
             f"The losses shown of single outputs count the last, smaller batch by its rows on {title}, and like any other on TensorFlow."
         )
     if shape.global_batch % copies:
-        found.append(
+        sentences.append(
             f"Batches of {shape.global_batch} rows cannot be shared evenly by {copies} devices, so each computes all of them: "
             f"the same result, and no faster. Use a batch_size that is a multiple of {copies}."
         )
     if model.run_eagerly:
-        found.append(f"run_eagerly=True is left aside: {title} compiles each step.")
-    return tuple(found)
+        sentences.append(f"run_eagerly=True is left aside: {title} compiles each step.")
+    return tuple(sentences)
 
 
 def _validated_unevenly(shape: FitShape, arguments: Mapping[str, Any]) -> bool:
     batch = arguments.get("validation_batch_size") or shape.global_batch
-    given = list(fit_data.leaves(arguments.get("validation_data"), "validation_data"))
-    if given:
-        return bool(len(given[0][1]) % batch)
+    arrays = list(fit_data.leaves(arguments.get("validation_data"), "validation_data"))
+    if arrays:
+        return bool(len(arrays[0][1]) % batch)
     rows = [len(array) for _, array in fit_data.leaves(arguments.get("x"), "x")] if arguments.get("validation_split") else []
     return bool(rows and (rows[0] - shape.rows) % batch)
 
@@ -173,27 +174,27 @@ def _has_own_step(model: Any) -> bool:
 
 
 def _data(arguments: Mapping[str, Any], workers: int) -> Iterator[str]:
-    given = batch_sources.in_arguments(arguments)
-    streamed = [name for name, source in given.items() if isinstance(source, batch_sources.StreamedSource)]
+    sources = batch_sources.in_arguments(arguments)
+    streamed = [name for name, source in sources.items() if isinstance(source, batch_sources.StreamedSource)]
     if streamed:
         yield (
             f"Streamed from this kernel ({_list(streamed)}): keep it running until the job has ended. "
             "A lost worker ends the job, since batches that were read are gone."
         )
-    for name, source in given.items():
-        if isinstance(source, batch_sources.PickledSource) and (held := attributes.generators_of(source.dataset)):
+    for name, source in sources.items():
+        if isinstance(source, batch_sources.PickledSource) and (generators := attributes.generators_of(source.dataset)):
             yield (
-                f"{type(source.dataset).__name__} ({name}) has a random generator ({_list(held)}), whose state does not come back: "
+                f"{type(source.dataset).__name__} ({name}) has a random generator ({_list(generators)}), whose state does not come back: "
                 "a second fit with the same object begins with the numbers of the first."
             )
-    endless = [name for name in streamed if given[name].batches is None]
+    endless = [name for name in streamed if sources[name].batches is None]
     if endless:
         yield (
             f"Some batches of {_list(endless)} are read ahead of training: "
             "a generator that is used again goes on further than after plain fit."
         )
-    if given and workers > 1:
-        yield f"Worker 0 alone reads what yields batches ({_list(list(given))}), and gives the others their rows of each."
+    if sources and workers > 1:
+        yield f"Worker 0 alone reads what yields batches ({_list(list(sources))}), and gives the others their rows of each."
 
 
 def _steps(model: Any) -> Iterator[str]:

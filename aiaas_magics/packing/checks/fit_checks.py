@@ -1,4 +1,4 @@
-"""Whether a fit call can work at all, found before anything is sent.
+"""Fit checks: whether a fit call can work at all, before anything is sent.
 
 Owns the checks of `compile`, of the data, and of both together, and building what is not
 built yet: variables must exist in the kernel, or their trained values would find no home.
@@ -7,7 +7,6 @@ built yet: variables must exist in the kernel, or their trained values would fin
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -16,11 +15,9 @@ import numpy as np
 from aiaas_magics.core import keras_messages
 from aiaas_magics.core.errors import DataMismatch, InvalidSpec, JobStillRunning, NotCompiled, UsageError
 from aiaas_magics.core.spec import FitShape
-from aiaas_magics.packing.checks import model_state
-from aiaas_magics.packing.fitcall import attributes, batch_sources, fit_data
-
-BATCH: Final = 32  # Keras' own
-BatchSpec = tuple[Any, Any, Any]
+from aiaas_magics.packing.data import batch_sources, fit_data
+from aiaas_magics.packing.data.batch_shapes import BatchSpec, symbols, training_rows
+from aiaas_magics.packing.live import attributes, model_state
 
 
 class UnsuitableKeras(UsageError):
@@ -48,14 +45,21 @@ def check_keras(model: Any) -> None:
 JOB_MARK: Final = "_aiaas_job"  # of a layer whose weights a job trains: the job's id
 
 
-def check_free(model: Any, wanted: str) -> None:
+def check_free(model: Any, action: str) -> None:
     """Raises `JobStillRunning` where a job trains the model or one of its layers, perhaps as a part of another model."""
     for layer in model._flatten_layers():
         if (job := vars(layer).get(JOB_MARK)) is not None:
-            raise JobStillRunning(job, wanted)
+            raise JobStillRunning(job, action)
 
 
-def check_compiled(model: Any) -> None:
+def check_model(model: Any) -> None:
+    """Whether `model.fit` can be called at all.
+
+    Raises:
+        UnsuitableKeras, JobStillRunning, NotCompiled: with the next move.
+    """
+    check_keras(model)
+    check_free(model, "fit")
     if not getattr(model, "compiled", False):
         raise NotCompiled(model.name)
 
@@ -95,10 +99,10 @@ def check_arguments(model: Any, arguments: Mapping[str, Any]) -> None:
 
 
 def _check_source(model: Any, arguments: Mapping[str, Any]) -> None:
-    for name, what in (("y", "the targets"), ("sample_weight", "the weights")):
+    for name, label in (("y", "the targets"), ("sample_weight", "the weights")):
         if arguments.get(name) is not None:
             raise DataMismatch(
-                f"{name} was given beside x of type {type(arguments['x']).__name__}. Let x yield {what} too, as (x, y, ...)."
+                f"{name} was given beside x of type {type(arguments['x']).__name__}. Let x yield {label} too, as (x, y, ...)."
             )
     if arguments.get("class_weight") is not None and batch_sources.is_iterator(arguments["x"]):
         raise DataMismatch("class_weight was given beside a generator, which Keras does not take. Let it yield (x, y, weights).")
@@ -126,19 +130,8 @@ def _check_lengths(arrays: list[tuple[str, np.ndarray]]) -> None:
             raise DataMismatch(f"{path} has no rows (shape {array.shape}). Give at least one.")
     lengths = {len(array) for _, array in arrays}
     if len(lengths) > 1:
-        told = ", ".join(f"{path} has {len(array)}" for path, array in arrays)
-        raise DataMismatch(f"The arrays have different numbers of rows: {told}. Give as many rows in each.")
-
-
-def training_rows(arguments: Mapping[str, Any]) -> int:
-    """Rows that are trained on; Keras rounds a validation split this way."""
-    if isinstance(arguments.get("x"), batch_sources.BatchSource):
-        return 0  # nobody knows before they have come
-    rows = max(len(array) for _, array in fit_data.leaves(arguments.get("x"), "x"))
-    split = arguments.get("validation_split") or 0.0
-    if split and arguments.get("validation_data") is None:
-        return math.floor(rows * (1.0 - split))
-    return rows
+        lengths_text = ", ".join(f"{path} has {len(array)}" for path, array in arrays)
+        raise DataMismatch(f"The arrays have different numbers of rows: {lengths_text}. Give as many rows in each.")
 
 
 def check_parts(model: Any, shape: FitShape, *, workers: int, parts: int, together: bool = False) -> None:
@@ -148,40 +141,21 @@ def check_parts(model: Any, shape: FitShape, *, workers: int, parts: int, togeth
     fixed = next((tensor.shape[0] for tensor in keras.tree.flatten(getattr(model, "inputs", None) or ()) if tensor.shape[0]), None)
     whole = together or (fixed or 0) < workers  # a batch with fewer rows than workers is computed whole by each
     if fixed and parts * (1 if whole else workers) > 1:
-        asked = f"{workers} workers" if not whole and workers > 1 else f"--accumulate {parts}"
+        option = f"{workers} workers" if not whole and workers > 1 else f"--accumulate {parts}"
         raise InvalidSpec(
-            f"Model {model.name!r} takes batches of {fixed} rows only (batch_shape), and with {asked} a batch is computed in parts. "
+            f"Model {model.name!r} takes batches of {fixed} rows only (batch_shape), and with {option} a batch is computed in parts. "
             "Use --workers 1 without --accumulate, or make the model without a batch size."
         )
 
     rows = min(shape.global_batch, shape.rows) // workers
     if parts > max(1, rows):
-        whose = f"a batch of {shape.global_batch} rows" if workers == 1 else f"a worker's part of a batch of {shape.global_batch} rows"
-        raise InvalidSpec(f"accumulate={parts}: {whose} is {rows} rows, fewer than parts. Use --accumulate {max(1, rows)} at most.")
-    others = [name for name, value in vars(model).items() if isinstance(value, keras.Optimizer) and value is not model.optimizer]
-    if parts > 1 and others:
+        part = f"a batch of {shape.global_batch} rows" if workers == 1 else f"a worker's part of a batch of {shape.global_batch} rows"
+        raise InvalidSpec(f"accumulate={parts}: {part} is {rows} rows, fewer than parts. Use --accumulate {max(1, rows)} at most.")
+    further = [name for name, value in vars(model).items() if isinstance(value, keras.Optimizer) and value is not model.optimizer]
+    if parts > 1 and further:
         raise InvalidSpec(
-            f"{type(model).__name__} has further optimizers ({', '.join(others)}): its steps need whole batches. Leave --accumulate out."
+            f"{type(model).__name__} has further optimizers ({', '.join(further)}): its steps need whole batches. Leave --accumulate out."
         )
-
-
-def shape_of(model: Any, arguments: Mapping[str, Any]) -> FitShape:
-    """How much work it is. Of data that yields batches, 0 stands for what is not known before they have come."""
-    rows, steps, x = training_rows(arguments), arguments.get("steps_per_epoch"), arguments["x"]
-    if isinstance(x, batch_sources.BatchSource):
-        batch, steps = x.batch_rows, steps or x.batches or 0
-    else:
-        batch = arguments.get("batch_size") or (math.ceil(rows / steps) if steps else BATCH)
-        steps = steps or math.ceil(rows / batch)
-    return FitShape(
-        rows=rows,
-        global_batch=int(batch),
-        steps_per_epoch=int(steps),
-        initial_epoch=int(arguments.get("initial_epoch") or 0),
-        epochs=int(arguments.get("epochs", 1)),
-        parameters=int(sum(math.prod(variable.shape) for variable in model.weights)),
-        model=str(model.name),
-    )
 
 
 def build(model: Any, batch: BatchSpec, arguments: Mapping[str, Any] | None = None) -> None:
@@ -251,7 +225,7 @@ def _build_by_values(model: Any, batch: Any, arguments: Mapping[str, Any] | None
     """
     x, y, _ = _first_rows(batch, arguments)
     try:
-        with model_state.kept(model):
+        with model_state.restored_after(model):
             y_pred = model(x, training=False)
         for part in (model._compile_metrics, model._compile_loss):
             if part is not None and not part.built:
@@ -268,21 +242,21 @@ def _first_rows(batch: Any, arguments: Mapping[str, Any] | None) -> tuple[Any, A
     import keras
     import tensorflow as tf
 
-    def ones(symbol: Any) -> Any:
+    def filled(symbol: Any) -> Any:
         if symbol is None:
             return None
         shape = [n or 1 for n in symbol.shape]
         return tf.fill(shape, "") if symbol.dtype == "string" else tf.ones(shape, symbol.dtype)
 
     def rows(array: Any, symbol: Any) -> Any:
-        found = np.asarray(array[: symbol.shape[0]])
-        return tf.constant(found.astype(object), tf.string) if symbol.dtype == "string" else tf.cast(tf.constant(found), symbol.dtype)
+        first = np.asarray(array[: symbol.shape[0]])
+        return tf.constant(first.astype(object), tf.string) if symbol.dtype == "string" else tf.cast(tf.constant(first), symbol.dtype)
 
     def part(name: str, specs: Any) -> Any:
-        given = (arguments or {}).get(name)
-        if given is None or isinstance((arguments or {}).get("x"), batch_sources.BatchSource):
-            return keras.tree.map_structure(ones, specs)
-        return keras.tree.map_structure(lambda symbol, array: None if symbol is None else rows(array, symbol), specs, given)
+        value = (arguments or {}).get(name)
+        if value is None or isinstance((arguments or {}).get("x"), batch_sources.BatchSource):
+            return keras.tree.map_structure(filled, specs)
+        return keras.tree.map_structure(lambda symbol, array: None if symbol is None else rows(array, symbol), specs, value)
 
     x, y, sample_weight = (part(name, specs) for name, specs in zip(fit_data.PARTS, batch, strict=True))
     return x, y, sample_weight
@@ -294,7 +268,7 @@ def _check_fit(model: Any, batch: Any) -> None:
 
     x, y, sample_weight = batch
     if model._compile_loss is None:
-        backend.compute_output_spec(lambda *given: _added_losses(model, *given), x, y, sample_weight)
+        backend.compute_output_spec(lambda *tensors: _added_losses(model, *tensors), x, y, sample_weight)
         return
     y_pred = _declared_outputs(model, x)
     if y_pred is None:
@@ -320,11 +294,11 @@ def _declared_outputs(model: Any, x: Any) -> Any:
     graph = getattr(model, "_functional", None) or model
     if not isinstance(graph, Functional):
         return None
-    given, declared = keras.tree.flatten(x), keras.tree.flatten(graph._inputs_struct)
+    leaves, declared = keras.tree.flatten(x), keras.tree.flatten(graph._inputs_struct)
     same_structure = type(x) is type(graph._inputs_struct) and (not isinstance(x, dict) or set(x) == set(graph._inputs_struct))
-    if not same_structure or [tensor.shape[1:] for tensor in given] != [tensor.shape[1:] for tensor in declared]:
+    if not same_structure or [tensor.shape[1:] for tensor in leaves] != [tensor.shape[1:] for tensor in declared]:
         return None
-    rows = given[0].shape[0]
+    rows = leaves[0].shape[0]
     return keras.tree.map_structure(lambda tensor: keras.KerasTensor((rows, *tensor.shape[1:]), dtype=tensor.dtype), graph._outputs_struct)
 
 
@@ -347,65 +321,6 @@ def _build_by_tracing(model: Any, batch: Any) -> None:
     model._post_build()
 
 
-def batch_spec(arguments: Mapping[str, Any]) -> BatchSpec:
-    """x, y and weights of the first batch: the same structures, with "float32:16,6" in place of each array."""
-    import keras
-
-    if isinstance(arguments.get("x"), batch_sources.BatchSource):
-        return _spec_of_source(arguments["x"], weighted=arguments.get("class_weight") is not None)
-    rows = min(shape_rows(arguments), training_rows(arguments))
-
-    def spec(array: np.ndarray) -> str:
-        kind = array.dtype.kind
-        if kind in "OSU":
-            dtype = "string"
-        elif kind == "f" or array.dtype.isbuiltin == 2:
-            dtype = keras.config.floatx()
-        else:
-            dtype = keras.backend.standardize_dtype(array.dtype)
-        return f"{dtype}:" + ",".join(map(str, (rows, *array.shape[1:])))
-
-    x, y, sample_weight = (fit_data.map_leaves(spec, arguments.get(part)) for part in fit_data.PARTS)
-    if arguments.get("class_weight") is not None:
-        sample_weight = f"{keras.config.floatx()}:{rows}"
-    return x, y, sample_weight
-
-
-def _spec_of_source(source: batch_sources.BatchSource, *, weighted: bool) -> BatchSpec:
-    import keras
-    import tensorflow as tf
-
-    def spec(leaf: Any) -> str | None:
-        if isinstance(leaf, tf.OptionalSpec):
-            return None
-        return f"{leaf.dtype.name}:" + ",".join(map(str, (leaf.shape[0] or source.batch_rows or BATCH, *leaf.shape[1:])))
-
-    leaves = tf.nest.map_structure(spec, source.spec)
-    x, y, sample_weight = (*leaves, None, None)[:3] if isinstance(leaves, tuple) else (leaves, None, None)
-    if weighted and y is not None:
-        sample_weight = f"{keras.config.floatx()}:{y.partition(':')[2].partition(',')[0]}"
-    return x, y, sample_weight
-
-
-def symbols(batch: BatchSpec) -> tuple[Any, Any, Any]:
-    """Symbolic tensors as `batch` tells."""
-    import keras
-
-    def symbol(spec: str | None) -> Any:
-        if spec is None:
-            return None
-        dtype, _, shape = spec.partition(":")
-        return keras.KerasTensor(tuple(None if n == "None" else int(n) for n in shape.split(",") if n), dtype=dtype)
-
-    x, y, sample_weight = keras.tree.map_structure(symbol, tuple(batch), none_is_leaf=False)
-    return x, y, sample_weight
-
-
-def shape_rows(arguments: Mapping[str, Any]) -> int:
-    steps = arguments.get("steps_per_epoch")
-    return int(arguments.get("batch_size") or (math.ceil(training_rows(arguments) / steps) if steps else BATCH))
-
-
 def _names_shapes(error: Exception) -> bool:
     """Keras and TensorFlow raise these two for data that does not go through a model."""
     import tensorflow as tf
@@ -414,11 +329,11 @@ def _names_shapes(error: Exception) -> bool:
 
 
 def _mismatch(model: Any, batch: Any, error: Exception) -> str:
-    told = ", ".join(f"{name} {_shapes(part)}" for name, part in zip(fit_data.PARTS, batch, strict=True) if part is not None)
-    wanted = _wanted(model)
-    reason = " ".join(keras_messages.told(error).split())[:600].rstrip(".")
+    batch_text = ", ".join(f"{name} {_shapes(part)}" for name, part in zip(fit_data.PARTS, batch, strict=True) if part is not None)
+    model_text = _declared_shapes(model)
+    reason = " ".join(keras_messages.message_of(error).split())[:600].rstrip(".")
     return (
-        f"Model {model.name!r} rejects this data: a batch is {told}{wanted}. Change the data or the model; "
+        f"Model {model.name!r} rejects this data: a batch is {batch_text}{model_text}. Change the data or the model; "
         f"if plain fit takes both, the limit is ours, and --local-fallback runs this fit in the kernel. Keras says: {reason}."
     )
 
@@ -431,7 +346,7 @@ def _shapes(part: Any) -> str:
     return "None" if part is None else str(tuple(part.shape))
 
 
-def _wanted(model: Any) -> str:
+def _declared_shapes(model: Any) -> str:
     """What the model says of its inputs and outputs, where it knows."""
     try:
         inputs, outputs = model.input_shape, model.output_shape

@@ -1,4 +1,4 @@
-"""Whether a batch's parts compute what the batch computes, tried in the kernel on its first rows.
+"""Parts check: whether the parts of a batch compute what the batch computes, tried in the kernel on its first rows.
 
 Owns running the model's own step on the batch and on its parts, leaving everything as it was, and the sentences about
 what differs. Which models need it is `row_rules`, the arithmetic `parts_numbers`; corrections of stock losses are
@@ -19,12 +19,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.packing.checks import fit_checks, model_state, parts_numbers, probing, row_rules
+from aiaas_magics.packing.checks import parts_numbers, portability, row_rules
 from aiaas_magics.packing.checks.parts_numbers import BatchPart, Differences, Effects
-from aiaas_magics.packing.export.reference_answers import HALF_TOLERANCE, TOLERANCE
-from aiaas_magics.packing.fitcall import batch_sources, fit_data
-from aiaas_magics.packing.fitcall.model_variables import tensorflow_variable
-from aiaas_magics.packing.portable import portability
+from aiaas_magics.packing.checks.reference_answers import HALF_TOLERANCE, TOLERANCE
+from aiaas_magics.packing.data import batch_shapes, batch_sources, fit_data
+from aiaas_magics.packing.live import model_state, probing
+from aiaas_magics.packing.live.model_variables import tensorflow_variable
 
 ROWS: Final = 64  # guess: enough for parts with several rows each
 WORK: Final = 1e10  # multiplications of all passes: about a second at 10 to 20 billion a second and core (guess)
@@ -43,8 +43,8 @@ class Cut:
     def __str__(self) -> str:
         if self.workers == 1:
             return f"in {self.parts} parts"
-        whose = "devices" if self.strategy == "mirrored" else "workers"
-        return f"on {self.workers} {whose}" + (f" with {self.parts} parts each" if self.parts > 1 else "")
+        kind = "devices" if self.strategy == "mirrored" else "workers"
+        return f"on {self.workers} {kind}" + (f" with {self.parts} parts each" if self.parts > 1 else "")
 
 
 def notes(model: Any, arguments: Mapping[str, Any], cut: Cut) -> tuple[str, ...]:
@@ -60,17 +60,17 @@ def notes(model: Any, arguments: Mapping[str, Any], cut: Cut) -> tuple[str, ...]
         return (f"{subject} was not compared on a batch's parts, since x yields batches: exact where no row depends on another.",)
     rows = _affordable_rows(model, arguments)
     if rows < cut.workers * cut.parts:
-        enough = min(fit_checks.shape_rows(arguments), fit_checks.training_rows(arguments)) >= cut.workers * cut.parts
+        enough = min(batch_shapes.shape_rows(arguments), batch_shapes.training_rows(arguments)) >= cut.workers * cut.parts
         return (f"{subject} was not compared on a batch's parts, for its size: exact where no row depends on another.",) if enough else ()
     if not all(layer.built for layer in model._flatten_layers(include_self=True)):
         return (f"{subject} was not compared on a batch's parts, since the model is not built: exact where no row depends on another.",)
     try:
         trial = _Trial(model, arguments, rows, [*own, *([model] if model not in own else [])])
-        found = trial.differences(cut)
+        differences = trial.differences(cut)
     except Exception as error:  # noqa: BLE001 - border: the user's own code runs, and may raise anything
         why = type(error).__name__
         return (f"{subject} could not be compared on a batch's parts ({why}): exact where no row depends on another.",)
-    return tuple(_sentences(model, arguments, cut, losses, trial, found))
+    return tuple(_sentences(model, arguments, cut, losses, trial, differences))
 
 
 def _losses(model: Any) -> list[Any]:
@@ -94,10 +94,10 @@ def _affordable_rows(model: Any, arguments: Mapping[str, Any]) -> int:
     for layer in model._flatten_layers(include_self=True):
         shape = probing.attribute(probing.attribute(layer, "output"), "shape")
         inside = [n or 1 for n in shape[1:-1]] if isinstance(shape, tuple) and len(shape) > 2 else None
-        here = (places if inside is None and layer is not model else 1) if inside is None else math.prod(inside)
-        a_row += here * sum(math.prod(variable.shape) for variable in layer._trainable_variables)
+        factor = (places if inside is None and layer is not model else 1) if inside is None else math.prod(inside)
+        a_row += factor * sum(math.prod(variable.shape) for variable in layer._trainable_variables)
     affordable = int(WORK / (PASSES * max(1, a_row)))
-    return min(ROWS, affordable, fit_checks.shape_rows(arguments), fit_checks.training_rows(arguments))
+    return min(ROWS, affordable, batch_shapes.shape_rows(arguments), batch_shapes.training_rows(arguments))
 
 
 # --------------------------------------------------------------------------- running
@@ -130,32 +130,32 @@ class _Trial:
         self.averaged: tuple[bool, ...] = ()
 
     def differences(self, cut: Cut) -> Differences:
-        with _everything_kept(self._model) as kept, self._hooked():
-            self._variables = self._state_variables(kept)
+        with _restored(self._model) as snapshot, self._hooked():
+            self._variables = self._state_variables(snapshot)
             whole = self._step(np.arange(self._rows), _Record())
-            totals, after = list(self._record.denominators), kept.seeds()
+            totals, after = list(self._record.denominators), snapshot.seeds()
             parts: list[tuple[BatchPart, Effects]] = []
             for part in parts_numbers.deal(self._rows, cut.workers, cut.parts):
                 if not parts or parts[-1][0].rank != part.rank:
-                    kept.put_back()
+                    snapshot.put_back()
                 parts.append((part, self._step(part.positions, _Record(share=len(part.positions) / self._rows, totals=totals))))
-            found = self._compare(whole, parts)
-            if not found:
-                return found
-            kept.put_back()
-            kept.go_on(after)
+            differences = self._compare(whole, parts)
+            if not differences:
+                return differences
+            snapshot.put_back()
+            snapshot.go_on(after)
             again = self._step(np.arange(self._rows), _Record())
         # The same rows with other random numbers: what they explain is announced elsewhere.
         noise = self._compare(whole, [(BatchPart(0, np.arange(self._rows)), again)])
-        return found.without(noise, NOISE)
+        return differences.without(noise, NOISE)
 
     def _compare(self, whole: Effects, parts: Sequence[tuple[BatchPart, Effects]]) -> Differences:
         sizes = sum(len(part.positions) / self._rows * parts_numbers.gradient_norm(effects) for part, effects in parts)
         together = parts_numbers.combined(parts, self.averaged)
         return parts_numbers.compare(whole, together, sizes=sizes, tolerance=self._tolerance)
 
-    def _state_variables(self, kept: _Kept) -> list[Any]:
-        pairs = kept.state()
+    def _state_variables(self, snapshot: _Snapshot) -> list[Any]:
+        pairs = snapshot.state()
         self.names = tuple(path for path, _ in pairs)
         float_of_keras = {id(tensorflow_variable(v)) for v in self._model.non_trainable_variables if "float" in str(v.dtype)}
         self.averaged = tuple(id(variable) in float_of_keras for _, variable in pairs)
@@ -243,14 +243,14 @@ class _Trial:
             record = self._record
             if reduction in (None, "none", "sum"):
                 return loss / record.share
-            mine = _denominator(sample_weight, mask, reduction)
-            if mine is None:
+            denominator = _denominator(sample_weight, mask, reduction)
+            if denominator is None:
                 return loss
-            record.denominators.append(mine)
+            record.denominators.append(denominator)
             if record.totals is None or len(record.totals) < len(record.denominators):
                 return loss
             total = record.totals[len(record.denominators) - 1] * record.share
-            return loss * (mine / total if total else 0.0)
+            return loss * (denominator / total if total else 0.0)
 
         return reduce_weighted_values
 
@@ -279,8 +279,10 @@ def _first_rows(arguments: Mapping[str, Any], rows: int) -> tuple[Any, Any, Any]
     x, y, weight = (fit_data.map_leaves(cut, arguments.get(part)) for part in fit_data.PARTS)
     if arguments.get("class_weight") is not None:
         weight = data_adapter_utils.class_weight_to_sample_weights(y, arguments["class_weight"])
-    given = fit_data.with_texts_as_tensors({"x": x, "y": y, "sample_weight": weight})
-    parts = (keras.tree.map_structure(tf.convert_to_tensor, given[part]) if given[part] is not None else None for part in fit_data.PARTS)
+    tensors = fit_data.with_texts_as_tensors({"x": x, "y": y, "sample_weight": weight})
+    parts = (
+        keras.tree.map_structure(tf.convert_to_tensor, tensors[part]) if tensors[part] is not None else None for part in fit_data.PARTS
+    )
     x, y, weight = parts
     return x, y, weight
 
@@ -329,7 +331,7 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 # --------------------------------------------------------------------------- everything as before
 
 
-class _Kept:
+class _Snapshot:
     """A model's state beside weights, metrics and optimizer: whatever a step could assign."""
 
     def __init__(self, model: Any, state: model_state.ModelState) -> None:
@@ -337,8 +339,8 @@ class _Kept:
         optimizers = [value for value in (model.optimizer, *vars(model).values()) if hasattr(value, "apply_gradients")]
         self._state, counted = state, {id(tensorflow_variable(v)) for v in metrics}
         further = [*model.variables, *metrics, *(variable for optimizer in optimizers for variable in optimizer.variables)]
-        held = {id(variable): variable for variable in map(tensorflow_variable, further)}
-        self._values = [(variable, np.array(variable.numpy())) for variable in held.values()]
+        variables = {id(variable): variable for variable in map(tensorflow_variable, further)}
+        self._values = [(variable, np.array(variable.numpy())) for variable in variables.values()]
         seeds = {id(tensorflow_variable(generator.state)) for generator in model_state.seed_generators(model)}
         self._seeds = [variable for _, variable in state.variables() if id(variable) in seeds]
         trained = [(str(variable.path), tensorflow_variable(variable)) for variable in model.trainable_variables]
@@ -367,26 +369,26 @@ class _Kept:
 
 
 @contextlib.contextmanager
-def _everything_kept(model: Any) -> Iterator[_Kept]:
+def _restored(model: Any) -> Iterator[_Snapshot]:
     """Every variable in reach, plain attributes, and the random numbers of Python, numpy, Keras and TensorFlow are as before."""
     from aiaas_magics.core.internals.keras_internals import GLOBAL_SEED_GENERATOR, global_state
     from aiaas_magics.core.internals.tensorflow_internals import context
 
     general = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     eager = context.context()
-    drawn = probing.ask(lambda: eager._rng.getstate(), None)
-    with model_state.kept(model) as state:
-        kept = _Kept(model, state)
+    random_state = probing.ask(lambda: eager._rng.getstate(), None)
+    with model_state.restored_after(model) as state:
+        snapshot = _Snapshot(model, state)
         losses = {layer: list(layer._losses) for layer in model._flatten_layers(include_self=True)}
         try:
-            yield kept
+            yield snapshot
         finally:
-            kept.put_back()
+            snapshot.put_back()
             for layer, added in losses.items():
                 layer._losses[:] = added
             global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, general)
-            if drawn is not None and eager._rng.getstate() != drawn:
-                eager._rng.setstate(drawn)
+            if random_state is not None and eager._rng.getstate() != random_state:
+                eager._rng.setstate(random_state)
                 eager.clear_kernel_cache()  # an operation of a seed that was drawn here would go on with its numbers
 
 
@@ -404,38 +406,38 @@ def _rows_of(value: Any) -> int | None:
 
 
 def _sentences(
-    model: Any, arguments: Mapping[str, Any], cut: Cut, losses: Sequence[str], trial: _Trial, found: Differences
+    model: Any, arguments: Mapping[str, Any], cut: Cut, losses: Sequence[str], trial: _Trial, differences: Differences
 ) -> Iterator[str]:
-    if found.outputs or found.gradient or found.loss:
-        subject, remedy = _joining(model, losses, found)
-        yield f"{subject} the rows of a batch: {cut} {_measured(found)}. {_moves(model, arguments, cut, remedy)}"
-    sizes = {name: (size, mean) for name, size, mean in zip(trial.names, found.state, trial.averaged, strict=True) if size}
+    if differences.outputs or differences.gradient or differences.loss:
+        subject, remedy = _joining(model, losses, differences)
+        yield f"{subject} the rows of a batch: {cut} {_measured(differences)}. {_moves(model, arguments, cut, remedy)}"
+    sizes = {name: (size, mean) for name, size, mean in zip(trial.names, differences.state, trial.averaged, strict=True) if size}
     if sizes:
         name, (size, mean) = max(sizes.items(), key=lambda item: item[1][0])
         more = f" (and {len(sizes) - 1} more)" if len(sizes) > 1 else ""
         fate = "its values are averaged over workers" if mean else "each worker has its own, and worker 0's comes back"
-        kept = f"; {fate}" if cut.workers > 1 and cut.strategy != "mirrored" else ""
+        fate_text = f"; {fate}" if cut.workers > 1 and cut.strategy != "mirrored" else ""
         yield (
             f"The variable {name}{more} keeps what the rows of a batch leave in it: {cut} it differs by {size:.2g} of its norm after one "
-            f"batch{kept}. {_moves(model, arguments, cut)}"
+            f"batch{fate_text}. {_moves(model, arguments, cut)}"
         )
 
 
-def _joining(model: Any, losses: Sequence[str], found: Differences) -> tuple[str, str]:
-    if found.layer:
-        where = f"The call of {type(model).__name__}" if found.layer == model.name else f"The layer {found.layer}"
+def _joining(model: Any, losses: Sequence[str], differences: Differences) -> tuple[str, str]:
+    if differences.layer:
+        where = f"The call of {type(model).__name__}" if differences.layer == model.name else f"The layer {differences.layer}"
         return f"{where} joins", "a layer that computes each row by itself"
     if losses:
         return f"The loss {' or '.join(losses[:3])} joins", "a loss per row"
     return f"A loss of {type(model).__name__} joins", "a loss per row"
 
 
-def _measured(found: Differences) -> str:
-    if found.gradient:
-        return f"a batch's gradient differs by {found.gradient:.2g} of its norm"
-    if found.outputs:
-        return f"its outputs differ by {found.outputs:.2g} of their norm"
-    return f"the loss that is shown differs by {found.loss:.2g} of its size"
+def _measured(differences: Differences) -> str:
+    if differences.gradient:
+        return f"a batch's gradient differs by {differences.gradient:.2g} of its norm"
+    if differences.outputs:
+        return f"its outputs differ by {differences.outputs:.2g} of their norm"
+    return f"the loss that is shown differs by {differences.loss:.2g} of its size"
 
 
 def _moves(model: Any, arguments: Mapping[str, Any], cut: Cut, remedy: str = "") -> str:

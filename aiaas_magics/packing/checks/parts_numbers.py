@@ -1,4 +1,4 @@
-"""A batch's numbers beside those of its parts.
+"""Comparison of a batch's numbers with those of its parts.
 
 Owns how rows are dealt to workers, how what they compute is put together, and what of it differs. Pure numbers:
 running the model belongs to `parts_check`, the sentences too.
@@ -53,8 +53,8 @@ class Differences:
     def without(self, noise: Differences, times: float) -> Differences:
         """Only what is more than `times` as large as in `noise`."""
 
-        def beyond(mine: float, other: float) -> float:
-            return mine if mine > times * other else 0.0
+        def beyond(value: float, other: float) -> float:
+            return value if value > times * other else 0.0
 
         outputs = beyond(self.outputs, noise.outputs)
         return Differences(
@@ -70,9 +70,9 @@ def deal(rows: int, workers: int, parts: int) -> list[BatchPart]:
     """The parts of a batch of `rows`: each worker gets rows that follow one another, and goes through them in `parts` pieces."""
     dealt = []
     for rank in range(workers):
-        mine = np.array(rows_of(rank, rows=rows, ranks=workers))
-        edges = [-(-len(mine) * edge // parts) for edge in range(parts + 1)]
-        dealt += [BatchPart(rank, mine[start:stop]) for start, stop in itertools.pairwise(edges) if stop > start]
+        places = np.array(rows_of(rank, rows=rows, ranks=workers))
+        edges = [-(-len(places) * edge // parts) for edge in range(parts + 1)]
+        dealt += [BatchPart(rank, places[start:stop]) for start, stop in itertools.pairwise(edges) if stop > start]
     return dealt
 
 
@@ -81,15 +81,15 @@ def combined(parts: Sequence[tuple[BatchPart, Effects]], averaged: Sequence[bool
     values are averaged; of the others, worker 0's comes back. A worker's state is what its last part left."""
     rows = sum(len(part.positions) for part, _ in parts)
     shares = [len(part.positions) / rows for part, _ in parts]
-    found = [effects for _, effects in parts]
+    all_effects = [effects for _, effects in parts]
     last = {part.rank: effects.state for part, effects in parts}
     states = [last[rank] for rank in sorted(last)]
     by_rank = [sum(share for share, (part, _) in zip(shares, parts, strict=True) if part.rank == rank) for rank in sorted(last)]
-    losses = [effects.loss for effects in found]
+    losses = [effects.loss for effects in all_effects]
     return Effects(
         outputs=_joined(parts, rows),
         loss=None if None in losses else float(sum(share * float(loss or 0.0) for share, loss in zip(shares, losses, strict=True))),
-        gradients=tuple(_weighted(shares, grads) for grads in zip(*(effects.gradients for effects in found), strict=False)),
+        gradients=tuple(_weighted(shares, grads) for grads in zip(*(effects.gradients for effects in all_effects), strict=False)),
         state=tuple(
             np.asarray(sum(share * state[place] for share, state in zip(by_rank, states, strict=True))) if mean else states[0][place]
             for place, mean in enumerate(averaged)
@@ -114,8 +114,8 @@ def _joined(parts: Sequence[tuple[BatchPart, Effects]], rows: int) -> tuple[tupl
 
 
 def _weighted(shares: Sequence[float], gradients: Sequence[Array | None]) -> Array | None:
-    known = [share * gradient for share, gradient in zip(shares, gradients, strict=True) if gradient is not None]
-    return np.asarray(sum(known)) if known else None
+    terms = [share * gradient for share, gradient in zip(shares, gradients, strict=True) if gradient is not None]
+    return np.asarray(sum(terms)) if terms else None
 
 
 def compare(whole: Effects, parts: Effects, *, sizes: float, tolerance: float) -> Differences:
@@ -124,8 +124,8 @@ def compare(whole: Effects, parts: Effects, *, sizes: float, tolerance: float) -
     loss = 0.0
     if whole.loss is not None and parts.loss is not None:
         loss = _relative(np.array([whole.loss]), np.array([parts.loss]), tolerance)
-    ours, theirs = _flat(whole.gradients, parts.gradients)
-    gap, norm = _norm(ours - theirs), _norm(ours)
+    whole_gradient, parts_gradient = _flat(whole.gradients, parts.gradients)
+    gap, norm = _norm(whole_gradient - parts_gradient), _norm(whole_gradient)
     gradient = gap / max(norm, tolerance * sizes, 1e-30) if gap > tolerance * max(norm, sizes) else 0.0
     return Differences(
         outputs, layer, loss, gradient, tuple(_relative(a, b, tolerance) for a, b in zip(whole.state, parts.state, strict=True))
@@ -138,26 +138,26 @@ def gradient_norm(effects: Effects) -> float:
 
 def _first_output(whole: Effects, parts: Effects, tolerance: float) -> tuple[float, str]:
     of_parts = list(parts.outputs)
-    for name, ours in whole.outputs:
-        if of_parts and of_parts[0][0] == name and of_parts[0][1].shape == ours.shape:
-            theirs = of_parts.pop(0)[1]
-            if size := _relative(ours, theirs, tolerance):
+    for name, output in whole.outputs:
+        if of_parts and of_parts[0][0] == name and of_parts[0][1].shape == output.shape:
+            parts_output = of_parts.pop(0)[1]
+            if size := _relative(output, parts_output, tolerance):
                 return size, name
     return 0.0, ""
 
 
-def _flat(ours: Sequence[Array | None], theirs: Sequence[Array | None]) -> tuple[Array, Array]:
-    if len(ours) != len(theirs):
+def _flat(first: Sequence[Array | None], second: Sequence[Array | None]) -> tuple[Array, Array]:
+    if len(first) != len(second):
         return np.zeros(1), np.zeros(1)
-    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None or b is not None]
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None or b is not None]
     a = [np.zeros_like(b) if a is None else a for a, b in pairs]
     b = [np.zeros_like(a) if b is None else b for a, b in pairs]
     return (np.concatenate([np.ravel(x) for x in a] or [np.zeros(1)]), np.concatenate([np.ravel(x) for x in b] or [np.zeros(1)]))
 
 
-def _relative(ours: Array, theirs: Array, tolerance: float) -> float:
-    gap, norm = _norm(ours - theirs), max(_norm(ours), 1e-30)
-    return min(gap / norm, 1e30) if gap > tolerance * max(norm, _norm(theirs)) else 0.0
+def _relative(reference: Array, other: Array, tolerance: float) -> float:
+    gap, norm = _norm(reference - other), max(_norm(reference), 1e-30)
+    return min(gap / norm, 1e30) if gap > tolerance * max(norm, _norm(other)) else 0.0
 
 
 def _norm(array: Array) -> float:

@@ -1,4 +1,4 @@
-"""Random numbers that no checkpoint holds.
+"""Randomness notes: random numbers that no checkpoint holds.
 
 Owns finding them, as far as byte code tells. Keras' seed generators, Python's and numpy's numbers go on
 where they were (`training_state`); the counters of `tf.random` are out of anybody's reach.
@@ -11,8 +11,8 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from aiaas_magics.packing.checks import probing
-from aiaas_magics.packing.fitcall.closures import codes, own_functions, value_of_name
+from aiaas_magics.packing.live import probing
+from aiaas_magics.packing.live.closures import codes, own_functions, value_of_name
 
 
 def kernel_seed() -> int | None:

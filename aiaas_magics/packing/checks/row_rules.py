@@ -1,4 +1,4 @@
-"""What is known to compute each row by itself, without running it.
+"""Row rules: losses and layers that are known to compute each row by itself, without running them.
 
 Owns the table of stock parts that look at several rows, and the decision whether a model has any part that
 nothing is known of. Measuring such a model belongs to `parts_check`.
@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from aiaas_magics.packing.checks import probing
+from aiaas_magics.packing.live import probing
 
 # Stock parts that may look at several rows of a batch, whatever their arguments.
 JOINING: Final = frozenset(
@@ -45,9 +45,9 @@ def has_unproved_operations(model: Any) -> bool:
 def _resolved(loss: Any) -> Any:
     import keras
 
-    found = probing.ask(lambda: keras.losses.get(loss), loss) if isinstance(loss, str) else loss
-    inner = probing.attribute(found, "fn")
-    return inner if isinstance(inner, types.FunctionType) and not is_stock(inner) else found
+    resolved = probing.ask(lambda: keras.losses.get(loss), loss) if isinstance(loss, str) else loss
+    inner = probing.attribute(resolved, "fn")
+    return inner if isinstance(inner, types.FunctionType) and not is_stock(inner) else resolved
 
 
 def _is_proved(part: Any) -> bool:

@@ -1,13 +1,13 @@
-"""What fewer bits do to a model's answers, measured in the kernel before anything is sent.
+"""Accuracy impact of quantization: how it changes a model's answers, measured in the kernel before anything is sent.
 
-Owns running both forms on the same rows, the model's own loss and metrics of both, and what they are judged by. It is one of
-the two homes of ONNX Runtime: the numbers must be those of the engine that will serve. Making the smaller form belongs to `quantization`.
+Owns running both forms on the same rows, the model's own loss and metrics of both, and what they are judged by. Computing
+an ONNX form belongs to `onnx_session`, making the smaller one to `quantization`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,24 +16,12 @@ import numpy as np
 
 from aiaas_magics.core import errors
 from aiaas_magics.core.errors import DataMismatch
-from aiaas_magics.packing.export.samples import Interface, rows_for
-from aiaas_magics.packing.fitcall import fit_data
+from aiaas_magics.packing.export.export_request import QuantizationRequest
+from aiaas_magics.packing.export.onnx_session import Form, Named
 
 ROWS_AT_ONCE: Final = 256  # guess: keeps activations of images in memory
 MOST_CHANGE: Final = 0.01  # one point of accuracy; --max-change sets another
 MOST_CHANGE_OF_SAMPLES: Final = 0.1  # guess: 32 rows cannot tell one point, a broken model they can
-
-Named = Mapping[str, np.ndarray]
-Form = Callable[[Named], dict[str, np.ndarray]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reduction:
-    """What was asked for. `validation_data` is x, (x,) or (x, y), as arrays; None measures on the sample rows."""
-
-    precision: str
-    validation_data: Any = None
-    max_change: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +37,7 @@ class Forms:
 class ImpactLine:
     """One figure of both forms; `before` is None where it compares the two."""
 
-    what: str
+    measure: str
     before: float | None
     after: float
 
@@ -78,8 +66,10 @@ class PrecisionChange:
     def sentence(self) -> str:
         """One clause for the version's view."""
         first = self.lines[0]
-        told = f"{first.what} {first.after:.4g}" if first.before is None else f"{first.what} {first.before:.4g} -> {first.after:.4g}"
-        return f"{told} on {self.rows:,} rows of {self.of}"
+        measured = (
+            f"{first.measure} {first.after:.4g}" if first.before is None else f"{first.measure} {first.before:.4g} -> {first.after:.4g}"
+        )
+        return f"{measured} on {self.rows:,} rows of {self.of}"
 
     def check(self) -> None:
         """Raises `ChangedTooMuch` when the change is beyond its limit."""
@@ -87,73 +77,44 @@ class PrecisionChange:
             raise errors.ChangedTooMuch(self.precision, self.judged, self.by, self.limit, f"{self.rows:,} rows of {self.of}")
 
 
-def measure(
-    model: Any, reduction: Reduction, forms: Forms, *, interface: Interface, sample: Named, of: str, sizes: tuple[int, int]
-) -> PrecisionChange:
-    """What the smaller form changes: on the validation data, or else on the sample rows, which are `of` somewhere.
+def measure(model: Any, request: QuantizationRequest, forms: Forms, *, sizes: tuple[int, int]) -> PrecisionChange:
+    """What the smaller form changes, on the rows of `request`.
+
+    Args:
+        sizes: bytes of both forms.
 
     Raises:
-        DataMismatch: the validation data do not go through the model.
+        DataMismatch: the model's loss and metrics do not take what is true of them.
     """
-    validated = reduction.validation_data is not None
-    x, y = split(reduction.validation_data)
-    rows = rows_for(model, interface, x, "x_val") if validated else sample
-    before, after = in_parts(forms.full, rows), in_parts(forms.reduced, rows)
+    validation = request.validation
+    before, after = in_parts(forms.full, validation.rows), in_parts(forms.reduced, validation.rows)
     own: tuple[ImpactLine, ...] = ()
     note = ""
-    if y is not None:
-        truth = fit_data.mapped(y, "y_val")
-        count = len(next(iter(rows.values())))
-        if any(len(array) != count for _, array in fit_data.leaves(truth, "y_val")):
-            raise DataMismatch("x_val and y_val have different numbers of rows. Give as many rows in each.")
-        own, note = own_figures(model, truth, forms.structured(before), forms.structured(after))
+    if validation.truth is not None:
+        own, note = own_figures(model, validation.truth, forms.structured(before), forms.structured(after))
     lines = (*own, *differences(before, after))
-    what, by = judged(lines)
-    usual = MOST_CHANGE if validated else MOST_CHANGE_OF_SAMPLES
+    judged_by, change = judged(lines)
+    usual = MOST_CHANGE if validation.is_validation else MOST_CHANGE_OF_SAMPLES
     return PrecisionChange(
-        precision=reduction.precision,
+        precision=request.precision,
         bytes_before=sizes[0],
         bytes_after=sizes[1],
-        rows=len(next(iter(rows.values()))),
-        of="your validation data" if validated else of,
-        validated=validated,
+        rows=len(next(iter(validation.rows.values()))),
+        of=validation.origin,
+        validated=validation.is_validation,
         lines=lines,
-        judged=what,
-        by=by,
-        limit=usual if reduction.max_change is None else reduction.max_change,
+        judged=judged_by,
+        by=change,
+        limit=usual if request.max_change is None else request.max_change,
         note=note,
     )
-
-
-def onnx_form(artefact: bytes) -> Form:
-    """An ONNX file as a function, computed as the serving host will compute it."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(artefact, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda rows: dict(zip(names, session.run(names, dict(rows)), strict=True))
 
 
 def in_parts(form: Form, rows: Named) -> dict[str, np.ndarray]:
     """A form's answers on any number of rows."""
     count = len(next(iter(rows.values())))
-    found = [form({name: array[start : start + ROWS_AT_ONCE] for name, array in rows.items()}) for start in range(0, count, ROWS_AT_ONCE)]
-    return {name: np.concatenate([np.atleast_1d(part[name]) for part in found]) for name in found[0]}
-
-
-def split(validation_data: Any) -> tuple[Any, Any]:
-    """x and y of what was given; y of None where there is none.
-
-    Raises:
-        DataMismatch: it is a tuple of something else.
-    """
-    if not isinstance(validation_data, tuple):
-        return validation_data, None
-    if not 1 <= len(validation_data) <= 2:
-        raise DataMismatch(f"validation_data has {len(validation_data)} parts. Give x_val, or (x_val, y_val).")
-    return validation_data[0], validation_data[1] if len(validation_data) > 1 else None
+    parts = [form({name: array[start : start + ROWS_AT_ONCE] for name, array in rows.items()}) for start in range(0, count, ROWS_AT_ONCE)]
+    return {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
 
 
 # --------------------------------------------------------------------------- the figures
@@ -167,11 +128,11 @@ def differences(before: Named, after: Named) -> Iterator[ImpactLine]:
         reduced = after[name].astype(np.float64)
         full = full.astype(np.float64)
         if (same := same_answers(full, reduced)) is not None:
-            yield ImpactLine(what=f"same answer{of}", before=None, after=same)
+            yield ImpactLine(measure=f"same answer{of}", before=None, after=same)
         apart = np.abs(full - reduced)
         spread = float(full.std()) or float(np.abs(full).max(initial=0.0)) or 1.0
-        yield ImpactLine(what=f"mean difference{of}, of its spread", before=None, after=float(apart.mean()) / spread)
-        yield ImpactLine(what=f"largest difference{of}", before=None, after=float(apart.max(initial=0.0)))
+        yield ImpactLine(measure=f"mean difference{of}, of its spread", before=None, after=float(apart.mean()) / spread)
+        yield ImpactLine(measure=f"largest difference{of}", before=None, after=float(apart.max(initial=0.0)))
 
 
 def same_answers(full: np.ndarray, reduced: np.ndarray) -> float | None:
@@ -195,7 +156,7 @@ def evaluated(model: Any, y: Any, answers: Any) -> dict[str, float]:
     count = len(keras.tree.flatten(answers)[0])
     losses = 0.0
     metrics, loss = model._compile_metrics, model._compile_loss
-    with _kept(model):
+    with _metrics_restored(model):
         if metrics is not None:
             metrics.reset_state()
         for start in range(0, count, ROWS_AT_ONCE):
@@ -203,27 +164,27 @@ def evaluated(model: Any, y: Any, answers: Any) -> dict[str, float]:
             def part(array: np.ndarray, start: int = start) -> Any:
                 return keras.ops.convert_to_tensor(array[start : start + ROWS_AT_ONCE])
 
-            truth, found = keras.tree.map_structure(part, y), keras.tree.map_structure(part, answers)
+            truth, predictions = keras.tree.map_structure(part, y), keras.tree.map_structure(part, answers)
             if loss is not None:
-                losses += float(loss(truth, found)) * (min(count, start + ROWS_AT_ONCE) - start)
+                losses += float(loss(truth, predictions)) * (min(count, start + ROWS_AT_ONCE) - start)
             if metrics is not None:
-                metrics.update_state(truth, found)
+                metrics.update_state(truth, predictions)
         results = {} if metrics is None else dict(metrics.result())
     scalars = {name: float(value) for name, value in results.items() if np.ndim(value) == 0}
     return scalars | ({"loss": losses / count} if loss is not None else {})
 
 
 @contextmanager
-def _kept(model: Any) -> Iterator[None]:
+def _metrics_restored(model: Any) -> Iterator[None]:
     """Metrics count on: what they had counted is put back."""
     before = [(variable, np.array(variable.numpy())) for variable in model.metrics_variables]
     try:
         yield
     finally:
-        known = {id(variable) for variable, _ in before}
+        known_ids = {id(variable) for variable, _ in before}
         for variable, value in before:
             variable.assign(value)
-        if any(id(variable) not in known for variable in model.metrics_variables):
+        if any(id(variable) not in known_ids for variable in model.metrics_variables):
             model._compile_metrics.reset_state()
 
 
@@ -241,7 +202,7 @@ def own_figures(model: Any, y: Any, before: Any, after: Any) -> tuple[tuple[Impa
         raise DataMismatch(
             f"The model's loss and metrics do not take y_val ({' '.join(str(error).split())[:200].rstrip('.')}). Give it as fit takes y."
         ) from error
-    return tuple(ImpactLine(what=name, before=full[name], after=reduced[name]) for name in full), ""
+    return tuple(ImpactLine(measure=name, before=full[name], after=reduced[name]) for name in full), ""
 
 
 def judged(lines: tuple[ImpactLine, ...]) -> tuple[str, float]:
@@ -251,13 +212,13 @@ def judged(lines: tuple[ImpactLine, ...]) -> tuple[str, float]:
     """
     first = lines[0]
     if first.before is not None:
-        return first.what, abs(first.after - first.before) / max(1.0, abs(first.before))
-    same = [line.after for line in lines if line.what.startswith("same answer")]
+        return first.measure, abs(first.after - first.before) / max(1.0, abs(first.before))
+    same = [line.after for line in lines if line.measure.startswith("same answer")]
     if same:
         return "the share of other answers", 1.0 - min(same)
-    return "the mean difference", _worst(line.after for line in lines if line.what.startswith("mean difference"))
+    return "the mean difference", _worst(line.after for line in lines if line.measure.startswith("mean difference"))
 
 
 def _worst(values: Iterator[float]) -> float:
-    found = list(values)
-    return math.nan if any(math.isnan(value) for value in found) else max(found)
+    numbers = list(values)
+    return math.nan if any(math.isnan(value) for value in numbers) else max(numbers)

@@ -15,8 +15,9 @@ import numpy as np
 
 from aiaas_magics.core.agreement import compare, largest_of
 from aiaas_magics.core.precision import Precision
-from aiaas_magics.packing.export import accuracy_impact, samples
+from aiaas_magics.packing.export import samples
 from aiaas_magics.packing.export.export_formats import CannotServe
+from aiaas_magics.packing.export.onnx_session import onnx_form
 from aiaas_magics.packing.export.samples import NoSamples
 
 Convert = Callable[[Any, Any], bytes]
@@ -104,7 +105,7 @@ def _types(rows: Any, number: str) -> list[list[tuple[str, Any]]]:
         texts = rows.dtype.kind in "OSU"
         return [[("x", kind("object" if texts else "float32")([None, *rows.shape[1:]]))]]
     columns = [(str(name), kind(dtype)([None, 1])) for name, dtype in rows.dtypes.items()]
-    is_numeric = all(not isinstance(one, data_types.StringTensorType) for _, one in columns)
+    is_numeric = all(not isinstance(kind_of_column, data_types.StringTensorType) for _, kind_of_column in columns)
     return [[("x", kind("float32")([None, len(columns)]))], columns] if is_numeric else [columns]
 
 
@@ -130,16 +131,16 @@ def _nearest(model: Any, rows: Any, attempts: Sequence[Callable[[], bytes]]) -> 
 
 def _difference(model: Any, rows: Any, artefact: bytes) -> str:
     """How far the form's answers are from the estimator's own; "" where they agree."""
-    answers = list(accuracy_impact.onnx_form(artefact)(_fed(rows, artefact)).items())
-    for (name, found), own in zip(answers, _own(model, rows), strict=False):
-        if found.size != own.size:
-            return f"{name} has the shape {found.shape} instead of {own.shape}"
-        if own.dtype.kind in "OSU" or found.dtype.kind in "OSU":
-            wrong = int((found.astype(str).ravel() != own.astype(str).ravel()).sum())
+    answers = list(onnx_form(artefact)(_fed(rows, artefact)).items())
+    for (name, answers_here), own in zip(answers, _own(model, rows), strict=False):
+        if answers_here.size != own.size:
+            return f"{name} has the shape {answers_here.shape} instead of {own.shape}"
+        if own.dtype.kind in "OSU" or answers_here.dtype.kind in "OSU":
+            wrong = int((answers_here.astype(str).ravel() != own.astype(str).ravel()).sum())
             if wrong:
                 return f"{wrong} of {own.size} values of {name} are others"
             continue
-        agreement = compare(found.reshape(own.shape), own, NEAR, largest=largest_of(own))
+        agreement = compare(answers_here.reshape(own.shape), own, NEAR, largest=largest_of(own))
         if not agreement:
             return f"{name} differs by {agreement.largest:.2g}"
     return ""
@@ -150,8 +151,8 @@ def _own(model: Any, rows: Any) -> list[np.ndarray]:
     if "sklearn" not in libraries(model):  # a Booster, which wants its own kind of rows
         rows = importlib.import_module("xgboost").DMatrix(rows) if "xgboost" in libraries(model) else rows
     methods = ["predict", "predict_proba"] if hasattr(model, "predict") else ["transform"]
-    found = [getattr(model, method)(rows) for method in methods if hasattr(model, method)]
-    return [np.asarray(answers.todense() if hasattr(answers, "todense") else answers) for answers in found]
+    own_answers = [getattr(model, method)(rows) for method in methods if hasattr(model, method)]
+    return [np.asarray(answers.todense() if hasattr(answers, "todense") else answers) for answers in own_answers]
 
 
 def _fed(rows: Any, artefact: bytes) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
-"""The two formats of an exported model: ONNX, and a zip of a SavedModel where ONNX cannot express it.
+"""Export formats: ONNX, and a zip of a SavedModel where ONNX cannot express the model.
 
 Owns trying one after the other, why one is not to be had and what to do about that. The conversion to ONNX belongs to
-`onnx_export`, the function that is written to `model_export`.
+`onnx_export`, the function that is written to `keras_answers`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,8 @@ import numpy as np
 from aiaas_magics.core.agreement import compare, largest_of
 from aiaas_magics.core.errors import UsageError
 from aiaas_magics.core.precision import Precision
-from aiaas_magics.packing.export import accuracy_impact, onnx_export
+from aiaas_magics.packing.export import onnx_export
+from aiaas_magics.packing.export.onnx_session import onnx_form
 
 ONNX: Final = "onnx"
 SAVED_MODEL: Final = "saved_model"
@@ -39,15 +40,21 @@ class CannotServe(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Keras' own answers to the sample rows, and how near a form must come to them."""
+    """Keras' own answers to a set of sample rows, and how near a form must come to them."""
 
     rows: Mapping[str, np.ndarray]
     answers: Mapping[str, np.ndarray]
     allowed: Precision
 
 
-def written(
-    model: Any, function: Any, wanted: list[str], expected: Expected, *, put_back: Callable[[], None], on_step: Callable[[str], None]
+def write_first_possible(
+    model: Any,
+    function: Any,
+    formats: list[str],
+    expected: Sequence[Expected],
+    *,
+    put_back: Callable[[], None],
+    on_step: Callable[[str], None],
 ) -> tuple[str, bytes, str]:
     """The first of the formats that can be had, and why not the ones before it.
 
@@ -59,22 +66,24 @@ def written(
     """
     makers: dict[str, Callable[[Any, Any, Path], bytes]] = {ONNX: _onnx, SAVED_MODEL: _saved_model}
     reasons: list[str] = []
-    for kind in wanted:
+    for kind in formats:
         on_step(f"writing it as {WORDS[kind]}")
         with tempfile.TemporaryDirectory(prefix="aiaas-export-") as folder:
             try:
                 if kind == SAVED_MODEL:
-                    _check_shapes(function, expected)
+                    for answers in expected:
+                        _check_shapes(function, answers)
                     put_back()
                 artefact = makers[kind](model, function, Path(folder))
                 if kind == ONNX:
                     on_step("comparing the ONNX file's answers with Keras'")
-                    check_answers(artefact, expected)
+                    for answers in expected:
+                        check_answers(artefact, answers)
                 return kind, artefact, "; ".join(reasons)
             except Exception as error:  # noqa: BLE001 - border: the exporters raise anything over an operator they do not know
                 reasons.append(_reason(error))
     why = "; ".join(dict.fromkeys(reasons))
-    raise CannotServe(f"Model {model.name!r} cannot be exported ({' and '.join(wanted)}: {why}). {_move(why, function)}")
+    raise CannotServe(f"Model {model.name!r} cannot be exported ({' and '.join(formats)}: {why}). {_move(why, function)}")
 
 
 def _reason(error: BaseException) -> str:
@@ -106,9 +115,9 @@ ANY_LAYER: Final = "Replace the layer that is named there, or deploy the part of
 
 
 def _move(why: str, function: Any) -> str:
-    known = [move for pattern, move in MOVES if re.search(pattern, why, re.IGNORECASE)]
+    moves = [move for pattern, move in MOVES if re.search(pattern, why, re.IGNORECASE)]
     is_free = any(None in tuple(spec.shape)[1:] for spec in function.input_signature)
-    return known[0] if known else FREE_SIZE if is_free else ANY_LAYER
+    return moves[0] if moves else FREE_SIZE if is_free else ANY_LAYER
 
 
 def _onnx(model: Any, function: Any, folder: Path) -> bytes:
@@ -130,20 +139,20 @@ def _check_shapes(function: Any, expected: Expected) -> None:
 
 
 def check_answers(artefact: bytes, expected: Expected) -> None:
-    """Raises `ValueError` for a file whose answers the host's proof would refuse: half precision and rare operators come out otherwise.
+    """Raises `ValueError` for a file whose answers the host's parity check would refuse, as of half precision and rare operators.
 
     The host decides; asked here first, by the same rule, such a model is served as a SavedModel instead of not at all.
     """
     rows, allowed = expected.rows, expected.allowed
-    form, count = accuracy_impact.onnx_form(artefact), len(next(iter(rows.values())))
+    form, count = onnx_form(artefact), len(next(iter(rows.values())))
     for number in replayed(count):
-        chosen = np.arange(number) % count
-        answers = form({name: np.ascontiguousarray(array[chosen]) for name, array in rows.items()})
+        places = np.arange(number) % count
+        answers = form({name: np.ascontiguousarray(array[places]) for name, array in rows.items()})
         for name, whole in expected.answers.items():
             per_row = len(whole) == count
             if whole.dtype.kind in "OSU" or not (per_row or number == count):
                 continue
-            part = whole[chosen] if per_row else whole
+            part = whole[places] if per_row else whole
             if answers[name].shape != part.shape:
                 raise ValueError(f"its output {name!r} has the shape {answers[name].shape} instead of {part.shape}")
             agreement = compare(answers[name], part, allowed, largest=largest_of(whole))
@@ -152,7 +161,7 @@ def check_answers(artefact: bytes, expected: Expected) -> None:
 
 
 def replayed(count: int) -> tuple[int, ...]:
-    """How many of `count` sample rows are computed at once, one number after the other, as the host's proof does."""
+    """How many of `count` sample rows are computed at once, one number after the other, as the host's parity check does."""
     return tuple(dict.fromkeys((1, 3, count)))
 
 
@@ -186,7 +195,7 @@ def quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in NOISY]
     levels = [logger.level for logger in loggers]
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr_copy = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
@@ -198,6 +207,6 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)
         os.close(nowhere)

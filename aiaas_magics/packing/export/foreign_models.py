@@ -1,6 +1,6 @@
-"""Models that are no live Keras model: files of Keras, ONNX files, SavedModel folders, and estimators of other libraries.
+"""Foreign models: files of Keras, ONNX files, SavedModel folders, and estimators of other libraries.
 
-Owns telling what was given, opening it, and the answers that the proof compares: those of the engine that will serve, computed
+Owns telling what was given, opening it, and the answers that the parity check compares: those of the engine that will serve, computed
 here. A Keras file is loaded and goes the way of every Keras model (`model_export`); converting an estimator belongs to `estimators`.
 """
 
@@ -21,15 +21,16 @@ from aiaas_magics.core.agreement import spread as spread_of
 from aiaas_magics.core.errors import DataMismatch
 from aiaas_magics.core.precision import MOST_SPREAD
 from aiaas_magics.core.spec import TensorSpec
-from aiaas_magics.packing.export import accuracy_impact, estimators, export_formats, model_export, sample_bytes, samples
-from aiaas_magics.packing.export.accuracy_impact import Named, Reduction
+from aiaas_magics.packing.export import estimators, export_formats, model_export, sample_bytes, samples
 from aiaas_magics.packing.export.export_formats import CannotServe, replayed
+from aiaas_magics.packing.export.export_request import QuantizationOptions
 from aiaas_magics.packing.export.model_export import Servable
+from aiaas_magics.packing.export.onnx_session import Named, onnx_form
 from aiaas_magics.packing.export.samples import Interface
 
 KERAS_FILES: Final = (".keras", ".h5", ".hdf5")
 SIGNATURE: Final = "serving_default"
-TAKEN: Final = (
+ACCEPTED: Final = (
     "Give a Keras model, an estimator of scikit-learn, an ONNX model, or the path of a .keras, .h5 or .onnx file or a SavedModel's folder."
 )
 # What cannot be written from here, and the lines that do it.
@@ -61,9 +62,14 @@ class ServableForm:
 
 
 def export(
-    model: Any, sample: Any = None, *, reduction: Reduction | None = None, on_step: Callable[[str], None] = lambda step: None
+    model: Any,
+    sample: Any = None,
+    *,
+    other_samples: Sequence[Any] = (),
+    quantization_options: QuantizationOptions | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> Servable:
-    """As `servable.export`, of a Keras model or of anything that can be served without Keras.
+    """As `model_export.export`, of a Keras model or of anything that can be served without Keras.
 
     Raises:
         NoSamples, DataMismatch, CannotServe: with the next move.
@@ -72,25 +78,31 @@ def export(
 
     if isinstance(model, (str, Path)):
         on_step(f"reading {model}")
-    opened = _opened(model, sample, compiled=reduction is not None)
+    opened = _opened(model, sample, compiled=quantization_options is not None)
     if isinstance(opened, keras.Model):
-        return model_export.export(opened, sample, reduction=reduction, on_step=on_step)
-    if reduction is not None:
+        return model_export.export(opened, sample, other_samples=other_samples, quantization_options=quantization_options, on_step=on_step)
+    if quantization_options is not None:
         raise CannotServe(f"{opened.name} is served as it is: fewer bits are made of Keras models. Leave --precision out.")
+    rows = tuple(samples.rows_through(opened.name, opened.interface, part) for part in (sample, *other_samples))
+    return _export_form(opened, rows, on_step=on_step)
+
+
+def _export_form(form: ServableForm, rows: Sequence[Named], *, on_step: Callable[[str], None]) -> Servable:
+    """`form` with its own answers to each set of rows."""
     on_step("computing sample rows")
     with export_formats.quiet():
-        rows = samples.rows_through(opened.name, opened.interface, sample)
-        answers, spread = _answers(opened, rows)
+        answers = [_answers(form, part) for part in rows]
+    first, _ = answers[0]
     return Servable(
-        artefact=opened.artefact,
-        format=opened.format,
-        samples=sample_bytes.as_safetensors(rows, answers),
-        inputs=opened.interface.specs,
-        outputs=tuple(_output_spec(name, array, opened.dims.get(name, ())) for name, array in answers.items()),
-        note=opened.note,
-        spread=spread,
-        origin=opened.origin,
-        example=snippets.example_of(rows),
+        artefact=form.artefact,
+        format=form.format,
+        samples=sample_bytes.as_safetensors(rows, [arrays for arrays, _ in answers]),
+        inputs=form.interface.specs,
+        outputs=tuple(_output_spec(name, array, form.dims.get(name, ())) for name, array in first.items()),
+        note=form.note,
+        spread=max(spread for _, spread in answers),
+        origin=form.origin,
+        example=snippets.example_of(rows[0]),
     )
 
 
@@ -112,30 +124,30 @@ def _opened(model: Any, sample: Any, *, compiled: bool) -> Any:
     roots = estimators.libraries(model)
     if "onnxruntime" in roots and hasattr(model, "_model_bytes"):
         path = getattr(model, "_model_path", None)
-        return _onnx_file(Path(path)) if path else onnx_form(model._model_bytes, "The session's model")
+        return _onnx_file(Path(path)) if path else servable_onnx(model._model_bytes, "The session's model")
     if "onnx" in roots and hasattr(model, "SerializeToString"):
-        return onnx_form(model.SerializeToString(), "The ONNX model")
+        return servable_onnx(model.SerializeToString(), "The ONNX model")
     if "keras" in roots and hasattr(model, "filepath"):  # a TFSMLayer
         return _from_path(Path(model.filepath), compiled=compiled)
     if (by_hand := next((move for library, move in BY_HAND.items() if library in roots), None)) is not None:
         raise CannotServe(f"A {type(model).__name__} cannot be served as it is. {by_hand}")
     if (convert := estimators.converter(roots)) is not None:
-        made = convert(model, sample)
-        return onnx_form(made, f"The {type(model).__name__} as ONNX")
-    raise CannotServe(f"A {type(model).__name__} cannot be served. {TAKEN}")
+        converted = convert(model, sample)
+        return servable_onnx(converted, f"The {type(model).__name__} as ONNX")
+    raise CannotServe(f"A {type(model).__name__} cannot be served. {ACCEPTED}")
 
 
 def _from_path(path: Path, *, compiled: bool) -> Any:
     import keras
 
     if not path.exists():
-        raise CannotServe(f"There is no file or folder {str(path)!r} here ({Path.cwd()}). {TAKEN}")
+        raise CannotServe(f"There is no file or folder {str(path)!r} here ({Path.cwd()}). {ACCEPTED}")
     if path.is_dir():
         return _saved_model(path)
     if path.suffix == ".onnx":
         return _onnx_file(path)
     if path.suffix not in KERAS_FILES:
-        raise CannotServe(f"{str(path)!r} is no kind of file that can be served. {TAKEN}")
+        raise CannotServe(f"{str(path)!r} is no kind of file that can be served. {ACCEPTED}")
     try:
         return keras.models.load_model(path, compile=compiled)
     except Exception as error:
@@ -155,10 +167,10 @@ def _onnx_file(path: Path) -> ServableForm:
         artefact = onnx.load(str(path)).SerializeToString()  # with tensors that lie in files beside it
     except Exception as error:
         raise CannotServe(f"{str(path)!r} cannot be read as an ONNX file: {_sentence(error)}. Write it anew.") from error
-    return onnx_form(artefact, repr(str(path)))
+    return servable_onnx(artefact, repr(str(path)))
 
 
-def onnx_form(artefact: bytes, name: str) -> ServableForm:
+def servable_onnx(artefact: bytes, name: str) -> ServableForm:
     """An ONNX file as a form.
 
     Raises:
@@ -182,7 +194,7 @@ def onnx_form(artefact: bytes, name: str) -> ServableForm:
             "first dimension (dynamic_axes of torch.onnx.export, None in a signature)."
         )
     try:
-        run = accuracy_impact.onnx_form(artefact)
+        run = onnx_form(artefact)
     except Exception as error:
         raise CannotServe(f"{name} cannot be served: ONNX Runtime says {_sentence(error)}. Write it for an older opset, say.") from error
     interface = Interface.of(
@@ -233,7 +245,7 @@ def _saved_model(folder: Path) -> ServableForm:
     import tensorflow as tf
 
     if not (folder / "saved_model.pb").is_file():
-        raise CannotServe(f"The folder {str(folder)!r} holds no saved_model.pb. {TAKEN}")
+        raise CannotServe(f"The folder {str(folder)!r} holds no saved_model.pb. {ACCEPTED}")
     with export_formats.quiet():
         try:
             loaded = tf.saved_model.load(str(folder))
@@ -241,9 +253,9 @@ def _saved_model(folder: Path) -> ServableForm:
             raise CannotServe(f"{str(folder)!r} cannot be loaded: {_sentence(error)}. Write it anew with model.export(folder).") from error
     signatures = dict(loaded.signatures)
     if SIGNATURE not in signatures:
-        there = f"it has {', '.join(sorted(signatures))}" if signatures else "it has none"
+        signatures_text = f"it has {', '.join(sorted(signatures))}" if signatures else "it has none"
         raise CannotServe(
-            f"{str(folder)!r} has no signature {SIGNATURE!r} ({there}). Write it with tf.saved_model.save(it, folder, "
+            f"{str(folder)!r} has no signature {SIGNATURE!r} ({signatures_text}). Write it with tf.saved_model.save(it, folder, "
             f"signatures={{{SIGNATURE!r}: a tf.function with an input_signature}})."
         )
     function = signatures[SIGNATURE]
@@ -288,10 +300,10 @@ def _answers(form: ServableForm, rows: Named) -> tuple[dict[str, np.ndarray], fl
     if single is not None:
         raise CannotServe(f"{form.name} cannot be served: its output {single!r} has no answer for each row. Leave that output out.")
     for number in replayed(count):
-        chosen = np.arange(number) % count
-        part = whole if number == count else _computed(form, {name: np.ascontiguousarray(array[chosen]) for name, array in rows.items()})
+        places = np.arange(number) % count
+        part = whole if number == count else _computed(form, {name: np.ascontiguousarray(array[places]) for name, array in rows.items()})
         for name, array in whole.items():
-            apart = _apart(part[name], array if number == count else array[chosen], array)
+            apart = _apart(part[name], array if number == count else array[places], array)
             if apart > MOST_SPREAD:
                 raise CannotServe(
                     f"{form.name} cannot be served: what it answers to a row depends on the rows beside it (output {name!r}, {number} "
@@ -312,12 +324,12 @@ def _computed(form: ServableForm, rows: Named) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _apart(found: np.ndarray, expected: np.ndarray, whole: np.ndarray) -> float:
-    if found.shape != expected.shape:
+def _apart(computed: np.ndarray, expected: np.ndarray, whole: np.ndarray) -> float:
+    if computed.shape != expected.shape:
         return math.inf
     if expected.dtype.kind in "OSU":
-        return 0.0 if (found == expected).all() else math.inf
-    return spread_of(found, expected, largest=largest_of(whole))
+        return 0.0 if (computed == expected).all() else math.inf
+    return spread_of(computed, expected, largest=largest_of(whole))
 
 
 def _output_spec(name: str, array: np.ndarray, dims: Sequence[int]) -> TensorSpec:

@@ -1,4 +1,4 @@
-"""A `tf.function` as an ONNX file.
+"""ONNX export: a `tf.function` as an ONNX file.
 
 Owns the conversion, and what the converter leaves to be done on the file. Whether the file computes the same is checked by `model_export`.
 """
@@ -38,10 +38,10 @@ def export(function: Any) -> bytes:
     onnx.checker.check_model(proto)
     _hold(proto, function)
     _write_out_sigmoids(proto.graph)
-    made = {output.name for output in proto.graph.output}
+    outputs = {output.name for output in proto.graph.output}
     promised = set(function.get_concrete_function().structured_outputs)
-    if made != promised:
-        raise ValueError(f"outputs are called {sorted(made)} instead of {sorted(promised)}")
+    if outputs != promised:
+        raise ValueError(f"outputs are called {sorted(outputs)} instead of {sorted(promised)}")
     return bytes(proto.SerializeToString())
 
 
@@ -151,25 +151,25 @@ def _short_einsums() -> Any:
 
 def _erfc(context: Any, node: Any, name: str, arguments: Any) -> None:
     """1 - erf(x), which is gelu's."""
-    one = _constant(context, node, np.float32(1))
+    unit = _constant(context, node, np.float32(1))
     erf = context.make_node("Erf", [node.input[0]])
-    _replace(context, node, "Sub", [one, erf.output[0]])
+    _replace(context, node, "Sub", [unit, erf.output[0]])
 
 
 def _expm1(context: Any, node: Any, name: str, arguments: Any) -> None:
     """exp(x) - 1, as far as float32 goes: what is lost near zero is 6e-8."""
-    one = _constant(context, node, np.float32(1))
+    unit = _constant(context, node, np.float32(1))
     power = context.make_node("Exp", [node.input[0]])
-    _replace(context, node, "Sub", [power.output[0], one])
+    _replace(context, node, "Sub", [power.output[0], unit])
 
 
 def _log1p(context: Any, node: Any, name: str, arguments: Any) -> None:
     """log(1 + x) with the digits of a small x: log(u) * x / (u - 1) for u = 1 + x (Kahan; Goldberg 1991, theorem 4)."""
-    x, one = node.input[0], _constant(context, node, np.float32(1))
-    above = context.make_node("Add", [x, one]).output[0]
-    rest = context.make_node("Sub", [above, one]).output[0]
-    is_small = context.make_node("Equal", [above, one]).output[0]
-    divisor = context.make_node("Where", [is_small, one, rest]).output[0]
+    x, unit = node.input[0], _constant(context, node, np.float32(1))
+    above = context.make_node("Add", [x, unit]).output[0]
+    rest = context.make_node("Sub", [above, unit]).output[0]
+    is_small = context.make_node("Equal", [above, unit]).output[0]
+    divisor = context.make_node("Where", [is_small, unit, rest]).output[0]
     product = context.make_node("Mul", [context.make_node("Log", [above]).output[0], x]).output[0]
     _replace(context, node, "Where", [is_small, x, context.make_node("Div", [product, divisor]).output[0]])
 
@@ -180,8 +180,8 @@ def _bucketize(context: Any, node: Any, name: str, arguments: Any) -> None:
 
     places = context.make_const(f"{node.name}/axis", np.array([-1], np.int64)).output[0]
     boundaries = context.make_const(f"{node.name}/boundaries", np.array(node.get_attr_value("boundaries"), np.float32)).output[0]
-    given = context.make_node("Cast", [node.input[0]], attr={"to": TensorProto.FLOAT}).output[0]
-    column = context.make_node("Unsqueeze", [given, places]).output[0]
+    values = context.make_node("Cast", [node.input[0]], attr={"to": TensorProto.FLOAT}).output[0]
+    column = context.make_node("Unsqueeze", [values, places]).output[0]
     below = context.make_node("Less", [column, boundaries]).output[0]
     reached = context.make_node("Cast", [context.make_node("Not", [below]).output[0]], attr={"to": TensorProto.INT32}).output[0]
     _replace(context, node, "ReduceSum", [reached, places], {"keepdims": 0})
@@ -192,22 +192,22 @@ def _bitcast(context: Any, node: Any, name: str, arguments: Any) -> None:
     from onnx import TensorProto
 
     for consumer in context.find_output_consumers(node.output[0]):
-        masks = [given.get_tensor_value() for given in consumer.inputs if given.is_const()]
+        masks = [operand.get_tensor_value() for operand in consumer.inputs if operand.is_const()]
         if consumer.type != "BitwiseAnd" or masks != [INT32_SIGN] or context.get_dtype(node.input[0]) != TensorProto.FLOAT:
             raise ValueError("ONNX has no operator for Bitcast")
     zero = _constant(context, node, np.float32(0))
-    one = context.make_const(f"{node.name}/one", np.float32(1)).output[0]
+    unit = context.make_const(f"{node.name}/one", np.float32(1)).output[0]
     bits = [context.make_const(f"{node.name}/bits_{place}", np.int32(value)).output[0] for place, value in enumerate((INT32_SIGN, 0))]
-    inverse = context.make_node("Div", [one, node.input[0]])
+    inverse = context.make_node("Div", [unit, node.input[0]])
     signs = [context.make_node("Less", [value, zero]).output[0] for value in (node.input[0], inverse.output[0])]
     _replace(context, node, "Where", [context.make_node("Or", signs).output[0], *bits])
 
 
 def _bitwise_and(context: Any, node: Any, name: str, arguments: Any) -> None:
     """Of what `_bitcast` made, which has no bit but the sign."""
-    if not any(given.type == "Where" and given.name.startswith("aiaas_") for given in node.inputs):
+    if not any(operand.type == "Where" and operand.name.startswith("aiaas_") for operand in node.inputs):
         raise ValueError("ONNX has no operator for BitwiseAnd")
-    value = next(given.output[0] for given in node.inputs if not given.is_const())
+    value = next(operand.output[0] for operand in node.inputs if not operand.is_const())
     _replace(context, node, "Identity", [value])
 
 
@@ -250,7 +250,7 @@ def _lookup_in(tables: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Any:
             raise ValueError(f"a table of {len(keys):,} keys is too large for comparisons")
         last = context.make_const(f"{node.name}/axis", np.array([-1], np.int64)).output[0]
         known_keys, known_values = (
-            context.make_const(f"{node.name}/{what}", array).output[0] for what, array in (("keys", keys), ("values", values))
+            context.make_const(f"{node.name}/{label}", array).output[0] for label, array in (("keys", keys), ("values", values))
         )
         column = context.make_node("Unsqueeze", [node.input[1], last]).output[0]
         equal = context.make_node("Equal", [column, known_keys]).output[0]
@@ -303,10 +303,10 @@ def _hold(proto: Any, function: Any) -> None:
     from onnx import numpy_helper
 
     concrete = function.get_concrete_function()
-    held = {inside.name: outside for outside, inside in concrete.graph.captures if outside.dtype != tf.resource}
-    for given in [given for given in proto.graph.input if given.name in held]:
-        proto.graph.initializer.append(numpy_helper.from_array(held[given.name].numpy(), given.name))
-        proto.graph.input.remove(given)
+    captured = {inside.name: outside for outside, inside in concrete.graph.captures if outside.dtype != tf.resource}
+    for tensor in [tensor for tensor in proto.graph.input if tensor.name in captured]:
+        proto.graph.initializer.append(numpy_helper.from_array(captured[tensor.name].numpy(), tensor.name))
+        proto.graph.input.remove(tensor)
 
 
 def _write_out_sigmoids(graph: Any) -> None:
@@ -328,19 +328,19 @@ def _write_out_sigmoids(graph: Any) -> None:
             waiting.extend(node.input if node.op_type == "Concat" else node.input[:1])
     if not answering:
         return
-    nodes, one = [], "aiaas/one"
+    nodes, unit = [], "aiaas/one"
     for node in graph.node:
         if node.op_type != "Sigmoid" or node.output[0] not in answering:
             nodes.append(node)
             continue
-        (given,), (answer,) = node.input, node.output
+        (operand,), (answer,) = node.input, node.output
         parts = [f"{answer}/{part}" for part in ("negative", "exp", "sum")]
         nodes += [
-            helper.make_node("Neg", [given], [parts[0]]),
+            helper.make_node("Neg", [operand], [parts[0]]),
             helper.make_node("Exp", parts[:1], [parts[1]]),
-            helper.make_node("Add", [parts[1], one], [parts[2]]),
+            helper.make_node("Add", [parts[1], unit], [parts[2]]),
             helper.make_node("Reciprocal", [parts[2]], [answer]),
         ]
     del graph.node[:]
     graph.node.extend(nodes)
-    graph.initializer.append(numpy_helper.from_array(np.float32(1), one))
+    graph.initializer.append(numpy_helper.from_array(np.float32(1), unit))

@@ -1,4 +1,4 @@
-"""An ONNX file with its weights in fewer bits.
+"""Quantization: an ONNX file with its weights in fewer bits.
 
 Owns the rewriting: which operator's weights become what. It works on the exported graph, so the user's model is never touched
 and needs no clone, and whatever exports can be reduced. What the answers become is measured by `accuracy_impact`.
@@ -62,7 +62,7 @@ class _Rewriting:
             if tensor.data_type == TensorProto.FLOAT and int(np.prod(tensor.dims, dtype=np.int64)) >= LEAST
         }
         self._before: list[Any] = []  # nodes that make floats of weights; they depend on nothing
-        self._made: dict[str, str] = {}  # what was made already: a name of what it is -> its output
+        self._outputs: dict[str, str] = {}  # what was made already: a name of what it is -> its output
 
     def run(self) -> bool:
         """Whether anything was reduced."""
@@ -156,40 +156,40 @@ class _Rewriting:
         from onnx import TensorProto, helper
 
         output = f"{name}/float32"
-        if output not in self._made:
+        if output not in self._outputs:
             array = self._array(self._weights[name])
             if not np.abs(array).max() <= F16_LARGEST:
                 return None
             half = self._initializer(f"{name}/float16", array.astype(np.float16))
             self._before.append(helper.make_node("Cast", [half], [output], to=TensorProto.FLOAT))
-            self._made[output] = output
+            self._outputs[output] = output
         return output
 
     def _scaled(self, name: str, axes: tuple[int, ...]) -> str:
         from onnx import TensorProto, helper
 
         output = f"{name}/floats over {axes}"
-        if output not in self._made:
+        if output not in self._outputs:
             values, scales = channels(self._array(self._weights[name]), axes)
-            given = self._initializer(f"{output}/values", values), self._initializer(f"{output}/scales", scales)
-            self._before.append(helper.make_node("Cast", [given[0]], [f"{output}/cast"], to=TensorProto.FLOAT))
-            self._before.append(helper.make_node("Mul", [f"{output}/cast", given[1]], [output]))
-            self._made[output] = output
+            operands = self._initializer(f"{output}/values", values), self._initializer(f"{output}/scales", scales)
+            self._before.append(helper.make_node("Cast", [operands[0]], [f"{output}/cast"], to=TensorProto.FLOAT))
+            self._before.append(helper.make_node("Mul", [f"{output}/cast", operands[1]], [output]))
+            self._outputs[output] = output
         return output
 
     def _initializer(self, name: str, array: np.ndarray) -> str:
         from onnx import numpy_helper
 
-        if name not in self._made:
+        if name not in self._outputs:
             self._graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-            self._made[name] = name
+            self._outputs[name] = name
         return name
 
     def _drop_unused(self) -> None:
         used = {name for node in _all_nodes(self._graph.node) for name in node.input} | {output.name for output in self._graph.output}
-        kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
+        in_use = [tensor for tensor in self._graph.initializer if tensor.name in used]
         del self._graph.initializer[:]
-        self._graph.initializer.extend(kept)
+        self._graph.initializer.extend(in_use)
 
 
 def blocks(matrix: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:

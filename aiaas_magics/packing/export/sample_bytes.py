@@ -1,21 +1,26 @@
-"""Sample rows and their answers as bytes, for the proof.
+"""Sample bytes: sample rows and their answers in the form in which they travel to the parity check.
 
-Samples are safetensors with `input/<name>` and `output/<name>`, rows first. A string tensor
-travels as UTF-8 in `uint8`, padded with zeros along one more dimension; `length/input/<name>` says how many bytes are its own.
+Samples are safetensors with `input/<name>` and `output/<name>`, rows first; rows of another size follow as `1/input/<name>`,
+`1/output/<name>` and so on. A string tensor travels as UTF-8 in `uint8`, padded with zeros along one more dimension;
+`length/input/<name>` says how many bytes are its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 
-def as_safetensors(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> bytes:
+def as_safetensors(inputs: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[Mapping[str, np.ndarray]]) -> bytes:
+    """Sets of rows and the answers to each, as many sets as there are sizes of the free dimensions."""
     from safetensors.numpy import save
 
-    tensors = {f"input/{name}": array for name, array in inputs.items()}
-    tensors |= {f"output/{name}": array for name, array in outputs.items()}
+    tensors: dict[str, np.ndarray] = {}
+    for number, (rows, answers) in enumerate(zip(inputs, outputs, strict=True)):
+        place = f"{number}/" if number else ""
+        tensors |= {f"{place}input/{name}": array for name, array in rows.items()}
+        tensors |= {f"{place}output/{name}": array for name, array in answers.items()}
     lengths = {f"length/{name}": _lengths(array) for name, array in tensors.items() if array.dtype.kind in "OSU"}
     return bytes(save({name: np.ascontiguousarray(_padded(array)) for name, array in (tensors | lengths).items()}))
 

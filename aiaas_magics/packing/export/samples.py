@@ -1,4 +1,4 @@
-"""Sample rows for the proof of an export, and the interface that they go through.
+"""Samples: the rows that an export is compared on, and the interface that they go through.
 
 Owns remembering rows of a fit's data, choosing samples, and naming a model's inputs and
 outputs. Exporting belongs to `model_export`.
@@ -10,14 +10,14 @@ import contextlib
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
 from aiaas_magics.core.errors import CannotTravel, DataMismatch, UsageError
 from aiaas_magics.core.spec import TensorSpec
-from aiaas_magics.packing.fitcall import batch_sources, fit_data
+from aiaas_magics.packing.data import batch_sources, fit_data
 
 AUTOMATIC: Final = frozenset({"input_layer", "keras_tensor"})  # Keras' own, with a number that changes from model to model
 ROWS: Final = 32  # of the issue: sizes 1, 3 and up to 32 are replayed
@@ -29,12 +29,26 @@ class NoSamples(UsageError):
     """Nothing is known of the model's data. The argument is the whole sentence, next move included."""
 
 
-def remember(model: Any, x: Any) -> None:
+def remember_data(model: Any, x: Any, *, dataset: Any, streams: Sequence[batch_sources.Stream]) -> None:
+    """Keep rows of the data that `model` is fitted on, or where they are to be had.
+
+    Args:
+        x: as it travels, arrays or a `BatchSource`.
+        dataset: x as the user gave it.
+        streams: what the kernel sends batch by batch.
+    """
+    if isinstance(x, batch_sources.BatchSource):
+        _remember_source(model, dataset, x, streams)
+    else:
+        _remember(model, x)
+
+
+def _remember(model: Any, x: Any) -> None:
     """Keep copies of the first rows of `x`, as long as `model` lives."""
     _remembered[model] = fit_data.map_leaves(lambda array: np.array(array[:ROWS]), x)
 
 
-def remember_source(model: Any, dataset: Any, source: batch_sources.BatchSource, streams: Sequence[batch_sources.Stream]) -> None:
+def _remember_source(model: Any, dataset: Any, source: batch_sources.BatchSource, streams: Sequence[batch_sources.Stream]) -> None:
     """Keep where rows of `dataset` are to be had: its first batch is read when samples are asked for, or comes by on its way to the job.
 
     What is kept is small, so that a model does not hold on to its data.
@@ -50,7 +64,7 @@ def remember_source(model: Any, dataset: Any, source: batch_sources.BatchSource,
 
 def _remember_batch(model: Any, batch: Any) -> None:
     with contextlib.suppress(CannotTravel, DataMismatch):
-        remember(model, fit_data.mapped(_x_of(batch), "x"))
+        _remember(model, fit_data.mapped(_x_of(batch), "x"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +75,10 @@ class _Later:
 
     def rows(self) -> Any:
         dataset = self.dataset()
-        return None if dataset is None else _given(dataset)
+        return None if dataset is None else _rows_of_sample(dataset)
 
 
-def _known(model: Any) -> Any:
+def _rows_of_last_fit(model: Any) -> Any:
     rows = _remembered.get(model)
     return rows.rows() if isinstance(rows, _Later) else rows
 
@@ -82,6 +96,7 @@ class Interface:
     dtypes: tuple[str, ...]
     absent: tuple[tuple[int, str], ...] = ()
     originals: tuple[str, ...] = ()  # the names in Keras, "" where they are the same or made up by Keras
+    prepare: Callable[[Any], Any] | None = None  # makes of the arranged inputs what the model is called with
 
     @classmethod
     def of(cls, *, names: tuple[str, ...], shapes: tuple[tuple[int | None, ...], ...], dtypes: tuple[str, ...]) -> Interface:
@@ -106,68 +121,88 @@ class Interface:
 
     def without(self, places: Sequence[int]) -> Interface:
         """The same model, called with None at these places."""
-        kept = [place for place in range(len(self.names)) if place not in places]
+        places_left = [place for place in range(len(self.names)) if place not in places]
         return Interface(
-            names=tuple(self.names[place] for place in kept),
+            names=tuple(self.names[place] for place in places_left),
             structure=self.structure,
-            shapes=tuple(self.shapes[place] for place in kept),
-            dtypes=tuple(self.dtypes[place] for place in kept),
+            shapes=tuple(self.shapes[place] for place in places_left),
+            dtypes=tuple(self.dtypes[place] for place in places_left),
             absent=tuple((place, self.names[place]) for place in sorted(places)),
-            originals=tuple(self.originals[place] for place in kept),
+            originals=tuple(self.originals[place] for place in places_left),
+            prepare=self.prepare,
         )
 
+    def freed(self, rows: Sequence[np.ndarray]) -> Interface:
+        """The same inputs, with the dimensions free whose sizes `rows`, one array for each name, has otherwise."""
+
+        def free(shape: tuple[int | None, ...], array: np.ndarray) -> tuple[int | None, ...]:
+            sizes = _as_ranked(array, shape).shape
+            return shape if len(sizes) != len(shape) else tuple(n if n == size else None for n, size in zip(shape, sizes, strict=True))
+
+        return replace(self, shapes=tuple(map(free, self.shapes, rows)))
+
     def arranged(self, values: Sequence[Any]) -> Any:
-        """`values`, one for each name, as the model takes them."""
+        """`values`, one for each name, as the model is called with them."""
         import keras
 
         leaves = list(values)
         for place, _ in self.absent:
             leaves.insert(place, None)
-        return keras.tree.pack_sequence_as(self.structure, leaves)
+        arranged = keras.tree.pack_sequence_as(self.structure, leaves)
+        return arranged if self.prepare is None else self.prepare(arranged)
 
 
-def samples_for(model: Any, sample: Any) -> tuple[Interface, dict[str, np.ndarray], str]:
-    """The model's interface, up to 32 rows that go through it, and what these are.
+def samples_for(
+    model: Any, sample: Any, other_samples: Sequence[Any] = (), *, prepare: Callable[[Any], Any] | None = None
+) -> tuple[Interface, tuple[dict[str, np.ndarray], ...], str]:
+    """The model's interface, up to 32 rows of each size that go through it, and what these are.
 
     Args:
-        sample: Rows as `fit` takes them for x; None for those of the last fit.
+        sample: rows as `fit` takes them for x; None for those of the last fit.
+        other_samples: rows of other sizes. A dimension that differs is free.
+        prepare: makes of such rows what the model is called with; what the model declares is not what is served then.
 
     Raises:
         NoSamples: none were given, none are known, and none can be made up.
         DataMismatch: they are not what the model takes.
     """
-    rows = _given(sample) if sample is not None else _known(model)
-    which = "your sample" if sample is not None else "the data of the last fit"
-    if _is_functional(model):
-        interface = _declared(model)
+    rows = _rows_of_sample(sample) if sample is not None else _rows_of_last_fit(model)
+    origin = "your sample" if sample is not None else "the data of the last fit"
+    is_declared = _is_functional(model) and prepare is None
+    if is_declared:
+        interface = _declared_interface(model)
         if rows is None:
-            rows, which = _made_up(model, interface), "made-up data"
+            rows, origin = _made_up(model, interface), "made-up data"
     elif rows is None:
         raise NoSamples(
             f"What model {model.name!r} takes is not known: it was not fitted by %%aiaas_train in this kernel. "
             "Give typical rows with --sample ARRAY."
         )
     else:
-        interface = _seen(rows)
+        interface = replace(_interface_of_rows(rows), prepare=prepare)
     absent = [place for place, leaf in enumerate(_leaves(model, interface, rows)) if leaf is None]
     if len(absent) == len(interface.names):
         raise DataMismatch("The sample has no array: each of its inputs is None. Give typical rows.")
     interface = interface.without(absent) if absent else interface
-    return interface, _named(model, interface, rows, most=ROWS), which
+    other_rows = [_rows_of_sample(other) for other in other_samples]
+    if not is_declared:
+        for other in other_rows:
+            interface = interface.freed(_arrays(model, interface, other))
+    return interface, tuple(_named(model, interface, part, most=ROWS) for part in (rows, *other_rows)), origin
 
 
-def _given(sample: Any) -> Any:
+def _rows_of_sample(sample: Any) -> Any:
     """The rows of `sample`: arrays as `fit` takes them, or the first batch of what yields batches."""
     if batch_sources.is_source(sample):
-        sample = _first_batch(sample)
+        sample = first_batch(sample)
     try:
         return fit_data.mapped(sample, "sample")
     except CannotTravel as error:  # which speaks of training
         raise DataMismatch(f"{error.path} is {error.why}: no rows to try the model on. {error.next_move}") from None
 
 
-def _first_batch(source: Any) -> Any:
-    """x of the first batch. An iterator is not touched: what is read of it would be missing in the next fit."""
+def first_batch(source: Any) -> Any:
+    """x of the first batch of a sample in batches. An iterator is not touched: what is read of it would be missing in the next fit."""
     if hasattr(source, "__next__"):
         raise DataMismatch("sample is an iterator, and reading a batch of it would use that up. Give an array of typical rows.")
     batch = source[0] if hasattr(source, "__getitem__") else next(iter(source), None)
@@ -206,7 +241,7 @@ def rows_through(name: str, interface: Interface, sample: Any) -> dict[str, np.n
     elif len(interface.names) > 1 and hasattr(sample, "columns") and hasattr(sample, "to_numpy"):  # a DataFrame, by its columns
         rows = {str(column): np.asarray(sample[column]) for column in sample.columns}
     else:
-        rows = _given(sample)
+        rows = _rows_of_sample(sample)
     return _named(_Named(name), interface, rows, most=ROWS)
 
 
@@ -220,8 +255,8 @@ class _Named:
 def _normal(interface: Interface) -> Any:
     """Random normal rows."""
     draw = np.random.default_rng(0)
-    made = [draw.standard_normal([ROWS, *(n or 8 for n in shape[1:])]) for shape in interface.shapes]
-    return dict(zip(interface.names, made, strict=True)) if len(made) > 1 else made[0]
+    arrays = [draw.standard_normal([ROWS, *(n or 8 for n in shape[1:])]) for shape in interface.shapes]
+    return dict(zip(interface.names, arrays, strict=True)) if len(arrays) > 1 else arrays[0]
 
 
 def _is_functional(model: Any) -> bool:
@@ -230,17 +265,25 @@ def _is_functional(model: Any) -> bool:
     return isinstance(model, Functional) or getattr(model, "_functional", None) is not None
 
 
-def _declared(model: Any) -> Interface:
+def is_by_input_names(model: Any, rows: Any) -> bool:
+    """Whether `rows` are a dict by the names of a functional model's inputs."""
+    if not _is_functional(model) or not isinstance(rows, Mapping):
+        return False
+    structure = (getattr(model, "_functional", None) or model)._inputs_struct
+    return isinstance(structure, Mapping) and set(rows) == set(structure)
+
+
+def _declared_interface(model: Any) -> Interface:
     """What a functional or built Sequential model says of its inputs."""
     import keras
 
     graph = getattr(model, "_functional", None) or model
     structure = graph._inputs_struct
     places = keras.tree.flatten(structure)
-    given = _keys(structure) if isinstance(structure, Mapping) else [_layer_of(tensor) for tensor in places]
+    names = _keys(structure) if isinstance(structure, Mapping) else [_layer_of(tensor) for tensor in places]
     return Interface(
-        names=unique_names(given, "input"),
-        originals=original_names(given, "input"),
+        names=unique_names(names, "input"),
+        originals=original_names(names, "input"),
         structure=structure,
         shapes=tuple((None, *tensor.shape[1:]) for tensor in places),
         dtypes=tuple(keras.backend.standardize_dtype(tensor.dtype) for tensor in places),
@@ -254,7 +297,7 @@ def _keys(structure: Any) -> list[str]:
     return ["_".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(structure)]
 
 
-def _seen(rows: Any) -> Interface:
+def _interface_of_rows(rows: Any) -> Interface:
     """The interface of a subclassed model, from rows that it takes."""
     import keras
 
@@ -297,22 +340,28 @@ def _leaves(model: Any, interface: Interface, rows: Any) -> list[Any]:
     return flat
 
 
-def _named(model: Any, interface: Interface, rows: Any, *, most: int | None) -> dict[str, np.ndarray]:
-    """`rows` by the interface's names, in its dtypes, checked against its shapes."""
+def _arrays(model: Any, interface: Interface, rows: Any) -> list[np.ndarray]:
+    """The arrays of `rows` in the order of the interface's names."""
     absent = {place for place, _ in interface.absent}
     flat = [leaf for place, leaf in enumerate(_leaves(model, interface, rows)) if place not in absent]
     if any(leaf is None for leaf in flat):
         raise DataMismatch(f"{model.name!r} got None for an input that the sample has. Give the same inputs in both.")
-    chosen = {}
+    return flat
+
+
+def _named(model: Any, interface: Interface, rows: Any, *, most: int | None) -> dict[str, np.ndarray]:
+    """`rows` by the interface's names, in its dtypes, checked against its shapes."""
+    flat = _arrays(model, interface, rows)
+    named = {}
     for name, leaf, shape, dtype in zip(interface.names, flat, interface.shapes, interface.dtypes, strict=True):
         array = _as_ranked(leaf, shape)
-        fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+        fits = array.ndim == len(shape) and all(want in (None, size) for want, size in zip(shape, array.shape, strict=True))
         if not fits or not len(array):
             raise DataMismatch(f"Sample rows for input {name!r} have the shape {array.shape}, the model takes {shape}. Give whole rows.")
-        chosen[name] = array[:most] if dtype == "string" else np.ascontiguousarray(array[:most], dtype=dtype)
-    if len({len(array) for array in chosen.values()}) > 1:
+        named[name] = array[:most] if dtype == "string" else np.ascontiguousarray(array[:most], dtype=dtype)
+    if len({len(array) for array in named.values()}) > 1:
         raise DataMismatch("The sample arrays have different numbers of rows. Give as many rows in each.")
-    return chosen
+    return named
 
 
 def _as_ranked(array: np.ndarray, shape: Sequence[int | None]) -> np.ndarray:
@@ -347,20 +396,20 @@ def _layer_of(tensor: Any) -> str:
     return str(history.operation.name if history is not None and history.operation is not None else tensor.name)
 
 
-def original_names(given: Sequence[Any], kind: str, automatic: frozenset[str] = AUTOMATIC) -> tuple[str, ...]:
+def original_names(keras_names: Sequence[Any], kind: str, automatic: frozenset[str] = AUTOMATIC) -> tuple[str, ...]:
     """Keras' name for each of `unique_names`, "" where it is the same, or made up by Keras."""
-    served = unique_names(given, kind, automatic)
-    return tuple("" if name == str(own) or _stem(own) in automatic else str(own) for name, own in zip(served, given, strict=True))
+    served = unique_names(keras_names, kind, automatic)
+    return tuple("" if name == str(own) or _stem(own) in automatic else str(own) for name, own in zip(served, keras_names, strict=True))
 
 
 def _stem(name: Any) -> str:
     return re.sub(r"_\d+$", "", str(name))
 
 
-def unique_names(given: Sequence[Any], kind: str, automatic: frozenset[str] = AUTOMATIC) -> tuple[str, ...]:
+def unique_names(keras_names: Sequence[Any], kind: str, automatic: frozenset[str] = AUTOMATIC) -> tuple[str, ...]:
     """Names that a signature may have. A name that Keras made up changes from model to model: its place stands for it."""
     names: list[str] = []
-    for place, name in enumerate(map(str, given)):
+    for place, name in enumerate(map(str, keras_names)):
         cleaned = re.sub(r"[^A-Za-z0-9_.]", "_", name)
         usable = _stem(name) not in automatic and re.match(r"[A-Za-z]", cleaned) and cleaned not in names
         names.append(cleaned if usable else f"{kind}_{place}")

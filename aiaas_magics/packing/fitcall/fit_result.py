@@ -1,4 +1,4 @@
-"""What comes back from a fit call: numbers in a safetensors file, never objects.
+"""Fit result: what comes back from a fit call, numbers in a safetensors file and never objects.
 
 Owns the file, and putting it into a live model. When to fetch and apply it belongs to
 the client's `job`.
@@ -12,19 +12,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from aiaas_magics.core.errors import AiaasBug, DataMismatch, ResultMismatch
 from aiaas_magics.packing.checks import fit_checks
-from aiaas_magics.packing.checks.fit_checks import BatchSpec
-from aiaas_magics.packing.fitcall import attributes, plain_json
-from aiaas_magics.packing.fitcall.model_variables import ROLES, fitting_value, roles_of, tensorflow_variable, value_of
+from aiaas_magics.packing.data.batch_shapes import BatchSpec, symbols
+from aiaas_magics.packing.fitcall.packed_fit_call import PackedFitCall, UnpackedFitCall
+from aiaas_magics.packing.live import attributes, plain_json
+from aiaas_magics.packing.live.model_variables import ROLES, fitting_value, roles_of, tensorflow_variable, value_of
 from aiaas_magics.packing.portable.portable_call import PortedFitCall
-
-if TYPE_CHECKING:
-    from aiaas_magics.packing.fitcall.fit_call import PackedFitCall, UnpackedFitCall
 
 HEADER: Final = "aiaas"
 # Links to living objects, not data; they are set anew where the result is taken.
@@ -45,7 +43,7 @@ class FitResult:
     stop_training: bool
     batch: BatchSpec  # what the model was built for
     attributes: tuple[dict[str, Any], ...] = ()  # of layers and data, in the order of `attributes.owners`
-    made: tuple[str, ...] = ()  # paths of weights that the model had not when it was sent
+    new_weights: tuple[str, ...] = ()  # paths of weights that the model had not when it was sent
 
 
 def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall | PortedFitCall, history: Any) -> None:
@@ -91,8 +89,8 @@ def write_result(path: str | os.PathLike[str], unpacked: UnpackedFitCall | Porte
 def _made_in_training(unpacked: UnpackedFitCall | PortedFitCall) -> list[str]:
     if isinstance(unpacked, PortedFitCall):
         return []
-    sent = {id(variable) for variable in unpacked.variables}
-    return [str(weight.path) for weight in unpacked.model.weights if id(tensorflow_variable(weight)) not in sent]
+    sent_ids = {id(variable) for variable in unpacked.variables}
+    return [str(weight.path) for weight in unpacked.model.weights if id(tensorflow_variable(weight)) not in sent_ids]
 
 
 def _places_of(unpacked: UnpackedFitCall | PortedFitCall) -> Mapping[str, Sequence[int]]:
@@ -126,12 +124,12 @@ def read_result(data: bytes) -> FitResult:
             history=plain_json.decode_history(header["history"], arrays),
             epoch=plain_json.decode(header["epoch"], arrays),
             params=plain_json.decode(header["params"], arrays),
-            callbacks=tuple({name: plain_json.decode(value, arrays) for name, value in found.items()} for found in header["callbacks"]),
+            callbacks=tuple({name: plain_json.decode(value, arrays) for name, value in values.items()} for values in header["callbacks"]),
             stop_training=header["stop_training"],
             batch=plain_json.decode(header["batch"], arrays),
-            made=tuple(header.get("made", ())),
+            new_weights=tuple(header.get("made", ())),
             attributes=tuple(
-                {name: plain_json.decode(value, arrays) for name, value in found.items()} for found in header.get("attributes", ())
+                {name: plain_json.decode(value, arrays) for name, value in values.items()} for values in header.get("attributes", ())
             ),
         )
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, SafetensorError) as error:
@@ -144,8 +142,9 @@ def apply_result(result: FitResult, packed: PackedFitCall) -> Any:
     Raises:
         ResultMismatch: a variable has another shape or dtype by now; nothing was changed then.
     """
-    if result.made:
-        how = f"training made {len(result.made)} weights that it has not got here ({', '.join(result.made)[:300]}), so nothing was changed"
+    if result.new_weights:
+        paths = ", ".join(result.new_weights)[:300]
+        how = f"training made {len(result.new_weights)} weights that it has not got here ({paths}), so nothing was changed"
         raise ResultMismatch(packed.model.name, how, "Call the model on a batch before fit, so that it has all its weights.")
     _assign(packed.model, packed.variables, result.variables, packed.paths)
     history = _history(result, packed.model)
@@ -190,8 +189,8 @@ def apply_to(result: FitResult, model: Any) -> Any:
             fitting_value(variable, result.variables[place]) for variable, place in zip(roles[role], places, strict=True)
         )
         if not fits and role == "weights":
-            theirs = [f"{result.paths[place]} {result.variables[place].shape}" for place in places]
-            raise ResultMismatch(model.name, f"it has {len(roles[role])} weights, the trained one {len(places)}: {', '.join(theirs)[:400]}")
+            shapes = [f"{result.paths[place]} {result.variables[place].shape}" for place in places]
+            raise ResultMismatch(model.name, f"it has {len(roles[role])} weights, the trained one {len(places)}: {', '.join(shapes)[:400]}")
         if fits:
             variables += roles[role]
             values += [result.variables[place] for place in places]
@@ -205,8 +204,8 @@ def _assign(model: Any, variables: Sequence[Any], values: Sequence[np.ndarray], 
         raise ResultMismatch(model.name, f"{len(values)} variables came back for {len(variables)}")
     for variable, value, path in zip(variables, values, paths, strict=True):
         if not fitting_value(variable, value):
-            there = f"{variable.dtype.name} {tuple(variable.shape)}"
-            raise ResultMismatch(model.name, f"{path} is {there} here, {value.dtype.name} {value.shape} came back")
+            expected = f"{variable.dtype.name} {tuple(variable.shape)}"
+            raise ResultMismatch(model.name, f"{path} is {expected} here, {value.dtype.name} {value.shape} came back")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 
@@ -231,7 +230,7 @@ def _build(result: FitResult, model: Any) -> None:
         if model.compiled:
             fit_checks.build(model, result.batch)
         elif not model.built:
-            backend.compute_output_spec(model, fit_checks.symbols(result.batch)[0], training=False)
+            backend.compute_output_spec(model, symbols(result.batch)[0], training=False)
     except (DataMismatch, ValueError, RuntimeError) as error:
         raise ResultMismatch(model.name, f"it does not take the data of that fit ({' '.join(str(error).split())[:300]})") from error
 
@@ -250,10 +249,10 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 def _from_bits(data: np.ndarray, dtype: str, shape: list[int]) -> np.ndarray:
     if dtype[:1] in "<>|=":
-        found = np.dtype(dtype)
+        dtype_of_array = np.dtype(dtype)
     else:
         import tensorflow as tf
 
-        found = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
+        dtype_of_array = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
     # A copy: `data` is a read-only view of the whole file.
-    return np.frombuffer(data.tobytes(), found).reshape(shape).copy()
+    return np.frombuffer(data.tobytes(), dtype_of_array).reshape(shape).copy()

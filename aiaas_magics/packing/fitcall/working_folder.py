@@ -1,4 +1,4 @@
-"""What callbacks find around them: the folders beside the notebook, and files that they go on writing.
+"""Working folder of callbacks: the folders beside the notebook, and the files that callbacks append to.
 
 Owns finding both in the kernel. A worker runs in an empty folder of its own, and what is written there comes back by name.
 """
@@ -24,17 +24,17 @@ def folders(beside: Path, *, payload: bytes) -> tuple[str, ...]:
 
 
 def _below(beside: Path) -> tuple[str, ...]:
-    found: list[str] = []
-    left = deque([beside])
-    while left and len(found) < MOST_FOLDERS:
+    folders_below: list[str] = []
+    queue = deque([beside])
+    while queue and len(folders_below) < MOST_FOLDERS:
         try:
-            with os.scandir(left.popleft()) as entries:
+            with os.scandir(queue.popleft()) as entries:
                 inner = sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name[0] not in "._")
         except OSError:  # not ours to read, or gone meanwhile
             continue
-        left.extend(inner)
-        found += [path.relative_to(beside).as_posix() for path in inner]
-    return tuple(found[:MOST_FOLDERS])
+        queue.extend(inner)
+        folders_below += [path.relative_to(beside).as_posix() for path in inner]
+    return tuple(folders_below[:MOST_FOLDERS])
 
 
 def appended(callbacks: Sequence[Any]) -> frozenset[str]:

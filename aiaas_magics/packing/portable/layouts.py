@@ -1,4 +1,4 @@
-"""Which variables are cut over devices, and along which axis, where the model itself is.
+"""Layouts: which variables are cut over devices, and along which axis, where the model itself is.
 
 Owns the user's rules (`model.layout_map`), the rule for when there are none, and the check
 that what is cut can be cut. Carrying it out belongs to Keras' `ModelParallel`.
@@ -32,12 +32,12 @@ def layouts_of(model: Any, *, parts: int) -> dict[str, Axes]:
     rules = getattr(model, "layout_map", None)
     if parts == 1:
         return {}
-    found = dict(_default(model, parts)) if rules is None else dict(_by_rules(model, rules, parts))
-    if not found:
+    layouts = dict(_default(model, parts)) if rules is None else dict(_by_rules(model, rules, parts))
+    if not layouts:
         raise InvalidSpec(
             f"No variable of {model.name!r} can be cut into {parts} parts. Set model.layout_map, or leave --model-parallel out."
         )
-    return found
+    return layouts
 
 
 def _default(model: Any, parts: int) -> Iterator[tuple[str, Axes]]:
@@ -55,11 +55,11 @@ def _default(model: Any, parts: int) -> Iterator[tuple[str, Axes]]:
 def _by_rules(model: Any, rules: Mapping[str, Any], parts: int) -> Iterator[tuple[str, Axes]]:
     unused = set(rules)
     for variable in model.variables:
-        for pattern, given in rules.items():
+        for pattern, axes in rules.items():
             if not re.search(pattern, variable.path):
                 continue
             unused.discard(pattern)
-            yield variable.path, _checked(variable, tuple(getattr(given, "axes", given)), pattern, parts)
+            yield variable.path, _checked(variable, tuple(getattr(axes, "axes", axes)), pattern, parts)
             break
     if unused:
         raise InvalidSpec(f"layout_map[{min(unused)!r}] fits no variable of {model.name!r}. Use a pattern such as 'dense.*kernel'.")

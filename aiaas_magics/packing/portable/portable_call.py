@@ -1,9 +1,9 @@
-"""A fit call in a form that Keras on another backend can take: by config, where `state_pickle` goes by state.
+"""Portable fit call: a form that Keras on another backend can take, by config, where `state_pickle` goes by state.
 
 Owns the form, there (`add`) and back (`unpack`). The model and what it is compiled with travel as
 Keras' own serialization, the user's classes and functions by value, callbacks and arguments as ever;
 the values of variables are those of the fit call by state, found by their role and order. Why a call
-cannot take this form is `portability`; that it computes the same is proved where it arrives (`proof`).
+cannot take this form is `portability`; that it computes the same is checked where it arrives, against `reference_answers`.
 
 The bytes are two parts behind those of `state_pickle`: `recipe`, of which the model is made, and
 `rest`, whose references to the model are references to what was made.
@@ -22,12 +22,11 @@ import numpy as np
 
 from aiaas_magics.core.engines import of_keras_backend
 from aiaas_magics.core.errors import NotOnEngine
-from aiaas_magics.packing.checks.fit_checks import BatchSpec, symbols
-from aiaas_magics.packing.export import reference_answers
-from aiaas_magics.packing.fitcall import state_pickle
-from aiaas_magics.packing.fitcall.model_variables import VariableSpec, keras_roles_of, roles_of
-from aiaas_magics.packing.fitcall.state_pickle import Failed, Luggage
-from aiaas_magics.packing.portable import portability
+from aiaas_magics.packing.checks import portability, reference_answers
+from aiaas_magics.packing.data.batch_shapes import BatchSpec, symbols
+from aiaas_magics.packing.live.model_variables import VariableSpec, keras_roles_of, roles_of
+from aiaas_magics.packing.pickling import state_pickle
+from aiaas_magics.packing.pickling.state_pickle import Failed, OutOfBand
 from aiaas_magics.packing.portable.layouts import Axes, layouts_of
 
 
@@ -49,7 +48,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortedFitCall:
-    """A fit call in a worker of another backend; see `fitcall.UnpackedFitCall`, which it stands for."""
+    """A fit call in a worker of another backend; see `UnpackedFitCall`, which it stands for."""
 
     model: Any
     arguments: dict[str, Any]
@@ -58,7 +57,7 @@ class PortedFitCall:
     paths: tuple[str, ...]
     batch: BatchSpec
     roles: Mapping[str, tuple[int, ...]]
-    proof: reference_answers.ReferenceAnswers
+    reference: reference_answers.ReferenceAnswers
 
 
 class Ported:
@@ -98,8 +97,8 @@ class Ported:
 # --------------------------------------------------------------------------- there
 
 
-def add(payload: bytes, luggage: Luggage, root: Mapping[str, Any], *, parts: int = 1) -> bytes:
-    """`payload` with a portable form of `root` behind it. Arrays join those of `luggage`.
+def add(payload: bytes, out_of_band: OutOfBand, root: Mapping[str, Any], *, parts: int = 1) -> bytes:
+    """`payload` with a portable form of `root` behind it. Arrays join those of `out_of_band`.
 
     Args:
         parts: over how many devices one copy of the model is to be cut.
@@ -109,7 +108,7 @@ def add(payload: bytes, luggage: Luggage, root: Mapping[str, Any], *, parts: int
         InvalidSpec: the model cannot be cut like that.
     """
     model, arguments = root["model"], root["arguments"]
-    code = list(luggage.code.values())
+    code = list(out_of_band.code.values())
     why = portability.why_not(model, arguments, code)
     if why is not None:
         raise NotPortable(why)
@@ -133,17 +132,17 @@ def add(payload: bytes, luggage: Luggage, root: Mapping[str, Any], *, parts: int
     rest = {
         "arguments": arguments,
         "callbacks": root["callbacks"],
-        "roles": _places(model, luggage.variables),
-        "proof": numbers,
+        "roles": _places(model, out_of_band.variables),
+        "reference": numbers,
     }
-    return state_pickle.with_parts(payload, _dumped(recipe, luggage, []), _dumped(rest, luggage, _things_of(model)))
+    return state_pickle.with_parts(payload, _dumped(recipe, out_of_band, []), _dumped(rest, out_of_band, _things_of(model)))
 
 
 def _serialized(model: Any) -> dict[str, Any]:
     import keras
 
-    found: dict[str, Any] = keras.saving.serialize_keras_object(model)
-    return {name: value for name, value in found.items() if name != "compile_config"}
+    config: dict[str, Any] = keras.saving.serialize_keras_object(model)
+    return {name: value for name, value in config.items() if name != "compile_config"}
 
 
 @contextlib.contextmanager
@@ -163,14 +162,14 @@ def _by_name(code: Sequence[Any], mentioned: frozenset[str]) -> dict[str, Any]:
     """The user's classes and functions under the names by which a config mentions them."""
     from aiaas_magics.core.internals.keras_internals import GLOBAL_CUSTOM_NAMES
 
-    found: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     for obj in code:
         if not isinstance(obj, (type, types.FunctionType)) or _is_method(obj):
             continue
         for name in {obj.__name__, GLOBAL_CUSTOM_NAMES.get(obj, obj.__name__)} & mentioned:
-            if found.setdefault(name, obj) is not obj:
+            if named.setdefault(name, obj) is not obj:
                 raise NotPortable(f"two different things of this fit are called {name}")
-    return found
+    return named
 
 
 def _is_method(obj: Any) -> bool:
@@ -188,7 +187,9 @@ def _texts(config: Any) -> Iterator[str]:
 
 def _places(model: Any, variables: Sequence[Any]) -> dict[str, tuple[int, ...]]:
     places = {id(variable): place for place, variable in enumerate(variables)}
-    return {role: tuple(places[id(variable)] for variable in found if id(variable) in places) for role, found in roles_of(model).items()}
+    return {
+        role: tuple(places[id(variable)] for variable in of_role if id(variable) in places) for role, of_role in roles_of(model).items()
+    }
 
 
 def _things_of(model: Any) -> list[Any]:
@@ -196,12 +197,12 @@ def _things_of(model: Any) -> list[Any]:
     return [*model._flatten_layers(include_self=True), model.optimizer, *model.metrics]
 
 
-def _dumped(root: Any, luggage: Luggage, things: Sequence[Any]) -> bytes:
+def _dumped(root: Any, out_of_band: OutOfBand, things: Sequence[Any]) -> bytes:
     body = io.BytesIO()
     registered: list[types.ModuleType] = []
-    luggage.settled.clear()
+    out_of_band.settled.clear()
     try:
-        state_pickle.write(_PortablePickler(body, luggage, registered, things), root)
+        state_pickle.write(_PortablePickler(body, out_of_band, registered, things), root)
     except Failed as failed:
         raise NotPortable(str(failed.why)) from failed.why
     finally:
@@ -212,17 +213,17 @@ def _dumped(root: Any, luggage: Luggage, things: Sequence[Any]) -> bytes:
 class _PortablePickler(state_pickle.Pickler):
     """Things of the model leave their number behind; TensorFlow's own are refused."""
 
-    def __init__(self, file: io.BytesIO, luggage: Luggage, registered: list[types.ModuleType], things: Sequence[Any]) -> None:
-        super().__init__(file, luggage, registered)
+    def __init__(self, file: io.BytesIO, out_of_band: OutOfBand, registered: list[types.ModuleType], things: Sequence[Any]) -> None:
+        super().__init__(file, out_of_band, registered)
         self._places = {id(thing): place for place, thing in enumerate(things)}
 
     def persistent_id(self, obj: Any) -> Any:
         if (place := self._places.get(id(obj))) is not None:
             return "thing", place
-        found = super().persistent_id(obj)
-        if found is not None and found[0] == "variable":
+        reference = super().persistent_id(obj)
+        if reference is not None and reference[0] == "variable":
             raise Failed(obj, TypeError(f"a callback or function holds the variable {obj.name}"))
-        return found
+        return reference
 
     def reducer_override(self, obj: Any) -> Any:
         from keras import Layer, Metric
@@ -269,7 +270,7 @@ class Arrived:
         Raises:
             NotOnEngine: what is made of the config is another model.
         """
-        model = _made(self.recipe)
+        model = _model_of(self.recipe)
         things = _things_of(model)
         rest = state_pickle.read(_Unpickler(io.BytesIO(self._rest), self._arrays, things))
         homes = _homes(model, rest["roles"])
@@ -289,7 +290,7 @@ class Arrived:
             paths=tuple(str(getattr(home.variable, "path", spec.name)) for home, (spec, _) in zip(ported, self._facts, strict=True)),
             batch=self.recipe.batch,
             roles=rest["roles"],
-            proof=rest["proof"],
+            reference=rest["reference"],
         )
 
 
@@ -298,7 +299,7 @@ class _Unpickler(state_pickle.Unpickler):
         return self._variables[pid[1]] if pid[0] == "thing" else super().persistent_load(pid)
 
 
-def _made(recipe: Recipe) -> Any:
+def _model_of(recipe: Recipe) -> Any:
     import keras
 
     with keras.saving.custom_object_scope(recipe.custom):
@@ -317,12 +318,12 @@ def _here() -> str:
 
 def _homes(model: Any, roles: Mapping[str, Sequence[int]]) -> dict[int, Any]:
     """The model's variables by the places of the kernel's."""
-    found: dict[int, Any] = {}
+    homes: dict[int, Any] = {}
     for role, variables in keras_roles_of(model).items():
         if len(variables) != len(roles[role]):
             raise NotOnEngine(
                 _here(),
                 f"what is made of its config has {len(variables)} variables of the kind {role!r} there, and {len(roles[role])} here",
             )
-        found |= dict(zip(roles[role], variables, strict=True))
-    return found
+        homes |= dict(zip(roles[role], variables, strict=True))
+    return homes

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from aiaas_magics.packing.checks.fit_checks import batch_spec, symbols
-from aiaas_magics.packing.export import reference_answers
-from aiaas_magics.packing.fitcall import state_pickle
-from aiaas_magics.packing.fitcall.model_variables import VariableSpec, keras_roles_of
+from aiaas_magics.packing.checks import reference_answers
+from aiaas_magics.packing.data.batch_shapes import batch_spec, symbols
+from aiaas_magics.packing.live.model_variables import VariableSpec, keras_roles_of
+from aiaas_magics.packing.pickling import state_pickle
 from aiaas_magics.packing.portable.portable_call import Recipe
 
 Batch = tuple[Any, Any, Any]
@@ -59,7 +59,7 @@ def pack_stock(model: Any, arguments: Mapping[str, Any], *, compute: Callable[[A
         "arguments": dict(arguments),
         "callbacks": (),
         "roles": {role: tuple(places[id(variable)] for variable in found) for role, found in by_role.items()},
-        "proof": reference_answers.answers(model, batch, compute(model, batch)),
+        "reference": reference_answers.answers_of(model, batch, compute(model, batch)),
     }
     arrays: list[np.ndarray] = []
     facts = [(_spec_of(variable), np.asarray(keras.ops.convert_to_numpy(variable.value))) for variable in variables]

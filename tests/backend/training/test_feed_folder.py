@@ -19,7 +19,7 @@ from aiaas_magics.backend.training.comm.process_group import ProcessGroup, RankM
 from aiaas_magics.backend.training.tensorflow import rank_datasets
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.backend.workers.worker_main import missing_rank
-from aiaas_magics.packing.fitcall.batch_sources import packed
+from aiaas_magics.packing.data.batch_sources import packed
 from tests.backend.training.ranks import ROOT
 
 SILENT_S = 1.0

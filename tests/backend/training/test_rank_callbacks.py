@@ -17,7 +17,7 @@ from aiaas_magics.backend.training.checkpoint.checkpoint_contents import load
 from aiaas_magics.backend.training.rank_callbacks import callbacks_of_rank, epoch_lines, most_steps_a_call
 from aiaas_magics.backend.training.run import NEW_PASS
 from aiaas_magics.core.events import Checkpointed, Notice
-from aiaas_magics.packing.fitcall import plain_json
+from aiaas_magics.packing.live import plain_json
 from tests.backend.training.tensorflow.test_multi_step import Told, Trained, mlp, table
 
 

@@ -14,8 +14,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from aiaas_magics.core.errors import DataMismatch
-from aiaas_magics.packing.export import accuracy_impact, foreign_models
+from aiaas_magics.packing.export import foreign_models
 from aiaas_magics.packing.export.export_formats import CannotServe
+from aiaas_magics.packing.export.onnx_session import onnx_form
 from aiaas_magics.packing.export.samples import NoSamples
 from tests.support.packed import Namespace
 
@@ -57,7 +58,7 @@ def test_a_keras_file_is_loaded_and_served_as_its_model(cell: Cell, tmp_path: Pa
 
     exported = foreign_models.export(str(tmp_path / "net.keras"), made["x"][:4])
 
-    answers = accuracy_impact.onnx_form(exported.artefact)({"input_0": made["x"][:4]})["output_0"]
+    answers = onnx_form(exported.artefact)({"input_0": made["x"][:4]})["output_0"]
     assert exported.origin == "Keras"
     np.testing.assert_allclose(answers, made["model"](made["x"][:4]), rtol=1e-4, atol=1e-5)
 
@@ -137,13 +138,14 @@ def test_without_skl2onnx_an_estimator_is_told_the_lines() -> None:
         foreign_models.export(pipeline(), X)
 
 
+@pytest.mark.nightly
 def test_an_estimator_of_scikit_learn_is_served_as_onnx() -> None:
     pytest.importorskip("skl2onnx")
     model = pipeline()
 
     exported = foreign_models.export(model, X)
 
-    label, probabilities = accuracy_impact.onnx_form(exported.artefact)({exported.inputs[0].name: X}).values()
+    label, probabilities = onnx_form(exported.artefact)({exported.inputs[0].name: X}).values()
     assert [spec.shape for spec in exported.outputs] == [(-1,), (-1, 2)]
     assert (label.astype(bool) == model.predict(X)).all()
     np.testing.assert_allclose(probabilities, model.predict_proba(X), rtol=1e-4, atol=1e-5)
@@ -151,6 +153,7 @@ def test_an_estimator_of_scikit_learn_is_served_as_onnx() -> None:
         foreign_models.export(model)
 
 
+@pytest.mark.nightly
 def test_a_pipeline_of_columns_takes_them_by_name() -> None:
     pytest.importorskip("skl2onnx")
     from sklearn.compose import make_column_transformer
@@ -186,6 +189,7 @@ def estimators() -> dict[str, Any]:
     return made
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "kind", ["without probabilities", "of a frame", "lightgbm", "a booster of lightgbm", "xgboost of a frame", "a booster of xgboost"]
 )

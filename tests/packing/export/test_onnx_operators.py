@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aiaas_magics.packing.export import accuracy_impact, model_export
+from aiaas_magics.packing.export import model_export
+from aiaas_magics.packing.export.onnx_session import onnx_form
 from tests.support.packed import Namespace
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,7 @@ def test_a_model_is_an_onnx_file_that_computes_as_keras(shape: tuple[int, ...], 
 
     assert exported.format == "onnx", exported.note
     expected = made["model"](rows).numpy()
-    answers = accuracy_impact.onnx_form(exported.artefact)({"input_0": rows})["output_0"]
+    answers = onnx_form(exported.artefact)({"input_0": rows})["output_0"]
     np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(expected).max()))
 
 
@@ -57,4 +58,4 @@ def test_tables_of_numbers_are_looked_up_in_onnx(model: str, cell: Cell) -> None
     exported = model_export.export(made["model"], rows)
 
     assert exported.format == "onnx", exported.note
-    np.testing.assert_array_equal(accuracy_impact.onnx_form(exported.artefact)({"input_0": rows})["output_0"], made["model"](rows))
+    np.testing.assert_array_equal(onnx_form(exported.artefact)({"input_0": rows})["output_0"], made["model"](rows))

@@ -14,8 +14,9 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
-from aiaas_magics.packing.export import accuracy_impact, model_export
+from aiaas_magics.packing.export import model_export
 from aiaas_magics.packing.export.model_export import Servable
+from aiaas_magics.packing.export.onnx_session import onnx_form
 from tests.packing.export.zoo import KINDS, NOT_IN_A_GRAPH, NOT_IN_ONNX, TEXTS, entries
 
 # Of an output's largest value: float32 in another order of sums (design, section 6; the parity check of a deploy allows 1e-5).
@@ -62,7 +63,7 @@ def answered(exported: Servable, rows: Sequence[Any], folder: Path) -> Mapping[s
     """What the file computes, without Keras."""
     named = {spec.name: values for spec, values in zip(exported.inputs, rows, strict=True)}
     if exported.format == "onnx":
-        return accuracy_impact.onnx_form(exported.artefact)(named)
+        return onnx_form(exported.artefact)(named)
     with zipfile.ZipFile(io.BytesIO(exported.artefact)) as file:
         file.extractall(folder)
     loaded = tf.saved_model.load(str(next(folder.rglob("saved_model.pb")).parent))

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aiaas_magics.core.execution import Execution
 from aiaas_magics.packing.fitcall import fit_call
 from aiaas_magics.packing.fitcall.fit_call import FitCall
+from aiaas_magics.packing.pickling import state_pickle
 from tests.support.packed import Namespace, Worker
 
 Cell = Callable[..., Namespace]
@@ -156,3 +158,30 @@ def test_memory_grows_with_the_batch(cell: Cell) -> None:
     small, large = (fit_call.pack(FitCall(made["model"], {**made["arguments"], "batch_size": n})).memory_bytes for n in (1, 64))
 
     assert large - small >= 63 * 1000 * 4
+
+
+def test_a_draft_is_finished_for_the_engine_that_was_chosen_without_pickling_again(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = cell("model = keras.Sequential([layers.Dense(1)]); model.compile('sgd', 'mse')")
+    pickled: list[object] = []
+    dumps = state_pickle.dumps
+    monkeypatch.setattr(state_pickle, "dumps", lambda root: pickled.append(root) or dumps(root))
+
+    draft = fit_call.draft(FitCall(made["model"], made["arguments"]))
+    on_tensorflow, on_jax = draft.finish(Execution()), draft.finish(Execution(engine="jax"))
+
+    assert len(pickled) == 1
+    assert (on_tensorflow.execution.on_jax, on_jax.execution.on_jax) == (False, True)
+    assert len(on_jax.payload) > len(on_tensorflow.payload) == len(draft.payload)
+    assert on_tensorflow.shape == on_jax.shape == draft.shape
+
+
+def test_parsed_arguments_cannot_be_changed(cell: Cell) -> None:
+    made = cell("model = keras.Sequential([layers.Dense(1)]); model.compile('sgd', 'mse')")
+
+    data = fit_call.draft(FitCall(made["model"], {**made["arguments"], "epochs": 2})).data
+
+    assert data.arguments["x"] is made["arguments"]["x"], "nothing is copied"
+    with pytest.raises(TypeError):
+        data.arguments["epochs"] = 3  # type: ignore[index]
+    with pytest.raises(AttributeError):
+        data.rows = 3  # type: ignore[misc]

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from aiaas_magics.core.errors import AiaasBug, ResultMismatch
-from aiaas_magics.packing.fitcall import fit_call, plain_json
+from aiaas_magics.packing.fitcall import fit_call
 from aiaas_magics.packing.fitcall.fit_call import FitCall
+from aiaas_magics.packing.live import plain_json
 from tests.packing.cells import CELLS
 from tests.support import lanes
 from tests.support.packed import Namespace, Worker

@@ -76,21 +76,21 @@ class Storage:
         of_jobs = size_of(checkpoints), size_of([*files, *figures])
         path = self._state.path
         return (
-            StoragePart(what="data of jobs that are not over", bytes=sizes["inputs"][0], count=sizes["inputs"][1]),
+            StoragePart(contents="data of jobs that are not over", bytes=sizes["inputs"][0], count=sizes["inputs"][1]),
             StoragePart(
-                what="results",
+                contents="results",
                 bytes=sizes["results"][0],
                 count=sizes["results"][1],
                 freeable_bytes=sum(one.bytes for one in self._ended(records) if one.job in old),
             ),
-            StoragePart(what="models of endpoints", bytes=sizes["endpoints"][0], count=sizes["endpoints"][1]),
-            StoragePart(what="data kept for the next run", bytes=sizes[""][0], count=sizes[""][1], freeable_bytes=unneeded),
-            StoragePart(what="checkpoints", bytes=of_jobs[0], count=sum(one.is_dir() for one in checkpoints)),
-            StoragePart(what="files of callbacks", bytes=of_jobs[1], count=sum(one.is_dir() for one in files)),
-            StoragePart(what="running attempts", bytes=max(0, jobs - sum(of_jobs))),
-            StoragePart(what="records and logs of jobs", bytes=size_of(path.glob("records.sqlite*")), count=len(records)),
-            StoragePart(what="logs of processes", bytes=size_of(path.rglob("*.log"))),
-            StoragePart(what="set aside", bytes=size_of(path.glob("set-aside-*"))),
+            StoragePart(contents="models of endpoints", bytes=sizes["endpoints"][0], count=sizes["endpoints"][1]),
+            StoragePart(contents="data kept for the next run", bytes=sizes[""][0], count=sizes[""][1], freeable_bytes=unneeded),
+            StoragePart(contents="checkpoints", bytes=of_jobs[0], count=sum(one.is_dir() for one in checkpoints)),
+            StoragePart(contents="files of callbacks", bytes=of_jobs[1], count=sum(one.is_dir() for one in files)),
+            StoragePart(contents="running attempts", bytes=max(0, jobs - sum(of_jobs))),
+            StoragePart(contents="records and logs of jobs", bytes=size_of(path.glob("records.sqlite*")), count=len(records)),
+            StoragePart(contents="logs of processes", bytes=size_of(path.rglob("*.log"))),
+            StoragePart(contents="set aside", bytes=size_of(path.glob("set-aside-*"))),
         )
 
     def _ended(self, records: list[JobRecord]) -> list[Ended]:

@@ -92,7 +92,7 @@ def _paired(theirs: list[str], ours: list[str], what: str) -> dict[str, str]:
 
 def sentence_of(error: Exception) -> str:
     """What TensorFlow says, in one line: of a graph that failed what is behind the headings, of anything else the first line."""
-    lines = [line.strip() for line in keras_messages.told(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in keras_messages.message_of(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:MOST]
 
 

@@ -6,7 +6,8 @@ must come travels in the spec (`Precision`) and is bounded there.
 Owns replaying and comparing. Where the samples come from belongs to the kernel's side
 (`model_export`); what happens to a model that fails belongs to `model_loader`.
 
-Samples are a safetensors file with `input/<name>` and `output/<name>`, rows first. A string
+Samples are a safetensors file with `input/<name>` and `output/<name>`, rows first; where dimensions are free, rows of another size
+follow as `1/input/<name>`, `1/output/<name>` and so on, and the check is made for each. A string
 tensor, which safetensors does not know, travels as UTF-8 in `uint8`, padded with zeros along
 one more dimension at the end; `length/input/<name>` says how many bytes are its own.
 """
@@ -14,7 +15,7 @@ one more dimension at the end; `length/input/<name>` says how many bytes are its
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,11 @@ from aiaas_magics.core.spec import DeploySpec, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Samples:
+    """Rows of one size with the answers to them, and those of other sizes."""
+
     inputs: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
+    other_sizes: tuple[Samples, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -55,9 +59,15 @@ def read_samples(path: Path, spec: DeploySpec) -> Samples:
         found = read_safetensors(path.read_bytes())
     except (SafetensorError, ValueError, KeyError) as error:
         raise InvalidSpec(f"The samples of {spec.name} cannot be read ({error}). Run the cell again to export it anew.") from error
+    numbers = sorted({int(key.partition("/")[0]) for key in found if key.partition("/")[0].isdecimal()})
+    others = tuple(_of_one_size(found, f"{number}/", spec) for number in numbers)
+    return replace(_of_one_size(found, "", spec), other_sizes=others)
+
+
+def _of_one_size(found: Mapping[str, np.ndarray], place: str, spec: DeploySpec) -> Samples:
     samples = Samples(
-        inputs={tensor.name: _sample(found, "input", tensor, spec) for tensor in spec.inputs},
-        outputs={tensor.name: _sample(found, "output", tensor, spec) for tensor in spec.outputs},
+        inputs={tensor.name: _sample(found, f"{place}input", tensor, spec) for tensor in spec.inputs},
+        outputs={tensor.name: _sample(found, f"{place}output", tensor, spec) for tensor in spec.outputs},
     )
     if not samples.inputs or len({len(array) for array in samples.inputs.values()}) != 1 or samples.rows < 1:
         raise InvalidSpec(f"The samples of {spec.name} have no rows, or not equally many. Give typical rows with --sample ARRAY.")
@@ -91,11 +101,17 @@ def _sample(found: Mapping[str, np.ndarray], side: str, tensor: TensorSpec, spec
 
 
 def prove(engine: Engine, samples: Samples, spec: DeploySpec) -> ParityResult:
-    """Replay the samples one row, three rows and all rows at a time.
+    """Replay the samples one row, three rows and all rows at a time, those of each size.
 
     Raises:
         ProofFailed: with the largest difference.
     """
+    results = [_prove_one_size(engine, part, spec) for part in (samples, *samples.other_sizes)]
+    free = all(tensor.shape and tensor.shape[0] == -1 for tensor in spec.inputs)
+    return ParityResult(max(result.largest for result in results), free and all(result.batchable for result in results))
+
+
+def _prove_one_size(engine: Engine, samples: Samples, spec: DeploySpec) -> ParityResult:
     largest, batchable = 0.0, True
     sizes = {name: 0.0 if array.dtype.kind in "OSU" else largest_of(array) for name, array in samples.outputs.items()}
     for rows in dict.fromkeys((1, 3, samples.rows)):
@@ -109,8 +125,7 @@ def prove(engine: Engine, samples: Samples, spec: DeploySpec) -> ParityResult:
             if per_row or rows == samples.rows:
                 part, where = expected[chosen] if per_row else expected, f"{name}, {rows} rows"
                 largest = max(largest, _compare(found[name], part, spec, engine, where, largest=sizes[name]))
-    free = all(tensor.shape and tensor.shape[0] == -1 for tensor in spec.inputs)
-    return ParityResult(largest, batchable and free)
+    return ParityResult(largest, batchable)
 
 
 def _run(engine: Engine, inputs: Tensors, spec: DeploySpec) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.events import Checkpointed, Notice
 from aiaas_magics.core.row_order import whole_executions
-from aiaas_magics.packing.fitcall import plain_json
+from aiaas_magics.packing.live import plain_json
 
 NOT_STATE: Final = frozenset({"model", "_model", "params", "validation_data", "history"})
 SAVING_SHARE: Final = 0.05  # of the time at most goes into checkpoints, the first aside (guess)

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save, save_file
 from aiaas_magics.backend.folders import checkpoint_folder
 from aiaas_magics.backend.folders.checkpoint_folder import STATE, TrainingPosition
 from aiaas_magics.backend.folders.small_files import says_no_room
-from aiaas_magics.packing.fitcall import plain_json
+from aiaas_magics.packing.live import plain_json
 
 Array = npt.NDArray[Any]
 

@@ -25,7 +25,7 @@ from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.variable_roles import copies_of, metric_variables, offset_replicas, offset_seeds
 from aiaas_magics.core.internals.keras_internals import GLOBAL_SEED_GENERATOR, global_seed_generator, global_state
 from aiaas_magics.core.spec import TensorSpec
-from aiaas_magics.packing.fitcall.model_variables import check_kept, tensorflow_variable
+from aiaas_magics.packing.live.model_variables import check_kept, tensorflow_variable
 
 Array = npt.NDArray[Any]
 

@@ -37,7 +37,7 @@ from aiaas_magics.core.errors import NotOnEngine
 from aiaas_magics.core.events import Candidate, Planned
 from aiaas_magics.core.internals.jax_internals import xla_bridge
 from aiaas_magics.core.internals.keras_internals import GLOBAL_RANDOM_SEED, global_state, jax_trainer
-from aiaas_magics.packing.export import reference_answers
+from aiaas_magics.packing.checks import reference_answers
 from aiaas_magics.packing.fitcall import fit_call
 from aiaas_magics.packing.portable import portable_call
 from aiaas_magics.packing.portable.layouts import AXES, Axes
@@ -77,7 +77,7 @@ class JaxEngine:
         try:
             call = arrived.build(sync=lambda model: model.jax_state_sync())
             differs = reference_answers.difference(
-                call.proof, numbers_of(call.model, (call.proof.x, call.proof.y, call.proof.sample_weight))
+                call.reference, numbers_of(call.model, (call.reference.x, call.reference.y, call.reference.sample_weight))
             )
         except NotOnEngine:
             raise

@@ -327,4 +327,4 @@ def take(x: Any, rows: Any) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in keras_messages.told(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    return next((line.strip() for line in keras_messages.message_of(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -29,7 +29,7 @@ from aiaas_magics.core.errors import AiaasBug, DataEnded
 from aiaas_magics.core.feed_frames import FrameKind, decode, encode
 from aiaas_magics.core.internals.keras_internals import DataAdapter, data_adapters, make_class_weight_map_fn
 from aiaas_magics.core.internals.tensorflow_internals import nested_structure_coder
-from aiaas_magics.packing.fitcall.batch_sources import (
+from aiaas_magics.packing.data.batch_sources import (
     BatchSource,
     GraphSource,
     PickledSource,

@@ -36,7 +36,7 @@ from aiaas_magics.core.internals.tensorflow_internals import (
     op_def_registry,
     tf_stack,
 )
-from aiaas_magics.packing.fitcall.fingerprint import any_of, automatic_names, fingerprint
+from aiaas_magics.packing.pickling.fingerprint import any_of, automatic_names, fingerprint
 
 TRACE_BYTES: Final = 16 * 1024 * 1024  # guess: a Transformer of 12 blocks has 4 MB
 FOLDER_BYTES: Final = 128 * 1024 * 1024  # guess

@@ -65,7 +65,7 @@ def deployed(server: Served) -> DeploySpec:
 
 
 def parts_of(view: StorageView) -> dict[str, int]:
-    return {part.what: part.bytes for part in view.parts}
+    return {part.contents: part.bytes for part in view.parts}
 
 
 def test_nothing_that_is_needed_is_freed_and_all_that_is_not(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_nothing_that_is_needed_is_freed_and_all_that_is_not(tmp_path: Path) -> 
         assert freed.bytes > 790_000
         assert (freed.blobs >= 1, freed.results) == (True, 0)
         assert parts_of(before)["data kept for the next run"] - parts_of(after)["data kept for the next run"] >= 800_000
-        [kept] = [part for part in before.parts if part.what == "data kept for the next run"]
+        [kept] = [part for part in before.parts if part.contents == "data kept for the next run"]
         assert kept.freeable_bytes >= 800_000
         assert parts_of(after)["checkpoints"] > 0
         assert parts_of(after)["files of callbacks"] >= 1000

@@ -210,6 +210,25 @@ def test_names_of_keras_go_both_ways_and_an_onnx_model_is_served_as_it_is(backen
     of_onnx.stop()
 
 
+def test_two_samples_of_different_length_leave_the_length_free(backend: Backend) -> None:
+    model = cell(
+        """
+        class Net(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.lookup, self.memory = layers.Embedding(20, 4), layers.GRU(3)
+            def call(self, ids): return self.memory(self.lookup(ids))
+        model = Net()""".replace("\n        ", "\n")
+    )["model"]
+
+    endpoint = backend.deploy(model, name="lengths", sample=WHOLE, other_samples=[np.tile(WHOLE, 2)])
+
+    longer = np.tile(WHOLE, 3)[:5]
+    np.testing.assert_allclose(endpoint.predict(longer), own(model, longer)[0], rtol=1e-4, atol=1e-5)
+    assert [spec.shape for spec in endpoint.view().inputs] == [(-1, -1)]
+    endpoint.stop()
+
+
 @pytest.mark.nightly
 def test_a_saved_models_folder_is_served(backend: Backend, tmp_path: Path) -> None:
     import keras

@@ -20,8 +20,10 @@ from aiaas_magics.core.precision import SERVED, Precision
 from aiaas_magics.core.spec import DeploySpec
 from aiaas_magics.notebook import present
 from aiaas_magics.packing.export import accuracy_impact, model_export, quantization
-from aiaas_magics.packing.export.accuracy_impact import PrecisionChange, Reduction
+from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
+from aiaas_magics.packing.export.export_request import QuantizationOptions
 from aiaas_magics.packing.export.model_export import CannotServe
+from aiaas_magics.packing.export.onnx_session import onnx_form
 from tests.support import lanes
 
 ROWS = 600
@@ -137,7 +139,7 @@ def test_a_model_in_fewer_bits_is_measured_proved_and_served(made: Any, backend:
 
     answers, own = endpoint.predict(rows(x, 50)), model.predict(rows(x, 50), verbose=0)
     assert told == [endpoint.change]
-    figures = {line.what: line for line in told[0].lines}
+    figures = {line.measure: line for line in told[0].lines}
     for metric in compiled.keys() & figures.keys():
         assert figures[metric].before == pytest.approx(compiled[metric], rel=1e-3), "as Keras' own evaluate has it"
     assert "loss" in figures
@@ -173,7 +175,7 @@ def test_answers_do_not_depend_on_the_rows_beside_them(made: Any) -> None:
     """What onnxruntime's quantize_dynamic would make differs here by one part in a hundred."""
     model, x, _ = made["dense"]
     for bits in SERVED:
-        form = accuracy_impact.onnx_form(quantization.reduce(model_export.export(model).artefact, bits))
+        form = onnx_form(quantization.reduce(model_export.export(model).artefact, bits))
         large = np.concatenate([x[:4], 100 * x[4:64]])
         (together,) = form({"input_0": large}).values()
         (alone,) = form({"input_0": large[:4]}).values()
@@ -198,8 +200,8 @@ def test_without_validation_data_it_says_on_what_it_was_measured(made: Any) -> N
     import keras
 
     fresh = keras.models.clone_model(model)
-    made_up = model_export.export(fresh, reduction=Reduction(precision="int8")).change
-    sampled = model_export.export(model, x[:20], reduction=Reduction(precision="int8")).change
+    made_up = model_export.export(fresh, quantization_options=QuantizationOptions(precision="int8")).change
+    sampled = model_export.export(model, x[:20], quantization_options=QuantizationOptions(precision="int8")).change
 
     assert made_up is not None
     assert sampled is not None
@@ -212,7 +214,7 @@ def test_without_validation_data_it_says_on_what_it_was_measured(made: Any) -> N
 def test_the_table_says_size_metrics_and_verdict(made: Any) -> None:
     model, x, y = made["dense"]
 
-    found = model_export.export(model, reduction=Reduction(precision="int8", validation_data=(x, y))).change
+    found = model_export.export(model, quantization_options=QuantizationOptions(precision="int8", validation_data=(x, y))).change
 
     assert found is not None
     text = present.change_table(found)["text/plain"]
@@ -224,7 +226,7 @@ def test_the_table_says_size_metrics_and_verdict(made: Any) -> None:
 
 
 def test_an_output_that_is_no_number_any_more_is_refused() -> None:
-    worse = accuracy_impact.ImpactLine(what="accuracy", before=0.9, after=float("nan"))
+    worse = accuracy_impact.ImpactLine(measure="accuracy", before=0.9, after=float("nan"))
     what, by = accuracy_impact.judged((worse,))
     bad = PrecisionChange(
         precision="int8", bytes_before=2, bytes_after=1, rows=1, of="x", validated=True, lines=(worse,), judged=what, by=by, limit=1.0
@@ -249,9 +251,11 @@ def test_what_onnx_cannot_express_is_refused_before_anything_is_sent() -> None:
         (texts, np.array([["a"], ["b"]])),
     ]:
         with pytest.raises(CannotServe, match=r"as a SavedModel only.* int8 is to be had as ONNX\. Leave --precision out"):
-            model_export.export(model, sample, reduction=Reduction(precision="int8"))
+            model_export.export(model, sample, quantization_options=QuantizationOptions(precision="int8"))
     with pytest.raises(CannotServe, match="gains nothing from int8"):
-        model_export.export(keras.Sequential([keras.Input((3,)), layers.Dense(2)]), reduction=Reduction(precision="int8"))
+        model_export.export(
+            keras.Sequential([keras.Input((3,)), layers.Dense(2)]), quantization_options=QuantizationOptions(precision="int8")
+        )
 
 
 def test_validation_data_that_do_not_fit_are_refused_in_words(made: Any) -> None:
@@ -263,7 +267,7 @@ def test_validation_data_that_do_not_fit_are_refused_in_words(made: Any) -> None
         ((x, np.ones((ROWS, 7, 2), "float32")), "do not take y_val"),
     ]:
         with pytest.raises(DataMismatch, match=said):
-            model_export.export(model, reduction=Reduction(precision="int8", validation_data=given))
+            model_export.export(model, quantization_options=QuantizationOptions(precision="int8", validation_data=given))
 
 
 def test_a_tolerance_is_never_looser_than_its_precision() -> None:
@@ -279,7 +283,7 @@ def test_the_host_proves_the_reduced_form(made: Any, backend: Backend) -> None:
 
     model, x, _ = made["several"]
     full = model_export.export(model, rows(x, 32))
-    int4 = model_export.export(model, rows(x, 32), reduction=Reduction(precision="int4"))
+    int4 = model_export.export(model, rows(x, 32), quantization_options=QuantizationOptions(precision="int4"))
     sent = backend.blobs.send_bytes
     spec = DeploySpec(
         name="swapped", artefact=sent(full.artefact), format="onnx", samples=sent(int4.samples), inputs=full.inputs, outputs=full.outputs
@@ -333,15 +337,15 @@ def test_what_the_models_metrics_had_counted_is_put_back(made: Any) -> None:
     model.evaluate(x[:64], y[:64], verbose=0)
     before = [np.array(variable.numpy()) for variable in model.metrics_variables]
 
-    model_export.export(model, reduction=Reduction(precision="int8", validation_data=(x, y)))
+    model_export.export(model, quantization_options=QuantizationOptions(precision="int8", validation_data=(x, y)))
 
     assert all(np.array_equal(kept, variable.numpy()) for kept, variable in zip(before, model.metrics_variables, strict=True))
 
 
 def test_a_metric_above_one_is_judged_in_parts_of_itself() -> None:
     lines = (
-        accuracy_impact.ImpactLine(what="mae", before=30.0, after=30.6),
-        accuracy_impact.ImpactLine(what="same answer", before=None, after=0.5),
+        accuracy_impact.ImpactLine(measure="mae", before=30.0, after=30.6),
+        accuracy_impact.ImpactLine(measure="same answer", before=None, after=0.5),
     )
 
     assert accuracy_impact.judged(lines) == ("mae", pytest.approx(0.02))

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from aiaas_magics.backend.serving.grpc.open_inference_schema import inference
 from aiaas_magics.backend.serving.protocols import Request
 from aiaas_magics.core.errors import InvalidSpec, ProofFailed
-from aiaas_magics.core.routing import Change, Rollout, Routing, Scaling, changed, deployed, place_of, told, without
+from aiaas_magics.core.routing import Change, Rollout, Routing, Scaling, changed, deployed, description, place_of, without
 from tests.backend.serving.support.serving_models import matrix, plus
 from tests.backend.serving.support.serving_rig import Rig
 
@@ -62,7 +62,7 @@ def test_what_is_lost_is_left_out_and_without_the_live_version_there_is_nothing(
     assert without(whole, frozenset({2})) == Routing(live=3, canary=4, share=0.1, labels={"next": 4})
     assert without(whole, frozenset({4})) == Routing(live=3, previous=2, labels={"stable": 2})
     assert without(whole, frozenset({3})) is None
-    assert told(whole, 4) == "canary 10%, next"
+    assert description(whole, 4) == "canary 10%, next"
 
 
 @given(st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=50), st.floats(0, 1), st.floats(0, 1))

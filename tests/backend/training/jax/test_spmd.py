@@ -23,8 +23,8 @@ from aiaas_magics.core.errors import NotOnEngine
 from aiaas_magics.core.events import EpochEnded, Measured, Planned
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import MeasureSpec
+from aiaas_magics.packing.checks import portability
 from aiaas_magics.packing.fitcall import fit_call
-from aiaas_magics.packing.portable import portability
 from tests.backend.training import ranks
 from tests.backend.training.jax import jax_models
 from tests.support import lanes

@@ -24,8 +24,8 @@ from aiaas_magics.core import feed_frames
 from aiaas_magics.core.errors import DataEnded
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.row_order import rows_of
+from aiaas_magics.packing.data.batch_sources import Stream, packed
 from aiaas_magics.packing.fitcall import fit_call
-from aiaas_magics.packing.fitcall.batch_sources import Stream, packed
 from tests.backend.training import ranks
 from tests.backend.training.feed_cases import CASES, FEW, model
 

@@ -17,8 +17,8 @@ from keras import layers
 from aiaas_magics.backend.training.tensorflow.multi_step import MultiStepFunction
 from aiaas_magics.backend.training.tensorflow.trace_cache import clear
 from aiaas_magics.core import keras_messages
-from aiaas_magics.packing.fitcall.fingerprint import fingerprint
 from aiaas_magics.packing.fitcall.fit_call import FitCall, pack
+from aiaas_magics.packing.pickling.fingerprint import fingerprint
 from tests.backend.training import fit_cases
 from tests.backend.training.tensorflow.test_multi_step import Trained
 
@@ -311,8 +311,8 @@ def test_an_error_in_a_kept_loop_has_the_words_of_a_traced_one(tmp_path: Path, t
 
     assert traced == []
     assert "keras/src/layers/core/embedding.py" in str(kept.value)
-    assert keras_messages.told(kept.value).startswith(f"indices[0,3] = 99 is not in [0, 9) (at the operation {model.name}")
-    assert model.layers[1].name in keras_messages.told(kept.value)
+    assert keras_messages.message_of(kept.value).startswith(f"indices[0,3] = 99 is not in [0, 9) (at the operation {model.name}")
+    assert model.layers[1].name in keras_messages.message_of(kept.value)
 
 
 def test_the_folder_keeps_what_was_used_last(tmp_path: Path) -> None:

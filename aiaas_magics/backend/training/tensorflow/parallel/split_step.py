@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import tensorflow as tf
 
-from aiaas_magics.packing.fitcall.model_variables import tensorflow_variable
+from aiaas_magics.packing.live.model_variables import tensorflow_variable
 
 
 class NotSplittable(NotImplementedError):

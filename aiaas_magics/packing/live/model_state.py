@@ -1,4 +1,4 @@
-"""What calling a model changes in it: found, told and put back.
+"""Model state: a snapshot of what calling a model changes in it, put back afterwards.
 
 Owns the snapshot of a live model around an export: variables that no training moves (counters, states of
 recurrent layers, seed generators, wherever they hang), plain attributes of layers, and the global random
@@ -16,13 +16,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.packing.fitcall.model_variables import tensorflow_variable
+from aiaas_magics.packing.live.model_variables import tensorflow_variable
 
 PLAIN: Final = (int, float, bool, str, bytes, type(None), tuple)
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _VariableSnapshot:
     """A variable that a call may move, with its value before and what to call it."""
 
     path: str
@@ -35,28 +35,28 @@ class ModelState:
 
     def __init__(self, model: Any) -> None:
         keras_names = attributes_of_keras()
-        self._held: list[_Held] = []
+        self._snapshots: list[_VariableSnapshot] = []
         self._attributes: list[tuple[Any, dict[str, Any]]] = []
         for path, obj in _objects_in(model):
             if _is_variable(obj):
                 variable = tensorflow_variable(obj)
-                self._held.append(_Held(path, variable, np.array(variable.numpy())))
+                self._snapshots.append(_VariableSnapshot(path, variable, np.array(variable.numpy())))
             elif vars(obj).get("built", True):  # else the call builds it, and what `build` sets stays
                 plain = {name: value for name, value in vars(obj).items() if type(value) in PLAIN and name not in keras_names}
                 self._attributes.append((obj, plain))
 
     def moved(self) -> tuple[str, ...]:
         """Names of the variables that have another value by now."""
-        return tuple(dict.fromkeys(held.path for held in self._held if not _same(held)))
+        return tuple(dict.fromkeys(snapshot.path for snapshot in self._snapshots if not _same(snapshot)))
 
     def variables(self) -> tuple[tuple[str, Any], ...]:
         """TensorFlow's variables that a call may move, each with what to call it."""
-        return tuple((held.path, held.variable) for held in self._held)
+        return tuple((snapshot.path, snapshot.variable) for snapshot in self._snapshots)
 
     def put_back(self) -> None:
-        for held in self._held:
-            if not _same(held):
-                held.variable.assign(held.value)
+        for snapshot in self._snapshots:
+            if not _same(snapshot):
+                snapshot.variable.assign(snapshot.value)
         for obj, plain in self._attributes:
             changed = {name: value for name, value in plain.items() if vars(obj).get(name, plain) is not value}
             vars(obj).update({name: value for name, value in changed.items() if type(vars(obj).get(name)) in PLAIN})
@@ -89,16 +89,16 @@ def scopes_kept() -> Iterator[None]:
 
 
 @contextmanager
-def kept(model: Any) -> Iterator[ModelState]:
+def restored_after(model: Any) -> Iterator[ModelState]:
     """The model's state, put back at the end, also after a failure; Python's and numpy's random numbers go on where they were."""
-    drawn, numpy_drawn = random.getstate(), np.random.get_state()
+    python_state, numpy_drawn = random.getstate(), np.random.get_state()
     state = ModelState(model)
     try:
         with scopes_kept():
             yield state
     finally:
         state.put_back()
-        random.setstate(drawn)
+        random.setstate(python_state)
         np.random.set_state(numpy_drawn)
 
 
@@ -109,11 +109,11 @@ def seed_generators(model: Any) -> list[Any]:
     return [obj for _, obj in _objects_in(model) if isinstance(obj, keras.random.SeedGenerator)]
 
 
-def _same(held: _Held) -> bool:
-    now = np.asarray(held.variable.numpy())
-    if held.value.dtype.kind in "fc":
-        return np.array_equal(now, held.value, equal_nan=True)
-    return bool((now == held.value).all())
+def _same(snapshot: _VariableSnapshot) -> bool:
+    now = np.asarray(snapshot.variable.numpy())
+    if snapshot.value.dtype.kind in "fc":
+        return np.array_equal(now, snapshot.value, equal_nan=True)
+    return bool((now == snapshot.value).all())
 
 
 def _is_variable(obj: Any) -> bool:
@@ -136,12 +136,12 @@ def _objects_in(model: Any) -> Iterator[tuple[str, Any]]:
     general = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     if general is not None:
         queue.append(("the global seed generator", general))
-    seen: set[int] = set()
+    visited: set[int] = set()
     while queue:
         path, obj = queue.pop()
-        if id(obj) in seen or id(obj) in trained:
+        if id(obj) in visited or id(obj) in trained:
             continue
-        seen.add(id(obj))
+        visited.add(id(obj))
         if _is_variable(obj):
             yield path, obj
         elif isinstance(obj, parts):

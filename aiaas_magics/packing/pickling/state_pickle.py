@@ -1,4 +1,4 @@
-"""Live objects to bytes and back, by state.
+"""State pickle: live objects to bytes and back, by state.
 
 Owns the two picklers. Variables and big arrays leave a number behind and travel apart;
 Keras objects travel as shells, with their state in records of their own after the first
@@ -24,12 +24,12 @@ import cloudpickle
 import numpy as np
 
 from aiaas_magics.core.errors import AiaasBug
-from aiaas_magics.packing.checks import unpicklable
-from aiaas_magics.packing.fitcall import user_modules
-from aiaas_magics.packing.fitcall.keras_state import is_functional, is_keras_object, put_state, settle, shell, state_of
-from aiaas_magics.packing.fitcall.model_variables import VariableSpec, build_variable, spec_of, value_of
-from aiaas_magics.packing.fitcall.preamble import Preamble
-from aiaas_magics.packing.fitcall.reducers import code_from, helper_module, reducers
+from aiaas_magics.packing.live import user_modules
+from aiaas_magics.packing.live.model_variables import VariableSpec, build_variable, spec_of, value_of
+from aiaas_magics.packing.pickling import unpicklable
+from aiaas_magics.packing.pickling.keras_state import is_functional, is_keras_object, put_state, settle, shell, state_of
+from aiaas_magics.packing.pickling.preamble import Preamble
+from aiaas_magics.packing.pickling.reducers import code_from, helper_module, reducers
 
 FORMAT: Final = 2
 APART_BYTES: Final = 64 * 1024  # guess: below it, a file of its own costs more than the bytes
@@ -44,7 +44,7 @@ class Failed(Exception):
         self.culprit, self.why = culprit, why
 
 
-class Luggage:
+class OutOfBand:
     """What was met while pickling: the things that travel apart, and the code that travels by value."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Luggage:
         self.codes: dict[int, types.CodeType] = {}  # by id: all code that travels by value
         self.pending: deque[Any] = deque()
         self._array_places: dict[int, int] = {}
-        self._kept: list[np.ndarray] = []  # alive, so that no id comes twice
+        self._alive: list[np.ndarray] = []  # alive, so that no id comes twice
         self._variable_places: dict[int, int] = {}
 
     def place_of_array(self, array: np.ndarray) -> tuple[int, str | None]:
@@ -66,7 +66,7 @@ class Luggage:
         if id(array) not in self._array_places:
             self._array_places[id(array)] = len(self.arrays)
             self.arrays.append(array.view(f"u{array.dtype.itemsize}") if foreign else array)
-            self._kept.append(array)
+            self._alive.append(array)
         return self._array_places[id(array)], array.dtype.name if foreign else None
 
     def texts_in_code(self) -> set[str]:
@@ -82,23 +82,23 @@ class Luggage:
         return self._variable_places[id(variable)]
 
 
-def dumps(root: Any) -> tuple[bytes, Luggage]:
+def dumps(root: Any) -> tuple[bytes, OutOfBand]:
     """`root` as bytes, and what travels apart from them.
 
     Raises:
         Failed: naming the object that cannot be pickled.
     """
-    luggage = Luggage()
+    out_of_band = OutOfBand()
     registered: list[types.ModuleType] = []
     body = io.BytesIO()
     try:
-        write(Pickler(body, luggage, registered), root)
+        write(Pickler(body, out_of_band, registered), root)
         head = io.BytesIO()
-        facts = [(spec_of(variable), value_of(variable)) for variable in luggage.variables]
-        Pickler(head, luggage, registered).write(facts)
+        facts = [(spec_of(variable), value_of(variable)) for variable in out_of_band.variables]
+        Pickler(head, out_of_band, registered).write(facts)
     finally:
         unregister(registered)
-    return _joined(Preamble(), [head.getvalue(), body.getvalue()]), luggage
+    return _joined(Preamble(), [head.getvalue(), body.getvalue()]), out_of_band
 
 
 def fails(obj: Any) -> bool:
@@ -132,12 +132,12 @@ def write(pickler: Pickler, root: Any) -> None:
     """`root` as a run of records: the other half of `read`."""
     pickler.write(root)
     pickler.write_pending()
-    pickler.write((_END, pickler.luggage.settled, pickler.luggage.registered))
+    pickler.write((_END, pickler.out_of_band.settled, pickler.out_of_band.registered))
     pickler.write_pending()
 
 
 def loads(payload: bytes, arrays: Sequence[np.ndarray]) -> tuple[Any, list[Any]]:
-    """The root, and the variables in the order of `Luggage.variables`. In workers only: this runs the user's code."""
+    """The root, and the variables in the order of `OutOfBand.variables`. In workers only: this runs the user's code."""
     preamble, (head, body, *_) = _taken_apart(payload)
     preamble.put_in_place()
     variables = [build_variable(spec, value) for spec, value in facts_in(head, arrays)]
@@ -196,9 +196,9 @@ def read(unpickler: Unpickler) -> Any:
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    def __init__(self, file: io.BytesIO, luggage: Luggage, registered: list[types.ModuleType]) -> None:
+    def __init__(self, file: io.BytesIO, out_of_band: OutOfBand, registered: list[types.ModuleType]) -> None:
         super().__init__(file, protocol=5)
-        self.luggage = luggage
+        self.out_of_band = out_of_band
         self._registered = registered
         self._last: Any = None
         self._reducers = reducers()
@@ -213,12 +213,12 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             raise Failed(self._last, error) from error
 
     def write_pending(self) -> None:
-        while self.luggage.pending or self.luggage.modules:
-            if self.luggage.modules:
-                _, module = self.luggage.modules.popitem()
+        while self.out_of_band.pending or self.out_of_band.modules:
+            if self.out_of_band.modules:
+                _, module = self.out_of_band.modules.popitem()
                 self.write((None, module))  # its state follows
                 continue
-            obj = self.luggage.pending.popleft()
+            obj = self.out_of_band.pending.popleft()
             self.write((obj, self.state(obj)))
 
     def state(self, obj: Any) -> dict[str, Any]:
@@ -230,11 +230,11 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if kind is np.ndarray or kind is np.memmap:
             if obj.nbytes < APART_BYTES or obj.dtype.hasobject:
                 return None
-            return "array", *self.luggage.place_of_array(obj)
+            return "array", *self.out_of_band.place_of_array(obj)
         if kind in _PLAIN:
             return None
         if _is_variable(obj):
-            return "variable", self.luggage.place_of_variable(obj)
+            return "variable", self.out_of_band.place_of_variable(obj)
         return None
 
     def reducer_override(self, obj: Any) -> Any:
@@ -243,7 +243,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if why is not None:
             raise Failed(obj, TypeError(why))
         if is_keras_object(obj):
-            self.luggage.pending.append(obj)
+            self.out_of_band.pending.append(obj)
             self.remember_settled(obj)
             return shell, (type(obj), is_functional(obj))
         for kind, reduce in self._reducers:
@@ -253,13 +253,13 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if isinstance(obj, (type, types.FunctionType, types.ModuleType)):
             self._note_code(obj)
             if isinstance(obj, types.ModuleType) and user_modules.users_module(obj.__name__) is obj:
-                self.luggage.pending.append(obj)
+                self.out_of_band.pending.append(obj)
                 return helper_module, (obj.__name__, obj.__doc__)
         if isinstance(obj, types.CodeType):
-            self.luggage.codes[id(obj)] = obj
+            self.out_of_band.codes[id(obj)] = obj
             # cloudpickle may leave out where code stands (3.1.3 does); an error in it could not be shown at the cell's line.
-            make, given = self.dispatch_table[types.CodeType](obj)
-            return code_from, (obj.co_filename, make, given)
+            make, fields = self.dispatch_table[types.CodeType](obj)
+            return code_from, (obj.co_filename, make, fields)
         return super().reducer_override(obj)
 
     def _note_code(self, obj: Any) -> None:
@@ -272,14 +272,14 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return
         if _is_library_code(name):
             return
-        self.luggage.code.setdefault(id(obj), obj)
+        self.out_of_band.code.setdefault(id(obj), obj)
         if isinstance(obj, types.FunctionType):
             for imported in user_modules.modules_imported_by(obj):
-                if id(imported) not in self.luggage.code:
-                    self.luggage.modules[imported.__name__] = imported
+                if id(imported) not in self.out_of_band.code:
+                    self.out_of_band.modules[imported.__name__] = imported
         known_as = _registered_name(obj)
         if known_as:
-            self.luggage.registered.append((known_as, obj))
+            self.out_of_band.registered.append((known_as, obj))
 
     def one_of(self, function: Any) -> Any:
         """The first function met with this very code, where nothing else distinguishes the two."""
@@ -289,7 +289,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return self._functions.setdefault((code, id(function.__globals__)), function)
 
     def remember_settled(self, obj: Any) -> None:
-        self.luggage.settled.append(obj)
+        self.out_of_band.settled.append(obj)
 
 
 class Unpickler(pickle.Unpickler):

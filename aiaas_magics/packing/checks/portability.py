@@ -1,7 +1,7 @@
-"""Why a fit call cannot move to Keras on another backend, found in the kernel.
+"""Portability: why a fit call cannot move to Keras on another backend, seen in the kernel.
 
 Owns the reasons, each a clause for the user. Whether what has moved computes the same is
-found where it arrives, by `proof`.
+found where it arrives, by `reference_answers`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import Any, Final
 import numpy as np
 
 from aiaas_magics.core.internals.keras_internals import TENSORFLOW_BACKEND
-from aiaas_magics.packing.checks import probing
-from aiaas_magics.packing.fitcall import user_modules
-from aiaas_magics.packing.fitcall.closures import codes, value_of_name
-from aiaas_magics.packing.fitcall.fit_data import PARTS, all_leaves
+from aiaas_magics.packing.data.fit_data import PARTS, all_leaves
+from aiaas_magics.packing.live import probing, user_modules
+from aiaas_magics.packing.live.closures import codes, value_of_name
 
 STEPS: Final = ("train_step", "test_step", "make_train_function", "make_test_function")
 # Layers that look up texts, or hash, in TensorFlow whatever Keras runs on.
@@ -84,9 +83,9 @@ def _tensorflow_in(code: Iterable[Any]) -> Iterator[str]:
     """Code that names TensorFlow: no other backend runs it."""
     for obj in code:
         for name, function in _functions(obj):
-            found = sorted(_uses(function))
-            if found:
-                yield f"{name} uses TensorFlow ({found[0]})"
+            uses = sorted(_uses(function))
+            if uses:
+                yield f"{name} uses TensorFlow ({uses[0]})"
 
 
 def _functions(obj: Any) -> Iterator[tuple[str, types.FunctionType]]:

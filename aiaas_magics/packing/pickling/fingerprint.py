@@ -1,4 +1,4 @@
-"""What a model is, without its numbers: equal for two models only where the same step is traced of both.
+"""Fingerprint of a model without its numbers: equal for two models only where the same step is traced of both.
 
 Owns the digest. It is that of the bytes by which a model travels (`state_pickle`): the state of every Keras object, the user's
 classes and functions by value, constants; of variables all but their values. Who goes by it is an engine's.
@@ -21,9 +21,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.packing.fitcall import state_pickle
-from aiaas_magics.packing.fitcall.model_variables import VariableSpec, spec_of
-from aiaas_magics.packing.fitcall.state_pickle import Failed, Luggage, Pickler
+from aiaas_magics.packing.live.model_variables import VariableSpec, spec_of
+from aiaas_magics.packing.pickling import state_pickle
+from aiaas_magics.packing.pickling.state_pickle import Failed, OutOfBand, Pickler
 
 # Their versions stand in the fingerprint; of any other package the files do, by size and time.
 VERSIONED: Final = ("keras", "tensorflow", "numpy", "ml_dtypes", "cloudpickle", "aiaas_magics")
@@ -39,26 +39,26 @@ LEFT_OUT: Final = frozenset(
         "_initial_seed",
     }
 )
-OURS: Final = "aiaas_magics.backend."
+OWN_PREFIX: Final = "aiaas_magics.backend."
 
 
 def fingerprint(model: Any) -> str | None:
     """The digest of `model`; None where something in it cannot be pickled, and so has none."""
     names = _Names(model)
-    found = _pickled(model, names)
-    if found is None:
+    pickled = _pickled(model, names)
+    if pickled is None:
         return None
-    body, luggage, files = found
+    body, out_of_band, files = pickled
     # Code that is not Keras' may go by a name, as logs of several outputs and an optimizer's exceptions do.
-    if names.are_looked_at or luggage.code or files:
+    if names.are_looked_at or out_of_band.code or files:
         names = _Names(None)
-        if (found := _pickled(model, names)) is None:
+        if (pickled := _pickled(model, names)) is None:
             return None
-        body, luggage, files = found
-    specs = [names.without_numbers(spec_of(variable)) for variable in luggage.variables]
+        body, out_of_band, files = pickled
+    specs = [names.without_numbers(spec_of(variable)) for variable in out_of_band.variables]
     digest = hashlib.sha256(body)
     digest.update(repr((_versions(), files, specs)).encode())
-    for array in luggage.arrays:
+    for array in out_of_band.arrays:
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
@@ -75,13 +75,13 @@ def any_of(names: Iterable[str], *, alone: Container[str] = ()) -> re.Pattern[st
     return re.compile(f"(?<![a-zA-Z0-9])(?:{'|'.join(parts)})(?![a-zA-Z0-9])")
 
 
-def _pickled(model: Any, names: _Names) -> tuple[bytes, Luggage, list[tuple[str, int, int]]] | None:
+def _pickled(model: Any, names: _Names) -> tuple[bytes, OutOfBand, list[tuple[str, int, int]]] | None:
     """The bytes, what was met on the way, and the files of packages whose versions nobody knows."""
-    luggage, registered, body = Luggage(), list[types.ModuleType](), io.BytesIO()
-    pickler = _FingerprintPickler(body, luggage, registered, names)
+    out_of_band, registered, body = OutOfBand(), list[types.ModuleType](), io.BytesIO()
+    pickler = _FingerprintPickler(body, out_of_band, registered, names)
     try:
         state_pickle.write(pickler, model)
-        return body.getvalue(), luggage, _files_of(pickler.packages)
+        return body.getvalue(), out_of_band, _files_of(pickler.packages)
     except (Failed, OSError):
         return None
     finally:
@@ -91,8 +91,8 @@ def _pickled(model: Any, names: _Names) -> tuple[bytes, Luggage, list[tuple[str,
 class _FingerprintPickler(Pickler):
     """Leaves out what stands on the model for the time of one `fit`, and notes the packages that classes and functions are taken from."""
 
-    def __init__(self, file: io.BytesIO, luggage: Luggage, registered: list[types.ModuleType], names: _Names) -> None:
-        super().__init__(file, luggage, registered)
+    def __init__(self, file: io.BytesIO, out_of_band: OutOfBand, registered: list[types.ModuleType], names: _Names) -> None:
+        super().__init__(file, out_of_band, registered)
         self.packages: set[str] = set()
         self._names = names
 
@@ -110,7 +110,7 @@ class _FingerprintPickler(Pickler):
         import keras
 
         name = getattr(obj, "__module__", None) if isinstance(obj, (type, types.FunctionType)) else None
-        if isinstance(obj, types.FunctionType) and str(name).startswith(OURS):
+        if isinstance(obj, types.FunctionType) and str(name).startswith(OWN_PREFIX):
             return str, (f"{name}.{obj.__qualname__}",)
         if isinstance(obj, type) and issubclass(obj, tuple) and getattr(sys.modules.get(str(name)), obj.__name__, None) is not obj:
             # Keras makes one at every build of a loss; by value each would have a number of its own.
@@ -150,7 +150,7 @@ class _Names:
         if not self._order or text.startswith("_") or "." in text:
             return text
         self._pattern = self._pattern or any_of(self._order, alone=self._alone)
-        return self._pattern.sub(lambda found: self._order[found[0]], text)
+        return self._pattern.sub(lambda match: self._order[match[0]], text)
 
     def without_numbers(self, spec: VariableSpec) -> VariableSpec:
         return dataclasses.replace(spec, name=self.in_order(spec.name))
@@ -164,8 +164,8 @@ def _is_automatic(obj: Any) -> bool:
 
     if not isinstance(obj, (Operation, keras.Optimizer, keras.KerasTensor, keras.random.SeedGenerator)):
         return False
-    name, made = getattr(obj, "name", None), to_snake_case(type(obj).__name__)
-    return isinstance(name, str) and (name == made or (name.startswith(f"{made}_") and name[len(made) + 1 :].isdecimal()))
+    name, automatic = getattr(obj, "name", None), to_snake_case(type(obj).__name__)
+    return isinstance(name, str) and (name == automatic or (name.startswith(f"{automatic}_") and name[len(automatic) + 1 :].isdecimal()))
 
 
 def _named_in_slots() -> tuple[type, ...]:
@@ -187,11 +187,11 @@ def _versions() -> list[str]:
 
 def _files_of(packages: Collection[str]) -> list[tuple[str, int, int]]:
     """Every module of these that is imported, with its file's size and time: they may be edited in their place."""
-    found = [(package, 0, 0) for package in sorted(packages)]
+    files = [(package, 0, 0) for package in sorted(packages)]
     for name, module in sorted(sys.modules.items()):
         path = getattr(module, "__file__", None)
         # One that has travelled by value has no file; it is in the bytes.
         if name.partition(".")[0] in packages and path is not None:
             stat = Path(path).stat()
-            found.append((name, stat.st_size, stat.st_mtime_ns))
-    return found
+            files.append((name, stat.st_size, stat.st_mtime_ns))
+    return files

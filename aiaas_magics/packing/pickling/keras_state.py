@@ -1,4 +1,4 @@
-"""What of a Keras object travels, and what is made anew where it arrives.
+"""Keras state: what of a Keras object travels, and what is made anew where it arrives.
 
 Owns the knowledge of Keras' and TensorFlow's inner state: which attributes belong to one
 process (compiled functions, strategies, losses of the last call), and which are keyed by
@@ -135,21 +135,21 @@ def _name_slots_by_variable(optimizer: Any, state: State) -> None:
 def _node_places(state: State) -> list[tuple[Any, int]]:
     """`Function._nodes` holds strings of the form "<id of the operation>_ib-<index>"; here in an order that no id has a part in."""
     places = {str(id(operation)): place for place, operation in enumerate(state["_operations"])}
-    found = []
+    nodes = []
     for key in state["_nodes"]:
         owner, _, index = key.rpartition("_ib-")
         if owner in places:
-            found.append((places[owner], int(index)))
-    return [(state["_operations"][place], index) for place, index in sorted(found)]
+            nodes.append((places[owner], int(index)))
+    return [(state["_operations"][place], index) for place, index in sorted(nodes)]
 
 
 def _drop_wrappers(state: State) -> None:
     """`Layer.__new__` puts them back; a `build` that the user has set on the instance stays."""
     from keras import Layer
 
-    ours = [code for code in Layer.__new__.__code__.co_consts if isinstance(code, CodeType)]
+    own_codes = [code for code in Layer.__new__.__code__.co_consts if isinstance(code, CodeType)]
     for name in ("build", "quantize"):
-        if getattr(state.get(name), "__code__", None) in ours:
+        if getattr(state.get(name), "__code__", None) in own_codes:
             del state[name]
 
 

@@ -1,4 +1,4 @@
-"""The data of a fit call: which kinds travel, and as what.
+"""Fit data: which kinds of data travel, and as which arrays.
 
 Owns turning tensors, pandas objects and array-likes into numpy arrays by Keras' own rules,
 and the counting of rows. Whether they fit the model is found by `fit_checks`.
@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from aiaas_magics.core.errors import CannotTravel, DataMismatch
-from aiaas_magics.packing.checks.probing import has
-from aiaas_magics.packing.fitcall import batch_sources
+from aiaas_magics.packing.data import batch_sources
+from aiaas_magics.packing.live.probing import has
 
 ARRAYS: Final = "Give numpy arrays, tensors or pandas objects."
 PARTS: Final = ("x", "y", "sample_weight")

@@ -1,4 +1,4 @@
-"""The preamble of a payload: what a worker puts in place before any object of the fit call is made.
+"""Preamble of a payload: what a worker puts in place before it makes any object of the fit call.
 
 Owns the value and putting it in place. Which variables travel belongs to `environment`, which
 texts to `cell_sources`; a preamble is plain texts, and is read without the user's code.
@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from aiaas_magics.packing.fitcall import cell_sources
+from aiaas_magics.packing.live import cell_sources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What cannot travel, where it hides, and what to do about it.
+"""Unpicklable objects: what cannot travel, where it is, and what to do about it.
 
 Owns the kinds, the search for the path ("callbacks[1].log") and the sentences.
 """
@@ -19,8 +19,7 @@ from functools import partial
 from typing import Any, Final
 
 from aiaas_magics.core.errors import CannotTravel
-from aiaas_magics.packing.checks import probing
-from aiaas_magics.packing.fitcall import user_modules
+from aiaas_magics.packing.live import probing, user_modules
 
 _LOCK: Final = type(threading.Lock())
 _RLOCK: Final = type(threading.RLock())
@@ -138,18 +137,18 @@ def _is_of_library(obj: Any) -> bool:
     return not (is_users(obj) or module in sys.stdlib_module_names or isinstance(obj, plain))
 
 
-def find_place(roots: Mapping[str, Any], wanted: Callable[[Any], bool]) -> ObjectPath | None:
+def find_place(roots: Mapping[str, Any], is_wanted: Callable[[Any], bool]) -> ObjectPath | None:
     """The shortest path from `roots` to an object that is `wanted`."""
     queue: deque[tuple[ObjectPath, Any]] = deque((ObjectPath(path), obj) for path, obj in roots.items())
-    seen: set[int] = set()
-    kept: list[Any] = []  # keeps what was made on the way alive, so that no id comes twice
-    while queue and len(seen) < SEARCH_LIMIT:
+    visited: set[int] = set()
+    alive: list[Any] = []  # keeps what was made on the way alive, so that no id comes twice
+    while queue and len(visited) < SEARCH_LIMIT:
         place, obj = queue.popleft()
-        if id(obj) in seen:
+        if id(obj) in visited:
             continue
-        seen.add(id(obj))
-        kept.append(obj)
-        if wanted(obj):
+        visited.add(id(obj))
+        alive.append(obj)
+        if is_wanted(obj):
             return place
         queue.extend(
             (probing.ask(partial(place.step, obj, step, child), ObjectPath(place.full + step)), child) for step, child in _children(obj)
@@ -160,16 +159,16 @@ def find_place(roots: Mapping[str, Any], wanted: Callable[[Any], bool]) -> Objec
 def _failing_place(roots: Mapping[str, Any], fails: Callable[[Any], bool]) -> ObjectPath | None:
     """The object that `fails` by itself, nearest to where the failure is, at most `DEPTH` steps from a root."""
     inner: list[tuple[ObjectPath, Any]] = [(ObjectPath(path), obj) for path, obj in roots.items()]
-    found: ObjectPath | None = None
+    place: ObjectPath | None = None
     for _ in range(DEPTH):
-        failing = next(((place, obj) for place, obj in inner[:TRIED] if fails(obj)), None)
+        failing = next(((path, obj) for path, obj in inner[:TRIED] if fails(obj)), None)
         if failing is None:
             break
-        found, obj = failing
-        if found.path not in roots and probing.ask(partial(_is_of_library, obj), True):
+        place, obj = failing
+        if place.path not in roots and probing.ask(partial(_is_of_library, obj), True):
             break
-        inner = [(ObjectPath(found.path + step), child) for step, child in _children(obj) if step and not _is_wrapper(child)]
-    return found
+        inner = [(ObjectPath(place.path + step), child) for step, child in _children(obj) if step and not _is_wrapper(child)]
+    return place
 
 
 def _is_wrapper(obj: Any) -> bool:
@@ -289,9 +288,9 @@ def _library_kind(obj: Any) -> str | None:
     if isinstance(obj, type):
         return None
     for cls in type(obj).__mro__:
-        found = _LIBRARY_KINDS.get((str(cls.__module__).partition(".")[0], cls.__name__))
-        if found:
-            return found
+        kind = _LIBRARY_KINDS.get((str(cls.__module__).partition(".")[0], cls.__name__))
+        if kind:
+            return kind
     if _belongs_to(obj, "tensorflow"):
         import tensorflow as tf
 

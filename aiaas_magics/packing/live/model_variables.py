@@ -1,4 +1,4 @@
-"""A model's variables as values, and what each is to its model.
+"""Model variables as values, and the role of each in its model.
 
 Owns what is needed to make a variable again elsewhere, and the roles by which a model in
 another kernel finds its own. Which variables are in reach is found by `state_pickle`.
@@ -61,7 +61,7 @@ def value_of(variable: Any) -> np.ndarray:
 
 def roles_of(model: Any) -> dict[str, list[Any]]:
     """The model's TensorFlow variables by role, in an order that depends on its architecture and `compile` alone."""
-    return {role: [tensorflow_variable(variable) for variable in found] for role, found in keras_roles_of(model).items()}
+    return {role: [tensorflow_variable(variable) for variable in variables] for role, variables in keras_roles_of(model).items()}
 
 
 def keras_roles_of(model: Any) -> dict[str, list[Any]]:
@@ -73,11 +73,11 @@ def keras_roles_of(model: Any) -> dict[str, list[Any]]:
         "metrics": [variable for metric in model.metrics for variable in metric.variables],
         "seeds": list(_seeds(model)),
     }
-    seen: set[int] = set()
+    visited: set[int] = set()
     roles: dict[str, list[Any]] = {}
     for role, variables in by_role.items():
-        roles[role] = [variable for variable in variables if id(variable) not in seen]
-        seen |= {id(variable) for variable in variables}
+        roles[role] = [variable for variable in variables if id(variable) not in visited]
+        visited |= {id(variable) for variable in variables}
     return roles
 
 
@@ -92,16 +92,16 @@ def _seeds(model: Any) -> Iterator[Any]:
             yield generator.state
 
 
-def check_kept(paths: Sequence[str], variables: Sequence[Any], kept: Sequence[TensorSpec]) -> None:
+def check_kept(paths: Sequence[str], variables: Sequence[Any], specs: Sequence[TensorSpec]) -> None:
     """Raises `InvalidSpec`, naming what differs, when a checkpoint's variables are not these."""
-    if len(variables) != len(kept):
-        raise InvalidSpec(f"The checkpoint has {len(kept)} variables and the model {len(variables)}. {ANOTHER_MODEL}")
-    for path, variable, there in zip(paths, variables, kept, strict=True):
+    if len(variables) != len(specs):
+        raise InvalidSpec(f"The checkpoint has {len(specs)} variables and the model {len(variables)}. {ANOTHER_MODEL}")
+    for path, variable, stored in zip(paths, variables, specs, strict=True):
         shape = tuple(variable.shape)
-        compatible = len(shape) == len(there.shape) and all(a in (None, b) for a, b in zip(shape, there.shape, strict=True))
-        if variable.dtype.name != there.dtype or not compatible:
+        compatible = len(shape) == len(stored.shape) and all(a in (None, b) for a, b in zip(shape, stored.shape, strict=True))
+        if variable.dtype.name != stored.dtype or not compatible:
             raise InvalidSpec(
-                f"{path} is {there.dtype} {list(there.shape)} in the checkpoint and {variable.dtype.name} {list(shape)} "
+                f"{path} is {stored.dtype} {list(stored.shape)} in the checkpoint and {variable.dtype.name} {list(shape)} "
                 f"in the model. {ANOTHER_MODEL}"
             )
 

@@ -1,4 +1,4 @@
-"""Plain attributes of layers, and of data that yields batches, which training changes: found in a worker, set in the kernel.
+"""Plain attributes of layers and datasets that training changes: read in a worker, set in the kernel.
 
 Owns which of them come back: numbers, texts, arrays and collections of these, under public names, and whether a layer
 trains. Attributes of callbacks come back by themselves (`fit_result`).
@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.packing.checks.model_state import attributes_of_keras
-from aiaas_magics.packing.fitcall import plain_json
+from aiaas_magics.packing.live import plain_json
+from aiaas_magics.packing.live.model_state import attributes_of_keras
 
 TRAINABLE: Final = "_trainable"
 # Set by `fit` itself; the result has them in places of their own.
@@ -37,28 +37,28 @@ def marks_of(objects: Sequence[Any]) -> list[Marks]:
 
 def changed(objects: Sequence[Any], before: Sequence[Marks], arrays: list[np.ndarray]) -> list[dict[str, Any]]:
     """By object, the attributes that are new or have another value, encoded; arrays are appended to `arrays`."""
-    found = []
+    changes = []
     for obj, marks in zip(objects, before, strict=False):
         values = {name: value for name, value in _public(obj) if (mark := _mark(value)) is not None and mark != marks.get(name)}
-        found.append({name: plain_json.encode(_bare(value), arrays) for name, value in values.items()})
-    return found
+        changes.append({name: plain_json.encode(_bare(value), arrays) for name, value in values.items()})
+    return changes
 
 
 def put_back(objects: Sequence[Any], attributes: Sequence[Mapping[str, Any]]) -> None:
     """Set what `changed` found. A list or dict that is there already is changed in place, so that other names for it see it.
 
-    What a backend says beyond that is not set: private names, Keras' own, methods and paths (`plain.trusted`).
+    What a backend says beyond that is not set: private names, Keras' own, methods and paths (`plain_json.trusted`).
     """
     for obj, values in zip(objects, attributes, strict=False):
         for name, value in plain_json.trusted(obj, {name: value for name, value in values.items() if _comes_back(name)}).items():
-            there = vars(obj).get(name)
+            current = vars(obj).get(name)
             if name == TRAINABLE:
                 obj.trainable = bool(value)
-            elif isinstance(there, list) and isinstance(value, list):
-                list.__setitem__(there, slice(None), value)  # past a tracked list's own, which would look for layers in it
-            elif isinstance(there, dict) and isinstance(value, dict):
-                dict.clear(there)
-                dict.update(there, value)
+            elif isinstance(current, list) and isinstance(value, list):
+                list.__setitem__(current, slice(None), value)  # past a tracked list's own, which would look for layers in it
+            elif isinstance(current, dict) and isinstance(value, dict):
+                dict.clear(current)
+                dict.update(current, value)
             else:
                 vars(obj)[name] = value
 
@@ -75,14 +75,14 @@ def counts_kept(model: Any) -> Iterator[None]:
         yield
     finally:
         for name, value in list(_public(model)):
-            there, held = before.get(name, (None, None))
-            if name in before and (value is there or _counts(value) or _is_symbolic(value)):
-                vars(model)[name] = there
-                if isinstance(there, list):
-                    list.__setitem__(there, slice(None), held)
-                elif isinstance(there, dict):
-                    dict.clear(there)
-                    dict.update(there, held)
+            original, copied = before.get(name, (None, None))
+            if name in before and (value is original or _counts(value) or _is_symbolic(value)):
+                vars(model)[name] = original
+                if isinstance(original, list):
+                    list.__setitem__(original, slice(None), copied)
+                elif isinstance(original, dict):
+                    dict.clear(original)
+                    dict.update(original, copied)
             elif name not in names and (_is_symbolic(value) or (type(value) in (int, float) and hasattr(type(model), name))):
                 del vars(model)[name]  # a number: its class has what it begins with
 

@@ -1,4 +1,4 @@
-"""The source text of cells whose code travels: AutoGraph, `inspect.getsource` and tracebacks read it in a worker.
+"""Cell sources: the text of cells whose code travels, which AutoGraph, `inspect.getsource` and tracebacks read in a worker.
 
 Owns choosing the text in the kernel and putting it where Python looks for it. Only top-level
 statements that hold code which travels are kept, at their own line numbers; the other lines of
@@ -14,7 +14,7 @@ import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType
 
-from aiaas_magics.packing.fitcall.user_modules import is_users_file
+from aiaas_magics.packing.live.user_modules import is_users_file
 
 
 def sources_of(codes: Iterable[CodeType]) -> dict[str, str]:
@@ -24,7 +24,7 @@ def sources_of(codes: Iterable[CodeType]) -> dict[str, str]:
         if not is_users_file(code.co_filename):
             continue  # a worker has the packages
         first_lines.setdefault(code.co_filename, set()).add(code.co_firstlineno)
-    texts = {file: "".join(_kept(linecache.getlines(file), lines)) for file, lines in first_lines.items()}
+    texts = {file: "".join(_blanked(linecache.getlines(file), lines)) for file, lines in first_lines.items()}
     return {file: text for file, text in texts.items() if text.strip()}
 
 
@@ -36,7 +36,7 @@ def put_sources(sources: Mapping[str, str]) -> None:
             linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
 
 
-def _kept(lines: list[str], first_lines: set[int]) -> list[str]:
+def _blanked(lines: list[str], first_lines: set[int]) -> list[str]:
     spans = list(_statements(lines) or _blocks(lines, first_lines))
     needed = [span for span in spans if any(line in span for line in first_lines)]
     return [line if any(number in span for span in needed) else "\n" for number, line in enumerate(lines, start=1)]

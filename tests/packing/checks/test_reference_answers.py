@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aiaas_magics.packing.export.reference_answers import HALF_TOLERANCE, TOLERANCE, Numbers, ReferenceAnswers, difference
+from aiaas_magics.packing.checks.reference_answers import HALF_TOLERANCE, TOLERANCE, Numbers, ReferenceAnswers, difference
 
 NAN, INF = float("nan"), float("inf")
 PLAIN = (1.0, 2.0)

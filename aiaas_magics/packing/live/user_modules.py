@@ -1,4 +1,4 @@
-"""Which modules are the user's own, and which of them a function will import.
+"""User modules: which modules are the user's own, and which of them a function will import.
 
 Owns telling a helper module beside the notebook from an installed library. Sending such a
 module by value belongs to `state_pickle`.

@@ -1,4 +1,4 @@
-"""Questions to objects of the user's and of any library, which may answer with any exception.
+"""Probing: questions to objects of the user's and of any library, which may answer with any exception.
 
 Owns the border: `getattr`, `isinstance`, `repr` and the like run the object's own code, and a search
 for the thing at fault must not die of a bystander.
@@ -33,10 +33,10 @@ def has(obj: Any, name: str) -> bool:
 
 def items_of(values: Callable[[], Iterable[T]]) -> list[T]:
     """What `values` yields, up to where it raises."""
-    found: list[T] = []
+    items: list[T] = []
     try:
         for value in values():
-            found.append(value)  # noqa: PERF402 - what came before an exception is kept
+            items.append(value)  # noqa: PERF402 - what came before an exception is kept
     except Exception:  # noqa: BLE001 - border: as above
-        return found
-    return found
+        return items
+    return items

@@ -1,4 +1,4 @@
-"""One way of pickling for each kind of object that Python's own does not fit.
+"""Reducers: one way of pickling for each kind of object that Python's own does not fit.
 
 Owns the pairs of functions: what is taken here, what is made of it where it arrives. When
 each is used belongs to `state_pickle`.
@@ -36,8 +36,8 @@ def helper_module(name: str, doc: str | None) -> types.ModuleType:
     return module
 
 
-def code_from(filename: str, make: Callable[..., types.CodeType], given: tuple[Any, ...]) -> types.CodeType:
-    return make(*given).replace(co_filename=filename)
+def code_from(filename: str, make: Callable[..., types.CodeType], fields: tuple[Any, ...]) -> types.CodeType:
+    return make(*fields).replace(co_filename=filename)
 
 
 def _lock(kind: str) -> Any:
@@ -45,10 +45,10 @@ def _lock(kind: str) -> Any:
 
 
 def _dead_reference() -> Any:
-    class Gone:
+    class Referent:
         pass
 
-    return weakref.ref(Gone())
+    return weakref.ref(Referent())
 
 
 def _closed_file() -> Any:

@@ -1,4 +1,4 @@
-"""What a model computes for a few rows, as numbers that can be compared elsewhere.
+"""Reference answers: what a model computes for a few rows, as numbers that another backend is compared with.
 
 Owns the numbers: outputs, loss and gradients with `training=False`, taken in the kernel from the
 model as it is, and the comparison with those of another backend. Computing them there belongs to
@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.packing.checks import fit_checks, model_state
-from aiaas_magics.packing.fitcall import fit_data
-from aiaas_magics.packing.fitcall.model_variables import tensorflow_variable
+from aiaas_magics.packing.data import batch_shapes, fit_data
+from aiaas_magics.packing.live import model_state
+from aiaas_magics.packing.live.model_variables import tensorflow_variable
 
 ROWS: Final = 16  # guess: enough that no row stands for all
 TOLERANCE: Final = 1e-4  # of the norm, in single precision: other orders of sums differ by 1e-7 to 1e-5
@@ -68,41 +68,41 @@ def sample(model: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """The first rows of x, y and weights, in the dtypes that `fit` gives the model."""
     import keras
 
-    rows = min(fit_checks.shape_rows(arguments), fit_checks.training_rows(arguments))
+    rows = min(batch_shapes.shape_rows(arguments), batch_shapes.training_rows(arguments))
     fixed = getattr(getattr(model, "_functional", None) or model, "_inputs", None) or ()
     if not any(tensor.shape[0] for tensor in fixed if hasattr(tensor, "shape")):
         rows = min(rows, ROWS)
 
     def cut(array: np.ndarray) -> np.ndarray:
-        found = np.array(array[:rows])
-        return found.astype(keras.config.floatx()) if found.dtype.kind == "f" else found
+        first = np.array(array[:rows])
+        return first.astype(keras.config.floatx()) if first.dtype.kind == "f" else first
 
     x, y, weight = (fit_data.map_leaves(cut, arguments.get(part)) for part in fit_data.PARTS)
     return x, y, weight
 
 
 def take(model: Any, arguments: Mapping[str, Any]) -> ReferenceAnswers:
-    """The proof of a TensorFlow model, which is left as it is. Layers run as in `predict`: nothing is dropped, no statistics move."""
+    """The answers of a TensorFlow model, which is left as it is. Layers run as in `predict`: nothing is dropped, no statistics move."""
     import tensorflow as tf
     from keras import tree
 
     x, y, weight = sample(model, arguments)
     moving = [*model.non_trainable_variables, *model.metrics_variables]
-    kept = [np.array(variable.numpy()) for variable in moving]
+    values = [np.array(variable.numpy()) for variable in moving]
     tensors = [tree.map_structure(lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), part) for part in (x, y, weight)]
     try:
-        with model_state.kept(model), tf.GradientTape() as tape:
+        with model_state.restored_after(model), tf.GradientTape() as tape:
             outputs = model(tensors[0], training=False)
             loss = model._compute_loss(x=tensors[0], y=tensors[1], y_pred=outputs, sample_weight=tensors[2], training=False)
         gradients = tape.gradient(loss, [tensorflow_variable(variable) for variable in model.trainable_variables])
     finally:
-        for variable, value in zip(moving, kept, strict=True):
+        for variable, value in zip(moving, values, strict=True):
             variable.assign(value)
-    found = numbers(outputs, loss, [None if grad is None else tf.convert_to_tensor(grad) for grad in gradients])
-    return answers(model, (x, y, weight), found)
+    computed = numbers(outputs, loss, [None if grad is None else tf.convert_to_tensor(grad) for grad in gradients])
+    return answers_of(model, (x, y, weight), computed)
 
 
-def answers(model: Any, batch: tuple[Any, Any, Any], computed: Numbers) -> ReferenceAnswers:
+def answers_of(model: Any, batch: tuple[Any, Any, Any], computed: Numbers) -> ReferenceAnswers:
     """What `model` was found to compute for `batch`, with the tolerance that its dtypes ask for."""
     x, y, weight = batch
     halves = any(getattr(layer, "compute_dtype", "") in ("float16", "bfloat16") for layer in model._flatten_layers())
@@ -136,28 +136,29 @@ def sketch(flat: np.ndarray) -> np.ndarray:
     return summed
 
 
-def difference(proof: ReferenceAnswers, there: Numbers) -> str | None:
+def difference(expected: ReferenceAnswers, answers: Numbers) -> str | None:
     """The largest difference beyond the tolerance as a clause; None where all agree."""
-    here, worst = proof.numbers, (0.0, "", "")
-    pairs = [("the loss", np.array([here.loss]), np.array([there.loss]), 0.0)]
-    if [output.shape for output in here.outputs] != [output.shape for output in there.outputs]:
+    own_numbers, worst = expected.numbers, (0.0, "", "")
+    pairs = [("the loss", np.array([own_numbers.loss]), np.array([answers.loss]), 0.0)]
+    if [output.shape for output in own_numbers.outputs] != [output.shape for output in answers.outputs]:
         return "its outputs have other shapes"
-    pairs += [(f"output {place}", a, b, 0.0) for place, (a, b) in enumerate(zip(here.outputs, there.outputs, strict=True))]
-    scale = float(np.sqrt(sum(_norm(g) ** 2 for g in here.gradients if g is not None)))
-    for path, ours, theirs in zip(proof.paths, here.gradients, there.gradients, strict=True):
-        # A variable that the loss does not depend on has no gradient on TensorFlow, and zeros on JAX.
-        zeros = np.zeros(1) if ours is None and theirs is None else np.zeros_like(theirs if ours is None else ours)
-        pairs.append((f"the gradient of {path}", zeros if ours is None else ours, zeros if theirs is None else theirs, proof.floor * scale))
-    for what, a, b, floor in pairs:
-        allowed = proof.gradient_tolerance if what.startswith("the gradient") else proof.tolerance
+    pairs += [(f"output {place}", a, b, 0.0) for place, (a, b) in enumerate(zip(own_numbers.outputs, answers.outputs, strict=True))]
+    scale = float(np.sqrt(sum(_norm(g) ** 2 for g in own_numbers.gradients if g is not None)))
+    for path, reference, gradient in zip(expected.paths, own_numbers.gradients, answers.gradients, strict=True):
+        zeros = np.zeros(1) if reference is None and gradient is None else np.zeros_like(gradient if reference is None else reference)
+        own = zeros if reference is None else reference
+        pairs.append((f"the gradient of {path}", own, zeros if gradient is None else gradient, expected.floor * scale))
+    for label, a, b, floor in pairs:
+        allowed = expected.gradient_tolerance if label.startswith("the gradient") else expected.tolerance
         relative = _gap(a, b) / max(_norm(a), floor / allowed, 1e-30)
-        worst = max(worst, (relative / allowed, what, f"{relative:.2g} of its norm ({allowed:g} is allowed)"), key=lambda row: row[0])
-    excess, what, measured = worst
+        measured = f"{relative:.2g} of its norm ({allowed:g} is allowed)"
+        worst = max(worst, (relative / allowed, label, measured), key=lambda row: row[0])
+    excess, label, measured = worst
     if excess <= 1:
         return None
     if np.isinf(excess):
-        return f"{what} is not a number, or infinite, in other places"
-    return f"{what} differs by {measured}"
+        return f"{label} is not a number, or infinite, in other places"
+    return f"{label} differs by {measured}"
 
 
 def _norm(flat: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Data that yields batches instead of holding rows: `tf.data.Dataset`, `PyDataset`, generators.
+"""Batch sources: data that yields batches instead of holding rows, such as `tf.data.Dataset`, `PyDataset` and generators.
 
 Owns which way each of them travels, and the values that travel in its place. A dataset of TensorFlow's
 own ops goes as its graph, with large captured arrays apart; tables and variables that it uses go with it.
@@ -18,11 +18,10 @@ from typing import Any, Final
 import numpy as np
 
 from aiaas_magics.core import feed_frames
-from aiaas_magics.core.errors import AiaasBug, CannotTravel, DataMismatch
+from aiaas_magics.core.errors import CannotTravel, DataMismatch
 from aiaas_magics.core.execution import Execution
-from aiaas_magics.packing.checks.probing import has
-from aiaas_magics.packing.fitcall import state_pickle
-from aiaas_magics.packing.fitcall.manifest import ManifestItem
+from aiaas_magics.packing.live.probing import has
+from aiaas_magics.packing.pickling import state_pickle
 
 PYTHON_OPS: Final = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 # A worker's folder is another than the kernel's, and on another machine the files are not there at all. What only writes
@@ -111,10 +110,10 @@ class StreamedSource(BatchSource):
 class Stream:
     """The kernel's side of a `StreamedSource`: the user's own object, iterated here."""
 
-    def __init__(self, name: str, given: Any, adapter: Any, spec: Any) -> None:
+    def __init__(self, name: str, data: Any, adapter: Any, spec: Any) -> None:
         self.name, self.spec = name, spec
         self.on_first: Callable[[Any], None] | None = None  # gets the first batch on its way
-        self._given, self._adapter = given, adapter
+        self._data, self._adapter = data, adapter
 
     def one_pass(self) -> Iterator[bytes]:
         """One pass over the data, batch by batch, as bytes; an error is the user's own with its traceback."""
@@ -133,11 +132,11 @@ class Stream:
             yield feed_frames.encode(feed_frames.FrameKind.BATCH, parts)
 
     def _batches(self) -> Iterator[Any]:
-        if is_iterator(self._given):
+        if is_iterator(self._data):
             yield from self._adapter.generator()
             return
         self._adapter.on_epoch_begin()
-        yield from self._adapter._get_iterator() if hasattr(self._adapter, "_get_iterator") else self._given
+        yield from self._adapter._get_iterator() if hasattr(self._adapter, "_get_iterator") else self._data
         self._adapter.on_epoch_end()
 
 
@@ -172,13 +171,13 @@ def _other_batch(name: str, element: Any, spec: Any) -> str:
     """Why a batch is not one of those that came first, and what to do."""
     import tensorflow as tf
 
-    told = f"A batch of {name} is {_told(element)}, the first ones were {_told(spec)}."
+    difference = f"A batch of {name} is {described(element)}, the first ones were {described(spec)}."
     try:
         tf.nest.assert_same_structure(element, spec, expand_composites=False)
     except (TypeError, ValueError):
-        return f"{told} {_NOT_A_BATCH}"
+        return f"{difference} {_NOT_A_BATCH}"
     return (
-        f"{told} Sizes that change must differ between the first two batches already, as plain fit wants it too: "
+        f"{difference} Sizes that change must differ between the first two batches already, as plain fit wants it too: "
         f"yield two sizes first, or give {name} as a tf.data.Dataset with None in its shapes."
     )
 
@@ -251,37 +250,22 @@ def check_ways(source: BatchSource, name: str, *, workers: int, execution: Execu
             raise CannotTravel(name, f"its batches hold a {kind}, which is not cut or sent one by one", "Make them dense, with map().")
 
 
-def item(name: str, source: BatchSource) -> ManifestItem:
-    """How the manifest tells of it."""
-    shapes = _told(source.spec)
-    match source:
-        case GraphSource():
-            apart = f", {len(source.captured)} arrays apart" if source.captured else ""
-            return ManifestItem(kind="dataset", name=name, bytes=len(source.graph), detail=f"as a graph{apart}: {shapes}")
-        case PickledSource():
-            return ManifestItem(kind="dataset", name=name, bytes=0, detail=f"pickled ({type(source.dataset).__name__}): {shapes}")
-        case StreamedSource():
-            return ManifestItem(kind="dataset", name=name, bytes=0, detail=f"streamed from this kernel: {shapes}")
-        case _:
-            raise AiaasBug(f"{name} is a {type(source).__name__}, which no way of travelling is known of")
-
-
 def in_arguments(arguments: Mapping[str, Any]) -> dict[str, BatchSource]:
     """The sources among the arguments of `fit`, by name."""
     return {name: value for name in PLACES if isinstance(value := arguments.get(name), BatchSource)}
 
 
-def _batch_rows(given: Any, spec: Any) -> int:
+def _batch_rows(dataset: Any, spec: Any) -> int:
     """Rows of a full batch: as the shapes have it, or the last `batch` on the way through a dataset."""
     import tensorflow as tf
 
     shape = next((leaf.shape for leaf in tf.nest.flatten(spec) if not _is_always_none(leaf)), tf.TensorShape([]))
     if shape.rank and shape[0]:
         return int(shape[0])
-    while given is not None:
-        if (size := getattr(given, "_batch_size", None)) is not None:
+    while dataset is not None:
+        if (size := getattr(dataset, "_batch_size", None)) is not None:
             return int(size)
-        given = getattr(given, "_input_dataset", None)
+        dataset = getattr(dataset, "_input_dataset", None)
     return 0
 
 
@@ -306,7 +290,7 @@ def check(value: Any, name: str, *, steps_name: str, steps: int | None, declared
         pairs = zip(inputs, declared, strict=True)
         single += [leaf for leaf, shape in pairs if leaf.shape.rank == len(shape) - 1 and shape[-1] != 1]
     if single:
-        raise DataMismatch(f"{name} yields single samples ({_told(value.element_spec)}), not batches. Use {name}.batch(32), say.")
+        raise DataMismatch(f"{name} yields single samples ({described(value.element_spec)}), not batches. Use {name}.batch(32), say.")
     if int(value.cardinality()) == ENDLESS and not steps:
         raise DataMismatch(f"{name} has no end. Give {steps_name}, or take() of it.")
 
@@ -327,9 +311,9 @@ def _adapted(value: Any, name: str, *, shuffle: bool = False) -> Any:
 
     from aiaas_magics.core.internals.keras_internals import data_adapters
 
-    known = _peeked.get(value) if isinstance(value, types.GeneratorType) else None
-    if known is not None:
-        return known
+    adapter = _peeked.get(value) if isinstance(value, types.GeneratorType) else None
+    if adapter is not None:
+        return adapter
     try:
         adapter = data_adapters.get_data_adapter(_generator_of(value), shuffle=shuffle and isinstance(value, keras.utils.PyDataset))
     except ValueError as error:
@@ -351,12 +335,12 @@ def _graph_of(dataset: Any) -> GraphSource | None:
     import tensorflow as tf
 
     try:
-        written = tf.raw_ops.DatasetToGraphV2(
+        graph_bytes = tf.raw_ops.DatasetToGraphV2(
             input_dataset=dataset._variant_tensor, external_state_policy=IGNORE_STATE, strip_device_assignment=True
         ).numpy()
     except tf.errors.OpError:  # a dataset of another library, or more than the 2 GB of a graph
         return None
-    graph = tf.compat.v1.GraphDef.FromString(written)
+    graph = tf.compat.v1.GraphDef.FromString(graph_bytes)
     nodes = list(_nodes(graph))
     if any(node.op in PYTHON_OPS | FILE_OPS for node in nodes):  # those of functions that the graph calls among them
         return None
@@ -397,14 +381,15 @@ def _is_picklable(value: Any) -> bool:
     return True
 
 
-def _told(spec: Any) -> str:
+def described(spec: Any) -> str:
+    """Dtypes and shapes of an element, for messages."""
     import tensorflow as tf
 
-    def one(leaf: Any) -> str:
+    def described_leaf(leaf: Any) -> str:
         dtype = getattr(leaf, "dtype", None)
         return "None" if dtype is None else f"{dtype.name} {getattr(leaf, 'shape', '')}"
 
-    return ", ".join(one(leaf) for leaf in tf.nest.flatten(spec))
+    return ", ".join(described_leaf(leaf) for leaf in tf.nest.flatten(spec))
 
 
 def _sentence(error: Exception) -> str:

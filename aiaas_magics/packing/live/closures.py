@@ -1,4 +1,4 @@
-"""State that callbacks change outside of themselves, which does not come back.
+"""Closures: state that callbacks change outside of themselves, which does not come back.
 
 Owns finding it, as far as byte code tells. Saying so belongs to the preflight.
 """
@@ -51,7 +51,7 @@ def changed_names(function: types.FunctionType) -> tuple[str, ...]:
     """Closure and global variables that `function` rebinds, or holds something changeable in and changes."""
     if function.__module__ is not None and function.__module__.partition(".")[0] == "keras":
         return ()
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for code in codes(function.__code__):
         steps = list(dis.get_instructions(code))
         changes = any(step.opname in _STORES or step.argval in _CHANGING for step in steps if isinstance(step.argval, (str, type(None))))
@@ -65,8 +65,8 @@ def changed_names(function: types.FunctionType) -> tuple[str, ...]:
                     and _is_changeable(value_of_name(function, str(step.argval)))
                 )
             ):
-                found[str(step.argval)] = None
-    return tuple(found)
+                names[str(step.argval)] = None
+    return tuple(names)
 
 
 def value_of_name(function: types.FunctionType, name: str) -> Any:

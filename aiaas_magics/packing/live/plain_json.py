@@ -1,4 +1,4 @@
-"""Plain data to JSON and back: numbers, texts, lists, dicts, numpy arrays. No pickle.
+"""Plain JSON: numbers, texts, lists, dicts and numpy arrays to JSON and back, without pickle.
 
 Owns the tags that JSON lacks words for. Arrays leave their number behind and travel apart.
 """
@@ -95,28 +95,28 @@ def decode(value: Any, arrays: list[np.ndarray]) -> Any:
 
 def plain_attributes(obj: Any, arrays: list[np.ndarray]) -> dict[str, Any]:
     """Those attributes of `obj` that are plain data, encoded; the others are left out."""
-    found = {}
+    plain = {}
     for name, value in vars(obj).items():
         before = len(arrays)
         try:
-            found[name] = encode(value, arrays)
+            plain[name] = encode(value, arrays)
         except NotPlain:
             del arrays[before:]
-    return found
+    return plain
 
 
 def put_attribute(obj: Any, name: str, value: Any) -> None:
     """Set an attribute. A list, dict, set or array that is there already is changed in place, so that other names for it see it."""
-    there = vars(obj).get(name)
-    if type(there) is not type(value):
+    current = vars(obj).get(name)
+    if type(current) is not type(value):
         setattr(obj, name, value)
     elif isinstance(value, list):
-        there[:] = value
+        current[:] = value
     elif isinstance(value, (dict, set)):
-        there.clear()
-        there.update(value)
-    elif isinstance(value, np.ndarray) and there.shape == value.shape and there.dtype == value.dtype and there.flags.writeable:
-        np.copyto(there, value)
+        current.clear()
+        current.update(value)
+    elif isinstance(value, np.ndarray) and current.shape == value.shape and current.dtype == value.dtype and current.flags.writeable:
+        np.copyto(current, value)
     else:
         setattr(obj, name, value)
 
@@ -139,17 +139,17 @@ def trusted(callback: Any, state: Mapping[str, Any]) -> dict[str, Any]:
     Data come back. What decides which code runs or where files go does not: a name that the class has for a method or property, a path
     that is another one here, and a new absolute path.
     """
-    here = vars(callback)
-    return {name: value for name, value in state.items() if _is_trusted(callback, name, value, here)}
+    current = vars(callback)
+    return {name: value for name, value in state.items() if _is_trusted(callback, name, value, current)}
 
 
-def _is_trusted(callback: Any, name: str, value: Any, here: Mapping[str, Any]) -> bool:
+def _is_trusted(callback: Any, name: str, value: Any, current: Mapping[str, Any]) -> bool:
     of_class = getattr(type(callback), name, None)
-    if name.startswith("__") or callable(of_class) or hasattr(of_class, "__get__") or callable(here.get(name)):
+    if name.startswith("__") or callable(of_class) or hasattr(of_class, "__get__") or callable(current.get(name)):
         return False
-    if name not in here:
+    if name not in current:
         return not (isinstance(value, str) and _is_path(value) and (os.path.isabs(value) or ".." in value or value.startswith("~")))
-    before = here[name]
+    before = current[name]
     if isinstance(before, os.PathLike) or (isinstance(before, str) and (_is_path(before) or PATH_NAME.search(name))):
         return bool(type(value) is type(before) and value == before)
     return not (isinstance(value, str) and _is_path(value))

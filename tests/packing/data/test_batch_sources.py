@@ -12,7 +12,7 @@ import pytest
 from aiaas_magics.core import feed_frames
 from aiaas_magics.core.errors import CannotTravel, DataMismatch, UsageError
 from aiaas_magics.core.execution import Execution
-from aiaas_magics.packing.fitcall import batch_sources
+from aiaas_magics.packing.data import batch_sources
 from aiaas_magics.packing.fitcall.fit_call import FitCall, PackedFitCall, pack, unpack
 from tests.support.packed import Namespace
 
