@@ -218,6 +218,7 @@ bench_options = options(
     ),
     option("--forms", type=forms, default=("json", "binary"), metavar="F", help="Encoding: json, binary, or json,binary."),
     OUT,
+    UI,
     HELP,
 )
 status_options = options(HELP)
@@ -253,6 +254,7 @@ monitor_options = options(
     option("-s", "--seconds", type=positive_seconds, default=30.0, metavar="S", help="How long (default 30); an interrupt ends it."),
     option("-e", "--every", type=positive_seconds, default=1.0, metavar="S", help="Seconds between updates (default 1)."),
     OUT,
+    UI,
     HELP,
 )
 connect_options = options(
@@ -359,6 +361,7 @@ class MonitorRequest:
     seconds: float
     every: float
     out: str | None
+    ui: str | None
     help: bool
 
 
@@ -371,6 +374,7 @@ class BenchRequest:
     rates: tuple[float, ...] | None
     forms: tuple[str, ...]
     out: str | None
+    ui: str | None
     help: bool
 
 

@@ -20,8 +20,9 @@ from aiaas_magics.notebook.arguments import TrainRequest
 from aiaas_magics.notebook.session import Session
 from aiaas_magics.notebook.tracebacks import Interrupted
 from aiaas_magics.notebook.views import live
+from aiaas_magics.notebook.views.job_panel import LiveJob
+from aiaas_magics.notebook.views.job_picture import JobPicture, StudyStop
 from aiaas_magics.notebook.views.lines import FULL_FITS, LinesPainter
-from aiaas_magics.notebook.views.picture import StudyStop
 from aiaas_magics.notebook.views.printed import CellLines
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class CellFits:
 
         backend, job = self._session.backend, None
         handed_in: JobView | None = None
-        with live.LiveView(self._ui, title=self._title(), hint=HINT, paint=self._painter()) as view:
+        with LiveJob(self._ui, title=self._title(), hint=HINT, paint=self._painter()) as view:
             try:
                 prepared = prepare(backend, call, self.options(), on_change=view.tell)
                 job = self._session.remember(submit(prepared, on_change=view.tell))
@@ -120,7 +121,7 @@ class CellFits:
         self._put(history)
         return history
 
-    def _painter(self) -> live.Painter | None:
+    def _painter(self) -> live.Painter[JobPicture] | None:
         """From the third fit of a cell on: one line each. None leaves it to the kind of view."""
         if self.count <= FULL_FITS or self._ui == "none":
             return None
@@ -134,7 +135,7 @@ class CellFits:
             return [present.fit_line(view, story, fit=self.count, notes=new)]
         return present.job_bundles(view, story, hardware, figures=figures)
 
-    def _shown_in(self, view: live.LiveView, job: Job, title: str) -> Callable[[JobStory], None]:
+    def _shown_in(self, view: LiveJob, job: Job, title: str) -> Callable[[JobStory], None]:
         """Draws what changes in `job`, and prints what its workers print."""
 
         def on_change(story: JobStory) -> None:
@@ -149,7 +150,7 @@ class CellFits:
             return []
         return [{"text/plain": f"This fit runs in the kernel (--local-fallback), since it cannot travel: {error}"}]
 
-    def _cancelled(self, job: Job | None, view: live.LiveView) -> str:
+    def _cancelled(self, job: Job | None, view: LiveJob) -> str:
         """Cancel `job` and say so in one line. A second interrupt leaves it to the backend."""
         if job is None:
             view.freeze([])
@@ -174,7 +175,7 @@ class CellFits:
         stack = ExitStack()
         # Lines of a thread would come up between the user's own, in whatever cell runs then.
         kind = "none" if self._ui == "text" else self._ui
-        view = stack.enter_context(live.LiveView(kind, title=self._title()))
+        view = stack.enter_context(LiveJob(kind, title=self._title()))
         with stack:
             prepared = prepare(backend, call, self.options(), on_change=view.tell)
             job = submit(prepared, on_change=view.tell, released=lambda: guard.release(call.model))
@@ -186,7 +187,7 @@ class CellFits:
             print(f"{present.job_title(job.view())} was handed in. %aiaas_wait {job.id} waits for it, %aiaas_attach {job.id} shows it.")
         return job
 
-    def _follow_in_background(self, job: Job, view: live.LiveView, stack: ExitStack) -> Callable[[], None]:
+    def _follow_in_background(self, job: Job, view: LiveJob, stack: ExitStack) -> Callable[[], None]:
         """Draw the job while the kernel is free; returns how to wait for the view's end.
 
         It reads the log through a `Job` of its own, since `job` belongs to the caller's thread.
@@ -212,7 +213,7 @@ class CellFits:
             raise InvalidSpec("This is the second fit in the cell of a study, which measures one. Move it to a cell of its own.")
         options = replace(self.options(), workers=max(points))
         kind = "Weak study" if self._request.weak else "Study"
-        with live.LiveView(self._ui, title=f"{kind} on {', '.join(map(str, points))} workers", hint=HINT) as view:
+        with LiveJob(self._ui, title=f"{kind} on {', '.join(map(str, points))} workers", hint=HINT) as view:
             try:
                 result = study.run(
                     self._session.backend,
@@ -235,7 +236,7 @@ class CellFits:
     def _show_plan(self, call: FitCall) -> None:
         from aiaas_magics.client.training import planning
 
-        with live.LiveView(self._ui, title="Plan", hint=HINT) as view:
+        with LiveJob(self._ui, title="Plan", hint=HINT) as view:
             view.freeze([])
             try:
                 plan = planning.plan(self._session.backend, call, self.options(), on_progress=lambda at: tell_plan(view, at))
@@ -254,7 +255,7 @@ def with_note(story: JobStory, note: str) -> JobStory:
     return replace(story, notices=(*story.notices, note)) if note else story
 
 
-def tell_plan(view: live.LiveView, at: PlanProgress) -> None:
+def tell_plan(view: LiveJob, at: PlanProgress) -> None:
     """A dry run's progress as the measuring job's, with the ways that are measured as stops."""
     stops = (
         *(StudyStop(label=label, state="done") for label in at.done),
@@ -264,7 +265,7 @@ def tell_plan(view: live.LiveView, at: PlanProgress) -> None:
     view.tell(at.story, stops=stops, measuring=True)
 
 
-def tell_study(view: live.LiveView, at: StudyProgress) -> None:
+def tell_study(view: LiveJob, at: StudyProgress) -> None:
     """A study's progress as the running job's, with the study's points as stops."""
     stops = (
         *(StudyStop(label=label, state="done") for label in at.done),

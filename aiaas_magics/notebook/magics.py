@@ -7,6 +7,7 @@ options belong to `arguments`, what becomes of a `fit` to `cell_fits`, outputs t
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import sys
 from collections.abc import Callable
@@ -37,6 +38,9 @@ from aiaas_magics.notebook.cell_fits import CellFits, EndOfCell, with_note
 from aiaas_magics.notebook.namespace import model_of, named
 from aiaas_magics.notebook.session import Session
 from aiaas_magics.notebook.views import live
+from aiaas_magics.notebook.views.endpoint_panel import EndpointPanel, EndpointPicture, endpoint_picture
+from aiaas_magics.notebook.views.job_panel import LiveJob
+from aiaas_magics.notebook.views.load_panel import LoadPanel, load_picture
 
 R = TypeVar("R")
 
@@ -47,6 +51,7 @@ DISPLAYS: Final[dict[tuple[str, str], Callable[[Any], present.Bundle]]] = {
     ("aiaas_magics.client.training.planning", "FitPlan"): present.plan_table,
     ("aiaas_magics.client.serving.endpoint", "Endpoint"): present.endpoint_bundle,
 }
+HINT: Final = "To stop: interrupt the kernel (■)."
 LOADED: Final[dict[int, tuple[Any, Any]]] = {}  # by id of the shell: its magics and its matcher
 
 
@@ -99,6 +104,16 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     def _put(self, name: str | None, value: Any) -> None:
         if name is not None:
             self.shell.user_ns[name] = value
+
+    def _draws(self, kind: str) -> bool:
+        """Whether static outputs of a view of this `kind` have figures."""
+        return kind in {"widget", "html"} or (kind == "none" and live.shows_pictures(self.shell))
+
+    def _leave(self, view: live.LiveView[Any], kind: str, bundles: list[present.Bundle]) -> None:
+        """What a magic answers stays, also where no progress was wanted."""
+        view.freeze(bundles)
+        if kind == "none":
+            live.show(self.shell, bundles)
 
     # ---- training
 
@@ -206,7 +221,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
     def _follow(self, job: Any, ui: str) -> None:
         view = job.view()
         hint = "" if view.state.final else f"Interrupt the kernel (■) to leave; %aiaas_cancel {job.id} stops the job."
-        with live.LiveView(ui, title=present.job_title(view), hint=hint) as shown:
+        with LiveJob(ui, title=present.job_title(view), hint=hint) as shown:
             try:
                 measuring = view.spec.measure is not None
                 story = job.follow(lambda told: shown.tell(told, measuring=measuring))
@@ -272,17 +287,18 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         if request.name is None:
             raise UsageError("Which endpoint? Name it: %aiaas_bench churn. %aiaas_status lists them.")
         endpoint = self.session.backend.endpoint(request.name)
-        with live.ChangingLine(self.shell, f"Measuring {request.name}") as line:
+        name, kind = request.name, self._ui(request.ui)
+        with live.LiveView(kind, LoadPanel(), lambda: load_picture(name, None, hint=HINT)) as view:
             report = endpoint.bench(
                 concurrency=request.concurrency,
                 duration_s=request.duration,
                 rows=request.rows,
                 rates=request.rates,
                 forms=request.forms,
-                told=line.tell,
+                on_progress=lambda progress: view.draw(lambda: load_picture(name, progress, hint=HINT)),
             )
             self._put(request.out, report)
-            line.freeze(present.load_bundles(report, figures=live.shows_pictures(self.shell)))
+            self._leave(view, kind, present.load_bundles(report, figures=self._draws(kind)))
 
     @line_magic
     @magic_arguments()
@@ -296,23 +312,26 @@ class AiaasMagics(Magics):  # type: ignore[misc]
         if request.name is None:
             raise UsageError("Which endpoint? Name it: %aiaas_monitor churn. %aiaas_status lists them.")
         endpoint = self.session.backend.endpoint(request.name)
+        name, kind, ended = request.name, self._ui(request.ui), ""
         seen: list[Sample | None] = []
-        ended = ""
-        with live.ChangingLine(self.shell, f"Watching {request.name}") as line:
+        wanted = max(1, round(request.seconds / request.every))
+
+        def pictured() -> EndpointPicture:
+            return endpoint_picture(name, tuple(seen), wanted=wanted, every_s=request.every, hint=HINT)
+
+        with live.LiveView(kind, EndpointPanel(), pictured) as view:
             try:
-                for _, sample in zip(
-                    range(max(1, round(request.seconds / request.every))), endpoint.watch(every_s=request.every), strict=False
-                ):
+                for sample in itertools.islice(endpoint.watch(every_s=request.every), wanted):
                     seen.append(sample)
-                    line.show(present.looking_bundle(request.name, seen))
+                    view.draw(pictured)
             except KeyboardInterrupt:
                 ended = "Ended by an interrupt."
             except errors.UnknownName:
                 ended = "The endpoint was taken down meanwhile."
             samples = tuple(sample for sample in seen if sample is not None)
-            watched = EndpointWatch(endpoint=request.name, samples=samples, unanswered=len(seen) - len(samples), ended=ended)
+            watched = EndpointWatch(endpoint=name, samples=samples, unanswered=len(seen) - len(samples), ended=ended)
             self._put(request.out, watched)
-            line.freeze(present.watched_bundles(watched, figures=live.shows_pictures(self.shell)))
+            self._leave(view, kind, present.watched_bundles(watched, figures=self._draws(kind)))
 
     @line_magic
     @magic_arguments()

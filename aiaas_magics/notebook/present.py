@@ -19,11 +19,11 @@ from aiaas_magics.core.events import Candidate, Planned
 from aiaas_magics.core.execution import ONE_PROCESS
 from aiaas_magics.core.routing import told
 from aiaas_magics.core.row_order import described
-from aiaas_magics.core.scaling.endpoint_samples import EndpointWatch, Sample
+from aiaas_magics.core.scaling.endpoint_samples import EndpointWatch
 from aiaas_magics.core.scaling.load_report import LoadReport
 from aiaas_magics.core.spec import About, EndpointView, Freed, JobState, JobView, StorageView, TensorSpec, VersionView
 from aiaas_magics.core.story import JobStory
-from aiaas_magics.notebook.views.picture import error_line, status_line
+from aiaas_magics.notebook.views.job_picture import error_line, status_line
 from aiaas_magics.plots import text_twins
 
 if TYPE_CHECKING:
@@ -357,29 +357,6 @@ def load_bundles(report: LoadReport, *, figures: bool = True) -> list[Bundle]:
     from aiaas_magics.plots.load_figure import latency_figure
 
     return [*bundles, figure_bundle(latency_figure(report), text_twins.latency_text(report))]
-
-
-def looking_bundle(name: str, samples: Sequence[Sample | None]) -> Bundle:
-    """What an endpoint does now, with the rate and the p99 of the time before as small curves."""
-    last = samples[-1] if samples else None
-    line = f"{name}: {'nobody answers' if samples and last is None else text_twins.sample_line(last) if last else 'looking'}"
-    seen = [sample for sample in samples if sample is not None]
-    curves = [("requests/s", [sample.requests_per_s for sample in seen]), ("p99", [sample.p99_ms for sample in seen])]
-    drawn = "".join(
-        f'<span style="margin-right:2em">{escape(what)} {sparkline(values)}</span>' for what, values in curves if len(values) > 1
-    )
-    return {"text/html": f"<div><div>{escape(line)}</div>{drawn}</div>", "text/plain": line}
-
-
-def sparkline(values: Sequence[float], *, width: int = 180, height: int = 28) -> str:
-    """A small curve from 0 to the largest of `values`, as SVG."""
-    top, step = max(*values, 1e-9), width / (len(values) - 1)
-    points = " ".join(f"{place * step:.1f},{height - 1 - (height - 2) * value / top:.1f}" for place, value in enumerate(values))
-    return (
-        f'<svg width="{width}" height="{height}" role="img" aria-label="{escape(text_twins.number(values[-1]))}" '
-        f'style="vertical-align:middle">'
-        f'<polyline points="{points}" fill="none" stroke="#0072b2" stroke-width="1.5"/></svg>'
-    )
 
 
 def watched_bundles(watched: EndpointWatch, *, figures: bool = True) -> list[Bundle]:

@@ -152,11 +152,11 @@ def test_configuration_sets_the_kind_of_view(kernel: Kernel) -> None:
 
 
 VIEW = """
-from aiaas_magics.notebook.views.live import LiveView
+from aiaas_magics.notebook.views.job_panel import LiveJob
 from aiaas_magics.core.spec import JobState
 from aiaas_magics.core.story import JobStory
 import time
-with LiveView({kind!r}, title="Job 7") as view:
+with LiveJob({kind!r}, title="Job 7") as view:
     for epoch in range(3):
         view.tell(JobStory(state=JobState.RUNNING, epochs=3, epoch=epoch, step=1, steps=2, logs={{"loss": 1.0}}))
         time.sleep(0.3)

@@ -444,8 +444,8 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
 
 def test_a_watch_ends_with_its_endpoint_or_an_interrupt(trainer: Kernel) -> None:
     trainer.run("passing = model\n%aiaas_deploy passing -o endpoint")  # its name is the variable's
-    message = trainer.start("%aiaas_monitor passing --seconds 600 --every 0.2 -o seen")
-    running = trainer.wait(message, until="passing: no requests in the last")
+    message = trainer.start("%aiaas_monitor passing --seconds 600 --every 0.2 --ui html -o seen")
+    running = trainer.wait(message, until="Endpoint passing: no requests in the last")
     trainer.interrupt()
     interrupted = trainer.wait(message, cell=running)
     trainer.run("import threading\nthreading.Timer(1.0, endpoint.stop).start()")

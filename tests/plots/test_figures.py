@@ -347,7 +347,7 @@ def test_drawing_touches_no_pyplot_and_the_text_twins_no_matplotlib() -> None:
     probe = """
 import sys
 from aiaas_magics.core.scaling.laws import SpeedupPoint, fit_study
-from aiaas_magics.plots import text
+from aiaas_magics.plots import text_twins as text
 points = (SpeedupPoint(workers=1, seconds=2.0), SpeedupPoint(workers=2, seconds=1.0))
 report = text.StudyReport(points=points, fit=fit_study(points), hardware="here")
 text.study_text(report)

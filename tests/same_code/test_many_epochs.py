@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiaas_magics.core.events import Entry, EpochEnded, Phase, PhaseEntered, StateChanged
 from aiaas_magics.core.spec import JobState
 from aiaas_magics.core.story import JobStory, fold
-from aiaas_magics.notebook.views.picture import status_line
+from aiaas_magics.notebook.views.job_picture import status_line
 from aiaas_magics.plots.history_figure import history_figure
 from aiaas_magics.plots.text_twins import history_text
 

@@ -10,7 +10,7 @@ process, and each counts from its time, whether or not a connection was free for
 
     python -m aiaas_magics.client.load_test.load_generator < plan.json
 
-Writes a line "# what it does now" for each measurement, and its `Outcome` last.
+Writes a line "# {...}", a `LoadProgress`, before each measurement, and its `LoadOutcome` last.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from aiaas_magics.client import certificates
 from aiaas_magics.client.load_test.load_connection import Caller, Proving
 from aiaas_magics.core import server_proof, wire
 from aiaas_magics.core.errors import AiaasError, BackendNotProven, InvalidSpec
-from aiaas_magics.core.scaling.load_report import LoadPoint, RatePoint, Sides
+from aiaas_magics.core.scaling.load_report import LoadPoint, LoadProgress, RatePoint, Sides
 from aiaas_magics.core.spec import Value
 
 WARM_UP_S: Final = 0.3  # guess: connections are open and the engine's memory is there
@@ -47,7 +47,7 @@ SPIN_S: Final = 0.002  # uvloop's timers count whole milliseconds; nearer than t
 OPEN_CONNECTIONS: Final = 64  # guess: as many as can wait in the server at once; who finds none free waits here, and it counts
 SHARES: Final = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)  # of what the connections reached: rates tried until answers stay behind
 NO_OP: Final = "aiaas-no-op"  # a header: read, checked and answered as any other request, but nothing is computed
-MARK: Final = "# "  # of lines that say what is done
+MARK: Final = "# "  # begins a line of progress; the outcome has none
 
 
 class BodyForm(Value, frozen=True, kw_only=True):
@@ -398,26 +398,64 @@ async def on_schedule(plan: LoadPlan, form: BodyForm, rate: float) -> RatePoint:
     )
 
 
-async def rates_of(plan: LoadPlan, reached_per_s: float) -> tuple[RatePoint, ...]:
+class Reporter:
+    """Writes a line of progress before each measurement. `points` and `rates` are what was measured so far."""
+
+    def __init__(self, plan: LoadPlan) -> None:
+        self.points: list[LoadPoint] = []
+        self.rates: list[RatePoint] = []
+        self._total, self._number = plan.measurements, 0
+        self._waiting = [
+            label for form in plan.forms for label in (*(at_once_label(n, form) for n in plan.concurrency), interface_label(form))
+        ]
+        self._waiting += [rate_label(rate, plan.forms[0]) for rate in plan.rates or ()]
+
+    def begin(self, label: str) -> None:
+        if label in self._waiting:
+            self._waiting.remove(label)
+        progress = LoadProgress(
+            label=label,
+            number=self._number,
+            total=self._total,
+            waiting=tuple(self._waiting),
+            points=tuple(self.points),
+            rates=tuple(self.rates),
+        )
+        self._number += 1
+        print(MARK + wire.encode(progress).decode(), flush=True)
+
+
+def at_once_label(concurrency: int, form: BodyForm) -> str:
+    return f"{concurrency} {'connection' if concurrency == 1 else 'connections'}, {form.name}"
+
+
+def interface_label(form: BodyForm) -> str:
+    return f"interface alone, {form.name}"
+
+
+def rate_label(rate: float, form: BodyForm) -> str:
+    return f"{rate:,.0f}/s offered, {form.name}"
+
+
+async def rates_of(plan: LoadPlan, reached_per_s: float, reporter: Reporter) -> tuple[RatePoint, ...]:
     """The plan's rates; where it leaves them open, up from a quarter of `reached_per_s` until answers stay behind."""
     chosen = plan.rates if plan.rates is not None else tuple(share * reached_per_s for share in SHARES if reached_per_s)
-    points: list[RatePoint] = []
     for rate in chosen:
-        say(f"{rate:,.0f} requests/s, {plan.forms[0].name}")
-        points.append(await on_schedule(plan, plan.forms[0], rate))
-        if plan.rates is None and not points[-1].keeps_up:
+        reporter.begin(rate_label(rate, plan.forms[0]))
+        reporter.rates.append(await on_schedule(plan, plan.forms[0], rate))
+        if plan.rates is None and not reporter.rates[-1].keeps_up:
             break
-    return tuple(points)
+    return tuple(reporter.rates)
 
 
-async def sides_of(plan: LoadPlan, form: BodyForm, points: list[LoadPoint]) -> Sides:
-    """Adds `form`'s points to `points`, and says what its two sides could do alone."""
+async def sides_of(plan: LoadPlan, form: BodyForm, reporter: Reporter) -> Sides:
+    """Adds `form`'s points to the reporter's, and says what its two sides could do alone."""
     before = await spent(plan)
     for concurrency in plan.concurrency:
-        say(f"{concurrency} {'connection' if concurrency == 1 else 'connections'}, {form.name}")
-        points.append(await at_once(plan, form, concurrency))
+        reporter.begin(at_once_label(concurrency, form))
+        reporter.points.append(await at_once(plan, form, concurrency))
     after = await spent(plan)
-    say(f"the interface alone, {form.name}")
+    reporter.begin(interface_label(form))
     nothing = await at_once(plan, form, max(plan.concurrency), **{NO_OP: "1"})
     rows, seconds = (late - early for early, late in zip(before, after, strict=True))
     return Sides(
@@ -440,10 +478,10 @@ async def outcome_of(plan: LoadPlan) -> LoadOutcome:
             return LoadOutcome(refused=str(error))
         if status not in (200, 429, 503):
             return LoadOutcome(status=status, refused=sentence_in(body) or f"The endpoint answered {status}.")
-    points: list[LoadPoint] = []
-    sides = tuple([await sides_of(plan, form, points) for form in plan.forms])
-    reached = max(point.requests_per_s for point in points if point.form == plan.forms[0].name)
-    return LoadOutcome(points=tuple(points), sides=sides, rates=await rates_of(plan, reached))
+    reporter = Reporter(plan)
+    sides = tuple([await sides_of(plan, form, reporter) for form in plan.forms])
+    reached = max(point.requests_per_s for point in reporter.points if point.form == plan.forms[0].name)
+    return LoadOutcome(points=tuple(reporter.points), sides=sides, rates=await rates_of(plan, reached, reporter))
 
 
 async def spent(plan: LoadPlan) -> tuple[float, float]:
@@ -466,10 +504,6 @@ def sentence_in(body: bytes) -> str:
         return str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         return ""
-
-
-def say(what: str) -> None:
-    print(MARK + what, flush=True)
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ from aiaas_magics.client.serving import tensor_protocol
 from aiaas_magics.core import snippets, wire
 from aiaas_magics.core.errors import BackendNotProven, BackendRefused, BackendTooSlow, BackendUnreachable, InvalidSpec
 from aiaas_magics.core.plain_text import visible
-from aiaas_magics.core.scaling.load_report import LoadReport, Sides
+from aiaas_magics.core.scaling.load_report import LoadProgress, LoadReport, Sides
 from aiaas_magics.core.spec import EndpointView, TensorSpec
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run_load(
     x: Any = None,
     rates: Sequence[float] | None = None,
     forms: Sequence[str] = FORMS,
-    told: Callable[[str], None] | None = None,
+    on_progress: Callable[[LoadProgress], None] | None = None,
 ) -> LoadReport:
     """Load `endpoint` from a process of its own and report what was seen.
 
@@ -56,7 +56,7 @@ def run_load(
         rates: Requests a second on a schedule, with the first of `forms`; left out, up from a quarter of what
             the connections reached until answers stay behind; none where it is empty.
         forms: How tensors travel: "json" (TensorFlow Serving), "binary" (Open Inference Protocol v2).
-        told: Is told what is measured now, in words.
+        on_progress: Called before each measurement, with what was measured so far.
 
     Raises:
         InvalidSpec: a number that cannot be.
@@ -75,7 +75,7 @@ def run_load(
         fingerprint=endpoint.fingerprint,
         authority=os.environ.get("AIAAS_CA", ""),
     )
-    found = carry_out(plan, told)
+    found = carry_out(plan, on_progress)
     return LoadReport(
         endpoint=view.name,
         rows=rows,
@@ -89,7 +89,7 @@ def run_load(
     )
 
 
-def carry_out(plan: LoadPlan, told: Callable[[str], None] | None = None) -> LoadOutcome:
+def carry_out(plan: LoadPlan, on_progress: Callable[[LoadProgress], None] | None = None) -> LoadOutcome:
     """Run `plan` in a process of its own.
 
     Raises:
@@ -104,7 +104,7 @@ def carry_out(plan: LoadPlan, told: Callable[[str], None] | None = None) -> Load
         watch = threading.Timer(limit_s, process.kill)
         watch.start()
         try:
-            last = _talk(process, plan, told)
+            last = _talk(process, plan, on_progress)
         finally:  # an interrupt ends it as well
             is_late = not watch.is_alive()
             watch.cancel()
@@ -126,7 +126,7 @@ def carry_out(plan: LoadPlan, told: Callable[[str], None] | None = None) -> Load
     return outcome
 
 
-def _talk(process: subprocess.Popen[bytes], plan: LoadPlan, told: Callable[[str], None] | None) -> bytes:
+def _talk(process: subprocess.Popen[bytes], plan: LoadPlan, on_progress: Callable[[LoadProgress], None] | None) -> bytes:
     """Give the plan, hear what is done, return the last line."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -138,8 +138,8 @@ def _talk(process: subprocess.Popen[bytes], plan: LoadPlan, told: Callable[[str]
     last = b""
     for line in process.stdout:
         if line.startswith(MARK.encode()):
-            if told is not None:
-                told(line.decode().removeprefix(MARK).strip())
+            if on_progress is not None:
+                on_progress(wire.decode(line.removeprefix(MARK.encode()), LoadProgress))
         else:
             last = line
     process.wait()

@@ -20,6 +20,7 @@ import pytest
 from aiaas_magics.client.load_test.load_generator import BodyForm, LoadPlan
 from aiaas_magics.client.load_test.load_run import _example_of, carry_out, forms_of, run_load
 from aiaas_magics.core.errors import BackendNotProven, BackendRefused, BackendUnreachable, InvalidSpec
+from aiaas_magics.core.scaling.load_report import LoadProgress
 from aiaas_magics.core.spec import EndpointView, TensorSpec
 from aiaas_magics.plots import text_twins
 from tests.backend.serving.support.serving_models import tensor
@@ -256,21 +257,24 @@ def test_rates_are_chosen_up_to_where_answers_stay_behind(shared: Rig) -> None:
     assert 2 <= len(outcome.rates) <= 7
 
 
-def test_what_is_measured_is_told_while_it_is(shared: Rig) -> None:
-    told: list[str] = []
+def test_progress_names_the_running_measurement_and_carries_what_was_measured(shared: Rig) -> None:
+    reports: list[LoadProgress] = []
     forms = forms_of("plus", X, ("json", "binary"), rows=1)
 
-    carry_out(plan_for(shared, forms, concurrency=(1, 2), rates=(100.0,), duration_s=0.1), told.append)
+    carry_out(plan_for(shared, forms, concurrency=(1, 2), rates=(100.0,), duration_s=0.1), reports.append)
 
-    assert told == [
+    assert [report.label for report in reports] == [
         "1 connection, json",
         "2 connections, json",
-        "the interface alone, json",
+        "interface alone, json",
         "1 connection, binary",
         "2 connections, binary",
-        "the interface alone, binary",
-        "100 requests/s, json",
+        "interface alone, binary",
+        "100/s offered, json",
     ]
+    assert reports[0].waiting == tuple(report.label for report in reports[1:])
+    assert (reports[-1].waiting, reports[-1].total, reports[-1].number) == ((), 7, 6)
+    assert [(point.form, point.concurrency) for point in reports[4].points] == [("json", 1), ("json", 2), ("binary", 1)]
 
 
 def test_a_request_that_computes_nothing_is_answered_in_form_and_not_counted(shared: Rig) -> None:
