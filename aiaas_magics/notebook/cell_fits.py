@@ -9,14 +9,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from aiaas_magics.core.errors import AiaasError, InvalidSpec, UsageError
+from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.printout import counted
 from aiaas_magics.core.spec import JobState
 from aiaas_magics.notebook import present
-from aiaas_magics.notebook.arguments import TrainRequest
+from aiaas_magics.notebook.option_values import Workers
 from aiaas_magics.notebook.session import Session
 from aiaas_magics.notebook.tracebacks import Interrupted
 from aiaas_magics.notebook.views import live
@@ -34,8 +35,28 @@ if TYPE_CHECKING:
     from aiaas_magics.core.story import JobStory
     from aiaas_magics.packing.fitcall.fit_call import FitCall
 
-HINT: Final = "To stop: interrupt the kernel (■)."
 SETTLE_S: Final = 5.0  # guess: the last events of a job that has ended are there at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitRequest:
+    """What each fit of a cell is to become: a job, a job in the background, a study, or a plan only.
+
+    `environment` names variables to send beside those set in this kernel; None sends none.
+    """
+
+    execution: Execution
+    environment: tuple[str, ...] | None = ()
+    workers: Workers | None = None
+    weak: bool = False
+    name: str | None = None
+    background: bool = False
+    dry_run: bool = False
+    seed: int | None = None
+    oversubscribe: bool = False
+    retries: int = 3
+    resume: str | None = None
+    local_fallback: bool = False
 
 
 class EndOfCell(BaseException):
@@ -45,7 +66,7 @@ class EndOfCell(BaseException):
 class CellFits:
     """Carries out the fit calls of one cell as its request says; `count` says how many there were."""
 
-    def __init__(self, shell: Any, session: Session, request: TrainRequest, *, ui: str, put: Callable[[Any], None]) -> None:
+    def __init__(self, shell: Any, session: Session, request: FitRequest, *, ui: str, put: Callable[[Any], None]) -> None:
         self._shell, self._session, self._request, self._ui, self._put = shell, session, request, ui, put
         self.count = 0
         self._lines = CellLines()
@@ -99,7 +120,7 @@ class CellFits:
 
         backend, job = self._session.backend, None
         handed_in: JobView | None = None
-        with LiveJob(self._ui, title=self._title(), hint=HINT, paint=self._painter()) as view:
+        with LiveJob(self._ui, title=self._title(), hint=live.HINT, paint=self._painter()) as view:
             try:
                 prepared = prepare(backend, call, self.options(), on_change=view.tell)
                 job = self._session.remember(submit(prepared, on_change=view.tell))
@@ -213,7 +234,7 @@ class CellFits:
             raise InvalidSpec("This is the second fit in the cell of a study, which measures one. Move it to a cell of its own.")
         options = replace(self.options(), workers=max(points))
         kind = "Weak study" if self._request.weak else "Study"
-        with LiveJob(self._ui, title=f"{kind} on {', '.join(map(str, points))} workers", hint=HINT) as view:
+        with LiveJob(self._ui, title=f"{kind} on {', '.join(map(str, points))} workers", hint=live.HINT) as view:
             try:
                 result = study.run(
                     self._session.backend,
@@ -236,7 +257,7 @@ class CellFits:
     def _show_plan(self, call: FitCall) -> None:
         from aiaas_magics.client.training import planning
 
-        with LiveJob(self._ui, title="Plan", hint=HINT) as view:
+        with LiveJob(self._ui, title="Plan", hint=live.HINT) as view:
             view.freeze([])
             try:
                 plan = planning.plan(self._session.backend, call, self.options(), on_progress=lambda at: tell_plan(view, at))

@@ -1,6 +1,6 @@
 """Tab completion of a magic's options and their values.
 
-Owns the matcher. Options and choices come from the parsers in `arguments`, values from the
+Owns the matcher. Options and choices come from the parsers in `options`, values from the
 kernel's namespace and from what this kernel has seen of jobs and endpoints: the matcher
 runs on every Tab, also while the kernel is busy, so it asks nobody and imports nothing.
 """

@@ -1,6 +1,6 @@
 """What the words of a magic's line mean: variables of the notebook, and files.
 
-Owns finding them and saying what would have been one. Words are read by `arguments`.
+Owns finding them and saying what would have been one. Words are read by `options`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What can be typed as the value of an option, and what it means.
 
 Owns reading one value, and the sentence for one that cannot be read: types for argparse. Which option takes which belongs
-to `arguments`.
+to the files of `magics/`.
 """
 
 from __future__ import annotations

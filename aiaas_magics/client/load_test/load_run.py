@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from aiaas_magics.client.load_test.load_generator import ANSWER_S, MARK, BodyForm, LoadOutcome, LoadPlan
+from aiaas_magics.client.load_test.load_plan import ANSWER_S, MARK, BodyForm, LoadOutcome, LoadPlan
 from aiaas_magics.client.serving import tensor_protocol
 from aiaas_magics.core import snippets, wire
 from aiaas_magics.core.errors import BackendNotProven, BackendRefused, BackendTooSlow, BackendUnreachable, InvalidSpec

@@ -27,6 +27,7 @@ P_in = TypeVar("P_in", bound=PanelPicture, contravariant=True)
 PACE_S: Final = 0.25  # Jupyter Server limits output to 1000 messages a second by default; eyes need four
 TICK_S: Final = 1.0  # a phase's seconds go on while nothing happens
 SLOW_S: Final = 3.0  # guess: what takes less needs no words, and would flicker
+HINT: Final = "To stop: interrupt the kernel (■)."
 JOIN_S: Final = 2.0  # guess: a redraw takes milliseconds, a stuck front end should not hold the cell
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from aiaas_magics.client.load_test.load_generator import BodyForm, LoadPlan
+from aiaas_magics.client.load_test.load_plan import BodyForm, LoadPlan
 from aiaas_magics.client.load_test.load_run import _example_of, carry_out, forms_of, run_load
 from aiaas_magics.core.errors import BackendNotProven, BackendRefused, BackendUnreachable, InvalidSpec
 from aiaas_magics.core.scaling.load_report import LoadProgress
