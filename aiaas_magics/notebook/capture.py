@@ -1,4 +1,4 @@
-"""Keras `fit` inside a cell becomes a fit call; and a model that a job is training is guarded.
+"""Capture: turns Keras `fit` inside a cell into a fit call, and guards a model while a job trains it.
 
 Owns reaching every `fit`, and nothing of what becomes of it: that is the caller's
 `carry_out`. Making bytes of a fit call belongs to `packing`.
@@ -58,9 +58,9 @@ class KernelTraining:
         """One sentence with the numbers and names, and the next move."""
         threads = _counted_names([model for method, model in self._calls if method == "fit"])
         batches = _counted_names([model for method, model in self._calls if method == "train_on_batch"])
-        said = [f"{threads[0]} fit{'s' if threads[0] > 1 else ''} of other threads ({threads[1]})"] if threads[0] else []
-        said += [f"{batches[0]} train_on_batch call{'s' if batches[0] > 1 else ''} ({batches[1]})"] if batches[0] else []
-        return f"Trained in the kernel: {' and '.join(said)}. Call fit in the cell's own thread to train on the backend."
+        parts = [f"{threads[0]} fit{'s' if threads[0] > 1 else ''} of other threads ({threads[1]})"] if threads[0] else []
+        parts += [f"{batches[0]} train_on_batch call{'s' if batches[0] > 1 else ''} ({batches[1]})"] if batches[0] else []
+        return f"Trained in the kernel: {' and '.join(parts)}. Call fit in the cell's own thread to train on the backend."
 
 
 def _counted_names(models: list[str]) -> tuple[int, str]:

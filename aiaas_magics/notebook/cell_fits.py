@@ -1,4 +1,4 @@
-"""What becomes of the fit calls in one %%aiaas_train cell.
+"""Cell fits: runs the fit calls of one %%aiaas_train cell.
 
 Owns the choice (train, hand in, study, plan only) and the view beside it. Catching the
 calls belongs to `capture`, carrying them out to `backend`, outputs to `present`.
@@ -86,7 +86,9 @@ class CellFits:
             raise EndOfCell
         if self._request.workers is not None and self._request.workers.is_study:
             if self._request.resume is not None:
-                raise InvalidSpec("A study begins at the cell's weights, so it cannot --resume a job. Give one number of workers.")
+                raise InvalidSpec(
+                    "A study starts from the cell's weights, so it cannot resume a job. Leave out --resume, or give one number of workers."
+                )
             return self._study(call, self._request.workers.points)
         if self._request.background:
             return self._hand_in(call)
@@ -108,10 +110,10 @@ class CellFits:
         )
 
     def _workers(self) -> int | None:
-        asked = self._request.workers
-        if asked is None:
+        wanted = self._request.workers
+        if wanted is None:
             return None
-        return len(self._session.backend.about().devices) if asked.most else asked.points[-1]
+        return len(self._session.backend.about().devices) if wanted.most else wanted.points[-1]
 
     # ---- one fit, waited for
 
@@ -132,8 +134,8 @@ class CellFits:
                 view.freeze(self._fallback_notice(error))
                 raise
             except KeyboardInterrupt:
-                said = self._cancelled(job, view)
-                raise Interrupted(said) from None
+                sentence = self._cancelled(job, view)
+                raise Interrupted(sentence) from None
             finally:
                 if job is not None and handed_in is not None:
                     self._lines.end(job.printout, job.id, job.figure, succeeded=view.story.state is JobState.SUCCEEDED)
@@ -169,21 +171,21 @@ class CellFits:
         """What a view leaves behind when nothing was handed in."""
         if not (self._request.local_fallback and isinstance(error, UsageError)):
             return []
-        return [{"text/plain": f"This fit runs in the kernel (--local-fallback), since it cannot travel: {error}"}]
+        return [{"text/plain": f"This fit runs in the kernel (--local-fallback), because it cannot be sent: {error}"}]
 
     def _cancelled(self, job: Job | None, view: LiveJob) -> str:
         """Cancel `job` and say so in one line. A second interrupt leaves it to the backend."""
         if job is None:
             view.freeze([])
-            return "Interrupted before anything was handed in; nothing runs on the backend."
+            return "Interrupted before the job was submitted; nothing runs on the backend."
         self._put(job)
         try:
             state = job.cancel()
             view.tell(job.story())
         except KeyboardInterrupt:
-            return f"Interrupted again: job {job.id} was told to stop, %aiaas_status shows whether it has."
+            return f"Interrupted again: job {job.id} is stopping; %aiaas_status shows its state."
         except AiaasError as error:
-            return f"Interrupted, but job {job.id} could not be told: {error} %aiaas_cancel {job.id} tries again."
+            return f"Interrupted, but job {job.id} could not be cancelled: {error} %aiaas_cancel {job.id} tries again."
         return f"Interrupted: job {job.id} is {state}; the model in the kernel is unchanged."
 
     # ---- one fit, handed in
@@ -205,7 +207,7 @@ class CellFits:
             self._session.remember(job, settle)
         self._put(job)
         if self._ui == "text":
-            print(f"{present.job_title(job.view())} was handed in. %aiaas_wait {job.id} waits for it, %aiaas_attach {job.id} shows it.")
+            print(f"{present.job_title(job.view())} was submitted. %aiaas_wait {job.id} waits for it; %aiaas_attach {job.id} shows it.")
         return job
 
     def _follow_in_background(self, job: Job, view: LiveJob, stack: ExitStack) -> Callable[[], None]:
@@ -231,7 +233,7 @@ class CellFits:
         from aiaas_magics.client.training import study
 
         if self.count > 1:
-            raise InvalidSpec("This is the second fit in the cell of a study, which measures one. Move it to a cell of its own.")
+            raise InvalidSpec("A study measures one fit, and this cell calls a second one. Move it to a cell of its own.")
         options = replace(self.options(), workers=max(points))
         kind = "Weak study" if self._request.weak else "Study"
         with LiveJob(self._ui, title=f"{kind} on {', '.join(map(str, points))} workers", hint=live.HINT) as view:

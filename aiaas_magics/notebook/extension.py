@@ -68,7 +68,7 @@ def load(ip: Any) -> None:
         return
     ip.register_magics(AiaasMagics)
     loaded = ip.magics_manager.registry["AiaasMagics"]
-    matcher = completion.make_matcher(ip, parsers(), loaded.session.known)
+    matcher = completion.make_matcher(ip, parsers(), loaded.session.names_seen)
     ip.Completer.custom_matchers.append(matcher)
     ip.input_transformers_cleanup.insert(0, with_body)
     for (module, name), show in DISPLAYS.items():
@@ -92,7 +92,7 @@ def unload(ip: Any) -> None:
     loaded, matcher = LOADED.pop(id(ip), (None, None))
     if loaded is None:
         return
-    ip.Completer.custom_matchers[:] = [known for known in ip.Completer.custom_matchers if known is not matcher]
+    ip.Completer.custom_matchers[:] = [registered for registered in ip.Completer.custom_matchers if registered is not matcher]
     ip.input_transformers_cleanup[:] = [transform for transform in ip.input_transformers_cleanup if transform is not with_body]
     for kind, names in loaded.magics.items():
         for name in names:

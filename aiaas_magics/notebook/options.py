@@ -57,14 +57,14 @@ def parse(magic: Any, line: str) -> Namespace:
     parser.allow_abbrev = False
     refuse_unknown(parser, words)
     try:
-        found, rest = parser.parse_known_args(words)
+        parsed, rest = parser.parse_known_args(words)
     except UsageError as error:
         raise UsageError(_readable(str(error), parser.prog)) from None
     if rest and "(" in rest[0]:
         raise UsageError(f"{rest[0]!r} was not expected here. Code goes on the lines below %%{parser.prog}.")
     if rest:
         raise UsageError(f"{rest[0]!r} was not expected here. An option takes one word, quoted if it has spaces; see %{parser.prog} -h.")
-    return found
+    return parsed
 
 
 def split(line: str) -> list[str]:
@@ -82,23 +82,23 @@ def split(line: str) -> list[str]:
 def refuse_unresolved(words: list[str]) -> None:
     """IPython leaves the whole line as it is when one variable in it is unknown, and says nothing."""
     for word in words:
-        if found := re.search(r"\{([^{}]*)\}|^\$(\w+)$|=\$(\w+)$", word):
-            name = next(filter(None, found.groups()), "")
+        if match := re.search(r"\{([^{}]*)\}|^\$(\w+)$|=\$(\w+)$", word):
+            name = next(filter(None, match.groups()), "")
             raise UsageError(f"Variable {name!r} is not defined. Define it before this cell, or write the value itself.")
 
 
 def refuse_unknown(parser: ArgumentParser, words: list[str]) -> None:
-    known = [flag for action in parser._actions for flag in action.option_strings]
+    flags = [flag for action in parser._actions for flag in action.option_strings]
     for word in words:
         if word == "--":
             return
         flag = word.split("=", 1)[0]
-        if not re.match(r"--?[A-Za-z]", flag) or flag in known:
+        if not re.match(r"--?[A-Za-z]", flag) or flag in flags:
             continue
-        if not flag.startswith("--") and flag[:2] in known:
+        if not flag.startswith("--") and flag[:2] in flags:
             continue  # -n2
-        close = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
-        hint = f"Did you mean {close[0]}?" if close else f"%{parser.prog} -h lists what there is."
+        close = difflib.get_close_matches(flag, flags, n=1, cutoff=0.5)
+        hint = f"Did you mean {close[0]}?" if close else f"%{parser.prog} -h lists the options."
         raise UsageError(f"There is no option {flag}. {hint}")
 
 
@@ -106,7 +106,7 @@ def _readable(text: str, prog: str) -> str:
     """argparse's message as a sentence with the next move."""
     text = re.sub(r"^argument (\S+): ", r"\1: ", text)
     if text.endswith("expected one argument"):
-        return f"{text.split(':')[0]} needs a value after it; see %{prog} -h."
+        return f"{text.split(':')[0]} needs a value; see %{prog} -h."
     if "invalid choice" in text:
         return f"{text.rstrip('.')}."
     return text

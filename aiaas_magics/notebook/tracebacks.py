@@ -1,4 +1,4 @@
-"""Errors as blocks that speak of the user's own cell.
+"""Tracebacks: errors as blocks that show the user's own cell.
 
 Owns the rendering and the mapping to "Cell In[n], line k". What an error says belongs to
 `errors`; which class is raised belongs to whoever raises it.
@@ -36,9 +36,9 @@ MOST_FRAMES: Final = 6  # of the user's own; a recursion is cut in the middle (g
 class Interrupted(KeyboardInterrupt):
     """The user interrupted a cell and the job was told. Shown as one line, and Run All stops."""
 
-    def __init__(self, said: str) -> None:
-        super().__init__(said)
-        self.said = said
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.said = sentence
 
     def _render_traceback_(self) -> list[str]:
         return [self.said]

@@ -33,15 +33,15 @@ BAD_LINES = [
     ("train", "-n two", "'two' is not a number of workers"),
     ("train", "-n 2.5", "'2.5' is not a number of workers"),
     ("train", "-n 1, 2", "Write 1,2 without spaces"),
-    ("train", "-n 1,,2", "empty place"),
-    ("train", "-n 2,2", "names a number twice"),
+    ("train", "-n 1,,2", "nothing between two commas"),
+    ("train", "-n 2,2", "contains a number twice"),
     ("train", "-n 99999", "more than 1024"),
     ("train", "-n", "needs a value"),
-    ("train", "--seed -3", "outside its range"),
+    ("train", "--seed -3", "out of range"),
     ("train", "--seed x", "not a whole number"),
     ("train", "--ui gui", "invalid choice"),
     ("train", "--checkpoint-every often", "write 30s for seconds"),
-    ("train", "--checkpoint-every -2", "outside its range"),
+    ("train", "--checkpoint-every -2", "out of range"),
     ("train", "--checkpoint-every 0s", "not a time in seconds"),
     ("train", "--retries -1", "between 0 and 100"),
     ("train", "-o 2x", "not a variable name"),
@@ -59,18 +59,18 @@ BAD_LINES = [
     ("deploy", "model --precision int8 --validate x,y,z", "Write x_val,y_val without spaces"),
     ("deploy", "model --precision int8 --validate x,", "Write x_val,y_val without spaces"),
     ("deploy", "model --precision int8 --max-change nan", "such as 0.01 or 1%"),
-    ("deploy", "model --validate x,y", "Use them with --precision int8"),
+    ("deploy", "model --validate x,y", "Add --precision int8"),
     ("deploy", "model other", "'other' was not expected here"),
-    ("bench", "churn --concurrency 0", "outside its range"),
+    ("bench", "churn --concurrency 0", "out of range"),
     ("bench", "churn --concurrency 1, 2", "without spaces"),
     ("bench", "churn --duration -1", "not a time in seconds"),
     ("bench", "churn --duration nan", "not a time in seconds"),
-    ("bench", "churn --rows 0", "outside its range"),
-    ("bench", "churn --rates 0", "are no rates"),
-    ("bench", "churn --rates fast", "are no rates"),
-    ("bench", "churn --forms xml", "is no form of tensors"),
+    ("bench", "churn --rows 0", "out of range"),
+    ("bench", "churn --rates 0", "is not a list of rates"),
+    ("bench", "churn --rates fast", "is not a list of rates"),
+    ("bench", "churn --forms xml", "is not an encoding of tensors"),
     ("wait", "7 --timeout soon", "not a time in seconds"),
-    ("logs", "--lines 0", "outside its range"),
+    ("logs", "--lines 0", "out of range"),
 ]
 
 REQUESTS = {"train": TrainRequest, "deploy": DeployRequest, "bench": BenchRequest}
@@ -158,7 +158,7 @@ def test_every_option_of_deploying_is_read() -> None:
     assert (reduced.precision, reduced.validate, reduced.max_change) == ("int4", ("x_val", "y_val"), 0.02)
     assert options.read(magic("deploy"), "model --canary 0.25", DeployRequest).rollout.canary == 0.25
     for wrong in ("0%", "100%", "2", "x", "-5%"):
-        with pytest.raises(UsageError, match="no share of the requests"):
+        with pytest.raises(UsageError, match="not a share of the requests"):
             options.read(magic("deploy"), f"model --canary={wrong}", DeployRequest)
 
 

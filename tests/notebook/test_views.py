@@ -452,7 +452,7 @@ def test_of_very_many_fits_the_newest_lines_stay_and_the_rest_is_counted(monkeyp
         painter.close([{"text/plain": f"Fit {n}"}])
 
     lines = output.bundles[0]["text/plain"].splitlines()
-    assert (lines[0], lines[1], lines[-1], len(lines)) == ("(30 lines before)", "Fit 30", "Fit 129", 101)
+    assert (lines[0], lines[1], lines[-1], len(lines)) == ("(30 earlier lines)", "Fit 30", "Fit 129", 101)
 
 
 def test_in_a_terminal_a_fit_that_has_ended_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,6 @@ def test_the_status_counts_every_epoch_and_the_whole_time() -> None:
 def test_the_table_and_the_figure_count_every_epoch() -> None:
     rows = story(JobState.SUCCEEDED).rows
 
-    assert "(2,989 epochs between are left out)" in history_text(rows)
+    assert "(2,989 epochs in between are not shown)" in history_text(rows)
     words = [text.get_text() for text in history_figure(rows).texts]
     assert any("3,000 epochs; the last" in text for text in words), words

@@ -297,8 +297,8 @@ def _requests(plan: LoadPlan, form: BodyForm, **more: str) -> list[bytes]:
 
 
 def _head(method: str, plan: LoadPlan, path: str, headers: dict[str, str]) -> bytes:
-    said = {"Host": urlsplit(plan.url).netloc, "Authorization": f"Bearer {plan.token}", **headers}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
+    values = {"Host": urlsplit(plan.url).netloc, "Authorization": f"Bearer {plan.token}", **headers}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in values.items())
     return f"{method} {path} HTTP/1.1\r\n{lines}".encode("latin-1")
 
 

@@ -75,16 +75,16 @@ def run_load(
         fingerprint=endpoint.fingerprint,
         authority=os.environ.get("AIAAS_CA", ""),
     )
-    found = carry_out(plan, on_progress)
+    outcome = carry_out(plan, on_progress)
     return LoadReport(
         endpoint=view.name,
         rows=rows,
         hardware=hardware(),
-        points=found.points,
-        rates=found.rates,
+        points=outcome.points,
+        rates=outcome.rates,
         sides=tuple(
             Sides(form=side.form, model_per_s=side.model_per_s * view.replicas, interface_per_s=side.interface_per_s)
-            for side in found.sides
+            for side in outcome.sides
         ),
     )
 
@@ -110,13 +110,15 @@ def carry_out(plan: LoadPlan, on_progress: Callable[[LoadProgress], None] | None
             watch.cancel()
             process.kill()
         complaints.seek(0)
-        said = complaints.read().decode(errors="replace").strip().splitlines()
+        lines = complaints.read().decode(errors="replace").strip().splitlines()
     if is_late:
         raise BackendTooSlow(plan.url, limit_s)
     try:
         outcome = wire.decode(last, LoadOutcome)
     except wire.Malformed as error:
-        raise BackendRefused(0, f"The load generator failed: {said[-1] if said else error}. Run it again, or report this to us.") from error
+        raise BackendRefused(
+            0, f"The load generator failed: {lines[-1] if lines else error}. Run it again, or report this to us."
+        ) from error
     if outcome.unproven:
         raise BackendNotProven(plan.url)
     if outcome.unreachable:
@@ -188,7 +190,7 @@ def binary_form(name: str, inputs: Sequence[TensorSpec], batches: Sequence[dict[
     longest = max(len(body) for body, _ in encoded)
     headers = next(headers for body, headers in encoded if len(body) == longest)
     # The header says how long the JSON is, so only bodies that agree in it go together.
-    bodies = tuple(dict.fromkeys(body for body, said in encoded if said == headers))
+    bodies = tuple(dict.fromkeys(body for body, values in encoded if values == headers))
     return BodyForm(name="binary", path=f"/v2/models/{name}/infer", headers=tuple(headers.items()), bodies=bodies)
 
 
@@ -208,12 +210,12 @@ def _batches(inputs: Sequence[TensorSpec], *, rows: int, x: Any) -> list[dict[st
 
 def _given_columns(inputs: Sequence[TensorSpec], x: Any) -> dict[str, np.ndarray]:
     if isinstance(x, dict):
-        given = x
+        columns = x
     elif len(inputs) > 1:
-        given = {spec.name: values for spec, values in zip(inputs, x, strict=True)}
+        columns = {spec.name: values for spec, values in zip(inputs, x, strict=True)}
     else:
-        given = {inputs[0].name: x}
-    return {spec.name: np.asarray(given[spec.name]) for spec in inputs}
+        columns = {inputs[0].name: x}
+    return {spec.name: np.asarray(columns[spec.name]) for spec in inputs}
 
 
 def _example_of(view: EndpointView) -> dict[str, np.ndarray] | None:

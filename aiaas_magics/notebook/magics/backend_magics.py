@@ -54,7 +54,7 @@ class BackendMagics(Family):
         ),
     )
     def aiaas_storage(self, request: StorageRequest) -> None:
-        """Show what the backend's state folder holds, and how much of it nothing needs.
+        """Show what the backend's state folder holds, and how much of it can be freed.
 
         %aiaas_storage --free
         """
@@ -74,7 +74,7 @@ class BackendMagics(Family):
     def aiaas_connect(self, request: ConnectRequest) -> None:
         """Connect to a backend: local, or a server's address.
 
-        The token comes from AIAAS_TOKEN, or a prompt. It is never an argument, because cells are saved.
+        The token comes from AIAAS_TOKEN or from a prompt. It is never an argument, because cells are saved.
         """
         backend = self.session.connect(request.url, fingerprint=request.fingerprint or "")
         about = backend.about()
@@ -82,10 +82,10 @@ class BackendMagics(Family):
 
     @magic(PlainRequest)
     def aiaas_shutdown(self, request: PlainRequest) -> None:
-        """Stop this machine's server, with its jobs and endpoints. The next magic starts it again."""
+        """Stop the local server with its jobs and endpoints. The next magic starts it again."""
         backend = self.session.backend
         if backend.about().backend != "local":
-            raise UsageError(f"{backend.name} at {backend.url} is not this machine's own server. Stop it where it runs, with aiaas stop.")
+            raise UsageError(f"{backend.name} at {backend.url} is not the local server. Run `aiaas stop` where it runs.")
         backend.stop()
         self.session.close()
-        print("The local server has ended.")
+        print("The local server has stopped.")

@@ -57,9 +57,9 @@ class BenchMagic(Family):
         UI,
     )
     def aiaas_bench(self, request: BenchRequest) -> None:
-        """Measure an endpoint's latency and throughput, by number of connections and by offered rate, as JSON and as bytes.
+        """Measure an endpoint's latency and throughput by number of connections and by offered rate, with JSON and binary requests.
 
-        The load comes from a separate process, so that the kernel does not slow it down.
+        A separate process generates the load, so the kernel does not slow it down.
 
             %aiaas_bench churn --concurrency 1,2,4,8 --duration 2
         """

@@ -34,9 +34,9 @@ class JobMagics(Family):
 
     @magic(JobRequest, JOB, OUT, UI)
     def aiaas_attach(self, request: JobRequest) -> None:
-        """Show a job's whole history and follow it live. An interrupt leaves the job running.
+        """Show a job from its start and follow it live. An interrupt leaves the job running.
 
-        For a job of another kernel, `job.apply_to(model)` gives its weights (-o assigns the Job to a variable).
+        For a job of another kernel, `job.apply_to(model)` loads its weights (-o assigns the Job to a variable).
         """
         job = self.session.find_job(request.job)
         self._put(request.out, job)
@@ -46,7 +46,7 @@ class JobMagics(Family):
     def aiaas_wait(self, request: JobRequest) -> None:
         """Wait for a job. If this kernel submitted it, its model gets the trained weights.
 
-        Raises the error of a job that failed.
+        If the job failed, this raises its error.
         """
         job = self.session.find_job(request.job)
         self._put(request.out, job)
@@ -57,12 +57,12 @@ class JobMagics(Family):
             else:
                 job.wait(request.timeout)
         except KeyboardInterrupt:
-            raise tracebacks.Interrupted(f"Stopped waiting; job {job.id} goes on. %aiaas_cancel {job.id} stops it.") from None
+            raise tracebacks.Interrupted(f"Stopped waiting; job {job.id} continues. %aiaas_cancel {job.id} stops it.") from None
         finally:
             self.session.settle(job)
         if not ours and job.state != "succeeded":
             raise job.failure()
-        print(f"Job {job.id} {job.state}." + (" The model has its weights." if ours else " job.apply_to(model) gives its weights."))
+        print(f"Job {job.id} {job.state}." + (" The model has its weights." if ours else " job.apply_to(model) loads its weights."))
 
     @magic(JobRequest, JOB)
     def aiaas_cancel(self, request: JobRequest) -> None:
@@ -71,7 +71,7 @@ class JobMagics(Family):
         over = job.view().state.final
         state = job.cancel()
         self.session.settle(job)
-        print(f"Job {job.id} had ended before: {state}." if over else f"Job {job.id} {state}.")
+        print(f"Job {job.id} had already ended: {state}." if over else f"Job {job.id} {state}.")
 
     @magic(
         JobRequest,
@@ -86,22 +86,22 @@ class JobMagics(Family):
         ),
     )
     def aiaas_logs(self, request: JobRequest) -> None:
-        """Print what the job's workers printed. Lines begin with the worker's rank if there are several."""
+        """Print the output of the job's workers. If there are several, each line begins with the worker's rank."""
         job = self.session.find_job(request.job)
         lines = job.logs().splitlines()
         if len(lines) > request.lines:
             print(f"({len(lines) - request.lines} earlier lines; --lines shows more)")
-        print("\n".join(lines[-request.lines :]) or f"The workers of job {job.id} have printed nothing.")
+        print("\n".join(lines[-request.lines :]) or f"The workers of job {job.id} printed nothing.")
 
     def _follow(self, job: Any, ui: str) -> None:
         view = job.view()
-        hint = "" if view.state.final else f"Interrupt the kernel (■) to leave; %aiaas_cancel {job.id} stops the job."
+        hint = "" if view.state.final else f"Interrupt the kernel (■) to leave. %aiaas_cancel {job.id} stops the job."
         with LiveJob(ui, title=present.job_title(view), hint=hint) as shown:
             try:
                 measuring = view.spec.measure is not None
-                story = job.follow(lambda told: shown.tell(told, measuring=measuring))
+                story = job.follow(lambda newest: shown.tell(newest, measuring=measuring))
             except KeyboardInterrupt:
-                raise tracebacks.Interrupted(f"Left job {job.id}, which goes on. %aiaas_attach {job.id} shows it again.") from None
+                raise tracebacks.Interrupted(f"Left job {job.id}, which continues. %aiaas_attach {job.id} shows it again.") from None
             hardware = self.session.backend.about().hardware
             story = with_note(story, counted(job.printout, job.id))
             shown.freeze(present.job_bundles(job.view(), story, hardware, figures=shown.shows_figures))

@@ -67,7 +67,7 @@ class MonitorMagic(Family):
             except KeyboardInterrupt:
                 ended = "Ended by an interrupt."
             except errors.UnknownName:
-                ended = "The endpoint was taken down meanwhile."
+                ended = "The endpoint was taken down."
             samples = tuple(sample for sample in seen if sample is not None)
             watched = EndpointWatch(endpoint=name, samples=samples, unanswered=len(seen) - len(samples), ended=ended)
             self._put(request.out, watched)

@@ -37,7 +37,7 @@ class DeployRequest:
 
     def __post_init__(self) -> None:
         if not self.precision and (self.validate is not None or self.max_change is not None):
-            raise UsageError("--validate and --max-change are about what fewer bits change. Use them with --precision int8, say.")
+            raise UsageError("--validate and --max-change measure the impact of --precision. Add --precision int8, for example.")
 
     @property
     def rollout(self) -> Rollout:
@@ -121,7 +121,7 @@ class ServingMagics(Family):
     def aiaas_deploy(self, request: DeployRequest, *, names: dict[str, Any]) -> Any:
         """Serve a trained model over HTTP.
 
-        The model is exported here and compared with Keras on sample rows before it goes live.
+        The model is exported in the kernel and compared with Keras on sample rows before it goes live.
         A live endpoint gets its next version. Returns an Endpoint.
 
             %aiaas_deploy model --name churn --replicas 2
@@ -156,7 +156,7 @@ class ServingMagics(Family):
 
     @magic(NameRequest, option("name", nargs="?", metavar="NAME", values="endpoint", help="Endpoint whose canary goes live."))
     def aiaas_promote(self, request: NameRequest) -> None:
-        """Make an endpoint's canary its live version, from the next request on.
+        """Make an endpoint's canary its live version, starting with the next request.
 
         %aiaas_promote churn
         """
@@ -164,7 +164,7 @@ class ServingMagics(Family):
 
     @magic(NameRequest, option("name", nargs="?", metavar="NAME", values="endpoint", help="Endpoint to roll back."))
     def aiaas_rollback(self, request: NameRequest) -> None:
-        """Remove an endpoint's canary, or go back to the version before if there is no canary.
+        """Remove an endpoint's canary. Without a canary, go back to the previous version.
 
         %aiaas_rollback churn
         """
@@ -176,19 +176,19 @@ class ServingMagics(Family):
         option("replicas", nargs="?", type=replicas, metavar="R", help="Replicas of each version: 2, auto, or auto:1-4."),
     )
     def aiaas_scale(self, request: ScaleRequest) -> None:
-        """Change an endpoint's number of replicas, without an interruption.
+        """Change an endpoint's number of replicas without downtime.
 
-        With auto:1-4 the number follows the load, within these bounds.
+        With auto:1-4, the number follows the load within these bounds.
 
         %aiaas_scale churn 2
         """
         if request.name is None or request.replicas is None:
             raise UsageError("Which endpoint, and how many replicas? Name both: %aiaas_scale churn 2. %aiaas_status lists the endpoints.")
         endpoint = self._endpoint(request.name, "aiaas_scale").scale(str(request.replicas))
-        print(f"Replicas of each version of {endpoint.name}: {request.replicas}.")
+        print(f"Endpoint {endpoint.name}: replicas per version set to {request.replicas}.")
 
     @magic(NameRequest, option("name", nargs="?", metavar="NAME", values="endpoint", help="Endpoint to take down."))
     def aiaas_stop(self, request: NameRequest) -> None:
-        """Take an endpoint down, with all its versions."""
+        """Take down an endpoint and all its versions."""
         self._endpoint(request.name, "aiaas_stop").stop()
         print(f"Endpoint {request.name} is down.")

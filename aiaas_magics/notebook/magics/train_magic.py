@@ -59,7 +59,7 @@ class TrainRequest:
 
     def __post_init__(self) -> None:
         if self.weak and not (self.workers and self.workers.is_study):
-            raise UsageError("--weak compares several numbers of workers. Use it with --workers 1,2, say.")
+            raise UsageError("--weak compares several numbers of workers. Add --workers 1,2, for example.")
         if self.env and self.no_env:
             raise UsageError("--env sends environment variables, and --no-env sends none. Leave one of them out.")
 
@@ -192,13 +192,13 @@ class TrainMagic(Family):
     def aiaas_train(self, request: TrainRequest, *, line: str, cell: str | None) -> Any:
         """Run every fit of this cell on the backend.
 
-        The cell runs in the kernel. Worker processes of the backend train every Keras model that it fits. History,
-        weights and optimizer state come back as if `fit` had run here.
+        The cell runs in the kernel. Workers of the backend train every Keras model that the cell fits. History,
+        weights and optimizer state come back as if `fit` had run in the kernel.
 
             %%aiaas_train --workers 2
             model.fit(x, y, epochs=10, batch_size=256)
 
-        Several numbers (--workers 1,2) make a study: measured speedup beside the ideal.
+        Several numbers (--workers 1,2) run a study, which compares the measured speedup with the ideal.
         An interrupt cancels the job.
         """
         if cell is None or not cell.strip():

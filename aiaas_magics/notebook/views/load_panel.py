@@ -72,16 +72,16 @@ class LoadPanel:
     esm = STATIC / "load.js"
 
     def html(self, picture: LoadPicture) -> str:
-        rows = [(_marked(one), *one.cells, *[""] * (len(HEAD) - 1 - len(one.cells))) for one in picture.measurements]
+        rows = [(_marked(row), *row.cells, *[""] * (len(HEAD) - 1 - len(row.cells))) for row in picture.measurements]
         return panel_html(picture, small_table(rows, head=HEAD) if rows else "")
 
     def words(self, picture: LoadPicture) -> str:
-        return panel_words(picture, *(_line(one) for one in picture.measurements))
+        return panel_words(picture, *(_line(row) for row in picture.measurements))
 
     def news(self, picture: LoadPicture, before: LoadPicture | None) -> list[str]:
         """A line for each measurement: when it begins, and its numbers when it is done."""
-        seen = {_line(one) for one in before.measurements if one.state == "done"} if before else set()
-        done = [line for one in picture.measurements if one.state == "done" and (line := _line(one)) not in seen]
+        seen = {_line(row) for row in before.measurements if row.state == "done"} if before else set()
+        done = [line for row in picture.measurements if row.state == "done" and (line := _line(row)) not in seen]
         is_new = before is None or picture.status != before.status
         status = [f"{picture.title}: {picture.status}"] if is_new else []
         return [*(f"  {line}" for line in done), *status, *new_notes(picture, before)]
@@ -98,14 +98,14 @@ def _done(label: str, point: Answers) -> Measurement:
     return Measurement(label=label, state="done", cells=cells)
 
 
-def _marked(one: Measurement) -> str:
-    return f"{ {'done': '✓ ', 'running': '▶ '}.get(one.state, '') }{one.label}"
+def _marked(row: Measurement) -> str:
+    return f"{ {'done': '✓ ', 'running': '▶ '}.get(row.state, '') }{row.label}"
 
 
-def _line(one: Measurement) -> str:
-    if not one.cells:
-        return f"{one.label} ({one.state})"
-    return f"{one.label}: " + ", ".join(f"{name} {cell}" for name, cell in zip(HEAD[1:], one.cells, strict=True) if cell)
+def _line(row: Measurement) -> str:
+    if not row.cells:
+        return f"{row.label} ({row.state})"
+    return f"{row.label}: " + ", ".join(f"{name} {cell}" for name, cell in zip(HEAD[1:], row.cells, strict=True) if cell)
 
 
 def _throughput(points: Sequence[LoadPoint]) -> tuple[Curve, ...]:

@@ -205,7 +205,7 @@ def test_a_report_says_what_the_model_alone_and_the_interface_alone_could_do(sha
         assert side.interface_per_s > 0
     assert report.response == report.sides[0].model_per_s / report.sides[0].interface_per_s
     assert "is what limits" in text_twins.response_line(report)
-    assert text_twins.form_line(report).startswith("As binary, ")
+    assert text_twins.form_line(report).startswith("binary reaches ")
 
 
 def test_rates_are_kept_and_latencies_count_from_when_a_request_was_due(shared: Rig) -> None:

@@ -65,7 +65,7 @@ def test_a_recommendation_at_the_end_of_what_is_projected_says_that_it_is_the_en
     words = present.study_table(study(1, 2, weak=True))["text/plain"]
 
     assert "Recommended: 2 workers" in words
-    assert "Recommended with what is projected: 64 workers (as far as is projected; " in words
+    assert "Recommended with projected points: 64 workers (the end of the projection; " in words
 
 
 @pytest.mark.parametrize("weak", [False, True], ids=["strong", "weak"])
@@ -74,9 +74,9 @@ def test_everything_shown_says_the_kind_of_scaling_its_ideal_and_what_is_project
 
     said: tuple[str, ...] = ("Strong scaling", "ideal N/n", "Parity: after")
     if weak:
-        said = ("Weak scaling", "ideal T(1)", "scaled speedup", "Parity is not compared")
+        said = ("Weak scaling", "ideal T(1)", "scaled speedup", "Parity is not checked")
     for words in (table["text/plain"], figure["text/plain"]):
-        for expected in (*said, "64 (projected)", "Projected from n = 1, 2", "interconnect like the measured one are assumed"):
+        for expected in (*said, "64 (projected)", "Projected from n = 1, 2", "the same interconnect"):
             assert expected in words
     assert "64 (projected)" in table["text/html"]
     assert figure["image/png"]
@@ -148,7 +148,7 @@ def test_a_study_that_cannot_be_projected_says_so_in_its_table_and_figure() -> N
     table, figure = present.study_bundles(stalling)
 
     for words in (table["text/plain"], figure["text/plain"]):
-        assert "Nothing is projected, since " in words
+        assert "No projection: " in words
         assert "(projected)" not in words
     assert not stalling.to_frame().projected.any()
 

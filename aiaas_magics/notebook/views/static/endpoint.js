@@ -13,10 +13,10 @@ import { barCell, drawCurves, drawTable, make, renderPanel } from "./panel.js";
 
 /** @param {Tile[]} tiles */
 function drawTiles(tiles) {
-  const list = make("dl", "aiaas-tiles");
+  const list = make("div", "aiaas-tiles");
   for (const tile of tiles) {
     const box = make("div", "aiaas-tile");
-    box.append(make("dt", "aiaas-dim", tile.label), make("dd", "aiaas-value", tile.value));
+    box.append(make("div", "aiaas-label", tile.label), make("div", "aiaas-value", tile.value));
     list.append(box);
   }
   return list;
