@@ -238,7 +238,7 @@ def study_caption(report: StudyReport) -> str:
         parts.append(f"Strong scaling. Global batch {report.batch:,} rows, the same for every n.")
     parts.append("Points are medians of repeated steady-state steps; bars show the range. Compile time is excluded.")
     if report.simulated:
-        parts.append("Devices are simulated.")
+        parts.append("These are simulated devices, not physical ones.")
     shared = sorted(point.workers for point in report.points if not point.physical)
     if shared:
         named = ", ".join(f"n={n}" for n in shared)

@@ -283,7 +283,7 @@ def test_a_watched_endpoint_is_drawn_with_the_share_of_each_version() -> None:
 
     assert "version 1: 75%, version 2: 25%" in said
     assert "3 samples, 2 with answers" in said
-    assert "1 look found nobody" in said
+    assert "1 sample got no answer" in said
     told = watched_text(watched)
     assert "median" in told
     assert "Ended by an interrupt." in told

@@ -48,11 +48,11 @@ class Quicker(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def why(self) -> str:
         """A clause."""
-        return f"measured: on TensorFlow this fit takes {self.times:.3g} times as long, start and compiling included"
+        return f"measured: TensorFlow takes {self.times:.3g} times as long for this fit, start and compiling included"
 
     @property
     def note(self) -> str:
-        return f"This fit goes to JAX; a dry run has {self.why}. --engine tensorflow keeps it there."
+        return f"This fit runs on JAX ({self.why}). --engine tensorflow runs it on TensorFlow."
 
     def execution(self, asked: Execution) -> Execution:
         return msgspec.structs.replace(asked, engine="jax", strategy=self.way.strategy, may_stay=True)

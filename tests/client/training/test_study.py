@@ -85,10 +85,10 @@ def test_everything_shown_says_the_kind_of_scaling_its_ideal_and_what_is_project
 @pytest.mark.parametrize(
     ("announced", "adaptive", "parity", "said"),
     [
-        (("Statistics are each worker's own.",), "Adam", 4e-3, "what was announced makes"),
-        ((), "Adam", 4e-3, "Adam divides each gradient by its own size"),
-        ((), "Adam", 4e-2, "nothing was announced"),
-        ((), "", 4e-3, "nothing was announced"),
+        (("Statistics are each worker's own.",), "Adam", 4e-3, "the effects announced below explain"),
+        ((), "Adam", 4e-3, "Adam divides each gradient by its magnitude"),
+        ((), "Adam", 4e-2, "no announced effect explains"),
+        ((), "", 4e-3, "no announced effect explains"),
     ],
 )
 def test_a_parity_beyond_rounding_says_what_is_known_of_its_reason(
@@ -96,7 +96,7 @@ def test_a_parity_beyond_rounding_says_what_is_known_of_its_reason(
 ) -> None:
     words = present.study_table(study(1, 2, parity=parity, announced=announced, adaptive=adaptive))["text/plain"]
 
-    assert f"by more than {parity:.1e} of its norm, which is more than rounding (1e-05): {said}" in words
+    assert f"by more than {parity:.1e} of its norm, which exceeds rounding (1e-05): {said}" in words
     assert all(note in words for note in announced)
 
 
@@ -110,7 +110,7 @@ def test_a_weight_that_is_no_number_leaves_nothing_to_compare(place: int, lost: 
     found = [largest_difference(results) for results in ((whole, other), (other, whole), (other, other), (whole, other, whole))]
 
     assert found == [float("inf")] * 4
-    assert "some variable is not a number" in present.study_table(study(1, 2, parity=found[0]))["text/plain"]
+    assert "a variable is NaN or infinite" in present.study_table(study(1, 2, parity=found[0]))["text/plain"]
     assert largest_difference((whole, result(*[np.full(2, 1.5)] * 3))) == pytest.approx(0.5)
 
 
