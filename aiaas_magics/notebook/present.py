@@ -330,7 +330,7 @@ def change_table(change: PrecisionChange) -> Bundle:
     notes = [
         change.note,
         "" if change.validated else ON_SAMPLES.format(rows=change.rows, of=change.of),
-        f"Criterion: {change.judged}. It changed by {change.by:.3g}; the limit is {change.limit:g} (--max-change). {verdict}".rstrip(),
+        f"Criterion: {change.judged}, change {change.by:.3g}, limit {change.limit:g} (--max-change). {verdict}".rstrip(),
     ]
     caption = f"Accuracy impact of {change.precision}, measured on {change.rows:,} rows of {change.of}"
     return table_bundle(("", "as trained", change.precision, "change"), rows, caption=caption, notes=notes)
