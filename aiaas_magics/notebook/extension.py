@@ -47,7 +47,7 @@ def parsers() -> dict[str, Any]:
     return {name: method.parser for name, method in magics().items()}
 
 
-def _made() -> Any:
+def composed() -> Any:
     """One class of all families: the user configures `AiaasMagics`, and all magics share its session."""
     kinds = {kind: {name: name for name, method in magics().items() if kind in method.magic_kinds} for kind in ("line", "cell")}
     text = "Train, serve and measure Keras models on a backend, from the cell that defines them."
@@ -56,7 +56,7 @@ def _made() -> Any:
     return metaclass("AiaasMagics", tuple(families()), {"__doc__": text, "__module__": __name__, "registered": True, "magics": kinds})
 
 
-AiaasMagics: Final = _made()
+AiaasMagics: Final = composed()
 
 
 # --------------------------------------------------------------------------- loading

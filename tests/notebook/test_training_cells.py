@@ -305,7 +305,7 @@ def test_what_the_disk_holds_is_shown_and_what_nothing_needs_is_freed(trainer: K
     wrong = trainer.run("%aiaas_storage --fre")
 
     assert "records and logs of jobs" in shown.text
-    assert "are to stay free" in shown.text
+    assert "stay reserved" in shown.text
     assert "Freed 0" in freed.text
     assert "Did you mean --free?" in streams(wrong)
 
@@ -404,6 +404,10 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
     assert deployed.ok, deployed.error + streams(deployed)
     answered = trainer.run("float(abs(endpoint.predict(x[:4]) - model.predict(x[:4], verbose=0)).max()) < 1e-4")
     bench = trainer.run("%aiaas_bench churn-test --concurrency 1,2 --duration 0.3 --rates 50,100")
+    plain = {
+        kind: trainer.run(f"%aiaas_bench churn-test --concurrency 1 --duration 0.1 --rates none --forms json --ui {kind}")
+        for kind in ("none", "text", "html")
+    }
     trainer.run("import threading\nasking = threading.Thread(target=lambda: [endpoint.predict(x[:4]) for _ in range(400)])\nasking.start()")
     watched = trainer.run("%aiaas_monitor churn-test --seconds 2 --every 0.5 -o seen")
     trainer.run("asking.join()")
@@ -433,6 +437,13 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
     tables, figure = [["text/html", "text/plain"]] * 2, ["image/png", "text/plain"]
     assert [sorted(output["data"]) for output in bench.outputs] == [*tables, figure]
     assert "p99.9" in bench.text
+    assert WIDGET in bench.seen
+    assert WIDGET in watched.seen
+    assert [sorted(output["data"]) for output in plain["none"].outputs] == [["text/html", "text/plain"], figure]
+    assert [sorted(output["data"]) for output in plain["html"].outputs] == [["text/html", "text/plain"], figure]
+    (printed,) = plain["text"].outputs
+    assert "Endpoint churn-test under load: measuring: 1 connection, json" in printed["text"]
+    assert "p99.9" in printed["text"]
     assert "offered/s" in bench.text
     assert "churn-test" in status.text
     assert all("token=<hidden>" in streams(cell) + str(cell.outputs) + cell.error for cell in looked)
@@ -490,7 +501,7 @@ wide.compile("sgd", "mse", metrics=["mae"])""")
     trainer.run("%aiaas_stop bits")
 
     assert shown.ok, shown.error + streams(shown)
-    assert "In int8, measured on" in shown.text
+    assert "Accuracy impact of int8, measured on" in shown.text
     assert "Criterion: " in shown.text
     assert "It does not go live." in refused.text
     assert "Nothing was deployed: int4 changes" in refused.text
@@ -504,7 +515,7 @@ def test_a_study_draws_its_speedup_and_refuses_a_second_fit(trainer: Kernel) -> 
     cell = trainer.run(code, timeout_s=500)
 
     assert cell.reply["ename"] == "InvalidSpec"
-    assert "second fit in the cell of a study" in cell.error
+    assert "this cell calls a second one" in cell.error
     assert "line 3" in cell.error
     table, figure = (output["data"]["text/plain"] for output in cell.outputs)
     for expected in ("ideal N/n", "efficiency", "Plain fit on all cores", "Recommended", "Parity", "compile (excluded)"):
