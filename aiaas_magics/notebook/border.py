@@ -39,8 +39,8 @@ class Family(Magics):  # type: ignore[misc]
         super().__init__(shell, **kwargs)
         self.session = Session()
 
-    def _ui(self, wanted: str | None) -> str:
-        return live.choose(self.shell, wanted or self.ui or None)
+    def _ui(self, kind: str | None) -> str:
+        return live.choose(self.shell, kind or self.ui or None)
 
     def _put(self, name: str | None, value: Any) -> None:
         if name is not None:

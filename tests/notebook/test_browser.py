@@ -75,7 +75,7 @@ def sample(n):
                   p99_ms=2.0 + n % 3, wait_ms=0.2, batch_rows=6.4, by_version={1: rate * 0.9, 2: rate * 0.1})
 samples = []
 def watched():
-    return endpoint_picture("churn <b>", tuple(samples), wanted=12, every_s=1.0, hint="To stop: interrupt the kernel (■).")
+    return endpoint_picture("churn <b>", tuple(samples), total=12, every_s=1.0, hint="To stop: interrupt the kernel (■).")
 with LiveView("widget", EndpointPanel(), watched) as view:
     for n in range(12):
         samples.append(sample(n))

@@ -503,7 +503,7 @@ wide.compile("sgd", "mse", metrics=["mae"])""")
     assert shown.ok, shown.error + streams(shown)
     assert "Accuracy impact of int8, measured on" in shown.text
     assert "Criterion: " in shown.text
-    assert "It does not go live." in refused.text
+    assert "The model does not go live." in refused.text
     assert "Nothing was deployed: int4 changes" in refused.text
     assert "1 (live, int8)" in status.text
 

@@ -202,7 +202,7 @@ def sample(**changes: Any) -> Sample:
 
 
 def watched(*samples: Sample | None) -> EndpointPicture:
-    return endpoint_picture("churn", samples, wanted=4, every_s=0.5, hint="To stop: interrupt.")
+    return endpoint_picture("churn", samples, total=4, every_s=0.5, hint="To stop: interrupt.")
 
 
 def test_a_watched_endpoint_says_its_numbers_its_versions_and_how_far_the_watch_is() -> None:
@@ -281,7 +281,7 @@ def test_every_view_keeps_its_promises(view: Any, first: PanelPicture, second: P
 @pytest.mark.parametrize(
     ("view", "picture"),
     [
-        (EndpointPanel(), endpoint_picture(EVIL, [sample(), sample(at_s=101.0)], wanted=2, every_s=1.0, hint=EVIL)),
+        (EndpointPanel(), endpoint_picture(EVIL, [sample(), sample(at_s=101.0)], total=2, every_s=1.0, hint=EVIL)),
         (LoadPanel(), load_picture(EVIL, LoadProgress(label=EVIL, number=0, total=1, waiting=(EVIL,), points=(POINT,)), hint=EVIL)),
     ],
     ids=["endpoint", "load"],

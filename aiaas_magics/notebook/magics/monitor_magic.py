@@ -53,22 +53,22 @@ class MonitorMagic(Family):
         """
         endpoint = self._endpoint(request.name, "aiaas_monitor")
         name, kind, ended = endpoint.name, self._ui(request.ui), ""
-        seen: list[Sample | None] = []
-        wanted = max(1, round(request.seconds / request.every))
+        looks: list[Sample | None] = []
+        total = max(1, round(request.seconds / request.every))
 
         def pictured() -> EndpointPicture:
-            return endpoint_picture(name, tuple(seen), wanted=wanted, every_s=request.every, hint=live.HINT)
+            return endpoint_picture(name, tuple(looks), total=total, every_s=request.every, hint=live.HINT)
 
         with live.LiveView(kind, EndpointPanel(), pictured) as view:
             try:
-                for sample in itertools.islice(endpoint.watch(every_s=request.every), wanted):
-                    seen.append(sample)
+                for sample in itertools.islice(endpoint.watch(every_s=request.every), total):
+                    looks.append(sample)
                     view.draw(pictured)
             except KeyboardInterrupt:
                 ended = "Ended by an interrupt."
             except errors.UnknownName:
                 ended = "The endpoint was taken down."
-            samples = tuple(sample for sample in seen if sample is not None)
-            watched = EndpointWatch(endpoint=name, samples=samples, unanswered=len(seen) - len(samples), ended=ended)
+            samples = tuple(sample for sample in looks if sample is not None)
+            watched = EndpointWatch(endpoint=name, samples=samples, unanswered=len(looks) - len(samples), ended=ended)
             self._put(request.out, watched)
             self._leave(view, kind, present.watched_bundles(watched, figures=self._draws(kind)))

@@ -45,7 +45,7 @@ class EndpointPicture(PanelPicture):
     versions: tuple[VersionShare, ...] = ()
 
 
-def endpoint_picture(name: str, samples: Sequence[Sample | None], *, wanted: int, every_s: float, hint: str = "") -> EndpointPicture:
+def endpoint_picture(name: str, samples: Sequence[Sample | None], *, total: int, every_s: float, hint: str = "") -> EndpointPicture:
     """An endpoint as its samples say, None for one without an answer; `wanted` samples end the watch."""
     last = samples[-1] if samples else None
     state = "starting" if not samples else "unreachable" if last is None else "answering" if last.requests_per_s else "idle"
@@ -54,10 +54,10 @@ def endpoint_picture(name: str, samples: Sequence[Sample | None], *, wanted: int
         title=f"Endpoint {name}",
         state=state,
         status=status,
-        fraction=min(1.0, len(samples) / wanted),
+        fraction=min(1.0, len(samples) / total),
         hint=hint,
-        final=len(samples) >= wanted,
-        elapsed=f"{text_twins.seconds(len(samples) * every_s)} of {text_twins.seconds(wanted * every_s)}",
+        final=len(samples) >= total,
+        elapsed=f"{text_twins.seconds(len(samples) * every_s)} of {text_twins.seconds(total * every_s)}",
         samples=len(samples),
         tiles=() if last is None else _tiles(last),
         rates=_curves(samples, ("requests/s", "requests_per_s", "")),
@@ -74,14 +74,14 @@ class EndpointPanel:
     esm = STATIC / "endpoint.js"
 
     def html(self, picture: EndpointPicture) -> str:
-        drawn = "".join(
+        charts = "".join(
             f'<span style="display:inline-block;margin-right:2em">{escape(curve.name)}<br>{sparkline(curve)}</span>'
             for curve in (*picture.rates, *picture.latencies)
             if len(curve.points) > 1
         )
         versions = [(version.name, f"{version.share:.0%}", version.rate) for version in picture.versions]
         elapsed = f'<div style="{DIM}">{escape(picture.elapsed)}</div>'
-        return panel_html(picture, elapsed, drawn, small_table(versions) if len(versions) > 1 else "")
+        return panel_html(picture, elapsed, charts, small_table(versions) if len(versions) > 1 else "")
 
     def words(self, picture: EndpointPicture) -> str:
         return panel_words(picture, picture.elapsed)
@@ -122,12 +122,12 @@ def _tiles(sample: Sample) -> tuple[Tile, ...]:
 
 def _curves(samples: Sequence[Sample | None], *fields: tuple[str, str, str]) -> tuple[Curve, ...]:
     """A curve for each (name, field, unit); samples without an answer leave a gap that the line crosses."""
-    shown = [sample for sample in samples if sample is not None][-SHOWN_SAMPLES:]
-    if not shown:
+    recent = [sample for sample in samples if sample is not None][-SHOWN_SAMPLES:]
+    if not recent:
         return ()
-    began_s = shown[0].at_s
+    began_s = recent[0].at_s
     return tuple(
-        Curve(name=name, unit=unit, points=tuple((round(sample.at_s - began_s, 2), getattr(sample, field)) for sample in shown))
+        Curve(name=name, unit=unit, points=tuple((round(sample.at_s - began_s, 2), getattr(sample, field)) for sample in recent))
         for name, field, unit in fields
     )
 

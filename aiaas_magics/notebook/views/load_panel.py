@@ -80,8 +80,8 @@ class LoadPanel:
 
     def news(self, picture: LoadPicture, before: LoadPicture | None) -> list[str]:
         """A line for each measurement: when it begins, and its numbers when it is done."""
-        seen = {_line(row) for row in before.measurements if row.state == "done"} if before else set()
-        done = [line for row in picture.measurements if row.state == "done" and (line := _line(row)) not in seen]
+        earlier = {_line(row) for row in before.measurements if row.state == "done"} if before else set()
+        done = [line for row in picture.measurements if row.state == "done" and (line := _line(row)) not in earlier]
         is_new = before is None or picture.status != before.status
         status = [f"{picture.title}: {picture.status}"] if is_new else []
         return [*(f"  {line}" for line in done), *status, *new_notes(picture, before)]

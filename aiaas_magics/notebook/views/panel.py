@@ -99,8 +99,8 @@ def panel_words(picture: PanelPicture, *body: str) -> str:
 
 def new_notes(picture: PanelPicture, before: PanelPicture | None) -> list[str]:
     """Lines for the notices and the error that were not there `before`."""
-    seen = before.notices if before else ()
-    lines = [f"  note: {note}" for note in picture.notices if note not in seen]
+    earlier = before.notices if before else ()
+    lines = [f"  note: {note}" for note in picture.notices if note not in earlier]
     if picture.error and not (before and before.error):
         lines.append(f"  {picture.error}")
     return lines
