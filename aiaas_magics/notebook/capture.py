@@ -1,10 +1,10 @@
 """Capture: turns Keras `fit` inside a cell into a fit call, and guards a model while a job trains it.
 
-Owns reaching every `fit`, and nothing of what becomes of it: that is the caller's
+Owns catching every `fit`. What becomes of it belongs to the caller's
 `carry_out`. Making bytes of a fit call belongs to `packing`.
 
 Constructor arguments are not recorded: a fit call travels by the state of its objects
-(`packing.state`), so a subclassed model needs neither `get_config` nor its arguments.
+(`packing.fitcall`), so a subclassed model needs neither `get_config` nor its arguments.
 """
 
 from __future__ import annotations

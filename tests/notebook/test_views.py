@@ -254,6 +254,18 @@ def test_a_load_run_has_a_row_for_each_measurement_done_running_and_waiting() ->
     assert seen.throughput[0].points == ((1.0, 2000.0),)
 
 
+def test_a_load_run_that_fails_leaves_what_it_has_measured(recorder: Recorder) -> None:
+    with contextlib.suppress(ZeroDivisionError), live.LiveView("widget", LoadPanel(), lambda: load_picture("churn", None)) as view:
+        view.draw(loaded)
+        raise ZeroDivisionError
+
+    (left,) = recorder.left
+    assert left["text/plain"].splitlines() == [
+        "Endpoint churn under load: ended early (measuring: 2 connections, json)",
+        "  1 connection, json: requests/s 2,000, p50 0.5 ms, p99 1.5 ms, errors 0",
+    ]
+
+
 def test_a_percentile_that_too_few_answers_lie_beyond_has_an_empty_cell() -> None:
     assert loaded(points=(replace(POINT, requests=20),)).measurements[0].cells[2] == ""
 

@@ -46,7 +46,7 @@ class EndpointPicture(PanelPicture):
 
 
 def endpoint_picture(name: str, samples: Sequence[Sample | None], *, total: int, every_s: float, hint: str = "") -> EndpointPicture:
-    """An endpoint as its samples say, None for one without an answer; `wanted` samples end the watch."""
+    """An endpoint as its samples say, None for one without an answer; `total` samples end the watch."""
     last = samples[-1] if samples else None
     state = "starting" if not samples else "unreachable" if last is None else "answering" if last.requests_per_s else "idle"
     status = "waiting for the first sample" if not samples else NO_ANSWER if last is None else text_twins.sample_line(last)

@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
@@ -266,7 +265,7 @@ class LiveView(Generic[P]):
             raise AiaasBug(f"the view's thread still runs {JOIN_S} s after it was stopped")
         if error is not None and self._bundles is None and not self._is_worth_keeping:
             self._bundles = []
-        last = replace(self._picture(), hint="")  # nothing is left to interrupt
+        last = self._picture() if self._bundles is not None else self._picture().at_end()
         self._painter.paint(last)
         self._painter.close(self._bundles if self._bundles is not None else [snapshot(self._view, last)])
 

@@ -6,8 +6,8 @@ Owns the picture of a load run, its HTML and its words; `static/load.js` draws t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Self
 
 from aiaas_magics.core.scaling.load_report import Answers, LoadPoint, LoadProgress, RatePoint
 from aiaas_magics.notebook.views.panel import STATIC, Curve, PanelPicture, new_notes, panel_html, panel_words, small_table
@@ -33,6 +33,11 @@ class LoadPicture(PanelPicture):
     measurements: tuple[Measurement, ...] = ()
     throughput: tuple[Curve, ...] = ()
     latencies: tuple[Curve, ...] = ()
+
+    def at_end(self) -> Self:
+        """A run that did not come to its report: what it has measured."""
+        done = tuple(row for row in self.measurements if row.state == "done")
+        return replace(self, hint="", state="ended early", status=f"ended early ({self.status})", measurements=done)
 
 
 def load_picture(name: str, progress: LoadProgress | None, *, hint: str = "") -> LoadPicture:

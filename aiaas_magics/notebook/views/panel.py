@@ -7,10 +7,10 @@ Owns title, state, bar, status line and notes. What stands between them belongs 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 STATIC: Final = Path(__file__).parent / "static"
 INK: Final = "color:var(--jp-ui-font-color1,var(--vscode-foreground,CanvasText))"
@@ -45,6 +45,10 @@ class PanelPicture:
     def as_json(self) -> dict[str, Any]:
         """What travels to the widget."""
         return asdict(self)
+
+    def at_end(self) -> Self:
+        """What stays of the last picture if nothing else takes its place: nothing is left to interrupt."""
+        return replace(self, hint="")
 
 
 def panel_html(picture: PanelPicture, *body: str) -> str:
