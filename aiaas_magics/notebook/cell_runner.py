@@ -67,7 +67,7 @@ def _compiled(shell: Any, tree: Any, file: str, mode: str) -> Any:
     flags = shell.compile.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     code = compile(tree, file, mode, flags, dont_inherit=True)
     if code.co_flags & inspect.CO_COROUTINE:
-        raise UsageError("await cannot stand in the body of a magic. Use --async, and await the job in the next cell.")
+        raise UsageError("await is not supported in the body of a magic. Use --async, and await the job in the next cell.")
     return code
 
 

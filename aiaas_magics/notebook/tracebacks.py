@@ -22,7 +22,7 @@ from aiaas_magics.core.spec import ErrorReport, Frame
 
 CONTEXT: Final = 2  # lines before and after, as IPython shows
 NO_FILE: Final = (
-    "Workers run in a folder of their own: read files before fit, or by absolute paths that exist on the backend. "
+    "Workers run in their own folder. Read files before fit, or use absolute paths that exist on the backend. "
     "The model in the kernel is unchanged."
 )
 NEXT: Final = {"FileNotFoundError": NO_FILE, "NotFoundError": NO_FILE}  # Python's, and TensorFlow's

@@ -198,6 +198,8 @@ def test_the_view_moves_is_frozen_and_the_saved_notebook_shows_the_figure(browse
 def test_a_watched_endpoint_and_a_load_run_move_and_leave_no_widget(browser: Any, lab: tuple[str, Path], scheme: str) -> None:
     address, notebook = lab
     page = opened(browser, address.replace("live.ipynb", "panels.ipynb"), scheme=scheme)
+    page.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {scheme.title()}'}})")
+    page.wait_for_function(f"() => document.body.dataset.jpThemeLight === '{str(scheme == 'light').lower()}'")
 
     page.evaluate(RUN_ALL)
     watched = page.get_by_role("progressbar", name="Endpoint churn <b>")

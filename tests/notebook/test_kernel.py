@@ -81,7 +81,7 @@ def test_a_typing_mistake_is_one_line_and_stops_run_all(kernel: Kernel) -> None:
         ("%aiaas_connect gpu-box", "is no address of a backend"),
         ("%aiaas_connect ftp://gpu-box", "is no address of a backend"),
         ("%%aiaas_train --name {nobody}\nx = 1", "Variable 'nobody' is not defined"),
-        ("%%aiaas_train\nimport asyncio\nawait asyncio.sleep(0)", "await cannot stand in the body of a magic"),
+        ("%%aiaas_train\nimport asyncio\nawait asyncio.sleep(0)", "await is not supported in the body of a magic"),
     ],
 )
 def test_bad_input_gets_one_clear_line(kernel: Kernel, code: str, said: str) -> None:
