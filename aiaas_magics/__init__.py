@@ -59,9 +59,9 @@ def __getattr__(name: str) -> Any:
 
 def load_ipython_extension(ip: Any) -> None:
     """Called by `%load_ext aiaas_magics`: registers the magics; opens no connection."""
-    import_module("aiaas_magics.notebook.magics").load(ip)
+    import_module("aiaas_magics.notebook.extension").load(ip)
 
 
 def unload_ipython_extension(ip: Any) -> None:
     """Called by `%unload_ext` and `%reload_ext`: takes away what loading brought."""
-    import_module("aiaas_magics.notebook.magics").unload(ip)
+    import_module("aiaas_magics.notebook.extension").unload(ip)

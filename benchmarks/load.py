@@ -3,7 +3,7 @@
     python -m benchmarks.load CORE URL TOKEN BODY_FILE CONNECTIONS SECONDS [HEADER...]
 
 Closed loop: each connection sends its next request when it has the answer, so that what is measured is how much the server can
-answer. Prints requests a second, percentiles in microseconds, answers that were not 200, and the share of its core that it used:
+answer. Prints requests/s, percentiles in microseconds, answers that were not 200, and the share of its core that it used:
 near 1 it is the generator that is measured.
 """
 

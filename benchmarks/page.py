@@ -1,4 +1,4 @@
-"""docs/measured.md and its figure, made of what lies in benchmarks/results: nothing there is written by hand."""
+"""Measured page: docs/measured.md and its figure, made from benchmarks/results; nothing there is written by hand."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ FIGURE = DOCS / "figures" / "measured.png"
 TITLES = {
     "training": "Training on one worker",
     "scaling": "Two workers",
-    "workers": "Workers as processes",
+    "workers": "Worker processes",
     "start": "Start costs",
     "blobs": "Sending data",
     "serving": "Serving",
-    "serving_start": "Start of serving",
-    "soak": "Under load for a while",
+    "serving_start": "Serving start",
+    "soak": "Soak test",
 }
 HEAD = """# Measured
 
-Made by `make bench` (and `make soak`) on the machine named with each part; every ratio was taken within its round, one subject after
-the other in turns, and stands as the median of its rounds with half their range. A goal is what we set out to reach. Ratios marked *lower*
-are better when they are smaller (ours over the other's time or memory), those marked *higher* when they are larger.
+`make bench` and `make soak` wrote this page on the machine named in each part. Subjects were measured in turns within each round. A ratio
+is the median over rounds, with half their range. The goal is the value we set out to reach. For *lower*, smaller ratios are better (our
+time or memory divided by the other's); for *higher*, larger ones are.
 
 ![Ratios beside their goals](figures/measured.png)
 """
@@ -40,7 +40,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         ratios = [row for row in found["rows"] if "ratio" in row]
         others = [row for row in found["rows"] if "ratio" not in row]
         if ratios:
-            parts.append("\n| what | against | ratio | better | goal |\n| --- | --- | --- | --- | --- |")
+            parts.append("\n| measurement | compared with | ratio | better | goal |\n| --- | --- | --- | --- | --- |")
             parts += [f"\n| {r['what']} | {r['against']} | {r['ratio']} | {r['better']} | {r.get('goal', '')} |" for r in ratios]
             parts.append("\n")
         parts += ["\n".join(["", *(f"* {row['what']}: {told(row)}" for row in others), ""])] if others else []
@@ -71,10 +71,10 @@ def draw(rows: Sequence[dict[str, Any]], target: Path) -> None:
             axes.plot([min(row["rounds"]), max(row["rounds"])], [place, place], color=colour, linewidth=2, alpha=0.5)
             axes.plot(median(row), place, "o", color=colour)
             axes.plot(row["goal"], place, "|", color="#52514e", markersize=14, markeredgewidth=2)
-        axes.set_yticks(range(len(kind)), [f"{row['what']}, against {row['against']}" for row in reversed(kind)], fontsize=8)
+        axes.set_yticks(range(len(kind)), [f"{row['what']} vs {row['against']}" for row in reversed(kind)], fontsize=8)
         axes.set_ylim(-0.7, len(kind) - 0.3)
         axes.set_xscale("log")
-        axes.set_xlabel(f"ratio ({kind[0]['better']} is better); the tick is the goal, blue reaches it")
+        axes.set_xlabel(f"ratio ({kind[0]['better']} is better); tick: goal, blue: goal reached")
         axes.grid(axis="x", which="both", color="#e1e0d9")
         axes.set_axisbelow(True)
     figure.savefig(target)

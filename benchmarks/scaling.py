@@ -114,7 +114,7 @@ def compare(what: str, name: str, *, batch: int, goal: float, others: Mapping[st
     times = functools.partial(compared, higher_is_better=True)
     return [
         times(f"{what}: two workers", "one worker", ratio(found["one"], found["two"]), goal=goal),
-        times(f"{what}: two processes that know nothing of each other", "one worker", ratio(found["one"], found["apart"])),
+        times(f"{what}: two independent processes (upper bound)", "one worker", ratio(found["one"], found["apart"])),
         *(times(f"{what}: two workers", said, ratio(found[peer], found["two"]), goal=1.0) for peer, said in others.items()),
     ]
 

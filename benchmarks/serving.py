@@ -247,7 +247,7 @@ def one_row(ours: Ours, folder: Path) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     goals = {"mosec_onnx": 3.0, "fastapi_onnx": 10.0, "floor": 0.6}
     peers = [name for name in subjects if name not in ("ours", "bare")]
-    what = "article's model, one JSON row, 16 connections: requests a second"
+    what = "article's model, one JSON row, 16 connections: requests/s"
     for name in peers:
         times = ratio(many["ours"].sample("rate"), many[name].sample("rate"))
         rows.append(compared(what, NAMES[name], times, goal=goals.get(name, 1.0), higher_is_better=True))
@@ -258,7 +258,7 @@ def one_row(ours: Ours, folder: Path) -> list[dict[str, object]]:
         share = ratio(one["ours"].sample("p50_us"), one[name].sample("p50_us"))
         rows.append(compared("same, one connection: p50", NAMES[name], share, goal=1.6 if name == "floor" else 1.0))
     busy = str(many["ours"].sample("busy"))
-    rows.append({"what": "share of its core that the load generator used, for ours at 16 connections", "busy": busy})
+    rows.append({"what": "CPU share of the load generator (of one core), ours at 16 connections", "busy": busy})
     return rows
 
 
@@ -279,7 +279,7 @@ def binary_rows(ours: Ours, folder: Path) -> list[dict[str, object]]:
         "bare": Bare(folder=folder, model="article", rows=64),
     }
     found = {name: measured.sample("rate") for name, (measured,) in in_turns(subjects, 16).items()}
-    what = "64 x 100 numbers as a binary tensor, 16 connections: requests a second"
+    what = "64 x 100 numbers as a binary tensor, 16 connections: requests/s"
     return [
         compared(what, "the same as JSON", ratio(found["binary"], found["json"]), goal=3.0, higher_is_better=True),
         compared(what, "a no-op protocol", ratio(found["binary"], found["floor"]), goal=0.6, higher_is_better=True),
@@ -295,14 +295,14 @@ def images(ours: Ours, folder: Path) -> list[dict[str, object]]:
         "bare": Bare(folder=folder, model="cnn", rows=16),
     }
     found = {name: measured.sample("rate") for name, (measured,) in in_turns(subjects, 16).items()}
-    what = "CNN 28x28, binary, 16 connections: rows a second"
+    what = "CNN 28x28, binary, 16 connections: rows/s"
     return [
         compared(what, "the bare engine, 16 rows at a time", ratio(found["binary"], found["bare"]), goal=0.9, higher_is_better=True),
         compared(what, BOUND, ratio(found["binary"], in_a_row(found["floor"], found["bare"])), higher_is_better=True),
     ]
 
 
-BOUND = "a no-op protocol and the bare engine, one after the other"
+BOUND = "a no-op protocol, then the bare engine"
 
 
 def in_a_row(floor: Sample, bare: Sample, *, rows: int = 1) -> Sample:
@@ -366,11 +366,11 @@ def swaps(ours: Ours, folder: Path) -> list[dict[str, object]]:
     found = json.loads(process.communicate()[0])
     return [
         {
-            "what": "20 versions and a failing load, in the middle of 4 connections' requests",
+            "what": "20 new versions and one failed load during requests on 4 connections",
             "failed requests": found["wrong"],
             "requests": round(found["rate"] * 10),
-            "p99 against a quiet time": f"{found['p99_us'] / quiet['p99_us']:.3g}",
-            "seconds a version": str(Sample(tuple(took))),
+            "p99 vs idle endpoint": f"{found['p99_us'] / quiet['p99_us']:.3g}",
+            "s/version": str(Sample(tuple(took))),
         }
     ]
 

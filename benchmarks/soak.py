@@ -73,9 +73,9 @@ def main() -> int:
         answered, wrong, seen = asyncio.run(asked(target, rate, minutes * 60, ours.process))
     memory, files = growth([one[0] for one in seen]) / 1e6, growth([one[1] for one in seen])
     row: dict[str, object] = {
-        "what": f"{minutes:g} minutes at 70 % load",
+        "what": f"{minutes:g} minutes at 70% load",
         "requests": answered,
-        "requests a second": round(answered / (minutes * 60)),
+        "requests/s": round(answered / (minutes * 60)),
         "wrong": len(wrong),
         "memory grew by MB": round(memory, 1),
         "open files grew by": files,

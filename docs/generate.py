@@ -25,7 +25,7 @@ from aiaas_magics.backend.serving.protocols.open_inference import open_inference
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
 from aiaas_magics.client.training import planning
 from aiaas_magics.core import errors, events, spec
-from aiaas_magics.notebook.magics import AiaasMagics
+from aiaas_magics.notebook.extension import magics
 from tests.architecture.test_errors import ARGUMENTS
 
 FOLDER: Final = Path(__file__).parent
@@ -52,12 +52,8 @@ def first_sentence(text: str) -> str:
 # --------------------------------------------------------------------------- magics
 
 
-def magics() -> dict[str, Any]:
-    return {name: method for name, method in vars(AiaasMagics).items() if name.startswith("aiaas_")}
-
-
 def magics_page() -> str:
-    parts = ["# Magics", NOTE.format(source="the docstrings in `notebook/magics.py` and the options in `notebook/arguments.py`")]
+    parts = ["# Magics", NOTE.format(source="docstrings and options in `notebook/magics/`")]
     parts.append("`-h` after any magic prints the same in the notebook. Tab completes options, jobs, endpoints and models.")
     summary = [(f"[`{shown(name)}`](#{name})", first_sentence(method.parser.description)) for name, method in magics().items()]
     parts.append(table(("magic", "effect"), summary))

@@ -87,11 +87,11 @@ def differing(ranks: Sequence[int], job: str) -> str:
     subject = (
         f"Worker {ranks[0]}" if len(ranks) == 1 else f"Workers {', '.join(map(str, ranks[:8]))}{' and more' if len(ranks) > 8 else ''}"
     )
-    return f"{subject} printed other lines: %aiaas_logs {job}"
+    return f"{subject} printed different lines; %aiaas_logs {job} shows them"
 
 
 def counted(printout: Printout, job: str) -> str:
     """That there is something to read, where its lines are not shown; empty where nothing was printed."""
     if not printout.lines:
         return ""
-    return f"The workers printed {printout.lines:,} line{'' if printout.lines == 1 else 's'}: %aiaas_logs {job}"
+    return f"The workers printed {printout.lines:,} line{'' if printout.lines == 1 else 's'}; %aiaas_logs {job} shows them"

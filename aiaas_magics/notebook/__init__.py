@@ -1,4 +1,4 @@
-"""What the user touches: the magics, what they show, and catching `fit` in a cell.
+"""The notebook side: magics, live views, and the capture of `fit` in a cell.
 
-The only home of IPython. What can be asked of a backend belongs to `backend`.
+The only home of IPython. Requests to a backend belong to `client`.
 """

@@ -1,10 +1,10 @@
-"""Keras `fit` inside a cell becomes a fit call; and a model that a job is training is guarded.
+"""Capture: turns Keras `fit` inside a cell into a fit call, and guards a model while a job trains it.
 
-Owns reaching every `fit`, and nothing of what becomes of it: that is the caller's
+Owns catching every `fit`. What becomes of it belongs to the caller's
 `carry_out`. Making bytes of a fit call belongs to `packing`.
 
 Constructor arguments are not recorded: a fit call travels by the state of its objects
-(`packing.state`), so a subclassed model needs neither `get_config` nor its arguments.
+(`packing.fitcall`), so a subclassed model needs neither `get_config` nor its arguments.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class KernelTraining:
         """One sentence with the numbers and names, and the next move."""
         threads = _counted_names([model for method, model in self._calls if method == "fit"])
         batches = _counted_names([model for method, model in self._calls if method == "train_on_batch"])
-        said = [f"{threads[0]} fit{'s' if threads[0] > 1 else ''} of other threads ({threads[1]})"] if threads[0] else []
-        said += [f"{batches[0]} train_on_batch call{'s' if batches[0] > 1 else ''} ({batches[1]})"] if batches[0] else []
-        return f"Trained in the kernel: {' and '.join(said)}. Call fit in the cell's own thread to train on the backend."
+        parts = [f"{threads[0]} fit{'s' if threads[0] > 1 else ''} of other threads ({threads[1]})"] if threads[0] else []
+        parts += [f"{batches[0]} train_on_batch call{'s' if batches[0] > 1 else ''} ({batches[1]})"] if batches[0] else []
+        return f"Trained in the kernel: {' and '.join(parts)}. Call fit in the cell's own thread to train on the backend."
 
 
 def _counted_names(models: list[str]) -> tuple[int, str]:

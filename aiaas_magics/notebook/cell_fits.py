@@ -1,4 +1,4 @@
-"""What becomes of the fit calls in one %%aiaas_train cell.
+"""Cell fits: runs the fit calls of one %%aiaas_train cell.
 
 Owns the choice (train, hand in, study, plan only) and the view beside it. Catching the
 calls belongs to `capture`, carrying them out to `backend`, outputs to `present`.
@@ -9,19 +9,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from aiaas_magics.core.errors import AiaasError, InvalidSpec, UsageError
+from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.printout import counted
 from aiaas_magics.core.spec import JobState
 from aiaas_magics.notebook import present
-from aiaas_magics.notebook.arguments import TrainRequest
+from aiaas_magics.notebook.option_values import Workers
 from aiaas_magics.notebook.session import Session
 from aiaas_magics.notebook.tracebacks import Interrupted
 from aiaas_magics.notebook.views import live
+from aiaas_magics.notebook.views.job_panel import LiveJob
+from aiaas_magics.notebook.views.job_picture import JobPicture, StudyStop
 from aiaas_magics.notebook.views.lines import FULL_FITS, LinesPainter
-from aiaas_magics.notebook.views.picture import StudyStop
 from aiaas_magics.notebook.views.printed import CellLines
 
 if TYPE_CHECKING:
@@ -33,8 +35,28 @@ if TYPE_CHECKING:
     from aiaas_magics.core.story import JobStory
     from aiaas_magics.packing.fitcall.fit_call import FitCall
 
-HINT: Final = "To stop: interrupt the kernel (■)."
 SETTLE_S: Final = 5.0  # guess: the last events of a job that has ended are there at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitRequest:
+    """What each fit of a cell is to become: a job, a job in the background, a study, or a plan only.
+
+    `environment` names variables to send beside those set in this kernel; None sends none.
+    """
+
+    execution: Execution
+    environment: tuple[str, ...] | None = ()
+    workers: Workers | None = None
+    weak: bool = False
+    name: str | None = None
+    background: bool = False
+    dry_run: bool = False
+    seed: int | None = None
+    oversubscribe: bool = False
+    retries: int = 3
+    resume: str | None = None
+    local_fallback: bool = False
 
 
 class EndOfCell(BaseException):
@@ -44,7 +66,7 @@ class EndOfCell(BaseException):
 class CellFits:
     """Carries out the fit calls of one cell as its request says; `count` says how many there were."""
 
-    def __init__(self, shell: Any, session: Session, request: TrainRequest, *, ui: str, put: Callable[[Any], None]) -> None:
+    def __init__(self, shell: Any, session: Session, request: FitRequest, *, ui: str, put: Callable[[Any], None]) -> None:
         self._shell, self._session, self._request, self._ui, self._put = shell, session, request, ui, put
         self.count = 0
         self._lines = CellLines()
@@ -64,7 +86,9 @@ class CellFits:
             raise EndOfCell
         if self._request.workers is not None and self._request.workers.is_study:
             if self._request.resume is not None:
-                raise InvalidSpec("A study begins at the cell's weights, so it cannot --resume a job. Give one number of workers.")
+                raise InvalidSpec(
+                    "A study starts from the cell's weights, so it cannot resume a job. Leave out --resume, or give one number of workers."
+                )
             return self._study(call, self._request.workers.points)
         if self._request.background:
             return self._hand_in(call)
@@ -86,10 +110,10 @@ class CellFits:
         )
 
     def _workers(self) -> int | None:
-        asked = self._request.workers
-        if asked is None:
+        wanted = self._request.workers
+        if wanted is None:
             return None
-        return len(self._session.backend.about().devices) if asked.most else asked.points[-1]
+        return len(self._session.backend.about().devices) if wanted.most else wanted.points[-1]
 
     # ---- one fit, waited for
 
@@ -98,7 +122,7 @@ class CellFits:
 
         backend, job = self._session.backend, None
         handed_in: JobView | None = None
-        with live.LiveView(self._ui, title=self._title(), hint=HINT, paint=self._painter()) as view:
+        with LiveJob(self._ui, title=self._title(), hint=live.HINT, paint=self._painter()) as view:
             try:
                 prepared = prepare(backend, call, self.options(), on_change=view.tell)
                 job = self._session.remember(submit(prepared, on_change=view.tell))
@@ -110,8 +134,8 @@ class CellFits:
                 view.freeze(self._fallback_notice(error))
                 raise
             except KeyboardInterrupt:
-                said = self._cancelled(job, view)
-                raise Interrupted(said) from None
+                sentence = self._cancelled(job, view)
+                raise Interrupted(sentence) from None
             finally:
                 if job is not None and handed_in is not None:
                     self._lines.end(job.printout, job.id, job.figure, succeeded=view.story.state is JobState.SUCCEEDED)
@@ -120,7 +144,7 @@ class CellFits:
         self._put(history)
         return history
 
-    def _painter(self) -> live.Painter | None:
+    def _painter(self) -> live.Painter[JobPicture] | None:
         """From the third fit of a cell on: one line each. None leaves it to the kind of view."""
         if self.count <= FULL_FITS or self._ui == "none":
             return None
@@ -134,7 +158,7 @@ class CellFits:
             return [present.fit_line(view, story, fit=self.count, notes=new)]
         return present.job_bundles(view, story, hardware, figures=figures)
 
-    def _shown_in(self, view: live.LiveView, job: Job, title: str) -> Callable[[JobStory], None]:
+    def _shown_in(self, view: LiveJob, job: Job, title: str) -> Callable[[JobStory], None]:
         """Draws what changes in `job`, and prints what its workers print."""
 
         def on_change(story: JobStory) -> None:
@@ -147,21 +171,21 @@ class CellFits:
         """What a view leaves behind when nothing was handed in."""
         if not (self._request.local_fallback and isinstance(error, UsageError)):
             return []
-        return [{"text/plain": f"This fit runs in the kernel (--local-fallback), since it cannot travel: {error}"}]
+        return [{"text/plain": f"This fit runs in the kernel (--local-fallback), because it cannot be sent: {error}"}]
 
-    def _cancelled(self, job: Job | None, view: live.LiveView) -> str:
+    def _cancelled(self, job: Job | None, view: LiveJob) -> str:
         """Cancel `job` and say so in one line. A second interrupt leaves it to the backend."""
         if job is None:
             view.freeze([])
-            return "Interrupted before anything was handed in; nothing runs on the backend."
+            return "Interrupted before the job was submitted; nothing runs on the backend."
         self._put(job)
         try:
             state = job.cancel()
             view.tell(job.story())
         except KeyboardInterrupt:
-            return f"Interrupted again: job {job.id} was told to stop, %aiaas_status shows whether it has."
+            return f"Interrupted again: job {job.id} is stopping; %aiaas_status shows its state."
         except AiaasError as error:
-            return f"Interrupted, but job {job.id} could not be told: {error} %aiaas_cancel {job.id} tries again."
+            return f"Interrupted, but job {job.id} could not be cancelled: {error} %aiaas_cancel {job.id} tries again."
         return f"Interrupted: job {job.id} is {state}; the model in the kernel is unchanged."
 
     # ---- one fit, handed in
@@ -174,7 +198,7 @@ class CellFits:
         stack = ExitStack()
         # Lines of a thread would come up between the user's own, in whatever cell runs then.
         kind = "none" if self._ui == "text" else self._ui
-        view = stack.enter_context(live.LiveView(kind, title=self._title()))
+        view = stack.enter_context(LiveJob(kind, title=self._title()))
         with stack:
             prepared = prepare(backend, call, self.options(), on_change=view.tell)
             job = submit(prepared, on_change=view.tell, released=lambda: guard.release(call.model))
@@ -183,10 +207,10 @@ class CellFits:
             self._session.remember(job, settle)
         self._put(job)
         if self._ui == "text":
-            print(f"{present.job_title(job.view())} was handed in. %aiaas_wait {job.id} waits for it, %aiaas_attach {job.id} shows it.")
+            print(f"{present.job_title(job.view())} was submitted. %aiaas_wait {job.id} waits for it; %aiaas_attach {job.id} shows it.")
         return job
 
-    def _follow_in_background(self, job: Job, view: live.LiveView, stack: ExitStack) -> Callable[[], None]:
+    def _follow_in_background(self, job: Job, view: LiveJob, stack: ExitStack) -> Callable[[], None]:
         """Draw the job while the kernel is free; returns how to wait for the view's end.
 
         It reads the log through a `Job` of its own, since `job` belongs to the caller's thread.
@@ -209,10 +233,10 @@ class CellFits:
         from aiaas_magics.client.training import study
 
         if self.count > 1:
-            raise InvalidSpec("This is the second fit in the cell of a study, which measures one. Move it to a cell of its own.")
+            raise InvalidSpec("A study measures one fit, and this cell calls a second one. Move it to a cell of its own.")
         options = replace(self.options(), workers=max(points))
         kind = "Weak study" if self._request.weak else "Study"
-        with live.LiveView(self._ui, title=f"{kind} on {', '.join(map(str, points))} workers", hint=HINT) as view:
+        with LiveJob(self._ui, title=f"{kind} on {', '.join(map(str, points))} workers", hint=live.HINT) as view:
             try:
                 result = study.run(
                     self._session.backend,
@@ -235,7 +259,7 @@ class CellFits:
     def _show_plan(self, call: FitCall) -> None:
         from aiaas_magics.client.training import planning
 
-        with live.LiveView(self._ui, title="Plan", hint=HINT) as view:
+        with LiveJob(self._ui, title="Plan", hint=live.HINT) as view:
             view.freeze([])
             try:
                 plan = planning.plan(self._session.backend, call, self.options(), on_progress=lambda at: tell_plan(view, at))
@@ -254,7 +278,7 @@ def with_note(story: JobStory, note: str) -> JobStory:
     return replace(story, notices=(*story.notices, note)) if note else story
 
 
-def tell_plan(view: live.LiveView, at: PlanProgress) -> None:
+def tell_plan(view: LiveJob, at: PlanProgress) -> None:
     """A dry run's progress as the measuring job's, with the ways that are measured as stops."""
     stops = (
         *(StudyStop(label=label, state="done") for label in at.done),
@@ -264,7 +288,7 @@ def tell_plan(view: live.LiveView, at: PlanProgress) -> None:
     view.tell(at.story, stops=stops, measuring=True)
 
 
-def tell_study(view: live.LiveView, at: StudyProgress) -> None:
+def tell_study(view: LiveJob, at: StudyProgress) -> None:
     """A study's progress as the running job's, with the study's points as stops."""
     stops = (
         *(StudyStop(label=label, state="done") for label in at.done),

@@ -1,4 +1,4 @@
-"""The body of a cell, run as if it stood alone.
+"""Cell runner: runs the body of a cell as if it stood alone.
 
 Owns the file name and line numbers (those of the cell itself, the `%%` line included), the
 namespace, and the value of the last expression. What happens to `fit` meanwhile belongs to
@@ -67,16 +67,16 @@ def _compiled(shell: Any, tree: Any, file: str, mode: str) -> Any:
     flags = shell.compile.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     code = compile(tree, file, mode, flags, dont_inherit=True)
     if code.co_flags & inspect.CO_COROUTINE:
-        raise UsageError("await cannot stand in the body of a magic. Use --async, and await the job in the next cell.")
+        raise UsageError("await is not supported in the body of a magic. Use --async, and await the job in the next cell.")
     return code
 
 
 def raw_cell(shell: Any, magic: str, line: str, cell: str) -> str:
     """The running cell's whole text; composed where the front end does not tell it."""
     get_parent = getattr(shell, "get_parent", None)
-    told = (get_parent() or {}).get("content", {}).get("code", "") if get_parent else ""
+    sent = (get_parent() or {}).get("content", {}).get("code", "") if get_parent else ""
     history = getattr(shell.history_manager, "input_hist_raw", None)
-    for text in (told, history[-1] if history else ""):
+    for text in (sent, history[-1] if history else ""):
         if text.endswith(cell):
             return str(text)
         if text.endswith(cell.rstrip("\n")) and cell.strip():
@@ -90,10 +90,10 @@ def cell_number(shell: Any) -> int:
     `shell.execution_count` is the next number already when history is stored.
     """
     frame: FrameType | None = sys._getframe()
-    known = shell.compile._filename_map
+    numbers = shell.compile._filename_map
     while frame is not None:
-        if frame.f_code.co_filename in known:
-            return int(known[frame.f_code.co_filename])
+        if frame.f_code.co_filename in numbers:
+            return int(numbers[frame.f_code.co_filename])
         frame = frame.f_back
     return max(1, int(shell.execution_count) - 1)
 

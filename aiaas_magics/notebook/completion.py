@@ -1,8 +1,8 @@
 """Tab completion of a magic's options and their values.
 
-Owns the matcher. Options and choices come from the parsers in `arguments`, values from the
+Owns the matcher. Options and choices come from the parsers in `options`, values from the
 kernel's namespace and from what this kernel has seen of jobs and endpoints: the matcher
-runs on every Tab, also while the kernel is busy, so it asks nobody and imports nothing.
+runs on every Tab, also while the kernel is busy, so it sends no request and imports nothing.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from IPython.core.completer import SimpleCompletion, context_matcher
 MAGIC_LINE: Final = re.compile(r"^\s*(?:[\w, ]+=\s*)?(%{1,2})(aiaas_\w+)[ \t](.*)$")
 MOST: Final = 200
 
-Known = Callable[[str], list[str]]
+Names = Callable[[str], list[str]]
 
 
-def make_matcher(shell: Any, parsers: Mapping[str, argparse.ArgumentParser], known: Known) -> Any:
+def make_matcher(shell: Any, parsers: Mapping[str, argparse.ArgumentParser], names_seen: Names) -> Any:
     """A matcher for `shell.Completer.custom_matchers`.
 
     Args:
         parsers: by the magic's name.
-        known: the names of a kind ("job", "endpoint", "backend") that this kernel has seen.
+        names_seen: the names of a kind ("job", "endpoint", "backend") that this kernel has seen.
     """
 
     @context_matcher(priority=10, identifier="aiaas_magics.options")  # type: ignore[untyped-decorator]
     def matcher(context: Any) -> dict[str, Any]:
-        found, fragment = completions(line_of(context), parsers, lambda kind: values(kind, shell, known))
-        shown = [SimpleCompletion(text=text, type="param") for text in found[:MOST]]
+        texts, fragment = completions(line_of(context), parsers, lambda kind: values(kind, shell, names_seen))
+        shown = [SimpleCompletion(text=text, type="param") for text in texts[:MOST]]
         return {"completions": shown, "suppress": bool(shown), "matched_fragment": fragment, "ordered": True}
 
     return matcher
@@ -45,13 +45,13 @@ def line_of(context: Any) -> str:
     return str(line[: context.cursor_position])
 
 
-def completions(line: str, parsers: Mapping[str, argparse.ArgumentParser], named: Known) -> tuple[list[str], str]:
+def completions(line: str, parsers: Mapping[str, argparse.ArgumentParser], named: Names) -> tuple[list[str], str]:
     """What may follow at the end of `line`, and the part of it that is being completed."""
-    found = MAGIC_LINE.match(line)
-    if not found or found[2] not in parsers:
+    match = MAGIC_LINE.match(line)
+    if not match or match[2] not in parsers:
         return [], ""
-    parser = parsers[found[2]]
-    words = re.split(r"[ \t]+", found[3])
+    parser = parsers[match[2]]
+    words = re.split(r"[ \t]+", match[3])
     typed, before = words[-1], words[:-1]
     if "=" in typed and typed.startswith("--"):
         flag, value = typed.split("=", 1)
@@ -67,7 +67,7 @@ def completions(line: str, parsers: Mapping[str, argparse.ArgumentParser], named
     return (_values_of(positional, typed, named) if positional and not taken else []), typed
 
 
-def values(kind: str, shell: Any, known: Known) -> list[str]:
+def values(kind: str, shell: Any, names_seen: Names) -> list[str]:
     """Names of a kind, from this kernel alone."""
     if kind == "workers":
         return ["1", "2", "1,2", "max"]
@@ -75,7 +75,7 @@ def values(kind: str, shell: Any, known: Known) -> list[str]:
         return _variables(shell, is_model)
     if kind == "array":
         return _variables(shell, is_array)
-    return known(kind)
+    return names_seen(kind)
 
 
 def is_model(value: Any) -> bool:
@@ -99,7 +99,7 @@ def _option(parser: argparse.ArgumentParser, flag: str) -> argparse.Action | Non
     return next((action for action in parser._actions if flag in action.option_strings), None)
 
 
-def _values_of(action: argparse.Action | None, typed: str, named: Known) -> list[str]:
+def _values_of(action: argparse.Action | None, typed: str, named: Names) -> list[str]:
     if action is None:
         return []
     if action.choices:

@@ -1,6 +1,6 @@
-"""What the words of a magic's line mean: variables of the notebook, and files.
+"""Namespace: finds the variables and files that a magic's line names.
 
-Owns finding them and saying what would have been one. Words are read by `arguments`.
+Owns the search and the sentence for a name that is not found. Words are read by `options`.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def named(
         UsageError: it is not defined, or not of that kind; with the names that are.
     """
     if not name.isidentifier():
-        raise UsageError(f"{name!r} is no variable's name. Assign it in the cell above, and give that name.")
+        raise UsageError(f"{name!r} is not the name of a variable. Assign the value to a variable first, and give its name.")
     if name not in scope:
-        close = difflib.get_close_matches(name, [known for known in scope if not known.startswith("_")], n=1)
+        close = difflib.get_close_matches(name, [variable for variable in scope if not variable.startswith("_")], n=1)
         hint = f"Did you mean {close[0]}?" if close else "Run the cell that defines it first."
         raise UsageError(f"Variable {name!r} is not defined. {hint}")
     if not wanted(scope[name]):
-        fitting = sorted(known for known, value in scope.items() if not known.startswith("_") and (offered or wanted)(value))
+        fitting = sorted(variable for variable, value in scope.items() if not variable.startswith("_") and (offered or wanted)(value))
         hint = f"Use one of: {', '.join(fitting[:8])}." if fitting else f"There is no {kind} in this notebook yet."
         raise UsageError(f"{name!r} is of type {type(scope[name]).__name__}, not a {kind}. {hint}")
     return scope[name]

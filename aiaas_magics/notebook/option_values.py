@@ -1,7 +1,7 @@
-"""What can be typed as the value of an option, and what it means.
+"""Option values: reads the value of one option.
 
-Owns reading one value, and the sentence for one that cannot be read: types for argparse. Which option takes which belongs
-to `arguments`.
+Owns the types for argparse, and the sentence for a value that cannot be read. Which option takes which belongs
+to the files of `magics/`.
 """
 
 from __future__ import annotations
@@ -36,18 +36,20 @@ def workers(text: str) -> Workers:
     if text == "max":
         return Workers(most=True)
     if text.endswith(",") or text.startswith(",") or ",," in text:
-        raise ArgumentTypeError(f"{text!r} has an empty place between its commas. Write 1,2 without spaces.")
+        raise ArgumentTypeError(f"{text!r} has nothing between two commas. Write 1,2 without spaces.")
     try:
         points = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ArgumentTypeError(f"{text!r} is not a number of workers. Use 2, or 1,2,4 for a study, or max.") from None
     for point in points:
         if point < 1:
-            raise ArgumentTypeError(f"{point} workers cannot train. Use at least 1, or leave it out for one worker with every core.")
+            raise ArgumentTypeError(
+                f"{point} workers cannot train. Use at least 1, or leave the option out for one worker with every core."
+            )
         if point > MOST_WORKERS:
             raise ArgumentTypeError(f"{point} workers are more than {MOST_WORKERS}. Use max for as many as the backend has devices.")
     if len(set(points)) < len(points):
-        raise ArgumentTypeError(f"{text!r} names a number twice. A study compares different numbers of workers: 1,2.")
+        raise ArgumentTypeError(f"{text!r} contains a number twice. A study compares different numbers of workers, such as 1,2.")
     return Workers(points=tuple(sorted(points)))
 
 
@@ -58,9 +60,9 @@ def whole_number(least: int, most: int, what: str) -> Callable[[str], int]:
         try:
             number = int(text)
         except ValueError:
-            raise ArgumentTypeError(f"{text!r} is not a whole number. {what} lies between {least} and {most}.") from None
+            raise ArgumentTypeError(f"{text!r} is not a whole number. {what} is between {least} and {most}.") from None
         if not least <= number <= most:
-            raise ArgumentTypeError(f"{number} is outside its range. {what} lies between {least} and {most}.")
+            raise ArgumentTypeError(f"{number} is out of range. {what} is between {least} and {most}.")
         return number
 
     return read
@@ -79,12 +81,12 @@ def positive_seconds(text: str) -> float:
 def share(text: str) -> float:
     """A part of the requests: 10% or 0.1."""
     try:
-        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        fraction = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        found = 0.0
-    if not 0 < found < 1:
-        raise ArgumentTypeError(f"{text!r} is no share of the requests. Use more than 0 and less than 100%, such as 10%.")
-    return found
+        fraction = 0.0
+    if not 0 < fraction < 1:
+        raise ArgumentTypeError(f"{text!r} is not a share of the requests. Use more than 0 and less than 100%, such as 10%.")
+    return fraction
 
 
 def variables(text: str) -> tuple[str, ...]:
@@ -106,12 +108,12 @@ def environment_names(text: str) -> tuple[str, ...]:
 def change(text: str) -> float:
     """How much may change: 0.01 or 1%."""
     try:
-        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        limit = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        found = -1.0
-    if not 0 <= found < float("inf"):
-        raise ArgumentTypeError(f"{text!r} does not say how much may change. Use a number from 0 on, such as 0.01 or 1%.")
-    return found
+        limit = -1.0
+    if not 0 <= limit < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is not a limit for the change. Use 0 or more, such as 0.01 or 1%.")
+    return limit
 
 
 def replicas(text: str) -> Scaling:
@@ -141,29 +143,29 @@ def levels(text: str) -> tuple[int, ...]:
     """Numbers of connections, between commas."""
     read = whole_number(1, 4096, "A number of connections")
     if not all(text.split(",")):
-        raise ArgumentTypeError(f"{text!r} has an empty place between its commas. Write 1,2,4 without spaces.")
+        raise ArgumentTypeError(f"{text!r} has nothing between two commas. Write 1,2,4 without spaces.")
     return tuple(sorted({read(part) for part in text.split(",")}))
 
 
 def rates(text: str) -> tuple[float, ...]:
-    """Requests a second, between commas; none for no schedule."""
+    """Requests/s between commas; none for no open loop."""
     if text == "none":
         return ()
     try:
-        found = tuple(sorted({float(part) for part in text.split(",")}))
+        numbers = tuple(sorted({float(part) for part in text.split(",")}))
     except ValueError:
-        found = (0.0,)
-    if not all(0 < rate <= 1e6 for rate in found):
-        raise ArgumentTypeError(f"{text!r} are no rates. Use requests per second, such as 100,500,1000, or none.")
-    return found
+        numbers = (0.0,)
+    if not all(0 < rate <= 1e6 for rate in numbers):
+        raise ArgumentTypeError(f"{text!r} is not a list of rates. Use requests per second, such as 100,500,1000, or none.")
+    return numbers
 
 
 def forms(text: str) -> tuple[str, ...]:
     """How tensors travel: json, binary, or both between commas."""
-    found = tuple(dict.fromkeys(text.split(",")))
-    if not set(found) <= {"json", "binary"}:
-        raise ArgumentTypeError(f"{text!r} is no form of tensors. Use json, binary, or json,binary.")
-    return found
+    names = tuple(dict.fromkeys(text.split(",")))
+    if not set(names) <= {"json", "binary"}:
+        raise ArgumentTypeError(f"{text!r} is not an encoding of tensors. Use json, binary, or json,binary.")
+    return names
 
 
 def variable(text: str) -> str:

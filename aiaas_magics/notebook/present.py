@@ -1,4 +1,4 @@
-"""What is shown of a job, a study, an endpoint, a backend and a preflight: MIME bundles.
+"""Static outputs: MIME bundles of a job, a study, an endpoint, a backend and a preflight.
 
 Owns the static outputs: for each thing a table as HTML and the same in words, and a figure
 as PNG with its numbers as text. Every bundle's `text/plain` is complete by itself. A table
@@ -19,11 +19,11 @@ from aiaas_magics.core.engines import ONE_PROCESS
 from aiaas_magics.core.events import Candidate, Planned
 from aiaas_magics.core.routing import description
 from aiaas_magics.core.row_order import described
-from aiaas_magics.core.scaling.endpoint_samples import EndpointWatch, Sample
+from aiaas_magics.core.scaling.endpoint_samples import EndpointWatch
 from aiaas_magics.core.scaling.load_report import LoadReport
 from aiaas_magics.core.spec import About, EndpointView, Freed, JobState, JobView, StorageView, TensorSpec, VersionView
 from aiaas_magics.core.story import JobStory
-from aiaas_magics.notebook.views.picture import error_line, status_line
+from aiaas_magics.notebook.views.job_picture import error_line, status_line
 from aiaas_magics.plots import text_twins
 
 if TYPE_CHECKING:
@@ -110,10 +110,10 @@ def job_caption(view: JobView, story: JobStory, hardware: str) -> str:
     where = f" on {hardware}" if hardware else ""
     attempts = f" {story.attempt} attempts." if story.attempt > 1 else ""
     # Data that yields batches does not tell before the run.
-    rows = f"{shape.rows:,} rows" if shape.rows else "rows as they come"
-    batch = f"global batch {shape.global_batch:,}" if shape.global_batch else "batches as they come"
+    rows = f"{shape.rows:,} rows" if shape.rows else "number of rows unknown before the run"
+    batch = f"global batch {shape.global_batch:,}" if shape.global_batch else "batches set by the data"
     order = described(view.spec.seed)
-    return f"{rows}, {batch}, {shape.parameters:,} parameters, {order}{where}.{attempts} Seconds are of the epochs alone."
+    return f"{rows}, {batch}, {shape.parameters:,} parameters, {order}{where}.{attempts} Times cover epochs only."
 
 
 def job_table(view: JobView, story: JobStory, *, caption: str = "") -> Bundle:
@@ -131,7 +131,7 @@ def job_table(view: JobView, story: JobStory, *, caption: str = "") -> Bundle:
     left_out = story.epochs_done - len(shown)
     notes = [
         status_line(story),
-        f"{left_out:,} epochs between are not shown; the History that fit returns has them all." if left_out else "",
+        f"{left_out:,} epochs in between are not shown; the returned History has them all." if left_out else "",
         steps_line(view, story),
         phases_line(story),
         error_line(story) if story.state is not JobState.FAILED else "",  # the first line says it
@@ -179,66 +179,69 @@ def study_compile_s(study: Study) -> list[float]:
 
 
 def preflight_bundle(preflight: Preflight) -> Bundle:
-    """What goes to the backend, item by item; and what is known before the run."""
+    """The items that go to the backend, and what is known before the run."""
     items = list(preflight.manifest)
     rows = [(str(item.kind), str(item.name), text_twins.size(item.bytes), str(item.detail)) for item in items[:MANIFEST_ROWS]]
-    here, there = preflight.here, preflight.there
+    kernel, backend = preflight.here, preflight.there
     versions = ", ".join(
-        f"{what} {getattr(here, what)}/{getattr(there, what)}" for what in ("python", "keras", "tensorflow", "aiaas_magics")
+        f"{what} {getattr(kernel, what)}/{getattr(backend, what)}" for what in ("python", "keras", "tensorflow", "aiaas_magics")
     )
     notes = [
         f"and {len(items) - MANIFEST_ROWS} more items" if len(items) > MANIFEST_ROWS else "",
-        f"To send: {text_twins.size(preflight.send_bytes)}; the backend already had {text_twins.size(preflight.known_bytes)}.",
+        f"To send: {text_twins.size(preflight.send_bytes)}. Already on the backend: {text_twins.size(preflight.known_bytes)}.",
         f"Workers: {preflight.workers}, on {preflight.devices} devices ({preflight.hardware}).",
-        f"Memory: about {text_twins.size(preflight.memory_bytes)} a worker, beyond the libraries.",
-        f"Versions here/there: {versions}.",
+        f"Memory: about {text_twins.size(preflight.memory_bytes)} per worker, without the libraries.",
+        f"Versions (kernel/backend): {versions}.",
         *(f"Note: {note}" for note in preflight.notes),
         f"Packing and checking took {text_twins.seconds(preflight.seconds)}.",
     ]
     return table_bundle(("kind", "name", "size", "detail"), rows, caption="What fit sends", notes=notes)
 
 
-STEPS_OF_A_CALL: Final = {"off": "one", "graph": "many", "xla": "many, by XLA", "auto": ""}
+STEPS_OF_A_CALL: Final = {"off": "one", "graph": "many", "xla": "many, with XLA", "auto": ""}
 PLAN_HEADER: Final = ("engine", "strategy", "steps/call", "steps/s", "rows/s", "first step", "this fit", "memory", "")
 
 
 def plan_bundles(plan: FitPlan) -> list[Bundle]:
-    """A dry run: what fit sends, and every way to carry it out."""
+    """A dry run: what fit sends, and every way to run it."""
     return [preflight_bundle(plan.preflight), plan_table(plan)]
 
 
 def plan_table(plan: FitPlan) -> Bundle:
     rows = [
         (
-            *_way(plan, one),
-            text_twins.count(1 / one.step_s),
-            text_twins.count(plan.shape.global_batch / one.step_s),
-            text_twins.seconds(one.compile_s),
-            text_twins.seconds(plan.fit_s(one)),
-            text_twins.size(one.memory_bytes),
-            "the plan" if plan.is_chosen(one) else "",
+            *_way(plan, candidate),
+            text_twins.count(1 / candidate.step_s),
+            text_twins.count(plan.shape.global_batch / candidate.step_s),
+            text_twins.seconds(candidate.compile_s),
+            text_twins.seconds(plan.fit_s(candidate)),
+            text_twins.size(candidate.memory_bytes),
+            "the plan" if plan.is_chosen(candidate) else "",
         )
-        for one in plan.measured
+        for candidate in plan.measured
     ]
-    rows += [(*_way(plan, one), "", "", "", "", "", f"ruled out: {one.why}") for one in plan.ruled_out]
+    rows += [(*_way(plan, candidate), "", "", "", "", "", f"ruled out: {candidate.why}") for candidate in plan.ruled_out]
     quicker = plan.quicker_engine
     notes = [
         plan_line(plan.chosen),
         plan.unmeasured,
         *([MEASURED_ALONE] if plan.measured else []),
-        f"--engine {quicker.engine} would take {text_twins.seconds(plan.fit_s(quicker))}; it was proved to compute the same."
+        f"--engine {quicker.engine} would take {text_twins.seconds(plan.fit_s(quicker))}; its results were checked to be the same."
         if quicker
         else "",
-        "The model in the kernel is as it was." + ("" if plan.unmeasured else " What was sent of its data is not sent again by the fit."),
+        "The model in the kernel is unchanged." + ("" if plan.unmeasured else " The fit will not send the same data again."),
     ]
     return table_bundle(
-        PLAN_HEADER, rows, caption=f"How fit makes its {plan.steps:,} steps" if plan.steps else "How fit is carried out", notes=notes
+        PLAN_HEADER,
+        rows,
+        caption=f"Ways to run the {plan.steps:,} steps of this fit" if plan.steps else "Ways to run this fit",
+        notes=notes,
     )
 
 
 MEASURED_ALONE: Final = (
-    "Measured on a few steps, and multiplied: no validation, callbacks or checkpoints. The first step includes tracing and compiling; "
-    "memory is what the process of the first worker holds beside the shared libraries, or a GPU's peak."
+    "Times are extrapolated from a few measured steps, without validation, callbacks or checkpoints. The first step includes tracing "
+    "and compiling. Memory is that of the first worker's process without shared libraries, or a GPU's peak."
 )
 
 
@@ -256,16 +259,16 @@ WORTH_S: Final = 60.0  # guess: below, no other plan gains what a reader of its 
 
 def steps_line(view: JobView, story: JobStory) -> str:
     """How the steps were carried out, where a reader can act on it: after long training, or if another form was asked for."""
-    plan, asked = story.plan, view.spec.execution.fused
-    if plan is not None and (story.training_s >= WORTH_S or asked not in ("auto", plan.fused)):
+    plan, wanted = story.plan, view.spec.execution.fused
+    if plan is not None and (story.training_s >= WORTH_S or wanted not in ("auto", plan.fused)):
         return plan_line(plan)
     steps = view.spec.shape.steps_per_epoch * story.epochs_done
     return f"Ran in {steps:,} step{'' if steps == 1 else 's'}." if steps and story.state is JobState.SUCCEEDED else ""
 
 
-def _way(plan: FitPlan, one: Candidate) -> tuple[str, str, str]:
-    simulated = ", simulated devices" if plan.simulated and one.strategy in ONE_PROCESS else ""
-    return one.engine, f"{one.strategy}{simulated}", STEPS_OF_A_CALL.get(one.fused, one.fused)
+def _way(plan: FitPlan, candidate: Candidate) -> tuple[str, str, str]:
+    simulated = ", simulated devices" if plan.simulated and candidate.strategy in ONE_PROCESS else ""
+    return candidate.engine, f"{candidate.strategy}{simulated}", STEPS_OF_A_CALL.get(candidate.fused, candidate.fused)
 
 
 # --------------------------------------------------------------------------- endpoints
@@ -280,12 +283,12 @@ def endpoint_bundle(endpoint: Endpoint) -> Bundle:
         ("version", f"{version.version} ({version.shown_state}, {version.engine})" if version else "none"),
         ("versions", _versions(view)),
         *([("precision", f"{version.precision}: {version.precision.change}")] if version and version.precision.name else []),
-        ("proof", _proof_words(version, view.origin) if version else ""),
+        ("parity check", _proof_words(version, view.origin) if version else ""),
         ("replicas", str(view.replicas)),
         ("inputs", _interface(view.inputs)),
         ("outputs", _interface(view.outputs)),
         *(("note", note) for note in endpoint.notes),
-        ("token", "in .token of this object; in a shell, export AIAAS_ENDPOINT_TOKEN=... before what is below"),
+        ("token", "in .token of this object; in a shell, first run export AIAAS_ENDPOINT_TOKEN=..."),
     ]
     table = table_html(("endpoint", endpoint.name), facts)
     curl, snippet = endpoint.curl(), endpoint.snippet()
@@ -294,18 +297,18 @@ def endpoint_bundle(endpoint: Endpoint) -> Bundle:
 
 
 def _proof_words(version: VersionView, origin: str) -> str:
-    against = f"the {version.precision} form in the kernel" if version.precision.name else origin
+    against = f"the {version.precision} model in the kernel" if version.precision.name else origin
     return f"largest difference from {against} on the samples: {version.proof:.2g}"
 
 
 ON_SAMPLES: Final = (
-    "Measured on {rows} rows of {of} only, which says little about accuracy. Give data of your own with --validate x_val,y_val; "
+    "Measured on only {rows} rows of {of}, which says little about accuracy. Pass your own data with --validate x_val,y_val; "
     "they stay in the kernel."
 )
 
 
 def change_table(change: PrecisionChange) -> Bundle:
-    """What fewer bits change, before they go live."""
+    """The accuracy impact of a quantization, before the model goes live."""
     rows = [
         (
             "size",
@@ -323,13 +326,13 @@ def change_table(change: PrecisionChange) -> Bundle:
             for line in change.lines
         ),
     ]
-    verdict = "" if change.is_within else "It does not go live."
+    verdict = "" if change.is_within else "The model does not go live."
     notes = [
         change.note,
         "" if change.validated else ON_SAMPLES.format(rows=change.rows, of=change.of),
-        f"Judged by {change.judged}: a change of {change.by:.3g}; the limit is {change.limit:g} (--max-change). {verdict}".rstrip(),
+        f"Criterion: {change.judged}, change {change.by:.3g}, limit {change.limit:g} (--max-change). {verdict}".rstrip(),
     ]
-    caption = f"In {change.precision}, measured on {change.rows:,} rows of {change.of}"
+    caption = f"Accuracy impact of {change.precision}, measured on {change.rows:,} rows of {change.of}"
     return table_bundle(("", "as trained", change.precision, "change"), rows, caption=caption, notes=notes)
 
 
@@ -351,7 +354,7 @@ def load_bundles(report: LoadReport, *, figures: bool = True) -> list[Bundle]:
         )
     ]
     if report.rates:
-        bundles.append(table_bundle(text_twins.RATE_HEADER, text_twins.rate_rows(report), caption="Open loop: requests on a schedule"))
+        bundles.append(table_bundle(text_twins.RATE_HEADER, text_twins.rate_rows(report), caption="Open loop: offered rates"))
     if not figures:
         return bundles
     from aiaas_magics.plots.load_figure import latency_figure
@@ -359,33 +362,10 @@ def load_bundles(report: LoadReport, *, figures: bool = True) -> list[Bundle]:
     return [*bundles, figure_bundle(latency_figure(report), text_twins.latency_text(report))]
 
 
-def looking_bundle(name: str, samples: Sequence[Sample | None]) -> Bundle:
-    """What an endpoint does now, with the rate and the p99 of the time before as small curves."""
-    last = samples[-1] if samples else None
-    line = f"{name}: {'nobody answers' if samples and last is None else text_twins.sample_line(last) if last else 'looking'}"
-    seen = [sample for sample in samples if sample is not None]
-    curves = [("requests/s", [sample.requests_per_s for sample in seen]), ("p99", [sample.p99_ms for sample in seen])]
-    drawn = "".join(
-        f'<span style="margin-right:2em">{escape(what)} {sparkline(values)}</span>' for what, values in curves if len(values) > 1
-    )
-    return {"text/html": f"<div><div>{escape(line)}</div>{drawn}</div>", "text/plain": line}
-
-
-def sparkline(values: Sequence[float], *, width: int = 180, height: int = 28) -> str:
-    """A small curve from 0 to the largest of `values`, as SVG."""
-    top, step = max(*values, 1e-9), width / (len(values) - 1)
-    points = " ".join(f"{place * step:.1f},{height - 1 - (height - 2) * value / top:.1f}" for place, value in enumerate(values))
-    return (
-        f'<svg width="{width}" height="{height}" role="img" aria-label="{escape(text_twins.number(values[-1]))}" '
-        f'style="vertical-align:middle">'
-        f'<polyline points="{points}" fill="none" stroke="#0072b2" stroke-width="1.5"/></svg>'
-    )
-
-
 def watched_bundles(watched: EndpointWatch, *, figures: bool = True) -> list[Bundle]:
     """What stays of looking at an endpoint: its median and worst, and the figure."""
     rows = text_twins.watched_rows(watched)
-    notes = text_twins.watched_notes(watched) if rows else ["No request was answered meanwhile.", *text_twins.watched_notes(watched)]
+    notes = text_twins.watched_notes(watched) if rows else ["No request was answered.", *text_twins.watched_notes(watched)]
     bundles = [table_bundle(text_twins.WATCHED_HEADER, rows, caption=f"Endpoint {watched.endpoint}", notes=notes)]
     if not figures or not watched.answered:
         return bundles
@@ -410,7 +390,7 @@ def status_bundle(
     more = f"and {older} older job{'' if older == 1 else 's'}" if older else "" if job_rows else "No jobs yet."
     return joined(
         [
-            table_bundle(("job", "name", "workers", "state", "since", "took", "why"), job_rows, caption=title, notes=[more]),
+            table_bundle(("job", "name", "workers", "state", "created", "took", "reason"), job_rows, caption=title, notes=[more]),
             table_bundle(("endpoint", "version", "replicas", "URL", "model"), endpoint_rows, caption="Endpoints" if endpoint_rows else ""),
         ]
     )
@@ -423,12 +403,12 @@ def storage_bundle(view: StorageView, freed: Freed | None = None) -> Bundle:
         for part in sorted(view.parts, key=lambda part: -part.bytes)
         if part.bytes
     ]
-    notes = [f"{view.free_bytes / 1e9:,.1f} GB are free on its disk, of which {view.keep_free_bytes / 1e9:,.2g} GB are to stay free."]
+    notes = [f"Free disk space: {view.free_bytes / 1e9:,.1f} GB, of which {view.keep_free_bytes / 1e9:,.2g} GB stay reserved."]
     if freed is not None:
-        notes.insert(0, f"Freed {freed.bytes / 1e6:,.1f} MB: {freed.blobs} arrays and models, the results of {freed.results} jobs.")
+        notes.insert(0, f"Freed {freed.bytes / 1e6:,.1f} MB: {freed.blobs} arrays and models, and the results of {freed.results} jobs.")
     elif any(part.freeable_bytes for part in view.parts):
-        notes.append("%aiaas_storage --free removes what nothing needs.")
-    return table_bundle(("what", "MB", "things", "MB that nothing needs"), rows, caption=view.folder, notes=notes)
+        notes.append("%aiaas_storage --free deletes what is no longer needed.")
+    return table_bundle(("kind", "MB", "items", "freeable MB"), rows, caption=view.folder, notes=notes)
 
 
 def joined(parts: Sequence[Mapping[str, str]]) -> Bundle:
@@ -476,6 +456,6 @@ def _live_version(view: EndpointView) -> VersionView | None:
 
 def _live(view: EndpointView) -> str:
     if any(version.state == "AVAILABLE" for version in view.versions):
-        return f"{_versions(view)}; withdrawn, answers nobody" if view.withdrawn else _versions(view)
+        return f"{_versions(view)}; withdrawn, not served" if view.withdrawn else _versions(view)
     newest = _live_version(view)
     return newest.state if newest else "none"

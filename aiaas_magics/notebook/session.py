@@ -1,4 +1,4 @@
-"""What this kernel is connected to, and what it has seen there.
+"""Session: the kernel's connection to a backend, and the jobs and endpoints that it has seen there.
 
 Owns the connection (made when first needed), the jobs that this kernel handed in, and the
 names that completion offers. What can be asked of a backend belongs to `backend`.
@@ -95,16 +95,16 @@ class Session:
         """
         if name is None:
             if self.last_job is None:
-                raise InvalidSpec("No job was handed in from this kernel yet. Name one; %aiaas_status lists them.")
+                raise InvalidSpec("This kernel has not submitted a job yet. Name one; %aiaas_status lists them.")
             return self.last_job
         if name in self._jobs:
             return self._jobs[name]
         views = self.backend.jobs()
         self.saw_jobs(views)
-        found = _matching(name, views)
-        if found is None:
+        view = _matching(name, views)
+        if view is None:
             raise UnknownName("job", name, tuple(view.id for view in views[-8:]))
-        return self._jobs.get(found.id) or self.backend.job(found.id)
+        return self._jobs.get(view.id) or self.backend.job(view.id)
 
     def find_own(self, job: str) -> Job | None:
         """The job with this id, if it was handed in from this kernel."""
@@ -112,7 +112,7 @@ class Session:
 
     # ---- names for completion
 
-    def known(self, kind: str) -> list[str]:
+    def names_seen(self, kind: str) -> list[str]:
         """Names that this kernel has seen, newest first. Asks nobody."""
         if kind == "backend":
             return [name for name in dict.fromkeys(("local", os.environ.get("AIAAS_BACKEND", ""))) if name]

@@ -1,4 +1,4 @@
-"""Errors as blocks that speak of the user's own cell.
+"""Tracebacks: errors as blocks that show the user's own cell.
 
 Owns the rendering and the mapping to "Cell In[n], line k". What an error says belongs to
 `errors`; which class is raised belongs to whoever raises it.
@@ -22,7 +22,7 @@ from aiaas_magics.core.spec import ErrorReport, Frame
 
 CONTEXT: Final = 2  # lines before and after, as IPython shows
 NO_FILE: Final = (
-    "Workers run in a folder of their own: read files before fit, or by absolute paths that exist on the backend. "
+    "Workers run in their own folder. Read files before fit, or use absolute paths that exist on the backend. "
     "The model in the kernel is unchanged."
 )
 NEXT: Final = {"FileNotFoundError": NO_FILE, "NotFoundError": NO_FILE}  # Python's, and TensorFlow's
@@ -36,9 +36,9 @@ MOST_FRAMES: Final = 6  # of the user's own; a recursion is cut in the middle (g
 class Interrupted(KeyboardInterrupt):
     """The user interrupted a cell and the job was told. Shown as one line, and Run All stops."""
 
-    def __init__(self, said: str) -> None:
-        super().__init__(said)
-        self.said = said
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.said = sentence
 
     def _render_traceback_(self) -> list[str]:
         return [self.said]

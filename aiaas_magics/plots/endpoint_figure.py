@@ -1,4 +1,4 @@
-"""The figure of an endpoint over time: rate and latency.
+"""Endpoint figure: rate and latency over time.
 
 Owns the drawing; the same numbers in words come from `text_twins`.
 """
@@ -18,7 +18,7 @@ HEIGHT: Final = 2.1
 
 
 def watched_figure(watched: EndpointWatch) -> Figure:
-    """Requests a second, one area a version on top of the other, and latency beside it on a logarithmic axis."""
+    """Requests/s as stacked areas, one per version; latency beside it on a logarithmic axis."""
     figure, (rate, latency) = figure_style.new_figure(
         2,
         title=f"Endpoint {watched.endpoint}",
@@ -28,7 +28,7 @@ def watched_figure(watched: EndpointWatch) -> Figure:
         height=HEIGHT,
     )
     figure_style.label(rate, title="Requests/s", x="seconds")
-    figure_style.label(latency, title="Latency in the server, milliseconds", x="seconds")
+    figure_style.label(latency, title="Server latency (ms)", x="seconds")
     if not watched.samples:
         return figure_style.plain(figure)
     began_s = watched.samples[0].at_s - watched.samples[0].seconds

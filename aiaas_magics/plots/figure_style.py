@@ -1,4 +1,4 @@
-"""How our figures look: one palette, one frame, one caption.
+"""Figure style: one palette, one frame, one caption.
 
 Owns looks only. Every figure is opaque white, so that it can be read in a dark theme, on
 GitHub and in print; series differ by marker and dash as well as by colour.

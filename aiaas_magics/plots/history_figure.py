@@ -1,4 +1,4 @@
-"""The figure of a training run: loss and metrics by epoch.
+"""History figure: loss and metrics of a training run by epoch.
 
 Owns the drawing; the same numbers in words come from `text_twins`.
 """
@@ -43,7 +43,7 @@ def _subtitle(epochs: Sequence[EpochRow]) -> str:
     count = epochs_of(epochs)
     # Where not each epoch has a row, nobody knows here how long those without took.
     took = f" in {text_twins.seconds(sum(row.seconds for row in epochs))}" if count == len(epochs) else ""
-    return f"{count:,} epochs{took}; the last: {logs}"
+    return f"{count:,} epochs{took}; last: {logs}"
 
 
 def _is_loss(name: str) -> bool:
@@ -54,29 +54,29 @@ def _curves(axes: Axes, epochs: Sequence[EpochRow], names: Sequence[str]) -> Non
     stems = list(dict.fromkeys(name.removeprefix("val_") for name in names))[:CURVES]
     left_out = len({name.removeprefix("val_") for name in names}) - len(stems)
     title = "Loss" if names and _is_loss(names[0]) else "Metrics"
-    figure_style.label(axes, title=f"{title} ({left_out} more are in the table)" if left_out else title, x="epoch")
+    figure_style.label(axes, title=f"{title} ({left_out} more in the table)" if left_out else title, x="epoch")
     for index, stem in enumerate(stems):
         for name in (stem, f"val_{stem}"):
-            known = [(row.epoch + 1, row.logs[name]) for row in epochs if math.isfinite(row.logs.get(name, math.nan))]
-            if known:
-                _curve(axes, known, name, index, validation=name.startswith("val_"))
+            values = [(row.epoch + 1, row.logs[name]) for row in epochs if math.isfinite(row.logs.get(name, math.nan))]
+            if values:
+                _curve(axes, values, name, index, validation=name.startswith("val_"))
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=8))
     axes.margins(x=0.04, y=0.12)
     if axes.get_legend_handles_labels()[0]:  # none where every value is NaN
         axes.legend(frameon=False, fontsize=8.5, labelcolor=figure_style.INK)
 
 
-def _curve(axes: Axes, known: Sequence[tuple[int, float]], name: str, index: int, *, validation: bool) -> None:
+def _curve(axes: Axes, values: Sequence[tuple[int, float]], name: str, index: int, *, validation: bool) -> None:
     colour = figure_style.SERIES[index % len(figure_style.SERIES)]
     axes.plot(
-        [epoch for epoch, _ in known],
-        [value for _, value in known],
+        [epoch for epoch, _ in values],
+        [value for _, value in values],
         label=name,
         color=colour,
         linestyle=figure_style.DASHES[1] if validation else figure_style.DASHES[0],
         linewidth=1.7,
         marker=figure_style.MARKERS[index % len(figure_style.MARKERS)],
         markersize=5,
-        markevery=max(1, len(known) // 12),
+        markevery=max(1, len(values) // 12),
         markerfacecolor="white" if validation else colour,
     )

@@ -1,4 +1,4 @@
-"""The figure of a load run: latency and throughput by connections, latency by rate.
+"""Load figure: latency and throughput by connections, latency by offered rate.
 
 Owns the drawing. The load generator is `load_generator`; the same numbers in words come from `text_twins`.
 """
@@ -34,20 +34,20 @@ def latency_figure(report: LoadReport, hardware: str = "") -> Figure:
         height=HEIGHT,
     )
     latency, rate = axes[:2]
-    figure_style.label(latency, title=f"Latency, milliseconds{_as(report)}", x="connections at once")
-    figure_style.label(rate, title="Throughput", x="connections at once", y="rows/s" if report.rows > 1 else "requests/s")
+    figure_style.label(latency, title=f"Latency (ms){_as(report)}", x="concurrent connections")
+    figure_style.label(rate, title="Throughput", x="concurrent connections", y="rows/s" if report.rows > 1 else "requests/s")
     first = report.points_of(report.forms[0]) if report.forms else ()
     if first:
         _latency_panel(latency, first)
         _rate_panel(rate, report)
     if report.rates:
-        figure_style.label(axes[2], title=f"Latency on schedule, milliseconds{_as(report)}", x="requests/s")
+        figure_style.label(axes[2], title=f"Open-loop latency (ms){_as(report)}", x="offered requests/s")
         _schedule_panel(axes[2], report)
     return figure_style.plain(figure)
 
 
 def _as(report: LoadReport) -> str:
-    return f", as {report.forms[0]}" if len(report.forms) > 1 else ""
+    return f", {report.forms[0]}" if len(report.forms) > 1 else ""
 
 
 def _latency_panel(axes: Axes, points: Sequence[LoadPoint]) -> None:
@@ -78,9 +78,11 @@ def _rate_panel(axes: Axes, report: LoadReport) -> None:
 
     first = report.points_of(report.forms[0])
     counts = [point.concurrency for point in first]
-    one = rates(first)[0] / counts[0]
+    one_rate = rates(first)[0] / counts[0]
     fine = [counts[0] + (counts[-1] - counts[0]) * step / 40 for step in range(41)]
-    axes.plot(fine, [one * count for count in fine], color=figure_style.INK, linestyle=(0, (5, 3)), linewidth=1.2, label="ideal  P = n·p")
+    axes.plot(
+        fine, [one_rate * count for count in fine], color=figure_style.INK, linestyle=(0, (5, 3)), linewidth=1.2, label="ideal  P = n·p"
+    )
     highest = 0.0
     for index, form in enumerate(report.forms):
         points = report.points_of(form)
@@ -94,7 +96,7 @@ def _rate_panel(axes: Axes, report: LoadReport) -> None:
             label=f"measured, {form}" if len(report.forms) > 1 else "measured",
         )
         highest = max([highest, *rates(points)])
-    top = 1.18 * max(highest, min(ideal_capacity(one, workers=counts[-1]), 2.5 * highest))
+    top = 1.18 * max(highest, min(ideal_capacity(one_rate, workers=counts[-1]), 2.5 * highest))
     for name, limit, dashes in _limits(report):
         if 0 < limit < 4 * top:  # one that is far away would press everything else together
             axes.axhline(limit, color=figure_style.MUTED, linestyle=(0, dashes), linewidth=1.2, label=name)
@@ -128,7 +130,7 @@ def _schedule_panel(axes: Axes, report: LoadReport) -> None:
             1.06 * at[-1],
             color=figure_style.GRID,
             linewidth=0,
-            label="stays behind",
+            label="falls behind",
         )
     knee = report.knee
     if knee is not None:
@@ -137,7 +139,7 @@ def _schedule_panel(axes: Axes, report: LoadReport) -> None:
             color=figure_style.INK,
             linestyle=(0, (5, 3)),
             linewidth=1.2,
-            label=f"knee, {text_twins.count(knee.offered_per_s)}/s",
+            label=f"knee, {text_twins.count(knee.offered_per_s)} requests/s",
         )
     axes.set_xlim(0, 1.06 * at[-1])
     axes.set_ylim(axes.get_ylim()[0], axes.get_ylim()[1] * 2.5)

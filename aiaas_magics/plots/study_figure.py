@@ -1,4 +1,4 @@
-"""The figure of a study: time, throughput and efficiency against the ideal, and beyond what was measured as projected.
+"""Study figure: time, throughput and efficiency against the ideal, measured and projected.
 
 Owns the drawing. The laws come from `laws` and `projection`, the same numbers in words from `text_twins`.
 """
@@ -53,7 +53,7 @@ Value = Callable[[ScalingRow | ProjectedRow], float]
 def study_figure(report: StudyReport) -> Figure:
     """Measured points with their spread, against T = N/n and P = n*p (of weak scaling T = T(1)); efficiency as bars.
 
-    Workers beyond the physical devices are grey. What is projected is pale, dashed, and within its band.
+    Points with more workers than physical devices are gray. Projected points are pale and dashed, with a band.
     """
     caption = (text_twins.study_caption(report), report.parity, report.projection.says if report.projection else "")
     figure, (time, rate, share) = figure_style.new_figure(
@@ -79,7 +79,7 @@ def _subtitle(report: StudyReport) -> str:
 
 
 def _time_panel(axes: Axes, report: StudyReport) -> None:
-    figure_style.label(axes, title=f"Time for {report.work}", x="workers n", y="seconds")
+    figure_style.label(axes, title=f"Time per {report.work}", x="workers n", y="seconds")
     rows = report.rows
     ideal = [(n, rows[0].ideal_s * (1 if report.weak else rows[0].workers / n)) for n in _fine(rows, report.projected)]
     _line(axes, ideal, IDEAL)
@@ -102,8 +102,8 @@ def _time_panel(axes: Axes, report: StudyReport) -> None:
 def _rate_panel(axes: Axes, report: StudyReport) -> None:
     figure_style.label(axes, title="Throughput", x="workers n", y="rows/s")
     rows = report.rows
-    one = rows[0].ideal_rows_per_s / rows[0].workers
-    ideal = [(n, one * n) for n in _fine(rows, report.projected)]
+    one_rate = rows[0].ideal_rows_per_s / rows[0].workers
+    ideal = [(n, one_rate * n) for n in _fine(rows, report.projected)]
     _line(axes, ideal, IDEAL)
     rows_of_one = rows[0].rows_per_s * rows[0].seconds
     _law(axes, report, lambda n, seconds: rows_of_one * (n / rows[0].workers if report.weak else 1) / seconds)
@@ -259,7 +259,7 @@ def _keys(report: StudyReport) -> list[Line2D]:
         name = "Gustafson" if report.weak else "Amdahl"
         keys.append(figure_style.key(f"{name}, serial {report.fit.law.serial_fraction:.1%}", **LAW))
     if report.projected:
-        keys.append(figure_style.key("projected, 90 % band", **PROJECTED))
+        keys.append(figure_style.key("projected, 90% band", **PROJECTED))
     if report.reference is not None:
         keys.append(figure_style.key("plain fit, all cores", **REFERENCE))
     if any(not row.physical for row in report.rows):

@@ -1,4 +1,4 @@
-"""The twins of the figures in words: the same numbers, for terminals, logs and screen readers.
+"""Text twins: the numbers of the figures in words, for terminals, logs and screen readers.
 
 Owns text tables and the formatting of quantities. No matplotlib here, so a terminal
 session that never draws does not load it.
@@ -18,7 +18,7 @@ from aiaas_magics.core.scaling.projection import ProjectedRow, Projection
 from aiaas_magics.core.story import EpochRow, epochs_of
 
 LOAD_HEADER: Final = ("connections", "form", "requests", "requests/s", "rows/s", "p50", "p90", "p99", "p99.9", "max", "errors")
-WATCHED_HEADER: Final = ("", "requests/s", "rows/s", "p50", "p99", "waits", "rows/batch", "failed/s", "refused/s")
+WATCHED_HEADER: Final = ("", "requests/s", "rows/s", "p50", "p99", "wait", "rows/batch", "failed/s", "refused/s")
 ROUNDING: Final = 1e-5  # of a variable's norm: what is promised in float32 (docs/equivalence.md)
 ENLARGED: Final = 1e-2  # what adaptive optimizers make of it; measured: up to 6e-4 in plain TensorFlow, a batch whole and in halves
 RATE_HEADER: Final = ("offered/s", "answered/s", "p50", "p90", "p99", "p99.9", "max", "errors")
@@ -29,7 +29,7 @@ class StudyReport:
     """A study's numbers, as its figure and its twin in words take them.
 
     Args:
-        points: one a number of workers, of an epoch; with `weak` of a step, since n workers do n times as much in it.
+        points: one per number of workers; times per epoch, or with `weak` per step, since n workers do n times the work in it.
         reference: plain `fit` on all cores.
         batch: rows of the global batch; with `weak` of each worker's.
         parity: a sentence on whether all n computed the same.
@@ -58,8 +58,8 @@ class StudyReport:
 
     @property
     def work(self) -> str:
-        """What a time is the time of."""
-        return "a step" if self.weak else "an epoch"
+        """What each time is measured for."""
+        return "step" if self.weak else "epoch"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -130,20 +130,20 @@ def number(value: float) -> str:
 def parity_text(parity: float | None, *, steps: int, weak: bool = False, announced: bool = False, adaptive: str = "") -> str:
     """Whether all n computed the same, as a sentence; `adaptive` names the optimizer where it divides gradients by their size."""
     if weak:
-        return "Parity is not compared: each n has another global batch, so its weights differ by design."
+        return "Parity is not checked: each n has a different global batch, so its weights differ by design."
     if parity is None:
         return ""
     if not math.isfinite(parity):
-        return f"Parity: after {steps} steps some variable is not a number, or infinite, so nothing can be compared."
-    said = f"Parity: after {steps} steps no variable differs between any two n by more than {parity:.1e} of its norm"
+        return f"Parity: after {steps} steps a variable is NaN or infinite, so the weights cannot be compared."
+    sentence = f"Parity: after {steps} steps no variable differs between any two n by more than {parity:.1e} of its norm"
     if parity <= ROUNDING:
-        return f"{said}."
-    why = "nothing was announced that could make the difference"
+        return f"{sentence}."
+    why = "no announced effect explains the difference"
     if announced:
-        why = "what was announced makes the difference, below"
+        why = "the effects announced below explain the difference"
     elif adaptive and parity <= ENLARGED:
-        why = f"{adaptive} divides each gradient by its own size, which enlarges the rounding of those near zero"
-    return f"{said}, which is more than rounding ({ROUNDING:.0e}): {why}."
+        why = f"{adaptive} divides each gradient by its magnitude, which amplifies rounding near zero"
+    return f"{sentence}, which exceeds rounding ({ROUNDING:.0e}): {why}."
 
 
 # --------------------------------------------------------------------------- twins
@@ -154,7 +154,7 @@ def study_text(report: StudyReport) -> str:
     header, rows = study_table(report)
     law = "Gustafson" if report.weak else "Amdahl"
     lines = [
-        f"{report.title}: time for {report.work}",
+        f"{report.title}: time per {report.work}",
         table(header, rows),
         f"{law}: {report.fit.verdict}.",
         _usl_text(report.fit),
@@ -168,7 +168,7 @@ def study_table(report: StudyReport) -> tuple[tuple[str, ...], list[tuple[str, .
     """Header and rows: what was measured beside its ideal, then what is projected, by that word."""
     header = (
         "workers",
-        f"seconds {report.work}",
+        f"time/{report.work}",
         "ideal T(1)" if report.weak else "ideal N/n",
         "rows/s",
         "ideal n*p",
@@ -203,7 +203,7 @@ def study_notes(report: StudyReport) -> list[str]:
     return [
         recommendation(report.fit),
         projected_recommendation(report.projection),
-        f"Plain fit on all cores{batch}: {seconds(plain.seconds)} {report.work}, {count(plain.rows_per_s)} rows/s." if plain else "",
+        f"Plain fit on all cores{batch}: {seconds(plain.seconds)} per {report.work}, {count(plain.rows_per_s)} rows/s." if plain else "",
         report.parity,
         *report.announced,
         report.projection.says if report.projection else "",
@@ -218,10 +218,10 @@ def projected_recommendation(projection: Projection | None) -> str:
     if projection is None or projection.recommended is None or projection.recommended_range is None:
         return ""
     low, high = projection.recommended_range
-    band = f"{low} to {high} within the band" if low < high else "the same all over the band"
+    band = f"{low} to {high} within the band" if low < high else "the same across the band"
     if projection.recommended == projection.rows[-1].workers:
-        band = f"as far as is projected; {band}"
-    return f"Recommended with what is projected: {workers(projection.recommended)} ({band})."
+        band = f"the end of the projection; {band}"
+    return f"Recommended with projected points: {workers(projection.recommended)} ({band})."
 
 
 def workers(n: int) -> str:
@@ -232,17 +232,17 @@ def study_caption(report: StudyReport) -> str:
     """What a reader must know to believe a study's figure."""
     parts = [f"Measured on {report.hardware}."]
     if report.weak:
-        rows = f"batch {report.batch:,} rows a worker" if report.batch else "a fixed batch a worker"
-        parts.append(f"Weak scaling: {rows}, so the work of a step grows with n and its ideal time is constant.")
+        rows = f"batch {report.batch:,} rows per worker" if report.batch else "a fixed batch per worker"
+        parts.append(f"Weak scaling: {rows}. The work per step grows with n, so its ideal time is constant.")
     elif report.batch:
         parts.append(f"Strong scaling. Global batch {report.batch:,} rows, the same for every n.")
-    parts.append("Median of repeats of steady steps, bars show their range; compile time is not in it.")
+    parts.append("Points are medians of repeated steady-state steps; bars show the range. Compile time is excluded.")
     if report.simulated:
-        parts.append("The devices are simulated devices.")
+        parts.append("These are simulated devices, not physical ones.")
     shared = sorted(point.workers for point in report.points if not point.physical)
     if shared:
         named = ", ".join(f"n={n}" for n in shared)
-        parts.append(f"Grey: {named} is more than the physical devices, workers share them; not part of the fit.")
+        parts.append(f"Gray: {named} exceeds the number of physical devices. Those workers share devices and are not part of the fit.")
     return " ".join(parts)
 
 
@@ -287,8 +287,8 @@ def rate_rows(report: LoadReport) -> list[tuple[str, ...]]:
 
 
 def _latencies(point: Answers) -> tuple[str, ...]:
-    known = map(point.known_ms, ONE_IN)
-    return *("" if math.isnan(value) else milliseconds(value) for value in known), milliseconds(point.max_ms)
+    values = map(point.known_ms, ONE_IN)
+    return *("" if math.isnan(value) else milliseconds(value) for value in values), milliseconds(point.max_ms)
 
 
 def _worst(point: Answers) -> str:
@@ -299,8 +299,8 @@ def _worst(point: Answers) -> str:
 
 def load_notes(report: LoadReport, hardware: str = "") -> list[str]:
     """What a load run says, in sentences."""
-    said = (latency_headline(report), response_line(report), form_line(report), rate_line(report), latency_caption(report, hardware))
-    return [line for line in said if line]
+    sentences = (latency_headline(report), response_line(report), form_line(report), rate_line(report), latency_caption(report, hardware))
+    return [line for line in sentences if line]
 
 
 def latency_headline(report: LoadReport) -> str:
@@ -311,8 +311,8 @@ def latency_headline(report: LoadReport) -> str:
     quick = min(answered, key=lambda point: point.p50_ms)
     most = max(answered, key=lambda point: point.requests_per_s)
     return (
-        f"Median {milliseconds(quick.p50_ms)} with {connections(quick.concurrency)} ({quick.form}); "
-        f"at most {count(most.requests_per_s)} requests/s with {connections(most.concurrency)} ({most.form}), "
+        f"Lowest median: {milliseconds(quick.p50_ms)} with {connections(quick.concurrency)} ({quick.form}). "
+        f"Highest throughput: {count(most.requests_per_s)} requests/s with {connections(most.concurrency)} ({most.form}), "
         f"{_worst(most)}."
     )
 
@@ -325,7 +325,7 @@ def response_line(report: LoadReport) -> str:
     side = "the interface" if report.response > 1 else "the model"
     return (
         f"R = M/m = {report.response:.2g}: the model alone could answer M = {count(first.model_per_s)} requests/s, "
-        f"the interface alone m = {count(first.interface_per_s)} ({first.form}); {side} is what limits."
+        f"the interface alone m = {count(first.interface_per_s)} ({first.form}); {side} is the bottleneck."
     )
 
 
@@ -334,10 +334,10 @@ def form_line(report: LoadReport) -> str:
     compared = [(form, report.points_of(form)[-1]) for form in report.forms if report.points_of(form)]
     if len(compared) < 2:
         return ""
-    (first, one), (second, other) = compared[:2]
+    (first, base), (second, other) = compared[:2]
     return (
-        f"As {second}, {times(other.requests_per_s / one.requests_per_s)} the requests/s of {first} with {connections(one.concurrency)}; "
-        f"median {milliseconds(other.p50_ms)} against {milliseconds(one.p50_ms)}."
+        f"{second} reaches {times(other.requests_per_s / base.requests_per_s)} the throughput of {first} with "
+        f"{connections(base.concurrency)} (median {milliseconds(other.p50_ms)} vs {milliseconds(base.p50_ms)})."
     )
 
 
@@ -345,38 +345,40 @@ def rate_line(report: LoadReport) -> str:
     """Which rate can be promised; empty where no rate was measured."""
     kept = [point for point in report.rates if point.keeps_up]
     if not kept:
-        return "Answers stayed behind at every rate that was asked." if report.rates else ""
+        return "Answers fell behind at every offered rate." if report.rates else ""
     most, knee = kept[-1], report.knee
     if len(kept) == len(report.rates):
-        said = f"On schedule, answers kept up at every rate asked, up to {count(most.offered_per_s)}/s ({_worst(most)})."
+        sentence = f"Open loop: answers kept up with every offered rate, up to {count(most.offered_per_s)} requests/s ({_worst(most)})."
     else:
-        said = f"On schedule, answers keep up to {count(most.offered_per_s)} requests/s ({_worst(most)})."
+        sentence = f"Open loop: answers kept up with at most {count(most.offered_per_s)} requests/s ({_worst(most)})."
     if knee is not None and knee is not most:
-        said += f" Beyond {count(knee.requests_per_s)}/s ({_worst(knee)}) latency grows faster than throughput: the knee."
-    return said
+        sentence += (
+            f" The knee is at {count(knee.requests_per_s)} requests/s ({_worst(knee)}): beyond it, latency grows faster than throughput."
+        )
+    return sentence
 
 
 def latency_caption(report: LoadReport, hardware: str = "") -> str:
     failed = sum(sum(point.errors.values()) for point in report.points)
     seconds_each = max((point.seconds for point in report.points), default=0.0)
-    said = (
-        f"Measured on {hardware or report.hardware}, client and server on the same machine unless it says otherwise. "
-        f"Connections: closed loop; {report.rows} {'row' if report.rows == 1 else 'rows'} a request, {seconds_each:.1f} s a point; "
+    sentences = (
+        f"Measured on {hardware or report.hardware}, with client and server on the same machine unless stated otherwise. "
+        f"Closed loop: {report.rows} {'row' if report.rows == 1 else 'rows'} per request, {seconds_each:.1f} s per point, "
         f"latency of answered requests, {failed} errors."
     )
     if report.rates:
-        said += f" Rates: open loop, random arrivals, as {report.rates[0].form}; latency from the time that a request was due."
+        sentences += f" Open loop: random arrivals, {report.rates[0].form}; latency counts from when a request was due."
     if any(point.late_ms > point.p99_ms / 2 for point in report.rates) or any(point.generator_busy > 0.95 for point in report.points):
-        said += " The load generator was at its own limit: the endpoint can do more."
-    return said
+        sentences += " The load generator reached its own limit; the endpoint can do more."
+    return sentences
 
 
 def times(ratio: float) -> str:
     """
     >>> times(1.944), times(0.5)
-    ('1.94 times', '0.5 times')
+    ('1.94x', '0.5x')
     """
-    return f"{ratio:.3g} times"
+    return f"{ratio:.3g}x"
 
 
 def load_errors(errors: dict[str, int]) -> str:
@@ -391,8 +393,8 @@ def connections(n: int) -> str:
     return f"{n} connection" if n == 1 else f"{n} connections"
 
 
-def looks(n: int) -> str:
-    return f"{n} look" if n == 1 else f"{n} looks"
+def samples(n: int) -> str:
+    return f"{n} sample" if n == 1 else f"{n} samples"
 
 
 def milliseconds(value: float) -> str:
@@ -407,18 +409,18 @@ def sample_line(sample: Sample) -> str:
     """What an endpoint did in a moment, in a line."""
     wrong = [(sample.failed_per_s, "failed"), (sample.refused_per_s, "refused")]
     if not sample.requests_per_s:
-        said = ["no answers" if any(rate for rate, _ in wrong) else f"no requests in the last {seconds(sample.seconds)}"]
+        parts = ["no answers" if any(rate for rate, _ in wrong) else f"no requests in the last {seconds(sample.seconds)}"]
     else:
-        said = [
+        parts = [
             f"{count(sample.requests_per_s)} requests/s",
             f"p50 {milliseconds(sample.p50_ms)}, p99 {milliseconds(sample.p99_ms)}",
-            f"batches of {sample.batch_rows:.3g} rows",
-            f"waits {milliseconds(sample.wait_ms)}",
+            f"{sample.batch_rows:.3g} rows/batch",
+            f"wait {milliseconds(sample.wait_ms)}",
         ]
-    said += [f"{rate:.3g} {what}/s" for rate, what in wrong if rate]
+    parts += [f"{rate:.3g} {what}/s" for rate, what in wrong if rate]
     if len(sample.by_version) > 1:
-        said.append(", ".join(f"version {number}: {rate / sample.requests_per_s:.0%}" for number, rate in sample.by_version.items()))
-    return "; ".join(said)
+        parts.append(", ".join(f"version {number}: {rate / sample.requests_per_s:.0%}" for number, rate in sample.by_version.items()))
+    return "; ".join(parts)
 
 
 def watched_rows(watched: EndpointWatch) -> list[tuple[str, ...]]:
@@ -435,22 +437,22 @@ def watched_rows(watched: EndpointWatch) -> list[tuple[str, ...]]:
         wrong = (f"{of(field):.3g}" for field in ("failed_per_s", "refused_per_s"))
         return name, count(of("requests_per_s")), count(of("rows_per_s")), *times, f"{of('batch_rows'):.3g}", *wrong
 
-    return [row("median", 50), row("most", 100)]
+    return [row("median", 50), row("max", 100)]
 
 
 def watched_notes(watched: EndpointWatch) -> list[str]:
     seconds_seen = sum(sample.seconds for sample in watched.samples)
-    asked = [sample for sample in watched.samples if sample.requests_per_s or sample.failed_per_s or sample.refused_per_s]
-    saw = f"of which {len(watched.answered)} saw answers" if asked else "and nobody sent a request"
-    said = f"Watched for {seconds(seconds_seen)}, {looks(len(watched.samples))}, {saw}."
-    lost = f"{looks(watched.unanswered)} found nobody." if watched.unanswered else ""
-    return [line for line in (f"{said} Percentiles are read off the server's histogram of durations.", lost, watched.ended) if line]
+    requested = [sample for sample in watched.samples if sample.requests_per_s or sample.failed_per_s or sample.refused_per_s]
+    answers = f"{len(watched.answered)} with answers" if requested else "no requests"
+    period = f"Watched for {seconds(seconds_seen)}: {samples(len(watched.samples))}, {answers}."
+    lost = f"{samples(watched.unanswered)} got no answer." if watched.unanswered else ""
+    return [line for line in (f"{period} Percentiles come from the server's latency histogram.", lost, watched.ended) if line]
 
 
 def watched_text(watched: EndpointWatch) -> str:
     """`watched_figure` in words."""
     rows = watched_rows(watched)
-    parts = [f"Endpoint {watched.endpoint}", *([table(WATCHED_HEADER, rows)] if rows else ["No request was answered meanwhile."])]
+    parts = [f"Endpoint {watched.endpoint}", *([table(WATCHED_HEADER, rows)] if rows else ["No request was answered."])]
     return "\n".join((*parts, *watched_notes(watched)))
 
 
@@ -462,7 +464,7 @@ def history_text(epochs: Sequence[EpochRow], title: str = "Training") -> str:
         (str(row.epoch + 1), seconds(row.seconds), count(row.rows_per_s), *(_cell(row.logs.get(name)) for name in names)) for row in shown
     ]
     left_out = epochs_of(epochs) - len(shown)
-    note = f"\n({left_out:,} epochs between are left out)" if left_out else ""
+    note = f"\n({left_out:,} epochs in between are not shown)" if left_out else ""
     return f"{title}\n{table(('epoch', 'time', 'rows/s', *names), rows)}{note}"
 
 

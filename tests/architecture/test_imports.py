@@ -316,7 +316,7 @@ def test_there_is_no_import_cycle() -> None:
     [
         ("aiaas_magics", {"tensorflow", "jax", "keras", "ray", "matplotlib", "IPython", "httpx", "numpy"}),
         ("aiaas_magics.client.backend", {"tensorflow", "jax", "keras", "ray", "matplotlib", "IPython"}),
-        ("aiaas_magics.notebook.magics", {"tensorflow", "jax", "keras", "ray", "matplotlib"}),
+        ("aiaas_magics.notebook.extension", {"tensorflow", "jax", "keras", "ray", "matplotlib"}),
         (
             "aiaas_magics.backend.server.api.api_app",
             {"tensorflow", "jax", "keras", "ray", "matplotlib", "IPython", "onnxruntime", "cloudpickle"},

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from aiaas_magics.backend.serving.process.control import StopProcess
-from aiaas_magics.client.load_test.load_generator import BodyForm
+from aiaas_magics.client.load_test.load_plan import BodyForm
 from aiaas_magics.core.spec import SECRETS
 
 PACKAGE = Path(__file__).parents[2] / "aiaas_magics"

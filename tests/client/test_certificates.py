@@ -21,7 +21,7 @@ import pytest
 import aiaas_magics
 from aiaas_magics.backend.net.server_certificate import check_pair, fingerprint
 from aiaas_magics.client import certificates
-from aiaas_magics.client.load_test.load_generator import BodyForm, LoadPlan
+from aiaas_magics.client.load_test.load_plan import BodyForm, LoadPlan
 from aiaas_magics.client.load_test.load_run import carry_out
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.core import errors, settings, wire

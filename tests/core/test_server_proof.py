@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 import aiaas_magics
 from aiaas_magics.client import connections, local_server
-from aiaas_magics.client.load_test.load_generator import BodyForm, LoadPlan
+from aiaas_magics.client.load_test.load_plan import BodyForm, LoadPlan
 from aiaas_magics.client.load_test.load_run import carry_out
 from aiaas_magics.client.serving.endpoint import Endpoint
 from aiaas_magics.client.transport import Transport

@@ -32,6 +32,7 @@ ARGUMENTS = [
 ]
 START_S = 90.0
 CELL_MS = 180_000
+RUN_ALL = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }"
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed here")]
 
@@ -39,14 +40,14 @@ CELLS = [
     "%load_ext aiaas_magics",
     """
 from aiaas_magics.notebook import present
-from aiaas_magics.notebook.views.live import LiveView
+from aiaas_magics.notebook.views.job_panel import LiveJob
 from aiaas_magics.plots.history_figure import history_figure
 from aiaas_magics.plots.text_twins import history_text
 from aiaas_magics.core.spec import JobState
 from aiaas_magics.core.story import EpochRow, JobStory, Lane
 import time
 rows = tuple(EpochRow(epoch=n, seconds=1.0, rows=1000, logs={"loss": 1 / (n + 1), "val_loss": 1.2 / (n + 1)}) for n in range(8))
-with LiveView("widget", title="Job 7 · churn <b>", hint="To stop: interrupt the kernel (■).") as view:
+with LiveJob("widget", title="Job 7 · churn <b>", hint="To stop: interrupt the kernel (■).") as view:
     for n in range(1, 8):
         lanes = tuple(Lane(rank=r, device=f"core {r}", state="training", epoch=n, step=5) for r in range(2))
         story = JobStory(state=JobState.RUNNING, epochs=8, epoch=n, step=5, steps=10, rows=rows[:n], lanes=lanes)
@@ -60,13 +61,53 @@ with LiveView("widget", title="Job 7 · churn <b>", hint="To stop: interrupt the
 ]
 
 
+PANELS = [
+    """
+import math, time
+from aiaas_magics.core.scaling.endpoint_samples import Sample
+from aiaas_magics.core.scaling.load_report import LoadPoint, LoadProgress
+from aiaas_magics.notebook.views.endpoint_panel import EndpointPanel, endpoint_picture
+from aiaas_magics.notebook.views.live import LiveView
+from aiaas_magics.notebook.views.load_panel import LoadPanel, load_picture
+def sample(n):
+    rate = 800 + 100 * math.sin(n)
+    return Sample(at_s=100.0 + n, seconds=1.0, requests_per_s=rate, rows_per_s=rate, failed_per_s=0.0, refused_per_s=0.0, p50_ms=0.7,
+                  p99_ms=2.0 + n % 3, wait_ms=0.2, batch_rows=6.4, by_version={1: rate * 0.9, 2: rate * 0.1})
+samples = []
+def watched():
+    return endpoint_picture("churn <b>", tuple(samples), total=12, every_s=1.0, hint="To stop: interrupt the kernel (■).")
+with LiveView("widget", EndpointPanel(), watched) as view:
+    for n in range(12):
+        samples.append(sample(n))
+        view.draw(watched)
+        time.sleep(0.5)
+    view.freeze([{"text/html": "<b>watched</b>", "text/plain": "watched"}])
+""".strip(),
+    """
+points = []
+def point(n):
+    return LoadPoint(form="json", seconds=1.0, requests=2000, rows=2000, errors={}, requests_per_s=1000.0 * n, rows_per_s=1000.0 * n,
+                     p50_ms=0.5, p90_ms=0.8, p99_ms=1.5, p999_ms=3.0, max_ms=9.0, concurrency=n)
+with LiveView("widget", LoadPanel(), lambda: load_picture("churn", None)) as view:
+    for n in range(1, 6):
+        label, waiting = f"{n} connections, json", ("interface alone, json",)
+        progress = LoadProgress(label=label, number=n - 1, total=5, points=tuple(points), waiting=waiting)
+        view.draw(lambda: load_picture("churn", progress))
+        time.sleep(1.0)
+        points.append(point(n))
+    view.freeze([{"text/html": "<b>measured</b>", "text/plain": "measured"}])
+""".strip(),
+]
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """JupyterLab on loopback, with a notebook of `CELLS` in its folder: its address with the token, and the notebook."""
     folder = tmp_path_factory.mktemp("lab")
     notebook = folder / "live.ipynb"
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(text) for text in CELLS]), notebook)
+    for path, texts in ((notebook, CELLS), (folder / "panels.ipynb", PANELS)):
+        nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(text) for text in texts]), path)
     token, runtime = secrets.token_hex(16), folder / "runtime"
     environment = {**os.environ, "JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_TOKEN": token}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.port=0", "--ip=127.0.0.1", "--allow-root"]
@@ -123,7 +164,7 @@ def test_the_view_moves_is_frozen_and_the_saved_notebook_shows_the_figure(browse
     address, notebook = lab
     page = opened(browser, address)
 
-    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+    page.evaluate(RUN_ALL)
     bar = page.get_by_role("progressbar", name="Job 7 · churn <b>")
     expect(bar).to_be_visible(timeout=CELL_MS)
     first = int(bar.get_attribute("aria-valuenow") or 0)
@@ -150,6 +191,33 @@ def test_the_view_moves_is_frozen_and_the_saved_notebook_shows_the_figure(browse
     expect(reopened.get_by_text("model not found")).to_have_count(0)
     reopened.screenshot(path=str(notebook.parent / "reopened.png"))
     reopened.close()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_watched_endpoint_and_a_load_run_move_and_leave_no_widget(browser: Any, lab: tuple[str, Path], scheme: str) -> None:
+    address, notebook = lab
+    page = opened(browser, address.replace("live.ipynb", "panels.ipynb"), scheme=scheme)
+    page.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {scheme.title()}'}})")
+    page.wait_for_function(f"() => document.body.dataset.jpThemeLight === '{str(scheme == 'light').lower()}'")
+
+    page.evaluate(RUN_ALL)
+    watched = page.get_by_role("progressbar", name="Endpoint churn <b>")
+    expect(watched).to_be_visible(timeout=CELL_MS)
+    expect(page.locator(".aiaas-tile").first).to_contain_text("requests/s", timeout=CELL_MS)
+    expect(page.get_by_role("img", name=re.compile("latency: p50"))).to_be_visible(timeout=CELL_MS)
+    expect(page.get_by_role("row", name="version 2")).to_be_visible()
+    page.screenshot(path=str(notebook.parent / f"endpoint-{scheme}.png"))
+    loaded = page.get_by_role("progressbar", name="Endpoint churn under load")
+    expect(loaded).to_be_visible(timeout=CELL_MS)
+    expect(page.get_by_role("row", name=re.compile("2 connections, json 2,000"))).to_be_visible(timeout=CELL_MS)
+    expect(page.get_by_role("img", name=re.compile("by connections"))).to_be_visible(timeout=CELL_MS)
+    page.screenshot(path=str(notebook.parent / f"load-{scheme}.png"))
+
+    expect(page.get_by_text("measured", exact=True)).to_be_visible(timeout=CELL_MS)
+    expect(watched).to_have_count(0)
+    expect(loaded).to_have_count(0)
+    page.close()
 
 
 @pytest.mark.nightly

@@ -13,7 +13,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import aiaas_magics
 from aiaas_magics.notebook.completion import completions
-from aiaas_magics.notebook.magics import parsers
+from aiaas_magics.notebook.extension import parsers
 
 
 @pytest.fixture(scope="module")

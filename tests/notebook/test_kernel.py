@@ -71,8 +71,8 @@ def test_a_typing_mistake_is_one_line_and_stops_run_all(kernel: Kernel) -> None:
         ("%aiaas_promote", "Which endpoint?"),
         ("%aiaas_rollback", "Which endpoint?"),
         ("%aiaas_scale churn", "how many replicas"),
-        ("%aiaas_attach", "No job was handed in"),
-        ("%aiaas_deploy keras.Sequential()", "is no variable's name"),
+        ("%aiaas_attach", "has not submitted a job"),
+        ("%aiaas_deploy keras.Sequential()", "is not the name of a variable"),
         ("%aiaas_deploy not_there", "Variable 'not_there' is not defined"),
         ("churn_model = 3\n%aiaas_deploy churn_modl", "Did you mean churn_model?"),
         ("churn_model = 3\n%aiaas_deploy churn_model", "is of type int, not a Keras model"),
@@ -81,7 +81,7 @@ def test_a_typing_mistake_is_one_line_and_stops_run_all(kernel: Kernel) -> None:
         ("%aiaas_connect gpu-box", "is no address of a backend"),
         ("%aiaas_connect ftp://gpu-box", "is no address of a backend"),
         ("%%aiaas_train --name {nobody}\nx = 1", "Variable 'nobody' is not defined"),
-        ("%%aiaas_train\nimport asyncio\nawait asyncio.sleep(0)", "await cannot stand in the body of a magic"),
+        ("%%aiaas_train\nimport asyncio\nawait asyncio.sleep(0)", "await is not supported in the body of a magic"),
     ],
 )
 def test_bad_input_gets_one_clear_line(kernel: Kernel, code: str, said: str) -> None:
@@ -152,11 +152,11 @@ def test_configuration_sets_the_kind_of_view(kernel: Kernel) -> None:
 
 
 VIEW = """
-from aiaas_magics.notebook.views.live import LiveView
+from aiaas_magics.notebook.views.job_panel import LiveJob
 from aiaas_magics.core.spec import JobState
 from aiaas_magics.core.story import JobStory
 import time
-with LiveView({kind!r}, title="Job 7") as view:
+with LiveJob({kind!r}, title="Job 7") as view:
     for epoch in range(3):
         view.tell(JobStory(state=JobState.RUNNING, epochs=3, epoch=epoch, step=1, steps=2, logs={{"loss": 1.0}}))
         time.sleep(0.3)

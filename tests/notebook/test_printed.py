@@ -43,7 +43,7 @@ def test_figures_stand_between_the_lines_and_one_that_is_gone_is_told(
     shown = capsys.readouterr().out.splitlines()
     assert shown[:3] == ["before", "PNG of 2-1", "PNG of 2-2"]
     assert shown[3].startswith("(Figure 3 is not shown: ")
-    assert shown[4:] == ["(The workers show more than 3 figures; the rest is left out.)", "after"]
+    assert shown[4:] == ["(Only the first 3 figures are shown.)", "after"]
 
 
 def test_lines_come_once_and_in_order_with_their_blank_ones() -> None:
@@ -86,14 +86,14 @@ def test_other_workers_are_told_only_where_their_lines_differ_in_more_than_time(
 
     assert made.take() == ["1/1 - 1s - 2.5us/step", "same"]
     assert made.ranks_that_differ() == [3]
-    assert differing([3], "7") == "Worker 3 printed other lines: %aiaas_logs 7"
-    assert differing(range(1, 12), "7") == "Workers 1, 2, 3, 4, 5, 6, 7, 8 and more printed other lines: %aiaas_logs 7"
+    assert differing([3], "7") == "Worker 3 printed different lines; %aiaas_logs 7 shows them"
+    assert differing(range(1, 12), "7") == "Workers 1, 2, 3, 4, 5, 6, 7, 8 and more printed different lines; %aiaas_logs 7 shows them"
     assert differing([], "7") == ""
 
 
 def test_where_lines_are_not_shown_they_are_counted() -> None:
-    assert counted(printout("one"), "7") == "The workers printed 1 line: %aiaas_logs 7"
-    assert counted(printout("one\ntwo"), "7") == "The workers printed 2 lines: %aiaas_logs 7"
+    assert counted(printout("one"), "7") == "The workers printed 1 line; %aiaas_logs 7 shows them"
+    assert counted(printout("one\ntwo"), "7") == "The workers printed 2 lines; %aiaas_logs 7 shows them"
     assert counted(printout((1, "one")), "7") == ""
 
 
@@ -105,7 +105,7 @@ def test_a_flood_is_cut_with_one_word_for_all_fits_of_the_cell(capsys: pytest.Ca
     lines.show(printout("c\nd\ne"), "8", drawn)
     lines.end(printout("f"), "9", drawn, succeeded=True)
 
-    assert capsys.readouterr().out == ("a\nb\nc\n(The workers print more than a cell shows; the rest is in %aiaas_logs 8 --lines 100000)\n")
+    assert capsys.readouterr().out == ("a\nb\nc\n(The cell shows only part of the output; %aiaas_logs 8 --lines 100000 shows the rest.)\n")
 
 
 def test_one_line_that_is_too_long_is_a_flood_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

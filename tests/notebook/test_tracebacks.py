@@ -89,7 +89,7 @@ def test_without_a_frame_of_the_users_the_cells_line_that_called_fit_is_shown() 
 
 @pytest.mark.parametrize("kind", ["FileNotFoundError", "NotFoundError"])
 def test_a_file_that_is_not_there_is_told_with_where_workers_run(kind: str) -> None:
-    assert remote_block(report(type=kind), Shell())[-1].startswith("Workers run in a folder of their own")
+    assert remote_block(report(type=kind), Shell())[-1].startswith("Workers run in their own folder")
 
 
 def test_without_any_frame_type_and_message_are_enough() -> None:

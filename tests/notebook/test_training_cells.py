@@ -108,14 +108,14 @@ def test_a_dry_run_shows_what_is_sent_and_every_way_to_train_it_and_ends_the_cel
     assert WIDGET in cell.seen, "there was a live view"
     assert [sorted(output["data"]) for output in cell.outputs] == [["text/html", "text/plain"]] * 2
     sent, plan = (output["data"]["text/plain"] for output in cell.outputs)
-    for expected in ("What fit sends", "sequential", "array", "Versions here/there", "2, on"):
+    for expected in ("What fit sends", "sequential", "array", "Versions (kernel/backend)", "2, on"):
         assert expected in sent
     for expected in (
-        "How fit makes its 250 steps",
+        "Ways to run the 250 steps of this fit",
         "steps/s",
         "memory",
         "the plan",
-        "many, by XLA",
+        "many, with XLA",
         "Plan: tensorflow collective, many steps",
     ):
         assert expected in plan
@@ -305,7 +305,7 @@ def test_what_the_disk_holds_is_shown_and_what_nothing_needs_is_freed(trainer: K
     wrong = trainer.run("%aiaas_storage --fre")
 
     assert "records and logs of jobs" in shown.text
-    assert "are to stay free" in shown.text
+    assert "stay reserved" in shown.text
     assert "Freed 0" in freed.text
     assert "Did you mean --free?" in streams(wrong)
 
@@ -360,13 +360,13 @@ def test_what_workers_print_warn_and_log_stands_below_the_cell_once_and_all_of_i
         "",
         "logged",
     ]
-    assert re.fullmatch(r"Worker 1 printed other lines: %aiaas_logs \w+", lines[-1])
+    assert re.fullmatch(r"Worker 1 printed different lines; %aiaas_logs \w+ shows them", lines[-1])
     assert "[1] I am another" in logs
     assert [sorted(output["data"]) for output in cell.outputs if "data" in output] == [
         ["text/html", "text/plain"],
         ["image/png", "text/plain"],
     ]
-    assert trainer.run("%aiaas_cancel").text.endswith(" had ended before: succeeded.\n")
+    assert trainer.run("%aiaas_cancel").text.endswith(" had already ended: succeeded.\n")
 
 
 DRAWS = """%%aiaas_train -n 2
@@ -404,6 +404,10 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
     assert deployed.ok, deployed.error + streams(deployed)
     answered = trainer.run("float(abs(endpoint.predict(x[:4]) - model.predict(x[:4], verbose=0)).max()) < 1e-4")
     bench = trainer.run("%aiaas_bench churn-test --concurrency 1,2 --duration 0.3 --rates 50,100")
+    plain = {
+        kind: trainer.run(f"%aiaas_bench churn-test --concurrency 1 --duration 0.1 --rates none --forms json --ui {kind}")
+        for kind in ("none", "text", "html")
+    }
     trainer.run("import threading\nasking = threading.Thread(target=lambda: [endpoint.predict(x[:4]) for _ in range(400)])\nasking.start()")
     watched = trainer.run("%aiaas_monitor churn-test --seconds 2 --every 0.5 -o seen")
     trainer.run("asking.join()")
@@ -433,6 +437,13 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
     tables, figure = [["text/html", "text/plain"]] * 2, ["image/png", "text/plain"]
     assert [sorted(output["data"]) for output in bench.outputs] == [*tables, figure]
     assert "p99.9" in bench.text
+    assert WIDGET in bench.seen
+    assert WIDGET in watched.seen
+    assert [sorted(output["data"]) for output in plain["none"].outputs] == [["text/html", "text/plain"], figure]
+    assert [sorted(output["data"]) for output in plain["html"].outputs] == [["text/html", "text/plain"], figure]
+    (printed,) = plain["text"].outputs
+    assert "Endpoint churn-test under load: measuring: 1 connection, json" in printed["text"]
+    assert "p99.9" in printed["text"]
     assert "offered/s" in bench.text
     assert "churn-test" in status.text
     assert all("token=<hidden>" in streams(cell) + str(cell.outputs) + cell.error for cell in looked)
@@ -444,8 +455,8 @@ def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_outp
 
 def test_a_watch_ends_with_its_endpoint_or_an_interrupt(trainer: Kernel) -> None:
     trainer.run("passing = model\n%aiaas_deploy passing -o endpoint")  # its name is the variable's
-    message = trainer.start("%aiaas_monitor passing --seconds 600 --every 0.2 -o seen")
-    running = trainer.wait(message, until="passing: no requests in the last")
+    message = trainer.start("%aiaas_monitor passing --seconds 600 --every 0.2 --ui html -o seen")
+    running = trainer.wait(message, until="Endpoint passing: no requests in the last")
     trainer.interrupt()
     interrupted = trainer.wait(message, cell=running)
     trainer.run("import threading\nthreading.Timer(1.0, endpoint.stop).start()")
@@ -455,8 +466,8 @@ def test_a_watch_ends_with_its_endpoint_or_an_interrupt(trainer: Kernel) -> None
     assert cell.ok, cell.error
     assert interrupted.ok, interrupted.error
     assert "Ended by an interrupt." in interrupted.text
-    assert "The endpoint was taken down meanwhile." in cell.text
-    assert "No request was answered meanwhile." in cell.text
+    assert "The endpoint was taken down." in cell.text
+    assert "No request was answered." in cell.text
 
 
 def test_a_next_version_comes_as_a_canary_is_promoted_and_taken_back(trainer: Kernel) -> None:
@@ -475,7 +486,7 @@ def test_a_next_version_comes_as_a_canary_is_promoted_and_taken_back(trainer: Ke
     assert "2 (canary 25%), 1 (live)" in status.text
     assert promoted.text == "Endpoint rolled: 2 (live), 1 (previous).\n"
     assert back.text == "Endpoint rolled: 2 (previous), 1 (live).\n"
-    assert scaled.text == "Replicas of each version of rolled: 2.\n"
+    assert scaled.text == "Endpoint rolled: replicas per version set to 2.\n"
     assert answered.text.strip() == "((3, 1), 2)"
 
 
@@ -490,9 +501,9 @@ wide.compile("sgd", "mse", metrics=["mae"])""")
     trainer.run("%aiaas_stop bits")
 
     assert shown.ok, shown.error + streams(shown)
-    assert "In int8, measured on" in shown.text
-    assert "Judged by" in shown.text
-    assert "It does not go live." in refused.text
+    assert "Accuracy impact of int8, measured on" in shown.text
+    assert "Criterion: " in shown.text
+    assert "The model does not go live." in refused.text
     assert "Nothing was deployed: int4 changes" in refused.text
     assert "1 (live, int8)" in status.text
 
@@ -504,7 +515,7 @@ def test_a_study_draws_its_speedup_and_refuses_a_second_fit(trainer: Kernel) -> 
     cell = trainer.run(code, timeout_s=500)
 
     assert cell.reply["ename"] == "InvalidSpec"
-    assert "second fit in the cell of a study" in cell.error
+    assert "this cell calls a second one" in cell.error
     assert "line 3" in cell.error
     table, figure = (output["data"]["text/plain"] for output in cell.outputs)
     for expected in ("ideal N/n", "efficiency", "Plain fit on all cores", "Recommended", "Parity", "compile (excluded)"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from aiaas_magics.core.errors import AiaasBug
 from aiaas_magics.core.events import (
@@ -24,15 +26,20 @@ from aiaas_magics.core.events import (
     WorkerLost,
     WorkerStarted,
 )
+from aiaas_magics.core.scaling.endpoint_samples import Sample
+from aiaas_magics.core.scaling.load_report import LoadPoint, LoadProgress
 from aiaas_magics.core.spec import ErrorReport, JobState
 from aiaas_magics.core.story import JobStory, fold
 from aiaas_magics.notebook.views import lines as fit_lines
 from aiaas_magics.notebook.views import live
-from aiaas_magics.notebook.views.html import html_of
+from aiaas_magics.notebook.views.endpoint_panel import EndpointPanel, EndpointPicture, endpoint_picture
+from aiaas_magics.notebook.views.job_panel import JobPanel, LiveJob
+from aiaas_magics.notebook.views.job_picture import JobPicture, StudyStop, job_picture
 from aiaas_magics.notebook.views.lines import LinesPainter
-from aiaas_magics.notebook.views.picture import JobPicture, StudyStop, picture
-from aiaas_magics.notebook.views.words import news, words_of
+from aiaas_magics.notebook.views.load_panel import LoadPanel, LoadPicture, load_picture
+from aiaas_magics.notebook.views.panel import PanelPicture
 
+html_of, words_of, news = JobPanel().html, JobPanel().words, JobPanel().news
 EVIL = "<script>alert('x')</script>\"&"
 
 
@@ -56,7 +63,7 @@ def running(*more: Any) -> JobStory:
 
 
 def shown(story: JobStory, **more: Any) -> JobPicture:
-    return picture(story, title="Job 7", now_s=story.at_s, **more)
+    return job_picture(story, title="Job 7", now_s=story.at_s, **more)
 
 
 def test_a_running_job_says_epoch_step_loss_rate_and_time_left() -> None:
@@ -78,7 +85,7 @@ def test_a_waiting_job_says_why_it_waits() -> None:
 def test_the_running_phase_counts_on_from_the_clock_of_this_machine() -> None:
     story = story_of(PhaseEntered(phase=Phase.STARTING), PhaseEntered(phase=Phase.COMPILING))
 
-    seen = picture(story, title="Job 7", now_s=111.0)
+    seen = job_picture(story, title="Job 7", now_s=111.0)
 
     assert [(phase.name, phase.seconds, phase.running) for phase in seen.phases] == [("starting", 1.0, False), ("compiling", 10.0, True)]
 
@@ -86,7 +93,7 @@ def test_the_running_phase_counts_on_from_the_clock_of_this_machine() -> None:
 def test_a_phase_entered_twice_is_one_box_with_both_times() -> None:
     story = story_of(PhaseEntered(phase=Phase.STARTING), PhaseEntered(phase=Phase.TRAINING), PhaseEntered(phase=Phase.STARTING))
 
-    seen = picture(story, title="Job 7", now_s=105.0)
+    seen = job_picture(story, title="Job 7", now_s=105.0)
 
     assert [(phase.name, phase.seconds) for phase in seen.phases] == [("starting", 4.0), ("training", 1.0)]
 
@@ -150,7 +157,7 @@ class Tags(HTMLParser):
 def test_everything_that_comes_from_a_job_is_escaped() -> None:
     report = ErrorReport(type=EVIL, message=EVIL, ranks=(0,))
     story = running((0, WorkerStarted(pid=1, device=EVIL)), Notice(text=EVIL), (0, Crashed(report=report)))
-    seen = picture(story, title=EVIL, now_s=0.0, hint=EVIL, stops=[StudyStop(label=EVIL, state="running")])
+    seen = job_picture(story, title=EVIL, now_s=0.0, hint=EVIL, stops=[StudyStop(label=EVIL, state="running")])
 
     tags = Tags()
     tags.feed(html_of(seen))
@@ -185,6 +192,120 @@ def test_a_log_gets_a_line_for_a_new_phase_an_epoch_and_a_notice_but_not_for_a_s
     assert news(notice, before) == ["  note: Careful."]
 
 
+# --------------------------------------------------------------------------- an endpoint that is watched, and a load run
+
+
+def sample(**changes: Any) -> Sample:
+    values = {"at_s": 100.0, "seconds": 1.0, "requests_per_s": 800.0, "rows_per_s": 3200.0, "failed_per_s": 0.0, "refused_per_s": 0.0}
+    values |= {"p50_ms": 0.7, "p99_ms": 2.1, "wait_ms": 0.2, "batch_rows": 6.4, "by_version": {1: 720.0, 2: 80.0}}
+    return Sample(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def watched(*samples: Sample | None) -> EndpointPicture:
+    return endpoint_picture("churn", samples, total=4, every_s=0.5, hint="To stop: interrupt.")
+
+
+def test_a_watched_endpoint_says_its_numbers_its_versions_and_how_far_the_watch_is() -> None:
+    seen = watched(sample(), sample(at_s=101.0, requests_per_s=900.0))
+
+    assert (seen.title, seen.state, seen.fraction, seen.elapsed) == ("Endpoint churn", "answering", 0.5, "1.00 s of 2.00 s")
+    assert seen.rates[0].points == ((0.0, 800.0), (1.0, 900.0))
+    assert [(curve.name, curve.points[-1]) for curve in seen.latencies] == [("p50", (1.0, 0.7)), ("p99", (1.0, 2.1))]
+    assert [(tile.label, tile.value) for tile in seen.tiles[:2]] == [("requests/s", "900"), ("p50", "0.7 ms")]
+    assert [version.name for version in seen.versions] == ["version 1", "version 2"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "state", "status"),
+    [
+        ((), "starting", "waiting for the first sample"),
+        ((None,), "unreachable", "the endpoint does not answer"),
+        ((sample(requests_per_s=0.0, by_version={}),), "idle", "no requests in the last 1.00 s"),
+    ],
+)
+def test_an_endpoint_without_answers_says_which_kind_of_silence_it_is(samples: Any, state: str, status: str) -> None:
+    seen = watched(*samples)
+
+    assert (seen.state, seen.status) == (state, status)
+    assert not seen.versions
+
+
+POINT = LoadPoint(
+    **{"form": "json", "seconds": 1.0, "requests": 2000, "rows": 2000, "errors": {}, "requests_per_s": 2000.0, "rows_per_s": 2000.0},
+    **{"p50_ms": 0.5, "p90_ms": 0.8, "p99_ms": 1.5, "p999_ms": 3.0, "max_ms": 9.0, "concurrency": 1},
+)
+
+
+def loaded(**changes: Any) -> LoadPicture:
+    values = {"label": "2 connections, json", "number": 1, "total": 4, "waiting": ("interface alone, json",), "points": (POINT,)}
+    return load_picture("churn", LoadProgress(**{**values, **changes}))
+
+
+def test_a_load_run_has_a_row_for_each_measurement_done_running_and_waiting() -> None:
+    seen = loaded()
+
+    assert [(one.label, one.state) for one in seen.measurements] == [
+        ("1 connection, json", "done"),
+        ("2 connections, json", "running"),
+        ("interface alone, json", "waiting"),
+    ]
+    assert seen.measurements[0].cells == ("2,000", "0.5 ms", "1.5 ms", "0")
+    assert (seen.fraction, seen.status) == (0.25, "measuring: 2 connections, json")
+    assert seen.throughput[0].points == ((1.0, 2000.0),)
+
+
+def test_a_load_run_that_fails_leaves_what_it_has_measured(recorder: Recorder) -> None:
+    with contextlib.suppress(ZeroDivisionError), live.LiveView("widget", LoadPanel(), lambda: load_picture("churn", None)) as view:
+        view.draw(loaded)
+        raise ZeroDivisionError
+
+    (left,) = recorder.left
+    assert left["text/plain"].splitlines() == [
+        "Endpoint churn under load: ended early (measuring: 2 connections, json)",
+        "  1 connection, json: requests/s 2,000, p50 0.5 ms, p99 1.5 ms, errors 0",
+    ]
+
+
+def test_a_percentile_that_too_few_answers_lie_beyond_has_an_empty_cell() -> None:
+    assert loaded(points=(replace(POINT, requests=20),)).measurements[0].cells[2] == ""
+
+
+VIEWS: list[tuple[Any, PanelPicture, PanelPicture]] = [
+    (JobPanel(), shown(running()), shown(running(Notice(text="Careful.")))),
+    (EndpointPanel(), watched(sample()), watched(sample(), None)),
+    (LoadPanel(), loaded(points=()), loaded(label="interface alone, json", number=2)),
+]
+
+
+@pytest.mark.parametrize(("view", "first", "second"), VIEWS, ids=["job", "endpoint", "load"])
+def test_every_view_keeps_its_promises(view: Any, first: PanelPicture, second: PanelPicture) -> None:
+    for picture in (first, second):
+        words, markup = view.words(picture), view.html(picture)
+        assert picture.title in words
+        assert picture.status in words
+        assert 'role="progressbar"' in markup
+        assert json.loads(json.dumps(picture.as_json()))["title"] == picture.title
+    assert view.esm.exists()
+    assert view.news(second, first), "something happened"
+    assert not view.news(second, second)
+
+
+@pytest.mark.parametrize(
+    ("view", "picture"),
+    [
+        (EndpointPanel(), endpoint_picture(EVIL, [sample(), sample(at_s=101.0)], total=2, every_s=1.0, hint=EVIL)),
+        (LoadPanel(), load_picture(EVIL, LoadProgress(label=EVIL, number=0, total=1, waiting=(EVIL,), points=(POINT,)), hint=EVIL)),
+    ],
+    ids=["endpoint", "load"],
+)
+def test_everything_that_comes_from_an_endpoint_is_escaped(view: Any, picture: Any) -> None:
+    tags = Tags()
+    tags.feed(view.html(picture))
+
+    assert "script" not in tags.tags
+    assert EVIL in view.words(picture)
+
+
 # --------------------------------------------------------------------------- the thread that redraws
 
 
@@ -211,12 +332,12 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     front_end = Recorder()
-    monkeypatch.setattr(live, "painter", lambda kind: front_end)
+    monkeypatch.setattr(live, "painter", lambda kind, view: front_end)
     return front_end
 
 
 def test_a_view_draws_what_it_was_told_and_leaves_what_it_was_given(recorder: Recorder) -> None:
-    with live.LiveView("widget", title="Job 7") as view:
+    with LiveJob("widget", title="Job 7") as view:
         view.tell(running())
         assert recorder.painted.wait(10)
         view.freeze([{"text/plain": "the table"}])
@@ -228,7 +349,7 @@ def test_a_view_draws_what_it_was_told_and_leaves_what_it_was_given(recorder: Re
 
 
 def test_a_view_that_was_given_nothing_leaves_its_last_picture_as_html_and_words(recorder: Recorder) -> None:
-    with contextlib.suppress(ZeroDivisionError), live.LiveView("widget", title="Job 7") as view:
+    with contextlib.suppress(ZeroDivisionError), LiveJob("widget", title="Job 7") as view:
         view.tell(running())
         raise ZeroDivisionError
 
@@ -246,12 +367,12 @@ def test_a_front_end_that_breaks_does_not_end_the_job(recorder: Recorder, monkey
             raise OSError("the browser went away")
 
     monkeypatch.setattr(recorder, "paint", fail)
-    with live.LiveView("widget", title="Job 7") as view:
+    with LiveJob("widget", title="Job 7") as view:
         view.tell(running())
         assert broken.wait(10)
         view._thread.join(10)
 
-    assert "the job goes on" in capsys.readouterr().err
+    assert "the run goes on" in capsys.readouterr().err
 
 
 def test_a_thread_that_hangs_is_reported(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +385,7 @@ def test_a_thread_that_hangs_is_reported(recorder: Recorder, monkeypatch: pytest
     monkeypatch.setattr(recorder, "paint", hang)
     monkeypatch.setattr(live, "JOIN_S", 0.05)
     try:
-        view = live.LiveView("widget", title="Job 7").__enter__()
+        view = LiveJob("widget", title="Job 7").__enter__()
         view.tell(running())
         assert stuck.wait(10)
         with pytest.raises(AiaasBug, match="still runs"):
@@ -343,7 +464,7 @@ def test_of_very_many_fits_the_newest_lines_stay_and_the_rest_is_counted(monkeyp
         painter.close([{"text/plain": f"Fit {n}"}])
 
     lines = output.bundles[0]["text/plain"].splitlines()
-    assert (lines[0], lines[1], lines[-1], len(lines)) == ("(30 lines before)", "Fit 30", "Fit 129", 101)
+    assert (lines[0], lines[1], lines[-1], len(lines)) == ("(30 earlier lines)", "Fit 30", "Fit 129", 101)
 
 
 def test_in_a_terminal_a_fit_that_has_ended_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The widget's ES module, in Node without packages, and its budget."""
+"""The widgets' ES modules, in Node without packages, and their budget."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ from pathlib import Path
 import pytest
 from playwright._impl._driver import compute_driver_executable
 
-from aiaas_magics.notebook.views.widget import STATIC
+from aiaas_magics.notebook.views.panel import STATIC
+from aiaas_magics.notebook.views.widget import esm_text
 
-pytestmark = pytest.mark.process
+LARGEST_BYTES = 15_000  # every widget's state carries script and style
+MODULES = sorted(path.stem for path in STATIC.glob("*.js") if path.stem != "panel")
 
-LARGEST_BYTES = 15_000  # every widget's state carries the module
+
+def test_every_view_has_a_module() -> None:
+    assert MODULES == ["endpoint", "job", "load"]
 
 
-def test_the_module_passes_its_own_tests() -> None:
+@pytest.mark.process
+@pytest.mark.parametrize(("module", "tests"), [("job", 12), ("endpoint", 6), ("load", 6)])
+def test_a_module_passes_its_own_tests(module: str, tests: int, tmp_path: Path) -> None:
     node, _ = compute_driver_executable()  # the Node.js that Playwright's wheel brings: nothing else to install
+    joined = tmp_path / f"{module}.mjs"
+    joined.write_text(esm_text(STATIC / f"{module}.js"), encoding="utf-8")
 
     done = subprocess.run(
-        [node, "--test", str(Path(__file__).with_name("job_view.test.mjs"))],
-        env={**os.environ, "JOB_JS": (STATIC / "job.js").as_uri()},
+        [node, "--test", str(Path(__file__).with_name(f"{module}_panel.test.mjs"))],
+        env={**os.environ, "PANEL_JS": joined.as_uri()},
         capture_output=True,
         text=True,
         check=False,
@@ -30,20 +38,21 @@ def test_the_module_passes_its_own_tests() -> None:
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"pass 12\b", done.stdout), done.stdout
+    assert re.search(rf"pass {tests}\b", done.stdout), done.stdout
 
 
-def test_the_module_is_small_and_fetches_nothing() -> None:
-    module, style = (STATIC / "job.js").read_text(), (STATIC / "job.css").read_text()
+@pytest.mark.parametrize("module", MODULES)
+def test_a_widget_is_small_and_fetches_nothing(module: str) -> None:
+    script, style = esm_text(STATIC / f"{module}.js"), (STATIC / "panel.css").read_text(encoding="utf-8")
 
-    assert len(module.encode()) + len(style.encode()) < LARGEST_BYTES
-    for text in (module, style):
+    assert len(script.encode()) + len(style.encode()) < LARGEST_BYTES
+    for text in (script, style):
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
         assert not re.search(r"^\s*import\b|@import|innerHTML|fetch\(", text, re.MULTILINE)
 
 
 def test_the_style_follows_the_theme_and_honours_reduced_motion() -> None:
-    style = (STATIC / "job.css").read_text()
+    style = (STATIC / "panel.css").read_text(encoding="utf-8")
 
     assert "var(--jp-ui-font-color1" in style
     assert "var(--vscode-foreground" in style

@@ -71,7 +71,7 @@ def test_a_study_says_hardware_batch_reference_and_that_devices_are_shared_or_si
         "2 cores, Xeon",
         "4,096",
         "plain fit, all cores",
-        "n=4 is more than the physical devices",
+        "n=4 exceeds the number of physical devices",
         "simulated devices",
         "T = N/n",
     ):
@@ -109,7 +109,7 @@ def test_what_is_projected_looks_different_and_is_named_in_every_panel(weak: boo
     assert [bar.get_linestyle() == "solid" for bar in share.patches] == [True] * 2 + [False] * 5
     assert len({bar.get_facecolor() for bar in share.patches}) == 2
     assert ("T = T(1)" if weak else "T = N/n") in words_of(figure)
-    assert "are assumed" in words_of(figure).replace("\n", " ")
+    assert "the same interconnect" in words_of(figure).replace("\n", " ")
 
 
 def test_no_text_of_a_projected_study_leaves_the_picture_or_covers_another() -> None:
@@ -223,12 +223,12 @@ def test_rates_have_a_panel_with_the_knee_and_the_part_that_stays_behind() -> No
 
     said = words_of(figure)
     assert len(figure.axes) == 3
-    assert "knee, 200/s" in said
-    assert "stays behind" in said
+    assert "knee, 200 requests/s" in said
+    assert "falls behind" in said
     assert "measured, binary" in said
     told = latency_text(report)
-    assert "answers keep up to 300 requests/s (p99 4 ms). Beyond 200/s" in told
-    assert "As binary, 2 times the requests/s of json with 4 connections; median 0.2 ms against 0.4 ms." in told
+    assert "answers kept up with at most 300 requests/s (p99 4 ms). The knee is at 200 requests/s" in told
+    assert "binary reaches 2x the throughput of json with 4 connections (median 0.2 ms vs 0.4 ms)." in told
 
 
 def test_a_percentile_that_too_few_answers_lie_beyond_is_neither_drawn_nor_said() -> None:
@@ -249,8 +249,8 @@ def test_a_knee_is_named_only_where_it_was_passed() -> None:
     assert report(*RATES).knee == RATES[1]
     assert report(*RATES[:2]).knee is None
     assert report().knee is None
-    assert "kept up at every rate asked, up to 200/s" in latency_text(report(*RATES[:2]))
-    assert "stayed behind at every rate" in latency_text(report(RATES[3]))
+    assert "kept up with every offered rate, up to 200 requests/s" in latency_text(report(*RATES[:2]))
+    assert "fell behind at every offered rate" in latency_text(report(RATES[3]))
 
 
 def test_a_load_run_without_an_answer_is_still_drawn_and_said() -> None:
@@ -282,22 +282,22 @@ def test_a_watched_endpoint_is_drawn_with_the_share_of_each_version() -> None:
     said = words_of(watched_figure(watched))
 
     assert "version 1: 75%, version 2: 25%" in said
-    assert "3 looks, of which 2 saw answers" in said
-    assert "1 look found nobody" in said
+    assert "3 samples, 2 with answers" in said
+    assert "1 sample got no answer" in said
     told = watched_text(watched)
     assert "median" in told
     assert "Ended by an interrupt." in told
     for nothing in (EndpointWatch(endpoint="churn"), EndpointWatch(endpoint="churn", samples=(watched_sample(1.0),))):
         assert as_png(watched_figure(nothing)).startswith(b"\x89PNG")
-        assert "No request was answered meanwhile" in watched_text(nothing)
+        assert "No request was answered" in watched_text(nothing)
 
 
 @pytest.mark.parametrize(
     ("wrong", "line", "note"),
     [
-        ({}, "no requests in the last 1.00 s", "1 look, and nobody sent a request."),
-        ({"failed_per_s": 2.0}, "no answers; 2 failed/s", "1 look, of which 0 saw answers."),
-        ({"refused_per_s": 3.0}, "no answers; 3 refused/s", "1 look, of which 0 saw answers."),
+        ({}, "no requests in the last 1.00 s", "1 sample, no requests."),
+        ({"failed_per_s": 2.0}, "no answers; 2 failed/s", "1 sample, 0 with answers."),
+        ({"refused_per_s": 3.0}, "no answers; 3 refused/s", "1 sample, 0 with answers."),
     ],
 )
 def test_an_idle_endpoint_does_not_look_like_an_outage(wrong: dict[str, float], line: str, note: str) -> None:
@@ -333,7 +333,7 @@ def test_a_loss_that_became_nan_is_left_out_of_the_curve_but_not_of_the_words() 
 def test_a_long_history_in_words_says_what_it_leaves_out() -> None:
     told = history_text([epoch(n, loss=float(n)) for n in range(40)])
 
-    assert "(29 epochs between are left out)" in told
+    assert "(29 epochs in between are not shown)" in told
     assert "\n40 " in told
 
 

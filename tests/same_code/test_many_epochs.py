@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiaas_magics.core.events import Entry, EpochEnded, Phase, PhaseEntered, StateChanged
 from aiaas_magics.core.spec import JobState
 from aiaas_magics.core.story import JobStory, fold
-from aiaas_magics.notebook.views.picture import status_line
+from aiaas_magics.notebook.views.job_picture import status_line
 from aiaas_magics.plots.history_figure import history_figure
 from aiaas_magics.plots.text_twins import history_text
 
@@ -29,6 +29,6 @@ def test_the_status_counts_every_epoch_and_the_whole_time() -> None:
 def test_the_table_and_the_figure_count_every_epoch() -> None:
     rows = story(JobState.SUCCEEDED).rows
 
-    assert "(2,989 epochs between are left out)" in history_text(rows)
+    assert "(2,989 epochs in between are not shown)" in history_text(rows)
     words = [text.get_text() for text in history_figure(rows).texts]
-    assert any("3,000 epochs; the last" in text for text in words), words
+    assert any("3,000 epochs; last" in text for text in words), words

@@ -10,7 +10,7 @@ process, and each counts from its time, whether or not a connection was free for
 
     python -m aiaas_magics.client.load_test.load_generator < plan.json
 
-Writes a line "# what it does now" for each measurement, and its `Outcome` last.
+Writes a line "# {...}", a `LoadProgress`, before each measurement, and its `LoadOutcome` last.
 """
 
 from __future__ import annotations
@@ -33,77 +33,27 @@ from hdrh.histogram import HdrHistogram
 
 from aiaas_magics.client import certificates
 from aiaas_magics.client.load_test.load_connection import Caller, Proving
+from aiaas_magics.client.load_test.load_plan import (
+    ANSWER_S,
+    SHARES,
+    BodyForm,
+    LoadOutcome,
+    LoadPlan,
+    Reporter,
+    at_once_label,
+    interface_label,
+    rate_label,
+)
 from aiaas_magics.core import server_proof, wire
-from aiaas_magics.core.errors import AiaasError, BackendNotProven, InvalidSpec
+from aiaas_magics.core.errors import AiaasError, BackendNotProven
 from aiaas_magics.core.scaling.load_report import LoadPoint, RatePoint, Sides
-from aiaas_magics.core.spec import Value
 
-WARM_UP_S: Final = 0.3  # guess: connections are open and the engine's memory is there
-ANSWER_S: Final = 30.0  # guess: slower than this is an error, not an answer
 LONGEST_US: Final = 60_000_000
 DIGITS: Final = 3  # the histogram's precision: 0.1 %
 AGAIN_S: Final = 0.01  # a server that is gone is not to be asked as fast as a loop turns
 SPIN_S: Final = 0.002  # uvloop's timers count whole milliseconds; nearer than this the loop turns until it is time
 OPEN_CONNECTIONS: Final = 64  # guess: as many as can wait in the server at once; who finds none free waits here, and it counts
-SHARES: Final = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)  # of what the connections reached: rates tried until answers stay behind
 NO_OP: Final = "aiaas-no-op"  # a header: read, checked and answered as any other request, but nothing is computed
-MARK: Final = "# "  # of lines that say what is done
-
-
-class BodyForm(Value, frozen=True, kw_only=True):
-    """One way to ask the same: the bodies are sent in turn."""
-
-    name: str
-    path: str
-    bodies: tuple[bytes, ...]
-    headers: tuple[tuple[str, str], ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.bodies:
-            raise InvalidSpec("There is no row to send. Give at least one to start with.")
-
-
-class LoadPlan(Value, frozen=True, kw_only=True):
-    """What to do. `token` travels here, not on a command line that others can read."""
-
-    url: str
-    token: str
-    forms: tuple[BodyForm, ...]
-    concurrency: tuple[int, ...]
-    duration_s: float
-    rows: int
-    rates: tuple[float, ...] | None = ()  # requests a second, with the first form; None: chosen by what the connections reached
-    model: str = ""  # the endpoint's name, whose figures say what the engine took; "" where nobody asks
-    warm_up_s: float = WARM_UP_S
-    fingerprint: str = ""  # of the only certificate to believe
-    authority: str = ""  # PEM file of who vouches for the server's certificate, where the system's own do not
-
-    def __post_init__(self) -> None:
-        if not self.concurrency or any(not 1 <= n <= 10_000 for n in self.concurrency):
-            raise InvalidSpec(f"concurrency={self.concurrency}: each is between 1 and 10000. Use --concurrency 1,2,4 to start with.")
-        if not 0 < self.duration_s <= 3600:
-            raise InvalidSpec(f"duration={self.duration_s}: between 0 and 3600 seconds are possible. Use --duration 2 to start with.")
-        if self.rows < 1 or not self.forms:
-            raise InvalidSpec(f"rows={self.rows}: a request has at least one row. Use --rows 1 to start with.")
-        if any(not 0 < rate <= 1e6 for rate in self.rates or ()):
-            raise InvalidSpec(f"rates={self.rates}: each is above 0 and up to 1000000 a second. Leave them out to start with.")
-
-    @property
-    def measurements(self) -> int:
-        """At most so many, for who waits."""
-        return len(self.forms) * (len(self.concurrency) + 1) + len(SHARES if self.rates is None else self.rates)
-
-
-class LoadOutcome(Value, frozen=True, kw_only=True):
-    """What the generator writes: the points, or why there are none. What the model could do is of one executor."""
-
-    points: tuple[LoadPoint, ...] = ()
-    rates: tuple[RatePoint, ...] = ()
-    sides: tuple[Sides, ...] = ()
-    unreachable: bool = False
-    unproven: bool = False  # another program answers there; it was sent nothing
-    status: int = 0
-    refused: str = ""
 
 
 def _histogram() -> Any:
@@ -347,8 +297,8 @@ def _requests(plan: LoadPlan, form: BodyForm, **more: str) -> list[bytes]:
 
 
 def _head(method: str, plan: LoadPlan, path: str, headers: dict[str, str]) -> bytes:
-    said = {"Host": urlsplit(plan.url).netloc, "Authorization": f"Bearer {plan.token}", **headers}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
+    values = {"Host": urlsplit(plan.url).netloc, "Authorization": f"Bearer {plan.token}", **headers}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in values.items())
     return f"{method} {path} HTTP/1.1\r\n{lines}".encode("latin-1")
 
 
@@ -398,26 +348,25 @@ async def on_schedule(plan: LoadPlan, form: BodyForm, rate: float) -> RatePoint:
     )
 
 
-async def rates_of(plan: LoadPlan, reached_per_s: float) -> tuple[RatePoint, ...]:
+async def rates_of(plan: LoadPlan, reached_per_s: float, reporter: Reporter) -> tuple[RatePoint, ...]:
     """The plan's rates; where it leaves them open, up from a quarter of `reached_per_s` until answers stay behind."""
     chosen = plan.rates if plan.rates is not None else tuple(share * reached_per_s for share in SHARES if reached_per_s)
-    points: list[RatePoint] = []
     for rate in chosen:
-        say(f"{rate:,.0f} requests/s, {plan.forms[0].name}")
-        points.append(await on_schedule(plan, plan.forms[0], rate))
-        if plan.rates is None and not points[-1].keeps_up:
+        reporter.begin(rate_label(rate, plan.forms[0]))
+        reporter.rates.append(await on_schedule(plan, plan.forms[0], rate))
+        if plan.rates is None and not reporter.rates[-1].keeps_up:
             break
-    return tuple(points)
+    return tuple(reporter.rates)
 
 
-async def sides_of(plan: LoadPlan, form: BodyForm, points: list[LoadPoint]) -> Sides:
-    """Adds `form`'s points to `points`, and says what its two sides could do alone."""
+async def sides_of(plan: LoadPlan, form: BodyForm, reporter: Reporter) -> Sides:
+    """Adds `form`'s points to the reporter's, and says what its two sides could do alone."""
     before = await spent(plan)
     for concurrency in plan.concurrency:
-        say(f"{concurrency} {'connection' if concurrency == 1 else 'connections'}, {form.name}")
-        points.append(await at_once(plan, form, concurrency))
+        reporter.begin(at_once_label(concurrency, form))
+        reporter.points.append(await at_once(plan, form, concurrency))
     after = await spent(plan)
-    say(f"the interface alone, {form.name}")
+    reporter.begin(interface_label(form))
     nothing = await at_once(plan, form, max(plan.concurrency), **{NO_OP: "1"})
     rows, seconds = (late - early for early, late in zip(before, after, strict=True))
     return Sides(
@@ -440,10 +389,10 @@ async def outcome_of(plan: LoadPlan) -> LoadOutcome:
             return LoadOutcome(refused=str(error))
         if status not in (200, 429, 503):
             return LoadOutcome(status=status, refused=sentence_in(body) or f"The endpoint answered {status}.")
-    points: list[LoadPoint] = []
-    sides = tuple([await sides_of(plan, form, points) for form in plan.forms])
-    reached = max(point.requests_per_s for point in points if point.form == plan.forms[0].name)
-    return LoadOutcome(points=tuple(points), sides=sides, rates=await rates_of(plan, reached))
+    reporter = Reporter(plan)
+    sides = tuple([await sides_of(plan, form, reporter) for form in plan.forms])
+    reached = max(point.requests_per_s for point in reporter.points if point.form == plan.forms[0].name)
+    return LoadOutcome(points=tuple(reporter.points), sides=sides, rates=await rates_of(plan, reached, reporter))
 
 
 async def spent(plan: LoadPlan) -> tuple[float, float]:
@@ -466,10 +415,6 @@ def sentence_in(body: bytes) -> str:
         return str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         return ""
-
-
-def say(what: str) -> None:
-    print(MARK + what, flush=True)
 
 
 def main() -> int:

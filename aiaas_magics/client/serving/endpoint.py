@@ -30,7 +30,7 @@ from aiaas_magics.core.scaling.endpoint_samples import Sample, VersionCounts, co
 from aiaas_magics.core.spec import DeploySpec, EndpointView, VersionView, checked_name
 
 if TYPE_CHECKING:
-    from aiaas_magics.core.scaling.load_report import LoadReport
+    from aiaas_magics.core.scaling.load_report import LoadProgress, LoadReport
     from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
     from aiaas_magics.packing.export.export_request import QuantizationOptions
     from aiaas_magics.packing.export.model_export import Servable
@@ -284,7 +284,7 @@ class Endpoint:
         rows: int = 1,
         rates: tuple[float, ...] | None = None,
         forms: tuple[str, ...] = ("json", "binary"),
-        told: Callable[[str], None] | None = None,
+        on_progress: Callable[[LoadProgress], None] | None = None,
     ) -> LoadReport:
         """Measure latency and throughput, by number of connections and by offered rate. The load comes from a process of its own.
 
@@ -295,7 +295,7 @@ class Endpoint:
             rates: offered rates in requests per second, sent on a schedule in the first of `forms`; None goes up from
                 a quarter of what the connections reached until answers fall behind; empty measures none.
             forms: how tensors travel: "json" (TensorFlow Serving) and "binary" (Open Inference Protocol v2).
-            told: called with a few words before each measurement.
+            on_progress: called before each measurement with a `LoadProgress`: its label and what was measured so far.
 
         Returns:
             The report: percentiles in milliseconds, requests per second, the knee, and R = M/m.
@@ -306,7 +306,7 @@ class Endpoint:
         """
         from aiaas_magics.client.load_test.load_run import run_load
 
-        return run_load(self, concurrency=concurrency, duration_s=duration_s, rows=rows, rates=rates, forms=forms, told=told)
+        return run_load(self, concurrency=concurrency, duration_s=duration_s, rows=rows, rates=rates, forms=forms, on_progress=on_progress)
 
     def watch(self, *, every_s: float = 1.0) -> Iterator[Sample | None]:
         """Look at the endpoint again and again, without end.

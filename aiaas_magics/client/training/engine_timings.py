@@ -33,11 +33,11 @@ class QuickerEngine(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def why(self) -> str:
         """A clause."""
-        return f"measured: on {HOME.title} this fit takes {self.times:.3g} times as long, start and compiling included"
+        return f"measured: {HOME.title} takes {self.times:.3g} times as long for this fit, start and compiling included"
 
     @property
     def note(self) -> str:
-        return f"This fit goes to {ENGINES[self.way.engine].title}; a dry run has {self.why}. --engine {HOME.name} keeps it there."
+        return f"This fit runs on {ENGINES[self.way.engine].title} ({self.why}). --engine {HOME.name} runs it on {HOME.title}."
 
     def execution(self, asked: Execution) -> Execution:
         return msgspec.structs.replace(asked, engine=self.way.engine, strategy=self.way.strategy, may_fall_back=True)

@@ -109,9 +109,11 @@ def plan(
     preflight, packed = prepared.preflight, prepared.packed
     found = FitPlan(preflight=preflight, shape=packed.shape)
     if packed.in_batches:
-        return replace(found, unmeasured="Nothing was measured: only steps on arrays are, and what yields batches is used up by it.")
+        return replace(found, unmeasured="Nothing was measured, because measuring would use up data that yields batches.")
     if running := [view.id for view in backend.jobs() if not view.state.final]:
-        return replace(found, unmeasured=f"Nothing was measured: the backend is busy with job {', '.join(running)}. Try again after it.")
+        return replace(
+            found, unmeasured=f"Nothing was measured: the backend is busy with job {', '.join(running)}. Try again when it has ended."
+        )
     about, measured = backend.about(), list[StepTiming]()
     gpus = about.gpus
     open_ways = ways(options.execution, devices=preflight.workers, gpus=gpus)
@@ -180,7 +182,7 @@ def measure(
         story = job.follow(tell, timeout_s=MOST_S)
     except BackendTooSlow:
         job.cancel()
-        refused = msgspec.structs.replace(refused, why=f"measuring it takes more than {MOST_S:.0f} s")
+        refused = msgspec.structs.replace(refused, why=f"measuring takes more than {MOST_S:.0f} s")
         return MeasuredWay(candidates=(*job.story().candidates, refused))
     except BaseException:  # border: an interrupt too; whoever starts a measurement ends it
         job.cancel()

@@ -330,28 +330,31 @@ def recommend(points: Sequence[SpeedupPoint], *, weak: bool = False) -> tuple[in
             best = row
         fastest = max(fastest, row.speedup)
     if len(rows) == 1:
-        return best.workers, "the only number of workers measured on devices of their own"
+        return best.workers, "the only number measured with one device per worker"
     if best is rows[-1]:
-        return best.workers, f"the most measured, and {best.efficiency:.0%} of each worker arrives"
-    return best.workers, f"beyond it less than {PAYS_FROM:.0%} of each worker arrives"
+        return best.workers, f"the largest number measured, at {best.efficiency:.0%} efficiency"
+    return best.workers, f"efficiency falls below {PAYS_FROM:.0%} beyond it"
 
 
 def _judge(points: Sequence[SpeedupPoint], law: AmdahlFit | GustafsonFit | None) -> tuple[bool, str]:
     if law is None:
-        return False, "no law: it takes two numbers of workers on devices of their own"
+        return False, "no law: fitting one takes two numbers of workers, with one device per worker"
     weak = isinstance(law, GustafsonFit)
     name = "Gustafson's law" if weak else "Amdahl's law"
     slack = max(FIT_TOLERANCE, *(point.spread for point in points))
     rows = scaling(points, weak=weak)
     first, last = rows[0], rows[-1]
     if last.speedup < first.speedup / (1 + slack):
-        took = "did fewer rows per second" if weak else "took longer"
-        return False, f"{name} does not fit: {last.workers} workers {took} than {first.workers}, the exchange costs more than it gains"
+        took = "process fewer rows/s" if weak else "are slower"
+        return (
+            False,
+            f"{name} does not fit: {last.workers} workers {took} than {first.workers}, because communication costs more than it gains",
+        )
     if law.largest_miss > slack:
         if last.efficiency > 1 + slack:
-            return False, f"{name} does not fit: faster than ideal, so one worker was short of something else (cache, say)"
+            return False, f"{name} does not fit: speedup is better than ideal, so one worker lacked some resource (cache, say)"
         return False, f"{name} does not fit: it misses a point by {law.largest_miss:.0%}"
-    judged = "two points, so nothing tests the law" if law.r_squared is None else f"R² {law.r_squared:.3f}"
+    judged = "two points cannot test the law" if law.r_squared is None else f"R² {law.r_squared:.3f}"
     share = "of the time on n workers " if weak else ""
     return True, f"serial fraction {share}{law.serial_fraction:.1%} ({judged})"
 

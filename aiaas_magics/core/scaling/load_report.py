@@ -66,6 +66,25 @@ class RatePoint(Answers, frozen=True, kw_only=True):
         return not self.errors and self.requests_per_s >= KEEPS_UP * self.offered_per_s
 
 
+class LoadProgress(Value, frozen=True, kw_only=True):
+    """Where a load run is.
+
+    Attributes:
+        label: the measurement that runs now, in words.
+        waiting: those that are known to follow.
+        number: which one it is, from 0.
+        total: the largest possible number of measurements; rates that nobody chose may end earlier.
+        points, rates: what has been measured so far.
+    """
+
+    label: str
+    number: int
+    total: int
+    waiting: tuple[str, ...] = ()
+    points: tuple[LoadPoint, ...] = ()
+    rates: tuple[RatePoint, ...] = ()
+
+
 class Sides(Value, frozen=True, kw_only=True):
     """What each side could do alone, in requests a second; 0 where it is not known.
 

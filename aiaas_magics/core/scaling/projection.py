@@ -191,7 +191,7 @@ def project(
         return no_projection(reason)
     beyond = _powers_of_two(ordered[-1].workers, up_to)
     if not beyond:
-        return no_projection(f"{ordered[-1].workers} workers were measured, and it goes to {up_to}.")
+        return no_projection(f"{ordered[-1].workers} workers were measured, and projections end at {up_to}.")
     sampled_laws = _draws(ordered, law, weak=weak)
     first = ordered[0]
 
@@ -325,9 +325,9 @@ def _misfit(points: Sequence[StepPoint], law: StepLaw, *, apart: bool) -> str:
         miss = law.seconds(point.workers) / point.seconds - 1
         if abs(miss) > slack:
             more = "more" if miss > 0 else "less"
-            return f"the law of a step does not fit: at n={point.workers} it says {abs(miss):.0%} {more} than was measured."
+            return f"the step model does not fit: at n={point.workers} it predicts {abs(miss):.0%} {more} than measured."
     if law.jitter > MOST_JITTER:
-        return "the law of a step does not fit: the waits for the slowest worker are too long to be jitter, some steps stall."
+        return "the step model does not fit: waits for the slowest worker are too long to be jitter, so some steps stall."
     for point in points if apart else ():
         for quantity, measured, modelled in (
             ("the wait for the slowest worker", point.waiting_s, law.waiting_s(point.workers)),
@@ -335,12 +335,12 @@ def _misfit(points: Sequence[StepPoint], law: StepLaw, *, apart: bool) -> str:
         ):
             far = abs(modelled - measured) > EXCHANGE_TOLERANCE * measured
             if far and max(modelled, measured) > EXCHANGE_COUNTS * point.seconds:
-                return f"the law of a step does not fit: {quantity} does not grow with n as it says."
+                return f"the step model does not fit: {quantity} does not grow with n as predicted."
     return ""
 
 
 def no_projection(why: str) -> Projection:
-    return Projection(law=None, rows=(), says=f"Nothing is projected, since {why}")
+    return Projection(law=None, rows=(), says=f"No projection: {why}")
 
 
 def _recommended(points: Sequence[StepPoint], projected: Sequence[tuple[int, float]], *, weak: bool) -> int:
@@ -359,30 +359,30 @@ def _rests_on(points: Sequence[StepPoint], law: StepLaw, rows: Sequence[Projecte
     """What a reader must know to believe the projected rows."""
     measured = ", ".join(str(point.workers) for point in points)
     by, tested = _parts_in_words(points, law, weak=weak) if apart else _times_in_words(points, law, weak=weak)
-    untested = "" if tested else " There are as many parameters as measurements, so nothing tests it."
+    untested = "" if tested else " There are as many parameters as measurements, so the model is untested."
     wide = next((row.workers for row in rows if row.high_s > WIDE * row.low_s), None)
-    loose = f" From n={wide} on the band spans more than a factor of {WIDE:.0f}: measure more workers." if wide else ""
+    loose = f" From n={wide} on, the band spans more than a factor of {WIDE:.0f}; measure more workers." if wide else ""
     return (
-        f"Projected from n = {measured} by {by}; further devices of the same kind and an interconnect like the measured one are assumed."
-        f" The band holds 90 % of the laws that the spread of the repeats allows.{untested}{loose}"
+        f"Projected from n = {measured} by {by}. This assumes more devices of the same kind and the same interconnect."
+        f" The band covers 90% of the models that fit the spread of the repeats.{untested}{loose}"
     )
 
 
 def _parts_in_words(points: Sequence[StepPoint], law: StepLaw, *, weak: bool) -> tuple[str, bool]:
     """The laws of the parts, and whether there are more measurements than parameters."""
-    computing = "the same computing on every worker" if weak else f"Amdahl's law of computing (serial {law.serial_s / law.seconds(1):.1%})"
+    computing = "constant compute time per worker" if weak else f"Amdahl's law for compute (serial {law.serial_s / law.seconds(1):.1%})"
     megabytes = points[-1].exchange_bytes / 1e6
     rate = f", {megabytes:.3g} MB at {megabytes / 1e3 / law.bytes_s:.3g} GB/s" if law.bytes_s else ""
-    exchange = f"the latency-bandwidth model of a sum in {law.collective.name} (latency {law.meeting_s * 1e6:.3g} µs{rate})"
+    exchange = f"the latency-bandwidth model of an all-reduce in {law.collective.name} (latency {law.meeting_s * 1e6:.3g} µs{rate})"
     parameters = (1 if weak else 2) + 3  # of computing; meeting, bytes and jitter
     measurements = len(points) + 3 * sum(point.workers > 1 for point in points)  # computing; latency, transfer and waiting
-    by = f"{computing}, {exchange}, and a wait for the slowest worker of {law.jitter:.1%} jitter"
+    by = f"{computing}, {exchange}, and a wait for the slowest worker ({law.jitter:.1%} jitter)"
     return by, measurements > parameters
 
 
 def _times_in_words(points: Sequence[StepPoint], law: StepLaw, *, weak: bool) -> tuple[str, bool]:
     contention = law.bytes_s if weak else law.serial_s
-    name = "a constant, a saturating and a growing part" if weak else "the Universal Scalability Law"
+    name = "a sum of a constant, a saturating and a growing term" if weak else "the Universal Scalability Law"
     one_s = law.seconds(1)
-    by = f"{name} through the times alone (contention {contention / one_s:.2%}, coherency {law.meeting_s / one_s:.2%})"
+    by = f"{name}, fitted to total times (contention {contention / one_s:.2%}, coherency {law.meeting_s / one_s:.2%})"
     return by, len(points) > TIMES_NEED

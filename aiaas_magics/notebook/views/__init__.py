@@ -1,5 +1,5 @@
-"""What is seen while a job runs, and what stays when it has ended.
+"""Live views: what is seen while something runs, and what stays when it has ended.
 
-`picture` turns a story into plain data, once for all kinds of view; `widget`, `html` and
-`text_twins` draw it; `live` owns the one thread that redraws and the freezing at the end.
+`live` owns the one thread that redraws and the freezing at the end; `panel` the frame that all views share. Each view
+makes plain data of what it is told and draws it three times the same: by an ES module, as HTML, in words.
 """

@@ -1,6 +1,6 @@
-"""One line a fit, all in one output: for cells that fit again and again (folds, tuners, loops).
+"""Fit lines: one line per fit in one output, for cells that fit again and again (folds, tuners, loops).
 
-Owns the one output and how many lines it keeps. What a line says comes from `picture`, and at the end from `present`.
+Owns the one output and how many lines it keeps. What a line says comes from `job_picture`, and at the end from `present`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from IPython.display import display
 
-from aiaas_magics.notebook.views.html import INK
-from aiaas_magics.notebook.views.picture import JobPicture
+from aiaas_magics.notebook.views.job_picture import JobPicture
+from aiaas_magics.notebook.views.panel import INK
 
 Bundle = dict[str, Any]
 
@@ -49,7 +49,7 @@ class LinesPainter:
         self._draw()
 
     def _draw(self, *running: str) -> None:
-        older = [f"({self._older:,} lines before)"] if self._older else []
+        older = [f"({self._older:,} earlier lines)"] if self._older else []
         lines = (*older, *self._lines, *running)
         if not self._draws or lines == self._shown:
             return

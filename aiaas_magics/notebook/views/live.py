@@ -1,8 +1,7 @@
-"""A view that is live while a job runs and plain when it is over.
+"""Live view: moves while something runs, and is static afterwards.
 
-Owns the one thread that redraws, its pace, and the freezing: at the end the live output is
-replaced by static ones, so that a saved notebook needs no kernel, no widget and no script.
-What is shown comes from `picture`; the static outputs from `present`.
+Owns the one thread that redraws, its pace, and the freezing: at the end static outputs take the place of the live one,
+so that a saved notebook needs no kernel, no widget and no script. What is drawn belongs to the `View` of each kind.
 """
 
 from __future__ import annotations
@@ -10,52 +9,71 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from IPython.display import display
 
 from aiaas_magics.core.errors import AiaasBug
-from aiaas_magics.core.story import JobStory
-from aiaas_magics.notebook.views import words
-from aiaas_magics.notebook.views.html import html_of
-from aiaas_magics.notebook.views.picture import JobPicture, StudyStop, picture
+from aiaas_magics.notebook.views.panel import PanelPicture
 
 Bundle = dict[str, Any]
+P = TypeVar("P", bound=PanelPicture)
+P_in = TypeVar("P_in", bound=PanelPicture, contravariant=True)
 
 PACE_S: Final = 0.25  # Jupyter Server limits output to 1000 messages a second by default; eyes need four
 TICK_S: Final = 1.0  # a phase's seconds go on while nothing happens
 SLOW_S: Final = 3.0  # guess: what takes less needs no words, and would flicker
+HINT: Final = "To stop: interrupt the kernel (■)."
 JOIN_S: Final = 2.0  # guess: a redraw takes milliseconds, a stuck front end should not hold the cell
 
 
-class Painter(Protocol):
+class View(Protocol[P_in]):
+    """How one kind of picture is drawn, three times the same: by a script, as HTML, in words.
+
+    Promises, tested for every view in tests/notebook/test_views.py:
+
+    * `esm` is an ES module that draws the model's `picture`, as `as_json` makes it, and returns its own clean-up.
+    * `html` escapes every string of the picture; it needs no script.
+    * `words` says everything that `html` shows. `news` is what is worth a line of a log since the picture `before`.
+    """
+
+    esm: Path
+
+    def html(self, picture: P_in, /) -> str: ...
+    def words(self, picture: P_in, /) -> str: ...
+    def news(self, picture: P_in, before: P_in | None, /) -> list[str]: ...
+
+
+class Painter(Protocol[P_in]):
     """Draws pictures in one kind of front end.
 
     Promises: `paint` may come any number of times after `open`, always from one thread;
     `close` leaves only `bundles` behind, and no widget.
     """
 
-    def open(self, picture: JobPicture) -> None: ...
-    def paint(self, picture: JobPicture) -> None: ...
-    def close(self, bundles: Sequence[Bundle]) -> None: ...
+    def open(self, picture: P_in, /) -> None: ...
+    def paint(self, picture: P_in, /) -> None: ...
+    def close(self, bundles: Sequence[Bundle], /) -> None: ...
 
 
-class WidgetPainter:
-    def __init__(self) -> None:
-        from aiaas_magics.notebook.views.widget import JobWidget
+class WidgetPainter(Generic[P]):
+    def __init__(self, view: View[P]) -> None:
+        from aiaas_magics.notebook.views.widget import PanelWidget
 
-        self._widget = JobWidget()
+        self._view, self._widget = view, PanelWidget(view.esm)
         self._handle: Any = None
 
-    def open(self, picture: JobPicture) -> None:
-        self._widget.show(picture)
-        self._handle = display(self._widget.bundle(picture), raw=True, display_id=True)
+    def open(self, picture: P) -> None:
+        self._widget.picture = picture.as_json()
+        # The widget, and the same as HTML and text for what shows no widgets.
+        bundle = {**self._widget.bundle(), **snapshot(self._view, picture)}
+        self._handle = display(bundle, raw=True, display_id=True)
 
-    def paint(self, picture: JobPicture) -> None:
-        self._widget.show(picture)
+    def paint(self, picture: P) -> None:
+        self._widget.picture = picture.as_json()
 
     def close(self, bundles: Sequence[Bundle]) -> None:
         replace_output(self._handle, bundles)
@@ -63,31 +81,33 @@ class WidgetPainter:
         self._widget.close()
 
 
-class HtmlPainter:
-    def __init__(self) -> None:
+class HtmlPainter(Generic[P]):
+    def __init__(self, view: View[P]) -> None:
+        self._view = view
         self._handle: Any = None
 
-    def open(self, picture: JobPicture) -> None:
-        self._handle = display(snapshot(picture), raw=True, display_id=True)
+    def open(self, picture: P) -> None:
+        self._handle = display(snapshot(self._view, picture), raw=True, display_id=True)
 
-    def paint(self, picture: JobPicture) -> None:
-        self._handle.update(snapshot(picture), raw=True)
+    def paint(self, picture: P) -> None:
+        self._handle.update(snapshot(self._view, picture), raw=True)
 
     def close(self, bundles: Sequence[Bundle]) -> None:
         replace_output(self._handle, bundles)
 
 
-class TextPainter:
-    """Lines of a log: a new state, phase or epoch makes one; at the end the tables."""
+class TextPainter(Generic[P]):
+    """Lines of a log while it runs, the text of the static outputs at the end."""
 
-    def __init__(self) -> None:
-        self._before: JobPicture | None = None
+    def __init__(self, view: View[P]) -> None:
+        self._view = view
+        self._before: P | None = None
 
-    def open(self, picture: JobPicture) -> None:
+    def open(self, picture: P) -> None:
         self._before = picture
 
-    def paint(self, picture: JobPicture) -> None:
-        for line in words.news(picture, self._before):
+    def paint(self, picture: P) -> None:
+        for line in self._view.news(picture, self._before):
             print(line, flush=True)
         self._before = picture
 
@@ -96,15 +116,16 @@ class TextPainter:
             print(bundle["text/plain"], flush=True)
 
 
-class NoPainter:
-    def open(self, picture: JobPicture) -> None: ...
-    def paint(self, picture: JobPicture) -> None: ...
+class NoPainter(Generic[P]):
+    def __init__(self, view: View[P]) -> None: ...
+    def open(self, picture: P) -> None: ...
+    def paint(self, picture: P) -> None: ...
     def close(self, bundles: Sequence[Bundle]) -> None: ...
 
 
-def snapshot(picture: JobPicture) -> Bundle:
+def snapshot(view: View[P], picture: P) -> Bundle:
     """The picture as it stands, for what shows no widgets."""
-    return {"text/html": html_of(picture), "text/plain": words.words_of(picture)}
+    return {"text/html": view.html(picture), "text/plain": view.words(picture)}
 
 
 def replace_output(handle: Any, bundles: Sequence[Bundle]) -> None:
@@ -128,43 +149,6 @@ def show(ip: Any, bundles: Sequence[Bundle]) -> None:
 def shows_pictures(ip: Any) -> bool:
     """Whether this is a kernel, whose front end draws; a terminal gets text."""
     return getattr(ip, "kernel", None) is not None
-
-
-class ChangingLine:
-    """A line that says what is done now, bounded by `with`; at the end what was given to `freeze` takes its place.
-
-    A terminal gets each as a line of its own.
-    """
-
-    def __init__(self, ip: Any, title: str) -> None:
-        self._ip, self._title = ip, title
-        self._handle = display(self._bundle("starting"), raw=True, display_id=True) if shows_pictures(ip) else None
-        self._bundles: Sequence[Bundle] = ()
-
-    def _bundle(self, what: str) -> Bundle:
-        return {"text/plain": f"{self._title}: {what}"}
-
-    def tell(self, what: str) -> None:
-        self.show(self._bundle(what))
-
-    def show(self, bundle: Bundle) -> None:
-        """`bundle` for the line."""
-        if self._handle is not None:
-            self._handle.update(bundle, raw=True)
-        else:
-            print(bundle["text/plain"], flush=True)
-
-    def freeze(self, bundles: Sequence[Bundle]) -> None:
-        self._bundles = bundles
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._handle is not None:
-            replace_output(self._handle, self._bundles or [self._bundle("ended early")])
-        else:
-            show(self._ip, self._bundles)
 
 
 class SlowLine:
@@ -237,23 +221,33 @@ def _can_make_widgets() -> bool:
     return True
 
 
-def painter(kind: str) -> Painter:
-    makers: dict[str, type[Painter]] = {"widget": WidgetPainter, "html": HtmlPainter, "text": TextPainter, "none": NoPainter}
-    return makers[kind]()
+def painter(kind: str, view: View[P]) -> Painter[P]:
+    makers: dict[str, Callable[[View[P]], Painter[P]]] = {
+        "widget": WidgetPainter,
+        "html": HtmlPainter,
+        "text": TextPainter,
+        "none": NoPainter,
+    }
+    return makers[kind](view)
 
 
-class LiveView:
-    """A job's view, bounded by `with`. `tell` is cheap and may come from any one thread.
+class LiveView(Generic[P]):
+    """Draws pictures of something that runs, bounded by `with`.
 
     However the block ends, what stays is static: the bundles given to `freeze`, or the last
-    picture where none were given. Of a block that fails before the backend has said anything, nothing stays.
+    picture where none were given. Of a block that fails before it drew anything worth keeping, nothing stays.
+
+    Args:
+        kind: widget, html, text or none; `choose` finds it.
+        view: how a picture is drawn.
+        picture: makes the first picture.
+        paint: a painter in the place of the one for `kind`.
     """
 
-    def __init__(self, kind: str, *, title: str, hint: str = "", paint: Painter | None = None) -> None:
-        self._painter = paint or painter(kind)
+    def __init__(self, kind: str, view: View[P], picture: Callable[[], P], *, paint: Painter[P] | None = None) -> None:
+        self._view, self._painter = view, paint or painter(kind, view)
         self.shows_figures = kind in {"widget", "html"}
-        self._title, self._hint = title, hint
-        self._story, self._stops, self._measuring = JobStory(), tuple[StudyStop, ...](), False
+        self._picture, self._is_worth_keeping = picture, False
         self._bundles: Sequence[Bundle] | None = None
         self._stopping, self._changed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="aiaas-view", daemon=True)
@@ -269,31 +263,23 @@ class LiveView:
         self._thread.join(JOIN_S)
         if self._thread.is_alive():
             raise AiaasBug(f"the view's thread still runs {JOIN_S} s after it was stopped")
-        if error is not None and self._bundles is None:
-            self._hint = ""  # nothing is left to interrupt
-            if not self._story.last_seq:
-                self._bundles = []
-        last = self._picture()
+        if error is not None and self._bundles is None and not self._is_worth_keeping:
+            self._bundles = []
+        last = self._picture() if self._bundles is not None else self._picture().at_end()
         self._painter.paint(last)
-        self._painter.close(self._bundles if self._bundles is not None else [snapshot(last)])
+        self._painter.close(self._bundles if self._bundles is not None else [snapshot(self._view, last)])
 
-    def tell(self, story: JobStory, *, title: str | None = None, stops: Sequence[StudyStop] = (), measuring: bool = False) -> None:
-        """The newest state of things."""
-        self._title = title or self._title
-        self._story, self._stops, self._measuring = story, tuple(stops), measuring
+    def draw(self, picture: Callable[[], P], *, keep: bool = True) -> None:
+        """The newest state of things. Cheap: `picture` is called when it is time to draw. May come from any one thread.
+
+        `keep` says whether the picture is worth keeping should the block fail.
+        """
+        self._picture, self._is_worth_keeping = picture, keep
         self._changed.set()
 
     def freeze(self, bundles: Sequence[Bundle]) -> None:
         """What stays when the block ends; each bundle carries `text/plain`."""
         self._bundles = bundles
-
-    @property
-    def story(self) -> JobStory:
-        """What was told last."""
-        return self._story
-
-    def _picture(self) -> JobPicture:
-        return picture(self._story, title=self._title, now_s=time.time(), hint=self._hint, stops=self._stops, measuring=self._measuring)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -303,7 +289,7 @@ class LiveView:
                 return
             try:
                 self._painter.paint(self._picture())
-            except Exception as error:  # noqa: BLE001 - border: a front end that went away must not end the job
-                print(f"aiaas_magics: the live view stopped ({error}); the job goes on.", file=sys.stderr)
+            except Exception as error:  # noqa: BLE001 - border: a front end that went away must not end the run
+                print(f"aiaas_magics: the live view stopped ({error}); the run goes on.", file=sys.stderr)
                 return
             self._stopping.wait(PACE_S)

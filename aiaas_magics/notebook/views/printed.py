@@ -1,4 +1,4 @@
-"""Workers' lines and figures below the cell that trains.
+"""Printed output: workers' lines and figures below the cell that trains.
 
 Owns how many of them a cell takes; which there are belongs to `printout`. They are ordinary outputs, so that a saved
 notebook, a static viewer and papermill have them. Called in the cell's own thread: in another one they could come up in a later cell.
@@ -33,20 +33,20 @@ class CellLines:
     def show(self, printout: Printout, job: str, fetch: Fetch) -> None:
         """What is new."""
         lines: list[str] = []
-        for one in printout.take():
-            if isinstance(one, Figure):
+        for item in printout.take():
+            if isinstance(item, Figure):
                 self._print(lines, job)
                 lines = []
-                self._draw(one, fetch)
+                self._draw(item, fetch)
             else:
-                lines.append(visible(one))
+                lines.append(visible(item))
         self._print(lines, job)
 
     def end(self, printout: Printout, job: str, fetch: Fetch, *, succeeded: bool) -> None:
         """The rest, and who of the workers printed something else: of a job that was ended none has come equally far."""
         self.show(printout, job, fetch)
-        if succeeded and (said := differing(printout.ranks_that_differ(), job)):
-            print(said, flush=True)
+        if succeeded and (sentence := differing(printout.ranks_that_differ(), job)):
+            print(sentence, flush=True)
 
     def _print(self, lines: list[str], job: str) -> None:
         shown = 0
@@ -59,13 +59,13 @@ class CellLines:
             print("\n".join(lines[:shown]), flush=True)
         if shown < len(lines) and not self._is_cut:
             self._is_cut = True
-            print(f"(The workers print more than a cell shows; the rest is in %aiaas_logs {job} --lines 100000)", flush=True)
+            print(f"(The cell shows only part of the output; %aiaas_logs {job} --lines 100000 shows the rest.)", flush=True)
 
     def _draw(self, figure: Figure, fetch: Fetch) -> None:
         self._figures -= 1
         if self._figures < 0:
             if self._figures == -1:
-                print(f"(The workers show more than {CELL_FIGURES} figures; the rest is left out.)", flush=True)
+                print(f"(Only the first {CELL_FIGURES} figures are shown.)", flush=True)
             return
         try:
             data = fetch(figure.attempt, figure.number)

@@ -1,34 +1,38 @@
-"""The live view as a widget: one small ES module, no CDN, no build.
+"""Panel widget: a live view in the browser, by one small ES module; no CDN, no build.
 
-Owns the widget class. What it draws is a `Picture`; when it is told and closed is `live`'s.
+Owns the widget class and the joining of a view's module with `panel.js`. What is drawn belongs to the views; when, to `live`.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import anywidget
 import traitlets
 
-from aiaas_magics.notebook.views.html import html_of
-from aiaas_magics.notebook.views.picture import JobPicture
-from aiaas_magics.notebook.views.words import words_of
-
-STATIC: Final = Path(__file__).parent / "static"
+from aiaas_magics.notebook.views.panel import STATIC
 
 
-class JobWidget(anywidget.AnyWidget):  # type: ignore[misc]
-    """Shows a `Picture`. All state is in one trait, since messages sent before a view exists are lost."""
+def esm_text(module: Path) -> str:
+    """`module` with `panel.js` in the place of its import, without comments: the widget's whole script travels to the browser."""
+    shared, own = ((STATIC / name).read_text(encoding="utf-8") for name in ("panel.js", module.name))
+    own = re.sub(r'^import .* from "./panel.js";\n', "", own, flags=re.MULTILINE)
+    return re.sub(r"^ *\/\*\*.*?\*/\n", "", f"{shared}{own}", flags=re.MULTILINE | re.DOTALL)
 
-    _esm = STATIC / "job.js"
-    _css = STATIC / "job.css"
+
+class PanelWidget(anywidget.AnyWidget):  # type: ignore[misc]
+    """Shows one picture by `module`. All state is in one trait, since messages sent before a view exists are lost."""
+
+    _css = STATIC / "panel.css"
     picture = traitlets.Dict().tag(sync=True)
 
-    def show(self, picture: JobPicture) -> None:
-        self.picture = picture.as_json()
+    def __init__(self, module: Path) -> None:
+        self._esm = esm_text(module)  # read by the base class, before traits exist
+        super().__init__()
 
-    def bundle(self, picture: JobPicture) -> dict[str, Any]:
-        """The widget, and the same as HTML and text for what shows no widgets."""
+    def bundle(self) -> dict[str, Any]:
+        """What displays the widget."""
         data, _ = self._repr_mimebundle_() or ({}, {})
-        return {**data, "text/html": html_of(picture), "text/plain": words_of(picture)}
+        return dict(data)

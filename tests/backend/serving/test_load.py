@@ -17,9 +17,10 @@ import numpy as np
 import psutil
 import pytest
 
-from aiaas_magics.client.load_test.load_generator import BodyForm, LoadPlan
+from aiaas_magics.client.load_test.load_plan import BodyForm, LoadPlan
 from aiaas_magics.client.load_test.load_run import _example_of, carry_out, forms_of, run_load
 from aiaas_magics.core.errors import BackendNotProven, BackendRefused, BackendUnreachable, InvalidSpec
+from aiaas_magics.core.scaling.load_report import LoadProgress
 from aiaas_magics.core.spec import EndpointView, TensorSpec
 from aiaas_magics.plots import text_twins
 from tests.backend.serving.support.serving_models import tensor
@@ -204,7 +205,7 @@ def test_a_report_says_what_the_model_alone_and_the_interface_alone_could_do(sha
         assert side.interface_per_s > 0
     assert report.response == report.sides[0].model_per_s / report.sides[0].interface_per_s
     assert "is what limits" in text_twins.response_line(report)
-    assert text_twins.form_line(report).startswith("As binary, ")
+    assert text_twins.form_line(report).startswith("binary reaches ")
 
 
 def test_rates_are_kept_and_latencies_count_from_when_a_request_was_due(shared: Rig) -> None:
@@ -257,21 +258,24 @@ def test_rates_are_chosen_up_to_where_answers_stay_behind(shared: Rig) -> None:
     assert 2 <= len(outcome.rates) <= 7
 
 
-def test_what_is_measured_is_told_while_it_is(shared: Rig) -> None:
-    told: list[str] = []
+def test_progress_names_the_running_measurement_and_carries_what_was_measured(shared: Rig) -> None:
+    reports: list[LoadProgress] = []
     forms = forms_of("plus", X, ("json", "binary"), rows=1)
 
-    carry_out(plan_for(shared, forms, concurrency=(1, 2), rates=(100.0,), duration_s=0.1), told.append)
+    carry_out(plan_for(shared, forms, concurrency=(1, 2), rates=(100.0,), duration_s=0.1), reports.append)
 
-    assert told == [
+    assert [report.label for report in reports] == [
         "1 connection, json",
         "2 connections, json",
-        "the interface alone, json",
+        "interface alone, json",
         "1 connection, binary",
         "2 connections, binary",
-        "the interface alone, binary",
-        "100 requests/s, json",
+        "interface alone, binary",
+        "100/s offered, json",
     ]
+    assert reports[0].waiting == tuple(report.label for report in reports[1:])
+    assert (reports[-1].waiting, reports[-1].total, reports[-1].number) == ((), 7, 6)
+    assert [(point.form, point.concurrency) for point in reports[4].points] == [("json", 1), ("json", 2), ("binary", 1)]
 
 
 def test_a_request_that_computes_nothing_is_answered_in_form_and_not_counted(shared: Rig) -> None:

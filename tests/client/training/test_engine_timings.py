@@ -34,7 +34,7 @@ def test_jax_is_chosen_where_its_start_and_compilation_pay_within_the_fit() -> N
     assert quicker is not None
     assert quicker.way == ways[1]
     assert quicker.times == pytest.approx(1002 / 512, rel=1e-3)
-    assert "1.96 times as long, start and compiling included" in quicker.note
+    assert "1.96 times as long for this fit, start and compiling included" in quicker.note
 
 
 def test_without_a_measurement_of_both_engines_nothing_is_chosen() -> None:
@@ -111,10 +111,10 @@ def test_a_fit_goes_where_a_dry_run_found_it_to_be_quicker(home: Path, tmp_path:
 
     assert unmeasured.engine == "tensorflow", "never on JAX without a measurement"
     assert (plan.chosen.engine, plan.chosen.strategy) == ("jax", "single")
-    assert plan.chosen.why[0].startswith("measured: on TensorFlow this fit takes ")
+    assert plan.chosen.why[0].startswith("measured: TensorFlow takes ")
     assert [note for note in plan.preflight.notes if "are drawn by JAX" in note], "what differs is announced with the plan"
     assert (on_jax.engine, on_jax.strategy) == ("jax", "single")
-    assert announced[0].startswith("This fit goes to JAX; a dry run has measured: on TensorFlow this fit takes ")
+    assert announced[0].startswith("This fit runs on JAX (measured: TensorFlow takes ")
     assert "are drawn by JAX" in announced[1]
     assert on_one.engine == "tensorflow", "it was measured of another number of workers"
     assert on_tensorflow.engine == "tensorflow"

@@ -65,7 +65,7 @@ def test_a_recommendation_at_the_end_of_what_is_projected_says_that_it_is_the_en
     words = present.study_table(study(1, 2, weak=True))["text/plain"]
 
     assert "Recommended: 2 workers" in words
-    assert "Recommended with what is projected: 64 workers (as far as is projected; " in words
+    assert "Recommended with projected points: 64 workers (the end of the projection; " in words
 
 
 @pytest.mark.parametrize("weak", [False, True], ids=["strong", "weak"])
@@ -74,9 +74,9 @@ def test_everything_shown_says_the_kind_of_scaling_its_ideal_and_what_is_project
 
     said: tuple[str, ...] = ("Strong scaling", "ideal N/n", "Parity: after")
     if weak:
-        said = ("Weak scaling", "ideal T(1)", "scaled speedup", "Parity is not compared")
+        said = ("Weak scaling", "ideal T(1)", "scaled speedup", "Parity is not checked")
     for words in (table["text/plain"], figure["text/plain"]):
-        for expected in (*said, "64 (projected)", "Projected from n = 1, 2", "interconnect like the measured one are assumed"):
+        for expected in (*said, "64 (projected)", "Projected from n = 1, 2", "the same interconnect"):
             assert expected in words
     assert "64 (projected)" in table["text/html"]
     assert figure["image/png"]
@@ -85,10 +85,10 @@ def test_everything_shown_says_the_kind_of_scaling_its_ideal_and_what_is_project
 @pytest.mark.parametrize(
     ("announced", "adaptive", "parity", "said"),
     [
-        (("Statistics are each worker's own.",), "Adam", 4e-3, "what was announced makes"),
-        ((), "Adam", 4e-3, "Adam divides each gradient by its own size"),
-        ((), "Adam", 4e-2, "nothing was announced"),
-        ((), "", 4e-3, "nothing was announced"),
+        (("Statistics are each worker's own.",), "Adam", 4e-3, "the effects announced below explain"),
+        ((), "Adam", 4e-3, "Adam divides each gradient by its magnitude"),
+        ((), "Adam", 4e-2, "no announced effect explains"),
+        ((), "", 4e-3, "no announced effect explains"),
     ],
 )
 def test_a_parity_beyond_rounding_says_what_is_known_of_its_reason(
@@ -96,7 +96,7 @@ def test_a_parity_beyond_rounding_says_what_is_known_of_its_reason(
 ) -> None:
     words = present.study_table(study(1, 2, parity=parity, announced=announced, adaptive=adaptive))["text/plain"]
 
-    assert f"by more than {parity:.1e} of its norm, which is more than rounding (1e-05): {said}" in words
+    assert f"by more than {parity:.1e} of its norm, which exceeds rounding (1e-05): {said}" in words
     assert all(note in words for note in announced)
 
 
@@ -110,7 +110,7 @@ def test_a_weight_that_is_no_number_leaves_nothing_to_compare(place: int, lost: 
     found = [largest_difference(results) for results in ((whole, other), (other, whole), (other, other), (whole, other, whole))]
 
     assert found == [float("inf")] * 4
-    assert "some variable is not a number" in present.study_table(study(1, 2, parity=found[0]))["text/plain"]
+    assert "a variable is NaN or infinite" in present.study_table(study(1, 2, parity=found[0]))["text/plain"]
     assert largest_difference((whole, result(*[np.full(2, 1.5)] * 3))) == pytest.approx(0.5)
 
 
@@ -148,7 +148,7 @@ def test_a_study_that_cannot_be_projected_says_so_in_its_table_and_figure() -> N
     table, figure = present.study_bundles(stalling)
 
     for words in (table["text/plain"], figure["text/plain"]):
-        assert "Nothing is projected, since " in words
+        assert "No projection: " in words
         assert "(projected)" not in words
     assert not stalling.to_frame().projected.any()
 

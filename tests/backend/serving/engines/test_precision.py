@@ -221,7 +221,7 @@ def test_the_table_says_size_metrics_and_verdict(made: Any) -> None:
     assert text.startswith("In int8, measured on 600 rows of your validation data\n")
     assert [line.split()[0] for line in text.splitlines()[3:6]] == ["size", "accuracy", "loss"]
     assert "same answer" in text
-    assert text.splitlines()[-1].startswith("Judged by accuracy: a change of 0")
+    assert text.splitlines()[-1].startswith("Criterion: accuracy, change 0")
     assert found.sentence.startswith("accuracy 0.")
 
 

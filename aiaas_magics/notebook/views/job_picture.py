@@ -1,19 +1,19 @@
-"""A job's story as a picture: plain strings and numbers that any view can draw.
+"""Job picture: a job's story as plain strings and numbers that any view can draw.
 
-Owns what is said and in which words; pure. Drawing belongs to `widget`, `html` and `text_twins`.
-Nothing here is escaped: whoever makes markup of it escapes it.
+Owns the words; pure. Drawing belongs to `job_panel` and `static/job.js`. Nothing is escaped here: whoever makes markup escapes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
 from aiaas_magics.core.events import Phase
 from aiaas_magics.core.spec import JobState
 from aiaas_magics.core.story import JobStory, Lane
+from aiaas_magics.notebook.views.panel import Curve, PanelPicture
 from aiaas_magics.plots import text_twins
 
 SERIES_POINTS: Final = 300  # a line 300 pixels wide cannot show more
@@ -41,12 +41,6 @@ class LaneBox:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    name: str
-    points: tuple[tuple[float, float], ...]  # (epochs done, value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyStop:
     """One point of a study."""
 
@@ -55,27 +49,17 @@ class StudyStop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobPicture:
-    title: str
-    state: str
-    status: str
-    fraction: float
+class JobPicture(PanelPicture):
+    """`curves` are losses by epochs done."""
+
     phases: tuple[PhaseBox, ...] = ()
     lanes: tuple[LaneBox, ...] = ()
     lanes_left_out: int = 0
     curves: tuple[Curve, ...] = ()
     stops: tuple[StudyStop, ...] = ()
-    notices: tuple[str, ...] = ()
-    error: str = ""
-    hint: str = ""
-    final: bool = False
-
-    def as_json(self) -> dict[str, Any]:
-        """What travels to the widget."""
-        return asdict(self)
 
 
-def picture(
+def job_picture(
     story: JobStory, *, title: str, now_s: float, hint: str = "", stops: Sequence[StudyStop] = (), measuring: bool = False
 ) -> JobPicture:
     """The story as it stands at `now_s`, unix time by the clock of this machine.

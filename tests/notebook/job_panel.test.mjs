@@ -1,64 +1,7 @@
-// The widget's module in Node, with a stub of the few DOM calls that it makes.
+// The job panel and the frame that all panels share, in Node.
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
-
-class Node {
-  constructor(tag) {
-    this.tag = tag;
-    this.attributes = {};
-    this.children = [];
-    this.text = "";
-  }
-  setAttribute(name, value) {
-    this.attributes[name] = String(value);
-  }
-  append(...nodes) {
-    this.children.push(...nodes);
-  }
-  replaceChildren(...nodes) {
-    this.children = nodes;
-  }
-  set textContent(value) {
-    this.text = String(value);
-    this.children = [];
-  }
-  get textContent() {
-    return this.text + this.children.map((child) => child.textContent).join(" ");
-  }
-  set innerHTML(_) {
-    throw new Error("markup from strings is not allowed here");
-  }
-  all(test) {
-    return [...(test(this) ? [this] : []), ...this.children.flatMap((child) => child.all(test))];
-  }
-  byClass(name) {
-    return this.all((node) => (node.attributes.class ?? "").split(" ").includes(name));
-  }
-  byRole(role) {
-    return this.all((node) => node.attributes.role === role);
-  }
-}
-
-class Model {
-  constructor(picture) {
-    this.picture = picture;
-    this.listeners = new Set();
-  }
-  get() {
-    return this.picture;
-  }
-  on(name, listener) {
-    assert.equal(name, "change:picture");
-    this.listeners.add(listener);
-  }
-  off(name, listener) {
-    this.listeners.delete(listener);
-  }
-  set(changes) {
-    this.picture = { ...this.picture, ...changes };
-    for (const listener of this.listeners) listener();
-  }
-}
+import { Model, Node, module, shown as shownPicture } from "./dom_stub.mjs";
 
 const PICTURE = {
   title: "Job 7 · churn",
@@ -85,18 +28,10 @@ const PICTURE = {
   final: false,
 };
 
-globalThis.document = { createElement: (tag) => new Node(tag), createElementNS: (_, tag) => new Node(tag) };
-const module = await import(new URL(process.env.JOB_JS, import.meta.url));
-
 beforeEach(() => mock.timers.enable({ apis: ["setInterval", "Date"], now: 1_000_000 }));
 afterEach(() => mock.timers.reset());
 
-function shown(changes = {}) {
-  const model = new Model({ ...PICTURE, ...changes });
-  const el = new Node("div");
-  const cleanUp = module.default.render({ model, el });
-  return { model, el, cleanUp };
-}
+const shown = (changes = {}) => shownPicture({ ...PICTURE, ...changes });
 
 test("progress is a progressbar with its values and its state in words", () => {
   const { el } = shown();
