@@ -1,6 +1,6 @@
 """`python -m aiaas_magics.backend.serving --state DIR`: the command line of the inference process.
 
-Owns parsing it, and handing it to `inference_process`, or to `worker_process` in a front end that is not the first.
+Owns parsing it, and handing it to `inference_process`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import sys
 from typing import Final
 
 from aiaas_magics.backend.net.event_loop import fast_loop
-from aiaas_magics.backend.serving.front_ends import worker_process
-from aiaas_magics.backend.serving.front_ends.worker_process import Place
 from aiaas_magics.backend.serving.http.inference_app import BODY_BYTES, JSON_BYTES
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.process import inference_process
@@ -53,22 +51,15 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"the longest time that a model computes a batch, in seconds; also by {COMPUTE_VARIABLE} in the server's environment",
     )
     parser.add_argument("--parent", type=int, default=0, help="process that starts this one, which ends if that is gone too early")
-    parser.add_argument(
-        "--front-ends", type=int, default=1, help="processes that answer HTTP on the port; each opens every model for itself"
-    )
     parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="origin whose pages may ask; repeatable")
-    for handed_over in ("beside", "listener", "lock", "channel"):  # by the first front end to each other one
-        parser.add_argument(f"--{handed_over}", type=int, default=0, help=argparse.SUPPRESS)
-    given = vars(parser.parse_args(arguments))
-    place = Place(index=given.pop("beside"), listener=given.pop("listener"), lock=given.pop("lock"), channel=given.pop("channel"))
+    parsed = vars(parser.parse_args(arguments))
     os.umask(0o077)
     gc.set_threshold(GARBAGE_AFTER)
-    who = f"front end {place.index}: " if place.index else ""
-    log_to(sys.stderr, f"%(asctime)s %(levelname)s %(name)s: {who}%(message)s")
+    log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        options = InferenceOptions(**given | {"cors": tuple(given["cors"])})
+        options = InferenceOptions(**parsed | {"cors": tuple(parsed["cors"])})
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
-            runner.run(worker_process.run(options, place) if place.index else inference_process.run(options))
+            runner.run(inference_process.run(options))
     except AiaasError as error:
         print(error, file=sys.stderr)
         return 2

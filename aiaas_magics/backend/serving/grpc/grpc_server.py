@@ -26,7 +26,6 @@ from google.protobuf.message import DecodeError
 from aiaas_magics.backend.net import guard as rules
 from aiaas_magics.backend.net.guard import Allow, Guard
 from aiaas_magics.backend.net.limited_http import HEAD_S, most_connections, raise_descriptors
-from aiaas_magics.backend.serving.front_ends.aggregate import Everywhere, seen, spread
 from aiaas_magics.backend.serving.grpc import health, open_inference_grpc, tfserving_grpc
 from aiaas_magics.backend.serving.grpc.methods import (
     GrpcCall,
@@ -68,14 +67,10 @@ class Port:
 
 
 class GrpcServer:
-    """`await start()`, and calls are answered until `await stop()`.
+    """`await start()`, and calls are answered until `await stop()`."""
 
-    Args:
-        everywhere: The front ends of the HTTP port, where there are several: gRPC is answered by the first alone, and tells of all.
-    """
-
-    def __init__(self, registry: Registry, guard: Guard, port: Port, *, everywhere: Everywhere | None = None) -> None:
-        self._registry, self._port, self._everywhere = registry, port, everywhere
+    def __init__(self, registry: Registry, guard: Guard, port: Port) -> None:
+        self._registry, self._port = registry, port
         self._held = 0  # bytes of messages in memory, over all calls
         self._held_most = 8 * port.message_bytes  # guess, as over HTTP
         options = [
@@ -160,22 +155,14 @@ class GrpcServer:
                     left_s = context.time_remaining()
                     asked = replace(method.route(message), timeout_s=math.inf if left_s is None else left_s)
                     return await request_handler.respond(self._registry, method, asked, request)
-                return Response(200, (await self._look(method, message, request)).SerializeToString())
+                call = GrpcCall(registry=self._registry, message=message, request=request)
+                return Response(200, method.answer(call).SerializeToString())
         except Refused as refused:
             return refused.response
         except grpc.aio.BaseError:  # the caller is gone, or its message beyond the limit: grpc itself has answered
             raise
         except Exception as fault:  # noqa: BLE001 - border: what the caller sent is read here
             return request_handler.refusal(fault)
-
-    async def _look(self, method: Look, message: Any, request: Request) -> Any:
-        everywhere, registry = self._everywhere, self._registry
-        if everywhere is not None:
-            registry = await seen(everywhere, registry, method.action)
-        answer = method.answer(GrpcCall(registry=registry, message=message, request=request))
-        if everywhere is not None and method.action:
-            await spread(everywhere, method.action, getattr(answer, "model_name", ""))
-        return answer
 
     @contextmanager
     def _holding(self, raw: bytes) -> Iterator[None]:

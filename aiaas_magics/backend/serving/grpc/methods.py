@@ -62,7 +62,7 @@ class GrpcCall:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A method that computes nothing. `action` is the word for it over REST, where other front ends have to hear of it."""
+    """A method that computes nothing. `action` is that of the same operation over REST, where the guard has to know it."""
 
     takes: Any  # a message class
     answer: Callable[[GrpcCall], Any]

@@ -267,7 +267,7 @@ _METHODS: Final[Mapping[str, Method]] = {
     "ModelReady": Look(inference.ModelReadyRequest, model_ready),
     "ModelMetadata": Look(inference.ModelMetadataRequest, model_metadata),
     "ModelConfig": Look(inference.ModelConfigRequest, model_config),
-    "ModelStatistics": Look(inference.ModelStatisticsRequest, model_statistics, "statistics"),
+    "ModelStatistics": Look(inference.ModelStatisticsRequest, model_statistics),
     "RepositoryIndex": Look(inference.RepositoryIndexRequest, repository_index),
     "RepositoryModelLoad": Look(inference.RepositoryModelLoadRequest, repository_load, "load"),
     "RepositoryModelUnload": Look(inference.RepositoryModelUnloadRequest, repository_unload, "unload"),

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aiaas_magics.backend.net.guard import STRANGERS, Allow, Guard, facts_of
-from aiaas_magics.backend.serving.front_ends.aggregate import Everywhere
 from aiaas_magics.backend.serving.http import request_handler
 from aiaas_magics.backend.serving.http.compression import TooLarge, unpacked
 from aiaas_magics.backend.serving.http.fast_path.microbatch import Together
@@ -101,11 +100,7 @@ class Held:
 
 
 class App:
-    """`App(registry, guard)` is what uvicorn runs.
-
-    Args:
-        everywhere: The front ends of this port, where there are several.
-    """
+    """`App(registry, guard)` is what uvicorn runs."""
 
     def __init__(
         self,
@@ -115,9 +110,8 @@ class App:
         body_bytes: int = BODY_BYTES,
         json_bytes: int = JSON_BYTES,
         body_s: float = BODY_S,
-        everywhere: Everywhere | None = None,
     ) -> None:
-        self.registry, self.guard, self.everywhere = registry, guard, everywhere
+        self.registry, self.guard = registry, guard
         self.body_s = body_s
         self._body_bytes, self._json_bytes = body_bytes, json_bytes
         self.held = Held()
@@ -163,7 +157,7 @@ class App:
                 scheme=scope["scheme"],
                 computes=computes(headers),
             )
-            response = await request_handler.respond(self.registry, protocol, route, request, self.everywhere)
+            response = await request_handler.respond(self.registry, protocol, route, request)
         except BodyTooLarge as fault:
             await self._refuse(error(413, str(fault)), scope, receive, send)
             return

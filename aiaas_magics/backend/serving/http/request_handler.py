@@ -17,7 +17,6 @@ from typing import Final
 import numpy as np
 
 from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused, EngineTooSlow
-from aiaas_magics.backend.serving.front_ends.aggregate import Everywhere, look
 from aiaas_magics.backend.serving.http.compression import LARGE, compressed, encoding_for
 from aiaas_magics.backend.serving.models.batching import QueueFull, TooLate
 from aiaas_magics.backend.serving.models.registry import NotServed, Registry, UnknownLabel, Version
@@ -35,7 +34,6 @@ from aiaas_magics.backend.serving.protocols import (
 from aiaas_magics.backend.serving.protocols.discovery import discovery_routes
 from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
-from aiaas_magics.core.errors import BackendError
 from aiaas_magics.core.spec import DeploySpec
 
 log = logging.getLogger(__name__)
@@ -60,14 +58,10 @@ def protocol_of(path: str) -> InferenceProtocol:
     return PROTOCOLS.get(path[:4].lower(), discovery_routes)
 
 
-async def respond(
-    registry: Registry, protocol: InferenceProtocol, route: InferenceRoute, request: Request, everywhere: Everywhere | None = None
-) -> Response:
-    """The answer to a request on `route`, whatever it asks for; of all front ends, where there are several."""
+async def respond(registry: Registry, protocol: InferenceProtocol, route: InferenceRoute, request: Request) -> Response:
+    """The answer to a request on `route`, whatever it asks for."""
     if not route.infers:
-        if everywhere is None:
-            return protocol.look(registry, route, request)
-        return await look(everywhere, registry, protocol, route, request)
+        return protocol.look(registry, route, request)
     answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
 
     def done(response: Response) -> None:
@@ -195,8 +189,6 @@ def refusal(fault: Exception) -> Response:
     match fault:
         case BadValue():
             return error(fault.status, fault.text)
-        case BackendError():  # front ends that should have answered together
-            return error(503, str(fault), ((b"retry-after", b"1"),))
         case EngineRefused():
             return error(400, f"The model cannot compute this input: {fault}")
         case QueueFull():

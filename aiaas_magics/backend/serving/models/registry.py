@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -289,29 +289,6 @@ class Registry:
     def withdrawn(self) -> frozenset[str]:
         """The endpoints that do not answer until they are restored, those that are not loaded yet among them."""
         return frozenset(self._withdrawn)
-
-    def withhold(self, names: Collection[str]) -> None:
-        """These endpoints are withdrawn, and no others, whether they are loaded yet or not."""
-        self._withdrawn = set(names)
-
-    def with_figures(self, found: Mapping[tuple[str, int], EndpointStats]) -> Registry:
-        """A copy to look at, whose versions have the figures that are `found` for their name and number."""
-        seen = Registry(withdrawn=self._withdrawn)
-        for name, endpoint in self._endpoints.items():
-            versions = {
-                number: replace(version, figures=found.get((name, number), version.figures))
-                for number, version in endpoint.versions.items()
-            }
-            table = endpoint.table
-            if table is not None:
-                table = replace(
-                    table,
-                    live=versions[table.live.number],
-                    canary=None if table.canary is None else versions[table.canary.number],
-                    labels={label: versions[version.number] for label, version in table.labels.items()},
-                )
-            seen._endpoints[name] = ServedEndpoint(name, table, versions)
-        return seen
 
     def _get(self, name: str) -> ServedEndpoint:
         endpoint = self._endpoints.get(name)

@@ -27,8 +27,6 @@ from msgspec.structs import replace
 from aiaas_magics.backend.serving.models.autoscaling import scaled
 from aiaas_magics.backend.serving.process.control import (
     AnyCall,
-    Collect,
-    FrontEndCounts,
     Hello,
     Load,
     Reply,
@@ -53,7 +51,7 @@ LOAD_S: Final = 300.0  # guess: a SavedModel process imports TensorFlow, once fo
 ROUTE_S: Final = 300.0  # guess: versions that are of no more use are drained, and a SavedModel's request may take two minutes
 ANSWER_S: Final = 60.0  # guess: retiring waits for what is being answered
 STOP_S: Final = 20.0  # guess: twice what the process itself gives to requests that still run
-WATCH_S: Final = 5.0  # guess: how often it is asked whether it lives; as the first front end asks the others
+WATCH_S: Final = 5.0  # guess: how often it is asked whether it lives
 HUNG_S: Final = 10.0  # guess: no model computes in the loop that answers for longer than some milliseconds, so this is no busy moment
 POLL_S: Final = 0.02
 # Waits before another start, when the process died again: a machine without memory is not helped by haste. Guesses.
@@ -80,12 +78,11 @@ class InferenceHost:
     is back with the same endpoints by itself; `close` lets it live on, `stop` ends it.
 
     Args:
-        front_ends: How many processes answer on its port; the one that this host talks to is the first of them, and keeps the others.
         cors: Origins of web pages that may ask it.
     """
 
-    def __init__(self, *, front_ends: int = 1, cors: Sequence[str] = ()) -> None:
-        self._front_ends, self._cors = front_ends, tuple(cors)
+    def __init__(self, *, cors: Sequence[str] = ()) -> None:
+        self._cors = tuple(cors)
         self._files: Files | None = None
         self._running: RunningProcess | None = None
         self._command: list[str] = []
@@ -143,14 +140,12 @@ class InferenceHost:
         self._command += ["--parent", str(os.getpid())]
         self._command += ["--port", str(port)] if port else []
         self._command += ["--tls-cert", cert, "--tls-key", key] if tls else []
-        self._command += ["--front-ends", str(self._front_ends)] if self._front_ends > 1 else []
         self._command += [argument for origin in self._cors for argument in ("--cors", origin)]
         self._known = {}
         for record in sorted(recorded, key=lambda record: record.version):
             self._known.setdefault(record.spec.name, []).append(record)
         running = await self._living()
-        wanted = (host, cert, self._front_ends, self._cors)
-        if running is not None and (running.host, running.tls, running.front_ends, running.cors) != wanted:
+        if running is not None and (running.host, running.tls, running.cors) != (host, cert, self._cors):
             await self._end(running)
             running = None
         try:
@@ -224,14 +219,6 @@ class InferenceHost:
     async def status(self) -> dict[str, list[VersionView]]:
         """Every endpoint with its versions, the newest first, some of the past among them."""
         return (await self._call(StatusQuery(), answer_s=ANSWER_S)).status or {}
-
-    async def collect(self) -> tuple[FrontEndCounts, ...]:
-        """What each front end has counted.
-
-        Raises:
-            BackendTooSlow: one of them does not answer.
-        """
-        return (await self._call(Collect(), answer_s=ANSWER_S)).told
 
     async def close(self) -> None:
         """Let go of the process without ending it."""

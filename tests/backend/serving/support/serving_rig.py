@@ -49,17 +49,16 @@ class Rig:
         *,
         recorded: tuple[Recorded, ...] = (),
         tls: tuple[str, str] | None = None,
-        front_ends: int = 1,
         cors: tuple[str, ...] = (),
     ) -> None:
-        self.state, self._recorded, self._tls, self._front_ends, self._cors = state, recorded, tls, front_ends, cors
+        self.state, self._recorded, self._tls, self._cors = state, recorded, tls, cors
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rig")
 
     def __enter__(self) -> Self:
         self._thread.start()
         try:
-            self.host = self.run(_made(self._front_ends, self._cors))
+            self.host = self.run(_made(self._cors))
             self.run(self.host.start(self.state, tls=self._tls, recorded=self._recorded))
         except BaseException:
             self._end_loop()
@@ -168,5 +167,5 @@ def is_whole(answer: bytes) -> bool:
     return True
 
 
-async def _made(front_ends: int, cors: tuple[str, ...]) -> InferenceHost:
-    return InferenceHost(front_ends=front_ends, cors=cors)
+async def _made(cors: tuple[str, ...]) -> InferenceHost:
+    return InferenceHost(cors=cors)
