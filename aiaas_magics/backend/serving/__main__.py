@@ -16,7 +16,7 @@ from aiaas_magics.backend.net.event_loop import fast_loop
 from aiaas_magics.backend.serving.http.inference_app import BODY_BYTES, JSON_BYTES
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.process import inference_process
-from aiaas_magics.backend.serving.process.inference_process import InferenceOptions
+from aiaas_magics.backend.serving.process.inference_process import STOCK, InferenceOptions, ServedProtocols
 from aiaas_magics.core.errors import AiaasError
 from aiaas_magics.core.plain_text import log_to
 
@@ -26,8 +26,8 @@ JSON_VARIABLE: Final = "AIAAS_JSON_BYTES"  # the server that starts this process
 GARBAGE_AFTER: Final = 100_000  # objects more than before; measured: as quick as never
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """0 after an orderly end, 2 when it did not start."""
+def main(arguments: list[str] | None = None, protocols: ServedProtocols = STOCK) -> int:
+    """0 after an orderly end, 2 when it did not start. `protocols` are what the process speaks."""
     parser = argparse.ArgumentParser(
         prog="python -m aiaas_magics.backend.serving", description="Serve models that are loaded over a control socket."
     )
@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--parent", type=int, default=0, help="process that starts this one, which ends if that is gone too early")
     parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="origin whose pages may ask; repeatable")
+    parser.add_argument("--no-fast-path", dest="fast_path", action="store_false", help="answer every request through ASGI, for tests")
     parsed = vars(parser.parse_args(arguments))
     os.umask(0o077)
     gc.set_threshold(GARBAGE_AFTER)
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = InferenceOptions(**parsed | {"cors": tuple(parsed["cors"])})
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
-            runner.run(inference_process.run(options))
+            runner.run(inference_process.run(options, protocols))
     except AiaasError as error:
         print(error, file=sys.stderr)
         return 2

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from aiaas_magics.backend.serving.http import prometheus
 from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.backend.serving.models.stats import EndpointStats
+from aiaas_magics.backend.serving.protocols.discovery import prometheus
 from aiaas_magics.core.routing import Routing
 from aiaas_magics.core.scaling.endpoint_samples import VersionCounts, counts_in, sample_of
 from aiaas_magics.core.spec import DeploySpec

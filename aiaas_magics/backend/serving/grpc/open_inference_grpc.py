@@ -25,7 +25,7 @@ from aiaas_magics.backend.serving.protocols import BadValue, Response, rows_of
 from aiaas_magics.backend.serving.protocols.open_inference import inference_codec as tensors
 from aiaas_magics.backend.serving.protocols.open_inference import inference_documents as documents
 from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
-from aiaas_magics.backend.serving.protocols.operations import LARGEST_VERSION, OperationRoute
+from aiaas_magics.backend.serving.protocols.operations import LARGEST_VERSION
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
 from aiaas_magics.core.spec import TensorSpec
 
@@ -59,7 +59,7 @@ def number_of(version: str) -> int | None:
 
 
 def version_of(call: GrpcCall, name: str, version: str) -> Version:
-    return find(call, open_inference_rest, OperationRoute(action="metadata", name=name, version=number_of(version)))
+    return find(call, open_inference_rest, open_inference_rest.PATHS.route("metadata", name=name, version=number_of(version)))
 
 
 # --------------------------------------------------------------------------- infer
@@ -242,7 +242,7 @@ def _control(call: GrpcCall, action: str) -> str:
     name: str = message.model_name or message.repository_name  # the latter is KServe's number for the model's
     document = orjson.dumps({"parameters": dict.fromkeys(message.parameters, True)})
     request = msgspec.structs.replace(call.request, body=document)
-    response = open_inference_rest.look(call.registry, OperationRoute(action=action, name=name), request)
+    response = open_inference_rest.look(call.registry, open_inference_rest.PATHS.route(action, name=name), request)
     if response.status != 200:
         raise Refused(response)
     return name
@@ -269,7 +269,7 @@ _METHODS: Final[Mapping[str, Method]] = {
     "ModelConfig": Look(inference.ModelConfigRequest, model_config),
     "ModelStatistics": Look(inference.ModelStatisticsRequest, model_statistics),
     "RepositoryIndex": Look(inference.RepositoryIndexRequest, repository_index),
-    "RepositoryModelLoad": Look(inference.RepositoryModelLoadRequest, repository_load, "load"),
-    "RepositoryModelUnload": Look(inference.RepositoryModelUnloadRequest, repository_unload, "unload"),
+    "RepositoryModelLoad": Look(inference.RepositoryModelLoadRequest, repository_load, manages=True),
+    "RepositoryModelUnload": Look(inference.RepositoryModelUnloadRequest, repository_unload, manages=True),
 }
 METHODS: Final[Mapping[str, Method]] = {f"/{SERVICE}/{name}": method for name, method in _METHODS.items()}

@@ -23,7 +23,6 @@ from aiaas_magics.backend.serving.grpc.tensor_proto import from_proto, to_proto
 from aiaas_magics.backend.serving.grpc.tfserving_schema import MODEL_SERVICE, PREDICTION_SERVICE, serving
 from aiaas_magics.backend.serving.models.registry import Version
 from aiaas_magics.backend.serving.protocols import BadValue, Response, rows_of
-from aiaas_magics.backend.serving.protocols.operations import OperationRoute
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_examples, tfserving_json, tfserving_rest
 from aiaas_magics.core.spec import TensorSpec
 
@@ -173,7 +172,7 @@ def model_metadata(call: GrpcCall) -> Any:
 def looked(call: GrpcCall, action: str) -> Any:
     """REST's document, which is these messages in their JSON form."""
     spec = call.message.model_spec
-    asked = OperationRoute(action=action, name=spec.name, version=number_of(spec), label=spec.version_label or None)
+    asked = tfserving_rest.PATHS.route(action, name=spec.name, version=number_of(spec), label=spec.version_label or None)
     response = tfserving_rest.look(call.registry, asked, call.request)
     if response.status != 200:
         raise Refused(response)

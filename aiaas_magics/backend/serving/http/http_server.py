@@ -1,30 +1,39 @@
 """HTTP server of the inference process: uvicorn's, on a socket that it is given.
 
-Owns its configuration. What is said on a connection belongs to `http1` and `inference_app`.
+Owns its configuration. What is said on a connection belongs to `connection`, `fast_path` and `inference_app`.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, Final
 
 import uvicorn
 
 from aiaas_magics.backend.net.accepting import LimitedServer
 from aiaas_magics.backend.net.limited_http import KEEP_ALIVE_S
-from aiaas_magics.backend.serving.http.fast_path.http1 import Http1
+from aiaas_magics.backend.serving.http.connection import InferenceConnection
 from aiaas_magics.backend.serving.http.inference_app import App
 
 BACKLOG: Final = 2048  # uvicorn's own default
 DRAIN_S: Final = 10  # guess: what a request that runs at SIGTERM may still take
 
 
-def configured(app: App, tls_cert: str = "", tls_key: str = "") -> uvicorn.Config:
-    """Files of a certificate and its key, or neither."""
+def configured(
+    app: App, *, connection: Callable[..., InferenceConnection] = InferenceConnection, tls_cert: str = "", tls_key: str = ""
+) -> uvicorn.Config:
+    """uvicorn's configuration.
+
+    Args:
+        connection: Makes a connection, as uvicorn calls it: `FastPath(app).connection` answers plain predictions below ASGI.
+        tls_cert: File of the certificate; with `tls_key`, or neither.
+        tls_key: File of its key.
+    """
     tls: dict[str, Any] = {"ssl_certfile": tls_cert, "ssl_keyfile": tls_key} if tls_cert else {}
     return uvicorn.Config(
         app,
-        http=Http1,
+        http=connection,  # type: ignore[arg-type] # uvicorn calls it, and nothing else
         ws="none",
         lifespan="off",
         interface="asgi3",

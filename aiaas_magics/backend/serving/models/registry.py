@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from msgspec.structs import replace as replace_fields
@@ -26,9 +26,6 @@ from aiaas_magics.backend.serving.models.stats import EndpointStats
 from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.routing import Routing, place_of
 from aiaas_magics.core.spec import DeploySpec, VersionView
-
-if TYPE_CHECKING:
-    from aiaas_magics.backend.serving.http.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +50,23 @@ class NotServed(LookupError):
     """No such endpoint, or no such version of it."""
 
 
+class TakenDown(Exception):
+    """A version was closed while it was still answering: it took longer than a drain lasts."""
+
+    def __init__(self, name: str, number: int) -> None:
+        super().__init__(name, number)
+        self.name, self.number = name, number
+
+    def __str__(self) -> str:
+        return f"Version {self.number} of {self.name} was taken down before this answer was whole. Send the request again."
+
+
+class Cuttable(Protocol):
+    """An answer that is computed while it is read, and can be ended early."""
+
+    def cut(self) -> None: ...
+
+
 class UnknownLabel(NotServed):
     """No version of the endpoint has this label."""
 
@@ -73,6 +87,7 @@ class Version:
     fault: str = ""
     body_bytes: int = 0  # that a request for it may have
     figures: EndpointStats = field(default_factory=EndpointStats)
+    streams: set[Cuttable] = field(default_factory=set)  # answers under way that are computed while they are read
     _found: dict[object, Any] = field(default_factory=dict)
     _leases: int = 0
     _free: asyncio.Event = field(default_factory=asyncio.Event)
@@ -128,6 +143,8 @@ class Version:
                     await self._free.wait()
         except TimeoutError:
             log.warning("%s version %d is closed with %d requests under way", self.spec.name, self.number, self._leases)
+            for stream in tuple(self.streams):
+                stream.cut()
         executor, self.executor = self.executor, None
         if executor is not None:
             await executor.close()
@@ -175,7 +192,6 @@ class Registry:
         self._withdrawn = set(withdrawn)
         self._keep_withdrawn = keep_withdrawn
         self.expected = set(expected)
-        self.tracing: Tracing | None = None  # looks on, where somebody wants to know
 
     def names(self) -> list[str]:
         return sorted(self._endpoints)

@@ -88,6 +88,7 @@ class EndpointStats:
     requests: int = 0
     failed: int = 0  # refused for what they held, or lost with the engine
     refused: int = 0  # not taken in: the queue was full
+    abandoned: int = 0  # streams whose reader left before the end
     rows: int = 0
     queue_ns: int = 0  # summed over requests
     compute_ns: int = 0  # summed over batches

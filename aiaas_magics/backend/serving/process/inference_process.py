@@ -1,7 +1,7 @@
 """The inference process: a port for HTTP and one for gRPC, and a socket for control.
 
 Owns the order of starting and ending, and refusing to start where it would be unsafe. The
-parts belong to their modules: `app` and `grpc.server` answer predictions, `model_loader` carries out control calls.
+parts belong to their modules: `inference_app` and `grpc_server` answer predictions, `model_loader` carries out control calls.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -23,8 +24,12 @@ from aiaas_magics.backend.net.cors import Cors
 from aiaas_magics.backend.net.guard import LOOPBACK, Guard
 from aiaas_magics.backend.net.server_certificate import check_pair
 from aiaas_magics.backend.serving.http import tracing
+from aiaas_magics.backend.serving.http.connection import InferenceConnection
+from aiaas_magics.backend.serving.http.fast_path.fast_connection import FastPath
 from aiaas_magics.backend.serving.http.http_server import BACKLOG, InferenceServer, configured
 from aiaas_magics.backend.serving.http.inference_app import BODY_BYTES, JSON_BYTES, App
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
+from aiaas_magics.backend.serving.http.rest_protocols import ROUTES
 from aiaas_magics.backend.serving.models.autoscaling import WINDOW_S
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.model_loader import Loader
@@ -41,6 +46,7 @@ from aiaas_magics.backend.serving.process.control import (
     StopProcess,
 )
 from aiaas_magics.backend.serving.process.state_directory import Files, RunningProcess
+from aiaas_magics.backend.serving.protocols.route_table import RouteTable
 from aiaas_magics.core import process_id, settings
 from aiaas_magics.core.clock import SystemClock
 from aiaas_magics.core.errors import CannotStart, InvalidSpec
@@ -49,6 +55,7 @@ from aiaas_magics.core.spec import Value
 
 if TYPE_CHECKING:
     from aiaas_magics.backend.serving.grpc.grpc_server import GrpcServer
+    from aiaas_magics.backend.serving.grpc.methods import Method
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +79,7 @@ class InferenceOptions(Value, frozen=True, kw_only=True):
     compute_s: float = Limits().compute_s
     parent: int = 0  # process that started this one, if it is to be looked for there
     cors: tuple[str, ...] = ()  # origins of pages that may ask
+    fast_path: bool = True  # False: every request goes through ASGI, for tests
 
     def __post_init__(self) -> None:
         Cors.parse(self.cors)
@@ -83,8 +91,24 @@ class InferenceOptions(Value, frozen=True, kw_only=True):
             )
 
 
-async def run(options: InferenceOptions) -> None:
-    """Serve until SIGTERM, SIGINT or a `Stop`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedProtocols:
+    """What a process speaks.
+
+    Args:
+        routes: The operations over HTTP.
+        grpc_methods: Methods over gRPC by their paths, beside those that every process has; called once the library is there.
+    """
+
+    routes: RouteTable = ROUTES
+    grpc_methods: Callable[[], Mapping[str, Method]] = dict
+
+
+STOCK: Final = ServedProtocols()
+
+
+async def run(options: InferenceOptions, protocols: ServedProtocols = STOCK) -> None:
+    """Serve until SIGTERM, SIGINT or a `StopProcess`.
 
     Raises:
         InvalidSpec: the certificate and its key cannot be used.
@@ -101,17 +125,19 @@ async def run(options: InferenceOptions) -> None:
         listener = held.enter_context(_listener(options, files))
         grpc_port = _grpc_port(options, files)
         registry = Registry(withdrawn=files.withdrawn(), keep_withdrawn=files.keep_withdrawn, expected=files.expected())
-        registry.tracing = held.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
+        spans = held.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
         limits = Limits(body_bytes=options.body_bytes, compute_s=options.compute_s)
         loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits)
         guard = _guard(options, files)
-        app = App(registry, guard, body_bytes=options.body_bytes, json_bytes=options.json_bytes)
-        server = InferenceServer(configured(app, options.tls_cert, options.tls_key))
+        handler = RequestHandler(registry, tracing=spans)
+        app = App(handler, guard, body_bytes=options.body_bytes, json_bytes=options.json_bytes, routes=protocols.routes)
+        connection = FastPath(app).connection if options.fast_path else InferenceConnection
+        server = InferenceServer(configured(app, connection=connection, tls_cert=options.tls_cert, tls_key=options.tls_key))
         _on_signals(lambda: setattr(server, "should_exit", True))
         secret = secrets.token_urlsafe(32)
         if options.parent and os.getppid() != options.parent:
             raise CannotStart("The inference process", "whoever started it ended first, so that nobody would find it", files.log.name)
-        grpc = asyncio.create_task(_serve_grpc(options, grpc_port, app, server))
+        grpc = asyncio.create_task(_serve_grpc(options, grpc_port, app, server, protocols))
         async with control.listening(files.socket, secret=secret, answer=_answering(loader, registry, server, grpc)) as address:
             files.keep_running(_running(options, listener, grpc_port, address, secret))
             watch = asyncio.create_task(_end_when_disowned(files, server))
@@ -151,14 +177,14 @@ def _forget(files: Files) -> None:
         files.forget_running()
 
 
-async def _serve_grpc(options: InferenceOptions, port: int, app: App, server: InferenceServer) -> GrpcServer:
+async def _serve_grpc(options: InferenceOptions, port: int, app: App, server: InferenceServer, protocols: ServedProtocols) -> GrpcServer:
     """gRPC beside HTTP, which does not wait for it: the libraries take a moment."""
     await asyncio.to_thread(_preload)
     from aiaas_magics.backend.serving.grpc.grpc_server import GrpcServer, Port
 
     try:
         where = Port(host=options.host, number=port, message_bytes=options.body_bytes, tls=_tls(options))
-        grpc = GrpcServer(app.registry, app.guard, where)
+        grpc = GrpcServer(app.handler, app.guard, where, more_methods=protocols.grpc_methods())
         await grpc.start()
     except BaseException:
         # Somebody took the port in between, and is being sent our token: the next process has another port and token.

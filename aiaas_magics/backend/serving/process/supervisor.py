@@ -54,6 +54,8 @@ STOP_S: Final = 20.0  # guess: twice what the process itself gives to requests t
 WATCH_S: Final = 5.0  # guess: how often it is asked whether it lives
 HUNG_S: Final = 10.0  # guess: no model computes in the loop that answers for longer than some milliseconds, so this is no busy moment
 POLL_S: Final = 0.02
+# -P: the folder that the server was started in is no place to import from.
+PROGRAM: Final = (sys.executable, "-P", "-m", "aiaas_magics.backend.serving")
 # Waits before another start, when the process died again: a machine without memory is not helped by haste. Guesses.
 RESTART_WAITS_S: Final = (0.0, 0.5, 2.0, 5.0, 10.0)
 STEADY_S: Final = 60.0  # guess: a process that lived this long did not die of its start
@@ -79,10 +81,11 @@ class InferenceHost:
 
     Args:
         cors: Origins of web pages that may ask it.
+        program: What is run, up to its options.
     """
 
-    def __init__(self, *, cors: Sequence[str] = ()) -> None:
-        self._cors = tuple(cors)
+    def __init__(self, *, cors: Sequence[str] = (), program: Sequence[str] = PROGRAM) -> None:
+        self._cors, self._program = tuple(cors), tuple(program)
         self._files: Files | None = None
         self._running: RunningProcess | None = None
         self._command: list[str] = []
@@ -135,8 +138,7 @@ class InferenceHost:
         self._files = Files(state_dir)
         self._files.make()
         cert, key = tls or ("", "")
-        # -P: the folder that the server was started in is no place to import from.
-        self._command = [sys.executable, "-P", "-m", "aiaas_magics.backend.serving", "--state", str(state_dir), "--host", host]
+        self._command = [*self._program, "--state", str(state_dir), "--host", host]
         self._command += ["--parent", str(os.getpid())]
         self._command += ["--port", str(port)] if port else []
         self._command += ["--tls-cert", cert, "--tls-key", key] if tls else []

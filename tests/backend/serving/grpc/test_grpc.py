@@ -459,7 +459,7 @@ def test_its_messages_live_beside_tensorflows_and_are_the_same_on_the_wire() -> 
     """In a process of its own: TensorFlow stays out of the test process."""
     program = """
 import numpy as np
-from aiaas_magics.backend.serving.grpc import server, tensor_proto, tfserving_schema as ours
+from aiaas_magics.backend.serving.grpc import grpc_server, tensor_proto, tfserving_schema as ours
 import tensorflow as tf
 from tensorflow.core.example import example_pb2, feature_pb2
 from tensorflow.core.protobuf import meta_graph_pb2

@@ -16,6 +16,7 @@ import pytest
 from aiaas_magics.backend.net.cors import EVERY, Cors, parse_origin
 from aiaas_magics.backend.net.guard import FOREIGN_PAGE, Allow, Facts, Guard, Refuse
 from aiaas_magics.backend.serving.http.inference_app import App
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
 from aiaas_magics.backend.serving.models.registry import Registry
 from aiaas_magics.core.errors import InvalidSpec
 from tests.backend.serving.support import serving_models
@@ -126,7 +127,7 @@ async def headers_of(guard: Guard, method: bytes, origin: bytes) -> list[tuple[b
     async def receive() -> Any:
         return {"type": "http.request", "body": b""}
 
-    await App(Registry(), guard)(scope, receive, send)
+    await App(RequestHandler(Registry()), guard)(scope, receive, send)
     return list(sent[0]["headers"])
 
 

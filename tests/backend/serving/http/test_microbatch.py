@@ -12,6 +12,7 @@ import pytest
 from aiaas_magics.backend.serving.engines import EngineRefused
 from aiaas_magics.backend.serving.http.fast_path import microbatch
 from aiaas_magics.backend.serving.http.fast_path.microbatch import Together, place_of
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.backend.serving.models.replicas import Inline, Replicas
@@ -70,7 +71,7 @@ class Served:
     def __init__(self, **limits: Any) -> None:
         self.registry, self.engines = Registry(), dict[tuple[str, int], Times]()
         self.limits = Limits(**limits)
-        self.together = Together(self.registry)
+        self.together = Together(RequestHandler(self.registry))
 
     def load(self, name: str, number: int, *, columns: int = 1, engine: type[Times] = Times, **more: Any) -> Version:
         spec = spec_of(name, [tensor("x", "float32", -1, columns)], [tensor("y", "float32", -1, columns)])

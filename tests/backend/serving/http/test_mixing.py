@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
-from aiaas_magics.backend.serving.http.request_handler import respond
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
 from aiaas_magics.backend.serving.models.batching import BatchQueue, Limits, QueueFull, Waiting
 from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.backend.serving.models.replicas import Replicas, answers_of
@@ -24,7 +24,6 @@ from aiaas_magics.backend.serving.models.stats import EndpointStats
 from aiaas_magics.backend.serving.protocols import Request
 from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
-from aiaas_magics.backend.serving.protocols.tfserving.tfserving_rest import OperationRoute
 from aiaas_magics.core.routing import Routing
 from tests.backend.serving.support.serving_models import lookup, plus, spec_of, tensor
 from tests.backend.serving.support.serving_rig import Rig
@@ -221,9 +220,9 @@ async def test_a_full_queue_is_503_with_retry_after_and_the_others_are_answered(
     version.executor = Replicas([engine], name="busy", batchable=False, limits=Limits(waiting=2), figures=version.figures)
     registry.ready(version)
     registry.route("busy", Routing(live=1))
-    route = OperationRoute(action="predict", name="busy")
+    route = tfserving_rest.PATHS.route("predict", name="busy")
     requests = [Request(method="POST", path="/v1/models/busy:predict", body=b'{"instances": [%d.0]}' % n) for n in range(8)]
-    asked = [asyncio.create_task(respond(registry, tfserving_rest, route, request)) for request in requests]
+    asked = [asyncio.create_task(RequestHandler(registry).respond(tfserving_rest, route, request)) for request in requests]
     done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
 
     engine.go.set()
@@ -255,7 +254,9 @@ async def test_a_request_whose_timeout_is_over_is_not_computed_and_the_others_ar
     ]
     requests = [Request(method="POST", path="/v2/models/busy/infer", body=json.dumps(body).encode()) for body in bodies]
     asked = [
-        asyncio.create_task(respond(registry, open_inference_rest, OperationRoute(action="infer", name="busy"), request))
+        asyncio.create_task(
+            RequestHandler(registry).respond(open_inference_rest, open_inference_rest.PATHS.route("infer", name="busy"), request)
+        )
         for request in requests
     ]
     await asyncio.sleep(0.01)  # the first occupies the engine, and more than a microsecond is over

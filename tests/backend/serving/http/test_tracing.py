@@ -273,7 +273,8 @@ def ended(rig: Rig) -> int:
 def test_without_a_receiver_nothing_of_it_is_there(environment: dict[str, str]) -> None:
     probe = (
         "import sys\n"
-        "from aiaas_magics.backend.serving import process, tracing\n"
+        "from aiaas_magics.backend.serving.http import tracing\n"
+        "from aiaas_magics.backend.serving.process import inference_process\n"
         "with tracing.from_environment(scheme='http') as made:\n"
         "    print(made, [name for name in sys.modules if name.startswith('opentelemetry')])"
     )

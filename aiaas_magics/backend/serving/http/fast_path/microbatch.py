@@ -1,4 +1,4 @@
-"""Plain predictions that one turn of the event loop has read, answered together at its end.
+"""Micro-batches of the fast path: plain predictions that one turn of the event loop has read, answered together at its end.
 
 Owns the short cut for what nearly every request to a small model is: rows of numbers, for a model that runs in the event loop.
 They are read, computed and answered in one loop, without an object and a callback for each of them; a small model takes less time
@@ -18,8 +18,9 @@ from typing import Final, Protocol
 import numpy as np
 
 from aiaas_magics.backend.serving.http.compression import LARGE
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
 from aiaas_magics.backend.serving.models.batching import Limits
-from aiaas_magics.backend.serving.models.registry import Registry, Version
+from aiaas_magics.backend.serving.models.registry import Version
 from aiaas_magics.backend.serving.models.replicas import Inline
 from aiaas_magics.backend.serving.protocols import FormOf, Plain, PlainForm, Response
 
@@ -57,10 +58,10 @@ place_of = lru_cache(maxsize=1024)(PlainTarget)  # guess: as many as heads are k
 
 
 class Together:
-    """Answers plain predictions for the versions of `registry`. Everything happens in the event loop."""
+    """Answers plain predictions for the versions of a registry. Everything happens in the event loop."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, handler: RequestHandler) -> None:
+        self._registry, self._is_traced = handler.registry, handler.tracing is not None
         self._asked: list[tuple[PlainTarget, Prediction]] = []
         self._turn_comes = False
 
@@ -90,7 +91,7 @@ class Together:
 
     def _answer(self, place: PlainTarget, predictions: Sequence[Prediction]) -> None:
         version = self._registry.only(place.name, place.version, label=place.label)
-        executor = None if version is None or self._registry.tracing is not None else version.executor
+        executor = None if version is None or self._is_traced else version.executor
         if version is None or not isinstance(executor, Inline) or not executor.joins or (form := version.once(place.form)) is None:
             _begin(predictions)
             return

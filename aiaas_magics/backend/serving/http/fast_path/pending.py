@@ -1,6 +1,6 @@
-"""Predictions that are answered below ASGI: what is known of their heads, and their order on a connection.
+"""Pending predictions of the fast path: what their heads say, and their order on a connection.
 
-Owns the values; reading them off the wire and writing answers belongs to `http1`.
+Owns the values; reading them off the wire and writing answers belongs to `fast_connection`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from typing import Final
 
 import msgspec
 
-from aiaas_magics.backend.serving.http import request_handler
 from aiaas_magics.backend.serving.http.fast_path.microbatch import PlainTarget, place_of
-from aiaas_magics.backend.serving.models.registry import Registry
-from aiaas_magics.backend.serving.protocols import Headers, InferenceProtocol, InferenceRoute, Request, Response, computes
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
+from aiaas_magics.backend.serving.protocols import Headers, InferenceProtocol, Request, Response, computes
 from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH
-from aiaas_magics.backend.serving.protocols.operations import OperationRoute as PathRoute
+from aiaas_magics.backend.serving.protocols.operations import OperationRoute
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class ParsedHead:
     headers: Headers  # with names in lower case
     path: str
     protocol: InferenceProtocol
-    route: InferenceRoute
+    route: OperationRoute
     computes: bool
     json_bytes: int  # of a body whose head says how much of it is JSON; else 0
     place: PlainTarget | None  # whom it asks, if it may be answered together with others
@@ -39,10 +38,10 @@ UNKNOWN: Final[tuple[ParsedHead | None, int]] = (None, 0)
 
 
 def known_of(
-    url: bytes, raw: list[tuple[bytes, bytes]], headers: Headers, path: str, protocol: InferenceProtocol, route: InferenceRoute
+    url: bytes, raw: list[tuple[bytes, bytes]], headers: Headers, path: str, protocol: InferenceProtocol, route: OperationRoute
 ) -> ParsedHead:
     wanted, told = computes(headers), [value for name, value in headers if name == JSON_LENGTH]
-    form = request_handler.PLAIN_FORMS.get((protocol, route.action)) if wanted and isinstance(route, PathRoute) else None
+    form = route.operation.plain_form if wanted else None
     return ParsedHead(
         url=url,
         raw=raw,
@@ -73,8 +72,8 @@ class Pending:
         flush: Sends the answers that may be sent: those before which no other is missing.
     """
 
-    def __init__(self, registry: Registry, client: bytes, flush: Callable[[], None]) -> None:
-        self.registry, self.client, self.flush = registry, client, flush
+    def __init__(self, handler: RequestHandler, client: bytes, flush: Callable[[], None]) -> None:
+        self.handler, self.client, self.flush = handler, client, flush
         self.slots: deque[Slot] = deque()
         self.keep_alive = True
         self.disconnected = False
@@ -103,7 +102,7 @@ class PendingPrediction(Slot, eq=False):
         request = Request(
             method="POST", path=known.path, headers=known.headers, body=self.body, client=pending.client, computes=known.computes
         )
-        request_handler.begin(pending.registry, known.protocol, known.route, request, self.answer)
+        pending.handler.begin(known.protocol, known.route, request, self.answer)
 
     def answer(self, response: Response) -> None:
         self.response = response

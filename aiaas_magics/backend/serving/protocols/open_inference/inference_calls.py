@@ -2,7 +2,7 @@
 
 Owns which outputs are wanted in which form and the document that they are told in, and the requests whose JSON came before: a
 client that sends tensors as bytes mostly sends the same JSON before them, and it takes longer to read than small tensors to
-compute. How a request is read the first time, and what is wrong with one, belongs to `openinference`.
+compute. How a request is read the first time, and what is wrong with one, belongs to `open_inference_rest`.
 """
 
 from __future__ import annotations

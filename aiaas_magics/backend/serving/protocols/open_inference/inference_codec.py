@@ -1,7 +1,7 @@
 """Open Inference Protocol v2: its documents, its datatypes, and tensors as JSON or as raw bytes.
 
 Owns how a value becomes a tensor and back, in both forms, and the sentences for those that do
-not. Which route a body came by belongs to `openinference`; JSON values share their rules with
+not. Which route a body came by belongs to `open_inference_rest`; JSON values share their rules with
 TensorFlow Serving's (`tfserving_json`).
 
 Sources: kserve/open-inference-protocol, and docs/protocol/extension_binary_data.md of

@@ -1,7 +1,7 @@
 """What Open Inference Protocol v2 tells about the server and its models.
 
 Owns the documents: server, model metadata, configuration, statistics, repository index. gRPC
-tells the same in messages. Which path asks for which belongs to `openinference`.
+tells the same in messages. Which path asks for which belongs to `open_inference_rest`.
 
 Sources: docs/protocol/extension_{model_configuration,model_repository,statistics}.md of
 https://github.com/triton-inference-server/server, and its model_config.proto.

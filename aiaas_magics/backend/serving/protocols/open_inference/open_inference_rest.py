@@ -29,48 +29,25 @@ from aiaas_magics.backend.serving.protocols.open_inference import inference_docu
 from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH, PLAIN, Documents, InferCall, Wanted
 from aiaas_magics.backend.serving.protocols.open_inference.inference_codec import InferRequest, Input, RequestedOutput
 from aiaas_magics.backend.serving.protocols.open_inference.inference_documents import ControlRequest, IndexRequest
-from aiaas_magics.backend.serving.protocols.operations import BadVersion, Operation, OperationRoute, PathTable
+from aiaas_magics.backend.serving.protocols.operations import BINARY_TYPE, JSON_TYPE, Missed, Operation, OperationRoute, PathTable
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
 from aiaas_magics.core.spec import TensorSpec
 
-WHICH: Final = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
-PATHS: Final = PathTable(
-    (
-        Operation("GET", "/v2", "server", "What this server is, and the extensions that it speaks"),
-        Operation("GET", "/v2/", "server", "What this server is, and the extensions that it speaks"),
-        Operation("GET", "/v2/health/live", "live", "Whether the server runs"),
-        Operation("GET", "/v2/health/ready", "ready", "Whether every model has a version that answers"),
-        Operation("GET", "/v2/models/stats", "all_statistics", "Counts and times of every model"),
-        Operation("POST", "/v2/repository/index", "index", "Every version of every model, and its state"),
-        Operation("POST", "/v2/repository/models/{name}/load", "load", "Let a withdrawn model answer again"),
-        Operation("POST", "/v2/repository/models/{name}/unload", "unload", "Withdraw a model: it stays loaded and does not answer"),
-        *(
-            operation
-            for which in WHICH
-            for operation in (
-                Operation("GET", which, "metadata", "The model's inputs and outputs"),
-                Operation("GET", f"{which}/ready", "model_ready", "Whether the model answers"),
-                Operation("GET", f"{which}/config", "config", "The model's configuration, as Triton words it"),
-                Operation("GET", f"{which}/stats", "statistics", "Counts and times of the model"),
-                Operation("POST", f"{which}/infer", "infer", "Outputs for inputs, as JSON or as binary tensors"),
-            )
-        ),
-    )
-)
+NAME: Final = "open-inference"
+TITLE: Final = "Open Inference Protocol"
+ABOUT: Final = "Version 2, with binary tensors and Triton's repository requests"
 
 
-def find_route(method: str, path: str) -> OperationRoute | Response:
-    """The route of a request line, or the answer to one that is none: 405 for a wrong verb, 404 for no path."""
-    try:
-        found = PATHS.find(method, path)
-    except BadVersion as fault:
-        return error(400, f"Version {str(fault)[:100]} is beyond what a version can be.")
-    if isinstance(found, OperationRoute):
-        return found
-    if found.allowed:
-        allowed = ", ".join(found.allowed)
+def no_route(_method: str, path: str, missed: Missed) -> Response | None:
+    """What a request line below `/v2` is answered with that is no operation: 405 for a wrong verb, 404 for no path."""
+    if missed.bad_version:
+        return error(400, f"Version {missed.bad_version[:100]} is beyond what a version can be.")
+    if missed.allowed:
+        allowed = ", ".join(missed.allowed)
         return error(405, f"Method Not Allowed. This path takes {allowed}.", ((b"allow", allowed.encode()),))
-    return error(404, "Not Found. GET /openapi.json has every path.")
+    if path.lower().split("/")[:2] == ["", "v2"]:
+        return error(404, "Not Found. GET /openapi.json has every path.")
+    return None
 
 
 # --------------------------------------------------------------------------- infer
@@ -333,4 +310,60 @@ _LOOKS: Final[Mapping[str, Callable[[Registry, OperationRoute, Request], Respons
         "unload": _unload,
         "index": lambda registry, _, request: _json(documents.index(registry, documents.read(request.body, IndexRequest))),
     }
+)
+
+WHICH: Final = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+SERVER: Final = "What this server is, and the extensions that it speaks"
+INFER: Final = "Outputs for inputs, as JSON or as binary tensors"
+UNLOAD: Final = "Withdraw a model: it stays loaded and does not answer"
+BOTH: Final = (JSON_TYPE, BINARY_TYPE)
+PATHS: Final = PathTable(
+    (
+        Operation("GET", "/v2", "server", SERVER, answer="Server"),
+        Operation("GET", "/v2/", "server", SERVER, answer="Server", id="server_with_slash"),
+        Operation("GET", "/v2/health/live", "live", "Whether the server runs"),
+        Operation("GET", "/v2/health/ready", "ready", "Whether every model has a version that answers"),
+        Operation("GET", "/v2/models/stats", "all_statistics", "Counts and times of every model", answer="Statistics"),
+        Operation(
+            "POST",
+            "/v2/repository/index",
+            "index",
+            "Every version of every model, and its state",
+            body="RepositoryQuery",
+            body_required=False,
+            answer="Repository",
+        ),
+        Operation(
+            "POST",
+            "/v2/repository/models/{name}/load",
+            "load",
+            "Let a withdrawn model answer again",
+            manages=True,
+            body="Control",
+            body_required=False,
+        ),
+        Operation("POST", "/v2/repository/models/{name}/unload", "unload", UNLOAD, manages=True, body="Control", body_required=False),
+        *(
+            operation
+            for which in WHICH
+            for operation in (
+                Operation("GET", which, "metadata", "The model's inputs and outputs", answer="Metadata"),
+                Operation("GET", f"{which}/ready", "model_ready", "Whether the model answers"),
+                Operation("GET", f"{which}/config", "config", "The model's configuration, as Triton words it"),
+                Operation("GET", f"{which}/stats", "statistics", "Counts and times of the model", answer="Statistics"),
+                Operation(
+                    "POST",
+                    f"{which}/infer",
+                    "infer",
+                    INFER,
+                    infers=True,
+                    body="Infer",
+                    answer="InferAnswer",
+                    takes=BOTH,
+                    gives=BOTH,
+                    plain_form=plain_form,
+                ),
+            )
+        ),
+    )
 )

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from aiaas_magics.backend.serving.http import prometheus
 from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.backend.serving.models.stats import Durations, EndpointStats, bucket_of, largest_of
+from aiaas_magics.backend.serving.protocols.discovery import prometheus
 from aiaas_magics.core.routing import Routing
 from tests.backend.serving.support.serving_models import spec_of, tensor
 
@@ -74,7 +74,7 @@ def told() -> Mapping[str, dict[tuple[tuple[str, str], ...], float]]:
 
 def test_prometheus_reads_what_a_version_did(told: Mapping[str, dict[tuple[tuple[str, str], ...], float]]) -> None:
     requests = {dict(labels)["outcome"]: value for labels, value in told["aiaas_requests_total"].items()}
-    assert requests == {"answered": 100, "failed": 4, "refused": 5}
+    assert requests == {"answered": 100, "failed": 4, "refused": 5, "abandoned": 0}
     assert [*told["aiaas_rows_total"].values()] == [200]
     assert [*told["aiaas_queue_seconds_total"].values()] == [1.0]
     assert [*told["aiaas_compute_seconds_total"].values()] == [4.0]

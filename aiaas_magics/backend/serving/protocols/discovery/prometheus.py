@@ -54,8 +54,8 @@ def _of_figures(name: str, unit: float = 1) -> Callable[[Version], Samples]:
 
 def _outcomes(version: Version) -> Samples:
     figures = version.figures
-    found = {"answered": figures.requests, "failed": figures.failed, "refused": figures.refused}
-    return [({"outcome": outcome}, count) for outcome, count in found.items()]
+    counts = {"answered": figures.requests, "failed": figures.failed, "refused": figures.refused, "abandoned": figures.abandoned}
+    return [({"outcome": outcome}, count) for outcome, count in counts.items()]
 
 
 def _reasons(version: Version) -> Samples:

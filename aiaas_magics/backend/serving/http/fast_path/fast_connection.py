@@ -1,9 +1,8 @@
-"""HTTP/1.1 on the socket: a limited connection with a short way for predictions.
+"""Fast path: a connection that answers plain predictions below ASGI.
 
-Owns a path below ASGI: a prediction with a small body that is all there is answered here, without a scope, a task and a dozen
-messages, which cost more than a small model computes. It is taken where everything is plain; whatever is not (a refusal, a
-large, chunked or compressed body, another route) goes to `app`. Both ask the same guard, routes and protocols, so that answers
-are the same.
+Owns reading and answering a prediction with a small body that is all there, without a scope, a task and a dozen messages, which cost
+more than a small model computes. It handles plain requests only; all others (a refusal, a stream, a large, chunked or compressed body,
+another route) go to `inference_app` untouched. Both ask the same guard, routes and protocols, so that answers are the same.
 """
 
 from __future__ import annotations
@@ -16,37 +15,51 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from aiaas_magics.backend.net.guard import ALLOW, facts_of
-from aiaas_magics.backend.net.limited_http import LimitedProtocol, lines
-from aiaas_magics.backend.serving.http import request_handler
+from aiaas_magics.backend.net.limited_http import lines
+from aiaas_magics.backend.serving.http.connection import InferenceConnection
+from aiaas_magics.backend.serving.http.fast_path.microbatch import Together
 from aiaas_magics.backend.serving.http.fast_path.pending import UNKNOWN, ParsedHead, Pending, PendingPrediction, Slot, known_of
 from aiaas_magics.backend.serving.http.inference_app import App, BodyTooSlow
 from aiaas_magics.backend.serving.protocols import JSON, Response, error
 
 SHORT_BYTES: Final = 256 * 1024  # guess: reading a larger body costs more than the longer way
 HEADS: Final = 1024  # guess: heads that are known by their bytes; they differ in the body's length
-LAST_LOOK_S: Final = 0.05  # guess: a request that was sent before the end is read by then
 KNOWN_HEAD_BYTES: Final = 2048  # guess: of longer ones too few are the same
 PENDING: Final = 64  # guess: requests of one connection that wait for their answers before it is read on
 
 
-class Http1(LimitedProtocol):
-    """A connection of a front end."""
+class FastPath:
+    """What the fast connections of one app have in common."""
 
-    app: App
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.together = Together(app.handler)
+        self.heads: dict[bytes, tuple[ParsedHead, int]] = {}  # that were decided on, with their bodies' lengths
+
+    def connection(self, **given: Any) -> FastConnection:
+        """A new connection; uvicorn names its arguments."""
+        return FastConnection(self, **given)
+
+
+class FastConnection(InferenceConnection):
+    """A connection of the inference process, with the fast path."""
 
     _known: ParsedHead | None = None  # of the request that was taken the short way last
     _short: ParsedHead | None = None  # the request being read, where it takes the short way
     _taken = UNKNOWN  # the last request of this read that took the short way, and its body's length
     _held = 0
     _body_deadline: asyncio.TimerHandle | None = None
-    _ending = False  # a shutdown came
     _default_headers: object = None
     _plain_head = b""  # of an answer with a JSON body and nothing special, up to the body's length
+
+    def __init__(self, fast_path: FastPath, **given: Any) -> None:
+        super().__init__(**given)
+        self._fast_path = fast_path
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         client = b"%s:%d" % (self.client[0].encode(), self.client[1]) if self.client else b""
-        self._pending = Pending(self.app.registry, client, self._flush)
+        self._pending = Pending(self.app.handler, client, self._flush)
         self._body: list[bytes] = []
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -59,7 +72,7 @@ class Http1(LimitedProtocol):
         # A whole request whose head came before, byte for byte, is not parsed again.
         head = data[: data.find(b"\r\n\r\n") + 4] if self._between else b""
         if head:
-            known, length = self.app.heads.get(head, UNKNOWN)
+            known, length = self._fast_path.heads.get(head, UNKNOWN)
             if known is not None and len(data) == len(head) + length and self._is_free():
                 if self._head_deadline is not None:
                     self._disarm()
@@ -81,9 +94,7 @@ class Http1(LimitedProtocol):
     def _begin(self) -> None:
         self._short = self._known_head() if self._is_free() and self._is_short() else None
         if self._short is None:
-            self._begin_asgi()
-            if self._ending:
-                self.cycle.keep_alive = False
+            super()._begin()
         else:
             self._known, self._body = self._short, []
 
@@ -110,9 +121,10 @@ class Http1(LimitedProtocol):
         if self.app.guard.decide(facts_of(headers, url.query or b"")) is not ALLOW:
             return None
         path = url.path.decode("ascii")
-        protocol = request_handler.protocol_of(path)
-        route = protocol.find_route("POST", path)
+        protocol, route = self.app.routes.find("POST", path)
         if isinstance(route, Response) or not route.infers:
+            return None
+        if route.operation.read_stream is not None or route.operation.locate is not None:
             return None
         return known_of(self.url, self.headers, headers, path, protocol, route)
 
@@ -141,9 +153,9 @@ class Http1(LimitedProtocol):
         """If what was read was just one request, and took the short way, the next one with that head need not be parsed."""
         known, length = self._taken
         if known is not None and read == len(head) + length and len(head) <= KNOWN_HEAD_BYTES:
-            if len(self.app.heads) >= HEADS:
-                self.app.heads.clear()
-            self.app.heads[head] = known, length
+            if len(self._fast_path.heads) >= HEADS:
+                self._fast_path.heads.clear()
+            self._fast_path.heads[head] = known, length
 
     def _take(self, known: ParsedHead, body: bytes) -> None:
         """Have a request answered below ASGI."""
@@ -156,7 +168,7 @@ class Http1(LimitedProtocol):
         if known.place is None:
             asked.begin()
         else:
-            self.app.together.add(known.place, asked)
+            self._fast_path.together.add(known.place, asked)
 
     # ------------------------------------------------------------------ answers
 
@@ -208,24 +220,18 @@ class Http1(LimitedProtocol):
             body,
         )
 
-    def shutdown(self) -> None:
-        """Answer what came or has begun to come, and close with the last answer; with nothing of that, in a moment."""
-        self._ending = True
-        if self._has_begun():
-            return  # it is the last one
-        if self._is_free():
-            self._pending.keep_alive = False
-            self.loop.call_later(LAST_LOOK_S, self._close_if_idle)
-        else:
-            self.cycle.keep_alive = False
+    def _end_when_idle(self) -> None:
+        self._pending.keep_alive = False
+        super()._end_when_idle()
 
     def _has_begun(self) -> bool:
-        """Whether a request is being read that is nobody's yet."""
         return not self._between and (self._in_head or self._short is not None)
 
-    def _close_if_idle(self) -> None:
-        if self._is_free() and not self._pending.slots and not self._has_begun():
-            self.transport.close()
+    def _is_unused(self) -> bool:
+        return not self._pending.slots and super()._is_unused()
+
+    def _is_streaming(self) -> bool:
+        return self.cycle is not self._pending and super()._is_streaming()
 
     def _may_read(self) -> bool:
         return super()._may_read() and len(self._pending.slots) < PENDING
@@ -253,10 +259,6 @@ class Http1(LimitedProtocol):
         self._release()
         self._short, self._body = None, []
         self._refuse(408, str(BodyTooSlow(self.app.body_s)))
-
-    @property
-    def _unread_s(self) -> float:
-        return self.app.body_s
 
     def _send_refusal(self, status: int, text: str) -> None:
         self._pending.keep_alive = False
