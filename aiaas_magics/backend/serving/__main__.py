@@ -1,4 +1,4 @@
-"""`python -m aiaas_magics.backend.serving --state DIR`: the command line of the inference process.
+"""Command line of the inference process: `python -m aiaas_magics.backend.serving --state DIR`.
 
 Owns parsing it, and handing it to `inference_process`.
 """

@@ -18,7 +18,7 @@ def served(name: str, figures: EndpointStats) -> Registry:
     """A registry as the inference process has it, with one version that has done this."""
     registry = Registry()
     spec = DeploySpec(name=name, artefact="", format="onnx", samples="", inputs=(), outputs=())
-    version = Version(number=3, spec=spec, created_s=0.0, figures=figures)
+    version = Version(number=3, spec=spec, created_s=0.0, stats=figures)
     registry.begin(version)
     registry.ready(version)
     registry.route(name, Routing(live=3))

@@ -1,4 +1,4 @@
-"""The gRPC port of the inference process, in the event loop that answers HTTP.
+"""gRPC server: the gRPC port of the inference process, in the event loop that answers HTTP.
 
 Owns what every call meets before a protocol sees it: the guard, the message's limits and
 deadline, and how a fault ends a call. What a method means belongs to `open_inference_grpc`,

@@ -1,4 +1,4 @@
-"""The seam between the gRPC port and the protocols that it speaks.
+"""gRPC methods: the seam between the gRPC port and the protocols that it speaks.
 
 Owns the values that cross it. Which version answers, how it is run, and what a fault is answered
 with are `request_handler`'s for REST and gRPC alike: a call that is refused ends with REST's sentence
@@ -155,7 +155,7 @@ def find(call: GrpcCall, protocol: InferenceProtocol, route: OperationRoute) -> 
     Raises:
         Refused: as the protocol says it over REST.
     """
-    found = request_handler.find(call.registry, protocol, route, call.request)
-    if isinstance(found, Response):
-        raise Refused(found)
-    return found
+    version = request_handler.find(call.registry, protocol, route, call.request)
+    if isinstance(version, Response):
+        raise Refused(version)
+    return version

@@ -91,14 +91,14 @@ class GrpcInferCall:
         return Response(200, answer.SerializeToString())
 
 
-def read(asked: MessageRoute, version: Version) -> GrpcInferCall:
-    message = asked.message
+def read(route: MessageRoute, version: Version) -> GrpcInferCall:
+    message = route.message
     check_parameters(message)
-    given = read_inputs(message, version)
+    inputs = read_inputs(message, version)
     wanted = wanted_outputs(message, version.spec.outputs)
-    timeout_s = min(asked.timeout_s, timeout_of(message))
+    timeout_s = min(route.timeout_s, timeout_of(message))
     return GrpcInferCall(
-        message=message, version=version, tensors=given, rows=rows_of(given, version.spec.inputs), wanted=wanted, timeout_s=timeout_s
+        message=message, version=version, tensors=inputs, rows=rows_of(inputs, version.spec.inputs), wanted=wanted, timeout_s=timeout_s
     )
 
 
@@ -135,28 +135,28 @@ def read_inputs(message: Any, version: Version) -> dict[str, np.ndarray]:
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise BadValue(f"The request holds {len(message.inputs)} inputs and {len(raw)} raw contents; there is one for each, or none")
-    found: dict[str, np.ndarray] = {}
-    for index, given in enumerate(message.inputs):
-        spec = specs.get(given.name)
+    inputs: dict[str, np.ndarray] = {}
+    for index, described in enumerate(message.inputs):
+        spec = specs.get(described.name)
         if spec is None:
-            raise BadValue(f"Unexpected input {given.name[:100]!r}; the model has the inputs {tfserving_json.listed(specs)}")
-        if spec.name in found:
-            raise BadValue(f"Input {given.name} comes twice")
-        shape = tuple(given.shape)
+            raise BadValue(f"Unexpected input {described.name[:100]!r}; the model has the inputs {tfserving_json.listed(specs)}")
+        if spec.name in inputs:
+            raise BadValue(f"Input {described.name} comes twice")
+        shape = tuple(described.shape)
         if min(shape, default=0) < 0:
-            raise BadValue(f"Input {given.name} says the shape {tfserving_json.dims(shape[:32])}; a request's sizes are known")
-        tensor = tensors.Input(name=given.name, datatype=given.datatype, shape=shape, parameters=parameters_of(given))
+            raise BadValue(f"Input {described.name} says the shape {tfserving_json.dims(shape[:32])}; a request's sizes are known")
+        tensor = tensors.Input(name=described.name, datatype=described.datatype, shape=shape, parameters=parameters_of(described))
         tensors.check_interface(tensor, spec)
         if not raw:
-            array = from_contents(given, shape, spec)
-        elif given.HasField("contents"):
-            raise BadValue(f"Input {given.name} has contents beside the raw ones of the request. Send one of them.")
+            array = from_contents(described, shape, spec)
+        elif described.HasField("contents"):
+            raise BadValue(f"Input {described.name} has contents beside the raw ones of the request. Send one of them.")
         else:
-            array = tensors.from_bytes(raw[index], given.datatype, shape, given.name)
-        found[spec.name] = tensors.decoded(array, tensor)
-    if len(found) != len(specs):
-        raise BadValue(f"The model has the inputs {tfserving_json.listed(specs)}; the request holds {tfserving_json.listed(found)}")
-    return found
+            array = tensors.from_bytes(raw[index], described.datatype, shape, described.name)
+        inputs[spec.name] = tensors.decoded(array, tensor)
+    if len(inputs) != len(specs):
+        raise BadValue(f"The model has the inputs {tfserving_json.listed(specs)}; the request holds {tfserving_json.listed(inputs)}")
+    return inputs
 
 
 def parameters_of(tensor: Any) -> tensors.InputParameters | None:
@@ -164,17 +164,17 @@ def parameters_of(tensor: Any) -> tensors.InputParameters | None:
     return tensors.InputParameters(content_type=content_type) if content_type else None
 
 
-def from_contents(given: Any, shape: tuple[int, ...], spec: TensorSpec) -> np.ndarray:
+def from_contents(tensor: Any, shape: tuple[int, ...], spec: TensorSpec) -> np.ndarray:
     """The tensor whose values stand one by one in the field for its datatype."""
-    field = CONTENTS.get(given.datatype)
+    field = CONTENTS.get(tensor.datatype)
     if field is None:
-        raise BadValue(f"{given.datatype} has no typed contents. Send input {spec.name} in raw_input_contents.")
-    if any(other.name != field for other, _ in given.contents.ListFields()):
-        raise BadValue(f"The contents of input {spec.name}, of datatype {given.datatype}, belong in {field} alone")
-    values = list(getattr(given.contents, field))
+        raise BadValue(f"{tensor.datatype} has no typed contents. Send input {spec.name} in raw_input_contents.")
+    if any(other.name != field for other, _ in tensor.contents.ListFields()):
+        raise BadValue(f"The contents of input {spec.name}, of datatype {tensor.datatype}, belong in {field} alone")
+    values = list(getattr(tensor.contents, field))
     if len(values) != math.prod(shape):
         raise BadValue(f"Input {spec.name} says the shape {tfserving_json.dims(shape)}; its contents hold {len(values)} values")
-    if given.datatype != "BYTES":
+    if tensor.datatype != "BYTES":
         return tfserving_json.numbers(values, spec).reshape(shape)
     strings = np.empty(len(values), dtype=object)
     strings[:] = values

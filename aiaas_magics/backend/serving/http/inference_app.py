@@ -1,4 +1,4 @@
-"""The inference server as a bare ASGI callable.
+"""Inference app: the inference server as a bare ASGI callable.
 
 Owns what every request meets before a protocol sees it: the guard, the body's limits and
 deadlines, and what happens when our own code fails. What a path means belongs to `protocols`.
@@ -217,9 +217,9 @@ class App:
         coding = next((value for name, value in scope["headers"] if name == b"transfer-encoding"), b"chunked")
         if coding.strip().lower() != b"chunked":
             raise BadValue(f"Transfer-Encoding {coding[:40].decode('latin-1')!r} is not read here. Send chunked, or a Content-Length.", 501)
-        told = next((int(value) for name, value in scope["headers"] if name == b"content-length" and value.isdigit()), 0)
-        if told > most.bytes:
-            raise most.refusal(told)
+        length = next((int(value) for name, value in scope["headers"] if name == b"content-length" and value.isdigit()), 0)
+        if length > most.bytes:
+            raise most.refusal(length)
         message = await receive()
         if message["type"] == "http.request" and not message.get("more_body"):
             return bytes(message["body"])

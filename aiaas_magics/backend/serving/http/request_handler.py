@@ -108,13 +108,13 @@ class RequestHandler:
             stream = AnswerStream(
                 version,
                 call,
-                runner(version, None if request.computes else partial(nothing, version.spec)),
+                runner(version, None if request.computes else partial(zeros_of, version.spec)),
                 began_ns=began_ns,
                 refusal=refusal,
                 on_end=(lambda _: None) if span is None else span.end,
             )
         except Exception as fault:  # noqa: BLE001 - border: what the caller sent is read here
-            version.figures.failed += 1
+            version.stats.failed += 1
             return refusal(fault)
         return Response(200, b"", call.headers, call.content_type, stream)
 
@@ -140,7 +140,7 @@ class RequestHandler:
                 call = await asyncio.get_running_loop().run_in_executor(READING, protocol.read, route, request, version)
                 submit(version, call, request, done, began_ns)
         except Exception as fault:  # noqa: BLE001 - border: what the caller sent is read here
-            version.figures.failed += 1
+            version.stats.failed += 1
             done(refusal(fault))
 
     def begin(self, protocol: InferenceProtocol, route: InferenceRoute, request: Request, done: Callable[[Response], None]) -> None:
@@ -155,7 +155,7 @@ class RequestHandler:
         try:
             call = protocol.read(route, request, version)
         except Exception as fault:  # noqa: BLE001 - border: what the caller sent is read here
-            version.figures.failed += 1
+            version.stats.failed += 1
             done(refusal(fault))
             return
         submit(version, call, request, done, began_ns)
@@ -165,27 +165,27 @@ def submit(version: Version, call: InferenceCall, request: Request, done: Callab
     """Have a call computed that was read: `done` is called once, now or later in the event loop."""
     try:
         if not request.computes:
-            done(call.response(nothing(version.spec, call.rows)))
+            done(call.response(zeros_of(version.spec, call.rows)))
             return
         executor = version.enter()
     except Exception as fault:  # noqa: BLE001 - border: outputs of any form are written here, and a version may be gone
-        version.figures.failed += 1
+        version.stats.failed += 1
         done(refusal(fault))
         return
 
     def answered(answer: Answer) -> None:
         version.leave()
         if isinstance(answer, Exception):
-            version.figures.failed += 1
+            version.stats.failed += 1
             done(refusal(answer))
             return
         try:
             response = call.response(answer)
         except Exception as fault:  # noqa: BLE001 - border: outputs of any model are written here
-            version.figures.failed += 1
+            version.stats.failed += 1
             response = refusal(fault)
         else:
-            version.figures.answered(time.perf_counter_ns() - began_ns, rows=call.rows or 0)
+            version.stats.answered(time.perf_counter_ns() - began_ns, rows=call.rows or 0)
         if len(response.body) < LARGE:
             done(response)
         else:
@@ -195,17 +195,17 @@ def submit(version: Version, call: InferenceCall, request: Request, done: Callab
         executor.submit(call.tensors, call.rows, answered, timeout_s=call.timeout_s)
     except QueueFull as full:
         version.leave()
-        version.figures.refused += 1
+        version.stats.refused += 1
         done(refusal(full))
 
 
-def nothing(spec: DeploySpec, rows: int | None) -> dict[str, np.ndarray]:
+def zeros_of(spec: DeploySpec, rows: int | None) -> dict[str, np.ndarray]:
     """Zeros in the form of the outputs: what the interface is measured with, without the model."""
-    found = {}
+    outputs = {}
     for output in spec.outputs:
         shape = [rows or 1, *(1 if size < 0 else size for size in output.shape[1:])]
-        found[output.name] = np.full(shape, b"", object) if output.dtype == "string" else np.zeros(shape, output.dtype)
-    return found
+        outputs[output.name] = np.full(shape, b"", object) if output.dtype == "string" else np.zeros(shape, output.dtype)
+    return outputs
 
 
 def hand_over(request: Request, response: Response, done: Callable[[Response], None]) -> None:

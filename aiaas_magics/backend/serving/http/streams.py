@@ -76,7 +76,7 @@ class AnswerStream:
             async with self._waiting:
                 return await anext(self._chunks)
         except StopAsyncIteration:
-            self._version.figures.answered(time.perf_counter_ns() - self._began_ns, rows=self._call.rows or 0)
+            self._version.stats.answered(time.perf_counter_ns() - self._began_ns, rows=self._call.rows or 0)
             self._end(Response(200, b""))
             raise
         except Exception as error:  # noqa: BLE001 - border: a protocol's and an engine's code runs in there
@@ -90,9 +90,9 @@ class AnswerStream:
             error = TakenDown(self._version.spec.name, self._version.number) if self._is_cut else StreamTooLate(self._call.timeout_s)
         refusal = self._refusal(error)
         if isinstance(error, QueueFull):
-            self._version.figures.refused += 1
+            self._version.stats.refused += 1
         else:
-            self._version.figures.failed += 1
+            self._version.stats.failed += 1
         await self._close_chunks()
         self._end(refusal)
         return StreamFault(refusal, self._call.closing_chunk(refusal))
@@ -107,7 +107,7 @@ class AnswerStream:
         """End it: nobody reads any more."""
         if self._is_over:
             return
-        self._version.figures.abandoned += 1
+        self._version.stats.abandoned += 1
         await self._close_chunks()
         self._end(GONE)
 
@@ -125,12 +125,12 @@ class AnswerStream:
             self._on_end(response)
 
 
-def runner(version: Version, nothing: Callable[[int | None], Mapping[str, np.ndarray]] | None) -> Run:
-    """Computes on whatever executor the version has at that moment, or gives `nothing` where nothing is to be computed."""
+def runner(version: Version, zeros: Callable[[int | None], Mapping[str, np.ndarray]] | None) -> Run:
+    """Computes on whatever executor the version has at that moment, or gives `zeros` where nothing is to be computed."""
 
     async def run(tensors: Mapping[str, np.ndarray], rows: int | None) -> Mapping[str, np.ndarray]:
-        if nothing is not None:
-            return nothing(rows)
+        if zeros is not None:
+            return zeros(rows)
         if version.executor is None:
             raise TakenDown(version.spec.name, version.number)
         return await version.executor.run(tensors, rows)

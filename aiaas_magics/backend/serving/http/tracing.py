@@ -64,8 +64,8 @@ def _made(scheme: str) -> Tracing | None:
     except ImportError:
         log.warning("%s is set, but no traces are sent: OpenTelemetry is not here. pip install 'aiaas_magics[otel]'", receiver)
     except ValueError as fault:
-        told = "%s is set, but no traces are sent: OpenTelemetry refuses its variables (%s). Check those that begin with OTEL_"
-        log.warning(told, receiver, fault)
+        sentence = "%s is set, but no traces are sent: OpenTelemetry refuses its variables (%s). Check those that begin with OTEL_"
+        log.warning(sentence, receiver, fault)
     return None
 
 
@@ -183,7 +183,7 @@ class TracedProtocol:
         self.span.note(version, None)
         call = self.protocol.read(route, request, version)
         self.span.note(version, call.rows)
-        return WatchedCall(call, self.span.noted, version.figures, time.monotonic())
+        return WatchedCall(call, self.span.noted, version.stats, time.monotonic())
 
     def look(self, registry: Registry, route: InferenceRoute, request: Request) -> Response:
         return self.protocol.look(registry, route, request)
@@ -204,7 +204,7 @@ class WatchedCall:
 
     call: InferenceCall
     noted: dict[str, Any]
-    figures: EndpointStats
+    stats: EndpointStats
     since_s: float
 
     @property
@@ -220,7 +220,7 @@ class WatchedCall:
         return self.call.timeout_s
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
-        began_s, compute_s = self.figures.newest
+        began_s, compute_s = self.stats.newest
         if began_s >= self.since_s:  # else nothing was computed for this answer
             self.noted["aiaas.queue_s"], self.noted["aiaas.compute_s"] = began_s - self.since_s, compute_s
         return self.call.response(outputs)

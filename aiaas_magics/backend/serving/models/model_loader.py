@@ -1,4 +1,4 @@
-"""From an artefact on disk to a version that answers: open, prove, warm, flip, drain.
+"""Model loader: from an artifact on disk to a version that answers: open, check, warm, route, drain.
 
 Owns the order of these, and that a failure anywhere leaves what answered before untouched.
 Each part belongs to its own module: `engines`, `parity_check`, `replicas`, `registry`, `draining`.
@@ -23,10 +23,10 @@ from msgspec import structs
 
 from aiaas_magics.backend.serving.engines import Engine, open_engine
 from aiaas_magics.backend.serving.engines.onnx_check import has_control_flow
-from aiaas_magics.backend.serving.models.autoscaling import DOWN_WINDOWS, Window, scaled, totals_of, wanted, window_between
+from aiaas_magics.backend.serving.models.autoscaling import DOWN_WINDOWS, Window, scaled, totals_of, wanted_replicas, window_between
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.draining import close_all, drain
-from aiaas_magics.backend.serving.models.parity_check import ParityResult, Samples, prove, read_samples
+from aiaas_magics.backend.serving.models.parity_check import ParityResult, Samples, check_parity, read_samples
 from aiaas_magics.backend.serving.models.registry import Executor, NotServed, Registry, Version
 from aiaas_magics.backend.serving.models.replicas import Inline, Replicas
 from aiaas_magics.core.clock import Clock
@@ -63,9 +63,9 @@ class Loader:
         )
         self._registry.begin(version)
         try:
-            # In a thread: opening and proving take seconds, and requests go on meanwhile.
+            # In a thread: opening and checking take seconds, and requests go on meanwhile.
             opened = await self._opened(spec, artefact, samples)
-            version.engine, version.proof = opened.engines[0].kind, opened.proof.largest
+            version.engine, version.proof = opened.engines[0].kind, opened.parity.largest
             version.executor, version.replicas = self._executor(version, opened), spec.replicas
             self._registry.ready(version)
         except BaseException as error:
@@ -128,7 +128,7 @@ class Loader:
             for version, seen in self._seen.items():
                 seen.look(self._clock.now_s())
                 most = min(version.spec.most_replicas, max(version.spec.replicas, usable_cores()))
-                number = wanted(tuple(seen.windows), replicas=version.replicas, least=version.spec.replicas, most=most)
+                number = wanted_replicas(tuple(seen.windows), replicas=version.replicas, least=version.spec.replicas, most=most)
                 if number != version.replicas:
                     log.info("%s version %d: %d executors, by its load", version.spec.name, version.number, number)
                     unused = swap_executors(await self._opened_for([version], number))
@@ -148,7 +148,7 @@ class Loader:
 
     async def _opened(self, spec: DeploySpec, artefact: Path, samples: Path) -> Opened:
         compute_s = self._limits.compute_s
-        return await asyncio.to_thread(open_and_prove, spec, artefact, samples, self._scratch, cores=usable_cores(), compute_s=compute_s)
+        return await asyncio.to_thread(open_and_check, spec, artefact, samples, self._scratch, cores=usable_cores(), compute_s=compute_s)
 
     async def _opened_again(self, version: Version, replicas: int) -> Executor:
         spec = structs.replace(version.spec, replicas=replicas)
@@ -159,14 +159,14 @@ class Loader:
             raise NotScaled(spec.name, replicas, version.number, str(error) or type(error).__name__) from error
 
     def _executor(self, version: Version, opened: Opened) -> Executor:
-        spec, batchable = version.spec, opened.proof.batchable
+        spec, batchable = version.spec, opened.parity.batchable
         limits, row = replace(self._limits, delay_s=spec.max_delay_us / 1e6), row_bytes(spec)
         name = f"{spec.name}-{version.number}"
-        replicas = Replicas(opened.engines, name=name, batchable=batchable, limits=limits, figures=version.figures, row_bytes=row)
+        replicas = Replicas(opened.engines, name=name, batchable=batchable, limits=limits, stats=version.stats, row_bytes=row)
         if opened.inline is None:
             return replicas
         limits = replace(limits, batch_rows=min(limits.batch_rows, opened.inline_rows))
-        return Inline(opened.inline, larger=replicas, batchable=batchable, limits=limits, figures=version.figures, row_bytes=row)
+        return Inline(opened.inline, larger=replicas, batchable=batchable, limits=limits, stats=version.stats, row_bytes=row)
 
     async def close(self) -> None:
         for name in self._registry.names():
@@ -200,11 +200,11 @@ class ScalingWindow:
     """What a version has done in the windows since it was scaled last."""
 
     def __init__(self, version: Version, now_s: float) -> None:
-        self._version, self._since_s, self._before = version, now_s, totals_of(version.figures)
+        self._version, self._since_s, self._before = version, now_s, totals_of(version.stats)
         self.windows: deque[Window] = deque(maxlen=DOWN_WINDOWS)
 
     def look(self, now_s: float) -> None:
-        totals, seconds = totals_of(self._version.figures), now_s - self._since_s
+        totals, seconds = totals_of(self._version.stats), now_s - self._since_s
         if seconds > 0:
             self.windows.append(window_between(self._before, totals, seconds=seconds, replicas=self._version.replicas))
             self._since_s, self._before = now_s, totals
@@ -212,10 +212,10 @@ class ScalingWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """Proved engines. `inline` is one more, with a single thread, where the model is quick enough for the event loop."""
+    """Verified engines. `inline` is one more, with a single thread, where the model is quick enough for the event loop."""
 
     engines: Sequence[Engine]
-    proof: ParityResult
+    parity: ParityResult
     inline: Engine | None = None
     inline_rows: int = 0  # that may run at once in the event loop
 
@@ -224,8 +224,8 @@ class Opened:
         return [*self.engines, *([] if self.inline is None else [self.inline])]
 
 
-def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Path, *, cores: int, compute_s: float = math.inf) -> Opened:
-    """One proved engine a replica, which share `cores`; each of their computations has an end after `compute_s`.
+def open_and_check(spec: DeploySpec, artefact: Path, samples: Path, scratch: Path, *, cores: int, compute_s: float = math.inf) -> Opened:
+    """One verified engine per replica, which share `cores`; each of their computations has an end after `compute_s`.
 
     Each has computed the samples once, so that the first request is not the slow one.
     """
@@ -239,7 +239,7 @@ def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Pat
     def opened(threads: int, compute_s: float = compute_s) -> Engine:
         engine = open_engine(spec, artefact, threads=threads, scratch=scratch, compute_s=compute_s)
         undo.callback(engine.close)
-        proofs.append(prove(engine, replay, spec))
+        proofs.append(check_parity(engine, replay, spec))
         return engine
 
     with ExitStack() as undo:
@@ -252,7 +252,7 @@ def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Pat
                 inline.close()
                 inline, rows = None, 0
         undo.pop_all()
-    return Opened(engines=engines, proof=max(proofs, key=lambda proof: proof.largest), inline=inline, inline_rows=rows)
+    return Opened(engines=engines, parity=max(proofs, key=lambda proof: proof.largest), inline=inline, inline_rows=rows)
 
 
 def may_be_inline(spec: DeploySpec, artefact: Path) -> bool:
@@ -271,9 +271,9 @@ def row_bytes(spec: DeploySpec) -> int | None:
 
 def rows_within(limit_s: float, engine: Engine, samples: Samples) -> int:
     """How many rows `engine` computes in that time, by a straight line through the quickest of some runs of 1 and of 64 rows."""
-    one, many = (quickest_s(engine, samples, rows) for rows in (1, TIMED_ROWS))
-    row_s = max((many - one) / (TIMED_ROWS - 1), 1e-9)
-    return max(0, int((limit_s - one) / row_s))
+    one_s, many_s = (quickest_s(engine, samples, rows) for rows in (1, TIMED_ROWS))
+    row_s = max((many_s - one_s) / (TIMED_ROWS - 1), 1e-9)
+    return max(0, int((limit_s - one_s) / row_s))
 
 
 def quickest_s(engine: Engine, samples: Samples, rows: int) -> float:

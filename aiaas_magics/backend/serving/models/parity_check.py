@@ -1,4 +1,4 @@
-"""The proof that an engine computes what Keras computed, on the samples that came with the model.
+"""Parity check: compares an engine with Keras' own answers on the samples that came with the model.
 
 Of a model in fewer bits the samples hold the answers of that form, as the kernel computed and judged them; how near the engine
 must come travels in the spec (`Precision`) and is bounded there.
@@ -52,20 +52,20 @@ def read_samples(path: Path, spec: DeploySpec) -> Samples:
         InvalidSpec: a tensor is missing, or the file is no safetensors.
     """
     try:
-        found = read_safetensors(path.read_bytes())
+        arrays = read_safetensors(path.read_bytes())
     except (SafetensorError, ValueError, KeyError) as error:
         raise InvalidSpec(f"The samples of {spec.name} cannot be read ({error}). Run the cell again to export it anew.") from error
     samples = Samples(
-        inputs={tensor.name: _sample(found, "input", tensor, spec) for tensor in spec.inputs},
-        outputs={tensor.name: _sample(found, "output", tensor, spec) for tensor in spec.outputs},
+        inputs={tensor.name: _sample(arrays, "input", tensor, spec) for tensor in spec.inputs},
+        outputs={tensor.name: _sample(arrays, "output", tensor, spec) for tensor in spec.outputs},
     )
     if not samples.inputs or len({len(array) for array in samples.inputs.values()}) != 1 or samples.rows < 1:
         raise InvalidSpec(f"The samples of {spec.name} have no rows, or not equally many. Give typical rows with --sample ARRAY.")
     return samples
 
 
-def _sample(found: Mapping[str, np.ndarray], side: str, tensor: TensorSpec, spec: DeploySpec) -> np.ndarray:
-    array = found.get(f"{side}/{tensor.name}")
+def _sample(arrays: Mapping[str, np.ndarray], side: str, tensor: TensorSpec, spec: DeploySpec) -> np.ndarray:
+    array = arrays.get(f"{side}/{tensor.name}")
     if array is None or array.ndim == 0:
         raise InvalidSpec(f"The samples of {spec.name} hold no {side} {tensor.name!r}. Run the cell again to export it anew.")
     if tensor.dtype != "string":
@@ -78,7 +78,7 @@ def _sample(found: Mapping[str, np.ndarray], side: str, tensor: TensorSpec, spec
             )
         return array
     padded = [bytes(row) for row in array.reshape(-1, array.shape[-1]).astype(np.uint8)]
-    lengths = found.get(f"length/{side}/{tensor.name}")
+    lengths = arrays.get(f"length/{side}/{tensor.name}")
     if lengths is None:  # samples that were stored before lengths were
         texts = [text.rstrip(b"\0") for text in padded]
     elif lengths.shape == array.shape[:-1]:
@@ -90,7 +90,7 @@ def _sample(found: Mapping[str, np.ndarray], side: str, tensor: TensorSpec, spec
     return strings.reshape(array.shape[:-1])
 
 
-def prove(engine: Engine, samples: Samples, spec: DeploySpec) -> ParityResult:
+def check_parity(engine: Engine, samples: Samples, spec: DeploySpec) -> ParityResult:
     """Replay the samples one row, three rows and all rows at a time.
 
     Raises:
@@ -102,13 +102,13 @@ def prove(engine: Engine, samples: Samples, spec: DeploySpec) -> ParityResult:
         # Fewer samples than three: a row may come twice, what matters is the size.
         chosen = np.arange(rows) % samples.rows
         inputs = {name: np.ascontiguousarray(array[chosen]) for name, array in samples.inputs.items()}
-        found = _run(engine, inputs, spec)
+        outputs = _run(engine, inputs, spec)
         for name, expected in samples.outputs.items():
             per_row = len(expected) == samples.rows
             batchable = batchable and per_row
             if per_row or rows == samples.rows:
                 part, where = expected[chosen] if per_row else expected, f"{name}, {rows} rows"
-                largest = max(largest, _compare(found[name], part, spec, engine, where, largest=sizes[name]))
+                largest = max(largest, _compare(outputs[name], part, spec, engine, where, largest=sizes[name]))
     free = all(tensor.shape and tensor.shape[0] == -1 for tensor in spec.inputs)
     return ParityResult(largest, batchable and free)
 
@@ -120,16 +120,16 @@ def _run(engine: Engine, inputs: Tensors, spec: DeploySpec) -> dict[str, np.ndar
         raise ProofFailed(spec.name, engine.kind, None, f"it did not compute the samples: {error}", spec.origin) from error
 
 
-def _compare(found: np.ndarray, expected: np.ndarray, spec: DeploySpec, engine: Engine, where: str, *, largest: float) -> float:
+def _compare(outputs: np.ndarray, expected: np.ndarray, spec: DeploySpec, engine: Engine, where: str, *, largest: float) -> float:
     """The largest absolute difference, if it is small enough."""
-    if found.shape != expected.shape:
-        raise ProofFailed(spec.name, engine.kind, None, f"output {where}: shape {found.shape} instead of {expected.shape}", spec.origin)
-    if found.dtype.kind in "OSU" or expected.dtype.kind in "OSU":
-        same = [_bytes(value) for value in found.ravel()] == [_bytes(value) for value in expected.ravel()]
+    if outputs.shape != expected.shape:
+        raise ProofFailed(spec.name, engine.kind, None, f"output {where}: shape {outputs.shape} instead of {expected.shape}", spec.origin)
+    if outputs.dtype.kind in "OSU" or expected.dtype.kind in "OSU":
+        same = [_bytes(value) for value in outputs.ravel()] == [_bytes(value) for value in expected.ravel()]
         if not same:
             raise ProofFailed(spec.name, engine.kind, None, f"output {where}: other texts", spec.origin)
         return 0.0
-    agreement = compare(found, expected, spec.precision, largest=largest)
+    agreement = compare(outputs, expected, spec.precision, largest=largest)
     if not agreement:
         by = agreement.largest if np.isfinite(agreement.largest) else None
         raise ProofFailed(spec.name, engine.kind, by, f"output {where}, row {agreement.row}", spec.origin)

@@ -1,4 +1,4 @@
-"""Which version of which endpoint answers.
+"""Registry: the endpoints of this process, and which version answers.
 
 Owns names, versions, the flip from one version to the next, and waiting until nobody uses
 the old one. Making a version ready belongs to `model_loader`; all of this runs in the event loop.
@@ -86,19 +86,19 @@ class Version:
     replicas: int = 0
     fault: str = ""
     body_bytes: int = 0  # that a request for it may have
-    figures: EndpointStats = field(default_factory=EndpointStats)
+    stats: EndpointStats = field(default_factory=EndpointStats)
     streams: set[Cuttable] = field(default_factory=set)  # answers under way that are computed while they are read
-    _found: dict[object, Any] = field(default_factory=dict)
+    _derived: dict[object, Any] = field(default_factory=dict)
     _leases: int = 0
     _free: asyncio.Event = field(default_factory=asyncio.Event)
 
     def once(self, find: Callable[[Version], T]) -> T:
         """What `find` tells of this version, asked once: what protocols work out of an interface before they read requests for it."""
         try:
-            found: T = self._found[find]
+            derived: T = self._derived[find]
         except KeyError:
-            found = self._found[find] = find(self)
-        return found
+            derived = self._derived[find] = find(self)
+        return derived
 
     def view(self) -> VersionView:
         return VersionView(

@@ -1,4 +1,4 @@
-"""What one version of an endpoint has done, in numbers.
+"""Stats: counters and latencies of one version of an endpoint.
 
 Owns the counting. It happens once a request on the way of every answer, so it is plain integers and
 no lock: everything here is called in the event loop. Showing the numbers belongs to `prometheus` and to
@@ -114,4 +114,4 @@ class EndpointStats:
         """Requests that took so long were answered, with so many rows in all."""
         self.requests += len(took_ns)
         self.rows += rows
-        self.latency.add(*[one // 1000 for one in took_ns])
+        self.latency.add(*[duration_ns // 1000 for duration_ns in took_ns])

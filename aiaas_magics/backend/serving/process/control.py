@@ -1,4 +1,4 @@
-"""How the API server talks to the inference process: JSON lines over a Unix socket.
+"""Control calls: the API server talks to the inference process by JSON lines over a Unix socket.
 
 Owns the messages, both ends of the connection, and errors crossing it as data. What a
 message does belongs to `model_loader`; who starts whom belongs to `supervisor`.
@@ -40,7 +40,7 @@ class Hello(ControlCall, frozen=True, tag="hello"):
 
 
 class Load(ControlCall, frozen=True, kw_only=True, tag="load"):
-    """Make a version ready; requests go to it when a `Route` says so."""
+    """Make a version ready; requests go to it when a `RouteVersions` says so."""
 
     spec: DeploySpec
     version: int

@@ -1,4 +1,4 @@
-"""The inference process: a port for HTTP and one for gRPC, and a socket for control.
+"""Inference process: a port for HTTP, one for gRPC, and a socket for control.
 
 Owns the order of starting and ending, and refusing to start where it would be unsafe. The
 parts belong to their modules: `inference_app` and `grpc_server` answer predictions, `model_loader` carries out control calls.
@@ -271,13 +271,13 @@ def _free_port(host: str, wanted: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def _taken_again(host: str, given: int, files: Files, name: str, take: Callable[[int], T]) -> T:
+def _taken_again(host: str, asked_port: int, files: Files, name: str, take: Callable[[int], T]) -> T:
     """What `take` gives for the port that was asked for, or that of last time, or any."""
-    wanted = given or files.port(name)
+    wanted = asked_port or files.port(name)
     try:
         return take(wanted)
     except OSError as error:
-        if given or not wanted:
+        if asked_port or not wanted:
             raise CannotStart("The inference process", f"{host}:{wanted} cannot be listened on ({error})", files.log.name) from error
         # Whoever sits on our old port is sent the old token by clients that do not know yet: it must be worth nothing.
         log.warning("port %d is taken by another process; choosing a new port and a new token", wanted)

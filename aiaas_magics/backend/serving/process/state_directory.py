@@ -1,4 +1,4 @@
-"""The folder of the inference process: what stands in it, and that only its owner reads it.
+"""State directory: the folder of the inference process, which only its owner reads.
 
 Owns names, modes and atomic writing. What the numbers mean belongs to `inference_process`, which writes
 them, and to `supervisor`, which reads them.
@@ -6,7 +6,7 @@ them, and to `supervisor`, which reads them.
     token          the bearer token for predictions; made once, the same after a restart
     port           the port that was listened on last; taken again if it is free
     grpc_port      the same for gRPC
-    process.json   who runs now: see `Running`
+    process.json   who runs now: see `RunningProcess`
     control.sock   where `control` listens, on systems that have Unix sockets
     lock           held by the living process
     log.txt        what it said
@@ -32,7 +32,7 @@ class RunningProcess(Value, frozen=True, kw_only=True):
     """The living process, as it describes itself. `control` is "unix:PATH" or "tcp:PORT"."""
 
     pid: int
-    started: int  # `processes.start_mark`, so that a pid used again is not taken for it
+    started: int  # `process_id.start_mark`, so that a pid used again is not taken for it
     url: str
     host: str
     tls: str  # the certificate's path, or empty

@@ -1,4 +1,4 @@
-"""The API server's handle on the inference process.
+"""Supervisor: starts the inference process, watches it and brings it back.
 
 Owns starting it, finding a living one and adopting it, noticing its death and bringing back
 what it served, and stopping it. Talking to it belongs to `control`; what it does inside
@@ -90,7 +90,7 @@ class InferenceHost:
         self._running: RunningProcess | None = None
         self._command: list[str] = []
         self._child: subprocess.Popen[bytes] | None = None
-        self._known: dict[str, list[Recorded]] = {}  # by endpoint, ascending; each with the endpoint's routing
+        self._served: dict[str, list[Recorded]] = {}  # by endpoint, ascending; each with the endpoint's routing
         self._up = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self.faults: dict[str, str] = {}  # endpoint -> why it could not be brought back
@@ -143,9 +143,9 @@ class InferenceHost:
         self._command += ["--port", str(port)] if port else []
         self._command += ["--tls-cert", cert, "--tls-key", key] if tls else []
         self._command += [argument for origin in self._cors for argument in ("--cors", origin)]
-        self._known = {}
+        self._served = {}
         for record in sorted(recorded, key=lambda record: record.version):
-            self._known.setdefault(record.spec.name, []).append(record)
+            self._served.setdefault(record.spec.name, []).append(record)
         running = await self._living()
         if running is not None and (running.host, running.tls, running.cors) != (host, cert, self._cors):
             await self._end(running)
@@ -171,7 +171,7 @@ class InferenceHost:
         reply = await self._call(_load_call(record), answer_s=LOAD_S)
         if reply.view is None:
             raise AiaasBug("the inference process loaded a version and did not say which")
-        self._known.setdefault(spec.name, []).append(record)
+        self._served.setdefault(spec.name, []).append(record)
         self.faults.pop(spec.name, None)
         return reply.view
 
@@ -197,12 +197,12 @@ class InferenceHost:
             NotScaled: one could not be opened; all versions have what they had.
         """
         await self._call(Scale(name=name, scaling=scaling), answer_s=LOAD_S)
-        self._known[name] = [replace(record, spec=scaled(record.spec, scaling)) for record in self._known.get(name, [])]
+        self._served[name] = [replace(record, spec=scaled(record.spec, scaling)) for record in self._served.get(name, [])]
 
     def _keep(self, name: str, routing: Routing, *, keeps: int = 0) -> None:
         """Remember what is to be brought back after a death."""
         stays = routing.loaded | {keeps}
-        self._known[name] = [replace(record, routing=routing) for record in self._known.get(name, []) if record.version in stays]
+        self._served[name] = [replace(record, routing=routing) for record in self._served.get(name, []) if record.version in stays]
 
     async def retire(self, name: str) -> None:
         """Take an endpoint down; what is being answered is answered first.
@@ -210,12 +210,12 @@ class InferenceHost:
         Raises:
             UnknownName: there is no such endpoint.
         """
-        known = self._known.pop(name, None)
+        records = self._served.pop(name, None)
         self.faults.pop(name, None)
         try:
             await self._call(Retire(name=name), answer_s=ANSWER_S)
         except UnknownName:
-            if known is None:  # else the process died meanwhile and came back without it, as was asked
+            if records is None:  # else the process died meanwhile and came back without it, as was asked
                 raise
 
     async def status(self) -> dict[str, list[VersionView]]:
@@ -297,7 +297,7 @@ class InferenceHost:
     async def _launch(self) -> RunningProcess:
         assert self._files is not None
         self._files.forget_running()
-        self._files.keep_expected(self._known)
+        self._files.keep_expected(self._served)
         with self._files.log.open("ab") as output:
             self._child = subprocess.Popen(  # noqa: ASYNC220 - a spawn is over in a millisecond, and the child must outlive this loop
                 self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, close_fds=True
@@ -318,8 +318,8 @@ class InferenceHost:
                 if running is not None and running.pid == child.pid:
                     return running
             if (code := child.poll()) is not None:
-                said = self._files.log_tail().splitlines()[-1:]
-                raise CannotStart(NAME, f"it ended with code {code} ({' '.join(said)})", self._log())
+                last_lines = self._files.log_tail().splitlines()[-1:]
+                raise CannotStart(NAME, f"it ended with code {code} ({' '.join(last_lines)})", self._log())
             await asyncio.sleep(POLL_S)
         raise CannotStart(NAME, f"it did not answer within {START_S:g} s", self._log())
 
@@ -334,13 +334,13 @@ class InferenceHost:
         """Load what is known and not live. A deployment that ends the process over it is left out from then on."""
         running = self._now()
         status = (await call_at(running.control, running.secret, StatusQuery(), answer_s=ANSWER_S)).status or {}
-        right = {name for name, records in self._known.items() if ready_in(status.get(name, ())) >= {r.version for r in records}}
+        right = {name for name, records in self._served.items() if ready_in(status.get(name, ())) >= {r.version for r in records}}
         for name in status.keys() - right:
             # Not what the records say: retired while nobody was there to tell. What is there beside the records' versions was
             # never acknowledged, and goes when requests are routed again.
             with contextlib.suppress(AiaasError):
                 await call_at(running.control, running.secret, Retire(name=name), answer_s=ANSWER_S)
-        for name, records in list(self._known.items()):
+        for name, records in list(self._served.items()):
             lost = [] if name in right else [record for record in records if not await self._brought_back(record)]
             await self._route_again(name, frozenset(record.version for record in lost))
 
@@ -363,17 +363,17 @@ class InferenceHost:
         name = record.spec.name
         log.error("version %d of %s is not back: %s", record.version, name, why)
         self.faults[name] = why
-        self._known[name] = [other for other in self._known.get(name, []) if other.version != record.version]
+        self._served[name] = [other for other in self._served.get(name, []) if other.version != record.version]
 
     async def _route_again(self, name: str, lost: frozenset[int]) -> None:
         """Requests go again as they did, as far as the versions for it are there."""
-        records = self._known.get(name, [])
+        records = self._served.get(name, [])
         routing = next((record.routing or Routing(live=record.version) for record in records), None)
         routing = None if routing is None else without(routing, lost | (routing.loaded - {record.version for record in records}))
         running = self._now()
         with contextlib.suppress(AiaasError):
             if routing is None:
-                self._known.pop(name, None)
+                self._served.pop(name, None)
                 await call_at(running.control, running.secret, Retire(name=name), answer_s=ANSWER_S)
             else:
                 await call_at(running.control, running.secret, RouteVersions(name=name, routing=routing), answer_s=ANSWER_S)

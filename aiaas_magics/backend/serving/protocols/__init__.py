@@ -1,4 +1,4 @@
-"""The seam between the inference process and the protocols it speaks.
+"""Protocols: the seam between the inference process and the protocols it speaks.
 
 Owns the values that cross it; they are made for every request, so they are of the kind that is made
 quickest. What a path, a document or a status code means belongs to each protocol's module; what is

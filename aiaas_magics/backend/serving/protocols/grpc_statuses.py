@@ -1,4 +1,4 @@
-"""What an HTTP status is called in gRPC.
+"""gRPC statuses: the name in gRPC of an HTTP status.
 
 Owns the table only, without the library: `methods` ends calls by it, and `tracing` names their ends.
 """

@@ -97,7 +97,7 @@ class Served:
         spec = spec_of("double", [tensor("x", "float32", -1, 2)], [tensor("y", "float32", -1, 2)])
         version = Version(number=1, spec=spec, created_s=0.0)
         registry.begin(version)
-        shared = {"batchable": True, "limits": Limits(**limits), "figures": version.figures, "row_bytes": 8}
+        shared = {"batchable": True, "limits": Limits(**limits), "stats": version.stats, "row_bytes": 8}
         self.engines = Doubling(), Doubling()
         larger = Replicas([self.engines[0]], name="double", **shared)
         version.executor = Inline(self.engines[1], larger=larger, **shared)
@@ -209,7 +209,7 @@ async def test_thousands_of_requests_are_answered_alike_on_both_ways(count: int)
 
     assert {b"200", b"400", b"401", b"404", b"405", b"421"} <= codes
     assert b"500" not in codes
-    assert served.version.figures.requests > count / 4
+    assert served.version.stats.requests > count / 4
     await served.version.drain_and_close()
 
 
@@ -301,11 +301,11 @@ async def test_heads_are_kept_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None
     for spaces in range(10):
         answer, _ = await served.answers(FastConnection, [request(V1, ROW + b" " * spaces, ALLOWED)])
         assert answer.endswith(DOUBLED)
-    long_head = await served.answers(FastConnection, [request(V1, ROW, ALLOWED, b"X-Long: " + b"x" * fast_connection.KNOWN_HEAD_BYTES)])
+    long_head = await served.answers(FastConnection, [request(V1, ROW, ALLOWED, b"X-Long: " + b"x" * fast_connection.HEAD_BYTES)])
 
     assert long_head[0].endswith(DOUBLED)
     assert 0 < len(served.fast_path.heads) <= 3
-    assert max(map(len, served.fast_path.heads)) <= fast_connection.KNOWN_HEAD_BYTES
+    assert max(map(len, served.fast_path.heads)) <= fast_connection.HEAD_BYTES
     await served.version.drain_and_close()
 
 
@@ -332,7 +332,7 @@ async def test_a_prediction_takes_the_short_way_and_what_is_not_plain_does_not(m
     assert await ways(plain, request(V1, b"", ALLOWED, method=b"GET")) == 1, "the same head with another method is another request"
     assert await ways(request(V1, body, ALLOWED, b"Expect: 100-continue")) == 1
     assert await ways(request(V1, body, ALLOWED, b"Content-Encoding: gzip")) == 1
-    assert await ways(request(V1, b"x" * (fast_connection.SHORT_BYTES + 1), ALLOWED)) == 1
+    assert await ways(request(V1, b"x" * (fast_connection.FAST_BYTES + 1), ALLOWED)) == 1
     chunked = b"POST " + V1 + b" HTTP/1.1\r\nHost: localhost\r\n" + ALLOWED + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert await ways(chunked + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)) == 1
     await served.version.drain_and_close()
@@ -465,7 +465,7 @@ async def test_an_answer_that_nobody_takes_off_a_real_connection_is_not_kept() -
         plain.setblocking(False)
         await loop.sock_connect(plain, server.sockets[0].getsockname())
         await loop.sock_sendall(plain, request(V1, rows, ALLOWED))
-        await until(lambda: served.version.figures.requests == 1)
+        await until(lambda: served.version.stats.requests == 1)
         await until(lambda: not served.state.connections)
 
     server.close()
@@ -591,7 +591,7 @@ async def test_who_leaves_before_the_answer_harms_nobody() -> None:
     await until(lambda: stays.cycle.response_complete)
 
     assert b"200 OK" in other.sent
-    assert served.version.figures.requests == 2
+    assert served.version.stats.requests == 2
     await served.version.drain_and_close()
 
 
@@ -604,7 +604,7 @@ async def test_a_request_of_more_rows_than_the_loop_may_be_kept_for_runs_in_a_th
     await until(lambda: made.cycle.response_complete)
 
     assert json.loads(wire.sent.partition(b"\r\n\r\n")[2]) == {"predictions": [[2 * n, 0.0] for n, _ in rows]}
-    assert served.version.figures.batches.keys() == {5}
+    assert served.version.stats.batches.keys() == {5}
     await served.version.drain_and_close()
     assert all(engine.closed for engine in served.engines)
 
@@ -616,7 +616,7 @@ async def test_requests_of_one_turn_run_together_and_are_counted() -> None:
         made.data_received(request(V1, b'{"instances": [[1, 2]]}', ALLOWED))
     await until(lambda: all(made.cycle.response_complete for made, _ in connections))
 
-    figures = served.version.figures
+    figures = served.version.stats
     assert {rows: spent.count for rows, spent in figures.batches.items()} == {8: 1}
     assert (figures.requests, figures.rows, figures.dispatch) == (8, 8, {"all that waited": 1})
     assert len(figures.latency) == 8
@@ -632,7 +632,7 @@ async def test_a_batch_is_held_back_for_company_only_where_that_was_asked_for() 
     second.data_received(body)
     await until(lambda: first.cycle.response_complete and second.cycle.response_complete)
 
-    assert served.version.figures.batches.keys() == {2}
+    assert served.version.stats.batches.keys() == {2}
     await served.version.drain_and_close()
 
 

@@ -166,7 +166,7 @@ def test_every_request_gets_its_own_rows_or_its_own_fault(requests: list[list[in
     engines = [Doubling(), Doubling()]
 
     async def ask() -> list[object]:
-        replicas = Replicas(engines, name="t", batchable=True, limits=Limits(batch_rows=batch_rows), figures=EndpointStats())
+        replicas = Replicas(engines, name="t", batchable=True, limits=Limits(batch_rows=batch_rows), stats=EndpointStats())
         try:
             tensors = [np.array(rows, dtype="float32") for rows in requests]
             return list(await asyncio.gather(*(replicas.run({"x": x}, len(x)) for x in tensors), return_exceptions=True))
@@ -217,7 +217,7 @@ async def test_a_full_queue_is_503_with_retry_after_and_the_others_are_answered(
     x, y = tensor("x", "float32", -1), tensor("y", "float32", -1)
     version = Version(number=1, spec=spec_of("busy", [x], [y]), created_s=0.0)
     registry.begin(version)
-    version.executor = Replicas([engine], name="busy", batchable=False, limits=Limits(waiting=2), figures=version.figures)
+    version.executor = Replicas([engine], name="busy", batchable=False, limits=Limits(waiting=2), stats=version.stats)
     registry.ready(version)
     registry.route("busy", Routing(live=1))
     route = tfserving_rest.PATHS.route("predict", name="busy")
@@ -245,7 +245,7 @@ async def test_a_request_whose_timeout_is_over_is_not_computed_and_the_others_ar
     x, y = tensor("x", "float32", -1), tensor("y", "float32", -1)
     version = Version(number=1, spec=spec_of("busy", [x], [y]), created_s=0.0)
     registry.begin(version)
-    version.executor = Replicas([engine], name="busy", batchable=False, limits=Limits(), figures=version.figures)
+    version.executor = Replicas([engine], name="busy", batchable=False, limits=Limits(), stats=version.stats)
     registry.ready(version)
     registry.route("busy", Routing(live=1))
     bodies = [

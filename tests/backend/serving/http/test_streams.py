@@ -388,7 +388,7 @@ async def test_a_stream_that_nobody_begins_to_read_gives_its_version_back(tmp_pa
     await response.stream.aclose()
 
     await asyncio.wait_for(version.drain_and_close(), 1.0)
-    assert (version.figures.abandoned, version.figures.requests) == (1, 0)
+    assert (version.stats.abandoned, version.stats.requests) == (1, 0)
 
 
 # --------------------------------------------------------------------------- traces

@@ -177,9 +177,9 @@ def test_behind_a_known_document_stand_just_its_tensors() -> None:
     array = np.arange(4, dtype=np.float32).reshape(2, 2)
     body, size = written({"x": array}, binary={"x"})
     head = body[:size].replace(b"}]}", b'}], "parameters": {"binary_data_output": true}}')
-    assert asked_of(made, head + array.tobytes(), len(head)).known is None
+    assert asked_of(made, head + array.tobytes(), len(head)).document is None
 
-    known = asked_of(made, head + array.tobytes(), len(head)).known
+    known = asked_of(made, head + array.tobytes(), len(head)).document
 
     assert known is not None
     for wrong in (array.tobytes()[:-1], array.tobytes() + b"\0", b""):

@@ -52,7 +52,7 @@ def counted(registry: Registry, name: str, number: int) -> EndpointStats:
     registry.begin(version)
     registry.ready(version)
     registry.route(name, Routing(live=number))
-    return version.figures
+    return version.stats
 
 
 @pytest.fixture

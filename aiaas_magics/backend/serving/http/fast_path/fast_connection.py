@@ -17,14 +17,21 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from aiaas_magics.backend.net.guard import ALLOW, facts_of
 from aiaas_magics.backend.net.limited_http import lines
 from aiaas_magics.backend.serving.http.connection import InferenceConnection
-from aiaas_magics.backend.serving.http.fast_path.microbatch import Together
-from aiaas_magics.backend.serving.http.fast_path.pending import UNKNOWN, ParsedHead, Pending, PendingPrediction, Slot, known_of
+from aiaas_magics.backend.serving.http.fast_path.microbatch import Microbatcher
+from aiaas_magics.backend.serving.http.fast_path.pending import (
+    UNKNOWN,
+    AnswerSlot,
+    ParsedHead,
+    PendingPrediction,
+    ResponseQueue,
+    parsed_head,
+)
 from aiaas_magics.backend.serving.http.inference_app import App, BodyTooSlow
 from aiaas_magics.backend.serving.protocols import JSON, Response, error
 
-SHORT_BYTES: Final = 256 * 1024  # guess: reading a larger body costs more than the longer way
+FAST_BYTES: Final = 256 * 1024  # guess: reading a larger body costs more than the longer way
 HEADS: Final = 1024  # guess: heads that are known by their bytes; they differ in the body's length
-KNOWN_HEAD_BYTES: Final = 2048  # guess: of longer ones too few are the same
+HEAD_BYTES: Final = 2048  # guess: of longer ones too few are the same
 PENDING: Final = 64  # guess: requests of one connection that wait for their answers before it is read on
 
 
@@ -33,33 +40,33 @@ class FastPath:
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self.together = Together(app.handler)
+        self.microbatcher = Microbatcher(app.handler)
         self.heads: dict[bytes, tuple[ParsedHead, int]] = {}  # that were decided on, with their bodies' lengths
 
-    def connection(self, **given: Any) -> FastConnection:
+    def connection(self, **options: Any) -> FastConnection:
         """A new connection; uvicorn names its arguments."""
-        return FastConnection(self, **given)
+        return FastConnection(self, **options)
 
 
 class FastConnection(InferenceConnection):
     """A connection of the inference process, with the fast path."""
 
-    _known: ParsedHead | None = None  # of the request that was taken the short way last
-    _short: ParsedHead | None = None  # the request being read, where it takes the short way
-    _taken = UNKNOWN  # the last request of this read that took the short way, and its body's length
+    _last_head: ParsedHead | None = None  # of the request that was taken the short way last
+    _head: ParsedHead | None = None  # the request being read, where it takes the short way
+    _newest = UNKNOWN  # the last request of this read that took the short way, and its body's length
     _held = 0
     _body_deadline: asyncio.TimerHandle | None = None
     _default_headers: object = None
     _plain_head = b""  # of an answer with a JSON body and nothing special, up to the body's length
 
-    def __init__(self, fast_path: FastPath, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, fast_path: FastPath, **options: Any) -> None:
+        super().__init__(**options)
         self._fast_path = fast_path
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         client = b"%s:%d" % (self.client[0].encode(), self.client[1]) if self.client else b""
-        self._pending = Pending(self.app.handler, client, self._flush)
+        self._pending = ResponseQueue(self.app.handler, client, self._flush)
         self._body: list[bytes] = []
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -72,13 +79,13 @@ class FastConnection(InferenceConnection):
         # A whole request whose head came before, byte for byte, is not parsed again.
         head = data[: data.find(b"\r\n\r\n") + 4] if self._between else b""
         if head:
-            known, length = self._fast_path.heads.get(head, UNKNOWN)
-            if known is not None and len(data) == len(head) + length and self._is_free():
+            parsed, length = self._fast_path.heads.get(head, UNKNOWN)
+            if parsed is not None and len(data) == len(head) + length and self._is_free():
                 if self._head_deadline is not None:
                     self._disarm()
-                self._take(known, data[len(head) :])
+                self._begin_prediction(parsed, data[len(head) :])
                 return
-        self._taken = UNKNOWN
+        self._newest = UNKNOWN
         if not self._read(data):
             return
         if head and self._between:
@@ -86,32 +93,32 @@ class FastConnection(InferenceConnection):
         # A whole request in one read, which is nearly every one, costs a few comparisons here.
         if self._in_head:
             self._check_head(data)
-        elif self._short is not None and not self._held:
+        elif self._head is not None and not self._held:
             self._hold()
 
     # ------------------------------------------------------------------ the parser's calls
 
     def _begin(self) -> None:
-        self._short = self._known_head() if self._is_free() and self._is_short() else None
-        if self._short is None:
+        self._head = self._fast_head() if self._is_free() and self._is_plain() else None
+        if self._head is None:
             super()._begin()
         else:
-            self._known, self._body = self._short, []
+            self._last_head, self._body = self._head, []
 
     def _is_free(self) -> bool:
         """Whether no request for uvicorn is before this one."""
         return self.cycle is None or self.cycle is self._pending or self.cycle.response_complete
 
-    def _is_short(self) -> bool:
+    def _is_plain(self) -> bool:
         length, parser = self._length, self.parser
         plain = parser.get_method() == b"POST" and parser.get_http_version() == "1.1" and parser.should_keep_alive()
-        return plain and length.isdigit() and len(length) < 10 and int(length) <= SHORT_BYTES
+        return plain and length.isdigit() and len(length) < 10 and int(length) <= FAST_BYTES
 
-    def _known_head(self) -> ParsedHead | None:
-        known = self._known
-        return known if known is not None and known.url == self.url and known.raw == self.headers else self._look_at_head()
+    def _fast_head(self) -> ParsedHead | None:
+        head = self._last_head
+        return head if head is not None and head.url == self.url and head.raw == self.headers else self._parse_head()
 
-    def _look_at_head(self) -> ParsedHead | None:
+    def _parse_head(self) -> ParsedHead | None:
         """What is asked for, where it may take the short way."""
         headers = tuple((name.lower(), value) for name, value in self.headers)
         for name, value in headers:
@@ -126,10 +133,10 @@ class FastConnection(InferenceConnection):
             return None
         if route.operation.read_stream is not None or route.operation.locate is not None:
             return None
-        return known_of(self.url, self.headers, headers, path, protocol, route)
+        return parsed_head(self.url, self.headers, headers, path, protocol, route)
 
     def on_body(self, body: bytes) -> None:
-        if self._short is None:
+        if self._head is None:
             super().on_body(body)
         else:
             self._body.append(body)
@@ -138,37 +145,37 @@ class FastConnection(InferenceConnection):
         if self._in_head:
             return
         self._between = True
-        known, self._short = self._short, None
-        if known is None:
+        head, self._head = self._head, None
+        if head is None:
             super().on_message_complete()
             return
         self._release()
         if self._ending:
             self._pending.keep_alive = False
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._taken = known, len(body)
-        self._take(known, body)
+        self._newest = head, len(body)
+        self._begin_prediction(head, body)
 
     def _learn(self, head: bytes, read: int) -> None:
         """If what was read was just one request, and took the short way, the next one with that head need not be parsed."""
-        known, length = self._taken
-        if known is not None and read == len(head) + length and len(head) <= KNOWN_HEAD_BYTES:
+        parsed, length = self._newest
+        if parsed is not None and read == len(head) + length and len(head) <= HEAD_BYTES:
             if len(self._fast_path.heads) >= HEADS:
                 self._fast_path.heads.clear()
-            self._fast_path.heads[head] = known, length
+            self._fast_path.heads[head] = parsed, length
 
-    def _take(self, known: ParsedHead, body: bytes) -> None:
+    def _begin_prediction(self, head: ParsedHead, body: bytes) -> None:
         """Have a request answered below ASGI."""
         pending = self._pending
-        asked = PendingPrediction(pending, known, body, known.json_bytes, time.perf_counter_ns())
-        pending.slots.append(asked)
+        prediction = PendingPrediction(pending, head, body, head.json_bytes, time.perf_counter_ns())
+        pending.slots.append(prediction)
         self.cycle = pending
         if len(pending.slots) >= PENDING:
             self.flow.pause_reading()
-        if known.place is None:
-            asked.begin()
+        if head.target is None:
+            prediction.begin()
         else:
-            self._fast_path.together.add(known.place, asked)
+            self._fast_path.microbatcher.add(head.target, prediction)
 
     # ------------------------------------------------------------------ answers
 
@@ -225,7 +232,7 @@ class FastConnection(InferenceConnection):
         super()._end_when_idle()
 
     def _has_begun(self) -> bool:
-        return not self._between and (self._in_head or self._short is not None)
+        return not self._between and (self._in_head or self._head is not None)
 
     def _is_unused(self) -> bool:
         return not self._pending.slots and super()._is_unused()
@@ -237,7 +244,7 @@ class FastConnection(InferenceConnection):
         return super()._may_read() and len(self._pending.slots) < PENDING
 
     def is_idle(self) -> bool:
-        return self._short is None and not self._pending.slots and super().is_idle()
+        return self._head is None and not self._pending.slots and super().is_idle()
 
     # ------------------------------------------------------------------ limits
 
@@ -257,10 +264,10 @@ class FastConnection(InferenceConnection):
 
     def _body_too_slow(self) -> None:
         self._release()
-        self._short, self._body = None, []
+        self._head, self._body = None, []
         self._refuse(408, str(BodyTooSlow(self.app.body_s)))
 
     def _send_refusal(self, status: int, text: str) -> None:
         self._pending.keep_alive = False
-        self._pending.slots.append(Slot(response=error(status, text)))
+        self._pending.slots.append(AnswerSlot(response=error(status, text)))
         self._flush()

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from aiaas_magics.backend.serving.http.fast_path.microbatch import PlainTarget, place_of
+from aiaas_magics.backend.serving.http.fast_path.microbatch import PlainTarget, target_of
 from aiaas_magics.backend.serving.http.request_handler import RequestHandler
 from aiaas_magics.backend.serving.protocols import Headers, InferenceProtocol, Request, Response, computes
 from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH
@@ -31,16 +31,16 @@ class ParsedHead:
     route: OperationRoute
     computes: bool
     json_bytes: int  # of a body whose head says how much of it is JSON; else 0
-    place: PlainTarget | None  # whom it asks, if it may be answered together with others
+    target: PlainTarget | None  # whom it asks, if it may be answered together with others
 
 
 UNKNOWN: Final[tuple[ParsedHead | None, int]] = (None, 0)
 
 
-def known_of(
+def parsed_head(
     url: bytes, raw: list[tuple[bytes, bytes]], headers: Headers, path: str, protocol: InferenceProtocol, route: OperationRoute
 ) -> ParsedHead:
-    wanted, told = computes(headers), [value for name, value in headers if name == JSON_LENGTH]
+    wanted, lengths = computes(headers), [value for name, value in headers if name == JSON_LENGTH]
     form = route.operation.plain_form if wanted else None
     return ParsedHead(
         url=url,
@@ -50,18 +50,18 @@ def known_of(
         protocol=protocol,
         route=route,
         computes=wanted,
-        json_bytes=int(told[0]) if len(told) == 1 and told[0].isdigit() and len(told[0]) < 10 else 0,
-        place=None if form is None else place_of(route.name, route.version, route.label, form),
+        json_bytes=int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() and len(lengths[0]) < 10 else 0,
+        target=None if form is None else target_of(route.name, route.version, route.label, form),
     )
 
 
-class Slot(msgspec.Struct, eq=False, kw_only=True):
+class AnswerSlot(msgspec.Struct, eq=False, kw_only=True):
     """A place in the order of a connection's answers."""
 
     response: Response | None = None
 
 
-class Pending:
+class ResponseQueue:
     """The predictions of one connection that are not answered yet, in their order.
 
     Stands where uvicorn keeps the request that it is carrying out (`cycle`), so that what comes after them on the same
@@ -74,7 +74,7 @@ class Pending:
 
     def __init__(self, handler: RequestHandler, client: bytes, flush: Callable[[], None]) -> None:
         self.handler, self.client, self.flush = handler, client, flush
-        self.slots: deque[Slot] = deque()
+        self.slots: deque[AnswerSlot] = deque()
         self.keep_alive = True
         self.disconnected = False
         self.message_event = self
@@ -87,22 +87,22 @@ class Pending:
         """Nobody waits for messages here."""
 
 
-class PendingPrediction(Slot, eq=False):
+class PendingPrediction(AnswerSlot, eq=False):
     """A prediction that waits for its answer in its place."""
 
-    pending: Pending
-    known: ParsedHead
+    pending: ResponseQueue
+    head: ParsedHead
     body: bytes
     json_bytes: int
     began_ns: int
 
     def begin(self) -> None:
         """Have it answered as any other request."""
-        known, pending = self.known, self.pending
+        head, pending = self.head, self.pending
         request = Request(
-            method="POST", path=known.path, headers=known.headers, body=self.body, client=pending.client, computes=known.computes
+            method="POST", path=head.path, headers=head.headers, body=self.body, client=pending.client, computes=head.computes
         )
-        pending.handler.begin(known.protocol, known.route, request, self.answer)
+        pending.handler.begin(head.protocol, head.route, request, self.answer)
 
     def answer(self, response: Response) -> None:
         self.response = response

@@ -1,4 +1,4 @@
-"""What this server tells about itself: its endpoints, a page for each, and the OpenAPI document.
+"""Discovery routes: a server's endpoints, a page for each, its metrics and the OpenAPI document.
 
 Owns these paths and their content as values. How a page looks belongs to `page`, schemas to
 `openapi`. The guard stands before all of it: a browser cannot send the token, so the pages say
@@ -127,20 +127,20 @@ def describe(registry: Registry, name: str, url: str) -> EndpointPage:
         inputs=spec.inputs,
         outputs=spec.outputs,
         calls=tuple(examples_of(spec, url)),
-        figures=counted(shown.figures),
+        figures=counted(shown.stats),
     )
 
 
-def counted(figures: EndpointStats) -> Counted:
+def counted(stats: EndpointStats) -> Counted:
     return Counted(
-        requests=figures.requests,
-        rows=figures.rows,
-        failed=figures.failed,
-        refused=figures.refused,
-        batches=sum(spent.count for spent in figures.batches.values()),
-        p50_ms=figures.latency.percentile(50) / 1000,
-        p99_ms=figures.latency.percentile(99) / 1000,
-        p999_ms=figures.latency.percentile(99.9) / 1000,
+        requests=stats.requests,
+        rows=stats.rows,
+        failed=stats.failed,
+        refused=stats.refused,
+        batches=sum(spent.count for spent in stats.batches.values()),
+        p50_ms=stats.latency.percentile(50) / 1000,
+        p99_ms=stats.latency.percentile(99) / 1000,
+        p999_ms=stats.latency.percentile(99.9) / 1000,
     )
 
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document of all that this server answers to.
+"""OpenAPI document: every operation of this server.
 
 Owns paths, operations and their words. Which paths there are, it reads from the protocols' own tables. Schemas belong to
 `openapi_schemas`, what a live model takes to `openapi_models`. A path that holds a model's name stands beside the one

@@ -92,9 +92,9 @@ def read(route: protocols.InferenceRoute, request: Request, version: Version) ->
     if route.action != "predict":
         return read_examples(request.body, version.spec, METHODS[route.action])
     plainly = version.once(_plain_rows)
-    if plainly is None or (found := plainly(request.body, 0)) is None:
+    if plainly is None or (plain_request := plainly(request.body, 0)) is None:
         return read_predict(request.body, version.spec.inputs)
-    (spec,), (packed, rows, columns) = version.spec.inputs, found
+    (spec,), (packed, rows, columns) = version.spec.inputs, plain_request
     return PredictCall(layout="row", tensors={spec.name: np.ndarray((rows, columns), plain_dtype(spec), packed)}, rows=rows)
 
 
@@ -109,8 +109,8 @@ def plain_form(version: Version) -> PlainForm | None:
         return None
     (spec,), name = version.spec.inputs, version.spec.outputs[0].name
 
-    def write(output: np.ndarray, asked: Sequence[Plain]) -> Sequence[Response]:
-        texts = json_of_each(name, output, [rows for _, rows, _ in asked])
+    def write(output: np.ndarray, requests: Sequence[Plain]) -> Sequence[Response]:
+        texts = json_of_each(name, output, [rows for _, rows, _ in requests])
         return [Response(200, b'{"predictions":%b}' % text) for text in texts]
 
     return PlainForm(name=spec.name, row=spec.shape[1:], dtype=plain_dtype(spec), read=plainly, write=write)
