@@ -301,11 +301,11 @@ async def test_heads_are_kept_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None
     for spaces in range(10):
         answer, _ = await served.answers(FastConnection, [request(V1, ROW + b" " * spaces, ALLOWED)])
         assert answer.endswith(DOUBLED)
-    long_head = await served.answers(FastConnection, [request(V1, ROW, ALLOWED, b"X-Long: " + b"x" * fast_connection.HEAD_BYTES)])
+    long_head = await served.answers(FastConnection, [request(V1, ROW, ALLOWED, b"X-Long: " + b"x" * fast_connection.LEARNED_HEAD_BYTES)])
 
     assert long_head[0].endswith(DOUBLED)
     assert 0 < len(served.fast_path.heads) <= 3
-    assert max(map(len, served.fast_path.heads)) <= fast_connection.HEAD_BYTES
+    assert max(map(len, served.fast_path.heads)) <= fast_connection.LEARNED_HEAD_BYTES
     await served.version.drain_and_close()
 
 
@@ -698,7 +698,7 @@ EVERY_KIND = [
 
 
 def test_a_process_answers_byte_for_byte_the_same_with_and_without_the_fast_path(tmp_path: Path) -> None:
-    ways = []
+    ways, batches = [], []
     for name, program in (("with", PROGRAM), ("without", (*PROGRAM, "--no-fast-path"))):
         with Rig(tmp_path / name, program=program) as rig:
             rig.load(plus(tmp_path, "mixed", 1.0))
@@ -706,7 +706,16 @@ def test_a_process_answers_byte_for_byte_the_same_with_and_without_the_fast_path
             # Twice on one connection: the second time the fast path knows the head.
             sent = [kind.replace(b"TOKEN", token) for kind in EVERY_KIND]
             ways.append([re.sub(rb"date: [^\r]*", b"date:", b"".join(rig.raws(one, one))) for one in sent])
+            before = rig.call("GET", "/endpoints/mixed").document["figures"]["batches"]
+            pipelined = request(b"/v1/models/mixed:predict", b'{"instances": [[1.0]]}', token, host=b"127.0.0.1")
+            with socket.create_connection(rig.address, timeout=20) as plain:
+                plain.sendall(pipelined * 5)
+                got = b""
+                while got.count(b"predictions") < 5:
+                    got += plain.recv(65536)
+            batches.append(rig.call("GET", "/endpoints/mixed").document["figures"]["batches"] - before)
 
     assert ways[0] == ways[1]
+    assert batches[0] < batches[1] == 5, "only the fast path computes what came in one read together"
     statuses = [re.findall(rb"HTTP/1.1 (\d+)", answers) for answers in ways[0]]
     assert {status for found in statuses for status in found} == {b"200", b"400", b"401", b"403", b"404", b"421"}

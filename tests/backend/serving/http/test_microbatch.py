@@ -220,7 +220,7 @@ async def test_who_is_not_there_or_does_not_join_is_left_to_the_common_way(serve
 
 
 async def test_no_more_wait_here_than_may(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(microbatch, "MOST", 2)
+    monkeypatch.setattr(microbatch, "MOST_WAITING", 2)
 
     asked = [served.ask("a", rows(1)) for _ in range(3)]
 

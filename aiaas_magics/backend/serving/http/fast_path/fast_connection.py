@@ -31,7 +31,7 @@ from aiaas_magics.backend.serving.protocols import JSON, Response, error
 
 FAST_BYTES: Final = 256 * 1024  # guess: reading a larger body costs more than the longer way
 HEADS: Final = 1024  # guess: heads that are known by their bytes; they differ in the body's length
-HEAD_BYTES: Final = 2048  # guess: of longer ones too few are the same
+LEARNED_HEAD_BYTES: Final = 2048  # guess: of longer ones too few are the same
 PENDING: Final = 64  # guess: requests of one connection that wait for their answers before it is read on
 
 
@@ -159,7 +159,7 @@ class FastConnection(InferenceConnection):
     def _learn(self, head: bytes, read: int) -> None:
         """If what was read was just one request, and took the short way, the next one with that head need not be parsed."""
         parsed, length = self._newest
-        if parsed is not None and read == len(head) + length and len(head) <= HEAD_BYTES:
+        if parsed is not None and read == len(head) + length and len(head) <= LEARNED_HEAD_BYTES:
             if len(self._fast_path.heads) >= HEADS:
                 self._fast_path.heads.clear()
             self._fast_path.heads[head] = parsed, length
