@@ -61,16 +61,6 @@ def main() -> None:
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM file with the certificate chain.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file with its key.")
 @click.option(
-    "--front-ends",
-    type=int,
-    default=1,
-    show_default=True,
-    envvar=settings.FRONT_ENDS,
-    show_envvar=True,
-    help="Number of processes that answer predictions over HTTP on one port. Each opens every model, with all its replicas. "
-    "They share the cores. Only the first answers gRPC.",
-)
-@click.option(
     "--cors",
     multiple=True,
     metavar="ORIGIN",
@@ -95,7 +85,6 @@ def serve(
     port: int | None,
     tls_cert: Path | None,
     tls_key: Path | None,
-    front_ends: int,
     cors: tuple[str, ...],
     keep_free: str | None,
     idle_minutes: float | None,
@@ -116,7 +105,6 @@ def serve(
         port=port,
         tls_cert=tls_cert,
         tls_key=tls_key,
-        front_ends=front_ends,
         cors=cors,
         keep_free=keep_free or "",
         idle_minutes=idle_minutes,

@@ -20,7 +20,7 @@ import msgspec
 import aiaas_magics
 from aiaas_magics import cli
 from aiaas_magics.backend.server.api import api_app
-from aiaas_magics.backend.serving.protocols.discovery import discovery_routes
+from aiaas_magics.backend.serving.protocols.discovery.discovery_routes import Discovery
 from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
 from aiaas_magics.client.training import planning
@@ -297,7 +297,7 @@ def protocol_page() -> str:
         "events": event_kinds,
         "tensorflow serving": lambda: operations(tfserving_rest.PATHS),
         "open inference": lambda: operations(open_inference_rest.PATHS),
-        "server": lambda: operations(discovery_routes.PATHS),
+        "server": lambda: operations(Discovery.PATHS),
     }
     text = (FOLDER / "protocol.md").read_text(encoding="utf-8")
     for name, make in blocks.items():

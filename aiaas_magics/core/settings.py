@@ -8,7 +8,6 @@ Creating the folder and writing into it belongs to `backend.server`.
     AIAAS_TOKEN     the token for a backend that is not local
     AIAAS_UI        auto | widget | html | text | none
     AIAAS_KEEP_FREE     what is to stay free of the state folder's disk, like 2GB or 10%
-    AIAAS_FRONT_ENDS    how many processes answer predictions of the server that is started here, the local one too
     AIAAS_CORS          origins of web pages that may ask it for predictions, with blanks between them
 """
 
@@ -29,7 +28,6 @@ from aiaas_magics.core.engines import ENGINES, HOME
 from aiaas_magics.core.spec import Versions
 
 KEEP_FREE: Final = "AIAAS_KEEP_FREE"
-FRONT_ENDS: Final = "AIAAS_FRONT_ENDS"
 CORS: Final = "AIAAS_CORS"
 
 

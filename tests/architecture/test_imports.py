@@ -55,6 +55,22 @@ PACKING_ARROWS: dict[str, set[str]] = {
     "fitcall": {"portable", "export", "checks", "data", "pickling", "live"},
 }
 
+# The same one floor down, in `backend.serving`; imports for types only and lazy ones count too. What stands further down may import
+# from what stands above it, never the other way round.
+SERVING_ARROWS: dict[str, set[str]] = {
+    "engines": set(),
+    "models": {"engines"},
+    "protocols": {"models"},
+    "protocols.tfserving": {"protocols", "models", "engines"},
+    "protocols.open_inference": {"protocols", "protocols.tfserving", "models", "engines"},
+    "protocols.discovery": {"protocols", "protocols.tfserving", "protocols.open_inference", "models"},
+    "http": {"protocols", "protocols.tfserving", "protocols.open_inference", "protocols.discovery", "models", "engines"},
+    "http.fast_path": {"http", "protocols", "protocols.open_inference", "models"},
+    "grpc": {"http", "protocols", "protocols.tfserving", "protocols.open_inference", "models"},
+    "process": {"grpc", "http", "http.fast_path", "protocols", "models", "engines"},
+    "__main__": {"process", "http", "models"},
+}
+
 # library -> the only places that may import it
 HOMES: dict[str, tuple[str, ...]] = {
     "IPython": ("notebook/",),
@@ -110,13 +126,13 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imported(path: Path) -> Iterator[tuple[str, int]]:
-    """Absolute names that a module imports at run time, wherever in the file; typing-only blocks aside."""
+def imported(path: Path, *, counts_types: bool = False) -> Iterator[tuple[str, int]]:
+    """Absolute names that a module imports at run time, wherever in the file; typing-only blocks aside, unless these count."""
     tree = parsed(path)
     typing_only = {
         id(inner)
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if not counts_types and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
@@ -212,6 +228,31 @@ def test_every_import_inside_packing_points_along_its_arrows() -> None:
             if parts[:2] == ["aiaas_magics", "packing"] and parts[2] not in {here, *PACKING_ARROWS[here]}:
                 wrong.append(f"{name}:{line} imports {target}")
 
+
+SERVING = "aiaas_magics.backend.serving."
+
+
+def serving_room_of(parts: list[str]) -> str:
+    """The innermost room of `SERVING_ARROWS` that a dotted path below `backend.serving` lies in."""
+    inner = ".".join(parts[:2])
+    return inner if inner in SERVING_ARROWS else parts[0]
+
+
+def test_every_import_within_serving_points_along_its_arrows() -> None:
+    wrong = []
+    for name, path in modules():
+        parts = name.removesuffix(".py").removesuffix("/__init__").split("/")[2:]
+        if not name.startswith("backend/serving/") or not parts or parts == ["__init__"]:
+            continue
+        here = serving_room_of(parts)
+        assert here in SERVING_ARROWS, f"{name} lies in a room without arrows"
+        allowed = {here, *SERVING_ARROWS[here]}
+        wrong += [
+            f"{name}:{line} imports {target}"
+            for target, line in imported(path, counts_types=True)
+            if target.startswith(SERVING) and serving_room_of(target.removeprefix(SERVING).split(".")) not in allowed
+        ]
+
     assert wrong == []
 
 
@@ -230,6 +271,12 @@ def test_no_module_of_packing_is_reached_from_itself() -> None:
             del edges[module]
 
     assert {module: sorted(targets & edges.keys()) for module, targets in edges.items()} == {}
+
+
+def test_the_arrows_within_serving_have_no_cycle() -> None:
+    rooms = list(SERVING_ARROWS)
+
+    assert [room for place, room in enumerate(rooms) if SERVING_ARROWS[room] - {*rooms[:place]}] == []
 
 
 def test_a_library_has_one_home() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aiaas_magics.backend.serving.engines.onnx_engine import OnnxEngine
-from aiaas_magics.backend.serving.models.parity_check import prove, read_samples
+from aiaas_magics.backend.serving.models.parity_check import check_parity, read_samples
 from aiaas_magics.client.serving.endpoint import notes_of
 from aiaas_magics.core import precision
 from aiaas_magics.core.agreement import compare, largest_of
@@ -49,7 +49,7 @@ def host_proof(exported: Servable, folder: Path) -> float:
     )
     engine = OnnxEngine(spec, folder / "artefact", threads=1)
     try:
-        return prove(engine, read_samples(folder / "samples", spec), spec).largest
+        return check_parity(engine, read_samples(folder / "samples", spec), spec).largest
     finally:
         engine.close()
 

@@ -43,7 +43,6 @@ from aiaas_magics.backend.server.storage.quota import KeepFree, Room
 from aiaas_magics.backend.server.storage.records import Store
 from aiaas_magics.backend.server.storage.state_folder import StateFolder
 from aiaas_magics.backend.server.storage.usage import SWEEP_S, Storage
-from aiaas_magics.backend.serving.process.control import check_front_ends
 from aiaas_magics.backend.serving.process.supervisor import InferenceHost
 from aiaas_magics.backend.workers.local.local_pool import LocalPool
 from aiaas_magics.core import settings, wire
@@ -73,13 +72,11 @@ class ServerOptions:
     idle_minutes: float | None = None
     launcher_options: Sequence[str] = field(default=())
     keep_free: str = ""  # of the disk: see `room.KeepFree`
-    front_ends: int = 1  # processes that answer predictions over HTTP
     cors: Sequence[str] = ()  # origins of web pages that may ask for predictions
-    inference: Callable[[], Inference] | None = None  # None: the real one, with so many front ends
+    inference: Callable[[], Inference] | None = None  # None: the real one
 
     def check(self) -> None:
         """Raises `InvalidSpec` for what must not be served so."""
-        check_front_ends(self.front_ends)
         Cors.parse(self.cors)
         if self.keep_free:
             KeepFree.parse(self.keep_free)
@@ -172,7 +169,7 @@ class ServerParts:
         self._endpoints = Endpoints(
             store=self._store,
             blobs=self._blobs,
-            make=options.inference or partial(InferenceHost, front_ends=options.front_ends, cors=options.cors),
+            make=options.inference or partial(InferenceHost, cors=options.cors),
             state_dir=state.path,
             host=options.host,
             tls=options.tls,

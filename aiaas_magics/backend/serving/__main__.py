@@ -1,6 +1,6 @@
-"""`python -m aiaas_magics.backend.serving --state DIR`: the command line of the inference process.
+"""Command line of the inference process: `python -m aiaas_magics.backend.serving --state DIR`.
 
-Owns parsing it, and handing it to `inference_process`, or to `worker_process` in a front end that is not the first.
+Owns parsing it, and handing it to `inference_process`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import sys
 from typing import Final
 
 from aiaas_magics.backend.net.event_loop import fast_loop
-from aiaas_magics.backend.serving.front_ends import worker_process
-from aiaas_magics.backend.serving.front_ends.worker_process import Place
 from aiaas_magics.backend.serving.http.inference_app import BODY_BYTES, JSON_BYTES
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.process import inference_process
-from aiaas_magics.backend.serving.process.inference_process import InferenceOptions
+from aiaas_magics.backend.serving.process.inference_process import STOCK, InferenceOptions, ServedProtocols
 from aiaas_magics.core.errors import AiaasError
 from aiaas_magics.core.plain_text import log_to
 
@@ -28,8 +26,8 @@ JSON_VARIABLE: Final = "AIAAS_JSON_BYTES"  # the server that starts this process
 GARBAGE_AFTER: Final = 100_000  # objects more than before; measured: as quick as never
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """0 after an orderly end, 2 when it did not start."""
+def main(arguments: list[str] | None = None, protocols: ServedProtocols = STOCK) -> int:
+    """0 after an orderly end, 2 when it did not start. `protocols` are what the process speaks."""
     parser = argparse.ArgumentParser(
         prog="python -m aiaas_magics.backend.serving", description="Serve models that are loaded over a control socket."
     )
@@ -53,22 +51,16 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"the longest time that a model computes a batch, in seconds; also by {COMPUTE_VARIABLE} in the server's environment",
     )
     parser.add_argument("--parent", type=int, default=0, help="process that starts this one, which ends if that is gone too early")
-    parser.add_argument(
-        "--front-ends", type=int, default=1, help="processes that answer HTTP on the port; each opens every model for itself"
-    )
     parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="origin whose pages may ask; repeatable")
-    for handed_over in ("beside", "listener", "lock", "channel"):  # by the first front end to each other one
-        parser.add_argument(f"--{handed_over}", type=int, default=0, help=argparse.SUPPRESS)
-    given = vars(parser.parse_args(arguments))
-    place = Place(index=given.pop("beside"), listener=given.pop("listener"), lock=given.pop("lock"), channel=given.pop("channel"))
+    parser.add_argument("--no-fast-path", dest="fast_path", action="store_false", help="answer every request through ASGI, for tests")
+    parsed = vars(parser.parse_args(arguments))
     os.umask(0o077)
     gc.set_threshold(GARBAGE_AFTER)
-    who = f"front end {place.index}: " if place.index else ""
-    log_to(sys.stderr, f"%(asctime)s %(levelname)s %(name)s: {who}%(message)s")
+    log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        options = InferenceOptions(**given | {"cors": tuple(given["cors"])})
+        options = InferenceOptions(**parsed | {"cors": tuple(parsed["cors"])})
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
-            runner.run(worker_process.run(options, place) if place.index else inference_process.run(options))
+            runner.run(inference_process.run(options, protocols))
     except AiaasError as error:
         print(error, file=sys.stderr)
         return 2

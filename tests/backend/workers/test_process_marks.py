@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aiaas_magics.backend.serving.process.state_directory import Started
-from aiaas_magics.backend.serving.process.state_directory import is_alive as front_end_is_alive
+from aiaas_magics.backend.serving.process.state_directory import RunningProcess
+from aiaas_magics.backend.serving.process.state_directory import is_alive as inference_process_is_alive
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.workers.local.attempt_folder import ProcessId
 from aiaas_magics.client import local_server
@@ -38,7 +38,8 @@ ME = ProcessId.of(os.getpid())
 @pytest.mark.usefixtures("stepped")
 def test_a_clock_that_is_set_makes_no_process_another() -> None:
     assert ME.is_alive()
-    assert front_end_is_alive(Started(pid=ME.pid, started=ME.started))
+    running = RunningProcess(pid=ME.pid, started=ME.started, url="", host="", tls="", control="", secret="", version="")
+    assert inference_process_is_alive(running)
     assert local_server._process(local_server._Serving(pid=ME.pid, started=ME.started, url="")) == psutil.Process()
 
 

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from aiaas_magics.backend.serving.http import prometheus
 from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.backend.serving.models.stats import EndpointStats
+from aiaas_magics.backend.serving.protocols.discovery import prometheus
 from aiaas_magics.core.routing import Routing
 from aiaas_magics.core.scaling.endpoint_samples import VersionCounts, counts_in, sample_of
 from aiaas_magics.core.spec import DeploySpec
@@ -18,7 +18,7 @@ def served(name: str, figures: EndpointStats) -> Registry:
     """A registry as the inference process has it, with one version that has done this."""
     registry = Registry()
     spec = DeploySpec(name=name, artefact="", format="onnx", samples="", inputs=(), outputs=())
-    version = Version(number=3, spec=spec, created_s=0.0, figures=figures)
+    version = Version(number=3, spec=spec, created_s=0.0, stats=figures)
     registry.begin(version)
     registry.ready(version)
     registry.route(name, Routing(live=3))

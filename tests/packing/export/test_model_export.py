@@ -11,7 +11,7 @@ import pytest
 
 from aiaas_magics.backend.serving.engines.onnx_engine import OnnxEngine
 from aiaas_magics.backend.serving.engines.saved_model_engine import SavedModelEngine
-from aiaas_magics.backend.serving.models.parity_check import prove, read_samples
+from aiaas_magics.backend.serving.models.parity_check import check_parity, read_samples
 from aiaas_magics.core.errors import DataMismatch
 from aiaas_magics.core.spec import DeploySpec
 from aiaas_magics.packing.export import model_export
@@ -35,7 +35,7 @@ def proof(exported: Servable, folder: Path) -> float:
         OnnxEngine(spec, artefact, threads=1) if exported.format == "onnx" else SavedModelEngine(spec, artefact, threads=1, scratch=folder)
     )
     try:
-        return prove(engine, read_samples(samples, spec), spec).largest
+        return check_parity(engine, read_samples(samples, spec), spec).largest
     finally:
         engine.close()
 

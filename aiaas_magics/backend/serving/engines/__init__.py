@@ -1,4 +1,4 @@
-"""The seam between serving and the libraries that do the arithmetic.
+"""Engines: the seam between serving and the libraries that do the arithmetic.
 
 Owns the promises and the choice of an engine by the artefact's format. What an
 artefact is checked for before it is opened belongs to the engine's own module.

@@ -1,4 +1,4 @@
-"""Ending computations that take too long: one thread that looks at all of them.
+"""Compute deadlines: one thread ends computations that take too long.
 
 Owns that thread. What a computation is, and how it is ended, belongs to the engine that has begun it.
 
@@ -55,7 +55,7 @@ class Deadlines:
             self._never.wait(LOOK_S)
             now_s = time.monotonic()
             with self._lock:
-                for computation in [one for one in self._running if one.until_s < now_s]:
+                for computation in [running for running in self._running if running.until_s < now_s]:
                     self._running.discard(computation)
                     computation.is_over = True
                     computation.end()

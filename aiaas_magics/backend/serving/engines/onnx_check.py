@@ -1,4 +1,4 @@
-"""What an ONNX file is checked for before ONNX Runtime sees it.
+"""ONNX check: refuses what is unsafe before ONNX Runtime sees the file.
 
 Owns a walk over the protobuf's wire format: no field is believed, no tensor is copied, and
 nothing heavy is imported. It refuses tensors that live in other files (a path out of an
@@ -57,7 +57,7 @@ def _check(kind: str, data: memoryview, depth: int) -> None:
         if isinstance(value, int):
             continue
         if number == DOMAIN_FIELD.get(kind) and (domain := bytes(value).decode("utf-8", "replace")) not in STANDARD_DOMAINS:
-            if kind == "node" and domain == RUNTIME_DOMAIN and (found := _operators(data)) and found <= RUNTIME_OPERATORS:
+            if kind == "node" and domain == RUNTIME_DOMAIN and (operators := _operators(data)) and operators <= RUNTIME_OPERATORS:
                 continue
             raise UnsafeArtefact(f"it uses operators of the domain {domain[:60]!r}, which is not ONNX's own")
         if number in inner:

@@ -1,4 +1,4 @@
-"""ONNX Runtime as an engine: the only home of that library.
+"""ONNX engine: ONNX Runtime; the only home of that library.
 
 Owns sessions: their threads, their errors turned into ours, names matched with the
 interface. What a file is checked for first belongs to `onnx_check`.
@@ -64,24 +64,24 @@ class OnnxEngine:
             if ours in self._strings:
                 feed[theirs] = _text(inputs[ours])
         try:
-            found = self._session.run(self._fetched, feed) if self._compute_s == math.inf else self._run_limited(feed)
+            outputs = self._session.run(self._fetched, feed) if self._compute_s == math.inf else self._run_limited(feed)
         except REFUSALS as error:
             raise EngineRefused(_sentence(error)) from error
-        return dict(zip(self._names, found, strict=True))
+        return dict(zip(self._names, outputs, strict=True))
 
     def _run_limited(self, feed: dict[str, np.ndarray]) -> Any:
         """With an end after `compute_s`."""
         options = onnxruntime.RunOptions()
         computation = DEADLINES.begin(self._compute_s, lambda: setattr(options, "terminate", True))
         try:
-            found = self._session.run(self._fetched, feed, options)
+            outputs = self._session.run(self._fetched, feed, options)
         except REFUSALS as error:
             if DEADLINES.finish(computation):
                 raise EngineTooSlow(self._name, self._compute_s) from error
             raise
         finally:
             DEADLINES.finish(computation)
-        return found
+        return outputs
 
     def close(self) -> None:
         self._session = None

@@ -1,4 +1,4 @@
-"""What a SavedModel is checked for before TensorFlow loads it.
+"""SavedModel check: refuses what is unsafe before TensorFlow loads it.
 
 Owns the rules. A SavedModel is a program: it may use the operators that only compute (`saved_model_operators`), and its own
 functions. Two others stand in what Keras exports, and are looked at more closely: those that save and restore variables, which
@@ -41,20 +41,20 @@ def check_saved_model(saved: Any) -> None:
 
 
 def _refuse(operators: Iterable[str]) -> None:
-    if found := sorted(set(operators)):
-        named = ", ".join(name[:60] for name in found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    if refused := sorted(set(operators)):
+        named = ", ".join(name[:60] for name in refused[:5]) + (f" and {len(refused) - 5} more" if len(refused) > 5 else "")
         raise ValueError(f"it uses {named}, not among the operators that only compute")
 
 
 def _reached(roots: Iterable[str], functions: dict[str, Any]) -> set[str]:
     """The functions that may be run: whatever Python may call once the model is loaded, and what these call."""
-    found, ahead = set[str](), [name for name in roots if name in functions]
+    reached, ahead = set[str](), [name for name in roots if name in functions]
     while ahead:
         name = ahead.pop()
-        if name not in found:
-            found.add(name)
+        if name not in reached:
+            reached.add(name)
             ahead += [called for node in functions[name].node_def for called in _called(node) if called in functions]
-    return found
+    return reached
 
 
 def _called(node: Any) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""The process that holds a SavedModel: `python -m ...saved_model_child DESCRIPTOR`.
+"""SavedModel child: the process that holds the model, `python -m ...saved_model_child DESCRIPTOR`.
 
 Owns loading and calling it; the only part of serving that imports TensorFlow. Who starts it,
 and starts it anew, is `saved_model_engine`. It ends when the other end of its socket closes.
@@ -77,8 +77,8 @@ class Model:
 
     def run(self, tensors: dict[str, Any]) -> dict[str, Any]:
         feed = {theirs: self._tf.constant(tensors[ours], dtype=self._dtypes[theirs]) for ours, theirs in self._inputs.items()}
-        found = self._function(**feed)
-        return {ours: found[theirs].numpy() for ours, theirs in self._outputs.items()}
+        outputs = self._function(**feed)
+        return {ours: outputs[theirs].numpy() for ours, theirs in self._outputs.items()}
 
 
 def _paired(theirs: list[str], ours: list[str], what: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A SavedModel as an engine: a process of its own that imports TensorFlow, so that this one need not.
+"""SavedModel engine: a process of its own imports TensorFlow, so that this one need not.
 
 Owns that process: starting it, asking it, starting it anew when it died, and unpacking the
 artefact where it cannot do harm. What happens inside belongs to `saved_model_child`.

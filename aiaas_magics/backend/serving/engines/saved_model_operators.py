@@ -1,4 +1,4 @@
-"""The operators that a SavedModel may use: those that compute on their tensors, on variables and on tables of their own.
+"""SavedModel operators: the ones that a model may use, those that compute on their tensors, on variables and on tables of their own.
 
 Owns the list. Which places of a file it is held against belongs to `saved_model_check`.
 

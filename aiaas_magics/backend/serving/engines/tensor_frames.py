@@ -1,4 +1,4 @@
-"""Tensors through a socket: a JSON header, then raw bytes.
+"""Tensor frames: tensors through a socket, a JSON header and then raw bytes.
 
 Owns the frame that a SavedModel's process and its parent exchange. Nothing here is ever
 executed on arrival: numbers travel as they lie in memory, strings as base64, and a frame that
@@ -45,8 +45,8 @@ class BrokenFrame(Exception):
 
 def send(to: socket.socket, say: str, *, text: str = "", tensors: Mapping[str, np.ndarray] | None = None) -> None:
     described, raw = [], []
-    for name, given in (tensors or {}).items():
-        array = np.asarray(given)
+    for name, tensor in (tensors or {}).items():
+        array = np.asarray(tensor)
         if array.dtype.kind in "OSU":
             strings = tuple(base64.b64encode(v if isinstance(v, bytes) else str(v).encode()).decode() for v in array.ravel())
             described.append(Tensor(name=name, dtype="string", shape=array.shape, strings=strings))

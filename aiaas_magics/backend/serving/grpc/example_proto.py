@@ -1,4 +1,4 @@
-"""TensorFlow's Example messages as tensors, for classify and regress.
+"""Example messages: TensorFlow's Examples as tensors, for classify and regress.
 
 Owns which list of a feature holds the values of which type, and that every example has them.
 Which models answer such requests belongs to `tfserving_examples`.
@@ -17,18 +17,18 @@ from aiaas_magics.backend.serving.protocols.tfserving.tfserving_examples import 
 from aiaas_magics.core.spec import DeploySpec, TensorSpec
 
 
-def read_examples(given: Any, spec: DeploySpec, method: Method) -> dict[str, np.ndarray]:
+def read_examples(message: Any, spec: DeploySpec, method: Method) -> dict[str, np.ndarray]:
     """The inputs of a model from an Input message.
 
     Raises:
         BadValue: it does not hold them, or the model's output is nothing of this kind.
     """
     check_output(spec, method)
-    kind = given.WhichOneof("kind")
-    if kind is None or not getattr(given, kind).examples:
+    kind = message.WhichOneof("kind")
+    if kind is None or not getattr(message, kind).examples:
         raise BadValue("Input is empty")
-    context = dict(given.example_list_with_context.context.features.feature) if kind == "example_list_with_context" else {}
-    examples = [{**context, **example.features.feature} for example in getattr(given, kind).examples]
+    context = dict(message.example_list_with_context.context.features.feature) if kind == "example_list_with_context" else {}
+    examples = [{**context, **example.features.feature} for example in getattr(message, kind).examples]
     return {tensor.name: _feature(examples, tensor) for tensor in spec.inputs}
 
 

@@ -1,8 +1,8 @@
-"""The gRPC port of the inference process, in the event loop that answers HTTP.
+"""gRPC server: the gRPC port of the inference process, in the event loop that answers HTTP.
 
 Owns what every call meets before a protocol sees it: the guard, the message's limits and
-deadline, and how a fault ends a call. What a method means belongs to `openinference`,
-`tfserving` and `health`.
+deadline, and how a fault ends a call. What a method means belongs to `open_inference_grpc`,
+`tfserving_grpc` and `health`.
 
 A call that is refused is refused before its message is read. The guard decides by the metadata as
 it does by headers, with one difference: grpc.aio does not tell the `:authority`, so the name that
@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -26,12 +28,13 @@ from google.protobuf.message import DecodeError
 from aiaas_magics.backend.net import guard as rules
 from aiaas_magics.backend.net.guard import Allow, Guard
 from aiaas_magics.backend.net.limited_http import HEAD_S, most_connections, raise_descriptors
-from aiaas_magics.backend.serving.front_ends.aggregate import Everywhere, seen, spread
 from aiaas_magics.backend.serving.grpc import health, open_inference_grpc, tfserving_grpc
 from aiaas_magics.backend.serving.grpc.methods import (
     GrpcCall,
     Infer,
+    InferStream,
     Look,
+    MessageRoute,
     Method,
     Refused,
     RefusedStatus,
@@ -41,12 +44,12 @@ from aiaas_magics.backend.serving.grpc.methods import (
     status_of_response,
 )
 from aiaas_magics.backend.serving.http import request_handler
-from aiaas_magics.backend.serving.models.registry import Registry
-from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, computes
-from aiaas_magics.backend.serving.protocols.operations import MANAGING
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
+from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, StreamFault, computes
 from aiaas_magics.core.errors import CannotStart
 
 METHODS: Final[dict[str, Method]] = {**open_inference_grpc.METHODS, **tfserving_grpc.METHODS, **health.METHODS}
+NO_METHODS: Final = MappingProxyType[str, Method]({})
 MESSAGE_S: Final = 60.0  # as the body's over HTTP
 CALLS: Final = 4096  # guess: under way at once; four times what may wait for a model
 DRAIN_S: Final = 5.0  # guess: what a call that runs at the end may still take
@@ -71,11 +74,11 @@ class GrpcServer:
     """`await start()`, and calls are answered until `await stop()`.
 
     Args:
-        everywhere: The front ends of the HTTP port, where there are several: gRPC is answered by the first alone, and tells of all.
+        more_methods: Beside `METHODS`, by their paths.
     """
 
-    def __init__(self, registry: Registry, guard: Guard, port: Port, *, everywhere: Everywhere | None = None) -> None:
-        self._registry, self._port, self._everywhere = registry, port, everywhere
+    def __init__(self, handler: RequestHandler, guard: Guard, port: Port, *, more_methods: Mapping[str, Method] = NO_METHODS) -> None:
+        self._handler, self._port = handler, port
         self._held = 0  # bytes of messages in memory, over all calls
         self._held_most = 8 * port.message_bytes  # guess, as over HTTP
         options = [
@@ -86,7 +89,7 @@ class GrpcServer:
             ("grpc.max_allowed_incoming_connections", most_connections(raise_descriptors()) // 2),
         ]
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=CALLS)
-        self._server.add_generic_rpc_handlers((_Door(guard, self._handler),))
+        self._server.add_generic_rpc_handlers((_Door(guard, {**METHODS, **more_methods}, self._make_handler),))
 
     async def start(self) -> None:
         """Listen and answer.
@@ -107,7 +110,7 @@ class GrpcServer:
         """Answer what is being answered, within `DRAIN_S`, then end."""
         await self._server.stop(DRAIN_S)
 
-    def _handler(self, method: Method, request: Request) -> Any:
+    def _make_handler(self, method: Method, request: Request) -> Any:
         """What grpc runs for one call. All read by themselves: then a message has a deadline, and none is read before the guard."""
         match method:
             case StreamMethod():
@@ -124,6 +127,12 @@ class GrpcServer:
                         yield answer.SerializeToString()
 
                 return grpc.stream_stream_rpc_method_handler(watch)
+            case InferStream():
+
+                async def stream(_: Any, context: Any) -> None:
+                    await self._stream(method, _with_client(request, context), context)
+
+                return grpc.stream_stream_rpc_method_handler(stream)
             case _:
 
                 async def answer(_: Any, context: Any) -> bytes:
@@ -148,8 +157,29 @@ class GrpcServer:
             message = _parsed(method, raw)
         except BadValue as fault:
             await _abort(context, status_of(fault.status, fault.text))
-        async for answer in method.answers(GrpcCall(registry=self._registry, message=message, request=request)):
+        async for answer in method.answers(GrpcCall(registry=self._handler.registry, message=message, request=request)):
             yield answer
+
+    async def _stream(self, method: InferStream, request: Request, context: Any) -> None:
+        """One message answered by many: each is written when the library has taken the one before, and none once the caller is gone."""
+        raw = await _read(context)
+        try:
+            with self._holding(raw):
+                route = _with_deadline(method.route(_parsed(method, raw)), context)
+                response = await self._handler.stream(method, route, request, partial(method.stream, route))
+        except Exception as fault:  # noqa: BLE001 - border: what the caller sent is read here
+            response = request_handler.refusal(fault)
+        if response is None:  # no version: the way of all others says what is wrong
+            response = await self._handler.infer(method, route, request)
+        if response.stream is None:
+            await _abort(context, status_of_response(response))
+        try:
+            async for message in response.stream:
+                await context.write(message)
+        except StreamFault as fault:
+            await _abort(context, status_of_response(fault.response))
+        finally:
+            await response.stream.aclose()
 
     async def _response(self, method: Look | Infer, raw: bytes, request: Request, context: Any) -> Response:
         """The answer's message as the body of a response, or REST's refusal."""
@@ -157,25 +187,15 @@ class GrpcServer:
             with self._holding(raw):
                 message = _parsed(method, raw)
                 if isinstance(method, Infer):
-                    left_s = context.time_remaining()
-                    asked = replace(method.route(message), timeout_s=math.inf if left_s is None else left_s)
-                    return await request_handler.respond(self._registry, method, asked, request)
-                return Response(200, (await self._look(method, message, request)).SerializeToString())
+                    return await self._handler.infer(method, _with_deadline(method.route(message), context), request)
+                call = GrpcCall(registry=self._handler.registry, message=message, request=request)
+                return Response(200, method.answer(call).SerializeToString())
         except Refused as refused:
             return refused.response
         except grpc.aio.BaseError:  # the caller is gone, or its message beyond the limit: grpc itself has answered
             raise
         except Exception as fault:  # noqa: BLE001 - border: what the caller sent is read here
             return request_handler.refusal(fault)
-
-    async def _look(self, method: Look, message: Any, request: Request) -> Any:
-        everywhere, registry = self._everywhere, self._registry
-        if everywhere is not None:
-            registry = await seen(everywhere, registry, method.action)
-        answer = method.answer(GrpcCall(registry=registry, message=message, request=request))
-        if everywhere is not None and method.action:
-            await spread(everywhere, method.action, getattr(answer, "model_name", ""))
-        return answer
 
     @contextmanager
     def _holding(self, raw: bytes) -> Iterator[None]:
@@ -205,6 +225,11 @@ async def _read(context: Any) -> bytes:
     return bytes(raw)
 
 
+def _with_deadline(route: MessageRoute, context: Any) -> MessageRoute:
+    left_s = context.time_remaining()
+    return replace(route, timeout_s=math.inf if left_s is None else left_s)
+
+
 async def _abort(context: Any, status: RefusedStatus) -> NoReturn:
     await context.abort(status.code, status.text, status.trailers)
     raise AssertionError("abort returned")
@@ -225,13 +250,13 @@ def _with_client(request: Request, context: Any) -> Request:
 class _Door(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Who may pass, and to which method; None is grpc's UNIMPLEMENTED."""
 
-    def __init__(self, guard: Guard, handler: Callable[[Method, Request], Any]) -> None:
-        self._guard, self._handler = guard, handler
+    def __init__(self, guard: Guard, methods: Mapping[str, Method], handler: Callable[[Method, Request], Any]) -> None:
+        self._guard, self._methods, self._handler = guard, methods, handler
 
     def service(self, details: Any) -> Any:
         headers = headers_of(details.invocation_metadata)
-        method = METHODS.get(details.method)
-        decision = self._guard.decide(facts_of(headers), manages=isinstance(method, Look) and method.action in MANAGING)
+        method = self._methods.get(details.method)
+        decision = self._guard.decide(facts_of(headers), manages=isinstance(method, Look) and method.manages)
         if not isinstance(decision, Allow):
             return _refusing(status_of(decision.status, decision.text))
         if method is None:

@@ -1,4 +1,4 @@
-"""The standard health service, which load balancers and probes of gRPC ask.
+"""Health service: the standard one, which load balancers and probes of gRPC ask.
 
 Owns its two methods. Ready means what `GET /v2/health/ready` means.
 """
@@ -37,12 +37,12 @@ def check(call: GrpcCall) -> Any:
 
 async def watch(call: GrpcCall) -> AsyncIterator[Any]:
     """The state now, and again whenever it has changed, until the watcher leaves."""
-    told = None
+    last = None
     while True:
         now = _state(call) if call.message.service in SERVICES else STATES["SERVICE_UNKNOWN"]
-        if now != told:
+        if now != last:
             yield health.HealthCheckResponse(status=now)
-            told = now
+            last = now
         await asyncio.sleep(LOOK_S)
 
 

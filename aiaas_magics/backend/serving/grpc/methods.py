@@ -1,4 +1,4 @@
-"""The seam between the gRPC port and the protocols that it speaks.
+"""gRPC methods: the seam between the gRPC port and the protocols that it speaks.
 
 Owns the values that cross it. Which version answers, how it is run, and what a fault is answered
 with are `request_handler`'s for REST and gRPC alike: a call that is refused ends with REST's sentence
@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import grpc
 import orjson
 
 from aiaas_magics.backend.serving import protocols
-from aiaas_magics.backend.serving.grpc.statuses import status_name
 from aiaas_magics.backend.serving.http import request_handler
 from aiaas_magics.backend.serving.models.registry import Registry, Version
-from aiaas_magics.backend.serving.protocols import Headers, InferenceCall, InferenceProtocol, Request, Response
+from aiaas_magics.backend.serving.protocols import BadValue, Headers, InferenceCall, InferenceProtocol, Request, Response, StreamCall
+from aiaas_magics.backend.serving.protocols.grpc_statuses import status_name
 from aiaas_magics.backend.serving.protocols.operations import OperationRoute
 
 TOLD: Final = 2000  # characters of a fault that fit beside other metadata into a client's limit of 8 KiB: guess
@@ -62,11 +62,11 @@ class GrpcCall:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A method that computes nothing. `action` is the word for it over REST, where other front ends have to hear of it."""
+    """A method that computes nothing. `manages`: the token for predictions does not suffice."""
 
     takes: Any  # a message class
     answer: Callable[[GrpcCall], Any]
-    action: str = ""
+    manages: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +91,22 @@ class MessageRoute:
     action: str = "infer"
 
 
+def _only_streams(_route: MessageRoute, _version: Version) -> InferenceCall:
+    raise BadValue("This method answers by a stream only.", 501)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Infer:
-    """A method that a model answers: for `inferring` a protocol like those of REST, with the sentences of `rest`."""
+    """A method that a model answers: for the request handler a protocol like those of REST, with the sentences of `rest`."""
 
     takes: Any
     rest: InferenceProtocol
     route: Callable[[Any], MessageRoute]
     call: Callable[[MessageRoute, Version], InferenceCall]
 
-    def find_route(self, method: str, path: str) -> protocols.InferenceRoute | Response:
-        return self.rest.find_route(method, path)
+    @property
+    def NAME(self) -> str:
+        return self.rest.NAME
 
     def read(self, route: protocols.InferenceRoute, _request: Request, version: Version) -> InferenceCall:
         assert isinstance(route, MessageRoute)
@@ -120,6 +125,14 @@ class Infer:
         return self.rest.unknown_label(label)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferStream(Infer):
+    """A method that a model answers with many messages. The chunks of its call are whole messages, serialized."""
+
+    call: Callable[[MessageRoute, Version], InferenceCall] = field(init=False, default=_only_streams)
+    stream: Callable[[MessageRoute, Version], StreamCall]
+
+
 @dataclass(frozen=True, slots=True)
 class StreamMethod:
     """A method that answers each message of a stream, in their order. A fault is an answer too."""
@@ -133,7 +146,7 @@ class StreamMethod:
         return self.infer.takes
 
 
-Method = Look | Watch | Infer | StreamMethod
+Method = Look | Watch | Infer | InferStream | StreamMethod
 
 
 def find(call: GrpcCall, protocol: InferenceProtocol, route: OperationRoute) -> Version:
@@ -142,7 +155,7 @@ def find(call: GrpcCall, protocol: InferenceProtocol, route: OperationRoute) -> 
     Raises:
         Refused: as the protocol says it over REST.
     """
-    found = request_handler.find(call.registry, protocol, route, call.request)
-    if isinstance(found, Response):
-        raise Refused(found)
-    return found
+    version = request_handler.find(call.registry, protocol, route, call.request)
+    if isinstance(version, Response):
+        raise Refused(version)
+    return version

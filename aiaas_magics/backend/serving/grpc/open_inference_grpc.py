@@ -25,7 +25,7 @@ from aiaas_magics.backend.serving.protocols import BadValue, Response, rows_of
 from aiaas_magics.backend.serving.protocols.open_inference import inference_codec as tensors
 from aiaas_magics.backend.serving.protocols.open_inference import inference_documents as documents
 from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
-from aiaas_magics.backend.serving.protocols.operations import LARGEST_VERSION, OperationRoute
+from aiaas_magics.backend.serving.protocols.operations import LARGEST_VERSION
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
 from aiaas_magics.core.spec import TensorSpec
 
@@ -59,7 +59,7 @@ def number_of(version: str) -> int | None:
 
 
 def version_of(call: GrpcCall, name: str, version: str) -> Version:
-    return find(call, open_inference_rest, OperationRoute(action="metadata", name=name, version=number_of(version)))
+    return find(call, open_inference_rest, open_inference_rest.PATHS.route("metadata", name=name, version=number_of(version)))
 
 
 # --------------------------------------------------------------------------- infer
@@ -91,14 +91,14 @@ class GrpcInferCall:
         return Response(200, answer.SerializeToString())
 
 
-def read(asked: MessageRoute, version: Version) -> GrpcInferCall:
-    message = asked.message
+def read(route: MessageRoute, version: Version) -> GrpcInferCall:
+    message = route.message
     check_parameters(message)
-    given = read_inputs(message, version)
+    inputs = read_inputs(message, version)
     wanted = wanted_outputs(message, version.spec.outputs)
-    timeout_s = min(asked.timeout_s, timeout_of(message))
+    timeout_s = min(route.timeout_s, timeout_of(message))
     return GrpcInferCall(
-        message=message, version=version, tensors=given, rows=rows_of(given, version.spec.inputs), wanted=wanted, timeout_s=timeout_s
+        message=message, version=version, tensors=inputs, rows=rows_of(inputs, version.spec.inputs), wanted=wanted, timeout_s=timeout_s
     )
 
 
@@ -135,28 +135,28 @@ def read_inputs(message: Any, version: Version) -> dict[str, np.ndarray]:
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise BadValue(f"The request holds {len(message.inputs)} inputs and {len(raw)} raw contents; there is one for each, or none")
-    found: dict[str, np.ndarray] = {}
-    for index, given in enumerate(message.inputs):
-        spec = specs.get(given.name)
+    inputs: dict[str, np.ndarray] = {}
+    for index, described in enumerate(message.inputs):
+        spec = specs.get(described.name)
         if spec is None:
-            raise BadValue(f"Unexpected input {given.name[:100]!r}; the model has the inputs {tfserving_json.listed(specs)}")
-        if spec.name in found:
-            raise BadValue(f"Input {given.name} comes twice")
-        shape = tuple(given.shape)
+            raise BadValue(f"Unexpected input {described.name[:100]!r}; the model has the inputs {tfserving_json.listed(specs)}")
+        if spec.name in inputs:
+            raise BadValue(f"Input {described.name} comes twice")
+        shape = tuple(described.shape)
         if min(shape, default=0) < 0:
-            raise BadValue(f"Input {given.name} says the shape {tfserving_json.dims(shape[:32])}; a request's sizes are known")
-        tensor = tensors.Input(name=given.name, datatype=given.datatype, shape=shape, parameters=parameters_of(given))
+            raise BadValue(f"Input {described.name} says the shape {tfserving_json.dims(shape[:32])}; a request's sizes are known")
+        tensor = tensors.Input(name=described.name, datatype=described.datatype, shape=shape, parameters=parameters_of(described))
         tensors.check_interface(tensor, spec)
         if not raw:
-            array = from_contents(given, shape, spec)
-        elif given.HasField("contents"):
-            raise BadValue(f"Input {given.name} has contents beside the raw ones of the request. Send one of them.")
+            array = from_contents(described, shape, spec)
+        elif described.HasField("contents"):
+            raise BadValue(f"Input {described.name} has contents beside the raw ones of the request. Send one of them.")
         else:
-            array = tensors.from_bytes(raw[index], given.datatype, shape, given.name)
-        found[spec.name] = tensors.decoded(array, tensor)
-    if len(found) != len(specs):
-        raise BadValue(f"The model has the inputs {tfserving_json.listed(specs)}; the request holds {tfserving_json.listed(found)}")
-    return found
+            array = tensors.from_bytes(raw[index], described.datatype, shape, described.name)
+        inputs[spec.name] = tensors.decoded(array, tensor)
+    if len(inputs) != len(specs):
+        raise BadValue(f"The model has the inputs {tfserving_json.listed(specs)}; the request holds {tfserving_json.listed(inputs)}")
+    return inputs
 
 
 def parameters_of(tensor: Any) -> tensors.InputParameters | None:
@@ -164,17 +164,17 @@ def parameters_of(tensor: Any) -> tensors.InputParameters | None:
     return tensors.InputParameters(content_type=content_type) if content_type else None
 
 
-def from_contents(given: Any, shape: tuple[int, ...], spec: TensorSpec) -> np.ndarray:
+def from_contents(tensor: Any, shape: tuple[int, ...], spec: TensorSpec) -> np.ndarray:
     """The tensor whose values stand one by one in the field for its datatype."""
-    field = CONTENTS.get(given.datatype)
+    field = CONTENTS.get(tensor.datatype)
     if field is None:
-        raise BadValue(f"{given.datatype} has no typed contents. Send input {spec.name} in raw_input_contents.")
-    if any(other.name != field for other, _ in given.contents.ListFields()):
-        raise BadValue(f"The contents of input {spec.name}, of datatype {given.datatype}, belong in {field} alone")
-    values = list(getattr(given.contents, field))
+        raise BadValue(f"{tensor.datatype} has no typed contents. Send input {spec.name} in raw_input_contents.")
+    if any(other.name != field for other, _ in tensor.contents.ListFields()):
+        raise BadValue(f"The contents of input {spec.name}, of datatype {tensor.datatype}, belong in {field} alone")
+    values = list(getattr(tensor.contents, field))
     if len(values) != math.prod(shape):
         raise BadValue(f"Input {spec.name} says the shape {tfserving_json.dims(shape)}; its contents hold {len(values)} values")
-    if given.datatype != "BYTES":
+    if tensor.datatype != "BYTES":
         return tfserving_json.numbers(values, spec).reshape(shape)
     strings = np.empty(len(values), dtype=object)
     strings[:] = values
@@ -242,7 +242,7 @@ def _control(call: GrpcCall, action: str) -> str:
     name: str = message.model_name or message.repository_name  # the latter is KServe's number for the model's
     document = orjson.dumps({"parameters": dict.fromkeys(message.parameters, True)})
     request = msgspec.structs.replace(call.request, body=document)
-    response = open_inference_rest.look(call.registry, OperationRoute(action=action, name=name), request)
+    response = open_inference_rest.look(call.registry, open_inference_rest.PATHS.route(action, name=name), request)
     if response.status != 200:
         raise Refused(response)
     return name
@@ -267,9 +267,9 @@ _METHODS: Final[Mapping[str, Method]] = {
     "ModelReady": Look(inference.ModelReadyRequest, model_ready),
     "ModelMetadata": Look(inference.ModelMetadataRequest, model_metadata),
     "ModelConfig": Look(inference.ModelConfigRequest, model_config),
-    "ModelStatistics": Look(inference.ModelStatisticsRequest, model_statistics, "statistics"),
+    "ModelStatistics": Look(inference.ModelStatisticsRequest, model_statistics),
     "RepositoryIndex": Look(inference.RepositoryIndexRequest, repository_index),
-    "RepositoryModelLoad": Look(inference.RepositoryModelLoadRequest, repository_load, "load"),
-    "RepositoryModelUnload": Look(inference.RepositoryModelUnloadRequest, repository_unload, "unload"),
+    "RepositoryModelLoad": Look(inference.RepositoryModelLoadRequest, repository_load, manages=True),
+    "RepositoryModelUnload": Look(inference.RepositoryModelUnloadRequest, repository_unload, manages=True),
 }
 METHODS: Final[Mapping[str, Method]] = {f"/{SERVICE}/{name}": method for name, method in _METHODS.items()}

@@ -1,4 +1,4 @@
-"""Protocol buffer messages from a compact description, in a descriptor pool of their own.
+"""Proto schema: protocol buffer messages made from a compact description, in a descriptor pool of their own.
 
 Owns the description's form and the pool. What messages there are belongs to
 `open_inference_schema` and `tfserving_schema`.
@@ -68,10 +68,10 @@ def build(*descriptions: Description) -> list[Any]:
 
 
 def _namespace(file: Any) -> SimpleNamespace:
-    found = SimpleNamespace(**file.enum_types_by_name)
+    namespace = SimpleNamespace(**file.enum_types_by_name)
     for name, descriptor in file.message_types_by_name.items():
-        setattr(found, name, message_factory.GetMessageClass(descriptor))
-    return found
+        setattr(namespace, name, message_factory.GetMessageClass(descriptor))
+    return namespace
 
 
 def file_of(description: Description) -> FileDescriptorProto:

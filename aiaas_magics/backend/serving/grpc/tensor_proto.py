@@ -1,4 +1,4 @@
-"""numpy and TensorFlow's TensorProto.
+"""TensorProto: TensorFlow's tensor message to numpy and back.
 
 Owns both directions, by TensorFlow's rules: a request's values lie in `tensor_content` as raw
 bytes, or one by one in the field of their type, where the last one stands for all that follow.
@@ -74,10 +74,10 @@ def from_proto(proto: Any, spec: TensorSpec) -> np.ndarray:
         raise BadValue(
             f"Input {spec.name} of shape {tfserving_json.dims(shape)} is larger than what is taken. Send fewer rows at once.", 413
         )
-    given = _from_values(values, spec)
+    array = _from_values(values, spec)
     if len(values) < count:
-        given = np.concatenate([given, np.full(count - len(values), given[-1], given.dtype)])
-    return given.reshape(shape)
+        array = np.concatenate([array, np.full(count - len(values), array[-1], array.dtype)])
+    return array.reshape(shape)
 
 
 def _from_values(values: list[Any], spec: TensorSpec) -> np.ndarray:
@@ -117,9 +117,9 @@ def varint(number: int) -> bytes:
     >>> varint(300)
     b'\\xac\\x02'
     """
-    found = bytearray()
+    encoded = bytearray()
     while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
+        encoded.append(number & 0x7F | 0x80)
         number >>= 7
-    found.append(number)
-    return bytes(found)
+    encoded.append(number)
+    return bytes(encoded)

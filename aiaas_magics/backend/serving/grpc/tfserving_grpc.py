@@ -23,7 +23,6 @@ from aiaas_magics.backend.serving.grpc.tensor_proto import from_proto, to_proto
 from aiaas_magics.backend.serving.grpc.tfserving_schema import MODEL_SERVICE, PREDICTION_SERVICE, serving
 from aiaas_magics.backend.serving.models.registry import Version
 from aiaas_magics.backend.serving.protocols import BadValue, Response, rows_of
-from aiaas_magics.backend.serving.protocols.operations import OperationRoute
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_examples, tfserving_json, tfserving_rest
 from aiaas_magics.core.spec import TensorSpec
 
@@ -73,28 +72,28 @@ class GrpcPredictCall:
         return Response(200, answer.SerializeToString())
 
 
-def read_predict(asked: MessageRoute, version: Version) -> GrpcPredictCall:
-    message = asked.message
-    given = read_inputs(message.inputs, version.spec.inputs)
-    known = [spec.name for spec in version.spec.outputs]
-    wanted = list(message.output_filter) or known
-    if unknown := next((name for name in wanted if name not in known), None):
+def read_predict(route: MessageRoute, version: Version) -> GrpcPredictCall:
+    message = route.message
+    inputs = read_inputs(message.inputs, version.spec.inputs)
+    names = [spec.name for spec in version.spec.outputs]
+    wanted = list(message.output_filter) or names
+    if unknown := next((name for name in wanted if name not in names), None):
         raise BadValue(
-            f"output tensor alias not found in signature: {unknown[:100]} Outputs expected to be in the set {tfserving_json.listed(known)}"
+            f"output tensor alias not found in signature: {unknown[:100]} Outputs expected to be in the set {tfserving_json.listed(names)}"
         )
     return GrpcPredictCall(
-        version=version, tensors=given, rows=rows_of(given, version.spec.inputs), wanted=wanted, timeout_s=asked.timeout_s
+        version=version, tensors=inputs, rows=rows_of(inputs, version.spec.inputs), wanted=wanted, timeout_s=route.timeout_s
     )
 
 
-def read_inputs(given: Any, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
+def read_inputs(messages: Any, specs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
     names = {spec.name for spec in specs}
-    if set(given) != names:
+    if set(messages) != names:
         raise BadValue(
-            f"input size does not match signature: {len(given)}!={len(names)} "
-            f"The request holds {tfserving_json.listed(given)}, the model has the inputs {tfserving_json.listed(names)}"
+            f"input size does not match signature: {len(messages)}!={len(names)} "
+            f"The request holds {tfserving_json.listed(messages)}, the model has the inputs {tfserving_json.listed(names)}"
         )
-    return {spec.name: from_proto(given[spec.name], spec) for spec in specs}
+    return {spec.name: from_proto(messages[spec.name], spec) for spec in specs}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,18 +131,18 @@ def regressed(output: np.ndarray) -> Any:
     return answer
 
 
-def read_classify(asked: MessageRoute, version: Version) -> GrpcExamplesCall:
-    return _read_examples(asked, version, "classify")
+def read_classify(route: MessageRoute, version: Version) -> GrpcExamplesCall:
+    return _read_examples(route, version, "classify")
 
 
-def read_regress(asked: MessageRoute, version: Version) -> GrpcExamplesCall:
-    return _read_examples(asked, version, "regress")
+def read_regress(route: MessageRoute, version: Version) -> GrpcExamplesCall:
+    return _read_examples(route, version, "regress")
 
 
-def _read_examples(asked: MessageRoute, version: Version, method: tfserving_examples.Method) -> GrpcExamplesCall:
-    given = read_examples(asked.message.input, version.spec, method)
+def _read_examples(route: MessageRoute, version: Version, method: tfserving_examples.Method) -> GrpcExamplesCall:
+    inputs = read_examples(route.message.input, version.spec, method)
     return GrpcExamplesCall(
-        method=method, version=version, tensors=given, rows=rows_of(given, version.spec.inputs), timeout_s=asked.timeout_s
+        method=method, version=version, tensors=inputs, rows=rows_of(inputs, version.spec.inputs), timeout_s=route.timeout_s
     )
 
 
@@ -151,30 +150,30 @@ def _read_examples(asked: MessageRoute, version: Version, method: tfserving_exam
 
 
 def model_status(call: GrpcCall) -> Any:
-    told = looked(call, "status")
-    return ParseDict(told, serving.GetModelStatusResponse(), ignore_unknown_fields=True)
+    document = rest_document(call, "status")
+    return ParseDict(document, serving.GetModelStatusResponse(), ignore_unknown_fields=True)
 
 
 def model_metadata(call: GrpcCall) -> Any:
-    asked = call.message.metadata_field
-    if not asked:
+    fields = call.message.metadata_field
+    if not fields:
         raise BadValue("GetModelMetadataRequest must specify at least one metadata_field")
-    if unknown := next((field for field in asked if field != SIGNATURES), None):
+    if unknown := next((field for field in fields if field != SIGNATURES), None):
         raise BadValue(f"Metadata field {unknown[:100]} is not supported")
-    told = looked(call, "signatures")
-    signatures = ParseDict(told["metadata"][SIGNATURES], serving.SignatureDefMap())
-    answer = serving.GetModelMetadataResponse(model_spec={"name": told["model_spec"]["name"]})
-    answer.model_spec.version.value = int(told["model_spec"]["version"])
+    document = rest_document(call, "signatures")
+    signatures = ParseDict(document["metadata"][SIGNATURES], serving.SignatureDefMap())
+    answer = serving.GetModelMetadataResponse(model_spec={"name": document["model_spec"]["name"]})
+    answer.model_spec.version.value = int(document["model_spec"]["version"])
     answer.metadata[SIGNATURES].type_url = f"type.googleapis.com/{serving.SignatureDefMap.DESCRIPTOR.full_name}"
     answer.metadata[SIGNATURES].value = signatures.SerializeToString()
     return answer
 
 
-def looked(call: GrpcCall, action: str) -> Any:
+def rest_document(call: GrpcCall, action: str) -> Any:
     """REST's document, which is these messages in their JSON form."""
     spec = call.message.model_spec
-    asked = OperationRoute(action=action, name=spec.name, version=number_of(spec), label=spec.version_label or None)
-    response = tfserving_rest.look(call.registry, asked, call.request)
+    route = tfserving_rest.PATHS.route(action, name=spec.name, version=number_of(spec), label=spec.version_label or None)
+    response = tfserving_rest.look(call.registry, route, call.request)
     if response.status != 200:
         raise Refused(response)
     return orjson.loads(response.body)

@@ -1,4 +1,4 @@
-"""Answers made smaller for callers who say that they can read it, and bodies of requests unpacked.
+"""Compression: large answers for callers who accept it, and compressed bodies of requests.
 
 Owns when that pays, the encodings that both sides know, and how large a body may become.
 """
@@ -32,11 +32,11 @@ def encoding_for(request: Request, response: Response) -> str | None:
     """What to compress the answer with; None for a small one, and for a caller who does not ask."""
     if len(response.body) < LARGE:
         return None
-    asked = request.header(b"accept-encoding")
-    if asked is None:
+    accepted = request.header(b"accept-encoding")
+    if accepted is None:
         return None
-    found = [ACCEPTED.fullmatch(word) for word in asked.decode("latin-1").lower().split(",")]
-    willing = {match[1] for match in found if match is not None and match[2] not in ("0", "0.0", "0.00", "0.000")}
+    matches = [ACCEPTED.fullmatch(word) for word in accepted.decode("latin-1").lower().split(",")]
+    willing = {match[1] for match in matches if match is not None and match[2] not in ("0", "0.0", "0.00", "0.000")}
     return next((name for name in WINDOWS if name in willing), None)
 
 

@@ -1,4 +1,4 @@
-"""The inference server as a bare ASGI callable.
+"""Inference app: the inference server as a bare ASGI callable.
 
 Owns what every request meets before a protocol sees it: the guard, the body's limits and
 deadlines, and what happens when our own code fails. What a path means belongs to `protocols`.
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aiaas_magics.backend.net.guard import STRANGERS, Allow, Guard, facts_of
-from aiaas_magics.backend.serving.front_ends.aggregate import Everywhere
 from aiaas_magics.backend.serving.http import request_handler
 from aiaas_magics.backend.serving.http.compression import TooLarge, unpacked
-from aiaas_magics.backend.serving.http.fast_path.microbatch import Together
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
+from aiaas_magics.backend.serving.http.rest_protocols import ROUTES
 from aiaas_magics.backend.serving.models.batching import Limits
-from aiaas_magics.backend.serving.models.registry import Registry
-from aiaas_magics.backend.serving.protocols import BadValue, Headers, InferenceRoute, Request, Response, computes, error
+from aiaas_magics.backend.serving.protocols import BadValue, Headers, Request, Response, StreamFault, computes, error
 from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH
-from aiaas_magics.backend.serving.protocols.operations import MANAGING
+from aiaas_magics.backend.serving.protocols.operations import BINARY_TYPE, OperationRoute
+from aiaas_magics.backend.serving.protocols.route_table import RouteTable
 from aiaas_magics.core import server_proof
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ BODY_S: Final = 60.0  # guess: the largest body over a 10 Mbit/s line
 LINGER_S: Final = 2.0  # guess: how long a refused body is read into nothing, so that its sender sees the answer instead of a reset
 CLOSE: Final = (b"connection", b"close")
 PROOF: Final = ("GET", server_proof.PATH.encode())
+NO_STREAM: Final = error(505, "This answer is a stream, which takes HTTP/1.1. Ask by HTTP/1.1.")
 BAD_QUESTION: Final = error(400, "A proof is asked for with nonce= and 64 hexadecimal digits. Check what sends this request.")
 
 
@@ -59,7 +60,7 @@ class Most:
         return BodyTooLarge(f"The {self.what} has {size} bytes; at most {self.bytes} are taken. {self.move}")
 
 
-def most_of(route: InferenceRoute, headers: Headers, *, body_bytes: int, json_bytes: int) -> Most:
+def most_of(route: OperationRoute, headers: Headers, *, body_bytes: int, json_bytes: int) -> Most:
     """The limit on a request's body: JSON has one of its own, since reading it takes much longer than binary tensors.
 
     Raises:
@@ -71,7 +72,7 @@ def most_of(route: InferenceRoute, headers: Headers, *, body_bytes: int, json_by
     move = f"Send binary tensors instead, to /v2/models/{route.name}/infer (the client libraries do by themselves), or fewer rows at once."
     json = Most(json_bytes, "JSON", move)
     length = next((value for name, value in headers if name == JSON_LENGTH), None)
-    if length is None or route.action != "infer":
+    if length is None or BINARY_TYPE not in route.operation.takes:
         return json
     if length.isdigit() and len(length) < 20 and int(length) > json_bytes:
         raise json.refusal(int(length))
@@ -101,37 +102,37 @@ class Held:
 
 
 class App:
-    """`App(registry, guard)` is what uvicorn runs.
+    """`App(handler, guard)` is what uvicorn runs.
 
     Args:
-        everywhere: The front ends of this port, where there are several.
+        routes: The operations that are answered.
+        body_bytes: How large a body may be.
+        json_bytes: How large the JSON of a prediction may be.
+        body_s: How long a body may take to come, and a chunk of an answer to be taken off.
     """
 
     def __init__(
         self,
-        registry: Registry,
+        handler: RequestHandler,
         guard: Guard,
         *,
         body_bytes: int = BODY_BYTES,
         json_bytes: int = JSON_BYTES,
         body_s: float = BODY_S,
-        everywhere: Everywhere | None = None,
+        routes: RouteTable = ROUTES,
     ) -> None:
-        self.registry, self.guard, self.everywhere = registry, guard, everywhere
+        self.handler, self.guard, self.routes = handler, guard, routes
         self.body_s = body_s
         self._body_bytes, self._json_bytes = body_bytes, json_bytes
         self.held = Held()
-        self.together = Together(registry)
-        self.heads: dict[bytes, tuple[Any, int]] = {}  # of `http1`: heads that were decided on, with their bodies' lengths
         self._held_most = 8 * body_bytes  # guess: eight of the largest bodies at once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         path, headers = scope["raw_path"].decode("latin-1"), tuple(scope["headers"])  # as they are now: a chunked body may end with more
-        protocol = request_handler.protocol_of(path)
-        route = protocol.find_route(scope["method"], path)
-        manages = not isinstance(route, Response) and route.action in MANAGING
+        protocol, route = self.routes.find(scope["method"], path)
+        manages = not isinstance(route, Response) and route.operation.manages
         facts = facts_of(headers, scope["query_string"])
         decision = self.guard.decide(facts, manages=manages)
         if self.guard.cors is not None:
@@ -163,7 +164,7 @@ class App:
                 scheme=scope["scheme"],
                 computes=computes(headers),
             )
-            response = await request_handler.respond(self.registry, protocol, route, request, self.everywhere)
+            response = await self.handler.respond(protocol, route, request)
         except BodyTooLarge as fault:
             await self._refuse(error(413, str(fault)), scope, receive, send)
             return
@@ -176,7 +177,29 @@ class App:
             return
         except Exception as fault:  # noqa: BLE001 - border: a fault of ours costs one answer, not the server
             response = request_handler.refusal(fault)
-        await _answer(send, response)
+        await self._answer_whole_or_by_stream(scope, receive, send, response)
+
+    async def _answer_whole_or_by_stream(self, scope: Scope, receive: Receive, send: Send, response: Response) -> None:
+        """Send a stream for as long as somebody reads it, chunk by chunk; it is closed when this returns, however it ended."""
+        if response.stream is None:
+            await _answer(send, response)
+            return
+        try:
+            if scope["http_version"] == "1.0":
+                await _answer(send, NO_STREAM)
+                return
+            # A task of its own, since the reader may leave while a chunk is computed.
+            tasks = asyncio.create_task(_send_stream(send, response)), asyncio.create_task(_disconnect(receive))
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                sent, _ = await asyncio.gather(*tasks, return_exceptions=True)
+            if isinstance(sent, Exception):
+                raise sent
+        finally:
+            await response.stream.aclose()
 
     async def _unpacked(self, body: bytes, headers: Headers, most: Most) -> bytes:
         encoding = next((value for name, value in headers if name == b"content-encoding"), None)
@@ -194,9 +217,9 @@ class App:
         coding = next((value for name, value in scope["headers"] if name == b"transfer-encoding"), b"chunked")
         if coding.strip().lower() != b"chunked":
             raise BadValue(f"Transfer-Encoding {coding[:40].decode('latin-1')!r} is not read here. Send chunked, or a Content-Length.", 501)
-        told = next((int(value) for name, value in scope["headers"] if name == b"content-length" and value.isdigit()), 0)
-        if told > most.bytes:
-            raise most.refusal(told)
+        length = next((int(value) for name, value in scope["headers"] if name == b"content-length" and value.isdigit()), 0)
+        if length > most.bytes:
+            raise most.refusal(length)
         message = await receive()
         if message["type"] == "http.request" and not message.get("more_body"):
             return bytes(message["body"])
@@ -254,6 +277,41 @@ def _adding(send: Send, headers: Headers) -> Send:
         await send(message)
 
     return adding
+
+
+async def _disconnect(receive: Receive) -> None:
+    """Returns when the other side is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_stream(send: Send, response: Response) -> None:
+    """A fault before the first chunk is an answer as any other; a later one ends the stream as its protocol says, or cuts it."""
+    assert response.stream is not None
+    has_head = False
+    try:
+        async for chunk in response.stream:
+            if not chunk:
+                continue
+            if not has_head:
+                await send(_stream_head(response))
+                has_head = True
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    except StreamFault as fault:
+        if not has_head:
+            await _answer(send, fault.response)
+            return
+        if fault.closing_chunk is None:
+            return  # uvicorn closes the connection of an answer that is not whole
+        await send({"type": "http.response.body", "body": fault.closing_chunk, "more_body": True})
+    if not has_head:
+        await send(_stream_head(response))
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _stream_head(response: Response) -> dict[str, Any]:
+    headers = [*response.headers, (b"content-type", response.content_type)]
+    return {"type": "http.response.start", "status": response.status, "headers": headers}
 
 
 async def _answer(send: Send, response: Response, *, close: bool = False) -> None:

@@ -1,8 +1,8 @@
-"""OpenTelemetry: one span for each inference request, where the environment names a receiver.
+"""Tracing by OpenTelemetry: one span for each inference request, where the environment names a receiver.
 
 Owns the library (the extra `otel`), what a span is called and what it says. It says what was asked for, how large it was, how it
 ended and where its time went; never a value, a token or a body. Sending is the library's, in a thread of its own. The answers
-belong to `request_handler`, which lets a `Tracing` look on.
+belong to `request_handler`.
 
 Names are those of OpenTelemetry's semantic conventions for HTTP and RPC servers (https://opentelemetry.io/docs/specs/semconv/);
 what they have no word for begins with `aiaas.`.
@@ -16,14 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from aiaas_magics.backend.serving.grpc.statuses import status_name
 from aiaas_magics.backend.serving.models.stats import EndpointStats
 from aiaas_magics.backend.serving.protocols import InferenceCall, InferenceProtocol, InferenceRoute, Request, Response
+from aiaas_magics.backend.serving.protocols.grpc_statuses import status_name
 from aiaas_magics.core import settings
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def _made(scheme: str) -> Tracing | None:
     except ImportError:
         log.warning("%s is set, but no traces are sent: OpenTelemetry is not here. pip install 'aiaas_magics[otel]'", receiver)
     except ValueError as fault:
-        told = "%s is set, but no traces are sent: OpenTelemetry refuses its variables (%s). Check those that begin with OTEL_"
-        log.warning(told, receiver, fault)
+        sentence = "%s is set, but no traces are sent: OpenTelemetry refuses its variables (%s). Check those that begin with OTEL_"
+        log.warning(sentence, receiver, fault)
     return None
 
 
@@ -94,32 +94,26 @@ class Tracing:
         self, protocol: InferenceProtocol, route: InferenceRoute, request: Request, done: Callable[[Response], None]
     ) -> tuple[InferenceProtocol, Callable[[Response], None]]:
         """`protocol` and `done` for the request's way to its answer, which a span then tells of."""
-        over_grpc = request.scheme == "grpc"
-        name, said = _of_grpc(request) if over_grpc else _of_http(request, route, self._scheme)
-        said["aiaas.endpoint"] = route.name[:NAME_CHARACTERS]
-        carried = {name.decode(): value.decode("latin-1") for name, value in request.headers if name in CARRIED}
-        caller = self._propagator.extract(carried) if carried else None
-        span = self._tracer.start_span(name, caller, self._server, said)
-        if not span.is_recording():  # the caller's choice, or that of a sampler in the environment
+        span = self.begin(protocol.NAME, route, request)
+        if span is None:
             return protocol, done
-        found: dict[str, float] = {}
 
         def ended(response: Response) -> None:
-            told: dict[str, Any] = dict(found)
-            if over_grpc:
-                told["rpc.response.status_code"] = code = status_name(response.status)
-                fault = code if code in OUR_FAULTS else ""
-            else:
-                told["http.response.status_code"] = response.status
-                fault = str(response.status) if response.status >= 500 else ""
-            if fault:
-                told["error.type"] = fault
-                span.set_status(self._error)
-            span.set_attributes(told)
-            span.end()
+            span.end(response)
             done(response)
 
-        return TracedProtocol(protocol, found), ended
+        return TracedProtocol(protocol, span), ended
+
+    def begin(self, protocol: str, route: InferenceRoute, request: Request) -> RequestSpan | None:
+        """A span from now on; None where the caller, or a sampler in the environment, wants none."""
+        over_grpc = request.scheme == "grpc"
+        name, attributes = _of_grpc(request) if over_grpc else _of_http(request, route, self._scheme)
+        attributes["aiaas.protocol"] = protocol
+        attributes["aiaas.endpoint"] = route.name[:NAME_CHARACTERS]
+        carried = {name.decode(): value.decode("latin-1") for name, value in request.headers if name in CARRIED}
+        caller = self._propagator.extract(carried) if carried else None
+        span = self._tracer.start_span(name, caller, self._server, attributes)
+        return RequestSpan(span, over_grpc, self._error) if span.is_recording() else None
 
     def close(self) -> None:
         """Send what is left, within `FLUSH_S`."""
@@ -137,35 +131,59 @@ def _of_http(request: Request, route: InferenceRoute, scheme: str) -> tuple[str,
         "http.route": route.template,
         "url.path": request.path,
         "url.scheme": scheme,
-        "aiaas.protocol": "tensorflow-serving" if request.path[:4].lower() == "/v1/" else "open-inference",
     }
 
 
 def _of_grpc(request: Request) -> tuple[str, dict[str, Any]]:
     method = request.path.lstrip("/")
-    return method, {
-        "rpc.system.name": "grpc",
-        "rpc.method": method,
-        "aiaas.protocol": "tensorflow-serving" if method.startswith("tensorflow.serving.") else "open-inference",
-    }
+    return method, {"rpc.system.name": "grpc", "rpc.method": method}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSpan:
+    """A request's span, and what is noted for it until it ends."""
+
+    span: Any
+    over_grpc: bool
+    error: Any  # the library's status
+    noted: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, version: Version, rows: int | None) -> None:
+        """What the request asks for, as it was read."""
+        self.noted["aiaas.version"] = version.number
+        if rows is not None:
+            self.noted["aiaas.rows"] = rows
+
+    def end(self, response: Response) -> None:
+        if self.over_grpc:
+            self.noted["rpc.response.status_code"] = code = status_name(response.status)
+            fault = code if code in OUR_FAULTS else ""
+        else:
+            self.noted["http.response.status_code"] = response.status
+            fault = str(response.status) if response.status >= 500 else ""
+        if fault:
+            self.noted["error.type"] = fault
+            self.span.set_status(self.error)
+        self.span.set_attributes(self.noted)
+        self.span.end()
 
 
 @dataclass(frozen=True, slots=True)
 class TracedProtocol:
-    """A protocol; what it reads is noted in `found`."""
+    """A protocol; what it reads is noted in `span`."""
 
     protocol: InferenceProtocol
-    found: dict[str, float]
+    span: RequestSpan
 
-    def find_route(self, method: str, path: str) -> InferenceRoute | Response:
-        return self.protocol.find_route(method, path)
+    @property
+    def NAME(self) -> str:
+        return self.protocol.NAME
 
     def read(self, route: InferenceRoute, request: Request, version: Version) -> InferenceCall:
-        self.found["aiaas.version"] = version.number
+        self.span.note(version, None)
         call = self.protocol.read(route, request, version)
-        if call.rows is not None:
-            self.found["aiaas.rows"] = call.rows
-        return WatchedCall(call, self.found, version.figures, time.monotonic())
+        self.span.note(version, call.rows)
+        return WatchedCall(call, self.span.noted, version.stats, time.monotonic())
 
     def look(self, registry: Registry, route: InferenceRoute, request: Request) -> Response:
         return self.protocol.look(registry, route, request)
@@ -182,11 +200,11 @@ class TracedProtocol:
 
 @dataclass(frozen=True, slots=True)
 class WatchedCall:
-    """A call; when it is answered, the times of the batch that it was in are noted in `found`."""
+    """A call; when it is answered, the times of the batch that it was in are in `noted`."""
 
     call: InferenceCall
-    found: dict[str, float]
-    figures: EndpointStats
+    noted: dict[str, Any]
+    stats: EndpointStats
     since_s: float
 
     @property
@@ -202,7 +220,7 @@ class WatchedCall:
         return self.call.timeout_s
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
-        began_s, compute_s = self.figures.newest
+        began_s, compute_s = self.stats.newest
         if began_s >= self.since_s:  # else nothing was computed for this answer
-            self.found["aiaas.queue_s"], self.found["aiaas.compute_s"] = began_s - self.since_s, compute_s
+            self.noted["aiaas.queue_s"], self.noted["aiaas.compute_s"] = began_s - self.since_s, compute_s
         return self.call.response(outputs)

@@ -1,6 +1,6 @@
-"""How many executors a version should have, from what it has done lately.
+"""Autoscaling: how many executors a version should have, from what it has done lately.
 
-Owns the decision alone: numbers in, a number out, no clock and no executor. Counting belongs to `figures`,
+Owns the decision alone: numbers in, a number out, no clock and no executor. Counting belongs to `stats`,
 carrying it out to `model_loader`.
 
 A version gets one more when its executors were busy, or kept requests waiting for longer than they compute, in
@@ -47,9 +47,9 @@ class Window:
     computed_s: float  # of a batch, on average
 
 
-def totals_of(figures: EndpointStats) -> Totals:
-    batches = sum(spent.count for spent in figures.batches.values())
-    return Totals(requests=figures.requests, batches=batches, queue_ns=figures.queue_ns, compute_ns=figures.compute_ns)
+def totals_of(stats: EndpointStats) -> Totals:
+    batches = sum(spent.count for spent in stats.batches.values())
+    return Totals(requests=stats.requests, batches=batches, queue_ns=stats.queue_ns, compute_ns=stats.compute_ns)
 
 
 def window_between(before: Totals, after: Totals, *, seconds: float, replicas: int) -> Window:
@@ -62,7 +62,7 @@ def window_between(before: Totals, after: Totals, *, seconds: float, replicas: i
     )
 
 
-def wanted(windows: Sequence[Window], *, replicas: int, least: int, most: int) -> int:
+def wanted_replicas(windows: Sequence[Window], *, replicas: int, least: int, most: int) -> int:
     """The number of executors from here on.
 
     Args:

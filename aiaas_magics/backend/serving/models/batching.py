@@ -1,4 +1,4 @@
-"""Which waiting requests run together.
+"""Batching: the queue of a version, and which of its requests run together.
 
 Owns the queue's rules, and nothing that waits: no thread, no clock, no array is
 touched. Threads that take from the queue belong to `replicas`.

@@ -1,7 +1,7 @@
-"""From an artefact on disk to a version that answers: open, prove, warm, flip, drain.
+"""Model loader: from an artifact on disk to a version that answers: open, check, warm, route, drain.
 
 Owns the order of these, and that a failure anywhere leaves what answered before untouched.
-Each part belongs to its own module: `engines`, `proof`, `replicas`, `registry`, `transactions`.
+Each part belongs to its own module: `engines`, `parity_check`, `replicas`, `registry`, `draining`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -23,15 +23,14 @@ from msgspec import structs
 
 from aiaas_magics.backend.serving.engines import Engine, open_engine
 from aiaas_magics.backend.serving.engines.onnx_check import has_control_flow
-from aiaas_magics.backend.serving.models.autoscaling import DOWN_WINDOWS, Window, totals_of, wanted, window_between
+from aiaas_magics.backend.serving.models.autoscaling import DOWN_WINDOWS, Window, scaled, totals_of, wanted_replicas, window_between
 from aiaas_magics.backend.serving.models.batching import Limits
-from aiaas_magics.backend.serving.models.parity_check import ParityResult, Samples, prove, read_samples
-from aiaas_magics.backend.serving.models.registry import Executor, Registry, Version
+from aiaas_magics.backend.serving.models.draining import close_all, drain
+from aiaas_magics.backend.serving.models.parity_check import ParityResult, Samples, check_parity, read_samples
+from aiaas_magics.backend.serving.models.registry import Executor, NotServed, Registry, Version
 from aiaas_magics.backend.serving.models.replicas import Inline, Replicas
-from aiaas_magics.backend.serving.models.transactions import Flip, Loading, Rescaling, Retiring, Step, Withdrawing, alone, ended, known
-from aiaas_magics.backend.serving.process.control import Change, Load, Retire, RouteVersions, Scale, Withdraw
 from aiaas_magics.core.clock import Clock
-from aiaas_magics.core.errors import InvalidSpec, NotScaled
+from aiaas_magics.core.errors import InvalidSpec, NotScaled, UnknownName
 from aiaas_magics.core.routing import Routing, Scaling
 from aiaas_magics.core.spec import DeploySpec, VersionView
 
@@ -45,14 +44,10 @@ TIMED_RUNS: Final = 5
 
 
 class Loader:
-    """Loads and retires versions of one registry.
+    """Loads and retires versions of one registry."""
 
-    Args:
-        share: How many processes do the same on these cores.
-    """
-
-    def __init__(self, registry: Registry, *, clock: Clock, scratch: Path, limits: Limits, share: int = 1) -> None:
-        self._registry, self._clock, self._scratch, self._limits, self._share = registry, clock, scratch, limits, share
+    def __init__(self, registry: Registry, *, clock: Clock, scratch: Path, limits: Limits) -> None:
+        self._registry, self._clock, self._scratch, self._limits = registry, clock, scratch, limits
         self._scaling = asyncio.Lock()
         self._seen: dict[Version, ScalingWindow] = {}
 
@@ -63,9 +58,24 @@ class Loader:
             ProofFailed: the engine differs from Keras on the samples.
             InvalidSpec: the artefact or the samples are refused.
         """
-        loading = await self.loading(spec, number, artefact=artefact, samples=samples)
-        await alone(loading)
-        return loading.version.view()
+        version = Version(
+            number=number, spec=spec, created_s=self._clock.now_s(), files=(artefact, samples), body_bytes=self._limits.body_bytes
+        )
+        self._registry.begin(version)
+        try:
+            # In a thread: opening and checking take seconds, and requests go on meanwhile.
+            opened = await self._opened(spec, artefact, samples)
+            version.engine, version.proof = opened.engines[0].kind, opened.parity.largest
+            version.executor, version.replicas = self._executor(version, opened), spec.replicas
+            self._registry.ready(version)
+        except BaseException as error:
+            self._registry.failed(version, str(error))
+            await version.drain_and_close()
+            if isinstance(error, NotServed):
+                raise InvalidSpec(f"{error}. Run the cell again.") from error
+            raise
+        log.info("%s version %d is verified, %s engine, %.3g from Keras", spec.name, number, version.engine, version.proof)
+        return version.view()
 
     async def route(self, name: str, routing: Routing, *, keeps: int = 0, restores: bool = False) -> None:
         """Let requests go as `routing` says; versions that it has no use for are drained and closed, but the one that it `keeps`.
@@ -77,7 +87,11 @@ class Loader:
             UnknownName: there is no such endpoint.
             InvalidSpec: a version that it names is not ready.
         """
-        await alone(self.flip(name, routing, keeps=keeps, restores=restores))
+        with served(self._registry, name):
+            dropped = self._registry.route(name, routing, keeps=(keeps,))
+            if restores:
+                self._registry.restore(name)
+        await drain(dropped)
 
     async def scale(self, name: str, scaling: Scaling) -> None:
         """Give every version of an endpoint so many executors; what the old ones have taken on they answer.
@@ -86,7 +100,12 @@ class Loader:
             UnknownName: there is no such endpoint.
             NotScaled: one could not be opened; all versions have what they had.
         """
-        await alone(await self.rescaling(name, scaling))
+        async with self._scaling:
+            with served(self._registry, name):
+                versions = list(self._registry.ready_versions(name).values())
+            opened = await self._opened_for(versions, scaling.replicas)
+            unused = swap_executors(opened, scaling)
+        await close_all([executor.close() for executor in unused])
 
     async def retire(self, name: str) -> None:
         """Take an endpoint down, all versions of it; what is being answered is answered.
@@ -94,65 +113,12 @@ class Loader:
         Raises:
             UnknownName: there is no such endpoint.
         """
-        await alone(self.retiring(name))
+        self._registry.expected.discard(name)  # an endpoint that was to come back is not waited for any more
+        with served(self._registry, name):
+            self._registry.restore(name)  # the name may be given to another
+            versions = self._registry.remove(name)
+        await drain(versions)
         log.info("%s is retired", name)
-
-    # ----------------------------------------------------------------- the same, prepared
-
-    async def prepare(self, change: Change) -> Step:
-        """All that may fail or takes long of a change; requests see nothing of it.
-
-        Raises:
-            AiaasError: it cannot be done; nothing was changed.
-        """
-        match change:
-            case Load():
-                return await self.loading(change.spec, change.version, artefact=Path(change.artefact), samples=Path(change.samples))
-            case RouteVersions():
-                return self.flip(change.name, change.routing, keeps=change.keeps, restores=change.restores)
-            case Scale():
-                return await self.rescaling(change.name, change.scaling)
-            case Retire():
-                return self.retiring(change.name)
-            case Withdraw():
-                return Withdrawing(self._registry, change.name, change.withdrawn)
-
-    async def loading(self, spec: DeploySpec, number: int, *, artefact: Path, samples: Path) -> Loading:
-        """As `load`, up to where the version becomes ready."""
-        version = Version(
-            number=number, spec=spec, created_s=self._clock.now_s(), files=(artefact, samples), body_bytes=self._limits.body_bytes
-        )
-        self._registry.begin(version)
-        try:
-            # In a thread: opening and proving take seconds, and requests go on meanwhile.
-            opened = await self._opened(spec, artefact, samples)
-            version.engine, version.proof = opened.engines[0].kind, opened.proof.largest
-            version.executor, version.replicas = self._executor(version, opened), spec.replicas
-        except BaseException as error:
-            self._registry.failed(version, str(error))
-            raise
-        log.info("%s version %d is proved, %s engine, %.3g from Keras", spec.name, number, version.engine, version.proof)
-        return Loading(self._registry, version)
-
-    def flip(self, name: str, routing: Routing, *, keeps: int = 0, restores: bool = False) -> Flip:
-        """As `route`, up to the flip."""
-        return Flip(self._registry, name, routing, keeps, restores)
-
-    async def rescaling(self, name: str, scaling: Scaling) -> Rescaling:
-        """As `scale`, with new executors that nobody uses yet. Until it is decided on, no other scaling begins."""
-        await self._scaling.acquire()
-        try:
-            with known(self._registry, name):
-                versions = list(self._registry.ready_versions(name).values())
-            opened = await self._opened_for(versions, scaling.replicas)
-        except BaseException:
-            self._scaling.release()
-            raise
-        return Rescaling(opened, scaling, self._scaling.release)
-
-    def retiring(self, name: str) -> Retiring:
-        """As `retire`, up to where it goes."""
-        return Retiring(self._registry, name)
 
     async def follow_load(self) -> None:
         """Give versions whose number of executors follows the load one more or one less, where the time since the last call asks for it."""
@@ -161,11 +127,12 @@ class Loader:
             self._seen = {version: self._seen.get(version) or ScalingWindow(version, self._clock.now_s()) for version in answering}
             for version, seen in self._seen.items():
                 seen.look(self._clock.now_s())
-                most = min(version.spec.most_replicas, max(version.spec.replicas, self._cores()))
-                number = wanted(tuple(seen.windows), replicas=version.replicas, least=version.spec.replicas, most=most)
+                most = min(version.spec.most_replicas, max(version.spec.replicas, usable_cores()))
+                number = wanted_replicas(tuple(seen.windows), replicas=version.replicas, least=version.spec.replicas, most=most)
                 if number != version.replicas:
                     log.info("%s version %d: %d executors, by its load", version.spec.name, version.number, number)
-                    await alone(Rescaling(await self._opened_for([version], number)))
+                    unused = swap_executors(await self._opened_for([version], number))
+                    await close_all([executor.close() for executor in unused])
                     seen.windows.clear()
 
     async def _opened_for(self, versions: Sequence[Version], replicas: int) -> list[tuple[Version, Executor, int]]:
@@ -181,11 +148,7 @@ class Loader:
 
     async def _opened(self, spec: DeploySpec, artefact: Path, samples: Path) -> Opened:
         compute_s = self._limits.compute_s
-        return await asyncio.to_thread(open_and_prove, spec, artefact, samples, self._scratch, cores=self._cores(), compute_s=compute_s)
-
-    def _cores(self) -> int:
-        """Those that fall to this process."""
-        return max(1, usable_cores() // self._share)
+        return await asyncio.to_thread(open_and_check, spec, artefact, samples, self._scratch, cores=usable_cores(), compute_s=compute_s)
 
     async def _opened_again(self, version: Version, replicas: int) -> Executor:
         spec = structs.replace(version.spec, replicas=replicas)
@@ -196,29 +159,52 @@ class Loader:
             raise NotScaled(spec.name, replicas, version.number, str(error) or type(error).__name__) from error
 
     def _executor(self, version: Version, opened: Opened) -> Executor:
-        spec, batchable = version.spec, opened.proof.batchable
+        spec, batchable = version.spec, opened.parity.batchable
         limits, row = replace(self._limits, delay_s=spec.max_delay_us / 1e6), row_bytes(spec)
         name = f"{spec.name}-{version.number}"
-        replicas = Replicas(opened.engines, name=name, batchable=batchable, limits=limits, figures=version.figures, row_bytes=row)
+        replicas = Replicas(opened.engines, name=name, batchable=batchable, limits=limits, stats=version.stats, row_bytes=row)
         if opened.inline is None:
             return replicas
         limits = replace(limits, batch_rows=min(limits.batch_rows, opened.inline_rows))
-        return Inline(opened.inline, larger=replicas, batchable=batchable, limits=limits, figures=version.figures, row_bytes=row)
+        return Inline(opened.inline, larger=replicas, batchable=batchable, limits=limits, stats=version.stats, row_bytes=row)
 
     async def close(self) -> None:
         for name in self._registry.names():
-            await ended(self._registry.remove(name))
+            await drain(self._registry.remove(name))
+
+
+@contextmanager
+def served(registry: Registry, name: str) -> Iterator[None]:
+    """What the registry does not serve, as the error that crosses to the API server."""
+    try:
+        yield
+    except NotServed as error:
+        raise UnknownName("endpoint", name, registry.names()) from error
+
+
+def swap_executors(opened: Sequence[tuple[Version, Executor, int]], scaling: Scaling | None = None) -> list[Executor]:
+    """Give each version its new executor, of so many replicas; returns the executors that nobody uses any more."""
+    unused: list[Executor] = []
+    for version, executor, replicas in opened:
+        if version.executor is None:  # drained meanwhile
+            unused.append(executor)
+            continue
+        unused.append(version.executor)
+        version.executor, version.replicas = executor, replicas
+        if scaling is not None:
+            version.spec = scaled(version.spec, scaling)
+    return unused
 
 
 class ScalingWindow:
     """What a version has done in the windows since it was scaled last."""
 
     def __init__(self, version: Version, now_s: float) -> None:
-        self._version, self._since_s, self._before = version, now_s, totals_of(version.figures)
+        self._version, self._since_s, self._before = version, now_s, totals_of(version.stats)
         self.windows: deque[Window] = deque(maxlen=DOWN_WINDOWS)
 
     def look(self, now_s: float) -> None:
-        totals, seconds = totals_of(self._version.figures), now_s - self._since_s
+        totals, seconds = totals_of(self._version.stats), now_s - self._since_s
         if seconds > 0:
             self.windows.append(window_between(self._before, totals, seconds=seconds, replicas=self._version.replicas))
             self._since_s, self._before = now_s, totals
@@ -226,10 +212,10 @@ class ScalingWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """Proved engines. `inline` is one more, with a single thread, where the model is quick enough for the event loop."""
+    """Verified engines. `inline` is one more, with a single thread, where the model is quick enough for the event loop."""
 
     engines: Sequence[Engine]
-    proof: ParityResult
+    parity: ParityResult
     inline: Engine | None = None
     inline_rows: int = 0  # that may run at once in the event loop
 
@@ -238,8 +224,8 @@ class Opened:
         return [*self.engines, *([] if self.inline is None else [self.inline])]
 
 
-def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Path, *, cores: int, compute_s: float = math.inf) -> Opened:
-    """One proved engine a replica, which share `cores`; each of their computations has an end after `compute_s`.
+def open_and_check(spec: DeploySpec, artefact: Path, samples: Path, scratch: Path, *, cores: int, compute_s: float = math.inf) -> Opened:
+    """One verified engine per replica, which share `cores`; each of their computations has an end after `compute_s`.
 
     Each has computed the samples once, so that the first request is not the slow one.
     """
@@ -253,7 +239,7 @@ def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Pat
     def opened(threads: int, compute_s: float = compute_s) -> Engine:
         engine = open_engine(spec, artefact, threads=threads, scratch=scratch, compute_s=compute_s)
         undo.callback(engine.close)
-        proofs.append(prove(engine, replay, spec))
+        proofs.append(check_parity(engine, replay, spec))
         return engine
 
     with ExitStack() as undo:
@@ -266,7 +252,7 @@ def open_and_prove(spec: DeploySpec, artefact: Path, samples: Path, scratch: Pat
                 inline.close()
                 inline, rows = None, 0
         undo.pop_all()
-    return Opened(engines=engines, proof=max(proofs, key=lambda proof: proof.largest), inline=inline, inline_rows=rows)
+    return Opened(engines=engines, parity=max(proofs, key=lambda proof: proof.largest), inline=inline, inline_rows=rows)
 
 
 def may_be_inline(spec: DeploySpec, artefact: Path) -> bool:
@@ -285,9 +271,9 @@ def row_bytes(spec: DeploySpec) -> int | None:
 
 def rows_within(limit_s: float, engine: Engine, samples: Samples) -> int:
     """How many rows `engine` computes in that time, by a straight line through the quickest of some runs of 1 and of 64 rows."""
-    one, many = (quickest_s(engine, samples, rows) for rows in (1, TIMED_ROWS))
-    row_s = max((many - one) / (TIMED_ROWS - 1), 1e-9)
-    return max(0, int((limit_s - one) / row_s))
+    one_s, many_s = (quickest_s(engine, samples, rows) for rows in (1, TIMED_ROWS))
+    row_s = max((many_s - one_s) / (TIMED_ROWS - 1), 1e-9)
+    return max(0, int((limit_s - one_s) / row_s))
 
 
 def quickest_s(engine: Engine, samples: Samples, rows: int) -> float:

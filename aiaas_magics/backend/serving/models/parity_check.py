@@ -1,4 +1,4 @@
-"""The proof that an engine computes what Keras computed, on the samples that came with the model.
+"""Parity check: compares an engine with Keras' own answers on the samples that came with the model.
 
 Of a model in fewer bits the samples hold the answers of that form, as the kernel computed and judged them; how near the engine
 must come travels in the spec (`Precision`) and is bounded there.
@@ -56,26 +56,26 @@ def read_samples(path: Path, spec: DeploySpec) -> Samples:
         InvalidSpec: a tensor is missing, or the file is no safetensors.
     """
     try:
-        found = read_safetensors(path.read_bytes())
+        arrays = read_safetensors(path.read_bytes())
     except (SafetensorError, ValueError, KeyError) as error:
         raise InvalidSpec(f"The samples of {spec.name} cannot be read ({error}). Run the cell again to export it anew.") from error
-    numbers = sorted({int(key.partition("/")[0]) for key in found if key.partition("/")[0].isdecimal()})
-    others = tuple(_of_one_size(found, f"{number}/", spec) for number in numbers)
-    return replace(_of_one_size(found, "", spec), other_sizes=others)
+    numbers = sorted({int(key.partition("/")[0]) for key in arrays if key.partition("/")[0].isdecimal()})
+    others = tuple(_of_one_size(arrays, f"{number}/", spec) for number in numbers)
+    return replace(_of_one_size(arrays, "", spec), other_sizes=others)
 
 
-def _of_one_size(found: Mapping[str, np.ndarray], place: str, spec: DeploySpec) -> Samples:
+def _of_one_size(arrays: Mapping[str, np.ndarray], place: str, spec: DeploySpec) -> Samples:
     samples = Samples(
-        inputs={tensor.name: _sample(found, f"{place}input", tensor, spec) for tensor in spec.inputs},
-        outputs={tensor.name: _sample(found, f"{place}output", tensor, spec) for tensor in spec.outputs},
+        inputs={tensor.name: _sample(arrays, f"{place}input", tensor, spec) for tensor in spec.inputs},
+        outputs={tensor.name: _sample(arrays, f"{place}output", tensor, spec) for tensor in spec.outputs},
     )
     if not samples.inputs or len({len(array) for array in samples.inputs.values()}) != 1 or samples.rows < 1:
         raise InvalidSpec(f"The samples of {spec.name} have no rows, or not equally many. Give typical rows with --sample ARRAY.")
     return samples
 
 
-def _sample(found: Mapping[str, np.ndarray], side: str, tensor: TensorSpec, spec: DeploySpec) -> np.ndarray:
-    array = found.get(f"{side}/{tensor.name}")
+def _sample(arrays: Mapping[str, np.ndarray], side: str, tensor: TensorSpec, spec: DeploySpec) -> np.ndarray:
+    array = arrays.get(f"{side}/{tensor.name}")
     if array is None or array.ndim == 0:
         raise InvalidSpec(f"The samples of {spec.name} hold no {side} {tensor.name!r}. Run the cell again to export it anew.")
     if tensor.dtype != "string":
@@ -88,7 +88,7 @@ def _sample(found: Mapping[str, np.ndarray], side: str, tensor: TensorSpec, spec
             )
         return array
     padded = [bytes(row) for row in array.reshape(-1, array.shape[-1]).astype(np.uint8)]
-    lengths = found.get(f"length/{side}/{tensor.name}")
+    lengths = arrays.get(f"length/{side}/{tensor.name}")
     if lengths is None:  # samples that were stored before lengths were
         texts = [text.rstrip(b"\0") for text in padded]
     elif lengths.shape == array.shape[:-1]:
@@ -100,31 +100,31 @@ def _sample(found: Mapping[str, np.ndarray], side: str, tensor: TensorSpec, spec
     return strings.reshape(array.shape[:-1])
 
 
-def prove(engine: Engine, samples: Samples, spec: DeploySpec) -> ParityResult:
+def check_parity(engine: Engine, samples: Samples, spec: DeploySpec) -> ParityResult:
     """Replay the samples one row, three rows and all rows at a time, those of each size.
 
     Raises:
         ProofFailed: with the largest difference.
     """
-    results = [_prove_one_size(engine, part, spec) for part in (samples, *samples.other_sizes)]
+    results = [_check_one_size(engine, part, spec) for part in (samples, *samples.other_sizes)]
     free = all(tensor.shape and tensor.shape[0] == -1 for tensor in spec.inputs)
     return ParityResult(max(result.largest for result in results), free and all(result.batchable for result in results))
 
 
-def _prove_one_size(engine: Engine, samples: Samples, spec: DeploySpec) -> ParityResult:
+def _check_one_size(engine: Engine, samples: Samples, spec: DeploySpec) -> ParityResult:
     largest, batchable = 0.0, True
     sizes = {name: 0.0 if array.dtype.kind in "OSU" else largest_of(array) for name, array in samples.outputs.items()}
     for rows in dict.fromkeys((1, 3, samples.rows)):
         # Fewer samples than three: a row may come twice, what matters is the size.
         chosen = np.arange(rows) % samples.rows
         inputs = {name: np.ascontiguousarray(array[chosen]) for name, array in samples.inputs.items()}
-        found = _run(engine, inputs, spec)
+        outputs = _run(engine, inputs, spec)
         for name, expected in samples.outputs.items():
             per_row = len(expected) == samples.rows
             batchable = batchable and per_row
             if per_row or rows == samples.rows:
                 part, where = expected[chosen] if per_row else expected, f"{name}, {rows} rows"
-                largest = max(largest, _compare(found[name], part, spec, engine, where, largest=sizes[name]))
+                largest = max(largest, _compare(outputs[name], part, spec, engine, where, largest=sizes[name]))
     return ParityResult(largest, batchable)
 
 
@@ -135,16 +135,16 @@ def _run(engine: Engine, inputs: Tensors, spec: DeploySpec) -> dict[str, np.ndar
         raise ProofFailed(spec.name, engine.kind, None, f"it did not compute the samples: {error}", spec.origin) from error
 
 
-def _compare(found: np.ndarray, expected: np.ndarray, spec: DeploySpec, engine: Engine, where: str, *, largest: float) -> float:
+def _compare(outputs: np.ndarray, expected: np.ndarray, spec: DeploySpec, engine: Engine, where: str, *, largest: float) -> float:
     """The largest absolute difference, if it is small enough."""
-    if found.shape != expected.shape:
-        raise ProofFailed(spec.name, engine.kind, None, f"output {where}: shape {found.shape} instead of {expected.shape}", spec.origin)
-    if found.dtype.kind in "OSU" or expected.dtype.kind in "OSU":
-        same = [_bytes(value) for value in found.ravel()] == [_bytes(value) for value in expected.ravel()]
+    if outputs.shape != expected.shape:
+        raise ProofFailed(spec.name, engine.kind, None, f"output {where}: shape {outputs.shape} instead of {expected.shape}", spec.origin)
+    if outputs.dtype.kind in "OSU" or expected.dtype.kind in "OSU":
+        same = [_bytes(value) for value in outputs.ravel()] == [_bytes(value) for value in expected.ravel()]
         if not same:
             raise ProofFailed(spec.name, engine.kind, None, f"output {where}: other texts", spec.origin)
         return 0.0
-    agreement = compare(found, expected, spec.precision, largest=largest)
+    agreement = compare(outputs, expected, spec.precision, largest=largest)
     if not agreement:
         by = agreement.largest if np.isfinite(agreement.largest) else None
         raise ProofFailed(spec.name, engine.kind, by, f"output {where}, row {agreement.row}", spec.origin)

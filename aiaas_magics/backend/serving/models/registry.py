@@ -1,4 +1,4 @@
-"""Which version of which endpoint answers.
+"""Registry: the endpoints of this process, and which version answers.
 
 Owns names, versions, the flip from one version to the next, and waiting until nobody uses
 the old one. Making a version ready belongs to `model_loader`; all of this runs in the event loop.
@@ -13,9 +13,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from msgspec.structs import replace as replace_fields
@@ -26,9 +26,6 @@ from aiaas_magics.backend.serving.models.stats import EndpointStats
 from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.routing import Routing, place_of
 from aiaas_magics.core.spec import DeploySpec, VersionView
-
-if TYPE_CHECKING:
-    from aiaas_magics.backend.serving.http.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +50,23 @@ class NotServed(LookupError):
     """No such endpoint, or no such version of it."""
 
 
+class TakenDown(Exception):
+    """A version was closed while it was still answering: it took longer than a drain lasts."""
+
+    def __init__(self, name: str, number: int) -> None:
+        super().__init__(name, number)
+        self.name, self.number = name, number
+
+    def __str__(self) -> str:
+        return f"Version {self.number} of {self.name} was taken down before this answer was whole. Send the request again."
+
+
+class Cuttable(Protocol):
+    """An answer that is computed while it is read, and can be ended early."""
+
+    def cut(self) -> None: ...
+
+
 class UnknownLabel(NotServed):
     """No version of the endpoint has this label."""
 
@@ -72,18 +86,19 @@ class Version:
     replicas: int = 0
     fault: str = ""
     body_bytes: int = 0  # that a request for it may have
-    figures: EndpointStats = field(default_factory=EndpointStats)
-    _found: dict[object, Any] = field(default_factory=dict)
+    stats: EndpointStats = field(default_factory=EndpointStats)
+    streams: set[Cuttable] = field(default_factory=set)  # answers under way that are computed while they are read
+    _derived: dict[object, Any] = field(default_factory=dict)
     _leases: int = 0
     _free: asyncio.Event = field(default_factory=asyncio.Event)
 
     def once(self, find: Callable[[Version], T]) -> T:
         """What `find` tells of this version, asked once: what protocols work out of an interface before they read requests for it."""
         try:
-            found: T = self._found[find]
+            derived: T = self._derived[find]
         except KeyError:
-            found = self._found[find] = find(self)
-        return found
+            derived = self._derived[find] = find(self)
+        return derived
 
     def view(self) -> VersionView:
         return VersionView(
@@ -128,6 +143,8 @@ class Version:
                     await self._free.wait()
         except TimeoutError:
             log.warning("%s version %d is closed with %d requests under way", self.spec.name, self.number, self._leases)
+            for stream in tuple(self.streams):
+                stream.cut()
         executor, self.executor = self.executor, None
         if executor is not None:
             await executor.close()
@@ -175,7 +192,6 @@ class Registry:
         self._withdrawn = set(withdrawn)
         self._keep_withdrawn = keep_withdrawn
         self.expected = set(expected)
-        self.tracing: Tracing | None = None  # looks on, where somebody wants to know
 
     def names(self) -> list[str]:
         return sorted(self._endpoints)
@@ -289,29 +305,6 @@ class Registry:
     def withdrawn(self) -> frozenset[str]:
         """The endpoints that do not answer until they are restored, those that are not loaded yet among them."""
         return frozenset(self._withdrawn)
-
-    def withhold(self, names: Collection[str]) -> None:
-        """These endpoints are withdrawn, and no others, whether they are loaded yet or not."""
-        self._withdrawn = set(names)
-
-    def with_figures(self, found: Mapping[tuple[str, int], EndpointStats]) -> Registry:
-        """A copy to look at, whose versions have the figures that are `found` for their name and number."""
-        seen = Registry(withdrawn=self._withdrawn)
-        for name, endpoint in self._endpoints.items():
-            versions = {
-                number: replace(version, figures=found.get((name, number), version.figures))
-                for number, version in endpoint.versions.items()
-            }
-            table = endpoint.table
-            if table is not None:
-                table = replace(
-                    table,
-                    live=versions[table.live.number],
-                    canary=None if table.canary is None else versions[table.canary.number],
-                    labels={label: versions[version.number] for label, version in table.labels.items()},
-                )
-            seen._endpoints[name] = ServedEndpoint(name, table, versions)
-        return seen
 
     def _get(self, name: str) -> ServedEndpoint:
         endpoint = self._endpoints.get(name)

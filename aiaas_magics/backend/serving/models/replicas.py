@@ -1,4 +1,4 @@
-"""The executors of one version: engines with a thread each, or one in the event loop itself.
+"""Replicas: the executors of one version, engines with a thread each, or one in the event loop itself.
 
 Owns the way between the event loop and the engines, and cutting a batch's answer into
 the answers of its requests. Which requests form a batch belongs to `batching`.
@@ -50,8 +50,8 @@ class Queued:
         row_bytes: Bytes of a row, where all rows have the same form; then no request's tensors need be looked at for that.
     """
 
-    def __init__(self, *, batchable: bool, limits: Limits, figures: EndpointStats, row_bytes: int | None = None) -> None:
-        self._batchable, self._figures, self._row_bytes = batchable, figures, row_bytes
+    def __init__(self, *, batchable: bool, limits: Limits, stats: EndpointStats, row_bytes: int | None = None) -> None:
+        self._batchable, self._stats, self._row_bytes = batchable, stats, row_bytes
         self._loop = asyncio.get_running_loop()
         self._queue: BatchQueue[ReplicaRequest] = BatchQueue(limits)
 
@@ -93,8 +93,8 @@ class Queued:
         for waiting in batch:
             rows += waiting.rows
             waited_s += began_s - waiting.since_s
-        self._figures.ran(rows=rows, waited_ns=int(waited_s * 1e9), compute_ns=int(compute_s * 1e9), why=why)
-        self._figures.newest = began_s, compute_s
+        self._stats.ran(rows=rows, waited_ns=int(waited_s * 1e9), compute_ns=int(compute_s * 1e9), why=why)
+        self._stats.newest = began_s, compute_s
         for waiting, answer in zip(batch, answers, strict=True):
             waiting.item.done(answer)
 
@@ -107,9 +107,9 @@ class Replicas(Queued):
     """
 
     def __init__(
-        self, engines: Sequence[Engine], *, name: str, batchable: bool, limits: Limits, figures: EndpointStats, row_bytes: int | None = None
+        self, engines: Sequence[Engine], *, name: str, batchable: bool, limits: Limits, stats: EndpointStats, row_bytes: int | None = None
     ) -> None:
-        super().__init__(batchable=batchable, limits=limits, figures=figures, row_bytes=row_bytes)
+        super().__init__(batchable=batchable, limits=limits, stats=stats, row_bytes=row_bytes)
         self._engines = tuple(engines)
         self._wake = threading.Condition()
         self._closing = False
@@ -195,9 +195,9 @@ class Inline(Queued):
     """
 
     def __init__(
-        self, engine: Engine, *, larger: Replicas, batchable: bool, limits: Limits, figures: EndpointStats, row_bytes: int | None = None
+        self, engine: Engine, *, larger: Replicas, batchable: bool, limits: Limits, stats: EndpointStats, row_bytes: int | None = None
     ) -> None:
-        super().__init__(batchable=batchable, limits=limits, figures=figures, row_bytes=row_bytes)
+        super().__init__(batchable=batchable, limits=limits, stats=stats, row_bytes=row_bytes)
         self._engine, self._larger = engine, larger
         self._turn_comes = False
         self._free = asyncio.Event()

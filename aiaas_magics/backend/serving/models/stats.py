@@ -1,19 +1,17 @@
-"""What one version of an endpoint has done, in numbers.
+"""Stats: counters and latencies of one version of an endpoint.
 
 Owns the counting. It happens once a request on the way of every answer, so it is plain integers and
 no lock: everything here is called in the event loop. Showing the numbers belongs to `prometheus` and to
-the protocols, fetching those of other processes to `coordinator`.
+the protocols.
 """
 
 from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
-
-from aiaas_magics.core.spec import Value
 
 PRECISION_BITS: Final = 7  # of a duration's leading bits that are kept: buckets are at most 0.8 % wide
 
@@ -36,12 +34,6 @@ class Durations:
                 self.counts[bucket_of(duration_us)] += 1
             except IndexError:
                 self.counts[-1] += 1
-
-    def merge(self, counts: Iterable[tuple[int, int]], total_us: int) -> None:
-        """Count what another histogram has: its buckets with their counts, and the sum of its durations."""
-        for bucket, count in counts:
-            self.counts[bucket] += count
-        self.total_us += total_us
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -96,6 +88,7 @@ class EndpointStats:
     requests: int = 0
     failed: int = 0  # refused for what they held, or lost with the engine
     refused: int = 0  # not taken in: the queue was full
+    abandoned: int = 0  # streams whose reader left before the end
     rows: int = 0
     queue_ns: int = 0  # summed over requests
     compute_ns: int = 0  # summed over batches
@@ -121,61 +114,4 @@ class EndpointStats:
         """Requests that took so long were answered, with so many rows in all."""
         self.requests += len(took_ns)
         self.rows += rows
-        self.latency.add(*[one // 1000 for one in took_ns])
-
-    def counts(self) -> StatsRecord:
-        """What was counted until now, as a value."""
-        return StatsRecord(
-            requests=self.requests,
-            failed=self.failed,
-            refused=self.refused,
-            rows=self.rows,
-            queue_ns=self.queue_ns,
-            compute_ns=self.compute_ns,
-            last_s=self.last_s,
-            latency={bucket: count for bucket, count in enumerate(self.latency.counts) if count},
-            latency_us=self.latency.total_us,
-            batches={rows: (spent.count, spent.compute_ns) for rows, spent in self.batches.items()},
-            dispatch=dict(self.dispatch),
-        )
-
-    def merge(self, other: StatsRecord) -> None:
-        """Count what another front end has counted of the same version: all of it are sums, but for the time of the last answer."""
-        self.requests += other.requests
-        self.failed += other.failed
-        self.refused += other.refused
-        self.rows += other.rows
-        self.queue_ns += other.queue_ns
-        self.compute_ns += other.compute_ns
-        self.last_s = max(self.last_s, other.last_s)
-        self.latency.merge(other.latency.items(), other.latency_us)
-        for rows, (count, compute_ns) in other.batches.items():
-            spent = self.batches.setdefault(rows, BatchTimes())
-            spent.count += count
-            spent.compute_ns += compute_ns
-        for why, count in other.dispatch.items():
-            self.dispatch[why] = self.dispatch.get(why, 0) + count
-
-
-class StatsRecord(Value, frozen=True, kw_only=True):
-    """`Figures` on their way between processes."""
-
-    requests: int
-    failed: int
-    refused: int
-    rows: int
-    queue_ns: int
-    compute_ns: int
-    last_s: float
-    latency: dict[int, int]  # by bucket
-    latency_us: int
-    batches: dict[int, tuple[int, int]]  # by rows: how many, and their nanoseconds in the engine
-    dispatch: dict[str, int]
-
-
-def summed(found: Iterable[StatsRecord]) -> EndpointStats:
-    """The figures of a version over all who counted it."""
-    figures = EndpointStats()
-    for counts in found:
-        figures.merge(counts)
-    return figures
+        self.latency.add(*[duration_ns // 1000 for duration_ns in took_ns])

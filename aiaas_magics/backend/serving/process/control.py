@@ -1,4 +1,4 @@
-"""How the API server talks to the inference process: JSON lines over a Unix socket.
+"""Control calls: the API server talks to the inference process by JSON lines over a Unix socket.
 
 Owns the messages, both ends of the connection, and errors crossing it as data. What a
 message does belongs to `model_loader`; who starts whom belongs to `supervisor`.
@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import hmac
 import logging
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,16 +20,14 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from aiaas_magics.backend.serving.models.stats import StatsRecord
 from aiaas_magics.core import errors, wire
-from aiaas_magics.core.errors import AiaasBug, AiaasError, InvalidSpec
+from aiaas_magics.core.errors import AiaasBug, AiaasError
 from aiaas_magics.core.routing import Routing, Scaling
 from aiaas_magics.core.spec import DeploySpec, Value, VersionView
 
 log = logging.getLogger(__name__)
 
 LINE_BYTES: Final = 4 * 1024 * 1024  # guess: the interface of a model with some ten thousand inputs
-MOST_FRONT_ENDS: Final = 64  # guess: more processes than a machine has cores only wait for each other
 CONNECT_S: Final = 5.0  # guess: the process answers from its event loop, which no model blocks
 
 
@@ -43,7 +40,7 @@ class Hello(ControlCall, frozen=True, tag="hello"):
 
 
 class Load(ControlCall, frozen=True, kw_only=True, tag="load"):
-    """Make a version ready; requests go to it when a `Route` says so."""
+    """Make a version ready; requests go to it when a `RouteVersions` says so."""
 
     spec: DeploySpec
     version: int
@@ -67,27 +64,15 @@ class Retire(ControlCall, frozen=True, kw_only=True, tag="retire"):
     name: str
 
 
-class Withdraw(ControlCall, frozen=True, kw_only=True, tag="withdraw"):
-    """Let an endpoint answer no more, while its versions stay loaded; or again."""
-
-    name: str
-    withdrawn: bool
-
-
 class StatusQuery(ControlCall, frozen=True, tag="status"):
     """Every version of every endpoint."""
-
-
-class Collect(ControlCall, frozen=True, tag="collect"):
-    """What each front end has counted."""
 
 
 class StopProcess(ControlCall, frozen=True, tag="stop"):
     """Answer what is being answered, then end."""
 
 
-Change = Load | RouteVersions | Scale | Retire | Withdraw
-AnyCall = Hello | Load | RouteVersions | Scale | Retire | Withdraw | StatusQuery | Collect | StopProcess
+AnyCall = Hello | Load | RouteVersions | Scale | Retire | StatusQuery | StopProcess
 
 
 class SignedCall(Value, frozen=True, kw_only=True):
@@ -95,25 +80,11 @@ class SignedCall(Value, frozen=True, kw_only=True):
     call: AnyCall
 
 
-class CountsOf(Value, frozen=True, kw_only=True):
-    name: str
-    version: int
-    counts: StatsRecord
-
-
-class FrontEndCounts(Value, frozen=True, kw_only=True):
-    """What one front end has counted of the versions that it has."""
-
-    pid: int  # 0: those that are gone
-    counted: tuple[CountsOf, ...] = ()
-
-
 class Reply(Value, frozen=True, kw_only=True):
     """The answer: a value, or the class and arguments of one of our errors."""
 
     view: VersionView | None = None
     status: dict[str, list[VersionView]] | None = None
-    told: tuple[FrontEndCounts, ...] = ()
     error: str = ""
     type: str = ""
     args: tuple[Any, ...] = ()
@@ -121,14 +92,6 @@ class Reply(Value, frozen=True, kw_only=True):
 
 Answering = Callable[[AnyCall], Awaitable[Reply]]
 T = TypeVar("T")
-
-
-def check_front_ends(number: int) -> None:
-    """Raises `InvalidSpec` for a number of front ends that cannot be."""
-    if not 1 <= number <= MOST_FRONT_ENDS:
-        raise InvalidSpec(f"--front-ends {number}: between 1 and {MOST_FRONT_ENDS} are possible. Use 1 to start with.")
-    if number > 1 and os.name != "posix":
-        raise InvalidSpec(f"--front-ends {number}: processes cannot inherit a listening socket on this system. Leave --front-ends out.")
 
 
 # --------------------------------------------------------------------------- the process's end

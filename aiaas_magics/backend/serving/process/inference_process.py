@@ -1,7 +1,7 @@
-"""The inference process: a port for HTTP and one for gRPC, and a socket for control.
+"""Inference process: a port for HTTP, one for gRPC, and a socket for control.
 
 Owns the order of starting and ending, and refusing to start where it would be unsafe. The
-parts belong to their modules: `app` and `grpc.server` answer predictions, `model_loader` carries out control calls.
+parts belong to their modules: `inference_app` and `grpc_server` answer predictions, `model_loader` carries out control calls.
 """
 
 from __future__ import annotations
@@ -14,31 +14,28 @@ import secrets
 import shutil
 import signal
 import socket
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
-
-import psutil
 
 from aiaas_magics.backend.net.cors import Cors
 from aiaas_magics.backend.net.guard import LOOPBACK, Guard
 from aiaas_magics.backend.net.server_certificate import check_pair
-from aiaas_magics.backend.serving.front_ends.accept_balancing import Table
-from aiaas_magics.backend.serving.front_ends.aggregate import told
-from aiaas_magics.backend.serving.front_ends.coordinator import FrontEnds
 from aiaas_magics.backend.serving.http import tracing
+from aiaas_magics.backend.serving.http.connection import InferenceConnection
+from aiaas_magics.backend.serving.http.fast_path.fast_connection import FastPath
 from aiaas_magics.backend.serving.http.http_server import BACKLOG, InferenceServer, configured
 from aiaas_magics.backend.serving.http.inference_app import BODY_BYTES, JSON_BYTES, App
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
+from aiaas_magics.backend.serving.http.rest_protocols import ROUTES
 from aiaas_magics.backend.serving.models.autoscaling import WINDOW_S
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.model_loader import Loader
 from aiaas_magics.backend.serving.models.registry import Registry
-from aiaas_magics.backend.serving.models.transactions import alone
 from aiaas_magics.backend.serving.process import control
 from aiaas_magics.backend.serving.process.control import (
-    Collect,
     Hello,
     Load,
     Reply,
@@ -47,9 +44,9 @@ from aiaas_magics.backend.serving.process.control import (
     Scale,
     StatusQuery,
     StopProcess,
-    Withdraw,
 )
-from aiaas_magics.backend.serving.process.state_directory import Files, RunningProcess, Started, is_alive
+from aiaas_magics.backend.serving.process.state_directory import Files, RunningProcess
+from aiaas_magics.backend.serving.protocols.route_table import RouteTable
 from aiaas_magics.core import process_id, settings
 from aiaas_magics.core.clock import SystemClock
 from aiaas_magics.core.errors import CannotStart, InvalidSpec
@@ -58,6 +55,7 @@ from aiaas_magics.core.spec import Value
 
 if TYPE_CHECKING:
     from aiaas_magics.backend.serving.grpc.grpc_server import GrpcServer
+    from aiaas_magics.backend.serving.grpc.methods import Method
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +63,6 @@ T = TypeVar("T")
 
 DISOWNED_S: Final = 5.0  # guess: how soon a process without a folder is gone
 LOCK_S: Final = 10.0  # guess: a predecessor that drains is gone by then
-ORPHANED_S: Final = 4.0  # guess: front ends whose first is gone end within 2 s, if they can
 
 
 class InferenceOptions(Value, frozen=True, kw_only=True):
@@ -81,11 +78,10 @@ class InferenceOptions(Value, frozen=True, kw_only=True):
     json_bytes: int = JSON_BYTES
     compute_s: float = Limits().compute_s
     parent: int = 0  # process that started this one, if it is to be looked for there
-    front_ends: int = 1  # processes that answer HTTP, this one among them
     cors: tuple[str, ...] = ()  # origins of pages that may ask
+    fast_path: bool = True  # False: every request goes through ASGI, for tests
 
     def __post_init__(self) -> None:
-        control.check_front_ends(self.front_ends)
         Cors.parse(self.cors)
         if bool(self.tls_cert) != bool(self.tls_key):
             raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
@@ -95,8 +91,24 @@ class InferenceOptions(Value, frozen=True, kw_only=True):
             )
 
 
-async def run(options: InferenceOptions) -> None:
-    """Serve until SIGTERM, SIGINT or a `Stop`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedProtocols:
+    """What a process speaks.
+
+    Args:
+        routes: The operations over HTTP.
+        grpc_methods: Methods over gRPC by their paths, beside those that every process has; called once the library is there.
+    """
+
+    routes: RouteTable = ROUTES
+    grpc_methods: Callable[[], Mapping[str, Method]] = dict
+
+
+STOCK: Final = ServedProtocols()
+
+
+async def run(options: InferenceOptions, protocols: ServedProtocols = STOCK) -> None:
+    """Serve until SIGTERM, SIGINT or a `StopProcess`.
 
     Raises:
         InvalidSpec: the certificate and its key cannot be used.
@@ -107,36 +119,30 @@ async def run(options: InferenceOptions) -> None:
     files = Files(Path(options.state))
     files.make()
     with contextlib.ExitStack() as held:
-        lock = await _alone(files, held)
+        await _lock(files, held)
         shutil.rmtree(files.scratch, ignore_errors=True)
         files.scratch.mkdir(mode=0o700)
         listener = held.enter_context(_listener(options, files))
         grpc_port = _grpc_port(options, files)
         registry = Registry(withdrawn=files.withdrawn(), keep_withdrawn=files.keep_withdrawn, expected=files.expected())
-        registry.tracing = held.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
+        spans = held.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
         limits = Limits(body_bytes=options.body_bytes, compute_s=options.compute_s)
-        loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits, share=options.front_ends)
-        guard = guard_of(options, files)
-        table = beside = None
-        if options.front_ends > 1:
-            table = Table(files.connections, 0)
-            beside = _front_ends(options, registry, loader, files, table, inherits=(listener.fileno(), lock))
-        app = App(registry, guard, body_bytes=options.body_bytes, json_bytes=options.json_bytes, everywhere=beside)
-        server = InferenceServer(
-            configured(app, options.tls_cert, options.tls_key), table=table, ends_with=None if beside is None else beside.stop
-        )
+        loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits)
+        guard = _guard(options, files)
+        handler = RequestHandler(registry, tracing=spans)
+        app = App(handler, guard, body_bytes=options.body_bytes, json_bytes=options.json_bytes, routes=protocols.routes)
+        connection = FastPath(app).connection if options.fast_path else InferenceConnection
+        server = InferenceServer(configured(app, connection=connection, tls_cert=options.tls_cert, tls_key=options.tls_key))
         _on_signals(lambda: setattr(server, "should_exit", True))
         secret = secrets.token_urlsafe(32)
         if options.parent and os.getppid() != options.parent:
             raise CannotStart("The inference process", "whoever started it ended first, so that nobody would find it", files.log.name)
-        grpc = asyncio.create_task(_serve_grpc(options, grpc_port, app, server))
-        async with control.listening(files.socket, secret=secret, answer=_answering(loader, beside, registry, server, grpc)) as address:
+        grpc = asyncio.create_task(_serve_grpc(options, grpc_port, app, server, protocols))
+        async with control.listening(files.socket, secret=secret, answer=_answering(loader, registry, server, grpc)) as address:
             files.keep_running(_running(options, listener, grpc_port, address, secret))
             watch = asyncio.create_task(_end_when_disowned(files, server))
-            following = asyncio.create_task(follow_load(loader))
+            following = asyncio.create_task(_follow_load(loader))
             try:
-                if beside is not None:
-                    beside.start()
                 await server.serve(sockets=[listener])
             finally:
                 watch.cancel()
@@ -145,26 +151,7 @@ async def run(options: InferenceOptions) -> None:
                 try:
                     await (await grpc).stop()
                 finally:
-                    if beside is not None:
-                        await beside.stop()
                     await loader.close()
-
-
-def _front_ends(
-    options: InferenceOptions, registry: Registry, loader: Loader, files: Files, table: Table, *, inherits: tuple[int, int]
-) -> FrontEnds:
-    listener, lock = inherits
-    # -P: the folder that this process was started in is no place to import from.
-    command = [sys.executable, "-P", "-m", "aiaas_magics.backend.serving", "--state", options.state, "--host", options.host]
-    command += ["--tls-cert", options.tls_cert, "--tls-key", options.tls_key] if options.tls_cert else []
-    command += ["--body-bytes", str(options.body_bytes), "--json-bytes", str(options.json_bytes)]
-    command += ["--compute-s", str(options.compute_s)]
-    command += ["--front-ends", str(options.front_ends)]
-    command += [argument for origin in options.cors for argument in ("--cors", origin)]
-    command += ["--listener", str(listener), "--lock", str(lock)]
-    return FrontEnds(
-        registry, loader, number=options.front_ends, command=command, inherits=inherits, keep=files.keep_beside, gone=table.leave
-    )
 
 
 async def _end_when_disowned(files: Files, server: InferenceServer) -> None:
@@ -176,7 +163,7 @@ async def _end_when_disowned(files: Files, server: InferenceServer) -> None:
             server.should_exit = True
 
 
-async def follow_load(loader: Loader) -> None:
+async def _follow_load(loader: Loader) -> None:
     while True:
         await asyncio.sleep(WINDOW_S)
         try:
@@ -190,14 +177,14 @@ def _forget(files: Files) -> None:
         files.forget_running()
 
 
-async def _serve_grpc(options: InferenceOptions, port: int, app: App, server: InferenceServer) -> GrpcServer:
+async def _serve_grpc(options: InferenceOptions, port: int, app: App, server: InferenceServer, protocols: ServedProtocols) -> GrpcServer:
     """gRPC beside HTTP, which does not wait for it: the libraries take a moment."""
     await asyncio.to_thread(_preload)
     from aiaas_magics.backend.serving.grpc.grpc_server import GrpcServer, Port
 
     try:
         where = Port(host=options.host, number=port, message_bytes=options.body_bytes, tls=_tls(options))
-        grpc = GrpcServer(app.registry, app.guard, where, everywhere=app.everywhere)
+        grpc = GrpcServer(app.handler, app.guard, where, more_methods=protocols.grpc_methods())
         await grpc.start()
     except BaseException:
         # Somebody took the port in between, and is being sent our token: the next process has another port and token.
@@ -213,70 +200,46 @@ def _tls(options: InferenceOptions) -> tuple[bytes, bytes] | None:
 
 def _preload() -> None:
     """Import while nobody waits for it: first the common engine, so that the first deploy is quicker by that."""
-    preload_engine()
+    with contextlib.suppress(ImportError):  # the load that needs it says so
+        import aiaas_magics.backend.serving.engines.onnx_engine
     import aiaas_magics.backend.serving.grpc.grpc_server  # noqa: F401
 
 
-def preload_engine() -> None:
-    with contextlib.suppress(ImportError):  # said by the load that needs it
-        import aiaas_magics.backend.serving.engines.onnx_engine  # noqa: F401
-
-
-def _answering(
-    loader: Loader, beside: FrontEnds | None, registry: Registry, server: InferenceServer, grpc: asyncio.Task[GrpcServer]
-) -> control.Answering:
+def _answering(loader: Loader, registry: Registry, server: InferenceServer, grpc: asyncio.Task[GrpcServer]) -> control.Answering:
     async def answer(call: control.AnyCall) -> Reply:
         match call:
             case Hello():
                 return Reply()
-            case Load() if beside is None:
+            case Load():
                 await asyncio.shield(grpc)  # a version answers on both ports
                 view = await loader.load(call.spec, call.version, artefact=Path(call.artefact), samples=Path(call.samples))
                 return Reply(view=view)
-            case Load() | RouteVersions() | Scale() | Retire() | Withdraw() if beside is not None:
-                if isinstance(call, Load):
-                    await asyncio.shield(grpc)
-                return await beside.carry_out(call)
-            case Load() | RouteVersions() | Scale() | Retire() | Withdraw():
-                await alone(await loader.prepare(call))
-                return Reply()
-            case Collect():
-                return Reply(told=(told(registry),) if beside is None else await beside.collect())
+            case RouteVersions():
+                await loader.route(call.name, call.routing, keeps=call.keeps, restores=call.restores)
+            case Scale():
+                await loader.scale(call.name, call.scaling)
+            case Retire():
+                await loader.retire(call.name)
             case StatusQuery():
                 return Reply(status=registry.status())
             case StopProcess():
                 server.should_exit = True
-                return Reply()
+        return Reply()
 
     return answer
 
 
-async def _alone(files: Files, held: contextlib.ExitStack) -> int:
-    """The descriptor that keeps others out of the folder."""
-    until_s, left_behind = time.monotonic() + LOCK_S, files.beside()
+async def _lock(files: Files, held: contextlib.ExitStack) -> None:
+    """Keep other processes out of the folder for as long as `held` is open."""
+    until_s = time.monotonic() + LOCK_S
     while True:
         with contextlib.ExitStack() as attempt:
-            descriptor = attempt.enter_context(files.lock())
-            if descriptor is not None:
+            if attempt.enter_context(files.lock()):
                 held.enter_context(attempt.pop_all())
-                return descriptor
+                return
         if time.monotonic() > until_s:
             raise CannotStart("The inference process", "another one lives in the same folder", files.log.name)
-        if left_behind and time.monotonic() > until_s - LOCK_S + ORPHANED_S:
-            running = files.running()
-            if running is None or not is_alive(running):
-                _kill(left_behind)
-                left_behind = []
         await asyncio.sleep(0.1)
-
-
-def _kill(left_behind: Sequence[Started]) -> None:
-    """End front ends whose first is gone and that cannot end by themselves, stopped ones say: they have inherited our port and the lock."""
-    for one in left_behind:
-        if is_alive(one):
-            log.warning("killing process %d, which a crash left behind", one.pid)
-            with contextlib.suppress(psutil.Error):
-                psutil.Process(one.pid).kill()
 
 
 def _listener(options: InferenceOptions, files: Files) -> socket.socket:
@@ -308,13 +271,13 @@ def _free_port(host: str, wanted: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def _taken_again(host: str, given: int, files: Files, name: str, take: Callable[[int], T]) -> T:
+def _taken_again(host: str, asked_port: int, files: Files, name: str, take: Callable[[int], T]) -> T:
     """What `take` gives for the port that was asked for, or that of last time, or any."""
-    wanted = given or files.port(name)
+    wanted = asked_port or files.port(name)
     try:
         return take(wanted)
     except OSError as error:
-        if given or not wanted:
+        if asked_port or not wanted:
             raise CannotStart("The inference process", f"{host}:{wanted} cannot be listened on ({error})", files.log.name) from error
         # Whoever sits on our old port is sent the old token by clients that do not know yet: it must be worth nothing.
         log.warning("port %d is taken by another process; choosing a new port and a new token", wanted)
@@ -322,11 +285,11 @@ def _taken_again(host: str, given: int, files: Files, name: str, take: Callable[
         return take(0)
 
 
-def guard_of(options: InferenceOptions, files: Files) -> Guard:
-    return Guard(files.token().encode(), hosts(options), manager=files.api_token, cors=Cors.parse(options.cors))
+def _guard(options: InferenceOptions, files: Files) -> Guard:
+    return Guard(files.token().encode(), _hosts(options), manager=files.api_token, cors=Cors.parse(options.cors))
 
 
-def hosts(options: InferenceOptions) -> frozenset[str] | None:
+def _hosts(options: InferenceOptions) -> frozenset[str] | None:
     """On loopback any web page's name may be made to point here, so only loopback's names are answered to."""
     return LOOPBACK | {options.host} if is_loopback(options.host) else None
 
@@ -344,7 +307,6 @@ def _running(options: InferenceOptions, listener: socket.socket, grpc_port: int,
         secret=secret,
         version=settings.package_version(),
         grpc=f"{name}:{grpc_port}",
-        front_ends=options.front_ends,
         cors=options.cors,
     )
 

@@ -1,4 +1,4 @@
-"""The folder of the inference process: what stands in it, and that only its owner reads it.
+"""State directory: the folder of the inference process, which only its owner reads.
 
 Owns names, modes and atomic writing. What the numbers mean belongs to `inference_process`, which writes
 them, and to `supervisor`, which reads them.
@@ -6,9 +6,7 @@ them, and to `supervisor`, which reads them.
     token          the bearer token for predictions; made once, the same after a restart
     port           the port that was listened on last; taken again if it is free
     grpc_port      the same for gRPC
-    process.json   who runs now: see `Running`
-    beside.json    the front ends beside it
-    connections    how many each of them has, mapped by all; see `accept_balancing`
+    process.json   who runs now: see `RunningProcess`
     control.sock   where `control` listens, on systems that have Unix sockets
     lock           held by the living process
     log.txt        what it said
@@ -20,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +32,7 @@ class RunningProcess(Value, frozen=True, kw_only=True):
     """The living process, as it describes itself. `control` is "unix:PATH" or "tcp:PORT"."""
 
     pid: int
-    started: int  # `processes.start_mark`, so that a pid used again is not taken for it
+    started: int  # `process_id.start_mark`, so that a pid used again is not taken for it
     url: str
     host: str
     tls: str  # the certificate's path, or empty
@@ -42,15 +40,7 @@ class RunningProcess(Value, frozen=True, kw_only=True):
     secret: str
     version: str
     grpc: str = ""  # host:port for gRPC
-    front_ends: int = 1
     cors: tuple[str, ...] = ()  # origins of pages that may ask
-
-
-class Started(Value, frozen=True, kw_only=True):
-    """A process, by its pid and the mark of its start."""
-
-    pid: int
-    started: int
 
 
 class Files:
@@ -61,7 +51,6 @@ class Files:
         self.log = self.folder / "log.txt"
         self.scratch = self.folder / "scratch"
         self.socket = self.folder / "control.sock"
-        self.connections = self.folder / "connections"
         self._process = self.folder / "process.json"
 
     def make(self) -> None:
@@ -152,24 +141,11 @@ class Files:
     def forget_running(self) -> None:
         self._process.unlink(missing_ok=True)
 
-    def beside(self) -> list[Started]:
-        """The front ends that lived last."""
-        try:
-            return wire.decode((self.folder / "beside.json").read_bytes(), list[Started])
-        except (OSError, wire.Malformed):
-            return []
-
-    def keep_beside(self, living: Sequence[Started]) -> None:
-        write_private(self.folder / "beside.json", wire.encode(living))
-
     @contextmanager
-    def lock(self) -> Iterator[int | None]:
-        """None where another process lives in the folder; else it is locked to the end of the `with`.
-
-        Whoever inherits the descriptor that this gives keeps it locked for as long as it lives.
-        """
+    def lock(self) -> Iterator[bool]:
+        """False where another process lives in the folder; else it is locked to the end of the `with`."""
         with (self.folder / "lock").open("a") as handle:
-            yield handle.fileno() if _locked(handle.fileno()) else None
+            yield _locked(handle.fileno())
 
     def log_tail(self, lines: int = 5) -> str:
         try:
@@ -178,7 +154,7 @@ class Files:
             return ""
 
 
-def is_alive(started: RunningProcess | Started) -> bool:
+def is_alive(started: RunningProcess) -> bool:
     """Whether that very process lives: a pid that was given out again is another process."""
     return process_id.is_alive(started.pid, started=started.started)
 

@@ -1,4 +1,4 @@
-"""The API server's handle on the inference process.
+"""Supervisor: starts the inference process, watches it and brings it back.
 
 Owns starting it, finding a living one and adopting it, noticing its death and bringing back
 what it served, and stopping it. Talking to it belongs to `control`; what it does inside
@@ -27,8 +27,6 @@ from msgspec.structs import replace
 from aiaas_magics.backend.serving.models.autoscaling import scaled
 from aiaas_magics.backend.serving.process.control import (
     AnyCall,
-    Collect,
-    FrontEndCounts,
     Hello,
     Load,
     Reply,
@@ -53,9 +51,11 @@ LOAD_S: Final = 300.0  # guess: a SavedModel process imports TensorFlow, once fo
 ROUTE_S: Final = 300.0  # guess: versions that are of no more use are drained, and a SavedModel's request may take two minutes
 ANSWER_S: Final = 60.0  # guess: retiring waits for what is being answered
 STOP_S: Final = 20.0  # guess: twice what the process itself gives to requests that still run
-WATCH_S: Final = 5.0  # guess: how often it is asked whether it lives; as the first front end asks the others
+WATCH_S: Final = 5.0  # guess: how often it is asked whether it lives
 HUNG_S: Final = 10.0  # guess: no model computes in the loop that answers for longer than some milliseconds, so this is no busy moment
 POLL_S: Final = 0.02
+# -P: the folder that the server was started in is no place to import from.
+PROGRAM: Final = (sys.executable, "-P", "-m", "aiaas_magics.backend.serving")
 # Waits before another start, when the process died again: a machine without memory is not helped by haste. Guesses.
 RESTART_WAITS_S: Final = (0.0, 0.5, 2.0, 5.0, 10.0)
 STEADY_S: Final = 60.0  # guess: a process that lived this long did not die of its start
@@ -80,17 +80,17 @@ class InferenceHost:
     is back with the same endpoints by itself; `close` lets it live on, `stop` ends it.
 
     Args:
-        front_ends: How many processes answer on its port; the one that this host talks to is the first of them, and keeps the others.
         cors: Origins of web pages that may ask it.
+        program: What is run, up to its options.
     """
 
-    def __init__(self, *, front_ends: int = 1, cors: Sequence[str] = ()) -> None:
-        self._front_ends, self._cors = front_ends, tuple(cors)
+    def __init__(self, *, cors: Sequence[str] = (), program: Sequence[str] = PROGRAM) -> None:
+        self._cors, self._program = tuple(cors), tuple(program)
         self._files: Files | None = None
         self._running: RunningProcess | None = None
         self._command: list[str] = []
         self._child: subprocess.Popen[bytes] | None = None
-        self._known: dict[str, list[Recorded]] = {}  # by endpoint, ascending; each with the endpoint's routing
+        self._served: dict[str, list[Recorded]] = {}  # by endpoint, ascending; each with the endpoint's routing
         self._up = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self.faults: dict[str, str] = {}  # endpoint -> why it could not be brought back
@@ -138,19 +138,16 @@ class InferenceHost:
         self._files = Files(state_dir)
         self._files.make()
         cert, key = tls or ("", "")
-        # -P: the folder that the server was started in is no place to import from.
-        self._command = [sys.executable, "-P", "-m", "aiaas_magics.backend.serving", "--state", str(state_dir), "--host", host]
+        self._command = [*self._program, "--state", str(state_dir), "--host", host]
         self._command += ["--parent", str(os.getpid())]
         self._command += ["--port", str(port)] if port else []
         self._command += ["--tls-cert", cert, "--tls-key", key] if tls else []
-        self._command += ["--front-ends", str(self._front_ends)] if self._front_ends > 1 else []
         self._command += [argument for origin in self._cors for argument in ("--cors", origin)]
-        self._known = {}
+        self._served = {}
         for record in sorted(recorded, key=lambda record: record.version):
-            self._known.setdefault(record.spec.name, []).append(record)
+            self._served.setdefault(record.spec.name, []).append(record)
         running = await self._living()
-        wanted = (host, cert, self._front_ends, self._cors)
-        if running is not None and (running.host, running.tls, running.front_ends, running.cors) != wanted:
+        if running is not None and (running.host, running.tls, running.cors) != (host, cert, self._cors):
             await self._end(running)
             running = None
         try:
@@ -174,7 +171,7 @@ class InferenceHost:
         reply = await self._call(_load_call(record), answer_s=LOAD_S)
         if reply.view is None:
             raise AiaasBug("the inference process loaded a version and did not say which")
-        self._known.setdefault(spec.name, []).append(record)
+        self._served.setdefault(spec.name, []).append(record)
         self.faults.pop(spec.name, None)
         return reply.view
 
@@ -200,12 +197,12 @@ class InferenceHost:
             NotScaled: one could not be opened; all versions have what they had.
         """
         await self._call(Scale(name=name, scaling=scaling), answer_s=LOAD_S)
-        self._known[name] = [replace(record, spec=scaled(record.spec, scaling)) for record in self._known.get(name, [])]
+        self._served[name] = [replace(record, spec=scaled(record.spec, scaling)) for record in self._served.get(name, [])]
 
     def _keep(self, name: str, routing: Routing, *, keeps: int = 0) -> None:
         """Remember what is to be brought back after a death."""
         stays = routing.loaded | {keeps}
-        self._known[name] = [replace(record, routing=routing) for record in self._known.get(name, []) if record.version in stays]
+        self._served[name] = [replace(record, routing=routing) for record in self._served.get(name, []) if record.version in stays]
 
     async def retire(self, name: str) -> None:
         """Take an endpoint down; what is being answered is answered first.
@@ -213,25 +210,17 @@ class InferenceHost:
         Raises:
             UnknownName: there is no such endpoint.
         """
-        known = self._known.pop(name, None)
+        records = self._served.pop(name, None)
         self.faults.pop(name, None)
         try:
             await self._call(Retire(name=name), answer_s=ANSWER_S)
         except UnknownName:
-            if known is None:  # else the process died meanwhile and came back without it, as was asked
+            if records is None:  # else the process died meanwhile and came back without it, as was asked
                 raise
 
     async def status(self) -> dict[str, list[VersionView]]:
         """Every endpoint with its versions, the newest first, some of the past among them."""
         return (await self._call(StatusQuery(), answer_s=ANSWER_S)).status or {}
-
-    async def collect(self) -> tuple[FrontEndCounts, ...]:
-        """What each front end has counted.
-
-        Raises:
-            BackendTooSlow: one of them does not answer.
-        """
-        return (await self._call(Collect(), answer_s=ANSWER_S)).told
 
     async def close(self) -> None:
         """Let go of the process without ending it."""
@@ -308,7 +297,7 @@ class InferenceHost:
     async def _launch(self) -> RunningProcess:
         assert self._files is not None
         self._files.forget_running()
-        self._files.keep_expected(self._known)
+        self._files.keep_expected(self._served)
         with self._files.log.open("ab") as output:
             self._child = subprocess.Popen(  # noqa: ASYNC220 - a spawn is over in a millisecond, and the child must outlive this loop
                 self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, close_fds=True
@@ -329,8 +318,8 @@ class InferenceHost:
                 if running is not None and running.pid == child.pid:
                     return running
             if (code := child.poll()) is not None:
-                said = self._files.log_tail().splitlines()[-1:]
-                raise CannotStart(NAME, f"it ended with code {code} ({' '.join(said)})", self._log())
+                last_lines = self._files.log_tail().splitlines()[-1:]
+                raise CannotStart(NAME, f"it ended with code {code} ({' '.join(last_lines)})", self._log())
             await asyncio.sleep(POLL_S)
         raise CannotStart(NAME, f"it did not answer within {START_S:g} s", self._log())
 
@@ -345,13 +334,13 @@ class InferenceHost:
         """Load what is known and not live. A deployment that ends the process over it is left out from then on."""
         running = self._now()
         status = (await call_at(running.control, running.secret, StatusQuery(), answer_s=ANSWER_S)).status or {}
-        right = {name for name, records in self._known.items() if ready_in(status.get(name, ())) >= {r.version for r in records}}
+        right = {name for name, records in self._served.items() if ready_in(status.get(name, ())) >= {r.version for r in records}}
         for name in status.keys() - right:
             # Not what the records say: retired while nobody was there to tell. What is there beside the records' versions was
             # never acknowledged, and goes when requests are routed again.
             with contextlib.suppress(AiaasError):
                 await call_at(running.control, running.secret, Retire(name=name), answer_s=ANSWER_S)
-        for name, records in list(self._known.items()):
+        for name, records in list(self._served.items()):
             lost = [] if name in right else [record for record in records if not await self._brought_back(record)]
             await self._route_again(name, frozenset(record.version for record in lost))
 
@@ -374,17 +363,17 @@ class InferenceHost:
         name = record.spec.name
         log.error("version %d of %s is not back: %s", record.version, name, why)
         self.faults[name] = why
-        self._known[name] = [other for other in self._known.get(name, []) if other.version != record.version]
+        self._served[name] = [other for other in self._served.get(name, []) if other.version != record.version]
 
     async def _route_again(self, name: str, lost: frozenset[int]) -> None:
         """Requests go again as they did, as far as the versions for it are there."""
-        records = self._known.get(name, [])
+        records = self._served.get(name, [])
         routing = next((record.routing or Routing(live=record.version) for record in records), None)
         routing = None if routing is None else without(routing, lost | (routing.loaded - {record.version for record in records}))
         running = self._now()
         with contextlib.suppress(AiaasError):
             if routing is None:
-                self._known.pop(name, None)
+                self._served.pop(name, None)
                 await call_at(running.control, running.secret, Retire(name=name), answer_s=ANSWER_S)
             else:
                 await call_at(running.control, running.secret, RouteVersions(name=name, routing=routing), answer_s=ANSWER_S)

@@ -1,15 +1,15 @@
-"""The seam between the inference process and the protocols it speaks.
+"""Protocols: the seam between the inference process and the protocols it speaks.
 
 Owns the values that cross it; they are made for every request, so they are of the kind that is made
 quickest. What a path, a document or a status code means belongs to each protocol's module; what is
 the same for all of them (finding the version, running it, turning a fault into an answer) belongs to
-`request_handler`; sockets and limits belong to `app` and `http1`.
+`request_handler`; sockets and limits belong to `inference_app` and the fast path.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -63,11 +63,39 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return self.header(b"aiaas-sticky-key") or self.client or os.urandom(8)
 
 
+class ByteStream(Protocol):
+    """The body of an answer, chunk by chunk. An async generator is one.
+
+    Promises: nothing is computed ahead of the reader, who asks for the next chunk when the last one is sent; `aclose` ends it at once,
+    and may be called twice; a fault comes as `StreamFault`.
+    """
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    async def __anext__(self) -> bytes: ...
+    async def aclose(self) -> None: ...
+
+
 class Response(msgspec.Struct, frozen=True):
+    """An answer: `body`, or a `stream` of bytes instead of it. Whoever gets a stream reads or closes it."""
+
     status: int
     body: bytes
     headers: Headers = ()
     content_type: bytes = JSON
+    stream: ByteStream | None = None
+
+
+class StreamFault(Exception):
+    """A stream that ends before its answer is whole.
+
+    Args:
+        response: What the fault is answered with where nothing of the stream was sent yet.
+        closing_chunk: What is sent as the last chunk where something was; None cuts the connection.
+    """
+
+    def __init__(self, response: Response, closing_chunk: bytes | None = None) -> None:
+        super().__init__(response, closing_chunk)
+        self.response, self.closing_chunk = response, closing_chunk
 
 
 class InferenceRoute(Protocol):
@@ -113,11 +141,43 @@ class InferenceCall(Protocol):
         ...
 
 
-class InferenceProtocol(Protocol):
-    """One REST interface: pure functions from requests to routes, tensors and documents."""
+Run = Callable[[Mapping[str, np.ndarray], int | None], Awaitable[Mapping[str, np.ndarray]]]
 
-    def find_route(self, method: str, path: str) -> InferenceRoute | Response:
-        """The route of a request line, or the answer to one that is none."""
+
+class StreamCall(Protocol):
+    """A decoded inference request that is answered by a stream. `rows` is how many it counts as in the stats."""
+
+    @property
+    def rows(self) -> int | None: ...
+    @property
+    def timeout_s(self) -> float:
+        """How long the whole answer may take; infinite where its caller does not say."""
+        ...
+
+    @property
+    def headers(self) -> Headers: ...
+    @property
+    def content_type(self) -> bytes: ...
+
+    def chunks(self, run: Run) -> AsyncGenerator[bytes, None]:
+        """The answer's body; `run` computes so many rows of tensors, as often as need be.
+
+        Raises:
+            BadValue: the answer has no such form.
+        """
+        ...
+
+    def closing_chunk(self, refusal: Response) -> bytes | None:
+        """The last chunk of an answer that a fault ends in the middle; None cuts the connection, so that its reader sees the end."""
+        ...
+
+
+class InferenceProtocol(Protocol):
+    """What a protocol makes of a request that has a route."""
+
+    @property
+    def NAME(self) -> str:
+        """What traces call it."""
         ...
 
     def read(self, route: InferenceRoute, request: Request, version: Version) -> InferenceCall:
@@ -159,6 +219,8 @@ class PlainForm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 FormOf = Callable[["Version"], PlainForm | None]
+# Reads a request for the version that computes it; None for one that wants its answer in one piece, by the protocol's `read`.
+StreamReader = Callable[[Any, Request, "Version"], StreamCall | None]
 
 
 def computes(headers: Headers) -> bool:

@@ -1,55 +1,91 @@
-"""What a REST interface answers to, as a table, and the line of it that a request asks for.
+"""Operations: what a REST interface answers, one row each, and the search for the row of a request line.
 
-Owns the table's form and the search in it. What a line means belongs to the protocol whose
-table it is; the OpenAPI document is made from the same tables.
+Owns the row and the table. What an operation means belongs to the protocol whose table it is. Everybody else reads the row: the
+request handler, the guard, the fast path, the OpenAPI document.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote
 
+from aiaas_magics.backend.serving.protocols import FormOf, Request, StreamReader
+
 LARGEST_VERSION: Final = 2**63 - 1
-INFERRING: Final = frozenset({"predict", "classify", "regress", "infer"})
-MANAGING: Final = frozenset({"load", "unload"})  # actions that change what others are answered: not for the token for predictions
+JSON_TYPE: Final = "application/json"
+BINARY_TYPE: Final = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A line of the table. `template` holds {name}, {version} and {label} where paths differ; a version is digits."""
+    """One row of a table. `template` holds {name}, {version} and {label} where paths differ; a version is digits.
+
+    Args:
+        infers: Whether a model answers; then the answer comes from the protocol's `read`, else from its `look`.
+        manages: Whether it changes what others are answered: the token for predictions does not suffice.
+        body: The component of the OpenAPI document that a request's body is; empty for no body.
+        body_required: Whether a request without a body is refused.
+        answer: The component that an answer is; empty for a document without a narrower form.
+        takes: Media types of the body. Where binary tensors are among them, the limit on JSON does not hold for these.
+        gives: Media types of the answer.
+        plain_form: How plain requests are read and answered in batches, for the fast path.
+        read_stream: Reads a request that is answered by a stream; None where none is.
+        locate: Names the model by a request's body, where the path does not.
+        id: Name of the function in generated clients, where it is not the action.
+    """
 
     method: str
     template: str
     action: str
     summary: str
+    infers: bool = False
+    manages: bool = False
+    body: str = ""
+    body_required: bool = True
+    answer: str = ""
+    takes: tuple[str, ...] = (JSON_TYPE,)
+    gives: tuple[str, ...] = (JSON_TYPE,)
+    plain_form: FormOf | None = None
+    read_stream: StreamReader | None = None
+    locate: Callable[[OperationRoute, Request], OperationRoute] | None = None
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationRoute:
     """What a request line asks for. A `name` is percent-decoded; a `version` of None or 0 is the latest."""
 
-    action: str
+    operation: Operation
     name: str = ""
     version: int | None = None
     label: str | None = None
-    template: str = ""  # the operation's
+
+    @property
+    def action(self) -> str:
+        return self.operation.action
 
     @property
     def infers(self) -> bool:
-        return self.action in INFERRING
+        return self.operation.infers
+
+    @property
+    def template(self) -> str:
+        return self.operation.template
 
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """No line of the table; `allowed` are the verbs of the path, none for a path that is in no line."""
+    """No row for a request line.
+
+    Args:
+        allowed: The methods of the path; none for a path that is in no row.
+        bad_version: Digits in the place of a version that are beyond what a version can be.
+    """
 
     allowed: tuple[str, ...] = ()
-
-
-class BadVersion(ValueError):
-    """Digits beyond what a version can be."""
+    bad_version: str = ""
 
 
 @dataclass(slots=True)
@@ -69,7 +105,7 @@ class PathTable:
         self._root = _Node()
         for operation in self.operations:
             node = self._root
-            for segment in _segments(operation.template):
+            for segment in segments_of(operation.template):
                 if segment.startswith("{"):
                     node.parameter = segment[1:-1]
                     node.behind = node.behind or _Node()
@@ -78,14 +114,17 @@ class PathTable:
                     node = node.literals.setdefault(segment, _Node())
             node.operations[operation.method] = operation
 
-    def find(self, method: str, path: str) -> OperationRoute | Missed:
-        """The route of a request line; `path` is as it came, percent-encoded.
+    def route(self, action: str, *, name: str = "", version: int | None = None, label: str | None = None) -> OperationRoute:
+        """A route of the first row with this action, for a caller who came by no path."""
+        operation = next(operation for operation in self.operations if operation.action == action)
+        return OperationRoute(operation=operation, name=name, version=version, label=label)
 
-        Raises:
-            BadVersion: a version of more than 63 bits, with its digits.
-        """
+    def find(self, method: str, path: str) -> OperationRoute | Missed:
+        """The route of a request line; `path` is as it came, percent-encoded."""
+        return self.find_segments(method, segments_of(path))
+
+    def find_segments(self, method: str, segments: list[str]) -> OperationRoute | Missed:
         node, values = self._root, {}
-        segments = _segments(path)
         last = len(segments) - 1
         for index, segment in enumerate(segments):
             literal = node.literals.get(segment.lower() if self._any_case else segment)
@@ -98,24 +137,23 @@ class PathTable:
             else:
                 return Missed()
         operation = node.operations.get(method)
-        return route_of(operation, values) if operation is not None else Missed(tuple(node.operations))
+        return _route_of(operation, values) if operation is not None else Missed(tuple(node.operations))
 
 
-def route_of(operation: Operation, values: Mapping[str, str]) -> OperationRoute:
+def _route_of(operation: Operation, values: Mapping[str, str]) -> OperationRoute | Missed:
     digits = values.get("version")
     if digits is not None and (len(digits) > 19 or int(digits) > LARGEST_VERSION):
-        raise BadVersion(digits)
+        return Missed(bad_version=digits)
     label = values.get("label")
     return OperationRoute(
-        action=operation.action,
+        operation=operation,
         name=unquote(values.get("name", "")),
         version=int(digits) if digits is not None else None,
         label=unquote(label) if label is not None else None,
-        template=operation.template,
     )
 
 
-def _segments(path: str) -> list[str]:
+def segments_of(path: str) -> list[str]:
     """A colon begins a segment of its own, and stays with it: TensorFlow Serving's verbs stand behind one."""
     return path.replace(":", "/:").split("/")
 

@@ -16,6 +16,7 @@ from aiaas_magics.backend.net.guard import Guard
 from aiaas_magics.backend.serving.grpc import grpc_server
 from aiaas_magics.backend.serving.grpc.grpc_server import GrpcServer, Port
 from aiaas_magics.backend.serving.grpc.tfserving_schema import serving
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
 from aiaas_magics.backend.serving.models.registry import Registry
 from aiaas_magics.core.routing import Routing
 from tests.backend.serving.grpc.test_grpc import TFS, V2, Client, Code, infer_request, predict_request, proto
@@ -28,7 +29,7 @@ METADATA = (("authorization", "Bearer right"),)
 
 async def test_a_message_that_does_not_come_ends_its_call(monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> None:
     monkeypatch.setattr(grpc_server, "MESSAGE_S", 0.1)
-    served = GrpcServer(Registry(), Guard(b"right"), Port(host="127.0.0.1", number=unused_tcp_port, message_bytes=MEGABYTE))
+    served = GrpcServer(RequestHandler(Registry()), Guard(b"right"), Port(host="127.0.0.1", number=unused_tcp_port, message_bytes=MEGABYTE))
     await served.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{unused_tcp_port}") as channel:
         call = channel.stream_unary(V2 + "ModelInfer")(metadata=METADATA, timeout=30)

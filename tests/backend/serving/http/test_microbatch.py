@@ -11,7 +11,8 @@ import pytest
 
 from aiaas_magics.backend.serving.engines import EngineRefused
 from aiaas_magics.backend.serving.http.fast_path import microbatch
-from aiaas_magics.backend.serving.http.fast_path.microbatch import Together, place_of
+from aiaas_magics.backend.serving.http.fast_path.microbatch import Microbatcher, target_of
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.backend.serving.models.replicas import Inline, Replicas
@@ -70,21 +71,21 @@ class Served:
     def __init__(self, **limits: Any) -> None:
         self.registry, self.engines = Registry(), dict[tuple[str, int], Times]()
         self.limits = Limits(**limits)
-        self.together = Together(self.registry)
+        self.microbatcher = Microbatcher(RequestHandler(self.registry))
 
     def load(self, name: str, number: int, *, columns: int = 1, engine: type[Times] = Times, **more: Any) -> Version:
         spec = spec_of(name, [tensor("x", "float32", -1, columns)], [tensor("y", "float32", -1, columns)])
         version = Version(number=number, spec=spec, created_s=0.0)
         self.registry.begin(version)
         made = self.engines[name, number] = engine(10**number)
-        shared = {"batchable": True, "limits": self.limits, "figures": version.figures, "row_bytes": 4 * columns} | more
+        shared = {"batchable": True, "limits": self.limits, "stats": version.stats, "row_bytes": 4 * columns} | more
         version.executor = Inline(made, larger=Replicas([Times(1)], name=name, **shared), **shared)
         self.registry.ready(version)
         return version
 
     def ask(self, name: str, body: bytes, number: int | None = None) -> Asked:
         asked = Asked(body)
-        self.together.add(place_of(name, number, None, tfserving_rest.plain_form), asked)
+        self.microbatcher.add(target_of(name, number, None, tfserving_rest.plain_form), asked)
         return asked
 
     async def close(self) -> None:
@@ -121,7 +122,7 @@ async def test_requests_of_one_turn_are_computed_at_once_and_each_gets_its_rows(
         b'{"predictions":[[40.0]]}',
     ]
     assert served.engines["a", 1].runs == [4]
-    figures = served.registry.find("a").figures
+    figures = served.registry.find("a").stats
     assert (figures.requests, figures.rows, figures.dispatch) == (3, 4, {"all that waited": 1})
 
 
@@ -135,7 +136,7 @@ async def test_what_does_not_fit_into_a_batch_runs_in_the_next_turn_before_what_
 
     assert [one.said for one in (*asked, late)] == [b'{"predictions":[[%d.0]]}' % (10 * n) for n in range(7)]
     assert served.engines["a", 1].runs == [4, 3]
-    assert served.registry.find("a").figures.dispatch == {"full": 1, "all that waited": 1}
+    assert served.registry.find("a").stats.dispatch == {"full": 1, "all that waited": 1}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ async def test_of_a_batch_that_fails_every_request_goes_the_common_way(served: S
     await turns()
 
     assert [(one.begun, one.said) for one in asked] == [(1, None)] * 3
-    assert served.registry.find("a").figures.requests == 0
+    assert served.registry.find("a").stats.requests == 0
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -219,7 +220,7 @@ async def test_who_is_not_there_or_does_not_join_is_left_to_the_common_way(serve
 
 
 async def test_no_more_wait_here_than_may(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(microbatch, "MOST", 2)
+    monkeypatch.setattr(microbatch, "MOST_WAITING", 2)
 
     asked = [served.ask("a", rows(1)) for _ in range(3)]
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiaas_magics.backend.serving.engines import EngineLost, EngineRefused
-from aiaas_magics.backend.serving.http.request_handler import respond
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
 from aiaas_magics.backend.serving.models.batching import BatchQueue, Limits, QueueFull, Waiting
 from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.backend.serving.models.replicas import Replicas, answers_of
@@ -24,7 +24,6 @@ from aiaas_magics.backend.serving.models.stats import EndpointStats
 from aiaas_magics.backend.serving.protocols import Request
 from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
-from aiaas_magics.backend.serving.protocols.tfserving.tfserving_rest import OperationRoute
 from aiaas_magics.core.routing import Routing
 from tests.backend.serving.support.serving_models import lookup, plus, spec_of, tensor
 from tests.backend.serving.support.serving_rig import Rig
@@ -167,7 +166,7 @@ def test_every_request_gets_its_own_rows_or_its_own_fault(requests: list[list[in
     engines = [Doubling(), Doubling()]
 
     async def ask() -> list[object]:
-        replicas = Replicas(engines, name="t", batchable=True, limits=Limits(batch_rows=batch_rows), figures=EndpointStats())
+        replicas = Replicas(engines, name="t", batchable=True, limits=Limits(batch_rows=batch_rows), stats=EndpointStats())
         try:
             tensors = [np.array(rows, dtype="float32") for rows in requests]
             return list(await asyncio.gather(*(replicas.run({"x": x}, len(x)) for x in tensors), return_exceptions=True))
@@ -218,12 +217,12 @@ async def test_a_full_queue_is_503_with_retry_after_and_the_others_are_answered(
     x, y = tensor("x", "float32", -1), tensor("y", "float32", -1)
     version = Version(number=1, spec=spec_of("busy", [x], [y]), created_s=0.0)
     registry.begin(version)
-    version.executor = Replicas([engine], name="busy", batchable=False, limits=Limits(waiting=2), figures=version.figures)
+    version.executor = Replicas([engine], name="busy", batchable=False, limits=Limits(waiting=2), stats=version.stats)
     registry.ready(version)
     registry.route("busy", Routing(live=1))
-    route = OperationRoute(action="predict", name="busy")
+    route = tfserving_rest.PATHS.route("predict", name="busy")
     requests = [Request(method="POST", path="/v1/models/busy:predict", body=b'{"instances": [%d.0]}' % n) for n in range(8)]
-    asked = [asyncio.create_task(respond(registry, tfserving_rest, route, request)) for request in requests]
+    asked = [asyncio.create_task(RequestHandler(registry).respond(tfserving_rest, route, request)) for request in requests]
     done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
 
     engine.go.set()
@@ -246,7 +245,7 @@ async def test_a_request_whose_timeout_is_over_is_not_computed_and_the_others_ar
     x, y = tensor("x", "float32", -1), tensor("y", "float32", -1)
     version = Version(number=1, spec=spec_of("busy", [x], [y]), created_s=0.0)
     registry.begin(version)
-    version.executor = Replicas([engine], name="busy", batchable=False, limits=Limits(), figures=version.figures)
+    version.executor = Replicas([engine], name="busy", batchable=False, limits=Limits(), stats=version.stats)
     registry.ready(version)
     registry.route("busy", Routing(live=1))
     bodies = [
@@ -255,7 +254,9 @@ async def test_a_request_whose_timeout_is_over_is_not_computed_and_the_others_ar
     ]
     requests = [Request(method="POST", path="/v2/models/busy/infer", body=json.dumps(body).encode()) for body in bodies]
     asked = [
-        asyncio.create_task(respond(registry, open_inference_rest, OperationRoute(action="infer", name="busy"), request))
+        asyncio.create_task(
+            RequestHandler(registry).respond(open_inference_rest, open_inference_rest.PATHS.route("infer", name="busy"), request)
+        )
         for request in requests
     ]
     await asyncio.sleep(0.01)  # the first occupies the engine, and more than a microsecond is over

@@ -214,21 +214,6 @@ def test_a_caller_that_is_not_sampled_leaves_no_span_and_one_that_says_nonsense_
     assert receiver.spans.empty()
 
 
-def test_every_front_end_sends_its_own(receiver: Receiver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{receiver.port}")
-    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
-    sent, pids = 0, set[int]()
-    with Rig(tmp_path / "state", front_ends=2) as rig:
-        rig.load(plus(tmp_path, "one", 1.0))
-        while len(pids) < 2 and sent < 200:
-            assert rig.predict("one", {"instances": [[1.0]]}).status == 200
-            sent += 1
-            pids.add(receiver.next().resource["process.pid"])
-
-    assert len(pids) == 2
-    assert receiver.spans.empty()
-
-
 def test_no_span_holds_a_value_a_token_or_a_query(traced: Rig, receiver: Receiver) -> None:
     curl(traced, PREDICT + "?of=somebody", ROWS, "x-secret: somebodys")
     receiver.next()

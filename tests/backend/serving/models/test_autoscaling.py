@@ -13,7 +13,15 @@ from hypothesis.strategies import floats, integers
 from msgspec.structs import replace
 
 from aiaas_magics.backend.serving.models import model_loader as loading
-from aiaas_magics.backend.serving.models.autoscaling import DOWN_WINDOWS, UP_WINDOWS, WINDOW_S, Totals, Window, wanted, window_between
+from aiaas_magics.backend.serving.models.autoscaling import (
+    DOWN_WINDOWS,
+    UP_WINDOWS,
+    WINDOW_S,
+    Totals,
+    Window,
+    wanted_replicas,
+    window_between,
+)
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.model_loader import Loader
 from aiaas_magics.backend.serving.models.registry import Registry, Version
@@ -34,24 +42,24 @@ def test_a_window_is_the_difference_of_two_totals() -> None:
 
 
 def test_executors_that_are_busy_for_long_enough_get_one_more_up_to_the_most() -> None:
-    assert wanted([IDLE, *[TIGHT] * UP_WINDOWS], replicas=1, least=1, most=4) == 2
-    assert wanted([TIGHT] * (UP_WINDOWS - 1), replicas=1, least=1, most=4) == 1
-    assert wanted([TIGHT, IDLE], replicas=1, least=1, most=4) == 1
-    assert wanted([TIGHT] * 30, replicas=4, least=1, most=4) == 4
+    assert wanted_replicas([IDLE, *[TIGHT] * UP_WINDOWS], replicas=1, least=1, most=4) == 2
+    assert wanted_replicas([TIGHT] * (UP_WINDOWS - 1), replicas=1, least=1, most=4) == 1
+    assert wanted_replicas([TIGHT, IDLE], replicas=1, least=1, most=4) == 1
+    assert wanted_replicas([TIGHT] * 30, replicas=4, least=1, most=4) == 4
 
 
 def test_requests_that_wait_longer_than_they_compute_are_a_reason_too_unless_executors_are_idle() -> None:
     waiting = Window(busy=0.6, waited_s=0.03, computed_s=0.01)
 
-    assert wanted([waiting] * UP_WINDOWS, replicas=2, least=1, most=4) == 3
-    assert wanted([Window(busy=0.1, waited_s=0.03, computed_s=0.01)] * UP_WINDOWS, replicas=2, least=1, most=4) == 2
+    assert wanted_replicas([waiting] * UP_WINDOWS, replicas=2, least=1, most=4) == 3
+    assert wanted_replicas([Window(busy=0.1, waited_s=0.03, computed_s=0.01)] * UP_WINDOWS, replicas=2, least=1, most=4) == 2
 
 
 def test_one_executor_less_comes_after_a_long_calm_and_not_below_the_least() -> None:
-    assert wanted([IDLE] * DOWN_WINDOWS, replicas=3, least=1, most=4) == 2
-    assert wanted([IDLE] * (DOWN_WINDOWS - 1), replicas=3, least=1, most=4) == 3
-    assert wanted([TIGHT, *[IDLE] * (DOWN_WINDOWS - 1)], replicas=3, least=1, most=4) == 3
-    assert wanted([IDLE] * DOWN_WINDOWS, replicas=2, least=2, most=4) == 2
+    assert wanted_replicas([IDLE] * DOWN_WINDOWS, replicas=3, least=1, most=4) == 2
+    assert wanted_replicas([IDLE] * (DOWN_WINDOWS - 1), replicas=3, least=1, most=4) == 3
+    assert wanted_replicas([TIGHT, *[IDLE] * (DOWN_WINDOWS - 1)], replicas=3, least=1, most=4) == 3
+    assert wanted_replicas([IDLE] * DOWN_WINDOWS, replicas=2, least=2, most=4) == 2
 
 
 @given(replicas=integers(1, 8), load=floats(0, 8))
@@ -60,7 +68,7 @@ def test_the_number_settles_whatever_the_load_is(replicas: int, load: float) -> 
     seen = [replicas]
     for _ in range(12):
         window = Window(busy=min(1.0, load / seen[-1]), waited_s=0.0, computed_s=0.01)
-        seen.append(wanted([window] * DOWN_WINDOWS, replicas=seen[-1], least=1, most=8))
+        seen.append(wanted_replicas([window] * DOWN_WINDOWS, replicas=seen[-1], least=1, most=8))
 
     assert seen[-1] == seen[-2] == seen[-3]
     assert seen[-1] == 8 or load / seen[-1] <= 0.8
@@ -153,4 +161,4 @@ def threads_of(name: str) -> list[str]:
 def busy_for(version: Version, share: float) -> None:
     """What the executors of a version would have counted in a window."""
     compute_ns = int(share * WINDOW_S * version.replicas * 1e9)
-    version.figures.ran(rows=1, waited_ns=0, compute_ns=compute_ns, why="all")
+    version.stats.ran(rows=1, waited_ns=0, compute_ns=compute_ns, why="all")

@@ -32,9 +32,7 @@ def no_descriptors() -> Iterator[None]:
 
 
 def running(pid: int) -> RunningProcess:
-    return RunningProcess(
-        pid=pid, started=process_id.start_mark(os.getpid()), url="", host="", tls="", control="", secret="", version="", front_ends=1
-    )
+    return RunningProcess(pid=pid, started=process_id.start_mark(os.getpid()), url="", host="", tls="", control="", secret="", version="")
 
 
 @pytest.fixture
@@ -71,3 +69,15 @@ async def test_a_process_is_disowned_where_the_folder_names_another_or_none(file
     assert await ends(files, monkeypatch)
     files.keep_running(running(os.getpid() + 1))
     assert await ends(files, monkeypatch)
+
+
+def test_the_record_of_a_process_that_had_front_ends_is_still_read(files: Files) -> None:
+    (files.folder / "process.json").write_bytes(
+        b'{"pid":7,"started":8,"url":"http://127.0.0.1:1","host":"127.0.0.1","tls":"","control":"tcp:2","secret":"s","version":"0.1.0",'
+        b'"grpc":"127.0.0.1:3","front_ends":4,"cors":["https://app.example"]}'
+    )
+
+    record = files.running()
+
+    assert record is not None
+    assert (record.pid, record.grpc, record.cors) == (7, "127.0.0.1:3", ("https://app.example",))

@@ -25,10 +25,10 @@ ROWS = 64
 CONNECTIONS = 40
 
 
-@pytest.fixture(params=[1, 2], ids=["one front end", "two"])
-def slow(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Rig]:
     """With a model whose requests take a while each, one after the other."""
-    with Rig(tmp_path / "state", front_ends=request.param) as rig:
+    with Rig(tmp_path / "state") as rig:
         rig.load(matrix(tmp_path, "slow", size=SIZE, steps=60))
         yield rig
 

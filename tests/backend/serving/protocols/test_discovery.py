@@ -18,12 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiaas_magics.backend.serving.http import request_handler
 from aiaas_magics.backend.serving.http.compression import LARGE, compressed, encoding_for
+from aiaas_magics.backend.serving.http.rest_protocols import ROUTES
 from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.backend.serving.protocols import Request, Response
 from aiaas_magics.backend.serving.protocols.discovery import discovery_routes, page
-from aiaas_magics.backend.serving.protocols.operations import Missed, OperationRoute, PathTable
+from aiaas_magics.backend.serving.protocols.operations import Missed, OperationRoute
+from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
 from aiaas_magics.core import snippets
 from tests.backend.serving.support import serving_models
 from tests.backend.serving.support.serving_models import spec_of, tensor
@@ -134,7 +135,7 @@ def test_an_example_row_fits_its_own_interface(dtypes: list[str], widths: list[i
     for spec in inputs:
         if snippets.takes_json([spec]):
             body = json.dumps({"inputs": {spec.name: [columns[spec.name]]}}).encode()
-            request_handler.tfserving_rest.read_predict(body, [spec])
+            tfserving_rest.read_predict(body, [spec])
 
 
 # --------------------------------------------------------------------------- the OpenAPI document
@@ -145,9 +146,7 @@ def openapi_of(rig: Rig) -> dict[str, Any]:
     return document
 
 
-TABLES: list[PathTable] = [
-    protocol.PATHS for protocol in {id(p): p for p in (*request_handler.PROTOCOLS.values(), discovery_routes)}.values()
-]
+TABLES = [protocol.PATHS for protocol in ROUTES.protocols]
 
 
 def test_every_route_is_in_the_document_and_nothing_else(shared: Rig) -> None:
@@ -159,7 +158,7 @@ def test_every_route_is_in_the_document_and_nothing_else(shared: Rig) -> None:
 
     assert generic == {(line.method, line.template) for table in TABLES for line in table.operations}
     for method, path in documented - generic:
-        assert isinstance(request_handler.protocol_of(path).find_route(method, path), OperationRoute)
+        assert isinstance(ROUTES.find(method, path)[1], OperationRoute)
 
 
 def test_every_live_model_has_its_own_schema(shared: Rig) -> None:
@@ -233,7 +232,7 @@ def test_any_path_is_found_or_missed(path: str, method: str) -> None:
 def test_every_line_of_a_table_is_found_by_its_own_path(line: Any) -> None:
     path = line.template.format(name="ready", version="7", label="best%20one")
 
-    found = request_handler.protocol_of(path).find_route(line.method, path)
+    _, found = ROUTES.find(line.method, path)
 
     assert isinstance(found, OperationRoute)
     assert found.action == line.action
@@ -245,7 +244,7 @@ def test_every_line_of_a_table_is_found_by_its_own_path(line: Any) -> None:
 def test_a_model_may_be_called_like_a_word_of_the_protocol(path: str, action: str) -> None:
     method = "POST" if action == "infer" else "GET"
 
-    assert request_handler.open_inference_rest.find_route(method, f"/v2/models/stats{path}").action == action
+    assert ROUTES.find(method, f"/v2/models/stats{path}")[1].action == action
 
 
 # --------------------------------------------------------------------------- answers made smaller

@@ -14,17 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from aiaas_magics.backend.serving.http.request_handler import respond
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
 from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.backend.serving.protocols import BadValue, Request, Response
 from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
 from aiaas_magics.backend.serving.protocols.open_inference.inference_codec import DATATYPES
-from aiaas_magics.backend.serving.protocols.operations import OperationRoute
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
 from aiaas_magics.core.spec import TensorSpec
 from tests.backend.serving.support.serving_models import spec_of, tensor
 
-INFER = OperationRoute(action="infer", name="m")
+INFER = open_inference_rest.PATHS.route("infer", name="m")
 SUMS = [tensor("a", "float32", -1, 2), tensor("b", "int32", -1, 2)]
 ONE = [tensor("x", "float32", -1, 2)]
 
@@ -178,9 +177,9 @@ def test_behind_a_known_document_stand_just_its_tensors() -> None:
     array = np.arange(4, dtype=np.float32).reshape(2, 2)
     body, size = written({"x": array}, binary={"x"})
     head = body[:size].replace(b"}]}", b'}], "parameters": {"binary_data_output": true}}')
-    assert asked_of(made, head + array.tobytes(), len(head)).known is None
+    assert asked_of(made, head + array.tobytes(), len(head)).document is None
 
-    known = asked_of(made, head + array.tobytes(), len(head)).known
+    known = asked_of(made, head + array.tobytes(), len(head)).document
 
     assert known is not None
     for wrong in (array.tobytes()[:-1], array.tobytes() + b"\0", b""):
@@ -485,7 +484,7 @@ def loading() -> Registry:
     ],
 )
 def test_a_model_that_is_loading_is_there_and_not_ready(action: str, name: str, status: int, document: Any) -> None:
-    answer = open_inference_rest.look(loading(), OperationRoute(action=action, name=name), Request(method="GET", path="/v2"))
+    answer = open_inference_rest.look(loading(), open_inference_rest.PATHS.route(action, name=name), Request(method="GET", path="/v2"))
 
     assert (answer.status, json.loads(answer.body)) == (status, document)
     assert (status == 503) == (dict(answer.headers).get(b"retry-after") is not None)
@@ -495,15 +494,15 @@ async def test_asking_a_model_that_is_loading_is_503_and_one_that_ended_404() ->
     registry = loading()
     request = Request(method="POST", path="/v2/models/m/infer", body=json.dumps(document()).encode())
 
-    assert (await respond(registry, open_inference_rest, INFER, request)).status == 503
-    assert (await respond(registry, tfserving_rest, OperationRoute(action="predict", name="m"), request)).status == 404
+    assert (await RequestHandler(registry).respond(open_inference_rest, INFER, request)).status == 503
+    assert (await RequestHandler(registry).respond(tfserving_rest, tfserving_rest.PATHS.route("predict", name="m"), request)).status == 404
     registry.failed(registry.versions("m")[0], "it was not equal to Keras")
-    assert (await respond(registry, open_inference_rest, INFER, request)).status == 404
+    assert (await RequestHandler(registry).respond(open_inference_rest, INFER, request)).status == 404
 
 
 def test_the_list_of_ready_models_leaves_out_the_others() -> None:
     answer = open_inference_rest.look(
-        loading(), OperationRoute(action="index"), Request(method="POST", path="/v2", body=b'{"ready": true}')
+        loading(), open_inference_rest.PATHS.route("index"), Request(method="POST", path="/v2", body=b'{"ready": true}')
     )
 
     assert json.loads(answer.body) == []

@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
+from aiaas_magics.backend.serving.http.rest_protocols import ROUTES
 from aiaas_magics.backend.serving.models.registry import Registry, Version
-from aiaas_magics.backend.serving.protocols.discovery import discovery_routes, openapi, openapi_models
+from aiaas_magics.backend.serving.protocols.discovery import openapi, openapi_models
 from aiaas_magics.core.routing import Routing
 from aiaas_magics.core.spec import DeploySpec
 from tests.backend.serving.support.serving_models import spec_of, tensor
 from tests.backend.serving.support.serving_rig import Rig
 
+PROTOCOLS = (ROUTES.protocols[-1], *ROUTES.protocols[:-1])
 NUMBERS = tensor("y", "float32", -1, 3)
 # Names that differ in what a generator leaves out, that are words of the document, and that are no ASCII.
 ODD = [
@@ -41,7 +43,7 @@ def document_of(*specs: DeploySpec) -> dict[str, Any]:
         registry.begin(version)
         registry.ready(version)
         registry.route(spec.name, Routing(live=1))
-    document: dict[str, Any] = json.loads(json.dumps(openapi.document(discovery_routes.OPERATIONS, registry, "http://127.0.0.1:8501")))
+    document: dict[str, Any] = json.loads(json.dumps(openapi.document(PROTOCOLS, registry, "http://127.0.0.1:8501")))
     return document
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from aiaas_magics.backend.folders.small_files import write_private
-from aiaas_magics.backend.serving.process.supervisor import InferenceHost, Recorded
+from aiaas_magics.backend.serving.process.supervisor import PROGRAM, InferenceHost, Recorded
 from aiaas_magics.core.routing import Routing
 from aiaas_magics.core.spec import VersionView
 from tests.backend.serving.support.serving_models import Made
@@ -49,17 +49,17 @@ class Rig:
         *,
         recorded: tuple[Recorded, ...] = (),
         tls: tuple[str, str] | None = None,
-        front_ends: int = 1,
         cors: tuple[str, ...] = (),
+        program: tuple[str, ...] = PROGRAM,
     ) -> None:
-        self.state, self._recorded, self._tls, self._front_ends, self._cors = state, recorded, tls, front_ends, cors
+        self.state, self._recorded, self._tls, self._cors, self._program = state, recorded, tls, cors, program
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rig")
 
     def __enter__(self) -> Self:
         self._thread.start()
         try:
-            self.host = self.run(_made(self._front_ends, self._cors))
+            self.host = self.run(_made(self._cors, self._program))
             self.run(self.host.start(self.state, tls=self._tls, recorded=self._recorded))
         except BaseException:
             self._end_loop()
@@ -149,6 +149,20 @@ class Rig:
                 pass
             return got
 
+    def raws(self, *requests: bytes) -> list[bytes]:
+        """The answers to requests as they are, one after the other on one connection; it ends early where the other side closes."""
+        answers: list[bytes] = []
+        with socket.create_connection(self.address, timeout=20) as plain:
+            for request in requests:
+                plain.sendall(request)
+                got = b""
+                while not is_whole(got) and (chunk := plain.recv(65536)):
+                    got += chunk
+                answers.append(got)
+                if b"connection: close" in got:
+                    break
+        return answers
+
 
 def is_gone(pid: int) -> bool:
     """Also when it was started by an earlier host of this very test process, which nobody reaped."""
@@ -168,5 +182,5 @@ def is_whole(answer: bytes) -> bool:
     return True
 
 
-async def _made(front_ends: int, cors: tuple[str, ...]) -> InferenceHost:
-    return InferenceHost(front_ends=front_ends, cors=cors)
+async def _made(cors: tuple[str, ...], program: tuple[str, ...]) -> InferenceHost:
+    return InferenceHost(cors=cors, program=program)

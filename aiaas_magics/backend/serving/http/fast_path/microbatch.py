@@ -1,4 +1,4 @@
-"""Plain predictions that one turn of the event loop has read, answered together at its end.
+"""Micro-batches of the fast path: plain predictions that one turn of the event loop has read, answered together at its end.
 
 Owns the short cut for what nearly every request to a small model is: rows of numbers, for a model that runs in the event loop.
 They are read, computed and answered in one loop, without an object and a callback for each of them; a small model takes less time
@@ -18,12 +18,13 @@ from typing import Final, Protocol
 import numpy as np
 
 from aiaas_magics.backend.serving.http.compression import LARGE
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
 from aiaas_magics.backend.serving.models.batching import Limits
-from aiaas_magics.backend.serving.models.registry import Registry, Version
+from aiaas_magics.backend.serving.models.registry import Version
 from aiaas_magics.backend.serving.models.replicas import Inline
 from aiaas_magics.backend.serving.protocols import FormOf, Plain, PlainForm, Response
 
-MOST: Final = Limits().waiting  # predictions that may wait here; what is beyond waits, or is refused, where all others do
+MOST_WAITING: Final = Limits().waiting  # predictions that may wait here; what is beyond waits, or is refused, where all others do
 
 
 class Prediction(Protocol):
@@ -45,7 +46,7 @@ class Prediction(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlainTarget:
-    """Which version is asked for, in which protocol's plain form. To be had from `place_of`: what is asked alike is one place."""
+    """Which version is asked for, in which protocol's plain form. Made by `target_of`: equal requests share one target."""
 
     name: str
     version: int | None
@@ -53,24 +54,24 @@ class PlainTarget:
     form: FormOf
 
 
-place_of = lru_cache(maxsize=1024)(PlainTarget)  # guess: as many as heads are known
+target_of = lru_cache(maxsize=1024)(PlainTarget)  # guess: as many as heads are known
 
 
-class Together:
-    """Answers plain predictions for the versions of `registry`. Everything happens in the event loop."""
+class Microbatcher:
+    """Answers plain predictions for the versions of a registry. Everything happens in the event loop."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-        self._asked: list[tuple[PlainTarget, Prediction]] = []
+    def __init__(self, handler: RequestHandler) -> None:
+        self._registry, self._is_traced = handler.registry, handler.tracing is not None
+        self._waiting: list[tuple[PlainTarget, Prediction]] = []
         self._turn_comes = False
 
     def add(self, place: PlainTarget, prediction: Prediction) -> None:
         """Have `prediction` answered at the end of this turn."""
-        asked = self._asked
-        if len(asked) >= MOST:
+        waiting = self._waiting
+        if len(waiting) >= MOST_WAITING:
             prediction.begin()
             return
-        asked.append((place, prediction))
+        waiting.append((place, prediction))
         if not self._turn_comes:
             self._call_turn()
 
@@ -81,16 +82,16 @@ class Together:
 
     def _turn(self) -> None:
         self._turn_comes = False
-        asked, self._asked = self._asked, []
+        waiting, self._waiting = self._waiting, []
         places: dict[PlainTarget, list[Prediction]] = {}
-        for place, prediction in asked:
+        for place, prediction in waiting:
             places.setdefault(place, []).append(prediction)
         for place, predictions in places.items():
             self._answer(place, predictions)
 
     def _answer(self, place: PlainTarget, predictions: Sequence[Prediction]) -> None:
         version = self._registry.only(place.name, place.version, label=place.label)
-        executor = None if version is None or self._registry.tracing is not None else version.executor
+        executor = None if version is None or self._is_traced else version.executor
         if version is None or not isinstance(executor, Inline) or not executor.joins or (form := version.once(place.form)) is None:
             _begin(predictions)
             return
@@ -98,19 +99,19 @@ class Together:
         plain: list[Plain] = []
         read, most, total, why = form.read, executor.batch_rows, 0, "all that waited"
         for at, prediction in enumerate(predictions):
-            found = read(prediction.body, prediction.json_bytes)
-            if found is None or found[1] > most:
+            plain_request = read(prediction.body, prediction.json_bytes)
+            if plain_request is None or plain_request[1] > most:
                 prediction.begin()
                 continue
-            if total + found[1] > most:
+            if total + plain_request[1] > most:
                 # The loop is to read on in between. They come before whatever it reads.
-                self._asked += [(place, later) for later in predictions[at:]]
+                self._waiting += [(place, later) for later in predictions[at:]]
                 self._call_turn()
                 why = "full"
                 break
             taken.append(prediction)
-            plain.append(found)
-            total += found[1]
+            plain.append(plain_request)
+            total += plain_request[1]
         if taken:
             x = np.ndarray((total, *form.row), form.dtype, b"".join([data for data, _, _ in plain]))
             _compute(version, executor, form, x, plain, taken, why)
@@ -140,7 +141,7 @@ def _compute(
         prediction.answer(response)
         answered += rows
         since_ns.append(prediction.began_ns)
-    figures, over_ns = version.figures, time.perf_counter_ns()
-    figures.answered(*[over_ns - since for since in since_ns], rows=answered)
+    stats, over_ns = version.stats, time.perf_counter_ns()
+    stats.answered(*[over_ns - since for since in since_ns], rows=answered)
     waited_ns = len(since_ns) * began_ns - sum(since_ns)
-    figures.ran(rows=answered, waited_ns=waited_ns, compute_ns=ended_ns - began_ns, why=why)
+    stats.ran(rows=answered, waited_ns=waited_ns, compute_ns=ended_ns - began_ns, why=why)

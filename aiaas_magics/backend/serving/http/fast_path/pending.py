@@ -1,6 +1,6 @@
-"""Predictions that are answered below ASGI: what is known of their heads, and their order on a connection.
+"""Pending predictions of the fast path: what their heads say, and their order on a connection.
 
-Owns the values; reading them off the wire and writing answers belongs to `http1`.
+Owns the values; reading them off the wire and writing answers belongs to `fast_connection`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from typing import Final
 
 import msgspec
 
-from aiaas_magics.backend.serving.http import request_handler
-from aiaas_magics.backend.serving.http.fast_path.microbatch import PlainTarget, place_of
-from aiaas_magics.backend.serving.models.registry import Registry
-from aiaas_magics.backend.serving.protocols import Headers, InferenceProtocol, InferenceRoute, Request, Response, computes
+from aiaas_magics.backend.serving.http.fast_path.microbatch import PlainTarget, target_of
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
+from aiaas_magics.backend.serving.protocols import Headers, InferenceProtocol, Request, Response, computes
 from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH
-from aiaas_magics.backend.serving.protocols.operations import OperationRoute as PathRoute
+from aiaas_magics.backend.serving.protocols.operations import OperationRoute
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +28,20 @@ class ParsedHead:
     headers: Headers  # with names in lower case
     path: str
     protocol: InferenceProtocol
-    route: InferenceRoute
+    route: OperationRoute
     computes: bool
     json_bytes: int  # of a body whose head says how much of it is JSON; else 0
-    place: PlainTarget | None  # whom it asks, if it may be answered together with others
+    target: PlainTarget | None  # whom it asks, if it may be answered together with others
 
 
 UNKNOWN: Final[tuple[ParsedHead | None, int]] = (None, 0)
 
 
-def known_of(
-    url: bytes, raw: list[tuple[bytes, bytes]], headers: Headers, path: str, protocol: InferenceProtocol, route: InferenceRoute
+def parsed_head(
+    url: bytes, raw: list[tuple[bytes, bytes]], headers: Headers, path: str, protocol: InferenceProtocol, route: OperationRoute
 ) -> ParsedHead:
-    wanted, told = computes(headers), [value for name, value in headers if name == JSON_LENGTH]
-    form = request_handler.PLAIN_FORMS.get((protocol, route.action)) if wanted and isinstance(route, PathRoute) else None
+    wanted, lengths = computes(headers), [value for name, value in headers if name == JSON_LENGTH]
+    form = route.operation.plain_form if wanted else None
     return ParsedHead(
         url=url,
         raw=raw,
@@ -51,18 +50,18 @@ def known_of(
         protocol=protocol,
         route=route,
         computes=wanted,
-        json_bytes=int(told[0]) if len(told) == 1 and told[0].isdigit() and len(told[0]) < 10 else 0,
-        place=None if form is None else place_of(route.name, route.version, route.label, form),
+        json_bytes=int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() and len(lengths[0]) < 10 else 0,
+        target=None if form is None else target_of(route.name, route.version, route.label, form),
     )
 
 
-class Slot(msgspec.Struct, eq=False, kw_only=True):
+class AnswerSlot(msgspec.Struct, eq=False, kw_only=True):
     """A place in the order of a connection's answers."""
 
     response: Response | None = None
 
 
-class Pending:
+class ResponseQueue:
     """The predictions of one connection that are not answered yet, in their order.
 
     Stands where uvicorn keeps the request that it is carrying out (`cycle`), so that what comes after them on the same
@@ -73,9 +72,9 @@ class Pending:
         flush: Sends the answers that may be sent: those before which no other is missing.
     """
 
-    def __init__(self, registry: Registry, client: bytes, flush: Callable[[], None]) -> None:
-        self.registry, self.client, self.flush = registry, client, flush
-        self.slots: deque[Slot] = deque()
+    def __init__(self, handler: RequestHandler, client: bytes, flush: Callable[[], None]) -> None:
+        self.handler, self.client, self.flush = handler, client, flush
+        self.slots: deque[AnswerSlot] = deque()
         self.keep_alive = True
         self.disconnected = False
         self.message_event = self
@@ -88,22 +87,22 @@ class Pending:
         """Nobody waits for messages here."""
 
 
-class PendingPrediction(Slot, eq=False):
+class PendingPrediction(AnswerSlot, eq=False):
     """A prediction that waits for its answer in its place."""
 
-    pending: Pending
-    known: ParsedHead
+    pending: ResponseQueue
+    head: ParsedHead
     body: bytes
     json_bytes: int
     began_ns: int
 
     def begin(self) -> None:
         """Have it answered as any other request."""
-        known, pending = self.known, self.pending
+        head, pending = self.head, self.pending
         request = Request(
-            method="POST", path=known.path, headers=known.headers, body=self.body, client=pending.client, computes=known.computes
+            method="POST", path=head.path, headers=head.headers, body=self.body, client=pending.client, computes=head.computes
         )
-        request_handler.begin(pending.registry, known.protocol, known.route, request, self.answer)
+        pending.handler.begin(head.protocol, head.route, request, self.answer)
 
     def answer(self, response: Response) -> None:
         self.response = response

@@ -1,4 +1,4 @@
-"""What this server tells about itself: its endpoints, a page for each, and the OpenAPI document.
+"""Discovery routes: a server's endpoints, a page for each, its metrics and the OpenAPI document.
 
 Owns these paths and their content as values. How a page looks belongs to `page`, schemas to
 `openapi`. The guard stands before all of it: a browser cannot send the token, so the pages say
@@ -8,82 +8,93 @@ how to fetch them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NoReturn
 
 import orjson
 
 from aiaas_magics.backend.serving import protocols
-from aiaas_magics.backend.serving.http import prometheus
 from aiaas_magics.backend.serving.models.registry import NotServed, Registry, Version
 from aiaas_magics.backend.serving.models.stats import EndpointStats
 from aiaas_magics.backend.serving.protocols import BadValue, Request, Response, error
-from aiaas_magics.backend.serving.protocols.discovery import openapi, page
+from aiaas_magics.backend.serving.protocols.discovery import openapi, page, prometheus
 from aiaas_magics.backend.serving.protocols.discovery.page import Counted, EndpointPage, ExampleCall
-from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
-from aiaas_magics.backend.serving.protocols.operations import Operation, OperationRoute, PathTable
-from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
+from aiaas_magics.backend.serving.protocols.operations import JSON_TYPE, Missed, Operation, PathTable
+from aiaas_magics.backend.serving.protocols.route_table import RestProtocol
 from aiaas_magics.core import snippets, wire
 from aiaas_magics.core.spec import DeploySpec
 
-PATHS: Final = PathTable(
-    (
-        Operation("GET", "/", "home", "That the server is alive, and its endpoints"),
-        Operation("GET", "/endpoints/{name}", "page", "An endpoint: its interface, example calls, versions and figures"),
-        Operation("GET", "/openapi.json", "openapi", "This document"),
-        Operation("GET", "/metrics", "metrics", "Figures of every version, for Prometheus"),
-        Operation("GET", "/monitoring/prometheus/metrics", "metrics", "The same, where TensorFlow Serving has them"),
-    )
-)
-OPERATIONS: Final = (*PATHS.operations, *tfserving_rest.PATHS.operations, *open_inference_rest.PATHS.operations)
+PAGE: Final = (JSON_TYPE, "text/html")
+TEXT: Final = ("text/plain",)
 HOST: Final = re.compile(rb"[A-Za-z0-9._:\[\]-]{1,255}")
 
 
-def find_route(method: str, path: str) -> OperationRoute | Response:
-    """The route of a request line; a path that nobody here knows is a bare 404, as TensorFlow Serving's."""
-    found = PATHS.find(method, path)
-    if isinstance(found, OperationRoute):
-        return found
-    if found.allowed:
-        return error(405, "Method Not Allowed", ((b"allow", ", ".join(found.allowed).encode()),))
-    return Response(404, b"")
+class Discovery:
+    """The REST interface of a server's own: what is here, for people and for programs.
 
+    Args:
+        protocols: The others that this server speaks; their operations stand in the OpenAPI document too.
+    """
 
-def look(registry: Registry, route: protocols.InferenceRoute, request: Request) -> Response:
-    """The page or the document, whichever the caller accepts."""
-    assert isinstance(route, OperationRoute)
-    url = address_of(request)
-    match route.action:
-        case "openapi":
-            return Response(200, orjson.dumps(openapi.document(OPERATIONS, registry, url)))
-        case "metrics":
-            return Response(200, prometheus.text(registry), content_type=prometheus.CONTENT_TYPE)
-        case "home":
-            names = registry.names()
-            document = {"status": "alive", "endpoints": [{"name": name, "url": f"{url}/endpoints/{name}"} for name in names]}
-            return page.home(url, names) if wants_page(request) else Response(200, orjson.dumps(document))
-        case _:
-            try:
-                description = describe(registry, route.name, url)
-            except NotServed:
-                return not_found(route)
-            return page.endpoint(description) if wants_page(request) else Response(200, wire.encode(description))
+    NAME = "discovery"
+    TITLE = "This server"
+    ABOUT = "Its pages, this document and its metrics"
+    PATHS = PathTable(
+        (
+            Operation("GET", "/", "home", "That the server is alive, and its endpoints", gives=PAGE),
+            Operation("GET", "/endpoints/{name}", "page", "An endpoint: its interface, example calls, versions and figures", gives=PAGE),
+            Operation("GET", "/openapi.json", "openapi", "This document"),
+            Operation("GET", "/metrics", "metrics", "Figures of every version, for Prometheus", gives=TEXT),
+            Operation(
+                "GET",
+                "/monitoring/prometheus/metrics",
+                "metrics",
+                "The same, where TensorFlow Serving has them",
+                gives=TEXT,
+                id="tfserving_metrics",
+            ),
+        )
+    )
 
+    def __init__(self, protocols: Iterable[RestProtocol] = ()) -> None:
+        self._protocols = (self, *protocols)
 
-def read(_route: protocols.InferenceRoute, _request: Request, _version: Version) -> NoReturn:
-    raise BadValue("Nothing is computed at this address.", 404)
+    def no_route(self, _method: str, _path: str, missed: Missed) -> Response:
+        """A path that nobody here knows is a bare 404, as TensorFlow Serving's."""
+        if missed.allowed:
+            return error(405, "Method Not Allowed", ((b"allow", ", ".join(missed.allowed).encode()),))
+        return Response(404, b"")
 
+    def look(self, registry: Registry, route: protocols.InferenceRoute, request: Request) -> Response:
+        """The page or the document, whichever the caller accepts."""
+        url = address_of(request)
+        match route.action:
+            case "openapi":
+                return Response(200, orjson.dumps(openapi.document(self._protocols, registry, url)))
+            case "metrics":
+                return Response(200, prometheus.text(registry), content_type=prometheus.CONTENT_TYPE)
+            case "home":
+                names = registry.names()
+                document = {"status": "alive", "endpoints": [{"name": name, "url": f"{url}/endpoints/{name}"} for name in names]}
+                return page.home(url, names) if wants_page(request) else Response(200, orjson.dumps(document))
+            case _:
+                try:
+                    description = describe(registry, route.name, url)
+                except NotServed:
+                    return self.not_found(route)
+                return page.endpoint(description) if wants_page(request) else Response(200, wire.encode(description))
 
-def not_found(route: protocols.InferenceRoute) -> Response:
-    return error(404, f"There is no endpoint {route.name[:100]!r} here. GET / lists those there are.")
+    def read(self, _route: protocols.InferenceRoute, _request: Request, _version: Version) -> NoReturn:
+        raise BadValue("Nothing is computed at this address.", 404)
 
+    def not_found(self, route: protocols.InferenceRoute) -> Response:
+        return error(404, f"There is no endpoint {route.name[:100]!r} here. GET / lists those there are.")
 
-def not_ready(route: protocols.InferenceRoute) -> Response:
-    return not_found(route)
+    def not_ready(self, route: protocols.InferenceRoute) -> Response:
+        return self.not_found(route)
 
-
-def unknown_label(label: str) -> Response:
-    return error(404, f"There is no label {label[:100]!r} here.")
+    def unknown_label(self, label: str) -> Response:
+        return error(404, f"There is no label {label[:100]!r} here.")
 
 
 def wants_page(request: Request) -> bool:
@@ -116,20 +127,20 @@ def describe(registry: Registry, name: str, url: str) -> EndpointPage:
         inputs=spec.inputs,
         outputs=spec.outputs,
         calls=tuple(examples_of(spec, url)),
-        figures=counted(shown.figures),
+        figures=counted(shown.stats),
     )
 
 
-def counted(figures: EndpointStats) -> Counted:
+def counted(stats: EndpointStats) -> Counted:
     return Counted(
-        requests=figures.requests,
-        rows=figures.rows,
-        failed=figures.failed,
-        refused=figures.refused,
-        batches=sum(spent.count for spent in figures.batches.values()),
-        p50_ms=figures.latency.percentile(50) / 1000,
-        p99_ms=figures.latency.percentile(99) / 1000,
-        p999_ms=figures.latency.percentile(99.9) / 1000,
+        requests=stats.requests,
+        rows=stats.rows,
+        failed=stats.failed,
+        refused=stats.refused,
+        batches=sum(spent.count for spent in stats.batches.values()),
+        p50_ms=stats.latency.percentile(50) / 1000,
+        p99_ms=stats.latency.percentile(99) / 1000,
+        p999_ms=stats.latency.percentile(99.9) / 1000,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of each live model: the names of its components, their schemas, and requests as examples.
+"""OpenAPI of live models: the names of its components, their schemas, and requests as examples.
 
 Owns these three. What is the same for every model belongs to `openapi_schemas`, paths and operations to `openapi`.
 

@@ -1,4 +1,4 @@
-"""The components of the OpenAPI document that are the same for every model, and the words to build others with.
+"""OpenAPI schemas: the components that are the same for every model, and functions to build others.
 
 Owns schemas only. Those of a live model belong to `openapi_models`, paths and operations to `openapi`.
 

@@ -1,4 +1,4 @@
-"""Pages for people: plain HTML made from values, with nothing from elsewhere and no script.
+"""Web pages: plain HTML made from values, with nothing from elsewhere and no script.
 
 Owns the markup, the style and the headers that forbid everything else. What stands on a page
 belongs to `discovery_routes`.

@@ -1,8 +1,8 @@
-"""Decoded requests of the Open Inference Protocol v2, and their answers.
+"""Inference calls: decoded requests of the Open Inference Protocol v2, and their answers.
 
 Owns which outputs are wanted in which form and the document that they are told in, and the requests whose JSON came before: a
 client that sends tensors as bytes mostly sends the same JSON before them, and it takes longer to read than small tensors to
-compute. How a request is read the first time, and what is wrong with one, belongs to `openinference`.
+compute. How a request is read the first time, and what is wrong with one, belongs to `open_inference_rest`.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ class InferCall(msgspec.Struct, frozen=True, kw_only=True):
     wanted: tuple[Wanted, ...]
     id: str | None = None
     timeout_s: float = math.inf
-    known: KnownDocument | None = None
+    document: KnownDocument | None = None
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
         arrays = [np.asarray(outputs[wanted.name]) for wanted in self.wanted]
-        if self.known is not None and (answer := self.known.write(*arrays)) is not None:
+        if self.document is not None and (answer := self.document.write(*arrays)) is not None:
             return answer
         described: list[dict[str, Any]] = []
         raw: list[bytes | memoryview] = []
@@ -103,8 +103,8 @@ class InferCall(msgspec.Struct, frozen=True, kw_only=True):
         head = orjson.dumps(document)
         if not raw:
             return Response(200, head)
-        if self.known is not None and all(one["datatype"] in tensors.LAYOUTS for one in described):
-            self.known.learn(arrays, head)
+        if self.document is not None and all(entry["datatype"] in tensors.LAYOUTS for entry in described):
+            self.document.learn(arrays, head)
         return _binary(head, raw)
 
 
@@ -117,30 +117,30 @@ class Documents:
 
     def __init__(self, version: Version) -> None:
         self._name, self._number = version.spec.name, version.number
-        self._known: dict[bytes, KnownDocument] = {}
+        self._by_bytes: dict[bytes, KnownDocument] = {}
 
-    def known(self, body: bytes, size: int) -> KnownDocument | None:
+    def look_up(self, body: bytes, size: int) -> KnownDocument | None:
         """What the `size` bytes of JSON at the start of `body` say, if they are known and the tensors behind them are whole."""
-        known = self._known.get(body[:size]) if 0 < size <= DOCUMENT_BYTES else None
-        return known if known is not None and len(body) - size == known.nbytes else None
+        document = self._by_bytes.get(body[:size]) if 0 < size <= DOCUMENT_BYTES else None
+        return document if document is not None and len(body) - size == document.nbytes else None
 
     def find(self, body: bytes, size: int) -> InferCall | None:
         """The call that `body` holds, if its document is known."""
-        known = self.known(body, size)
-        if known is None:
+        document = self.look_up(body, size)
+        if document is None:
             return None
-        found = {}
-        for place in known.places:
+        views = {}
+        for place in document.places:
             array = np.ndarray(place.shape, place.dtype, body, size + place.start)
-            found[place.name] = array if array.flags.aligned else array.copy()  # engines read with instructions that may insist
+            views[place.name] = array if array.flags.aligned else array.copy()  # engines read with instructions that may insist
         return InferCall(
             model=self._name,
             version=self._number,
-            tensors=found,
-            rows=known.rows,
-            wanted=known.wanted,
-            timeout_s=known.timeout_s,
-            known=known,
+            tensors=views,
+            rows=document.rows,
+            wanted=document.wanted,
+            timeout_s=document.timeout_s,
+            document=document,
         )
 
     def learn(self, document: bytes, inputs: Sequence[Input], call: InferCall) -> None:
@@ -148,13 +148,13 @@ class Documents:
         if len(document) > DOCUMENT_BYTES or call.id is not None or not all(wanted.binary for wanted in call.wanted):
             return
         places, start = [], 0
-        for given in inputs:
-            if given.binary_size is None or given.datatype not in PLAIN:
+        for tensor in inputs:
+            if tensor.binary_size is None or tensor.datatype not in PLAIN:
                 return
-            places.append(TensorSlice(given.name, tensors.LAYOUTS[given.datatype], given.shape, start))
-            start += given.binary_size
-        if len(self._known) >= DOCUMENTS:
-            self._known.clear()
-        self._known[document] = KnownDocument(
+            places.append(TensorSlice(tensor.name, tensors.LAYOUTS[tensor.datatype], tensor.shape, start))
+            start += tensor.binary_size
+        if len(self._by_bytes) >= DOCUMENTS:
+            self._by_bytes.clear()
+        self._by_bytes[document] = KnownDocument(
             places=tuple(places), nbytes=start, rows=call.rows, wanted=call.wanted, timeout_s=call.timeout_s
         )

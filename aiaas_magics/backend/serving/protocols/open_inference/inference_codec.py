@@ -1,7 +1,7 @@
-"""Open Inference Protocol v2: its documents, its datatypes, and tensors as JSON or as raw bytes.
+"""Inference codec: the Open Inference Protocol's documents, its datatypes, and tensors as JSON or as raw bytes.
 
 Owns how a value becomes a tensor and back, in both forms, and the sentences for those that do
-not. Which route a body came by belongs to `openinference`; JSON values share their rules with
+not. Which route a body came by belongs to `open_inference_rest`; JSON values share their rules with
 TensorFlow Serving's (`tfserving_json`).
 
 Sources: kserve/open-inference-protocol, and docs/protocol/extension_binary_data.md of
@@ -127,16 +127,16 @@ def parse(document: bytes | memoryview) -> InferRequest:
 # --------------------------------------------------------------------------- in
 
 
-def check_interface(given: Input, spec: TensorSpec) -> None:
+def check_interface(tensor: Input, spec: TensorSpec) -> None:
     """Raises `BadValue` unless datatype and shape are those of the interface, and the content type one that they may have."""
     expected = DATATYPES.get(spec.dtype)
     if expected is None:
         raise BadValue(f"Input {spec.name} is of type {spec.dtype}, which this protocol has no datatype for", 501)
-    if given.datatype != expected:
-        raise BadValue(f"Input {spec.name} is of datatype {given.datatype[:20]}; the model expects {expected}")
-    if given.content_type == BASE64 and expected != "BYTES":
+    if tensor.datatype != expected:
+        raise BadValue(f"Input {spec.name} is of datatype {tensor.datatype[:20]}; the model expects {expected}")
+    if tensor.content_type == BASE64 and expected != "BYTES":
         raise BadValue(f"Input {spec.name} is of datatype {expected}; content_type base64 is for BYTES. Leave it out.")
-    check_shape(given.shape, spec)
+    check_shape(tensor.shape, spec)
 
 
 def check_shape(shape: tuple[int, ...], spec: TensorSpec) -> None:
@@ -148,21 +148,21 @@ def check_shape(shape: tuple[int, ...], spec: TensorSpec) -> None:
         raise BadValue(f"Input {spec.name} is empty: its shape in the request is {tfserving_json.dims(shape)}")
 
 
-def from_json(given: Input, spec: TensorSpec) -> np.ndarray:
+def from_json(tensor: Input, spec: TensorSpec) -> np.ndarray:
     """The tensor whose values stand in the document, in nested lists or in one flat list."""
-    if given.datatype in NO_JSON_FORM:
-        raise BadValue(f"{given.datatype} data in JSON is not supported. Send input {spec.name} as binary data.")
-    if type(given.data) is not list:
+    if tensor.datatype in NO_JSON_FORM:
+        raise BadValue(f"{tensor.datatype} data in JSON is not supported. Send input {spec.name} as binary data.")
+    if type(tensor.data) is not list:
         raise BadValue(
-            f"Input {spec.name} needs its 'data' as a list, got {tfserving_json.shown(None if given.data is UNSET else given.data)}"
+            f"Input {spec.name} needs its 'data' as a list, got {tfserving_json.shown(None if tensor.data is UNSET else tensor.data)}"
         )
-    shape, flat = tfserving_json.flattened(given.data, spec)
-    if shape != given.shape and shape != (math.prod(given.shape),):
-        raise BadValue(f"Input {spec.name} says the shape {tfserving_json.dims(given.shape)}; its data has {tfserving_json.dims(shape)}")
+    shape, flat = tfserving_json.flattened(tensor.data, spec)
+    if shape != tensor.shape and shape != (math.prod(tensor.shape),):
+        raise BadValue(f"Input {spec.name} says the shape {tfserving_json.dims(tensor.shape)}; its data has {tfserving_json.dims(shape)}")
     if spec.dtype == "string":
-        return tfserving_json.strings(flat).reshape(given.shape)
+        return tfserving_json.strings(flat).reshape(tensor.shape)
     tfserving_json.check_types(flat, spec)
-    return tfserving_json.numbers(flat, spec).reshape(given.shape)
+    return tfserving_json.numbers(flat, spec).reshape(tensor.shape)
 
 
 def from_bytes(data: bytes | memoryview, datatype: str, shape: tuple[int, ...], name: str) -> np.ndarray:
@@ -188,7 +188,7 @@ def _byte_strings(data: memoryview, count: int, name: str) -> np.ndarray:
     """`count` times a length and that many bytes. `count` is the caller's word: it is held against the bytes first."""
     if count * LENGTH.size > len(data):
         raise BadValue(f"Input {name} says {count} strings; its {len(data)} bytes do not hold as many")
-    found = np.empty(count, dtype=object)
+    strings = np.empty(count, dtype=object)
     at = 0
     for index in range(count):
         begin = at + LENGTH.size
@@ -197,39 +197,39 @@ def _byte_strings(data: memoryview, count: int, name: str) -> np.ndarray:
         at = begin + LENGTH.unpack_from(data, begin - LENGTH.size)[0]
         if at > len(data):
             raise BadValue(f"Input {name} ends in the middle of string {index}")
-        found[index] = bytes(data[begin:at])
+        strings[index] = bytes(data[begin:at])
     if at != len(data):
         raise BadValue(f"Input {name} has {len(data) - at} bytes behind its last string")
-    return found
+    return strings
 
 
-def decoded(array: np.ndarray, given: Input) -> np.ndarray:
+def decoded(array: np.ndarray, tensor: Input) -> np.ndarray:
     """The tensor that is meant: MLServer's clients send bytes as base64, and say so in an input's `content_type`.
 
     Its other values ("str", "np", "pd") say what Python makes of a tensor there, which changes nothing here.
     """
-    if given.content_type != BASE64:
+    if tensor.content_type != BASE64:
         return array
-    found = np.empty(array.size, dtype=object)
+    texts = np.empty(array.size, dtype=object)
     for index, value in enumerate(array.ravel().tolist()):
         try:
-            found[index] = base64.b64decode(value, validate=True)
+            texts[index] = base64.b64decode(value, validate=True)
         except ValueError as fault:  # binascii's is one
             text = tfserving_json.shown(value.decode("utf-8", "replace"))
             raise BadValue(
-                f"Input {given.name} says content_type base64, and its value {index} is none: {text}. "
+                f"Input {tensor.name} says content_type base64, and its value {index} is none: {text}. "
                 "Send base64 without a prefix and line breaks, or leave content_type out."
             ) from fault
-    return found.reshape(array.shape)
+    return texts.reshape(array.shape)
 
 
 # --------------------------------------------------------------------------- out
 
 
 def datatype_of(array: np.ndarray) -> str:
-    found = _DATATYPE_OF.get(array.dtype)  # asking a dtype for its name takes longer than all the rest
-    if found is not None:
-        return found
+    datatype = _DATATYPE_OF.get(array.dtype)  # asking a dtype for its name takes longer than all the rest
+    if datatype is not None:
+        return datatype
     if array.dtype.kind in "OSU":
         return "BYTES"
     raise BadValue(f"An output is of type {array.dtype.name}, which this protocol has no datatype for", 501)

@@ -1,7 +1,7 @@
-"""What Open Inference Protocol v2 tells about the server and its models.
+"""Inference documents: what the Open Inference Protocol v2 says of the server and its models.
 
 Owns the documents: server, model metadata, configuration, statistics, repository index. gRPC
-tells the same in messages. Which path asks for which belongs to `openinference`.
+tells the same in messages. Which path asks for which belongs to `open_inference_rest`.
 
 Sources: docs/protocol/extension_{model_configuration,model_repository,statistics}.md of
 https://github.com/triton-inference-server/server, and its model_config.proto.
@@ -137,20 +137,20 @@ def _statistics_of(version: Version) -> dict[str, object]:
 
     Copying in and out belongs to the engine's time here; its own time is nothing, as often as batches ran: clients want equal counts.
     """
-    figures = version.figures
-    batches = sum(spent.count for spent in figures.batches.values())
+    stats = version.stats
+    batches = sum(spent.count for spent in stats.batches.values())
     return {
         "name": version.spec.name,
         "version": str(version.number),
-        "last_inference": int(figures.last_s * 1000),
-        "inference_count": figures.rows,
+        "last_inference": int(stats.last_s * 1000),
+        "inference_count": stats.rows,
         "execution_count": batches,
         "inference_stats": {
-            "success": _spent(figures.requests, figures.latency.total_us * 1000),
-            "fail": _spent(figures.failed + figures.refused, 0),
-            "queue": _spent(figures.requests, figures.queue_ns),
+            "success": _spent(stats.requests, stats.latency.total_us * 1000),
+            "fail": _spent(stats.failed + stats.refused, 0),
+            "queue": _spent(stats.requests, stats.queue_ns),
             "compute_input": _spent(batches, 0),
-            "compute_infer": _spent(batches, figures.compute_ns),
+            "compute_infer": _spent(batches, stats.compute_ns),
             "compute_output": _spent(batches, 0),
             "cache_hit": _spent(0, 0),
             "cache_miss": _spent(0, 0),
@@ -162,7 +162,7 @@ def _statistics_of(version: Version) -> dict[str, object]:
                 "compute_infer": _spent(spent.count, spent.compute_ns),
                 "compute_output": _spent(spent.count, 0),
             }
-            for rows, spent in sorted(figures.batches.items())
+            for rows, spent in sorted(stats.batches.items())
         ],
     }
 
@@ -193,13 +193,13 @@ def read(body: bytes, form: type[Form]) -> Form:
         raise BadValue(f"The request does not have its form: {error}") from error
 
 
-def index(registry: Registry, asked: IndexRequest) -> list[dict[str, str]]:
+def index(registry: Registry, query: IndexRequest) -> list[dict[str, str]]:
     rows = [
         {"name": name, "version": str(version.number), "state": _state(registry, name, version), "reason": version.fault}
         for name in registry.names()
         for version in sorted(registry.versions(name), key=lambda version: version.number)
     ]
-    return [row for row in rows if row["state"] == "READY"] if asked.ready else rows
+    return [row for row in rows if row["state"] == "READY"] if query.ready else rows
 
 
 def _state(registry: Registry, name: str, version: Version) -> str:

@@ -29,48 +29,25 @@ from aiaas_magics.backend.serving.protocols.open_inference import inference_docu
 from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH, PLAIN, Documents, InferCall, Wanted
 from aiaas_magics.backend.serving.protocols.open_inference.inference_codec import InferRequest, Input, RequestedOutput
 from aiaas_magics.backend.serving.protocols.open_inference.inference_documents import ControlRequest, IndexRequest
-from aiaas_magics.backend.serving.protocols.operations import BadVersion, Operation, OperationRoute, PathTable
+from aiaas_magics.backend.serving.protocols.operations import BINARY_TYPE, JSON_TYPE, Missed, Operation, OperationRoute, PathTable
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
 from aiaas_magics.core.spec import TensorSpec
 
-WHICH: Final = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
-PATHS: Final = PathTable(
-    (
-        Operation("GET", "/v2", "server", "What this server is, and the extensions that it speaks"),
-        Operation("GET", "/v2/", "server", "What this server is, and the extensions that it speaks"),
-        Operation("GET", "/v2/health/live", "live", "Whether the server runs"),
-        Operation("GET", "/v2/health/ready", "ready", "Whether every model has a version that answers"),
-        Operation("GET", "/v2/models/stats", "all_statistics", "Counts and times of every model"),
-        Operation("POST", "/v2/repository/index", "index", "Every version of every model, and its state"),
-        Operation("POST", "/v2/repository/models/{name}/load", "load", "Let a withdrawn model answer again"),
-        Operation("POST", "/v2/repository/models/{name}/unload", "unload", "Withdraw a model: it stays loaded and does not answer"),
-        *(
-            operation
-            for which in WHICH
-            for operation in (
-                Operation("GET", which, "metadata", "The model's inputs and outputs"),
-                Operation("GET", f"{which}/ready", "model_ready", "Whether the model answers"),
-                Operation("GET", f"{which}/config", "config", "The model's configuration, as Triton words it"),
-                Operation("GET", f"{which}/stats", "statistics", "Counts and times of the model"),
-                Operation("POST", f"{which}/infer", "infer", "Outputs for inputs, as JSON or as binary tensors"),
-            )
-        ),
-    )
-)
+NAME: Final = "open-inference"
+TITLE: Final = "Open Inference Protocol"
+ABOUT: Final = "Version 2, with binary tensors and Triton's repository requests"
 
 
-def find_route(method: str, path: str) -> OperationRoute | Response:
-    """The route of a request line, or the answer to one that is none: 405 for a wrong verb, 404 for no path."""
-    try:
-        found = PATHS.find(method, path)
-    except BadVersion as fault:
-        return error(400, f"Version {str(fault)[:100]} is beyond what a version can be.")
-    if isinstance(found, OperationRoute):
-        return found
-    if found.allowed:
-        allowed = ", ".join(found.allowed)
+def no_route(_method: str, path: str, missed: Missed) -> Response | None:
+    """What a request line below `/v2` is answered with that is no operation: 405 for a wrong verb, 404 for no path."""
+    if missed.bad_version:
+        return error(400, f"Version {missed.bad_version[:100]} is beyond what a version can be.")
+    if missed.allowed:
+        allowed = ", ".join(missed.allowed)
         return error(405, f"Method Not Allowed. This path takes {allowed}.", ((b"allow", allowed.encode()),))
-    return error(404, "Not Found. GET /openapi.json has every path.")
+    if path.lower().split("/")[:2] == ["", "v2"]:
+        return error(404, "Not Found. GET /openapi.json has every path.")
+    return None
 
 
 # --------------------------------------------------------------------------- infer
@@ -87,22 +64,22 @@ def read(_route: protocols.InferenceRoute, request: Request, version: Version) -
         return read_raw(request.body, version)
     if size is None:
         return read_document(request.body, memoryview(b""), version)[1]
-    known = version.once(Documents)
-    if (call := known.find(request.body, size)) is not None:
+    known_documents = version.once(Documents)
+    if (call := known_documents.find(request.body, size)) is not None:
         return call
     document = request.body[:size]
-    asked, call = read_document(document, memoryview(request.body)[size:], version)
-    known.learn(document, asked.inputs, call)
+    parsed, call = read_document(document, memoryview(request.body)[size:], version)
+    known_documents.learn(document, parsed.inputs, call)
     return call
 
 
 def read_document(document: bytes, binary: memoryview, version: Version) -> tuple[InferRequest, InferCall]:
     """What `document` asks for, with the tensors that are in it or in the bytes behind it."""
-    asked = tensors.parse(document)
-    check_parameters(asked)
-    given = read_inputs(asked, binary, version)
-    wanted = wanted_outputs(asked, version.spec.outputs)
-    return asked, call_of(version, given, wanted, id=asked.id, timeout_s=timeout_of(asked))
+    parsed = tensors.parse(document)
+    check_parameters(parsed)
+    inputs = read_inputs(parsed, binary, version)
+    wanted = wanted_outputs(parsed, version.spec.outputs)
+    return parsed, call_of(version, inputs, wanted, id=parsed.id, timeout_s=timeout_of(parsed))
 
 
 def plain_form(version: Version) -> PlainForm | None:
@@ -113,69 +90,70 @@ def plain_form(version: Version) -> PlainForm | None:
         return None
 
     def read(body: bytes, json_bytes: int) -> Plain | None:
-        known = documents.known(body, json_bytes)
-        if known is None or known.rows is None or known.timeout_s != math.inf:
+        known_document = documents.look_up(body, json_bytes)
+        if known_document is None or known_document.rows is None or known_document.timeout_s != math.inf:
             return None
-        return body[json_bytes:], known.rows, known
+        return body[json_bytes:], known_document.rows, known_document
 
-    def write(output: np.ndarray, asked: Sequence[Plain]) -> Sequence[Response | None]:
-        places = slices_of(rows for _, rows, _ in asked)
-        return [known.write(output[place]) for place, (_, _, known) in zip(places, asked, strict=True)]
+    def write(output: np.ndarray, requests: Sequence[Plain]) -> Sequence[Response | None]:
+        places = slices_of(rows for _, rows, _ in requests)
+        return [known_document.write(output[place]) for place, (_, _, known_document) in zip(places, requests, strict=True)]
 
     return PlainForm(name=spec.name, row=spec.shape[1:], dtype=tensors.LAYOUTS[datatype], read=read, write=write)
 
 
 def json_size(request: Request) -> int | None:
     """How much of the body is JSON; None is all of it."""
-    told = request.header(JSON_LENGTH)
-    if told is None:
+    length = request.header(JSON_LENGTH)
+    if length is None:
         return None
-    if not told.isdigit() or len(told) > 19 or int(told) > len(request.body):
+    if not length.isdigit() or len(length) > 19 or int(length) > len(request.body):
         raise BadValue(
             f"Inference-Header-Content-Length is the number of bytes of JSON at the body's start, at most its {len(request.body)}; "
-            f"got {told[:20].decode('latin-1')!r}"
+            f"got {length[:20].decode('latin-1')!r}"
         )
-    return int(told)
+    return int(length)
 
 
-def check_parameters(asked: InferRequest) -> None:
-    for key in asked.parameters or ():
+def check_parameters(document: InferRequest) -> None:
+    for key in document.parameters or ():
         if key.startswith("triton_"):
             raise BadValue(f"Parameter {key[:100]!r} begins with 'triton_', which is reserved")
-    described: tuple[Input | RequestedOutput, ...] = (*asked.inputs, *(asked.outputs or ()))
+    described: tuple[Input | RequestedOutput, ...] = (*document.inputs, *(document.outputs or ()))
     for tensor in described:
         if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
             raise BadValue("Shared memory is not offered here. Send tensors in the body.")
 
 
-def read_inputs(asked: InferRequest, binary: memoryview, version: Version) -> dict[str, np.ndarray]:
+def read_inputs(document: InferRequest, binary: memoryview, version: Version) -> dict[str, np.ndarray]:
     """Each input by its name, from the document or from the bytes behind it, which lie in the document's order."""
     specs = {spec.name: spec for spec in version.spec.inputs}
-    found: dict[str, np.ndarray] = {}
+    inputs: dict[str, np.ndarray] = {}
     at = 0
-    for given in asked.inputs:
-        spec = specs.get(given.name)
+    for tensor in document.inputs:
+        spec = specs.get(tensor.name)
         if spec is None:
-            raise BadValue(f"Unexpected input {given.name[:100]!r}; the model has the inputs {tfserving_json.listed(specs)}")
-        if given.name in found:
-            raise BadValue(f"Input {given.name} comes twice")
-        tensors.check_interface(given, spec)
-        if given.binary_size is None:
-            found[given.name] = tensors.decoded(tensors.from_json(given, spec), given)
+            raise BadValue(f"Unexpected input {tensor.name[:100]!r}; the model has the inputs {tfserving_json.listed(specs)}")
+        if tensor.name in inputs:
+            raise BadValue(f"Input {tensor.name} comes twice")
+        tensors.check_interface(tensor, spec)
+        if tensor.binary_size is None:
+            inputs[tensor.name] = tensors.decoded(tensors.from_json(tensor, spec), tensor)
             continue
-        data = binary[at : at + given.binary_size]
-        if len(data) != given.binary_size or given.data is not UNSET:
+        data = binary[at : at + tensor.binary_size]
+        if len(data) != tensor.binary_size or tensor.data is not UNSET:
             raise BadValue(
-                f"Input {given.name} says {given.binary_size} bytes of binary data and no 'data'; the body holds {len(binary) - at} for it"
+                f"Input {tensor.name} says {tensor.binary_size} bytes of binary data and no 'data'; "
+                f"the body holds {len(binary) - at} for it"
             )
-        at += given.binary_size
-        array = tensors.from_bytes(data, given.datatype, given.shape, given.name)
-        found[given.name] = tensors.decoded(array, given)
+        at += tensor.binary_size
+        array = tensors.from_bytes(data, tensor.datatype, tensor.shape, tensor.name)
+        inputs[tensor.name] = tensors.decoded(array, tensor)
     if at != len(binary):
         raise BadValue(f"The body holds {len(binary) - at} bytes behind the last input's. Check binary_data_size of the inputs.")
-    if len(found) != len(specs):
-        raise BadValue(f"The model has the inputs {tfserving_json.listed(specs)}; the request holds {tfserving_json.listed(found)}")
-    return found
+    if len(inputs) != len(specs):
+        raise BadValue(f"The model has the inputs {tfserving_json.listed(specs)}; the request holds {tfserving_json.listed(inputs)}")
+    return inputs
 
 
 def read_raw(body: bytes, version: Version) -> InferCall:
@@ -204,16 +182,16 @@ def read_raw(body: bytes, version: Version) -> InferCall:
     return call_of(version, {spec.name: tensor}, tuple(Wanted(output.name, True) for output in version.spec.outputs))
 
 
-def wanted_outputs(asked: InferRequest, specs: tuple[TensorSpec, ...]) -> tuple[Wanted, ...]:
+def wanted_outputs(document: InferRequest, specs: tuple[TensorSpec, ...]) -> tuple[Wanted, ...]:
     """The outputs to answer with. What is said of an output wins over what is said of all."""
-    binary = (asked.parameters or {}).get("binary_data_output", False)
+    binary = (document.parameters or {}).get("binary_data_output", False)
     if type(binary) is not bool:
         raise BadValue(f"Parameter 'binary_data_output' is true or false, got {tfserving_json.shown(binary)}")
-    if not asked.outputs:
+    if not document.outputs:
         return tuple(Wanted(spec.name, binary) for spec in specs)
     names = {spec.name for spec in specs}
     wanted: dict[str, Wanted] = {}
-    for output in asked.outputs:
+    for output in document.outputs:
         if output.name not in names:
             raise BadValue(f"Unexpected output {output.name[:100]!r}; the model has the outputs {tfserving_json.listed(names)}")
         if output.name in wanted:
@@ -230,9 +208,9 @@ def is_binary(output: RequestedOutput, *, otherwise: bool) -> bool:
     return otherwise if output.parameters.binary_data is None else output.parameters.binary_data
 
 
-def timeout_of(asked: InferRequest) -> float:
+def timeout_of(document: InferRequest) -> float:
     """Triton's parameter "timeout": microseconds until the request need not be computed any more; 0 is for ever."""
-    timeout_us = (asked.parameters or {}).get("timeout", 0)
+    timeout_us = (document.parameters or {}).get("timeout", 0)
     if type(timeout_us) is not int or not 0 <= timeout_us < 2**63:
         raise BadValue(f"Parameter 'timeout' is a number of microseconds, got {tfserving_json.shown(timeout_us)}")
     return timeout_us / 1e6 if timeout_us else math.inf
@@ -240,14 +218,14 @@ def timeout_of(asked: InferRequest) -> float:
 
 def call_of(
     version: Version,
-    given: Mapping[str, np.ndarray],
+    inputs: Mapping[str, np.ndarray],
     wanted: tuple[Wanted, ...],
     *,
     id: str | None = None,
     timeout_s: float = math.inf,
 ) -> InferCall:
-    rows = protocols.rows_of(given, version.spec.inputs)
-    return InferCall(model=version.spec.name, version=version.number, id=id, tensors=given, rows=rows, wanted=wanted, timeout_s=timeout_s)
+    rows = protocols.rows_of(inputs, version.spec.inputs)
+    return InferCall(model=version.spec.name, version=version.number, id=id, tensors=inputs, rows=rows, wanted=wanted, timeout_s=timeout_s)
 
 
 # --------------------------------------------------------------------------- everything else
@@ -333,4 +311,60 @@ _LOOKS: Final[Mapping[str, Callable[[Registry, OperationRoute, Request], Respons
         "unload": _unload,
         "index": lambda registry, _, request: _json(documents.index(registry, documents.read(request.body, IndexRequest))),
     }
+)
+
+WHICH: Final = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+SERVER: Final = "What this server is, and the extensions that it speaks"
+INFER: Final = "Outputs for inputs, as JSON or as binary tensors"
+UNLOAD: Final = "Withdraw a model: it stays loaded and does not answer"
+BOTH: Final = (JSON_TYPE, BINARY_TYPE)
+PATHS: Final = PathTable(
+    (
+        Operation("GET", "/v2", "server", SERVER, answer="Server"),
+        Operation("GET", "/v2/", "server", SERVER, answer="Server", id="server_with_slash"),
+        Operation("GET", "/v2/health/live", "live", "Whether the server runs"),
+        Operation("GET", "/v2/health/ready", "ready", "Whether every model has a version that answers"),
+        Operation("GET", "/v2/models/stats", "all_statistics", "Counts and times of every model", answer="Statistics"),
+        Operation(
+            "POST",
+            "/v2/repository/index",
+            "index",
+            "Every version of every model, and its state",
+            body="RepositoryQuery",
+            body_required=False,
+            answer="Repository",
+        ),
+        Operation(
+            "POST",
+            "/v2/repository/models/{name}/load",
+            "load",
+            "Let a withdrawn model answer again",
+            manages=True,
+            body="Control",
+            body_required=False,
+        ),
+        Operation("POST", "/v2/repository/models/{name}/unload", "unload", UNLOAD, manages=True, body="Control", body_required=False),
+        *(
+            operation
+            for which in WHICH
+            for operation in (
+                Operation("GET", which, "metadata", "The model's inputs and outputs", answer="Metadata"),
+                Operation("GET", f"{which}/ready", "model_ready", "Whether the model answers"),
+                Operation("GET", f"{which}/config", "config", "The model's configuration, as Triton words it"),
+                Operation("GET", f"{which}/stats", "statistics", "Counts and times of the model", answer="Statistics"),
+                Operation(
+                    "POST",
+                    f"{which}/infer",
+                    "infer",
+                    INFER,
+                    infers=True,
+                    body="Infer",
+                    answer="InferAnswer",
+                    takes=BOTH,
+                    gives=BOTH,
+                    plain_form=plain_form,
+                ),
+            )
+        ),
+    )
 )

@@ -1,7 +1,7 @@
-"""TensorFlow Serving's classify and regress: examples in, labels with scores or numbers out.
+"""Examples: TensorFlow Serving's classify and regress, examples in, labels with scores or numbers out.
 
 Owns the form of examples, and what the output of a Keras model says as a classification or a
-regression. Routes belong to `tfserving`, values to `tfserving_json`.
+regression. Routes belong to `tfserving_rest`, values to `tfserving_json`.
 
 TensorFlow Serving wants a signature of that method, which a Keras export does not have. Here
 one output decides: a regression is one number a row; a classification is one score a class,
@@ -120,8 +120,8 @@ def _feature(examples: Sequence[Mapping[str, Any]], spec: TensorSpec) -> np.ndar
     for index, example in enumerate(examples):
         if spec.name not in example:
             raise BadValue(f"Example {index}: Feature: {spec.name} (data type: {spec.dtype}) is required but could not be found.")
-        given = example[spec.name]
-        values = given if type(given) is list else [given]
+        value = example[spec.name]
+        values = value if type(value) is list else [value]
         nested = next((value for value in values if type(value) is list), None)
         if nested is not None:
             raise BadValue(f"Feature: {spec.name} has element with unexpected JSON type: Array. Give the values of a row as one flat list.")

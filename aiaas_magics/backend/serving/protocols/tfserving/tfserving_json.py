@@ -99,10 +99,10 @@ def plain_rows(inputs: Sequence[TensorSpec]) -> PlainRowsOf | None:
     nothing (None): that is read again, slower, by rules with a sentence for each fault.
     """
     spec = inputs[0]
-    known = _PLAIN.get(spec.dtype)
-    if known is None or len(inputs) > 1 or len(spec.shape) != 2:
+    kind = _PLAIN.get(spec.dtype)
+    if kind is None or len(inputs) > 1 or len(spec.shape) != 2:
         return None
-    code, (wanted_rows, wanted_columns) = known[0], spec.shape
+    code, (wanted_rows, wanted_columns) = kind[0], spec.shape
     any_rows, any_columns, decode = wanted_rows == -1, wanted_columns == -1, _PLAIN_ROWS.decode
 
     def read(body: bytes, _: int) -> tuple[bytes, int, int] | None:
@@ -186,16 +186,16 @@ def is_named_row(row: Any, only: TensorSpec) -> bool:
     return type(row) is dict and not (only.dtype == "string" and row.keys() == {"b64"} and only.name != "b64")
 
 
-def named_inputs(given: Any, inputs: Sequence[TensorSpec]) -> Mapping[str, Any]:
+def named_inputs(value: Any, inputs: Sequence[TensorSpec]) -> Mapping[str, Any]:
     """Column format: one nested list, or one for each input name; other names are ignored."""
-    if type(given) is dict and not (len(inputs) == 1 and not is_named_row(given, inputs[0])):
+    if type(value) is dict and not (len(inputs) == 1 and not is_named_row(value, inputs[0])):
         for spec in inputs:
-            if spec.name not in given:
+            if spec.name not in value:
                 raise BadValue(f"Missing named input: {spec.name} in 'inputs' object.")
-        return given
+        return value
     if len(inputs) > 1:
-        raise BadValue(f"Expected 'inputs' to be an object with the keys {listed(spec.name for spec in inputs)}, got {shown(given)}")
-    return {inputs[0].name: given}
+        raise BadValue(f"Expected 'inputs' to be an object with the keys {listed(spec.name for spec in inputs)}, got {shown(value)}")
+    return {inputs[0].name: value}
 
 
 def tensor_of(values: Any, spec: TensorSpec) -> np.ndarray:
@@ -267,21 +267,21 @@ def numbers(flat: list[Any], spec: TensorSpec) -> np.ndarray:
 
 def strings(flat: list[Any]) -> np.ndarray:
     """Byte strings; a value is a JSON string, or an object with the one key "b64"."""
-    found = np.empty(len(flat), dtype=object)
+    texts = np.empty(len(flat), dtype=object)
     for index, value in enumerate(flat):
         if type(value) is str:
             try:
-                found[index] = value.encode()
+                texts[index] = value.encode()
             except UnicodeEncodeError as error:
                 raise BadValue("A string holds half of a surrogate pair") from error
         elif type(value) is dict and value.keys() == {"b64"} and type(value["b64"]) is str:
             try:
-                found[index] = base64.b64decode(value["b64"], validate=True)
+                texts[index] = base64.b64decode(value["b64"], validate=True)
             except (binascii.Error, ValueError) as error:
                 raise BadValue(f"JSON Value: {shown(value)} Unable to base64 decode") from error
         else:
             raise BadValue(f"JSON Value: {shown(value)} Type: {json_type(value)} is not of expected type: string")
-    return found
+    return texts
 
 
 def wrong_type(value: Any, spec: TensorSpec) -> BadValue:

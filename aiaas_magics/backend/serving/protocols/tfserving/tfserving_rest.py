@@ -1,7 +1,7 @@
 """TensorFlow Serving's REST interface: predict, classify, regress, status, metadata, and their errors.
 
 Owns routes, documents, status codes and sentences. How a value becomes a tensor belongs to
-`tfserving_json` and `tfserving_examples`; sockets, tokens and body limits belong to `app`.
+`tfserving_json` and `tfserving_examples`; sockets, tokens and body limits belong to `inference_app`.
 
 Source of truth: model_servers/http_rest_api_handler.cc, http_rest_api_util.cc and
 util/json_tensor.cc of https://github.com/tensorflow/serving. Where we answer more than it
@@ -20,7 +20,7 @@ import orjson
 from aiaas_magics.backend.serving import protocols
 from aiaas_magics.backend.serving.models.registry import NotServed, Registry, UnknownLabel, Version
 from aiaas_magics.backend.serving.protocols import Plain, PlainForm, Request, Response, error
-from aiaas_magics.backend.serving.protocols.operations import BadVersion, Operation, OperationRoute, PathTable
+from aiaas_magics.backend.serving.protocols.operations import Missed, Operation, OperationRoute, PathTable
 from aiaas_magics.backend.serving.protocols.tfserving.tfserving_examples import METHODS, ExamplesCall, read_examples
 from aiaas_magics.backend.serving.protocols.tfserving.tfserving_json import (
     PlainRowsOf,
@@ -32,21 +32,9 @@ from aiaas_magics.backend.serving.protocols.tfserving.tfserving_json import (
 )
 from aiaas_magics.core.spec import DeploySpec, TensorSpec
 
-WHICH: Final = ("/v1/models/{name}", "/v1/models/{name}/versions/{version}", "/v1/models/{name}/labels/{label}")
-PATHS: Final = PathTable(
-    (
-        operation
-        for which in WHICH
-        for operation in (
-            Operation("POST", f"{which}:predict", "predict", "Outputs for rows or columns of inputs"),
-            Operation("POST", f"{which}:classify", "classify", "Labels and scores of examples"),
-            Operation("POST", f"{which}:regress", "regress", "One number for each example"),
-            Operation("GET", which, "status", "The state of the model's versions"),
-            Operation("GET", f"{which}/metadata", "signatures", "The model's inputs and outputs"),
-        )
-    ),
-    any_case=True,
-)
+NAME: Final = "tensorflow-serving"
+TITLE: Final = "TensorFlow Serving"
+ABOUT: Final = "Its REST interface"
 NAMELESS: Final = frozenset({"/v1/models", "/v1/models/"})
 
 # numpy's names -> those of tensorflow/core/framework/types.proto
@@ -70,26 +58,21 @@ DTYPES: Final = {
 }
 
 
-def find_route(method: str, path: str) -> OperationRoute | Response:
-    """The route of a request line, or the answer to one that is none. `path` is as it came, still percent-encoded.
+def no_route(method: str, path: str, missed: Missed) -> OperationRoute | Response | None:
+    """What a request line below `/v1/` is answered with that is no operation. `path` is as it came, still percent-encoded.
 
-    A wrong verb is 400 here, not 405, and what is not below `/v1/` is 404. TRACE alone is 405, as HTTP has it: no client
-    of TensorFlow Serving sends it, scanners do.
+    A wrong verb is 400 here, not 405. TRACE alone is 405, as HTTP has it: no client of TensorFlow Serving sends it, scanners do.
     """
-    try:
-        found = PATHS.find(method, path)
-    except BadVersion as fault:
-        return error(400, f"Failed to convert version: {str(fault)[:100]} to numeric.")
-    if isinstance(found, OperationRoute):
-        return found
     folded = path.lower()
+    if missed.bad_version:
+        return error(400, f"Failed to convert version: {missed.bad_version[:100]} to numeric.")
     if not folded.startswith("/v1/"):
-        return Response(404, b"")
+        return None
     if method == "OPTIONS":
-        return OperationRoute(action="preflight")
-    if method == "TRACE" and found.allowed:
+        return OperationRoute(operation=PREFLIGHT)
+    if method == "TRACE" and missed.allowed:
         return error(
-            405, "Method Not Allowed. GET /openapi.json has every path with its verb.", ((b"allow", ", ".join(found.allowed).encode()),)
+            405, "Method Not Allowed. GET /openapi.json has every path with its verb.", ((b"allow", ", ".join(missed.allowed).encode()),)
         )
     if method == "GET" and folded in NAMELESS:
         return error(400, "Missing model name in request.")
@@ -109,9 +92,9 @@ def read(route: protocols.InferenceRoute, request: Request, version: Version) ->
     if route.action != "predict":
         return read_examples(request.body, version.spec, METHODS[route.action])
     plainly = version.once(_plain_rows)
-    if plainly is None or (found := plainly(request.body, 0)) is None:
+    if plainly is None or (plain_request := plainly(request.body, 0)) is None:
         return read_predict(request.body, version.spec.inputs)
-    (spec,), (packed, rows, columns) = version.spec.inputs, found
+    (spec,), (packed, rows, columns) = version.spec.inputs, plain_request
     return PredictCall(layout="row", tensors={spec.name: np.ndarray((rows, columns), plain_dtype(spec), packed)}, rows=rows)
 
 
@@ -126,8 +109,8 @@ def plain_form(version: Version) -> PlainForm | None:
         return None
     (spec,), name = version.spec.inputs, version.spec.outputs[0].name
 
-    def write(output: np.ndarray, asked: Sequence[Plain]) -> Sequence[Response]:
-        texts = json_of_each(name, output, [rows for _, rows, _ in asked])
+    def write(output: np.ndarray, requests: Sequence[Plain]) -> Sequence[Response]:
+        texts = json_of_each(name, output, [rows for _, rows, _ in requests])
         return [Response(200, b'{"predictions":%b}' % text) for text in texts]
 
     return PlainForm(name=spec.name, row=spec.shape[1:], dtype=plain_dtype(spec), read=plainly, write=write)
@@ -225,3 +208,42 @@ def tensor_info(tensor: TensorSpec) -> dict[str, object]:
         "tensor_shape": {"dim": [{"size": str(size), "name": ""} for size in tensor.shape], "unknown_rank": False},
         "name": tensor.name,
     }
+
+
+# --------------------------------------------------------------------------- operations
+
+PREFLIGHT: Final = Operation("OPTIONS", "", "preflight", "What a browser asks before a page calls")
+CLASSIFY: Final = "Labels and scores of examples"
+REGRESS: Final = "One number for each example"
+WHICH: Final = ("/v1/models/{name}", "/v1/models/{name}/versions/{version}", "/v1/models/{name}/labels/{label}")
+PATHS: Final = PathTable(
+    (
+        operation
+        for which in WHICH
+        for operation in (
+            Operation(
+                "POST",
+                f"{which}:predict",
+                "predict",
+                "Outputs for rows or columns of inputs",
+                infers=True,
+                body="Predict",
+                answer="PredictAnswer",
+                plain_form=plain_form,
+            ),
+            Operation(
+                "POST",
+                f"{which}:classify",
+                "classify",
+                CLASSIFY,
+                infers=True,
+                body="Examples",
+                answer="ClassifyAnswer",
+            ),
+            Operation("POST", f"{which}:regress", "regress", REGRESS, infers=True, body="Examples", answer="RegressAnswer"),
+            Operation("GET", which, "status", "The state of the model's versions", answer="Status"),
+            Operation("GET", f"{which}/metadata", "signatures", "The model's inputs and outputs", answer="Signatures"),
+        )
+    ),
+    any_case=True,
+)

@@ -1,7 +1,7 @@
-"""The figures of all endpoints as Prometheus reads them.
+"""Prometheus: the stats of all endpoints in its text format.
 
 Owns names, units and the text (https://prometheus.io/docs/instrumenting/exposition_formats/). Counting belongs
-to `figures`. Dashboards made for TensorFlow Serving find its two main metrics under its own names, at its own path.
+to `stats`. Dashboards made for TensorFlow Serving find its two main metrics under its own names, at its own path.
 """
 
 from __future__ import annotations
@@ -34,48 +34,48 @@ def _lines(versions: Sequence[Version]) -> Iterator[str]:
     for version in versions:
         yield _sample("aiaas_version_info", _of(version) | {"state": version.state, "engine": version.engine}, 1)
     yield from _counter("aiaas_requests_total", "Inference requests, by how they ended.", versions, _outcomes)
-    yield from _counter("aiaas_rows_total", "Rows that were computed.", versions, _of_figures("rows"))
-    yield from _counter("aiaas_queue_seconds_total", "Time that requests waited for an executor.", versions, _of_figures("queue_ns", 1e-9))
-    yield from _counter("aiaas_compute_seconds_total", "Time that batches took in the engine.", versions, _of_figures("compute_ns", 1e-9))
+    yield from _counter("aiaas_rows_total", "Rows that were computed.", versions, _of_stat("rows"))
+    yield from _counter("aiaas_queue_seconds_total", "Time that requests waited for an executor.", versions, _of_stat("queue_ns", 1e-9))
+    yield from _counter("aiaas_compute_seconds_total", "Time that batches took in the engine.", versions, _of_stat("compute_ns", 1e-9))
     yield from _counter("aiaas_dispatch_total", "Batches, by what closed them.", versions, _reasons)
     yield from _family("aiaas_batch_rows", "histogram", "Rows of a batch.")
     for version in versions:
-        sizes = [(float(rows), spent.count) for rows, spent in sorted(version.figures.batches.items())]
+        sizes = [(float(rows), spent.count) for rows, spent in sorted(version.stats.batches.items())]
         yield from _histogram("aiaas_batch_rows", _of(version), sizes, ROWS)
     yield from _family("aiaas_request_duration_seconds", "histogram", "From the whole request to its answer, in the server.")
     for version in versions:
-        yield from _histogram("aiaas_request_duration_seconds", _of(version), _durations(version.figures.latency, 1e-6), SECONDS)
+        yield from _histogram("aiaas_request_duration_seconds", _of(version), _durations(version.stats.latency, 1e-6), SECONDS)
     yield from _as_tensorflow_serving(versions)
 
 
-def _of_figures(name: str, unit: float = 1) -> Callable[[Version], Samples]:
-    return lambda version: [({}, getattr(version.figures, name) * unit)]
+def _of_stat(name: str, unit: float = 1) -> Callable[[Version], Samples]:
+    return lambda version: [({}, getattr(version.stats, name) * unit)]
 
 
 def _outcomes(version: Version) -> Samples:
-    figures = version.figures
-    found = {"answered": figures.requests, "failed": figures.failed, "refused": figures.refused}
-    return [({"outcome": outcome}, count) for outcome, count in found.items()]
+    stats = version.stats
+    counts = {"answered": stats.requests, "failed": stats.failed, "refused": stats.refused, "abandoned": stats.abandoned}
+    return [({"outcome": outcome}, count) for outcome, count in counts.items()]
 
 
 def _reasons(version: Version) -> Samples:
-    return [({"reason": why}, count) for why, count in version.figures.dispatch.items()]
+    return [({"reason": why}, count) for why, count in version.stats.dispatch.items()]
 
 
 def _as_tensorflow_serving(versions: Sequence[Version]) -> Iterator[str]:
     name = ":tensorflow:serving:request_count"
     yield from _family(name, "counter", "Requests of a model, by how they ended; under TensorFlow Serving's name.")
     for model in dict.fromkeys(version.spec.name for version in versions):
-        mine = [version.figures for version in versions if version.spec.name == model]
-        yield _sample(name, {"model_name": model, "status": "OK"}, sum(figures.requests for figures in mine))
-        yield _sample(name, {"model_name": model, "status": "ERROR"}, sum(figures.failed + figures.refused for figures in mine))
+        mine = [version.stats for version in versions if version.spec.name == model]
+        yield _sample(name, {"model_name": model, "status": "OK"}, sum(stats.requests for stats in mine))
+        yield _sample(name, {"model_name": model, "status": "ERROR"}, sum(stats.failed + stats.refused for stats in mine))
     name = ":tensorflow:serving:request_latency"
     yield from _family(name, "histogram", "From the whole request to its answer, in microseconds; under TensorFlow Serving's name.")
     for model in dict.fromkeys(version.spec.name for version in versions):
         seen: dict[float, int] = {}
         for version in versions:
             if version.spec.name == model:
-                for duration_us, count in _durations(version.figures.latency, 1.0):
+                for duration_us, count in _durations(version.stats.latency, 1.0):
                     seen[duration_us] = seen.get(duration_us, 0) + count
         yield from _histogram(name, {"model_name": model, "API": "predict", "entrypoint": "REST"}, sorted(seen.items()), MICROSECONDS)
 
@@ -84,17 +84,17 @@ def _of(version: Version) -> Labels:
     return {"endpoint": version.spec.name, "version": str(version.number)}
 
 
-def _durations(found: Durations, unit: float) -> list[tuple[float, int]]:
-    return [(duration_us * unit, count) for duration_us, count in found]
+def _durations(durations: Durations, unit: float) -> list[tuple[float, int]]:
+    return [(duration_us * unit, count) for duration_us, count in durations]
 
 
-def _family(name: str, kind: str, told: str) -> Iterator[str]:
-    yield f"# HELP {name} {told}"
+def _family(name: str, kind: str, help: str) -> Iterator[str]:
+    yield f"# HELP {name} {help}"
     yield f"# TYPE {name} {kind}"
 
 
-def _counter(name: str, told: str, versions: Sequence[Version], values: Callable[[Version], Samples]) -> Iterator[str]:
-    yield from _family(name, "counter", told)
+def _counter(name: str, help: str, versions: Sequence[Version], values: Callable[[Version], Samples]) -> Iterator[str]:
+    yield from _family(name, "counter", help)
     for version in versions:
         for labels, value in values(version):
             yield _sample(name, _of(version) | labels, value)
@@ -112,12 +112,12 @@ def _histogram(name: str, labels: Labels, seen: Sequence[tuple[float, int]], bou
 
 
 def _sample(name: str, labels: Labels, value: float) -> str:
-    inside = ",".join(f'{key}="{_escaped(told)}"' for key, told in labels.items())
+    inside = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
     return f"{name}{{{inside}}} {_number(value)}"
 
 
-def _escaped(told: str) -> str:
-    return told.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _number(value: float) -> str:

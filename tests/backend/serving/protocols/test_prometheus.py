@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from aiaas_magics.backend.serving.http import prometheus
 from aiaas_magics.backend.serving.models.registry import Registry, Version
-from aiaas_magics.backend.serving.models.stats import Durations, EndpointStats, StatsRecord, bucket_of, largest_of, summed
-from aiaas_magics.core import wire
+from aiaas_magics.backend.serving.models.stats import Durations, EndpointStats, bucket_of, largest_of
+from aiaas_magics.backend.serving.protocols.discovery import prometheus
 from aiaas_magics.core.routing import Routing
 from tests.backend.serving.support.serving_models import spec_of, tensor
 
@@ -47,35 +46,13 @@ def test_what_was_never_seen_has_no_percentile_and_what_takes_for_ever_is_counte
     assert len(durations) == 1
 
 
-Answered = tuple[int, int]  # rows, and microseconds
-
-
-@given(st.lists(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 2**45))), max_size=4))
-def test_what_was_counted_apart_is_summed_as_if_it_had_been_counted_together(apart: list[list[Answered]]) -> None:
-    together, processes = EndpointStats(), [EndpointStats() for _ in apart]
-    for figures, answers in zip(processes, apart, strict=True):
-        for rows, took_us in answers:
-            for counting in (figures, together):
-                counting.answered(took_us * 1000, rows=rows)
-                counting.ran(rows=rows, waited_ns=rows, compute_ns=took_us, why="full" if rows > 150 else "alone")
-                counting.failed += 1
-                counting.refused += 2
-
-    found = summed(wire.decode(wire.encode(figures.counts()), StatsRecord) for figures in processes)
-
-    assert found.counts().last_s == max((figures.last_s for figures in processes), default=0.0)
-    found.last_s = together.last_s
-    assert found.counts() == together.counts()
-    assert [found.latency.percentile(percent) for percent in (50, 99)] == [together.latency.percentile(percent) for percent in (50, 99)]
-
-
 def counted(registry: Registry, name: str, number: int) -> EndpointStats:
     version = Version(number=number, spec=spec_of(name, [tensor("x", "float32", -1)], [tensor("y", "float32", -1)]), created_s=0.0)
     version.engine = "onnx"
     registry.begin(version)
     registry.ready(version)
     registry.route(name, Routing(live=number))
-    return version.figures
+    return version.stats
 
 
 @pytest.fixture
@@ -97,7 +74,7 @@ def told() -> Mapping[str, dict[tuple[tuple[str, str], ...], float]]:
 
 def test_prometheus_reads_what_a_version_did(told: Mapping[str, dict[tuple[tuple[str, str], ...], float]]) -> None:
     requests = {dict(labels)["outcome"]: value for labels, value in told["aiaas_requests_total"].items()}
-    assert requests == {"answered": 100, "failed": 4, "refused": 5}
+    assert requests == {"answered": 100, "failed": 4, "refused": 5, "abandoned": 0}
     assert [*told["aiaas_rows_total"].values()] == [200]
     assert [*told["aiaas_queue_seconds_total"].values()] == [1.0]
     assert [*told["aiaas_compute_seconds_total"].values()] == [4.0]

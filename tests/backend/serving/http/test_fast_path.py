@@ -20,12 +20,16 @@ from uvicorn.server import ServerState
 
 from aiaas_magics.backend.net import limited_http
 from aiaas_magics.backend.net.guard import Guard
-from aiaas_magics.backend.serving.http.fast_path import http1
-from aiaas_magics.backend.serving.http.fast_path.http1 import Http1
+from aiaas_magics.backend.serving.http import connection as connections
+from aiaas_magics.backend.serving.http.connection import InferenceConnection
+from aiaas_magics.backend.serving.http.fast_path import fast_connection
+from aiaas_magics.backend.serving.http.fast_path.fast_connection import FastConnection, FastPath
 from aiaas_magics.backend.serving.http.inference_app import JSON_BYTES, App
+from aiaas_magics.backend.serving.http.request_handler import RequestHandler
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.backend.serving.models.replicas import Inline, Replicas
+from aiaas_magics.backend.serving.process.supervisor import PROGRAM
 from aiaas_magics.core.routing import Routing
 from tests.backend.serving.support.byte_edits import EDITS, Edit, edited
 from tests.backend.serving.support.serving_models import plus, spec_of, tensor
@@ -79,13 +83,6 @@ class Wire:
         self.reading = True
 
 
-class Long(Http1):
-    """Every request goes the long way."""
-
-    def _is_short(self) -> bool:
-        return False
-
-
 def configured(app: App) -> uvicorn.Config:
     config = uvicorn.Config(app, ws="none", lifespan="off", interface="asgi3", log_config=None, proxy_headers=False)
     config.load()
@@ -100,27 +97,32 @@ class Served:
         spec = spec_of("double", [tensor("x", "float32", -1, 2)], [tensor("y", "float32", -1, 2)])
         version = Version(number=1, spec=spec, created_s=0.0)
         registry.begin(version)
-        shared = {"batchable": True, "limits": Limits(**limits), "figures": version.figures, "row_bytes": 8}
+        shared = {"batchable": True, "limits": Limits(**limits), "stats": version.stats, "row_bytes": 8}
         self.engines = Doubling(), Doubling()
         larger = Replicas([self.engines[0]], name="double", **shared)
         version.executor = Inline(self.engines[1], larger=larger, **shared)
         registry.ready(version)
         registry.route("double", Routing(live=1))
-        self.version, self.app = version, App(registry, Guard(b"right"), body_s=body_s, json_bytes=json_bytes)
-        # What the short way has learned of heads is of one app: the long way has its own.
-        self._short, self._long = configured(self.app), configured(App(registry, Guard(b"right"), body_s=body_s))
+        self.version, handler = version, RequestHandler(registry)
+        self.app = App(handler, Guard(b"right"), body_s=body_s, json_bytes=json_bytes)
+        self._fast, self._slow = configured(self.app), configured(App(handler, Guard(b"right"), body_s=body_s))
+        self.fast_path = FastPath(self.app)
         self.state = ServerState()
 
-    def connect(self, protocol: type[Http1] = Http1) -> tuple[Http1, Wire]:
-        wire = Wire()
-        config = self._long if protocol is Long else self._short
-        made = protocol(config=config, server_state=self.state, app_state={}, _loop=asyncio.get_running_loop())
+    def connection(self, way: type[InferenceConnection] = FastConnection) -> InferenceConnection:
+        shared = {"server_state": self.state, "app_state": {}, "_loop": asyncio.get_running_loop()}
+        if way is FastConnection:
+            return self.fast_path.connection(config=self._fast, **shared)
+        return way(config=self._slow, **shared)
+
+    def connect(self, way: type[InferenceConnection] = FastConnection) -> tuple[Any, Wire]:
+        wire, made = Wire(), self.connection(way)
         made.connection_made(wire)
         return made, wire
 
-    async def answers(self, protocol: type[Http1], data: list[bytes]) -> tuple[bytes, bool]:
+    async def answers(self, way: type[InferenceConnection], data: list[bytes]) -> tuple[bytes, bool]:
         """What comes back for these reads of one connection, and whether it was closed then."""
-        made, wire = self.connect(protocol)
+        made, wire = self.connect(way)
         for part in data:
             if wire.closed:
                 break
@@ -198,16 +200,16 @@ async def test_thousands_of_requests_are_answered_alike_on_both_ways(count: int)
         requests = [some_request(chance) for _ in range(chance.choice([1, 1, 2, 4]))]
         reads = cut(b"".join(requests), chance)
         before = served.state.total_requests
-        quick = await served.answers(Http1, reads)
+        quick = await served.answers(FastConnection, reads)
         short += served.state.total_requests - before
-        slow = await served.answers(Long, reads)
+        slow = await served.answers(InferenceConnection, reads)
         assert quick == slow, b"".join(requests)
         seen += len(requests)
         codes.update(re.findall(rb"HTTP/1.1 (\d+)", quick[0]))
 
     assert {b"200", b"400", b"401", b"404", b"405", b"421"} <= codes
     assert b"500" not in codes
-    assert served.version.figures.requests > count / 4
+    assert served.version.stats.requests > count / 4
     await served.version.drain_and_close()
 
 
@@ -220,7 +222,7 @@ def test_bytes_that_are_almost_requests_are_answered_alike_on_both_ways(seed: in
 
     async def both() -> tuple[tuple[bytes, bool], tuple[bytes, bool]]:
         served = Served()
-        answers = await served.answers(Http1, reads), await served.answers(Long, reads)
+        answers = await served.answers(FastConnection, reads), await served.answers(InferenceConnection, reads)
         await served.version.drain_and_close()
         return answers
 
@@ -245,13 +247,13 @@ CHUNKED = b"POST %b HTTP/1.1\r\nHost: localhost\r\n%b\r\nTransfer-Encoding: chun
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Grows by the URL of each request whose head is parsed."""
     seen: list[bytes] = []
-    complete = Http1.on_headers_complete
+    complete = FastConnection.on_headers_complete
 
-    def counted(self: Http1) -> None:
+    def counted(self: FastConnection) -> None:
         seen.append(self.url)
         complete(self)
 
-    monkeypatch.setattr(Http1, "on_headers_complete", counted)
+    monkeypatch.setattr(FastConnection, "on_headers_complete", counted)
     return seen
 
 
@@ -260,7 +262,7 @@ async def test_a_head_that_came_before_is_not_parsed_again_on_any_connection(mon
     one = request(V1, ROW, ALLOWED)
 
     for reads in ([one, one, one], [one]):
-        answer, _ = await served.answers(Http1, reads)
+        answer, _ = await served.answers(FastConnection, reads)
         assert answer.count(DOUBLED) == len(reads)
 
     assert seen == [V1]
@@ -282,47 +284,47 @@ async def test_a_head_that_came_before_is_not_parsed_again_on_any_connection(mon
 )
 async def test_what_only_looks_like_a_head_that_came_before_is_parsed(reads: list[bytes], said: list[bytes]) -> None:
     served = Served()
-    await served.answers(Http1, [request(V1, ROW, ALLOWED)] * 2)
+    await served.answers(FastConnection, [request(V1, ROW, ALLOWED)] * 2)
 
-    quick, slow = await served.answers(Http1, reads), await served.answers(Long, reads)
+    quick, slow = await served.answers(FastConnection, reads), await served.answers(InferenceConnection, reads)
 
     assert quick == slow
     assert re.findall(rb"HTTP/1.1 (\d+)", quick[0]) == said
-    assert set(served.app.heads) == {request(V1, ROW, ALLOWED).removesuffix(ROW)}
+    assert set(served.fast_path.heads) == {request(V1, ROW, ALLOWED).removesuffix(ROW)}
     await served.version.drain_and_close()
 
 
 async def test_heads_are_kept_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "HEADS", 3)
+    monkeypatch.setattr(fast_connection, "HEADS", 3)
     served = Served()
 
     for spaces in range(10):
-        answer, _ = await served.answers(Http1, [request(V1, ROW + b" " * spaces, ALLOWED)])
+        answer, _ = await served.answers(FastConnection, [request(V1, ROW + b" " * spaces, ALLOWED)])
         assert answer.endswith(DOUBLED)
-    long_head = await served.answers(Http1, [request(V1, ROW, ALLOWED, b"X-Long: " + b"x" * http1.KNOWN_HEAD_BYTES)])
+    long_head = await served.answers(FastConnection, [request(V1, ROW, ALLOWED, b"X-Long: " + b"x" * fast_connection.LEARNED_HEAD_BYTES)])
 
     assert long_head[0].endswith(DOUBLED)
-    assert 0 < len(served.app.heads) <= 3
-    assert max(map(len, served.app.heads)) <= http1.KNOWN_HEAD_BYTES
+    assert 0 < len(served.fast_path.heads) <= 3
+    assert max(map(len, served.fast_path.heads)) <= fast_connection.LEARNED_HEAD_BYTES
     await served.version.drain_and_close()
 
 
 async def test_a_prediction_takes_the_short_way_and_what_is_not_plain_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     served, long = Served(), 0
-    begin_asgi = Http1._begin_asgi
+    begin_asgi = FastConnection._begin_asgi
 
-    def counted(self: Http1) -> None:
+    def counted(self: FastConnection) -> None:
         nonlocal long
         long += 1
         begin_asgi(self)
 
-    monkeypatch.setattr(Http1, "_begin_asgi", counted)
+    monkeypatch.setattr(FastConnection, "_begin_asgi", counted)
     body = b'{"instances": [[1.0, 2.0]]}'
     plain = request(V1, body, ALLOWED)
 
     async def ways(*requests: bytes) -> int:
         before = long
-        await served.answers(Http1, list(requests))
+        await served.answers(FastConnection, list(requests))
         return long - before
 
     assert await ways(plain, plain, request(V1 + b"?a=1", body, ALLOWED), request(V1, body, ALLOWED, b"X: 1")) == 0
@@ -330,7 +332,7 @@ async def test_a_prediction_takes_the_short_way_and_what_is_not_plain_does_not(m
     assert await ways(plain, request(V1, b"", ALLOWED, method=b"GET")) == 1, "the same head with another method is another request"
     assert await ways(request(V1, body, ALLOWED, b"Expect: 100-continue")) == 1
     assert await ways(request(V1, body, ALLOWED, b"Content-Encoding: gzip")) == 1
-    assert await ways(request(V1, b"x" * (http1.SHORT_BYTES + 1), ALLOWED)) == 1
+    assert await ways(request(V1, b"x" * (fast_connection.FAST_BYTES + 1), ALLOWED)) == 1
     chunked = b"POST " + V1 + b" HTTP/1.1\r\nHost: localhost\r\n" + ALLOWED + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert await ways(chunked + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)) == 1
     await served.version.drain_and_close()
@@ -339,7 +341,7 @@ async def test_a_prediction_takes_the_short_way_and_what_is_not_plain_does_not(m
 OFFERING = request(V1, ROW, ALLOWED, OFFERED)
 
 
-@pytest.mark.parametrize("way", [Http1, Long])
+@pytest.mark.parametrize("way", [FastConnection, InferenceConnection])
 @pytest.mark.parametrize(
     ("reads", "answers"),
     [
@@ -355,7 +357,9 @@ OFFERING = request(V1, ROW, ALLOWED, OFFERED)
         ),
     ],
 )
-async def test_a_client_that_offers_another_protocol_is_answered_in_this_one(way: type[Http1], reads: list[bytes], answers: int) -> None:
+async def test_a_client_that_offers_another_protocol_is_answered_in_this_one(
+    way: type[InferenceConnection], reads: list[bytes], answers: int
+) -> None:
     """As Java's HttpClient does on its own, and curl with --http2."""
     served = Served()
 
@@ -370,7 +374,7 @@ async def test_a_client_that_offers_another_protocol_is_answered_in_this_one(way
 async def test_an_offer_to_close_as_well_closes() -> None:
     served = Served()
 
-    sent, closed = await served.answers(Http1, [OFFERING.replace(b"Connection: Upgrade", b"Connection: close, Upgrade")])
+    sent, closed = await served.answers(FastConnection, [OFFERING.replace(b"Connection: Upgrade", b"Connection: close, Upgrade")])
 
     assert (DOUBLED in sent, b"connection: close" in sent, closed) == (True, True, True)
     await served.version.drain_and_close()
@@ -384,7 +388,7 @@ async def test_answers_of_both_ways_leave_in_the_order_of_their_requests() -> No
         for place, path in enumerate(paths)
     ]
 
-    sent, _ = await served.answers(Http1, [b"".join(requests)])
+    sent, _ = await served.answers(FastConnection, [b"".join(requests)])
 
     documents = [json.loads(part.partition(b"\r\n\r\n")[2]) for part in sent.split(b"HTTP/1.1 200 OK")[1:]]
     assert len(documents) == len(paths)
@@ -400,7 +404,7 @@ async def test_what_came_whole_before_nonsense_is_answered_and_the_last_answer_c
     asks = request(V1, b'{"instances": [[1, 2]]}', ALLOWED), request(b"/v2", b"", ALLOWED, method=b"GET")
 
     for before in ([0, 0], [1, 1], [0, 1], [1, 0, 1]):
-        sent, closed = await served.answers(Http1, [b"".join(asks[kind] for kind in before) + b"nonsense\r\n\r\n"])
+        sent, closed = await served.answers(FastConnection, [b"".join(asks[kind] for kind in before) + b"nonsense\r\n\r\n"])
 
         assert re.findall(rb"HTTP/1.1 (\d+)", sent) == [b"200"] * len(before) + [b"400"]
         assert sent.count(b"connection: close") == 1
@@ -413,12 +417,12 @@ async def test_a_connection_with_many_waiting_predictions_is_not_read_on_until_t
     served = Served()
     made, wire = served.connect()
 
-    made.data_received(request(V1, b'{"instances": [[1, 2]]}', ALLOWED) * http1.PENDING)
+    made.data_received(request(V1, b'{"instances": [[1, 2]]}', ALLOWED) * fast_connection.PENDING)
     assert not wire.reading
     await until(lambda: made.cycle.response_complete)
 
     assert wire.reading
-    assert wire.sent.count(b"200 OK") == http1.PENDING
+    assert wire.sent.count(b"200 OK") == fast_connection.PENDING
     made.pause_writing()
     assert not wire.reading, "who does not read answers is not read from"
     made.resume_writing()
@@ -453,7 +457,7 @@ async def test_who_never_reads_an_answer_is_cut_and_who_reads_slowly_is_not() ->
 async def test_an_answer_that_nobody_takes_off_a_real_connection_is_not_kept() -> None:
     served = Served(body_s=0.2, json_bytes=2**23)  # more than the system's buffers hold
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Http1(config=served._short, server_state=served.state, app_state={}, _loop=loop), "127.0.0.1")
+    server = await loop.create_server(served.connection, "127.0.0.1")
     rows = json.dumps({"instances": [[1.0, 2.0]] * 400_000}).encode()
 
     with socket.socket() as plain:
@@ -461,16 +465,16 @@ async def test_an_answer_that_nobody_takes_off_a_real_connection_is_not_kept() -
         plain.setblocking(False)
         await loop.sock_connect(plain, server.sockets[0].getsockname())
         await loop.sock_sendall(plain, request(V1, rows, ALLOWED))
-        await until(lambda: served.version.figures.requests == 1)
+        await until(lambda: served.version.stats.requests == 1)
         await until(lambda: not served.state.connections)
 
     server.close()
     await served.version.drain_and_close()
 
 
-@pytest.mark.parametrize("way", [Http1, Long])
+@pytest.mark.parametrize("way", [FastConnection, InferenceConnection])
 @pytest.mark.parametrize("cut", [len(SHORT) - 20, len(CHUNKED) - 20])
-async def test_a_body_that_comes_byte_by_byte_is_408_when_its_time_is_over(way: type[Http1], cut: int) -> None:
+async def test_a_body_that_comes_byte_by_byte_is_408_when_its_time_is_over(way: type[InferenceConnection], cut: int) -> None:
     served, data = Served(body_s=0.1), SHORT if cut < len(SHORT) else CHUNKED
     made, wire = served.connect(way)
 
@@ -538,7 +542,7 @@ async def test_a_shutdown_waits_for_predictions_and_closes_idle_connections_soon
     await served.version.drain_and_close()
 
 
-@pytest.mark.parametrize("way", [Http1, Long])
+@pytest.mark.parametrize("way", [FastConnection, InferenceConnection])
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -555,7 +559,7 @@ async def test_a_shutdown_waits_for_predictions_and_closes_idle_connections_soon
     ],
 )
 async def test_what_had_begun_to_come_when_a_shutdown_came_is_answered_and_the_last_answer_says_so(
-    way: type[Http1], before: bytes, after: bytes
+    way: type[InferenceConnection], before: bytes, after: bytes
 ) -> None:
     served = Served()
     made, wire = served.connect(way)
@@ -564,7 +568,7 @@ async def test_what_had_begun_to_come_when_a_shutdown_came_is_answered_and_the_l
 
     made.shutdown()
     if before and after:
-        await asyncio.sleep(2 * http1.LAST_LOOK_S)  # what is there already is answered, and the rest may still come
+        await asyncio.sleep(2 * connections.LAST_LOOK_S)  # what is there already is answered, and the rest may still come
     if after:
         made.data_received(after)
     await until(lambda: wire.closed)
@@ -587,7 +591,7 @@ async def test_who_leaves_before_the_answer_harms_nobody() -> None:
     await until(lambda: stays.cycle.response_complete)
 
     assert b"200 OK" in other.sent
-    assert served.version.figures.requests == 2
+    assert served.version.stats.requests == 2
     await served.version.drain_and_close()
 
 
@@ -600,7 +604,7 @@ async def test_a_request_of_more_rows_than_the_loop_may_be_kept_for_runs_in_a_th
     await until(lambda: made.cycle.response_complete)
 
     assert json.loads(wire.sent.partition(b"\r\n\r\n")[2]) == {"predictions": [[2 * n, 0.0] for n, _ in rows]}
-    assert served.version.figures.batches.keys() == {5}
+    assert served.version.stats.batches.keys() == {5}
     await served.version.drain_and_close()
     assert all(engine.closed for engine in served.engines)
 
@@ -612,7 +616,7 @@ async def test_requests_of_one_turn_run_together_and_are_counted() -> None:
         made.data_received(request(V1, b'{"instances": [[1, 2]]}', ALLOWED))
     await until(lambda: all(made.cycle.response_complete for made, _ in connections))
 
-    figures = served.version.figures
+    figures = served.version.stats
     assert {rows: spent.count for rows, spent in figures.batches.items()} == {8: 1}
     assert (figures.requests, figures.rows, figures.dispatch) == (8, 8, {"all that waited": 1})
     assert len(figures.latency) == 8
@@ -628,7 +632,7 @@ async def test_a_batch_is_held_back_for_company_only_where_that_was_asked_for() 
     second.data_received(body)
     await until(lambda: first.cycle.response_complete and second.cycle.response_complete)
 
-    assert served.version.figures.batches.keys() == {2}
+    assert served.version.stats.batches.keys() == {2}
     await served.version.drain_and_close()
 
 
@@ -664,3 +668,54 @@ def test_one_real_connection_carries_every_kind_of_request_in_order(rig: Rig, tm
 
     assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200", b"200", b"200", b"400", b"200", b"100", b"200", b"200"]
     assert got.count(b'{"predictions":[[2.0]]}') == 5
+
+
+EVERY_KIND = [
+    *(request(path, body, b"TOKEN", *headers, host=b"127.0.0.1") for path, body, *headers in (
+        (b"/v1/models/mixed:predict", b'{"instances": [[1.0]]}'),
+        (b"/v1/models/mixed:predict", b'{"instances": [[1.0], [2.5]]}', b"Content-Type: text/plain"),
+        (b"/v1/models/mixed:predict", b'{"inputs": {"x": [[1.0]]}}'),
+        (b"/v1/models/mixed/versions/1:predict", b'{"instances": [{"x": [1.0]}]}'),
+        (b"/v1/models/mixed/versions/9:predict", b'{"instances": [[1.0]]}'),
+        (b"/V1/Models/mixed:Predict?a=1", b'{"instances": [[-1e30]]}'),
+        (b"/v1/models/nobody:predict", b'{"instances": [[1.0]]}'),
+        (b"/v1/models/mixed:predict", b'{"instances": [[1.0, 2.0]]}'),
+        (b"/v1/models/mixed:predict", b"no json"),
+        (b"/v1/models/mixed:regress", b'{"examples": [{"x": 1.0}]}'),
+        (b"/v1/models/mixed:explode", b"{}"),
+        (b"/v1/models/mixed:predict", b'{"instances": [[1.0]]}', b"aiaas-no-op: 1"),
+        (b"/v1/models/mixed:predict", b'{"instances": [[1.0]]}', b"Origin: https://elsewhere.example"),
+        (b"/v1/models/mixed:predict", b'{"instances": [%b]}' % b",".join([b"[0.25]"] * 9000), b"Accept-Encoding: gzip"),
+        (b"/v2/models/mixed/infer", b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}]}'),
+        (b"/v2/models/mixed/infer", b"\x00\x00\x80?", b"Inference-Header-Content-Length: 0"),
+        (b"/v2/models/mixed/infer", b"{}", b"Inference-Header-Content-Length: 99"),
+        (b"/v2/repository/index", b"{}"),
+    )),
+    request(b"/v1/models/mixed", b"", b"TOKEN", method=b"GET", host=b"127.0.0.1"),
+    request(b"/v1/models/mixed:predict", b'{"instances": [[1.0]]}', host=b"127.0.0.1"),
+    request(b"/v1/models/mixed:predict", b'{"instances": [[1.0]]}', b"TOKEN", host=b"elsewhere.example"),
+]  # fmt: skip
+
+
+def test_a_process_answers_byte_for_byte_the_same_with_and_without_the_fast_path(tmp_path: Path) -> None:
+    ways, batches = [], []
+    for name, program in (("with", PROGRAM), ("without", (*PROGRAM, "--no-fast-path"))):
+        with Rig(tmp_path / name, program=program) as rig:
+            rig.load(plus(tmp_path, "mixed", 1.0))
+            token = f"Authorization: Bearer {rig.host.token}".encode()
+            # Twice on one connection: the second time the fast path knows the head.
+            sent = [kind.replace(b"TOKEN", token) for kind in EVERY_KIND]
+            ways.append([re.sub(rb"date: [^\r]*", b"date:", b"".join(rig.raws(one, one))) for one in sent])
+            before = rig.call("GET", "/endpoints/mixed").document["figures"]["batches"]
+            pipelined = request(b"/v1/models/mixed:predict", b'{"instances": [[1.0]]}', token, host=b"127.0.0.1")
+            with socket.create_connection(rig.address, timeout=20) as plain:
+                plain.sendall(pipelined * 5)
+                got = b""
+                while got.count(b"predictions") < 5:
+                    got += plain.recv(65536)
+            batches.append(rig.call("GET", "/endpoints/mixed").document["figures"]["batches"] - before)
+
+    assert ways[0] == ways[1]
+    assert batches[0] < batches[1] == 5, "only the fast path computes what came in one read together"
+    statuses = [re.findall(rb"HTTP/1.1 (\d+)", answers) for answers in ways[0]]
+    assert {status for found in statuses for status in found} == {b"200", b"400", b"401", b"403", b"404", b"421"}

@@ -1,4 +1,4 @@
-"""What an HTTP status is called in gRPC.
+"""gRPC statuses: the name in gRPC of an HTTP status.
 
 Owns the table only, without the library: `methods` ends calls by it, and `tracing` names their ends.
 """
@@ -19,6 +19,7 @@ NAMES: Final[Mapping[int, str]] = {
     413: "RESOURCE_EXHAUSTED",
     421: "PERMISSION_DENIED",
     429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
     500: "INTERNAL",
     501: "UNIMPLEMENTED",
     503: "UNAVAILABLE",

@@ -1,9 +1,8 @@
-"""HTTP/1.1 on the socket: a limited connection with a short way for predictions.
+"""Fast path: a connection that answers plain predictions below ASGI.
 
-Owns a path below ASGI: a prediction with a small body that is all there is answered here, without a scope, a task and a dozen
-messages, which cost more than a small model computes. It is taken where everything is plain; whatever is not (a refusal, a
-large, chunked or compressed body, another route) goes to `app`. Both ask the same guard, routes and protocols, so that answers
-are the same.
+Owns reading and answering a prediction with a small body that is all there, without a scope, a task and a dozen messages, which cost
+more than a small model computes. It handles plain requests only; all others (a refusal, a stream, a large, chunked or compressed body,
+another route) go to `inference_app` untouched. Both ask the same guard, routes and protocols, so that answers are the same.
 """
 
 from __future__ import annotations
@@ -16,37 +15,58 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from aiaas_magics.backend.net.guard import ALLOW, facts_of
-from aiaas_magics.backend.net.limited_http import LimitedProtocol, lines
-from aiaas_magics.backend.serving.http import request_handler
-from aiaas_magics.backend.serving.http.fast_path.pending import UNKNOWN, ParsedHead, Pending, PendingPrediction, Slot, known_of
+from aiaas_magics.backend.net.limited_http import lines
+from aiaas_magics.backend.serving.http.connection import InferenceConnection
+from aiaas_magics.backend.serving.http.fast_path.microbatch import Microbatcher
+from aiaas_magics.backend.serving.http.fast_path.pending import (
+    UNKNOWN,
+    AnswerSlot,
+    ParsedHead,
+    PendingPrediction,
+    ResponseQueue,
+    parsed_head,
+)
 from aiaas_magics.backend.serving.http.inference_app import App, BodyTooSlow
 from aiaas_magics.backend.serving.protocols import JSON, Response, error
 
-SHORT_BYTES: Final = 256 * 1024  # guess: reading a larger body costs more than the longer way
+FAST_BYTES: Final = 256 * 1024  # guess: reading a larger body costs more than the longer way
 HEADS: Final = 1024  # guess: heads that are known by their bytes; they differ in the body's length
-LAST_LOOK_S: Final = 0.05  # guess: a request that was sent before the end is read by then
-KNOWN_HEAD_BYTES: Final = 2048  # guess: of longer ones too few are the same
+LEARNED_HEAD_BYTES: Final = 2048  # guess: of longer ones too few are the same
 PENDING: Final = 64  # guess: requests of one connection that wait for their answers before it is read on
 
 
-class Http1(LimitedProtocol):
-    """A connection of a front end."""
+class FastPath:
+    """What the fast connections of one app have in common."""
 
-    app: App
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.microbatcher = Microbatcher(app.handler)
+        self.heads: dict[bytes, tuple[ParsedHead, int]] = {}  # that were decided on, with their bodies' lengths
 
-    _known: ParsedHead | None = None  # of the request that was taken the short way last
-    _short: ParsedHead | None = None  # the request being read, where it takes the short way
-    _taken = UNKNOWN  # the last request of this read that took the short way, and its body's length
+    def connection(self, **options: Any) -> FastConnection:
+        """A new connection; uvicorn names its arguments."""
+        return FastConnection(self, **options)
+
+
+class FastConnection(InferenceConnection):
+    """A connection of the inference process, with the fast path."""
+
+    _last_head: ParsedHead | None = None  # of the request that was taken the short way last
+    _head: ParsedHead | None = None  # the request being read, where it takes the short way
+    _newest = UNKNOWN  # the last request of this read that took the short way, and its body's length
     _held = 0
     _body_deadline: asyncio.TimerHandle | None = None
-    _ending = False  # a shutdown came
     _default_headers: object = None
     _plain_head = b""  # of an answer with a JSON body and nothing special, up to the body's length
+
+    def __init__(self, fast_path: FastPath, **options: Any) -> None:
+        super().__init__(**options)
+        self._fast_path = fast_path
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         client = b"%s:%d" % (self.client[0].encode(), self.client[1]) if self.client else b""
-        self._pending = Pending(self.app.registry, client, self._flush)
+        self._pending = ResponseQueue(self.app.handler, client, self._flush)
         self._body: list[bytes] = []
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -59,13 +79,13 @@ class Http1(LimitedProtocol):
         # A whole request whose head came before, byte for byte, is not parsed again.
         head = data[: data.find(b"\r\n\r\n") + 4] if self._between else b""
         if head:
-            known, length = self.app.heads.get(head, UNKNOWN)
-            if known is not None and len(data) == len(head) + length and self._is_free():
+            parsed, length = self._fast_path.heads.get(head, UNKNOWN)
+            if parsed is not None and len(data) == len(head) + length and self._is_free():
                 if self._head_deadline is not None:
                     self._disarm()
-                self._take(known, data[len(head) :])
+                self._begin_prediction(parsed, data[len(head) :])
                 return
-        self._taken = UNKNOWN
+        self._newest = UNKNOWN
         if not self._read(data):
             return
         if head and self._between:
@@ -73,34 +93,32 @@ class Http1(LimitedProtocol):
         # A whole request in one read, which is nearly every one, costs a few comparisons here.
         if self._in_head:
             self._check_head(data)
-        elif self._short is not None and not self._held:
+        elif self._head is not None and not self._held:
             self._hold()
 
     # ------------------------------------------------------------------ the parser's calls
 
     def _begin(self) -> None:
-        self._short = self._known_head() if self._is_free() and self._is_short() else None
-        if self._short is None:
-            self._begin_asgi()
-            if self._ending:
-                self.cycle.keep_alive = False
+        self._head = self._fast_head() if self._is_free() and self._is_plain() else None
+        if self._head is None:
+            super()._begin()
         else:
-            self._known, self._body = self._short, []
+            self._last_head, self._body = self._head, []
 
     def _is_free(self) -> bool:
         """Whether no request for uvicorn is before this one."""
         return self.cycle is None or self.cycle is self._pending or self.cycle.response_complete
 
-    def _is_short(self) -> bool:
+    def _is_plain(self) -> bool:
         length, parser = self._length, self.parser
         plain = parser.get_method() == b"POST" and parser.get_http_version() == "1.1" and parser.should_keep_alive()
-        return plain and length.isdigit() and len(length) < 10 and int(length) <= SHORT_BYTES
+        return plain and length.isdigit() and len(length) < 10 and int(length) <= FAST_BYTES
 
-    def _known_head(self) -> ParsedHead | None:
-        known = self._known
-        return known if known is not None and known.url == self.url and known.raw == self.headers else self._look_at_head()
+    def _fast_head(self) -> ParsedHead | None:
+        head = self._last_head
+        return head if head is not None and head.url == self.url and head.raw == self.headers else self._parse_head()
 
-    def _look_at_head(self) -> ParsedHead | None:
+    def _parse_head(self) -> ParsedHead | None:
         """What is asked for, where it may take the short way."""
         headers = tuple((name.lower(), value) for name, value in self.headers)
         for name, value in headers:
@@ -110,14 +128,15 @@ class Http1(LimitedProtocol):
         if self.app.guard.decide(facts_of(headers, url.query or b"")) is not ALLOW:
             return None
         path = url.path.decode("ascii")
-        protocol = request_handler.protocol_of(path)
-        route = protocol.find_route("POST", path)
+        protocol, route = self.app.routes.find("POST", path)
         if isinstance(route, Response) or not route.infers:
             return None
-        return known_of(self.url, self.headers, headers, path, protocol, route)
+        if route.operation.read_stream is not None or route.operation.locate is not None:
+            return None
+        return parsed_head(self.url, self.headers, headers, path, protocol, route)
 
     def on_body(self, body: bytes) -> None:
-        if self._short is None:
+        if self._head is None:
             super().on_body(body)
         else:
             self._body.append(body)
@@ -126,37 +145,37 @@ class Http1(LimitedProtocol):
         if self._in_head:
             return
         self._between = True
-        known, self._short = self._short, None
-        if known is None:
+        head, self._head = self._head, None
+        if head is None:
             super().on_message_complete()
             return
         self._release()
         if self._ending:
             self._pending.keep_alive = False
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._taken = known, len(body)
-        self._take(known, body)
+        self._newest = head, len(body)
+        self._begin_prediction(head, body)
 
     def _learn(self, head: bytes, read: int) -> None:
         """If what was read was just one request, and took the short way, the next one with that head need not be parsed."""
-        known, length = self._taken
-        if known is not None and read == len(head) + length and len(head) <= KNOWN_HEAD_BYTES:
-            if len(self.app.heads) >= HEADS:
-                self.app.heads.clear()
-            self.app.heads[head] = known, length
+        parsed, length = self._newest
+        if parsed is not None and read == len(head) + length and len(head) <= LEARNED_HEAD_BYTES:
+            if len(self._fast_path.heads) >= HEADS:
+                self._fast_path.heads.clear()
+            self._fast_path.heads[head] = parsed, length
 
-    def _take(self, known: ParsedHead, body: bytes) -> None:
+    def _begin_prediction(self, head: ParsedHead, body: bytes) -> None:
         """Have a request answered below ASGI."""
         pending = self._pending
-        asked = PendingPrediction(pending, known, body, known.json_bytes, time.perf_counter_ns())
-        pending.slots.append(asked)
+        prediction = PendingPrediction(pending, head, body, head.json_bytes, time.perf_counter_ns())
+        pending.slots.append(prediction)
         self.cycle = pending
         if len(pending.slots) >= PENDING:
             self.flow.pause_reading()
-        if known.place is None:
-            asked.begin()
+        if head.target is None:
+            prediction.begin()
         else:
-            self.app.together.add(known.place, asked)
+            self._fast_path.microbatcher.add(head.target, prediction)
 
     # ------------------------------------------------------------------ answers
 
@@ -208,30 +227,24 @@ class Http1(LimitedProtocol):
             body,
         )
 
-    def shutdown(self) -> None:
-        """Answer what came or has begun to come, and close with the last answer; with nothing of that, in a moment."""
-        self._ending = True
-        if self._has_begun():
-            return  # it is the last one
-        if self._is_free():
-            self._pending.keep_alive = False
-            self.loop.call_later(LAST_LOOK_S, self._close_if_idle)
-        else:
-            self.cycle.keep_alive = False
+    def _end_when_idle(self) -> None:
+        self._pending.keep_alive = False
+        super()._end_when_idle()
 
     def _has_begun(self) -> bool:
-        """Whether a request is being read that is nobody's yet."""
-        return not self._between and (self._in_head or self._short is not None)
+        return not self._between and (self._in_head or self._head is not None)
 
-    def _close_if_idle(self) -> None:
-        if self._is_free() and not self._pending.slots and not self._has_begun():
-            self.transport.close()
+    def _is_unused(self) -> bool:
+        return not self._pending.slots and super()._is_unused()
+
+    def _is_streaming(self) -> bool:
+        return self.cycle is not self._pending and super()._is_streaming()
 
     def _may_read(self) -> bool:
         return super()._may_read() and len(self._pending.slots) < PENDING
 
     def is_idle(self) -> bool:
-        return self._short is None and not self._pending.slots and super().is_idle()
+        return self._head is None and not self._pending.slots and super().is_idle()
 
     # ------------------------------------------------------------------ limits
 
@@ -251,14 +264,10 @@ class Http1(LimitedProtocol):
 
     def _body_too_slow(self) -> None:
         self._release()
-        self._short, self._body = None, []
+        self._head, self._body = None, []
         self._refuse(408, str(BodyTooSlow(self.app.body_s)))
-
-    @property
-    def _unread_s(self) -> float:
-        return self.app.body_s
 
     def _send_refusal(self, status: int, text: str) -> None:
         self._pending.keep_alive = False
-        self._pending.slots.append(Slot(response=error(status, text)))
+        self._pending.slots.append(AnswerSlot(response=error(status, text)))
         self._flush()
