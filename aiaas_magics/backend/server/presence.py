@@ -6,8 +6,8 @@ from it belongs to `main`.
 
 from __future__ import annotations
 
-from aiaas_magics.backend.workers.local.attempt_folder import ProcessId
 from aiaas_magics.core.clock import Clock
+from aiaas_magics.core.process_id import ProcessId
 
 
 class Presence:

@@ -63,7 +63,7 @@ def test_the_server_is_small_and_knows_no_framework(own_home: Path) -> None:
 
 
 def test_many_notebooks_that_start_at_once_share_one_server(own_home: Path) -> None:
-    script = "from aiaas_magics.client import embedded; print(*embedded.ensure_local())"
+    script = "from aiaas_magics.client import local_server; print(*local_server.ensure_local())"
 
     def notebook(_: int) -> str:
         return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60).stdout
@@ -83,7 +83,7 @@ def test_port_and_token_survive_a_kill(own_home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "options"), [("backend.serving", ("--state",)), ("backend.workers.launcher", ("--preload", "json", "--folder"))]
+    ("module", "options"), [("backend.serving", ("--state",)), ("backend.workers.local.launcher", ("--preload", "json", "--folder"))]
 )
 def test_a_process_whose_server_died_before_it_could_say_where_it_is_ends_by_itself(
     tmp_path: Path, module: str, options: tuple[str, ...]

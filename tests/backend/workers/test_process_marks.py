@@ -14,9 +14,9 @@ import pytest
 from aiaas_magics.backend.serving.process.state_directory import Started
 from aiaas_magics.backend.serving.process.state_directory import is_alive as front_end_is_alive
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
-from aiaas_magics.backend.workers.local.attempt_folder import ProcessId
 from aiaas_magics.client import local_server
 from aiaas_magics.core import process_id
+from aiaas_magics.core.process_id import ProcessId
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system keeps the time of a start, and does not work it out")
 

@@ -10,7 +10,6 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, Final
 
 import msgspec
@@ -21,6 +20,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from aiaas_magics.backend.folders.feed_folder import FeedFolder
+from aiaas_magics.backend.folders.job_folder import JobFolder, refuse_link
 from aiaas_magics.backend.folders.small_files import NotPlainFile, open_plain
 from aiaas_magics.backend.server.api.api_answers import (
     answer,
@@ -84,7 +84,7 @@ class Parts:
     presence: Presence
     room: Room
     storage: Storage
-    jobs_folder: Path
+    job_folder: Callable[[str], JobFolder]
     stop: Callable[[], None]
 
 
@@ -268,14 +268,14 @@ async def get_file(request: Request) -> Response:
     """Download a file that the job's callbacks wrote. It must be listed, and lie where it says it lies."""
     parts, path = _parts(request), request.path_params["path"]
     view = parts.conductor.view(request.path_params["job"])
-    folder = parts.jobs_folder / view.id / "files"
+    folder = parts.job_folder(view.id)
     try:
-        _refuse_link(folder)
-        root = folder.resolve()
+        refuse_link(folder.files)
+        root = folder.files.resolve()
         target = (root / path).resolve() if path in view.files else root
         if not target.is_relative_to(root):
             raise NotPlainFile("lies elsewhere")
-        appended = path in await asyncio.to_thread(opened_files.appended, folder.parent)
+        appended = path in await asyncio.to_thread(opened_files.appended, folder)
         return _file(open_plain(target), {"aiaas-opened": opened_files.APPENDED} if appended else {})
     except (OSError, NotPlainFile) as error:
         raise UnknownName("file", path, view.files) from error
@@ -284,19 +284,13 @@ async def get_file(request: Request) -> Response:
 async def get_figure(request: Request) -> Response:
     """Download a figure that the job's code showed, as PNG, also while it runs. Links are not followed."""
     parts, numbers = _parts(request), request.path_params
-    job = parts.conductor.view(numbers["job"]).id
-    name, folder = f"{numbers['attempt']}-{numbers['number']}", parts.jobs_folder / job / "figures"
+    folder = parts.job_folder(parts.conductor.view(numbers["job"]).id)
+    figure = folder.figure(numbers["attempt"], numbers["number"])
     try:
-        _refuse_link(folder)
-        return _file(open_plain(folder / f"{name}.png", most_bytes=MOST_FIGURE_BYTES))
+        refuse_link(folder.figures)
+        return _file(open_plain(figure, most_bytes=MOST_FIGURE_BYTES))
     except (OSError, NotPlainFile) as error:
-        raise UnknownName("figure", name) from error
-
-
-def _refuse_link(folder: Path) -> None:
-    """A job's code can put a link in the place of its own folder, and so to whatever this account may read."""
-    if folder.is_symlink():
-        raise NotPlainFile("is a link")
+        raise UnknownName("figure", figure.stem) from error
 
 
 async def get_feed(request: Request) -> Response:
@@ -337,11 +331,11 @@ def _feed(request: Request) -> FeedFolder:
     parts, name = _parts(request), request.path_params["name"]
     if name not in FEEDS:
         raise UnknownName("feed", name, FEEDS)
-    job = parts.conductor.view(request.path_params["job"]).id
+    folder = parts.job_folder(parts.conductor.view(request.path_params["job"]).id)
     try:
-        return FeedFolder(parts.jobs_folder / job / "feed" / name).made()
+        return folder.feed(name).made()
     except OSError as error:
-        raise not_writable(parts.jobs_folder, error.strerror or str(error)) from error
+        raise not_writable(folder.path.parent, error.strerror or str(error)) from error
 
 
 # --------------------------------------------------------------------------- endpoints

@@ -7,10 +7,10 @@ token, the port of last time, and the note by which clients find the server.
     server.json       who serves it now, and where
     token, port       survive a restart, so that clients and endpoints' users need not notice one; both are new if the port is taken
     records.sqlite    see `records`; blobs/, dropbox/: see `blobs`
-    jobs/<id>/        attempt-<k>/, checkpoints/, files/, figures/; of a job that failed or was cancelled the last checkpoint stays
+    jobs/<id>/        see `job_folder`; of a job that failed or was cancelled the last checkpoint stays. Pools may keep attempts there
     reserve           part of the disk for the day when it is full: see `quota`
-    launcher/         the launcher's socket and log
     serving/          the inference process
+    other names       what a pool keeps: see its folder in `workers`
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import IO, Final
 
 import msgspec
 
+from aiaas_magics.backend.folders.job_folder import JobFolder
 from aiaas_magics.backend.folders.small_files import write_private
 from aiaas_magics.core import process_id, settings, wire
 from aiaas_magics.core.errors import InvalidSpec, StoreNotWritable
@@ -77,7 +78,7 @@ class StateFolder:
         if hasattr(os, "getuid") and self.path.stat().st_uid != os.getuid():
             raise StoreNotWritable(str(self.path), "it belongs to another account")
         self.path.chmod(0o700)
-        for name in ("jobs", "launcher", "serving"):
+        for name in ("jobs", "serving"):
             (self.path / name).mkdir(mode=0o700, exist_ok=True)
         probe = self.path / f".probe-{secrets.token_hex(4)}"
         probe.write_bytes(b"")
@@ -92,18 +93,11 @@ class StateFolder:
         return self.path / "blobs"
 
     @property
-    def launcher(self) -> Path:
-        return self.path / "launcher"
-
-    @property
     def jobs(self) -> Path:
         return self.path / "jobs"
 
-    def job(self, job: str) -> Path:
-        return self.jobs / job
-
-    def attempt(self, job: str, attempt: int) -> Path:
-        return self.jobs / job / f"attempt-{attempt}"
+    def job(self, job: str) -> JobFolder:
+        return JobFolder(self.jobs / job)
 
     def token(self) -> str:
         """The token of this folder, made when there is none.

@@ -20,9 +20,10 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import psutil
 
-from aiaas_magics.backend.workers.local.attempt_folder import ProcessId, RunningLauncher, read_value
+from aiaas_magics.backend.workers.local.attempt_folder import RunningLauncher, read_value
 from aiaas_magics.backend.workers.local.spawn import worker_environment
 from aiaas_magics.core import settings
+from aiaas_magics.core.process_id import ProcessId
 
 log = logging.getLogger(__name__)
 
