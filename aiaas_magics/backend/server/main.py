@@ -30,7 +30,7 @@ from aiaas_magics.backend.net.cors import Cors
 from aiaas_magics.backend.net.event_loop import fast_loop
 from aiaas_magics.backend.net.guard import LOOPBACK, Guard
 from aiaas_magics.backend.net.limited_http import KEEP_ALIVE_S, LimitedProtocol
-from aiaas_magics.backend.net.server_certificate import check_pair
+from aiaas_magics.backend.net.server_certificate import check_listening, check_pair
 from aiaas_magics.backend.server import devices
 from aiaas_magics.backend.server.api.api_answers import refuse
 from aiaas_magics.backend.server.api.api_app import Parts, build
@@ -50,7 +50,6 @@ from aiaas_magics.backend.workers.pools import POOLS
 from aiaas_magics.core import settings, wire
 from aiaas_magics.core.clock import Clock, SystemClock
 from aiaas_magics.core.errors import BackendRefused, InvalidSpec, StoreNotWritable
-from aiaas_magics.core.server_proof import is_loopback
 from aiaas_magics.core.spec import About
 
 log = logging.getLogger(__name__)
@@ -88,14 +87,9 @@ class ServerOptions:
         Cors.parse(self.cors)
         if self.keep_free:
             KeepFree.parse(self.keep_free)
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
+        check_listening(self.host, self.tls_cert, self.tls_key)
         if self.tls_cert is not None and self.tls_key is not None:
             check_pair(self.tls_cert, self.tls_key)
-        if not is_loopback(self.host) and self.tls_cert is None:
-            raise InvalidSpec(
-                f"--host {self.host} reaches beyond this machine, and the token would cross in the clear. Add --tls-cert and --tls-key."
-            )
 
     @property
     def tls(self) -> tuple[str, str] | None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from aiaas_magics.backend.folders.job_folder import JobFolder
+from aiaas_magics.core.contract import APPENDED
 
 WRITES: Final = os.O_WRONLY | os.O_RDWR
 ANEW: Final = os.O_TRUNC | os.O_CREAT | os.O_EXCL
-APPENDED: Final = "appended"
 WRITTEN: Final = "written"
 
 

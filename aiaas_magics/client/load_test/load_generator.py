@@ -34,6 +34,7 @@ from hdrh.histogram import HdrHistogram
 from aiaas_magics.client import certificates
 from aiaas_magics.client.load_test.load_connection import Caller, Proving
 from aiaas_magics.core import server_proof, wire
+from aiaas_magics.core.contract import NO_OP
 from aiaas_magics.core.errors import AiaasError, BackendNotProven, InvalidSpec
 from aiaas_magics.core.scaling.load_report import LoadPoint, RatePoint, Sides
 from aiaas_magics.core.spec import Value
@@ -46,7 +47,6 @@ AGAIN_S: Final = 0.01  # a server that is gone is not to be asked as fast as a l
 SPIN_S: Final = 0.002  # uvloop's timers count whole milliseconds; nearer than this the loop turns until it is time
 OPEN_CONNECTIONS: Final = 64  # guess: as many as can wait in the server at once; who finds none free waits here, and it counts
 SHARES: Final = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)  # of what the connections reached: rates tried until answers stay behind
-NO_OP: Final = "aiaas-no-op"  # a header: read, checked and answered as any other request, but nothing is computed
 MARK: Final = "# "  # of lines that say what is done
 
 

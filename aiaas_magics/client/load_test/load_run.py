@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -22,6 +20,7 @@ from aiaas_magics.client.load_test.load_generator import ANSWER_S, MARK, BodyFor
 from aiaas_magics.client.serving import tensor_protocol
 from aiaas_magics.core import snippets, wire
 from aiaas_magics.core.errors import BackendNotProven, BackendRefused, BackendTooSlow, BackendUnreachable, InvalidSpec
+from aiaas_magics.core.host import cpu_name, usable_cores
 from aiaas_magics.core.plain_text import visible
 from aiaas_magics.core.scaling.load_report import LoadReport, Sides
 from aiaas_magics.core.spec import EndpointView, TensorSpec
@@ -237,13 +236,5 @@ def _made_up(spec: TensorSpec, rows: int) -> np.ndarray:
 
 def hardware() -> str:
     """This machine in one line, for captions: the load and a local server share it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores, {_processor() or platform.machine()}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    cores = len(usable_cores())
+    return f"{cores} core{'' if cores == 1 else 's'}, {cpu_name()}"

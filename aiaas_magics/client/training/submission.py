@@ -19,7 +19,8 @@ from aiaas_magics.client.training.dataset_feed import Feed
 from aiaas_magics.client.training.engine_timings import quicker_for
 from aiaas_magics.client.training.job import Job
 from aiaas_magics.core import row_order, settings
-from aiaas_magics.core.errors import CannotTravel, InvalidSpec, NotEnoughDevices, NotOnJax, VersionSkew
+from aiaas_magics.core.contract import check_versions
+from aiaas_magics.core.errors import CannotTravel, InvalidSpec, NotEnoughDevices, NotOnJax
 from aiaas_magics.core.events import Phase
 from aiaas_magics.core.execution import ONE_PROCESS, Execution
 from aiaas_magics.core.plain_text import visible
@@ -233,13 +234,3 @@ def simulated(devices: int) -> str:
         f"There is no GPU: strategy mirrored runs on {devices} simulated devices, which share the cores of one process. "
         "Results are those of real ones, times are not; collective is the strategy for cores."
     )
-
-
-def check_versions(here: Versions, there: Versions) -> None:
-    """Both sides must read the same pickles and compute with the same library: x.y of each must agree.
-
-    Raises:
-        VersionSkew: naming the first that differs.
-    """
-    if what := here.skew(there, "python", "keras", "tensorflow", "aiaas_magics"):
-        raise VersionSkew(what, getattr(here, what) or "not installed", getattr(there, what) or "not installed")

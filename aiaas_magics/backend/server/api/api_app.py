@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -39,38 +38,19 @@ from aiaas_magics.backend.server.storage.blob_store import BLOB_BYTES, BlobStore
 from aiaas_magics.backend.server.storage.quota import Room, not_writable
 from aiaas_magics.backend.server.storage.usage import Storage
 from aiaas_magics.backend.workers import opened_files
-from aiaas_magics.core.errors import AiaasError, InvalidSpec, UnknownName, VersionSkew
+from aiaas_magics.core.contract import APPENDED, OPENED, BlobQuery, DroppedFile, Health, MissingBlobs, check_versions
+from aiaas_magics.core.errors import AiaasError, InvalidSpec, UnknownName
 from aiaas_magics.core.events import MOST_FIGURE_BYTES
 from aiaas_magics.core.feed_frames import FeedView
+from aiaas_magics.core.process_id import ProcessId
 from aiaas_magics.core.routing import Change, Scaling
-from aiaas_magics.core.spec import About, DeploySpec, FitSpec, Versions, checked_job_name
+from aiaas_magics.core.spec import About, DeploySpec, FitSpec, checked_job_name
 
 POLL_S: Final = 30.0  # contract: a long poll waits at most this long
 KEY_CHARACTERS: Final = 200
 BATCH_BYTES: Final = 4 * 1024**3  # guess: one batch of a kernel's data, which a worker takes into its memory whole
 FEEDS: Final = ("x", "validation_data")  # arguments of `fit` whose batches a kernel may send
 FEED_LOOK_S: Final = 0.01  # a batch is asked for in time while others wait to be read; guess
-
-
-class Health(msgspec.Struct):
-    aiaas: str
-
-
-class KernelHere(msgspec.Struct):
-    pid: int
-    started: int
-
-
-class BlobQuery(msgspec.Struct):
-    blobs: list[str]
-
-
-class Missing(msgspec.Struct):
-    missing: list[str]
-
-
-class Dropped(msgspec.Struct):
-    file: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +129,8 @@ async def about(request: Request) -> Response:
 
 async def kernel_here(request: Request) -> Response:
     """Register a kernel of this machine, so that the local server stays as long as it lives."""
-    told = await body_of(request, KernelHere)
-    _parts(request).presence.add(told.pid, told.started)
+    told = await body_of(request, ProcessId)
+    _parts(request).presence.add(told)
     return Response(status_code=204)
 
 
@@ -176,7 +156,7 @@ async def stop(request: Request) -> Response:
 async def missing_blobs(request: Request) -> Response:
     """Of the SHA-256 names in `blobs`, those that the server does not have."""
     asked = await body_of(request, BlobQuery)
-    return answer(Missing(await asyncio.to_thread(_parts(request).blobs.missing, asked.blobs)))
+    return answer(MissingBlobs(await asyncio.to_thread(_parts(request).blobs.missing, asked.blobs)))
 
 
 async def put_blob(request: Request) -> Response:
@@ -197,7 +177,7 @@ async def adopt_blob(request: Request) -> Response:
     parts = _parts(request)
     if parts.about().dropbox is None:
         raise InvalidSpec("This server has no dropbox. Send the bytes over HTTP instead.")
-    dropped = await body_of(request, Dropped)
+    dropped = await body_of(request, DroppedFile)
     parts.room.check()
     await asyncio.to_thread(parts.blobs.adopt, request.path_params["sha"], dropped.file)
     return Response(status_code=201)
@@ -225,17 +205,6 @@ async def submit_job(request: Request) -> Response:
     if missing:
         raise UnknownName("blob", missing[0])
     return answer(await parts.conductor.submit(spec, key=key), 201)
-
-
-def check_versions(theirs: Versions, ours: Versions) -> None:
-    """Python, Keras, TensorFlow and this package must be the same up to the second number: objects travel by their inner state.
-
-    Raises:
-        VersionSkew: naming the first that differs.
-    """
-    names = {"python": "Python", "keras": "Keras", "tensorflow": "TensorFlow", "aiaas_magics": "aiaas_magics"}
-    if what := theirs.skew(ours, *names):
-        raise VersionSkew(names[what], getattr(theirs, what) or "not installed", getattr(ours, what) or "not installed")
 
 
 async def list_jobs(request: Request) -> Response:
@@ -276,7 +245,7 @@ async def get_file(request: Request) -> Response:
         if not target.is_relative_to(root):
             raise NotPlainFile("lies elsewhere")
         appended = path in await asyncio.to_thread(opened_files.appended, folder)
-        return _file(open_plain(target), {"aiaas-opened": opened_files.APPENDED} if appended else {})
+        return _file(open_plain(target), {OPENED: APPENDED} if appended else {})
     except (OSError, NotPlainFile) as error:
         raise UnknownName("file", path, view.files) from error
 

@@ -24,26 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-import msgspec
-
 from aiaas_magics.backend.folders.job_folder import JobFolder
 from aiaas_magics.backend.folders.small_files import write_private
 from aiaas_magics.core import process_id, settings, wire
+from aiaas_magics.core.contract import ServerNote
 from aiaas_magics.core.errors import InvalidSpec, StoreNotWritable
 
 TOKEN_CHARACTERS: Final = 32  # 128 bits in hexadecimal digits, if somebody made one by hand
 TOKEN_BYTES: Final = 32  # 256 random bits need no slow hash and no lock-out (facts/reliability 4.1)
 # A predecessor that was told to end, or was killed, lets go of the lock within this time; guess.
 LOCK_S: Final = 2.0
-
-
-class Serving(msgspec.Struct, frozen=True, kw_only=True):
-    """What server.json says."""
-
-    pid: int
-    started: int
-    url: str
-    version: str
 
 
 @dataclass(slots=True)
@@ -134,12 +124,12 @@ class StateFolder:
         """Say where the server is; called when it listens."""
         write_private(self.path / "port", f"{port}\n".encode(), durable=True)
         pid = os.getpid()
-        told = Serving(pid=pid, started=process_id.start_mark(pid), url=url, version=settings.package_version())
+        told = ServerNote(pid=pid, started=process_id.start_mark(pid), url=url, version=settings.package_version())
         write_private(self.path / "server.json", wire.encode(told) + b"\n", durable=True)
 
-    def serving(self) -> Serving | None:
+    def serving(self) -> ServerNote | None:
         try:
-            return wire.decode((self.path / "server.json").read_bytes(), Serving)
+            return wire.decode((self.path / "server.json").read_bytes(), ServerNote)
         except (OSError, wire.Malformed):
             return None
 

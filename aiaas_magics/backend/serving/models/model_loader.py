@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from aiaas_magics.backend.serving.models.transactions import Flip, Loading, Resc
 from aiaas_magics.backend.serving.process.control import Change, Load, Retire, RouteVersions, Scale, Withdraw
 from aiaas_magics.core.clock import Clock
 from aiaas_magics.core.errors import InvalidSpec, NotScaled
+from aiaas_magics.core.host import usable_cores
 from aiaas_magics.core.routing import Routing, Scaling
 from aiaas_magics.core.spec import DeploySpec, VersionView
 
@@ -185,7 +185,7 @@ class Loader:
 
     def _cores(self) -> int:
         """Those that fall to this process."""
-        return max(1, usable_cores() // self._share)
+        return max(1, len(usable_cores()) // self._share)
 
     async def _opened_again(self, version: Version, replicas: int) -> Executor:
         spec = structs.replace(version.spec, replicas=replicas)
@@ -300,13 +300,3 @@ def quickest_s(engine: Engine, samples: Samples, rows: int) -> float:
         engine.run(inputs)
         took.append(time.thread_time() - began)
     return min(took)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and the container's quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))

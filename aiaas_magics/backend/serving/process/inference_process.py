@@ -24,7 +24,7 @@ import psutil
 
 from aiaas_magics.backend.net.cors import Cors
 from aiaas_magics.backend.net.guard import LOOPBACK, Guard
-from aiaas_magics.backend.net.server_certificate import check_pair
+from aiaas_magics.backend.net.server_certificate import check_listening, check_pair
 from aiaas_magics.backend.serving.front_ends.accept_balancing import Table
 from aiaas_magics.backend.serving.front_ends.aggregate import told
 from aiaas_magics.backend.serving.front_ends.coordinator import FrontEnds
@@ -52,7 +52,7 @@ from aiaas_magics.backend.serving.process.control import (
 from aiaas_magics.backend.serving.process.state_directory import Files, RunningProcess, Started, is_alive
 from aiaas_magics.core import process_id, settings
 from aiaas_magics.core.clock import SystemClock
-from aiaas_magics.core.errors import CannotStart, InvalidSpec
+from aiaas_magics.core.errors import CannotStart
 from aiaas_magics.core.server_proof import is_loopback
 from aiaas_magics.core.spec import Value
 
@@ -87,12 +87,7 @@ class InferenceOptions(Value, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         control.check_front_ends(self.front_ends)
         Cors.parse(self.cors)
-        if bool(self.tls_cert) != bool(self.tls_key):
-            raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
-        if not is_loopback(self.host) and not self.tls_cert:
-            raise InvalidSpec(
-                f"--host {self.host} reaches beyond this machine, and tokens would cross in the clear. Add --tls-cert and --tls-key."
-            )
+        check_listening(self.host, self.tls_cert, self.tls_key)
 
 
 async def run(options: InferenceOptions) -> None:
