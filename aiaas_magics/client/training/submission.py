@@ -28,7 +28,7 @@ from aiaas_magics.core.spec import CheckpointView, FitShape, FitSpec, JobView, M
 from aiaas_magics.core.story import JobStory
 
 if TYPE_CHECKING:
-    from aiaas_magics.client.backend import Backend
+    from aiaas_magics.client.open_backend import OpenBackend
     from aiaas_magics.packing.fitcall.fit_call import FitCall, PackedFitCall
     from aiaas_magics.packing.fitcall.manifest import Manifest
 
@@ -75,7 +75,7 @@ class Preflight:
 class Prepared:
     """A packed call, checked against the backend; nothing was sent yet."""
 
-    backend: Backend
+    backend: OpenBackend
     packed: PackedFitCall
     options: TrainOptions
     preflight: Preflight
@@ -83,7 +83,9 @@ class Prepared:
     story: JobStory = field(default_factory=JobStory)
 
 
-def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change: Callable[[JobStory], None] = lambda _: None) -> Prepared:
+def prepare(
+    backend: OpenBackend, call: FitCall, options: TrainOptions, *, on_change: Callable[[JobStory], None] = lambda _: None
+) -> Prepared:
     """Pack `call` and check it against `backend`; nothing is sent.
 
     Raises:
@@ -207,7 +209,7 @@ def _default_name(model: str) -> str:
     return " ".join(visible(model).split())[:NAME_CHARACTERS] or "model"
 
 
-def check_resume(backend: Backend, job: str, shape: FitShape, packed: PackedFitCall) -> str:
+def check_resume(backend: OpenBackend, job: str, shape: FitShape, packed: PackedFitCall) -> str:
     """The sentence that says where `packed` goes on.
 
     Raises:
