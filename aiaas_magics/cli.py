@@ -76,6 +76,7 @@ def main() -> None:
     help="Space to keep free on the state folder's disk, such as 2GB or 10% (default: 1 GB, or 5 % of a small disk). "
     "New jobs, uploads and deployments that would need it are refused.",
 )
+@click.option("--pool", default="local", show_default=True, metavar="NAME", help="Pool that runs the workers. `local` is this machine.")
 @click.option("--idle-minutes", type=click.FloatRange(min=0), help="Stop after this many minutes without job, endpoint, kernel or request.")
 @_one_line_errors
 def serve(
@@ -87,6 +88,7 @@ def serve(
     tls_key: Path | None,
     cors: tuple[str, ...],
     keep_free: str | None,
+    pool: str,
     idle_minutes: float | None,
 ) -> None:
     """Run a server in the foreground, until SIGTERM or Ctrl-C."""
@@ -107,6 +109,7 @@ def serve(
         tls_key=tls_key,
         cors=cors,
         keep_free=keep_free or "",
+        pool=pool,
         idle_minutes=idle_minutes,
     )
 

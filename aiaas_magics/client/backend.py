@@ -12,16 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import msgspec
-
 from aiaas_magics.client import certificates, local_server
 from aiaas_magics.client.serving.endpoint import Endpoint, deploy
 from aiaas_magics.client.training.job import Job
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.client.uploads import BlobSender
-from aiaas_magics.core import process_id, server_proof, settings, wire
+from aiaas_magics.core import server_proof, settings, wire
 from aiaas_magics.core.errors import InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.core.execution import Execution
+from aiaas_magics.core.process_id import ProcessId
 from aiaas_magics.core.routing import Rollout
 from aiaas_magics.core.spec import About, EndpointView, Freed, JobView, StorageView
 
@@ -31,11 +30,6 @@ if TYPE_CHECKING:
     from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
 
 LOCAL: Final = "local"
-
-
-class _Kernel(msgspec.Struct):
-    pid: int
-    started: int
 
 
 class Backend:
@@ -61,8 +55,8 @@ class Backend:
         is_ours = dropbox is not None and state is not None and Path(dropbox).resolve().is_relative_to(state.resolve())
         self.blobs = BlobSender(transport, dropbox=dropbox if is_ours else None)
         if dropbox and server_proof.is_needed(transport.url):  # on this machine, for as long as somebody needs it
-            pid = os.getpid()
-            transport.post("/v1/kernels", _Kernel(pid, process_id.start_mark(pid)), type(None), key=f"kernel-{pid}")
+            kernel = ProcessId.of(os.getpid())
+            transport.post("/v1/kernels", kernel, type(None), key=f"kernel-{kernel.pid}")
 
     @property
     def url(self) -> str:

@@ -2,7 +2,7 @@
 
 Owns the server's life as the client sees it, through the files in its state folder and one
 question over HTTP. It is a child on loopback, spoken to like a remote one, and it may
-import nothing of `backend_errors`.
+import nothing of `backend`.
 """
 
 from __future__ import annotations
@@ -18,31 +18,18 @@ from pathlib import Path
 from typing import IO, Final
 from urllib.parse import urlsplit
 
-import msgspec
 import psutil
 
 from aiaas_magics.core import environment, process_id, settings, wire
+from aiaas_magics.core.child_process import ChildEnded, last_line, until_there
+from aiaas_magics.core.contract import Health, ServerNote
 from aiaas_magics.core.errors import BackendStopped, CannotStart, StoreNotWritable, VersionSkew
-from aiaas_magics.core.plain_text import visible
 
 START_S: Final = 15.0  # a start takes under 2 s here; a machine at full load takes several times that
 HEALTH_S: Final = 5.0
 STOP_S: Final = 20.0  # workers get 8 s, the inference process 10 s to answer what it is answering
 KILLED_S: Final = 5.0
 LOOK_S: Final = 0.02
-
-
-class _Serving(msgspec.Struct):
-    """What server.json says."""
-
-    pid: int
-    started: int
-    url: str
-    version: str = ""
-
-
-class _Health(msgspec.Struct):
-    aiaas: str
 
 
 def ensure_local() -> tuple[str, str]:
@@ -100,7 +87,7 @@ def stop_at(folder: Path) -> bool:
     return True
 
 
-def _is_gone_within(told: _Serving, wait_s: float) -> bool:
+def _is_gone_within(told: ServerNote, wait_s: float) -> bool:
     """Whether the process ended in time. One whose parent has not asked for its end yet has ended all the same."""
     deadline = time.monotonic() + wait_s
     while _process(told) is not None:
@@ -110,7 +97,7 @@ def _is_gone_within(told: _Serving, wait_s: float) -> bool:
     return True
 
 
-def _living(folder: Path) -> _Serving | None:
+def _living(folder: Path) -> ServerNote | None:
     """The server of this folder, if its process lives and answers.
 
     Raises:
@@ -135,21 +122,21 @@ def check_local_goes_on() -> None:
         _check_goes_on(told)
 
 
-def _check_goes_on(told: _Serving) -> None:
+def _check_goes_on(told: ServerNote) -> None:
     process = _process(told)
     with contextlib.suppress(psutil.Error):
         if process is not None and process.status() == psutil.STATUS_STOPPED:
             raise BackendStopped(told.url, told.pid)
 
 
-def _told(folder: Path) -> _Serving | None:
+def _told(folder: Path) -> ServerNote | None:
     try:
-        return wire.decode((folder / "server.json").read_bytes(), _Serving)
+        return wire.decode((folder / "server.json").read_bytes(), ServerNote)
     except (OSError, wire.Malformed):
         return None
 
 
-def _process(told: _Serving) -> psutil.Process | None:
+def _process(told: ServerNote) -> psutil.Process | None:
     """The very process that wrote the note, if it lives: its pid alone may be another's by now."""
     _reap()
     with contextlib.suppress(psutil.Error):
@@ -165,7 +152,7 @@ def _health(url: str) -> str | None:
     connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=HEALTH_S)
     try:
         connection.request("GET", "/v1/health")
-        return wire.decode(connection.getresponse().read(1000), _Health).aiaas
+        return wire.decode(connection.getresponse().read(1000), Health).aiaas
     except (OSError, http.client.HTTPException, wire.Malformed):
         return None
     finally:
@@ -183,7 +170,7 @@ def _reap() -> None:
     _children[:] = [child for child in _children if child.poll() is None]
 
 
-def _start(folder: Path) -> _Serving:
+def _start(folder: Path) -> ServerNote:
     log = folder / "server.log"
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
         child = subprocess.Popen(
@@ -198,24 +185,14 @@ def _start(folder: Path) -> _Serving:
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(subprocess, "DETACHED_PROCESS", 0),
         )
     _children.append(child)
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if (found := _living(folder)) is not None:
-            return found
-        if (code := child.poll()) is not None:
-            raise CannotStart("The local server", f"it ended with code {code} ({_last_line(log)})", str(log))
-        time.sleep(LOOK_S)
-    child.kill()
-    child.wait(KILLED_S)
-    raise CannotStart("The local server", f"it did not answer within {START_S:g} s", str(log))
-
-
-def _last_line(log: Path) -> str:
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return "it left no log"
-    return visible(lines[-1][:300]) if lines else "it said nothing"
+        return until_there(lambda: _living(folder), child, limit_s=START_S)
+    except ChildEnded as end:
+        raise CannotStart("The local server", f"it ended with code {end.code} ({last_line(log)})", str(log)) from None
+    except TimeoutError:
+        child.kill()
+        child.wait(KILLED_S)
+        raise CannotStart("The local server", f"it did not answer within {START_S:g} s", str(log)) from None
 
 
 @contextlib.contextmanager

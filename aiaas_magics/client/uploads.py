@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 import xxhash
 
 from aiaas_magics.client.transport import Transport
+from aiaas_magics.core.contract import BlobQuery, DroppedFile, MissingBlobs
 from aiaas_magics.core.errors import CannotTravel, StoreNotWritable
 
 CHUNK_BYTES: Final = 8 * 1024 * 1024  # guess: large enough that the loop is free, small enough to stay in cache
@@ -36,18 +36,6 @@ FINGERPRINT_THREADS: Final = min(4, os.cpu_count() or 1)
 REMEMBERED: Final = 4096
 
 ArrayKey = tuple[str, tuple[int, ...], bytes]  # dtype, shape, fingerprint
-
-
-class _Missing(msgspec.Struct):
-    missing: list[str]
-
-
-class _Asked(msgspec.Struct):
-    blobs: list[str]
-
-
-class _Dropped(msgspec.Struct):
-    file: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +166,7 @@ class BlobSender:
     def _missing(self, names: list[str]) -> set[str]:
         if not names:
             return set()
-        return set(self._transport.post("/v1/blobs/missing", _Asked(names), _Missing, key=secrets.token_hex(8)).missing)
+        return set(self._transport.post("/v1/blobs/missing", BlobQuery(names), MissingBlobs, key=secrets.token_hex(8)).missing)
 
     def _send_new(self, content: Content) -> str:
         """Send what has no name yet. Into the dropbox it is written while another thread hashes the same memory."""
@@ -203,7 +191,7 @@ class BlobSender:
         path = dropbox / secrets.token_hex(16)
         try:
             _write_file(content, path)
-            self._transport.post(f"/v1/blobs/{sha()}/adopt", _Dropped(path.name), type(None), key=path.name)
+            self._transport.post(f"/v1/blobs/{sha()}/adopt", DroppedFile(path.name), type(None), key=path.name)
         finally:
             path.unlink(missing_ok=True)
 

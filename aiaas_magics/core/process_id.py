@@ -1,7 +1,6 @@
-"""Process identity: a pid with its start time, since the pid alone may be another process tomorrow.
+"""Process identity: a pid together with the mark of its start, since a pid alone may be another process tomorrow.
 
-Owns the mark of a process' start, and whether the process with a pid and a mark still runs.
-Where they are kept belongs to whoever asks.
+Owns the mark, and whether the process with a pid and a mark still runs. Where they are kept belongs to whoever asks.
 """
 
 from __future__ import annotations
@@ -12,10 +11,38 @@ import zlib
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import psutil
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 TICK_BITS: Final = 40  # 348 years at 100 ticks a second; a mark, with 23 bits of the boot, is a positive int64
+
+
+class ProcessId(msgspec.Struct, frozen=True, kw_only=True):
+    """A process of this boot: a pid alone may be another process tomorrow."""
+
+    pid: int
+    started: int  # see `start_mark`
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId:
+        """The identity of a living process; raises `psutil.NoSuchProcess`."""
+        return cls(pid=pid, started=start_mark(pid))
+
+    def is_alive(self) -> bool:
+        """Whether this very process still runs; one that is dead but not yet reaped does not."""
+        return is_alive(self.pid, started=self.started)
+
+    def stopped_after_s(self) -> float | None:
+        """The CPU time it had when somebody stopped it (SIGSTOP), so that it does nothing until it is told to go on.
+
+        None of one that is not stopped. A debugger's stop is none.
+        """
+        try:
+            process = psutil.Process(self.pid)
+            return sum(process.cpu_times()[:2]) if process.status() == psutil.STATUS_STOPPED else None
+        except psutil.Error:
+            return None
 
 
 def start_mark(pid: int) -> int:

@@ -1,6 +1,6 @@
-"""The real server with workers that play scripts and an inference process that is none.
+"""Scripted server: the real server with workers that play scripts and an inference process that is none.
 
-    python -m aiaas_magics.testing.scripted_server --state DIR [--local] [--idle-minutes M] [--launcher-idle-s S]
+    python -m aiaas_magics.testing.scripted_server --state DIR [--local] [--idle-minutes M] [--launcher-idle-s S] [--pool stub]
 
 Owns nothing but the choice of parts.
 """
@@ -13,10 +13,12 @@ import sys
 from pathlib import Path
 
 from aiaas_magics.backend.server.main import ServerOptions, serve
+from aiaas_magics.backend.workers.pools import POOLS
 from aiaas_magics.core import settings
 from aiaas_magics.core.errors import AiaasError
 from aiaas_magics.core.plain_text import log_to
 from aiaas_magics.testing.stub_inference import StubInference
+from aiaas_magics.testing.stub_pool import StubPool
 
 SCRIPTED = ("--entry", "aiaas_magics.testing.scripted_worker:main", "--preload", "aiaas_magics.testing.scripted_worker")
 
@@ -27,11 +29,14 @@ def main() -> int:
     parser.add_argument("--local", action="store_true")
     parser.add_argument("--idle-minutes", type=float)
     parser.add_argument("--launcher-idle-s", type=float)
+    parser.add_argument("--pool", default="local")
     given = parser.parse_args()
     log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     options = ServerOptions(
         state=given.state,
         local=given.local,
+        pool=given.pool,
+        pools={**POOLS, "stub": StubPool},
         idle_minutes=given.idle_minutes,
         launcher_options=SCRIPTED if given.launcher_idle_s is None else (*SCRIPTED, "--idle-s", str(given.launcher_idle_s)),
         keep_free=os.environ.get(settings.KEEP_FREE, ""),

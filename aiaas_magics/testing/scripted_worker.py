@@ -1,10 +1,10 @@
-"""A worker that plays a script instead of training.
+"""Scripted worker: a rank that plays a script instead of training.
 
 Owns the script's words. It is a process like a real rank and speaks through the same files,
 but imports no framework, so that what happens around workers can be tested in tenths of a second.
 
 The payload blob holds the script: a JSON list of steps, each an object with `do` and, where
-only some play it, `ranks` and `attempt_files`.
+only some play it, `ranks` and `attempts`.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ STEPS: dict[str, Callable[[Play, dict[str, Any]], int | None]] = {
 
 
 def main(command_path: str) -> int:
-    """The launcher's entry, in the place of `workers.child.main`."""
+    """The launcher's entry, in the place of `workers.worker_main.main`."""
     return Play(wire.decode(Path(command_path).read_bytes(), WorkerCommand)).run()
 
 

@@ -329,32 +329,67 @@ def test_internals_are_for_the_homes_of_their_library() -> None:
     assert wrong == []
 
 
-def test_there_is_no_import_cycle() -> None:
+# Cycles that are still to be mended, each as the modules that import one another. Take a line out with its cycle.
+CYCLES_LEFT: tuple[set[str], ...] = (
+    {"core.errors", "core.errors.cell_errors", "core.spec", "core.routing", "core.execution", "core.precision"},
+    {"packing.fitcall.fit_call", "packing.fitcall.fit_result"},
+    {
+        "backend.serving.engines",
+        "backend.serving.engines.onnx_engine",
+        "backend.serving.engines.onnx_check",
+        "backend.serving.engines.saved_model_engine",
+    },
+    {"backend.serving.protocols", "backend.serving.http.tracing", "backend.serving.models.registry"},
+)
+
+
+def imports_of_modules() -> dict[str, set[str]]:
+    """Module -> modules of ours that it imports anywhere: within functions and for types only as well."""
+    dotted = {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): path for name, path in modules()}
     edges: dict[str, set[str]] = {}
-    known = {f"aiaas_magics.{name.removesuffix('.py').replace('/', '.')}".removesuffix(".__init__") for name, _ in modules()}
-    for name, path in modules():
-        here = f"aiaas_magics.{name.removesuffix('.py').replace('/', '.')}".removesuffix(".__init__")
-        tree = parsed(path)
-        top = {id(node) for node in tree.body}
-        edges[here] = set()
-        for node in ast.walk(tree):
-            if id(node) in top and isinstance(node, ast.ImportFrom) and node.module:
-                for alias in node.names:
-                    full = f"{node.module}.{alias.name}"
-                    edges[here] |= {full if full in known else node.module} & known
-    seen: dict[str, str] = {}
+    for here, path in dotted.items():
+        targets: set[str] = set()
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                paths = [(f"{node.module}.{alias.name}", node.module) for alias in node.names]
+            elif isinstance(node, ast.Import):
+                paths = [(alias.name, alias.name) for alias in node.names]
+            else:
+                continue
+            short = [(full.removeprefix("aiaas_magics."), module.removeprefix("aiaas_magics.")) for full, module in paths]
+            targets |= {full if full in dotted else module for full, module in short} & dotted.keys()
+        edges[here] = targets - {here}
+    return edges
 
-    def visit(module: str, trail: tuple[str, ...]) -> None:
-        assert seen.get(module) != "open", f"import cycle: {' -> '.join((*trail[trail.index(module) :], module))}"
-        if module in seen:
-            return
-        seen[module] = "open"
-        for target in edges[module]:
-            visit(target, (*trail, module))
-        seen[module] = "done"
 
+def circles(edges: dict[str, set[str]]) -> list[set[str]]:
+    """Groups of modules that reach one another."""
+
+    @functools.cache
+    def reached(begin: str) -> frozenset[str]:
+        seen: set[str] = set()
+        waiting = list(edges[begin])
+        while waiting:
+            if (module := waiting.pop()) not in seen:
+                seen.add(module)
+                waiting += edges[module]
+        return frozenset(seen)
+
+    groups: list[set[str]] = []
     for module in edges:
-        visit(module, ())
+        if module in reached(module) and not any(module in group for group in groups):
+            groups.append({other for other in reached(module) if module in reached(other)})
+    return groups
+
+
+def test_circles_are_found() -> None:
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": set(), "f": {"g"}, "g": {"f", "a"}}
+
+    assert circles(edges) == [{"a", "b", "c"}, {"f", "g"}]
+
+
+def test_there_is_no_import_cycle() -> None:
+    assert [circle for circle in circles(imports_of_modules()) if not any(circle <= left for left in CYCLES_LEFT)] == []
 
 
 @pytest.mark.process

@@ -1,6 +1,6 @@
-"""A server's certificate and key, looked at before it starts.
+"""Server certificate: the checks of a certificate, its key and the address to listen on, before a server starts.
 
-Owns the check. Both servers take the same two files.
+Owns the checks. Both servers take the same options.
 """
 
 from __future__ import annotations
@@ -12,12 +12,23 @@ from pathlib import Path
 from typing import Final
 
 from aiaas_magics.core.errors import InvalidSpec
+from aiaas_magics.core.server_proof import is_loopback
 
 OTHERS: Final = 0o026  # read or write by everybody, write by the group; a group that reads a key is common (ssl-cert)
 
 
 class _Encrypted(Exception):
     """The key wants a password."""
+
+
+def check_listening(host: str, certificate: str | Path | None, key: str | Path | None) -> None:
+    """Raises `InvalidSpec` for half a pair, and for an address beyond this machine without TLS: the token would cross in the clear."""
+    if bool(certificate) != bool(key):
+        raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
+    if not certificate and not is_loopback(host):
+        raise InvalidSpec(
+            f"--host {host} reaches beyond this machine, and the token would cross in the clear. Add --tls-cert and --tls-key."
+        )
 
 
 def check_pair(certificate: Path, key: Path) -> None:

@@ -25,14 +25,13 @@ from aiaas_magics.backend.jobs.machine_events import (
     CannotBePlaced,
     Event,
     Placed,
-    RankEnded,
     ResultKept,
     ResultMissing,
     ServerEnds,
     StartFailed,
 )
 from aiaas_magics.backend.jobs.placement import DeviceRequest, Seats
-from aiaas_magics.backend.server import attempt_files
+from aiaas_magics.backend.server import attempt_order, job_files
 from aiaas_magics.backend.server.devices import Machine
 from aiaas_magics.backend.server.sightings import inputs_of
 from aiaas_magics.backend.server.storage.blob_store import BlobStore
@@ -40,8 +39,7 @@ from aiaas_magics.backend.server.storage.disk_trouble import Troubles
 from aiaas_magics.backend.server.storage.quota import Room
 from aiaas_magics.backend.server.storage.records import JobRecord, NewEntry, Store
 from aiaas_magics.backend.server.storage.state_folder import StateFolder
-from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder
-from aiaas_magics.backend.workers.local.attempt_watch import AttemptWatch
+from aiaas_magics.backend.workers.attempt import Attempt
 from aiaas_magics.backend.workers.pool import WorkerPool
 from aiaas_magics.core.clock import Clock
 from aiaas_magics.core.errors import BlobDamaged, InvalidSpec, NotEnoughDevices, StoreNotWritable, UnknownName
@@ -50,8 +48,6 @@ from aiaas_magics.core.spec import CheckpointView, ErrorReport, FitSpec, JobStat
 
 log = logging.getLogger(__name__)
 
-# How often an attempt's files are looked at. A view is redrawn four times a second, and a job's end should not
-# be felt to wait; a look costs some stats and reads (0.1 ms a rank measured).
 LOOK_S: Final = 0.05
 CANCEL_LOOK_S: Final = 0.5
 SHUTDOWN_S: Final = 8.0
@@ -62,9 +58,7 @@ ENDING: Final = frozenset({JobState.STOPPING, JobState.SUCCEEDED, JobState.FAILE
 class Live:
     """An attempt whose processes are, or may be, alive."""
 
-    folder: AttemptFolder
-    watch: AttemptWatch
-    ranks: int
+    attempt: Attempt
     labels: tuple[str, ...]
     stopped: bool = False  # nothing of it runs, and nothing will start
     task: asyncio.Task[None] | None = None
@@ -121,7 +115,7 @@ class Conductor:
             NotEnoughDevices, StoreNotWritable: nothing was kept.
             UnknownName, InvalidSpec: there is no such job, or no checkpoint of it, to go on from.
         """
-        placement.check(attempt_files.ask_of("", spec, self._machine), devices=len(self._machine.devices), backend=self._name)
+        placement.check(attempt_order.ask_of("", spec, self._machine), devices=len(self._machine.devices), backend=self._name)
         if spec.resume_job:
             await self.checkpoint(spec.resume_job)
         now_s = self._clock.now_s()
@@ -146,7 +140,7 @@ class Conductor:
             raise InvalidSpec(f"Job {job} has succeeded: there is nothing left to do. Take its weights with job.apply_to(model).")
         if not state.final:
             raise InvalidSpec(f"Job {job} is {state}. Wait until it has ended, or cancel it first.")
-        return await asyncio.to_thread(attempt_files.checkpoint_view, self._state, job)
+        return await asyncio.to_thread(job_files.checkpoint_view, self._state, job)
 
     async def cancel(self, job: str) -> JobView:
         """The job when it was told to stop. While nothing can be recorded its workers are ended all the same, and at once."""
@@ -238,7 +232,7 @@ class Conductor:
                 while self._live:  # noqa: ASYNC110 - several tasks and the queue must come to rest, not one event
                     await asyncio.sleep(LOOK_S)
         # What could not be recorded, or did not come to rest, is not left behind either.
-        ends = (self._pool.stop(live.folder, ranks=live.ranks, grace_s=0.0) for live in self._live.values())
+        ends = (live.attempt.stop(grace_s=0.0) for live in self._live.values())
         for end in await asyncio.gather(*ends, return_exceptions=True):
             if isinstance(end, Exception):
                 log.error("an attempt's processes could not be ended", exc_info=end)
@@ -326,25 +320,24 @@ class Conductor:
     async def _start_attempt(self, job: str, action: StartAttempt) -> None:
         """Have the attempt watched from now on, so that even one that never starts comes to an end; the rest takes its time."""
         seats = self._held[job]
-        folder = AttemptFolder(self._state.attempt(job, action.attempt))
-        await self._pool.clear(folder)
-        self._watch(job, folder, seats, {})
-        self._spawn(self._start_workers(job, action, seats), f"start job {job}")
+        attempt = await self._pool.attempt(job, action.attempt, ranks=len(seats.ranks))
+        self._watch(job, attempt, seats)
+        self._spawn(self._start_workers(job, action, attempt, seats), f"start job {job}")
 
-    async def _start_workers(self, job: str, action: StartAttempt, seats: Seats) -> None:
+    async def _start_workers(self, job: str, action: StartAttempt, attempt: Attempt, seats: Seats) -> None:
         number = action.attempt
         if not await self._has_room_to_start(job):
             return
         try:
             plan = await asyncio.to_thread(
-                attempt_files.plan, self._records[job], seats, state=self._state, blobs=self._blobs, machine=self._machine
+                attempt_order.plan, self._records[job], seats, state=self._state, blobs=self._blobs, machine=self._machine
             )
             started = AttemptStarted(
-                ranks=len(seats.ranks), from_epoch=plan.begin.epoch, from_step=plan.begin.step, why=attempt_files.why(action, plan.begin)
+                ranks=len(seats.ranks), from_epoch=plan.begin.epoch, from_step=plan.begin.step, why=attempt_order.why(action, plan.begin)
             )
             words = (started, PhaseEntered(phase=Phase.STARTING))
             await self._happened(job, *(self._word(word, number) for word in words))
-            await self._pool.start(plan.folder, plan.commands)
+            await attempt.start(plan.order)
         except (OSError, RuntimeError, TimeoutError, UnknownName, InvalidSpec) as error:
             log.warning("job %s: attempt %d could not be started: %s", job, number, error)
             self._queue.put_nowait(Happened(job, (StartFailed(number, f"its workers could not be started: {error}"),)))
@@ -366,15 +359,14 @@ class Conductor:
         live = self._live.get(job)
         if live is None:
             return
-        await self._pool.stop(live.folder, ranks=live.ranks, patience_s=action.patience_s, grace_s=action.grace_s)
+        await live.attempt.stop(patience_s=action.patience_s, grace_s=action.grace_s)
         live.stopped = True
 
     async def _keep_result(self, job: str, attempt: int) -> None:
-        folder = AttemptFolder(self._state.attempt(job, attempt))
         while True:
             try:
-                sha = await asyncio.to_thread(self._blobs.keep, folder.result)
-                files = await asyncio.to_thread(attempt_files.files_of, self._state.job(job) / "files")
+                sha = await asyncio.to_thread(self._blobs.keep, await self._live[job].attempt.result())
+                files = await asyncio.to_thread(job_files.files_of, self._state.job(job).files)
             except (OSError, NotPlainFile, StoreNotWritable) as error:
                 if isinstance(error, StoreNotWritable) and says_no_room(str(error)):  # a training is not thrown away for that
                     await self._troubles.wait_for_room(job, error)
@@ -388,41 +380,32 @@ class Conductor:
     async def _clear(self, job: str, action: ClearAttempt | ClearJob) -> None:
         self._held.pop(job, None)
         if isinstance(action, ClearJob):
-            await asyncio.to_thread(attempt_files.clear_job, self._state.job(job), resumable=action.resumable)
+            await asyncio.to_thread(job_files.clear_job, self._state.job(job), resumable=action.resumable)
             others = [record for id, record in self._records.items() if id != job]
             ended = [*(record.job.id for record in others if record.job.state.final), job]
             needed = {record.spec.resume_job for record in others if not record.job.state.final}
-            await asyncio.to_thread(attempt_files.forget_checkpoints, self._state, ended, needed=needed)
+            await asyncio.to_thread(job_files.forget_checkpoints, self._state, ended, needed=needed)
         elif (live := self._live.pop(job, None)) is not None:
-            await self._pool.clear(live.folder)
+            await live.attempt.clear()
 
     # ----------------------------------------------------------------- watching
 
-    def _watch(self, job: str, folder: AttemptFolder, seats: Seats, offsets: dict[str, int]) -> Live:
-        ranks = len(seats.ranks)
+    def _watch(self, job: str, attempt: Attempt, seats: Seats) -> None:
         execution = self._machine.execution_of(self._records[job].spec)
-        labels = tuple(self._machine.label(seat, execution) for seat in seats.ranks)
-        live = Live(folder, AttemptWatch(folder, ranks=ranks, offsets=offsets), ranks, labels)
+        live = Live(attempt, tuple(self._machine.label(seat, execution) for seat in seats.ranks))
         self._live[job] = live
-        attempt = self._records[job].job.attempt
-        live.task = asyncio.create_task(_logged(self._look(job, attempt, live), f"watch job {job}"), name=f"watch job {job}")
-        return live
+        live.task = asyncio.create_task(_logged(self._follow(job, live), f"watch job {job}"), name=f"watch job {job}")
 
-    async def _look(self, job: str, attempt: int, live: Live) -> None:
-        """Hand on what the workers write until all have ended."""
-        while not live.watch.is_over:
-            was_stopped = live.stopped
-            seen = await asyncio.to_thread(live.watch.look)
-            stopping = live.folder.stop.exists()
-            inputs = inputs_of(seen, attempt=attempt, labels=live.labels, stopping=stopping, now_s=self._clock.now_s())
-            for report in (line.event.report for _, line in seen.lines if isinstance(line.event, Crashed)):
+    async def _follow(self, job: str, live: Live) -> None:
+        """Hand on what the workers say until all have ended."""
+        attempt = live.attempt
+        while not attempt.is_over:
+            news = await attempt.news()
+            inputs = inputs_of(news, attempt=attempt.number, labels=live.labels, now_s=self._clock.now_s())
+            for report in (line.event.report for _, line in news.lines if isinstance(line.event, Crashed)):
                 self._drop_damaged(job, report)
-            if was_stopped:
-                inputs += [RankEnded(attempt=attempt, rank=rank, how="was not started") for rank in live.watch.end_unstarted()]
-            if inputs or seen.offsets:
-                await self._happened(job, *inputs, attempt=attempt, read=seen.offsets)
-            else:
-                await asyncio.sleep(LOOK_S)
+            if news:
+                await self._happened(job, *inputs, attempt=attempt.number, read=news.offsets)
 
     def _drop_damaged(self, job: str, report: ErrorReport) -> None:
         """A worker found other bytes in a blob than were sent: without it the next upload brings them again."""
@@ -444,7 +427,7 @@ class Conductor:
         devices = len(self._machine.devices)
         asks = []
         for record in waiting:
-            ask = attempt_files.ask_of(record.job.id, record.spec, self._machine)
+            ask = attempt_order.ask_of(record.job.id, record.spec, self._machine)
             try:
                 placement.check(ask, devices=devices, backend=self._name)
             except NotEnoughDevices as error:  # the machine had more when the job was submitted
@@ -457,7 +440,7 @@ class Conductor:
             self._held[ask.job] = seats
             held[ask.job] = seats.held
             self._said.pop(ask.job, None)
-            self._queue.put_nowait(Happened(ask.job, (Placed(len(seats.ranks)),), changes={"seats": attempt_files.encode_seats(seats)}))
+            self._queue.put_nowait(Happened(ask.job, (Placed(len(seats.ranks)),), changes={"seats": attempt_order.encode_seats(seats)}))
         self._say_why(asks[len(placed) :], held)
 
     def _say_why(self, asks: Sequence[DeviceRequest], held: dict[str, frozenset[int]]) -> None:
@@ -473,20 +456,27 @@ class Conductor:
     async def _take_up(self, record: JobRecord) -> None:
         """Continue a job that the server before us knew. Its workers may have gone on, or be gone."""
         job, state = record.job, record.job.state
-        await attempt_files.end_leftovers(self._state, self._pool, job.id, living=None if state.final else job.attempt)
+        await end_attempts(self._pool, job.id, but=None if state.final else job.attempt)
         if state not in {JobState.RUNNING, JobState.STOPPING}:
             return
-        seats = attempt_files.decode_seats(record.seats, ranks=job.ranks)
+        seats = attempt_order.decode_seats(record.seats, ranks=job.ranks)
         said = await self._store.call(self._store.entries, job.id, after=0, attempt=job.attempt, limit=1_000_000)
-        job = attempt_files.restored(job, said)
+        job = attempt_order.restored(job, said)
         self._records[job.id] = replace(record, job=job)
         self._held[job.id] = seats
-        folder = AttemptFolder(self._state.attempt(job.id, job.attempt))
         offsets = await self._store.call(self._store.read_offsets, job.id, job.attempt)
-        live = self._watch(job.id, folder, seats, offsets)
-        unstarted = [rank for rank in range(live.ranks) if folder.process(rank) is None]
-        if unstarted or job.verdict is not None or state is JobState.STOPPING:
+        attempt = await self._pool.adopt(job.id, job.attempt, ranks=len(seats.ranks), offsets=offsets)
+        self._watch(job.id, attempt, seats)
+        if not attempt.is_started or job.verdict is not None or state is JobState.STOPPING:
             self._spawn(self._stop_attempt(job.id, StopAttempt(attempt=job.attempt)), f"stop job {job.id}")
+
+
+async def end_attempts(pool: WorkerPool, job: str, *, but: int | None = None) -> None:
+    """End the processes of the job's attempts, and clear them away, all except for the number `but`."""
+    for attempt in await pool.attempts_of(job):
+        if attempt.number != but:
+            await attempt.stop(grace_s=0.0)
+            await attempt.clear()
 
 
 async def _logged(work: Any, name: str) -> None:

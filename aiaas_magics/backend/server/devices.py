@@ -1,27 +1,21 @@
-"""What this machine can give to workers.
+"""Devices: what this machine can give to workers.
 
-Owns counting cores, GPUs and memory as this process may use them (affinity, cgroup quota).
-Who gets which belongs to `jobs.placement`.
+Owns finding GPUs, and the list of devices. Cores and memory are read by `core.host`; who gets which belongs to `jobs.placement`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
-
-import psutil
 
 from aiaas_magics.core.engines import ONE_PROCESS
 from aiaas_magics.core.execution import Execution
+from aiaas_magics.core.host import cpu_name, memory_bytes, usable_cores
 from aiaas_magics.core.spec import Device, FitSpec
 
 SIMULATED: Final = "AIAAS_SIMULATED_DEVICES"
-CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +59,15 @@ class Machine:
 def find() -> Machine:
     cores = usable_cores()
     cpu = cpu_name()
-    memory = memory_bytes()
     simulated = _simulated()
     if simulated:
         devices = tuple(Device(kind="cpu", index=i, name=f"simulated device {i}", simulated=True) for i in range(simulated))
-        return Machine(devices, cores, f"{simulated} simulated devices on {_count(len(cores), 'core')}, {cpu}", memory)
+        return Machine(devices, cores, f"{simulated} simulated devices on {_count(len(cores), 'core')}, {cpu}", memory_bytes())
     gpus = find_gpus()
     if gpus:
-        return Machine(gpus, (), f"{len(gpus)} x {gpus[0].name}, {_count(len(cores), 'core')}, {cpu}", memory)
+        return Machine(gpus, (), f"{len(gpus)} x {gpus[0].name}, {_count(len(cores), 'core')}, {cpu}", memory_bytes())
     devices = tuple(Device(kind="cpu", index=core, name=f"core {core}") for core in cores)
-    return Machine(devices, cores, f"{_count(len(cores), 'core')}, {cpu}", memory)
+    return Machine(devices, cores, f"{_count(len(cores), 'core')}, {cpu}", memory_bytes())
 
 
 def _simulated() -> int:
@@ -84,43 +77,6 @@ def _simulated() -> int:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def usable_cores() -> tuple[int, ...]:
-    """The cores this process may run on, as many of them as its quota is worth; at least one."""
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    quota = cpu_quota()
-    count = len(allowed) if quota is None else max(1, min(len(allowed), math.floor(quota + 0.01)))
-    return tuple(allowed[:count])
-
-
-def cpu_quota(root: Path = CGROUPS) -> float | None:
-    """How many cores' worth of time the cgroup grants (v2, then v1); None without a limit."""
-    with contextlib.suppress(OSError, ValueError):
-        limit, period = (root / "cpu.max").read_text(encoding="ascii").split()
-        return None if limit == "max" else int(limit) / int(period)
-    with contextlib.suppress(OSError, ValueError):
-        limit_us = int((root / "cpu" / "cpu.cfs_quota_us").read_text(encoding="ascii"))
-        period_us = int((root / "cpu" / "cpu.cfs_period_us").read_text(encoding="ascii"))
-        return None if limit_us <= 0 else limit_us / period_us
-    return None
-
-
-def memory_bytes(root: Path = CGROUPS) -> int:
-    """The machine's memory, or the cgroup's limit where that is less."""
-    total = int(psutil.virtual_memory().total)
-    for file in (root / "memory.max", root / "memory" / "memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            total = min(total, int(file.read_text(encoding="ascii")))
-    return total
-
-
-def cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return " ".join(line.partition(":")[2].replace("(R)", "").replace("(TM)", "").split())
-    return platform.processor() or platform.machine() or "unknown processor"
 
 
 def find_gpus() -> tuple[Device, ...]:

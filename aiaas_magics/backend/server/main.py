@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +30,7 @@ from aiaas_magics.backend.net.cors import Cors
 from aiaas_magics.backend.net.event_loop import fast_loop
 from aiaas_magics.backend.net.guard import LOOPBACK, Guard
 from aiaas_magics.backend.net.limited_http import KEEP_ALIVE_S, LimitedProtocol
-from aiaas_magics.backend.net.server_certificate import check_pair
+from aiaas_magics.backend.net.server_certificate import check_listening, check_pair
 from aiaas_magics.backend.server import devices
 from aiaas_magics.backend.server.api.api_answers import refuse
 from aiaas_magics.backend.server.api.api_app import Parts, build
@@ -44,11 +44,11 @@ from aiaas_magics.backend.server.storage.records import Store
 from aiaas_magics.backend.server.storage.state_folder import StateFolder
 from aiaas_magics.backend.server.storage.usage import SWEEP_S, Storage
 from aiaas_magics.backend.serving.process.supervisor import InferenceHost
-from aiaas_magics.backend.workers.local.local_pool import LocalPool
+from aiaas_magics.backend.workers.pool import PoolFactory, PoolSetting
+from aiaas_magics.backend.workers.pools import POOLS
 from aiaas_magics.core import settings, wire
 from aiaas_magics.core.clock import Clock, SystemClock
 from aiaas_magics.core.errors import BackendRefused, InvalidSpec, StoreNotWritable
-from aiaas_magics.core.server_proof import is_loopback
 from aiaas_magics.core.spec import About
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ class ServerOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     idle_minutes: float | None = None
+    pool: str = "local"  # where workers live: a name in `pools`
+    pools: Mapping[str, PoolFactory] = field(default_factory=lambda: POOLS)
     launcher_options: Sequence[str] = field(default=())
     keep_free: str = ""  # of the disk: see `room.KeepFree`
     cors: Sequence[str] = ()  # origins of web pages that may ask for predictions
@@ -77,17 +79,14 @@ class ServerOptions:
 
     def check(self) -> None:
         """Raises `InvalidSpec` for what must not be served so."""
+        if self.pool not in self.pools:
+            raise InvalidSpec(f"There is no pool {self.pool!r}. Use one of: {', '.join(self.pools)}.")
         Cors.parse(self.cors)
         if self.keep_free:
             KeepFree.parse(self.keep_free)
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
+        check_listening(self.host, self.tls_cert, self.tls_key)
         if self.tls_cert is not None and self.tls_key is not None:
             check_pair(self.tls_cert, self.tls_key)
-        if not is_loopback(self.host) and self.tls_cert is None:
-            raise InvalidSpec(
-                f"--host {self.host} reaches beyond this machine, and the token would cross in the clear. Add --tls-cert and --tls-key."
-            )
 
     @property
     def tls(self) -> tuple[str, str] | None:
@@ -150,7 +149,7 @@ class ServerParts:
         self._room = Room(state.path, KeepFree.parse(options.keep_free) if options.keep_free else KeepFree())
         self._store = Store(state.records)
         self._blobs = BlobStore(state.blobs)
-        self._pool = LocalPool(state.launcher, launcher_options=options.launcher_options)
+        self._pool = options.pools[options.pool](PoolSetting(state=state.path, launcher_options=options.launcher_options))
         machine = devices.find()
         name = "local" if options.local else socket.gethostname()
         self._about = About(
@@ -188,7 +187,7 @@ class ServerParts:
             presence=self._presence,
             room=self._room,
             storage=self._storage,
-            jobs_folder=self._state.jobs,
+            job_folder=self._state.job,
             stop=self.stop,
         )
         hosts = None if options.tls else LOOPBACK | {options.host.lower(), f"[{options.host}]".lower()}
@@ -253,10 +252,8 @@ class ServerParts:
                 await self._sweep()
             limit_s = None if self._options.idle_minutes is None else self._options.idle_minutes * 60
             await asyncio.sleep(LOOK_S if limit_s is None else min(LOOK_S, max(limit_s / 4, 0.1)))
-            # Otherwise the launcher ends in its own time: a server that lives for months must not hold the libraries' memory for nobody.
-            if self._conductor.is_busy or self._presence.was_asked():
-                await self._pool.keep_warm()
-            self._pool.reap()
+            # A pool ends its helpers in their own time: a server that lives for months must not hold the libraries' memory for nobody.
+            await self._pool.keep_house(is_wanted=self._conductor.is_busy or self._presence.was_asked())
             if self._conductor.is_busy or self._endpoints.any:
                 self._presence.needed()
             elif limit_s is not None and self._presence.quiet_s() > limit_s:

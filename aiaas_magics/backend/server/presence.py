@@ -6,8 +6,8 @@ from it belongs to `main`.
 
 from __future__ import annotations
 
-from aiaas_magics.backend.workers.local.attempt_folder import ProcessId
 from aiaas_magics.core.clock import Clock
+from aiaas_magics.core.process_id import ProcessId
 
 
 class Presence:
@@ -31,9 +31,9 @@ class Presence:
         asked, self._asked = self._asked, False
         return asked
 
-    def add(self, pid: int, started: int) -> None:
+    def add(self, kernel: ProcessId) -> None:
         """A kernel is here for as long as its process lives."""
-        self._kernels.add(ProcessId(pid=pid, started=started))
+        self._kernels.add(kernel)
 
     def quiet_s(self) -> float:
         """For how long nobody was here: 0 while a kernel lives, otherwise since the last request, kernel or need."""

@@ -1,4 +1,4 @@
-"""Opened files: whether a job's callbacks made a file anew, or added to one that the user has.
+"""Record of opened files: whether a file of a callback is new, or is added to what the user has.
 
 Owns the record: a worker writes it as files are opened, the server reads it when the job is over. A worker's folder is empty at first, so
 that `open("mine.txt", "a")` looks like a new file there; beside the notebook it is not.
@@ -13,20 +13,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-RECORD: Final = "opened.jsonl"  # in the job's folder
+from aiaas_magics.backend.folders.job_folder import JobFolder
+from aiaas_magics.core.contract import APPENDED
+
 WRITES: Final = os.O_WRONLY | os.O_RDWR
 ANEW: Final = os.O_TRUNC | os.O_CREAT | os.O_EXCL
-APPENDED: Final = "appended"
 WRITTEN: Final = "written"
 
 
-def record(job_folder: Path) -> None:
+def record(job_folder: JobFolder) -> None:
     """From now on keep a record of the files below the current folder that this process writes.
 
     An audit hook (PEP 578) sees `open` and `os.open` of any library in Python, and cannot be taken away again. What native code opens
     (TensorFlow's own files) it does not see: those count as written anew.
     """
-    sink = os.open(job_folder / RECORD, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    sink = os.open(job_folder.opened, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     sys.addaudithook(_hook(os.getcwd(), sink))
 
 
@@ -61,11 +62,11 @@ def _hook(base: str, sink: int) -> Callable[[str, tuple[Any, ...]], None]:
     return hook
 
 
-def appended(job_folder: Path) -> frozenset[str]:
+def appended(job_folder: JobFolder) -> frozenset[str]:
     """Names of the files that were only ever opened to be added to, over all attempts of a job."""
     by_path: dict[str, bool] = {}
     try:
-        lines = (job_folder / RECORD).read_bytes().splitlines()
+        lines = job_folder.opened.read_bytes().splitlines()
     except OSError:
         return frozenset()
     for line in lines:

@@ -1,42 +1,53 @@
-"""Where worker processes live, as a list of promises.
+"""Worker pool: the seam between a server and the places where worker processes live.
 
-Owns the Protocol. `local_pool` keeps it with processes of this machine.
+Owns the Protocol and the setting that each pool is made from. `pools` has the table of pools, `attempt` the handle that they hand out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from aiaas_magics.backend.training.worker_command import WorkerCommand as WorkerCommand  # given on: what `start` takes
-from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder
+from aiaas_magics.backend.workers.attempt import Attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSetting:
+    """What a pool is made from: the server's state folder, in which jobs/<id>/ is each job's, and options of its own."""
+
+    state: Path
+    launcher_options: Sequence[str] = ()
 
 
 class WorkerPool(Protocol):
-    """Starts and stops the processes of attempts; what they say stands in the attempt's folder.
+    """Hands out attempts, and ends with nothing left behind.
 
-    Promises, tested for every pool in tests/backend/workers/test_worker_pool.py:
+    Promises, tested for every pool in tests/contracts/test_worker_pool.py:
 
-    * `start` returns when a process exists for each command, not when it is ready; when it
-      raises, `stop` still ends what was started.
-    * Each process has a pid file from its beginning and, while the pool's own helper lives, an
-      exit file from its end.
-    * `stop` may be called twice, at the same time, and for processes that are dead already.
-      When it returns, no process of the attempt lives, and none will start.
-    * `clear` removes what an ended attempt left outside the job: its folder, its shared memory.
-    * Workers outlive the server where `survives_server_restart` says so.
+    * `attempt` hands out a new one: what an earlier attempt of that number left is cleared.
+    * `adopt` hands out one that an earlier pool on the same state started, from `offsets` on. Where
+      `survives_server_restart` says so its workers go on meanwhile; elsewhere every rank has ended.
+    * `attempts_of` finds every attempt of a job that left something, alive or not.
     * After `close` no process started here is alive, helpers included.
     """
 
     survives_server_restart: bool
 
     def warm(self) -> None:
-        """Begin to get ready; returns at once, and what goes wrong shows at `start`."""
+        """Begin to get ready; returns at once, and what goes wrong shows at `Attempt.start`."""
 
-    async def start(self, folder: AttemptFolder, commands: Sequence[WorkerCommand], /) -> None: ...
+    async def keep_house(self, *, is_wanted: bool) -> None:
+        """Called twice a minute; `is_wanted` says that jobs run, or that a client was here since the last call."""
 
-    async def stop(self, folder: AttemptFolder, /, *, ranks: int, patience_s: float = 0.0, grace_s: float = 1.0) -> None: ...
+    async def attempt(self, job: str, number: int, /, *, ranks: int) -> Attempt: ...
 
-    async def clear(self, folder: AttemptFolder, /) -> None: ...
+    async def adopt(self, job: str, number: int, /, *, ranks: int, offsets: Mapping[str, int]) -> Attempt: ...
+
+    async def attempts_of(self, job: str, /) -> Sequence[Attempt]: ...
 
     async def close(self) -> None: ...
+
+
+PoolFactory = Callable[[PoolSetting], WorkerPool]

@@ -24,6 +24,7 @@ from msgspec.structs import replace
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from aiaas_magics.backend.folders.job_folder import JobFolder
 from aiaas_magics.backend.folders.small_files import is_no_room
 from aiaas_magics.backend.training import shown_figures
 from aiaas_magics.backend.training.error_report import report_of
@@ -164,7 +165,7 @@ def prepare_process(command: WorkerCommand) -> None:
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chdir(where)
     if command.rank == 0:
-        opened_files.record(Path(command.job_dir))
+        opened_files.record(JobFolder(Path(command.job_dir)))
     for folder in command.folders:
         Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
 

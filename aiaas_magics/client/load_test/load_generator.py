@@ -45,6 +45,7 @@ from aiaas_magics.client.load_test.load_plan import (
     rate_label,
 )
 from aiaas_magics.core import server_proof, wire
+from aiaas_magics.core.contract import NO_OP
 from aiaas_magics.core.errors import AiaasError, BackendNotProven
 from aiaas_magics.core.scaling.load_report import LoadPoint, RatePoint, Sides
 
@@ -53,7 +54,6 @@ DIGITS: Final = 3  # the histogram's precision: 0.1 %
 AGAIN_S: Final = 0.01  # a server that is gone is not to be asked as fast as a loop turns
 SPIN_S: Final = 0.002  # uvloop's timers count whole milliseconds; nearer than this the loop turns until it is time
 OPEN_CONNECTIONS: Final = 64  # guess: as many as can wait in the server at once; who finds none free waits here, and it counts
-NO_OP: Final = "aiaas-no-op"  # a header: read, checked and answered as any other request, but nothing is computed
 
 
 def _histogram() -> Any:

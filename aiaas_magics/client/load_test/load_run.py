@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -22,12 +20,10 @@ from aiaas_magics.client.load_test.load_plan import ANSWER_S, MARK, BodyForm, Lo
 from aiaas_magics.client.serving import tensor_protocol
 from aiaas_magics.core import snippets, wire
 from aiaas_magics.core.errors import BackendNotProven, BackendRefused, BackendTooSlow, BackendUnreachable, InvalidSpec
+from aiaas_magics.core.host import cpu_name, usable_cores
 from aiaas_magics.core.plain_text import visible
 from aiaas_magics.core.scaling.load_report import LoadProgress, LoadReport, Sides
 from aiaas_magics.core.spec import EndpointView, TensorSpec
-
-if TYPE_CHECKING:
-    from aiaas_magics.client.serving.endpoint import Endpoint
 
 START_S: Final = 30.0  # guess: a fresh interpreter on a busy machine
 BODIES: Final = 16  # guess: enough that no cache of one body is measured
@@ -35,8 +31,9 @@ FORMS: Final = ("json", "binary")
 
 
 def run_load(
-    endpoint: Endpoint,
+    view: EndpointView,
     *,
+    fingerprint: str = "",
     concurrency: Sequence[int] = (1, 2, 4),
     duration_s: float = 1.0,
     rows: int = 1,
@@ -45,13 +42,14 @@ def run_load(
     forms: Sequence[str] = FORMS,
     on_progress: Callable[[LoadProgress], None] | None = None,
 ) -> LoadReport:
-    """Load `endpoint` from a process of its own and report what was seen.
+    """Load the endpoint from a process of its own and report what was seen.
 
     Args:
+        fingerprint: SHA-256 of the certificate that was accepted for it; "" for one that an authority signed.
         concurrency: Numbers of connections, measured one after the other.
         duration_s: Seconds each.
         rows: Rows in a request.
-        x: Rows to send, in the form that `endpoint.predict` takes; without it, rows that fit
+        x: Rows to send, in the form that `Endpoint.predict` takes; without it, rows that fit
             the interface are made up, or of texts and of what has any size the example of the sample.
         rates: Requests a second on a schedule, with the first of `forms`; left out, up from a quarter of what
             the connections reached until answers stay behind; none where it is empty.
@@ -62,7 +60,6 @@ def run_load(
         InvalidSpec: a number that cannot be.
         BackendRefused: every request was refused; the text is the server's own.
     """
-    view = endpoint.view()
     plan = LoadPlan(
         url=view.url,
         token=view.token,
@@ -72,7 +69,7 @@ def run_load(
         rows=rows,
         rates=None if rates is None else tuple(rates),
         model=view.name,
-        fingerprint=endpoint.fingerprint,
+        fingerprint=fingerprint,
         authority=os.environ.get("AIAAS_CA", ""),
     )
     outcome = carry_out(plan, on_progress)
@@ -239,13 +236,5 @@ def _made_up(spec: TensorSpec, rows: int) -> np.ndarray:
 
 def hardware() -> str:
     """This machine in one line, for captions: the load and a local server share it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores, {_processor() or platform.machine()}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    cores = len(usable_cores())
+    return f"{cores} core{'' if cores == 1 else 's'}, {cpu_name()}"

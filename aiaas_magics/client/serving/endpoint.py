@@ -306,7 +306,16 @@ class Endpoint:
         """
         from aiaas_magics.client.load_test.load_run import run_load
 
-        return run_load(self, concurrency=concurrency, duration_s=duration_s, rows=rows, rates=rates, forms=forms, on_progress=on_progress)
+        return run_load(
+            self.view(),
+            fingerprint=self.fingerprint,
+            concurrency=concurrency,
+            duration_s=duration_s,
+            rows=rows,
+            rates=rates,
+            forms=forms,
+            on_progress=on_progress,
+        )
 
     def watch(self, *, every_s: float = 1.0) -> Iterator[Sample | None]:
         """Look at the endpoint again and again, without end.

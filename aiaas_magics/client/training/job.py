@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiaas_magics.client.training import returned_files
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.core import errors
+from aiaas_magics.core.contract import APPENDED, OPENED
 from aiaas_magics.core.errors import (
     AiaasBug,
     AiaasError,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from aiaas_magics.packing.fitcall.fit_call import PackedFitCall
 
 POLL_S: Final = 0.25  # a view is redrawn at most four times a second (Jupyter's output limits, facts/notebook)
-OPENED: Final = "aiaas-opened"  # header of a file: "appended" if callbacks only ever added to it
 KEPT_RESULTS: Final = "those of the newest 100 jobs and of the last 30 days, and fewer where the disk is full"  # `server.retention`
 PNG: Final = b"\x89PNG\r\n\x1a\n"  # how each one begins
 READ_GAP_S: Final = 0.03  # guess: workers tell four times a second, and the server looks for it twenty times
@@ -347,7 +347,7 @@ class Job:
     @contextmanager
     def _file(self, name: str) -> Iterator[_JobFile]:
         with self._transport.download(f"/v1/jobs/{self.id}/files/{_quoted(name)}") as incoming:
-            yield _JobFile(incoming.size, incoming.chunks, incoming.headers.get(OPENED) == "appended")
+            yield _JobFile(incoming.size, incoming.chunks, incoming.headers.get(OPENED) == APPENDED)
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._awaited().__await__()

@@ -24,7 +24,7 @@ from aiaas_magics.core.story import JobStory
 from aiaas_magics.core.timing_cache import StepTiming
 
 if TYPE_CHECKING:
-    from aiaas_magics.client.backend import Backend
+    from aiaas_magics.client.open_backend import OpenBackend
     from aiaas_magics.packing.fitcall.fit_call import FitCall
 
 # Three short repeats: their median is what a scheduler's hiccup leaves alone. The second step tells how many fill one.
@@ -94,7 +94,7 @@ class PlanProgress:
 
 
 def plan(
-    backend: Backend, call: FitCall, options: TrainOptions, *, on_progress: Callable[[PlanProgress], None] = lambda _: None
+    backend: OpenBackend, call: FitCall, options: TrainOptions, *, on_progress: Callable[[PlanProgress], None] = lambda _: None
 ) -> FitPlan:
     """Check `call`, and measure every way to carry it out that `options` leave open; the model in the kernel is not changed.
 
@@ -168,7 +168,7 @@ class MeasuredWay:
 
 
 def measure(
-    backend: Backend, call: FitCall, options: TrainOptions, engine: str, strategy: str, tell: Callable[[JobStory], None]
+    backend: OpenBackend, call: FitCall, options: TrainOptions, engine: str, strategy: str, tell: Callable[[JobStory], None]
 ) -> MeasuredWay:
     """Have a job measure one way."""
     refused = Candidate(engine=engine, strategy=strategy, fused=options.execution.fused)

@@ -35,7 +35,7 @@ from aiaas_magics.core.story import JobStory
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from aiaas_magics.client.backend import Backend
+    from aiaas_magics.client.open_backend import OpenBackend
     from aiaas_magics.client.training.job import Job
     from aiaas_magics.packing.fitcall.fit_call import FitCall, FitResult
     from aiaas_magics.plots.text_twins import StudyReport
@@ -210,7 +210,7 @@ def _step_point(point: Point) -> StepPoint:
 
 
 def measure(
-    backend: Backend,
+    backend: OpenBackend,
     call: FitCall,
     *,
     points: Sequence[int],
@@ -223,7 +223,7 @@ def measure(
 
 
 def run(
-    backend: Backend,
+    backend: OpenBackend,
     call: FitCall,
     *,
     points: Sequence[int],
@@ -255,7 +255,7 @@ class _Calls:
         InvalidSpec: `weak`, and the data has not the rows of the largest batch.
     """
 
-    def __init__(self, backend: Backend, call: FitCall, points: tuple[int, ...], options: TrainOptions, *, weak: bool) -> None:
+    def __init__(self, backend: OpenBackend, call: FitCall, points: tuple[int, ...], options: TrainOptions, *, weak: bool) -> None:
         from aiaas_magics.packing.checks.exactness import adaptive
 
         self.backend, self.points, self.weak, self.adaptive = backend, points, weak, adaptive(call.model)

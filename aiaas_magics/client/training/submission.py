@@ -18,8 +18,9 @@ from aiaas_magics.client.training.dataset_feed import Feed
 from aiaas_magics.client.training.engine_timings import quicker_for
 from aiaas_magics.client.training.job import Job
 from aiaas_magics.core import row_order, settings
+from aiaas_magics.core.contract import check_versions
 from aiaas_magics.core.engines import ONE_PROCESS
-from aiaas_magics.core.errors import CannotTravel, InvalidSpec, NotEnoughDevices, NotOnEngine, VersionSkew
+from aiaas_magics.core.errors import CannotTravel, InvalidSpec, NotEnoughDevices, NotOnEngine
 from aiaas_magics.core.events import Phase
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.plain_text import visible
@@ -27,7 +28,7 @@ from aiaas_magics.core.spec import CheckpointView, FitShape, FitSpec, JobView, M
 from aiaas_magics.core.story import JobStory
 
 if TYPE_CHECKING:
-    from aiaas_magics.client.backend import Backend
+    from aiaas_magics.client.open_backend import OpenBackend
     from aiaas_magics.client.uploads import ArrayUpload
     from aiaas_magics.packing.fitcall.fit_call import FitCall, PackedFitCall
     from aiaas_magics.packing.fitcall.manifest import Manifest
@@ -75,7 +76,7 @@ class Preflight:
 class Prepared:
     """A packed call, checked against the backend; nothing was sent yet."""
 
-    backend: Backend
+    backend: OpenBackend
     packed: PackedFitCall
     uploads: tuple[ArrayUpload, ...]  # of the packed call's arrays
     options: TrainOptions
@@ -84,7 +85,9 @@ class Prepared:
     story: JobStory = field(default_factory=JobStory)
 
 
-def prepare(backend: Backend, call: FitCall, options: TrainOptions, *, on_change: Callable[[JobStory], None] = lambda _: None) -> Prepared:
+def prepare(
+    backend: OpenBackend, call: FitCall, options: TrainOptions, *, on_change: Callable[[JobStory], None] = lambda _: None
+) -> Prepared:
     """Pack `call` and check it against `backend`; nothing is sent.
 
     Raises:
@@ -207,7 +210,7 @@ def _default_name(model: str) -> str:
     return " ".join(visible(model).split())[:NAME_CHARACTERS] or "model"
 
 
-def check_resume(backend: Backend, job: str, shape: FitShape, packed: PackedFitCall) -> str:
+def check_resume(backend: OpenBackend, job: str, shape: FitShape, packed: PackedFitCall) -> str:
     """The sentence that says where `packed` goes on.
 
     Raises:
@@ -234,13 +237,3 @@ def simulated(devices: int) -> str:
         f"There is no GPU: strategy mirrored runs on {devices} simulated devices, which share the cores of one process. "
         "Results are those of real ones, times are not; collective is the strategy for cores."
     )
-
-
-def check_versions(here: Versions, there: Versions) -> None:
-    """Both sides must read the same pickles and compute with the same library: x.y of each must agree.
-
-    Raises:
-        VersionSkew: naming the first that differs.
-    """
-    if what := here.skew(there, "python", "keras", "tensorflow", "aiaas_magics"):
-        raise VersionSkew(what, getattr(here, what) or "not installed", getattr(there, what) or "not installed")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from aiaas_magics.backend.server import devices
 from aiaas_magics.backend.server.devices import Machine
+from aiaas_magics.core import host
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import Device
 
@@ -83,10 +84,10 @@ def test_a_quota_is_read_from_either_kind_of_cgroup(tmp_path: Path, files: dict[
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
 
-    assert devices.cpu_quota(tmp_path) == quota
+    assert host.cpu_quota(tmp_path) == quota
 
 
 def test_memory_is_what_the_cgroup_grants(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("123456789\n")
 
-    assert devices.memory_bytes(tmp_path) == 123456789
+    assert host.memory_bytes(tmp_path) == 123456789

@@ -18,7 +18,7 @@ TENSOR = TensorSpec(name="x", dtype="float32", shape=(-1, 3))
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Served]:
-    with served(tmp_path / "state") as server:
+    with served(tmp_path / "state", "--pool", "stub") as server:
         yield server
 
 
@@ -163,7 +163,7 @@ def test_a_number_of_executors_is_kept(server: Served) -> None:
 def test_an_endpoint_keeps_the_server(tmp_path: Path) -> None:
     import subprocess
 
-    with served(tmp_path / "other", "--idle-minutes", "0.01") as server:
+    with served(tmp_path / "other", "--idle-minutes", "0.01", "--pool", "stub") as server:
         deploy(server)
         with pytest.raises(subprocess.TimeoutExpired):
             server.process.wait(2)

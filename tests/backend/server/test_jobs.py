@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from aiaas_magics.backend.folders import checkpoint_folder
-from aiaas_magics.backend.server import attempt_files
+from aiaas_magics.backend.server import job_files
 from aiaas_magics.backend.server.storage.state_folder import StateFolder
 from aiaas_magics.client.training import job as jobs
 from aiaas_magics.client.training.job import Job
@@ -338,14 +338,14 @@ def test_a_job_without_anything_to_go_on_from_is_refused_in_words(server: Served
 
 def test_only_the_newest_jobs_that_ended_badly_keep_their_checkpoints(tmp_path: Path) -> None:
     state = StateFolder(tmp_path)
-    jobs = [str(number) for number in range(1, attempt_files.KEPT_JOBS + 4)]
+    jobs = [str(number) for number in range(1, job_files.KEPT_JOBS + 4)]
     for job in jobs:
-        with checkpoint_folder.written(state.job(job) / "checkpoints", checkpoint_folder.TrainingPosition(1)) as folder:
+        with checkpoint_folder.written(state.job(job).checkpoints, checkpoint_folder.TrainingPosition(1)) as folder:
             (folder / checkpoint_folder.STATE).write_text("{}")
 
-    attempt_files.forget_checkpoints(state, jobs, needed={"2"})
+    job_files.forget_checkpoints(state, jobs, needed={"2"})
 
-    assert [job for job in jobs if state.job(job).exists()] == ["2", *jobs[3:]]
+    assert [job for job in jobs if state.job(job).path.exists()] == ["2", *jobs[3:]]
 
 
 def test_a_job_that_loses_workers_each_time_fails_after_its_retries(server: Served) -> None:

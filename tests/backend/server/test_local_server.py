@@ -83,7 +83,7 @@ def test_port_and_token_survive_a_kill(own_home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "options"), [("backend.serving", ("--state",)), ("backend.workers.launcher", ("--preload", "json", "--folder"))]
+    ("module", "options"), [("backend.serving", ("--state",)), ("backend.workers.local.launcher", ("--preload", "json", "--folder"))]
 )
 def test_a_process_whose_server_died_before_it_could_say_where_it_is_ends_by_itself(
     tmp_path: Path, module: str, options: tuple[str, ...]

@@ -60,16 +60,8 @@ def test_each_concurrency_gives_a_point_with_ordered_percentiles(shared: Rig) ->
         assert point.seconds >= 0.4
 
 
-class OneEndpoint:
-    """What `run_load` needs of an endpoint."""
-
-    fingerprint = ""
-
-    def __init__(self, rig: Rig, name: str, inputs: tuple[TensorSpec, ...]) -> None:
-        self._view = EndpointView(name=name, url=rig.host.url, token=rig.host.token, replicas=1, versions=(), inputs=inputs, outputs=())
-
-    def view(self) -> EndpointView:
-        return self._view
+def one_endpoint(rig: Rig, name: str, inputs: tuple[TensorSpec, ...]) -> EndpointView:
+    return EndpointView(name=name, url=rig.host.url, token=rig.host.token, replicas=1, versions=(), inputs=inputs, outputs=())
 
 
 @pytest.mark.parametrize(
@@ -82,7 +74,7 @@ class OneEndpoint:
     ],
 )
 def test_rows_are_made_up_for_any_interface(shared: Rig, name: str, inputs: tuple[TensorSpec, ...]) -> None:
-    report = run_load(OneEndpoint(shared, name, inputs), concurrency=(2,), duration_s=0.2, rows=2, rates=())  # type: ignore[arg-type]
+    report = run_load(one_endpoint(shared, name, inputs), concurrency=(2,), duration_s=0.2, rows=2, rates=())
 
     assert (report.endpoint, report.rows, report.forms) == (name, 2, ("json", "binary"))
     for point in report.points:
@@ -197,7 +189,7 @@ def test_the_token_is_on_no_command_line_while_the_load_runs(shared: Rig) -> Non
 
 
 def test_a_report_says_what_the_model_alone_and_the_interface_alone_could_do(shared: Rig) -> None:
-    report = run_load(OneEndpoint(shared, "plus", tuple(X)), concurrency=(1, 4), duration_s=0.5, rates=())  # type: ignore[arg-type]
+    report = run_load(one_endpoint(shared, "plus", tuple(X)), concurrency=(1, 4), duration_s=0.5, rates=())
 
     for side in report.sides:
         most = max(point.requests_per_s for point in report.points_of(side.form))

@@ -139,7 +139,7 @@ def finish(processes: Sequence[subprocess.Popen[bytes]], wait_s: float = WAIT_S)
 def fork(pool: LocalPool, sent: Sent, folder: Path, *, ranks: int, attempt: int = 1, **more: Any) -> list[int | None]:
     """How the processes of one attempt ended, which `pool` forks."""
     there = AttemptFolder(folder / f"attempt-{attempt}")
-    asyncio.run(pool.start(there, commands_for(sent, folder, ranks=ranks, attempt=attempt, **more)))
+    asyncio.run(pool.start_ranks(there, commands_for(sent, folder, ranks=ranks, attempt=attempt, **more)))
     return [ending.code for ending in endings(there, ranks) if ending is not None]
 
 

@@ -14,9 +14,10 @@ import pytest
 from aiaas_magics.backend.serving.process.state_directory import RunningProcess
 from aiaas_magics.backend.serving.process.state_directory import is_alive as inference_process_is_alive
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
-from aiaas_magics.backend.workers.local.attempt_folder import ProcessId
 from aiaas_magics.client import local_server
 from aiaas_magics.core import process_id
+from aiaas_magics.core.contract import ServerNote
+from aiaas_magics.core.process_id import ProcessId
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system keeps the time of a start, and does not work it out")
 
@@ -40,7 +41,7 @@ def test_a_clock_that_is_set_makes_no_process_another() -> None:
     assert ME.is_alive()
     running = RunningProcess(pid=ME.pid, started=ME.started, url="", host="", tls="", control="", secret="", version="")
     assert inference_process_is_alive(running)
-    assert local_server._process(local_server._Serving(pid=ME.pid, started=ME.started, url="")) == psutil.Process()
+    assert local_server._process(ServerNote(pid=ME.pid, started=ME.started, url="")) == psutil.Process()
 
 
 def test_a_clock_that_is_set_makes_no_rank_missing(tmp_path: Path, request: pytest.FixtureRequest) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from aiaas_magics.backend.folders.job_folder import JobFolder
 from aiaas_magics.backend.workers import opened_files
 from aiaas_magics.client.training import returned_files
 from aiaas_magics.client.training.returned_files import ReturnedFile, Written, save, sentences
@@ -223,9 +224,10 @@ def test_a_file_that_does_not_fit_on_the_disk_stays_on_the_backend(here: Path) -
 
 SCRIPT = """
 import os, sys, pathlib, shutil
+from aiaas_magics.backend.folders.job_folder import JobFolder
 from aiaas_magics.backend.workers import opened_files
 os.chdir(sys.argv[2])
-opened_files.record(pathlib.Path(sys.argv[1]))
+opened_files.record(JobFolder(pathlib.Path(sys.argv[1])))
 exec(sys.argv[3])
 """
 
@@ -253,11 +255,11 @@ def test_how_a_file_was_opened_is_on_record(tmp_path: Path, code: str, found: se
 
     subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "job"), str(tmp_path / "job" / "files"), code], check=True, timeout=60)
 
-    assert opened_files.appended(tmp_path / "job") == found
+    assert opened_files.appended(JobFolder(tmp_path / "job")) == found
 
 
 def test_a_second_attempts_record_goes_on_from_the_firsts(tmp_path: Path) -> None:
     lines = [["written", "a"], ["appended", "a"], ["appended", "b"], ["appended", "b"], ["appended", "c"], ["written", "c"]]
-    (tmp_path / opened_files.RECORD).write_text("".join(json.dumps(line) + "\n" for line in lines) + "[1]\nnot json\n{}\n[[], {}]\n")
+    JobFolder(tmp_path).opened.write_text("".join(json.dumps(line) + "\n" for line in lines) + "[1]\nnot json\n{}\n[[], {}]\n")
 
-    assert opened_files.appended(tmp_path) == {"b"}
+    assert opened_files.appended(JobFolder(tmp_path)) == {"b"}

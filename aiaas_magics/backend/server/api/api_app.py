@@ -10,10 +10,8 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, Final
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,6 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from aiaas_magics.backend.folders.feed_folder import FeedFolder
+from aiaas_magics.backend.folders.job_folder import JobFolder, refuse_link
 from aiaas_magics.backend.folders.small_files import NotPlainFile, open_plain
 from aiaas_magics.backend.server.api.api_answers import (
     answer,
@@ -39,38 +38,19 @@ from aiaas_magics.backend.server.storage.blob_store import BLOB_BYTES, BlobStore
 from aiaas_magics.backend.server.storage.quota import Room, not_writable
 from aiaas_magics.backend.server.storage.usage import Storage
 from aiaas_magics.backend.workers import opened_files
-from aiaas_magics.core.errors import AiaasError, InvalidSpec, UnknownName, VersionSkew
+from aiaas_magics.core.contract import APPENDED, OPENED, BlobQuery, DroppedFile, Health, MissingBlobs, check_versions
+from aiaas_magics.core.errors import AiaasError, InvalidSpec, UnknownName
 from aiaas_magics.core.events import MOST_FIGURE_BYTES
 from aiaas_magics.core.feed_frames import FeedView
+from aiaas_magics.core.process_id import ProcessId
 from aiaas_magics.core.routing import Change, Scaling
-from aiaas_magics.core.spec import About, DeploySpec, FitSpec, Versions, checked_job_name
+from aiaas_magics.core.spec import About, DeploySpec, FitSpec, checked_job_name
 
 POLL_S: Final = 30.0  # contract: a long poll waits at most this long
 KEY_CHARACTERS: Final = 200
 BATCH_BYTES: Final = 4 * 1024**3  # guess: one batch of a kernel's data, which a worker takes into its memory whole
 FEEDS: Final = ("x", "validation_data")  # arguments of `fit` whose batches a kernel may send
 FEED_LOOK_S: Final = 0.01  # a batch is asked for in time while others wait to be read; guess
-
-
-class Health(msgspec.Struct):
-    aiaas: str
-
-
-class KernelHere(msgspec.Struct):
-    pid: int
-    started: int
-
-
-class BlobQuery(msgspec.Struct):
-    blobs: list[str]
-
-
-class Missing(msgspec.Struct):
-    missing: list[str]
-
-
-class Dropped(msgspec.Struct):
-    file: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +64,7 @@ class Parts:
     presence: Presence
     room: Room
     storage: Storage
-    jobs_folder: Path
+    job_folder: Callable[[str], JobFolder]
     stop: Callable[[], None]
 
 
@@ -149,8 +129,8 @@ async def about(request: Request) -> Response:
 
 async def kernel_here(request: Request) -> Response:
     """Register a kernel of this machine, so that the local server stays as long as it lives."""
-    told = await body_of(request, KernelHere)
-    _parts(request).presence.add(told.pid, told.started)
+    told = await body_of(request, ProcessId)
+    _parts(request).presence.add(told)
     return Response(status_code=204)
 
 
@@ -176,7 +156,7 @@ async def stop(request: Request) -> Response:
 async def missing_blobs(request: Request) -> Response:
     """Of the SHA-256 names in `blobs`, those that the server does not have."""
     asked = await body_of(request, BlobQuery)
-    return answer(Missing(await asyncio.to_thread(_parts(request).blobs.missing, asked.blobs)))
+    return answer(MissingBlobs(await asyncio.to_thread(_parts(request).blobs.missing, asked.blobs)))
 
 
 async def put_blob(request: Request) -> Response:
@@ -197,7 +177,7 @@ async def adopt_blob(request: Request) -> Response:
     parts = _parts(request)
     if parts.about().dropbox is None:
         raise InvalidSpec("This server has no dropbox. Send the bytes over HTTP instead.")
-    dropped = await body_of(request, Dropped)
+    dropped = await body_of(request, DroppedFile)
     parts.room.check()
     await asyncio.to_thread(parts.blobs.adopt, request.path_params["sha"], dropped.file)
     return Response(status_code=201)
@@ -225,17 +205,6 @@ async def submit_job(request: Request) -> Response:
     if missing:
         raise UnknownName("blob", missing[0])
     return answer(await parts.conductor.submit(spec, key=key), 201)
-
-
-def check_versions(theirs: Versions, ours: Versions) -> None:
-    """Python, Keras, TensorFlow and this package must be the same up to the second number: objects travel by their inner state.
-
-    Raises:
-        VersionSkew: naming the first that differs.
-    """
-    names = {"python": "Python", "keras": "Keras", "tensorflow": "TensorFlow", "aiaas_magics": "aiaas_magics"}
-    if what := theirs.skew(ours, *names):
-        raise VersionSkew(names[what], getattr(theirs, what) or "not installed", getattr(ours, what) or "not installed")
 
 
 async def list_jobs(request: Request) -> Response:
@@ -268,15 +237,15 @@ async def get_file(request: Request) -> Response:
     """Download a file that the job's callbacks wrote. It must be listed, and lie where it says it lies."""
     parts, path = _parts(request), request.path_params["path"]
     view = parts.conductor.view(request.path_params["job"])
-    folder = parts.jobs_folder / view.id / "files"
+    folder = parts.job_folder(view.id)
     try:
-        _refuse_link(folder)
-        root = folder.resolve()
+        refuse_link(folder.files)
+        root = folder.files.resolve()
         target = (root / path).resolve() if path in view.files else root
         if not target.is_relative_to(root):
             raise NotPlainFile("lies elsewhere")
-        appended = path in await asyncio.to_thread(opened_files.appended, folder.parent)
-        return _file(open_plain(target), {"aiaas-opened": opened_files.APPENDED} if appended else {})
+        appended = path in await asyncio.to_thread(opened_files.appended, folder)
+        return _file(open_plain(target), {OPENED: APPENDED} if appended else {})
     except (OSError, NotPlainFile) as error:
         raise UnknownName("file", path, view.files) from error
 
@@ -284,19 +253,13 @@ async def get_file(request: Request) -> Response:
 async def get_figure(request: Request) -> Response:
     """Download a figure that the job's code showed, as PNG, also while it runs. Links are not followed."""
     parts, numbers = _parts(request), request.path_params
-    job = parts.conductor.view(numbers["job"]).id
-    name, folder = f"{numbers['attempt']}-{numbers['number']}", parts.jobs_folder / job / "figures"
+    folder = parts.job_folder(parts.conductor.view(numbers["job"]).id)
+    figure = folder.figure(numbers["attempt"], numbers["number"])
     try:
-        _refuse_link(folder)
-        return _file(open_plain(folder / f"{name}.png", most_bytes=MOST_FIGURE_BYTES))
+        refuse_link(folder.figures)
+        return _file(open_plain(figure, most_bytes=MOST_FIGURE_BYTES))
     except (OSError, NotPlainFile) as error:
-        raise UnknownName("figure", name) from error
-
-
-def _refuse_link(folder: Path) -> None:
-    """A job's code can put a link in the place of its own folder, and so to whatever this account may read."""
-    if folder.is_symlink():
-        raise NotPlainFile("is a link")
+        raise UnknownName("figure", figure.stem) from error
 
 
 async def get_feed(request: Request) -> Response:
@@ -337,11 +300,11 @@ def _feed(request: Request) -> FeedFolder:
     parts, name = _parts(request), request.path_params["name"]
     if name not in FEEDS:
         raise UnknownName("feed", name, FEEDS)
-    job = parts.conductor.view(request.path_params["job"]).id
+    folder = parts.job_folder(parts.conductor.view(request.path_params["job"]).id)
     try:
-        return FeedFolder(parts.jobs_folder / job / "feed" / name).made()
+        return folder.feed(name).made()
     except OSError as error:
-        raise not_writable(parts.jobs_folder, error.strerror or str(error)) from error
+        raise not_writable(folder.path.parent, error.strerror or str(error)) from error
 
 
 # --------------------------------------------------------------------------- endpoints

@@ -7,10 +7,10 @@ token, the port of last time, and the note by which clients find the server.
     server.json       who serves it now, and where
     token, port       survive a restart, so that clients and endpoints' users need not notice one; both are new if the port is taken
     records.sqlite    see `records`; blobs/, dropbox/: see `blobs`
-    jobs/<id>/        attempt-<k>/, checkpoints/, files/, figures/; of a job that failed or was cancelled the last checkpoint stays
+    jobs/<id>/        see `job_folder`; of a job that failed or was cancelled the last checkpoint stays. Pools may keep attempts there
     reserve           part of the disk for the day when it is full: see `quota`
-    launcher/         the launcher's socket and log
     serving/          the inference process
+    other names       what a pool keeps: see its folder in `workers`
 """
 
 from __future__ import annotations
@@ -24,25 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-import msgspec
-
+from aiaas_magics.backend.folders.job_folder import JobFolder
 from aiaas_magics.backend.folders.small_files import write_private
 from aiaas_magics.core import process_id, settings, wire
+from aiaas_magics.core.contract import ServerNote
 from aiaas_magics.core.errors import InvalidSpec, StoreNotWritable
 
 TOKEN_CHARACTERS: Final = 32  # 128 bits in hexadecimal digits, if somebody made one by hand
 TOKEN_BYTES: Final = 32  # 256 random bits need no slow hash and no lock-out (facts/reliability 4.1)
 # A predecessor that was told to end, or was killed, lets go of the lock within this time; guess.
 LOCK_S: Final = 2.0
-
-
-class Serving(msgspec.Struct, frozen=True, kw_only=True):
-    """What server.json says."""
-
-    pid: int
-    started: int
-    url: str
-    version: str
 
 
 @dataclass(slots=True)
@@ -77,7 +68,7 @@ class StateFolder:
         if hasattr(os, "getuid") and self.path.stat().st_uid != os.getuid():
             raise StoreNotWritable(str(self.path), "it belongs to another account")
         self.path.chmod(0o700)
-        for name in ("jobs", "launcher", "serving"):
+        for name in ("jobs", "serving"):
             (self.path / name).mkdir(mode=0o700, exist_ok=True)
         probe = self.path / f".probe-{secrets.token_hex(4)}"
         probe.write_bytes(b"")
@@ -92,18 +83,11 @@ class StateFolder:
         return self.path / "blobs"
 
     @property
-    def launcher(self) -> Path:
-        return self.path / "launcher"
-
-    @property
     def jobs(self) -> Path:
         return self.path / "jobs"
 
-    def job(self, job: str) -> Path:
-        return self.jobs / job
-
-    def attempt(self, job: str, attempt: int) -> Path:
-        return self.jobs / job / f"attempt-{attempt}"
+    def job(self, job: str) -> JobFolder:
+        return JobFolder(self.jobs / job)
 
     def token(self) -> str:
         """The token of this folder, made when there is none.
@@ -140,12 +124,12 @@ class StateFolder:
         """Say where the server is; called when it listens."""
         write_private(self.path / "port", f"{port}\n".encode(), durable=True)
         pid = os.getpid()
-        told = Serving(pid=pid, started=process_id.start_mark(pid), url=url, version=settings.package_version())
+        told = ServerNote(pid=pid, started=process_id.start_mark(pid), url=url, version=settings.package_version())
         write_private(self.path / "server.json", wire.encode(told) + b"\n", durable=True)
 
-    def serving(self) -> Serving | None:
+    def serving(self) -> ServerNote | None:
         try:
-            return wire.decode((self.path / "server.json").read_bytes(), Serving)
+            return wire.decode((self.path / "server.json").read_bytes(), ServerNote)
         except (OSError, wire.Malformed):
             return None
 

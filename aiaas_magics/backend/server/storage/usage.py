@@ -11,19 +11,19 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from aiaas_magics.backend.server import attempt_files
-from aiaas_magics.backend.server.conductor import Conductor
+from aiaas_magics.backend.server.conductor import Conductor, end_attempts
 from aiaas_magics.backend.server.storage import migrations
 from aiaas_magics.backend.server.storage.blob_store import BlobStore
 from aiaas_magics.backend.server.storage.quota import Room
 from aiaas_magics.backend.server.storage.records import JobRecord, Store
 from aiaas_magics.backend.server.storage.retention import DAY_S, Ended, expired
 from aiaas_magics.backend.server.storage.state_folder import StateFolder
-from aiaas_magics.backend.workers.local.local_pool import LocalPool
+from aiaas_magics.backend.workers.pool import PoolFactory, PoolSetting
+from aiaas_magics.backend.workers.pools import POOLS
 from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.spec import Freed, StoragePart, StorageView
 
@@ -69,9 +69,9 @@ class Storage:
         missing = -self._room.free_bytes()
         old = expired(self._ended(records), now_s=now_s, missing_bytes=max(0, missing))
         folders = [self._state.job(record.job.id) for record in records]
-        checkpoints = [folder / "checkpoints" for folder in folders]
-        files = [folder / "files" for folder in folders]
-        figures = [folder / "figures" for folder in folders]
+        checkpoints = [folder.checkpoints for folder in folders]
+        files = [folder.files for folder in folders]
+        figures = [folder.figures for folder in folders]
         jobs = size_of([self._state.jobs])
         of_jobs = size_of(checkpoints), size_of([*files, *figures])
         path = self._state.path
@@ -104,7 +104,7 @@ class Storage:
     def _bytes_of(self, record: JobRecord) -> int:
         blobs = [self._blobs.path(record.result)] if record.result else []
         folder = self._state.job(record.job.id)
-        return size_of([*blobs, folder / "files", folder / "figures"])
+        return size_of([*blobs, folder.files, folder.figures])
 
     async def sweep(self) -> Freed:
         """What is done without being asked: what was of no use for a day, results by their age, long logs."""
@@ -129,8 +129,9 @@ class Storage:
             if gone:
                 await self._conductor.remove_results(gone)
                 for job in gone:
-                    for name in ("files", "figures"):
-                        await asyncio.to_thread(shutil.rmtree, self._state.job(job) / name, ignore_errors=True)
+                    folder = self._state.job(job)
+                    for path in (folder.files, folder.figures):
+                        await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
                 blobs += await self._sweep_blobs(now_s=now_s, older_than_s=older_than_s)
             for record in records:
                 if record.job.state.final and now_s - (record.ended_s or now_s) > SETTLED_S and record.last_seq > EVENTS_KEPT:
@@ -171,8 +172,8 @@ def size_of(paths: Iterable[Path]) -> int:
     return total
 
 
-def set_records_aside(path: Path) -> Path:
-    """See `migrations.set_aside`; ends the workers of the jobs that are forgotten by that.
+def set_records_aside(path: Path, *, pools: Mapping[str, PoolFactory] = POOLS) -> Path:
+    """See `migrations.set_aside`; ends the workers of the jobs that are forgotten by that, in whichever pool they are.
 
     Raises:
         InvalidSpec: a server runs on this folder, or there are no records.
@@ -181,14 +182,15 @@ def set_records_aside(path: Path) -> Path:
         raise InvalidSpec(f"There are no records in {path}. Give the server's folder with --state.")
     state = StateFolder.open(path)
     try:
-        asyncio.run(_end_workers(state))
+        asyncio.run(_end_workers(state, pools))
         return migrations.set_aside(state.path)
     finally:
         state.close()
 
 
-async def _end_workers(state: StateFolder) -> None:
-    pool = LocalPool(state.launcher)
-    for job in state.jobs.iterdir():
-        await attempt_files.end_leftovers(state, pool, job.name, living=None)
-    await pool.close()
+async def _end_workers(state: StateFolder, pools: Mapping[str, PoolFactory]) -> None:
+    for make in pools.values():
+        pool = make(PoolSetting(state=state.path))
+        for job in state.jobs.iterdir():
+            await end_attempts(pool, job.name)
+        await pool.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from aiaas_magics.backend.serving.models.registry import Executor, NotServed, Re
 from aiaas_magics.backend.serving.models.replicas import Inline, Replicas
 from aiaas_magics.core.clock import Clock
 from aiaas_magics.core.errors import InvalidSpec, NotScaled, UnknownName
+from aiaas_magics.core.host import usable_cores
 from aiaas_magics.core.routing import Routing, Scaling
 from aiaas_magics.core.spec import DeploySpec, VersionView
 
@@ -127,7 +127,7 @@ class Loader:
             self._seen = {version: self._seen.get(version) or ScalingWindow(version, self._clock.now_s()) for version in answering}
             for version, seen in self._seen.items():
                 seen.look(self._clock.now_s())
-                most = min(version.spec.most_replicas, max(version.spec.replicas, usable_cores()))
+                most = min(version.spec.most_replicas, max(version.spec.replicas, len(usable_cores())))
                 number = wanted_replicas(tuple(seen.windows), replicas=version.replicas, least=version.spec.replicas, most=most)
                 if number != version.replicas:
                     log.info("%s version %d: %d executors, by its load", version.spec.name, version.number, number)
@@ -148,7 +148,9 @@ class Loader:
 
     async def _opened(self, spec: DeploySpec, artefact: Path, samples: Path) -> Opened:
         compute_s = self._limits.compute_s
-        return await asyncio.to_thread(open_and_check, spec, artefact, samples, self._scratch, cores=usable_cores(), compute_s=compute_s)
+        return await asyncio.to_thread(
+            open_and_check, spec, artefact, samples, self._scratch, cores=len(usable_cores()), compute_s=compute_s
+        )
 
     async def _opened_again(self, version: Version, replicas: int) -> Executor:
         spec = structs.replace(version.spec, replicas=replicas)
@@ -286,13 +288,3 @@ def quickest_s(engine: Engine, samples: Samples, rows: int) -> float:
         engine.run(inputs)
         took.append(time.thread_time() - began)
     return min(took)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and the container's quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from aiaas_magics.backend.net.cors import Cors
 from aiaas_magics.backend.net.guard import LOOPBACK, Guard
-from aiaas_magics.backend.net.server_certificate import check_pair
+from aiaas_magics.backend.net.server_certificate import check_listening, check_pair
 from aiaas_magics.backend.serving.http import tracing
 from aiaas_magics.backend.serving.http.connection import InferenceConnection
 from aiaas_magics.backend.serving.http.fast_path.fast_connection import FastPath
@@ -49,7 +49,7 @@ from aiaas_magics.backend.serving.process.state_directory import Files, RunningP
 from aiaas_magics.backend.serving.protocols.route_table import RouteTable
 from aiaas_magics.core import process_id, settings
 from aiaas_magics.core.clock import SystemClock
-from aiaas_magics.core.errors import CannotStart, InvalidSpec
+from aiaas_magics.core.errors import CannotStart
 from aiaas_magics.core.server_proof import is_loopback
 from aiaas_magics.core.spec import Value
 
@@ -83,12 +83,7 @@ class InferenceOptions(Value, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         Cors.parse(self.cors)
-        if bool(self.tls_cert) != bool(self.tls_key):
-            raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
-        if not is_loopback(self.host) and not self.tls_cert:
-            raise InvalidSpec(
-                f"--host {self.host} reaches beyond this machine, and tokens would cross in the clear. Add --tls-cert and --tls-key."
-            )
+        check_listening(self.host, self.tls_cert, self.tls_key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import orjson
 
+from aiaas_magics.core import contract
 from aiaas_magics.core.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Headers = tuple[tuple[bytes, bytes], ...]
 
 JSON: Final = b"application/json"
-NO_OP: Final = b"aiaas-no-op"  # a header: the request is read and answered as any other, but nothing is computed
+NO_OP: Final = contract.NO_OP.encode()
 
 
 class BadValue(Exception):

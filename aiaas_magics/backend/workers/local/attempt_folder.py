@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
-import psutil
 
 from aiaas_magics.backend.folders.small_files import NotPlainFile, read_plain, write_private
-from aiaas_magics.core import process_id, wire
+from aiaas_magics.core import wire
+from aiaas_magics.core.process_id import ProcessId
 
 T = TypeVar("T")
 
@@ -34,33 +34,6 @@ REDUCE_NAME: Final = re.compile(r"aiaas-[0-9a-z-]{6,60}", re.ASCII)  # names the
 EXIT_FINISHED: Final = 0
 EXIT_CRASHED: Final = 3  # the user's code raised, and the rank said so
 EXIT_ALONE: Final = 4  # another rank is gone; why, that one's end says
-
-
-class ProcessId(msgspec.Struct, frozen=True, kw_only=True):
-    """A process of this boot: a pid alone may be another process tomorrow."""
-
-    pid: int
-    started: int  # see `processes.start_mark`
-
-    @classmethod
-    def of(cls, pid: int) -> ProcessId:
-        """The identity of a living process; raises `psutil.NoSuchProcess`."""
-        return cls(pid=pid, started=process_id.start_mark(pid))
-
-    def is_alive(self) -> bool:
-        """Whether this very process still runs; one that is dead but not yet reaped does not."""
-        return process_id.is_alive(self.pid, started=self.started)
-
-    def stopped_after_s(self) -> float | None:
-        """The CPU time it had when somebody stopped it (SIGSTOP), so that it does nothing until it is told to go on.
-
-        None of one that is not stopped. A debugger's stop is none.
-        """
-        try:
-            process = psutil.Process(self.pid)
-            return sum(process.cpu_times()[:2]) if process.status() == psutil.STATUS_STOPPED else None
-        except psutil.Error:
-            return None
 
 
 class RunningLauncher(msgspec.Struct, frozen=True, kw_only=True):

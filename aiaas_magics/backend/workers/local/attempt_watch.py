@@ -17,9 +17,10 @@ from typing import Final
 
 from aiaas_magics.backend.folders.small_files import NotPlainFile, open_plain
 from aiaas_magics.backend.training.worker_command import WorkerLine
-from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exit, ProcessId
+from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exit
 from aiaas_magics.core import wire
 from aiaas_magics.core.events import Output
+from aiaas_magics.core.process_id import ProcessId
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ OUTPUT_SLACK_BYTES: Final = 1024 * 1024  # guess: what a rank may print beyond t
 
 
 @dataclass(slots=True)
-class AttemptNews:
+class FolderNews:
     """What one look brought: lines and output with their ranks, processes that began, ranks that ended."""
 
     lines: list[tuple[int, WorkerLine]] = field(default_factory=list)
@@ -76,9 +77,9 @@ class AttemptWatch:
     def is_over(self) -> bool:
         return not self._open
 
-    def look(self) -> AttemptNews:
+    def look(self) -> FolderNews:
         """What is new since the last look. Reads a bounded amount; never waits."""
-        seen = AttemptNews()
+        seen = FolderNews()
         for rank in sorted(self._open):
             if rank not in self._began and (process := self.folder.process(rank)):
                 self._began.add(rank)
@@ -96,7 +97,7 @@ class AttemptWatch:
             self._look_for_stopped(seen)
         return seen
 
-    def _look_for_stopped(self, seen: AttemptNews) -> None:
+    def _look_for_stopped(self, seen: FolderNews) -> None:
         now = time.monotonic()
         for rank in sorted(self._open & self._began):
             process = self.folder.process(rank)
@@ -127,7 +128,7 @@ class AttemptWatch:
         self._open -= set(gone)
         return gone
 
-    def _read_events(self, rank: int, seen: AttemptNews) -> bool:
+    def _read_events(self, rank: int, seen: FolderNews) -> bool:
         """Whether everything there is was read."""
         path = self.folder.events(rank)
         data, offset = self._next(path, LOOK_BYTES)
@@ -144,7 +145,7 @@ class AttemptWatch:
             seen.offsets[path.name] = offset + whole
         return len(data) < LOOK_BYTES
 
-    def _read_output(self, rank: int, seen: AttemptNews, *, last: bool) -> bool:
+    def _read_output(self, rank: int, seen: FolderNews, *, last: bool) -> bool:
         path = self.folder.output(rank)
         if self._offsets.get(path.name, 0) >= OUTPUT_BYTES:
             _cut(path)

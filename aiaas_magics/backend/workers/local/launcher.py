@@ -44,11 +44,12 @@ import psutil
 from aiaas_magics.backend.folders.small_files import is_no_room
 from aiaas_magics.backend.workers.local import out_of_memory
 from aiaas_magics.backend.workers.local import spare_worker as spares
-from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exit, ProcessId, RunningLauncher, read_value, write_value
+from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exit, RunningLauncher, read_value, write_value
 from aiaas_magics.backend.workers.local.deferred_imports import deferring
 from aiaas_magics.backend.workers.rank_output import text_output
 from aiaas_magics.core import settings, wire
 from aiaas_magics.core.engines import ENGINES, of_keras_backend
+from aiaas_magics.core.process_id import ProcessId
 
 log = logging.getLogger(__name__)
 

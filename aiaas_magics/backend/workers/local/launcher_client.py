@@ -20,9 +20,11 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import psutil
 
-from aiaas_magics.backend.workers.local.attempt_folder import ProcessId, RunningLauncher, read_value
+from aiaas_magics.backend.workers.local.attempt_folder import RunningLauncher, read_value
 from aiaas_magics.backend.workers.local.spawn import worker_environment
 from aiaas_magics.core import settings
+from aiaas_magics.core.child_process import ChildEnded, last_words, until_there
+from aiaas_magics.core.process_id import ProcessId
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,6 @@ STOPPED_S: Final = 5.0  # guess: nobody has it in a terminal, where a Ctrl-Z may
 BOUND_S: Final = 30.0  # the interpreter and our own modules only
 END_S: Final = 10.0
 LOOK_S: Final = 0.02
-TAIL_BYTES: Final = 2000
 ADDRESS_BYTES: Final = 100  # sockaddr_un holds 108 on Linux, 104 on macOS
 
 
@@ -89,14 +90,16 @@ class LauncherClient:
                 start_new_session=True,
                 env=worker_environment(self._backend),
             )
-        deadline = time.monotonic() + BOUND_S
-        while self.running() is None:
-            self._check_open()
-            if self._started.poll() is not None:
-                raise RuntimeError(f"the launcher of workers ended with {self._started.returncode}: {_tail(log_path)}")
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the launcher of workers did not come up within {BOUND_S:g} s")
-            time.sleep(LOOK_S)
+        try:
+            until_there(self._running_while_open, self._started, limit_s=BOUND_S)
+        except ChildEnded as end:
+            raise RuntimeError(f"the launcher of workers ended with {end.code}: {last_words(log_path)}") from None
+        except TimeoutError:
+            raise TimeoutError(f"the launcher of workers did not come up within {BOUND_S:g} s") from None
+
+    def _running_while_open(self) -> RunningLauncher | None:
+        self._check_open()
+        return self.running()
 
     def _told(self) -> list[str]:
         return ["--folder", str(self._folder), "--parent", str(os.getpid()), *self._options]
@@ -114,7 +117,7 @@ class LauncherClient:
         """
         launcher = self.running()
         if launcher is None:
-            raise LauncherGone(f"the launcher of workers is gone: {_tail(self._folder / 'launcher.log')}")
+            raise LauncherGone(f"the launcher of workers is gone: {last_words(self._folder / 'launcher.log')}")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(SILENT_LOOK_S)
             silence = _Silence(launcher, is_ready=self._ready == launcher.process)
@@ -130,7 +133,7 @@ class LauncherClient:
         if line:
             self._ready = launcher.process
         else:
-            raise LauncherGone(f"the launcher of workers hung up: {_tail(self._folder / 'launcher.log')}")
+            raise LauncherGone(f"the launcher of workers hung up: {last_words(self._folder / 'launcher.log')}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RuntimeError(f"the launcher of workers refused: {answer['error']}")
@@ -229,12 +232,3 @@ def _short(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{folder}/{path.name}"
     finally:
         os.close(folder)
-
-
-def _tail(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-            return file.read(TAIL_BYTES).decode(errors="replace").strip()[-500:] or "it said nothing"
-    except OSError:
-        return "it left no log"

@@ -13,7 +13,8 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exit, ProcessId, write_value
+from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exit, write_value
+from aiaas_magics.core.process_id import ProcessId
 
 MODULE: Final = "aiaas_magics.backend.workers.worker_main"
 

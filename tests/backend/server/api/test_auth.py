@@ -26,7 +26,7 @@ WRONG = ["", "wrong", "aiaas_", "x" * 100_000]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("door") / "state") as server:
+    with served(tmp_path_factory.mktemp("door") / "state", "--pool", "stub") as server:
         yield server
 
 

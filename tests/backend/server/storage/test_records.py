@@ -60,7 +60,7 @@ def test_records_of_the_first_version_are_brought_up_to_today_with_everything_in
 
 
 def test_a_server_takes_up_records_of_the_first_version(first: Path) -> None:
-    with served(first.parent) as server:
+    with served(first.parent, "--pool", "stub") as server:
         assert server.view("1").state is JobState.SUCCEEDED
         assert server.view("2").reason == "ValueError: no such column"
         assert server.result(server.submit()) == b"result of attempt 1"
@@ -129,13 +129,13 @@ def test_records_that_cannot_be_used_are_told_in_one_sentence_and_can_be_set_asi
     [aside] = state.glob("set-aside-*")
     assert (aside / "records.sqlite").read_bytes() == before or not untouched
     assert (aside / "jobs" / "7").exists()
-    with served(state) as server:
+    with served(state, "--pool", "stub") as server:
         assert server.submit() == "1"
         server.end("1")
 
 
 def test_records_are_not_set_aside_under_a_server(tmp_path: Path) -> None:
-    with served(tmp_path / "state") as server:
+    with served(tmp_path / "state", "--pool", "stub") as server:
         server.submit()
         refused = CliRunner().invoke(cli.main, ["storage", "--set-aside-records", "--state", str(server.folder)])
 

@@ -55,9 +55,10 @@ from pathlib import Path
 os.sched_setaffinity(0, set(list(os.sched_getaffinity(0))[: int(sys.argv[1])]))
 from tests.backend.serving.support import serving_models
 from msgspec.structs import replace
-from aiaas_magics.backend.serving.models.model_loader import open_and_check, usable_cores
+from aiaas_magics.backend.serving.models.model_loader import open_and_check
+from aiaas_magics.core.host import usable_cores
 spec = replace(serving_models.article_spec(), replicas=int(sys.argv[2]))
-opened = open_and_check(spec, Path(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]), cores=usable_cores())
+opened = open_and_check(spec, Path(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]), cores=len(usable_cores()))
 told = [engine._session.get_session_options() for engine in opened.engines]
 print([(o.intra_op_num_threads, o.get_session_config_entry("session.intra_op.allow_spinning")) for o in told])
 """

@@ -92,7 +92,7 @@ class Clock:
 
 
 def test_a_version_gets_executors_with_its_load_and_gives_them_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "usable_cores", lambda: 2)
+    monkeypatch.setattr(loading, "usable_cores", lambda: (0, 1))
     seen = asyncio.run(_numbers_of_executors(tmp_path))
 
     assert seen["busy"] == 2, "the most is 4, and the host has 2 cores"

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from aiaas_magics.backend.training.worker_command import WorkerLine
 from aiaas_magics.backend.workers.local import attempt_watch as watching
-from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exit, ProcessId, write_value
-from aiaas_magics.backend.workers.local.attempt_watch import AttemptNews, AttemptWatch, shown
+from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exit, write_value
+from aiaas_magics.backend.workers.local.attempt_watch import AttemptWatch, FolderNews, shown
 from aiaas_magics.core import wire
 from aiaas_magics.core.events import Compiled, Notice, Output
+from aiaas_magics.core.process_id import ProcessId
 from tests.support import waiting
 
 
@@ -27,11 +28,11 @@ def line(text: str) -> bytes:
     return wire.encode(WorkerLine(at_s=1.0, event=Notice(text=text))) + b"\n"
 
 
-def notices(seen: AttemptNews) -> list[str]:
+def notices(seen: FolderNews) -> list[str]:
     return [found.event.text for _, found in seen.lines if isinstance(found.event, Notice)]
 
 
-def outputs(seen: AttemptNews) -> list[str]:
+def outputs(seen: FolderNews) -> list[str]:
     return [found.event.text for _, found in seen.lines if isinstance(found.event, Output)]
 
 
@@ -148,7 +149,7 @@ def test_a_process_that_goes_on_between_two_looks_at_it_stopped_is_not_given_up(
         write_value(folder.pid(0), ProcessId.of(process.pid))
         watch, seen_of = AttemptWatch(folder, ranks=1), psutil.Process(process.pid)
 
-        def stop() -> AttemptNews:
+        def stop() -> FolderNews:
             process.send_signal(signal.SIGSTOP)
             waiting.until(lambda: seen_of.status() == psutil.STATUS_STOPPED, "it did not stop", 10)
             return watch.look()

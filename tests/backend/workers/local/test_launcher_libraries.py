@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from aiaas_magics.backend.workers.local.local_attempt import stop_ranks
 from aiaas_magics.backend.workers.local.local_pool import LocalPool
 from aiaas_magics.core.engines import HOME
-from tests.backend.workers.test_worker_pool import attempt, until
+from tests.backend.workers.local.test_local_pool import attempt, until
 from tests.conftest import processes_of
 
 pytestmark = pytest.mark.process
@@ -25,9 +26,9 @@ async def test_workers_fork_from_one_thread_that_has_imported_everything(tmp_pat
         "--preload",
         ",".join((*HOME.preload, "aiaas_magics.testing.scripted_worker")),
     )
-    pool = LocalPool(tmp_path / "launcher", launcher_options=options)
+    pool = LocalPool(tmp_path, launcher_options=options)
     folder, commands = attempt(tmp_path, {"do": "wait", "seconds": 600}, ranks=2)
-    await pool.start(folder, commands)
+    await pool.start_ranks(folder, commands)
     (launcher,) = [process for process in processes_of(tmp_path / "launcher") if "launcher" in " ".join(process.cmdline())][:1]
 
     assert launcher.num_threads() == 1
@@ -35,7 +36,7 @@ async def test_workers_fork_from_one_thread_that_has_imported_everything(tmp_pat
     assert worker is not None
     assert any("tensorflow" in mapped.path for mapped in psutil.Process(worker.pid).memory_maps())
 
-    await pool.stop(folder, ranks=2)
+    await stop_ranks(folder, ranks=2)
     await pool.close()
     await until(lambda: not processes_of(tmp_path), "something was left")
 

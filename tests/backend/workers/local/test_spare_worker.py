@@ -13,10 +13,11 @@ from msgspec.structs import replace
 
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder
+from aiaas_magics.backend.workers.local.local_attempt import stop_ranks
 from aiaas_magics.backend.workers.local.local_pool import LocalPool
 from aiaas_magics.backend.workers.local.spare_worker import IDLE_S, Spare, cores_of
 from aiaas_magics.core.execution import Execution
-from tests.backend.workers.test_worker_pool import LONG, attempt, until
+from tests.backend.workers.local.test_local_pool import LONG, attempt, until
 from tests.conftest import processes_of
 from tests.support.launchers import ROOT
 
@@ -29,7 +30,7 @@ DONE: dict[str, Any] = {"do": "epochs", "count": 1}
 @pytest.fixture
 async def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalPool]:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    pool = LocalPool(tmp_path / "launcher", launcher_options=ENTRY)
+    pool = LocalPool(tmp_path, launcher_options=ENTRY)
     yield pool
     await pool.close()
     await until(lambda: not processes_of(tmp_path), "a process was left")
@@ -37,7 +38,7 @@ async def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 async def started(pool: LocalPool, folder: Path, *steps: dict[str, Any], number: int, **changes: Any) -> AttemptFolder:
     there, commands = attempt(folder, *steps, number=number)
-    await pool.start(there, [replace(command, **{"cores": (0,), "sets_environment": False} | changes) for command in commands])
+    await pool.start_ranks(there, [replace(command, **{"cores": (0,), "sets_environment": False} | changes) for command in commands])
     return there
 
 
@@ -88,7 +89,7 @@ async def test_none_stands_by_while_a_worker_trains_and_what_it_runs_can_be_stop
     await until(lambda: running.events(0).exists(), "the worker did not begin")
 
     assert [process.pid for process in launcher_in(tmp_path).children()] == [spare.pid]
-    await pool.stop(running, ranks=1)
+    await stop_ranks(running, ranks=1)
 
     ending = await until(lambda: running.ending(0), "its end was not seen")
     assert ending.signal is not None
