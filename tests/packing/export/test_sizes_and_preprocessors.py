@@ -11,7 +11,7 @@ import pytest
 
 from aiaas_magics.backend.serving.engines.onnx_engine import OnnxEngine
 from aiaas_magics.backend.serving.engines.saved_model_engine import SavedModelEngine
-from aiaas_magics.backend.serving.models.parity_check import ParityResult, prove, read_samples
+from aiaas_magics.backend.serving.models.parity_check import ParityResult, check_parity, read_samples
 from aiaas_magics.client.serving.endpoint import notes_of
 from aiaas_magics.core.errors import DataMismatch, InvalidSpec, ProofFailed
 from aiaas_magics.core.spec import DeploySpec
@@ -69,7 +69,7 @@ def proved(exported: Servable, folder: Path) -> ParityResult:
     onnx = exported.format == "onnx"
     engine = OnnxEngine(spec, artefact, threads=1) if onnx else SavedModelEngine(spec, artefact, threads=1, scratch=folder)
     try:
-        return prove(engine, read_samples(samples, spec), spec)
+        return check_parity(engine, read_samples(samples, spec), spec)
     finally:
         engine.close()
 
