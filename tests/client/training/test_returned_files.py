@@ -223,9 +223,9 @@ def test_a_file_that_does_not_fit_on_the_disk_stays_on_the_backend(here: Path) -
 
 SCRIPT = """
 import os, sys, pathlib, shutil
-from aiaas_magics.backend.workers import opened
+from aiaas_magics.backend.workers import opened_files
 os.chdir(sys.argv[2])
-opened.record(pathlib.Path(sys.argv[1]))
+opened_files.record(pathlib.Path(sys.argv[1]))
 exec(sys.argv[3])
 """
 
