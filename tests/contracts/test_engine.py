@@ -44,6 +44,12 @@ def test_every_form_computes_what_plain_keras_computes_on_that_library(outcomes:
         assert np.allclose(outcomes.result(f"train-{form}").history["loss"], trained.history["loss"], rtol=1e-4)
 
 
+def test_nothing_of_keras_stays_changed_after_a_fit(outcomes: Outcomes) -> None:
+    assert outcomes.code == 0, outcomes.output[-6000:]
+    (line,) = [line for line in outcomes.output.splitlines() if line.startswith("changed:")]
+    assert line.startswith("changed: ;"), line
+
+
 def test_plans_name_the_engine_its_strategy_and_the_form(outcomes: Outcomes) -> None:
     for form in outcomes.info.forms:
         (plan,) = outcomes.events(f"train-{form}", Planned)

@@ -45,7 +45,7 @@ def carried_out(info: EngineInfo, folder: Path, *, python: str = sys.executable)
     """All jobs of an engine. To run one by hand: `python -m tests.support.engine_process`."""
     jobs = ["touch"]
 
-    def job(name: str, *, workers: int = 1, plain: bool = False, epochs: int = 4, resume: str | None = None, **more: Any) -> None:
+    def job(name: str, *, workers: int = 1, word: str = "", epochs: int = 4, resume: str | None = None, **more: Any) -> None:
         named = {field: more.pop(field) for field in ("fused", "checkpoint_epochs") if field in more}
         execution = Execution(engine=info.name, strategy=info.on_cores if workers > 1 else "single", **named)
         model, arguments = fit_cases.dense("adam", metrics=["accuracy"])(), fit_cases.data(epochs=epochs)()
@@ -62,9 +62,10 @@ def carried_out(info: EngineInfo, folder: Path, *, python: str = sys.executable)
             execution=sent.packed.execution,
             **more,
         )
-        jobs.append("plain:" * plain + "+".join(map(str, paths)))
+        jobs.append(word + "+".join(map(str, paths)))
 
-    job("plain", plain=True)
+    job("plain", word="plain:")
+    job("restored", word="restored:")
     for form in info.forms:
         job(f"train-{form}", fused=form)
     job("several", workers=2, fused="off")

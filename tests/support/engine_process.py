@@ -2,8 +2,9 @@
 
 python -m tests.support.engine_process ENGINE PATH...
 
-A path with a `+` joins the command files of one attempt, whose ranks run at once. Two words stand for a path: `touch` has a
-child touch a device and then ask whether it may fork, `plain:PATH` has Keras' stock `fit` train what the engine unpacked.
+A path with a `+` joins the command files of one attempt, whose ranks run at once. Three words stand for a path: `touch` has a
+child touch a device and then ask whether it may fork, `plain:PATH` has Keras' stock `fit` train what the engine unpacked, and
+`restored:PATH` trains by the engine and looks whether every function of Keras is what it was before.
 The libraries of all other engines cannot be imported here.
 """
 
@@ -66,6 +67,35 @@ def plain(info: EngineInfo, path: str) -> int:
     return 0
 
 
+def restored(info: EngineInfo, path: str) -> int:
+    from aiaas_magics.backend.training.engine import load
+    from aiaas_magics.backend.training.event_channel import FileChannel
+    from aiaas_magics.backend.training.run import run
+    from aiaas_magics.backend.training.worker_command import WorkerCommand
+    from aiaas_magics.backend.workers import worker_main
+    from aiaas_magics.core import wire
+
+    command = wire.decode(Path(path).read_bytes(), WorkerCommand)
+    worker_main.prepare_process(command)
+    engine = load(info)
+    call = engine.unpack(command)
+    before, own = functions_of_keras(), set(vars(call.model))
+    run(engine, command, call, FileChannel(Path(command.attempt_dir, "events-0.jsonl")))
+    after = functions_of_keras()
+    changed = sorted(name for name, value in before.items() if after.get(name) is not value)
+    print("changed:", *changed, "; new in the model:", *sorted(set(vars(call.model)) - own), flush=True)
+    return 1 if changed else 0
+
+
+def functions_of_keras() -> dict[str, Any]:
+    """Functions and classes of Keras' modules, and the methods of its classes, by name."""
+    modules = {name: module for name, module in sys.modules.items() if name.startswith("keras.src")}
+    found = {f"{name}:{key}": value for name, module in modules.items() for key, value in vars(module).items() if callable(value)}
+    classes = {name: value for name, value in found.items() if isinstance(value, type) and value.__module__.startswith("keras.src")}
+    methods = {f"{name}.{key}": value for name, cls in classes.items() for key, value in vars(cls).items() if callable(value)}
+    return found | methods
+
+
 def forked(work: Callable[[], int]) -> int:
     pid = os.fork()
     if pid:
@@ -100,6 +130,8 @@ def main(name: str, *jobs: str) -> int:
             pids = [forked(partial(touch, info))]
         elif job.startswith("plain:"):
             pids = [forked(partial(plain, info, job.removeprefix("plain:")))]
+        elif job.startswith("restored:"):
+            pids = [forked(partial(restored, info, job.removeprefix("restored:")))]
         else:
             pids = [forked(partial(worker_main.main, path)) for path in job.split("+")]
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]

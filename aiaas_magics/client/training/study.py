@@ -23,7 +23,7 @@ import numpy as np
 from aiaas_magics.client.training import returned_files
 from aiaas_magics.client.training.engine_timings import is_open
 from aiaas_magics.client.training.submission import TrainOptions, prepare, submit
-from aiaas_magics.core.engines import ONE_PROCESS
+from aiaas_magics.core.engines import HOME, ONE_PROCESS
 from aiaas_magics.core.errors import AiaasBug, InvalidSpec
 from aiaas_magics.core.events import Measured
 from aiaas_magics.core.execution import Execution
@@ -261,7 +261,7 @@ class _Calls:
         self.backend, self.points, self.weak, self.adaptive = backend, points, weak, adaptive(call.model)
         options = replace(options, workers=max(points))
         if is_open(options.execution):  # what was measured of one number of workers must not give the others another engine
-            options = replace(options, execution=msgspec.structs.replace(options.execution, engine="tensorflow"))
+            options = replace(options, execution=msgspec.structs.replace(options.execution, engine=HOME.name))
         self.as_given = prepare(backend, call, options)
         self.of = dict.fromkeys(points, self.as_given)
         if not weak:

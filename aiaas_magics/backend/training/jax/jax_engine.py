@@ -142,7 +142,7 @@ class JaxFit:
 
     def fit(self, callbacks: Sequence[Any], *, pace: LoopLengthPolicy, test_pace: LoopLengthPolicy) -> Any:
         stock = contextlib.nullcontext()
-        with stock if self._fit.is_plain else fusing(self._fit, self._plan, pace=pace, test_pace=test_pace):
+        with stock if self._fit.is_plain else multi_step_loop(self._fit, self._plan, pace=pace, test_pace=test_pace):
             return jax_trainer.JAXTrainer.fit(self._fit.call.model, **self._fit.arguments, callbacks=list(callbacks))
 
 
@@ -204,7 +204,7 @@ def numbers_of(model: Any, batch: tuple[Any, Any, Any]) -> reference_answers.Num
 
 
 @contextlib.contextmanager
-def fusing(fit: FitRun, plan: Planned, *, pace: LoopLengthPolicy, test_pace: LoopLengthPolicy) -> Iterator[None]:
+def multi_step_loop(fit: FitRun, plan: Planned, *, pace: LoopLengthPolicy, test_pace: LoopLengthPolicy) -> Iterator[None]:
     """Inside, `fit` makes many steps in one call, as `pace` says, where `plan` has it so."""
     model, reading = fit.call.model, fit.reading
     fit.on_plan(plan)

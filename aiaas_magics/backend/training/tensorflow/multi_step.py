@@ -70,13 +70,13 @@ class MultiStepFunction:
         step: the model's step, on data as `train_step` gets it.
         stock: makes Keras' own function, for whatever is no `StepChunk`.
         wrap: puts what a rank needs around the rows of a part (several workers), or nothing.
-        fused: the form: "xla", "graph", or "auto" to let `rule` decide; and why it is not another.
+        wanted: the form: "xla", "graph", or "auto" to let `rule` decide; and why it is not another.
         ahead: how many steps are still to be made, with so many in a pass.
         in_all: how many there were when the fit began: what `rule` decides by, so that an attempt that goes on decides alike.
         tries: whether a long run tries both forms, and has the rule remember what they take.
-        settled: told how the steps are carried out, before the first; once more where a trial has found out.
+        on_choice: told how the steps are carried out, before the first; once more where a trial has found out.
         traces: where loops are kept that need not be traced again; `name` tells this one from others of the fit.
-        halves: cuts each step in two for XLA, where it cannot compile the whole loop; the loop itself is not compiled then.
+        split_step: cuts each step in two for XLA, where it cannot compile the whole loop; the loop itself is not compiled then.
     """
 
     def __init__(
@@ -85,20 +85,20 @@ class MultiStepFunction:
         *,
         stock: Callable[[], Callable[[Any], Any]],
         wrap: Callable[[Any, RankPart], Any],
-        fused: Choice,
+        wanted: Choice,
         ahead: Callable[[int], float] = lambda _: math.inf,
         in_all: Callable[[int], float] = lambda _: math.inf,
         rule: Rule | None = None,
         tries: bool = False,
-        settled: Callable[[Choice], None] = lambda _: None,
-        halves: SplitStep | None = None,
+        on_choice: Callable[[Choice], None] = lambda _: None,
+        split_step: SplitStep | None = None,
         traces: Traces | None = None,
         name: str = "",
     ) -> None:
-        self._step, self._wrap, self._fused, self._ahead, self._on_choice = step, wrap, fused, ahead, settled
+        self._step, self._wrap, self._wanted, self._ahead, self._on_choice = step, wrap, wanted, ahead, on_choice
         self._in_all = in_all
-        self._make_stock, self._halves = functools.cache(stock), halves
-        self._traces, self._name = traces if halves is None else None, name
+        self._make_stock, self._split_step = functools.cache(stock), split_step
+        self._traces, self._name = traces if split_step is None else None, name
         self._last_like: tuple[Any, Any, str] = (None, None, "")
         self._models: dict[str, str | None] = {}  # fingerprints, by what the loop was asked for with
         self._rule, self._tries = rule or Rule(), tries
@@ -139,7 +139,7 @@ class MultiStepFunction:
         return self._runs[key](chunk.arrays, chunk.positions, tf.constant(chunk.start), tf.constant(chunk.stop))
 
     def _traced(self, chunk: StepChunk, *, compiled: bool) -> Any:
-        halved = compiled and self._halves is not None
+        halved = compiled and self._split_step is not None
         step_function = self._one(chunk, halved=halved)
         loop = self._loop(step_function, compiled=compiled and not halved)
         if self._traces is not None and (key := self._key(chunk, compiled=compiled)) is not None:
@@ -204,7 +204,7 @@ class MultiStepFunction:
         return choice
 
     def _settle(self, chunk: StepChunk) -> Choice:
-        choice = self._fused
+        choice = self._wanted
         if choice.fused == "auto":
             rows, ahead = int(chunk.positions.shape[1]), self._in_all(chunk.steps)
             try:
@@ -222,16 +222,16 @@ class MultiStepFunction:
         for compiled in (False, True):
             if (trace := self._trace(chunk, compiled=compiled)) is not None:
                 return [trace.operations]
-        whole = self._one(chunk, halved=self._halves is not None).get_concrete_function(chunk.arrays, chunk.positions[0]).graph
-        return [operations_of(graph) for graph in ([whole] if self._halves is None else self._halves.graphs)]
+        whole = self._one(chunk, halved=self._split_step is not None).get_concrete_function(chunk.arrays, chunk.positions[0]).graph
+        return [operations_of(graph) for graph in ([whole] if self._split_step is None else self._split_step.graphs)]
 
     def _prepared(self, chunk: StepChunk, form: str) -> str | None:
         """Trace the loop, and compile it, making no step; why it cannot be compiled, or None."""
         began = time.perf_counter()
         try:
             self._run(replace(chunk, start=0, stop=0), compiled=form == "xla")
-            if form == "xla" and self._halves is not None:
-                self._halves.check(int(chunk.positions.shape[1]))
+            if form == "xla" and self._split_step is not None:
+                self._split_step.check(int(chunk.positions.shape[1]))
         except (tf.errors.OpError, NotImplementedError, ValueError, TypeError) as error:
             if form != "xla":
                 raise
@@ -268,7 +268,7 @@ class MultiStepFunction:
             def step_function(arrays: Any, rows: Any) -> Any:
                 if uneven:
                     rows = tf.compat.v1.placeholder_with_default(rows, [None])
-                with self._halves.cutting() if halved and self._halves is not None else contextlib.nullcontext():
+                with self._split_step.cutting() if halved and self._split_step is not None else contextlib.nullcontext():
                     return self._step(self._wrap(tree.traverse(lambda x: take(x, rows), arrays), part))
 
             self._steps[part, uneven, halved] = tf.function(tf.autograph.experimental.do_not_convert(step_function))
@@ -312,7 +312,7 @@ def same_random_numbers() -> contextlib.AbstractContextManager[None]:
     return monkeypatched((random_ops_util, "convert_alg_to_int", convert), (stateless, "stateless_random_uniform_v2", uniform))
 
 
-def fusable(arrays: Iterable[Any]) -> bool:
+def can_read_rows(arrays: Iterable[Any]) -> bool:
     """Whether rows of these can be taken inside a call."""
     return all(tf.is_tensor(x) or isinstance(x, np.ndarray) for x in tree.flatten(arrays) if x is not None)
 

@@ -22,7 +22,7 @@ from aiaas_magics.backend.training.batch_partition import BatchPartition, Indice
 from aiaas_magics.backend.training.epochs import Passes, Reading, Steps, steps_of_epoch
 from aiaas_magics.backend.training.monkeypatch import iterators_of, monkeypatched
 from aiaas_magics.backend.training.tensorflow.device_data import DeviceData, device_data_of
-from aiaas_magics.backend.training.tensorflow.multi_step import fusable, take
+from aiaas_magics.backend.training.tensorflow.multi_step import can_read_rows, take
 from aiaas_magics.backend.training.tensorflow.parallel.hooks import ALONE, DATA, PART
 from aiaas_magics.core.internals.keras_internals import ArrayDataAdapter, EpochIterator, array_slicing, tf_trainer, tree
 from aiaas_magics.core.row_order import whole_executions
@@ -163,7 +163,7 @@ class _RankIterator(tf_trainer.TFEpochIterator):  # type: ignore[misc]
         """Whether rows can be read inside a call; opens them when it is asked first."""
         if self._rows is None:
             inputs = tree.lists_to_tuples(array_slicing.convert_to_sliceable(self.data_adapter._inputs, target_backend="tensorflow"))
-            if not fusable(inputs):
+            if not can_read_rows(inputs):
                 self._pace = None
                 return False
             self._rows = device_data_of(inputs, ranks=self._source.ranks)

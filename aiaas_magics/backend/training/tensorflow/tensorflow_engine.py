@@ -139,7 +139,7 @@ class TensorFlowFit:
 
     def fit(self, callbacks: Sequence[Any], *, pace: LoopLengthPolicy, test_pace: LoopLengthPolicy) -> Any:
         stock = contextlib.nullcontext()
-        with stock if self._fit.is_plain else fusing(self._fit, self._collective, pace=pace, test_pace=test_pace):
+        with stock if self._fit.is_plain else multi_step_loop(self._fit, self._collective, pace=pace, test_pace=test_pace):
             # The Trainer's own `fit`: a subclass' override has run in the kernel already, where it reached the Trainer's.
             return TensorFlowTrainer.fit(self._fit.call.model, **self._arguments, callbacks=list(callbacks))
 
@@ -200,11 +200,11 @@ def _sharing(collective: Collective | None) -> list[Any]:
 
 
 @contextlib.contextmanager
-def fusing(fit: FitRun, collective: Collective | None, *, pace: LoopLengthPolicy, test_pace: LoopLengthPolicy) -> Iterator[None]:
+def multi_step_loop(fit: FitRun, collective: Collective | None, *, pace: LoopLengthPolicy, test_pace: LoopLengthPolicy) -> Iterator[None]:
     """Inside, `fit` on arrays makes many steps in one call, as `pace` says; not where the user has a loop of his own."""
     command, call, source = fit.command, fit.call, rows_of(fit)
     assert isinstance(fit.policy, TensorFlowPolicy)
-    model, wanted, settled = call.model, tensorflow_forms.wanted_form(command, call.model), _settled(fit)
+    model, wanted, settled = call.model, tensorflow_forms.wanted_form(command, call.model), _on_choice(fit)
     if wanted.fused == "off":
         settled(wanted)
         yield
@@ -215,14 +215,14 @@ def fusing(fit: FitRun, collective: Collective | None, *, pace: LoopLengthPolicy
         model.train_step,
         stock=functools.partial(model._make_function, model.train_step),
         wrap=with_part,
-        fused=wanted,
+        wanted=wanted,
         ahead=source.ahead,
         in_all=source.in_all,
         rule=fit.policy.rule,
         # Ranks that try by their own clocks would not come to the same.
         tries=command.measure is None and command.ranks == 1 and not is_op_determinism_enabled(),
-        settled=settled,
-        halves=None if collective is None else collective.halves,
+        on_choice=settled,
+        split_step=None if collective is None else collective.split_step,
         traces=traces,
         name="train",
     )
@@ -230,7 +230,7 @@ def fusing(fit: FitRun, collective: Collective | None, *, pace: LoopLengthPolicy
         model.test_step,
         stock=functools.partial(model._make_function, model.test_step),
         wrap=with_part,
-        fused=wanted,
+        wanted=wanted,
         in_all=source.in_all,
         traces=traces,
         name="test",
@@ -245,5 +245,5 @@ def fusing(fit: FitRun, collective: Collective | None, *, pace: LoopLengthPolicy
         model.train_function = model.test_function = None
 
 
-def _settled(fit: FitRun) -> Callable[[Choice], None]:
+def _on_choice(fit: FitRun) -> Callable[[Choice], None]:
     return lambda choice: fit.on_plan(tensorflow_forms.planned(fit.command, choice))

@@ -24,6 +24,7 @@ from aiaas_magics.backend.workers.local.attempt_folder import RunningLauncher, r
 from aiaas_magics.backend.workers.local.spawn import worker_environment
 from aiaas_magics.core import settings
 from aiaas_magics.core.child_process import ChildEnded, last_words, until_there
+from aiaas_magics.core.engines import HOME
 from aiaas_magics.core.process_id import ProcessId
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class LauncherGone(RuntimeError):
 class LauncherClient:
     """One launcher, which keeps its socket, its file and its log in `folder`. `backend` is what Keras runs on in it."""
 
-    def __init__(self, folder: Path, *, options: Sequence[str] = (), backend: str = "tensorflow") -> None:
+    def __init__(self, folder: Path, *, options: Sequence[str] = (), backend: str = HOME.keras_backend) -> None:
         self._folder = folder
         self._options = options
         self._backend = backend

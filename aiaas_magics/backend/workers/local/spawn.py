@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from aiaas_magics.backend.workers.local.attempt_folder import AttemptFolder, Exit, write_value
+from aiaas_magics.core.engines import HOME
 from aiaas_magics.core.process_id import ProcessId
 
 MODULE: Final = "aiaas_magics.backend.workers.worker_main"
 
 
-def spawn(command: Path, *, backend: str = "tensorflow") -> None:
+def spawn(command: Path, *, backend: str = HOME.keras_backend) -> None:
     """Start the rank that the command file describes, detached; its end is written by a thread of ours."""
     folder, rank = AttemptFolder.of_command(command)
     if folder.stop.exists():

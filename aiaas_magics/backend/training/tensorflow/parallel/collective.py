@@ -53,7 +53,7 @@ class Collective(FitHooks):
         # Whoever looks at batches may look at the optimizer too.
         shared_out = share_out and not batch_logs and not runs_eagerly(model) and shardable(model.optimizer, model.trainable_variables)
         self._sharded = ShardedUpdate(model.optimizer, model.trainable_variables, group) if shared_out else None
-        self.halves = SplitStep()
+        self.split_step = SplitStep()
 
     def _on_model(self) -> dict[str, Any]:
         self._model.steps_per_execution = 1
@@ -80,7 +80,7 @@ class Collective(FitHooks):
         return summed
 
     def _carried_out(self, stock: Callable[[Any], Any], data: Any, share: Share) -> Any:
-        if not self.halves.wanted:
+        if not self.split_step.wanted:
             return stock(data)
 
         def gradients(data: Any, part: Any, alone: Any) -> Any:
@@ -88,16 +88,16 @@ class Collective(FitHooks):
                 return stock(data)
 
         def not_within(_: Any) -> Any:
-            self.halves.refuse("its losses are weighed by what all workers count")
+            self.split_step.refuse("its losses are weighed by what all workers count")
 
-        logs, taken, grads = self.halves.gradients(gradients, self._model.trainable_variables, data, share.part, share.alone)
+        logs, taken, grads = self.split_step.gradients(gradients, self._model.trainable_variables, data, share.part, share.alone)
         if self._sharded is not None and self._sharded.covers(taken.optimizer, grads, taken.variables):
             self._sharded.apply(taken.apply, grads, share.part, self._exchange, self._next_site("shards"))
             return logs
         summed = self._sum_gradients(grads, share, bucket_bytes=math.inf)  # what is compiled gives all of them at once
         self._local.within = True
         try:
-            self.halves.update(taken, summed)
+            self.split_step.update(taken, summed)
         finally:
             self._local.within = False
         return logs
@@ -134,7 +134,7 @@ class Collective(FitHooks):
     # ------------------------------------------------------------------ gradients
 
     def _apply(self, stock: Callable[..., Any], optimizer: Any, grads: list[Any], variables: Any, share: Share) -> Any:
-        if self.halves.takes(stock, optimizer, grads, variables):
+        if self.split_step.takes(stock, optimizer, grads, variables):
             return None
         if self._sharded is not None and self._sharded.covers(optimizer, grads, variables):
             return self._sharded.apply(stock, grads, share.part, self._exchange, self._next_site("shards"))
