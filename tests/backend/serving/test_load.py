@@ -196,7 +196,7 @@ def test_a_report_says_what_the_model_alone_and_the_interface_alone_could_do(sha
         assert side.model_per_s > most, "the engine alone is quicker than with everything around it"
         assert side.interface_per_s > 0
     assert report.response == report.sides[0].model_per_s / report.sides[0].interface_per_s
-    assert "is what limits" in text_twins.response_line(report)
+    assert "is the bottleneck" in text_twins.response_line(report)
     assert text_twins.form_line(report).startswith("binary reaches ")
 
 

@@ -191,7 +191,7 @@ def test_a_change_beyond_the_limit_is_shown_and_does_not_go_live(made: Any, back
         backend.deploy(model, name="never", precision="int4", validation_data=(x, y), max_change=1e-6, tell=told.append)
 
     assert len(told) == 1
-    assert "It does not go live." in present.change_table(told[0])["text/plain"]
+    assert "The model does not go live." in present.change_table(told[0])["text/plain"]
     assert "never" not in [endpoint.name for endpoint in backend.endpoints()]
 
 
@@ -207,7 +207,7 @@ def test_without_validation_data_it_says_on_what_it_was_measured(made: Any) -> N
     assert sampled is not None
     assert (made_up.of, made_up.limit, sampled.of, sampled.rows) == ("made-up data", 0.1, "your sample", 20)
     text = present.change_table(made_up)["text/plain"]
-    assert "Measured on 32 rows of made-up data only" in text
+    assert "Measured on only 32 rows of made-up data" in text
     assert "--validate x_val,y_val" in text
 
 
@@ -218,7 +218,7 @@ def test_the_table_says_size_metrics_and_verdict(made: Any) -> None:
 
     assert found is not None
     text = present.change_table(found)["text/plain"]
-    assert text.startswith("In int8, measured on 600 rows of your validation data\n")
+    assert text.startswith("Accuracy impact of int8, measured on 600 rows of your validation data\n")
     assert [line.split()[0] for line in text.splitlines()[3:6]] == ["size", "accuracy", "loss"]
     assert "same answer" in text
     assert text.splitlines()[-1].startswith("Criterion: accuracy, change 0")
