@@ -254,8 +254,8 @@ def _backend(state: Path | None) -> Backend:
     from aiaas_magics.client import local_server
     from aiaas_magics.client.backend import connect
 
-    found = local_server.find_local() if state is None else local_server.find_at(state)
-    if found is None:
+    server = local_server.find_local() if state is None else local_server.find_at(state)
+    if server is None:
         click.echo("No server runs here. Start one with `aiaas serve`, or by the first magic of a notebook.")
         sys.exit(1)
-    return connect(*found)
+    return connect(*server)

@@ -98,10 +98,10 @@ class Backend:
         Raises:
             UnknownName: the backend has no such job.
         """
-        known = {view.id: view for view in self.jobs()}
-        if job not in known:
-            raise UnknownName("job", job, tuple(known))
-        return Job(self.transport, known[job])
+        views = {view.id: view for view in self.jobs()}
+        if job not in views:
+            raise UnknownName("job", job, tuple(views))
+        return Job(self.transport, views[job])
 
     def endpoints(self) -> list[EndpointView]:
         """List every endpoint of the backend."""
@@ -116,10 +116,10 @@ class Backend:
         Raises:
             UnknownName: the backend has no such endpoint.
         """
-        known = {view.name: view for view in self.endpoints()}
-        if name not in known:
-            raise UnknownName("endpoint", name, tuple(known))
-        return Endpoint(self.transport, known[name])
+        views = {view.name: view for view in self.endpoints()}
+        if name not in views:
+            raise UnknownName("endpoint", name, tuple(views))
+        return Endpoint(self.transport, views[name])
 
     def train(
         self,

@@ -253,10 +253,10 @@ class Transport:
         except BackendNotProven:
             if self._revive is None:
                 raise
-            found = self._revive()
-            if found == (self._peer.url, self._peer.token):
+            address = self._revive()
+            if address == (self._peer.url, self._peer.token):
                 raise
-            self._move_to(*found)
+            self._move_to(*address)
             return self._sent(method, path, **options)
 
     def _sent(self, method: str, path: str, *, answer_s: float | None = None, most: int = 0, **options: Any) -> HttpResponse:
@@ -375,16 +375,16 @@ def sibling_url(named: str, own: str) -> str:
         UntrustedAddress: it names another scheme or machine, or a path.
     """
     try:
-        there, here = httpx.URL(named), httpx.URL(own)
+        target, here = httpx.URL(named), httpx.URL(own)
     except httpx.InvalidURL:
         raise UntrustedAddress(named, own) from None
-    if there.scheme != here.scheme or not there.host or there.userinfo or there.raw_path not in (b"/", b"") or there.fragment:
+    if target.scheme != here.scheme or not target.host or target.userinfo or target.raw_path not in (b"/", b"") or target.fragment:
         raise UntrustedAddress(named, own)
     if here.scheme == "https":
-        there = there.copy_with(host=here.host)
-    elif not server_proof.is_loopback(there.host):
+        target = target.copy_with(host=here.host)
+    elif not server_proof.is_loopback(target.host):
         raise UntrustedAddress(named, own)
-    return str(there).rstrip("/")
+    return str(target).rstrip("/")
 
 
 @contextmanager
@@ -410,13 +410,13 @@ def _refuse_errors(answer: HttpResponse, url: str) -> None:
 
 def _refusal(answer: HttpResponse) -> AiaasError:
     """The backend's error as the class it names, where it names one of ours and the arguments fit."""
-    said = answer.headers.get("Retry-After", "")
-    retry_after_s = float(said) if said.isdecimal() else 0.0  # the other form, a date, nobody sends for seconds
+    retry_after = answer.headers.get("Retry-After", "")
+    retry_after_s = float(retry_after) if retry_after.isdecimal() else 0.0  # the other form, a date, nobody sends for seconds
     try:
-        told = wire.decode(visible_json(answer.content), Refusal)
+        refusal = wire.decode(visible_json(answer.content), Refusal)
     except wire.Malformed:
         return BackendRefused(answer.status, visible(answer.content[:1200].decode(errors="replace")[:300]), retry_after_s)
-    return errors.rebuilt(told.type, told.args) or BackendRefused(answer.status, told.error, retry_after_s)
+    return errors.rebuilt(refusal.type, refusal.args) or BackendRefused(answer.status, refusal.error, retry_after_s)
 
 
 def _value(answer: HttpResponse, of: type[T]) -> T:

@@ -118,7 +118,7 @@ class BlobSender:
         self._dropbox = Path(dropbox) if dropbox and os.path.isdir(dropbox) and os.access(dropbox, os.W_OK) else None
         self._sent = Sent()
 
-    def known(self, arrays: Sequence[np.ndarray]) -> list[bool]:
+    def are_known(self, arrays: Sequence[np.ndarray]) -> list[bool]:
         """For each array: whether the backend has it already. Nothing is sent."""
         names = [self._sent.name_of(key_of(array)) for array in arrays]
         missing = self._missing([name for name in names if name])
@@ -130,10 +130,10 @@ class BlobSender:
         `on_progress` hears the bytes that were sent, array by array.
         """
         keys = [key_of(array) for array in arrays]
-        known = [self._sent.name_of(key) for key in keys]
-        missing = self._missing([name for name in known if name])
+        earlier = [self._sent.name_of(key) for key in keys]
+        missing = self._missing([name for name in earlier if name])
         names = []
-        for key, name, array in zip(keys, known, arrays, strict=True):
+        for key, name, array in zip(keys, earlier, arrays, strict=True):
             if name is None or name in missing:
                 content = array_content(array)
                 name = self._send_new(content)

@@ -279,7 +279,7 @@ class AiaasMagics(Magics):  # type: ignore[misc]
                 rows=request.rows,
                 rates=request.rates,
                 forms=request.forms,
-                told=line.tell,
+                on_step=line.tell,
             )
             self._put(request.out, report)
             line.freeze(present.load_bundles(report, figures=live.shows_pictures(self.shell)))

@@ -142,10 +142,10 @@ def keep_newest(folder: Path) -> None:
 
 
 def _newest_first(folder: Path) -> list[tuple[TrainingPosition, Path]]:
-    found = [
+    checkpoints = [
         (place, path) for path in folder.glob("epoch-*") if (place := TrainingPosition.of(path)) and path.is_dir() and not path.is_symlink()
     ]
-    return sorted(found, reverse=True)
+    return sorted(checkpoints, reverse=True)
 
 
 def _prune(folder: Path, newest: TrainingPosition) -> None:

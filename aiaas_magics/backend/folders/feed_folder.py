@@ -100,8 +100,8 @@ class FeedFolder:
                 gone, asked_s = lost(), time.monotonic()
                 continue
             if silent_s is not None:
-                if (told := self._heard()) != heard:
-                    heard, heard_s = told, time.monotonic()
+                if (now_heard := self._heard()) != heard:
+                    heard, heard_s = now_heard, time.monotonic()
                 elif (silence_s := time.monotonic() - heard_s) > silent_s:
                     raise SenderSilent(round(silence_s))
             time.sleep(LOOK_S)

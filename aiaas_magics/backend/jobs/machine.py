@@ -135,7 +135,7 @@ def _ended(job: JobStatus, event: RankEnded) -> Step:
         # The rank it missed is the one to blame: dead, and seen in a moment, or hung, and ended by us after that.
         actions = (StopAttempt(attempt=job.attempt, patience_s=BLAME_PATIENCE_S),)
     elif unasked:
-        how = SILENT if event.told else event.how
+        how = SILENT if event.by_stop else event.how
         blame = Blame.OUT_OF_MEMORY if event.out_of_memory else Blame.LOST
         job = replace(job, verdict=Verdict(blame, f"worker {event.rank} {how}"))
         actions = (Record(WorkerLost(how=how, out_of_memory=event.out_of_memory), event.rank), StopAttempt(attempt=job.attempt))

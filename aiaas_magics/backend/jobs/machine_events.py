@@ -69,7 +69,7 @@ class RankEnded:
     how: str
     out_of_memory: bool = False
     alone: bool = False
-    told: bool = False
+    by_stop: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,11 +89,11 @@ def why(action: StartAttempt, begin: TrainingPosition) -> str:
     return f"{reason}. Attempt {action.attempt} {'starts from the beginning' if begin == TrainingPosition(0) else f'goes on from {begin}'}."
 
 
-def restored(job: JobStatus, said: Sequence[Entry]) -> JobStatus:
+def restored(job: JobStatus, log: Sequence[Entry]) -> JobStatus:
     """`job` with what the log of its present attempt tells; how its processes ended is seen again by watching."""
-    finished = frozenset(entry.rank for entry in said if isinstance(entry.event, Finished) and entry.rank is not None)
+    finished = frozenset(entry.rank for entry in log if isinstance(entry.event, Finished) and entry.rank is not None)
     verdict: Verdict | None = None
-    for entry in said:
+    for entry in log:
         if verdict is None and isinstance(entry.event, Crashed):
             report = entry.event.report
             verdict = Verdict(Blame.CRASHED, f"{report.type}: {report.message}"[:500])
@@ -115,5 +115,5 @@ def encode_seats(seats: Seats) -> bytes:
 def decode_seats(data: bytes | None, *, ranks: int) -> Seats:
     if data is None:
         return Seats(frozenset(), ((),) * ranks)
-    told = wire.decode(data, _Seats)
-    return Seats(frozenset(told.held), tuple(tuple(seat) for seat in told.ranks))
+    seats = wire.decode(data, _Seats)
+    return Seats(frozenset(seats.held), tuple(tuple(seat) for seat in seats.ranks))

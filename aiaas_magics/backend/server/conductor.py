@@ -205,14 +205,14 @@ class Conductor:
         if self.view(job).last_seq <= after and wait_s > 0 and not self.closing.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(pulse.wait(), wait_s)
-        known = self.view(job).last_seq
-        if known <= after:
+        last = self.view(job).last_seq
+        if last <= after:
             # Who only looks sees what there is.
             if wait_s > 0 and not self.view(job).state.final and (error := self._troubles.worth_telling(job)) is not None:
                 raise error
             return []
-        found = await self._store.call(self._store.entries, job, after=after)
-        return [entry for entry in found if entry.seq <= known]
+        entries = await self._store.call(self._store.entries, job, after=after)
+        return [entry for entry in entries if entry.seq <= last]
 
     def wake(self) -> None:
         """The server ends: whoever waits for entries is answered now."""
@@ -270,11 +270,11 @@ class Conductor:
         now_s = self._clock.now_s()
         record = self._records[happened.job]
         job, entries, actions = record.job, [], []
-        for given in happened.inputs:
-            if isinstance(given, NewEntry):
-                entries.append(given)
+        for input_ in happened.inputs:
+            if isinstance(input_, NewEntry):
+                entries.append(input_)
                 continue
-            job, answered = handle(job, given)
+            job, answered = handle(job, input_)
             entries += [NewEntry(at_s=now_s, attempt=job.attempt, rank=a.rank, event=a.event) for a in answered if isinstance(a, Record)]
             actions += [action for action in answered if not isinstance(action, Record)]
         record = replace(record, job=job, **happened.changes).stamped(now_s)
@@ -460,8 +460,8 @@ class Conductor:
         if state not in {JobState.RUNNING, JobState.STOPPING}:
             return
         seats = attempt_order.decode_seats(record.seats, ranks=job.ranks)
-        said = await self._store.call(self._store.entries, job.id, after=0, attempt=job.attempt, limit=1_000_000)
-        job = attempt_order.restored(job, said)
+        log_entries = await self._store.call(self._store.entries, job.id, after=0, attempt=job.attempt, limit=1_000_000)
+        job = attempt_order.restored(job, log_entries)
         self._records[job.id] = replace(record, job=job)
         self._held[job.id] = seats
         offsets = await self._store.call(self._store.read_offsets, job.id, job.attempt)

@@ -78,8 +78,8 @@ class Endpoints:
     async def start(self) -> None:
         for record in await self._store.call(self._store.versions):
             self._loaded.setdefault(record.spec.name, {})[record.view.version] = record
-        known = await self._store.call(self._store.routings)
-        self._routing = {name: known.get(name) or Routing(live=max(records)) for name, records in self._loaded.items()}
+        routings = await self._store.call(self._store.routings)
+        self._routing = {name: routings.get(name) or Routing(live=max(records)) for name, records in self._loaded.items()}
         self._begin()
 
     def _begin(self) -> asyncio.Task[Inference]:

@@ -32,15 +32,15 @@ def record(job_folder: JobFolder) -> None:
 
 
 def _hook(base: str, sink: int) -> Callable[[str, tuple[Any, ...]], None]:
-    known: dict[str, str] = {}
+    modes: dict[str, str] = {}
 
     def note(path: Any, how: str) -> None:
         if isinstance(path, int):
             return
         name = os.path.relpath(os.path.abspath(os.fsdecode(path)), base)
-        if name.split(os.sep)[0] == os.pardir or known.get(name) in (how, WRITTEN):
+        if name.split(os.sep)[0] == os.pardir or modes.get(name) in (how, WRITTEN):
             return
-        known[name] = how
+        modes[name] = how
         os.write(sink, json.dumps([how, Path(name).as_posix()]).encode() + b"\n")
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -64,7 +64,7 @@ def _hook(base: str, sink: int) -> Callable[[str, tuple[Any, ...]], None]:
 
 def appended(job_folder: JobFolder) -> frozenset[str]:
     """Names of the files that were only ever opened to be added to, over all attempts of a job."""
-    found: dict[str, bool] = {}
+    only_appended: dict[str, bool] = {}
     try:
         lines = job_folder.opened.read_bytes().splitlines()
     except OSError:
@@ -72,7 +72,7 @@ def appended(job_folder: JobFolder) -> frozenset[str]:
     for line in lines:
         try:
             how, name = json.loads(line)
-            found[str(name)] = how == APPENDED and found.get(str(name), True)
+            only_appended[str(name)] = how == APPENDED and only_appended.get(str(name), True)
         except (ValueError, TypeError):  # the user's own code can write here too
             continue
-    return frozenset(name for name, only in found.items() if only)
+    return frozenset(name for name, only in only_appended.items() if only)

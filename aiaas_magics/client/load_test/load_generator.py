@@ -347,8 +347,8 @@ def _requests(plan: LoadPlan, form: BodyForm, **more: str) -> list[bytes]:
 
 
 def _head(method: str, plan: LoadPlan, path: str, headers: dict[str, str]) -> bytes:
-    said = {"Host": urlsplit(plan.url).netloc, "Authorization": f"Bearer {plan.token}", **headers}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
+    fields = {"Host": urlsplit(plan.url).netloc, "Authorization": f"Bearer {plan.token}", **headers}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"{method} {path} HTTP/1.1\r\n{lines}".encode("latin-1")
 
 

@@ -40,7 +40,7 @@ def run_load(
     x: Any = None,
     rates: Sequence[float] | None = None,
     forms: Sequence[str] = FORMS,
-    told: Callable[[str], None] | None = None,
+    on_step: Callable[[str], None] | None = None,
 ) -> LoadReport:
     """Load the endpoint from a process of its own and report what was seen.
 
@@ -54,7 +54,7 @@ def run_load(
         rates: Requests a second on a schedule, with the first of `forms`; left out, up from a quarter of what
             the connections reached until answers stay behind; none where it is empty.
         forms: How tensors travel: "json" (TensorFlow Serving), "binary" (Open Inference Protocol v2).
-        told: Is told what is measured now, in words.
+        on_step: called with a few words before each measurement.
 
     Raises:
         InvalidSpec: a number that cannot be.
@@ -72,21 +72,21 @@ def run_load(
         fingerprint=fingerprint,
         authority=os.environ.get("AIAAS_CA", ""),
     )
-    found = carry_out(plan, told)
+    outcome = carry_out(plan, on_step)
     return LoadReport(
         endpoint=view.name,
         rows=rows,
         hardware=hardware(),
-        points=found.points,
-        rates=found.rates,
+        points=outcome.points,
+        rates=outcome.rates,
         sides=tuple(
             Sides(form=side.form, model_per_s=side.model_per_s * view.replicas, interface_per_s=side.interface_per_s)
-            for side in found.sides
+            for side in outcome.sides
         ),
     )
 
 
-def carry_out(plan: LoadPlan, told: Callable[[str], None] | None = None) -> LoadOutcome:
+def carry_out(plan: LoadPlan, on_step: Callable[[str], None] | None = None) -> LoadOutcome:
     """Run `plan` in a process of its own.
 
     Raises:
@@ -101,19 +101,21 @@ def carry_out(plan: LoadPlan, told: Callable[[str], None] | None = None) -> Load
         watch = threading.Timer(limit_s, process.kill)
         watch.start()
         try:
-            last = _talk(process, plan, told)
+            last = _talk(process, plan, on_step)
         finally:  # an interrupt ends it as well
             is_late = not watch.is_alive()
             watch.cancel()
             process.kill()
         complaints.seek(0)
-        said = complaints.read().decode(errors="replace").strip().splitlines()
+        lines = complaints.read().decode(errors="replace").strip().splitlines()
     if is_late:
         raise BackendTooSlow(plan.url, limit_s)
     try:
         outcome = wire.decode(last, LoadOutcome)
     except wire.Malformed as error:
-        raise BackendRefused(0, f"The load generator failed: {said[-1] if said else error}. Run it again, or report this to us.") from error
+        raise BackendRefused(
+            0, f"The load generator failed: {lines[-1] if lines else error}. Run it again, or report this to us."
+        ) from error
     if outcome.unproven:
         raise BackendNotProven(plan.url)
     if outcome.unreachable:
@@ -123,7 +125,7 @@ def carry_out(plan: LoadPlan, told: Callable[[str], None] | None = None) -> Load
     return outcome
 
 
-def _talk(process: subprocess.Popen[bytes], plan: LoadPlan, told: Callable[[str], None] | None) -> bytes:
+def _talk(process: subprocess.Popen[bytes], plan: LoadPlan, on_step: Callable[[str], None] | None) -> bytes:
     """Give the plan, hear what is done, return the last line."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -135,8 +137,8 @@ def _talk(process: subprocess.Popen[bytes], plan: LoadPlan, told: Callable[[str]
     last = b""
     for line in process.stdout:
         if line.startswith(MARK.encode()):
-            if told is not None:
-                told(line.decode().removeprefix(MARK).strip())
+            if on_step is not None:
+                on_step(line.decode().removeprefix(MARK).strip())
         else:
             last = line
     process.wait()
@@ -185,7 +187,7 @@ def binary_form(name: str, inputs: Sequence[TensorSpec], batches: Sequence[dict[
     longest = max(len(body) for body, _ in encoded)
     headers = next(headers for body, headers in encoded if len(body) == longest)
     # The header says how long the JSON is, so only bodies that agree in it go together.
-    bodies = tuple(dict.fromkeys(body for body, said in encoded if said == headers))
+    bodies = tuple(dict.fromkeys(body for body, body_headers in encoded if body_headers == headers))
     return BodyForm(name="binary", path=f"/v2/models/{name}/infer", headers=tuple(headers.items()), bodies=bodies)
 
 
@@ -205,12 +207,12 @@ def _batches(inputs: Sequence[TensorSpec], *, rows: int, x: Any) -> list[dict[st
 
 def _given_columns(inputs: Sequence[TensorSpec], x: Any) -> dict[str, np.ndarray]:
     if isinstance(x, dict):
-        given = x
+        columns = x
     elif len(inputs) > 1:
-        given = {spec.name: values for spec, values in zip(inputs, x, strict=True)}
+        columns = {spec.name: values for spec, values in zip(inputs, x, strict=True)}
     else:
-        given = {inputs[0].name: x}
-    return {spec.name: np.asarray(given[spec.name]) for spec in inputs}
+        columns = {inputs[0].name: x}
+    return {spec.name: np.asarray(columns[spec.name]) for spec in inputs}
 
 
 def _example_of(view: EndpointView) -> dict[str, np.ndarray] | None:

@@ -54,18 +54,18 @@ class Quicker(msgspec.Struct, frozen=True, kw_only=True):
     def note(self) -> str:
         return f"This fit goes to JAX; a dry run has {self.why}. --engine tensorflow keeps it there."
 
-    def execution(self, asked: Execution) -> Execution:
-        return msgspec.structs.replace(asked, engine="jax", strategy=self.way.strategy, may_stay=True)
+    def execution(self, execution: Execution) -> Execution:
+        return msgspec.structs.replace(execution, engine="jax", strategy=self.way.strategy, may_stay=True)
 
 
 def quicker_on_jax(ways: Sequence[Way], *, steps: int) -> Quicker | None:
     """JAX's quickest way where it is worth leaving TensorFlow for; None also where either was not measured."""
     best = {}
     for engine in ("tensorflow", "jax"):
-        there = [way for way in ways if way.engine == engine]
-        if not there:
+        candidates = [way for way in ways if way.engine == engine]
+        if not candidates:
             return None
-        best[engine] = min(there, key=lambda way: way.fit_s(steps))
+        best[engine] = min(candidates, key=lambda way: way.fit_s(steps))
     times = best["tensorflow"].fit_s(steps) / max(best["jax"].fit_s(steps), 1e-9)
     return Quicker(way=best["jax"], times=times) if times >= WORTH_LEAVING else None
 
@@ -96,14 +96,14 @@ class Measurements:
             partial.replace(self._folder / f"{key}.json")
 
 
-def quicker_for(packed: PackedFitCall, about: About, *, asked: Execution, workers: int | None) -> Quicker | None:
+def quicker_for(packed: PackedFitCall, about: About, *, execution: Execution, workers: int | None) -> Quicker | None:
     """What dry runs of this model on this backend say to `packed`; None where the engine is not open, or nothing was measured."""
-    if not is_open(asked) or not about.versions.jax:
+    if not is_open(execution) or not about.versions.jax:
         return None
-    return quicker_on_jax(Measurements().of(key_of(packed, about, asked=asked, workers=workers)), steps=packed.shape.steps)
+    return quicker_on_jax(Measurements().of(key_of(packed, about, execution=execution, workers=workers)), steps=packed.shape.steps)
 
 
-def key_of(packed: PackedFitCall, about: About, *, asked: Execution, workers: int | None) -> str:
+def key_of(packed: PackedFitCall, about: About, *, execution: Execution, workers: int | None) -> str:
     """Names what decides on the time of a step: layers and weights by kind and size, not by name, the batch, and where it is computed.
 
     Two models that differ in less than that take each other's time; whether JAX computes the same is proved for each by itself.
@@ -113,7 +113,7 @@ def key_of(packed: PackedFitCall, about: About, *, asked: Execution, workers: in
     data = sorted((array.dtype.str, array.shape[1:]) for array in packed.arrays)
     compiled = [_name(model.optimizer), sorted(_name(callback) for callback in packed.callbacks)]
     where = [about.backend, about.hardware, msgspec.structs.astuple(about.versions)]
-    how = [asked.fused, workers, packed.shape.global_batch]
+    how = [execution.fused, workers, packed.shape.global_batch]
     return hashlib.sha256(repr((_name(model), layers, data, compiled, where, how)).encode()).hexdigest()[:32]
 
 

@@ -53,11 +53,11 @@ class FitPlan:
     @property
     def measured(self) -> tuple[Candidate, ...]:
         """Those that were, the quickest for this fit first."""
-        return tuple(sorted((one for one in self.candidates if not one.why), key=self.fit_s))
+        return tuple(sorted((each for each in self.candidates if not each.why), key=self.fit_s))
 
     @property
     def ruled_out(self) -> tuple[Candidate, ...]:
-        return tuple(one for one in self.candidates if one.why)
+        return tuple(each for each in self.candidates if each.why)
 
     def fit_s(self, candidate: Candidate) -> float:
         """What the steps of this fit would take, compiling included: no validation, callbacks, checkpoints."""
@@ -105,16 +105,16 @@ def plan(
     options = replace(options, seed=options.seed or 0)
     prepared = prepare(backend, call, options)
     preflight, packed = prepared.preflight, prepared.packed
-    found = FitPlan(preflight=preflight, shape=packed.shape)
+    result = FitPlan(preflight=preflight, shape=packed.shape)
     if packed.in_batches:
-        return replace(found, unmeasured="Nothing was measured: only steps on arrays are, and what yields batches is used up by it.")
+        return replace(result, unmeasured="Nothing was measured: only steps on arrays are, and what yields batches is used up by it.")
     if running := [view.id for view in backend.jobs() if not view.state.final]:
-        return replace(found, unmeasured=f"Nothing was measured: the backend is busy with job {', '.join(running)}. Try again after it.")
+        return replace(result, unmeasured=f"Nothing was measured: the backend is busy with job {', '.join(running)}. Try again after it.")
     about, measured = backend.about(), list[Way]()
     gpus = about.gpus
     open_ways = ways(options.execution, devices=preflight.workers, gpus=gpus)
     labels = tuple(", ".join(way) for way in open_ways)
-    found = replace(found, simulated=preflight.workers > 1 and not gpus)
+    result = replace(result, simulated=preflight.workers > 1 and not gpus)
     options = replace(options, resume=None, retries=0)
     for index, (engine, strategy) in enumerate(open_ways):
 
@@ -123,31 +123,38 @@ def plan(
 
         named = replace(options, name=f"{options.name or packed.shape.model}: {labels[index]}"[:100])
         way = measure(backend, call, named, engine, strategy, tell)
-        measured += [_remembered(one, way.start_s) for one in way.candidates if not one.why]
-        found = replace(found, chosen=found.chosen if index else way.chosen, candidates=(*found.candidates, *way.candidates))
+        measured += [_remembered(candidate, way.start_s) for candidate in way.candidates if not candidate.why]
+        result = replace(result, chosen=result.chosen if index else way.chosen, candidates=(*result.candidates, *way.candidates))
     if is_open(options.execution):
-        key = key_of(packed, about, asked=options.execution, workers=options.workers)
+        key = key_of(packed, about, execution=options.execution, workers=options.workers)
         Measurements().remember(key, measured)
-        if (quicker := quicker_on_jax(measured, steps=found.steps)) is not None:
+        if (quicker := quicker_on_jax(measured, steps=result.steps)) is not None:
             best = quicker.way
             chosen = Planned(engine=best.engine, strategy=best.strategy, fused=best.fused, why=(quicker.why,))
             # What is to be announced of the fit is what differs on JAX.
             announced = prepare(backend, call, options).preflight.notes
-            found = replace(found, chosen=chosen, preflight=replace(preflight, notes=announced))
-    return found
+            result = replace(result, chosen=chosen, preflight=replace(preflight, notes=announced))
+    return result
 
 
-def _remembered(one: Candidate, start_s: float) -> Way:
-    return Way(engine=one.engine, strategy=one.strategy, fused=one.fused, step_s=one.step_s, compile_s=one.compile_s, start_s=start_s)
+def _remembered(candidate: Candidate, start_s: float) -> Way:
+    return Way(
+        engine=candidate.engine,
+        strategy=candidate.strategy,
+        fused=candidate.fused,
+        step_s=candidate.step_s,
+        compile_s=candidate.compile_s,
+        start_s=start_s,
+    )
 
 
 def ways(execution: Execution, *, devices: int, gpus: bool) -> tuple[tuple[str, str], ...]:
     """Every engine and strategy that `execution` leaves open on so many devices; the one that it stands for comes first."""
     resolved = execution.resolved(devices=devices, gpus=gpus)
     first = ("jax" if resolved.on_jax else "tensorflow", resolved.strategy)
-    known = {"tensorflow": ("single",) if devices == 1 else ("collective", "mirrored"), "jax": ("single" if devices == 1 else "spmd",)}
+    strategies = {"tensorflow": ("single",) if devices == 1 else ("collective", "mirrored"), "jax": ("single" if devices == 1 else "spmd",)}
     engines = ("jax",) if execution.on_jax else ("tensorflow",) if execution.engine == "tensorflow" else ENGINES
-    others = ((engine, strategy) for engine in engines for strategy in known[engine] if execution.strategy in ("auto", strategy))
+    others = ((engine, strategy) for engine in engines for strategy in strategies[engine] if execution.strategy in ("auto", strategy))
     return tuple(dict.fromkeys((first, *others)))
 
 

@@ -112,15 +112,15 @@ def prepare(
     packed = pack(execution=options.execution)
     # What yields batches, or goes on from a checkpoint, stays where it was.
     stays = packed.in_batches or options.resume is not None
-    quicker = None if stays else quicker_for(packed, about, asked=options.execution, workers=options.workers)
+    quicker = None if stays else quicker_for(packed, about, execution=options.execution, workers=options.workers)
     if quicker is not None:
         packed = pack(execution=quicker.execution(options.execution))
         if packed.execution.on_jax:
             packed = replace(packed, notes=(quicker.note, *packed.notes))
     if options.execution.strategy == "mirrored" and not about.gpus and workers > 1:
         packed = replace(packed, notes=(*packed.notes, simulated(workers)))
-    known = backend.blobs.known(packed.arrays)
-    known_bytes = sum(array.nbytes for array, there in zip(packed.arrays, known, strict=True) if there)
+    are_known = backend.blobs.are_known(packed.arrays)
+    known_bytes = sum(array.nbytes for array, is_known in zip(packed.arrays, are_known, strict=True) if is_known)
     all_bytes = sum(array.nbytes for array in packed.arrays) + len(packed.payload)
     resumed = None if options.resume is None else backend.job(options.resume).view().spec
     notes = (*packed.environment_notes, *packed.notes)

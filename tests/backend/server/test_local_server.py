@@ -251,7 +251,7 @@ def test_a_server_that_was_stopped_is_told_as_such_and_what_to_do(tmp_path: Path
                 local_server.find_at(server.folder)
             shown = CliRunner().invoke(cli.main, ["status", "--state", str(server.folder)])
             with Transport(server.url, token=server.token, answer_s=0.3, on_silence=lambda: local_server._check_goes_on(told)) as transport:
-                told = local_server._told(server.folder)
+                told = local_server._note(server.folder)
                 with pytest.raises(BackendStopped):
                     transport.get("/v1/about", About)
             with pytest.raises(BackendTooSlow, match=r"did not answer within 0\.2 s"):

@@ -84,9 +84,9 @@ async def body_of(request: Request, of: type[T]) -> T:
         BackendRefused: it is too large, or did not come.
     """
     data = bytearray()
-    too_large = told_bytes(request) > JSON_BYTES
+    too_large = announced_bytes(request) > JSON_BYTES
     read = 0
-    if told_bytes(request) > DISCARD_BYTES:
+    if announced_bytes(request) > DISCARD_BYTES:
         raise _too_large()
     async for piece in chunks_of(request):
         read += len(piece)
@@ -108,10 +108,10 @@ def _too_large() -> BackendRefused:
     return BackendRefused(413, f"This request's body is larger than {limit} MB. Send arrays as blobs and name them by their hash.")
 
 
-def told_bytes(request: Request) -> int:
+def announced_bytes(request: Request) -> int:
     """How large the body is going to be; 0 where its sender does not say."""
-    told = request.headers.get("content-length", "")
-    return int(told) if told.isdecimal() else 0
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdecimal() else 0
 
 
 def upload_of(request: Request, *, most_bytes: int) -> AsyncIterator[bytes]:
@@ -121,7 +121,7 @@ def upload_of(request: Request, *, most_bytes: int) -> AsyncIterator[bytes]:
         BackendRefused: it says that it is larger, or, while it is read, turns out to be.
     """
     too_large = BackendRefused(413, f"This request's body is larger than {most_bytes // 2**20:,} MB. Send it in smaller parts.")
-    if told_bytes(request) > most_bytes:
+    if announced_bytes(request) > most_bytes:
         raise too_large
 
     async def pieces() -> AsyncIterator[bytes]:

@@ -58,8 +58,8 @@ class StateFolder:
         except OSError as error:
             raise StoreNotWritable(str(folder.path), error.strerror or str(error)) from error
         if folder._lock is None:
-            told = folder.serving()
-            who = f"Process {told.pid}" if told else "Another process"
+            note = folder.serving()
+            who = f"Process {note.pid}" if note else "Another process"
             raise InvalidSpec(f"{who} serves {folder.path} already. Stop it with `aiaas stop`, or give another folder by --state.")
         return folder
 
@@ -124,8 +124,8 @@ class StateFolder:
         """Say where the server is; called when it listens."""
         write_private(self.path / "port", f"{port}\n".encode(), durable=True)
         pid = os.getpid()
-        told = ServerNote(pid=pid, started=process_id.start_mark(pid), url=url, version=settings.package_version())
-        write_private(self.path / "server.json", wire.encode(told) + b"\n", durable=True)
+        note = ServerNote(pid=pid, started=process_id.start_mark(pid), url=url, version=settings.package_version())
+        write_private(self.path / "server.json", wire.encode(note) + b"\n", durable=True)
 
     def serving(self) -> ServerNote | None:
         try:
@@ -135,8 +135,8 @@ class StateFolder:
 
     def close(self) -> None:
         """Take back the note and give up the lock."""
-        told = self.serving()
-        if told is not None and told.pid == os.getpid():
+        note = self.serving()
+        if note is not None and note.pid == os.getpid():
             (self.path / "server.json").unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.close()

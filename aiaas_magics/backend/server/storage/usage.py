@@ -81,12 +81,12 @@ class Storage:
                 what="results",
                 bytes=sizes["results"][0],
                 count=sizes["results"][1],
-                freeable_bytes=sum(one.bytes for one in self._ended(records) if one.job in old),
+                freeable_bytes=sum(ended.bytes for ended in self._ended(records) if ended.job in old),
             ),
             StoragePart(what="models of endpoints", bytes=sizes["endpoints"][0], count=sizes["endpoints"][1]),
             StoragePart(what="data kept for the next run", bytes=sizes[""][0], count=sizes[""][1], freeable_bytes=unneeded),
-            StoragePart(what="checkpoints", bytes=of_jobs[0], count=sum(one.is_dir() for one in checkpoints)),
-            StoragePart(what="files of callbacks", bytes=of_jobs[1], count=sum(one.is_dir() for one in files)),
+            StoragePart(what="checkpoints", bytes=of_jobs[0], count=sum(folder.is_dir() for folder in checkpoints)),
+            StoragePart(what="files of callbacks", bytes=of_jobs[1], count=sum(folder.is_dir() for folder in files)),
             StoragePart(what="running attempts", bytes=max(0, jobs - sum(of_jobs))),
             StoragePart(what="records and logs of jobs", bytes=size_of(path.glob("records.sqlite*")), count=len(records)),
             StoragePart(what="logs of processes", bytes=size_of(path.rglob("*.log"))),
@@ -122,8 +122,8 @@ class Storage:
             records = self._conductor.records()
             missing = max(0, -self._room.free_bytes())
             # First what needs no record: on a full disk that makes room for the rest.
-            known = {record.job.id for record in records}
-            await asyncio.to_thread(self._remove_strays, known, now_s - older_than_s)
+            job_ids = {record.job.id for record in records}
+            await asyncio.to_thread(self._remove_strays, job_ids, now_s - older_than_s)
             blobs = await self._sweep_blobs(now_s=now_s, older_than_s=older_than_s)
             gone = await asyncio.to_thread(lambda: expired(self._ended(records), now_s=now_s, missing_bytes=missing))
             if gone:
@@ -149,10 +149,10 @@ class Storage:
     def _has_room_to_compact(self) -> bool:
         return shutil.disk_usage(self._state.path).free > 2 * self._state.records.stat().st_size
 
-    def _remove_strays(self, known: set[str], before_s: float) -> None:
+    def _remove_strays(self, job_ids: set[str], before_s: float) -> None:
         """Folders of jobs that no record speaks of."""
         for path in self._state.jobs.iterdir():
-            if path.name not in known and path.lstat().st_mtime < before_s:
+            if path.name not in job_ids and path.lstat().st_mtime < before_s:
                 shutil.rmtree(path, ignore_errors=True)
 
 

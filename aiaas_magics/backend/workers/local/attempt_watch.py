@@ -114,8 +114,8 @@ class AttemptWatch:
 
     def _ending(self, rank: int) -> Exit | None:
         """How the rank ended. Of a process that is dead its reaper tells more in a moment, if there still is one."""
-        if (told := self.folder.ending(rank)) is not None:
-            return told
+        if (exit := self.folder.ending(rank)) is not None:
+            return exit
         process = self.folder.process(rank)
         if process is None or process.is_alive():
             return None

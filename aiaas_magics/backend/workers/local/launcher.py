@@ -149,12 +149,12 @@ class Launcher:
         A file that cannot be read now (no descriptors are left, say) says neither.
         """
         try:
-            told = wire.decode((self._folder / "launcher.json").read_bytes(), RunningLauncher)
+            note = wire.decode((self._folder / "launcher.json").read_bytes(), RunningLauncher)
         except (FileNotFoundError, wire.Malformed):
             return False
         except OSError:
             return True
-        return told.process.pid == os.getpid()
+        return note.process.pid == os.getpid()
 
     def _stop(self) -> None:
         self._stopping = True
@@ -279,18 +279,18 @@ class Launcher:
         """Write how each dead child ended. Its process group dies before its pid is given back."""
         while True:
             try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if found is None:
+            if info is None:
                 return
-            if found.si_pid in self._ranks:
-                kill_group(found.si_pid, signal.SIGKILL)
-            _, status = os.waitpid(found.si_pid, 0)
-            if self._spare is not None and self._spare.pid == found.si_pid:  # whatever ended it, another would not do better
+            if info.si_pid in self._ranks:
+                kill_group(info.si_pid, signal.SIGKILL)
+            _, status = os.waitpid(info.si_pid, 0)
+            if self._spare is not None and self._spare.pid == info.si_pid:  # whatever ended it, another would not do better
                 self._spare.close()
                 self._spare = self._spare_for = None
-            rank = self._ranks.pop(found.si_pid, None)
+            rank = self._ranks.pop(info.si_pid, None)
             if rank is not None:
                 self._record(rank, status)
                 self._kill_orphans()
@@ -426,9 +426,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.warning("whoever started this launcher ended first, so that nobody would find it; ending")
         (options.folder / name).unlink()
         return 0
-    told = options.folder / "launcher.json"
+    options = options.folder / "launcher.json"
     write_value(
-        told, RunningLauncher(process=ProcessId.of(os.getpid()), socket=name, version=settings.package_version(), entry=options.entry)
+        options, RunningLauncher(process=ProcessId.of(os.getpid()), socket=name, version=settings.package_version(), entry=options.entry)
     )
     try:
         preload([module for module in options.preload.split(",") if module])
@@ -436,9 +436,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Launcher(options.folder, listener, entry, idle_s=options.idle_s, make_ready=make_ready).run()
     finally:
         (options.folder / name).unlink(missing_ok=True)
-        ours = read_value(told, RunningLauncher)
+        ours = read_value(options, RunningLauncher)
         if ours is not None and ours.process.pid == os.getpid():
-            told.unlink(missing_ok=True)
+            options.unlink(missing_ok=True)
     return 0
 
 

@@ -59,12 +59,12 @@ class LauncherClient:
 
     def running(self) -> RunningLauncher | None:
         """What a living launcher of this version said of itself; None when there is none."""
-        told = read_value(self._folder / "launcher.json", RunningLauncher)
+        note = read_value(self._folder / "launcher.json", RunningLauncher)
         if self._started is not None:
             self._started.poll()  # reaps it when it has ended
-        if told is None or told.version != settings.package_version() or not told.process.is_alive():
+        if note is None or note.version != settings.package_version() or not note.process.is_alive():
             return None
-        return told
+        return note
 
     def ensure(self) -> None:
         """Have a launcher that takes requests; it may still be importing.
@@ -83,7 +83,7 @@ class LauncherClient:
         log_path = self._folder / "launcher.log"
         with log_path.open("wb") as log:
             self._started = subprocess.Popen(
-                [sys.executable, "-P", "-m", "aiaas_magics.backend.workers.local.launcher", *self._told()],
+                [sys.executable, "-P", "-m", "aiaas_magics.backend.workers.local.launcher", *self._arguments()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -101,7 +101,7 @@ class LauncherClient:
         self._check_open()
         return self.running()
 
-    def _told(self) -> list[str]:
+    def _arguments(self) -> list[str]:
         return ["--folder", str(self._folder), "--parent", str(os.getpid()), *self._options]
 
     def _check_open(self) -> None:
@@ -115,14 +115,14 @@ class LauncherClient:
             OSError, RuntimeError: it is gone, or said no.
             TimeoutError: it did not answer in time.
         """
-        told = self.running()
-        if told is None:
+        launcher = self.running()
+        if launcher is None:
             raise LauncherGone(f"the launcher of workers is gone: {last_words(self._folder / 'launcher.log')}")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(SILENT_LOOK_S)
-            silence = _Silence(told, is_ready=self._ready == told.process)
+            silence = _Silence(launcher, is_ready=self._ready == launcher.process)
             try:
-                with _short(self._folder / told.socket) as address:
+                with _short(self._folder / launcher.socket) as address:
                     silence.outlast(lambda: connection.connect(address))
             except FileNotFoundError as error:
                 raise LauncherGone("the launcher of workers has come to its end") from error
@@ -131,7 +131,7 @@ class LauncherClient:
             while not line.endswith(b"\n") and (piece := silence.outlast(lambda: connection.recv(65536))):
                 line += piece
         if line:
-            self._ready = told.process
+            self._ready = launcher.process
         else:
             raise LauncherGone(f"the launcher of workers hung up: {last_words(self._folder / 'launcher.log')}")
         answer: dict[str, Any] = json.loads(line)
@@ -146,22 +146,22 @@ class LauncherClient:
             self._stop()
 
     def _stop(self) -> None:
-        told = self.running()
-        if told is None:
+        launcher = self.running()
+        if launcher is None:
             if self._started is not None:  # it is about to say that it is there
                 self._started.kill()
             self._reap()
             return
         with contextlib.suppress(psutil.Error):
-            process = psutil.Process(told.process.pid)
+            process = psutil.Process(launcher.process.pid)
             process.terminate()
             deadline = time.monotonic() + END_S
-            while told.process.is_alive() and time.monotonic() < deadline:
+            while launcher.process.is_alive() and time.monotonic() < deadline:
                 if time.monotonic() > deadline - END_S + 1.0:  # it is importing, or has children that the caller ended
                     process.kill()
                 time.sleep(LOOK_S)
         self._reap()
-        for left in (self._folder / told.socket, self._folder / "launcher.json"):
+        for left in (self._folder / launcher.socket, self._folder / "launcher.json"):
             left.unlink(missing_ok=True)
 
     def _reap(self) -> None:

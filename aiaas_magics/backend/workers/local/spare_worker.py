@@ -62,10 +62,10 @@ def cores_of(command: Path) -> Cores | None:
 
     Variables of the environment count when TensorFlow starts, as GPUs and several devices of a process do; ranks find their cores together.
     """
-    told = read_value(command, WorkerCommand, most_bytes=COMMAND_BYTES)
-    if told is None or told.sets_environment or told.gpus or told.ranks > 1 or told.devices > 1 or told.execution.on_jax:
+    content = read_value(command, WorkerCommand, most_bytes=COMMAND_BYTES)
+    if content is None or content.sets_environment or content.gpus or content.ranks > 1 or content.devices > 1 or content.execution.on_jax:
         return None
-    return told.cores
+    return content.cores
 
 
 def has_memory() -> bool:
