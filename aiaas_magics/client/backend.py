@@ -318,7 +318,7 @@ class Backend:
             reduction = Reduction(precision=precision, validation_data=validation_data, max_change=max_change)
             options |= {"reduction": reduction, "tell": tell}
         elif validation_data is not None or max_change is not None:
-            raise InvalidSpec("Validation data and max_change belong to fewer bits. Add precision='int8', say, or leave them out.")
+            raise InvalidSpec("Validation data and max_change need a precision. Add precision='int8', say, or leave them out.")
         return deploy(self.transport, self.blobs, model, name=name, **options)
 
     def storage(self) -> StorageView:
@@ -359,7 +359,7 @@ def connect(url: str | None = None, token: str | None = None, *, fingerprint: st
     url = url or os.environ.get("AIAAS_BACKEND") or LOCAL
     if url == LOCAL:
         if fingerprint:
-            raise InvalidSpec("A fingerprint is of a certificate, and the local server has none. Leave it out.")
+            raise InvalidSpec("A fingerprint identifies a certificate, and the local server has none. Leave it out.")
         found_url, found_token = local_server.ensure_local()
         local = Transport(found_url, token=found_token, revive=local_server.ensure_local, on_silence=local_server.check_local_goes_on)
         return Backend(local, state=settings.local_state())

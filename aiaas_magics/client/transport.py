@@ -105,7 +105,7 @@ class Transport:
         if self.url.startswith("https:"):
             self.fingerprint = certificates.checked_fingerprint(fingerprint) if fingerprint else certificates.pinned(self.url)
         elif fingerprint:
-            raise InvalidSpec(f"A fingerprint is of a certificate, and {self.url} has none. Use https://, or leave it out.")
+            raise InvalidSpec(f"A fingerprint identifies a certificate, and {self.url} has none. Use https://, or leave it out.")
         self._peer = connections.Peer(self.url, token, self.fingerprint)
         tls = certificates.settings_for(self.fingerprint, os.environ.get(certificates.AUTHORITY, ""))
         http = httpx.HTTPTransport(verify=True if tls is None else tls, trust_env=False)
@@ -350,16 +350,16 @@ def checked_url(url: str) -> str:
     try:
         parts = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise InvalidSpec(f"{url[:80]!r} is no address ({error}). Use one like https://gpu-box:8443.") from error
+        raise InvalidSpec(f"{url[:80]!r} is not an address ({error}). Use one like https://gpu-box:8443.") from error
     if parts.scheme not in {"http", "https"} or not parts.host:
-        raise InvalidSpec(f"{url[:80]!r} is no address of a backend. Use one like https://gpu-box:8443.")
+        raise InvalidSpec(f"{url[:80]!r} is not the address of a backend. Use one like https://gpu-box:8443.")
     if parts.scheme == "http" and not server_proof.is_loopback(parts.host):
         raise InvalidSpec(
-            f"{url[:80]!r} would send the token and your data through the network in the clear; nothing was sent. Use https://, "
+            f"{url[:80]!r} would send the token and your data over the network in clear text. Nothing was sent. Use https://, "
             "or a tunnel to this machine: ssh -L PORT:127.0.0.1:PORT HOST, and http://127.0.0.1:PORT."
         )
     if parts.userinfo or parts.query or parts.fragment:
-        raise InvalidSpec("A backend's address carries no user, query or fragment. Give the token by AIAAS_TOKEN.")
+        raise InvalidSpec("A backend's address has no user, query or fragment. Set the token in AIAAS_TOKEN.")
     return str(parts).rstrip("/")
 
 

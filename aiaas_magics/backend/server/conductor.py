@@ -137,9 +137,9 @@ class Conductor:
         """
         state = self.view(job).state
         if state is JobState.SUCCEEDED:
-            raise InvalidSpec(f"Job {job} has succeeded: there is nothing left to do. Take its weights with job.apply_to(model).")
+            raise InvalidSpec(f"Job {job} has succeeded, so there is nothing to resume. Get its weights with job.apply_to(model).")
         if not state.final:
-            raise InvalidSpec(f"Job {job} is {state}. Wait until it has ended, or cancel it first.")
+            raise InvalidSpec(f"Job {job} is {state}. Wait until it ends, or cancel it first.")
         return await asyncio.to_thread(job_files.checkpoint_view, self._state, job)
 
     async def cancel(self, job: str) -> JobView:
@@ -340,7 +340,7 @@ class Conductor:
             await attempt.start(plan.order)
         except (OSError, RuntimeError, TimeoutError, UnknownName, InvalidSpec) as error:
             log.warning("job %s: attempt %d could not be started: %s", job, number, error)
-            self._queue.put_nowait(Happened(job, (StartFailed(number, f"its workers could not be started: {error}"),)))
+            self._queue.put_nowait(Happened(job, (StartFailed(number, f"could not start its workers: {error}"),)))
 
     async def _has_room_to_start(self, job: str) -> bool:
         """Wait until the first files of an attempt find room; whether the attempt was not stopped meanwhile."""

@@ -60,7 +60,7 @@ class BodyForm(Value, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.bodies:
-            raise InvalidSpec("There is no row to send. Give at least one to start with.")
+            raise InvalidSpec("There is no row to send. Pass at least one.")
 
 
 class LoadPlan(Value, frozen=True, kw_only=True):
@@ -80,13 +80,13 @@ class LoadPlan(Value, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.concurrency or any(not 1 <= n <= 10_000 for n in self.concurrency):
-            raise InvalidSpec(f"concurrency={self.concurrency}: each is between 1 and 10000. Use --concurrency 1,2,4 to start with.")
+            raise InvalidSpec(f"concurrency={self.concurrency}: each must be between 1 and 10000. Start with --concurrency 1,2,4.")
         if not 0 < self.duration_s <= 3600:
-            raise InvalidSpec(f"duration={self.duration_s}: between 0 and 3600 seconds are possible. Use --duration 2 to start with.")
+            raise InvalidSpec(f"duration={self.duration_s}: it must be above 0 and at most 3600 seconds. Start with --duration 2.")
         if self.rows < 1 or not self.forms:
-            raise InvalidSpec(f"rows={self.rows}: a request has at least one row. Use --rows 1 to start with.")
+            raise InvalidSpec(f"rows={self.rows}: a request has at least one row. Start with --rows 1.")
         if any(not 0 < rate <= 1e6 for rate in self.rates or ()):
-            raise InvalidSpec(f"rates={self.rates}: each is above 0 and up to 1000000 a second. Leave them out to start with.")
+            raise InvalidSpec(f"rates={self.rates}: each must be above 0 and at most 1000000 per second. Leave them out at first.")
 
     @property
     def measurements(self) -> int:

@@ -47,7 +47,7 @@ class UnknownName(UsageError):
         if self.known:
             shown = ", ".join(sorted(self.known)[:8])
             return f"There is no {self.kind} {self.name[:80]!r}. Use one of: {shown}."
-        return f"There is no {self.kind} {self.name[:80]!r}. Use %aiaas_status to see what there is."
+        return f"There is no {self.kind} {self.name[:80]!r}. Run %aiaas_status to list what exists."
 
 
 class NotCompiled(UsageError, ValueError):
@@ -152,4 +152,4 @@ class VersionSkew(UsageError):
         self.what, self.here, self.there = what, here, there
 
     def __str__(self) -> str:
-        return f"{self.what} is {self.here} here and {self.there} on the backend. Install the same version on one of the two sides."
+        return f"{self.what} is {self.here} here and {self.there} on the backend. Install the same version on both sides."

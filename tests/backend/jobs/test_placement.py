@@ -98,7 +98,7 @@ def test_two_small_jobs_run_beside_each_other_and_a_third_waits() -> None:
 
 
 def test_more_workers_than_devices_are_refused_unless_they_may_share() -> None:
-    with pytest.raises(NotEnoughDevices, match="3 workers were asked for and box has 2 devices"):
+    with pytest.raises(NotEnoughDevices, match="box has 2 devices, fewer than the 3 workers requested"):
         check(DeviceRequest(job="", workers=3), devices=2, backend="box")
 
     check(DeviceRequest(job="", workers=3, oversubscribe=True), devices=2, backend="box")

@@ -100,7 +100,7 @@ async def body_of(request: Request, of: type[T]) -> T:
     try:
         return wire.decode(bytes(data), of)
     except wire.Malformed as error:
-        raise InvalidSpec(f"The request is not understood: {error}. Install the same version on both sides.") from error
+        raise InvalidSpec(f"Could not read the request: {error}. Install the same version on both sides.") from error
 
 
 def _too_large() -> BackendRefused:
@@ -144,9 +144,9 @@ async def chunks_of(request: Request) -> AsyncIterator[bytes]:
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise BackendRefused(408, f"Nothing came for {SILENCE_S:g} s in the middle of a request. Send it again.") from None
+            raise BackendRefused(408, f"The request stalled for {SILENCE_S:g} s. Send it again.") from None
         except ClientDisconnect:
-            raise BackendRefused(400, "The connection ended in the middle of a request. Send it again.") from None
+            raise BackendRefused(400, "The connection closed in the middle of a request. Send it again.") from None
         if piece:
             yield piece
 
@@ -161,5 +161,5 @@ def number_in(request: Request, name: str, default: float) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < 2**53:
-        raise InvalidSpec(f"{name}={text[:40]!r} is not a number that can be used here. Give one from 0 upwards.")
+        raise InvalidSpec(f"{name}={text[:40]!r} is not a valid number. Use 0 or more.")
     return number

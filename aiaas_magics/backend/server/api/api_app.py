@@ -197,7 +197,7 @@ async def submit_job(request: Request) -> Response:
     parts = _parts(request)
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= KEY_CHARACTERS:
-        raise InvalidSpec(f"An Idempotency-Key has 1 to {KEY_CHARACTERS} characters. Use a random one for each job.")
+        raise InvalidSpec(f"An Idempotency-Key must have 1 to {KEY_CHARACTERS} characters. Use a random one for each job.")
     spec = await body_of(request, FitSpec)
     checked_job_name(spec.name)
     check_versions(spec.versions, parts.about().versions)

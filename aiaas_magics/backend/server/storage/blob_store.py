@@ -106,7 +106,7 @@ class BlobStore:
         """
         target = self.path(sha)
         if name != Path(name).name or name.startswith("."):
-            raise InvalidSpec(f"{name[:80]!r} is no file of the dropbox. Give the name of a file, without a folder.")
+            raise InvalidSpec(f"{name[:80]!r} is not a file in the dropbox. Pass the name of a file, without a folder.")
         source = self.dropbox / name
         try:
             status = source.lstat()

@@ -60,7 +60,7 @@ class StateFolder:
         if folder._lock is None:
             note = folder.serving()
             who = f"Process {note.pid}" if note else "Another process"
-            raise InvalidSpec(f"{who} serves {folder.path} already. Stop it with `aiaas stop`, or give another folder by --state.")
+            raise InvalidSpec(f"{who} already serves {folder.path}. Stop it with `aiaas stop`, or use another folder with --state.")
         return folder
 
     def _make_private(self) -> None:
@@ -100,8 +100,8 @@ class StateFolder:
             if token := file.read_text(encoding="ascii", errors="replace").strip():
                 if len(token) < TOKEN_CHARACTERS or not token.isascii() or not token.isprintable():
                     raise InvalidSpec(
-                        f"{file} holds no token of at least {TOKEN_CHARACTERS} characters, so that it could be guessed. "
-                        "Remove the file: the server makes a new one."
+                        f"The token in {file} is shorter than {TOKEN_CHARACTERS} characters or malformed, so it could be guessed. "
+                        "Delete the file; the server makes a new one."
                     )
                 file.chmod(0o600)
                 return token

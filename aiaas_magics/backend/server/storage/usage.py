@@ -179,7 +179,7 @@ def set_records_aside(path: Path, *, pools: Mapping[str, PoolFactory] = POOLS) -
         InvalidSpec: a server runs on this folder, or there are no records.
     """
     if not (path / "records.sqlite").exists():
-        raise InvalidSpec(f"There are no records in {path}. Give the server's folder with --state.")
+        raise InvalidSpec(f"There are no records in {path}. Pass the server's folder as --state.")
     state = StateFolder.open(path)
     try:
         asyncio.run(_end_workers(state, pools))
