@@ -1,4 +1,4 @@
-"""A backend, as seen from a notebook or a script.
+"""Backend: a connection to a backend, for a notebook or a script.
 
 Owns which backend that is and what can be asked of it. HTTP belongs to `transport`,
 starting the local server to `local_server`, each noun (job, study, endpoint) to its file.

@@ -1,4 +1,4 @@
-"""Certificates of backends: whom a client believes, and what it says of one that it does not.
+"""Certificates: which certificates a client believes, and what it says about the others.
 
 Owns the pins (fingerprints that the user has accepted, by host and port, in a file of the state folder), the TLS settings that follow, and
 the sentence behind the TLS library's errors. Connections are opened in `connections`, and by the load generator.

@@ -1,4 +1,4 @@
-"""The local server: finding it, starting it, stopping it.
+"""Local server: finds it, starts it, and stops it.
 
 Owns the server's life as the client sees it, through the files in its state folder and one
 question over HTTP. It is a child on loopback, spoken to like a remote one, and it may

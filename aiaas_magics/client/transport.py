@@ -1,4 +1,4 @@
-"""The one way to a backend over HTTP.
+"""Transport: HTTP between a client and a backend.
 
 Owns connections, deadlines, retries of what is safe to repeat, and turning the HTTP
 library's failures and the backend's error answers into ours. It is the only user of

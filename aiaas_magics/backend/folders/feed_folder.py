@@ -1,4 +1,4 @@
-"""Batches on their way to a reader, as numbered files.
+"""Feed folder: batches on their way to a reader, as numbered files.
 
 Owns the names of the files and the waiting for one. A reader removes what it has read, so what lies
 there is what is still to be read. Passes are counted from 0 and begun by the reader; within a pass

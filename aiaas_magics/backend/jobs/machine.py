@@ -1,4 +1,4 @@
-"""What happens to a job next: events in, actions out.
+"""Job machine: decides what happens to a job next. Events in, actions out.
 
 Owns every decision about a job's life. It opens nothing, waits for nothing and knows no
 time, so it is tested with lists. Finding devices belongs to `placement`.

@@ -1,4 +1,4 @@
-"""What can happen to a job, as told to the machine.
+"""Machine events: what can happen to a job.
 
 Owns the closed set. Events of an attempt carry its number, so that a late one is known as such.
 """

@@ -1,4 +1,4 @@
-"""Who may speak to a server of ours, decided from a request's headers alone.
+"""Guard: decides from a request's headers alone who may speak to a server.
 
 Owns the decision, and nothing else: no socket, no clock, no framework, so that every
 server and every path inside a server (ASGI or below it) gives the same answer. Reading

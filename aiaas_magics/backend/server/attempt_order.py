@@ -13,7 +13,7 @@ import msgspec
 from aiaas_magics.backend.folders import checkpoint_folder
 from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.jobs.actions import StartAttempt
-from aiaas_magics.backend.jobs.placement import DeviceRequest, Seats
+from aiaas_magics.backend.jobs.placement import DeviceRequest, Slots
 from aiaas_magics.backend.jobs.states import Blame, JobStatus, Verdict
 from aiaas_magics.backend.server import job_files
 from aiaas_magics.backend.server.devices import Machine
@@ -35,7 +35,7 @@ class AttemptPlan:
     begin: TrainingPosition
 
 
-def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStore, machine: Machine) -> AttemptPlan:
+def plan(record: JobRecord, slots: Slots, *, state: StateFolder, blobs: BlobStore, machine: Machine) -> AttemptPlan:
     """Make the job's folders, find its checkpoint, and write the order of its present attempt.
 
     Raises:
@@ -54,7 +54,7 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
     order = AttemptOrder(
         ranks=tuple(
             RankDevices(cores=machine.cores_of(positions), gpus=machine.gpus_of(positions), devices=len(positions) if is_one_process else 1)
-            for positions in seats.ranks
+            for positions in slots.ranks
         ),
         payload=blobs.get_path(spec.payload),
         arrays=tuple(blobs.get_path(sha) for sha in spec.arrays),
@@ -103,17 +103,17 @@ def restored(job: JobStatus, log: Sequence[Entry]) -> JobStatus:
     return replace(job, finished=finished, verdict=verdict, ended=frozenset())
 
 
-class _Seats(msgspec.Struct):
+class _SlotsBody(msgspec.Struct):
     held: list[int]
     ranks: list[list[int]]
 
 
-def encode_seats(seats: Seats) -> bytes:
-    return wire.encode(_Seats(sorted(seats.held), [list(seat) for seat in seats.ranks]))
+def encode_slots(slots: Slots) -> bytes:
+    return wire.encode(_SlotsBody(sorted(slots.held), [list(devices) for devices in slots.ranks]))
 
 
-def decode_seats(data: bytes | None, *, ranks: int) -> Seats:
+def decode_slots(data: bytes | None, *, ranks: int) -> Slots:
     if data is None:
-        return Seats(frozenset(), ((),) * ranks)
-    seats = wire.decode(data, _Seats)
-    return Seats(frozenset(seats.held), tuple(tuple(seat) for seat in seats.ranks))
+        return Slots(frozenset(), ((),) * ranks)
+    slots = wire.decode(data, _SlotsBody)
+    return Slots(frozenset(slots.held), tuple(tuple(devices) for devices in slots.ranks))

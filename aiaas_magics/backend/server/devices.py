@@ -1,4 +1,4 @@
-"""Devices: what this machine can give to workers.
+"""Devices: the GPUs and cores of this machine, as workers can get them.
 
 Owns finding GPUs, and the list of devices. Cores and memory are read by `core.host`; who gets which belongs to `jobs.placement`.
 """

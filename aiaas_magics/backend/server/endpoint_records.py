@@ -1,4 +1,4 @@
-"""Endpoints: what was deployed, and the process that serves it.
+"""Endpoint records: deployed models, and the process that serves them.
 
 Owns the records of versions and their numbers. Serving, proving and flipping belong to
 `serving`, behind `Inference`.

@@ -1,4 +1,4 @@
-"""Job files: what a job that has ended leaves in its folder, and which of that stays.
+"""Job files: what an ended job leaves in its folder, and which of that stays.
 
 Owns listing callbacks' files, clearing the folder, and the checkpoints that another job may go on from.
 The names in the folder belong to `folders.job_folder`.

@@ -1,4 +1,4 @@
-"""One server, from its options to its end.
+"""Server: puts the parts of one server together, from its options to its end.
 
 Owns putting the parts together, listening, ending in good order, and the idle end.
 Options come from `cli`; tests may bring other parts.

@@ -1,4 +1,4 @@
-"""Whether anybody still needs this server.
+"""Presence: keeps track of whether anyone still needs this server.
 
 Owns the kernels that said they are here and when somebody asked for something. What follows
 from it belongs to `main`.

@@ -1,4 +1,4 @@
-"""What a rank prints, into a file on a disk that may be full.
+"""Rank output: streams for what a rank prints, onto a disk that may be full.
 
 Owns the streams. `print` of the user's, or of Keras' progress bar, must not end a training because a line of it finds no room.
 """

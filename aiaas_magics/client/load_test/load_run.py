@@ -1,4 +1,4 @@
-"""A load run, as asked for from a notebook: what to send, the generator's process, and the report.
+"""Load run: builds a load test's plan, runs the generator's process, and makes the report.
 
 Owns the plan and starting the process. Making the load belongs to `load_generator`, drawing it to `plots`.
 """

@@ -1,4 +1,4 @@
-"""A deployed model, as seen from a notebook or a script.
+"""Endpoint: a deployed model, for a notebook or a script.
 
 Owns deploying and calling. Exporting belongs to `model_export`, proving and serving to
 the backend, load generation to `load_run`.

@@ -1,4 +1,4 @@
-"""Predictions on the wire: the Open Inference Protocol v2 with binary tensors, from the caller's side.
+"""Tensor protocol: the Open Inference Protocol v2 with binary tensors, on the caller's side.
 
 Owns turning arrays into a request and an answer into arrays; no number becomes text on the way. Sending belongs to `transport`,
 fitting a caller's data to the interface to `endpoint`. Source: docs/protocol/extension_binary_data.md of

@@ -1,4 +1,4 @@
-"""What dry runs measured of the engines, by model and machine, and whether a fit goes to JAX by it.
+"""Engine timings: what dry runs measured per model and machine, and whether a fit goes to JAX because of it.
 
 Owns that memory, one small file a model and backend in the folder of this account's state, and the choice. Measuring is
 `planning`; the forms that a step may have on TensorFlow are remembered by the worker itself (`compile_policy`).

@@ -1,4 +1,4 @@
-"""A job, as seen from a notebook or a script.
+"""Job: a submitted fit call, for a notebook or a script.
 
 Owns following a job's log, stopping it, and taking its result back into a live model.
 Building and submitting it belongs to `submission`; drawing it to `notebook`.

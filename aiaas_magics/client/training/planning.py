@@ -1,4 +1,4 @@
-"""How a fit would be carried out, and what the other ways take, before it is: what a dry run finds out.
+"""Planning: the dry run, which measures the ways in which a fit could run.
 
 Owns which ways are measured, one short job after the other, and what is made of their refusals. What a measuring
 job does is written in `spec.MeasureSpec`; the rules that choose among ways are the worker's.

@@ -1,4 +1,4 @@
-"""Files that a job's callbacks wrote, on their way into the notebook's folder.
+"""Returned files: brings the files that a job's callbacks wrote into the notebook's folder.
 
 Owns where each may go. A backend's word for a name is not enough: whoever runs it, or has a job on it, could name any file of the user's.
 

@@ -1,4 +1,4 @@
-"""The same fit call from the same initial weights on several numbers of workers.
+"""Study: the same fit call from the same initial weights on several numbers of workers.
 
 Owns the order of a study's jobs and what is made of their measurements. The arithmetic is
 `laws`, the drawing `plots`; what a measured job does is written in `spec.MeasureSpec`.

@@ -1,4 +1,4 @@
-"""A fit call on its way to the backend.
+"""Submission: checks, packs and sends a fit call to the backend.
 
 Owns the order of things: check, pack, show what will be sent, send, submit. What a packed
 call is belongs to `packing`; following the job belongs to `job`.

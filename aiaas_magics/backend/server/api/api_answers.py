@@ -1,4 +1,4 @@
-"""Requests to values, and values and errors to answers.
+"""API answers: request bodies to values, and values and errors to responses.
 
 Owns the limits on a body, the form of an error and the status that says whose move it is.
 """

@@ -1,4 +1,4 @@
-"""The HTTP API: routes, and what each of them asks whom.
+"""API app: the routes of the HTTP API.
 
 Owns paths and methods. Who may come in is decided in `auth` before a route is looked for;
 jobs belong to `conductor`, bytes to `blobs`, endpoints to `endpoint_records`.

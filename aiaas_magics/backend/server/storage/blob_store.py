@@ -1,4 +1,4 @@
-"""Immutable bytes, named by their SHA-256, as files.
+"""Blob store: immutable bytes, named by their SHA-256, as files.
 
 Owns writing them whole or not at all, checking that they are what they are called, and
 removing those that nobody refers to. Who may refer to which belongs to `app`.

@@ -1,4 +1,4 @@
-"""Records of an earlier version brought up to today's, and those that cannot be read told in a sentence.
+"""Migrations: bring records of an earlier version up to date, and report records that cannot be read.
 
 Owns the schema's number, which the file carries (SQLite's `user_version`), the steps from each number to the next, and setting
 records aside. What the tables are today belongs to `records`.

@@ -1,4 +1,4 @@
-"""How much of the disk the state folder may take.
+"""Quota: how much of the disk the state folder may use.
 
 Owns the quota, which leaves a part of the disk free for the records and for everybody else, and the words about a disk that
 is full. What is removed to make room belongs to `usage`.

@@ -1,4 +1,4 @@
-"""Which results are old enough to go.
+"""Retention: decides which results are old enough to delete.
 
 Owns the rule only: values in, names out. Removing them belongs to `usage`.
 """

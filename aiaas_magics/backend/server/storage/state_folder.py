@@ -1,4 +1,4 @@
-"""The state folder of a server: who may be in it, and what stands where.
+"""State folder: the layout of a server's folder, its lock, and its token.
 
 Owns creating it for this account alone, the lock that keeps a second server out, the
 token, the port of last time, and the note by which clients find the server.

@@ -1,4 +1,4 @@
-"""What the state folder holds, how much of the disk that is, and giving back what nothing needs.
+"""Storage usage: measures the state folder, and deletes what nothing needs.
 
 Owns going through the folder and the removing. Which results are old enough is `retention`'s rule, how much is to stay free
 is `quota`'s. What a job that is not over, a live endpoint or a job that can be gone on from needs is never removed.

@@ -1,4 +1,4 @@
-"""Reading what the workers of an attempt write, from where it was read up to before.
+"""Attempt watch: reads what the workers of an attempt write, from the last offsets on.
 
 Owns offsets, the bounds on what is read at once, and noticing that a rank has ended, or does nothing any more.
 What that means belongs to `jobs.machine`; keeping it belongs to `records`.

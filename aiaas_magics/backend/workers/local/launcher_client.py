@@ -1,4 +1,4 @@
-"""Speaking to the launcher, and starting it when there is none.
+"""Launcher client: starts the launcher, and sends it requests.
 
 Owns the server's side of the launcher's socket. Blocking; call it in a thread.
 """

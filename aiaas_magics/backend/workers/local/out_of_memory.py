@@ -1,4 +1,4 @@
-"""Whether the machine ended a process for its memory.
+"""Out of memory: counts the processes that the kernel killed for memory.
 
 Owns reading the kernel's counters. The kernel kills with the same signal as anybody
 else; only its count of such kills tells the difference.

@@ -1,4 +1,4 @@
-"""A worker that waits for its command: the next fit finds TensorFlow's devices and threads made.
+"""Spare worker: a forked worker that waits for its command, with TensorFlow's devices and threads already made.
 
 Owns which commands may go to one, when it is given up, and handing a command over. It is forked like any worker, nothing of a user's
 has run in it, and it runs one command and ends. Forking and reaping belong to `launcher`.

@@ -1,4 +1,4 @@
-"""Starting a worker where there is no fork: a fresh interpreter, which imports the libraries itself.
+"""Spawn: starts a worker where there is no fork, as a fresh interpreter that imports the libraries itself.
 
 Owns the process and its files; `launcher` does the same where there is a fork.
 """
