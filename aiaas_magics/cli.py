@@ -1,7 +1,7 @@
-"""`aiaas serve | status | storage | stop | token`: the server from a terminal.
+"""Command line: `aiaas serve | status | storage | stop | token`.
 
 Owns options and what is printed: results on standard output, talk on standard error.
-Serving belongs to `backend.server`, asking a server to `backend`.
+Serving belongs to `backend.server`, asking a server to `client.backend`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
 @main.command()
 @click.option("--local", is_flag=True, help="Serve this environment's notebooks; stops when nothing needs it.")
 @_state
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; beyond loopback only with TLS.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Anything but loopback needs TLS.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default: the same as last time, or any).")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM file with the certificate chain.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file with its key.")
@@ -74,10 +74,12 @@ def main() -> None:
     show_envvar=True,
     metavar="AMOUNT",
     help="Space to keep free on the state folder's disk, such as 2GB or 10% (default: 1 GB, or 5 % of a small disk). "
-    "New jobs, uploads and deployments that would need it are refused.",
+    "The server refuses new jobs, uploads and deployments that would use it.",
 )
 @click.option("--pool", default="local", show_default=True, metavar="NAME", help="Pool that runs the workers. `local` is this machine.")
-@click.option("--idle-minutes", type=click.FloatRange(min=0), help="Stop after this many minutes without job, endpoint, kernel or request.")
+@click.option(
+    "--idle-minutes", type=click.FloatRange(min=0), help="Stop after this many minutes without a job, endpoint, kernel or request."
+)
 @_one_line_errors
 def serve(
     local: bool,
@@ -180,23 +182,23 @@ def _endpoints_table(backend: Backend) -> Any:
 @_state
 @_one_line_errors
 def stop(state: Path | None) -> None:
-    """End the server with its workers and endpoints. Jobs that are not over go on when it starts again."""
+    """Stop the server, its workers and its endpoints. Unfinished jobs resume when it starts again."""
     from aiaas_magics.client import local_server
 
     there_was = local_server.stop_local() if state is None else local_server.stop_at(state)
-    click.echo("The server has ended." if there_was else "No server runs here.")
+    click.echo("The server has stopped." if there_was else "No server is running here.")
 
 
 @main.command()
 @_state
 @_one_line_errors
 def token(state: Path | None) -> None:
-    """Print the token; nothing else on standard output, so that it can be piped."""
+    """Print the token, and nothing else on standard output, so that you can pipe it."""
     file = (state or settings.local_state()) / "token"
     try:
         click.echo(file.read_text(encoding="ascii").strip())
     except OSError:
-        click.echo(f"There is no token in {file.parent}. Start a server there with `aiaas serve` first.", err=True)
+        click.echo(f"There is no token in {file.parent}. Start a server there first, with `aiaas serve`.", err=True)
         sys.exit(FAILED)
 
 
@@ -215,7 +217,7 @@ def storage(state: Path | None, free: bool, set_aside_records: bool) -> None:
         from aiaas_magics.backend.server.storage.usage import set_records_aside
 
         click.echo(
-            f"The records are in {set_records_aside(state or settings.local_state())} now. Remove that folder when you need it no more."
+            f"Moved the records to {set_records_aside(state or settings.local_state())}. Delete that folder when you no longer need it."
         )
         return
     from rich.console import Console
@@ -226,13 +228,13 @@ def storage(state: Path | None, free: bool, set_aside_records: bool) -> None:
             click.echo(f"Freed {freed.bytes / 1e6:,.1f} MB: {freed.blobs} arrays and models, the results of {freed.results} jobs.")
         view = backend.storage()
         Console(highlight=False).print(_storage_table(view))
-        click.echo(f"{view.free_bytes / 1e9:,.1f} GB are free on its disk; {view.keep_free_bytes / 1e9:,.2g} GB of them are to stay free.")
+        click.echo(f"{view.free_bytes / 1e9:,.1f} GB are free on its disk; {view.keep_free_bytes / 1e9:,.2g} GB of that is kept free.")
 
 
 def _storage_table(view: StorageView) -> Any:
     from rich.table import Table
 
-    table = Table("what", "MB", "things", "MB that nothing needs", title=view.folder, title_justify="left")
+    table = Table("what", "MB", "count", "MB to free", title=view.folder, title_justify="left")
     for part in view.parts:
         table.add_row(part.contents, f"{part.bytes / 1e6:,.1f}", str(part.count or ""), f"{part.freeable_bytes / 1e6:,.1f}")
     return table
@@ -242,8 +244,8 @@ def _backend(state: Path | None) -> Backend:
     from aiaas_magics.client import local_server
     from aiaas_magics.client.backend import connect
 
-    found = local_server.find_local() if state is None else local_server.find_at(state)
-    if found is None:
-        click.echo("No server runs here. Start one with `aiaas serve`, or by the first magic of a notebook.")
+    server = local_server.find_local() if state is None else local_server.find_at(state)
+    if server is None:
+        click.echo("No server is running here. Start one with `aiaas serve`, or with the first magic in a notebook.")
         sys.exit(1)
-    return connect(*found)
+    return connect(*server)

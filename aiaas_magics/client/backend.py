@@ -1,4 +1,4 @@
-"""A backend, as seen from a notebook or a script.
+"""Backend: a connection to a backend, for a notebook or a script.
 
 Owns which backend that is and what can be asked of it. HTTP belongs to `transport`,
 starting the local server to `local_server`, each noun (job, study, endpoint) to its file.
@@ -99,10 +99,10 @@ class Backend:
         Raises:
             UnknownName: the backend has no such job.
         """
-        known = {view.id: view for view in self.jobs()}
-        if job not in known:
-            raise UnknownName("job", job, tuple(known))
-        return Job(self.transport, known[job])
+        views = {view.id: view for view in self.jobs()}
+        if job not in views:
+            raise UnknownName("job", job, tuple(views))
+        return Job(self.transport, views[job])
 
     def endpoints(self) -> list[EndpointView]:
         """List every endpoint of the backend."""
@@ -117,10 +117,10 @@ class Backend:
         Raises:
             UnknownName: the backend has no such endpoint.
         """
-        known = {view.name: view for view in self.endpoints()}
-        if name not in known:
-            raise UnknownName("endpoint", name, tuple(known))
-        return Endpoint(self.transport, known[name], preprocess=self._preprocessors.get(name))
+        views = {view.name: view for view in self.endpoints()}
+        if name not in views:
+            raise UnknownName("endpoint", name, tuple(views))
+        return Endpoint(self.transport, views[name], preprocess=self._preprocessors.get(name))
 
     def train(
         self,
@@ -323,7 +323,7 @@ class Backend:
             quantization_options = QuantizationOptions(precision=precision, validation_data=validation_data, max_change=max_change)
             options |= {"quantization_options": quantization_options, "tell": tell}
         elif validation_data is not None or max_change is not None:
-            raise InvalidSpec("Validation data and max_change belong to fewer bits. Add precision='int8', say, or leave them out.")
+            raise InvalidSpec("Validation data and max_change need a precision. Add precision='int8', say, or leave them out.")
         endpoint = deploy(self.transport, self.blobs, model, name=name, **options)
         self._preprocessors.pop(endpoint.name, None)
         if endpoint.preprocess is not None:
@@ -368,7 +368,7 @@ def connect(url: str | None = None, token: str | None = None, *, fingerprint: st
     url = url or os.environ.get("AIAAS_BACKEND") or LOCAL
     if url == LOCAL:
         if fingerprint:
-            raise InvalidSpec("A fingerprint is of a certificate, and the local server has none. Leave it out.")
+            raise InvalidSpec("A fingerprint identifies a certificate, and the local server has none. Leave it out.")
         found_url, found_token = local_server.ensure_local()
         local = Transport(found_url, token=found_token, revive=local_server.ensure_local, on_silence=local_server.check_local_goes_on)
         return Backend(local, state=settings.local_state())

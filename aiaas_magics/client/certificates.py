@@ -1,4 +1,4 @@
-"""Certificates of backends: whom a client believes, and what it says of one that it does not.
+"""Certificates: which certificates a client believes, and what it says about the others.
 
 Owns the pins (fingerprints that the user has accepted, by host and port, in a file of the state folder), the TLS settings that follow, and
 the sentence behind the TLS library's errors. Connections are opened in `connections`, and by the load generator.
@@ -52,7 +52,7 @@ def checked_fingerprint(text: str) -> str:
     """
     digits = text.replace(":", "").lower()
     if not FINGERPRINT.fullmatch(digits):
-        raise InvalidSpec(f"{text[:100]!r} is no SHA-256 fingerprint. Use the 64 hexadecimal digits that `aiaas serve` prints there.")
+        raise InvalidSpec(f"{text[:100]!r} is not a SHA-256 fingerprint. Use the 64 hexadecimal digits that `aiaas serve` prints there.")
     return ":".join(digits.upper()[place : place + 2] for place in range(0, 64, 2))
 
 
@@ -85,7 +85,7 @@ def _pins() -> dict[str, str]:
         return {}
     except (OSError, ValueError) as error:
         # A pin that cannot be read must not turn into "first use".
-        raise InvalidSpec(f"The accepted fingerprints in {_file()} cannot be read ({error}). Set it right, or remove the file.") from error
+        raise InvalidSpec(f"The accepted fingerprints in {_file()} cannot be read ({error}). Fix the file, or delete it.") from error
     return {str(place): str(print_) for place, print_ in pins.items()} if isinstance(pins, dict) else {}
 
 
@@ -115,9 +115,9 @@ def settings_for(fingerprint: str, authority: str = "") -> ssl.SSLContext | None
     try:
         return ssl.create_default_context(cafile=authority)
     except ssl.SSLError as error:
-        raise InvalidSpec(f"{AUTHORITY}={authority[:200]}: there is no certificate in that file. Give a PEM file, or unset it.") from error
+        raise InvalidSpec(f"{AUTHORITY}={authority[:200]}: there is no certificate in that file. Use a PEM file, or unset it.") from error
     except OSError as error:
-        raise InvalidSpec(f"{AUTHORITY}={authority[:200]}: {error.strerror}. Give the path of a PEM file, or unset it.") from error
+        raise InvalidSpec(f"{AUTHORITY}={authority[:200]}: {error.strerror}. Use the path of a PEM file, or unset the variable.") from error
 
 
 def check(connection: Any, url: str, fingerprint: str) -> None:

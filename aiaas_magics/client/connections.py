@@ -1,4 +1,4 @@
-"""Connections to a backend: each is made sure of before anything is sent over it.
+"""Connections: HTTP connections to a backend, each verified before anything is sent over it.
 
 Owns what happens between dialling and the first request: over plain HTTP the server proves that it knows the token, behind TLS its
 certificate is compared with the accepted one. It is the only user of `httpcore`, below the HTTP library. Requests belong to `transport`;

@@ -1,4 +1,4 @@
-"""The local server: finding it, starting it, stopping it.
+"""Local server: finds it, starts it, and stops it.
 
 Owns the server's life as the client sees it, through the files in its state folder and one
 question over HTTP. It is a child on loopback, spoken to like a remote one, and it may
@@ -43,13 +43,13 @@ def ensure_local() -> tuple[str, str]:
         VersionSkew: a server of another version of this package serves the folder.
     """
     folder = settings.local_state()
-    if found := _living(folder):
-        return found.url, _token(folder)
+    if note := _living(folder):
+        return note.url, _token(folder)
     try:
         settings.make_private(folder)
         with _one_at_a_time(folder / "starting"):
-            found = _living(folder) or _start(folder)
-            return found.url, _token(folder)
+            note = _living(folder) or _start(folder)
+            return note.url, _token(folder)
     except OSError as error:
         raise StoreNotWritable(str(folder), error.strerror or str(error)) from error
 
@@ -61,8 +61,8 @@ def find_local() -> tuple[str, str] | None:
 
 def find_at(folder: Path) -> tuple[str, str] | None:
     """The URL and the token of the server on this state folder, if it runs."""
-    found = _living(folder)
-    return (found.url, _token(folder)) if found else None
+    note = _living(folder)
+    return (note.url, _token(folder)) if note else None
 
 
 def stop_local() -> bool:
@@ -75,22 +75,22 @@ def stop_local() -> bool:
 
 def stop_at(folder: Path) -> bool:
     """The same for the server on this state folder."""
-    told = _told(folder)
-    process = _process(told) if told else None
-    if told is None or process is None:
+    note = _note(folder)
+    process = _process(note) if note else None
+    if note is None or process is None:
         return False
     with contextlib.suppress(psutil.NoSuchProcess):
         process.terminate()
-        if not _is_gone_within(told, STOP_S):
+        if not _is_gone_within(note, STOP_S):
             process.kill()
-            _is_gone_within(told, KILLED_S)
+            _is_gone_within(note, KILLED_S)
     return True
 
 
-def _is_gone_within(told: ServerNote, wait_s: float) -> bool:
+def _is_gone_within(note: ServerNote, wait_s: float) -> bool:
     """Whether the process ended in time. One whose parent has not asked for its end yet has ended all the same."""
     deadline = time.monotonic() + wait_s
-    while _process(told) is not None:
+    while _process(note) is not None:
         if time.monotonic() > deadline:
             return False
         time.sleep(LOOK_S)
@@ -104,44 +104,44 @@ def _living(folder: Path) -> ServerNote | None:
         VersionSkew: it is of another version of this package.
         BackendStopped: its process was stopped (SIGSTOP), so that it does nothing until it is told to go on.
     """
-    told = _told(folder)
-    if told is None or _process(told) is None:
+    note = _note(folder)
+    if note is None or _process(note) is None:
         return None
-    version = _health(told.url)
+    version = _health(note.url)
     if version is not None and version != settings.package_version():
         raise VersionSkew("aiaas_magics (stop the running server with `aiaas stop`)", settings.package_version(), version)
     if version is None:
-        _check_goes_on(told)
-    return told if version is not None else None
+        _check_goes_on(note)
+    return note if version is not None else None
 
 
 def check_local_goes_on() -> None:
     """Raises `BackendStopped` when somebody stopped the local server's process."""
-    told = _told(settings.local_state())
-    if told is not None:
-        _check_goes_on(told)
+    note = _note(settings.local_state())
+    if note is not None:
+        _check_goes_on(note)
 
 
-def _check_goes_on(told: ServerNote) -> None:
-    process = _process(told)
+def _check_goes_on(note: ServerNote) -> None:
+    process = _process(note)
     with contextlib.suppress(psutil.Error):
         if process is not None and process.status() == psutil.STATUS_STOPPED:
-            raise BackendStopped(told.url, told.pid)
+            raise BackendStopped(note.url, note.pid)
 
 
-def _told(folder: Path) -> ServerNote | None:
+def _note(folder: Path) -> ServerNote | None:
     try:
         return wire.decode((folder / "server.json").read_bytes(), ServerNote)
     except (OSError, wire.Malformed):
         return None
 
 
-def _process(told: ServerNote) -> psutil.Process | None:
+def _process(note: ServerNote) -> psutil.Process | None:
     """The very process that wrote the note, if it lives: its pid alone may be another's by now."""
     _reap()
     with contextlib.suppress(psutil.Error):
-        process = psutil.Process(told.pid)  # first, so that it is this one that is told to end
-        if process_id.is_alive(told.pid, started=told.started):
+        process = psutil.Process(note.pid)  # first, so that it is this one that is told to end
+        if process_id.is_alive(note.pid, started=note.started):
             return process
     return None
 

@@ -1,4 +1,4 @@
-"""The one way to a backend over HTTP.
+"""Transport: HTTP between a client and a backend.
 
 Owns connections, deadlines, retries of what is safe to repeat, and turning the HTTP
 library's failures and the backend's error answers into ours. It is the only user of
@@ -105,7 +105,7 @@ class Transport:
         if self.url.startswith("https:"):
             self.fingerprint = certificates.checked_fingerprint(fingerprint) if fingerprint else certificates.pinned(self.url)
         elif fingerprint:
-            raise InvalidSpec(f"A fingerprint is of a certificate, and {self.url} has none. Use https://, or leave it out.")
+            raise InvalidSpec(f"A fingerprint identifies a certificate, and {self.url} has none. Use https://, or leave it out.")
         self._peer = connections.Peer(self.url, token, self.fingerprint)
         tls = certificates.settings_for(self.fingerprint, os.environ.get(certificates.AUTHORITY, ""))
         http = httpx.HTTPTransport(verify=True if tls is None else tls, trust_env=False)
@@ -253,10 +253,10 @@ class Transport:
         except BackendNotProven:
             if self._revive is None:
                 raise
-            found = self._revive()
-            if found == (self._peer.url, self._peer.token):
+            address = self._revive()
+            if address == (self._peer.url, self._peer.token):
                 raise
-            self._move_to(*found)
+            self._move_to(*address)
             return self._sent(method, path, **options)
 
     def _sent(self, method: str, path: str, *, answer_s: float | None = None, most: int = 0, **options: Any) -> HttpResponse:
@@ -350,16 +350,16 @@ def checked_url(url: str) -> str:
     try:
         parts = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise InvalidSpec(f"{url[:80]!r} is no address ({error}). Use one like https://gpu-box:8443.") from error
+        raise InvalidSpec(f"{url[:80]!r} is not an address ({error}). Use one like https://gpu-box:8443.") from error
     if parts.scheme not in {"http", "https"} or not parts.host:
-        raise InvalidSpec(f"{url[:80]!r} is no address of a backend. Use one like https://gpu-box:8443.")
+        raise InvalidSpec(f"{url[:80]!r} is not the address of a backend. Use one like https://gpu-box:8443.")
     if parts.scheme == "http" and not server_proof.is_loopback(parts.host):
         raise InvalidSpec(
-            f"{url[:80]!r} would send the token and your data through the network in the clear; nothing was sent. Use https://, "
+            f"{url[:80]!r} would send the token and your data over the network in clear text. Nothing was sent. Use https://, "
             "or a tunnel to this machine: ssh -L PORT:127.0.0.1:PORT HOST, and http://127.0.0.1:PORT."
         )
     if parts.userinfo or parts.query or parts.fragment:
-        raise InvalidSpec("A backend's address carries no user, query or fragment. Give the token by AIAAS_TOKEN.")
+        raise InvalidSpec("A backend's address has no user, query or fragment. Set the token in AIAAS_TOKEN.")
     return str(parts).rstrip("/")
 
 
@@ -375,16 +375,16 @@ def sibling_url(named: str, own: str) -> str:
         UntrustedAddress: it names another scheme or machine, or a path.
     """
     try:
-        there, here = httpx.URL(named), httpx.URL(own)
+        target, here = httpx.URL(named), httpx.URL(own)
     except httpx.InvalidURL:
         raise UntrustedAddress(named, own) from None
-    if there.scheme != here.scheme or not there.host or there.userinfo or there.raw_path not in (b"/", b"") or there.fragment:
+    if target.scheme != here.scheme or not target.host or target.userinfo or target.raw_path not in (b"/", b"") or target.fragment:
         raise UntrustedAddress(named, own)
     if here.scheme == "https":
-        there = there.copy_with(host=here.host)
-    elif not server_proof.is_loopback(there.host):
+        target = target.copy_with(host=here.host)
+    elif not server_proof.is_loopback(target.host):
         raise UntrustedAddress(named, own)
-    return str(there).rstrip("/")
+    return str(target).rstrip("/")
 
 
 @contextmanager
@@ -410,13 +410,13 @@ def _refuse_errors(answer: HttpResponse, url: str) -> None:
 
 def _refusal(answer: HttpResponse) -> AiaasError:
     """The backend's error as the class it names, where it names one of ours and the arguments fit."""
-    said = answer.headers.get("Retry-After", "")
-    retry_after_s = float(said) if said.isdecimal() else 0.0  # the other form, a date, nobody sends for seconds
+    retry_after = answer.headers.get("Retry-After", "")
+    retry_after_s = float(retry_after) if retry_after.isdecimal() else 0.0  # the other form, a date, nobody sends for seconds
     try:
-        told = wire.decode(visible_json(answer.content), Refusal)
+        refusal = wire.decode(visible_json(answer.content), Refusal)
     except wire.Malformed:
         return BackendRefused(answer.status, visible(answer.content[:1200].decode(errors="replace")[:300]), retry_after_s)
-    return errors.rebuilt(told.type, told.args) or BackendRefused(answer.status, told.error, retry_after_s)
+    return errors.rebuilt(refusal.type, refusal.args) or BackendRefused(answer.status, refusal.error, retry_after_s)
 
 
 def _value(answer: HttpResponse, of: type[T]) -> T:

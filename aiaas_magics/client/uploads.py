@@ -1,4 +1,4 @@
-"""Arrays and bytes on their way to a backend, sent once.
+"""Uploads: sends arrays and bytes to a backend, each once.
 
 Owns naming (SHA-256 of what is stored), the memory of what was sent, and the two ways to
 send: writing into the dropbox of a server of the same account, or streaming over HTTP.

@@ -1,4 +1,4 @@
-"""Stubs that we ship: what stands in for a part that is slow, or not there, in somebody's tests.
+"""Testing: stubs that we ship, in place of parts that are slow or absent in a test.
 
 Owns nothing of the product; the product imports nothing from here.
 """

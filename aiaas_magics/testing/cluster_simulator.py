@@ -1,4 +1,4 @@
-"""A simulated cluster: up to 1,024 devices that train together, message by message.
+"""Cluster simulator: up to 1,024 devices that train together, message by message.
 
 Owns when each device computes, sends and waits; nothing is trained. It knows no law of `projection`,
 which is checked against it. The same seed gives the same times.

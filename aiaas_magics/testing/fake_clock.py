@@ -1,4 +1,4 @@
-"""A clock that moves when it is told to."""
+"""Fake clock: moves only when it is told to."""
 
 from __future__ import annotations
 

@@ -30,15 +30,15 @@ def main() -> int:
     parser.add_argument("--idle-minutes", type=float)
     parser.add_argument("--launcher-idle-s", type=float)
     parser.add_argument("--pool", default="local")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     options = ServerOptions(
-        state=given.state,
-        local=given.local,
-        pool=given.pool,
+        state=arguments.state,
+        local=arguments.local,
+        pool=arguments.pool,
         pools={**POOLS, "stub": StubPool},
-        idle_minutes=given.idle_minutes,
-        launcher_options=SCRIPTED if given.launcher_idle_s is None else (*SCRIPTED, "--idle-s", str(given.launcher_idle_s)),
+        idle_minutes=arguments.idle_minutes,
+        launcher_options=SCRIPTED if arguments.launcher_idle_s is None else (*SCRIPTED, "--idle-s", str(arguments.launcher_idle_s)),
         keep_free=os.environ.get(settings.KEEP_FREE, ""),
         inference=StubInference,
     )

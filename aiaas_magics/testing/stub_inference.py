@@ -1,6 +1,6 @@
-"""An inference process that is none: it remembers what was loaded.
+"""Stub inference: remembers what was loaded, without a process.
 
-Owns the same promises as `serving.host.InferenceHost` towards the server, without a process. An artefact's
+Owns the same promises as `serving.process.supervisor.InferenceHost` towards the server, without a process. An artefact's
 bytes are its script: "wrong..." fails its proof, and "slow PATH" is not done with its load before PATH exists.
 """
 

@@ -128,7 +128,7 @@ def test_the_token_never_crosses_the_network_in_the_clear(url: str, monkeypatch:
 
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("it was dialled"))
 
-    with pytest.raises(errors.InvalidSpec, match=r"in the clear; nothing was sent\. Use https://"):
+    with pytest.raises(errors.InvalidSpec, match=r"in clear text\. Nothing was sent\. Use https://"):
         Transport(url, token="aiaas_SECRET")
 
 

@@ -267,7 +267,7 @@ def test_an_account_that_takes_the_local_servers_port_learns_nothing(own_home: P
             int(backend.url.rpartition(":")[2]),
             (own_home / local_server.settings.local_state().name / "token").read_text().strip(),
         )
-        served_by = local_server._told(local_server.settings.local_state())
+        served_by = local_server._note(local_server.settings.local_state())
         assert served_by is not None
         if end == "stop":
             local_server.stop_local()

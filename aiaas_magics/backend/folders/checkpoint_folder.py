@@ -1,4 +1,4 @@
-"""A checkpoint as a folder: its name, when it is whole, which one is the newest.
+"""Checkpoint folder: its name, when it is whole, and which one is the newest.
 
 Owns the form that the server and the workers share: written beside its place and renamed, so that it
 is whole or not there; its files are named with their hashes, so that one torn by a power cut is passed
@@ -142,10 +142,10 @@ def keep_newest(folder: Path) -> None:
 
 
 def _newest_first(folder: Path) -> list[tuple[TrainingPosition, Path]]:
-    found = [
+    checkpoints = [
         (place, path) for path in folder.glob("epoch-*") if (place := TrainingPosition.of(path)) and path.is_dir() and not path.is_symlink()
     ]
-    return sorted(found, reverse=True)
+    return sorted(checkpoints, reverse=True)
 
 
 def _prune(folder: Path, newest: TrainingPosition) -> None:

@@ -1,4 +1,4 @@
-"""Batches on their way to a reader, as numbered files.
+"""Feed folder: batches on their way to a reader, as numbered files.
 
 Owns the names of the files and the waiting for one. A reader removes what it has read, so what lies
 there is what is still to be read. Passes are counted from 0 and begun by the reader; within a pass
@@ -100,8 +100,8 @@ class FeedFolder:
                 gone, asked_s = lost(), time.monotonic()
                 continue
             if silent_s is not None:
-                if (told := self._heard()) != heard:
-                    heard, heard_s = told, time.monotonic()
+                if (now_heard := self._heard()) != heard:
+                    heard, heard_s = now_heard, time.monotonic()
                 elif (silence_s := time.monotonic() - heard_s) > silent_s:
                     raise SenderSilent(round(silence_s))
             time.sleep(LOOK_S)

@@ -1,4 +1,4 @@
-"""Small files of ours: read whole or not at all, and by nobody else.
+"""Small files: written whole or not at all, and opened only if they are plain files.
 
 Owns the one way to write them, and the one way to open a file that somebody else wrote: a worker runs the user's code,
 which may leave a link, a pipe or a device where a file is expected. Blobs and checkpoints, which are large, are written

@@ -1,4 +1,4 @@
-"""What the machine can ask for.
+"""Actions: what the job machine can ask for.
 
 Owns the closed set. Carrying an action out belongs to `server.conductor`.
 """

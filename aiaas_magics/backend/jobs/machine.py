@@ -1,4 +1,4 @@
-"""What happens to a job next: events in, actions out.
+"""Job machine: decides what happens to a job next. Events in, actions out.
 
 Owns every decision about a job's life. It opens nothing, waits for nothing and knows no
 time, so it is tested with lists. Finding devices belongs to `placement`.
@@ -135,7 +135,7 @@ def _ended(job: JobStatus, event: RankEnded) -> Step:
         # The rank it missed is the one to blame: dead, and seen in a moment, or hung, and ended by us after that.
         actions = (StopAttempt(attempt=job.attempt, patience_s=BLAME_PATIENCE_S),)
     elif unasked:
-        how = SILENT if event.told else event.how
+        how = SILENT if event.by_stop else event.how
         blame = Blame.OUT_OF_MEMORY if event.out_of_memory else Blame.LOST
         job = replace(job, verdict=Verdict(blame, f"worker {event.rank} {how}"))
         actions = (Record(WorkerLost(how=how, out_of_memory=event.out_of_memory), event.rank), StopAttempt(attempt=job.attempt))

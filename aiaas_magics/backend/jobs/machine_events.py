@@ -1,4 +1,4 @@
-"""What can happen to a job, as told to the machine.
+"""Machine events: what can happen to a job.
 
 Owns the closed set. Events of an attempt carry its number, so that a late one is known as such.
 """
@@ -69,7 +69,7 @@ class RankEnded:
     how: str
     out_of_memory: bool = False
     alone: bool = False
-    told: bool = False
+    by_stop: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which devices a job's workers get, and who waits for whom.
+"""Placement: which devices a job's workers get, and which jobs wait.
 
 Owns the choice only: first come, first served, nobody overtakes. Starting processes on
 the devices belongs to `workers`, deciding what then becomes of the job to `machine`.
@@ -27,7 +27,7 @@ class DeviceRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Seats:
+class Slots:
     """Positions of devices: those that the job holds, and for each rank those that it runs on."""
 
     held: frozenset[int]
@@ -40,8 +40,8 @@ def check(ask: DeviceRequest, *, devices: int, backend: str) -> None:
         raise NotEnoughDevices(ask.workers, devices, backend)
 
 
-def seats_for(ask: DeviceRequest, *, devices: int, held: frozenset[int], one_each: bool = False) -> Seats | None:
-    """The seats that `ask` can have now; None when it must wait.
+def slots_for(ask: DeviceRequest, *, devices: int, held: frozenset[int], one_each: bool = False) -> Slots | None:
+    """The slots that `ask` can have now; None when it must wait.
 
     `one_each` is for devices of which a worker drives only one (GPUs): one worker with everything is
     then one worker a device, which computes the same.
@@ -58,23 +58,23 @@ def seats_for(ask: DeviceRequest, *, devices: int, held: frozenset[int], one_eac
             return None
         ranks = tuple((device,) for device in list(free)[: ask.workers])
     if ask.together:
-        ranks = (tuple(device for seat in ranks for device in seat),)
-    wanted = frozenset(range(devices)) if ask.alone else frozenset(device for seat in ranks for device in seat)
-    return None if wanted & held else Seats(wanted, ranks)
+        ranks = (tuple(device for slot in ranks for device in slot),)
+    wanted = frozenset(range(devices)) if ask.alone else frozenset(device for slot in ranks for device in slot)
+    return None if wanted & held else Slots(wanted, ranks)
 
 
 def place(
     waiting: Sequence[DeviceRequest], *, devices: int, held: Mapping[str, frozenset[int]], one_each: bool = False
-) -> list[tuple[DeviceRequest, Seats]]:
+) -> list[tuple[DeviceRequest, Slots]]:
     """Those of `waiting`, oldest first, that can start now. The first that cannot makes all behind it wait."""
     taken: frozenset[int] = frozenset().union(*held.values())
     placed = []
     for ask in waiting:
-        seats = seats_for(ask, devices=devices, held=taken, one_each=one_each)
-        if seats is None:
+        slots = slots_for(ask, devices=devices, held=taken, one_each=one_each)
+        if slots is None:
             break
-        taken |= seats.held
-        placed.append((ask, seats))
+        taken |= slots.held
+        placed.append((ask, slots))
     return placed
 
 

@@ -1,4 +1,4 @@
-"""A job as the machine sees it, and which states may follow which.
+"""Job states: a job as the machine sees it, and the legal moves between states.
 
 Owns the values; what happens to them is decided in `machine`.
 """

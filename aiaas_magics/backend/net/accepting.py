@@ -1,4 +1,4 @@
-"""Accepting connections, one in a turn of the event loop.
+"""Accepting: a server that takes one connection per turn of the event loop, within limits.
 
 Owns what happens before anything is read: the pace, TLS handshakes that do not end, and what to do when descriptors are used up.
 What is spoken on a connection, and how many there may be, belongs to `limited_http`.

@@ -1,4 +1,4 @@
-"""Which origins' pages may call a server (CORS), and what its answers say to their browsers.
+"""CORS: which origins' pages may call a server, and the headers that tell their browsers.
 
 Owns the list as it was typed and the headers that follow from it. Refusing other pages belongs to `guard`, sending to `serving.app`.
 

@@ -1,4 +1,4 @@
-"""The event loop of our two servers."""
+"""Event loop: the one that both servers run on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may speak to a server of ours, decided from a request's headers alone.
+"""Guard: decides from a request's headers alone who may speak to a server.
 
 Owns the decision, and nothing else: no socket, no clock, no framework, so that every
 server and every path inside a server (ASGI or below it) gives the same answer. Reading
@@ -71,15 +71,15 @@ FOREIGN_PAGE: Final = Refuse(
 
 def facts_of(headers: Iterable[tuple[bytes, bytes]], query: bytes = b"") -> Facts:
     """The facts in `headers`, whose names are in lower case as ASGI gives them."""
-    found: dict[bytes, list[bytes]] = {b"host": [], b"origin": [], b"sec-fetch-site": [], b"authorization": []}
+    values: dict[bytes, list[bytes]] = {b"host": [], b"origin": [], b"sec-fetch-site": [], b"authorization": []}
     for name, value in headers:
-        if name in found:
-            found[name].append(value)
+        if name in values:
+            values[name].append(value)
     return Facts(
-        hosts=tuple(found[b"host"]),
-        origins=tuple(found[b"origin"]),
-        fetch_sites=tuple(found[b"sec-fetch-site"]),
-        authorizations=tuple(found[b"authorization"]),
+        hosts=tuple(values[b"host"]),
+        origins=tuple(values[b"origin"]),
+        fetch_sites=tuple(values[b"sec-fetch-site"]),
+        authorizations=tuple(values[b"authorization"]),
         query=query,
     )
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 connections with limits: what uvicorn leaves open, for every server of ours.
+"""Limited HTTP: HTTP/1.1 connections with the limits that uvicorn leaves open, for both servers.
 
 Owns how large a request's head may grow, how long it may take, how long a connection may be silent, what is no HTTP/1.1, and
 how many connections there may be. What a request is answered with belongs to the servers; accepting belongs to `accepting`.

@@ -24,10 +24,10 @@ class _Encrypted(Exception):
 def check_listening(host: str, certificate: str | Path | None, key: str | Path | None) -> None:
     """Raises `InvalidSpec` for half a pair, and for an address beyond this machine without TLS: the token would cross in the clear."""
     if bool(certificate) != bool(key):
-        raise InvalidSpec("A certificate and its key come together. Give both --tls-cert and --tls-key.")
+        raise InvalidSpec("TLS needs a certificate and its key. Use both --tls-cert and --tls-key.")
     if not certificate and not is_loopback(host):
         raise InvalidSpec(
-            f"--host {host} reaches beyond this machine, and the token would cross in the clear. Add --tls-cert and --tls-key."
+            f"--host {host} is reachable from other machines, so the token would travel in clear text. Add --tls-cert and --tls-key."
         )
 
 
@@ -35,11 +35,11 @@ def check_pair(certificate: Path, key: Path) -> None:
     """Raises `InvalidSpec`, with one sentence, for a pair of PEM files that must not be served with, or cannot be."""
     for flag, path in (("--tls-cert", certificate), ("--tls-key", key)):
         if not path.is_file():
-            raise InvalidSpec(f"{flag} {path}: there is no such file. Give the path of a PEM file.")
+            raise InvalidSpec(f"{flag} {path}: there is no such file. Use the path of a PEM file.")
         if not os.access(path, os.R_OK):
-            raise InvalidSpec(f"{flag} {path} cannot be read by this account. Give a file that it may read.")
+            raise InvalidSpec(f"{flag} {path} is not readable by this account. Use a file that it can read.")
     if os.name == "posix" and key.stat().st_mode & OTHERS:
-        raise InvalidSpec(f"--tls-key {key} is open to other accounts on this machine, so the key may be known. Run chmod 600 {key}.")
+        raise InvalidSpec(f"--tls-key {key} is readable by other accounts on this machine, so it may have leaked. Run chmod 600 {key}.")
 
     def password() -> str:
         raise _Encrypted
@@ -47,14 +47,12 @@ def check_pair(certificate: Path, key: Path) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password)
     except _Encrypted:
-        raise InvalidSpec(f"--tls-key {key} is encrypted, and nobody is there to type its password. Give a key without one.") from None
+        raise InvalidSpec(f"--tls-key {key} is encrypted, and a server cannot ask for its password. Use a key without one.") from None
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise InvalidSpec(
-                f"--tls-key {key} is not the key of --tls-cert {certificate}. Give the two files that belong together."
-            ) from None
+            raise InvalidSpec(f"--tls-key {key} is not the key of --tls-cert {certificate}. Use two files that belong together.") from None
         raise InvalidSpec(
-            f"--tls-cert {certificate} and --tls-key {key} cannot be used ({error.reason or error}). Give PEM files of a chain and its key."
+            f"--tls-cert {certificate} and --tls-key {key} cannot be used ({error.reason or error}). Use PEM files of a chain and its key."
         ) from None
 
 

@@ -13,7 +13,7 @@ import msgspec
 from aiaas_magics.backend.folders import checkpoint_folder
 from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.jobs.actions import StartAttempt
-from aiaas_magics.backend.jobs.placement import DeviceRequest, Seats
+from aiaas_magics.backend.jobs.placement import DeviceRequest, Slots
 from aiaas_magics.backend.jobs.states import Blame, JobStatus, Verdict
 from aiaas_magics.backend.server import job_files
 from aiaas_magics.backend.server.devices import Machine
@@ -35,7 +35,7 @@ class AttemptPlan:
     begin: TrainingPosition
 
 
-def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStore, machine: Machine) -> AttemptPlan:
+def plan(record: JobRecord, slots: Slots, *, state: StateFolder, blobs: BlobStore, machine: Machine) -> AttemptPlan:
     """Make the job's folders, find its checkpoint, and write the order of its present attempt.
 
     Raises:
@@ -54,7 +54,7 @@ def plan(record: JobRecord, seats: Seats, *, state: StateFolder, blobs: BlobStor
     order = AttemptOrder(
         ranks=tuple(
             RankDevices(cores=machine.cores_of(positions), gpus=machine.gpus_of(positions), devices=len(positions) if is_one_process else 1)
-            for positions in seats.ranks
+            for positions in slots.ranks
         ),
         payload=blobs.get_path(spec.payload),
         arrays=tuple(blobs.get_path(sha) for sha in spec.arrays),
@@ -88,11 +88,11 @@ def why(action: StartAttempt, begin: TrainingPosition) -> str:
     return f"{reason}. Attempt {action.attempt} {'starts from the beginning' if begin == TrainingPosition(0) else f'goes on from {begin}'}."
 
 
-def restored(job: JobStatus, said: Sequence[Entry]) -> JobStatus:
+def restored(job: JobStatus, log: Sequence[Entry]) -> JobStatus:
     """`job` with what the log of its present attempt tells; how its processes ended is seen again by watching."""
-    finished = frozenset(entry.rank for entry in said if isinstance(entry.event, Finished) and entry.rank is not None)
+    finished = frozenset(entry.rank for entry in log if isinstance(entry.event, Finished) and entry.rank is not None)
     verdict: Verdict | None = None
-    for entry in said:
+    for entry in log:
         if verdict is None and isinstance(entry.event, Crashed):
             report = entry.event.report
             verdict = Verdict(Blame.CRASHED, f"{report.type}: {report.message}"[:500])
@@ -102,17 +102,17 @@ def restored(job: JobStatus, said: Sequence[Entry]) -> JobStatus:
     return replace(job, finished=finished, verdict=verdict, ended=frozenset())
 
 
-class _Seats(msgspec.Struct):
+class _SlotsBody(msgspec.Struct):
     held: list[int]
     ranks: list[list[int]]
 
 
-def encode_seats(seats: Seats) -> bytes:
-    return wire.encode(_Seats(sorted(seats.held), [list(seat) for seat in seats.ranks]))
+def encode_slots(slots: Slots) -> bytes:
+    return wire.encode(_SlotsBody(sorted(slots.held), [list(devices) for devices in slots.ranks]))
 
 
-def decode_seats(data: bytes | None, *, ranks: int) -> Seats:
+def decode_slots(data: bytes | None, *, ranks: int) -> Slots:
     if data is None:
-        return Seats(frozenset(), ((),) * ranks)
-    told = wire.decode(data, _Seats)
-    return Seats(frozenset(told.held), tuple(tuple(seat) for seat in told.ranks))
+        return Slots(frozenset(), ((),) * ranks)
+    slots = wire.decode(data, _SlotsBody)
+    return Slots(frozenset(slots.held), tuple(tuple(devices) for devices in slots.ranks))

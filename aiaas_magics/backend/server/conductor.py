@@ -1,4 +1,4 @@
-"""Feeds what happens to `jobs.machine` and carries out what it answers. Nothing is decided here.
+"""Conductor: feeds what happens to `jobs.machine` and carries out its actions. Decides nothing.
 
 Owns the jobs in memory, one queue of what happened, the watching of attempts, and the order
 in which things reach the disk and the readers: a job's entries and its record are written
@@ -30,7 +30,7 @@ from aiaas_magics.backend.jobs.machine_events import (
     ServerEnds,
     StartFailed,
 )
-from aiaas_magics.backend.jobs.placement import DeviceRequest, Seats
+from aiaas_magics.backend.jobs.placement import DeviceRequest, Slots
 from aiaas_magics.backend.server import attempt_order, job_files
 from aiaas_magics.backend.server.devices import Machine
 from aiaas_magics.backend.server.sightings import inputs_of
@@ -87,7 +87,7 @@ class Conductor:
         self._troubles = Troubles(room, clock)
         self._cancelling: set[str] = set()  # told to stop while that could not be recorded
         self._records: dict[str, JobRecord] = {}
-        self._held: dict[str, Seats] = {}
+        self._held: dict[str, Slots] = {}
         self._live: dict[str, Live] = {}
         self._said: dict[str, str] = {}  # why each waiting job waits, as its log has it
         self._pulses: dict[str, asyncio.Event] = {}
@@ -137,9 +137,9 @@ class Conductor:
         """
         state = self.view(job).state
         if state is JobState.SUCCEEDED:
-            raise InvalidSpec(f"Job {job} has succeeded: there is nothing left to do. Take its weights with job.apply_to(model).")
+            raise InvalidSpec(f"Job {job} has succeeded, so there is nothing to resume. Get its weights with job.apply_to(model).")
         if not state.final:
-            raise InvalidSpec(f"Job {job} is {state}. Wait until it has ended, or cancel it first.")
+            raise InvalidSpec(f"Job {job} is {state}. Wait until it ends, or cancel it first.")
         return await asyncio.to_thread(job_files.checkpoint_view, self._state, job)
 
     async def cancel(self, job: str) -> JobView:
@@ -205,14 +205,14 @@ class Conductor:
         if self.view(job).last_seq <= after and wait_s > 0 and not self.closing.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(pulse.wait(), wait_s)
-        known = self.view(job).last_seq
-        if known <= after:
+        last = self.view(job).last_seq
+        if last <= after:
             # Who only looks sees what there is.
             if wait_s > 0 and not self.view(job).state.final and (error := self._troubles.worth_telling(job)) is not None:
                 raise error
             return []
-        found = await self._store.call(self._store.entries, job, after=after)
-        return [entry for entry in found if entry.seq <= known]
+        entries = await self._store.call(self._store.entries, job, after=after)
+        return [entry for entry in entries if entry.seq <= last]
 
     def wake(self) -> None:
         """The server ends: whoever waits for entries is answered now."""
@@ -270,11 +270,11 @@ class Conductor:
         now_s = self._clock.now_s()
         record = self._records[happened.job]
         job, entries, actions = record.job, [], []
-        for given in happened.inputs:
-            if isinstance(given, NewEntry):
-                entries.append(given)
+        for input_ in happened.inputs:
+            if isinstance(input_, NewEntry):
+                entries.append(input_)
                 continue
-            job, answered = handle(job, given)
+            job, answered = handle(job, input_)
             entries += [NewEntry(at_s=now_s, attempt=job.attempt, rank=a.rank, event=a.event) for a in answered if isinstance(a, Record)]
             actions += [action for action in answered if not isinstance(action, Record)]
         record = replace(record, job=job, **happened.changes).stamped(now_s)
@@ -319,28 +319,28 @@ class Conductor:
 
     async def _start_attempt(self, job: str, action: StartAttempt) -> None:
         """Have the attempt watched from now on, so that even one that never starts comes to an end; the rest takes its time."""
-        seats = self._held[job]
-        attempt = await self._pool.attempt(job, action.attempt, ranks=len(seats.ranks))
-        self._watch(job, attempt, seats)
-        self._spawn(self._start_workers(job, action, attempt, seats), f"start job {job}")
+        slots = self._held[job]
+        attempt = await self._pool.attempt(job, action.attempt, ranks=len(slots.ranks))
+        self._watch(job, attempt, slots)
+        self._spawn(self._start_workers(job, action, attempt, slots), f"start job {job}")
 
-    async def _start_workers(self, job: str, action: StartAttempt, attempt: Attempt, seats: Seats) -> None:
+    async def _start_workers(self, job: str, action: StartAttempt, attempt: Attempt, slots: Slots) -> None:
         number = action.attempt
         if not await self._has_room_to_start(job):
             return
         try:
             plan = await asyncio.to_thread(
-                attempt_order.plan, self._records[job], seats, state=self._state, blobs=self._blobs, machine=self._machine
+                attempt_order.plan, self._records[job], slots, state=self._state, blobs=self._blobs, machine=self._machine
             )
             started = AttemptStarted(
-                ranks=len(seats.ranks), from_epoch=plan.begin.epoch, from_step=plan.begin.step, why=attempt_order.why(action, plan.begin)
+                ranks=len(slots.ranks), from_epoch=plan.begin.epoch, from_step=plan.begin.step, why=attempt_order.why(action, plan.begin)
             )
             words = (started, PhaseEntered(phase=Phase.STARTING))
             await self._happened(job, *(self._word(word, number) for word in words))
             await attempt.start(plan.order)
         except (OSError, RuntimeError, TimeoutError, UnknownName, InvalidSpec) as error:
             log.warning("job %s: attempt %d could not be started: %s", job, number, error)
-            self._queue.put_nowait(Happened(job, (StartFailed(number, f"its workers could not be started: {error}"),)))
+            self._queue.put_nowait(Happened(job, (StartFailed(number, f"could not start its workers: {error}"),)))
 
     async def _has_room_to_start(self, job: str) -> bool:
         """Wait until the first files of an attempt find room; whether the attempt was not stopped meanwhile."""
@@ -390,9 +390,9 @@ class Conductor:
 
     # ----------------------------------------------------------------- watching
 
-    def _watch(self, job: str, attempt: Attempt, seats: Seats) -> None:
+    def _watch(self, job: str, attempt: Attempt, slots: Slots) -> None:
         execution = self._machine.execution_of(self._records[job].spec)
-        live = Live(attempt, tuple(self._machine.label(seat, execution) for seat in seats.ranks))
+        live = Live(attempt, tuple(self._machine.label(positions, execution) for positions in slots.ranks))
         self._live[job] = live
         live.task = asyncio.create_task(_logged(self._follow(job, live), f"watch job {job}"), name=f"watch job {job}")
 
@@ -434,13 +434,13 @@ class Conductor:
                 self._queue.put_nowait(Happened(ask.job, (CannotBePlaced(str(error)),)))
             else:
                 asks.append(ask)
-        held = {job: seats.held for job, seats in self._held.items()}
+        held = {job: slots.held for job, slots in self._held.items()}
         placed = placement.place(asks, devices=devices, held=held, one_each=self._machine.one_each)
-        for ask, seats in placed:
-            self._held[ask.job] = seats
-            held[ask.job] = seats.held
+        for ask, slots in placed:
+            self._held[ask.job] = slots
+            held[ask.job] = slots.held
             self._said.pop(ask.job, None)
-            self._queue.put_nowait(Happened(ask.job, (Placed(len(seats.ranks)),), changes={"seats": attempt_order.encode_seats(seats)}))
+            self._queue.put_nowait(Happened(ask.job, (Placed(len(slots.ranks)),), changes={"seats": attempt_order.encode_slots(slots)}))
         self._say_why(asks[len(placed) :], held)
 
     def _say_why(self, asks: Sequence[DeviceRequest], held: dict[str, frozenset[int]]) -> None:
@@ -459,14 +459,14 @@ class Conductor:
         await end_attempts(self._pool, job.id, but=None if state.final else job.attempt)
         if state not in {JobState.RUNNING, JobState.STOPPING}:
             return
-        seats = attempt_order.decode_seats(record.seats, ranks=job.ranks)
-        said = await self._store.call(self._store.entries, job.id, after=0, attempt=job.attempt, limit=1_000_000)
-        job = attempt_order.restored(job, said)
+        slots = attempt_order.decode_slots(record.seats, ranks=job.ranks)
+        log_entries = await self._store.call(self._store.entries, job.id, after=0, attempt=job.attempt, limit=1_000_000)
+        job = attempt_order.restored(job, log_entries)
         self._records[job.id] = replace(record, job=job)
-        self._held[job.id] = seats
+        self._held[job.id] = slots
         offsets = await self._store.call(self._store.read_offsets, job.id, job.attempt)
-        attempt = await self._pool.adopt(job.id, job.attempt, ranks=len(seats.ranks), offsets=offsets)
-        self._watch(job.id, attempt, seats)
+        attempt = await self._pool.adopt(job.id, job.attempt, ranks=len(slots.ranks), offsets=offsets)
+        self._watch(job.id, attempt, slots)
         if not attempt.is_started or job.verdict is not None or state is JobState.STOPPING:
             self._spawn(self._stop_attempt(job.id, StopAttempt(attempt=job.attempt)), f"stop job {job.id}")
 

@@ -1,4 +1,4 @@
-"""Devices: what this machine can give to workers.
+"""Devices: the GPUs and cores of this machine, as workers can get them.
 
 Owns finding GPUs, and the list of devices. Cores and memory are read by `core.host`; who gets which belongs to `jobs.placement`.
 """
@@ -100,10 +100,10 @@ def find_gpus() -> tuple[Device, ...]:
 
 
 def _visible(count: int) -> list[int]:
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is None:
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if variable is None:
         return list(range(count))
-    return [int(part) for part in told.split(",") if part.strip().isdigit() and int(part) < count]
+    return [int(part) for part in variable.split(",") if part.strip().isdigit() and int(part) < count]
 
 
 def _text(name: str | bytes) -> str:

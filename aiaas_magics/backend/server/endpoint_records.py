@@ -1,4 +1,4 @@
-"""Endpoints: what was deployed, and the process that serves it.
+"""Endpoint records: deployed models, and the process that serves them.
 
 Owns the records of versions and their numbers. Serving, proving and flipping belong to
 `serving`, behind `Inference`.
@@ -78,8 +78,8 @@ class Endpoints:
     async def start(self) -> None:
         for record in await self._store.call(self._store.versions):
             self._loaded.setdefault(record.spec.name, {})[record.view.version] = record
-        known = await self._store.call(self._store.routings)
-        self._routing = {name: known.get(name) or Routing(live=max(records)) for name, records in self._loaded.items()}
+        routings = await self._store.call(self._store.routings)
+        self._routing = {name: routings.get(name) or Routing(live=max(records)) for name, records in self._loaded.items()}
         self._begin()
 
     def _begin(self) -> asyncio.Task[Inference]:

@@ -1,4 +1,4 @@
-"""Job files: what a job that has ended leaves in its folder, and which of that stays.
+"""Job files: what an ended job leaves in its folder, and which of that stays.
 
 Owns listing callbacks' files, clearing the folder, and the checkpoints that another job may go on from.
 The names in the folder belong to `folders.job_folder`.
@@ -75,7 +75,7 @@ def kept_checkpoint(state: StateFolder, job: str) -> tuple[TrainingPosition, Pat
     newest = checkpoint_folder.newest_whole(state.job(job).checkpoints)
     if newest is None:
         raise InvalidSpec(
-            f"Job {job} left no checkpoint to go on from: it ended before its first, or {KEPT_JOBS} jobs have ended badly since. "
+            f"Job {job} left no checkpoint to resume from: it ended before its first one, or {KEPT_JOBS} jobs have failed since. "
             "Leave --resume out to train from the beginning."
         )
     return newest
@@ -88,9 +88,7 @@ def checkpoint_view(state: StateFolder, job: str) -> CheckpointView:
         kept = checkpoint_folder.state_in(path)["variables"]
         variables = tuple(msgspec.convert(kept, list[TensorSpec]))
     except (OSError, NotPlainFile, ValueError, TypeError, LookupError, RecursionError, msgspec.ValidationError) as error:
-        raise InvalidSpec(
-            f"The checkpoint that job {job} left is not understood. Leave --resume out to train from the beginning."
-        ) from error
+        raise InvalidSpec(f"Could not read the checkpoint of job {job}. Leave --resume out to train from the beginning.") from error
     return CheckpointView(job=job, epoch=place.epoch, step=place.step, variables=variables)
 
 

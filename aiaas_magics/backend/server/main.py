@@ -1,4 +1,4 @@
-"""One server, from its options to its end.
+"""Server: puts the parts of one server together, from its options to its end.
 
 Owns putting the parts together, listening, ending in good order, and the idle end.
 Options come from `cli`; tests may bring other parts.
@@ -128,7 +128,7 @@ def listening(options: ServerOptions, state: StateFolder) -> socket.socket:
         except OSError as error:
             listener.close()
             if wanted is not None or port == 0:
-                raise InvalidSpec(f"{options.host}:{port} cannot be listened on: {error.strerror}. Give another --port.") from error
+                raise InvalidSpec(f"Could not listen on {options.host}:{port}: {error.strerror}. Use another --port.") from error
             if port:
                 # Programs that do not ask for a proof first send the old token to whoever sits there: it must be worth nothing.
                 log.warning("port %d is taken by another process; choosing a new port and a new token", port)

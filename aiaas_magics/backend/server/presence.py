@@ -1,4 +1,4 @@
-"""Whether anybody still needs this server.
+"""Presence: keeps track of whether anyone still needs this server.
 
 Owns the kernels that said they are here and when somebody asked for something. What follows
 from it belongs to `main`.
@@ -28,8 +28,8 @@ class Presence:
 
     def was_asked(self) -> bool:
         """Whether a request came since this was asked last. A kernel that lives and asks for nothing is none."""
-        asked, self._asked = self._asked, False
-        return asked
+        result, self._asked = self._asked, False
+        return result
 
     def add(self, kernel: ProcessId) -> None:
         """A kernel is here for as long as its process lives."""

@@ -39,7 +39,7 @@ def inputs_of(news: AttemptNews, *, attempt: int, labels: Sequence[str], now_s: 
             how=ending.how,
             out_of_memory=ending.out_of_memory,
             alone=ending.alone,
-            told=ending.by_stop,
+            by_stop=ending.by_stop,
         )
         for rank, ending in news.ended
     ]

@@ -1,4 +1,4 @@
-"""One caller of a load generator: a keep-alive HTTP/1.1 connection that sends prepared requests and reads their answers.
+"""Load connection: one caller of a load generator, on a keep-alive HTTP/1.1 connection.
 
 Owns just as much of the protocol as answers to predictions have. When to ask, and what is counted, belongs to `load_generator`.
 """

@@ -1,4 +1,4 @@
-"""The load generator: what an endpoint does when n callers ask at once, or when requests come at a given rate.
+"""Load generator: measures an endpoint under n concurrent callers, and at given request rates.
 
 Owns making the load and measuring it, in a process of its own, so that neither the notebook's interpreter nor the
 server's is measured along. Asking for a run from a notebook belongs to `load_run`, drawing it to `plots`.

@@ -1,4 +1,4 @@
-"""A load run, as asked for from a notebook: what to send, the generator's process, and the report.
+"""Load run: builds a load test's plan, runs the generator's process, and makes the report.
 
 Owns the plan and starting the process. Making the load belongs to `load_generator`, drawing it to `plots`.
 """
@@ -201,7 +201,7 @@ def _batches(inputs: Sequence[TensorSpec], *, rows: int, x: Any) -> list[dict[st
     columns = _given_columns(inputs, x) if x is not None else {spec.name: _made_up(spec, rows * BODIES) for spec in inputs}
     have = min(len(column) for column in columns.values())
     if have < 1:
-        raise InvalidSpec("There is no row to send. Give at least one.")
+        raise InvalidSpec("There is no row to send. Pass at least one.")
     return [{name: column[(np.arange(rows) + body * rows) % have] for name, column in columns.items()} for body in range(BODIES)]
 
 

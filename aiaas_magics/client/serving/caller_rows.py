@@ -1,4 +1,4 @@
-"""A caller's rows as the arrays that an endpoint takes: by Keras' rules, and by Keras' names.
+"""Caller rows: a caller's rows as the arrays that an endpoint takes, by Keras' rules and names.
 
 Owns reading what `predict` is called with. How arrays travel belongs to `tensor_protocol`, which inputs there are to the endpoint's view.
 """

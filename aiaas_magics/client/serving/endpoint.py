@@ -1,4 +1,4 @@
-"""A deployed model, as seen from a notebook or a script.
+"""Endpoint: a deployed model, for a notebook or a script.
 
 Owns deploying and calling. Exporting belongs to `model_export`, proving and serving to
 the backend, load generation to `load_run`.
@@ -153,8 +153,8 @@ class Endpoint:
             x = self.preprocess(x)
         columns = caller_rows.columns(self.name, x, self._view.inputs)
         parts = [self._infer(part) for part in _parts(columns)]
-        found = {name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]}
-        return next(iter(found.values())) if len(found) == 1 else caller_rows.in_keras_names(found, self._view.outputs)
+        outputs = {name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]}
+        return next(iter(outputs.values())) if len(outputs) == 1 else caller_rows.in_keras_names(outputs, self._view.outputs)
 
     def _ask(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[bytes, Mapping[str, str]]:
         """The answer to one prediction; where nobody of ours answers, the backend is asked once whether the endpoint has moved."""
@@ -187,13 +187,13 @@ class Endpoint:
             An iterator over the outputs, one per batch.
         """
         with ThreadPoolExecutor(in_flight) as pool:
-            asked: deque[Future[Any]] = deque()
+            pending: deque[Future[Any]] = deque()
             for batch in batches:
-                asked.append(pool.submit(self.predict, batch))
-                if len(asked) >= in_flight:
-                    yield asked.popleft().result()
-            while asked:
-                yield asked.popleft().result()
+                pending.append(pool.submit(self.predict, batch))
+                if len(pending) >= in_flight:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
 
     def _infer(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         body, headers = tensor_protocol.encode(columns, self._view.inputs)
@@ -201,16 +201,16 @@ class Endpoint:
         if self._is_stopped:
             raise BackendRefused(404, gone)
         try:
-            answer, told = self._ask(f"/v2/models/{self.name}/infer", body, headers)
+            answer, answer_headers = self._ask(f"/v2/models/{self.name}/infer", body, headers)
         except BackendRefused as error:
             if error.status != 404:
                 raise
             raise BackendRefused(404, gone) from error
-        found = tensor_protocol.decode(answer, told.get(tensor_protocol.LENGTH_HEADER.lower()))
-        missing = {spec.name for spec in self._view.outputs} - found.keys()
+        outputs = tensor_protocol.decode(answer, answer_headers.get(tensor_protocol.LENGTH_HEADER.lower()))
+        missing = {spec.name for spec in self._view.outputs} - outputs.keys()
         if missing:
             raise BackendRefused(200, f"The answer has no output {min(missing)!r}. If another model was deployed, get the endpoint anew.")
-        return {spec.name: found[spec.name] for spec in self._view.outputs}
+        return {spec.name: outputs[spec.name] for spec in self._view.outputs}
 
     def status(self) -> dict[str, Any]:
         """Ask the inference server itself for TensorFlow Serving's status document."""
@@ -332,22 +332,22 @@ class Endpoint:
         """
         before, then_s = None, 0.0
         while True:
-            found = self._look()
+            counts = self._look()
             now_s = time.monotonic()
-            if found is None:
+            if counts is None:
                 yield None
             else:
                 if before is not None:
-                    yield sample_of(before, found, at_s=time.time(), seconds=now_s - then_s)
-                before, then_s = found, now_s
+                    yield sample_of(before, counts, at_s=time.time(), seconds=now_s - then_s)
+                before, then_s = counts, now_s
             time.sleep(every_s)
 
     def _look(self) -> dict[int, VersionCounts] | None:
         try:
-            found = counts_in(self._calls.exchange("GET", "/metrics").decode(), self.name)
-            if not found:
+            counts = counts_in(self._calls.exchange("GET", "/metrics").decode(), self.name)
+            if not counts:
                 self.view()  # raises where it is gone; else a server that has just begun has it in a moment
-            return found or None
+            return counts or None
         except (BackendUnreachable, BackendTooSlow):
             return None
 

@@ -1,4 +1,4 @@
-"""Predictions on the wire: the Open Inference Protocol v2 with binary tensors, from the caller's side.
+"""Tensor protocol: the Open Inference Protocol v2 with binary tensors, on the caller's side.
 
 Owns turning arrays into a request and an answer into arrays; no number becomes text on the way. Sending belongs to `transport`,
 fitting a caller's data to the interface to `endpoint`. Source: docs/protocol/extension_binary_data.md of
@@ -56,8 +56,8 @@ def dtype_of(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes  # here: few models need it
 
-        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return found
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
     return np.dtype(name)
 
 
@@ -89,16 +89,16 @@ def decode(body: bytes, json_bytes: str | None) -> dict[str, np.ndarray]:
     try:
         at = int(json_bytes or "")
         outputs = _ANSWER.decode(body[:at]).outputs
-        found = {}
+        tensors = {}
         for output in outputs:
             data = memoryview(body)[at : at + output.parameters.binary_data_size]
             at += output.parameters.binary_data_size
             name = NAMES[output.datatype]
             values = _texts(data) if name == "string" else np.frombuffer(data, dtype_of(name).newbyteorder("<")).astype(dtype_of(name))
-            found[output.name] = values.reshape(output.shape)
+            tensors[output.name] = values.reshape(output.shape)
     except (ValueError, KeyError, msgspec.MsgspecError, struct.error) as error:
         raise BackendRefused(200, f"The endpoint's answer is not understood ({error}). Is it an aiaas_magics endpoint?") from error
-    return found
+    return tensors
 
 
 def _bytes(array: np.ndarray) -> bytes:
@@ -112,15 +112,15 @@ def _strings(array: np.ndarray) -> bytes:
 
 def _texts(data: memoryview) -> np.ndarray:
     """Strings as `str`; one that is not UTF-8 stays bytes."""
-    found, at = [], 0
+    items, at = [], 0
     while at < len(data):
         (length,) = LENGTH.unpack_from(data, at)
         raw = bytes(data[at + LENGTH.size : at + LENGTH.size + length])
         at += LENGTH.size + length
         try:
-            found.append(raw.decode())
+            items.append(raw.decode())
         except UnicodeDecodeError:
-            found.append(raw)  # type: ignore[arg-type]
-    texts = np.empty(len(found), dtype=object)
-    texts[:] = found
+            items.append(raw)  # type: ignore[arg-type]
+    texts = np.empty(len(items), dtype=object)
+    texts[:] = items
     return texts

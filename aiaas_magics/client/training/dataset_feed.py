@@ -1,4 +1,4 @@
-"""Data that stays in this kernel, sent to a job batch by batch while it trains.
+"""Dataset feed: sends data that stays in this kernel to a job, batch by batch while it trains.
 
 Owns the threads that do it, one for each argument of `fit`, and one that says that the kernel is there.
 They end with the job. The job asks for passes over the data, and no more batches are sent than it is

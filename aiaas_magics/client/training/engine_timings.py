@@ -39,8 +39,8 @@ class QuickerEngine(msgspec.Struct, frozen=True, kw_only=True):
     def note(self) -> str:
         return f"This fit runs on {ENGINES[self.way.engine].title} ({self.why}). --engine {HOME.name} runs it on {HOME.title}."
 
-    def execution(self, asked: Execution) -> Execution:
-        return msgspec.structs.replace(asked, engine=self.way.engine, strategy=self.way.strategy, may_fall_back=True)
+    def execution(self, execution: Execution) -> Execution:
+        return msgspec.structs.replace(execution, engine=self.way.engine, strategy=self.way.strategy, may_fall_back=True)
 
 
 def quicker_engine(ways: Sequence[StepTiming], *, steps: int) -> QuickerEngine | None:
@@ -64,14 +64,14 @@ def cache() -> TimingCache:
     return TimingCache(settings.home() / "measured")
 
 
-def quicker_for(draft: DraftedFitCall, about: About, *, asked: Execution, workers: int | None) -> QuickerEngine | None:
+def quicker_for(draft: DraftedFitCall, about: About, *, execution: Execution, workers: int | None) -> QuickerEngine | None:
     """What dry runs of this model on this backend say to `draft`; None where the engine is not open, or nothing was measured."""
-    if not is_open(asked) or about.versions.engines.keys() <= {HOME.name}:
+    if not is_open(execution) or about.versions.engines.keys() <= {HOME.name}:
         return None
-    return quicker_engine(cache().get(key_of(draft, about, asked=asked, workers=workers)), steps=draft.shape.steps)
+    return quicker_engine(cache().get(key_of(draft, about, execution=execution, workers=workers)), steps=draft.shape.steps)
 
 
-def key_of(packed: PackedFitCall | DraftedFitCall, about: About, *, asked: Execution, workers: int | None) -> str:
+def key_of(packed: PackedFitCall | DraftedFitCall, about: About, *, execution: Execution, workers: int | None) -> str:
     """Names what decides on the time of a step: layers and weights by kind and size, not by name, the batch, and where it is computed.
 
     Two models that differ in less than that take each other's time; whether another engine computes the same is verified for each.
@@ -81,7 +81,7 @@ def key_of(packed: PackedFitCall | DraftedFitCall, about: About, *, asked: Execu
     data = sorted((array.dtype.str, array.shape[1:]) for array in packed.arrays)
     compiled = [_name(model.optimizer), sorted(_name(callback) for callback in packed.callbacks)]
     where = [about.backend, about.hardware, msgspec.structs.astuple(about.versions)]
-    how = [asked.fused, workers, packed.shape.global_batch]
+    how = [execution.fused, workers, packed.shape.global_batch]
     return hashlib.sha256(repr((_name(model), layers, data, compiled, where, how)).encode()).hexdigest()[:32]
 
 

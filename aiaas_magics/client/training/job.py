@@ -1,4 +1,4 @@
-"""A job, as seen from a notebook or a script.
+"""Job: a submitted fit call, for a notebook or a script.
 
 Owns following a job's log, stopping it, and taking its result back into a live model.
 Building and submitting it belongs to `submission`; drawing it to `notebook`.
@@ -125,11 +125,11 @@ class Job:
         Args:
             after: the sequence number of the last entry to leave out; 0 fetches all.
         """
-        found: list[Entry] = []
+        entries: list[Entry] = []
         while batch := self._transport.get(f"/v1/jobs/{self.id}/events", list[Entry], after=after, wait_s=0):
-            found += batch
+            entries += batch
             after = batch[-1].seq
-        return found
+        return entries
 
     def logs(self) -> str:
         """Fetch what the workers printed. Each line begins with its worker's rank if there are several workers."""
@@ -338,8 +338,8 @@ class Job:
     def _bring_files(self, folder: Path, logs: Container[str] = ()) -> tuple[str, ...]:
         """Bring what is not here yet; the sentences that say what came where."""
         here = [file for file in self.files if file.path is not None]
-        known = {file.name for file in here}
-        names = [name for name in self.view().files if name not in known]
+        own_files = {file.name for file in here}
+        names = [name for name in self.view().files if name not in own_files]
         new = returned_files.save(self.id, names, folder, fetch=self._file, logs=logs)
         self.files = (*here, *new)
         return returned_files.sentences(self.id, new)
@@ -389,8 +389,8 @@ class Job:
 
         history = fit_call.apply_result(fit_call.read_result(self.result_bytes()), self._packed)
         if self._packed.callbacks:  # a fit without them writes no file
-            said = self._bring_files(Path.cwd(), working_folder.appended(self._packed.callbacks))
-            self._story = replace(self._story, notices=(*self._story.notices, *said))
+            notices = self._bring_files(Path.cwd(), working_folder.appended(self._packed.callbacks))
+            self._story = replace(self._story, notices=(*self._story.notices, *notices))
         self._taken = history
         return history
 

@@ -1,4 +1,4 @@
-"""How a fit would be carried out, and what the other ways take, before it is: what a dry run finds out.
+"""Planning: the dry run, which measures the ways in which a fit could run.
 
 Owns which ways are measured, one short job after the other, and what is made of their refusals. What a measuring
 job does is written in `spec.MeasureSpec`; the rules that choose among ways are the worker's.
@@ -55,11 +55,11 @@ class FitPlan:
     @property
     def measured(self) -> tuple[Candidate, ...]:
         """Those that were, the quickest for this fit first."""
-        return tuple(sorted((one for one in self.candidates if not one.why), key=self.fit_s))
+        return tuple(sorted((each for each in self.candidates if not each.why), key=self.fit_s))
 
     @property
     def ruled_out(self) -> tuple[Candidate, ...]:
-        return tuple(one for one in self.candidates if one.why)
+        return tuple(each for each in self.candidates if each.why)
 
     def fit_s(self, candidate: Candidate) -> float:
         """What the steps of this fit would take, compiling included: no validation, callbacks, checkpoints."""
@@ -107,18 +107,18 @@ def plan(
     options = replace(options, seed=options.seed or 0)
     prepared = prepare(backend, call, options)
     preflight, packed = prepared.preflight, prepared.packed
-    found = FitPlan(preflight=preflight, shape=packed.shape)
+    result = FitPlan(preflight=preflight, shape=packed.shape)
     if packed.in_batches:
-        return replace(found, unmeasured="Nothing was measured, because measuring would use up data that yields batches.")
+        return replace(result, unmeasured="Nothing was measured, because measuring would use up data that yields batches.")
     if running := [view.id for view in backend.jobs() if not view.state.final]:
         return replace(
-            found, unmeasured=f"Nothing was measured: the backend is busy with job {', '.join(running)}. Try again when it has ended."
+            result, unmeasured=f"Nothing was measured: the backend is busy with job {', '.join(running)}. Try again when it has ended."
         )
     about, measured = backend.about(), list[StepTiming]()
     gpus = about.gpus
     open_ways = ways(options.execution, devices=preflight.workers, gpus=gpus)
     labels = tuple(", ".join(way) for way in open_ways)
-    found = replace(found, simulated=preflight.workers > 1 and not gpus)
+    result = replace(result, simulated=preflight.workers > 1 and not gpus)
     options = replace(options, resume=None, retries=0)
     for index, (engine, strategy) in enumerate(open_ways):
 
@@ -128,17 +128,17 @@ def plan(
         named = replace(options, name=f"{options.name or packed.shape.model}: {labels[index]}"[:100])
         way = measure(backend, call, named, engine, strategy, tell)
         measured += [StepTiming.of(one, start_s=way.start_s) for one in way.candidates if not one.why]
-        found = replace(found, chosen=found.chosen if index else way.chosen, candidates=(*found.candidates, *way.candidates))
+        result = replace(result, chosen=result.chosen if index else way.chosen, candidates=(*result.candidates, *way.candidates))
     if is_open(options.execution):
-        key = key_of(packed, about, asked=options.execution, workers=options.workers)
+        key = key_of(packed, about, execution=options.execution, workers=options.workers)
         engine_timings.cache().put(key, measured)
-        if (quicker := quicker_engine(measured, steps=found.steps)) is not None:
+        if (quicker := quicker_engine(measured, steps=result.steps)) is not None:
             best = quicker.way
             chosen = Planned(engine=best.engine, strategy=best.strategy, fused=best.fused, why=(quicker.why,))
             # What is to be announced of the fit is what differs on that engine.
             announced = prepare(backend, call, options).preflight.notes
-            found = replace(found, chosen=chosen, preflight=replace(preflight, notes=announced))
-    return found
+            result = replace(result, chosen=chosen, preflight=replace(preflight, notes=announced))
+    return result
 
 
 def ways(execution: Execution, *, devices: int, gpus: bool) -> tuple[tuple[str, str], ...]:

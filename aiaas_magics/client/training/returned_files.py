@@ -1,4 +1,4 @@
-"""Files that a job's callbacks wrote, on their way into the notebook's folder.
+"""Returned files: brings the files that a job's callbacks wrote into the notebook's folder.
 
 Owns where each may go. A backend's word for a name is not enough: whoever runs it, or has a job on it, could name any file of the user's.
 
@@ -150,17 +150,17 @@ def save(
     """
     if not JOB.fullmatch(job):
         raise AiaasBug(f"the backend calls a job {job[:80]!r}")
-    root, found = folder.resolve(), []
+    root, files = folder.resolve(), []
     try:
         for name in names:
             if fault := fault_of(name):
-                found.append(ReturnedFile(name=name, path=None, why=fault))
+                files.append(ReturnedFile(name=name, path=None, why=fault))
                 continue
             with fetch(name) as incoming:
-                found.append(_save_one(job, name, root, incoming, is_log=name in logs))
+                files.append(_save_one(job, name, root, incoming, is_log=name in logs))
     finally:
-        _written.add([file.path for file in found if file.path is not None])
-    return tuple(found)
+        _written.add([file.path for file in files if file.path is not None])
+    return tuple(files)
 
 
 def _save_one(job: str, name: str, root: Path, incoming: Incoming, *, is_log: bool) -> ReturnedFile:

@@ -1,4 +1,4 @@
-"""The same fit call from the same initial weights on several numbers of workers.
+"""Study: the same fit call from the same initial weights on several numbers of workers.
 
 Owns the order of a study's jobs and what is made of their measurements. The arithmetic is
 `laws`, the drawing `plots`; what a measured job does is written in `spec.MeasureSpec`.
@@ -272,9 +272,9 @@ class _Calls:
                 f"--weak gives each of {most} workers {shape.global_batch:,} rows a step, {most * shape.global_batch:,} together, "
                 f"and there are {shape.rows:,} to train on. Use fewer workers or a smaller batch_size."
             )
-        given = {name: value for name, value in call.arguments.items() if name != "steps_per_epoch"}
+        arguments = {name: value for name, value in call.arguments.items() if name != "steps_per_epoch"}
         for workers in points:
-            grown = replace(call, arguments={**given, "batch_size": workers * shape.global_batch})
+            grown = replace(call, arguments={**arguments, "batch_size": workers * shape.global_batch})
             self.of[workers] = replace(prepare(backend, grown, options), seed=self.as_given.seed)
 
 
@@ -291,7 +291,7 @@ def _measure(calls: _Calls, *, on_progress: Callable[[StudyProgress], None]) -> 
         options = replace(prepared.options, workers=workers, name=f"{name} {labels[index]}"[:100])
         job = submit(replace(prepared, options=options), measure=spec, study=study_id)
         results.append(_followed(job, labels, index, on_progress))
-    measured = [found for found, _ in results]
+    measured = [figures for figures, _ in results]
     devices = len(about.devices)
     return Study(
         name=name,
@@ -300,7 +300,7 @@ def _measure(calls: _Calls, *, on_progress: Callable[[StudyProgress], None]) -> 
         simulated=any(device.simulated for device in about.devices) or cuts_up(packed.execution, devices=max(points), gpus=about.gpus),
         steps=measured[0].steps,
         reference=Point(workers=devices, measured=measured[0], physical=True),
-        points=tuple(Point(workers=n, measured=found, physical=n <= devices) for n, found in zip(points, measured[1:], strict=True)),
+        points=tuple(Point(workers=n, measured=figures, physical=n <= devices) for n, figures in zip(points, measured[1:], strict=True)),
         parity=None if calls.weak else largest_difference([result for _, result in results[1:]]),
         parity_steps=spec.warmup_steps,
         weak=calls.weak,

@@ -1,4 +1,4 @@
-"""A fit call on its way to the backend.
+"""Submission: checks, packs and sends a fit call to the backend.
 
 Owns the order of things: check, pack, show what will be sent, send, submit. What a packed
 call is belongs to `packing`; following the job belongs to `job`.
@@ -114,7 +114,7 @@ def prepare(
     draft = fit_call.draft(call, workers=workers, execution=options.execution, gpus=about.gpus, environment=options.environment)
     # What yields batches, or goes on from a checkpoint, stays where it was.
     stays = draft.in_batches or options.resume is not None
-    quicker = None if stays else quicker_for(draft, about, asked=options.execution, workers=options.workers)
+    quicker = None if stays else quicker_for(draft, about, execution=options.execution, workers=options.workers)
     packed = draft.finish(options.execution if quicker is None else quicker.execution(options.execution))
     if quicker is not None and packed.execution.runs_on.ported:
         packed = replace(packed, notes=(quicker.note, *packed.notes))

@@ -18,7 +18,7 @@ class BackendUnreachable(BackendError):
         self.url = url
 
     def __str__(self) -> str:
-        return f"Nobody answers at {self.url}. Check the address, or use %aiaas_connect local for this machine."
+        return f"Could not reach a backend at {self.url}. Check the address, or run %aiaas_connect local to use this machine."
 
 
 class BackendNotProven(BackendUnreachable):
@@ -35,13 +35,13 @@ class BackendNotProven(BackendUnreachable):
     def __str__(self) -> str:
         if self.address:
             return (
-                f"The backend behind {self.url} listens at {self.address}, so another program may stand in between; nothing was sent. "
-                "Use the same address and port number at both ends of a tunnel, and name them in the URL."
+                f"The backend behind {self.url} listens at {self.address}, so another program may be in between. Nothing was sent. "
+                "Use the same address and port at both ends of a tunnel, and put them in the URL."
             )
         return (
-            f"What answers at {self.url} could not show that it knows the token: it is another program, or the token is another backend's. "
-            "Nothing was sent to it. Set AIAAS_TOKEN to the token that `aiaas token` prints there, or use %aiaas_connect local for this "
-            "machine."
+            f"The server at {self.url} could not prove that it knows the token: it is another program, or the token belongs to another "
+            "backend. Nothing was sent to it. Set AIAAS_TOKEN to the output of `aiaas token` there, or run %aiaas_connect local to use "
+            "this machine."
         )
 
 
@@ -54,8 +54,8 @@ class WrongProtocol(BackendError):
 
     def __str__(self) -> str:
         if self.speaks == "TLS":
-            return f"What answers at {self.url} speaks TLS; nothing was sent. Use https{self.url.removeprefix('http')} instead."
-        return f"What answers at {self.url} speaks no TLS; nothing was sent. Check the port; plain http:// is for this machine only."
+            return f"The server at {self.url} speaks TLS. Nothing was sent. Use https{self.url.removeprefix('http')} instead."
+        return f"The server at {self.url} does not speak TLS. Nothing was sent. Check the port; plain http:// is for this machine only."
 
 
 class CertificateRefused(BackendError):
@@ -66,11 +66,11 @@ class CertificateRefused(BackendError):
         self.url, self.why, self.fingerprint = url, why, fingerprint
 
     def __str__(self) -> str:
-        text = f"The certificate of {self.url} is not accepted: {self.why}. Nothing was sent."
+        text = f"The certificate of {self.url} was rejected: {self.why}. Nothing was sent."
         if not self.fingerprint:
             return f"{text} Set AIAAS_CA to the PEM file of the authority that signed it."
         return (
-            f"{text}\nIts SHA-256 fingerprint is {self.fingerprint}\nIf `aiaas serve` printed the same one there, type\n"
+            f"{text}\nIts SHA-256 fingerprint is {self.fingerprint}\nIf `aiaas serve` printed the same fingerprint there, type\n"
             f"    %aiaas_connect {self.url} --fingerprint {self.fingerprint}\n"
             "Or set AIAAS_CA to the PEM file of the authority that signed it."
         )
@@ -85,9 +85,10 @@ class CertificateChanged(BackendError):
 
     def __str__(self) -> str:
         return (
-            f"{self.url} shows another certificate than the accepted one. Nothing was sent: somebody may be in between.\n"
+            f"{self.url} shows a different certificate from the accepted one. "
+            "Nothing was sent: someone may be intercepting the connection.\n"
             f"accepted: {self.pinned}\nseen:     {self.presented}\n"
-            f"If it was replaced on purpose, and `aiaas serve` printed the second one there, type\n"
+            f"If the certificate was replaced on purpose, and `aiaas serve` printed the second fingerprint there, type\n"
             f"    %aiaas_connect {self.url} --fingerprint {self.presented}"
         )
 
@@ -98,7 +99,7 @@ class BackendTooSlow(BackendError):
         self.url, self.waited_s = url, waited_s
 
     def __str__(self) -> str:
-        return f"{self.url} did not answer within {self.waited_s:g} s. Try again, or look at its log with `aiaas status`."
+        return f"{self.url} did not answer within {self.waited_s:g} s. Try again, or check the server with `aiaas status`."
 
 
 class BackendStopped(BackendError):
@@ -110,8 +111,8 @@ class BackendStopped(BackendError):
 
     def __str__(self) -> str:
         return (
-            f"The server at {self.url}, process {self.pid}, was stopped (SIGSTOP) and answers nobody. "
-            f"Run `kill -CONT {self.pid}` to let it go on, or `aiaas stop` to end it."
+            f"The server at {self.url} (process {self.pid}) is stopped (SIGSTOP) and cannot answer. "
+            f"Run `kill -CONT {self.pid}` to resume it, or `aiaas stop` to end it."
         )
 
 
@@ -127,7 +128,7 @@ class BackendRefused(BackendError):
         self.status, self.text, self.retry_after_s = status, text, retry_after_s
 
     def __str__(self) -> str:
-        return self.text or f"The backend answered {self.status} and gave no reason. Look at its log with `aiaas status`."
+        return self.text or f"The backend answered {self.status} and gave no reason. Check the server with `aiaas status`."
 
 
 class NotAuthorised(BackendError):
@@ -136,7 +137,7 @@ class NotAuthorised(BackendError):
         self.url = url
 
     def __str__(self) -> str:
-        return f"{self.url} does not accept this token. Set AIAAS_TOKEN to the token that `aiaas token` prints there, then connect again."
+        return f"{self.url} rejected the token. Set AIAAS_TOKEN to the output of `aiaas token` there, then connect again."
 
 
 class UntrustedAddress(BackendError):
@@ -148,8 +149,8 @@ class UntrustedAddress(BackendError):
 
     def __str__(self) -> str:
         return (
-            f"The backend at {self.url} says that its endpoints answer at {self.named[:80]!r}, which is another scheme or machine; "
-            "nothing was sent there. Check who runs this backend, or connect to it by the address that it names."
+            f"The backend at {self.url} says that its endpoints are at {self.named[:80]!r}, which is a different scheme or machine. "
+            "Nothing was sent there. Check who runs this backend, or connect to it at the address that it names."
         )
 
 
@@ -162,7 +163,7 @@ class NotEnoughDevices(BackendError):
 
     def __str__(self) -> str:
         return (
-            f"{self.requested} workers were asked for and {self.backend} has {self.there_are} devices. "
+            f"{self.backend} has {self.there_are} devices, fewer than the {self.requested} workers requested. "
             f"Use --workers {self.there_are}, or add --oversubscribe to share devices."
         )
 
@@ -175,7 +176,7 @@ class CannotStart(BackendError):
         self.subject, self.why, self.log = subject, why, log
 
     def __str__(self) -> str:
-        return f"{self.subject} did not start: {self.why}. Look at its log, {self.log}, or run `aiaas serve` in a terminal."
+        return f"{self.subject} did not start: {self.why}. Check its log, {self.log}, or run `aiaas serve` in a terminal."
 
 
 class StoreNotWritable(BackendError):
@@ -187,9 +188,9 @@ class StoreNotWritable(BackendError):
         if "space" in self.why or "full" in self.why or "quota" in self.why:
             return (
                 f"The state folder {self.folder} has no room: {self.why}. "
-                "Use %aiaas_storage --free to remove what nothing needs, or set AIAAS_HOME to a folder with more room."
+                "Run %aiaas_storage --free to remove what nothing needs, or set AIAAS_HOME to a folder with more space."
             )
-        return f"The state folder {self.folder} cannot be written: {self.why}. Set AIAAS_HOME to a folder of yours."
+        return f"The state folder {self.folder} cannot be written: {self.why}. Set AIAAS_HOME to a folder that you own."
 
 
 class RecordsUnreadable(BackendError):
@@ -202,8 +203,8 @@ class RecordsUnreadable(BackendError):
     def __str__(self) -> str:
         return (
             f"The records in {self.folder} cannot be used: {self.why}. "
-            "Set them aside, which forgets jobs and endpoints and deletes nothing: "
-            f"aiaas storage --set-aside-records --state {self.folder}. Or use the version that wrote them."
+            f"Set them aside with `aiaas storage --set-aside-records --state {self.folder}`, which forgets jobs and endpoints but deletes "
+            "nothing. Or use the version that wrote them."
         )
 
 
@@ -215,7 +216,7 @@ class ResultRemoved(BackendError):
         self.job, self.retention = job, retention
 
     def __str__(self) -> str:
-        return f"The result of job {self.job} was removed to make room: kept are {self.retention}. Run the cell again to train anew."
+        return f"The result of job {self.job} was removed to make room: kept are {self.retention}. Run the cell again to retrain."
 
 
 class BlobDamaged(BackendError):
@@ -226,7 +227,7 @@ class BlobDamaged(BackendError):
         self.sha, self.why = sha, why
 
     def __str__(self) -> str:
-        return f"Blob {self.sha[:12]} is damaged: {self.why}. Run the cell again to send it anew."
+        return f"Blob {self.sha[:12]} is damaged: {self.why}. Run the cell again to send it again."
 
 
 class WorkersLost(BackendError):
@@ -236,7 +237,7 @@ class WorkersLost(BackendError):
 
     def __str__(self) -> str:
         return (
-            f"Job {self.job} failed after {self.attempts} attempts: {self.how}. See %aiaas_logs {self.job} for what the workers said last."
+            f"Job {self.job} failed after {self.attempts} attempts: {self.how}. Run %aiaas_logs {self.job} to see the workers' last output."
         )
 
 
@@ -264,7 +265,7 @@ class ProofFailed(BackendError):
         by = "" if self.largest is None else f" by {self.largest:.3g}"
         return (
             f"{self.name} was not deployed: the {self.engine} engine differs from {self.origin}{by} ({self.detail}). "
-            "Deploy the part of the model before what differs there, or report the model to us."
+            "Deploy the part of the model before the layer that differs, or report the model to us."
         )
 
 
@@ -277,6 +278,6 @@ class NotScaled(BackendError):
 
     def __str__(self) -> str:
         return (
-            f"{self.name} keeps the replicas that it had: could not start {self.replicas} replicas of version {self.version}. "
-            f"Use fewer replicas, or deploy the model again. The reason: {self.why}"
+            f"{self.name} keeps its present replicas: could not start {self.replicas} replicas of version {self.version}. "
+            f"Use fewer replicas, or deploy the model again. Reason: {self.why}"
         )

@@ -47,7 +47,7 @@ class UnknownName(UsageError):
         if self.names:
             shown = ", ".join(sorted(self.names)[:8])
             return f"There is no {self.kind} {self.name[:80]!r}. Use one of: {shown}."
-        return f"There is no {self.kind} {self.name[:80]!r}. Use %aiaas_status to see what there is."
+        return f"There is no {self.kind} {self.name[:80]!r}. Run %aiaas_status to list what exists."
 
 
 class NotCompiled(UsageError, ValueError):
@@ -153,4 +153,4 @@ class VersionSkew(UsageError):
 
     def __str__(self) -> str:
         versions = f"{self.library} is {self.local_version} here and {self.remote_version} on the backend."
-        return f"{versions} Install the same version on one of the two sides."
+        return f"{versions} Install the same version on both sides."

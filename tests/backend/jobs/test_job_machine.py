@@ -116,7 +116,7 @@ def test_a_rank_that_was_left_alone_is_not_the_one_to_blame() -> None:
     assert actions[0].patience_s > 0
 
     dead, _ = after(job, lost(1))
-    hung, _ = after(job, RankEnded(attempt=1, rank=1, how="was killed by signal 15", told=True))
+    hung, _ = after(job, RankEnded(attempt=1, rank=1, how="was killed by signal 15", by_stop=True))
 
     assert dead.reason == "worker 1 was killed by signal 9"
     assert hung.reason == "worker 1 did not answer the other workers any more"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiaas_magics.backend.jobs.placement import DeviceRequest, Seats, check, place, seats_for, why_waiting
+from aiaas_magics.backend.jobs.placement import DeviceRequest, Slots, check, place, slots_for, why_waiting
 from aiaas_magics.core.errors import NotEnoughDevices
 
 asks = st.lists(
@@ -23,7 +23,7 @@ def placeable(found: list[DeviceRequest], devices: int) -> list[DeviceRequest]:
 def test_no_device_is_given_twice(found: list[DeviceRequest], devices: int) -> None:
     placed = place(placeable(found, devices), devices=devices, held={})
 
-    taken = [device for _, seats in placed for device in seats.held]
+    taken = [device for _, slots in placed for device in slots.held]
     assert len(taken) == len(set(taken))
     assert set(taken) <= set(range(devices))
 
@@ -51,36 +51,36 @@ def test_everybody_is_served_in_the_end(found: list[DeviceRequest], devices: int
 
 @given(st.integers(1, 6), st.integers(1, 20))
 def test_each_rank_has_a_device_and_sharing_is_even(devices: int, workers: int) -> None:
-    seats = seats_for(DeviceRequest(job="1", workers=workers, oversubscribe=True), devices=devices, held=frozenset())
+    slots = slots_for(DeviceRequest(job="1", workers=workers, oversubscribe=True), devices=devices, held=frozenset())
 
-    assert seats is not None
-    loads = [sum(device in seat for seat in seats.ranks) for device in range(devices)]
-    assert len(seats.ranks) == workers
+    assert slots is not None
+    loads = [sum(device in slot for slot in slots.ranks) for device in range(devices)]
+    assert len(slots.ranks) == workers
     assert max(loads) - min(loads) <= 1
 
 
 def test_one_worker_with_everything_takes_every_core() -> None:
-    assert seats_for(DeviceRequest(job="1", workers=None), devices=3, held=frozenset()) == Seats(frozenset({0, 1, 2}), ((0, 1, 2),))
+    assert slots_for(DeviceRequest(job="1", workers=None), devices=3, held=frozenset()) == Slots(frozenset({0, 1, 2}), ((0, 1, 2),))
 
 
 def test_with_gpus_everything_is_one_worker_a_gpu() -> None:
-    seats = seats_for(DeviceRequest(job="1", workers=None), devices=2, held=frozenset(), one_each=True)
+    slots = slots_for(DeviceRequest(job="1", workers=None), devices=2, held=frozenset(), one_each=True)
 
-    assert seats == Seats(frozenset({0, 1}), ((0,), (1,)))
+    assert slots == Slots(frozenset({0, 1}), ((0,), (1,)))
 
 
 @pytest.mark.parametrize(("workers", "devices"), [(2, (0, 1)), (5, (0, 1, 2, 0, 1)), (None, (0, 1, 2))])
 def test_a_strategy_of_one_process_gives_it_every_device_of_the_job(workers: int | None, devices: tuple[int, ...]) -> None:
     ask = DeviceRequest(job="1", workers=workers, oversubscribe=True, together=True)
 
-    assert seats_for(ask, devices=3, held=frozenset(), one_each=True) == Seats(frozenset(devices), (devices,))
+    assert slots_for(ask, devices=3, held=frozenset(), one_each=True) == Slots(frozenset(devices), (devices,))
 
 
 def test_a_measured_job_has_the_machine_to_itself_and_runs_on_its_share() -> None:
     ask = DeviceRequest(job="1", workers=1, alone=True)
 
-    assert seats_for(ask, devices=2, held=frozenset()) == Seats(frozenset({0, 1}), ((0,),))
-    assert seats_for(ask, devices=2, held=frozenset({1})) is None
+    assert slots_for(ask, devices=2, held=frozenset()) == Slots(frozenset({0, 1}), ((0,),))
+    assert slots_for(ask, devices=2, held=frozenset({1})) is None
 
 
 def test_two_small_jobs_run_beside_each_other_and_a_third_waits() -> None:
@@ -88,11 +88,11 @@ def test_two_small_jobs_run_beside_each_other_and_a_third_waits() -> None:
 
     placed = place(waiting, devices=2, held={})
 
-    assert [(ask.job, seats.ranks) for ask, seats in placed] == [("1", ((0,),)), ("2", ((1,),))]
+    assert [(ask.job, slots.ranks) for ask, slots in placed] == [("1", ((0,),)), ("2", ((1,),))]
 
 
 def test_more_workers_than_devices_are_refused_unless_they_may_share() -> None:
-    with pytest.raises(NotEnoughDevices, match="3 workers were asked for and box has 2 devices"):
+    with pytest.raises(NotEnoughDevices, match="box has 2 devices, fewer than the 3 workers requested"):
         check(DeviceRequest(job="", workers=3), devices=2, backend="box")
 
     check(DeviceRequest(job="", workers=3, oversubscribe=True), devices=2, backend="box")

@@ -160,7 +160,7 @@ def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str
 
 def test_the_terminal_shows_stops_and_says_when_there_is_nothing(own_home: Path) -> None:
     assert run("status").returncode == 1
-    assert "No server runs here" in run("stop").stdout
+    assert "No server is running here" in run("stop").stdout
     assert run("token").returncode == 2
 
     _, token = local_server.ensure_local()
@@ -169,7 +169,7 @@ def test_the_terminal_shows_stops_and_says_when_there_is_nothing(own_home: Path)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "local at http://127.0.0.1:" in shown.stdout
     assert run("token").stdout == token + "\n"
-    assert "has ended" in run("stop").stdout
+    assert "The server has stopped" in run("stop").stdout
     assert local_server.find_local() is None
 
 
@@ -251,7 +251,7 @@ def test_a_server_that_was_stopped_is_told_as_such_and_what_to_do(tmp_path: Path
                 local_server.find_at(server.folder)
             shown = CliRunner().invoke(cli.main, ["status", "--state", str(server.folder)])
             with Transport(server.url, token=server.token, answer_s=0.3, on_silence=lambda: local_server._check_goes_on(told)) as transport:
-                told = local_server._told(server.folder)
+                told = local_server._note(server.folder)
                 with pytest.raises(BackendStopped):
                     transport.get("/v1/about", About)
             with pytest.raises(BackendTooSlow, match=r"did not answer within 0\.2 s"):

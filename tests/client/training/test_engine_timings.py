@@ -128,7 +128,7 @@ def test_what_fails_its_proof_on_jax_stays_though_jax_was_quicker(home: Path, tm
     given = {"epochs": 1, "batch_size": 24}
     with aiaas_magics.connect() as backend:
         call = FitCall(jax_models.two_faced(), {"x": x, "y": y, **given})
-        key = engine_timings.key_of(fit_call.pack(call), backend.about(), asked=Execution(), workers=None)
+        key = engine_timings.key_of(fit_call.pack(call), backend.about(), execution=Execution(), workers=None)
         engine_timings.cache().put(key, [way("tensorflow", 1.0), way("jax", 1e-3)])
         job = backend.train(jax_models.two_faced(), x, y, **given)
         job.result(180)

@@ -1,4 +1,4 @@
-"""Requests to values, and values and errors to answers.
+"""API answers: request bodies to values, and values and errors to responses.
 
 Owns the limits on a body, the form of an error and the status that says whose move it is.
 """
@@ -84,9 +84,9 @@ async def body_of(request: Request, of: type[T]) -> T:
         BackendRefused: it is too large, or did not come.
     """
     data = bytearray()
-    too_large = told_bytes(request) > JSON_BYTES
+    too_large = announced_bytes(request) > JSON_BYTES
     read = 0
-    if told_bytes(request) > DISCARD_BYTES:
+    if announced_bytes(request) > DISCARD_BYTES:
         raise _too_large()
     async for piece in chunks_of(request):
         read += len(piece)
@@ -100,7 +100,7 @@ async def body_of(request: Request, of: type[T]) -> T:
     try:
         return wire.decode(bytes(data), of)
     except wire.Malformed as error:
-        raise InvalidSpec(f"The request is not understood: {error}. Install the same version on both sides.") from error
+        raise InvalidSpec(f"Could not read the request: {error}. Install the same version on both sides.") from error
 
 
 def _too_large() -> BackendRefused:
@@ -108,10 +108,10 @@ def _too_large() -> BackendRefused:
     return BackendRefused(413, f"This request's body is larger than {limit} MB. Send arrays as blobs and name them by their hash.")
 
 
-def told_bytes(request: Request) -> int:
+def announced_bytes(request: Request) -> int:
     """How large the body is going to be; 0 where its sender does not say."""
-    told = request.headers.get("content-length", "")
-    return int(told) if told.isdecimal() else 0
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdecimal() else 0
 
 
 def upload_of(request: Request, *, most_bytes: int) -> AsyncIterator[bytes]:
@@ -121,7 +121,7 @@ def upload_of(request: Request, *, most_bytes: int) -> AsyncIterator[bytes]:
         BackendRefused: it says that it is larger, or, while it is read, turns out to be.
     """
     too_large = BackendRefused(413, f"This request's body is larger than {most_bytes // 2**20:,} MB. Send it in smaller parts.")
-    if told_bytes(request) > most_bytes:
+    if announced_bytes(request) > most_bytes:
         raise too_large
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -144,9 +144,9 @@ async def chunks_of(request: Request) -> AsyncIterator[bytes]:
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise BackendRefused(408, f"Nothing came for {SILENCE_S:g} s in the middle of a request. Send it again.") from None
+            raise BackendRefused(408, f"The request stalled for {SILENCE_S:g} s. Send it again.") from None
         except ClientDisconnect:
-            raise BackendRefused(400, "The connection ended in the middle of a request. Send it again.") from None
+            raise BackendRefused(400, "The connection closed in the middle of a request. Send it again.") from None
         if piece:
             yield piece
 
@@ -161,5 +161,5 @@ def number_in(request: Request, name: str, default: float) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < 2**53:
-        raise InvalidSpec(f"{name}={text[:40]!r} is not a number that can be used here. Give one from 0 upwards.")
+        raise InvalidSpec(f"{name}={text[:40]!r} is not a valid number. Use 0 or more.")
     return number

@@ -1,4 +1,4 @@
-"""The HTTP API: routes, and what each of them asks whom.
+"""API app: the routes of the HTTP API.
 
 Owns paths and methods. Who may come in is decided in `auth` before a route is looked for;
 jobs belong to `conductor`, bytes to `blobs`, endpoints to `endpoint_records`.
@@ -22,13 +22,13 @@ from aiaas_magics.backend.folders.feed_folder import FeedFolder
 from aiaas_magics.backend.folders.job_folder import JobFolder, refuse_link
 from aiaas_magics.backend.folders.small_files import NotPlainFile, open_plain
 from aiaas_magics.backend.server.api.api_answers import (
+    announced_bytes,
     answer,
     body_of,
     number_in,
     on_bug,
     on_http_error,
     on_our_error,
-    told_bytes,
     upload_of,
 )
 from aiaas_magics.backend.server.conductor import Conductor
@@ -129,8 +129,8 @@ async def about(request: Request) -> Response:
 
 async def kernel_here(request: Request) -> Response:
     """Register a kernel of this machine, so that the local server stays as long as it lives."""
-    told = await body_of(request, ProcessId)
-    _parts(request).presence.add(told)
+    kernel = await body_of(request, ProcessId)
+    _parts(request).presence.add(kernel)
     return Response(status_code=204)
 
 
@@ -155,14 +155,14 @@ async def stop(request: Request) -> Response:
 
 async def missing_blobs(request: Request) -> Response:
     """Of the SHA-256 names in `blobs`, those that the server does not have."""
-    asked = await body_of(request, BlobQuery)
-    return answer(MissingBlobs(await asyncio.to_thread(_parts(request).blobs.missing, asked.blobs)))
+    query = await body_of(request, BlobQuery)
+    return answer(MissingBlobs(await asyncio.to_thread(_parts(request).blobs.missing, query.blobs)))
 
 
 async def put_blob(request: Request) -> Response:
     """Upload bytes under their SHA-256."""
     body = upload_of(request, most_bytes=BLOB_BYTES)
-    _parts(request).room.check(told_bytes(request))
+    _parts(request).room.check(announced_bytes(request))
     await _parts(request).blobs.put(request.path_params["sha"], body)
     return Response(status_code=201)
 
@@ -197,7 +197,7 @@ async def submit_job(request: Request) -> Response:
     parts = _parts(request)
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= KEY_CHARACTERS:
-        raise InvalidSpec(f"An Idempotency-Key has 1 to {KEY_CHARACTERS} characters. Use a random one for each job.")
+        raise InvalidSpec(f"An Idempotency-Key must have 1 to {KEY_CHARACTERS} characters. Use a random one for each job.")
     spec = await body_of(request, FitSpec)
     checked_job_name(spec.name)
     check_versions(spec.versions, parts.about().versions)
@@ -279,7 +279,7 @@ async def put_batch(request: Request) -> Response:
     if not view.open:
         return answer(view)
     body = upload_of(request, most_bytes=BATCH_BYTES)
-    _parts(request).room.check(told_bytes(request))
+    _parts(request).room.check(announced_bytes(request))
     await receive(body, _feed(request).frame(numbers["number"], numbers["index"]))
     return answer(_feed_view(request))
 

@@ -1,4 +1,4 @@
-"""The guard at the server's only door.
+"""Auth: the guard in front of the API's routes.
 
 Owns asking `backend.guard` before anything else sees a request, on whatever path: there
 is no route that could forget it. The decision itself belongs to `backend.guard`.

@@ -1,4 +1,4 @@
-"""Immutable bytes, named by their SHA-256, as files.
+"""Blob store: immutable bytes, named by their SHA-256, as files.
 
 Owns writing them whole or not at all, checking that they are what they are called, and
 removing those that nobody refers to. Who may refer to which belongs to `app`.
@@ -60,13 +60,13 @@ class BlobStore:
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that are not here. Those that are count as used now, so that they are still here in a moment."""
-        found = []
+        absent = []
         for sha in names:
             try:
                 os.utime(self.path(sha))
             except FileNotFoundError:
-                found.append(sha)
-        return found
+                absent.append(sha)
+        return absent
 
     def get_path(self, sha: str) -> Path:
         """The blob's file; raises `UnknownName`."""
@@ -106,15 +106,15 @@ class BlobStore:
         """
         target = self.path(sha)
         if name != Path(name).name or name.startswith("."):
-            raise InvalidSpec(f"{name[:80]!r} is no file of the dropbox. Give the name of a file, without a folder.")
+            raise InvalidSpec(f"{name[:80]!r} is not a file in the dropbox. Pass the name of a file, without a folder.")
         source = self.dropbox / name
         try:
-            found = source.lstat()
+            status = source.lstat()
         except FileNotFoundError:
             if target.is_file():  # asked again after the answer was lost
                 return
             raise UnknownName("file in the dropbox", name) from None
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
             raise InvalidSpec(f"{name[:80]!r} is not a plain file of this account. Send the bytes over HTTP instead.")
         check = xxhash.xxh3_128()
         with _our_errors(self._folder):
@@ -168,13 +168,13 @@ class BlobStore:
 
     def sizes(self) -> dict[str, tuple[int, float]]:
         """Every blob's size, and when it was used last (unix time)."""
-        found = {}
+        sizes = {}
         for path in self._folder.glob("??/*"):
             with contextlib.suppress(FileNotFoundError):
                 if SHA256.fullmatch(path.name):
                     status = path.stat()
-                    found[path.name] = (status.st_size, status.st_mtime)
-        return found
+                    sizes[path.name] = (status.st_size, status.st_mtime)
+        return sizes
 
     def sweep(self, referred: set[str], *, now_s: float, older_than_s: float = DAY_S) -> int:
         """Remove blobs that nothing refers to and that were not used for a while, and what broken uploads left; how many."""

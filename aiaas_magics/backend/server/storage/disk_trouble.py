@@ -1,4 +1,4 @@
-"""What holds jobs up while the disk is full.
+"""Disk trouble: keeps track of what holds jobs up while the disk is full.
 
 Owns since when, and for which job: nothing can be recorded, of any job; the disk is full, though nothing has failed yet; or a
 single job waits for room. What is done about it belongs to `conductor`.

@@ -1,4 +1,4 @@
-"""Records of an earlier version brought up to today's, and those that cannot be read told in a sentence.
+"""Migrations: bring records of an earlier version up to date, and report records that cannot be read.
 
 Owns the schema's number, which the file carries (SQLite's `user_version`), the steps from each number to the next, and setting
 records aside. What the tables are today belongs to `records`.
@@ -32,8 +32,8 @@ def prepare(engine: sa.Engine, tables: sa.MetaData, path: Path) -> None:
         RecordsUnreadable: they are damaged, no records, or of a newer version.
         StoreNotWritable: they cannot be written.
     """
-    found = _checked(path) if path.exists() else 0
-    for number in range(found, SCHEMA) if found else ():
+    number_on_disk = _checked(path) if path.exists() else 0
+    for number in range(number_on_disk, SCHEMA) if number_on_disk else ():
         with our_errors(path), engine.connect() as connection:
             # By hand: the driver begins no transaction before statements that change tables.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -44,7 +44,7 @@ def prepare(engine: sa.Engine, tables: sa.MetaData, path: Path) -> None:
             except BaseException:
                 connection.exec_driver_sql("ROLLBACK")
                 raise
-    if not found:
+    if not number_on_disk:
         with our_errors(path), engine.begin() as connection:
             tables.create_all(connection)
             connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
@@ -54,14 +54,14 @@ def _checked(path: Path) -> int:
     """The schema's number of records that can be used. Read on a connection of its own, which sets nothing in the file."""
     looking = sa.create_engine(f"sqlite:///{path}", poolclass=sa.NullPool)
     with our_errors(path), looking.connect() as connection:
-        found = _number_of(connection)
-        if found > SCHEMA:
-            raise RecordsUnreadable(str(path.parent), f"they are of schema {found}, and this version of aiaas_magics reads up to {SCHEMA}")
-        if found:
-            said = " ".join(str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()).split())
-            if said != "ok":
-                raise RecordsUnreadable(str(path.parent), f"the file is damaged ({said[:100]})")
-    return found
+        number = _number_of(connection)
+        if number > SCHEMA:
+            raise RecordsUnreadable(str(path.parent), f"they are of schema {number}, and this version of aiaas_magics reads up to {SCHEMA}")
+        if number:
+            report = " ".join(str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()).split())
+            if report != "ok":
+                raise RecordsUnreadable(str(path.parent), f"the file is damaged ({report[:100]})")
+    return number
 
 
 def _number_of(connection: sa.Connection) -> int:

@@ -1,4 +1,4 @@
-"""How much of the disk the state folder may take.
+"""Quota: how much of the disk the state folder may use.
 
 Owns the quota, which leaves a part of the disk free for the records and for everybody else, and the words about a disk that
 is full. What is removed to make room belongs to `usage`.
@@ -45,7 +45,7 @@ class KeepFree:
         """
         match = AMOUNT.fullmatch(text.strip())
         if match is None or (match[2] == "%" and float(match[1]) > 100):
-            raise InvalidSpec(f"{text[:40]!r} is no amount of disk. Use one like 2GB or 5%.")
+            raise InvalidSpec(f"{text[:40]!r} is not an amount of disk space. Use one like 2GB or 5%.")
         if match[2] == "%":
             return cls(float("inf"), float(match[1]) / 100)
         return cls(float(match[1]) * UNITS[match[2].upper()], 1.0)

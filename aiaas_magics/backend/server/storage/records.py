@@ -197,9 +197,9 @@ class Store:
         """
         with self._writing() as connection:
             if key is not None:
-                known = connection.execute(sa.select(jobs.c.number).where(jobs.c.key == key)).scalar()
-                if known is not None:
-                    return str(known), False
+                earlier = connection.execute(sa.select(jobs.c.number).where(jobs.c.key == key)).scalar()
+                if earlier is not None:
+                    return str(earlier), False
             values = {"key": key, "spec": wire.encode(spec), "state": JobState.QUEUED.value, "created_s": at_s}
             number = connection.execute(sa.insert(jobs).values(values)).inserted_primary_key[0]  # type: ignore[index]
             rows = [

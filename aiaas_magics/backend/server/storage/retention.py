@@ -1,4 +1,4 @@
-"""Which results are old enough to go.
+"""Retention: decides which results are old enough to delete.
 
 Owns the rule only: values in, names out. Removing them belongs to `usage`.
 """
@@ -31,12 +31,12 @@ def expired(ended: Sequence[Ended], *, now_s: float, missing_bytes: int = 0) -> 
     >>> expired(jobs, now_s=4 * DAY_S, missing_bytes=15)
     ['0', '1']
     """
-    oldest_first = sorted(ended, key=lambda one: one.ended_s)
+    oldest_first = sorted(ended, key=lambda job: job.ended_s)
     gone: list[str] = []
-    for place, one in enumerate(oldest_first):
-        age_s = now_s - one.ended_s
+    for place, job in enumerate(oldest_first):
+        age_s = now_s - job.ended_s
         is_old = age_s > DAYS * DAY_S and place < len(oldest_first) - NEWEST
         if is_old or (missing_bytes > 0 and age_s > SPARED_S):
-            gone.append(one.job)
-            missing_bytes -= one.bytes
+            gone.append(job.job)
+            missing_bytes -= job.bytes
     return gone

@@ -1,4 +1,4 @@
-"""The state folder of a server: who may be in it, and what stands where.
+"""State folder: the layout of a server's folder, its lock, and its token.
 
 Owns creating it for this account alone, the lock that keeps a second server out, the
 token, the port of last time, and the note by which clients find the server.
@@ -58,9 +58,9 @@ class StateFolder:
         except OSError as error:
             raise StoreNotWritable(str(folder.path), error.strerror or str(error)) from error
         if folder._lock is None:
-            told = folder.serving()
-            who = f"Process {told.pid}" if told else "Another process"
-            raise InvalidSpec(f"{who} serves {folder.path} already. Stop it with `aiaas stop`, or give another folder by --state.")
+            note = folder.serving()
+            who = f"Process {note.pid}" if note else "Another process"
+            raise InvalidSpec(f"{who} already serves {folder.path}. Stop it with `aiaas stop`, or use another folder with --state.")
         return folder
 
     def _make_private(self) -> None:
@@ -100,8 +100,8 @@ class StateFolder:
             if token := file.read_text(encoding="ascii", errors="replace").strip():
                 if len(token) < TOKEN_CHARACTERS or not token.isascii() or not token.isprintable():
                     raise InvalidSpec(
-                        f"{file} holds no token of at least {TOKEN_CHARACTERS} characters, so that it could be guessed. "
-                        "Remove the file: the server makes a new one."
+                        f"The token in {file} is shorter than {TOKEN_CHARACTERS} characters or malformed, so it could be guessed. "
+                        "Delete the file; the server makes a new one."
                     )
                 file.chmod(0o600)
                 return token
@@ -124,8 +124,8 @@ class StateFolder:
         """Say where the server is; called when it listens."""
         write_private(self.path / "port", f"{port}\n".encode(), durable=True)
         pid = os.getpid()
-        told = ServerNote(pid=pid, started=process_id.start_mark(pid), url=url, version=settings.package_version())
-        write_private(self.path / "server.json", wire.encode(told) + b"\n", durable=True)
+        note = ServerNote(pid=pid, started=process_id.start_mark(pid), url=url, version=settings.package_version())
+        write_private(self.path / "server.json", wire.encode(note) + b"\n", durable=True)
 
     def serving(self) -> ServerNote | None:
         try:
@@ -135,8 +135,8 @@ class StateFolder:
 
     def close(self) -> None:
         """Take back the note and give up the lock."""
-        told = self.serving()
-        if told is not None and told.pid == os.getpid():
+        note = self.serving()
+        if note is not None and note.pid == os.getpid():
             (self.path / "server.json").unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.close()

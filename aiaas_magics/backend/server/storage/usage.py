@@ -1,4 +1,4 @@
-"""What the state folder holds, how much of the disk that is, and giving back what nothing needs.
+"""Storage usage: measures the state folder, and deletes what nothing needs.
 
 Owns going through the folder and the removing. Which results are old enough is `retention`'s rule, how much is to stay free
 is `quota`'s. What a job that is not over, a live endpoint or a job that can be gone on from needs is never removed.
@@ -81,7 +81,7 @@ class Storage:
                 contents="results",
                 bytes=sizes["results"][0],
                 count=sizes["results"][1],
-                freeable_bytes=sum(one.bytes for one in self._ended(records) if one.job in old),
+                freeable_bytes=sum(ended.bytes for ended in self._ended(records) if ended.job in old),
             ),
             StoragePart(contents="models of endpoints", bytes=sizes["endpoints"][0], count=sizes["endpoints"][1]),
             StoragePart(contents="data kept for the next run", bytes=sizes[""][0], count=sizes[""][1], freeable_bytes=unneeded),
@@ -122,8 +122,8 @@ class Storage:
             records = self._conductor.records()
             missing = max(0, -self._room.free_bytes())
             # First what needs no record: on a full disk that makes room for the rest.
-            known = {record.job.id for record in records}
-            await asyncio.to_thread(self._remove_strays, known, now_s - older_than_s)
+            job_ids = {record.job.id for record in records}
+            await asyncio.to_thread(self._remove_strays, job_ids, now_s - older_than_s)
             blobs = await self._sweep_blobs(now_s=now_s, older_than_s=older_than_s)
             gone = await asyncio.to_thread(lambda: expired(self._ended(records), now_s=now_s, missing_bytes=missing))
             if gone:
@@ -149,10 +149,10 @@ class Storage:
     def _has_room_to_compact(self) -> bool:
         return shutil.disk_usage(self._state.path).free > 2 * self._state.records.stat().st_size
 
-    def _remove_strays(self, known: set[str], before_s: float) -> None:
+    def _remove_strays(self, job_ids: set[str], before_s: float) -> None:
         """Folders of jobs that no record speaks of."""
         for path in self._state.jobs.iterdir():
-            if path.name not in known and path.lstat().st_mtime < before_s:
+            if path.name not in job_ids and path.lstat().st_mtime < before_s:
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -179,7 +179,7 @@ def set_records_aside(path: Path, *, pools: Mapping[str, PoolFactory] = POOLS) -
         InvalidSpec: a server runs on this folder, or there are no records.
     """
     if not (path / "records.sqlite").exists():
-        raise InvalidSpec(f"There are no records in {path}. Give the server's folder with --state.")
+        raise InvalidSpec(f"There are no records in {path}. Pass the server's folder as --state.")
     state = StateFolder.open(path)
     try:
         asyncio.run(_end_workers(state, pools))

@@ -1,4 +1,4 @@
-"""The attempt folder: the files through which a server and its workers speak.
+"""Attempt folder: the files through which the local pool and its workers talk.
 
 Owns the names of the files, reading and writing them, and who a process is. The folder
 outlives both sides, so that a server that comes back goes on reading where it stopped.

@@ -84,7 +84,7 @@ class LauncherClient:
         log_path = self._folder / "launcher.log"
         with log_path.open("wb") as log:
             self._started = subprocess.Popen(
-                [sys.executable, "-P", "-m", "aiaas_magics.backend.workers.local.launcher", *self._told()],
+                [sys.executable, "-P", "-m", "aiaas_magics.backend.workers.local.launcher", *self._arguments()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -102,7 +102,7 @@ class LauncherClient:
         self._check_open()
         return self.running()
 
-    def _told(self) -> list[str]:
+    def _arguments(self) -> list[str]:
         return ["--folder", str(self._folder), "--parent", str(os.getpid()), *self._options]
 
     def _check_open(self) -> None:

@@ -153,7 +153,7 @@ def test_storage_is_shown_and_freed_from_a_terminal(tmp_path: Path) -> None:
 
     assert "data kept for the next run" in shown.output
     assert "2.0" in shown.output
-    assert "are to stay free" in shown.output
+    assert "is kept free" in shown.output
     assert "Freed 2.0 MB: 1 arrays and models, the results of 0 jobs." in freed.output
 
 
