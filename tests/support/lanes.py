@@ -18,7 +18,7 @@ PROCESS_FIXTURES: Final = frozenset(
     {
         *("kernel", "fresh_kernel", "loaded", "trainer", "lab", "browser"),
         *("own_home", "backend", "server", "pool", "cases", "launcher", "outcomes", "worker"),
-        *("exports", "article", "shared", "rig", "fuzzed", "slow", "traced", "receiver", "calm", "opened"),
+        *("exports", "article", "shared", "rig", "fuzzed", "slow", "traced", "receiver", "calm", "opened", "running"),
     }
 )
 STARTS: Final = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"})

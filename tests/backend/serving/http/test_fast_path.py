@@ -697,6 +697,7 @@ EVERY_KIND = [
 ]  # fmt: skip
 
 
+@pytest.mark.process
 def test_a_process_answers_byte_for_byte_the_same_with_and_without_the_fast_path(tmp_path: Path) -> None:
     ways, batches = [], []
     for name, program in (("with", PROGRAM), ("without", (*PROGRAM, "--no-fast-path"))):

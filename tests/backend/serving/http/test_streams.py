@@ -297,6 +297,7 @@ def test_a_stream_is_closed_soon_after_its_reader_has_left(chats: Chats, has_pau
 # --------------------------------------------------------------------------- versions that go
 
 
+@pytest.mark.process
 def test_a_version_that_is_replaced_ends_its_streams_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chats = start(tmp_path, monkeypatch)
     with chats.rig as rig, contextlib.closing(chats):
@@ -312,6 +313,7 @@ def test_a_version_that_is_replaced_ends_its_streams_first(tmp_path: Path, monke
         assert not rig.call("GET", "/v1/models/plus/versions/1").document["ready"]
 
 
+@pytest.mark.process
 def test_sigterm_lets_a_stream_come_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chats = start(tmp_path, monkeypatch)
     rig = chats.rig.__enter__()
