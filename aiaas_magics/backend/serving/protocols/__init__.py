@@ -47,7 +47,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     headers: Headers = ()
     body: bytes = b""
     client: bytes = b""  # the other end of the connection, as host:port
-    scheme: str = "http"  # or https, or grpc; short ways leave it at http
+    scheme: str = "http"  # or https, or grpc; the fast path leaves it at http
     computes: bool = True  # False: to be read and answered as any other, with nothing computed
 
     def header(self, name: bytes) -> bytes | None:

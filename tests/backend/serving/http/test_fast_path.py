@@ -1,4 +1,4 @@
-"""The short way and the long way through the server: the same answers, in the order of the requests, whatever comes."""
+"""Fast path: with it and without it a server gives the same answers, in the order of the requests, whatever comes."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from aiaas_magics.backend.serving.http.fast_path.pending import (
 from aiaas_magics.backend.serving.http.inference_app import App, BodyTooSlow
 from aiaas_magics.backend.serving.protocols import JSON, Response, error
 
-FAST_BYTES: Final = 256 * 1024  # guess: reading a larger body costs more than the longer way
+FAST_BYTES: Final = 256 * 1024  # guess: reading a larger body costs more than ASGI
 HEADS: Final = 1024  # guess: heads that are known by their bytes; they differ in the body's length
 LEARNED_HEAD_BYTES: Final = 2048  # guess: of longer ones too few are the same
 PENDING: Final = 64  # guess: requests of one connection that wait for their answers before it is read on
@@ -51,9 +51,9 @@ class FastPath:
 class FastConnection(InferenceConnection):
     """A connection of the inference process, with the fast path."""
 
-    _last_head: ParsedHead | None = None  # of the request that was taken the short way last
-    _head: ParsedHead | None = None  # the request being read, where it takes the short way
-    _newest = UNKNOWN  # the last request of this read that took the short way, and its body's length
+    _last_head: ParsedHead | None = None  # of the request that took the fast path last
+    _head: ParsedHead | None = None  # the request being read, where it takes the fast path
+    _newest = UNKNOWN  # the last request of this read that took the fast path, and its body's length
     _held = 0
     _body_deadline: asyncio.TimerHandle | None = None
     _default_headers: object = None
@@ -119,7 +119,7 @@ class FastConnection(InferenceConnection):
         return head if head is not None and head.url == self.url and head.raw == self.headers else self._parse_head()
 
     def _parse_head(self) -> ParsedHead | None:
-        """What is asked for, where it may take the short way."""
+        """What is asked for, where it may take the fast path."""
         headers = tuple((name.lower(), value) for name, value in self.headers)
         for name, value in headers:
             if name in (b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"content-length") and value != b"identity":
@@ -157,7 +157,7 @@ class FastConnection(InferenceConnection):
         self._begin_prediction(head, body)
 
     def _learn(self, head: bytes, read: int) -> None:
-        """If what was read was just one request, and took the short way, the next one with that head need not be parsed."""
+        """If what was read was just one request, and took the fast path, the next one with that head need not be parsed."""
         parsed, length = self._newest
         if parsed is not None and read == len(head) + length and len(head) <= LEARNED_HEAD_BYTES:
             if len(self._fast_path.heads) >= HEADS:

@@ -65,13 +65,13 @@ class Microbatcher:
         self._waiting: list[tuple[PlainTarget, Prediction]] = []
         self._turn_comes = False
 
-    def add(self, place: PlainTarget, prediction: Prediction) -> None:
+    def add(self, target: PlainTarget, prediction: Prediction) -> None:
         """Have `prediction` answered at the end of this turn."""
         waiting = self._waiting
         if len(waiting) >= MOST_WAITING:
             prediction.begin()
             return
-        waiting.append((place, prediction))
+        waiting.append((target, prediction))
         if not self._turn_comes:
             self._call_turn()
 
@@ -83,16 +83,16 @@ class Microbatcher:
     def _turn(self) -> None:
         self._turn_comes = False
         waiting, self._waiting = self._waiting, []
-        places: dict[PlainTarget, list[Prediction]] = {}
-        for place, prediction in waiting:
-            places.setdefault(place, []).append(prediction)
-        for place, predictions in places.items():
-            self._answer(place, predictions)
+        by_target: dict[PlainTarget, list[Prediction]] = {}
+        for target, prediction in waiting:
+            by_target.setdefault(target, []).append(prediction)
+        for target, predictions in by_target.items():
+            self._answer(target, predictions)
 
-    def _answer(self, place: PlainTarget, predictions: Sequence[Prediction]) -> None:
-        version = self._registry.only(place.name, place.version, label=place.label)
+    def _answer(self, target: PlainTarget, predictions: Sequence[Prediction]) -> None:
+        version = self._registry.only(target.name, target.version, label=target.label)
         executor = None if version is None or self._is_traced else version.executor
-        if version is None or not isinstance(executor, Inline) or not executor.joins or (form := version.once(place.form)) is None:
+        if version is None or not isinstance(executor, Inline) or not executor.joins or (form := version.once(target.form)) is None:
             _begin(predictions)
             return
         taken: list[Prediction] = []
@@ -105,7 +105,7 @@ class Microbatcher:
                 continue
             if total + plain_request[1] > most:
                 # The loop is to read on in between. They come before whatever it reads.
-                self._waiting += [(place, later) for later in predictions[at:]]
+                self._waiting += [(target, later) for later in predictions[at:]]
                 self._call_turn()
                 why = "full"
                 break
