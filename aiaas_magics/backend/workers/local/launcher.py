@@ -426,9 +426,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.warning("whoever started this launcher ended first, so that nobody would find it; ending")
         (options.folder / name).unlink()
         return 0
-    options = options.folder / "launcher.json"
+    note = options.folder / "launcher.json"
     write_value(
-        options, RunningLauncher(process=ProcessId.of(os.getpid()), socket=name, version=settings.package_version(), entry=options.entry)
+        note, RunningLauncher(process=ProcessId.of(os.getpid()), socket=name, version=settings.package_version(), entry=options.entry)
     )
     try:
         preload([module for module in options.preload.split(",") if module])
@@ -436,9 +436,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Launcher(options.folder, listener, entry, idle_s=options.idle_s, make_ready=make_ready).run()
     finally:
         (options.folder / name).unlink(missing_ok=True)
-        ours = read_value(options, RunningLauncher)
+        ours = read_value(note, RunningLauncher)
         if ours is not None and ours.process.pid == os.getpid():
-            options.unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
     return 0
 
 
