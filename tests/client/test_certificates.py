@@ -260,7 +260,7 @@ def test_the_load_generator_believes_the_accepted_certificate_and_no_other(pairs
         )
 
     with behind_tls(pairs["own"]) as (url, heard):
-        with pytest.raises(errors.BackendRefused, match="another certificate"):
+        with pytest.raises(errors.BackendRefused, match="different certificate"):
             carry_out(plan(url, pairs["other"]))
         assert heard.tokens == []
         assert carry_out(plan(url, pairs["own"])).points[0].requests > 0

@@ -174,7 +174,7 @@ def test_another_machine_scheme_or_path_is_refused_with_both_addresses(own: str,
     tensor = TensorSpec(name="x", dtype="float32", shape=(-1, 1))
     view = EndpointView(name="churn", url=named, token="secret", replicas=1, versions=(), inputs=(tensor,), outputs=(tensor,))
 
-    with Transport(own, token="t") as transport, pytest.raises(errors.UntrustedAddress, match=r"nothing was sent there\. Check") as caught:
+    with Transport(own, token="t") as transport, pytest.raises(errors.UntrustedAddress, match=r"Nothing was sent there\. Check") as caught:
         Endpoint(transport, view)
 
     assert own in str(caught.value)

@@ -213,7 +213,7 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(RankFinished, attempts, ranks),
     st.builds(RankCrashed, attempts, ranks, st.just("what")),
     st.builds(
-        RankEnded, attempt=attempts, rank=ranks, how=st.just("how"), out_of_memory=st.booleans(), alone=st.booleans(), told=st.booleans()
+        RankEnded, attempt=attempts, rank=ranks, how=st.just("how"), out_of_memory=st.booleans(), alone=st.booleans(), by_stop=st.booleans()
     ),
     st.builds(RankStuck, attempts, ranks, st.just("how")),
     st.builds(ResultKept, attempts),
