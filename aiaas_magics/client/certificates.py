@@ -69,8 +69,8 @@ def pin(url: str, fingerprint: str) -> None:
     file = _file()
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as written:
-        json.dump({**_pins(), _place(url): fingerprint}, written)
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as pin_file:
+        json.dump({**_pins(), _place(url): fingerprint}, pin_file)
     fresh.replace(file)
 
 
@@ -126,9 +126,9 @@ def check(connection: Any, url: str, fingerprint: str) -> None:
     Raises:
         CertificateChanged: it is another one.
     """
-    seen = fingerprint_of(connection.getpeercert(True) or b"")
-    if seen != fingerprint:
-        raise CertificateChanged(url, fingerprint, seen)
+    presented = fingerprint_of(connection.getpeercert(True) or b"")
+    if presented != fingerprint:
+        raise CertificateChanged(url, fingerprint, presented)
 
 
 def refusal(error: BaseException, url: str) -> AiaasError | None:

@@ -249,7 +249,7 @@ class Transport:
     def _once(self, method: str, path: str, **options: Any) -> HttpResponse:
         """One request. One that met another program in the backend's place was not sent, so it may always be sent to the right one."""
         try:
-            return self._sent(method, path, **options)
+            return self._send(method, path, **options)
         except BackendNotProven:
             if self._revive is None:
                 raise
@@ -257,9 +257,9 @@ class Transport:
             if address == (self._peer.url, self._peer.token):
                 raise
             self._move_to(*address)
-            return self._sent(method, path, **options)
+            return self._send(method, path, **options)
 
-    def _sent(self, method: str, path: str, *, answer_s: float | None = None, most: int = 0, **options: Any) -> HttpResponse:
+    def _send(self, method: str, path: str, *, answer_s: float | None = None, most: int = 0, **options: Any) -> HttpResponse:
         """One request; `most` bytes of an answer to a prediction, else what JSON may have, and in time."""
         limit_s = self._answer_s if answer_s is None else answer_s
         timeout = httpx.USE_CLIENT_DEFAULT if answer_s is None else answer_s
@@ -375,13 +375,13 @@ def sibling_url(named: str, own: str) -> str:
         UntrustedAddress: it names another scheme or machine, or a path.
     """
     try:
-        target, here = httpx.URL(named), httpx.URL(own)
+        target, own_url = httpx.URL(named), httpx.URL(own)
     except httpx.InvalidURL:
         raise UntrustedAddress(named, own) from None
-    if target.scheme != here.scheme or not target.host or target.userinfo or target.raw_path not in (b"/", b"") or target.fragment:
+    if target.scheme != own_url.scheme or not target.host or target.userinfo or target.raw_path not in (b"/", b"") or target.fragment:
         raise UntrustedAddress(named, own)
-    if here.scheme == "https":
-        target = target.copy_with(host=here.host)
+    if own_url.scheme == "https":
+        target = target.copy_with(host=own_url.host)
     elif not server_proof.is_loopback(target.host):
         raise UntrustedAddress(named, own)
     return str(target).rstrip("/")

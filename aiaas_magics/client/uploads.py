@@ -76,7 +76,7 @@ def _bytes_of(flat: np.ndarray) -> memoryview:
     return flat.reshape(-1).view(np.uint8).data
 
 
-class Sent:
+class SentArrays:
     """What this process knows of the blobs a backend has. Safe to use from several threads."""
 
     def __init__(self) -> None:
@@ -125,12 +125,12 @@ class BlobSender:
     def __init__(self, transport: Transport, *, dropbox: str | None) -> None:
         self._transport = transport
         self._dropbox = Path(dropbox) if dropbox and os.path.isdir(dropbox) and os.access(dropbox, os.W_OK) else None
-        self._sent = Sent()
+        self._sent_arrays = SentArrays()
 
     def look_up(self, arrays: Sequence[np.ndarray]) -> tuple[ArrayUpload, ...]:
         """For each array whether the backend has it already, and what `send_arrays` needs to know. Nothing is sent."""
         keys = [key_of(array) for array in arrays]
-        names = [self._sent.name_of(key) for key in keys]
+        names = [self._sent_arrays.name_of(key) for key in keys]
         missing = self._missing([name for name in names if name])
         there = [name is not None and name not in missing for name in names]
         return tuple(map(ArrayUpload, arrays, keys, there))
@@ -143,14 +143,14 @@ class BlobSender:
         Args:
             on_progress: called with the number of bytes after each array that was sent.
         """
-        names_before = [self._sent.name_of(upload.key) for upload in uploads]
+        names_before = [self._sent_arrays.name_of(upload.key) for upload in uploads]
         missing = self._missing([name for name in names_before if name])
         names = []
         for upload, name in zip(uploads, names_before, strict=True):
             if name is None or name in missing:
                 content = array_content(upload.array)
                 name = self._send_new(content)
-                self._sent.remember(upload.key, name)
+                self._sent_arrays.remember(upload.key, name)
                 on_progress(content.size)
             names.append(name)
         return tuple(names)

@@ -38,8 +38,8 @@ def until_there(look: Callable[[], T | None], child: subprocess.Popen[bytes], *,
     """
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
-        if (there := look()) is not None:
-            return there
+        if (result := look()) is not None:
+            return result
         if (code := child.poll()) is not None:
             raise ChildEnded(code)
         time.sleep(LOOK_S)

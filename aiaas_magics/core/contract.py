@@ -58,5 +58,7 @@ def check_versions(client: Versions, server: Versions) -> None:
     Raises:
         VersionSkew: naming the first that differs.
     """
-    if what := client.skew(server, *MUST_AGREE):
-        raise VersionSkew(MUST_AGREE[what], getattr(client, what) or "not installed", getattr(server, what) or "not installed")
+    if difference := client.skew(server, *MUST_AGREE):
+        raise VersionSkew(
+            MUST_AGREE[difference], getattr(client, difference) or "not installed", getattr(server, difference) or "not installed"
+        )

@@ -55,9 +55,9 @@ class EngineInfo:
     def strategies(self) -> tuple[str, ...]:
         return ("single", *self.several)
 
-    def form_for(self, wanted: str) -> str:
+    def form_for(self, form: str) -> str:
         """The form that `wanted` is here: "auto" stays open, and one that it does not have is its quickest."""
-        return wanted if wanted == "auto" or wanted in self.forms else self.forms[-1]
+        return form if form == "auto" or form in self.forms else self.forms[-1]
 
 
 _WORKER: Final = (

@@ -130,9 +130,9 @@ def capturing(carry_out: CarryOut, *, local_fallback: bool = False) -> Iterator[
 
 def _install() -> None:
     for owner in _owners():
-        for name, ours in (("fit", _captured), ("train_on_batch", _noted)):
+        for name, replacement in (("fit", _captured), ("train_on_batch", _noted)):
             if (original := vars(owner).get(name)) is not None:
-                _put(owner, name, ours, original)
+                _put(owner, name, replacement, original)
 
 
 def _restore() -> None:
@@ -140,14 +140,14 @@ def _restore() -> None:
         _originals.pop()()
 
 
-def _put(owner: type, name: str, ours: Callable[[Callable[..., Any]], Callable[..., Any]], original: Callable[..., Any]) -> None:
+def _put(owner: type, name: str, replacement: Callable[[Callable[..., Any]], Callable[..., Any]], original: Callable[..., Any]) -> None:
     """Let `owner.name`, and whoever took hold of Keras' function before (mlflow's autolog wraps it), come to `ours`.
 
     Keras keeps the bare function in a cell of the one that filters tracebacks, which stands in the class.
     """
     inner = _cell_of(original)
     bare = None if inner is None else inner.cell_contents
-    method = ours(original if bare is None else _filtered(bare))
+    method = replacement(original if bare is None else _filtered(bare))
     setattr(owner, name, method)
 
     def put_back() -> None:
@@ -156,7 +156,7 @@ def _put(owner: type, name: str, ours: Callable[[Callable[..., Any]], Callable[.
 
     _originals.append(put_back)
     if inner is not None and bare is not None:
-        inner.cell_contents = ours(bare)
+        inner.cell_contents = replacement(bare)
         _originals.append(functools.partial(setattr, inner, "cell_contents", bare))
 
 
@@ -253,11 +253,11 @@ class ModelGuard:
 
 
 class _Refusal:
-    def __init__(self, job: str, wanted: str) -> None:
-        self._job, self._wanted = job, wanted
+    def __init__(self, job: str, operation: str) -> None:
+        self._job, self._operation = job, operation
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        raise JobStillRunning(self._job, self._wanted)
+        raise JobStillRunning(self._job, self._operation)
 
 
 guard: Final = ModelGuard()

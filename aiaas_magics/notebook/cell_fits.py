@@ -110,10 +110,10 @@ class CellFits:
         )
 
     def _workers(self) -> int | None:
-        wanted = self._request.workers
-        if wanted is None:
+        workers = self._request.workers
+        if workers is None:
             return None
-        return len(self._session.backend.about().devices) if wanted.most else wanted.points[-1]
+        return len(self._session.backend.about().devices) if workers.most else workers.points[-1]
 
     # ---- one fit, waited for
 

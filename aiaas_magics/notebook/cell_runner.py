@@ -74,9 +74,9 @@ def _compiled(shell: Any, tree: Any, file: str, mode: str) -> Any:
 def raw_cell(shell: Any, magic: str, line: str, cell: str) -> str:
     """The running cell's whole text; composed where the front end does not tell it."""
     get_parent = getattr(shell, "get_parent", None)
-    sent = (get_parent() or {}).get("content", {}).get("code", "") if get_parent else ""
+    code = (get_parent() or {}).get("content", {}).get("code", "") if get_parent else ""
     history = getattr(shell.history_manager, "input_hist_raw", None)
-    for text in (sent, history[-1] if history else ""):
+    for text in (code, history[-1] if history else ""):
         if text.endswith(cell):
             return str(text)
         if text.endswith(cell.rstrip("\n")) and cell.strip():

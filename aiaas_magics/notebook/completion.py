@@ -63,8 +63,8 @@ def completions(line: str, parsers: Mapping[str, argparse.ArgumentParser], named
         flags = [action.option_strings[-1] for action in parser._actions if action.option_strings and not used & set(action.option_strings)]
         return sorted(flag for flag in flags if flag.startswith(typed)), typed
     positional = next((action for action in parser._actions if not action.option_strings), None)
-    taken = _positionals_before(parser, before)
-    return (_values_of(positional, typed, named) if positional and not taken else []), typed
+    positionals = _positionals_before(parser, before)
+    return (_values_of(positional, typed, named) if positional and not positionals else []), typed
 
 
 def values(kind: str, shell: Any, names_seen: Names) -> list[str]:
@@ -90,9 +90,11 @@ def is_array(value: Any) -> bool:
     return type(value).__module__.split(".")[0] in {"pandas", "tensorflow"} and hasattr(value, "shape")
 
 
-def _variables(shell: Any, wanted: Callable[[Any], bool]) -> list[str]:
+def _variables(shell: Any, is_suitable: Callable[[Any], bool]) -> list[str]:
     hidden = getattr(shell, "user_ns_hidden", {})
-    return sorted(name for name, value in list(shell.user_ns.items()) if not name.startswith("_") and name not in hidden and wanted(value))
+    return sorted(
+        name for name, value in list(shell.user_ns.items()) if not name.startswith("_") and name not in hidden and is_suitable(value)
+    )
 
 
 def _option(parser: argparse.ArgumentParser, flag: str) -> argparse.Action | None:

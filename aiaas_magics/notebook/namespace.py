@@ -45,7 +45,7 @@ def is_servable(value: Any) -> bool:
 
 
 def named(
-    name: str, scope: dict[str, Any], wanted: Callable[[Any], bool], kind: str, *, offered: Callable[[Any], bool] | None = None
+    name: str, scope: dict[str, Any], is_suitable: Callable[[Any], bool], kind: str, *, offered: Callable[[Any], bool] | None = None
 ) -> Any:
     """The value of the variable `name`.
 
@@ -61,8 +61,8 @@ def named(
         close = difflib.get_close_matches(name, [variable for variable in scope if not variable.startswith("_")], n=1)
         hint = f"Did you mean {close[0]}?" if close else "Run the cell that defines it first."
         raise UsageError(f"Variable {name!r} is not defined. {hint}")
-    if not wanted(scope[name]):
-        fitting = sorted(variable for variable, value in scope.items() if not variable.startswith("_") and (offered or wanted)(value))
+    if not is_suitable(scope[name]):
+        fitting = sorted(variable for variable, value in scope.items() if not variable.startswith("_") and (offered or is_suitable)(value))
         hint = f"Use one of: {', '.join(fitting[:8])}." if fitting else f"There is no {kind} in this notebook yet."
         raise UsageError(f"{name!r} is of type {type(scope[name]).__name__}, not a {kind}. {hint}")
     return scope[name]

@@ -53,16 +53,16 @@ def workers(text: str) -> Workers:
     return Workers(points=tuple(sorted(points)))
 
 
-def whole_number(least: int, most: int, what: str) -> Callable[[str], int]:
+def whole_number(least: int, most: int, label: str) -> Callable[[str], int]:
     """A type for argparse: a whole number in a range, refused in words."""
 
     def read(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
-            raise ArgumentTypeError(f"{text!r} is not a whole number. {what} is between {least} and {most}.") from None
+            raise ArgumentTypeError(f"{text!r} is not a whole number. {label} is between {least} and {most}.") from None
         if not least <= number <= most:
-            raise ArgumentTypeError(f"{number} is out of range. {what} is between {least} and {most}.")
+            raise ArgumentTypeError(f"{number} is out of range. {label} is between {least} and {most}.")
         return number
 
     return read

@@ -184,7 +184,7 @@ def preflight_bundle(preflight: Preflight) -> Bundle:
     rows = [(str(item.kind), str(item.name), text_twins.size(item.bytes), str(item.detail)) for item in items[:MANIFEST_ROWS]]
     kernel, backend = preflight.here, preflight.there
     versions = ", ".join(
-        f"{what} {getattr(kernel, what)}/{getattr(backend, what)}" for what in ("python", "keras", "tensorflow", "aiaas_magics")
+        f"{library} {getattr(kernel, library)}/{getattr(backend, library)}" for library in ("python", "keras", "tensorflow", "aiaas_magics")
     )
     notes = [
         f"and {len(items) - MANIFEST_ROWS} more items" if len(items) > MANIFEST_ROWS else "",
@@ -223,7 +223,7 @@ def plan_table(plan: FitPlan) -> Bundle:
     rows += [(*_way(plan, candidate), "", "", "", "", "", f"ruled out: {candidate.why}") for candidate in plan.ruled_out]
     quicker = plan.quicker_engine
     notes = [
-        plan_line(plan.chosen),
+        plan_line(plan.choice),
         plan.unmeasured,
         *([MEASURED_ALONE] if plan.measured else []),
         f"--engine {quicker.engine} would take {text_twins.seconds(plan.fit_s(quicker))}; its results were checked to be the same."
@@ -259,8 +259,8 @@ WORTH_S: Final = 60.0  # guess: below, no other plan gains what a reader of its 
 
 def steps_line(view: JobView, story: JobStory) -> str:
     """How the steps were carried out, where a reader can act on it: after long training, or if another form was asked for."""
-    plan, wanted = story.plan, view.spec.execution.fused
-    if plan is not None and (story.training_s >= WORTH_S or wanted not in ("auto", plan.fused)):
+    plan, form = story.plan, view.spec.execution.fused
+    if plan is not None and (story.training_s >= WORTH_S or form not in ("auto", plan.fused)):
         return plan_line(plan)
     steps = view.spec.shape.steps_per_epoch * story.epochs_done
     return f"Ran in {steps:,} step{'' if steps == 1 else 's'}." if steps and story.state is JobState.SUCCEEDED else ""

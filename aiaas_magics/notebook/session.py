@@ -29,7 +29,7 @@ class Session:
         self._backend: Backend | None = None
         self._jobs: dict[str, Job] = {}
         self._settle: dict[str, Callable[[], None]] = {}
-        self._seen: dict[str, list[str]] = {"job": [], "endpoint": []}
+        self._names_seen: dict[str, list[str]] = {"job": [], "endpoint": []}
         self.last_job: Job | None = None
 
     @property
@@ -116,20 +116,20 @@ class Session:
         """Names that this kernel has seen, newest first. Asks nobody."""
         if kind == "backend":
             return [name for name in dict.fromkeys(("local", os.environ.get("AIAAS_BACKEND", ""))) if name]
-        return list(reversed(self._seen.get(kind, [])))
+        return list(reversed(self._names_seen.get(kind, [])))
 
     def saw_jobs(self, views: list[JobView]) -> None:
         for view in views:
             self._note("job", view.id)
 
     def saw_endpoints(self, views: list[EndpointView]) -> None:
-        self._seen["endpoint"] = [view.name for view in views]
+        self._names_seen["endpoint"] = [view.name for view in views]
 
     def saw_endpoint(self, endpoint: Endpoint) -> None:
         self._note("endpoint", endpoint.name)
 
     def _note(self, kind: str, name: str) -> None:
-        names = self._seen[kind]
+        names = self._names_seen[kind]
         if name in names:
             names.remove(name)
         names.append(name)

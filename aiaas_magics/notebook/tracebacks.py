@@ -98,11 +98,11 @@ def _of_cell(trace: TracebackType | None, file: str) -> TracebackType | None:
     names = [part.tb_frame.f_code.co_filename for part in parts]
     first = names.index(file) if file in names else 0
     is_ours = bool(names) and names[-1].startswith(OURS) and names[-1] != CAPTURE  # which refuses a wrong call, as Python does
-    kept: TracebackType | None = None
+    frames: TracebackType | None = None
     for part, name in reversed(list(zip(parts[first:], names[first:], strict=True))):
         if is_ours or not name.startswith(OURS):
-            kept = TracebackType(kept, part.tb_frame, part.tb_lasti, part.tb_lineno)
-    return kept
+            frames = TracebackType(frames, part.tb_frame, part.tb_lasti, part.tb_lineno)
+    return frames
 
 
 # --------------------------------------------------------------------------- remote errors
@@ -117,10 +117,10 @@ def remote_block(report: ErrorReport, shell: Any, where: Sequence[Frame] = ()) -
     lines = [f"{report.type} on {report.where()}{during}"]
     running = [frame for frame in report.frames if frame.user]
     own = running or list(where) or list(report.frames[-1:])
-    kept = own if len(own) <= MOST_FRAMES else [*own[: MOST_FRAMES // 2], *own[-MOST_FRAMES // 2 :]]
-    for index, frame in enumerate(kept):
-        if len(kept) < len(own) and index == MOST_FRAMES // 2:
-            lines.append(f"... {len(own) - len(kept)} more of your frames ...")
+    frames = own if len(own) <= MOST_FRAMES else [*own[: MOST_FRAMES // 2], *own[-MOST_FRAMES // 2 :]]
+    for index, frame in enumerate(frames):
+        if len(frames) < len(own) and index == MOST_FRAMES // 2:
+            lines.append(f"... {len(own) - len(frames)} more of your frames ...")
         lines += frame_block(frame, shell)
     inner = _library_frames_after(report.frames, own[-1]) if running else len(report.frames) if where else 0
     if inner:
@@ -143,12 +143,15 @@ def frame_block(frame: Frame, shell: Any) -> list[str]:
     if not 0 < frame.line <= len(lines):
         return [head, f"----> {frame.line} {frame.source.strip()}"] if frame.source else [head]
     first, last = max(1, frame.line - CONTEXT), min(len(lines), frame.line + CONTEXT)
-    return [head, *(_numbered(number, lines[number - 1].rstrip("\n"), here=number == frame.line) for number in range(first, last + 1))]
+    return [
+        head,
+        *(_numbered(number, lines[number - 1].rstrip("\n"), is_current=number == frame.line) for number in range(first, last + 1)),
+    ]
 
 
-def _numbered(number: int, line: str, *, here: bool) -> str:
-    arrow = "-" * max(1, 5 - len(str(number))) + "> " if here else ""
-    return f"{arrow}{number:>{7 - len(arrow)}} {line}".rstrip() if not here else f"{arrow}{number} {line}".rstrip()
+def _numbered(number: int, line: str, *, is_current: bool) -> str:
+    arrow = "-" * max(1, 5 - len(str(number))) + "> " if is_current else ""
+    return f"{arrow}{number:>{7 - len(arrow)}} {line}".rstrip() if not is_current else f"{arrow}{number} {line}".rstrip()
 
 
 def place(file: str, shell: Any) -> str:

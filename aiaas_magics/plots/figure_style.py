@@ -74,8 +74,8 @@ def new_figure(
 
 def plain(figure: Figure) -> Figure:
     """`figure` with every text drawn as it stands: names are the user's and a backend's, and "$" in one of them is no formula."""
-    for drawn in figure.findobj(Text):
-        drawn.set_parse_math(False)
+    for artist in figure.findobj(Text):
+        artist.set_parse_math(False)
     return figure
 
 
@@ -116,10 +116,10 @@ def count_axis(axes: Axes, counts: Sequence[int], *, log_from: int = 8) -> None:
 def log_axis(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic y axis around `values`, in plain numbers, with room above for a legend."""
     axes.set_yscale("log")
-    seen = [value for value in values if value > 0]
-    if seen:
-        axes.set_ylim(min(seen) / 1.5, max(seen) * 2.2)
-        axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1.0, 2.0, 5.0) if max(seen) < 100 * min(seen) else (1.0,)))
+    positive = [value for value in values if value > 0]
+    if positive:
+        axes.set_ylim(min(positive) / 1.5, max(positive) * 2.2)
+        axes.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1.0, 2.0, 5.0) if max(positive) < 100 * min(positive) else (1.0,)))
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
 

@@ -25,8 +25,8 @@ def history_figure(epochs: Sequence[EpochRow], title: str = "Training", *, capti
     """Loss to the left, the other metrics to the right; validation is dashed with hollow markers."""
     names = text_twins.metric_names(epochs)
     losses = [name for name in names if _is_loss(name)]
-    others = [name for name in names if not _is_loss(name)]
-    panels = [group for group in (losses, others) if group] or [[]]
+    other_names = [name for name in names if not _is_loss(name)]
+    panels = [group for group in (losses, other_names) if group] or [[]]
     figure, axes = figure_style.new_figure(
         len(panels), title=title, subtitle=_subtitle(epochs), caption=caption, width=WIDTH if len(panels) > 1 else 5.2, height=HEIGHT
     )

@@ -343,11 +343,11 @@ def form_line(report: LoadReport) -> str:
 
 def rate_line(report: LoadReport) -> str:
     """Which rate can be promised; empty where no rate was measured."""
-    kept = [point for point in report.rates if point.keeps_up]
-    if not kept:
+    points = [point for point in report.rates if point.keeps_up]
+    if not points:
         return "Answers fell behind at every offered rate." if report.rates else ""
-    most, knee = kept[-1], report.knee
-    if len(kept) == len(report.rates):
+    most, knee = points[-1], report.knee
+    if len(points) == len(report.rates):
         sentence = f"Open loop: answers kept up with every offered rate, up to {count(most.offered_per_s)} requests/s ({_worst(most)})."
     else:
         sentence = f"Open loop: answers kept up with at most {count(most.offered_per_s)} requests/s ({_worst(most)})."
@@ -417,7 +417,7 @@ def sample_line(sample: Sample) -> str:
             f"{sample.batch_rows:.3g} rows/batch",
             f"wait {milliseconds(sample.wait_ms)}",
         ]
-    parts += [f"{rate:.3g} {what}/s" for rate, what in wrong if rate]
+    parts += [f"{rate:.3g} {label}/s" for rate, label in wrong if rate]
     if len(sample.by_version) > 1:
         parts.append(", ".join(f"version {number}: {rate / sample.requests_per_s:.0%}" for number, rate in sample.by_version.items()))
     return "; ".join(parts)

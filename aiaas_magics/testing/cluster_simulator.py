@@ -84,10 +84,10 @@ def ring(cluster: Cluster, clocks: Times, nbytes: int) -> Times:
     """Reduce-scatter, then all-gather: in each round everyone sends a slice to the right and waits for the left one's."""
     devices = len(clocks)
     message_s = cluster.latency_s + cluster.moving_s(nbytes / devices, devices)
-    clocks, left = clocks.copy(), np.empty(devices)
+    clocks, neighbour = clocks.copy(), np.empty(devices)
     for _ in range(2 * (devices - 1)):
-        left[0], left[1:] = clocks[-1], clocks[:-1]
-        np.maximum(clocks, left, out=clocks)
+        neighbour[0], neighbour[1:] = clocks[-1], clocks[:-1]
+        np.maximum(clocks, neighbour, out=clocks)
         clocks += message_s
     return clocks
 

@@ -54,10 +54,10 @@ class StubPool:
         return StubAttempt(self._state, job, number, ranks=ranks, is_lost=True)
 
     async def attempts_of(self, job: str, /) -> Sequence[StubAttempt]:
-        held = [attempt for (of, _), attempt in self._attempts.items() if of == job and attempt.has_left_something]
-        left = [path.name.split("-") for path in sorted((self._state / "stub").glob(f"{job}-*"))]
-        numbers = {attempt.number for attempt in held}
-        return held + [StubAttempt(self._state, job, int(n), ranks=0, is_lost=True) for _, n in left if int(n) not in numbers]
+        attempts = [attempt for (of, _), attempt in self._attempts.items() if of == job and attempt.has_left_something]
+        leftover_names = [path.name.split("-") for path in sorted((self._state / "stub").glob(f"{job}-*"))]
+        numbers = {attempt.number for attempt in attempts}
+        return attempts + [StubAttempt(self._state, job, int(n), ranks=0, is_lost=True) for _, n in leftover_names if int(n) not in numbers]
 
     async def close(self) -> None:
         for attempt in self._attempts.values():

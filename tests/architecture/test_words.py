@@ -9,8 +9,8 @@ from typing import Final
 
 from tests.architecture.words import PACKAGE, bound_names, names_of_package, share_forbidden
 
-# What it is today. It is to come down to 0.005, as the last of the old words go; lower it with each change that lowers the share.
-MOST_FORBIDDEN: Final = 0.0318
+# A few participles are words of the field (`left` of a figure, `written` bytes); that few are left to judgement.
+MOST_FORBIDDEN: Final = 0.005
 ENTRANCES: Final = ("__init__", "__main__")  # a package's; every package may have them
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes
 
 from aiaas_magics.client import uploads
-from aiaas_magics.client.uploads import BlobSender, Sent, array_content, fingerprint, key_of
+from aiaas_magics.client.uploads import BlobSender, SentArrays, array_content, fingerprint, key_of
 from aiaas_magics.core.errors import CannotTravel
 
 
@@ -33,7 +33,7 @@ def test_an_array_of_objects_is_refused_by_its_dtype() -> None:
 
 
 def test_one_changed_element_is_another_array() -> None:
-    sent, array = Sent(), np.zeros(5_000_000)
+    sent, array = SentArrays(), np.zeros(5_000_000)
     sent.remember(key_of(array), hashlib.sha256(b"").hexdigest())
     assert sent.name_of(key_of(array)) is not None
 
@@ -43,7 +43,7 @@ def test_one_changed_element_is_another_array() -> None:
 
 
 def test_the_same_bytes_in_another_shape_are_another_array() -> None:
-    sent = Sent()
+    sent = SentArrays()
     sent.remember(key_of(np.zeros((2, 3))), "a" * 64)
 
     assert sent.name_of(key_of(np.zeros((3, 2)))) is None

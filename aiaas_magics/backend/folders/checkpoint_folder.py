@@ -23,7 +23,7 @@ import xxhash
 
 from aiaas_magics.backend.folders.small_files import NotPlainFile, open_plain, read_plain
 
-KEPT: Final = 2  # the newest, and one more for when the newest is torn
+CHECKPOINTS_KEPT: Final = 2  # the newest, and one more for when the newest is torn
 MANIFEST: Final = "manifest.json"
 STATE: Final = "state.json"  # everything that is no array
 JSON_BYTES: Final = 256 * 1024 * 1024  # guess: histories and attributes of callbacks, whose arrays stand elsewhere
@@ -135,9 +135,9 @@ def adopt(path: Path, folder: Path) -> None:
 
 def keep_newest(folder: Path) -> None:
     """Remove all but the newest whole checkpoint."""
-    kept = newest_whole(folder)
+    newest_folders = newest_whole(folder)
     for path in list(folder.iterdir()) if folder.is_dir() else ():
-        if kept is None or path != kept[1]:
+        if newest_folders is None or path != newest_folders[1]:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -152,7 +152,7 @@ def _prune(folder: Path, newest: TrainingPosition) -> None:
     """What stands after `newest` was passed over when the attempt began: it is damaged."""
     before = [path for place, path in _newest_first(folder) if place <= newest]
     for _, path in _newest_first(folder):
-        if path not in before[:KEPT]:
+        if path not in before[:CHECKPOINTS_KEPT]:
             shutil.rmtree(path, ignore_errors=True)
     for partial in folder.glob(".epoch-*.part"):
         shutil.rmtree(partial, ignore_errors=True)

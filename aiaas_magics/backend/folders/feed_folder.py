@@ -69,9 +69,9 @@ class FeedFolder:
 
     def begin(self, number: int) -> None:
         """Begin a pass: what is left of earlier ones is of no use any more."""
-        for left in self.path.glob("frame-*"):
-            if int(left.name.split("-")[1]) < number:
-                left.unlink(missing_ok=True)
+        for leftover in self.path.glob("frame-*"):
+            if int(leftover.name.split("-")[1]) < number:
+                leftover.unlink(missing_ok=True)
         when_there_is_room(lambda: write_private(self.path / "pass", str(number).encode()))
 
     def take(self, number: int, index: int, *, silent_s: float | None = None, lost: Callable[[], Exception | None] | None = None) -> bytes:
@@ -89,7 +89,7 @@ class FeedFolder:
     def wait_for(self, name: str, *, silent_s: float | None = None, lost: Callable[[], Exception | None] | None = None) -> bytes:
         # Silence is what this process has seen of it. The time in the file is of a clock that may be set, and that goes on
         # while a laptop sleeps.
-        heard, heard_s = self._heard(), time.monotonic()
+        heartbeat, heard_s = self._heard(), time.monotonic()
         asked_s, gone = heard_s, None
         while True:
             with contextlib.suppress(FileNotFoundError):
@@ -100,8 +100,8 @@ class FeedFolder:
                 gone, asked_s = lost(), time.monotonic()
                 continue
             if silent_s is not None:
-                if (now_heard := self._heard()) != heard:
-                    heard, heard_s = now_heard, time.monotonic()
+                if (now_heard := self._heard()) != heartbeat:
+                    heartbeat, heard_s = now_heard, time.monotonic()
                 elif (silence_s := time.monotonic() - heard_s) > silent_s:
                     raise SenderSilent(round(silence_s))
             time.sleep(LOOK_S)

@@ -117,10 +117,10 @@ def _finished(job: JobStatus) -> Step:
     return job, (StopAttempt(attempt=job.attempt, patience_s=FINISH_PATIENCE_S),)
 
 
-def _crashed(job: JobStatus, rank: int, what: str) -> Step:
+def _crashed(job: JobStatus, rank: int, reason: str) -> Step:
     if job.verdict is not None or job.state is JobState.STOPPING:
         return job, ()
-    job = replace(job, verdict=Verdict(Blame.CRASHED, what))
+    job = replace(job, verdict=Verdict(Blame.CRASHED, reason))
     return job, (StopAttempt(attempt=job.attempt, patience_s=CRASH_PATIENCE_S),)
 
 

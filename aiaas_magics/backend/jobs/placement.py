@@ -40,7 +40,7 @@ def check(ask: DeviceRequest, *, devices: int, backend: str) -> None:
         raise NotEnoughDevices(ask.workers, devices, backend)
 
 
-def slots_for(ask: DeviceRequest, *, devices: int, held: frozenset[int], one_each: bool = False) -> Slots | None:
+def slots_for(ask: DeviceRequest, *, devices: int, busy: frozenset[int], one_each: bool = False) -> Slots | None:
     """The slots that `ask` can have now; None when it must wait.
 
     `one_each` is for devices of which a worker drives only one (GPUs): one worker with everything is
@@ -53,41 +53,41 @@ def slots_for(ask: DeviceRequest, *, devices: int, held: frozenset[int], one_eac
     elif ask.workers > devices:
         ranks = tuple((rank % devices,) for rank in range(ask.workers))
     else:
-        free = range(devices) if ask.alone else [device for device in range(devices) if device not in held]
+        free = range(devices) if ask.alone else [device for device in range(devices) if device not in busy]
         if len(free) < ask.workers:
             return None
         ranks = tuple((device,) for device in list(free)[: ask.workers])
     if ask.together:
         ranks = (tuple(device for slot in ranks for device in slot),)
-    wanted = frozenset(range(devices)) if ask.alone else frozenset(device for slot in ranks for device in slot)
-    return None if wanted & held else Slots(wanted, ranks)
+    devices_needed = frozenset(range(devices)) if ask.alone else frozenset(device for slot in ranks for device in slot)
+    return None if devices_needed & busy else Slots(devices_needed, ranks)
 
 
 def place(
-    waiting: Sequence[DeviceRequest], *, devices: int, held: Mapping[str, frozenset[int]], one_each: bool = False
+    waiting: Sequence[DeviceRequest], *, devices: int, busy: Mapping[str, frozenset[int]], one_each: bool = False
 ) -> list[tuple[DeviceRequest, Slots]]:
     """Those of `waiting`, oldest first, that can start now. The first that cannot makes all behind it wait."""
-    taken: frozenset[int] = frozenset().union(*held.values())
+    reserved: frozenset[int] = frozenset().union(*busy.values())
     placed = []
     for ask in waiting:
-        slots = slots_for(ask, devices=devices, held=taken, one_each=one_each)
+        slots = slots_for(ask, devices=devices, busy=reserved, one_each=one_each)
         if slots is None:
             break
-        taken |= slots.held
+        reserved |= slots.held
         placed.append((ask, slots))
     return placed
 
 
-def why_waiting(ask: DeviceRequest, *, devices: int, held: Mapping[str, frozenset[int]], before: Sequence[str], noun: str) -> str:
+def why_waiting(ask: DeviceRequest, *, devices: int, busy: Mapping[str, frozenset[int]], before: Sequence[str], noun: str) -> str:
     """One clause for the user: what the job waits for."""
     count = devices if ask.workers is None or ask.alone else min(ask.workers, devices)
-    what = f"{count} {noun}{'' if count == 1 else 's'}"
-    holders = sorted(held, key=_number)
+    amount = f"{count} {noun}{'' if count == 1 else 's'}"
+    holders = sorted(busy, key=_number)
     if holders:
-        return f"waiting for {what}; {_jobs(holders)} {'holds' if len(holders) == 1 else 'hold'} devices" + (
+        return f"waiting for {amount}; {_jobs(holders)} {'holds' if len(holders) == 1 else 'hold'} devices" + (
             f", and {_jobs(before)} came first" if before else ""
         )
-    return f"waiting for {what}" + (f" behind {_jobs(before)}" if before else "")
+    return f"waiting for {amount}" + (f" behind {_jobs(before)}" if before else "")
 
 
 def _jobs(ids: Sequence[str]) -> str:

@@ -62,10 +62,10 @@ class LimitedServer(uvicorn.Server):
 
     def protocol(self) -> asyncio.Protocol:
         """A new connection."""
-        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+        connection: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
-        return made
+        return connection
 
 
 class Accepting:
@@ -143,7 +143,7 @@ class Accepting:
         if len(self._beginning) >= self._handshakes:
             self._give_up(next(iter(self._beginning)))
         handshake = {"ssl": self._tls, "ssl_handshake_timeout": HEAD_S, "ssl_shutdown_timeout": FAREWELL_S} if self._tls else {}
-        task = self._loop.create_task(self._made(accepted, handshake))
+        task = self._loop.create_task(self._handshake_made(accepted, handshake))
         self._beginning[task] = accepted
         task.add_done_callback(self._begun)
 
@@ -154,7 +154,7 @@ class Accepting:
         with contextlib.suppress(OSError):
             accepted.shutdown(socket.SHUT_RDWR)
 
-    async def _made(self, accepted: socket.socket, handshake: dict[str, Any]) -> None:
+    async def _handshake_made(self, accepted: socket.socket, handshake: dict[str, Any]) -> None:
         await self._loop.connect_accepted_socket(self._protocol, accepted, **handshake)
 
     def _begun(self, task: asyncio.Task[Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.server_proof import is_loopback
 
-OTHERS: Final = 0o026  # read or write by everybody, write by the group; a group that reads a key is common (ssl-cert)
+OTHER_ACCOUNTS: Final = 0o026  # read or write by everybody, write by the group; a group that reads a key is common (ssl-cert)
 
 
 class _Encrypted(Exception):
@@ -38,7 +38,7 @@ def check_pair(certificate: Path, key: Path) -> None:
             raise InvalidSpec(f"{flag} {path}: there is no such file. Use the path of a PEM file.")
         if not os.access(path, os.R_OK):
             raise InvalidSpec(f"{flag} {path} is not readable by this account. Use a file that it can read.")
-    if os.name == "posix" and key.stat().st_mode & OTHERS:
+    if os.name == "posix" and key.stat().st_mode & OTHER_ACCOUNTS:
         raise InvalidSpec(f"--tls-key {key} is readable by other accounts on this machine, so it may have leaked. Run chmod 600 {key}.")
 
     def password() -> str:

@@ -87,9 +87,9 @@ class Conductor:
         self._troubles = Troubles(room, clock)
         self._cancelling: set[str] = set()  # told to stop while that could not be recorded
         self._records: dict[str, JobRecord] = {}
-        self._held: dict[str, Slots] = {}
+        self._slots: dict[str, Slots] = {}
         self._live: dict[str, Live] = {}
-        self._said: dict[str, str] = {}  # why each waiting job waits, as its log has it
+        self._reasons: dict[str, str] = {}  # why each waiting job waits, as its log has it
         self._pulses: dict[str, asyncio.Event] = {}
         self._queue: asyncio.Queue[Happened] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -236,10 +236,10 @@ class Conductor:
         for end in await asyncio.gather(*ends, return_exceptions=True):
             if isinstance(end, Exception):
                 log.error("an attempt's processes could not be ended", exc_info=end)
-        left = [task for task in (self._loop, *self._tasks, *(live.task for live in self._live.values())) if task is not None]
-        for task in left:
+        pending = [task for task in (self._loop, *self._tasks, *(live.task for live in self._live.values())) if task is not None]
+        for task in pending:
             task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.gather(*pending, return_exceptions=True)
 
     # ----------------------------------------------------------------- the loop
 
@@ -319,7 +319,7 @@ class Conductor:
 
     async def _start_attempt(self, job: str, action: StartAttempt) -> None:
         """Have the attempt watched from now on, so that even one that never starts comes to an end; the rest takes its time."""
-        slots = self._held[job]
+        slots = self._slots[job]
         attempt = await self._pool.attempt(job, action.attempt, ranks=len(slots.ranks))
         self._watch(job, attempt, slots)
         self._spawn(self._start_workers(job, action, attempt, slots), f"start job {job}")
@@ -378,12 +378,12 @@ class Conductor:
         self._queue.put_nowait(Happened(job, (ResultKept(attempt),), changes={"result": sha, "files": files}))
 
     async def _clear(self, job: str, action: ClearAttempt | ClearJob) -> None:
-        self._held.pop(job, None)
+        self._slots.pop(job, None)
         if isinstance(action, ClearJob):
             await asyncio.to_thread(job_files.clear_job, self._state.job(job), resumable=action.resumable)
-            others = [record for id, record in self._records.items() if id != job]
-            ended = [*(record.job.id for record in others if record.job.state.final), job]
-            needed = {record.spec.resume_job for record in others if not record.job.state.final}
+            other_records = [record for id, record in self._records.items() if id != job]
+            ended = [*(record.job.id for record in other_records if record.job.state.final), job]
+            needed = {record.spec.resume_job for record in other_records if not record.job.state.final}
             await asyncio.to_thread(job_files.forget_checkpoints, self._state, ended, needed=needed)
         elif (live := self._live.pop(job, None)) is not None:
             await live.attempt.clear()
@@ -423,7 +423,7 @@ class Conductor:
         """Start what can start, and say of the rest why it waits."""
         if self.closing.is_set():
             return
-        waiting = [r for r in self._records.values() if r.job.state is JobState.QUEUED and r.job.id not in self._held]
+        waiting = [r for r in self._records.values() if r.job.state is JobState.QUEUED and r.job.id not in self._slots]
         devices = len(self._machine.devices)
         asks = []
         for record in waiting:
@@ -434,22 +434,22 @@ class Conductor:
                 self._queue.put_nowait(Happened(ask.job, (CannotBePlaced(str(error)),)))
             else:
                 asks.append(ask)
-        held = {job: slots.held for job, slots in self._held.items()}
-        placed = placement.place(asks, devices=devices, held=held, one_each=self._machine.one_each)
+        devices_held = {job: slots.held for job, slots in self._slots.items()}
+        placed = placement.place(asks, devices=devices, busy=devices_held, one_each=self._machine.one_each)
         for ask, slots in placed:
-            self._held[ask.job] = slots
-            held[ask.job] = slots.held
-            self._said.pop(ask.job, None)
+            self._slots[ask.job] = slots
+            devices_held[ask.job] = slots.held
+            self._reasons.pop(ask.job, None)
             self._queue.put_nowait(Happened(ask.job, (Placed(len(slots.ranks)),), changes={"seats": attempt_order.encode_slots(slots)}))
-        self._say_why(asks[len(placed) :], held)
+        self._say_why(asks[len(placed) :], devices_held)
 
-    def _say_why(self, asks: Sequence[DeviceRequest], held: dict[str, frozenset[int]]) -> None:
+    def _say_why(self, asks: Sequence[DeviceRequest], busy: dict[str, frozenset[int]]) -> None:
         noun = "GPU" if self._machine.one_each else "core"
         for position, ask in enumerate(asks):
             before = [other.job for other in asks[:position]]
-            text = placement.why_waiting(ask, devices=len(self._machine.devices), held=held, before=before, noun=noun)
-            if self._said.get(ask.job) != text:
-                self._said[ask.job] = text
+            text = placement.why_waiting(ask, devices=len(self._machine.devices), busy=busy, before=before, noun=noun)
+            if self._reasons.get(ask.job) != text:
+                self._reasons[ask.job] = text
                 attempt = self._records[ask.job].job.attempt
                 self._queue.put_nowait(Happened(ask.job, (self._word(PhaseEntered(phase=Phase.WAITING, detail=text), attempt),)))
 
@@ -463,7 +463,7 @@ class Conductor:
         log_entries = await self._store.call(self._store.entries, job.id, after=0, attempt=job.attempt, limit=1_000_000)
         job = attempt_order.restored(job, log_entries)
         self._records[job.id] = replace(record, job=job)
-        self._held[job.id] = slots
+        self._slots[job.id] = slots
         offsets = await self._store.call(self._store.read_offsets, job.id, job.attempt)
         attempt = await self._pool.adopt(job.id, job.attempt, ranks=len(slots.ranks), offsets=offsets)
         self._watch(job.id, attempt, slots)

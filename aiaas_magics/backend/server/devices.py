@@ -43,8 +43,8 @@ class Machine:
 
     def execution_of(self, spec: FitSpec) -> Execution:
         """How `spec` is carried out on this machine: "auto" resolved."""
-        everything = len(self.devices) if self.one_each else 1
-        return spec.execution.resolved(devices=spec.workers or everything, gpus=self.one_each)
+        all_devices = len(self.devices) if self.one_each else 1
+        return spec.execution.resolved(devices=spec.workers or all_devices, gpus=self.one_each)
 
     def label(self, positions: tuple[int, ...], execution: Execution) -> str:
         """What a worker on these devices is shown to run on."""

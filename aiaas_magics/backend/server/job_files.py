@@ -85,8 +85,8 @@ def checkpoint_view(state: StateFolder, job: str) -> CheckpointView:
     """Raises `InvalidSpec` when the job left none."""
     place, path = kept_checkpoint(state, job)
     try:
-        kept = checkpoint_folder.state_in(path)["variables"]
-        variables = tuple(msgspec.convert(kept, list[TensorSpec]))
+        saved_variables = checkpoint_folder.state_in(path)["variables"]
+        variables = tuple(msgspec.convert(saved_variables, list[TensorSpec]))
     except (OSError, NotPlainFile, ValueError, TypeError, LookupError, RecursionError, msgspec.ValidationError) as error:
         raise InvalidSpec(f"Could not read the checkpoint of job {job}. Leave --resume out to train from the beginning.") from error
     return CheckpointView(job=job, epoch=place.epoch, step=place.step, variables=variables)

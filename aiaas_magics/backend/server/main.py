@@ -117,8 +117,8 @@ def listening(options: ServerOptions, state: StateFolder) -> socket.socket:
     Raises:
         InvalidSpec: the port that was asked for is taken.
     """
-    wanted = options.port
-    for port in (wanted,) if wanted is not None else (state.last_port(), 0):
+    preferred_port = options.port
+    for port in (preferred_port,) if preferred_port is not None else (state.last_port(), 0):
         family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         if os.name != "nt":  # there it would let two servers share a port
@@ -127,7 +127,7 @@ def listening(options: ServerOptions, state: StateFolder) -> socket.socket:
             listener.bind((options.host, port))
         except OSError as error:
             listener.close()
-            if wanted is not None or port == 0:
+            if preferred_port is not None or port == 0:
                 raise InvalidSpec(f"Could not listen on {options.host}:{port}: {error.strerror}. Use another --port.") from error
             if port:
                 # Programs that do not ask for a proof first send the old token to whoever sits there: it must be worth nothing.
@@ -192,7 +192,7 @@ class ServerParts:
         )
         hosts = None if options.tls else LOOPBACK | {options.host.lower(), f"[{options.host}]".lower()}
         guard = Guard(token=self._state.token().encode(), hosts=hosts)
-        app = Guarded(build(parts), guard=guard, url=lambda: self.url, heard=self._presence.heard)
+        app = Guarded(build(parts), guard=guard, url=lambda: self.url, on_request=self._presence.on_request)
         return uvicorn.Config(
             app,
             http=ApiConnection,

@@ -15,11 +15,11 @@ class Presence:
         self._clock = clock
         self._kernels: set[ProcessId] = set()
         self._needed_s = clock.monotonic_s()
-        self._asked = False
+        self._has_request = False
 
-    def heard(self) -> None:
+    def on_request(self) -> None:
         """A request came."""
-        self._asked = True
+        self._has_request = True
         self.needed()
 
     def needed(self) -> None:
@@ -28,7 +28,7 @@ class Presence:
 
     def was_asked(self) -> bool:
         """Whether a request came since this was asked last. A kernel that lives and asks for nothing is none."""
-        result, self._asked = self._asked, False
+        result, self._has_request = self._has_request, False
         return result
 
     def add(self, kernel: ProcessId) -> None:

@@ -94,10 +94,10 @@ class BatchPartition:
         edge = self.full_batches * self.batch
         full = order[:edge].reshape(self.full_batches, self.batch)[skip:]
         tail = order[edge:] if skip < self.batches else order[:0]
-        mine = rows_of(self.rank, rows=self.batch, ranks=self.ranks)
+        own_rows = rows_of(self.rank, rows=self.batch, ranks=self.ranks)
         mine_of_tail = rows_of(self.rank, rows=self.tail_rows, ranks=self.ranks)
         return Pass(
-            full=np.ascontiguousarray(full[:, mine.start : mine.stop]),
+            full=np.ascontiguousarray(full[:, own_rows.start : own_rows.stop]),
             tail=np.ascontiguousarray(tail[mine_of_tail.start : mine_of_tail.stop]),
         )
 
@@ -106,8 +106,8 @@ def part_of(rank: int, *, rows: int, ranks: int) -> RankPart:
     """What `rank` has of one global batch of `rows` rows."""
     if rows < ranks:
         return RankPart(rows=rows, share=1.0 / ranks, alone=True)
-    mine = len(rows_of(rank, rows=rows, ranks=ranks))
-    return RankPart(rows=mine, share=mine / rows, alone=False)
+    own_rows = len(rows_of(rank, rows=rows, ranks=ranks))
+    return RankPart(rows=own_rows, share=own_rows / rows, alone=False)
 
 
 def order_of(epoch: int, *, rows: int, batch: int, shuffle: Shuffle, seed: int) -> Indices:

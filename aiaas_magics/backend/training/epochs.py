@@ -92,11 +92,11 @@ def steps_of_epoch(
     batches = iterator.data_adapter.num_batches
     if iterator._current_iterator is None or iterator.steps_per_epoch is None:
         begin_pass()
-    step, wanted = first, iterator.steps_per_epoch or batches
-    most = whole_executions(wanted, execution)
+    step, epoch_steps = first, iterator.steps_per_epoch or batches
+    most = whole_executions(epoch_steps, execution)
     while step < most:
         if iterator._steps_seen >= batches:
-            if iterator.steps_per_epoch and whole_executions(step, execution) < wanted:
+            if iterator.steps_per_epoch and whole_executions(step, execution) < epoch_steps:
                 iterator._interrupted_warning()
             break
         steps, data = call(iterator._steps_seen, most - step)

@@ -33,8 +33,10 @@ def report_of(error: BaseException, *, rank: int, phase: str = "") -> ErrorRepor
             Frame(file=error.filename, line=error.lineno or 0, function="", source=(error.text or "").strip(), user=is_user(error.filename))
         )
     # An operation that fails within a compiled step has no frame of the line that made it; TensorFlow remembers it in words.
-    made = (Frame(file=at.file, line=at.line, function=at.function, user=True) for at in keras_messages.lines_of(error) if is_user(at.file))
-    frames += [replace(frame, source=linecache.getline(frame.file, frame.line).strip()) for frame in made]
+    graph_frames = (
+        Frame(file=at.file, line=at.line, function=at.function, user=True) for at in keras_messages.lines_of(error) if is_user(at.file)
+    )
+    frames += [replace(frame, source=linecache.getline(frame.file, frame.line).strip()) for frame in graph_frames]
     text = "".join(traceback.format_exception(error))
     return ErrorReport(
         type=type(error).__name__,

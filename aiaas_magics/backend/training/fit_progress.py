@@ -99,8 +99,8 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def not_a_number(loss: float, epoch: int, step: int) -> str:
-    what = "infinite" if math.isinf(loss) else "not a number (NaN)"
+    description = "infinite" if math.isinf(loss) else "not a number (NaN)"
     return (
-        f"The loss is {what} since epoch {epoch + 1}, step {step}; training goes on as Keras does. Try a smaller learning rate, "
+        f"The loss is {description} since epoch {epoch + 1}, step {step}; training goes on as Keras does. Try a smaller learning rate, "
         "clipnorm=1.0 in the optimizer, or look for NaN in the data; keras.callbacks.TerminateOnNaN() ends the run at that point."
     )

@@ -31,7 +31,7 @@ def monkeypatched(*swaps: tuple[Any, str, Any]) -> Iterator[None]:
             _set(owner, name, value)
 
 
-def iterators_of(model: Any, methods: Collection[str], *, ours: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
+def iterators_of(model: Any, methods: Collection[str], *, own: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
     """Takes the place of Keras' iterator class: `ours` in these methods of `model`, `stock` in all others and in other models.
 
     Keras names the class in a global of its module, so a callback that predicts, or fits a second model, comes here too; only
@@ -41,7 +41,7 @@ def iterators_of(model: Any, methods: Collection[str], *, ours: Callable[..., An
     def make(*args: Any, **kwargs: Any) -> Any:
         frame = sys._getframe(1)
         is_ours = frame.f_code.co_name in methods and frame.f_locals.get("self") is model
-        return (ours if is_ours else stock)(*args, **kwargs)
+        return (own if is_ours else stock)(*args, **kwargs)
 
     return make
 

@@ -28,14 +28,14 @@ def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def callbacks_of_rank(callbacks: Sequence[Any], *, rank: int, channel: EventChannel) -> list[Any]:
     """The user's callbacks that run on this rank: all, except those that a worker must not have."""
-    kept = []
+    rank_callbacks = []
     for callback in callbacks:
         names = kinds(callback)
         if rank == 0 and "BackupAndRestore" in names:
             channel.send(Notice(text="BackupAndRestore is left out: the backend keeps a checkpoint of each epoch itself."))
         if not (is_left_out(callback) or (rank and names & set(WRITERS))):
-            kept.append(callback)
-    return kept
+            rank_callbacks.append(callback)
+    return rank_callbacks
 
 
 class EpochLines(keras.callbacks.ProgbarLogger):  # type: ignore[misc]

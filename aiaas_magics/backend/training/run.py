@@ -59,13 +59,13 @@ def train(engine: TrainingEngine, command: WorkerCommand, call: Unpacked, channe
     start = resumed.place if resumed else TrainingPosition(int(arguments.get("initial_epoch") or 0))
     epochs = start.epoch if resumed and resumed.stopped else int(arguments.get("epochs", 1))
     # Asked of all callbacks, also those that only rank 0 runs: every rank must trace the same exchanges.
-    each = most_steps_a_call(call.model, call.callbacks)
+    most_steps = most_steps_a_call(call.model, call.callbacks)
     reading = engine.reading(command, call, start)
     reading.batch_alone = in_batches and command.ranks > 1  # how many rows a batch has is known when it comes
-    reading.execution, reading.is_watched = int(call.model.steps_per_execution or 1), each is not None
+    reading.execution, reading.is_watched = int(call.model.steps_per_execution or 1), most_steps is not None
     history = keras.callbacks.History()
     progress = Progress(channel, plan=lambda: reading.plan, notices=command.rank == 0)
-    agreeing = [] if group is None else [agreement(group, each_batch=each is not None)]
+    agreeing = [] if group is None else [agreement(group, each_batch=most_steps is not None)]
     fit = FitRun(
         command=command,
         call=call,
@@ -74,7 +74,7 @@ def train(engine: TrainingEngine, command: WorkerCommand, call: Unpacked, channe
         policy=engine.policy(command, call),
         on_plan=to_rank_0(command, channel),
         group=group,
-        is_watched=each is not None,
+        is_watched=most_steps is not None,
     )
     alike = engine.info.has_one_program
     with engine.opened(fit) as opened:
@@ -89,7 +89,7 @@ def train(engine: TrainingEngine, command: WorkerCommand, call: Unpacked, channe
             reading=reading,
             before_keeping=opened.before_checkpoint,
         )
-        pace, test_pace = keeper.paced(LoopLength(each)), LoopLength(each)
+        pace, test_pace = keeper.paced(LoopLength(most_steps)), LoopLength(most_steps)
         opened.fit(
             [*users, *epoch_lines(call.arguments, rank=command.rank), *agreeing, history, progress, keeper, *opened.callbacks],
             pace=agreed(pace, group) if alike else pace,
@@ -117,16 +117,16 @@ def measure(engine: TrainingEngine, command: WorkerCommand, call: Unpacked, chan
 
 def measure_forms(engine: TrainingEngine, command: WorkerCommand, call: Unpacked, channel: EventChannel, group: ProcessGroup | None) -> Any:
     """Every form of the steps that the command leaves open, measured on a few of them; then the plan that follows from it."""
-    info, policy, wanted = engine.info, engine.policy(command, call), engine.info.form_for(command.execution.fused)
+    info, policy, form_name = engine.info, engine.policy(command, call), engine.info.form_for(command.execution.fused)
 
     def timed(form: str) -> step_timing.StepTimer:
         # The quickest only where the policy allows it: asked for by name, it would compile also what it computes differently.
-        fused = "auto" if form == info.forms[-1] and wanted == "auto" else form
+        fused = "auto" if form == info.forms[-1] and form_name == "auto" else form
         in_form = replace(command, execution=replace(command.execution, fused=fused))
         return _timed(engine, in_form, call, channel, group, policy=policy, on_plan=only(form))[0]
 
     tell, candidates = to_rank_0(command, channel), list[Candidate]()
-    for candidate in compare(wanted, timed, forms=info.forms, engine=info.name, strategy=engine.strategy(command)):
+    for candidate in compare(form_name, timed, forms=info.forms, engine=info.name, strategy=engine.strategy(command)):
         candidates.append(candidate)
         tell(candidate)
     tell(policy.concluded(candidates))
@@ -150,10 +150,10 @@ def _timed(
     whole = plain_arguments(call.arguments)
     arguments = step_timing.steady(whole)
     # A study leaves callbacks out; a plan is for a fit that has them.
-    each = most_steps_a_call(call.model, call.callbacks) if command.measure.compare else None
+    most_steps = most_steps_a_call(call.model, call.callbacks) if command.measure.compare else None
     reading = engine.reading(command, call, TrainingPosition(int(arguments["initial_epoch"])))
     reading.uneven = step_timing.leaves_rows(whole)  # the form of the loop is the one that the whole training would have
-    timer = step_timing.StepTimer(command.measure, group=group, each=each, memory=engine.memory_bytes)
+    timer = step_timing.StepTimer(command.measure, group=group, most_steps=most_steps, memory=engine.memory_bytes)
     progress = Progress(channel, plan=lambda: reading.plan, notices=False)
     fit = FitRun(
         command=command,
@@ -163,7 +163,7 @@ def _timed(
         policy=policy,
         on_plan=on_plan,
         group=group,
-        is_watched=each is not None,
+        is_watched=most_steps is not None,
     )
     with engine.opened(fit) as opened:
         opened.fit([*opened.callbacks, timer, *([] if fit.is_plain else [progress])], pace=timer, test_pace=LoopLength())

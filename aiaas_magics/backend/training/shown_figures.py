@@ -36,9 +36,9 @@ class ShownFigures:
             if self._count == MOST_FIGURES + 1:
                 print(f"(More than {MOST_FIGURES} figures were shown; the rest is left out.)", flush=True)
             return
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", bbox_inches="tight")  # as Jupyter's inline figures are
-        data = drawn.getvalue()
+        png = io.BytesIO()
+        figure.savefig(png, format="png", bbox_inches="tight")  # as Jupyter's inline figures are
+        data = png.getvalue()
         if len(data) > MOST_FIGURE_BYTES:
             print(f"(Figure {self._count} has {len(data) / 1e6:.1f} MB and is left out: use a smaller dpi or figsize.)", flush=True)
             return

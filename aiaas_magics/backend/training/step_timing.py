@@ -33,16 +33,18 @@ LEFT_OUT: Final = ("validation_data", "validation_split", "validation_steps", "v
 
 def steady(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `fit`, with as many rows as make full batches and nothing beside the steps."""
-    kept = {name: value for name, value in arguments.items() if name not in LEFT_OUT and name != "steps_per_epoch"}
+    timed_arguments = {name: value for name, value in arguments.items() if name not in LEFT_OUT and name != "steps_per_epoch"}
     if (sizes := _rows_and_batch(arguments)) is not None:
         rows, batch = sizes
         whole = rows // batch * batch if rows >= batch else rows
         for name in ("x", "y", "sample_weight"):
-            if kept.get(name) is not None:
-                kept[name] = tree.map_structure(lambda array: array[:whole] if array is not None else None, kept[name])
-        kept["batch_size"] = batch
+            if timed_arguments.get(name) is not None:
+                timed_arguments[name] = tree.map_structure(
+                    lambda array: array[:whole] if array is not None else None, timed_arguments[name]
+                )
+        timed_arguments["batch_size"] = batch
     first = int(arguments.get("initial_epoch") or 0)
-    return kept | {"initial_epoch": first, "epochs": first + EPOCHS}
+    return timed_arguments | {"initial_epoch": first, "epochs": first + EPOCHS}
 
 
 def leaves_rows(arguments: dict[str, Any]) -> bool:
@@ -82,16 +84,16 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         spec: MeasureSpec,
         *,
         group: ProcessGroup | None = None,
-        each: int | None = None,
+        most_steps: int | None = None,
         memory: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__()
-        self._spec, self._group, self._each, self._memory, self._clock = spec, group, each, memory, clock
+        self._spec, self._group, self._most_steps, self._memory, self._clock = spec, group, most_steps, memory, clock
         self._steps = spec.steps
         self._calibrating = 0
         self._last = -1  # step of the epoch that was the last to be made
-        self._seen = 0  # of the present stretch: warming up, calibrating, or one repeat
+        self._steps_seen = 0  # of the present stretch: warming up, calibrating, or one repeat
         self._warm = False
         self._spent = 0.0
         self._calibrated: list[float] = []
@@ -106,8 +108,8 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
         """How many steps the next call may make."""
         if not self._warm:
             return 1
-        left = (self._steps or self._calibrating) - self._seen
-        return max(1, min(left, self._each or left))
+        remaining = (self._steps or self._calibrating) - self._steps_seen
+        return max(1, min(remaining, self._most_steps or remaining))
 
     def took(self, steps: int, seconds: float) -> None:
         """What `on_train_batch_end` counts is enough."""
@@ -158,7 +160,7 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         spent, steps = self._clock() - self._began, batch - self._last
         self._last = batch
-        self._seen += steps
+        self._steps_seen += steps
         if not self.compile_s:
             self.compile_s = spent
         elif not self._warm:
@@ -172,36 +174,36 @@ class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
             return
         if self._group:
             self._exchanged += self._group.spent - self._before
-        if self._seen >= self._steps:
+        if self._steps_seen >= self._steps:
             self.seconds.append(self._spent)
             self._exchanges.append(self._exchanged)
-            self._seen, self._spent, self._exchanged = 0, 0.0, ExchangeTimes()
+            self._steps_seen, self._spent, self._exchanged = 0, 0.0, ExchangeTimes()
             if len(self.seconds) >= self._spec.repeats:
                 self.model.stop_training = True
 
     def _warm_up(self) -> None:
-        if self._seen < max(1, self._spec.warmup_steps):
+        if self._steps_seen < max(1, self._spec.warmup_steps):
             return
-        self._warm, self._seen = True, 0
+        self._warm, self._steps_seen = True, 0
         self._weights = self.model.get_weights()
         if not self._steps:
-            each = min(self._calibrated, default=self.compile_s)
-            self._calibrating = self._agreed(min(CALIBRATING, self._most(), self._spec.budget_s / 4 / max(each, 1e-6)), least=1)
+            seconds_per_step = min(self._calibrated, default=self.compile_s)
+            self._calibrating = self._agreed(min(CALIBRATING, self._most(), self._spec.budget_s / 4 / max(seconds_per_step, 1e-6)), least=1)
 
     def _calibrate(self) -> None:
         """Find the number of steps that fills the budget: one at a time took longer than many in one call do."""
-        if self._seen < self._calibrating:
+        if self._steps_seen < self._calibrating:
             return
-        each = min(self._spent / self._seen, *self._calibrated) if self._calibrated else self._spent / self._seen
+        seconds_per_step = min(self._spent / self._steps_seen, *self._calibrated) if self._calibrated else self._spent / self._steps_seen
         fewest = 1 if self._spec.compare else FEWEST_STEPS
-        self._steps = self._agreed(min(self._most(), self._spec.budget_s / max(each, 1e-6)), least=fewest)
-        self._seen, self._spent = 0, 0.0
+        self._steps = self._agreed(min(self._most(), self._spec.budget_s / max(seconds_per_step, 1e-6)), least=fewest)
+        self._steps_seen, self._spent = 0, 0.0
 
     def _most(self) -> float:
         return MOST_EPOCHS * float(self.params.get("steps") or math.inf) / self._spec.repeats
 
-    def _agreed(self, wanted: float, *, least: int) -> int:
-        steps = float(max(least, round(wanted)))
+    def _agreed(self, own_steps: float, *, least: int) -> int:
+        steps = float(max(least, round(own_steps)))
         return int(self._group.broadcast(steps, site="steps") if self._group else steps)
 
 

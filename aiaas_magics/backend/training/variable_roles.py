@@ -35,15 +35,15 @@ def offset_replicas(model: Any) -> None:
     """Other random numbers on each replica of a process; the first keeps its own."""
     of_keras = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     for generator in (*seed_generators(model), *([] if of_keras is None else [of_keras])):
-        first, *others = copies_of(generator.state)
-        for place, copy in enumerate(others, start=1):
+        first, *other_replicas = copies_of(generator.state)
+        for place, copy in enumerate(other_replicas, start=1):
             copy.assign(_state_of_rank(first.numpy(), place))
 
 
 def copies_of(variable: Any) -> tuple[Any, ...]:
     """The variable of each replica; of one that is not mirrored, itself."""
-    held = variable.value if isinstance(variable, keras.Variable) else variable
-    return tuple(getattr(held, "values", ())) or (variable,)
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    return tuple(getattr(value, "values", ())) or (variable,)
 
 
 def _state_of_rank(state: npt.NDArray[Any], rank: int) -> npt.NDArray[Any]:

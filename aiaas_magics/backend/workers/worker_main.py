@@ -135,8 +135,8 @@ def is_of_state(error: BaseException, folder: AttemptFolder) -> bool:
 
 def no_room(folder: AttemptFolder, error: BaseException) -> StoreNotWritable:
     """`error`, which says that a disk is full, as ours: whoever runs the backend makes room, the cell is right as it is."""
-    what = f" ({filename})" if (filename := getattr(error, "filename", None)) else ""
-    return StoreNotWritable(str(state_of(folder)), f"No space left on device, when the job wrote into its folder{what}")
+    place = f" ({filename})" if (filename := getattr(error, "filename", None)) else ""
+    return StoreNotWritable(str(state_of(folder)), f"No space left on device, when the job wrote into its folder{place}")
 
 
 def state_of(folder: AttemptFolder) -> Path:

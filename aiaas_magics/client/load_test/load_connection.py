@@ -61,12 +61,12 @@ class Caller(asyncio.Protocol):
     `due_s` is the time that the request on the way counts from; `is_waiting` says whether there is one.
     """
 
-    __slots__ = ("_answered", "_at", "_got", "_lost", "_transport", "_whole", "due_s", "is_waiting")
+    __slots__ = ("_answered", "_at", "_lost", "_received", "_transport", "_whole", "due_s", "is_waiting")
 
     def __init__(self, answered: Callable[[Caller, int], None], lost: Callable[[Caller], None]) -> None:
         self._answered, self._lost = answered, lost
         self._transport: Any = None
-        self._got = b""
+        self._received = b""
         self._at = 0  # where the answer's body begins
         self._whole = 0  # bytes of the answer that is coming, or `CHUNKED`, once its head is there
         self.due_s = 0.0
@@ -74,13 +74,13 @@ class Caller(asyncio.Protocol):
 
     def ask(self, request: bytes, due_s: float) -> None:
         self.due_s, self.is_waiting = due_s, True
-        self._got, self._whole = b"", 0
+        self._received, self._whole = b"", 0
         self._transport.write(request)
 
     @property
     def body(self) -> bytes:
         """Of the last answer; a chunked one as it came."""
-        return self._got[self._at :]
+        return self._received[self._at :]
 
     def hang_up(self) -> None:
         if self._transport is not None:
@@ -93,28 +93,28 @@ class Caller(asyncio.Protocol):
         self._lost(self)
 
     def data_received(self, data: bytes) -> None:
-        got = self._got = self._got + data if self._got else data
+        received = self._received = self._received + data if self._received else data
         if not self.is_waiting:  # what nobody asked for
             self.hang_up()
             return
         try:
-            if not self._whole and not self._read_head(got):
+            if not self._whole and not self._read_head(received):
                 return
-            if not got.endswith(LAST_CHUNK) if self._whole == CHUNKED else len(got) < self._whole:
+            if not received.endswith(LAST_CHUNK) if self._whole == CHUNKED else len(received) < self._whole:
                 return
-            status = int(got[9:12])
+            status = int(received[9:12])
         except ValueError:  # this is no HTTP answer
             self.hang_up()
             return
         self.is_waiting = False
         self._answered(self, status)
 
-    def _read_head(self, got: bytes) -> bool:
-        end = got.find(b"\r\n\r\n")
+    def _read_head(self, received: bytes) -> bool:
+        end = received.find(b"\r\n\r\n")
         if end < 0:
             return False
         self._at = end + 4
-        head = got[:end].lower()
+        head = received[:end].lower()
         place = head.find(b"\r\ncontent-length:")
         if place >= 0:
             self._whole = self._at + int(head[place + 17 :].split(b"\r\n", 1)[0])

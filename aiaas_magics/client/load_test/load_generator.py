@@ -350,8 +350,8 @@ async def on_schedule(plan: LoadPlan, form: BodyForm, rate: float) -> RatePoint:
 
 async def rates_of(plan: LoadPlan, reached_per_s: float, reporter: Reporter) -> tuple[RatePoint, ...]:
     """The plan's rates; where it leaves them open, up from a quarter of `reached_per_s` until answers stay behind."""
-    chosen = plan.rates if plan.rates is not None else tuple(share * reached_per_s for share in SHARES if reached_per_s)
-    for rate in chosen:
+    rates = plan.rates if plan.rates is not None else tuple(share * reached_per_s for share in SHARES if reached_per_s)
+    for rate in rates:
         reporter.begin(rate_label(rate, plan.forms[0]))
         reporter.rates.append(await on_schedule(plan, plan.forms[0], rate))
         if plan.rates is None and not reporter.rates[-1].keeps_up:
@@ -367,12 +367,12 @@ async def sides_of(plan: LoadPlan, form: BodyForm, reporter: Reporter) -> Sides:
         reporter.points.append(await at_once(plan, form, concurrency))
     after = await spent(plan)
     reporter.begin(interface_label(form))
-    nothing = await at_once(plan, form, max(plan.concurrency), **{NO_OP: "1"})
+    no_op = await at_once(plan, form, max(plan.concurrency), **{NO_OP: "1"})
     rows, seconds = (late - early for early, late in zip(before, after, strict=True))
     return Sides(
         form=form.name,
         model_per_s=rows / plan.rows / seconds if seconds > 0 else 0.0,
-        interface_per_s=nothing.requests_per_s,
+        interface_per_s=no_op.requests_per_s,
     )
 
 

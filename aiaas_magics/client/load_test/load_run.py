@@ -157,9 +157,9 @@ def forms_of(name: str, inputs: Sequence[TensorSpec], forms: Sequence[str], *, r
     unknown = set(forms) - set(FORMS)
     if unknown or not forms:
         raise InvalidSpec(f"forms={list(forms)}: tensors travel as {' or '.join(FORMS)}. Leave it out for both to start with.")
-    made = {"json": json_form, "binary": binary_form}
+    makers = {"json": json_form, "binary": binary_form}
     batches = _batches(inputs, rows=rows, x=x)
-    return tuple(made[form](name, inputs, batches) for form in dict.fromkeys(forms))
+    return tuple(makers[form](name, inputs, batches) for form in dict.fromkeys(forms))
 
 
 def json_form(name: str, inputs: Sequence[TensorSpec], batches: Sequence[dict[str, np.ndarray]]) -> BodyForm:

@@ -94,9 +94,9 @@ def _fitted(values: Any, spec: TensorSpec) -> np.ndarray:
         array = array[..., np.newaxis]
     elif array.ndim == len(spec.shape) + 1 and array.shape[-1] == 1:
         array = array[..., 0]
-    wanted = ", ".join(spec.dimensions)
+    dimensions = ", ".join(spec.dimensions)
     if array.ndim != len(spec.shape) or any(n not in (-1, size) for n, size in zip(spec.shape[1:], array.shape[1:], strict=False)):
-        raise DataMismatch(f"{label} has the shape ({wanted}); {array.shape} was given. Give whole rows, the batch first.")
+        raise DataMismatch(f"{label} has the shape ({dimensions}); {array.shape} was given. Give whole rows, the batch first.")
     return array
 
 

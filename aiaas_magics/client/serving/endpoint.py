@@ -197,15 +197,15 @@ class Endpoint:
 
     def _infer(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         body, headers = tensor_protocol.encode(columns, self._view.inputs)
-        gone = f"Endpoint {self.name!r} is not live any more. Deploy a model under that name again."
+        not_live = f"Endpoint {self.name!r} is not live any more. Deploy a model under that name again."
         if self._is_stopped:
-            raise BackendRefused(404, gone)
+            raise BackendRefused(404, not_live)
         try:
             answer, answer_headers = self._ask(f"/v2/models/{self.name}/infer", body, headers)
         except BackendRefused as error:
             if error.status != 404:
                 raise
-            raise BackendRefused(404, gone) from error
+            raise BackendRefused(404, not_live) from error
         outputs = tensor_protocol.decode(answer, answer_headers.get(tensor_protocol.LENGTH_HEADER.lower()))
         missing = {spec.name for spec in self._view.outputs} - outputs.keys()
         if missing:

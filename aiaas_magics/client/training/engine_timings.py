@@ -45,12 +45,12 @@ class QuickerEngine(msgspec.Struct, frozen=True, kw_only=True):
 
 def quicker_engine(ways: Sequence[StepTiming], *, steps: int) -> QuickerEngine | None:
     """The quickest way of the other engines where it is worth leaving the kernel's own for; None also where either was not measured."""
-    here = [way.fit_s(steps) for way in ways if way.engine == HOME.name]
-    others = [way for way in ways if way.engine != HOME.name]
-    if not here or not others:
+    home_s = [way.fit_s(steps) for way in ways if way.engine == HOME.name]
+    other_ways = [way for way in ways if way.engine != HOME.name]
+    if not home_s or not other_ways:
         return None
-    best = min(others, key=lambda way: way.fit_s(steps))
-    times = min(here) / max(best.fit_s(steps), 1e-9)
+    best = min(other_ways, key=lambda way: way.fit_s(steps))
+    times = min(home_s) / max(best.fit_s(steps), 1e-9)
     return QuickerEngine(way=best, times=times) if times >= WORTH_LEAVING else None
 
 

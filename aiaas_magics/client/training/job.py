@@ -78,7 +78,7 @@ class Job:
         self._story = story or JobStory()
         self._released = released
         self._feed = feed
-        self._taken: Any = None
+        self._fetched: Any = None
         self.printout = Printout()  # of what was read of the log
         self.files: tuple[returned_files.ReturnedFile, ...] = ()  # what the callbacks wrote, once the result is here
 
@@ -238,8 +238,8 @@ class Job:
             BackendTooSlow: `timeout_s` has passed.
             AiaasBug: another kernel submitted the job; use `apply_to(model)`.
         """
-        if self._taken is not None:
-            return self._taken
+        if self._fetched is not None:
+            return self._fetched
         self.follow(timeout_s=timeout_s)
         try:
             history = self._take(self._story)
@@ -337,11 +337,11 @@ class Job:
 
     def _bring_files(self, folder: Path, logs: Container[str] = ()) -> tuple[str, ...]:
         """Bring what is not here yet; the sentences that say what came where."""
-        here = [file for file in self.files if file.path is not None]
-        own_files = {file.name for file in here}
+        files_here = [file for file in self.files if file.path is not None]
+        own_files = {file.name for file in files_here}
         names = [name for name in self.view().files if name not in own_files]
         new = returned_files.save(self.id, names, folder, fetch=self._file, logs=logs)
-        self.files = (*here, *new)
+        self.files = (*files_here, *new)
         return returned_files.sentences(self.id, new)
 
     @contextmanager
@@ -379,8 +379,8 @@ class Job:
             wait_s = 0.0
 
     def _take(self, story: JobStory) -> Any:
-        if self._taken is not None:
-            return self._taken
+        if self._fetched is not None:
+            return self._fetched
         if self._view.state is not JobState.SUCCEEDED:
             raise self.failure()
         if self._packed is None:
@@ -391,7 +391,7 @@ class Job:
         if self._packed.callbacks:  # a fit without them writes no file
             notices = self._bring_files(Path.cwd(), working_folder.appended(self._packed.callbacks))
             self._story = replace(self._story, notices=(*self._story.notices, *notices))
-        self._taken = history
+        self._fetched = history
         return history
 
     def _warn_of_files(self) -> None:

@@ -42,7 +42,7 @@ class FitPlan:
 
     preflight: Preflight
     shape: FitShape
-    chosen: Planned | None = None
+    choice: Planned | None = None
     candidates: tuple[Candidate, ...] = ()
     unmeasured: str = ""
     simulated: bool = False
@@ -66,7 +66,7 @@ class FitPlan:
         return candidate.compile_s + max(0, self.steps - 1) * candidate.step_s
 
     def is_chosen(self, candidate: Candidate) -> bool:
-        chosen = self.chosen
+        chosen = self.choice
         return chosen is not None and (candidate.engine, candidate.strategy, candidate.fused) == (
             chosen.engine,
             chosen.strategy,
@@ -127,17 +127,17 @@ def plan(
 
         named = replace(options, name=f"{options.name or packed.shape.model}: {labels[index]}"[:100])
         way = measure(backend, call, named, engine, strategy, tell)
-        measured += [StepTiming.of(one, start_s=way.start_s) for one in way.candidates if not one.why]
-        result = replace(result, chosen=result.chosen if index else way.chosen, candidates=(*result.candidates, *way.candidates))
+        measured += [StepTiming.of(candidate, start_s=way.start_s) for candidate in way.candidates if not candidate.why]
+        result = replace(result, choice=result.choice if index else way.choice, candidates=(*result.candidates, *way.candidates))
     if is_open(options.execution):
         key = key_of(packed, about, execution=options.execution, workers=options.workers)
         engine_timings.cache().put(key, measured)
         if (quicker := quicker_engine(measured, steps=result.steps)) is not None:
             best = quicker.way
-            chosen = Planned(engine=best.engine, strategy=best.strategy, fused=best.fused, why=(quicker.why,))
+            choice = Planned(engine=best.engine, strategy=best.strategy, fused=best.fused, why=(quicker.why,))
             # What is to be announced of the fit is what differs on that engine.
             announced = prepare(backend, call, options).preflight.notes
-            result = replace(result, chosen=chosen, preflight=replace(preflight, notes=announced))
+            result = replace(result, choice=choice, preflight=replace(preflight, notes=announced))
     return result
 
 
@@ -146,13 +146,13 @@ def ways(execution: Execution, *, devices: int, gpus: bool) -> tuple[tuple[str, 
     resolved = execution.resolved(devices=devices, gpus=gpus)
     first = (resolved.runs_on.name, resolved.strategy)
     engines = engines_with(execution.strategy) if execution.engine == "auto" else (execution.runs_on,)
-    others = (
+    other_ways = (
         (info.name, strategy)
         for info in engines
         for strategy in (("single",) if devices == 1 else info.several)
         if execution.strategy in ("auto", strategy)
     )
-    return tuple(dict.fromkeys((first, *others)))
+    return tuple(dict.fromkeys((first, *other_ways)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +163,7 @@ class MeasuredWay:
     """
 
     candidates: tuple[Candidate, ...]
-    chosen: Planned | None = None
+    choice: Planned | None = None
     start_s: float = 0.0
 
 
@@ -188,7 +188,7 @@ def measure(
         job.cancel()
         raise
     if job.state is JobState.SUCCEEDED:
-        return MeasuredWay(candidates=story.candidates, chosen=story.plan, start_s=start_s(story))
+        return MeasuredWay(candidates=story.candidates, choice=story.plan, start_s=start_s(story))
     if story.candidates and story.candidates[-1].why:  # the worker has said it
         return MeasuredWay(candidates=story.candidates)
     why = story.error.message if story.error is not None else str(job.failure())

@@ -85,7 +85,7 @@ def is_run(name: str) -> bool:
     return last in RUNS_BY_NAME or any(RUNS.fullmatch(part) for part in last.split(".")[1:])
 
 
-class Written:
+class WrittenFiles:
     """The files that jobs wrote here: of this kernel in memory, of earlier ones in a file of the state folder (0600)."""
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ def _note() -> Path:
     return settings.home() / "written_files.json"
 
 
-_written = Written()
+_written = WrittenFiles()
 
 
 def save(
@@ -227,17 +227,17 @@ def sentences(job: str, files: Sequence[ReturnedFile]) -> tuple[str, ...]:
     """What the user reads about them: a line for those that came under their own names, one for others, one for those that did not come."""
     own = [f"{file.name} (added to)" if file.appended else file.name for file in files if file.path is not None and not file.why]
     aside = [file for file in files if file.path is not None and file.why]
-    left = [file for file in files if file.path is None]
+    files_left = [file for file in files if file.path is None]
     lines = []
     if own:
         lines.append(f"Files of the callbacks: {_listed(own)}.")
     if aside:
         reasons = " and ".join(dict.fromkeys(file.why for file in aside))
         lines.append(f"Put into {ASIDE}/{job}/ instead: {_listed([file.name for file in aside])} ({reasons}). Move what you want to keep.")
-    if left:
-        reasons = " and ".join(dict.fromkeys(file.why for file in left))
+    if files_left:
+        reasons = " and ".join(dict.fromkeys(file.why for file in files_left))
         lines.append(
-            f"Left on the backend: {_listed([file.name for file in left])} ({reasons}). Use another name, or make room, to get it."
+            f"Left on the backend: {_listed([file.name for file in files_left])} ({reasons}). Use another name, or make room, to get it."
         )
     return tuple(lines)
 

@@ -342,10 +342,10 @@ def checked_points(points: Sequence[int]) -> tuple[int, ...]:
     Raises:
         InvalidSpec: when fewer than two different numbers are left, or one is below 1.
     """
-    wanted = tuple(sorted(set(points)))
-    if len(wanted) < 2 or wanted[0] < 1:
+    counts = tuple(sorted(set(points)))
+    if len(counts) < 2 or counts[0] < 1:
         raise InvalidSpec(f"A study compares at least two numbers of workers, not {list(points)}. Use --workers 1,2.")
-    return wanted
+    return counts
 
 
 def largest_difference(results: Sequence[FitResult]) -> float:
@@ -354,13 +354,13 @@ def largest_difference(results: Sequence[FitResult]) -> float:
     Optimizer slots are left out: Adam divides tiny momenta by tiny roots, so they say more about rounding than about
     the model.
     """
-    first, *others = results
+    first, *other_results = results
     worst = 0.0
-    for other in others:
+    for other in other_results:
         for place in first.roles["weights"]:
-            mine, theirs = (np.asarray(result.variables[place], np.float64).ravel() for result in (first, other))
+            own_values, other_values = (np.asarray(result.variables[place], np.float64).ravel() for result in (first, other))
             with np.errstate(invalid="ignore"):  # of two infinities
-                norm, gap = float(np.linalg.norm(mine)), float(np.linalg.norm(theirs - mine))
+                norm, gap = float(np.linalg.norm(own_values)), float(np.linalg.norm(other_values - own_values))
             relative = gap / norm if norm else gap
             worst = max(worst, relative if np.isfinite(relative) else np.inf)  # max() passes a NaN over
     return worst

@@ -102,8 +102,8 @@ def prepare(
     began = time.monotonic()
     story = JobStory().with_phase(Phase.PACKING, at_s=time.time())
     on_change(story)
-    about, here = backend.about(), settings.versions()
-    check_versions(here, about.versions)
+    about, kernel_versions = backend.about(), settings.versions()
+    check_versions(kernel_versions, about.versions)
     engine = options.execution.runs_on
     if engine.name not in about.versions.engines:
         raise NotOnEngine(engine.title, f"{about.backend} has no {engine.title} installed (pip install 'aiaas_magics[{engine.name}]')")
@@ -132,7 +132,7 @@ def prepare(
         known_bytes=known_bytes,
         send_bytes=all_bytes - known_bytes,
         notes=notes,
-        here=here,
+        here=kernel_versions,
         there=about.versions,
         memory_bytes=packed.memory_bytes,
         workers=workers,
@@ -218,18 +218,21 @@ def check_resume(backend: OpenBackend, job: str, shape: FitShape, packed: Packed
     """
     from aiaas_magics.packing.live.model_variables import check_kept
 
-    kept = backend.transport.get(f"/v1/jobs/{job}/checkpoint", CheckpointView)
-    check_kept(packed.paths, packed.variables, kept.variables)
-    ours = packed.shape
-    if kept.step and (ours.rows, ours.global_batch, ours.initial_epoch) != (shape.rows, shape.global_batch, shape.initial_epoch):
+    checkpoint = backend.transport.get(f"/v1/jobs/{job}/checkpoint", CheckpointView)
+    check_kept(packed.paths, packed.variables, checkpoint.variables)
+    own_shape = packed.shape
+    if checkpoint.step and (own_shape.rows, own_shape.global_batch, own_shape.initial_epoch) != (
+        shape.rows,
+        shape.global_batch,
+        shape.initial_epoch,
+    ):
         raise InvalidSpec(
-            f"Job {job} ended within an epoch of {shape.rows:,} rows in batches of {shape.global_batch}; this fit has {ours.rows:,} in "
-            f"batches of {ours.global_batch}. Give fit the same data and batch_size."
+            f"Job {job} ended within an epoch of {shape.rows:,} rows in batches of {shape.global_batch}; "
+            f"this fit has {own_shape.rows:,} in batches of {own_shape.global_batch}. Give fit the same data and batch_size."
         )
-    where = f"epoch {kept.epoch + 1}" + (f", step {kept.step + 1}" if kept.step else "")
-    return (
-        f"Goes on from the last checkpoint of job {job}: {where} of {ours.epochs} epochs. What the model holds in the kernel is not used."
-    )
+    where = f"epoch {checkpoint.epoch + 1}" + (f", step {checkpoint.step + 1}" if checkpoint.step else "")
+    place = f"the last checkpoint of job {job}: {where} of {own_shape.epochs} epochs"
+    return f"Goes on from {place}. What the model holds in the kernel is not used."
 
 
 def simulated(devices: int) -> str:

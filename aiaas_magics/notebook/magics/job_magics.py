@@ -50,9 +50,9 @@ class JobMagics(Family):
         """
         job = self.session.find_job(request.job)
         self._put(request.out, job)
-        ours = job is self.session.find_own(job.id)
+        is_own = job is self.session.find_own(job.id)
         try:
-            if ours:
+            if is_own:
                 job.result(request.timeout)
             else:
                 job.wait(request.timeout)
@@ -60,9 +60,9 @@ class JobMagics(Family):
             raise tracebacks.Interrupted(f"Stopped waiting; job {job.id} continues. %aiaas_cancel {job.id} stops it.") from None
         finally:
             self.session.settle(job)
-        if not ours and job.state != "succeeded":
+        if not is_own and job.state != "succeeded":
             raise job.failure()
-        print(f"Job {job.id} {job.state}." + (" The model has its weights." if ours else " job.apply_to(model) loads its weights."))
+        print(f"Job {job.id} {job.state}." + (" The model has its weights." if is_own else " job.apply_to(model) loads its weights."))
 
     @magic(JobRequest, JOB)
     def aiaas_cancel(self, request: JobRequest) -> None:

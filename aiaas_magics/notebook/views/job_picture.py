@@ -150,8 +150,8 @@ def _underway(story: JobStory) -> str:
         parts.append(metrics_line(story.logs))
     if story.rows_per_s:
         parts.append(f"{text_twins.count(story.rows_per_s)} rows/s")
-    if not all_done and (left := story.seconds_left()) is not None:
-        parts.append(f"{text_twins.seconds(left)} left")
+    if not all_done and (seconds_left := story.seconds_left()) is not None:
+        parts.append(f"{text_twins.seconds(seconds_left)} left")
     return " · ".join(parts)
 
 

@@ -130,10 +130,10 @@ def snapshot(view: View[P], picture: P) -> Bundle:
 
 def replace_output(handle: Any, bundles: Sequence[Bundle]) -> None:
     """The first bundle takes the live output's place, the others follow it; none leaves an output that shows nothing."""
-    first, *others = bundles or [{}]
+    first, *other_outputs = bundles or [{}]
     if handle is not None:
         handle.update(first, raw=True)
-    for bundle in others:
+    for bundle in other_outputs:
         display(bundle, raw=True)
 
 
@@ -197,13 +197,13 @@ class SlowLine:
             self._handle.update(bundle, raw=True)
 
 
-def choose(ip: Any, wanted: str | None) -> str:
+def choose(ip: Any, ui: str | None) -> str:
     """The kind of view: what was asked for, else AIAAS_UI, else what this front end can show.
 
     A front end cannot be asked whether it shows widgets, so "auto" means: a widget in a
     kernel that has the libraries, lines of text elsewhere.
     """
-    kind = wanted or os.environ.get("AIAAS_UI", "") or "auto"
+    kind = ui or os.environ.get("AIAAS_UI", "") or "auto"
     if kind in {"none", "text"}:
         return kind
     if not shows_pictures(ip):

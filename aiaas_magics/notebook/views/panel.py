@@ -81,9 +81,9 @@ def small_table(rows: Sequence[Sequence[str]], *, head: Sequence[str] = ()) -> s
     top = f"<tr>{''.join(_head_cell(name) for name in head)}</tr>" if head else ""
     body = (
         f'<tr style="background:transparent"><th scope="row" style="{CELL};font-weight:normal">{escape(first)}</th>'
-        + "".join(f'<td style="{CELL}">{escape(value)}</td>' for value in others)
+        + "".join(f'<td style="{CELL}">{escape(value)}</td>' for value in cells)
         + "</tr>"
-        for first, *others in rows
+        for first, *cells in rows
     )
     return f'<table style="border-collapse:collapse;font-size:.92em">{top}{"".join(body)}</table>'
 

@@ -43,7 +43,7 @@ def pack_stock(model: Any, arguments: Mapping[str, Any], *, compute: Callable[[A
     rows = batch_spec(arguments)
     model._symbolic_build(data_batch=symbols(rows))  # metrics have variables of their own from here on
     by_role = keras_roles_of(model)
-    variables = [variable for found in by_role.values() for variable in found]
+    variables = [variable for variables_of_role in by_role.values() for variable in variables_of_role]
     places = {id(variable): place for place, variable in enumerate(variables)}
     batch = reference_answers.sample(model, arguments)
     described = keras.saving.serialize_keras_object(model)

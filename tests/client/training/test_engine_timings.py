@@ -110,8 +110,8 @@ def test_a_fit_goes_where_a_dry_run_found_it_to_be_quicker(home: Path, tmp_path:
         on_tensorflow, silent = trained()
 
     assert unmeasured.engine == "tensorflow", "never on JAX without a measurement"
-    assert (plan.chosen.engine, plan.chosen.strategy) == ("jax", "single")
-    assert plan.chosen.why[0].startswith("measured: TensorFlow takes ")
+    assert (plan.choice.engine, plan.choice.strategy) == ("jax", "single")
+    assert plan.choice.why[0].startswith("measured: TensorFlow takes ")
     assert [note for note in plan.preflight.notes if "are drawn by JAX" in note], "what differs is announced with the plan"
     assert (on_jax.engine, on_jax.strategy) == ("jax", "single")
     assert announced[0].startswith("This fit runs on JAX (measured: TensorFlow takes ")

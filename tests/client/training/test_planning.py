@@ -58,15 +58,15 @@ def test_every_way_on_two_workers_is_measured_and_nothing_is_trained(
     }
     assert all(one.step_s > 0 and one.compile_s > 0 and one.memory_bytes > 1e6 for one in found.measured)
     assert [(one.strategy, one.fused) for one in found.ruled_out] == [("mirrored", "graph"), ("mirrored", "xla")]
-    assert found.chosen is not None
-    assert (found.chosen.engine, found.chosen.strategy, found.chosen.fused) == ("tensorflow", "collective", "graph")
+    assert found.choice is not None
+    assert (found.choice.engine, found.choice.strategy, found.choice.fused) == ("tensorflow", "collective", "graph")
     assert {at.label for at in told} == {"tensorflow, collective", "tensorflow, mirrored", "jax, spmd"}
     assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
     assert int(model.optimizer.iterations) == 0
     assert (np.random.get_state()[1] == random).all()
     job = backend.train(model, x, y, workers=2, oversubscribe=True, **OFTEN)
     job.result(120)
-    assert job.story().plan == found.chosen
+    assert job.story().plan == found.choice
     shown = present.plan_table(found)["text/plain"]
     assert "mirrored, simulated devices" in shown
     assert "costs what compiling gains, but in recurrent layers" in shown
@@ -94,9 +94,9 @@ def test_the_fit_goes_by_what_a_dry_run_measured_and_sends_no_array_again(
     ]
     [refused] = found.ruled_out
     assert refused.why.startswith("it would compute something else there: ")
-    assert found.chosen is not None
-    assert found.chosen.why[0].startswith("measured: "), "both forms were, so no estimate decides"
-    assert job.story().plan == found.chosen
+    assert found.choice is not None
+    assert found.choice.why[0].startswith("measured: "), "both forms were, so no estimate decides"
+    assert job.story().plan == found.choice
     assert (found.preflight.known_bytes, again.preflight.known_bytes) == (0, x.nbytes)
     assert [(one.engine, one.fused) for one in again.candidates] == [("tensorflow", "off")]
     assert waiting.candidates == ()
@@ -127,7 +127,7 @@ def test_a_way_that_takes_too_long_or_breaks_is_a_row_and_leaves_nothing_running
 
     assert "no step can be made" in breaks.why
     assert [one.why for one in found.candidates] == ["measuring takes more than 0 s"]
-    assert found.chosen is None
+    assert found.choice is None
     assert [view.id for view in backend.jobs() if not view.state.final] == []
 
 
@@ -154,7 +154,7 @@ def test_an_engine_that_is_quicker_than_the_plans_is_named() -> None:
         ours = Candidate(engine="tensorflow", strategy="single", fused="xla", step_s=1e-2, compile_s=1.0, memory_bytes=1)
         jax = Candidate(engine="jax", strategy="single", fused="xla", step_s=jax_step_s, compile_s=1.0, memory_bytes=1)
         chosen = Planned(fused="xla", engine="tensorflow", strategy="single")
-        return FitPlan(preflight=None, shape=shape, chosen=chosen, candidates=(ours, jax))  # type: ignore[arg-type]
+        return FitPlan(preflight=None, shape=shape, choice=chosen, candidates=(ours, jax))  # type: ignore[arg-type]
 
     assert "--engine jax would take" in present.plan_table(found(5e-3))["text/plain"]
     assert "--engine" not in present.plan_table(found(9.5e-3))["text/plain"]

@@ -16,7 +16,7 @@ import pytest
 from aiaas_magics.backend.folders.job_folder import JobFolder
 from aiaas_magics.backend.workers import opened_files
 from aiaas_magics.client.training import returned_files
-from aiaas_magics.client.training.returned_files import ReturnedFile, Written, save, sentences
+from aiaas_magics.client.training.returned_files import ReturnedFile, WrittenFiles, save, sentences
 from aiaas_magics.core import settings
 from aiaas_magics.core.errors import AiaasBug
 
@@ -36,7 +36,7 @@ def here(tmp_path: Path) -> Path:
 
 
 def new_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(returned_files, "_written", Written())
+    monkeypatch.setattr(returned_files, "_written", WrittenFiles())
 
 
 @dataclass

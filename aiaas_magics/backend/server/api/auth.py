@@ -62,8 +62,8 @@ class Refusals:
 class Guarded:
     """`app` behind the guard. `heard` is called for each request that may pass."""
 
-    def __init__(self, app: ASGIApp, *, guard: Guard, url: Callable[[], str], heard: Callable[[], None]) -> None:
-        self._app, self._guard, self._url, self._heard = app, guard, url, heard
+    def __init__(self, app: ASGIApp, *, guard: Guard, url: Callable[[], str], on_request: Callable[[], None]) -> None:
+        self._app, self._guard, self._url, self._heard = app, guard, url, on_request
         self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -86,10 +86,10 @@ class Room:
         keep = self.keep_free.of(usage.total)
         missing = wanted_bytes + keep - usage.free
         if missing > 0:
-            wanted = f"{megabytes(wanted_bytes)} are wanted, " if wanted_bytes else ""
+            request_text = f"{megabytes(wanted_bytes)} are wanted, " if wanted_bytes else ""
             raise StoreNotWritable(
                 str(self.folder),
-                f"no space left on its disk: {wanted}{megabytes(usage.free)} are free and {megabytes(keep)} are to stay free, "
+                f"no space left on its disk: {request_text}{megabytes(usage.free)} are free and {megabytes(keep)} are to stay free, "
                 f"so {megabytes(missing)} are missing",
             )
 

@@ -276,20 +276,20 @@ class Store:
 
     def keep_routing(self, endpoint: str, routing: Routing, record: VersionRecord | None = None) -> None:
         """Requests go as `routing` says now, in which `record` may be a new version; versions that it does not name are over."""
-        mine = versions.c.endpoint == endpoint
+        condition = versions.c.endpoint == endpoint
         with self._writing() as connection:
             if record is not None:
                 row = {"endpoint": endpoint, "version": record.view.version, "live": True}
                 connection.execute(sa.insert(versions).values(**row, spec=wire.encode(record.spec), view=wire.encode(record.view)))
-            connection.execute(sa.update(versions).where(mine).values(live=versions.c.version.in_(routing.loaded)))
+            connection.execute(sa.update(versions).where(condition).values(live=versions.c.version.in_(routing.loaded)))
             connection.execute(sa.delete(routings).where(routings.c.endpoint == endpoint))
             connection.execute(sa.insert(routings).values(endpoint=endpoint, routing=wire.encode(routing)))
 
     def keep_spec(self, record: VersionRecord) -> None:
         """A version as it is from now on: with other replicas."""
-        mine = (versions.c.endpoint == record.spec.name) & (versions.c.version == record.view.version)
+        condition = (versions.c.endpoint == record.spec.name) & (versions.c.version == record.view.version)
         with self._writing() as connection:
-            connection.execute(sa.update(versions).where(mine).values(spec=wire.encode(record.spec)))
+            connection.execute(sa.update(versions).where(condition).values(spec=wire.encode(record.spec)))
 
     def routings(self) -> dict[str, Routing]:
         with self._reading() as connection:
@@ -337,18 +337,18 @@ class Store:
 
     def thin_log(self, job: str, *, keep: int) -> None:
         """Of a job that is over keep so many entries: progress within its epochs goes first, then what is neither first nor last."""
-        mine = events.c.job == int(job)
+        condition = events.c.job == int(job)
         with self._writing() as connection:
-            count = connection.execute(sa.select(sa.func.count()).where(mine)).scalar() or 0
+            count = connection.execute(sa.select(sa.func.count()).where(condition)).scalar() or 0
             if count > keep:
                 # In the middle only: whoever reads on from a number finds the first and the last entry where they were.
-                last = connection.execute(sa.select(sa.func.max(events.c.seq)).where(mine)).scalar() or 0
-                count -= connection.execute(sa.delete(events).where(mine, _is_kind(STEPS_KIND), events.c.seq < last)).rowcount
+                last = connection.execute(sa.select(sa.func.max(events.c.seq)).where(condition)).scalar() or 0
+                count -= connection.execute(sa.delete(events).where(condition, _is_kind(STEPS_KIND), events.c.seq < last)).rowcount
             if count > keep:
-                kept = sa.select(events.c.seq).where(mine).order_by(events.c.seq)
-                first = connection.execute(kept.offset(keep // 10).limit(1)).scalar() or 0
-                final = connection.execute(kept.offset(count - (keep - keep // 10)).limit(1)).scalar() or 0
-                connection.execute(sa.delete(events).where(mine, events.c.seq >= first, events.c.seq < final))
+                remaining = sa.select(events.c.seq).where(condition).order_by(events.c.seq)
+                first = connection.execute(remaining.offset(keep // 10).limit(1)).scalar() or 0
+                final = connection.execute(remaining.offset(count - (keep - keep // 10)).limit(1)).scalar() or 0
+                connection.execute(sa.delete(events).where(condition, events.c.seq >= first, events.c.seq < final))
 
     def unused_bytes(self) -> int:
         """Of the file, what removed entries left."""

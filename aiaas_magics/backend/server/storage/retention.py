@@ -32,11 +32,11 @@ def expired(ended: Sequence[Ended], *, now_s: float, missing_bytes: int = 0) -> 
     ['0', '1']
     """
     oldest_first = sorted(ended, key=lambda job: job.ended_s)
-    gone: list[str] = []
+    old_jobs: list[str] = []
     for place, job in enumerate(oldest_first):
         age_s = now_s - job.ended_s
         is_old = age_s > DAYS * DAY_S and place < len(oldest_first) - NEWEST
         if is_old or (missing_bytes > 0 and age_s > SPARED_S):
-            gone.append(job.job)
+            old_jobs.append(job.job)
             missing_bytes -= job.bytes
-    return gone
+    return old_jobs

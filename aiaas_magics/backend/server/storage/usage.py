@@ -85,7 +85,7 @@ class Storage:
             ),
             StoragePart(contents="models of endpoints", bytes=sizes["endpoints"][0], count=sizes["endpoints"][1]),
             StoragePart(contents="data kept for the next run", bytes=sizes[""][0], count=sizes[""][1], freeable_bytes=unneeded),
-            StoragePart(contents="checkpoints", bytes=of_jobs[0], count=sum(one.is_dir() for one in checkpoints)),
+            StoragePart(contents="checkpoints", bytes=of_jobs[0], count=sum(entry.is_dir() for entry in checkpoints)),
             StoragePart(contents="files of callbacks", bytes=of_jobs[1], count=sum(one.is_dir() for one in files)),
             StoragePart(contents="running attempts", bytes=max(0, jobs - sum(of_jobs))),
             StoragePart(contents="records and logs of jobs", bytes=size_of(path.glob("records.sqlite*")), count=len(records)),
@@ -125,10 +125,10 @@ class Storage:
             job_ids = {record.job.id for record in records}
             await asyncio.to_thread(self._remove_strays, job_ids, now_s - older_than_s)
             blobs = await self._sweep_blobs(now_s=now_s, older_than_s=older_than_s)
-            gone = await asyncio.to_thread(lambda: expired(self._ended(records), now_s=now_s, missing_bytes=missing))
-            if gone:
-                await self._conductor.remove_results(gone)
-                for job in gone:
+            removed = await asyncio.to_thread(lambda: expired(self._ended(records), now_s=now_s, missing_bytes=missing))
+            if removed:
+                await self._conductor.remove_results(removed)
+                for job in removed:
                     folder = self._state.job(job)
                     for path in (folder.files, folder.figures):
                         await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
@@ -139,8 +139,8 @@ class Storage:
             if await self._store.call(self._store.unused_bytes) > (0 if compact else COMPACT_BYTES) and self._has_room_to_compact():
                 await self._store.call(self._store.compact)
             freed = before - await asyncio.to_thread(size_of, places)
-        log.info("removed %d blobs that nothing needs and the results of %d jobs", blobs, len(gone))
-        return Freed(bytes=max(0, freed), blobs=blobs, results=len(gone))
+        log.info("removed %d blobs that nothing needs and the results of %d jobs", blobs, len(removed))
+        return Freed(bytes=max(0, freed), blobs=blobs, results=len(removed))
 
     async def _sweep_blobs(self, *, now_s: float, older_than_s: float) -> int:
         uses = await self._store.call(self._store.blob_uses)

@@ -59,7 +59,7 @@ class OnnxEngine:
         self._strings = frozenset(i.name for i in spec.inputs if i.dtype == "string")
 
     def run(self, inputs: Tensors, /) -> dict[str, np.ndarray]:
-        feed = {theirs: inputs[ours] for ours, theirs in self._fed}
+        feed = {graph_name: inputs[name] for name, graph_name in self._fed}
         for ours, theirs in self._fed if self._strings else ():
             if ours in self._strings:
                 feed[theirs] = _text(inputs[ours])
@@ -87,13 +87,13 @@ class OnnxEngine:
         self._session = None
 
 
-def _by_name(theirs: list[str], ours: list[str], what: str) -> dict[str, str]:
+def _by_name(graph_names: list[str], names: list[str], side: str) -> dict[str, str]:
     """Our name -> the file's name. Exporters rename; then the order decides, and the proof after it."""
-    if set(theirs) == set(ours):
-        return {name: name for name in ours}
-    if len(theirs) != len(ours):
-        raise UnsafeArtefact(f"its {what} are {theirs}, not {ours}")
-    return dict(zip(ours, theirs, strict=True))
+    if set(graph_names) == set(names):
+        return {name: name for name in names}
+    if len(graph_names) != len(names):
+        raise UnsafeArtefact(f"its {side} are {graph_names}, not {names}")
+    return dict(zip(names, graph_names, strict=True))
 
 
 def _text(array: np.ndarray) -> np.ndarray:

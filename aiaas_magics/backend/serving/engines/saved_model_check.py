@@ -70,5 +70,5 @@ def _reads_an_asset(node: Any, function: Any, objects: Any) -> bool:
     arguments = [argument.name for argument in function.signature.input_arg]
     bound = list(objects.concrete_functions[own].bound_inputs) if own in objects.concrete_functions else []
     binds = dict(zip(reversed(arguments), reversed(bound), strict=False))  # what is bound comes behind what a caller gives
-    held = binds.get(node.input[FILE_NAME_INPUT])
-    return held is not None and bool(objects.nodes[held].WhichOneof("kind") == "asset")
+    tensor = binds.get(node.input[FILE_NAME_INPUT])
+    return tensor is not None and bool(objects.nodes[tensor].WhichOneof("kind") == "asset")

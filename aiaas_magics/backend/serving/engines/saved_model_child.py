@@ -76,18 +76,21 @@ class Model:
         self._outputs = _paired(list(self._function.structured_outputs), outputs, "outputs")
 
     def run(self, tensors: dict[str, Any]) -> dict[str, Any]:
-        feed = {theirs: self._tf.constant(tensors[ours], dtype=self._dtypes[theirs]) for ours, theirs in self._inputs.items()}
+        feed = {
+            signature_name: self._tf.constant(tensors[name], dtype=self._dtypes[signature_name])
+            for name, signature_name in self._inputs.items()
+        }
         outputs = self._function(**feed)
         return {ours: outputs[theirs].numpy() for ours, theirs in self._outputs.items()}
 
 
-def _paired(theirs: list[str], ours: list[str], what: str) -> dict[str, str]:
+def _paired(signature_names: list[str], names: list[str], side: str) -> dict[str, str]:
     """Our name -> the signature's. Exporters rename; then the order decides, and the proof after it."""
-    if set(theirs) == set(ours):
-        return {name: name for name in ours}
-    if len(theirs) != len(ours):
-        raise ValueError(f"its {what} are {theirs}, not {ours}")
-    return dict(zip(ours, sorted(theirs), strict=True))
+    if set(signature_names) == set(names):
+        return {name: name for name in names}
+    if len(signature_names) != len(names):
+        raise ValueError(f"its {side} are {signature_names}, not {names}")
+    return dict(zip(names, sorted(signature_names), strict=True))
 
 
 def sentence_of(error: Exception) -> str:

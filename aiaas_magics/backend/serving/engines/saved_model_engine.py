@@ -75,27 +75,27 @@ class SavedModelEngine:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._socket = ours
+        parent_end, child_end = socket.socketpair()
+        with child_end:
+            self._socket = parent_end
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "aiaas_magics.backend.serving.engines.saved_model_child", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "aiaas_magics.backend.serving.engines.saved_model_child", str(child_end.fileno())],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(child_end.fileno(),),
                 env={**os.environ, **child_environment(self._threads)},
                 cwd=self._folder,
             )
-        ours.settimeout(READY_S)
+        parent_end.settimeout(READY_S)
         try:
-            tensor_frames.send(ours, "load", text=wire.encode([str(self._folder / "model"), self._names()]).decode())
-            say, text, _ = tensor_frames.receive(ours)
+            tensor_frames.send(parent_end, "load", text=wire.encode([str(self._folder / "model"), self._names()]).decode())
+            say, text, _ = tensor_frames.receive(parent_end)
         except tensor_frames.BrokenFrame as error:
             self._end_child()
             raise EngineLost(f"the model's process did not come up: {error}") from error
         if say != "ready":
             self._end_child()
             raise UnsafeArtefact(text)
-        ours.settimeout(None if self._compute_s == math.inf else self._compute_s)
+        parent_end.settimeout(None if self._compute_s == math.inf else self._compute_s)
 
     def _names(self) -> list[list[str]]:
         return [[tensor.name for tensor in side] for side in (self._spec.inputs, self._spec.outputs)]

@@ -97,10 +97,10 @@ def _exactly(source: socket.socket, count: int) -> bytearray:
     view = memoryview(data)
     while view:
         try:
-            got = source.recv_into(view)
+            received = source.recv_into(view)
         except OSError as error:
             raise BrokenFrame(str(error)) from error
-        if got == 0:
+        if received == 0:
             raise BrokenFrame("the other end is gone")
-        view = view[got:]
+        view = view[received:]
     return data

@@ -77,12 +77,12 @@ class GrpcInferCall:
     version: Version
     tensors: Mapping[str, np.ndarray]
     rows: int | None
-    wanted: list[str]
+    output_names: list[str]
     timeout_s: float
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
         answer = inference.ModelInferResponse(model_name=self.version.spec.name, model_version=str(self.version.number), id=self.message.id)
-        for name in self.wanted:
+        for name in self.output_names:
             array = np.asarray(outputs[name])
             answer.outputs.add(name=name, datatype=tensors.datatype_of(array), shape=array.shape)
             answer.raw_output_contents.append(bytes(tensors.to_bytes(array)))
@@ -95,10 +95,15 @@ def read(route: MessageRoute, version: Version) -> GrpcInferCall:
     message = route.message
     check_parameters(message)
     inputs = read_inputs(message, version)
-    wanted = wanted_outputs(message, version.spec.outputs)
+    output_names = wanted_outputs(message, version.spec.outputs)
     timeout_s = min(route.timeout_s, timeout_of(message))
     return GrpcInferCall(
-        message=message, version=version, tensors=inputs, rows=rows_of(inputs, version.spec.inputs), wanted=wanted, timeout_s=timeout_s
+        message=message,
+        version=version,
+        tensors=inputs,
+        rows=rows_of(inputs, version.spec.inputs),
+        output_names=output_names,
+        timeout_s=timeout_s,
     )
 
 
@@ -183,12 +188,12 @@ def from_contents(tensor: Any, shape: tuple[int, ...], spec: TensorSpec) -> np.n
 
 def wanted_outputs(message: Any, specs: tuple[TensorSpec, ...]) -> list[str]:
     names = [spec.name for spec in specs]
-    wanted = [output.name for output in message.outputs]
-    if unknown := next((name for name in wanted if name not in names), None):
+    output_names = [output.name for output in message.outputs]
+    if unknown := next((name for name in output_names if name not in names), None):
         raise BadValue(f"Unexpected output {unknown[:100]!r}; the model has the outputs {tfserving_json.listed(names)}")
-    if len(set(wanted)) != len(wanted):
+    if len(set(output_names)) != len(output_names):
         raise BadValue("An output is asked for twice")
-    return wanted or names
+    return output_names or names
 
 
 # --------------------------------------------------------------------------- everything else

@@ -61,13 +61,13 @@ class GrpcPredictCall:
     version: Version
     tensors: Mapping[str, np.ndarray]
     rows: int | None
-    wanted: list[str]
+    output_names: list[str]
     timeout_s: float
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
         answer = serving.PredictResponse()
         answered_by(answer, self.version)
-        for name in self.wanted:
+        for name in self.output_names:
             answer.outputs[name].CopyFrom(to_proto(np.asarray(outputs[name])))
         return Response(200, answer.SerializeToString())
 
@@ -76,13 +76,13 @@ def read_predict(route: MessageRoute, version: Version) -> GrpcPredictCall:
     message = route.message
     inputs = read_inputs(message.inputs, version.spec.inputs)
     names = [spec.name for spec in version.spec.outputs]
-    wanted = list(message.output_filter) or names
-    if unknown := next((name for name in wanted if name not in names), None):
+    output_names = list(message.output_filter) or names
+    if unknown := next((name for name in output_names if name not in names), None):
         raise BadValue(
             f"output tensor alias not found in signature: {unknown[:100]} Outputs expected to be in the set {tfserving_json.listed(names)}"
         )
     return GrpcPredictCall(
-        version=version, tensors=inputs, rows=rows_of(inputs, version.spec.inputs), wanted=wanted, timeout_s=route.timeout_s
+        version=version, tensors=inputs, rows=rows_of(inputs, version.spec.inputs), output_names=output_names, timeout_s=route.timeout_s
     )
 
 

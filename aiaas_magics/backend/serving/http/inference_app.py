@@ -195,9 +195,9 @@ class App:
             finally:
                 for task in tasks:
                     task.cancel()
-                sent, _ = await asyncio.gather(*tasks, return_exceptions=True)
-            if isinstance(sent, Exception):
-                raise sent
+                outcome, _ = await asyncio.gather(*tasks, return_exceptions=True)
+            if isinstance(outcome, Exception):
+                raise outcome
         finally:
             await response.stream.aclose()
 

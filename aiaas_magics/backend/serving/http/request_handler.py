@@ -215,7 +215,7 @@ def hand_over(request: Request, response: Response, done: Callable[[Response], N
         done(response)
     else:
         compressing = asyncio.get_running_loop().run_in_executor(None, compressed, response, encoding)
-        compressing.add_done_callback(lambda made: done(made.result()))
+        compressing.add_done_callback(lambda future: done(future.result()))
 
 
 def find(registry: Registry, protocol: InferenceProtocol, route: InferenceRoute, request: Request) -> Version | Response:

@@ -46,12 +46,12 @@ def from_environment(*, scheme: str) -> Iterator[Tracing | None]:
     Args:
         scheme: http or https: how HTTP is spoken here.
     """
-    made = _made(scheme)
+    tracing = _made(scheme)
     try:
-        yield made
+        yield tracing
     finally:
-        if made is not None:
-            made.close()
+        if tracing is not None:
+            tracing.close()
 
 
 def _made(scheme: str) -> Tracing | None:

@@ -49,7 +49,7 @@ class Loader:
     def __init__(self, registry: Registry, *, clock: Clock, scratch: Path, limits: Limits) -> None:
         self._registry, self._clock, self._scratch, self._limits = registry, clock, scratch, limits
         self._scaling = asyncio.Lock()
-        self._seen: dict[Version, ScalingWindow] = {}
+        self._windows: dict[Version, ScalingWindow] = {}
 
     async def load(self, spec: DeploySpec, number: int, *, artefact: Path, samples: Path) -> VersionView:
         """Bring a version up; requests go on as they did until `route` says otherwise.
@@ -124,16 +124,16 @@ class Loader:
         """Give versions whose number of executors follows the load one more or one less, where the time since the last call asks for it."""
         async with self._scaling:
             answering = [version for version in self._registry.answering() if version.spec.most_replicas]
-            self._seen = {version: self._seen.get(version) or ScalingWindow(version, self._clock.now_s()) for version in answering}
-            for version, seen in self._seen.items():
-                seen.look(self._clock.now_s())
+            self._windows = {version: self._windows.get(version) or ScalingWindow(version, self._clock.now_s()) for version in answering}
+            for version, window in self._windows.items():
+                window.look(self._clock.now_s())
                 most = min(version.spec.most_replicas, max(version.spec.replicas, len(usable_cores())))
-                number = wanted_replicas(tuple(seen.windows), replicas=version.replicas, least=version.spec.replicas, most=most)
+                number = wanted_replicas(tuple(window.windows), replicas=version.replicas, least=version.spec.replicas, most=most)
                 if number != version.replicas:
                     log.info("%s version %d: %d executors, by its load", version.spec.name, version.number, number)
                     unused = swap_executors(await self._opened_for([version], number))
                     await close_all([executor.close() for executor in unused])
-                    seen.windows.clear()
+                    window.windows.clear()
 
     async def _opened_for(self, versions: Sequence[Version], replicas: int) -> list[tuple[Version, Executor, int]]:
         """Executors for all of them, before any is swapped: a version that cannot be opened so often leaves the others as they are too."""
@@ -280,8 +280,8 @@ def rows_within(limit_s: float, engine: Engine, samples: Samples) -> int:
 
 def quickest_s(engine: Engine, samples: Samples, rows: int) -> float:
     """Of this thread's own time, in which an engine of one thread computes: who else uses the machine now says nothing."""
-    chosen = np.arange(rows) % samples.rows
-    inputs = {name: np.ascontiguousarray(array[chosen]) for name, array in samples.inputs.items()}
+    row_numbers = np.arange(rows) % samples.rows
+    inputs = {name: np.ascontiguousarray(array[row_numbers]) for name, array in samples.inputs.items()}
     took = []
     for _ in range(TIMED_RUNS):
         began = time.thread_time()

@@ -60,8 +60,8 @@ def read_samples(path: Path, spec: DeploySpec) -> Samples:
     except (SafetensorError, ValueError, KeyError) as error:
         raise InvalidSpec(f"The samples of {spec.name} cannot be read ({error}). Run the cell again to export it anew.") from error
     numbers = sorted({int(key.partition("/")[0]) for key in arrays if key.partition("/")[0].isdecimal()})
-    others = tuple(_of_one_size(arrays, f"{number}/", spec) for number in numbers)
-    return replace(_of_one_size(arrays, "", spec), other_sizes=others)
+    other_sizes = tuple(_of_one_size(arrays, f"{number}/", spec) for number in numbers)
+    return replace(_of_one_size(arrays, "", spec), other_sizes=other_sizes)
 
 
 def _of_one_size(arrays: Mapping[str, np.ndarray], place: str, spec: DeploySpec) -> Samples:
@@ -116,14 +116,14 @@ def _check_one_size(engine: Engine, samples: Samples, spec: DeploySpec) -> Parit
     sizes = {name: 0.0 if array.dtype.kind in "OSU" else largest_of(array) for name, array in samples.outputs.items()}
     for rows in dict.fromkeys((1, 3, samples.rows)):
         # Fewer samples than three: a row may come twice, what matters is the size.
-        chosen = np.arange(rows) % samples.rows
-        inputs = {name: np.ascontiguousarray(array[chosen]) for name, array in samples.inputs.items()}
+        row_numbers = np.arange(rows) % samples.rows
+        inputs = {name: np.ascontiguousarray(array[row_numbers]) for name, array in samples.inputs.items()}
         outputs = _run(engine, inputs, spec)
         for name, expected in samples.outputs.items():
             per_row = len(expected) == samples.rows
             batchable = batchable and per_row
             if per_row or rows == samples.rows:
-                part, where = expected[chosen] if per_row else expected, f"{name}, {rows} rows"
+                part, where = expected[row_numbers] if per_row else expected, f"{name}, {rows} rows"
                 largest = max(largest, _compare(outputs[name], part, spec, engine, where, largest=sizes[name]))
     return ParityResult(largest, batchable)
 

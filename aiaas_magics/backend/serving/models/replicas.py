@@ -150,14 +150,14 @@ class Replicas(Queued):
             if thread.is_alive():
                 log.warning("%s still computes after %s s", thread.name, grace_s)
                 with self._wake:
-                    left = self._queue.take_all()
+                    waiting = self._queue.take_all()
                 with contextlib.suppress(RuntimeError):  # the loop has ended; nobody waits any more
-                    self._loop.call_soon_threadsafe(_drop, left)
+                    self._loop.call_soon_threadsafe(_drop, waiting)
             engine.close()
 
     def _work(self, engine: Engine) -> None:
-        while (taken := self._next()) is not None:
-            late, batch, why = taken
+        while (next_batch := self._next()) is not None:
+            late, batch, why = next_batch
             began_s = time.monotonic()
             answers = answers_of(engine, [waiting.item.tensors for waiting in batch], [waiting.rows for waiting in batch])
             compute_s = time.monotonic() - began_s
@@ -251,8 +251,8 @@ class Inline(Queued):
         await self._larger.close()
 
 
-def _drop(left: Batch) -> None:
-    for waiting in left:
+def _drop(waiting_requests: Batch) -> None:
+    for waiting in waiting_requests:
         waiting.item.done(EngineLost("its version was taken down"))
 
 

@@ -44,11 +44,11 @@ class Durations:
 
     def percentile(self, percent: float) -> int:
         """The duration in microseconds that so many per cent stayed within; 0 where nothing was seen."""
-        wanted = len(self) * percent / 100
-        seen = 0
+        target = len(self) * percent / 100
+        below = 0
         for duration_us, count in self:
-            seen += count
-            if seen >= wanted:
+            below += count
+            if below >= target:
                 return duration_us
         return 0
 

@@ -113,14 +113,14 @@ async def run(options: InferenceOptions, protocols: ServedProtocols = STOCK) -> 
         check_pair(Path(options.tls_cert), Path(options.tls_key))
     files = Files(Path(options.state))
     files.make()
-    with contextlib.ExitStack() as held:
-        await _lock(files, held)
+    with contextlib.ExitStack() as stack:
+        await _lock(files, stack)
         shutil.rmtree(files.scratch, ignore_errors=True)
         files.scratch.mkdir(mode=0o700)
-        listener = held.enter_context(_listener(options, files))
+        listener = stack.enter_context(_listener(options, files))
         grpc_port = _grpc_port(options, files)
         registry = Registry(withdrawn=files.withdrawn(), keep_withdrawn=files.keep_withdrawn, expected=files.expected())
-        spans = held.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
+        spans = stack.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
         limits = Limits(body_bytes=options.body_bytes, compute_s=options.compute_s)
         loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits)
         guard = _guard(options, files)
@@ -224,13 +224,13 @@ def _answering(loader: Loader, registry: Registry, server: InferenceServer, grpc
     return answer
 
 
-async def _lock(files: Files, held: contextlib.ExitStack) -> None:
+async def _lock(files: Files, stack: contextlib.ExitStack) -> None:
     """Keep other processes out of the folder for as long as `held` is open."""
     until_s = time.monotonic() + LOCK_S
     while True:
         with contextlib.ExitStack() as attempt:
             if attempt.enter_context(files.lock()):
-                held.enter_context(attempt.pop_all())
+                stack.enter_context(attempt.pop_all())
                 return
         if time.monotonic() > until_s:
             raise CannotStart("The inference process", "another one lives in the same folder", files.log.name)
@@ -259,23 +259,23 @@ def _grpc_port(options: InferenceOptions, files: Files) -> int:
     return port
 
 
-def _free_port(host: str, wanted: int) -> int:
+def _free_port(host: str, port: int) -> int:
     with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: connections of before that linger are no obstacle
-        probe.bind((host, wanted))
+        probe.bind((host, port))
         return int(probe.getsockname()[1])
 
 
 def _taken_again(host: str, asked_port: int, files: Files, name: str, take: Callable[[int], T]) -> T:
     """What `take` gives for the port that was asked for, or that of last time, or any."""
-    wanted = asked_port or files.port(name)
+    previous_port = asked_port or files.port(name)
     try:
-        return take(wanted)
+        return take(previous_port)
     except OSError as error:
-        if asked_port or not wanted:
-            raise CannotStart("The inference process", f"{host}:{wanted} cannot be listened on ({error})", files.log.name) from error
+        if asked_port or not previous_port:
+            raise CannotStart("The inference process", f"{host}:{previous_port} cannot be listened on ({error})", files.log.name) from error
         # Whoever sits on our old port is sent the old token by clients that do not know yet: it must be worth nothing.
-        log.warning("port %d is taken by another process; choosing a new port and a new token", wanted)
+        log.warning("port %d is taken by another process; choosing a new port and a new token", previous_port)
         files.new_token()
         return take(0)
 

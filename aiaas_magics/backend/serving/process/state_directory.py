@@ -70,8 +70,8 @@ class Files:
         """The token for predictions; made when there is none."""
         path = self.folder / "token"
         with contextlib.suppress(FileNotFoundError):
-            if kept := path.read_text(encoding="ascii").strip():
-                return kept
+            if stored := path.read_text(encoding="ascii").strip():
+                return stored
         return self.new_token()
 
     def new_token(self) -> str:

@@ -46,12 +46,12 @@ class RouteTable:
 
     def __init__(self, protocols: Iterable[RestProtocol]) -> None:
         self.protocols = tuple(protocols)
-        taken: set[tuple[str, str]] = set()
+        paths: set[tuple[str, str]] = set()
         for _, operation in self.operations():
             line = operation.method, operation.template
-            if line in taken:
+            if line in paths:
                 raise ValueError(f"{' '.join(line)} is in two protocols' tables. Take it out of one of them.")
-            taken.add(line)
+            paths.add(line)
 
     def operations(self) -> Iterator[tuple[RestProtocol, Operation]]:
         for protocol in self.protocols:

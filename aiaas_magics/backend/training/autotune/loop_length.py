@@ -17,13 +17,13 @@ GROWTH: Final = 8  # a call makes at most so many times the steps of the last on
 class LoopLength:
     """How many steps the next call makes: as many as fit in `CALL_S`, or `each` where somebody looks at every one."""
 
-    def __init__(self, each: int | None = None) -> None:
-        self._each = each
+    def __init__(self, steps_per_call: int | None = None) -> None:
+        self._steps_per_call = steps_per_call
         self._steps, self._step_s = 0, 0.0
 
     def __call__(self) -> int:
-        if self._each is not None:
-            return self._each
+        if self._steps_per_call is not None:
+            return self._steps_per_call
         if not self._steps:
             return 1
         fitting = int(CALL_S / self._step_s) if self._step_s > 0 else GROWTH * self._steps

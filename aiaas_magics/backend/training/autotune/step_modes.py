@@ -28,13 +28,13 @@ def only(form: str) -> Callable[[Planned], None]:
     return on_plan
 
 
-def compare(wanted: str, timed: Callable[[str], StepTimer], *, forms: Sequence[str], engine: str, strategy: str) -> Iterator[Candidate]:
+def compare(mode: str, timed: Callable[[str], StepTimer], *, forms: Sequence[str], engine: str, strategy: str) -> Iterator[Candidate]:
     """Every one of `forms` that `wanted` leaves open, measured or ruled out.
 
     Args:
         timed: makes steps in a form; raises `RuledOut`.
     """
-    for form in forms if wanted == "auto" else (wanted,):
+    for form in forms if mode == "auto" else (mode,):
         candidate = Candidate(engine=engine, strategy=strategy, fused=form)
         try:
             timer = timed(form)

@@ -17,23 +17,23 @@ class Trial:
 
     def __init__(self, fused: str) -> None:
         self.fused, self.other = fused, "graph" if fused == "xla" else "xla"
-        self._made: dict[str, tuple[int, float]] = {}
+        self._steps: dict[str, tuple[int, float]] = {}
         self._began_other = self.is_over = self.is_measured = False
 
     @property
     def step_s(self) -> dict[str, float]:
         """Seconds of a step, in each form that was tried."""
-        return {fused: seconds / steps for fused, (steps, seconds) in self._made.items()}
+        return {fused: seconds / steps for fused, (steps, seconds) in self._steps.items()}
 
     def took(self, steps: int, seconds: float) -> None:
-        made, spent = self._made.get(self.fused, (0, 0.0))
-        self._made[self.fused] = (made + steps, spent + seconds)
+        steps_before, spent = self._steps.get(self.fused, (0, 0.0))
+        self._steps[self.fused] = (steps_before + steps, spent + seconds)
         if self._began_other and spent + seconds >= TRIED_S:
             self.is_over = self.is_measured = True
 
     def wants_other(self, ahead: float) -> bool:
         """Whether it is time to try the other form; a run with too little ahead of it ends the trial."""
-        if self.is_over or self._began_other or self._made[self.fused][1] < TRIED_S:
+        if self.is_over or self._began_other or self._steps[self.fused][1] < TRIED_S:
             return False
         self.is_over = self.step_s[self.fused] * ahead < LONG_S
         return not self.is_over

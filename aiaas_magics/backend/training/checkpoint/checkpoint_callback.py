@@ -104,10 +104,10 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
         """
         return _Together(pace, self) if self._group is not None and self._every_s else pace
 
-    def steps_to_meeting(self, wanted: int) -> int:
+    def steps_to_meeting(self, steps: int) -> int:
         assert self._group is not None
         if self._step >= self._meet_at:
-            self._meet_at = self._step + int(self._group.broadcast(wanted, site="checkpoint-meeting"))
+            self._meet_at = self._step + int(self._group.broadcast(steps, site="checkpoint-meeting"))
         return self._meet_at - self._step
 
     def _steps(self) -> int | None:
@@ -131,7 +131,7 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
         variables, ranks = training_state.take(self._call, None if self._alike else self._group)
         if self._command.rank:
             return
-        kept = Checkpoint(
+        checkpoint = Checkpoint(
             place=place,
             variables=variables,
             paths=self._call.paths,
@@ -142,7 +142,7 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
             stopped=bool(self.model.stop_training),
         )
         try:
-            checkpoint_contents.write(self._folder, kept)
+            checkpoint_contents.write(self._folder, checkpoint)
         except OSError as error:  # a full disk is no reason to lose the training itself
             if not self._unkept:
                 why = error.strerror or str(error)
@@ -158,11 +158,11 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
         ended = self._began_s = self._clock()
         self._next_s = ended + pause_s(ended - began)
 
-    def _put_back(self, kept: Checkpoint) -> None:
-        for callback, state in matching(self._call.callbacks, kept.callbacks):
+    def _put_back(self, checkpoint: Checkpoint) -> None:
+        for callback, state in matching(self._call.callbacks, checkpoint.callbacks):
             plain_json.put_back(callback, state.attributes)
         rank, ranks = (0, 1) if self._alike else (self._command.rank, self._command.ranks)
-        training_state.put_back(self._call, kept.variables, kept.ranks, rank=rank, ranks=ranks)
+        training_state.put_back(self._call, checkpoint.variables, checkpoint.ranks, rank=rank, ranks=ranks)
 
 
 def pause_s(took_s: float) -> float:
@@ -181,8 +181,8 @@ class _Together:
         self._pace, self._keeper = pace, keeper
 
     def __call__(self) -> int:
-        wanted = self._pace()
-        return min(wanted, self._keeper.steps_to_meeting(wanted))
+        steps = self._pace()
+        return min(steps, self._keeper.steps_to_meeting(steps))
 
     def took(self, steps: int, seconds: float) -> None:
         self._pace.took(steps, seconds)
@@ -209,28 +209,28 @@ def state_of(callback: Any) -> CallbackState:
     return CallbackState(kind=type(callback).__qualname__, attributes=attributes, left=_not_plain(callback, attributes))
 
 
-def _not_plain(callback: Any, kept: Any) -> list[str]:
+def _not_plain(callback: Any, state: Any) -> list[str]:
     """Attributes of a user's callback that a checkpoint cannot keep and that may change: functions and the model do not."""
     if type(callback).__module__.partition(".")[0] == "keras":
         return []
     return [
         f"{type(callback).__name__}.{name}"
         for name, value in vars(callback).items()
-        if name not in kept and name not in NOT_STATE and not callable(value)
+        if name not in state and name not in NOT_STATE and not callable(value)
     ]
 
 
-def left_behind(callbacks: Sequence[Any], kept: Sequence[CallbackState]) -> str:
+def left_behind(callbacks: Sequence[Any], states: Sequence[CallbackState]) -> str:
     """What does not go on where it was, as a sentence; empty when everything does."""
-    names = [name for _, state in matching(callbacks, kept) for name in state.left]
+    names = [name for _, state in matching(callbacks, states) for name in state.left]
     return f"Not part of a checkpoint, so they begin anew: {', '.join(names)}. Numbers, texts, lists and arrays are kept." if names else ""
 
 
-def matching(callbacks: Sequence[Any], kept: Sequence[CallbackState]) -> list[tuple[Any, CallbackState]]:
+def matching(callbacks: Sequence[Any], states: Sequence[CallbackState]) -> list[tuple[Any, CallbackState]]:
     """Callbacks with their states: of equal classes the first has the first. Another job's fit may have others, or fewer."""
-    pairs, left = [], list(kept)
+    pairs, unmatched = [], list(states)
     for callback in callbacks:
-        place = next((place for place, state in enumerate(left) if state.kind == type(callback).__qualname__), None)
+        place = next((place for place, state in enumerate(unmatched) if state.kind == type(callback).__qualname__), None)
         if place is not None:
-            pairs.append((callback, left.pop(place)))
+            pairs.append((callback, unmatched.pop(place)))
     return pairs

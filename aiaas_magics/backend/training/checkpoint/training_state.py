@@ -43,9 +43,9 @@ def take(call: Unpacked, group: ProcessGroup | None) -> tuple[list[Array], list[
     prints = np.array([_fingerprint(value) for value in values], dtype=np.int64).reshape(-1, 2)
     everyone = group.all_gather(prints, site="checkpoint-prints")
     differing = np.flatnonzero((everyone[group.rank] != everyone[0]).any(axis=1)) if values else ()
-    mine = np.frombuffer(_own(call, {int(place): values[place] for place in differing}), dtype=np.uint8)
-    sizes = group.all_gather(np.array([mine.size]), site="checkpoint-sizes").reshape(-1)
-    together = group.concatenate(mine, site="checkpoint-own")
+    own_bytes = np.frombuffer(_own(call, {int(place): values[place] for place in differing}), dtype=np.uint8)
+    sizes = group.all_gather(np.array([own_bytes.size]), site="checkpoint-sizes").reshape(-1)
+    together = group.concatenate(own_bytes, site="checkpoint-own")
     return values, [part.tobytes() for part in np.split(together, np.cumsum(sizes)[:-1])]
 
 
@@ -128,8 +128,8 @@ def _own(call: Unpacked, values: Mapping[int, Array], replica: int = 0) -> bytes
 def _put_back_random(state: Mapping[str, Any], of_replicas: Sequence[Array | None]) -> None:
     if state["keras"] is not None:
         generator = global_seed_generator()  # draws from Python's where there is none yet: first
-        for copy, kept in zip(copies_of(generator.state), of_replicas, strict=True):
-            copy.assign(kept)
+        for copy, saved_state in zip(copies_of(generator.state), of_replicas, strict=True):
+            copy.assign(saved_state)
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
 

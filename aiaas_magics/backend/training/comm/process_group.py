@@ -91,7 +91,7 @@ class ProcessGroup:
         self._table = memoryview(bytes(ranks * LINE * 8)).cast("q")  # nobody has come, as far as can be known before there is one
         self._control = self._open(CONTROL_BYTES, meet_s)
         self._table = self._control.view[: ranks * LINE * 8].cast("q")
-        self._others = [other for other in range(ranks) if other != rank]
+        self._other_ranks = [other for other in range(ranks) if other != rank]
         self._fence = threading.Lock()
         self._meet(meet_s)
 
@@ -113,9 +113,9 @@ class ProcessGroup:
         offsets, items = _layout(tuple(array.size for array in arrays), dtype.itemsize)
         with self._exchanging(items * dtype.itemsize, beside=beside):
             slots = self._site(site, items * dtype.itemsize).turn(dtype, items)
-            mine, factor = slots[self.rank], dtype.type(weight)
+            own_slot, factor = slots[self.rank], dtype.type(weight)
             for offset, array in zip(offsets, arrays, strict=True):
-                np.multiply(array.reshape(-1), factor, out=mine[offset : offset + array.size])
+                np.multiply(array.reshape(-1), factor, out=own_slot[offset : offset + array.size])
             self.barrier(tag=items * dtype.itemsize)
             out = _aligned_empty(items, dtype)
             if self.ranks < SLICED_FROM:
@@ -138,17 +138,17 @@ class ProcessGroup:
 
         with self._exchanging(items * dtype.itemsize, beside=beside):
             slots = self._site(site, items * dtype.itemsize).turn(dtype, items)
-            for other in self._others:
+            for other in self._other_ranks:
                 for piece, place in cut(other):
                     np.multiply(arrays[piece.array].reshape(-1)[piece.start : piece.stop], dtype.type(weight), out=slots[self.rank][place])
             self.barrier(tag=items * dtype.itemsize)
-            return [slots[other][place] for other in self._others for _, place in cut(self.rank)]
+            return [slots[other][place] for other in self._other_ranks for _, place in cut(self.rank)]
 
     def all_gather_shards(self, own: Sequence[Array], shapes: Sequence[tuple[int, ...]], *, site: str) -> list[Array]:
         """The whole arrays, of which each rank brings the pieces of its shard."""
         dtype, sizes = own[0].dtype if own else np.dtype(np.float32), tuple(int(np.prod(shape, dtype=np.int64)) for shape in shapes)
         cut = [pieces(sizes, dtype, rank=rank, ranks=self.ranks) for rank in range(self.ranks)]
-        items = max(sum(piece.stop - piece.start for piece in theirs) for theirs in cut)
+        items = max(sum(piece.stop - piece.start for piece in rank_pieces) for rank_pieces in cut)
         with self._exchanging(items * dtype.itemsize):
             slots = self._site(site, items * dtype.itemsize).turn(dtype, items)
             at = 0
@@ -168,11 +168,11 @@ class ProcessGroup:
         """Each rank sums its slice, into its own slot; then all read all slices."""
         cuts = [len(out) * rank // self.ranks for rank in range(self.ranks + 1)]
         slices = [slice(low, high) for low, high in itertools.pairwise(cuts)]
-        mine = slices[self.rank]
-        _sum_into(out, slots, mine)
-        slots[self.rank][mine] = out[mine]
+        own_slice = slices[self.rank]
+        _sum_into(out, slots, own_slice)
+        slots[self.rank][own_slice] = out[own_slice]
         self.barrier(tag=-out.nbytes)
-        for other in self._others:
+        for other in self._other_ranks:
             out[slices[other]] = slots[other][slices[other]]
 
     def all_gather(self, array: Array, *, site: str) -> Array:
@@ -232,11 +232,11 @@ class ProcessGroup:
         field = TAG + arrived % 2
         self._put(field, tag)
         self._put(ARRIVED, arrived)
-        for other in self._others:
+        for other in self._other_ranks:
             place = other * LINE + ARRIVED
             self._until(lambda place=place: self._table[place] >= arrived, other, self._wait_s)  # type: ignore[misc]
-            if (theirs := self._table[other * LINE + field]) != tag:
-                raise AiaasBug(f"worker {self.rank} exchanges {tag} bytes while worker {other} exchanges {theirs}")
+            if (other_tag := self._table[other * LINE + field]) != tag:
+                raise AiaasBug(f"worker {self.rank} exchanges {tag} bytes while worker {other} exchanges {other_tag}")
         with self._fence:
             pass
         self._waited_s += time.perf_counter() - began
@@ -262,7 +262,7 @@ class ProcessGroup:
         """A rank whose process is gone, or goes within so many seconds."""
         deadline = time.monotonic() + within_s
         while True:
-            for other in self._others:
+            for other in self._other_ranks:
                 if (lost := self.lost(other)) is not None:
                     return lost
             if time.monotonic() > deadline:
@@ -295,7 +295,7 @@ class ProcessGroup:
         self._put(PID, os.getpid())
         self._put(STATE, HERE)
         try:
-            for other in self._others:
+            for other in self._other_ranks:
                 self._until(lambda other=other: self._table[other * LINE + STATE] != 0, other, meet_s)  # type: ignore[misc]
         finally:
             if self.rank == 0:

@@ -26,8 +26,8 @@ def reading_from(reading: Reading, model: Any) -> contextlib.AbstractContextMana
     class JaxBatches(_JaxIterator):
         _reading = reading
 
-    made = iterators_of(model, ("fit", "evaluate", "predict"), ours=JaxBatches, stock=jax_trainer.JAXEpochIterator)
-    return monkeypatched((jax_trainer, "JAXEpochIterator", made))
+    iterator_of = iterators_of(model, ("fit", "evaluate", "predict"), own=JaxBatches, stock=jax_trainer.JAXEpochIterator)
+    return monkeypatched((jax_trainer, "JAXEpochIterator", iterator_of))
 
 
 class _JaxIterator(jax_trainer.JAXEpochIterator):  # type: ignore[misc]

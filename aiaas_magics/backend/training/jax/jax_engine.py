@@ -157,9 +157,9 @@ def distribute(devices: int, *, model_parallel: int, layouts: dict[str, Axes]) -
     Raises:
         NotOnEngine: there are fewer, or they cannot be shared out to whole copies of the model.
     """
-    seen = keras.distribution.list_devices()[:devices]
-    if len(seen) < devices:
-        raise NotOnEngine("JAX", f"JAX sees {len(seen)} of {devices} devices")
+    visible = keras.distribution.list_devices()[:devices]
+    if len(visible) < devices:
+        raise NotOnEngine("JAX", f"JAX sees {len(visible)} of {devices} devices")
     if devices % model_parallel:
         raise NotOnEngine("JAX", f"{devices} devices do not make whole groups of {model_parallel}")
     if devices == 1:
@@ -167,9 +167,9 @@ def distribute(devices: int, *, model_parallel: int, layouts: dict[str, Axes]) -
         return
     if model_parallel == 1:
         # Not cut by Keras: it would want a `tf.data.Dataset`, and our batches are cut already.
-        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=seen, auto_shard_dataset=False))
+        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=visible, auto_shard_dataset=False))
         return
-    mesh = keras.distribution.DeviceMesh((devices // model_parallel, model_parallel), AXES, seen)
+    mesh = keras.distribution.DeviceMesh((devices // model_parallel, model_parallel), AXES, visible)
     layout_map = keras.distribution.LayoutMap(mesh)
     for path, axes in layouts.items():
         layout_map[re.escape(path)] = axes

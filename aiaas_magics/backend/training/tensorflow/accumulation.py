@@ -146,7 +146,7 @@ class _Turns:
 
 def _with_denominators(share: Share, denominators: list[Any] | None) -> Share:
     if denominators is None:  # as if each part had as much of it as of the rows
-        return replace(share, total=lambda mine: mine / share.part)
+        return replace(share, total=lambda denominator: denominator / share.part)
     remaining = iter(denominators)
     return replace(share, total=lambda _: next(remaining))
 

@@ -52,11 +52,11 @@ def _reset(stock: Callable[[Any], None], variables_of: Callable[[Any], list[Any]
     """`stock`, a metric's `reset_state`, which assigns zero to `those` of its variables."""
 
     def reset(metric: Any) -> None:
-        held = [variable._value for variable in variables_of(metric)]
-        if not tf.executing_eagerly() or not all(isinstance(value, tf.Variable) for value in held):
+        variables = [variable._value for variable in variables_of(metric)]
+        if not tf.executing_eagerly() or not all(isinstance(value, tf.Variable) for value in variables):
             stock(metric)
             return
-        for value in held:
+        for value in variables:
             tf.raw_ops.AssignVariableOp(resource=value.handle, value=_zeros(value.shape, value.dtype))
 
     return reset
@@ -72,7 +72,7 @@ def _reading(model: Any, stock: Callable[[Any], Any], steps: tuple[MultiStepFunc
     of_keras = functools.cache(lambda: all(_is_of_keras(metric) for metric in model.metrics))
 
     def read(logs: Any) -> Any:
-        return logs if any(made.is_last_result(logs) for made in steps) and of_keras() else stock(logs)
+        return logs if any(step.is_last_result(logs) for step in steps) and of_keras() else stock(logs)
 
     return read
 

@@ -30,9 +30,9 @@ def order_of_keras(seed: int, *, rows: int, batch: int, shuffle: Shuffle) -> Ind
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Past `tf.random.set_seed`, which would begin the worker's own random numbers anew."""
-    here = context.context()
-    before, here._seed = here._seed, seed
+    eager_context = context.context()
+    before, eager_context._seed = eager_context._seed, seed
     try:
         yield
     finally:
-        here._seed = before
+        eager_context._seed = before

@@ -85,7 +85,7 @@ class MultiStepFunction:
         *,
         stock: Callable[[], Callable[[Any], Any]],
         wrap: Callable[[Any, RankPart], Any],
-        wanted: Choice,
+        choice: Choice,
         ahead: Callable[[int], float] = lambda _: math.inf,
         in_all: Callable[[int], float] = lambda _: math.inf,
         rule: Rule | None = None,
@@ -95,7 +95,7 @@ class MultiStepFunction:
         traces: Traces | None = None,
         name: str = "",
     ) -> None:
-        self._step, self._wrap, self._wanted, self._ahead, self._on_choice = step, wrap, wanted, ahead, on_choice
+        self._step, self._wrap, self._wanted_choice, self._ahead, self._on_choice = step, wrap, choice, ahead, on_choice
         self._in_all = in_all
         self._make_stock, self._split_step = functools.cache(stock), split_step
         self._traces, self._name = traces if split_step is None else None, name
@@ -140,7 +140,7 @@ class MultiStepFunction:
 
     def _traced(self, chunk: StepChunk, *, compiled: bool) -> Any:
         halved = compiled and self._split_step is not None
-        step_function = self._one(chunk, halved=halved)
+        step_function = self._single_step(chunk, halved=halved)
         loop = self._loop(step_function, compiled=compiled and not halved)
         if self._traces is not None and (key := self._key(chunk, compiled=compiled)) is not None:
             arguments = (chunk.arrays, chunk.positions, tf.constant(chunk.start), tf.constant(chunk.stop))
@@ -190,7 +190,7 @@ class MultiStepFunction:
         arguments = (chunk.arrays, chunk.positions, tf.constant(0), tf.constant(0))
         try:
             loop = self._traces.bound(
-                trace, lambda: self._loop(self._one(chunk, halved=False), compiled=False).get_concrete_function(*arguments)
+                trace, lambda: self._loop(self._single_step(chunk, halved=False), compiled=False).get_concrete_function(*arguments)
             )
             loop(*arguments)
         except Exception:  # noqa: BLE001 - border: a file that another process wrote; whatever is wrong with it, the step is traced instead
@@ -204,7 +204,7 @@ class MultiStepFunction:
         return choice
 
     def _settle(self, chunk: StepChunk) -> Choice:
-        choice = self._wanted
+        choice = self._wanted_choice
         if choice.fused == "auto":
             rows, ahead = int(chunk.positions.shape[1]), self._in_all(chunk.steps)
             try:
@@ -222,7 +222,7 @@ class MultiStepFunction:
         for compiled in (False, True):
             if (trace := self._trace(chunk, compiled=compiled)) is not None:
                 return [trace.operations]
-        whole = self._one(chunk, halved=self._split_step is not None).get_concrete_function(chunk.arrays, chunk.positions[0]).graph
+        whole = self._single_step(chunk, halved=self._split_step is not None).get_concrete_function(chunk.arrays, chunk.positions[0]).graph
         return [operations_of(graph) for graph in ([whole] if self._split_step is None else self._split_step.graphs)]
 
     def _prepared(self, chunk: StepChunk, form: str) -> str | None:
@@ -260,7 +260,7 @@ class MultiStepFunction:
         # A trial is made by one rank on one device: several do not come to the same by their own clocks.
         return StepTiming(engine="tensorflow", strategy="single", fused=form, step_s=step_s, compile_s=self._compile_s[form])
 
-    def _one(self, chunk: StepChunk, *, halved: bool) -> Any:
+    def _single_step(self, chunk: StepChunk, *, halved: bool) -> Any:
         """One step on the rows at some positions, traced once for all forms of the loop."""
         part, uneven = chunk.part, chunk.uneven
         if (part, uneven, halved) not in self._steps:
@@ -277,11 +277,11 @@ class MultiStepFunction:
     def _loop(self, step_function: Any, *, compiled: bool) -> Any:
         def run(arrays: Any, positions: Any, start: Any, stop: Any) -> Any:
             outputs = step_function.get_concrete_function(arrays, positions[0]).structured_outputs
-            nothing = tf.nest.map_structure(lambda found: tf.zeros([size or 0 for size in found.shape], found.dtype), outputs)
+            zeros = tf.nest.map_structure(lambda output: tf.zeros([size or 0 for size in output.shape], output.dtype), outputs)
             _, logs = tf.while_loop(
                 lambda at, _: at < stop,
                 lambda at, _: (at + 1, step_function(arrays, positions[at])),
-                (start, nothing),
+                (start, zeros),
                 shape_invariants=(start.shape, tf.nest.map_structure(lambda found: found.shape, outputs)),
                 parallel_iterations=1,
             )

@@ -56,24 +56,24 @@ def opened(
         DataEnded: batches of a kernel do not come any more.
     """
     ended: list[DataEnded] = []
-    made = dict(arguments)
+    opened_arguments = dict(arguments)
     for name, source in in_arguments(arguments).items():
         weights = arguments.get("class_weight") if name == "x" else None
         if command.ranks == 1:
-            made[name] = _built(source, command, ended, silent_s)
+            opened_arguments[name] = _built(source, command, ended, silent_s)
             continue
         parts = Path(command.attempt_dir) / "feed" / name
         if command.rank:
             lost = None if group is None else functools.partial(group.lost, 0)
-            made[name] = Receiving(FeedFolder(parts / str(command.rank)).made(), batches=source.batches, lost=lost)
+            opened_arguments[name] = Receiving(FeedFolder(parts / str(command.rank)).made(), batches=source.batches, lost=lost)
         else:
             folders = [FeedFolder(parts / str(rank)).made() for rank in range(1, command.ranks)]
             shuffle = bool(arguments.get("shuffle", True)) and name == "x"
             adapter = _adapted(_built(source, command, ended, silent_s), weights, shuffle=shuffle)
             ahead = 0 if isinstance(source, StreamedSource) else AHEAD
-            made[name] = HandingOut(adapter, folders, batches=source.batches, ahead=ahead)
+            opened_arguments[name] = HandingOut(adapter, folders, batches=source.batches, ahead=ahead)
     try:
-        yield made
+        yield opened_arguments
     except tf.errors.OpError as error:
         if ended:  # TensorFlow keeps only the text of an error in its threads
             raise ended[0] from error
@@ -184,11 +184,11 @@ class HandingOut(_OneOfSeveral):
         ranks = len(self._folders) + 1
 
         def hand_out(number: Any, index: Any, batch: Any) -> Any:
-            mine, *theirs = (part_of_batch(batch, rank=rank, ranks=ranks) for rank in range(ranks))
-            spec = tf.nest.map_structure(tf.type_spec_from_value, mine)
-            written = [tf.stack([tf.io.serialize_tensor(tensor) for tensor in sent_tensors(part, spec)]) for part in theirs]
-            with tf.control_dependencies([_called(self._write, number, index, *written)]):
-                return tf.nest.map_structure(lambda leaf: tf.identity(leaf) if tf.is_tensor(leaf) else leaf, mine)
+            own_part, *other_parts = (part_of_batch(batch, rank=rank, ranks=ranks) for rank in range(ranks))
+            spec = tf.nest.map_structure(tf.type_spec_from_value, own_part)
+            frames = [tf.stack([tf.io.serialize_tensor(tensor) for tensor in sent_tensors(part, spec)]) for part in other_parts]
+            with tf.control_dependencies([_called(self._write, number, index, *frames)]):
+                return tf.nest.map_structure(lambda leaf: tf.identity(leaf) if tf.is_tensor(leaf) else leaf, own_part)
 
         begun = tf.data.Dataset.range(1).map(lambda _: _called(self._begin))
         # Beside the data, not around it: inside of `flat_map` a shuffle draws other seeds for its passes than in the stock `fit`.
@@ -229,11 +229,11 @@ def part_of_batch(batch: Any, *, rank: int, ranks: int) -> dict[str, Any]:
     first_tensor = next(leaf for leaf in tf.nest.flatten(batch) if tf.is_tensor(leaf))
     rows = tf.shape(first_tensor, out_type=tf.int64)[0]
     alone = rows < ranks
-    each, more = rows // ranks, rows % ranks
-    first = tf.where(alone, np.int64(0), rank * each + tf.minimum(np.int64(rank), more))
-    stop = tf.where(alone, rows, first + each + tf.cast(rank < more, tf.int64))
-    mine = tf.cast(stop - first, tf.float64)
-    share = tf.where(alone, tf.constant(1.0 / ranks, tf.float64), mine / tf.cast(tf.maximum(rows, 1), tf.float64))
+    rows_per_rank, more = rows // ranks, rows % ranks
+    first = tf.where(alone, np.int64(0), rank * rows_per_rank + tf.minimum(np.int64(rank), more))
+    stop = tf.where(alone, rows, first + rows_per_rank + tf.cast(rank < more, tf.int64))
+    own_rows = tf.cast(stop - first, tf.float64)
+    share = tf.where(alone, tf.constant(1.0 / ranks, tf.float64), own_rows / tf.cast(tf.maximum(rows, 1), tf.float64))
 
     def cut(x: Any) -> Any:
         if isinstance(x, tf.experimental.Optional):
@@ -243,8 +243,8 @@ def part_of_batch(batch: Any, *, rank: int, ranks: int) -> dict[str, Any]:
     return {PART: share, ALONE: alone, DATA: tf.nest.map_structure(cut, batch)}
 
 
-def _called(function: Callable[..., int], *given: Any) -> Any:
+def _called(function: Callable[..., int], *arguments: Any) -> Any:
     """A number that Python tells while the graph runs."""
-    number = tf.numpy_function(lambda *values: np.int64(function(*values)), list(given), tf.int64)
+    number = tf.numpy_function(lambda *values: np.int64(function(*values)), list(arguments), tf.int64)
     number.set_shape([])
     return number

@@ -63,8 +63,8 @@ def reading_from(source: RowSource, model: Any) -> contextlib.AbstractContextMan
     class RankBatches(_RankIterator):
         _source = source
 
-    made = iterators_of(model, ("fit", "evaluate"), ours=RankBatches, stock=tf_trainer.TFEpochIterator)
-    return monkeypatched((tf_trainer, "TFEpochIterator", made))
+    iterator_of = iterators_of(model, ("fit", "evaluate"), own=RankBatches, stock=tf_trainer.TFEpochIterator)
+    return monkeypatched((tf_trainer, "TFEpochIterator", iterator_of))
 
 
 class _RankIterator(tf_trainer.TFEpochIterator):  # type: ignore[misc]
@@ -76,7 +76,7 @@ class _RankIterator(tf_trainer.TFEpochIterator):  # type: ignore[misc]
 
     def __init__(self, distribute_strategy: Any = None, **kwargs: Any) -> None:
         # Only `fit` speaks of class weights; evaluate, which callbacks may call, does not.
-        self._ours = self._training = "class_weight" in kwargs
+        self._is_training_data = self._training = "class_weight" in kwargs
         self._shuffle = kwargs.get("shuffle", False)
         EpochIterator.__init__(self, **kwargs)  # past TFEpochIterator's own, which copies all arrays at once
         self._distribute_strategy = distribute_strategy
@@ -89,12 +89,12 @@ class _RankIterator(tf_trainer.TFEpochIterator):  # type: ignore[misc]
             if self._training:
                 self._begin_at_start()
         else:
-            self._ours = False  # what yields batches yields this rank's part of them by itself: see `datasets`
+            self._is_training_data = False  # what yields batches yields this rank's part of them by itself: see `datasets`
 
     def shard(self) -> None:
         """From now on give this rank its part only (validation inside `fit`)."""
-        if not self._ours and isinstance(self.data_adapter, ArrayDataAdapter):
-            self._ours, self._distributed_dataset = True, None
+        if not self._is_training_data and isinstance(self.data_adapter, ArrayDataAdapter):
+            self._is_training_data, self._distributed_dataset = True, None
             self._plan()
 
     def _plan(self) -> BatchPartition:
@@ -110,11 +110,11 @@ class _RankIterator(tf_trainer.TFEpochIterator):  # type: ignore[misc]
 
     def _get_iterator(self) -> Any:
         if self._distributed_dataset is None:
-            if self._ours and self._source.replicas > 1:
+            if self._is_training_data and self._source.replicas > 1:
                 plans = of_replicas(self._plan(), self._source.replicas)
                 dealt = dataset_of_replicas(self.data_adapter, plans, self._next_order)
                 self._distributed_dataset = self._distribute_strategy.distribute_datasets_from_function(lambda _: dealt)
-            elif self._ours:
+            elif self._is_training_data:
                 self._distributed_dataset = our_dataset(self.data_adapter, self._plan(), self._next_pass)
             else:
                 stock = self.data_adapter.get_tf_dataset()
@@ -172,7 +172,7 @@ class _RankIterator(tf_trainer.TFEpochIterator):  # type: ignore[misc]
     def _cut_plan(self) -> BatchPartition:
         """The plan of a validation inside `fit` is this rank's; of an evaluation of the user's own, the whole."""
         plan = self._plan()
-        return plan if self._ours else dataclasses.replace(plan, rank=0, ranks=1)
+        return plan if self._is_training_data else dataclasses.replace(plan, rank=0, ranks=1)
 
     def _begin_chunks(self) -> None:
         assert self._rows is not None
@@ -243,16 +243,16 @@ def dataset_of_replicas(
         cuts = [plan.cut(order, skip=skip) for plan in plans]
         return [indices for cut in cuts for indices in (cut.full, cut.tail)]
 
-    def in_turn(*given: Any) -> tf.data.Dataset:
-        of_each = tuple(_parts(plan, full, tail) for plan, (full, tail) in zip(plans, given, strict=True))
+    def in_turn(*elements: Any) -> tf.data.Dataset:
+        of_each = tuple(_parts(plan, full, tail) for plan, (full, tail) in zip(plans, elements, strict=True))
         return tf.data.Dataset.zip(of_each).flat_map(_one_after_the_other)
 
     return _reading(adapter, tf.data.Dataset.range(1).map(positions).flat_map(in_turn), whole=False)
 
 
 def _one_after_the_other(*elements: Any) -> tf.data.Dataset:
-    first, *others = (tf.data.Dataset.from_tensors(element) for element in elements)
-    return functools.reduce(lambda before, after: before.concatenate(after), others, first)
+    first, *following = (tf.data.Dataset.from_tensors(element) for element in elements)
+    return functools.reduce(lambda before, after: before.concatenate(after), following, first)
 
 
 def _parts(plan: BatchPartition, full: Any, tail: Any) -> tf.data.Dataset:

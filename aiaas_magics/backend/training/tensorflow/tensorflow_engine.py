@@ -204,9 +204,9 @@ def multi_step_loop(fit: FitRun, collective: Collective | None, *, pace: LoopLen
     """Inside, `fit` on arrays makes many steps in one call, as `pace` says; not where the user has a loop of his own."""
     command, call, source = fit.command, fit.call, rows_of(fit)
     assert isinstance(fit.policy, TensorFlowPolicy)
-    model, wanted, settled = call.model, tensorflow_forms.wanted_form(command, call.model), _on_choice(fit)
-    if wanted.fused == "off":
-        settled(wanted)
+    model, form, settled = call.model, tensorflow_forms.wanted_form(command, call.model), _on_choice(fit)
+    if form.fused == "off":
+        settled(form)
         yield
         return
     source.pace, source.test_pace = pace, test_pace
@@ -215,7 +215,7 @@ def multi_step_loop(fit: FitRun, collective: Collective | None, *, pace: LoopLen
         model.train_step,
         stock=functools.partial(model._make_function, model.train_step),
         wrap=with_part,
-        wanted=wanted,
+        choice=form,
         ahead=source.ahead,
         in_all=source.in_all,
         rule=fit.policy.rule,
@@ -230,7 +230,7 @@ def multi_step_loop(fit: FitRun, collective: Collective | None, *, pace: LoopLen
         model.test_step,
         stock=functools.partial(model._make_function, model.test_step),
         wrap=with_part,
-        wanted=wanted,
+        choice=form,
         in_all=source.in_all,
         traces=traces,
         name="test",

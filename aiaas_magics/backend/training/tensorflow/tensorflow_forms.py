@@ -36,14 +36,14 @@ class TensorFlowPolicy:
         self.rule: Rule = ComparingRule(_cache(command)) if compares else Rule(_cache(command))
 
     def concluded(self, candidates: Sequence[Candidate]) -> Planned:
-        wanted, rule = wanted_form(self._command, self._model), self.rule
+        form, rule = wanted_form(self._command, self._model), self.rule
         timings = [StepTiming.of(candidate) for candidate in candidates if not candidate.why]
         if isinstance(rule, ComparingRule) and rule.planned is not None:
             rule.remember(timings)
-            wanted = rule.planned()
-        elif wanted.fused == "auto":
-            wanted = Choice(fused="graph" if any(timing.fused == "graph" for timing in timings) else "off", why=(candidates[-1].why,))
-        return planned(self._command, wanted)
+            form = rule.planned()
+        elif form.fused == "auto":
+            form = Choice(fused="graph" if any(timing.fused == "graph" for timing in timings) else "off", why=(candidates[-1].why,))
+        return planned(self._command, form)
 
 
 def planned(command: WorkerCommand, choice: Choice) -> Planned:

@@ -192,7 +192,7 @@ class Recalled:
             outputs = context.context().call_function(self._name, inputs, len(self._order))
         except tf.errors.OpError as error:
             if self._layers:
-                error._message = any_of(self._layers).sub(lambda found: self._layers[found[0]], tf.compat.as_text(error.message))
+                error._message = any_of(self._layers).sub(lambda match: self._layers[match[0]], tf.compat.as_text(error.message))
             in_words(error, self._again())
             raise
         return {name: outputs[place] for name, place in self._order}
@@ -220,11 +220,11 @@ def in_words(error: tf.errors.OpError, concrete: Any) -> None:
         function = waiting.pop(0)
         waiting += [child for child in function.children if hasattr(child, "graph_debug_info")]
         debug = function.graph_debug_info
-        made: dict[str, list[str]] = {}
+        layers: dict[str, list[str]] = {}
         for name in tf_stack.LoadTracesFromDebugInfo(debug):
-            made.setdefault(_SCOPE_NUMBERS.sub("", name), []).append(name)
+            layers.setdefault(_SCOPE_NUMBERS.sub("", name), []).append(name)
         # TensorFlow numbers scopes that are entered again, in each trace in another way.
-        named = [made.get(_SCOPE_NUMBERS.sub("", node.name), []) for node in nodes]
+        named = [layers.get(_SCOPE_NUMBERS.sub("", node.name), []) for node in nodes]
         names = [node.name if node.name in names else names[0] for node, names in zip(nodes, named, strict=True) if names]
         if len(names) == len(nodes):
             for node, name in zip(nodes, names, strict=True):
@@ -277,11 +277,11 @@ def facts_of_process() -> tuple[object, ...]:
     """What decides what is traced, beside the model and its data: versions, settings, devices, and this code itself."""
     import keras
 
-    ours = sorted((path.name, path.stat().st_mtime_ns) for path in Path(__file__).parents[1].rglob("*.py"))
+    own_code = sorted((path.name, path.stat().st_mtime_ns) for path in Path(__file__).parents[1].rglob("*.py"))
     config = keras.config
     return (
         settings.package_version(),
-        ours,
+        own_code,
         [device.name for device in tf.config.list_logical_devices()],
         (config.floatx(), config.epsilon(), config.image_data_format(), repr(config.dtype_policy().get_config())),
         (config.is_nnx_enabled() if hasattr(config, "is_nnx_enabled") else False, config.is_flash_attention_enabled()),
@@ -292,7 +292,7 @@ def facts_of_process() -> tuple[object, ...]:
 def clear(folder: Path, *, most: int = FOLDER_TRACES, most_bytes: int = FOLDER_BYTES) -> None:
     """Remove what was used longest ago, down to the bounds."""
     with contextlib.suppress(OSError):
-        traces = sorted(((path.stat(), path) for path in folder.glob("*.trace")), key=lambda found: -found[0].st_mtime_ns)
+        traces = sorted(((path.stat(), path) for path in folder.glob("*.trace")), key=lambda entry: -entry[0].st_mtime_ns)
         size = 0
         for place, (stat, path) in enumerate(traces):
             size += stat.st_size

@@ -79,25 +79,25 @@ class AttemptWatch:
 
     def look(self) -> FolderNews:
         """What is new since the last look. Reads a bounded amount; never waits."""
-        seen = FolderNews()
+        news = FolderNews()
         for rank in sorted(self._open):
             if rank not in self._began and (process := self.folder.process(rank)):
                 self._began.add(rank)
-                seen.began.append((rank, process))
-                seen.offsets[f"began-{rank}"] = 1
+                news.began.append((rank, process))
+                news.offsets[f"began-{rank}"] = 1
             # Asked before reading: whatever the rank wrote was written before it ended.
             ending = self._ending(rank)
-            read = self._read_events(rank, seen) and self._read_output(rank, seen, last=ending is not None)
+            read = self._read_events(rank, news) and self._read_output(rank, news, last=ending is not None)
             if ending is not None and read:
                 self._open.discard(rank)
-                seen.ended.append((rank, ending))
-        self._offsets |= seen.offsets
+                news.ended.append((rank, ending))
+        self._offsets |= news.offsets
         if time.monotonic() >= self._next_stopped_look_s:
             self._next_stopped_look_s = time.monotonic() + STOPPED_LOOK_S
-            self._look_for_stopped(seen)
-        return seen
+            self._look_for_stopped(news)
+        return news
 
-    def _look_for_stopped(self, seen: FolderNews) -> None:
+    def _look_for_stopped(self, news: FolderNews) -> None:
         now = time.monotonic()
         for rank in sorted(self._open & self._began):
             process = self.folder.process(rank)
@@ -107,10 +107,10 @@ class AttemptWatch:
                 self._stops.pop(rank, None)
             elif before is None or spent_s > before.spent_s:  # it may have gone on, and be stopped again, between two looks
                 self._stops[rank] = _Stop(now, spent_s)
-                seen.stopped += [rank] if before is None else []
+                news.stopped += [rank] if before is None else []
             elif now - before.since_s >= STOPPED_S and rank not in self._stuck:
                 self._stuck.add(rank)
-                seen.stuck.append(rank)
+                news.stuck.append(rank)
 
     def _ending(self, rank: int) -> Exit | None:
         """How the rank ended. Of a process that is dead its reaper tells more in a moment, if there still is one."""
@@ -124,11 +124,11 @@ class AttemptWatch:
 
     def end_unstarted(self) -> list[int]:
         """Ranks without a process, given up: for an attempt that nobody starts any more."""
-        gone = [rank for rank in sorted(self._open) if self.folder.process(rank) is None]
-        self._open -= set(gone)
-        return gone
+        ranks_gone = [rank for rank in sorted(self._open) if self.folder.process(rank) is None]
+        self._open -= set(ranks_gone)
+        return ranks_gone
 
-    def _read_events(self, rank: int, seen: FolderNews) -> bool:
+    def _read_events(self, rank: int, news: FolderNews) -> bool:
         """Whether everything there is was read."""
         path = self.folder.events(rank)
         data, offset = self._next(path, LOOK_BYTES)
@@ -138,14 +138,14 @@ class AttemptWatch:
             whole = len(data)
         for line in data[:whole].splitlines():
             try:
-                seen.lines.append((rank, wire.decode(line, WorkerLine)))
+                news.lines.append((rank, wire.decode(line, WorkerLine)))
             except wire.Malformed as error:
                 log.warning("%s: a line is not understood: %s", path.name, error)
         if whole:
-            seen.offsets[path.name] = offset + whole
+            news.offsets[path.name] = offset + whole
         return len(data) < LOOK_BYTES
 
-    def _read_output(self, rank: int, seen: FolderNews, *, last: bool) -> bool:
+    def _read_output(self, rank: int, news: FolderNews, *, last: bool) -> bool:
         path = self.folder.output(rank)
         if self._offsets.get(path.name, 0) >= OUTPUT_BYTES:
             _cut(path)
@@ -156,11 +156,11 @@ class AttemptWatch:
             whole = len(data)
         if not whole:
             return True
-        seen.offsets[path.name] = offset + whole
+        news.offsets[path.name] = offset + whole
         text = shown(data[:whole])
         if offset + whole >= OUTPUT_BYTES:
             text += f"\n(more than {OUTPUT_BYTES // 2**20} MB were printed; the rest is left out)"
-        seen.lines.append((rank, WorkerLine(at_s=time.time(), event=Output(text=text))))
+        news.lines.append((rank, WorkerLine(at_s=time.time(), event=Output(text=text))))
         return len(data) < OUTPUT_LOOK_BYTES
 
     def _next(self, path: Path, limit: int) -> tuple[bytes, int]:

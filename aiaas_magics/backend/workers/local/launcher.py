@@ -215,13 +215,13 @@ class Launcher:
             self._spare = self._fork_spare(self._spare_for)
 
     def _fork_spare(self, cores: spares.Cores) -> spares.Spare:
-        ours, theirs = socket.socketpair()
+        parent_end, child_end = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            ours.close()
-            self._become(lambda: self._stand_by(theirs, cores))
-        theirs.close()
-        return spares.Spare(pid, ours, cores)
+            parent_end.close()
+            self._become(lambda: self._stand_by(child_end, cores))
+        child_end.close()
+        return spares.Spare(pid, parent_end, cores)
 
     def _become(self, work: Callable[[], int]) -> NoReturn:
         """The child's side of the fork: nothing of the launcher's may be left in it."""
@@ -320,11 +320,11 @@ def take_orphans() -> None:
 
 def redirect(output: Path) -> None:
     """Standard output and error into `output`, standard input from nothing."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
+    null_device = os.open(os.devnull, os.O_RDONLY)
     target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for source, number in ((nothing, 0), (target, 1), (target, 2)):
+    for source, number in ((null_device, 0), (target, 1), (target, 2)):
         os.dup2(source, number)
-    os.close(nothing)
+    os.close(null_device)
     os.close(target)
     sys.stdout, sys.stderr = text_output(1), text_output(2)
 
@@ -409,8 +409,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Launcher(options.folder, listener, entry, idle_s=options.idle_s, make_ready=make_ready).run()
     finally:
         (options.folder / name).unlink(missing_ok=True)
-        ours = read_value(file, RunningLauncher)
-        if ours is not None and ours.process.pid == os.getpid():
+        own_note = read_value(file, RunningLauncher)
+        if own_note is not None and own_note.process.pid == os.getpid():
             file.unlink(missing_ok=True)
     return 0
 

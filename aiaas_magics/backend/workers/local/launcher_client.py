@@ -162,8 +162,8 @@ class LauncherClient:
                     process.kill()
                 time.sleep(LOOK_S)
         self._reap()
-        for left in (self._folder / launcher.socket, self._folder / "launcher.json"):
-            left.unlink(missing_ok=True)
+        for leftover in (self._folder / launcher.socket, self._folder / "launcher.json"):
+            leftover.unlink(missing_ok=True)
 
     def _reap(self) -> None:
         """Collect a launcher that was our child and has ended, or is about to."""

@@ -74,8 +74,8 @@ class LocalAttempt:
     async def news(self) -> AttemptNews:
         while True:
             was_stopped = self._is_stopped
-            seen = await asyncio.to_thread(self._watch.look)
-            news = news_of(seen, is_stopping=self.folder.stop.exists())
+            folder_news = await asyncio.to_thread(self._watch.look)
+            news = news_of(folder_news, is_stopping=self.folder.stop.exists())
             if was_stopped:
                 news.ended += [(rank, Ending(how="was not started")) for rank in self._watch.end_unstarted()]
             if news or self.is_over:
@@ -93,15 +93,15 @@ class LocalAttempt:
         await asyncio.to_thread(clear, self.folder)
 
 
-def news_of(seen: FolderNews, *, is_stopping: bool) -> AttemptNews:
+def news_of(folder_news: FolderNews, *, is_stopping: bool) -> AttemptNews:
     """What a look into the folder brought, for whoever knows no folder. `is_stopping`: the attempt was told to end before it."""
     return AttemptNews(
-        began=[(rank, process.pid) for rank, process in seen.began],
-        lines=seen.lines,
-        notices=[(rank, f"Worker {rank} {PAUSED}") for rank in seen.stopped],
-        stuck=[(rank, f"was stopped (SIGSTOP) for {STOPPED_S:g} s") for rank in seen.stuck],
-        ended=[(rank, ending_of(exit, is_stopping=is_stopping)) for rank, exit in seen.ended],
-        offsets=seen.offsets,
+        began=[(rank, process.pid) for rank, process in folder_news.began],
+        lines=folder_news.lines,
+        notices=[(rank, f"Worker {rank} {PAUSED}") for rank in folder_news.stopped],
+        stuck=[(rank, f"was stopped (SIGSTOP) for {STOPPED_S:g} s") for rank in folder_news.stuck],
+        ended=[(rank, ending_of(exit, is_stopping=is_stopping)) for rank, exit in folder_news.ended],
+        offsets=folder_news.offsets,
     )
 
 

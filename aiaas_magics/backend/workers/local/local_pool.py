@@ -91,8 +91,8 @@ class LocalPool:
         if is_wanted and launcher is not None and launcher.running() is not None:
             with contextlib.suppress(OSError, TimeoutError, RuntimeError):
                 await asyncio.to_thread(launcher.ask, {"ping": True})
-        for each in self._launchers.values():  # until a job wants one again nobody else looks
-            each.running()
+        for launcher_client in self._launchers.values():  # until a job wants one again nobody else looks
+            launcher_client.running()
 
     async def attempt(self, job: str, number: int, /, *, ranks: int) -> LocalAttempt:
         attempt = self._handle(job, number, ranks=ranks)
@@ -117,8 +117,8 @@ class LocalPool:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._warming
         # Stopped attempts are cleared as a rule. What is left has run into trouble, and must not outlive the pool all the same.
-        left = [attempt for job in self._jobs.glob("*") for attempt in await self.attempts_of(job.name)]
-        ends = await asyncio.gather(*(attempt.stop(grace_s=0.0) for attempt in left), return_exceptions=True)
+        attempts = [attempt for job in self._jobs.glob("*") for attempt in await self.attempts_of(job.name)]
+        ends = await asyncio.gather(*(attempt.stop(grace_s=0.0) for attempt in attempts), return_exceptions=True)
         for launcher in self._launchers.values():
             await asyncio.to_thread(launcher.stop)
         for end in ends:

@@ -132,7 +132,7 @@ def test_any_tensor_in_either_form_comes_back_bit_for_bit(one: np.ndarray, other
     assert all(same(call.tensors[name], array) for name, array in given_arrays.items())
     assert all(array.flags.aligned for array in call.tensors.values())
     for form in (True, False) if not no_json else (True,):
-        wanted = tuple(open_inference_rest.Wanted(name, form) for name in given_arrays)
+        wanted = tuple(open_inference_rest.OutputForm(name, form) for name in given_arrays)
         answer = open_inference_rest.call_of(version(inputs), call.tensors, wanted).response(call.tensors)
         assert all(same(tensors_in(answer)[name], array) for name, array in given_arrays.items())
 
@@ -163,7 +163,7 @@ def test_a_document_that_came_before_is_read_and_answered_as_the_first_time(
     assert all(
         same(call.tensors[name], array) and call.tensors[name].flags.aligned for call in calls for name, array in given_arrays.items()
     )
-    assert all((call.rows, call.wanted, call.timeout_s) == (again.rows, again.wanted, again.timeout_s) for call in calls)
+    assert all((call.rows, call.output_forms, call.timeout_s) == (again.rows, again.output_forms, again.timeout_s) for call in calls)
     for call, given_outputs in zip(calls, (outputs, backwards, outputs), strict=True):
         try:
             expected = again.response(given_outputs)
@@ -408,7 +408,7 @@ def test_a_raw_body_is_the_only_input(inputs: list[TensorSpec], body: bytes, sha
     call = read(body, inputs, json_bytes=0)
 
     assert call.tensors["x"].shape == shape
-    assert all(wanted.binary for wanted in call.wanted)
+    assert all(wanted.binary for wanted in call.output_forms)
 
 
 def test_only_what_is_asked_for_is_answered_in_the_form_and_order_that_were_asked_for() -> None:
@@ -444,7 +444,7 @@ def test_only_what_is_asked_for_is_answered_in_the_form_and_order_that_were_aske
     ],
 )
 def test_an_output_without_a_json_form_says_so(array: np.ndarray, text: str) -> None:
-    call = open_inference_rest.call_of(version(ONE), {}, (open_inference_rest.Wanted("y", False),))
+    call = open_inference_rest.call_of(version(ONE), {}, (open_inference_rest.OutputForm("y", False),))
 
     with pytest.raises(BadValue) as refused:
         call.response({"y": array})

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from aiaas_magics.backend.folders.checkpoint_folder import KEPT, TrainingPosition, adopt, keep_newest, newest_whole
+from aiaas_magics.backend.folders.checkpoint_folder import CHECKPOINTS_KEPT, TrainingPosition, adopt, keep_newest, newest_whole
 from aiaas_magics.backend.training.checkpoint.checkpoint_contents import (
     CallbackState,
     Checkpoint,
@@ -81,7 +81,7 @@ def test_the_newest_few_are_kept_in_the_order_of_training(tmp_path: Path) -> Non
         write(tmp_path, checkpoint(*place))
 
     assert places(tmp_path) == ["epoch-100000-step-00000003", "epoch-99999"]
-    assert len(places(tmp_path)) == KEPT
+    assert len(places(tmp_path)) == CHECKPOINTS_KEPT
     assert newest_whole(tmp_path) == (TrainingPosition(100_000, 3), tmp_path / "epoch-100000-step-00000003")
 
 

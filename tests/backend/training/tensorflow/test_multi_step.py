@@ -550,4 +550,4 @@ def test_calls_grow_to_what_fits_between_two_looks() -> None:
     assert pace() == GROWTH**2
     pace.took(500, CALL_S / 1000 * 500)
     assert pace() == 1000
-    assert LoopLength(each=3)() == 3
+    assert LoopLength(steps_per_call=3)() == 3

@@ -95,7 +95,7 @@ class Microbatcher:
         if version is None or not isinstance(executor, Inline) or not executor.joins or (form := version.once(target.form)) is None:
             _begin(predictions)
             return
-        taken: list[Prediction] = []
+        batch: list[Prediction] = []
         plain: list[Plain] = []
         read, most, total, why = form.read, executor.batch_rows, 0, "all that waited"
         for at, prediction in enumerate(predictions):
@@ -109,12 +109,12 @@ class Microbatcher:
                 self._call_turn()
                 why = "full"
                 break
-            taken.append(prediction)
+            batch.append(prediction)
             plain.append(plain_request)
             total += plain_request[1]
-        if taken:
+        if batch:
             x = np.ndarray((total, *form.row), form.dtype, b"".join([data for data, _, _ in plain]))
-            _compute(version, executor, form, x, plain, taken, why)
+            _compute(version, executor, form, x, plain, batch, why)
 
 
 def _begin(predictions: Sequence[Prediction]) -> None:
@@ -123,18 +123,18 @@ def _begin(predictions: Sequence[Prediction]) -> None:
 
 
 def _compute(
-    version: Version, executor: Inline, form: PlainForm, x: np.ndarray, plain: Sequence[Plain], taken: Sequence[Prediction], why: str
+    version: Version, executor: Inline, form: PlainForm, x: np.ndarray, plain: Sequence[Plain], batch: Sequence[Prediction], why: str
 ) -> None:
     began_ns = time.perf_counter_ns()
     try:
         (output,) = executor.compute({form.name: x}).values()
         ended_ns = time.perf_counter_ns()
-        responses = form.write(output, plain) if output.ndim and len(output) == len(x) else [None] * len(taken)
+        responses = form.write(output, plain) if output.ndim and len(output) == len(x) else [None] * len(batch)
     except Exception:  # noqa: BLE001 - border: outputs of any model come and are written here; one by one each request is told its own fault
-        _begin(taken)
+        _begin(batch)
         return
     answered, since_ns = 0, list[int]()
-    for prediction, (_, rows, _), response in zip(taken, plain, responses, strict=True):
+    for prediction, (_, rows, _), response in zip(batch, plain, responses, strict=True):
         if response is None or len(response.body) >= LARGE:
             prediction.begin()
             continue

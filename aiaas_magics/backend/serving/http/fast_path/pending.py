@@ -40,8 +40,8 @@ UNKNOWN: Final[tuple[ParsedHead | None, int]] = (None, 0)
 def parsed_head(
     url: bytes, raw: list[tuple[bytes, bytes]], headers: Headers, path: str, protocol: InferenceProtocol, route: OperationRoute
 ) -> ParsedHead:
-    wanted, lengths = computes(headers), [value for name, value in headers if name == JSON_LENGTH]
-    form = route.operation.plain_form if wanted else None
+    is_computed, lengths = computes(headers), [value for name, value in headers if name == JSON_LENGTH]
+    form = route.operation.plain_form if is_computed else None
     return ParsedHead(
         url=url,
         raw=raw,
@@ -49,7 +49,7 @@ def parsed_head(
         path=path,
         protocol=protocol,
         route=route,
-        computes=wanted,
+        computes=is_computed,
         json_bytes=int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() and len(lengths[0]) < 10 else 0,
         target=None if form is None else target_of(route.name, route.version, route.label, form),
     )

@@ -80,8 +80,8 @@ def documentable(registry: Registry, name: str) -> bool:
 
 def id_of(operation: Operation) -> str:
     """A name for the function that a generated client calls: the action, and what the path says besides the model's name."""
-    which = "".join(f"_{parameter}" for parameter in ("version", "label") if f"{{{parameter}}}" in operation.template)
-    return (operation.id or operation.action) + which
+    qualifier = "".join(f"_{parameter}" for parameter in ("version", "label") if f"{{{parameter}}}" in operation.template)
+    return (operation.id or operation.action) + qualifier
 
 
 def known_ref(component: str) -> Schema:
@@ -91,18 +91,18 @@ def known_ref(component: str) -> Schema:
 
 def described(operation: Operation, path: str, tag: str, body: Schema, requests: Mapping[str, Any] | None = None) -> Schema:
     """An operation; `requests` are bodies of it to show."""
-    made: Schema = {"summary": operation.summary, "tags": [tag], "responses": responses(operation)}
+    operation_schema: Schema = {"summary": operation.summary, "tags": [tag], "responses": responses(operation)}
     if parameters := [parameter(name) for name in re.findall(r"{(\w+)}", path)]:
-        made["parameters"] = parameters
+        operation_schema["parameters"] = parameters
     if operation.body:
         content: Schema = {JSON_TYPE: {"schema": body}}
         if requests:
             content[JSON_TYPE]["examples"] = {name: {"value": body} for name, body in requests.items()}
         if BINARY_TYPE in operation.takes:
             content[BINARY_TYPE] = {"schema": BINARY}
-            made["parameters"] = [*parameters, LENGTH_HEADER]
-        made["requestBody"] = {"required": operation.body_required, "content": content}
-    return made
+            operation_schema["parameters"] = [*parameters, LENGTH_HEADER]
+        operation_schema["requestBody"] = {"required": operation.body_required, "content": content}
+    return operation_schema
 
 
 def responses(operation: Operation) -> Schema:

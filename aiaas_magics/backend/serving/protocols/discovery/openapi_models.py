@@ -46,9 +46,9 @@ class Names:
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._folded = {folded(name) for name in names}
 
-    def take(self, wanted: str) -> str:
+    def take(self, preferred: str) -> str:
         """`wanted`, or that with a number behind it where a generator could not tell it from another."""
-        name = next(name for name in numbered(wanted) if folded(name) not in self._folded)
+        name = next(name for name in numbered(preferred) if folded(name) not in self._folded)
         self._folded.add(folded(name))
         return name
 

@@ -72,30 +72,30 @@ class EndpointPage(Value, frozen=True, kw_only=True):
 
 def home(url: str, names: Sequence[str]) -> Response:
     items = "".join(f'<li><a href="/endpoints/{escape(name)}">{escape(name)}</a></li>' for name in names)
-    nothing = "<p>Nothing is deployed here yet. In a notebook: <code>%aiaas_deploy MODEL --name NAME</code></p>"
-    return _page("Endpoints", f"<ul>{items}</ul>" if names else nothing, _how_to_fetch(f"{url}/"))
+    placeholder = "<p>Nothing is deployed here yet. In a notebook: <code>%aiaas_deploy MODEL --name NAME</code></p>"
+    return _page("Endpoints", f"<ul>{items}</ul>" if names else placeholder, _how_to_fetch(f"{url}/"))
 
 
-def endpoint(what: EndpointPage) -> Response:
-    name = escape(what.name)
-    state = f"Version {what.live} answers" if what.live is not None else "No version answers yet"
+def endpoint(page: EndpointPage) -> Response:
+    name = escape(page.name)
+    state = f"Version {page.live} answers" if page.live is not None else "No version answers yet"
     return _page(
-        what.name,
-        f"<p>{state}, at <code>{escape(what.url)}/v1/models/{name}:predict</code> (TensorFlow Serving) and "
-        f"<code>{escape(what.url)}/v2/models/{name}/infer</code> (Open Inference Protocol v2). "
+        page.name,
+        f"<p>{state}, at <code>{escape(page.url)}/v1/models/{name}:predict</code> (TensorFlow Serving) and "
+        f"<code>{escape(page.url)}/v2/models/{name}/infer</code> (Open Inference Protocol v2). "
         'All there is: <a href="/openapi.json">openapi.json</a>.</p>',
-        _tensors("Inputs", what.inputs),
-        _tensors("Outputs", what.outputs),
+        _tensors("Inputs", page.inputs),
+        _tensors("Outputs", page.outputs),
         "<h2>Calling it</h2>",
-        *(f"<h3>{escape(call.client)}</h3><pre>{escape(call.text)}</pre>" for call in what.calls),
+        *(f"<h3>{escape(call.client)}</h3><pre>{escape(call.text)}</pre>" for call in page.calls),
         f"<p>The token is <code>endpoint.token</code> in the notebook; put it into <code>{TOKEN}</code>.</p>",
-        _table("Since it was loaded", ("what", "how much"), _lines(what.figures)),
+        _table("Since it was loaded", ("what", "how much"), _lines(page.figures)),
         _table(
             "Versions",
             ("version", "state", "engine", "weights", "largest difference in the proof", "measured before it went live"),
-            ((str(v.version), v.state, v.engine, str(v.precision), f"{v.proof:.3g}", v.precision.change) for v in what.versions),
+            ((str(v.version), v.state, v.engine, str(v.precision), f"{v.proof:.3g}", v.precision.change) for v in page.versions),
         ),
-        _how_to_fetch(f"{what.url}/endpoints/{what.name}"),
+        _how_to_fetch(f"{page.url}/endpoints/{page.name}"),
     )
 
 

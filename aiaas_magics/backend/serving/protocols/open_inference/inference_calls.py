@@ -29,7 +29,7 @@ DOCUMENT_BYTES: Final = 4096  # guess: of longer ones too few are the same
 PLAIN: Final = frozenset(tensors.LAYOUTS) - {"BOOL"}  # whose bytes need not be looked at
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class OutputForm(msgspec.Struct, frozen=True):
     """An output that the caller asked for, and whether as raw bytes."""
 
     name: str
@@ -51,7 +51,7 @@ class KnownDocument(msgspec.Struct, frozen=True, kw_only=True):
     places: tuple[TensorSlice, ...]
     nbytes: int
     rows: int | None
-    wanted: tuple[Wanted, ...]
+    output_forms: tuple[OutputForm, ...]
     timeout_s: float
     answers: dict[tuple[Any, ...], bytes] = {}
 
@@ -78,18 +78,18 @@ class InferCall(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     tensors: Mapping[str, np.ndarray]
     rows: int | None
-    wanted: tuple[Wanted, ...]
+    output_forms: tuple[OutputForm, ...]
     id: str | None = None
     timeout_s: float = math.inf
     document: KnownDocument | None = None
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
-        arrays = [np.asarray(outputs[wanted.name]) for wanted in self.wanted]
+        arrays = [np.asarray(outputs[output_form.name]) for output_form in self.output_forms]
         if self.document is not None and (answer := self.document.write(*arrays)) is not None:
             return answer
         described: list[dict[str, Any]] = []
         raw: list[bytes | memoryview] = []
-        for wanted, array in zip(self.wanted, arrays, strict=True):
+        for wanted, array in zip(self.output_forms, arrays, strict=True):
             output: dict[str, Any] = {"name": wanted.name, "datatype": tensors.datatype_of(array), "shape": array.shape}
             if wanted.binary:
                 raw.append(tensors.to_bytes(array))
@@ -138,14 +138,14 @@ class Documents:
             version=self._number,
             tensors=views,
             rows=document.rows,
-            wanted=document.wanted,
+            output_forms=document.output_forms,
             timeout_s=document.timeout_s,
             document=document,
         )
 
     def learn(self, document: bytes, inputs: Sequence[Input], call: InferCall) -> None:
         """Remember a document that was read, if all that changes from one such request to the next are numbers in bytes."""
-        if len(document) > DOCUMENT_BYTES or call.id is not None or not all(wanted.binary for wanted in call.wanted):
+        if len(document) > DOCUMENT_BYTES or call.id is not None or not all(output_form.binary for output_form in call.output_forms):
             return
         places, start = [], 0
         for tensor in inputs:
@@ -156,5 +156,5 @@ class Documents:
         if len(self._by_bytes) >= DOCUMENTS:
             self._by_bytes.clear()
         self._by_bytes[document] = KnownDocument(
-            places=tuple(places), nbytes=start, rows=call.rows, wanted=call.wanted, timeout_s=call.timeout_s
+            places=tuple(places), nbytes=start, rows=call.rows, output_forms=call.output_forms, timeout_s=call.timeout_s
         )

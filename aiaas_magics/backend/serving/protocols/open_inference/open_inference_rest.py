@@ -26,7 +26,7 @@ from aiaas_magics.backend.serving.models.registry import NotServed, Registry, Ve
 from aiaas_magics.backend.serving.protocols import BadValue, Plain, PlainForm, Request, Response, error
 from aiaas_magics.backend.serving.protocols.open_inference import inference_codec as tensors
 from aiaas_magics.backend.serving.protocols.open_inference import inference_documents as documents
-from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH, PLAIN, Documents, InferCall, Wanted
+from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH, PLAIN, Documents, InferCall, OutputForm
 from aiaas_magics.backend.serving.protocols.open_inference.inference_codec import InferRequest, Input, RequestedOutput
 from aiaas_magics.backend.serving.protocols.open_inference.inference_documents import ControlRequest, IndexRequest
 from aiaas_magics.backend.serving.protocols.operations import BINARY_TYPE, JSON_TYPE, Missed, Operation, OperationRoute, PathTable
@@ -78,15 +78,15 @@ def read_document(document: bytes, binary: memoryview, version: Version) -> tupl
     parsed = tensors.parse(document)
     check_parameters(parsed)
     inputs = read_inputs(parsed, binary, version)
-    wanted = wanted_outputs(parsed, version.spec.outputs)
-    return parsed, call_of(version, inputs, wanted, id=parsed.id, timeout_s=timeout_of(parsed))
+    output_forms = wanted_outputs(parsed, version.spec.outputs)
+    return parsed, call_of(version, inputs, output_forms, id=parsed.id, timeout_s=timeout_of(parsed))
 
 
 def plain_form(version: Version) -> PlainForm | None:
     """How `infer` reads documents that came before; None for a model with several inputs or outputs, or with rows of any form."""
-    (spec, *others), documents = version.spec.inputs, version.once(Documents)
+    (spec, *more_inputs), documents = version.spec.inputs, version.once(Documents)
     datatype = tensors.DATATYPES.get(spec.dtype)
-    if others or len(version.spec.outputs) > 1 or datatype not in PLAIN or spec.shape[:1] != (-1,) or -1 in spec.shape[1:]:
+    if more_inputs or len(version.spec.outputs) > 1 or datatype not in PLAIN or spec.shape[:1] != (-1,) or -1 in spec.shape[1:]:
         return None
 
     def read(body: bytes, json_bytes: int) -> Plain | None:
@@ -179,25 +179,25 @@ def read_raw(body: bytes, version: Version) -> InferCall:
         shape[free[0]] = len(body) // row_bytes
     tensors.check_shape(tuple(shape), spec)
     tensor = tensors.from_bytes(body, datatype, tuple(shape), spec.name)
-    return call_of(version, {spec.name: tensor}, tuple(Wanted(output.name, True) for output in version.spec.outputs))
+    return call_of(version, {spec.name: tensor}, tuple(OutputForm(output.name, True) for output in version.spec.outputs))
 
 
-def wanted_outputs(document: InferRequest, specs: tuple[TensorSpec, ...]) -> tuple[Wanted, ...]:
+def wanted_outputs(document: InferRequest, specs: tuple[TensorSpec, ...]) -> tuple[OutputForm, ...]:
     """The outputs to answer with. What is said of an output wins over what is said of all."""
     binary = (document.parameters or {}).get("binary_data_output", False)
     if type(binary) is not bool:
         raise BadValue(f"Parameter 'binary_data_output' is true or false, got {tfserving_json.shown(binary)}")
     if not document.outputs:
-        return tuple(Wanted(spec.name, binary) for spec in specs)
+        return tuple(OutputForm(spec.name, binary) for spec in specs)
     names = {spec.name for spec in specs}
-    wanted: dict[str, Wanted] = {}
+    output_forms: dict[str, OutputForm] = {}
     for output in document.outputs:
         if output.name not in names:
             raise BadValue(f"Unexpected output {output.name[:100]!r}; the model has the outputs {tfserving_json.listed(names)}")
-        if output.name in wanted:
+        if output.name in output_forms:
             raise BadValue(f"Output {output.name} is asked for twice")
-        wanted[output.name] = Wanted(output.name, is_binary(output, otherwise=binary))
-    return tuple(wanted.values())
+        output_forms[output.name] = OutputForm(output.name, is_binary(output, otherwise=binary))
+    return tuple(output_forms.values())
 
 
 def is_binary(output: RequestedOutput, *, otherwise: bool) -> bool:
@@ -219,13 +219,15 @@ def timeout_of(document: InferRequest) -> float:
 def call_of(
     version: Version,
     inputs: Mapping[str, np.ndarray],
-    wanted: tuple[Wanted, ...],
+    output_forms: tuple[OutputForm, ...],
     *,
     id: str | None = None,
     timeout_s: float = math.inf,
 ) -> InferCall:
     rows = protocols.rows_of(inputs, version.spec.inputs)
-    return InferCall(model=version.spec.name, version=version.number, id=id, tensors=inputs, rows=rows, wanted=wanted, timeout_s=timeout_s)
+    return InferCall(
+        model=version.spec.name, version=version.number, id=id, tensors=inputs, rows=rows, output_forms=output_forms, timeout_s=timeout_s
+    )
 
 
 # --------------------------------------------------------------------------- everything else

@@ -215,8 +215,8 @@ def tensor_of(values: Any, spec: TensorSpec) -> np.ndarray:
     return numbers(flat, spec).reshape(shape)
 
 
-def fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
-    return len(shape) == len(wanted) and all(want in (-1, got) for want, got in zip(wanted, shape, strict=True))
+def fits(shape: Sequence[int], pattern: Sequence[int]) -> bool:
+    return len(shape) == len(pattern) and all(want in (-1, size) for want, size in zip(pattern, shape, strict=True))
 
 
 def flattened(values: Any, spec: TensorSpec) -> tuple[tuple[int, ...], list[Any]]:

@@ -119,8 +119,8 @@ def plain_form(version: Version) -> PlainForm | None:
 def not_found(route: protocols.InferenceRoute) -> Response:
     if not route.version:
         return error(404, f"Servable not found for request: Latest({route.name[:100]}). GET / lists the endpoints.")
-    which = f"Specific({route.name[:100]}, {route.version})"
-    return error(404, f"Servable not found for request: {which}. Ask without a version for the one that is live.")
+    servable = f"Specific({route.name[:100]}, {route.version})"
+    return error(404, f"Servable not found for request: {servable}. Ask without a version for the one that is live.")
 
 
 def not_ready(route: protocols.InferenceRoute) -> Response:

@@ -80,7 +80,7 @@ class Collective(FitHooks):
         return summed
 
     def _carried_out(self, stock: Callable[[Any], Any], data: Any, share: Share) -> Any:
-        if not self.split_step.wanted:
+        if not self.split_step.is_compiled:
             return stock(data)
 
         def gradients(data: Any, part: Any, alone: Any) -> Any:
@@ -90,14 +90,14 @@ class Collective(FitHooks):
         def not_within(_: Any) -> Any:
             self.split_step.refuse("its losses are weighed by what all workers count")
 
-        logs, taken, grads = self.split_step.gradients(gradients, self._model.trainable_variables, data, share.part, share.alone)
-        if self._sharded is not None and self._sharded.covers(taken.optimizer, grads, taken.variables):
-            self._sharded.apply(taken.apply, grads, share.part, self._exchange, self._next_site("shards"))
+        logs, halfway, grads = self.split_step.gradients(gradients, self._model.trainable_variables, data, share.part, share.alone)
+        if self._sharded is not None and self._sharded.covers(halfway.optimizer, grads, halfway.variables):
+            self._sharded.apply(halfway.apply, grads, share.part, self._exchange, self._next_site("shards"))
             return logs
         summed = self._sum_gradients(grads, share, bucket_bytes=math.inf)  # what is compiled gives all of them at once
         self._local.within = True
         try:
-            self.split_step.update(taken, summed)
+            self.split_step.update(halfway, summed)
         finally:
             self._local.within = False
         return logs
@@ -169,8 +169,8 @@ class Collective(FitHooks):
         def exchange(
             part: npt.NDArray[np.float64], alone: npt.NDArray[np.bool_], values: npt.NDArray[Any], indices: npt.NDArray[Any]
         ) -> list[npt.NDArray[Any]]:
-            weight, kept = (1.0, slice(0, None if group.rank == 0 else 0)) if alone else (float(part), slice(None))
-            weighted, indices = values[kept] * values.dtype.type(weight), indices[kept]
+            weight, rows = (1.0, slice(0, None if group.rank == 0 else 0)) if alone else (float(part), slice(None))
+            weighted, indices = values[rows] * values.dtype.type(weight), indices[rows]
             return [group.concatenate(weighted, site=f"{site}-values"), group.concatenate(indices, site=f"{site}-indices")]
 
         wide = tf.float32 if grad.dtype in HALVES else grad.dtype
@@ -246,11 +246,11 @@ class Collective(FitHooks):
         metrics = {id(variable) for variable in metric_variables(self._model)}
         for place, variable in enumerate(self._model.non_trainable_variables):
             if id(variable) not in metrics and keras.backend.is_float_dtype(variable.dtype):
-                here = np.asarray(keras.ops.convert_to_numpy(variable.value))
-                wide = here.astype(np.float64)
+                own_value = np.asarray(keras.ops.convert_to_numpy(variable.value))
+                wide = own_value.astype(np.float64)
                 mean = self._group.mean_of_different(wide, site=f"statistics-{place}")
                 if mean is not wide and not np.array_equal(mean, wide):
-                    variable.assign(mean.astype(here.dtype))
+                    variable.assign(mean.astype(own_value.dtype))
 
 
 def _bytes_of(tensor: Any) -> int:

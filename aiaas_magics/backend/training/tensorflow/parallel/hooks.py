@@ -74,9 +74,9 @@ class FitHooks(ABC):
             share = Share(data[PART], data[ALONE], self._total)
             with self._scope.of(share):
                 again = self._counted_elsewhere(share) if self._batch_alone() else None
-                kept = [] if again is None else self._metric_values()
+                values = [] if again is None else self._metric_values()
                 logs = self._carried_out(stock, data[DATA], share)
-                for variable, before in kept:
+                for variable, before in values:
                     variable.assign(tf.where(again, before, variable.value))
                 return self._logs_of_batch(logs, share)
 
@@ -141,10 +141,10 @@ class FitHooks(ABC):
 
     def _evaluate(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         def evaluate(*args: Any, **kwargs: Any) -> Any:
-            ours = bool(kwargs.get("_use_cached_eval_dataset"))
-            if ours:
+            is_inside_fit = bool(kwargs.get("_use_cached_eval_dataset"))
+            if is_inside_fit:
                 self._model._eval_epoch_iterator.shard()
-            outer, self._evaluating = self._evaluating, "ours" if ours else "theirs"
+            outer, self._evaluating = self._evaluating, "ours" if is_inside_fit else "theirs"
             try:
                 return stock(*args, **kwargs)
             finally:

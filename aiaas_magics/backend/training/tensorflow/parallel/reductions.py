@@ -142,11 +142,11 @@ def _factor(share: Share, sample_weight: Any, mask: Any, reduction: str | None) 
     if reduction in MEANS:
         if mask is None:
             return None
-        mine = tf.reduce_sum(tf.cast(mask, tf.float64))
+        own_count = tf.reduce_sum(tf.cast(mask, tf.float64))
     else:  # mean_with_sample_weight
         if mask is None and sample_weight is None:
             return None
         weight = None if sample_weight is None else tf.cast(sample_weight, tf.float64)
-        mine = tf.reduce_sum(loss_module.apply_mask(weight, mask, dtype="float64", reduction=reduction))
-    mine = tf.stop_gradient(mine)
-    return tf.math.divide_no_nan(mine, share.total(mine) * share.part)
+        own_count = tf.reduce_sum(loss_module.apply_mask(weight, mask, dtype="float64", reduction=reduction))
+    own_count = tf.stop_gradient(own_count)
+    return tf.math.divide_no_nan(own_count, share.total(own_count) * share.part)

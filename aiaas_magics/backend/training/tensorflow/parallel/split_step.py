@@ -24,7 +24,7 @@ class NotSplittable(NotImplementedError):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Taken:
+class HalfStep:
     """What the stock step gave to its optimizer; gradients by place, None where a variable has none."""
 
     apply: Callable[..., Any]  # the stock `apply` of the optimizer's class
@@ -44,10 +44,10 @@ class SplitStep:
     """Cuts the steps that are traced while they are `wanted`, and keeps the graphs of what it had compiled."""
 
     def __init__(self) -> None:
-        self.wanted = False
+        self.is_compiled = False
         self.graphs: list[Any] = []
         self._compiled: list[tuple[Any, list[Any]]] = []  # functions, with what they were traced with
-        self._taken: list[Taken] | None = None
+        self._half_steps: list[HalfStep] | None = None
         self._graph: Any = None  # of the first half
         self._refusal: NotSplittable | None = None
 
@@ -59,38 +59,38 @@ class SplitStep:
     @contextlib.contextmanager
     def cutting(self) -> Iterator[None]:
         """Steps that are traced inside are cut."""
-        self.wanted, self.graphs, self._compiled = True, [], []
+        self.is_compiled, self.graphs, self._compiled = True, [], []
         try:
             yield
         finally:
-            self.wanted = False
+            self.is_compiled = False
 
     def takes(self, apply: Callable[..., Any], optimizer: Any, grads: Sequence[Any], variables: Any) -> bool:
         """Whether the first half is being traced: then it ends with these gradients."""
-        if self._taken is None:
+        if self._half_steps is None:
             return False
         if tf.compat.v1.get_default_graph() is not self._graph:
             # Before the inner function is traced to its end: it would keep a trace without the update.
             self.refuse("its gradients go to the optimizer inside a tf.function or a condition of its own")
         before = len(tf.compat.v1.get_default_graph().get_operations())
-        self._taken.append(Taken(apply, optimizer, tuple(grads), variables, before))
+        self._half_steps.append(HalfStep(apply, optimizer, tuple(grads), variables, before))
         return True
 
-    def gradients(self, step: Callable[..., Any], weights: Sequence[Any], *given: Any) -> tuple[Any, Taken, list[Any]]:
+    def gradients(self, step: Callable[..., Any], weights: Sequence[Any], *arguments: Any) -> tuple[Any, HalfStep, list[Any]]:
         """In the graph of a step: its logs, what it gave to its optimizer, and the gradients as they come out of the first half.
 
         Raises:
             NotSplittable: the step cannot be cut.
         """
-        taken: list[Taken] = []
+        taken: list[HalfStep] = []
 
         def first(*given: Any) -> Any:
             taken.clear()
-            self._taken, self._graph = taken, tf.compat.v1.get_default_graph()
+            self._half_steps, self._graph = taken, tf.compat.v1.get_default_graph()
             try:
                 logs = step(*given)
             finally:
-                self._taken = self._graph = None
+                self._half_steps = self._graph = None
             if len(taken) != 1:
                 raise NotSplittable(f"its step gives gradients to an optimizer {len(taken)} times")
             if any(isinstance(grad, tf.IndexedSlices) for grad in taken[0].grads):
@@ -101,7 +101,7 @@ class SplitStep:
 
         self._refusal = None
         try:
-            logs, dense = self._call(first, *given)
+            logs, dense = self._call(first, *arguments)
         except Exception as error:
             if self._refusal is not None:
                 raise self._refusal from error
@@ -110,7 +110,7 @@ class SplitStep:
         rest = iter(dense)
         return logs, taken_update, [None if grad is None else next(rest) for grad in taken_update.grads]
 
-    def update(self, taken: Taken, summed: Sequence[Any]) -> None:
+    def update(self, half_step: HalfStep, summed: Sequence[Any]) -> None:
         """In the graph of a step: the optimizer's update by the gradients of all ranks."""
         places = [place for place, grad in enumerate(summed) if grad is not None]
 
@@ -118,7 +118,7 @@ class SplitStep:
             grads: list[Any] = [None] * len(summed)
             for place, grad in zip(places, dense, strict=True):
                 grads[place] = grad
-            taken.apply(taken.optimizer, grads, taken.variables)
+            half_step.apply(half_step.optimizer, grads, half_step.variables)
             return tf.constant(0)
 
         self._call(second, *(summed[place] for place in places))

@@ -60,13 +60,15 @@ class ShardedUpdate:
 
     def covers(self, optimizer: Any, grads: Sequence[Any], variables: Sequence[Any] | None) -> bool:
         covered = self._variables if variables is None else list(variables)
-        same = len(covered) == len(self._variables) and all(mine is theirs for mine, theirs in zip(self._variables, covered, strict=True))
+        same = len(covered) == len(self._variables) and all(
+            own_variable is variable for own_variable, variable in zip(self._variables, covered, strict=True)
+        )
         return optimizer is self.optimizer and same and all(isinstance(grad, tf.Tensor) and grad.dtype == tf.float32 for grad in grads)
 
     def apply(self, stock: Callable[..., Any], grads: list[Any], part: Any, exchange: Exchange, site: str) -> None:
         """In the graph of a step: sum, update this rank's pieces by `stock` (the class' own `apply`), put all weights together."""
         group, shapes = self._group, self._shapes
-        others: list[Any] = []  # what each of the other ranks adds to this rank's pieces, piece by piece
+        other_pieces: list[Any] = []  # what each of the other ranks adds to this rank's pieces, piece by piece
         for number, (bucket, shard) in enumerate(zip(self._buckets, self._shards, strict=True), start=1):
 
             def reduce_scatter(
@@ -77,15 +79,15 @@ class ShardedUpdate:
             count = (group.ranks - 1) * len(shard)
             outputs = exchange(reduce_scatter, [part, *(grads[place] for place in bucket)], [tf.float32] * count)
             values = tf.nest.flatten(outputs) if count else []
-            others += [values[at :: len(shard)] for at in range(len(shard))]
+            other_pieces += [values[at :: len(shard)] for at in range(len(shard))]
 
         def join(*own: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
             return self._joined(own, site=f"{site}-weights")
 
-        for values, piece in zip(others, self._pieces, strict=True):
+        for values, piece in zip(other_pieces, self._pieces, strict=True):
             for value in values:
                 value.set_shape([piece.stop - piece.start])
-        with tf.control_dependencies([tf.convert_to_tensor(self._compiled_update(stock)(part, grads, others))]):
+        with tf.control_dependencies([tf.convert_to_tensor(self._compiled_update(stock)(part, grads, other_pieces))]):
             own = [tf.identity(weights.value) for weights in self._weights]
         for variable, value in zip(self._variables, exchange(join, own, [tf.float32] * len(shapes)), strict=True):
             value.set_shape(variable.shape)
@@ -94,9 +96,9 @@ class ShardedUpdate:
     def _compiled_update(self, stock: Callable[..., Any]) -> Callable[[Any, Sequence[Any], Sequence[Sequence[Any]]], Any]:
         """The sums over ranks and the update as one pass over memory: operation by operation it would be a dozen."""
 
-        def update(part: Any, grads: Sequence[Any], others: Sequence[Sequence[Any]]) -> Any:
+        def update(part: Any, grads: Sequence[Any], other_pieces: Sequence[Sequence[Any]]) -> Any:
             summed = []
-            for piece, ranks in zip(self._pieces, others, strict=True):
+            for piece, ranks in zip(self._pieces, other_pieces, strict=True):
                 own = tf.reshape(grads[piece.array], [-1])[piece.start : piece.stop] * tf.cast(part, tf.float32)
                 summed.append(functools.reduce(operator.add, [*ranks[: self._group.rank], own, *ranks[self._group.rank :]]))
             stock(self._share, summed, self._weights)
