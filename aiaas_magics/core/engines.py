@@ -56,7 +56,7 @@ class EngineInfo:
         return ("single", *self.several)
 
     def form_for(self, form: str) -> str:
-        """The form that `wanted` is here: "auto" stays open, and one that it does not have is its quickest."""
+        """The form that `form` is here: "auto" stays open, and one that it does not have is its quickest."""
         return form if form == "auto" or form in self.forms else self.forms[-1]
 
 

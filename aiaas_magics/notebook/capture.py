@@ -141,7 +141,7 @@ def _restore() -> None:
 
 
 def _put(owner: type, name: str, replacement: Callable[[Callable[..., Any]], Callable[..., Any]], original: Callable[..., Any]) -> None:
-    """Let `owner.name`, and whoever took hold of Keras' function before (mlflow's autolog wraps it), come to `ours`.
+    """Let `owner.name`, and whoever took hold of Keras' function before (mlflow's autolog wraps it), come to `replacement`.
 
     Keras keeps the bare function in a cell of the one that filters tracebacks, which stands in the class.
     """

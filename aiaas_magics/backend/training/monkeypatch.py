@@ -32,7 +32,7 @@ def monkeypatched(*swaps: tuple[Any, str, Any]) -> Iterator[None]:
 
 
 def iterators_of(model: Any, methods: Collection[str], *, own: Callable[..., Any], stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Takes the place of Keras' iterator class: `ours` in these methods of `model`, `stock` in all others and in other models.
+    """Takes the place of Keras' iterator class: `own` in these methods of `model`, `stock` in all others and in other models.
 
     Keras names the class in a global of its module, so a callback that predicts, or fits a second model, comes here too; only
     the method that makes the iterator knows whose it is.

@@ -73,7 +73,7 @@ def _rows(x: Any) -> int | None:
 class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
     """Times `repeats` runs of equally many steps after some to warm up, then stops the training.
 
-    It also says how many steps are made at once where calls make many: never more than are left of a stretch, nor than `each`.
+    It also says how many steps are made at once where calls make many: never more than are left of a stretch, nor than `most_steps`.
     What lies between epochs is left out of the time. With several workers all take rank 0's number of steps.
     In the end the model has the weights that it had when it was warm: after so few steps they tell whether all n compute
     the same, while after hundreds float32 rounding, which training amplifies, would drown the answer.

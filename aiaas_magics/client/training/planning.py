@@ -36,7 +36,7 @@ MOST_S: Final = 120.0  # for all forms of one way, with the start of its process
 class FitPlan:
     """What a fit would send, how it would be carried out, and what every way was found to take.
 
-    `chosen` is None where only the workers can tell; `unmeasured` says why nothing was measured, in a sentence.
+    `choice` is None where only the workers can tell; `unmeasured` says why nothing was measured, in a sentence.
     `simulated`: what one process drives are devices cut out of its cores.
     """
 

@@ -60,7 +60,7 @@ class Refusals:
 
 
 class Guarded:
-    """`app` behind the guard. `heard` is called for each request that may pass."""
+    """`app` behind the guard. `on_request` is called for each request that may pass."""
 
     def __init__(self, app: ASGIApp, *, guard: Guard, url: Callable[[], str], on_request: Callable[[], None]) -> None:
         self._app, self._guard, self._url, self._heard = app, guard, url, on_request

@@ -225,7 +225,7 @@ def _answering(loader: Loader, registry: Registry, server: InferenceServer, grpc
 
 
 async def _lock(files: Files, stack: contextlib.ExitStack) -> None:
-    """Keep other processes out of the folder for as long as `held` is open."""
+    """Keep other processes out of the folder for as long as `stack` is open."""
     until_s = time.monotonic() + LOCK_S
     while True:
         with contextlib.ExitStack() as attempt:

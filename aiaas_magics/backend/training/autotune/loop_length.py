@@ -15,7 +15,7 @@ GROWTH: Final = 8  # a call makes at most so many times the steps of the last on
 
 
 class LoopLength:
-    """How many steps the next call makes: as many as fit in `CALL_S`, or `each` where somebody looks at every one."""
+    """How many steps the next call makes: as many as fit in `CALL_S`, or `steps_per_call` where a callback looks at every one."""
 
     def __init__(self, steps_per_call: int | None = None) -> None:
         self._steps_per_call = steps_per_call

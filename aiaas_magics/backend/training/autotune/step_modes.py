@@ -29,7 +29,7 @@ def only(form: str) -> Callable[[Planned], None]:
 
 
 def compare(mode: str, timed: Callable[[str], StepTimer], *, forms: Sequence[str], engine: str, strategy: str) -> Iterator[Candidate]:
-    """Every one of `forms` that `wanted` leaves open, measured or ruled out.
+    """Every one of `forms` that `mode` leaves open, measured or ruled out.
 
     Args:
         timed: makes steps in a form; raises `RuledOut`.

@@ -47,7 +47,7 @@ class Names:
         self._folded = {folded(name) for name in names}
 
     def take(self, preferred: str) -> str:
-        """`wanted`, or that with a number behind it where a generator could not tell it from another."""
+        """`preferred`, or that with a number behind it where a generator could not tell it from another."""
         name = next(name for name in numbered(preferred) if folded(name) not in self._folded)
         self._folded.add(folded(name))
         return name

@@ -72,12 +72,14 @@ def _as_tensorflow_serving(versions: Sequence[Version]) -> Iterator[str]:
     name = ":tensorflow:serving:request_latency"
     yield from _family(name, "histogram", "From the whole request to its answer, in microseconds; under TensorFlow Serving's name.")
     for model in dict.fromkeys(version.spec.name for version in versions):
-        cumulative: dict[float, int] = {}
+        observations: dict[float, int] = {}
         for version in versions:
             if version.spec.name == model:
                 for duration_us, count in _durations(version.stats.latency, 1.0):
-                    cumulative[duration_us] = cumulative.get(duration_us, 0) + count
-        yield from _histogram(name, {"model_name": model, "API": "predict", "entrypoint": "REST"}, sorted(cumulative.items()), MICROSECONDS)
+                    observations[duration_us] = observations.get(duration_us, 0) + count
+        yield from _histogram(
+            name, {"model_name": model, "API": "predict", "entrypoint": "REST"}, sorted(observations.items()), MICROSECONDS
+        )
 
 
 def _of(version: Version) -> Labels:
@@ -100,14 +102,14 @@ def _counter(name: str, help: str, versions: Sequence[Version], values: Callable
             yield _sample(name, _of(version) | labels, value)
 
 
-def _histogram(name: str, labels: Labels, cumulative: Sequence[tuple[float, int]], bounds: Sequence[float]) -> Iterator[str]:
-    """`seen`: values with how often they were, ascending."""
+def _histogram(name: str, labels: Labels, observations: Sequence[tuple[float, int]], bounds: Sequence[float]) -> Iterator[str]:
+    """`observations`: values with how often they were, ascending."""
     counts = [0] * (len(bounds) + 1)
-    for value, count in cumulative:
+    for value, count in observations:
         counts[bisect_left(bounds, value)] += count
     for bound, below in zip([*map(_number, bounds), "+Inf"], accumulate(counts), strict=True):
         yield _sample(f"{name}_bucket", labels | {"le": bound}, below)
-    yield _sample(f"{name}_sum", labels, sum(value * count for value, count in cumulative))
+    yield _sample(f"{name}_sum", labels, sum(value * count for value, count in observations))
     yield _sample(f"{name}_count", labels, sum(counts))
 
 

@@ -80,7 +80,7 @@ class Collective(FitHooks):
         return summed
 
     def _carried_out(self, stock: Callable[[Any], Any], data: Any, share: Share) -> Any:
-        if not self.split_step.is_compiled:
+        if not self.split_step.is_active:
             return stock(data)
 
         def gradients(data: Any, part: Any, alone: Any) -> Any:

@@ -41,10 +41,10 @@ class HalfStep:
 
 
 class SplitStep:
-    """Cuts the steps that are traced while they are `wanted`, and keeps the graphs of what it had compiled."""
+    """Cuts the steps that are traced while it `is_active`, and keeps the graphs of what it had compiled."""
 
     def __init__(self) -> None:
-        self.is_compiled = False
+        self.is_active = False
         self.graphs: list[Any] = []
         self._compiled: list[tuple[Any, list[Any]]] = []  # functions, with what they were traced with
         self._half_steps: list[HalfStep] | None = None
@@ -59,11 +59,11 @@ class SplitStep:
     @contextlib.contextmanager
     def cutting(self) -> Iterator[None]:
         """Steps that are traced inside are cut."""
-        self.is_compiled, self.graphs, self._compiled = True, [], []
+        self.is_active, self.graphs, self._compiled = True, [], []
         try:
             yield
         finally:
-            self.is_compiled = False
+            self.is_active = False
 
     def takes(self, apply: Callable[..., Any], optimizer: Any, grads: Sequence[Any], variables: Any) -> bool:
         """Whether the first half is being traced: then it ends with these gradients."""
