@@ -15,7 +15,8 @@ import pytest
 import tensorflow as tf
 
 from aiaas_magics.backend.folders.feed_folder import FeedFolder, SenderSilent
-from aiaas_magics.backend.training.comm.process_group import ProcessGroup, RankMissing
+from aiaas_magics.backend.training.comm.process_group import RankMissing
+from aiaas_magics.backend.training.comm.shared_memory_group import SharedMemoryGroup
 from aiaas_magics.backend.training.tensorflow import rank_datasets
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.backend.workers.worker_main import missing_rank
@@ -91,7 +92,7 @@ def test_a_rank_does_not_wait_for_batches_of_a_rank_0_whose_process_is_gone(tmp_
     arguments = [sys.executable, script, "0", "2", name, str(tmp_path), "dies"]
     with (
         subprocess.Popen(arguments, env={"PYTHONPATH": str(ROOT), "PATH": ""}) as rank_0,
-        ProcessGroup(rank=1, ranks=2, name=name, folder=tmp_path, spin=False) as group,
+        SharedMemoryGroup(rank=1, ranks=2, name=name, folder=tmp_path, spin=False) as group,
     ):
         assert rank_0.wait(60) == 9
 

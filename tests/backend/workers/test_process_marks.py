@@ -13,7 +13,7 @@ import pytest
 
 from aiaas_magics.backend.serving.process.state_directory import RunningProcess
 from aiaas_magics.backend.serving.process.state_directory import is_alive as inference_process_is_alive
-from aiaas_magics.backend.training.comm.process_group import ProcessGroup
+from aiaas_magics.backend.training.comm.shared_memory_group import SharedMemoryGroup
 from aiaas_magics.client import local_server
 from aiaas_magics.core import process_id
 from aiaas_magics.core.contract import ServerNote
@@ -45,7 +45,7 @@ def test_a_clock_that_is_set_makes_no_process_another() -> None:
 
 
 def test_a_clock_that_is_set_makes_no_rank_missing(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    with ProcessGroup(rank=0, ranks=1, name="aiaas-test-stepped", folder=tmp_path) as group:
+    with SharedMemoryGroup(rank=0, ranks=1, name="aiaas-test-stepped", folder=tmp_path) as group:
         request.getfixturevalue("stepped")
 
         assert group._why_missing(0) == ""

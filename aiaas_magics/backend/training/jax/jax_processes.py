@@ -18,6 +18,7 @@ import jax
 
 from aiaas_magics.backend.folders.small_files import write_private
 from aiaas_magics.backend.training.comm.process_group import MEET_S, ProcessGroup, RankMissing
+from aiaas_magics.backend.training.comm.shared_memory_group import SharedMemoryGroup
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 
 ADDRESS: Final = "coordinator.txt"  # in the attempt's folder
@@ -61,7 +62,7 @@ def meeting(command: WorkerCommand) -> Iterator[ProcessGroup]:
 
     All leave together: JAX ends those that are left behind.
     """
-    with ProcessGroup(
+    with SharedMemoryGroup(
         rank=command.rank, ranks=command.ranks, name=command.reduce_name, folder=Path(command.attempt_dir), spin=False
     ) as group:
         try:

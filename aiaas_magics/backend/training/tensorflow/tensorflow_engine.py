@@ -20,6 +20,7 @@ from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training.autotune.compile_policy import Choice
 from aiaas_magics.backend.training.autotune.step_modes import process_bytes
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
+from aiaas_magics.backend.training.comm.shared_memory_group import SharedMemoryGroup
 from aiaas_magics.backend.training.dtype_policy import set_precision
 from aiaas_magics.backend.training.engine import FitRun, OpenedFit, StepPolicy, TrainingEngine
 from aiaas_magics.backend.training.epochs import LoopLengthPolicy
@@ -88,7 +89,7 @@ class TensorFlowEngine:
             return contextlib.nullcontext()
         # Ranks that share a core must not take it from one another by looking.
         own_core = bool(command.cores) and command.ranks <= (os.cpu_count() or 1)
-        return ProcessGroup(
+        return SharedMemoryGroup(
             rank=command.rank, ranks=command.ranks, name=command.reduce_name, folder=Path(command.attempt_dir), spin=own_core
         )
 

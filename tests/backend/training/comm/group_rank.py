@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from aiaas_magics.backend.training.comm.process_group import ProcessGroup
+from aiaas_magics.backend.training.comm.shared_memory_group import SharedMemoryGroup
 
 
-def everything(group: ProcessGroup) -> dict[str, object]:
+def everything(group: SharedMemoryGroup) -> dict[str, object]:
     mine = np.arange(3.0) + 10 * group.rank
     shapes = [(5,), (2, 3), (), (1000, 7)]
     arrays = [np.full(shape, 1.0 + group.rank, dtype=np.float32) for shape in shapes]
@@ -36,29 +36,29 @@ def everything(group: ProcessGroup) -> dict[str, object]:
     }
 
 
-def late(group: ProcessGroup) -> dict[str, object]:
+def late(group: SharedMemoryGroup) -> dict[str, object]:
     if group.rank == 1:
         time.sleep(60)
     return {"sum": group.sum(np.ones(1), site="sum").tolist()}
 
 
-def leaves(group: ProcessGroup) -> dict[str, object]:
+def leaves(group: SharedMemoryGroup) -> dict[str, object]:
     return {} if group.rank == 1 else {"sum": group.sum(np.ones(1), site="sum").tolist()}
 
 
-def dies(group: ProcessGroup) -> dict[str, object]:
+def dies(group: SharedMemoryGroup) -> dict[str, object]:
     if group.rank == 0:
         os._exit(9)
     return {"sum": group.sum(np.ones(1), site="sum").tolist()}
 
 
-def disagrees(group: ProcessGroup) -> dict[str, object]:
+def disagrees(group: SharedMemoryGroup) -> dict[str, object]:
     return {"sum": group.sum(np.ones(1 + group.rank), site="sum").tolist()}
 
 
 def main() -> None:
     rank, ranks, name, folder, what = sys.argv[1:]
-    with ProcessGroup(
+    with SharedMemoryGroup(
         rank=int(rank), ranks=int(ranks), name=name, folder=Path(folder), spin=False, meet_s=20.0, wait_s=60.0 if what == "dies" else 2.0
     ) as group:
         print(json.dumps({"everything": everything, "late": late, "leaves": leaves, "dies": dies, "disagrees": disagrees}[what](group)))

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis.strategies import integers, lists
 from keras import layers
 
-from aiaas_magics.backend.training.comm.process_group import ProcessGroup
+from aiaas_magics.backend.training.comm.shared_memory_group import SharedMemoryGroup
 from aiaas_magics.backend.training.tensorflow.parallel.buckets import BUCKET_BYTES, in_buckets
 from aiaas_magics.backend.training.tensorflow.parallel.collective import Collective
 from aiaas_magics.backend.training.tensorflow.parallel.hooks import ALONE, DATA, PART
@@ -67,7 +67,7 @@ class Held(layers.Layer):  # type: ignore[misc]
         return held(x)
 
 
-class Watched(ProcessGroup):
+class Watched(SharedMemoryGroup):
     """One rank, that frees what is held once the first gradients are summed."""
 
     def __init__(self, free: threading.Event, folder: Path) -> None:
@@ -110,7 +110,7 @@ def test_the_last_layers_gradients_are_exchanged_while_the_first_layers_are_comp
     assert group.spent.exchanges == (4 if share_out else 2)
 
 
-class Waiting(ProcessGroup):
+class Waiting(SharedMemoryGroup):
     """One rank, whose waits take seconds of its own clock."""
 
     def barrier(self, *, tag: int = 0) -> None:

@@ -15,7 +15,8 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis.strategies import integers, lists
 
-from aiaas_magics.backend.training.comm.process_group import ProcessGroup, pieces
+from aiaas_magics.backend.training.comm.process_group import pieces
+from aiaas_magics.backend.training.comm.shared_memory_group import SharedMemoryGroup
 from aiaas_magics.backend.training.tensorflow.parallel.zero import ShardedUpdate, shardable
 from tests.backend.training.ranks import gaps
 from tests.support import lanes
@@ -56,7 +57,7 @@ class Rank:
 
     def run(self) -> None:
         try:
-            with ProcessGroup(rank=self._rank, ranks=RANKS, name=self._name, folder=self._folder, spin=False, wait_s=60) as group:
+            with SharedMemoryGroup(rank=self._rank, ranks=RANKS, name=self._name, folder=self._folder, spin=False, wait_s=60) as group:
                 update = ShardedUpdate(self.optimizer, self.variables, group, bucket_bytes=self._bucket_bytes)
                 stock = type(self.optimizer).apply
                 before: list[Any] = []

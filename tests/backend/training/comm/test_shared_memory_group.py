@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from aiaas_magics.backend.training.comm import shared_memory
-from aiaas_magics.backend.training.comm.process_group import ProcessGroup, RankMissing
+from aiaas_magics.backend.training.comm.process_group import RankMissing
+from aiaas_magics.backend.training.comm.shared_memory_group import SharedMemoryGroup
 from tests.backend.training.ranks import ROOT
 
 pytestmark = pytest.mark.process
@@ -119,6 +120,6 @@ def test_ranks_that_lost_step_are_told_so(tmp_path: Path) -> None:
 
 def test_nobody_is_waited_for_who_never_met(tmp_path: Path) -> None:
     with pytest.raises(RankMissing, match=r"worker 1 did not come within 0\.1 s"):
-        ProcessGroup(rank=0, ranks=2, name="aiaas-test-alone", folder=tmp_path, meet_s=0.1)
+        SharedMemoryGroup(rank=0, ranks=2, name="aiaas-test-alone", folder=tmp_path, meet_s=0.1)
 
     assert list(Path("/dev/shm").glob("aiaas-test-alone*")) == []
