@@ -11,8 +11,10 @@ from typing import Final
 
 import msgspec
 
-from aiaas_magics.core.spec import ErrorReport, JobState, Value
+from aiaas_magics.core.remote_error import ErrorReport
+from aiaas_magics.core.spec import JobState
 from aiaas_magics.core.training_logs import Logs
+from aiaas_magics.core.value import Value
 
 
 class Phase(StrEnum):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
-from aiaas_magics.core.spec import Value
+from aiaas_magics.core.value import Value
 
 _COUNT: Final = struct.Struct("<cI")
 _LENGTH: Final = struct.Struct("<Q")

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from aiaas_magics.core import wire
 from aiaas_magics.core.errors import BackendNotProven, NotAuthorised
-from aiaas_magics.core.spec import Value
+from aiaas_magics.core.value import Value
 
 PATH: Final = "/v1/proof"
 QUERY: Final = re.compile(rb"nonce=([0-9a-f]{64})", re.ASCII)

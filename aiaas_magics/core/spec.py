@@ -1,49 +1,28 @@
 """Specifications: the values that client and server exchange.
 
-Owns what is asked (`FitSpec`, `DeploySpec`), what is answered (`JobView`, `EndpointView`), and what went
-wrong (`ErrorReport`). How workers carry a fit out belongs to `execution`, what happens in between to `machine_events`, turning
-values into bytes to `wire`.
+Owns what is asked (`FitSpec`, `DeploySpec`) and what is answered (`JobView`, `EndpointView`). How workers carry a fit out
+belongs to `execution`, what happens in between to `events`, what went wrong to `remote_error`, turning values into bytes to
+`wire`.
 """
 
 from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
-import msgspec
+from msgspec import field
 
 from aiaas_magics.core.errors import InvalidName, InvalidSpec
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.plain_text import visible
 from aiaas_magics.core.precision import Precision
 from aiaas_magics.core.routing import Rollout, Routing
+from aiaas_magics.core.value import Value
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 FOLDER: Final = re.compile(r"[^/\0][^\0]{0,4000}")
 SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
-
-
-SECRETS: Final = frozenset({"token", "secret"})  # fields that no repr shows, so that no notebook's output holds one
-
-
-class _Hidden:
-    def __repr__(self) -> str:
-        return "<hidden>"
-
-
-HIDDEN: Final = _Hidden()
-
-
-class Value(msgspec.Struct, frozen=True):
-    """A frozen value; unknown fields from a newer peer are ignored. Its repr shows no secret."""
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        fields = [(name, getattr(self, name)) for name in self.__struct_fields__]
-        return [(name, HIDDEN if name in SECRETS and value else value) for name, value in fields]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
 def checked_name(kind: str, name: str) -> str:
@@ -82,7 +61,7 @@ class Versions(Value, frozen=True, kw_only=True):
     keras: str
     tensorflow: str
     aiaas_magics: str
-    engines: dict[str, str] = {}  # the installed training engines of the table, each with its library's version
+    engines: dict[str, str] = field(default_factory=dict)  # the installed training engines, each with its library's version
 
     def skew(self, other: Versions, *whats: str) -> str | None:
         """The first of `whats` whose x.y is another one `there`; what travels by its inner state needs the same."""
@@ -345,42 +324,3 @@ class EndpointView(Value, frozen=True, kw_only=True):
 
 
 # --------------------------------------------------------------------------- what went wrong
-
-
-class Frame(Value, frozen=True, kw_only=True):
-    """One line of a traceback. `source` is there where the worker still had it."""
-
-    file: str
-    line: int
-    function: str
-    source: str = ""
-    user: bool = False  # the user's own code, not a library's
-
-
-OS_FILES: Final = ("<frozen os>", "os.py")
-
-
-class ErrorReport(Value, frozen=True, kw_only=True):
-    """An exception as data; nothing on the client's side is ever unpickled."""
-
-    type: str
-    message: str
-    frames: tuple[Frame, ...] = ()
-    ranks: tuple[int, ...] = ()
-    phase: str = ""
-    traceback: str = ""  # as Python printed it, bounded
-    kind: str = ""  # a class of `errors`, where the fault is the backend's and not the user's code's
-    args: tuple[str, ...] = ()  # that class' arguments
-    bases: tuple[str, ...] = ()  # the classes that the exception is one of, the nearest first: Python's own by name, others by module.name
-
-    @property
-    def missing_variable(self) -> str | None:
-        """The environment variable that `os.environ[...]` did not have; None for any other error."""
-        last = self.frames[-1] if self.frames else None
-        in_os = last is not None and last.function == "__getitem__" and last.file.replace("\\", "/").rpartition("/")[2] in OS_FILES
-        return self.message.strip("'\"") if in_os and self.type == "KeyError" else None
-
-    def where(self) -> str:
-        if not self.ranks:
-            return "the backend"
-        return ("worker " if len(self.ranks) == 1 else "workers ") + ", ".join(map(str, self.ranks))

@@ -34,7 +34,8 @@ from aiaas_magics.core.events import (
     WorkerLost,
     WorkerStarted,
 )
-from aiaas_magics.core.spec import ErrorReport, JobState
+from aiaas_magics.core.remote_error import ErrorReport
+from aiaas_magics.core.spec import JobState
 from aiaas_magics.core.training_logs import numbers
 
 OUTPUT_LINES: Final = 200  # kept in the picture; the whole text stays in the log (guess)

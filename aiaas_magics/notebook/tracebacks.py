@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from aiaas_magics.core.errors import AiaasError, RemoteTrainingError
 from aiaas_magics.core.errors.cell_errors import remote_move
-from aiaas_magics.core.spec import ErrorReport, Frame
+from aiaas_magics.core.remote_error import ErrorReport, Frame
 
 CONTEXT: Final = 2  # lines before and after, as IPython shows
 NO_FILE: Final = (

@@ -28,7 +28,7 @@ from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.backend.workers.local.attempt_folder import EXIT_CRASHED, EXIT_FINISHED
 from aiaas_magics.core import wire
 from aiaas_magics.core.events import AnyEvent, Checkpointed, Crashed, EpochEnded, Finished, Phase, PhaseEntered
-from aiaas_magics.core.spec import ErrorReport
+from aiaas_magics.core.remote_error import ErrorReport
 
 
 class Play:

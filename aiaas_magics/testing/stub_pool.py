@@ -22,7 +22,7 @@ from aiaas_magics.backend.training.worker_command import WorkerLine
 from aiaas_magics.backend.workers.attempt import AttemptNews, AttemptOrder, Ending
 from aiaas_magics.backend.workers.pool import PoolSetting
 from aiaas_magics.core.events import AnyEvent, Checkpointed, Crashed, EpochEnded, Finished, Output, Phase, PhaseEntered
-from aiaas_magics.core.spec import ErrorReport
+from aiaas_magics.core.remote_error import ErrorReport
 
 KILLED: Final = "was killed by signal 9"
 PLAYED: Final = frozenset({"say", "wait", "epochs", "crash", "kill", "exit", "stubborn", "finish"})

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from aiaas_magics.core import errors
-from aiaas_magics.core.spec import ErrorReport
+from aiaas_magics.core.remote_error import ErrorReport
 
 ARGUMENTS: dict[str, tuple[object, ...]] = {
     "AiaasBug": ("the store has no row for job 7",),

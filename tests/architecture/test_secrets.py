@@ -13,7 +13,7 @@ import pytest
 
 from aiaas_magics.backend.serving.process.control import StopProcess
 from aiaas_magics.client.load_test.load_plan import BodyForm
-from aiaas_magics.core.spec import SECRETS
+from aiaas_magics.core.value import SECRETS
 
 PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
 NAMES = SECRETS | {"password", "authorization", "authorizations"}

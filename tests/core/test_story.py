@@ -19,7 +19,8 @@ from aiaas_magics.core.events import (
     StepsDone,
     WorkerLost,
 )
-from aiaas_magics.core.spec import ErrorReport, Frame, JobState
+from aiaas_magics.core.remote_error import ErrorReport, Frame
+from aiaas_magics.core.spec import JobState
 from aiaas_magics.core.story import JobStory, fold
 from aiaas_magics.core.training_logs import logs_of, numbers
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from aiaas_magics.core.errors import DataMismatch, NotCompiled, RemoteTrainingError
-from aiaas_magics.core.spec import ErrorReport, Frame
+from aiaas_magics.core.remote_error import ErrorReport, Frame
 from aiaas_magics.notebook import tracebacks
 from aiaas_magics.notebook.tracebacks import Interrupted, remote_block
 

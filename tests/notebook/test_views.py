@@ -26,9 +26,10 @@ from aiaas_magics.core.events import (
     WorkerLost,
     WorkerStarted,
 )
+from aiaas_magics.core.remote_error import ErrorReport
 from aiaas_magics.core.scaling.endpoint_samples import Sample
 from aiaas_magics.core.scaling.load_report import LoadPoint, LoadProgress
-from aiaas_magics.core.spec import ErrorReport, JobState
+from aiaas_magics.core.spec import JobState
 from aiaas_magics.core.story import JobStory, fold
 from aiaas_magics.notebook.views import lines as fit_lines
 from aiaas_magics.notebook.views import live

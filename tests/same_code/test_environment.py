@@ -12,7 +12,7 @@ import pytest
 from aiaas_magics.client import local_server
 from aiaas_magics.core import environment
 from aiaas_magics.core.errors import InvalidSpec
-from aiaas_magics.core.spec import ErrorReport
+from aiaas_magics.core.remote_error import ErrorReport
 from aiaas_magics.packing.fitcall.fit_call import FitCall, pack, read_result
 from tests.support.packed import Namespace, Worker
 

@@ -10,7 +10,7 @@ import pytest
 
 from aiaas_magics.backend.training.error_report import report_of
 from aiaas_magics.core.errors import CellError, OutOfMemory, RemoteTrainingError
-from aiaas_magics.core.spec import ErrorReport
+from aiaas_magics.core.remote_error import ErrorReport
 from aiaas_magics.packing.fitcall.fit_call import FitCall, pack
 from tests.support.packed import Namespace
 

@@ -44,7 +44,8 @@ from aiaas_magics.backend.workers.pool import WorkerPool
 from aiaas_magics.core.clock import Clock
 from aiaas_magics.core.errors import BlobDamaged, InvalidSpec, NotEnoughDevices, StoreNotWritable, UnknownName
 from aiaas_magics.core.events import AnyEvent, AttemptStarted, Crashed, Entry, Notice, Phase, PhaseEntered, StateChanged
-from aiaas_magics.core.spec import CheckpointView, ErrorReport, FitSpec, JobState, JobView
+from aiaas_magics.core.remote_error import ErrorReport
+from aiaas_magics.core.spec import CheckpointView, FitSpec, JobState, JobView
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from aiaas_magics.core import keras_messages
 from aiaas_magics.core.errors import BackendError
-from aiaas_magics.core.spec import ErrorReport, Frame
+from aiaas_magics.core.remote_error import ErrorReport, Frame
 
 FRAMES: Final = 60  # guess: recursion shows in fewer
 TEXT: Final = 20_000  # characters of a traceback and of a message; guess

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from aiaas_magics.core.events import AnyEvent
 from aiaas_magics.core.execution import Execution
-from aiaas_magics.core.spec import MeasureSpec, Value
+from aiaas_magics.core.spec import MeasureSpec
+from aiaas_magics.core.value import Value
 
 
 class WorkerCommand(Value, frozen=True, kw_only=True):

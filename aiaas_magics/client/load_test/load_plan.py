@@ -10,7 +10,7 @@ from typing import Final
 from aiaas_magics.core import wire
 from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.scaling.load_report import LoadPoint, LoadProgress, RatePoint, Sides
-from aiaas_magics.core.spec import Value
+from aiaas_magics.core.value import Value
 
 WARM_UP_S: Final = 0.3  # guess: connections are open and the engine's memory is there
 ANSWER_S: Final = 30.0  # guess: slower than this is an error, not an answer

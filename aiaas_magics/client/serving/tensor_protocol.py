@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 
 from aiaas_magics.core.errors import BackendRefused
-from aiaas_magics.core.spec import TensorSpec, Value
+from aiaas_magics.core.spec import TensorSpec
+from aiaas_magics.core.value import Value
 
 DATATYPES: Final[Mapping[str, str]] = {
     "bool": "BOOL",

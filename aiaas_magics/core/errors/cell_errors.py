@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from aiaas_magics.core.errors.error_root import AiaasError
 
 if TYPE_CHECKING:
-    from aiaas_magics.core.spec import ErrorReport
+    from aiaas_magics.core.remote_error import ErrorReport
 
 
 class CellError(AiaasError):

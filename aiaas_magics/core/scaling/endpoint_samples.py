@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from aiaas_magics.core.spec import Value
+from aiaas_magics.core.value import Value
 
 # A line of the text format (https://prometheus.io/docs/instrumenting/exposition_formats/) that our server writes.
 LINE: Final = re.compile(r"(\w+)\{(.*)\} (\S+)")

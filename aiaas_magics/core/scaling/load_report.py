@@ -9,7 +9,7 @@ import math
 from typing import Final
 
 from aiaas_magics.core.scaling.laws import knee
-from aiaas_magics.core.spec import Value
+from aiaas_magics.core.value import Value
 
 KEEPS_UP: Final = 0.95  # guess: with less of what was asked answered meanwhile the queue grows; the last answers come after the end
 

@@ -326,6 +326,8 @@ def _misfit(points: Sequence[StepPoint], law: StepLaw, *, apart: bool) -> str:
         if abs(miss) > slack:
             more = "more" if miss > 0 else "less"
             return f"the step model does not fit: at n={point.workers} it predicts {abs(miss):.0%} {more} than measured."
+    if law.seconds(1) <= 0:  # times that spread by their own size allow it
+        return "the step model does not fit: it predicts no time at all for one worker."
     if law.jitter > MOST_JITTER:
         return "the step model does not fit: waits for the slowest worker are too long to be jitter, so some steps stall."
     for point in points if apart else ():

@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 
 from aiaas_magics.core import wire
-from aiaas_magics.core.spec import Value
+from aiaas_magics.core.value import Value
 
 HEADER_BYTES: Final = 256 * 1024 * 1024  # guess: strings travel in the header; four times the largest body
 NUMERIC: Final = frozenset("biufc")

@@ -20,7 +20,8 @@ from typing import Final
 import numpy as np
 from msgspec import structs
 
-from aiaas_magics.backend.serving.engines import Engine, open_engine
+from aiaas_magics.backend.serving.engines import Engine
+from aiaas_magics.backend.serving.engines.engine_opening import open_engine
 from aiaas_magics.backend.serving.engines.onnx_check import has_control_flow
 from aiaas_magics.backend.serving.models.autoscaling import DOWN_WINDOWS, Window, scaled, totals_of, wanted_replicas, window_between
 from aiaas_magics.backend.serving.models.batching import Limits

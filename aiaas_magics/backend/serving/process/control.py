@@ -23,7 +23,8 @@ import msgspec
 from aiaas_magics.core import errors, wire
 from aiaas_magics.core.errors import AiaasBug, AiaasError
 from aiaas_magics.core.routing import Routing, Scaling
-from aiaas_magics.core.spec import DeploySpec, Value, VersionView
+from aiaas_magics.core.spec import DeploySpec, VersionView
+from aiaas_magics.core.value import Value
 
 log = logging.getLogger(__name__)
 

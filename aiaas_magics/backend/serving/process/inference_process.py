@@ -51,7 +51,7 @@ from aiaas_magics.core import process_id, settings
 from aiaas_magics.core.clock import SystemClock
 from aiaas_magics.core.errors import CannotStart
 from aiaas_magics.core.server_proof import is_loopback
-from aiaas_magics.core.spec import Value
+from aiaas_magics.core.value import Value
 
 if TYPE_CHECKING:
     from aiaas_magics.backend.serving.grpc.grpc_server import GrpcServer

@@ -25,7 +25,7 @@ from pathlib import Path
 from aiaas_magics.backend.folders.small_files import write_private
 from aiaas_magics.core import process_id, wire
 from aiaas_magics.core.errors import StoreNotWritable
-from aiaas_magics.core.spec import Value
+from aiaas_magics.core.value import Value
 
 
 class RunningProcess(Value, frozen=True, kw_only=True):

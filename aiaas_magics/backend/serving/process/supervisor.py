@@ -42,7 +42,8 @@ from aiaas_magics.backend.serving.process.control import (
 from aiaas_magics.backend.serving.process.state_directory import Files, RunningProcess, is_alive
 from aiaas_magics.core.errors import AiaasBug, AiaasError, BackendTooSlow, CannotStart, UnknownName
 from aiaas_magics.core.routing import Routing, Scaling, without
-from aiaas_magics.core.spec import DeploySpec, Value, VersionView
+from aiaas_magics.core.spec import DeploySpec, VersionView
+from aiaas_magics.core.value import Value
 
 log = logging.getLogger(__name__)
 

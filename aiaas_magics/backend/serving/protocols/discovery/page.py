@@ -15,7 +15,8 @@ from typing import Final
 from aiaas_magics.backend.serving.protocols import Headers, Response
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
 from aiaas_magics.core.snippets import TOKEN
-from aiaas_magics.core.spec import TensorSpec, Value, VersionView
+from aiaas_magics.core.spec import TensorSpec, VersionView
+from aiaas_magics.core.value import Value
 
 STYLE: Final = (
     "body{font:1rem/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b;background:#fff}"

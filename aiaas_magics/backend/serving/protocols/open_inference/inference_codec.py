@@ -24,7 +24,8 @@ from msgspec import UNSET, Meta
 
 from aiaas_magics.backend.serving.protocols import BadValue
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
-from aiaas_magics.core.spec import TensorSpec, Value
+from aiaas_magics.core.spec import TensorSpec
+from aiaas_magics.core.value import Value
 
 # numpy's names -> the protocol's
 DATATYPES: Final[Mapping[str, str]] = {

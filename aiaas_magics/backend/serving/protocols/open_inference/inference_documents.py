@@ -20,7 +20,8 @@ from aiaas_magics.backend.serving.models.registry import NotServed, Registry, Ve
 from aiaas_magics.backend.serving.protocols import BadValue
 from aiaas_magics.backend.serving.protocols.open_inference.inference_codec import DATATYPES, LAYOUTS, LENGTH
 from aiaas_magics.core import settings
-from aiaas_magics.core.spec import TensorSpec, Value
+from aiaas_magics.core.spec import TensorSpec
+from aiaas_magics.core.value import Value
 
 EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 PLATFORMS: Final[Mapping[str, str]] = {"onnx": "onnx_onnxv1", "saved_model": "tensorflow_savedmodel"}
