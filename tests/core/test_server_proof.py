@@ -60,7 +60,7 @@ NONSENSE = [
 @pytest.mark.parametrize("answer", NONSENSE, ids=lambda answer: repr(answer[:40]))
 def test_a_program_that_does_not_know_the_token_is_sent_nothing_but_the_question(answer: bytes) -> None:
     with squatting(answer=answer) as squatter, Transport(f"http://127.0.0.1:{squatter.port}", token=TOKEN) as transport:
-        with pytest.raises(errors.BackendNotProven, match=r"Nothing was sent to it\. Set AIAAS_TOKEN to the token that `aiaas token`"):
+        with pytest.raises(errors.BackendNotProven, match=r"Nothing was sent to it\. Set AIAAS_TOKEN to the output of `aiaas token`"):
             transport.get("/v1/jobs", list[JobView])
         with pytest.raises(errors.BackendNotProven):
             transport.upload("/v1/blobs/x", [b"training data"], size=13)
@@ -94,7 +94,7 @@ def test_one_that_passes_the_question_on_to_the_real_server_is_sent_nothing(serv
     with ThreadingHTTPServer(("127.0.0.1", 0), Relay) as relay:
         thread = threading.Thread(target=relay.serve_forever, args=(0.01,))
         thread.start()
-        with pytest.raises(errors.BackendNotProven, match="same address and port number at both ends of a tunnel"):
+        with pytest.raises(errors.BackendNotProven, match="same address and port at both ends of a tunnel"):
             Transport(f"http://127.0.0.1:{relay.server_port}", token=server.token).get("/v1/about", About)
         relay.shutdown()
         thread.join()

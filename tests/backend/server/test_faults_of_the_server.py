@@ -159,7 +159,7 @@ def test_a_second_server_on_the_same_folder_is_refused_and_names_the_first(tmp_p
         )
 
         assert second.returncode == 2
-        assert f"Process {server.process.pid} serves" in second.stderr
+        assert f"Process {server.process.pid} already serves" in second.stderr
         assert "--state" in second.stderr
         assert server.raw("GET", "/v1/health")[0] == 200
 

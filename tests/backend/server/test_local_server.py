@@ -259,7 +259,7 @@ def test_a_server_that_was_stopped_is_told_as_such_and_what_to_do(tmp_path: Path
         finally:
             os.kill(pid, signal.SIGCONT)
 
-        assert (shown.exit_code, f"process {pid}, was stopped (SIGSTOP)" in shown.output) == (2, True)
+        assert (shown.exit_code, f"(process {pid}) is stopped (SIGSTOP)" in shown.output) == (2, True)
         assert local_server.find_at(server.folder) == (server.url, server.token)
 
 
@@ -290,7 +290,7 @@ def test_a_token_that_could_be_guessed_is_refused_in_words(tmp_path: Path) -> No
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     assert ended.returncode == 2
-    assert "no token of at least 32 characters" in ended.stderr
+    assert "is shorter than 32 characters or malformed" in ended.stderr
     assert "secret" not in ended.stderr
     assert "Traceback" not in ended.stderr
 

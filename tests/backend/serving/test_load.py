@@ -91,7 +91,7 @@ def test_given_rows_are_sent_in_turn() -> None:
 
 
 def test_a_wrong_token_is_said_at_once_and_is_not_sent(shared: Rig) -> None:
-    with pytest.raises(BackendNotProven, match="the token is another backend's"):
+    with pytest.raises(BackendNotProven, match="the token belongs to another backend"):
         carry_out(plan_for(shared, as_json("plus", '{"instances": [[1.0]]}'), token="wrong", duration_s=3000.0))
 
 

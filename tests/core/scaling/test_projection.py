@@ -11,7 +11,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis.strategies import booleans, floats, integers, lists, sampled_from, tuples
 
-from aiaas_magics.backend.training.comm import process_group
+from aiaas_magics.backend.training.comm import shared_memory_group
 from aiaas_magics.core.scaling import laws, projection
 from aiaas_magics.core.scaling.projection import RING, SHARED_MEMORY, ReductionScheme, StepPoint, project
 from aiaas_magics.testing.cluster_simulator import Cluster, ring
@@ -211,7 +211,7 @@ def test_no_collective_moves_less_than_nothing_and_one_worker_moves_nothing(work
 
 
 def test_the_sum_in_shared_memory_is_the_one_that_the_workers_take() -> None:
-    assert projection.SLICED_FROM == process_group.SLICED_FROM
+    assert projection.SLICED_FROM == shared_memory_group.SLICED_FROM
 
 
 def test_the_slowest_of_n_is_expected_where_the_tables_of_order_statistics_have_it() -> None:

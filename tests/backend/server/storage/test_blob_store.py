@@ -227,7 +227,7 @@ def test_beside_each_blob_stands_what_a_worker_checks_it_by(server: Served, tmp_
 def test_a_blob_that_a_worker_says_is_damaged_is_dropped_if_it_is_its_jobs(server: Served) -> None:
     def crash(sha: str) -> str:
         return (
-            "from aiaas_magics.core.events import Crashed; from aiaas_magics.core.spec import ErrorReport; "
+            "from aiaas_magics.core.events import Crashed; from aiaas_magics.core.remote_error import ErrorReport; "
             f"play.send(Crashed(report=ErrorReport(type='x', message='', kind='BlobDamaged', args=({sha!r}, 'rotten')))); code = 3"
         )
 

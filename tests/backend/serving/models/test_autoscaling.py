@@ -143,7 +143,7 @@ async def _scaled_in_vain(folder: Path) -> None:
 
     made[1].artefact.write_bytes(b"damaged since")
     with pytest.raises(
-        NotScaled, match=r"replicas that it had: could not start .* of version 1\..* The reason: live was not loaded: it is no ONNX"
+        NotScaled, match=r"present replicas: could not start .* of version 1\..* Reason: live was not loaded: it is no ONNX"
     ):
         await loader.scale("live", Scaling(replicas=3))
 

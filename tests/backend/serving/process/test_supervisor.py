@@ -301,7 +301,7 @@ def test_the_process_imports_no_training_library(rig: Rig, article: Made) -> Non
     [
         (["--host", "0.0.0.0"], "Add --tls-cert and --tls-key"),
         (["--host", "gpu-box"], "Add --tls-cert and --tls-key"),
-        (["--tls-cert", "x.pem"], "Give both"),
+        (["--tls-cert", "x.pem"], "Use both --tls-cert and --tls-key"),
         (["--port", "1"], "cannot be listened on"),
     ],
 )
