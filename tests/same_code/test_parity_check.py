@@ -54,7 +54,7 @@ def host_proof(exported: Servable, folder: Path) -> float:
         engine.close()
 
 
-@pytest.mark.parametrize("name", ["auto", "cancels"])
+@pytest.mark.parametrize("name", ["auto", pytest.param("cancels", marks=pytest.mark.nightly)])
 def test_layers_on_raw_pixels_are_served(name: str, cell: Cell, tmp_path: Path) -> None:
     made = cell(PIXELS)
 
@@ -118,7 +118,11 @@ def test_what_no_engine_could_agree_with_is_refused_with_the_cause(model: str, s
 
 @pytest.mark.parametrize(
     "last",
-    ["layers.Dense(1, 'sigmoid')", "layers.Dense(3, 'softmax')", "layers.Dense(2), layers.Activation('sigmoid'), layers.Reshape((2, 1))"],
+    [
+        "layers.Dense(1, 'sigmoid')",
+        pytest.param("layers.Dense(3, 'softmax')", marks=pytest.mark.nightly),
+        pytest.param("layers.Dense(2), layers.Activation('sigmoid'), layers.Reshape((2, 1))", marks=pytest.mark.nightly),
+    ],
 )
 def test_rare_events_keep_their_order(last: str, cell: Cell) -> None:
     """ONNX Runtime's own Sigmoid is 0 below -18 or so: a ranking of rare events would lose its order, and no difference would tell."""

@@ -53,16 +53,16 @@ datasets = [tf.data.Dataset.from_tensor_slices((x, y)).batch(16), tf.data.Datase
 @pytest.mark.parametrize(
     ("model", "sample", "inputs"),
     [
-        ("nested", "{'u': {'v': x3}, 'w': [x3]}", ["u_v", "w_0"]),
+        pytest.param("nested", "{'u': {'v': x3}, 'w': [x3]}", ["u_v", "w_0"], marks=pytest.mark.nightly),
         ("deep", "{'u': {'v': x3}, 'w': (x3,)}", ["u_v", "w_0"]),
         ("optional", "{'a': x3, 'b': None}", ["a"]),
-        ("optional", "{'a': x3, 'b': x3}", ["a", "b"]),
-        ("gray", "images[..., 0]", ["input_0"]),
+        pytest.param("optional", "{'a': x3, 'b': x3}", ["a", "b"], marks=pytest.mark.nightly),
+        pytest.param("gray", "images[..., 0]", ["input_0"], marks=pytest.mark.nightly),
         ("texts", "np.array(['a', 'b', 'c'])", ["input_0"]),
         ("named", "{'größe (cm)': x3, 'a-b c d': x3[:, 0]}", ["a_b_c_d", "gr__e__cm_"]),
         ("plain", "datasets[0]", ["input_0"]),
-        ("plain", "datasets[1]", ["input_0"]),
-        ("plain", "datasets[2]", ["input_0"]),
+        pytest.param("plain", "datasets[1]", ["input_0"], marks=pytest.mark.nightly),
+        pytest.param("plain", "datasets[2]", ["input_0"], marks=pytest.mark.nightly),
     ],
 )
 def test_samples_of_this_form_are_taken(model: str, sample: str, inputs: list[str], cell: Cell) -> None:

@@ -67,7 +67,14 @@ def test_a_killed_rank_ends_the_others_soon_and_in_plain_words(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("error", "n"), [(KeyError("no such thing"), 2), (KeyboardInterrupt(), 1), (SystemExit(3), 1), (OwnInterrupt("so"), 1)], ids=repr
+    ("error", "n"),
+    [
+        (KeyError("no such thing"), 2),
+        (KeyboardInterrupt(), 1),
+        pytest.param(SystemExit(3), 1, marks=pytest.mark.nightly),
+        pytest.param(OwnInterrupt("so"), 1, marks=pytest.mark.nightly),
+    ],
+    ids=repr,
 )
 def test_whatever_the_users_code_raises_is_reported_with_its_own_lines(
     pool: LocalPool, tmp_path: Path, error: BaseException, n: int
@@ -123,7 +130,15 @@ def test_files_of_callbacks_are_rank_zeros(pool: LocalPool, tmp_path: Path) -> N
     assert len((tmp_path / "files" / "log.csv").read_text().splitlines()) == 4
 
 
-@pytest.mark.parametrize(("n", "spec"), [(1, {"plain": True}), (1, {"steps": 4}), (2, {"steps": 4}), (2, {"budget_s": 0.05})])
+@pytest.mark.parametrize(
+    ("n", "spec"),
+    [
+        (1, {"plain": True}),
+        pytest.param(1, {"steps": 4}, marks=pytest.mark.nightly),
+        (2, {"steps": 4}),
+        pytest.param(2, {"budget_s": 0.05}, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_measured_attempt_times_steady_steps(pool: LocalPool, tmp_path: Path, n: int, spec: dict[str, Any]) -> None:
     model = dense("adam")()
     sent = ranks.send(tmp_path, model, workers=n, **data(validation_split=0.1)())

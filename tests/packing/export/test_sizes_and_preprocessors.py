@@ -101,6 +101,7 @@ def test_the_host_checks_the_answers_to_each_size(cell: Cell, tmp_path: Path) ->
         proved(wrong, tmp_path)
 
 
+@pytest.mark.nightly
 def test_samples_of_another_size_that_lack_an_output_are_refused(cell: Cell, tmp_path: Path) -> None:
     made = cell(SEQUENCES)
     exported = model_export.export(made["net"], made["short"], other_samples=[made["long"]])
@@ -148,6 +149,7 @@ def test_what_cannot_be_traced_is_mapped_in_the_kernel_and_the_note_says_what_ht
     assert "over HTTP and gRPC the endpoint takes what the preprocessor makes: is_long bool [rows], sizes float32 [rows, 2]." in note
 
 
+@pytest.mark.nightly
 def test_fewer_bits_of_a_task_are_measured_on_what_its_preprocessor_makes(cell: Cell) -> None:
     made = cell(TASKS)
 
@@ -179,6 +181,7 @@ def test_a_fitted_task_is_deployed_on_what_its_preprocessor_has_made_and_the_not
     assert "what it takes is not known. Give rows of that with --sample ARRAY to have it served." in exported.notes[0]
 
 
+@pytest.mark.nightly
 def test_a_sample_of_what_the_preprocessor_makes_is_taken_as_that(cell: Cell) -> None:
     made = cell(TASKS)
     model, texts = made["in_python"], made["texts"]

@@ -180,7 +180,7 @@ def test_bytes_that_are_no_result_are_said_to_be_none(data: bytes) -> None:
     [
         pytest.param("the article's Sequential", marks=pytest.mark.nightly),
         pytest.param("a Sequential that is not built", marks=pytest.mark.nightly),
-        "several inputs and outputs by name, with an embedding and masks",
+        pytest.param("several inputs and outputs by name, with an embedding and masks", marks=pytest.mark.nightly),
         "random layers, whose seeds go on",
         "a subclassed model without get_config, with closures and a lambda",
     ],

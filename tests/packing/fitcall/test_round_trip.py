@@ -35,6 +35,11 @@ NIGHTLY = frozenset(
         "float64",
         "weights for samples, and data to validate",
         "tensors, and steps instead of a batch size",
+        "a model that was fitted before",
+        "weights for classes, and a split to validate",
+        "an optimizer with everything on",
+        "mixed precision",
+        "a loss that refers to the model itself",
     }
 )
 

@@ -277,6 +277,7 @@ def test_a_tolerance_is_never_looser_than_its_precision() -> None:
             Precision(**wrong)
 
 
+@pytest.mark.nightly
 def test_the_host_proves_the_reduced_form(made: Any, backend: Backend) -> None:
     """Full precision's file with the samples of int4, and a tolerance that claims too much."""
     from aiaas_magics.core.spec import EndpointView

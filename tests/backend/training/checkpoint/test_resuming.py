@@ -158,6 +158,7 @@ def test_ranks_that_make_steps_at_their_own_pace_keep_a_checkpoint_of_the_same_s
     assert resumed.history == whole.history
 
 
+@pytest.mark.nightly  # tests/contracts/test_backend.py has a job that goes on so
 def test_another_number_of_workers_goes_on_with_the_same_global_batches(pool: LocalPool, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     sent = {n: ranks.send(folder, calm_model(), workers=n, **arguments(Waits())) for n, folder in ((1, one), (2, two))}
