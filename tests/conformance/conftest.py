@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from environments import HERE
 
 from aiaas_magics.backend.serving.engines.onnx_engine import OnnxEngine
 from aiaas_magics.backend.serving.grpc.open_inference_schema import inference
@@ -21,6 +20,7 @@ from aiaas_magics.backend.serving.grpc.tfserving_schema import serving, tensorfl
 from tests.backend.serving.support import serving_models
 from tests.backend.serving.support.serving_models import Made
 from tests.backend.serving.support.serving_rig import Rig
+from tests.conformance.environments import HERE
 
 INPUTS: dict[str, dict[str, np.ndarray]] = {
     "article": {"x": np.random.default_rng(3).normal(size=(4, 100)).astype("float32")},

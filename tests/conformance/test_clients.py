@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from environments import packages_of, python_of
 
 from tests.conformance.conftest import INPUTS, Served, Told, is_same
+from tests.conformance.environments import packages_of, python_of
 
 ALL = ["article", "sums", "text"]
 SUMS_INPUTS = [{"name": "a", "datatype": "FP32", "shape": [-1, 2]}, {"name": "b", "datatype": "INT32", "shape": [-1, 2]}]
