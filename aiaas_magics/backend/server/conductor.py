@@ -202,10 +202,14 @@ class Conductor:
             UnknownName: there is no such job.
             StoreNotWritable: one was waited for in vain because nothing of the job can be written, for some seconds already.
         """
-        pulse = self._pulses.setdefault(job, asyncio.Event())
-        if self.view(job).last_seq <= after and wait_s > 0 and not self.closing.is_set():
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + wait_s
+        # A job that changed may have no new entry: only how far its workers' files were read, say.
+        while self.view(job).last_seq <= after and loop.time() < until_s and not self.closing.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(pulse.wait(), wait_s)
+                await asyncio.wait_for(self._pulses.setdefault(job, asyncio.Event()).wait(), until_s - loop.time())
+            if self._troubles.worth_telling(job) is not None:
+                break
         last = self.view(job).last_seq
         if last <= after:
             # Who only looks sees what there is.
