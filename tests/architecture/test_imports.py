@@ -32,7 +32,8 @@ ARROWS: dict[str, set[str]] = {
     "testing": {"backend.server", "backend.workers", "backend.jobs", "backend.serving", "backend.training", "backend.folders", "client"},
 }
 
-# The same one floor down, in `backend.training`: its folders, `run` (which puts together), and the files beside it ("base").
+# The same one floor down: imports for types only and lazy ones count too. What stands further down in a table may import from what
+# stands above it, never the other way round. "base" are the files beside the folders.
 TRAINING_ARROWS: dict[str, set[str]] = {
     "comm": set(),
     "base": {"comm"},
@@ -44,7 +45,6 @@ TRAINING_ARROWS: dict[str, set[str]] = {
     "run": {"base", "comm", "autotune", "checkpoint"},
 }
 
-# The same one floor down in `packing`, imports for types and inside functions among them.
 PACKING_ARROWS: dict[str, set[str]] = {
     "live": set(),  # what is asked of live objects
     "pickling": {"live"},
@@ -55,8 +55,6 @@ PACKING_ARROWS: dict[str, set[str]] = {
     "fitcall": {"portable", "export", "checks", "data", "pickling", "live"},
 }
 
-# The same one floor down, in `backend.serving`; imports for types only and lazy ones count too. What stands further down may import
-# from what stands above it, never the other way round.
 SERVING_ARROWS: dict[str, set[str]] = {
     "engines": set(),
     "models": {"engines"},
@@ -70,6 +68,8 @@ SERVING_ARROWS: dict[str, set[str]] = {
     "process": {"grpc", "http", "http.fast_path", "protocols", "models", "engines"},
     "__main__": {"process", "http", "models"},
 }
+
+INNER_ARROWS = {"backend.training": TRAINING_ARROWS, "packing": PACKING_ARROWS, "backend.serving": SERVING_ARROWS}
 
 # library -> the only places that may import it
 HOMES: dict[str, tuple[str, ...]] = {
@@ -163,120 +163,39 @@ def test_every_import_points_along_the_arrows() -> None:
     assert wrong == []
 
 
-TRAINING = "aiaas_magics.backend.training."
+def inner_room(parts: list[str], arrows: dict[str, set[str]]) -> str:
+    """The innermost room of `arrows` that a dotted path lies in, whose parts below the outer room these are."""
+    rooms = (".".join(parts[:depth]) for depth in range(len(parts), 0, -1))
+    return next((room for room in rooms if room in arrows), "base")
 
 
-def training_room(module: str) -> str:
-    """`aiaas_magics.backend.training.tensorflow.parallel.hooks` lies in `tensorflow.parallel`, a file beside the folders in `base`."""
-    below = module.removeprefix(TRAINING)
-    return next((room for room in sorted(TRAINING_ARROWS, key=len, reverse=True) if f"{below}.".startswith(f"{room}.")), "base")
-
-
-def training_imports() -> dict[str, dict[str, int]]:
-    """What each module of training imports of the others, with the line: lazy and type-only imports too."""
-    dotted = {f"aiaas_magics.{name.removesuffix('.py').replace('/', '.')}": path for name, path in modules()}
-    inside = {module: path for module, path in dotted.items() if module.startswith(TRAINING) and not module.endswith("__init__")}
-    edges: dict[str, dict[str, int]] = {}
-    for module, path in inside.items():
-        edges[module] = {}
-        for node in ast.walk(parsed(path)):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                named = (f"{node.module}.{alias.name}" for alias in node.names)
-                targets = (full if full in inside else node.module for full in named)
-                edges[module] |= {target: node.lineno for target in targets if target in inside}
-    return edges
-
-
-def test_training_has_arrows_of_its_own_and_no_cycle() -> None:
-    edges = training_imports()
-    assert {training_room(module) for module in edges} == TRAINING_ARROWS.keys(), "each room has a module"
-
-    wrong = [
-        f"{module}:{line} imports {target}"
-        for module, targets in edges.items()
-        for target, line in targets.items()
-        if training_room(target) not in {training_room(module), *TRAINING_ARROWS[training_room(module)]}
-    ]
-    leaves = dict(edges)
-    while free := [module for module, targets in leaves.items() if not targets.keys() & leaves.keys()]:
-        for module in free:
-            del leaves[module]
-
-    assert wrong == []
-    assert sorted(leaves) == [], "a cycle, or what imports one"
-
-
-def every_import(path: Path) -> Iterator[tuple[str, int]]:
-    """Absolute names that a module imports, for types too, wherever in the file."""
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.ImportFrom):
-            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
-
-
-def test_every_import_inside_packing_points_along_its_arrows() -> None:
-    wrong = []
+@pytest.mark.parametrize("outer", INNER_ARROWS)
+def test_every_import_within_a_room_points_along_its_arrows(outer: str) -> None:
+    arrows, prefix = INNER_ARROWS[outer], f"aiaas_magics.{outer}."
+    rooms, wrong = set(), []
     for name, path in modules():
-        side, _, rest = name.partition("/")
-        if side != "packing" or "/" not in rest:
+        module = f"aiaas_magics.{name.removesuffix('.py').replace('/', '.')}".removesuffix(".__init__")
+        if not module.startswith(prefix):
             continue
-        here = rest.partition("/")[0]
-        assert here in PACKING_ARROWS, f"{name} lies in a room without arrows"
-        for target, line in every_import(path):
-            parts = target.split(".")
-            if parts[:2] == ["aiaas_magics", "packing"] and parts[2] not in {here, *PACKING_ARROWS[here]}:
-                wrong.append(f"{name}:{line} imports {target}")
-
-
-SERVING = "aiaas_magics.backend.serving."
-
-
-def serving_room_of(parts: list[str]) -> str:
-    """The innermost room of `SERVING_ARROWS` that a dotted path below `backend.serving` lies in."""
-    inner = ".".join(parts[:2])
-    return inner if inner in SERVING_ARROWS else parts[0]
-
-
-def test_every_import_within_serving_points_along_its_arrows() -> None:
-    wrong = []
-    for name, path in modules():
-        parts = name.removesuffix(".py").removesuffix("/__init__").split("/")[2:]
-        if not name.startswith("backend/serving/") or not parts or parts == ["__init__"]:
-            continue
-        here = serving_room_of(parts)
-        assert here in SERVING_ARROWS, f"{name} lies in a room without arrows"
-        allowed = {here, *SERVING_ARROWS[here]}
+        here = inner_room(module.removeprefix(prefix).split("."), arrows)
+        assert here in arrows, f"{name} lies in a room without arrows"
+        rooms.add(here)
         wrong += [
             f"{name}:{line} imports {target}"
             for target, line in imported(path, counts_types=True)
-            if target.startswith(SERVING) and serving_room_of(target.removeprefix(SERVING).split(".")) not in allowed
+            if target.startswith(prefix) and inner_room(target.removeprefix(prefix).split("."), arrows) not in {here, *arrows[here]}
         ]
 
     assert wrong == []
+    assert rooms == arrows.keys(), "each room has a module"
 
 
-def test_no_module_of_packing_is_reached_from_itself() -> None:
-    """Imports for types and inside functions count."""
-    known = {f"aiaas_magics.{name.removesuffix('.py').replace('/', '.')}" for name, _ in modules() if name.startswith("packing/")}
-    edges = {
-        f"aiaas_magics.{name.removesuffix('.py').replace('/', '.')}": {
-            module for target, _ in every_import(path) for module in (target, target.rpartition(".")[0]) if module in known
-        }
-        for name, path in modules()
-        if name.startswith("packing/")
-    }
-    while leaves := [module for module, targets in edges.items() if not targets & edges.keys()]:
-        for module in leaves:
-            del edges[module]
+@pytest.mark.parametrize("outer", INNER_ARROWS)
+def test_the_arrows_within_a_room_have_no_cycle(outer: str) -> None:
+    arrows = INNER_ARROWS[outer]
+    rooms = list(arrows)
 
-    assert {module: sorted(targets & edges.keys()) for module, targets in edges.items()} == {}
-
-
-def test_the_arrows_within_serving_have_no_cycle() -> None:
-    rooms = list(SERVING_ARROWS)
-
-    assert [room for place, room in enumerate(rooms) if SERVING_ARROWS[room] - {*rooms[:place]}] == []
+    assert [room for place, room in enumerate(rooms) if arrows[room] - {*rooms[:place]}] == []
 
 
 def test_a_library_has_one_home() -> None:
@@ -334,17 +253,8 @@ def imports_of_modules() -> dict[str, set[str]]:
     dotted = {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): path for name, path in modules()}
     edges: dict[str, set[str]] = {}
     for here, path in dotted.items():
-        targets: set[str] = set()
-        for node in ast.walk(parsed(path)):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                paths = [(f"{node.module}.{alias.name}", node.module) for alias in node.names]
-            elif isinstance(node, ast.Import):
-                paths = [(alias.name, alias.name) for alias in node.names]
-            else:
-                continue
-            short = [(full.removeprefix("aiaas_magics."), module.removeprefix("aiaas_magics.")) for full, module in paths]
-            targets |= {full if full in dotted else module for full, module in short} & dotted.keys()
-        edges[here] = targets - {here}
+        targets = {target.removeprefix("aiaas_magics.") for target, _ in imported(path, counts_types=True)}
+        edges[here] = {target if target in dotted else target.rpartition(".")[0] for target in targets} & dotted.keys() - {here}
     return edges
 
 
