@@ -46,7 +46,7 @@ SLICED_FROM: Final = 4  # ranks from which each sums a slice only; below, one pa
 
 
 class SharedMemoryGroup:
-    """A `ProcessGroup` in the memory of one machine.
+    """See `ProcessGroup`. This one is in the memory of one machine.
 
     No operation waits longer than `wait_s`, and at most about `LOOK_S` for a rank whose process is gone. No name of the
     shared memory is left once all ranks have met there.
@@ -79,11 +79,6 @@ class SharedMemoryGroup:
     # ------------------------------------------------------------------ operations
 
     def all_reduce(self, arrays: Sequence[Array], weight: float, *, site: str, beside: bool = False) -> list[Array]:
-        """Over all ranks, the sum of `weight * array`, for arrays of one floating dtype and the same shapes everywhere.
-
-        The answer is fresh memory of the caller's own, aligned for TensorFlow. `site` names the place in the
-        program: it must be the same on every rank. A wait `beside` computing is no time spent.
-        """
         dtype = arrays[0].dtype
         offsets, items = layout(tuple(array.size for array in arrays), dtype.itemsize)
         with self._exchanging(items * dtype.itemsize, beside=beside):
@@ -100,10 +95,7 @@ class SharedMemoryGroup:
         return [out[offset : offset + array.size].reshape(array.shape) for offset, array in zip(offsets, arrays, strict=True)]
 
     def reduce_scatter(self, arrays: Sequence[Array], weight: float, *, site: str, beside: bool = False) -> list[Array]:
-        """What the other ranks add to this rank's shard of the arrays laid end to end: the `pieces` of `weight * array`, rank by rank.
-
-        Nothing is copied: what is returned is the group's own memory, and stands until this rank comes to `site` again.
-        """
+        """Nothing is copied: what is returned is the group's own memory."""
         dtype, sizes = arrays[0].dtype, tuple(array.size for array in arrays)
         offsets, items = layout(sizes, dtype.itemsize)
 
@@ -120,7 +112,6 @@ class SharedMemoryGroup:
             return [slots[other][place] for other in self._other_ranks for _, place in cut(self.rank)]
 
     def all_gather_shards(self, own: Sequence[Array], shapes: Sequence[tuple[int, ...]], *, site: str) -> list[Array]:
-        """The whole arrays, of which each rank brings the pieces of its shard."""
         dtype, sizes = own[0].dtype if own else np.dtype(np.float32), tuple(int(np.prod(shape, dtype=np.int64)) for shape in shapes)
         cut = [pieces(sizes, dtype, rank=rank, ranks=self.ranks) for rank in range(self.ranks)]
         items = max(sum(piece.stop - piece.start for piece in rank_pieces) for rank_pieces in cut)
@@ -151,7 +142,6 @@ class SharedMemoryGroup:
             out[slices[other]] = slots[other][slices[other]]
 
     def all_gather(self, array: Array, *, site: str) -> Array:
-        """Every rank's `array` (same shape and dtype everywhere), stacked by rank. For small ones."""
         with self._exchanging(array.nbytes):
             slots = self._site(site, array.nbytes).turn(array.dtype, array.size)
             slots[self.rank][:] = array.reshape(-1)
@@ -159,7 +149,6 @@ class SharedMemoryGroup:
         return np.stack(slots).reshape(self.ranks, *array.shape)
 
     def concatenate(self, array: Array, *, site: str) -> Array:
-        """The rows of all ranks, by rank. Ranks may have different numbers of rows, also none."""
         counts = self.all_gather(np.array([len(array)]), site=f"{site}-rows").reshape(-1)
         row = array.shape[1:]
         items = int(np.prod(row, dtype=np.int64))
@@ -173,7 +162,6 @@ class SharedMemoryGroup:
         return np.concatenate(parts)
 
     def sum(self, array: Array, *, site: str) -> Array:
-        """The sum over all ranks, in their order. For small arrays."""
         total: Array = self.all_gather(array, site=site).sum(axis=0, dtype=array.dtype)
         return total
 
@@ -181,11 +169,9 @@ class SharedMemoryGroup:
         return bool(self.sum(np.array([flag], dtype=np.int64), site=site)[0])
 
     def broadcast(self, value: float, *, site: str) -> float:
-        """Rank 0's `value`, on every rank."""
         return float(self.all_gather(np.array([value], np.float64), site=site)[0, 0])
 
     def mean_of_different(self, array: Array, *, site: str) -> Array:
-        """The mean over ranks where they differ; exactly `array` where they do not. For small arrays."""
         everyone = self.all_gather(array, site=site)
         mean = everyone.mean(axis=0, dtype=np.float64).astype(array.dtype)
         return np.where((everyone == everyone[0]).all(axis=0), array, mean)
@@ -200,7 +186,6 @@ class SharedMemoryGroup:
     # ------------------------------------------------------------------ waiting
 
     def barrier(self, *, tag: int = 0) -> None:
-        """Return when every rank has come here. Whatever a rank wrote before is seen by all afterwards."""
         began = time.perf_counter()
         arrived = self._table[self.rank * LINE + ARRIVED] + 1
         # Nobody is more than one meeting ahead, so a tag stands until everyone has read it.
@@ -234,7 +219,6 @@ class SharedMemoryGroup:
                 raise RankMissing(other, f"did not come within {limit_s:g} s")
 
     def missing(self, *, within_s: float) -> RankMissing | None:
-        """A rank whose process is gone, or goes within so many seconds."""
         deadline = time.monotonic() + within_s
         while True:
             for other in self._other_ranks:
@@ -245,7 +229,6 @@ class SharedMemoryGroup:
             time.sleep(SLEEP_S[-1])
 
     def lost(self, other: int) -> RankMissing | None:
-        """That rank `other` is gone, if it is."""
         how = self._why_missing(other)
         return RankMissing(other, how) if how else None
 
