@@ -11,6 +11,8 @@ RUN := $(BIN)/python
 BUILD := build
 # Much of the suite waits for processes, so that three files run side by side on two cores; `tests/support/lanes.py` orders them.
 PYTEST := $(RUN) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+# `quick` waits for nothing: each process more would only import the libraries once more.
+QUICK := $(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo quick test nightly keras conformance equivalence lab check lint types architecture audit bench soak notebooks docs clean
 
@@ -31,7 +33,7 @@ lab: $(VENV)/.ready  ## open JupyterLab, ready to use
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 quick: $(VENV)/.ready  ## tests that start no process: the command of daily work, under 90 s
-	$(PYTEST) -m "not process and not slow" $(PYTEST_OPTIONS)
+	$(QUICK) -m "not process and not slow" $(PYTEST_OPTIONS)
 
 test: $(VENV)/.ready  ## what every change must pass: under 12 minutes on two cores
 	$(PYTEST) -m "not nightly" $(PYTEST_OPTIONS)

@@ -25,7 +25,7 @@ from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import JobState
 from tests.conftest import processes_of
 from tests.contracts.recipes import gap, small_model, table
-from tests.support import waiting
+from tests.support import shared_memory, waiting
 from tests.support.launchers import ROOT
 
 WAIT_S = 90.0
@@ -96,7 +96,7 @@ def long_job(backend: aiaas_magics.Backend, *, workers: int | None, epochs: int 
 )
 def test_a_worker_killed_or_stopped_mid_epoch_costs_one_attempt_and_nothing_else(own_home: Path, sent: signal.Signals, how: str) -> None:
     with aiaas_magics.connect() as backend:
-        shared = set(Path("/dev/shm").glob("aiaas-*"))
+        segments = shared_memory.segments()
         job, model, fit_plain, plain = long_job(backend, workers=2, epochs=12, execution=WITHIN_EPOCHS)
         first_two = worker_pids(job)
         os.kill(first_two[1], sent)
@@ -113,7 +113,7 @@ def test_a_worker_killed_or_stopped_mid_epoch_costs_one_attempt_and_nothing_else
         assert gap(model, plain) <= 1e-5
         pids = (*first_two.values(), *worker_pids(job).values())
         wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "a worker outlived its attempt")
-        assert set(Path("/dev/shm").glob("aiaas-*")) <= shared
+        shared_memory.wait_until_none_is_left(segments)
 
 
 @pytest.mark.nightly
@@ -220,15 +220,13 @@ def test_two_jobs_queue_for_the_devices(own_home: Path) -> None:
 def test_a_finished_job_leaves_no_scratch_behind(own_home: Path) -> None:
     with aiaas_magics.connect() as backend:
         x, y = table()
-        before = set(Path("/dev/shm").glob("*")) if Path("/dev/shm").is_dir() else set()
+        segments = shared_memory.segments()
         job = backend.train(small_model(), x, y, workers=2, oversubscribe=True, epochs=1)
         job.result(WAIT_S)
 
         scratch = list(own_home.rglob("files-*")) + list(own_home.rglob("result.safetensors"))
-        after = set(Path("/dev/shm").glob("*")) if Path("/dev/shm").is_dir() else set()
-
         assert scratch == []
-        assert {path for path in after - before if "aiaas" in path.name} == set()
+        shared_memory.wait_until_none_is_left(segments)
 
 
 def server_pid(home: Path) -> int:

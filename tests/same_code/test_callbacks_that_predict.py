@@ -14,6 +14,8 @@ from keras import layers
 
 from tests.same_code.fits import fit
 
+pytestmark = pytest.mark.slow  # each compiles several fits
+
 X = np.random.default_rng(1).normal(size=(96, 4)).astype("float32")
 Y = (X.sum(axis=1) > 0).astype("float32")[:, None]
 

@@ -14,6 +14,8 @@ from aiaas_magics.packing.export import model_export
 from aiaas_magics.packing.export.model_export import CannotServe
 from tests.support.packed import Namespace
 
+pytestmark = pytest.mark.slow  # each exports a model
+
 Cell = Callable[..., Namespace]
 
 STATEFUL = """

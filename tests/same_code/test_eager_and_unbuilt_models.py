@@ -15,6 +15,8 @@ from keras import layers
 from aiaas_magics.core.errors import ResultMismatch
 from tests.same_code.fits import fit
 
+pytestmark = pytest.mark.slow  # each compiles several fits
+
 X = np.random.default_rng(1).normal(size=(48, 4)).astype("float32")
 Y = X[:, :1] - X[:, 1:2]
 

@@ -15,6 +15,8 @@ from keras import layers
 from tests.same_code.fits import fit
 from tests.support.lanes import thinned
 
+pytestmark = pytest.mark.slow  # each compiles several fits
+
 X = np.random.default_rng(1).normal(size=(100, 4)).astype("float32")
 Y = X[:, :1] - X[:, 1:2]
 

@@ -12,6 +12,8 @@ from aiaas_magics.packing.export import model_export
 from aiaas_magics.packing.fitcall.fit_call import FitCall, pack
 from tests.support.packed import Namespace
 
+pytestmark = pytest.mark.slow  # each exports a model
+
 Cell = Callable[..., Namespace]
 
 SHARING = """

@@ -33,7 +33,8 @@ from aiaas_magics.core.events import (
     WorkerStarted,
 )
 from aiaas_magics.core.spec import About, CheckpointView, FitSpec, JobState, JobView, MeasureSpec
-from tests.backend.server.served import Served, served, until
+from tests.backend.server.served import Served, served
+from tests.support import shared_memory
 
 LONG = {"do": "wait", "seconds": 600}
 
@@ -555,18 +556,12 @@ def test_folders_that_nothing_was_written_into_go_with_the_job(server: Served) -
 
 
 def test_a_finished_job_leaves_only_its_files(server: Served, tmp_path: Path) -> None:
-    before = shared_memory()
+    before = shared_memory.segments()
     job = server.submit({"do": "epochs", "count": 2}, {"do": "share"}, workers=2)
     server.end(job)
 
     assert not (server.folder / "jobs" / job).exists()
-    left = shared_memory() - before
-    until(lambda: not left & shared_memory(), f"shared memory was left behind: {left}")  # jobs of tests beside this one end
-
-
-def shared_memory() -> set[Path]:
-    """What stands there now, of whatever job."""
-    return set(Path("/dev/shm").glob("aiaas-*"))
+    shared_memory.wait_until_none_is_left(before)
 
 
 def test_the_end_is_heard_when_it_comes_however_long_a_view_stands(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from aiaas_magics.core.spec import MeasureSpec
 from aiaas_magics.packing.fitcall import fit_call
 from tests.backend.training import ranks
 from tests.backend.training.fit_cases import data, dense, table
+from tests.support import shared_memory
 
 LEFT_ALONE_S = 15.0  # far above the second that a rank needs to see that another is gone: the machine may be busy
 
@@ -49,7 +50,7 @@ class OwnInterrupt(BaseException):
 
 @pytest.mark.process
 def test_a_killed_rank_ends_the_others_soon_and_in_plain_words(tmp_path: Path) -> None:
-    shared = set(Path("/dev/shm").glob("aiaas-test-*"))
+    segments = shared_memory.segments()
     sent = ranks.send(tmp_path, dense("adam")(), **data(epochs=1000, callbacks=lambda: [Slow()])())
     processes = ranks.start(ranks.commands(sent, tmp_path, ranks=2))
     ranks.wait_until(lambda: [e for e in ranks.events_in(tmp_path) if isinstance(e, EpochEnded)], "no epoch ended")
@@ -63,7 +64,7 @@ def test_a_killed_rank_ends_the_others_soon_and_in_plain_words(tmp_path: Path) -
     assert codes == [EXIT_ALONE, -signal.SIGKILL]
     assert "worker 1 is gone (its process ended); this worker cannot go on without it" in ranks.output_of(tmp_path)
     assert not [e for e in ranks.events_in(tmp_path) if isinstance(e, Crashed | Finished)]
-    assert set(Path("/dev/shm").glob("aiaas-test-*")) == shared
+    shared_memory.wait_until_none_is_left(segments)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from aiaas_magics.packing.fitcall import fit_call
 from tests.packing.cells import CELLS
 from tests.support.packed import Namespace
 
+pytestmark = pytest.mark.slow  # each exports a model
+
 Cell = Callable[..., Namespace]
 
 

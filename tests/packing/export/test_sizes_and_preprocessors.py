@@ -22,6 +22,8 @@ from aiaas_magics.packing.export.onnx_session import onnx_form
 from aiaas_magics.packing.export.samples import NoSamples
 from tests.support.packed import Namespace
 
+pytestmark = pytest.mark.slow  # each exports a model
+
 Cell = Callable[..., Namespace]
 
 SEQUENCES = """
@@ -121,7 +123,6 @@ def test_a_size_that_the_model_declares_stays_as_it_is(cell: Cell) -> None:
         model_export.export(made["model"], np.ones((4, 6)), other_samples=[np.ones((4, 5))])
 
 
-@pytest.mark.slow
 def test_texts_go_into_an_endpoint_whose_preprocessor_is_a_graph(cell: Cell, tmp_path: Path) -> None:
     made = cell(TASKS)
 

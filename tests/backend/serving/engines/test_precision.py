@@ -26,6 +26,8 @@ from aiaas_magics.packing.export.model_export import CannotServe
 from aiaas_magics.packing.export.onnx_session import onnx_form
 from tests.support import lanes
 
+pytestmark = pytest.mark.slow  # each exports a model
+
 ROWS = 600
 draw = np.random.default_rng(5)
 NUMBERS = draw.normal(size=(ROWS, 40)).astype("float32")
