@@ -9,8 +9,8 @@ endif
 RUN := $(BIN)/python
 # A state folder of its own for the demo and the tests, so that nothing of the user's is touched.
 BUILD := build
-# Much of the suite waits for processes, so that three files run side by side on two cores; `tests/support/lanes.py` orders them.
-PYTEST := $(RUN) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+# Much of the suite waits for processes, so that four files run side by side on two cores; `tests/support/lanes.py` orders them.
+PYTEST := $(RUN) -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder
 # `quick` waits for nothing: each process more would only import the libraries once more.
 QUICK := $(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 

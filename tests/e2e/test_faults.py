@@ -92,7 +92,7 @@ def long_job(backend: aiaas_magics.Backend, *, workers: int | None, epochs: int 
 
 @pytest.mark.parametrize(
     ("sent", "how"),
-    [pytest.param(signal.SIGKILL, "was killed by signal 9", marks=pytest.mark.nightly), (signal.SIGSTOP, "was stopped (SIGSTOP) for 10 s")],
+    [(signal.SIGKILL, "was killed by signal 9"), pytest.param(signal.SIGSTOP, "was stopped (SIGSTOP) for 10 s", marks=pytest.mark.nightly)],
 )
 def test_a_worker_killed_or_stopped_mid_epoch_costs_one_attempt_and_nothing_else(own_home: Path, sent: signal.Signals, how: str) -> None:
     with aiaas_magics.connect() as backend:
