@@ -62,6 +62,7 @@ def plan(record: JobRecord, slots: Slots, *, state: StateFolder, blobs: BlobStor
         seed=spec.seed,
         execution=execution,
         resume_from=checkpoint[1] if checkpoint else None,
+        explain=spec.explain,
         measure=spec.measure,
         folders=spec.folders,
         sets_environment=spec.sets_environment,
