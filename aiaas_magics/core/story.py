@@ -132,7 +132,7 @@ class JobStory:
 
     @property
     def explained(self) -> RowsExplained | None:
-        """All ranks of the attempt together: their rows and evaluations, and the seconds of the slowest; None where nothing is explained."""
+        """All ranks of the attempt: their rows and evaluations together, the seconds of the slowest; None for a fit."""
         parts = [lane.explained for lane in self.lanes if lane.explained is not None]
         if not parts:
             return None

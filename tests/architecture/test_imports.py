@@ -18,8 +18,8 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"client", "backend.server", "backend.net"},
     "core": set(),
-    "notebook": {"client", "packing", "plots"},
-    "client": {"packing", "plots"},
+    "notebook": {"client", "packing", "plots", "explain"},
+    "client": {"packing", "plots", "explain"},
     "packing": set(),
     "plots": set(),
     "explain": {"plots"},
@@ -28,8 +28,8 @@ ARROWS: dict[str, set[str]] = {
     "backend.jobs": set(),
     "backend.server": {"backend.workers", "backend.jobs", "backend.serving", "backend.net", "backend.folders"},
     "backend.workers": {"backend.training", "backend.jobs", "backend.folders", "packing"},
-    "backend.training": {"backend.folders", "packing"},
-    "backend.serving": {"backend.net", "backend.folders"},
+    "backend.training": {"backend.folders", "packing", "explain"},
+    "backend.serving": {"backend.net", "backend.folders", "explain"},
     "testing": {"backend.server", "backend.workers", "backend.jobs", "backend.serving", "backend.training", "backend.folders", "client"},
 }
 

@@ -7,7 +7,7 @@ How a row is explained belongs to `explain`, the files to `explained_folder`. Ra
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,8 +22,11 @@ from aiaas_magics.core.errors import AiaasBug, DataMismatch
 from aiaas_magics.core.events import Phase, PhaseEntered, RowsExplained
 from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.explain.attribution_bytes import ExplainedRows, read_explained, write_explained
-from aiaas_magics.explain.attributions import Attributions, join_attributions
-from aiaas_magics.explain.model_attributions import model_attributions
+from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, Predict, join_attributions
+from aiaas_magics.explain.black_box import black_box_attributions
+from aiaas_magics.explain.gradient import gradient_attributions
+from aiaas_magics.explain.model_gradients import backend_module
+from aiaas_magics.explain.model_structure import choose_output
 
 TELL_S: Final = 0.25  # a view is redrawn at most four times a second
 LOOK_S: Final = 0.02
@@ -37,17 +40,39 @@ def explain_rows(command: WorkerCommand, call: Unpacked, channel: EventChannel) 
         DataMismatch: the model does not take the rows, or the method cannot explain it.
     """
     settings, blocks, folder = settings_of(command), blocks_of(call), folder_of(command)
-    inputs, background = arrays_of(call, "rows"), arrays_of(call, "background")
+    inputs, background = arrays_of(call, "rows"), background_of(call)
     if command.rank == 0:
         channel.send(PhaseEntered(phase=Phase.EXPLAINING))
     before = sum(len(range(blocks.rows)[blocks.slice_of(number)]) for number in blocks.numbers if folder.has(number))
     progress = RankProgress(channel, rows=blocks.rows, rows_before=before)
+    explain = explainer_of(call.model, settings, background)
     for number in folder.claims(blocks, attempt=command.attempt):
         rows = [array[blocks.slice_of(number)] for array in inputs]
-        done = model_attributions(call.model, rows, background, settings, progress.within_block)
+        done = explain(rows, progress.within_block)
         folder.keep(number, write_explained(ExplainedRows(attributions=done)))
         progress.block_done(done)
     progress.tell()
+
+
+def explainer_of(
+    model: Any, settings: ExplainSettings, background: list[np.ndarray] | None
+) -> Callable[[Arrays, OnProgress], Attributions]:
+    """Explains rows of `model`, block after block; what is compiled for that is compiled once where the method allows it."""
+    match settings.method_info.family:
+        case "gradient":
+            return lambda rows, on_progress: gradient_attributions(model, rows, background, settings, on_progress)
+        case "black_box":
+            predict = predictor_of(model, settings.output)
+            return lambda rows, on_progress: black_box_attributions(predict, rows, background, settings, on_progress)
+        case _:
+            from aiaas_magics.explain.shap_adapter import shap_attributions
+
+            return lambda rows, on_progress: shap_attributions(model, rows, background, settings, on_progress)
+
+
+def predictor_of(model: Any, output: str) -> Predict:
+    """The model's outputs in inference mode, as one array; compiled."""
+    return backend_module().outputs_of(model, lambda outputs: choose_output(model, outputs, output))  # type: ignore[no-any-return]
 
 
 def settings_of(command: WorkerCommand) -> ExplainSettings:
@@ -66,9 +91,11 @@ def folder_of(command: WorkerCommand) -> ExplainedFolder:
 
 def arrays_of(call: Unpacked, name: str) -> list[np.ndarray]:
     """One array per input of the model."""
-    arguments: Mapping[str, Any] = call.arguments
-    arrays: Sequence[np.ndarray] = arguments[name]
-    return list(arrays)
+    return list(call.arguments[name])
+
+
+def background_of(call: Unpacked) -> list[np.ndarray] | None:
+    return None if call.arguments["background"] is None else arrays_of(call, "background")
 
 
 class RankProgress:

@@ -21,19 +21,22 @@ from aiaas_magics.packing.fitcall.keras_settings import current_settings, global
 
 BLOCKS: Final = 4  # per worker: guess; a slower worker takes fewer of them
 MOST_BLOCK_ROWS: Final = 64  # guess: what a lost worker has to do again
+MOST_DEAR_ROWS: Final = 4096  # guess: compiling takes a second, as these rows do
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainCall:
     """A model with the rows to explain and the background, one array of shape (rows, *input shape) per input of the model.
 
-    `facts` is plain JSON that comes back with the result: names of columns and classes, say.
+    `facts` is plain JSON that comes back with the result: names of columns and classes, say. `compiles_each` says that the method
+    compiles anew for each block of rows, so that there should be few.
     """
 
     model: Any
     rows: Sequence[np.ndarray]
     background: Sequence[np.ndarray] | None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    compiles_each: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +67,7 @@ def pack(call: ExplainCall, *, workers: int, environment: Sequence[str] | None =
     if not fit_checks.is_built(model):
         raise InvalidSpec(f"Model {model.name!r} is not built, so it has no weights to explain. Fit it, or call it on a row, first.")
     rows = len(call.rows[0])
-    block_rows = block_rows_for(rows, workers=workers)
+    block_rows = block_rows_for(rows, workers=workers, compiles_each=call.compiles_each)
     root = {
         "model": model,
         "arguments": {"rows": list(call.rows), "background": call.background, "block_rows": block_rows, "facts": dict(call.facts)},
@@ -97,10 +100,14 @@ def pack(call: ExplainCall, *, workers: int, environment: Sequence[str] | None =
     )
 
 
-def block_rows_for(rows: int, *, workers: int) -> int:
-    """How many rows a worker takes at once: several blocks for each worker, none of them large.
+def block_rows_for(rows: int, *, workers: int, compiles_each: bool = False) -> int:
+    """How many rows a worker takes at once: several blocks for each worker, none of them large; one for each where a block is dear.
 
     >>> block_rows_for(20, workers=2), block_rows_for(1000, workers=2), block_rows_for(1, workers=4)
     (3, 64, 1)
+    >>> block_rows_for(1000, workers=2, compiles_each=True)
+    500
     """
+    if compiles_each:
+        return max(1, min(MOST_DEAR_ROWS, -(-rows // workers)))
     return max(1, min(MOST_BLOCK_ROWS, -(-rows // (BLOCKS * workers))))

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from aiaas_magics.backend.serving.models.registry import Version
     from aiaas_magics.core.explain_settings import ExplainSettings
     from aiaas_magics.explain.attributions import Attributions
-    from aiaas_magics.explain.black_box import PredictBatch, Requests
+    from aiaas_magics.explain.black_box import Requests
+    from aiaas_magics.explain.prediction_batches import PredictBatch
 
     Run = Callable[[Mapping[str, np.ndarray], int | None], Awaitable[Mapping[str, np.ndarray]]]
 
@@ -145,8 +146,10 @@ class Slices:
         count, parts, start = len(inputs[0]), [], 0
         while start < count:
             stop = min(count, start + self._rows)
-            rows = [array[start:stop] if dtype is None else array[start:stop].astype(dtype, copy=False)
-                    for array, dtype in zip(inputs, self._dtypes, strict=True)]
+            rows = [
+                array[start:stop] if dtype is None else array[start:stop].astype(dtype, copy=False)
+                for array, dtype in zip(inputs, self._dtypes, strict=True)
+            ]
             began_s = time.monotonic()
             outputs = await run({name: np.ascontiguousarray(array) for name, array in zip(self._names, rows, strict=True)}, stop - start)
             took_s = time.monotonic() - began_s

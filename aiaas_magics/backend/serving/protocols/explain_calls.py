@@ -58,7 +58,9 @@ def parameters_of(value: Any) -> ExplainParameters:
         names = ", ".join(ExplainParameters.__struct_fields__)
         raise BadValue(f"'parameters' cannot be read: {error}. Use these: {names}.") from error
     if not 0 <= parameters.samples <= MOST_SAMPLES:
-        raise BadValue(f"samples={parameters.samples}: one request may have up to {MOST_SAMPLES} per row. Leave it out for the method's own number.")
+        raise BadValue(
+            f"samples={parameters.samples}: one request may have up to {MOST_SAMPLES} per row. Leave it out for the method's own number."
+        )
     if not 0 < parameters.timeout_s <= MOST_S:
         raise BadValue(f"timeout_s={parameters.timeout_s:g}: a request may take up to {MOST_S:g} s. Leave it out for {USUAL_S:g} s.")
     return parameters
@@ -148,4 +150,3 @@ def _row_document(attributions: Attributions, inputs: Sequence[TensorSpec], row:
 def dumped(document: object) -> bytes:
     """JSON; a number that is not finite is null, since the explanation has none there."""
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-

@@ -54,7 +54,11 @@ EXPLAIN_PARAMETERS: Final[Mapping[str, Schema]] = {
     "method": {**STRING, "enum": [AUTO, *BLACK_BOX, *(alias for alias, name in ALIASES.items() if name in BLACK_BOX)]},
     "samples": {**COUNT, "maximum": MOST_SAMPLES, "description": "Coalitions per row; 0 is the method's own number"},
     "output": {**STRING, "description": "The output to explain; the first where it is left out"},
-    "target": {"type": ["integer", "null"], "minimum": 0, "description": "The column of that output; each row's largest where it is left out"},
+    "target": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "description": "Its column; each row's largest where it is left out",
+    },
     "seed": COUNT,
     "patch": {**COUNT, "description": "Edge of the squares that an image is hidden in, or length of the windows of a series"},
     "timeout_s": {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_S},
@@ -84,7 +88,11 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
     ),
     "ExplainParameters": closed({}, EXPLAIN_PARAMETERS),
     "ExplainAnswer": fields(
-        {"predictions": {**listed({}), "description": NOT_FINITE}, "explanations": listed(ref("RowExplanation")), "explainer": ref("Explainer")}
+        {
+            "predictions": {**listed({}), "description": NOT_FINITE},
+            "explanations": listed(ref("RowExplanation")),
+            "explainer": ref("Explainer"),
+        }
     ),
     "RowExplanation": fields(
         {"attributions": VALUE, "base": {"type": ["number", "null"]}, "output": {"type": ["number", "null"]}, "target": COUNT},

@@ -289,7 +289,14 @@ PATHS: Final = PathTable(
             ),
             Operation("POST", f"{which}:regress", "regress", REGRESS, infers=True, body="Examples", answer="RegressAnswer"),
             Operation(
-                "POST", f"{which}:explain", "explain", EXPLAIN, infers=True, body="Explain", answer="ExplainAnswer", read_stream=read_explain
+                "POST",
+                f"{which}:explain",
+                "explain",
+                EXPLAIN,
+                infers=True,
+                body="Explain",
+                answer="ExplainAnswer",
+                read_stream=read_explain,
             ),
             Operation("GET", which, "status", "The state of the model's versions", answer="Status"),
             Operation("GET", f"{which}/metadata", "signatures", "The model's inputs and outputs", answer="Signatures"),
