@@ -14,9 +14,12 @@ import numpy as np
 
 from aiaas_magics.core.errors import AiaasBug
 from aiaas_magics.explain.attributions import Attributions
+from aiaas_magics.explain.faithfulness import Faithfulness
 from aiaas_magics.explain.players import is_text
 
 HEADER: Final = "aiaas"
+CURVES: Final = ("fractions", "deletion", "insertion", "random")
+MEASURED: Final = ("completeness", "sanity", "evaluations")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,6 +29,7 @@ class ExplainedRows:
     attributions: Attributions
     inputs: tuple[np.ndarray, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    faithfulness: Faithfulness | None = None
 
 
 def write_explained(explained: ExplainedRows) -> bytes:
@@ -36,6 +40,9 @@ def write_explained(explained: ExplainedRows) -> bytes:
     tensors = {f"values/{place}": values for place, values in enumerate(attributions.values)}
     tensors |= {"base": attributions.base, "outputs": attributions.outputs, "targets": attributions.targets}
     tensors |= {f"inputs/{place}": array for place, array in enumerate(explained.inputs) if not is_text(array)}
+    curves = explained.faithfulness
+    if curves is not None:
+        tensors |= {f"faithfulness/{name}": getattr(curves, name) for name in CURVES}
     header = {
         "method": attributions.method,
         "evaluations": attributions.evaluations,
@@ -44,6 +51,7 @@ def write_explained(explained: ExplainedRows) -> bytes:
         "inputs": len(explained.inputs),
         "texts": {f"{place}": _texts(array) for place, array in enumerate(explained.inputs) if is_text(array)},
         "facts": dict(explained.facts),
+        "faithfulness": None if curves is None else {name: getattr(curves, name) for name in MEASURED},
     }
     metadata = {HEADER: json.dumps(header)}
     return bytes(save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata=metadata))
@@ -75,7 +83,11 @@ def read_explained(data: bytes) -> ExplainedRows:
             notes=tuple(header["notes"]),
         )
         inputs = tuple(texts[place] if place in texts else tensors[f"inputs/{place}"] for place in range(header["inputs"]))
-        return ExplainedRows(attributions=attributions, inputs=inputs, facts=header["facts"])
+        faithfulness = None
+        if header["faithfulness"] is not None:
+            curves = {name: tensors[f"faithfulness/{name}"] for name in CURVES}
+            faithfulness = Faithfulness(method=attributions.method, **curves, **header["faithfulness"])
+        return ExplainedRows(attributions=attributions, inputs=inputs, facts=header["facts"], faithfulness=faithfulness)
     except (KeyError, ValueError, TypeError, SafetensorError, RecursionError) as error:
         raise AiaasBug(f"an explanation cannot be read ({type(error).__name__}: {error})") from error
 

@@ -20,6 +20,7 @@ from aiaas_magics.notebook.border import Family
 # What the client's objects look like as the last expression of a cell; the client itself knows no IPython.
 DISPLAYS: Final[dict[tuple[str, str], Callable[[Any], present.Bundle]]] = {
     ("aiaas_magics.client.training.job", "Job"): present.job_bundle,
+    ("aiaas_magics.client.explain.explain_job", "ExplainJob"): present.job_bundle,
     ("aiaas_magics.client.training.study", "Study"): present.study_table,
     ("aiaas_magics.client.training.planning", "FitPlan"): present.plan_table,
     ("aiaas_magics.client.serving.endpoint", "Endpoint"): present.endpoint_bundle,

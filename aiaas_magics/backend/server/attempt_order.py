@@ -81,11 +81,13 @@ def ask_of(job: str, spec: FitSpec, machine: Machine) -> DeviceRequest:
     )
 
 
-def why(action: StartAttempt, begin: TrainingPosition) -> str:
+def why(action: StartAttempt, begin: TrainingPosition, *, explains: bool = False) -> str:
     """What the user reads when a job is tried again; nothing for a first attempt."""
     if not action.why:
         return ""
     reason = action.why[0].upper() + action.why[1:]
+    if explains:
+        return f"{reason}. Attempt {action.attempt} explains the rows that are left."
     return f"{reason}. Attempt {action.attempt} {'starts from the beginning' if begin == TrainingPosition(0) else f'goes on from {begin}'}."
 
 

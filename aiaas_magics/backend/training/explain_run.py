@@ -22,11 +22,12 @@ from aiaas_magics.core.errors import AiaasBug, DataMismatch
 from aiaas_magics.core.events import Phase, PhaseEntered, RowsExplained
 from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.explain.attribution_bytes import ExplainedRows, read_explained, write_explained
-from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, Predict, join_attributions
+from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, join_attributions
+from aiaas_magics.explain.batch_size import sized
 from aiaas_magics.explain.black_box import black_box_attributions
+from aiaas_magics.explain.faithfulness import measure_faithfulness
 from aiaas_magics.explain.gradient import gradient_attributions
-from aiaas_magics.explain.model_gradients import backend_module
-from aiaas_magics.explain.model_structure import choose_output
+from aiaas_magics.explain.model_predict import predict_of
 
 TELL_S: Final = 0.25  # a view is redrawn at most four times a second
 LOOK_S: Final = 0.02
@@ -39,8 +40,9 @@ def explain_rows(command: WorkerCommand, call: Unpacked, channel: EventChannel) 
     Raises:
         DataMismatch: the model does not take the rows, or the method cannot explain it.
     """
-    settings, blocks, folder = settings_of(command), blocks_of(call), folder_of(command)
+    blocks, folder = blocks_of(call), folder_of(command)
     inputs, background = arrays_of(call, "rows"), background_of(call)
+    settings = sized(settings_of(command), inputs)
     if command.rank == 0:
         channel.send(PhaseEntered(phase=Phase.EXPLAINING))
     before = sum(len(range(blocks.rows)[blocks.slice_of(number)]) for number in blocks.numbers if folder.has(number))
@@ -62,17 +64,12 @@ def explainer_of(
         case "gradient":
             return lambda rows, on_progress: gradient_attributions(model, rows, background, settings, on_progress)
         case "black_box":
-            predict = predictor_of(model, settings.output)
+            predict = predict_of(model, settings.output)
             return lambda rows, on_progress: black_box_attributions(predict, rows, background, settings, on_progress)
         case _:
             from aiaas_magics.explain.shap_adapter import shap_attributions
 
             return lambda rows, on_progress: shap_attributions(model, rows, background, settings, on_progress)
-
-
-def predictor_of(model: Any, output: str) -> Predict:
-    """The model's outputs in inference mode, as one array; compiled."""
-    return backend_module().outputs_of(model, lambda outputs: choose_output(model, outputs, output))  # type: ignore[no-any-return]
 
 
 def settings_of(command: WorkerCommand) -> ExplainSettings:
@@ -133,7 +130,7 @@ class RankProgress:
 
 
 def joined_bytes(command: WorkerCommand, call: Unpacked) -> bytes:
-    """The attributions of all rows, once every rank has kept its blocks. For rank 0.
+    """The attributions of all rows with their faithfulness, once every rank has kept its blocks. For rank 0.
 
     A rank that is lost ends the whole attempt from outside, so the wait needs no other end than a long one.
 
@@ -154,5 +151,8 @@ def joined_bytes(command: WorkerCommand, call: Unpacked) -> bytes:
     whole = join_attributions(parts)
     if whole.rows != blocks.rows:
         raise DataMismatch(f"{whole.rows} of {blocks.rows} rows were explained. Run the explanation again.")
+    inputs = arrays_of(call, "rows")
+    settings = sized(settings_of(command), inputs)
+    faithfulness = measure_faithfulness(predict_of(call.model, settings.output), inputs, background_of(call), whole, settings)
     facts: Mapping[str, Any] = call.arguments["facts"]
-    return write_explained(ExplainedRows(attributions=whole, inputs=tuple(arrays_of(call, "rows")), facts=facts))
+    return write_explained(ExplainedRows(attributions=whole, inputs=tuple(inputs), facts=facts, faithfulness=faithfulness))

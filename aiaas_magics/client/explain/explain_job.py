@@ -64,16 +64,34 @@ class ExplainJob(Job):
         if self._fetched is None:
             if self._view.state is not JobState.SUCCEEDED:
                 raise self.failure()
-            self._fetched = explanation_of(self.result_bytes())
+            explained = story.explained
+            seconds = 0.0 if explained is None else explained.seconds
+            self._fetched = explanation_of(self.result_bytes(), seconds=seconds, workers=max(1, story.ranks))
         return self._fetched
 
 
-def explanation_of(data: bytes) -> Explanation:
-    """The explanation in a job's result."""
+def explanation_of(data: bytes, *, seconds: float, workers: int) -> Explanation:
+    """The explanation in a job's result, which so many workers needed so long for.
+
+    Raises:
+        AiaasBug: the bytes are no such result.
+    """
     from aiaas_magics.explain.explanation import Explanation
 
     explained = read_explained(data)
-    return Explanation(explained)  # type: ignore[call-arg,arg-type]
+    facts = explained.facts
+    return Explanation(
+        attributions=explained.attributions,
+        inputs=explained.inputs,
+        input_names=tuple(facts["inputs"]),
+        columns=tuple(map(tuple, facts["columns"])),
+        class_names=tuple(facts["classes"]),
+        model=facts["model"],
+        why=facts["why"],
+        seconds=seconds,
+        workers=workers,
+        faithfulness=explained.faithfulness,
+    )
 
 
 def job_of(transport: Transport, view: JobView) -> Job:

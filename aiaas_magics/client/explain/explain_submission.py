@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from aiaas_magics.client.explain.explain_job import ExplainJob
 from aiaas_magics.client.training.submission import default_name
@@ -25,7 +27,9 @@ from aiaas_magics.core.story import JobStory
 
 if TYPE_CHECKING:
     from aiaas_magics.client.open_backend import OpenBackend
+    from aiaas_magics.packing.fitcall.explain_call import ExplainCall
 
+MOST_BACKGROUND_ROWS: Final = 1000  # guess: their mean is that of all
 MOST_ROWS: Final = 100_000  # guess: more explanations than anybody looks at; their beeswarm is that of a sample
 
 
@@ -39,7 +43,8 @@ class ExplainOptions:
     retries: int = 3
     environment: tuple[str, ...] | None = ()
     settings: ExplainSettings = field(default_factory=ExplainSettings)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
 def submit_explanation(
@@ -69,13 +74,13 @@ def submit_explanation(
     workers = options.workers or 1
     if workers > devices and not options.oversubscribe:
         raise NotEnoughDevices(workers, devices, about.backend)
-    call, chosen, why = explain_request(model, rows, background, options)
-    packed = explain_call.pack(call, workers=workers, environment=options.environment)
+    request = explain_request(model, rows, background, options)
+    packed = explain_call.pack(request.call, workers=workers, environment=options.environment)
     uploads = backend.blobs.look_up(packed.arrays)
     send_bytes = len(packed.payload) + sum(upload.array.nbytes for upload in uploads if not upload.is_there)
     story = story.with_phase(Phase.SENDING, at_s=time.time(), detail=f"{send_bytes:,} bytes")
     on_change(story)
-    notes = (*packed.notes, *([why] if why else []))
+    notes = (*packed.notes, *filter(None, (request.why,)))
     spec = FitSpec(
         name=options.name or default_name(packed.shape.model),
         payload=backend.blobs.send_bytes(packed.payload),
@@ -88,7 +93,7 @@ def submit_explanation(
         retries=options.retries,
         # One process per worker, on GPUs too: rows are explained apart.
         execution=Execution(engine=HOME.name, strategy="collective", checkpoint_epochs=0),
-        explain=chosen,
+        explain=request.settings,
         notes=notes,
         memory_bytes=packed.memory_bytes,
         sets_environment=packed.sets_environment,
@@ -97,30 +102,52 @@ def submit_explanation(
     return ExplainJob(backend.transport, view, story=replace(story, notices=notes))
 
 
-def explain_request(model: Any, rows: Any, background: Any, options: ExplainOptions) -> tuple[Any, ExplainSettings, str]:
-    """The explain call, the settings with the method that is carried out, and why it was chosen where it was.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainRequest:
+    """An explain call, the settings with the method that is carried out, and why that was chosen; "" where it was named."""
+
+    call: ExplainCall
+    settings: ExplainSettings
+    why: str
+
+
+def explain_request(model: Any, rows: Any, background: Any, options: ExplainOptions) -> ExplainRequest:
+    """Read rows and background for `model`, and choose the method.
 
     Raises:
         DataMismatch, InvalidSpec: they do not fit together.
     """
-    from aiaas_magics.packing.fitcall.explain_call import ExplainCall, arrays_for
+    from aiaas_magics.explain import black_box, method_choice, model_inputs, model_predict, players
+    from aiaas_magics.packing.fitcall.explain_call import ExplainCall
 
-    arrays = arrays_for(model, rows, "rows")
-    if len(arrays[0]) > MOST_ROWS:
-        raise InvalidSpec(f"{len(arrays[0]):,} rows are more than the {MOST_ROWS:,} that one job explains. Give a sample of them.")
-    settings, why = options.settings, ""
-    behind = None if background is None else arrays_for(model, background, "background")
-    if settings.method == AUTO:
-        from aiaas_magics.explain.method_choice import choose_method
+    data = model_inputs.model_rows(model, rows, columns=options.columns)
+    black_box.check_rows(data.arrays)
+    if len(data.arrays[0]) > MOST_ROWS:
+        raise InvalidSpec(f"{len(data.arrays[0]):,} rows are more than the {MOST_ROWS:,} that one job explains. Give a sample of them.")
+    behind = None if background is None else model_inputs.model_rows(model, background, columns=options.columns).arrays
+    if behind is not None:
+        players.check_background(data.arrays, behind)
+        behind = thinned(behind)
+    asks = options.settings.method == AUTO
+    has_gradients = asks and model_predict.has_gradients(model, [array[:1] for array in data.arrays], options.settings.output)
+    choice = method_choice.choose_method(data.arrays, behind, options.settings, has_gradients=has_gradients)
+    settings = options.settings.with_method(choice.method)
+    facts = {
+        "inputs": list(data.inputs),
+        "columns": list(map(list, data.columns)),
+        "classes": list(options.class_names),
+        "model": str(model.name),
+        "why": choice.why,
+    }
+    compiles_each = METHODS[settings.method].family != "black_box"
+    call = ExplainCall(model=model, rows=data.arrays, background=behind, facts=facts, compiles_each=compiles_each)
+    return ExplainRequest(call=call, settings=settings, why=choice.why)
 
-        choice = choose_method(model, arrays)
-        settings, why = settings.with_method(choice.method), choice.why
-    settings = settings.with_method(settings.resolved_method)
-    call = ExplainCall(
-        model=model,
-        rows=arrays,
-        background=behind,
-        facts=options.facts,
-        compiles_each=METHODS[settings.method].family != "black_box",
-    )
-    return call, settings, why
+
+def thinned(background: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """At most `MOST_BACKGROUND_ROWS` of the background, evenly chosen: methods use fewer, and gradients start from their mean."""
+    count = len(background[0])
+    if count <= MOST_BACKGROUND_ROWS:
+        return list(background)
+    chosen = np.unique(np.linspace(0, count - 1, MOST_BACKGROUND_ROWS).astype(int))
+    return [array[chosen] for array in background]

@@ -6,7 +6,6 @@ and `background`, one array per input of the model, and `block_rows`. What an ex
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from aiaas_magics.core.errors import CannotTravel, DataMismatch, InvalidSpec
+from aiaas_magics.core.errors import CannotTravel, InvalidSpec
 from aiaas_magics.core.spec import FitShape
 from aiaas_magics.packing.checks import fit_checks
-from aiaas_magics.packing.data import fit_data
 from aiaas_magics.packing.fitcall.fit_call import pickled
 from aiaas_magics.packing.fitcall.keras_settings import current_settings, global_seed
 
@@ -100,49 +98,6 @@ def pack(call: ExplainCall, *, workers: int, environment: Sequence[str] | None =
         sets_environment=bool(chosen.values),
         notes=chosen.notes(),
     )
-
-
-def arrays_for(model: Any, value: Any, label: str) -> list[np.ndarray]:
-    """`value`, rows as `predict` takes them, as one array per input of `model`, in its order.
-
-    Args:
-        label: what the user calls them, for messages.
-
-    Raises:
-        DataMismatch: no rows, or rows that are not those of the model.
-    """
-    structure = getattr(model, "_inputs_struct", None)
-    mapped = fit_data.mapped(value, label)
-    if isinstance(mapped, Mapping) and isinstance(structure, Mapping):
-        missing = [name for name in structure if name not in mapped]
-        if missing:
-            raise DataMismatch(f"{label} has no {missing[0]!r}; the model takes {', '.join(map(str, structure))}. Give a dict with these.")
-        mapped = [mapped[name] for name in structure]
-    arrays = [array for _, array in fit_data.leaves(mapped, label)]
-    specs = getattr(model, "inputs", None) or ()
-    if specs and len(specs) != len(arrays):
-        raise DataMismatch(f"{label} has {len(arrays)} arrays, and {model.name!r} takes {len(specs)} inputs. Give one array for each.")
-    if not arrays or not len(arrays[0]):
-        raise DataMismatch(f"{label} has no rows. Give at least one, as in x_test[:20].")
-    if len({len(array) for array in arrays}) > 1:
-        raise DataMismatch(f"The arrays of {label} have {', '.join(str(len(array)) for array in arrays)} rows. Give each the same number.")
-    return [_fitted(array, spec, label) for array, spec in itertools.zip_longest(arrays, specs)]
-
-
-def _fitted(array: np.ndarray, spec: Any, label: str) -> np.ndarray:
-    """`array` in the rank and dtype of a declared input; None for one that declares nothing."""
-    if spec is None:
-        return array
-    if array.ndim == len(spec.shape) - 1 and spec.shape[-1] == 1:  # as Keras does
-        array = array[..., np.newaxis]
-    if array.ndim != len(spec.shape) or any(n not in (None, size) for n, size in zip(spec.shape[1:], array.shape[1:], strict=True)):
-        wanted = ", ".join("any" if n is None else str(n) for n in spec.shape[1:])
-        raise DataMismatch(
-            f"Rows of {label} have the shape {array.shape[1:]}; input {spec.name!r} takes ({wanted}). Give whole rows, the batch first."
-        )
-    if array.dtype.kind in "OSU" or str(spec.dtype) in ("string", "bfloat16"):
-        return array.astype(object)
-    return array.astype(str(spec.dtype), copy=False)
 
 
 def block_rows_for(rows: int, *, workers: int, compiles_each: bool = False) -> int:

@@ -7,11 +7,15 @@ version's own queue, between the requests of others. What is computed is `explai
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -31,8 +35,19 @@ if TYPE_CHECKING:
 
     Run = Callable[[Mapping[str, np.ndarray], int | None], Awaitable[Mapping[str, np.ndarray]]]
 
+SWITCH_S: Final = 2e-4  # guess: how long the event loop waits for the interpreter while a thread explains; Python's own is 5 ms
+LOWEST: Final = 19  # the priority that computes only what nobody else wants to, on Linux
+
+
+def _yield_to_others() -> None:
+    """Make this thread one that runs when no other wants its core; where threads have no priority of their own, nothing."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
+
+
 # One thread: it shares the interpreter with the event loop, and each more would take as much again of the predictions' time.
-EXPLAINING: Final = ThreadPoolExecutor(1, thread_name_prefix="aiaas-explaining")
+EXPLAINING: Final = ThreadPoolExecutor(1, thread_name_prefix="aiaas-explaining", initializer=_yield_to_others)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +58,7 @@ class ExplainLimits:
     rows: int = 256  # of a request: guess; a job on workers explains more of them sooner
     evaluations: int = 2_000_000  # rows that the model computes for one request: guess, 24 s of a model that takes 12 us per row
     slice_s: float = 1e-3  # guess: what a request of somebody else may be held up by
+    batch_rows: int = 512  # that are masked at once, which holds the interpreter: guess, 0.1 ms of a table
     least_rows: int = 8  # of a first slice, whose time nobody knows: guess
     share: float = 0.25  # of the time that explanations take while predictions are answered: guess
     busy_s: float = 0.5  # how long a version counts as busy after a prediction: guess
@@ -61,13 +77,14 @@ class Explainer:
     def __init__(self, limits: ExplainLimits | None = None) -> None:
         self.limits = limits or ExplainLimits()
         self.running = 0
+        self._switch_s = sys.getswitchinterval()
 
     async def attributions(self, version: Version, tensors: Mapping[str, np.ndarray], settings: ExplainSettings, run: Run) -> Attributions:
         """What the inputs of each row contribute to its output.
 
         Args:
             tensors: rows by input name, as the version takes them.
-            settings: a black-box method by its own name, and its bounds.
+            settings: a black-box method by its own name or "auto", and its bounds.
             run: computes rows on the version.
 
         Raises:
@@ -75,19 +92,25 @@ class Explainer:
             InvalidSpec: it takes more evaluations than one request may; or the method is none for this version.
             DataMismatch: the rows cannot be explained.
         """
+        from aiaas_magics.explain.batch_size import sized
         from aiaas_magics.explain.black_box import black_box_requests, planned_evaluations
+        from aiaas_magics.explain.method_choice import choose_method
 
         inputs = [tensors[spec.name] for spec in version.spec.inputs]
         with self._seat():
             background = await asyncio.get_running_loop().run_in_executor(EXPLAINING, background_of, version)
+            choice = choose_method(inputs, background, settings, has_gradients=False)
+            settings = sized(settings.with_method(choice.method), inputs, most_rows=self.limits.batch_rows)
             self._check(len(inputs[0]), planned_evaluations(inputs, background, settings))
             slices = Slices(version, self.limits, output_of(version, settings))
             requests = black_box_requests(inputs, background, settings)
             outputs: np.ndarray | None = None
             while True:
+                began_s = time.monotonic()
                 step = await asyncio.get_running_loop().run_in_executor(EXPLAINING, advance, requests, outputs)
+                await slices.pause(time.monotonic() - began_s)
                 if not hasattr(step, "inputs"):
-                    return step
+                    return replace(step, notes=(*([choice.why] if choice.why else []), *step.notes))
                 outputs = await slices.computed(step.inputs, run)
 
     def _check(self, rows: int, evaluations: int) -> None:
@@ -107,11 +130,16 @@ class Explainer:
     def _seat(self) -> Iterator[None]:
         if self.running >= self.limits.at_once:
             raise ExplainerFull(f"{self.running} explanations are running", 1)
+        if not self.running:
+            self._switch_s = sys.getswitchinterval()
+            sys.setswitchinterval(min(SWITCH_S, self._switch_s))
         self.running += 1
         try:
             yield
         finally:
             self.running -= 1
+            if not self.running:
+                sys.setswitchinterval(self._switch_s)
 
 
 EXPLAINER: Final = Explainer()
@@ -159,7 +187,7 @@ class Slices:
             parts.append(part)
             self._adapt(stop - start, took_s)
             start = stop
-            await asyncio.sleep(self._pause_s(took_s))
+            await self.pause(took_s)
         return np.concatenate(parts)
 
     def _adapt(self, rows: int, took_s: float) -> None:
@@ -171,8 +199,11 @@ class Slices:
     def _is_batchable(self) -> bool:
         return self._version.executor is not None and self._version.executor.batch_rows > 0
 
+    async def pause(self, took_s: float) -> None:
+        """Leave the others as much time as they are due after so much of ours; nothing where nobody asks for predictions."""
+        await asyncio.sleep(self._pause_s(took_s))
+
     def _pause_s(self, took_s: float) -> float:
-        """How long others are given; nothing where nobody asks for predictions."""
         now_s, requests = time.monotonic(), self._version.stats.requests
         if requests != self._requests:
             self._requests, self._busy_until_s = requests, now_s + self._limits.busy_s

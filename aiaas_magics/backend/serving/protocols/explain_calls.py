@@ -6,7 +6,6 @@ to each protocol; which explanations may run belongs to `models.explaining`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,7 +27,6 @@ EXPLAIN_ACTIONS: Final = frozenset({"explain", "infer_explain"})  # of operation
 MOST_SAMPLES: Final = 10_000  # guess: of one row; a job on workers takes more
 MOST_S: Final = 600.0  # guess: no client waits longer
 USUAL_S: Final = 60.0  # guess: a client's own patience
-TABLE_PLAYERS: Final = 64  # guess: of more columns Kernel SHAP needs too many samples for one request
 BLACK_BOX: Final = tuple(name for name, info in METHODS.items() if info.family == "black_box")
 
 
@@ -67,7 +65,7 @@ def parameters_of(value: Any) -> ExplainParameters:
 
 
 def settings_of(parameters: ExplainParameters, version: Version) -> ExplainSettings:
-    """What is to be computed, by a method that needs predictions only.
+    """What is to be computed, by a method that needs predictions only, or by "auto".
 
     Raises:
         BadValue: an unknown method, one that needs the model itself, an output that there is not, or a number that is out of bounds.
@@ -78,20 +76,13 @@ def settings_of(parameters: ExplainParameters, version: Version) -> ExplainSetti
         output_of(version, settings)
     except UsageError as error:
         raise BadValue(str(error)) from error
-    method = auto_method(version.spec.inputs) if settings.method == AUTO else settings.resolved_method
-    if METHODS[method].family != "black_box":
+    method = settings.resolved_method
+    if method != AUTO and METHODS[method].family != "black_box":
         raise BadValue(
             f"An endpoint computes predictions only, and {METHODS[method].title} needs the model itself. Use one of "
             f"{', '.join(BLACK_BOX)} here, or explain the model in its notebook with %aiaas_explain."
         )
     return settings.with_method(method)
-
-
-def auto_method(inputs: Sequence[TensorSpec]) -> str:
-    """Kernel SHAP for tables of a few columns; occlusion for what has more parts, or parts that lie side by side."""
-    are_columns = all(len(spec.shape) <= 2 and min(spec.shape[1:], default=1) > 0 for spec in inputs)
-    columns = sum(math.prod(spec.shape[1:]) for spec in inputs) if are_columns else math.inf
-    return "kernel_shap" if columns <= TABLE_PLAYERS else "occlusion"
 
 
 class ExplainCall(msgspec.Struct, frozen=True, kw_only=True):
