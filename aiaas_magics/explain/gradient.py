@@ -24,7 +24,13 @@ NEAR_ZERO: Final = 1e-12  # no gradient in float32 is meant to be this small
 
 
 def gradient_attributions(
-    model: Any, inputs: Arrays, background: Arrays | None, settings: ExplainSettings, on_progress: OnProgress = no_progress
+    model: Any,
+    inputs: Arrays,
+    background: Arrays | None,
+    settings: ExplainSettings,
+    on_progress: OnProgress = no_progress,
+    *,
+    targets: np.ndarray | None = None,
 ) -> Attributions:
     """What each entry of each row contributes to its output, from the model's gradients in inference mode.
 
@@ -37,6 +43,7 @@ def gradient_attributions(
         background: what integrated gradients start from: the mean of these rows. None starts from zeros.
         settings: the method and its bounds.
         on_progress: called after each part of the rows; what it raises ends the explanation.
+        targets: the column to explain of each row (rows,), instead of `settings.target`.
 
     Raises:
         InvalidSpec: a method of another family, an input without a gradient, or Grad-CAM without a convolution.
@@ -56,7 +63,8 @@ def gradient_attributions(
     parts = []
     for first in range(0, rows, step):
         part = [array[first : first + step] for array in inputs]
-        parts.append(_part(gradients, part, start, settings))
+        chosen = None if targets is None else targets[first : first + step]
+        parts.append(_part(gradients, part, start, settings, chosen))
         on_progress(min(first + step, rows), rows)
     return _with_notes(join_attributions(parts), gradients)
 
@@ -80,11 +88,11 @@ def _starting_points(gradients: ModelGradients, inputs: Arrays, background: Arra
     ]
 
 
-def _part(gradients: ModelGradients, inputs: list[np.ndarray], start: list[np.ndarray], settings: ExplainSettings) -> Attributions:
+def _part(gradients: ModelGradients, inputs: list[np.ndarray], start: list[np.ndarray], settings: ExplainSettings, chosen: np.ndarray | None) -> Attributions:
     """Attributions of a part of the rows."""
     before = gradients.evaluations
     outputs = gradients.outputs(inputs)
-    targets = black_box.targets_of(outputs, settings.target)
+    targets = black_box.targets_of(outputs, settings.target) if chosen is None else chosen
     rows = np.arange(len(outputs))
     values = gradients.values_at(inputs)
     bases = np.full(len(outputs), np.nan)
