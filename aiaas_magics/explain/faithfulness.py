@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from aiaas_magics.core.explain_settings import METHODS, ExplainSettings
-from aiaas_magics.explain import black_box, players, row_plans
+from aiaas_magics.explain import players, row_plans
 from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, Predict, no_progress
 from aiaas_magics.explain.coalitions import Coalitions
 from aiaas_magics.explain.players import Game
