@@ -35,6 +35,7 @@ class Attributions:
         outputs: float32 (rows,): the explained output of each row.
         targets: int64 (rows,): its column in the flattened output.
         evaluations: rows that the model predicted or differentiated.
+        columns: how many columns the flattened output has.
         tokens: the words of each row, for text inputs; one tuple per row.
         notes: sentences on what the reader should know.
     """
@@ -45,6 +46,7 @@ class Attributions:
     outputs: np.ndarray
     targets: np.ndarray
     evaluations: int
+    columns: int = 1
     tokens: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -95,6 +97,7 @@ def join_attributions(parts: Sequence[Attributions]) -> Attributions:
         outputs=np.concatenate([part.outputs for part in parts]),
         targets=np.concatenate([part.targets for part in parts]),
         evaluations=sum(part.evaluations for part in parts),
+        columns=parts[0].columns,
         tokens=tuple(words for part in parts for words in part.tokens),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )

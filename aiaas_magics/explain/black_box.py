@@ -17,7 +17,6 @@ from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, 
 from aiaas_magics.explain.players import Game
 from aiaas_magics.explain.prediction_batches import PredictBatch, PredictionBatches
 
-
 Requests = Generator[PredictBatch, np.ndarray, Attributions]
 
 
@@ -86,7 +85,9 @@ def black_box_requests(
     """
     info = settings.method_info
     if info.family != "black_box":
-        raise InvalidSpec(f"{info.title} needs the model itself. Use method='kernel_shap' or 'occlusion' where only predictions are to be had.")
+        raise InvalidSpec(
+            f"{info.title} needs the model itself. Use method='kernel_shap' or 'occlusion' where only predictions are to be had."
+        )
     inputs = [np.asarray(array) for array in inputs]
     check_rows(inputs)
     stand_ins = _stand_ins(inputs, background, settings)
@@ -101,7 +102,9 @@ def black_box_requests(
         bases = hidden.mean(axis=0)[targets]
     labels_by_row = row_plans.labels_of(labels, explained, columns=outputs.shape[1])
     plans = (
-        row_plans.plan_row(game, settings, target=int(targets[row]), base=float(bases[row]), output=float(explained[row]), label=labels_by_row[row])
+        row_plans.plan_row(
+            game, settings, target=int(targets[row]), base=float(bases[row]), output=float(explained[row]), label=labels_by_row[row]
+        )
         for row, game in enumerate(games)
     )
     contributions = yield from batches.solved(plans)
@@ -113,6 +116,7 @@ def black_box_requests(
         outputs=explained.astype(np.float32),
         targets=targets,
         evaluations=batches.evaluations,
+        columns=outputs.shape[1],
         tokens=tuple(words for _, words in rows) if any(words is not None for words in games[0].words) else (),
         notes=_notes(games, settings),
     )
@@ -142,14 +146,21 @@ def targets_of(outputs: np.ndarray, target: int | None, labels: np.ndarray | Non
     """The column that is explained, int64 (rows,): the target, or with labels of classes the row's own, or else the largest."""
     rows, columns = outputs.shape
     if target is not None and target >= columns:
-        raise InvalidSpec(f"target={target}: the output has {columns} column{'s' if columns > 1 else ''}. Use a target from 0 to {columns - 1}.")
+        raise InvalidSpec(
+            f"target={target}: the output has {columns} column{'s' if columns > 1 else ''}. Use a target from 0 to {columns - 1}."
+        )
     if labels is not None and len(labels) != rows:
         raise DataMismatch(f"There are {rows} rows and {len(labels)} labels. Give one label per row.")
     if target is not None:
         return np.full(rows, target, dtype=np.int64)
     if labels is not None and columns > 1:
-        classes = np.asarray(labels).reshape(rows, -1)
-        return classes.argmax(axis=1).astype(np.int64) if classes.shape[1] > 1 else classes[:, 0].astype(np.int64)
+        flat = np.asarray(labels).reshape(rows, -1)
+        classes = (flat.argmax(axis=1) if flat.shape[1] > 1 else flat[:, 0]).astype(np.int64)
+        if classes.min() < 0 or classes.max() >= columns:
+            raise DataMismatch(
+                f"Labels go from {classes.min()} to {classes.max()} and the output has {columns} columns. Give classes from 0."
+            )
+        return classes
     return outputs.argmax(axis=1).astype(np.int64)
 
 

@@ -24,19 +24,26 @@ NEAR_ZERO: Final = 1e-12  # no gradient in float32 is meant to be this small
 
 
 def gradient_attributions(
-    model: Any, inputs: Arrays, background: Arrays | None, settings: ExplainSettings, on_progress: OnProgress = no_progress
+    model: Any,
+    inputs: Arrays,
+    background: Arrays | None,
+    settings: ExplainSettings,
+    on_progress: OnProgress = no_progress,
+    *,
+    targets: np.ndarray | None = None,
 ) -> Attributions:
     """What each entry of each row contributes to its output, from the model's gradients in inference mode.
 
-    A row's attributions do not depend on the other rows of the call, to float rounding. Inputs that embeddings read (tokens, categories) get
-    the sum over the embedding's gradient; texts get it per word.
+    A row's attributions do not depend on the other rows of the call, to float rounding. Inputs that embeddings read (tokens, categories)
+    get the sum over the embedding's dimensions; texts get it per word.
 
     Args:
         model: a Keras model on TensorFlow or JAX.
         inputs: rows to explain, one array of shape (rows, *input shape) per input, in the model's order.
-        background: what integrated gradients start from: the mean of these rows. None starts from zeros.
+        background: what integrated gradients start from: the mean of these rows. None starts from zeros, embeddings from that of id 0.
         settings: the method and its bounds.
         on_progress: called after each part of the rows; what it raises ends the explanation.
+        targets: the column to explain of each row (rows,), instead of `settings.target`.
 
     Raises:
         InvalidSpec: a method of another family, an input without a gradient, or Grad-CAM without a convolution.
@@ -51,12 +58,15 @@ def gradient_attributions(
     gradients.prepare(inputs)
     if settings.resolved_method == "gradcam":
         gradcam.look_at_layer(gradients, inputs, settings.layer)
-    start = _starting_points(gradients, inputs, background)
+    if background is not None:
+        players.check_background(inputs, background)
+    start = gradients.nothing_at(inputs, background) if settings.resolved_method == "integrated_gradients" else []
     rows, step = len(inputs[0]), _rows_per_part(settings)
     parts = []
     for first in range(0, rows, step):
         part = [array[first : first + step] for array in inputs]
-        parts.append(_part(gradients, part, start, settings))
+        chosen = None if targets is None else targets[first : first + step]
+        parts.append(_part(gradients, part, start, settings, chosen))
         on_progress(min(first + step, rows), rows)
     return _with_notes(join_attributions(parts), gradients)
 
@@ -67,30 +77,22 @@ def _rows_per_part(settings: ExplainSettings) -> int:
     return max(1, settings.batch_rows // copies)
 
 
-def _starting_points(gradients: ModelGradients, inputs: Arrays, background: Arrays | None) -> list[np.ndarray]:
-    """What stands for "nothing there" at each point, of shape (1, ...): the background's mean, or zeros; zeros for embeddings."""
-    few = gradients.values_at([array[:1] for array in inputs])
-    if background is not None:
-        players.check_background(inputs, background)
-    return [
-        np.zeros_like(value)
-        if background is None or point.call is not None
-        else np.asarray(background[point.source]).mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
-        for point, value in zip(gradients.points, few, strict=True)
-    ]
-
-
-def _part(gradients: ModelGradients, inputs: list[np.ndarray], start: list[np.ndarray], settings: ExplainSettings) -> Attributions:
+def _part(
+    gradients: ModelGradients, inputs: list[np.ndarray], start: list[np.ndarray], settings: ExplainSettings, chosen: np.ndarray | None
+) -> Attributions:
     """Attributions of a part of the rows."""
     before = gradients.evaluations
     outputs = gradients.outputs(inputs)
-    targets = black_box.targets_of(outputs, settings.target)
+    targets = black_box.targets_of(outputs, settings.target) if chosen is None else chosen
     rows = np.arange(len(outputs))
     values = gradients.values_at(inputs)
     bases = np.full(len(outputs), np.nan)
     match settings.resolved_method:
         case "saliency":
-            found = [_size(gradient, point) for gradient, point in zip(gradients.gradients(values, inputs, targets), gradients.points, strict=True)]
+            found = [
+                _size(gradient, point)
+                for gradient, point in zip(gradients.gradients(values, inputs, targets), gradients.points, strict=True)
+            ]
         case "gradient_input":
             products = zip(gradients.gradients(values, inputs, targets), values, strict=True)
             found = [gradient * value for gradient, value in products]
@@ -109,6 +111,7 @@ def _part(gradients: ModelGradients, inputs: list[np.ndarray], start: list[np.nd
         outputs=outputs[rows, targets].astype(np.float32),
         targets=targets,
         evaluations=gradients.evaluations - before,
+        columns=outputs.shape[1],
         tokens=tokens,
     )
 
@@ -159,7 +162,9 @@ def _smoothed(
     return [_size(mean, point) for mean, point in zip(means, gradients.points, strict=True)]
 
 
-def _per_input(points: Sequence[Point], found: Sequence[np.ndarray], inputs: Arrays) -> tuple[tuple[np.ndarray, ...], tuple[tuple[str, ...], ...]]:
+def _per_input(
+    points: Sequence[Point], found: Sequence[np.ndarray], inputs: Arrays
+) -> tuple[tuple[np.ndarray, ...], tuple[tuple[str, ...], ...]]:
     """The attributions of each input, in its shape: those of its embeddings summed over their dimensions."""
     values: list[np.ndarray] = []
     tokens: list[tuple[str, ...]] = [()] * len(inputs[0])
@@ -203,8 +208,11 @@ def _with_notes(attributions: Attributions, gradients: ModelGradients) -> Attrib
     silent = np.all([np.nanmax(np.abs(values.reshape(len(values), -1)), axis=1) <= NEAR_ZERO for values in attributions.values], axis=0)
     notes = list(attributions.notes)
     if silent.any():
+        why = "the output is saturated there"
+        if attributions.method == "gradcam":
+            why = "nothing in the convolution speaks for the output there"
         notes.append(
-            f"{int(silent.sum())} of {attributions.rows} rows have no gradient at all: the output is saturated there. "
+            f"{int(silent.sum())} of {attributions.rows} rows have no attribution at all: {why}. "
             "Use method='kernel_shap' or 'occlusion' for them."
         )
     return replace(attributions, evaluations=gradients.evaluations, notes=tuple(notes))

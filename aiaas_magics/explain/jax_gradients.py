@@ -38,7 +38,10 @@ def outputs_of(model: Any, flat: Callable[[Any], Any]) -> Callable[[list[np.ndar
         return flat(model.stateless_call(trainable, others, model_structure.packed(model, inputs), training=False)[0])
 
     def outputs(inputs: list[np.ndarray]) -> np.ndarray:
-        return np.asarray(run(*_state(model), [tensor_of(array) for array in inputs]))
+        rows = len(inputs[0])
+        full = 1 << (rows - 1).bit_length()  # few shapes are compiled, whatever the sizes of batches
+        padded = [np.concatenate([array, np.repeat(array[:1], full - rows, axis=0)]) for array in inputs]
+        return np.asarray(run(*_state(model), [tensor_of(array) for array in padded]))[:rows]
 
     return outputs
 

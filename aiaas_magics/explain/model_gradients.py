@@ -62,12 +62,12 @@ class ModelGradients:
         """Find the points, with a few rows that show how inputs reach embeddings."""
         few = [array[:4] for array in inputs]
         library = backend_module()
-        self._outputs = library.outputs_of(self.model, self._flat)
+        self._outputs = library.outputs_of(self.model, self.flat)
         layers = layer_taps.layers_of(self.model)
         embeddings = [layer for layer in layers if _is_embedding(layer)]
         look_ups = [layer for layer in layers if type(layer).__name__ in LOOK_UPS]
         with layer_taps.observed([*embeddings, *look_ups]) as calls:
-            library.call_once(self.model, few)
+            choose_output(self.model, library.call_once(self.model, few), self.output)  # an unknown name is said here, outside of any trace
         self.points = points_of(few, calls, embeddings)
         for place, array in enumerate(inputs):
             if not any(point.source == place for point in self.points):
@@ -87,7 +87,7 @@ class ModelGradients:
                     inputs[point.source] = value
             replacing = [(point.call, value) for point, value in zip(self.points, values, strict=True) if point.call is not None]
             with layer_taps.replaced(replacing) if taps else nullcontext():
-                return self._flat(call(inputs))
+                return self.flat(call(inputs))
 
         self._differentiate = backend_module().differentiator(self.model, forward)
 
@@ -96,14 +96,35 @@ class ModelGradients:
         dtype = str(specs[place].dtype) if place < len(specs) else "float32"
         if is_text(array) or "int" in dtype or dtype in {"bool", "string"}:
             name = getattr(specs[place], "name", place) if place < len(specs) else place
-            raise InvalidSpec(f"Input {name!r} has no gradient: it is {'text' if is_text(array) else dtype}, and no embedding reads it. {INSTEAD}")
+            raise InvalidSpec(
+                f"Input {name!r} has no gradient: it is {'text' if is_text(array) else dtype}, and no embedding reads it. {INSTEAD}"
+            )
 
-    def _flat(self, outputs: Any) -> Any:
+    def flat(self, outputs: Any) -> Any:
         """The chosen output, as (rows, columns)."""
         import keras
 
         chosen = choose_output(self.model, outputs, self.output)
         return keras.ops.reshape(chosen, (keras.ops.shape(chosen)[0], -1))
+
+    def nothing_at(self, inputs: Arrays, background: Arrays | None) -> list[np.ndarray]:
+        """What stands for "nothing there" at each point, of shape (1, ...): the background's mean, or else zeros and the embedding of id 0.
+
+        Embeddings of texts always start from id 0, which fills up short texts, so that the places behind a text contribute nothing.
+        """
+        means = (
+            None if background is None else [value.mean(axis=0, keepdims=True, dtype=np.float64) for value in self.values_at(background)]
+        )
+        empty = []
+        for place, (point, value) in enumerate(zip(self.points, self.values_at([array[:1] for array in inputs]), strict=True)):
+            if means is not None and not (point.call is not None and is_text(inputs[point.source])):
+                empty.append(means[place].astype(np.float32))
+            elif point.call is None:
+                empty.append(np.zeros_like(value))
+            else:
+                ids = np.zeros_like(_numpy(point.call.received)[:1])
+                empty.append(_numpy(point.call.layer(ids)).astype(np.float32).reshape(value.shape))
+        return empty
 
     def outputs(self, inputs: Arrays) -> np.ndarray:
         """float64 (rows, columns)."""
@@ -176,7 +197,11 @@ def points_of(inputs: Arrays, calls: Sequence[LayerCall], embeddings: Sequence[A
 
 
 def same_values(array: np.ndarray, ids: np.ndarray) -> bool:
-    return array.size == ids.size and len(array) == len(ids) and bool(np.array_equal(array.ravel().astype(np.float64), ids.ravel().astype(np.float64)))
+    return (
+        array.size == ids.size
+        and len(array) == len(ids)
+        and bool(np.array_equal(array.ravel().astype(np.float64), ids.ravel().astype(np.float64)))
+    )
 
 
 def same_texts(array: np.ndarray, received: np.ndarray) -> bool:

@@ -37,11 +37,13 @@ def choose_output(model: Any, outputs: Any, name: str) -> Any:
 
 
 def packed(model: Any, inputs: Sequence[Any]) -> Any:
-    """A list of inputs in the structure that the model takes."""
+    """A list of inputs, in the order of `model.inputs`, in the structure that the model takes."""
+    import keras
+
     try:
         structure = model.input
     except (AttributeError, ValueError):  # a subclassed model has none
         structure = None
-    if isinstance(structure, dict):
-        return dict(zip(structure, inputs, strict=True))
-    return inputs[0] if len(inputs) == 1 and not isinstance(structure, (list, tuple)) else list(inputs)
+    if isinstance(structure, (dict, list, tuple)):
+        return keras.tree.pack_sequence_as(structure, list(inputs))
+    return inputs[0] if len(inputs) == 1 else list(inputs)

@@ -178,10 +178,13 @@ def check_background(inputs: Arrays, background: Arrays | None) -> None:
             continue
         if background is None or len(background) != len(inputs) or not len(background[place]):
             raise DataMismatch(
-                "This method replaces parts of a row by values of other rows, and there are none. Give background=x_train, or a sample of it."
+                "This method replaces parts of a row by values of other rows, and there are none. "
+                "Give background=x_train, or a sample of it."
             )
         if len(background[place]) != len(background[0]):
-            raise DataMismatch(f"The background's inputs have {len(background[0])} and {len(background[place])} rows. Give each the same number.")
+            raise DataMismatch(
+                f"The background's inputs have {len(background[0])} and {len(background[place])} rows. Give each the same number."
+            )
         if background[place].shape[1:] != array.shape[1:]:
             raise DataMismatch(
                 f"Rows of input {place} have shape {array.shape[1:]} and its background has {background[place].shape[1:]}. "
@@ -211,7 +214,8 @@ def typical_row(background: Arrays | None, inputs: Arrays) -> list[np.ndarray] |
     if background is None:
         return None
     return [
-        array[:1] if is_text(array) else _typical(array).astype(like.dtype, copy=False) for array, like in zip(background, inputs, strict=True)
+        array[:1] if is_text(array) else _typical(array).astype(like.dtype, copy=False)
+        for array, like in zip(background, inputs, strict=True)
     ]
 
 

@@ -88,7 +88,9 @@ class PredictionBatches:
         rows = len(inputs[0])
         outputs = np.asarray((yield PredictBatch(inputs, self.explained, self.rows)))
         if not outputs.ndim or len(outputs) != rows:
-            raise DataMismatch(f"The model gave an output of shape {outputs.shape} for {rows} rows. Give a model with one output row per row.")
+            raise DataMismatch(
+                f"The model gave an output of shape {outputs.shape} for {rows} rows. Give a model with one output row per row."
+            )
         if outputs.dtype.kind not in "fiub":
             raise DataMismatch(f"The output is of type {outputs.dtype} and cannot be explained. Choose an output of numbers.")
         self.evaluations += rows

@@ -68,9 +68,7 @@ class RowPlan:
         return np.asarray(self.label.losses(values).mean(axis=1) - self.label.losses(np.array(self.output)))
 
 
-def plan_row(
-    game: Game, settings: ExplainSettings, *, target: int, base: float, output: float, label: Label | None = None
-) -> RowPlan:
+def plan_row(game: Game, settings: ExplainSettings, *, target: int, base: float, output: float, label: Label | None = None) -> RowPlan:
     """The coalitions that the method evaluates for one row."""
     method, count = settings.resolved_method, len(game.active)
     rng = row_generator(game.row, settings.seed)

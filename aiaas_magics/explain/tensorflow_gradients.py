@@ -49,13 +49,13 @@ def differentiator(model: Any, forward: Callable[..., Any]) -> model_structure.D
             outputs = tf.cast(forward(list(values), list(raw), call), tf.float32)
             score = tf.reduce_sum(tf.gather(outputs, targets, axis=1, batch_dims=1))
         gradients = tape.gradient(score, values)
-        if any(gradient is None for gradient in gradients):
-            raise InvalidSpec(f"The output does not depend on an input in a way that has a gradient. {model_structure.INSTEAD}")
-        return outputs, [tf.convert_to_tensor(gradient) for gradient in gradients]
+        return outputs, [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
 
     def differentiate(values: list[np.ndarray], raw: list[np.ndarray], targets: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         points = [tf.constant(value, dtype=tf.float32) for value in values]
         outputs, gradients = run(points, [tensor_of(array) for array in raw], tf.constant(targets, dtype=tf.int64))
+        if any(gradient is None for gradient in gradients):
+            raise InvalidSpec(f"The output does not depend on an input in a way that has a gradient. {model_structure.INSTEAD}")
         return np.asarray(outputs.numpy()), [np.asarray(gradient.numpy()) for gradient in gradients]
 
     return differentiate
