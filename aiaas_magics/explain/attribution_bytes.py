@@ -46,6 +46,7 @@ def write_explained(explained: ExplainedRows) -> bytes:
     header = {
         "method": attributions.method,
         "evaluations": attributions.evaluations,
+        "columns": attributions.columns,
         "tokens": attributions.tokens,
         "notes": attributions.notes,
         "inputs": len(explained.inputs),
@@ -79,6 +80,7 @@ def read_explained(data: bytes) -> ExplainedRows:
             outputs=tensors["outputs"],
             targets=tensors["targets"],
             evaluations=header["evaluations"],
+            columns=header["columns"],
             tokens=tuple(map(tuple, header["tokens"])),
             notes=tuple(header["notes"]),
         )

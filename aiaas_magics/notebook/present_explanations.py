@@ -83,3 +83,24 @@ def times_table(times: Sequence[ExplainTime], *, difference: float, hardware: st
         f"Measured on {hardware}. Ideal is T = N/n: each row is explained alone.",
     ]
     return present.table_bundle(TIMES_HEADER, rows, caption=f"Explaining {first.rows:,} rows", notes=notes)
+
+
+def largest_difference(explanations: Sequence[Explanation]) -> float:
+    """The largest absolute difference of any attribution between the first explanation and the others; NaN counts as equal to NaN."""
+    first, *other_explanations = explanations
+    pairs = [
+        (own, values)
+        for other in other_explanations
+        for own, values in zip(first.attributions.values, other.attributions.values, strict=True)
+    ]
+    return max((float(abs(own - values)[own == own].max(initial=0.0)) for own, values in pairs), default=0.0)
+
+
+def explanation_bundles(explanation: Explanation) -> list[Bundle]:
+    """The explanation's own display, which has its figure and its words, and a line on how it came about."""
+    attributions = explanation.attributions
+    workers = f" on {text_twins.workers(explanation.workers)}" if explanation.workers > 1 else ""
+    of = explanation.model or "the model"
+    line = f"{attributions.evaluations:,} evaluations of {of} in {text_twins.seconds(explanation.seconds)}{workers}."
+    words = " ".join(filter(None, (explanation.why, *(note for note in attributions.notes if note != explanation.why), line)))
+    return [explanation._repr_mimebundle_(), {"text/plain": words}]

@@ -54,7 +54,8 @@ class ExplainedFolder:
     def claims(self, blocks: RowBlocks, *, attempt: int) -> Iterator[int]:
         """The blocks for one rank to explain, each when it asks for the next.
 
-        No two ranks of an attempt get the same, and nobody gets one that is kept. A rank that is quicker gets more. What a lost worker had claimed is free again in the next attempt.
+        No two ranks of an attempt get the same, and nobody gets one that is kept. A rank that is quicker gets more.
+        What a lost worker had claimed is free again in the next attempt.
         """
         for number in blocks.numbers:
             if not self.has(number) and self._claim(number, attempt):

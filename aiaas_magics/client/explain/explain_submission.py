@@ -1,6 +1,7 @@
 """Explain submission: checks, packs and sends an explain call to the backend.
 
-Owns the order of things: choose the method, pack, send, submit. What a packed call is belongs to `packing`, following the job to `explain_job`.
+Owns the order of things: choose the method, pack, send, submit. What a packed call is belongs to `packing`, following the job to
+`explain_job`.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ from aiaas_magics.core.scaling.endpoint_samples import Sample, VersionCounts, co
 from aiaas_magics.core.spec import DeploySpec, EndpointView, VersionView, checked_name
 
 if TYPE_CHECKING:
-    from aiaas_magics.explain.explanation import Explanation
     from aiaas_magics.core.scaling.load_report import LoadProgress, LoadReport
+    from aiaas_magics.explain.explanation import Explanation
     from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
     from aiaas_magics.packing.export.export_request import QuantizationOptions
     from aiaas_magics.packing.export.model_export import Servable

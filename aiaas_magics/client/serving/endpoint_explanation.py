@@ -36,6 +36,7 @@ class JsonTensor(Value, frozen=True, kw_only=True):
 class ExplainerFacts(Value, frozen=True, kw_only=True):
     method: str
     evaluations: int
+    columns: int = 1
     notes: tuple[str, ...] = ()
 
 
@@ -70,7 +71,7 @@ def decode(answer: bytes, inputs: tuple[TensorSpec, ...]) -> Attributions:
     try:
         document = _ANSWER.decode(answer)
         tensors = {tensor.name.removeprefix(PREFIX): tensor for tensor in document.outputs if tensor.name.startswith(PREFIX)}
-        tokens = tensors["tokens"] if "tokens" in tensors else None
+        tokens = tensors.get("tokens")
         return Attributions(
             method=document.parameters.method,
             values=tuple(_floats(tensors[f"attributions.{spec.name}"]) for spec in inputs),
@@ -78,6 +79,7 @@ def decode(answer: bytes, inputs: tuple[TensorSpec, ...]) -> Attributions:
             outputs=_floats(tensors["output"]),
             targets=np.array(tensors["target"].data, np.int64),
             evaluations=document.parameters.evaluations,
+            columns=document.parameters.columns,
             tokens=() if tokens is None else _words(tokens),
             notes=document.parameters.notes,
         )

@@ -62,6 +62,9 @@ class JobMagics(Family):
             self.session.settle(job)
         if not is_own and job.state != "succeeded":
             raise job.failure()
+        if job.view().spec.explain is not None:
+            print(f"Job {job.id} {job.state}. job.result() is its explanation.")
+            return
         print(f"Job {job.id} {job.state}." + (" The model has its weights." if is_own else " job.apply_to(model) loads its weights."))
 
     @magic(JobRequest, JOB)

@@ -117,7 +117,12 @@ class ExplainCall(msgspec.Struct, frozen=True, kw_only=True):
 
 def method_document(attributions: Attributions) -> dict[str, Any]:
     """What an answer says of how its rows were explained."""
-    return {"method": attributions.method, "evaluations": attributions.evaluations, "notes": list(attributions.notes)}
+    return {
+        "method": attributions.method,
+        "evaluations": attributions.evaluations,
+        "columns": attributions.columns,
+        "notes": list(attributions.notes),
+    }
 
 
 def row_documents(attributions: Attributions, inputs: Sequence[TensorSpec]) -> list[dict[str, Any]]:

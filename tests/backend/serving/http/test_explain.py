@@ -178,7 +178,8 @@ def test_a_third_explanation_is_asked_to_come_back_and_one_that_nobody_waits_for
 
     def refused() -> bool:
         answer = explain(served, "plain", ROWS.tolist())
-        return answer.status == 503 and "2 explanations are running. Try again in 1 s." in answer.error and answer.headers["retry-after"] == "1"
+        says = answer.status == 503 and "2 explanations are running. Try again in 1 s." in answer.error
+        return says and answer.headers["retry-after"] == "1"
 
     until(refused, "the third explanation was taken in", SOON_S)
     assert served.predict("plain", {"instances": ROWS.tolist()}).status == 200

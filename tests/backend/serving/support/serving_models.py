@@ -128,7 +128,8 @@ def linear(folder: Path, name: str, *, background: np.ndarray | None = None) -> 
     samples = {"input/x": sample, "output/y": sample @ LINEAR_WEIGHTS}
     if background is not None:
         samples["background/x"] = background
-    return write(folder, spec_of(name, [x], [y]), graph([helper.make_node("MatMul", ["x", "weights"], ["y"])], [x], [y], [weights]), samples)
+    model = graph([helper.make_node("MatMul", ["x", "weights"], ["y"])], [x], [y], [weights])
+    return write(folder, spec_of(name, [x], [y]), model, samples)
 
 
 def matrix(folder: Path, name: str, *, size: int, steps: int) -> Made:

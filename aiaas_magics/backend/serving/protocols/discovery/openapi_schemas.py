@@ -98,7 +98,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
         {"attributions": VALUE, "base": {"type": ["number", "null"]}, "output": {"type": ["number", "null"]}, "target": COUNT},
         {"tokens": listed(STRING)},
     ),
-    "Explainer": fields({"method": STRING, "evaluations": COUNT, "notes": listed(STRING)}),
+    "Explainer": fields({"method": STRING, "evaluations": COUNT, "columns": COUNT, "notes": listed(STRING)}),
     "Status": fields({"name": STRING, "ready": BOOLEAN, "model_version_status": listed(ref("VersionStatus"))}),
     "VersionStatus": fields({"version": STRING, "state": STRING, "status": ref("VersionFault")}),
     "VersionFault": fields({"error_code": STRING, "error_message": STRING}),
