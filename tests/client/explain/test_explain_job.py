@@ -161,7 +161,7 @@ def test_what_cannot_be_explained_is_refused_before_anything_is_sent(
     ("arguments", "error", "sentence"),
     [
         ({"method": "gradients", "target": 3}, InvalidSpec, "target=3: the output has 1 column. Use a target from 0 to 0"),
-        ({"method": "gradcam"}, InvalidSpec, "convolution"),
+        ({"method": "gradcam"}, InvalidSpec, "Grad-CAM explains one image or series per row"),
         ({"method": "shap"}, DataMismatch, "Give background=x_train"),
     ],
 )
