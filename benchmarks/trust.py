@@ -54,7 +54,7 @@ def rows_on_workers() -> list[dict[str, object]]:
 
     import aiaas_magics
     from aiaas_magics.client import local_server
-    from aiaas_magics.explain.attribution_bytes import read_explained
+    from aiaas_magics.explain.attribution_bytes import read_explain_result
 
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(64, "relu"), keras.layers.Dense(32, "relu"), keras.layers.Dense(1)]
@@ -74,7 +74,7 @@ def rows_on_workers() -> list[dict[str, object]]:
                 found = interleaved({"two": lambda: on(2), "one": lambda: on(1), "shap": explain_by_library}, repeats=ROUNDS)
                 job = backend.explain(model, rows[:SHAP_ROWS], background=background, method="shap", samples=2**COLUMNS // 64)
                 job.wait()
-                attributed = read_explained(job.result_bytes()).attributions
+                attributed = read_explain_result(job.result_bytes()).attributions
         finally:
             local_server.stop_local()
     what = f"Kernel SHAP of {ROWS:,} rows ({COLUMNS} columns, {SAMPLES} samples, {BACKGROUND} background rows): rows/s"

@@ -23,7 +23,7 @@ MEASURED: Final = ("completeness", "sanity", "evaluations")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ExplainedRows:
+class ExplainResult:
     """Attributions with the rows that they explain, and what is known of these: plain JSON by name."""
 
     attributions: Attributions
@@ -32,7 +32,7 @@ class ExplainedRows:
     faithfulness: Faithfulness | None = None
 
 
-def write_explained(explained: ExplainedRows) -> bytes:
+def write_explain_result(explained: ExplainResult) -> bytes:
     """The file for `explained`."""
     from safetensors.numpy import save
 
@@ -58,8 +58,8 @@ def write_explained(explained: ExplainedRows) -> bytes:
     return bytes(save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata=metadata))
 
 
-def read_explained(data: bytes) -> ExplainedRows:
-    """What `write_explained` wrote.
+def read_explain_result(data: bytes) -> ExplainResult:
+    """What `write_explain_result` wrote.
 
     Raises:
         AiaasBug: the bytes are no such file.
@@ -89,7 +89,7 @@ def read_explained(data: bytes) -> ExplainedRows:
         if header["faithfulness"] is not None:
             curves = {name: tensors[f"faithfulness/{name}"] for name in CURVES}
             faithfulness = Faithfulness(method=attributions.method, **curves, **header["faithfulness"])
-        return ExplainedRows(attributions=attributions, inputs=inputs, facts=header["facts"], faithfulness=faithfulness)
+        return ExplainResult(attributions=attributions, inputs=inputs, facts=header["facts"], faithfulness=faithfulness)
     except (KeyError, ValueError, TypeError, SafetensorError, RecursionError) as error:
         raise AiaasBug(f"an explanation cannot be read ({type(error).__name__}: {error})") from error
 

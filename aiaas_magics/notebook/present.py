@@ -90,8 +90,6 @@ def job_title(view: JobView) -> str:
 
 def job_bundles(view: JobView, story: JobStory, hardware: str = "", *, figures: bool = True) -> list[Bundle]:
     """The table of a job and, from the second epoch on, its curves."""
-    if view.spec.explain is not None:
-        return [_explained_table(view, story, hardware)]
     caption = job_caption(view, story, hardware)
     bundles = [job_table(view, story, caption=caption)]
     if figures and len(story.rows) > 1:
@@ -150,14 +148,7 @@ def phases_line(story: JobStory) -> str:
 
 def job_bundle(job: Job) -> Bundle:
     """For `job` as the last expression of a cell. Asks the backend what is new."""
-    view, story = job.view(), job.story()
-    return job_table(view, story) if view.spec.explain is None else _explained_table(view, story)
-
-
-def _explained_table(view: JobView, story: JobStory, hardware: str = "") -> Bundle:
-    from aiaas_magics.notebook.present_explanations import explained_table
-
-    return explained_table(view, story, hardware=hardware)
+    return job_table(job.view(), job.story())
 
 
 # --------------------------------------------------------------------------- studies

@@ -18,6 +18,7 @@ from aiaas_magics.notebook.views.job_picture import error_line, status_line
 from aiaas_magics.plots import text_twins
 
 if TYPE_CHECKING:
+    from aiaas_magics.client.explain.explain_job import ExplainJob
     from aiaas_magics.explain.explanation import Explanation
 
 LANES_HEADER: Final = ("worker", "device", "rows", "time", "rows/s", "evaluations")
@@ -31,6 +32,18 @@ class ExplainTime:
     workers: int
     rows: int
     seconds: float
+
+
+def job_bundles(view: JobView, story: JobStory, hardware: str = "", *, figures: bool = True) -> list[Bundle]:
+    """What stays of following a job, whichever kind of work it does."""
+    if view.spec.explain is None:
+        return present.job_bundles(view, story, hardware, figures=figures)
+    return [explained_table(view, story, hardware=hardware)]
+
+
+def explain_job_bundle(job: ExplainJob) -> Bundle:
+    """For an `ExplainJob` as the last expression of a cell. Asks the backend what is new."""
+    return explained_table(job.view(), job.story())
 
 
 def explained_table(view: JobView, story: JobStory, *, hardware: str = "") -> Bundle:

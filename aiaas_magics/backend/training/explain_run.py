@@ -21,7 +21,7 @@ from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.errors import AiaasBug, DataMismatch
 from aiaas_magics.core.events import Phase, PhaseEntered, RowsExplained
 from aiaas_magics.core.explain_settings import ExplainSettings
-from aiaas_magics.explain.attribution_bytes import ExplainedRows, read_explained, write_explained
+from aiaas_magics.explain.attribution_bytes import ExplainResult, read_explain_result, write_explain_result
 from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, join_attributions
 from aiaas_magics.explain.batch_size import sized
 from aiaas_magics.explain.black_box import black_box_attributions
@@ -51,7 +51,7 @@ def explain_rows(command: WorkerCommand, call: Unpacked, channel: EventChannel) 
     for number in folder.claims(blocks, attempt=command.attempt):
         rows = [array[blocks.slice_of(number)] for array in inputs]
         done = explain(rows, progress.within_block)
-        folder.keep(number, write_explained(ExplainedRows(attributions=done)))
+        folder.keep(number, write_explain_result(ExplainResult(attributions=done)))
         progress.block_done(done)
     progress.tell()
 
@@ -147,7 +147,7 @@ def joined_bytes(command: WorkerCommand, call: Unpacked) -> bytes:
             raise AiaasBug(f"block {missing[0]} of {len(blocks.numbers)} was not explained within {SILENT_S:g} s")
         else:
             time.sleep(LOOK_S)
-    parts = [read_explained(folder.block(number).read_bytes()).attributions for number in blocks.numbers]
+    parts = [read_explain_result(folder.block(number).read_bytes()).attributions for number in blocks.numbers]
     whole = join_attributions(parts)
     if whole.rows != blocks.rows:
         raise DataMismatch(f"{whole.rows} of {blocks.rows} rows were explained. Run the explanation again.")
@@ -155,4 +155,4 @@ def joined_bytes(command: WorkerCommand, call: Unpacked) -> bytes:
     settings = sized(settings_of(command), inputs)
     faithfulness = measure_faithfulness(predict_of(call.model, settings.output), inputs, background_of(call), whole, settings)
     facts: Mapping[str, Any] = call.arguments["facts"]
-    return write_explained(ExplainedRows(attributions=whole, inputs=tuple(inputs), facts=facts, faithfulness=faithfulness))
+    return write_explain_result(ExplainResult(attributions=whole, inputs=tuple(inputs), facts=facts, faithfulness=faithfulness))

@@ -12,7 +12,7 @@ from aiaas_magics.client.transport import Transport
 from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.spec import JobState, JobView
 from aiaas_magics.core.story import JobStory
-from aiaas_magics.explain.attribution_bytes import read_explained
+from aiaas_magics.explain.attribution_bytes import read_explain_result
 
 if TYPE_CHECKING:
     from aiaas_magics.explain.explanation import Explanation
@@ -78,7 +78,7 @@ def explanation_of(data: bytes, *, seconds: float, workers: int) -> Explanation:
     """
     from aiaas_magics.explain.explanation import Explanation
 
-    explained = read_explained(data)
+    explained = read_explain_result(data)
     facts = explained.facts
     return Explanation(
         attributions=explained.attributions,

@@ -20,11 +20,12 @@ import numpy as np
 from msgspec.structs import replace
 
 from aiaas_magics.client.serving import caller_rows, tensor_protocol
+from aiaas_magics.client.serving.deployed_background import samples_of
 from aiaas_magics.client.transport import Transport, sibling_url
 from aiaas_magics.client.uploads import BlobSender
 from aiaas_magics.core import precision as precisions
 from aiaas_magics.core import snippets
-from aiaas_magics.core.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable, DataMismatch
+from aiaas_magics.core.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable
 from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.core.routing import Change, Rollout, scaling_of
 from aiaas_magics.core.scaling.endpoint_samples import Sample, VersionCounts, counts_in, sample_of
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from aiaas_magics.packing.export.export_request import QuantizationOptions
     from aiaas_magics.packing.export.model_export import Servable
 
-BACKGROUND_ROWS: Final = 100  # guess, as `shap`'s documentation advises: more make explanations slower, not better
 EXPLAIN_GRACE_S: Final = 10.0  # guess: an endpoint that ends an explanation itself says so sooner
 PART_BYTES: Final = 16 * 1024 * 1024  # guess: a quarter of the largest body that a server takes by default
 
@@ -458,25 +458,6 @@ def deploy(
     on_step("waiting for the backend, which loads it and compares its answers with Keras'")
     view = transport.post("/v1/endpoints", spec, EndpointView, answer_s=300.0)
     return Endpoint(transport, view, change, notes_of(exported), exported.preprocess)
-
-
-def samples_of(name: str, exported: Servable, background: Any) -> bytes:
-    """The samples as they are sent, with the background for explanations where there is one: at most `BACKGROUND_ROWS` rows, evenly chosen.
-
-    Raises:
-        DataMismatch: the background does not fit the model's inputs.
-    """
-    if background is None:
-        return exported.samples
-    from aiaas_magics.packing.export.sample_bytes import with_background
-
-    rows = exported.preprocess(background) if exported.preprocess is not None else background
-    columns = caller_rows.columns(f"The background of {name}", rows, exported.inputs)
-    count = len(next(iter(columns.values())))
-    if not count:
-        raise DataMismatch("The background has no rows. Give a sample of the training data, as in x_train.")
-    chosen = np.unique(np.linspace(0, count - 1, min(count, BACKGROUND_ROWS)).astype(int))
-    return with_background(exported.samples, {column: array[chosen] for column, array in columns.items()})
 
 
 def notes_of(exported: Servable) -> tuple[str, ...]:

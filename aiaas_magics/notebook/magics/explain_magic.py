@@ -203,7 +203,7 @@ class ExplainMagic(Family):
                 self.session.remember(job)
                 explanations.append(self._taken(job, shown))
                 jobs.append(job)
-                shown.freeze(present.job_bundles(job.view(), job.story(), backend.about().hardware))
+                shown.freeze(present_explanations.job_bundles(job.view(), job.story(), backend.about().hardware))
         if len(jobs) > 1:
             times = [ExplainTime(workers=each.workers, rows=each.rows, seconds=each.seconds) for each in explanations]
             difference = present_explanations.largest_difference(explanations)

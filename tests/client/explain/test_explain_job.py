@@ -16,7 +16,7 @@ from aiaas_magics.client.explain.explain_job import ExplainJob
 from aiaas_magics.core.errors import DataMismatch, InvalidSpec, JobCancelled, NotEnoughDevices, UnknownName
 from aiaas_magics.core.events import AttemptStarted, RowsExplained, WorkerLost, WorkerStarted
 from aiaas_magics.core.spec import JobState
-from aiaas_magics.explain.attribution_bytes import read_explained
+from aiaas_magics.explain.attribution_bytes import read_explain_result
 from aiaas_magics.explain.attributions import Attributions
 from aiaas_magics.explain.explanation import Explanation
 from tests.contracts.recipes import small_model, table
@@ -42,7 +42,7 @@ def linear_model() -> Any:
 
 
 def attributions_of(job: ExplainJob) -> Attributions:
-    return read_explained(job.result_bytes()).attributions
+    return read_explain_result(job.result_bytes()).attributions
 
 
 @pytest.mark.parametrize("method", ["shap", "gradients"])

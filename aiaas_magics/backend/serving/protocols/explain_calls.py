@@ -85,7 +85,7 @@ def settings_of(parameters: ExplainParameters, version: Version) -> ExplainSetti
     return settings.with_method(method)
 
 
-class ExplainCall(msgspec.Struct, frozen=True, kw_only=True):
+class ExplanationCall(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded request for an explanation; a `StreamCall` whose answer is one chunk of JSON.
 
     Args:

@@ -231,4 +231,3 @@ def test_nothing_heavy_is_imported_for_an_explanation(served: Rig) -> None:
 
     maps = Path(f"/proc/{served.host.pid}/maps").read_text()
     assert not [name for name in ("tensorflow", "jaxlib", "sklearn", "pandas", "scipy") if f"/{name}/" in maps]
-

@@ -26,7 +26,7 @@ from aiaas_magics.backend.serving import protocols
 from aiaas_magics.backend.serving.engines import slices_of
 from aiaas_magics.backend.serving.models.registry import NotServed, Registry, Version
 from aiaas_magics.backend.serving.protocols import BadValue, Plain, PlainForm, Request, Response, error
-from aiaas_magics.backend.serving.protocols.explain_calls import ExplainCall, dumped, method_document, parameters_of, settings_of
+from aiaas_magics.backend.serving.protocols.explain_calls import ExplanationCall, dumped, method_document, parameters_of, settings_of
 from aiaas_magics.backend.serving.protocols.open_inference import inference_codec as tensors
 from aiaas_magics.backend.serving.protocols.open_inference import inference_documents as documents
 from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH, PLAIN, Documents, InferCall, OutputForm
@@ -241,7 +241,7 @@ def call_of(
 # --------------------------------------------------------------------------- explain
 
 
-def read_explain(_route: OperationRoute, request: Request, version: Version) -> ExplainCall:
+def read_explain(_route: OperationRoute, request: Request, version: Version) -> ExplanationCall:
     """The rows of an explain request, which are those of an inference request; how they are explained stands in its "parameters".
 
     This operation is ours: the protocol has none. The answer is JSON, whatever form outputs are asked for in.
@@ -254,7 +254,7 @@ def read_explain(_route: OperationRoute, request: Request, version: Version) -> 
     parsed, call = read_document(document, binary, version)
     own = {name: value for name, value in (parsed.parameters or {}).items() if name not in OF_INFER}
     parameters = parameters_of(own)
-    return ExplainCall(
+    return ExplanationCall(
         version=version,
         tensors=call.tensors,
         rows=call.rows,

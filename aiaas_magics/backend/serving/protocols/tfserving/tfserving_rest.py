@@ -24,7 +24,7 @@ from aiaas_magics.backend.serving import protocols
 from aiaas_magics.backend.serving.models.registry import NotServed, Registry, UnknownLabel, Version
 from aiaas_magics.backend.serving.protocols import Plain, PlainForm, Request, Response, error
 from aiaas_magics.backend.serving.protocols.explain_calls import (
-    ExplainCall,
+    ExplanationCall,
     dumped,
     method_document,
     parameters_of,
@@ -151,7 +151,7 @@ def unknown_label(label: str) -> Response:
 # --------------------------------------------------------------------------- explain
 
 
-def read_explain(_route: OperationRoute, request: Request, version: Version) -> ExplainCall:
+def read_explain(_route: OperationRoute, request: Request, version: Version) -> ExplanationCall:
     """The rows of an explain request, which are those of a predict request, and how they are to be explained.
 
     Raises:
@@ -159,7 +159,7 @@ def read_explain(_route: OperationRoute, request: Request, version: Version) -> 
     """
     call = read_predict(request.body, version.spec.inputs)
     parameters = parameters_of(parse(request.body).get("parameters"))
-    return ExplainCall(
+    return ExplanationCall(
         version=version,
         tensors=call.tensors,
         rows=call.rows,
