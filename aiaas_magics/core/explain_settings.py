@@ -14,6 +14,8 @@ from aiaas_magics.core.value import Value
 
 AUTO: Final = "auto"
 Family = Literal["black_box", "gradient", "shap"]
+BATCH_BYTES: Final = 16 * 2**20  # of inputs; guess: a model's own activations are several times that
+MOST_BATCH_ROWS: Final = 8192  # guess: more rows make a call no cheaper per row
 MAX_SAMPLES: Final = 1_000_000  # guess: nobody waits for more per row
 MAX_STEPS: Final = 4096  # guess
 
@@ -65,13 +67,14 @@ class ExplainSettings(Value, frozen=True, kw_only=True):
 
     Args:
         method: one of `METHOD_CHOICES`; an alias stands for its method.
-        samples: evaluated coalitions per row (SHAP), noisy copies (SmoothGrad) or background draws (permutation); 0 is the method's default.
+        samples: evaluated coalitions per row (Kernel SHAP), orders (permutation SHAP), noisy copies (SmoothGrad) or background draws per
+            column (permutation importance); 0 is the method's default.
         steps: points on the path of integrated gradients.
         noise: standard deviation of SmoothGrad's noise, as a part of each row's range.
         output: the name of the output to explain, for models with several; "" is the first.
         target: the class (column of the flattened output) to explain; None is each row's largest.
         seed: makes random draws repeatable. Each row draws from its own generator, made of the seed and the row's own bytes.
-        batch_rows: most rows per prediction.
+        batch_rows: most rows per prediction; 0 takes as many as `BATCH_BYTES` hold, at most `MOST_BATCH_ROWS`.
         background_rows: most background rows that are used; more are thinned out evenly.
         patch: edge of the squares that an image is masked in, or length of the windows of a series; 0 gives about 64 and 16 of them.
         layer: the layer that Grad-CAM looks at; "" is the last convolution.
@@ -91,7 +94,7 @@ class ExplainSettings(Value, frozen=True, kw_only=True):
     output: str = ""
     target: int | None = None
     seed: int = 0
-    batch_rows: int = 1024
+    batch_rows: int = 0
     background_rows: int = 100
     patch: int = 0
     layer: str = ""
@@ -104,7 +107,7 @@ class ExplainSettings(Value, frozen=True, kw_only=True):
             "steps": (1, MAX_STEPS),
             "noise": (0.0, 10.0),
             "seed": (0, 2**63 - 1),
-            "batch_rows": (1, 2**20),
+            "batch_rows": (0, 2**20),
             "background_rows": (1, 100_000),
             "patch": (0, 2**16),
             "target": (0, 2**31 - 1),
@@ -125,6 +128,10 @@ class ExplainSettings(Value, frozen=True, kw_only=True):
         if self.method == AUTO:
             raise InvalidSpec("method='auto' was not resolved. Call explain.method_choice.choose_method first, or name a method.")
         return METHODS[self.resolved_method]
+
+    def rows_per_batch(self, row_bytes: int) -> int:
+        """Most rows per prediction, for rows of this size."""
+        return self.batch_rows or max(1, min(MOST_BATCH_ROWS, BATCH_BYTES // max(row_bytes, 1)))
 
     def with_method(self, method: str) -> ExplainSettings:
         return msgspec.structs.replace(self, method=method)

@@ -20,6 +20,11 @@ OnProgress = Callable[[int, int], None]  # rows explained, rows in all; what it 
 PAD: Final = np.nan  # attribution where a row has fewer words than the longest
 
 
+def bytes_per_row(inputs: Arrays) -> int:
+    """Of all inputs; a text counts as 2 kB."""
+    return sum(2048 if array.dtype.kind in "OSU" else array[:1].nbytes for array in inputs)
+
+
 def no_progress(explained: int, rows: int) -> None:
     """The callback of those who do not look."""
 
@@ -30,7 +35,8 @@ class Attributions:
 
     Args:
         method: name of the method in `METHODS`.
-        values: one float32 array per input, of shape (rows, *input shape). Text inputs have shape (rows, words), NaN behind a row's last word.
+        values: one float32 array per input, of shape (rows, *input shape). Those of texts have shape (rows, words), with NaN behind a row's
+            last word.
         base: float32 (rows,): the output that the attributions start from. NaN for methods without one.
         outputs: float32 (rows,): the explained output of each row.
         targets: int64 (rows,): its column in the flattened output.
@@ -57,14 +63,15 @@ class Attributions:
     @property
     def sums(self) -> np.ndarray:
         """float64 (rows,): the sum of each row's attributions over all inputs."""
-        return np.sum([np.nansum(values.reshape(len(values), -1), axis=1, dtype=np.float64) for values in self.values], axis=0)
+        per_input = [np.nansum(values.reshape(len(values), -1), axis=1, dtype=np.float64) for values in self.values]
+        return np.asarray(np.sum(per_input, axis=0))
 
     @property
     def completeness_errors(self) -> np.ndarray | None:
         """float64 (rows,): how far the sum of a row's attributions is from its output minus the base value; None without that promise."""
         if not METHODS[self.method].completes:
             return None
-        return np.abs(self.sums - (self.outputs.astype(np.float64) - self.base.astype(np.float64)))
+        return np.asarray(np.abs(self.sums - (self.outputs.astype(np.float64) - self.base.astype(np.float64))))
 
     def take(self, rows: Sequence[int] | np.ndarray | slice) -> Attributions:
         """These rows only."""

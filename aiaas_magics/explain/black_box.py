@@ -13,7 +13,7 @@ import numpy as np
 from aiaas_magics.core.errors import DataMismatch, InvalidSpec
 from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.explain import coalitions, players, row_plans
-from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, Predict, no_progress
+from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, Predict, bytes_per_row, no_progress
 from aiaas_magics.explain.players import Game
 from aiaas_magics.explain.prediction_batches import PredictBatch, PredictionBatches
 
@@ -92,7 +92,7 @@ def black_box_requests(
     check_rows(inputs)
     stand_ins = _stand_ins(inputs, background, settings)
     games = players.games_of(players.players_of(inputs, patch=settings.patch), inputs, stand_ins)
-    batches = PredictionBatches(len(games), settings.batch_rows)
+    batches = PredictionBatches(len(games), settings.rows_per_batch(bytes_per_row(inputs)))
     outputs = yield from batches.predicted(inputs)
     targets = targets_of(outputs, settings.target, labels)
     explained = outputs[np.arange(len(games)), targets]
@@ -160,8 +160,8 @@ def targets_of(outputs: np.ndarray, target: int | None, labels: np.ndarray | Non
             raise DataMismatch(
                 f"Labels go from {classes.min()} to {classes.max()} and the output has {columns} columns. Give classes from 0."
             )
-        return classes
-    return outputs.argmax(axis=1).astype(np.int64)
+        return np.asarray(classes)
+    return np.asarray(outputs.argmax(axis=1), dtype=np.int64)
 
 
 def _notes(games: Sequence[Game], settings: ExplainSettings) -> tuple[str, ...]:

@@ -145,7 +145,7 @@ def permutation_coalitions(orders: np.ndarray) -> Coalitions:
 
 def permutation_values(orders: np.ndarray, values: np.ndarray, *, base: float, output: float) -> np.ndarray:
     """Shapley values estimated by the mean gain of each player over all orders (Strumbelj and Kononenko 2014)."""
-    count, players = orders.shape
+    count = len(orders)
     path = np.concatenate([np.full((count, 1), base), values.reshape(count, -1), np.full((count, 1), output)], axis=1)
     gains = np.diff(path, axis=1)
     placed = np.zeros_like(gains)

@@ -40,6 +40,7 @@ class Explanation:
         seconds: how long it took.
         workers: how many workers shared the rows.
         faithfulness: what hiding and showing parts of the rows says of it; None where it was not measured.
+        first_row: the number of the first row, where this is a part of another explanation.
     """
 
     attributions: Attributions
@@ -52,6 +53,7 @@ class Explanation:
     seconds: float = 0.0
     workers: int = 1
     faithfulness: Faithfulness | None = None
+    first_row: int = 0
 
     @property
     def method(self) -> str:
@@ -93,7 +95,8 @@ class Explanation:
             import pandas
         except ModuleNotFoundError as error:
             raise InvalidSpec("to_frame() needs pandas, which is not installed. Install it with: pip install pandas") from error
-        return explanation_parts.frame(self, pandas)
+        frame: pd.DataFrame = explanation_parts.frame(self, pandas)
+        return frame
 
     def plot(self, show: Literal["attributions", "faithfulness"] = "attributions", *, row: int | None = None) -> Figure:
         """The explanation as a figure.
@@ -123,7 +126,9 @@ class Explanation:
         if not 0 <= row < self.rows:
             raise InvalidSpec(f"row={row}: {self.rows} rows are explained. Use a row from 0 to {self.rows - 1}.")
         inputs = tuple(array[row : row + 1] for array in self.inputs)
-        return replace(self, attributions=self.attributions.take(slice(row, row + 1)), inputs=inputs, faithfulness=None)
+        return replace(
+            self, attributions=self.attributions.take(slice(row, row + 1)), inputs=inputs, faithfulness=None, first_row=self.first_row + row
+        )
 
     def compare(self, other: Explanation) -> ExplanationComparison:
         """This explanation beside another one of the same rows: by another method, of another model or version.

@@ -52,6 +52,8 @@ class Explained(Protocol):
     @property
     def workers(self) -> int: ...
     @property
+    def first_row(self) -> int: ...
+    @property
     def method(self) -> str: ...
     @property
     def rows(self) -> int: ...
@@ -86,7 +88,9 @@ def class_of(explanation: Explained, target: int) -> str:
 def titles(explanation: Explained) -> tuple[str, ...]:
     pairs = zip(explanation.attributions.outputs, explanation.attributions.targets, strict=True)
     named = ((float(output), class_of(explanation, int(target))) for output, target in pairs)
-    return tuple(f"row {row}: {output:.3g}{f' for {name}' if name else ''}" for row, (output, name) in enumerate(named))
+    return tuple(
+        f"row {row}: {output:.3g}{f' for {name}' if name else ''}" for row, (output, name) in enumerate(named, explanation.first_row)
+    )
 
 
 def heading(explanation: Explained) -> str:
@@ -250,13 +254,11 @@ def compared(first: Explained, second: Explained, agreements: np.ndarray) -> Com
     """Mean sizes of both by name; a name of one only has size 0 in the other."""
     parts = [dict(zip(*named_sizes(explanation), strict=True)) for explanation in (first, second)]
     names = list(dict.fromkeys((*parts[0], *parts[1])))
-    labels = [heading(explanation) for explanation in (first, second)]
-    if labels[0] == labels[1]:
-        labels = [f"{label} ({number})" for number, label in zip(("first", "second"), labels, strict=True)]
+    labels = _labels(first, second)
     moved = first.attributions.targets != second.attributions.targets
     notes = (f"{int(moved.sum())} rows are explained for different classes.",) if moved.any() else ()
     return ComparedAttributions(
-        labels=(labels[0], labels[1]),
+        labels=labels,
         names=tuple(names),
         first=np.array([float(parts[0].get(name, 0.0)) for name in names]),
         second=np.array([float(parts[1].get(name, 0.0)) for name in names]),
@@ -265,6 +267,17 @@ def compared(first: Explained, second: Explained, agreements: np.ndarray) -> Com
         caption=" ".join(notes),
         notes=notes,
     )
+
+
+def _labels(first: Explained, second: Explained) -> tuple[str, str]:
+    """What tells two explanations apart: methods, models, or their order."""
+    if first.method != second.method and first.model == second.model:
+        return METHODS[first.method].title, METHODS[second.method].title
+    if first.method == second.method and first.model and second.model and first.model != second.model:
+        return first.model, second.model
+    if first.method == second.method:
+        return "the first", "the second"
+    return heading(first), heading(second)
 
 
 # --------------------------------------------------------------------------- frame

@@ -14,7 +14,7 @@ import numpy as np
 
 from aiaas_magics.core.explain_settings import METHODS, ExplainSettings
 from aiaas_magics.explain import players, row_plans
-from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, Predict, no_progress
+from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, Predict, bytes_per_row, no_progress
 from aiaas_magics.explain.coalitions import Coalitions
 from aiaas_magics.explain.players import Game
 from aiaas_magics.explain.prediction_batches import PredictBatch, PredictionBatches
@@ -70,7 +70,7 @@ class Faithfulness:
     @property
     def gains(self) -> np.ndarray:
         """float64 (rows,): by how much each row's two areas are better than at random, in sum."""
-        return self._areas(self.insertion) - self._areas(self.deletion)
+        return np.asarray(self._areas(self.insertion) - self._areas(self.deletion))
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -152,7 +152,7 @@ def faithfulness_requests(
                 output=float(attributions.outputs[row]),
             )
         )
-    batches = PredictionBatches(len(games), settings.batch_rows)
+    batches = PredictionBatches(len(games), settings.rows_per_batch(bytes_per_row(few)))
     outputs = yield from batches.solved(plans)
     curves = np.stack(outputs).reshape(len(games), 2 + RANDOM_ORDERS, steps + 1)
     if not signed:  # a part that speaks against the output is important as well: what counts is how far the output moves
@@ -173,7 +173,7 @@ class _CurvePlan(RowPlan):
     """A plan whose solution is the outputs themselves."""
 
     def solve(self, values: np.ndarray) -> np.ndarray:
-        return values.mean(axis=1)
+        return np.asarray(values.mean(axis=1))
 
 
 def completeness_of(attributions: Attributions) -> float | None:

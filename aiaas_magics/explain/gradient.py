@@ -15,7 +15,7 @@ import numpy as np
 from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.explain import black_box, gradcam, players, row_plans
-from aiaas_magics.explain.attributions import PAD, Arrays, Attributions, OnProgress, join_attributions, no_progress
+from aiaas_magics.explain.attributions import PAD, Arrays, Attributions, OnProgress, bytes_per_row, join_attributions, no_progress
 from aiaas_magics.explain.model_gradients import ModelGradients, Point
 from aiaas_magics.explain.players import is_text, words_of
 
@@ -54,14 +54,16 @@ def gradient_attributions(
         raise InvalidSpec(f"{info.title} is no gradient method. Use method='integrated_gradients', 'saliency' or 'gradcam'.")
     inputs = [np.asarray(array) for array in inputs]
     black_box.check_rows(inputs)
-    gradients = ModelGradients(model, settings.output, settings.batch_rows)
+    # Gradients keep all activations of a batch: a quarter of the rows that predictions take (guess).
+    batch_rows = settings.batch_rows or max(1, settings.rows_per_batch(bytes_per_row(inputs)) // 4)
+    gradients = ModelGradients(model, settings.output, batch_rows)
     gradients.prepare(inputs)
     if settings.resolved_method == "gradcam":
         gradcam.look_at_layer(gradients, inputs, settings.layer)
     if background is not None:
         players.check_background(inputs, background)
     start = gradients.nothing_at(inputs, background) if settings.resolved_method == "integrated_gradients" else []
-    rows, step = len(inputs[0]), _rows_per_part(settings)
+    rows, step = len(inputs[0]), _rows_per_part(settings, batch_rows)
     parts = []
     for first in range(0, rows, step):
         part = [array[first : first + step] for array in inputs]
@@ -71,10 +73,10 @@ def gradient_attributions(
     return _with_notes(join_attributions(parts), gradients)
 
 
-def _rows_per_part(settings: ExplainSettings) -> int:
+def _rows_per_part(settings: ExplainSettings, batch_rows: int) -> int:
     """So many that all copies of a part's rows are about one batch."""
     copies = {"integrated_gradients": settings.steps, "smoothgrad": settings.samples or NOISY_COPIES}.get(settings.resolved_method, 1)
-    return max(1, settings.batch_rows // copies)
+    return max(1, batch_rows // copies)
 
 
 def _part(
@@ -118,7 +120,7 @@ def _part(
 
 def _size(gradient: np.ndarray, point: Point) -> np.ndarray:
     """The absolute gradient; of an embedding, the length of each token's."""
-    return np.abs(gradient) if point.call is None else np.linalg.norm(gradient, axis=-1, keepdims=True)
+    return np.asarray(np.abs(gradient) if point.call is None else np.linalg.norm(gradient, axis=-1, keepdims=True))
 
 
 def _integrated(

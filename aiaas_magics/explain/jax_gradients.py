@@ -33,7 +33,7 @@ def _state(model: Any) -> tuple[list[Any], list[Any]]:
 
 
 def outputs_of(model: Any, flat: Callable[[Any], Any]) -> Callable[[list[np.ndarray]], np.ndarray]:
-    @jax.jit
+    @jax.jit  # type: ignore[untyped-decorator]
     def run(trainable: list[Any], others: list[Any], inputs: list[Any]) -> Any:
         return flat(model.stateless_call(trainable, others, model_structure.packed(model, inputs), training=False)[0])
 

@@ -5,7 +5,7 @@ Owns the drawing; the same numbers in words come from `explanation_twins`.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,7 +21,10 @@ def comparison_figure(compared: ComparedAttributions) -> Figure:
     """A line per name from the first explanation's mean size (circle) to the second's (square)."""
     order = np.argsort(-np.maximum(compared.first, compared.second), kind="stable")[:MOST_NAMES]
     labels = [compared.names[place] for place in order]
-    looks = [{"color": figure_style.SERIES[n], "marker": figure_style.MARKERS[n], "linestyle": "none", "markersize": 7} for n in (0, 1)]
+    looks: list[dict[str, Any]] = [
+        {"color": figure_style.SERIES[place], "marker": figure_style.MARKERS[place], "linestyle": "none", "markersize": 7}
+        for place in (0, 1)
+    ]
     figure, (axes,) = figure_style.new_figure(
         1,
         title="Explanations compared",
@@ -30,7 +33,7 @@ def comparison_figure(compared: ComparedAttributions) -> Figure:
         width=7.6,
         height=PAIR_IN * len(order) + 0.1,
         keys=[figure_style.key(label, **look) for label, look in zip(compared.labels, looks, strict=True)],
-        left_in=0.35 + 0.075 * min(26, max(map(len, labels), default=1)),
+        left_in=0.35 + 0.075 * min(36, max(map(len, labels), default=1)),
     )
     places = np.arange(len(order))
     first, second = compared.first[order], compared.second[order]

@@ -136,12 +136,12 @@ def table_words(explained: TableAttributions) -> str:
 def table_cells(explained: TableAttributions) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows: of one row each column's cell and attribution, of several the mean size and the mean."""
     order, rest = explained.order[:MOST_NAMES], explained.order[MOST_NAMES:]
+    rows: list[tuple[str, ...]]
     if len(explained.values) == 1:
-        rows = [
-            (explained.names[place], cell_text(explained.cells[0, place]), signed_number(explained.values[0, place])) for place in order
-        ]
+        values = explained.values[0]
+        rows = [(explained.names[place], cell_text(explained.cells[0, place]), signed_number(float(values[place]))) for place in order]
         if len(rest):
-            rows.append((f"{len(rest)} others", "", signed_number(float(explained.values[0, rest].sum()))))
+            rows.append((f"{len(rest)} others", "", signed_number(float(values[rest].sum()))))
         return ("column", "value", "attribution"), rows
     means = explained.values.mean(axis=0)
     rows = [(explained.names[place], number(float(explained.sizes[place])), signed_number(float(means[place]))) for place in order]
@@ -269,7 +269,9 @@ def agreement_sentence(compared: ComparedAttributions) -> str:
     if not np.isfinite(compared.agreement):
         return f"{first} and {second} cannot be compared by rank: one of them ranks nothing."
     rows = f"{compared.rows} rows; 1 is equal"
-    return f"{first} and {second} rank the parts of a row with a mean correlation of {compared.agreement:.2f} ({rows})."
+    return (
+        f"{first[0].upper()}{first[1:]} and {second} rank the parts of a row with a mean correlation of {compared.agreement:.2f} ({rows})."
+    )
 
 
 def names_with_cells(explained: TableAttributions, places: Sequence[int]) -> list[str]:

@@ -54,18 +54,20 @@ def new_figure(
     keys: Sequence[Line2D] = (),
     lines: int = 1,
     left_in: float = 0.62,
+    ticks_in: float = TICKS_IN,
 ) -> tuple[Figure, list[Axes]]:
     """A figure with `panels` axes side by side, `height` inches each; title and `keys` above, caption below.
 
     Args:
         lines: lines of panels; the axes come line by line.
         left_in: inches left of the first panel, for the labels of its axis.
+        ticks_in: inches below each panel, for its ticks and their labels.
     """
     above = textwrap.wrap(subtitle, width=int(width * 13.2)) or [""]
     below = textwrap.wrap(caption, width=int(width * 16.6)) or [""]
     head = 0.46 + SUBTITLE_IN * len(above) + (LEGEND_IN if keys else 0.0)
     foot = 0.14 + LINE_IN * len(below)
-    between = PANEL_TITLE_IN + TICKS_IN
+    between = PANEL_TITLE_IN + ticks_in
     total = head + lines * (height + between) + foot
     figure = Figure(figsize=(width, total), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
@@ -74,7 +76,7 @@ def new_figure(
         panels,
         left=left_in / width,
         right=1 - 0.16 / width,
-        bottom=(foot + TICKS_IN) / total,
+        bottom=(foot + ticks_in) / total,
         top=1 - (head + PANEL_TITLE_IN) / total,
         wspace=0.27,
         hspace=between / height,

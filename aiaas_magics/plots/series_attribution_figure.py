@@ -5,7 +5,7 @@ Owns the drawing; the same numbers in words come from `explanation_twins`.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def series_attribution_figure(explained: SeriesAttributions) -> Figure:
     return figure_style.plain(figure)
 
 
-def _look(channel: int) -> dict[str, object]:
+def _look(channel: int) -> dict[str, Any]:
     return {"color": figure_style.SERIES[channel % 6], "linestyle": figure_style.DASHES[channel % 6], "linewidth": 1.5}
 
 
@@ -62,7 +62,7 @@ def _bars(axes: Axes, explained: SeriesAttributions, row: int) -> None:
     """The attribution of each step, summed over channels; negative bars are hatched as well as blue."""
     totals = explained.values[row].sum(axis=-1)
     steps = np.arange(len(totals))
-    wide = {"width": 1.0 if len(totals) > 60 else 0.8, "linewidth": 0.0}
+    wide: dict[str, Any] = {"width": 1.0 if len(totals) > 60 else 0.8, "linewidth": 0.0}
     axes.bar(steps, np.maximum(totals, 0), color=figure_style.ORANGE, **wide)
     axes.bar(steps, np.minimum(totals, 0), color=figure_style.BLUE, hatch="////", edgecolor="white", **wide)
     axes.axhline(0.0, color=figure_style.MUTED, linewidth=0.8)

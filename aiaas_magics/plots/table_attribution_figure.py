@@ -18,7 +18,7 @@ from aiaas_magics.plots.explanation_twins import MOST_NAMES, TableAttributions, 
 
 BAR_IN: Final = 0.26  # height of a bar and its gap
 LETTER_IN: Final = 0.075  # width of a letter of 8.5 points, by eye
-MOST_LETTERS: Final = 26
+MOST_LETTERS: Final = 36
 CELL_COLOURS: Final = "cividis"  # even in lightness, and read with any kind of colour blindness
 DOT: Final = 13.0
 
@@ -138,7 +138,8 @@ def _swarm(axes: Axes, explained: TableAttributions, order: np.ndarray) -> None:
     named_axis(axes, [""] * len(order))
     axes.axvline(0.0, color=figure_style.MUTED, linewidth=0.8)
     axes.margins(x=0.06)
-    figure_style.label(axes, title="Each row's attribution", x="attribution")
+    figure_style.label(axes, title="", x="attribution")
+    axes.set_title("Each row's attribution", loc="left", fontsize=9.5, color=figure_style.INK, pad=7, y=1.0)
     _cell_scale(axes)
 
 

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from aiaas_magics.plots import figure_style
 from aiaas_magics.plots.explanation_twins import MOST_WORDS, WordAttributions
@@ -39,6 +40,7 @@ def text_attribution_figure(explained: WordAttributions) -> Figure:
         height=tallest * LINE_IN,
         lines=count,
         left_in=0.25,
+        ticks_in=0.08,
     )
     for row, panel in enumerate(axes):
         panel.set_xlim(0, LETTERS)
@@ -50,18 +52,12 @@ def text_attribution_figure(explained: WordAttributions) -> Figure:
         for (line, column), word, value in zip(laid[row], explained.words[row], values, strict=False):
             share = min(abs(float(value)) / largest, 1.0)
             ground = to_rgba(figure_style.ORANGE if value >= 0 else figure_style.BLUE, 0.7 * share)
-            panel.add_patch(_rectangle(column, line, len(word), ground))
+            panel.add_patch(Rectangle((column - 0.15, line + 0.08), len(word) + 0.3, 0.84, color=ground, linewidth=0))
             shown = word if len(word) <= LETTERS else f"{word[: LETTERS - 1]}…"
             panel.text(column, line + 0.5, shown, family="DejaVu Sans Mono", fontsize=10, va="center", ha="left", color=figure_style.INK)
             if value < 0 and share > 0.1:
                 panel.plot([column, column + len(word)], [line + 0.93] * 2, color=figure_style.BLUE, linewidth=1.2)
     return figure_style.plain(figure)
-
-
-def _rectangle(column: int, line: int, letters: int, ground: tuple[float, ...]) -> object:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((column - 0.15, line + 0.08), letters + 0.3, 0.84, color=ground, linewidth=0)
 
 
 def lay_out(words: tuple[str, ...], letters: int = LETTERS) -> list[tuple[int, int]]:
