@@ -106,6 +106,8 @@ def fits(action: str, spec: DeploySpec) -> bool:
         return all(tensor.dtype in DATATYPES for tensor in spec.inputs)
     if not snippets.takes_json(spec.inputs):
         return False
+    if action == "explain" and spec.outputs[0].dtype == "string":
+        return False
     method = tfserving_examples.METHODS.get(action)
     return method is None or (tfserving_examples.kind_fits(spec, method) and not any(map(is_ragged, spec.inputs)))
 
