@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from aiaas_magics.client import certificates, local_server
+from aiaas_magics.client.explain.explain_job import ExplainJob, job_of
 from aiaas_magics.client.serving.endpoint import Endpoint, deploy
 from aiaas_magics.client.training.job import Job
 from aiaas_magics.client.transport import Transport
@@ -20,6 +21,7 @@ from aiaas_magics.client.uploads import BlobSender
 from aiaas_magics.core import server_proof, settings, wire
 from aiaas_magics.core.errors import InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.core.execution import Execution
+from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.core.process_id import ProcessId
 from aiaas_magics.core.routing import Rollout
 from aiaas_magics.core.spec import About, EndpointView, Freed, JobView, StorageView
@@ -102,7 +104,7 @@ class Backend:
         views = {view.id: view for view in self.jobs()}
         if job not in views:
             raise UnknownName("job", job, tuple(views))
-        return Job(self.transport, views[job])
+        return job_of(self.transport, views[job])
 
     def endpoints(self) -> list[EndpointView]:
         """List every endpoint of the backend."""
@@ -269,6 +271,76 @@ class Backend:
         options = TrainOptions(name=name, seed=seed, oversubscribe=oversubscribe, execution=execution or Execution(), environment=names)
         return study.measure(self, call, points=workers, options=options, weak=weak)
 
+    def explain(
+        self,
+        model: Any,
+        rows: Any,
+        *,
+        background: Any = None,
+        method: str = "auto",
+        samples: int = 0,
+        steps: int = 32,
+        output: str = "",
+        target: int | None = None,
+        layer: str = "",
+        patch: int = 0,
+        seed: int = 0,
+        workers: int | None = None,
+        name: str | None = None,
+        oversubscribe: bool = False,
+        retries: int = 3,
+        environment: Sequence[str] | None = (),
+        class_names: Sequence[str] | None = None,
+    ) -> ExplainJob:
+        """Have `workers` workers explain what each input contributed to the model's outputs for `rows`. Returns at once.
+
+        An endpoint explains itself: see `Endpoint.explain`.
+
+        Args:
+            model: a built Keras model; it need not be compiled.
+            rows: the rows to explain, as `predict` takes them: arrays of shape `(rows, ...)` or a DataFrame.
+            background: rows of the training data, in the same form, that hidden parts of a row take their values from.
+                Kernel SHAP and permutation SHAP need it; None starts gradient methods from zeros.
+            method: "auto", "gradients" (or "integrated_gradients"), "gradient_input", "saliency", "smoothgrad",
+                "gradcam", "shap" (or "kernel_shap"), "permutation_shap", "occlusion", "permutation", or a method of the
+                library shap: "shap_deep", "shap_gradient", "shap_kernel", "shap_permutation", "shap_partition".
+            samples: evaluated coalitions per row (SHAP) or noisy copies (SmoothGrad); 0 leaves the number to the method.
+            steps: points on the path of integrated gradients.
+            output: the name of the output to explain; "" is the first.
+            target: the class (column of the output) to explain; None is each row's largest.
+            layer: the layer that Grad-CAM looks at; "" is the last convolution.
+            patch: the edge of the squares that an image is hidden in, or the length of the windows of a series; 0 chooses.
+            seed: makes random draws repeatable.
+            workers: the number of workers, which share the rows; None is one worker with every core or GPU.
+            name: the job's name; None is the model's name.
+            oversubscribe: allow more workers than devices. They share the devices.
+            retries: how many more attempts lost workers may cost. Rows that were explained stay explained.
+            environment: as in `train`.
+            class_names: names of the output's columns, for showing.
+
+        Returns:
+            The job. `job.result()` waits and returns the `Explanation`.
+
+        Raises:
+            UsageError: rows, background, method and model do not fit together. Nothing was sent.
+            NotEnoughDevices: more workers than devices, without `oversubscribe`.
+        """
+        from aiaas_magics.client.explain.explain_submission import ExplainOptions, submit_explanation
+
+        settings = ExplainSettings(
+            method=method, samples=samples, steps=steps, output=output, target=target, layer=layer, patch=patch, seed=seed
+        )
+        options = ExplainOptions(
+            name=name,
+            workers=workers,
+            oversubscribe=oversubscribe,
+            retries=retries,
+            environment=None if environment is None else tuple(environment),
+            settings=settings,
+            class_names=tuple(map(str, class_names or ())),
+        )
+        return submit_explanation(self, model, rows, background, options)
+
     def deploy(
         self,
         model: Any,
@@ -279,6 +351,7 @@ class Backend:
         other_samples: Sequence[Any] = (),
         max_delay_us: int = 0,
         rollout: Rollout | None = None,
+        background: Any = None,
         precision: str = "",
         validation_data: Any = None,
         max_change: float | None = None,
@@ -300,6 +373,8 @@ class Backend:
                 model. The endpoint takes any size there, and each of these is compared.
             max_delay_us: how long the first request of a batch may wait for others, in microseconds.
             rollout: how the next version of a live endpoint takes over; None is at once.
+            background: rows of the training data, as `predict` takes them, that explanations hide parts of a row behind; up
+                to 100 of them travel with the model. None uses the sample rows.
             precision: "float16", "int8" or "int4" for weights in fewer bits (ONNX only); "" leaves them as they are.
             validation_data: `(x_val, y_val)` or `x_val`, as arrays of shape `(rows, ...)`. Both forms of the model
                 are compared on them, by its own metrics, or by its answers without `y_val`. They are not sent. None
@@ -316,7 +391,7 @@ class Backend:
             ProofFailed: the serving engine's answers differ from Keras'. A live version stays live.
         """
         options: dict[str, Any] = {"replicas": replicas, "max_delay_us": max_delay_us, "rollout": rollout}
-        options |= {"sample": sample, "other_samples": other_samples, "on_step": on_step}
+        options |= {"sample": sample, "other_samples": other_samples, "background": background, "on_step": on_step}
         if precision:
             from aiaas_magics.packing.export.export_request import QuantizationOptions
 

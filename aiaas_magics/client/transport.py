@@ -203,14 +203,16 @@ class Transport:
         """One request with bytes both ways; for interfaces that are not the backend's own, such as predictions."""
         return self._once(method, path, content=content, headers=headers or {}).content
 
-    def infer(self, path: str, content: bytes, *, headers: dict[str, str]) -> tuple[bytes, Mapping[str, str]]:
+    def infer(
+        self, path: str, content: bytes, *, headers: dict[str, str], answer_s: float | None = None
+    ) -> tuple[bytes, Mapping[str, str]]:
         """The answer to a prediction, and its headers.
 
         One that was not answered, or not now (429, 503), is asked again for a while; after as long as the server says, if it does.
         """
         for wait_s in (*RETRY_WAITS_S, None):
             try:
-                answer = self._once("POST", path, content=content, headers=headers, most=OUTPUT_BYTES)
+                answer = self._once("POST", path, content=content, headers=headers, most=OUTPUT_BYTES, answer_s=answer_s)
             except BackendNotProven:
                 raise  # whoever has the port keeps it
             except BackendUnreachable:

@@ -24,6 +24,7 @@ class Phase(StrEnum):
     STARTING = "starting"
     COMPILING = "compiling"
     TRAINING = "training"
+    EXPLAINING = "explaining"
     FETCHING = "fetching"
 
 
@@ -116,6 +117,19 @@ class EpochEnded(Event, frozen=True, kw_only=True, tag="epoch"):
     logs: Logs
 
 
+class RowsExplained(Event, frozen=True, kw_only=True, tag="explained"):
+    """This rank has explained `rows` rows in `seconds`, by `evaluations` rows that it had the model compute; `of` is the rows of all ranks.
+
+    `rows_before` are those that an earlier attempt had finished.
+    """
+
+    rows: int
+    of: int
+    seconds: float
+    evaluations: int
+    rows_before: int = 0
+
+
 class Checkpointed(Event, frozen=True, kw_only=True, tag="checkpoint"):
     """A checkpoint is complete; a resumed attempt starts with this epoch (from 0) and step."""
 
@@ -184,6 +198,7 @@ AnyEvent = (
     | Candidate
     | StepsDone
     | EpochEnded
+    | RowsExplained
     | Checkpointed
     | Measured
     | Notice

@@ -15,6 +15,7 @@ from msgspec import field
 
 from aiaas_magics.core.errors import InvalidName, InvalidSpec
 from aiaas_magics.core.execution import Execution
+from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.core.plain_text import visible
 from aiaas_magics.core.precision import Precision
 from aiaas_magics.core.routing import Rollout, Routing
@@ -126,7 +127,7 @@ MOST_RETRIES: Final = 100  # guess: who needs more has another problem
 
 
 class FitSpec(Value, frozen=True, kw_only=True):
-    """One fit call, as submitted.
+    """One fit call, or one explain call, as submitted.
 
     `payload` and `arrays` name blobs (SHA-256); the n-th array stands for the n-th
     placeholder inside the payload. `workers` of None means one worker with every device.
@@ -143,6 +144,7 @@ class FitSpec(Value, frozen=True, kw_only=True):
     retries: int = 3  # attempts that a lost worker may cost beyond the first
     resume_job: str = ""  # an ended job whose last checkpoint this one goes on from
     execution: Execution = Execution()
+    explain: ExplainSettings | None = None  # the call is an explain call, and the result its attributions
     measure: MeasureSpec | None = None
     study: str | None = None
     notes: tuple[str, ...] = ()  # what was announced before the run

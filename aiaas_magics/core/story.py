@@ -29,6 +29,7 @@ from aiaas_magics.core.events import (
     Phase,
     PhaseEntered,
     Planned,
+    RowsExplained,
     StateChanged,
     StepsDone,
     WorkerLost,
@@ -61,11 +62,12 @@ class Lane:
     rank: int
     device: str = ""
     pid: int = 0
-    state: str = "starting"  # starting | training | done | lost
+    state: str = "starting"  # starting | training | explaining | done | lost
     detail: str = ""
     epoch: int = 0
     step: int = 0
     rows_per_s: float = 0.0
+    explained: RowsExplained | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,17 +130,36 @@ class JobStory:
             return self.phase_seconds().get(Phase.TRAINING, 0.0)
         return sum(row.seconds for row in self.rows)
 
+    @property
+    def explained(self) -> RowsExplained | None:
+        """All ranks of the attempt: their rows and evaluations together, the seconds of the slowest; None for a fit."""
+        parts = [lane.explained for lane in self.lanes if lane.explained is not None]
+        if not parts:
+            return None
+        return RowsExplained(
+            rows=sum(part.rows for part in parts),
+            of=parts[0].of,
+            seconds=max(part.seconds for part in parts),
+            evaluations=sum(part.evaluations for part in parts),
+            rows_before=parts[0].rows_before,
+        )
+
     def fraction_done(self) -> float:
-        """Share of all epochs that is done, between 0 and 1."""
+        """Share of all epochs, or of the rows to explain, that is done, between 0 and 1."""
         if self.state is JobState.SUCCEEDED:
             return 1.0
+        if (explained := self.explained) is not None:
+            return min(1.0, (explained.rows_before + explained.rows) / explained.of)
         if not self.epochs:
             return 0.0
         within = self.step / self.steps if self.steps else 0.0
         return min(1.0, (self.epoch + within) / self.epochs)
 
     def seconds_left(self) -> float | None:
-        """Time to the last epoch's end at the pace of the epochs so far; None while that is unknown."""
+        """Time to the last epoch's end at the pace of the epochs so far, or to the last row's; None while that is unknown."""
+        if not self.state.final and (explained := self.explained) is not None and explained.rows:
+            rows_left = explained.of - explained.rows_before - explained.rows
+            return max(0.0, rows_left * explained.seconds / explained.rows)
         if self.state.final or not self.rows or not self.epochs:
             return None
         pace_s = sum(row.seconds for row in self.rows[-5:]) / len(self.rows[-5:])
@@ -221,6 +242,9 @@ def _after(story: JobStory, entry: Entry) -> JobStory:  # noqa: C901 - one case 
             return _steps(story, rank, event)
         case EpochEnded():
             return _epoch(story, rank, event)
+        case RowsExplained():
+            rate = event.rows / event.seconds if event.seconds > 0 else 0.0
+            return _lane(story, rank, state="explaining", rows_per_s=rate, explained=event)
         case Measured():
             return story if rank else replace(story, measured=event)
         case Notice(text=text):

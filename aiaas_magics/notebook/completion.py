@@ -73,6 +73,8 @@ def values(kind: str, shell: Any, names_seen: Names) -> list[str]:
         return ["1", "2", "1,2", "max"]
     if kind == "model":
         return _variables(shell, is_model)
+    if kind == "explainable":
+        return [*_variables(shell, is_model), *names_seen("endpoint")]
     if kind == "array":
         return _variables(shell, is_array)
     return names_seen(kind)

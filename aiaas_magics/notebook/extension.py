@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any, Final
 
-from aiaas_magics.notebook import completion, present, tracebacks
+from aiaas_magics.notebook import completion, present, present_explanations, tracebacks
 from aiaas_magics.notebook import magics as folder
 from aiaas_magics.notebook.border import Family
 
 # What the client's objects look like as the last expression of a cell; the client itself knows no IPython.
 DISPLAYS: Final[dict[tuple[str, str], Callable[[Any], present.Bundle]]] = {
     ("aiaas_magics.client.training.job", "Job"): present.job_bundle,
+    ("aiaas_magics.client.explain.explain_job", "ExplainJob"): present_explanations.explain_job_bundle,
     ("aiaas_magics.client.training.study", "Study"): present.study_table,
     ("aiaas_magics.client.training.planning", "FitPlan"): present.plan_table,
     ("aiaas_magics.client.serving.endpoint", "Endpoint"): present.endpoint_bundle,

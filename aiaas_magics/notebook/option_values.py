@@ -7,10 +7,11 @@ to the files of `magics/`.
 from __future__ import annotations
 
 import keyword
+import re
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from aiaas_magics.core.errors import AiaasError
 from aiaas_magics.core.routing import Scaling, scaling_of
@@ -95,6 +96,42 @@ def variables(text: str) -> tuple[str, ...]:
     if len(names) > 2 or not all(names):
         raise ArgumentTypeError(f"{text!r} does not name one or two variables. Write x_val,y_val without spaces, or x_val alone.")
     return tuple(variable(name) for name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class RowsOf:
+    """Some rows of a variable: all, or those from `start` up to `stop`, as a slice has them."""
+
+    name: str
+    start: int | None = None
+    stop: int | None = None
+
+    def of(self, value: Any) -> Any:
+        """These rows of `value`: an array or a frame, or a dict or list of them, one for each input."""
+        if isinstance(value, Mapping):
+            return {key: self.of(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)) and value and hasattr(value[0], "shape"):
+            return [self.of(item) for item in value]
+        return value[self.start : self.stop]
+
+
+def rows_of(text: str) -> RowsOf:
+    """x_test | x_test[:20] | x_test[100:120] | x_test[7]"""
+    match = re.fullmatch(r"([^\W\d]\w*)(?:\[(?:(-?\d+)|(-?\d+)?:(-?\d+)?)\])?", text)
+    if match is None:
+        raise ArgumentTypeError(f"{text!r} does not name rows. Write a variable, or some rows of one without spaces: x_test[:20].")
+    name, only, start, stop = match.groups()
+    if only is not None:
+        return RowsOf(variable(name), int(only), int(only) + 1 or None)
+    return RowsOf(variable(name), None if start is None else int(start), None if stop is None else int(stop))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """no,yes"""
+    labels = tuple(part.strip() for part in text.split(","))
+    if not all(labels):
+        raise ArgumentTypeError(f"{text!r} has nothing between two commas. Write no,yes without spaces.")
+    return labels
 
 
 def environment_names(text: str) -> tuple[str, ...]:

@@ -44,24 +44,42 @@ EDGE_IN: Final = 0.16
 
 
 def new_figure(
-    panels: int, *, title: str, subtitle: str, caption: str, width: float, height: float, keys: Sequence[Line2D] = ()
+    panels: int,
+    *,
+    title: str,
+    subtitle: str,
+    caption: str,
+    width: float,
+    height: float,
+    keys: Sequence[Line2D] = (),
+    lines: int = 1,
+    left_in: float = 0.62,
+    ticks_in: float = TICKS_IN,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with `panels` axes side by side, `height` inches each; title and `keys` above, caption below."""
+    """A figure with `panels` axes side by side, `height` inches each; title and `keys` above, caption below.
+
+    Args:
+        lines: lines of panels; the axes come line by line.
+        left_in: inches left of the first panel, for the labels of its axis.
+        ticks_in: inches below each panel, for its ticks and their labels.
+    """
     above = textwrap.wrap(subtitle, width=int(width * 13.2)) or [""]
     below = textwrap.wrap(caption, width=int(width * 16.6)) or [""]
     head = 0.46 + SUBTITLE_IN * len(above) + (LEGEND_IN if keys else 0.0)
     foot = 0.14 + LINE_IN * len(below)
-    total = head + PANEL_TITLE_IN + height + TICKS_IN + foot
+    between = PANEL_TITLE_IN + ticks_in
+    total = head + lines * (height + between) + foot
     figure = Figure(figsize=(width, total), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
-        1,
+        lines,
         panels,
-        left=0.62 / width,
+        left=left_in / width,
         right=1 - 0.16 / width,
-        bottom=(foot + TICKS_IN) / total,
+        bottom=(foot + ticks_in) / total,
         top=1 - (head + PANEL_TITLE_IN) / total,
         wspace=0.27,
+        hspace=between / height,
     )
     left = EDGE_IN / width
     figure.text(left, 1 - 0.14 / total, title, ha="left", va="top", fontsize=13, fontweight="bold", color=INK)
@@ -69,7 +87,7 @@ def new_figure(
     figure.text(left, 0.08 / total, "\n".join(below), ha="left", va="bottom", fontsize=CAPTION_SIZE, color=MUTED, linespacing=1.25)
     if keys:
         _legend(figure, keys, left=left - 0.05 / width, top=1 - (head - LEGEND_IN + 0.02) / total)
-    return figure, [_framed(figure.add_subplot(grid[0, column])) for column in range(panels)]
+    return figure, [_framed(figure.add_subplot(grid[line, column])) for line in range(lines) for column in range(panels)]
 
 
 def plain(figure: Figure) -> Figure:

@@ -14,21 +14,22 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
 # room -> rooms it may import from, itself and `core` aside
 ARROWS: dict[str, set[str]] = {
-    "__init__": {"client", "notebook"},
+    "__init__": {"client", "notebook", "explain"},
     "__main__": {"cli"},
     "cli": {"client", "backend.server", "backend.net"},
     "core": set(),
-    "notebook": {"client", "packing", "plots"},
-    "client": {"packing", "plots"},
+    "notebook": {"client", "packing", "plots", "explain"},
+    "client": {"packing", "plots", "explain"},
     "packing": set(),
     "plots": set(),
+    "explain": {"plots"},
     "backend.net": set(),
     "backend.folders": set(),
     "backend.jobs": set(),
     "backend.server": {"backend.workers", "backend.jobs", "backend.serving", "backend.net", "backend.folders"},
     "backend.workers": {"backend.training", "backend.jobs", "backend.folders", "packing"},
-    "backend.training": {"backend.folders", "packing"},
-    "backend.serving": {"backend.net", "backend.folders"},
+    "backend.training": {"backend.folders", "packing", "explain"},
+    "backend.serving": {"backend.net", "backend.folders", "explain"},
     "testing": {"backend.server", "backend.workers", "backend.jobs", "backend.serving", "backend.training", "backend.folders", "client"},
 }
 
@@ -82,6 +83,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "keras": (
         "notebook/capture.py",
         "packing/",
+        "explain/",
         "backend/training/",
         "backend/workers/local/launcher.py",
         "backend/workers/worker_main.py",
@@ -89,6 +91,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "tensorflow": (
         "notebook/capture.py",
         "packing/",
+        "explain/",
         "backend/training/",
         "backend/workers/local/launcher.py",
         "backend/workers/worker_main.py",
@@ -96,7 +99,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     ),
     "cloudpickle": ("packing/",),
     "pickle": ("packing/",),
-    "jax": ("backend/training/jax/",),
+    "jax": ("backend/training/jax/", "explain/jax_gradients.py"),
+    "shap": ("explain/shap_adapter.py",),
     # In the kernel too: what fewer bits change is measured with the engine that will serve, before anything is sent.
     "onnxruntime": ("backend/serving/engines/onnx_engine.py", "packing/export/onnx_session.py"),
     "grpc": ("backend/serving/grpc/",),

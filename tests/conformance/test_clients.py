@@ -75,7 +75,8 @@ def test_tritonclient(told_by: Running, script: str, calls: tuple[str, ...], cod
 def test_kserve(told_by: Running) -> None:
     told = told_by(python_of("kserve"), "kserve_both.py")
 
-    assert told.calls == dict.fromkeys(("json", "binary", "binary both", "v1", "grpc typed", "grpc raw"), ALL)
+    all_calls = dict.fromkeys(("json", "binary", "binary both", "v1", "grpc typed", "grpc raw"), ALL)
+    assert told.calls == {**all_calls, "v1 explain": ["article"]}
     seen = told.seen
     for name in ("live", "ready", "model_ready", "v1_live", "v1_model_ready", "grpc_live", "grpc_ready", "grpc_model_ready"):
         assert seen[name] is True, name
@@ -83,6 +84,9 @@ def test_kserve(told_by: Running) -> None:
     assert "404" in seen["no_model"]
     assert "401" in seen["no_token"]
     assert "404" in seen["v1_nobody_ready"]
+    assert "404" in seen["v1_nobody_explained"]
+    assert [columns for columns, _ in seen["explanations"]] == [100] * len(INPUTS["article"]["x"])
+    assert max(abs(error) for _, error in seen["explanations"]) < 1e-3, "attributions sum to the output minus the base value"
     assert "UNAUTHENTICATED" in seen["grpc_no_token"]
     assert (seen["unloaded"], seen["loaded"]) == (["sums", True], ["sums", True])
     assert (seen["inputs"], seen["server"]) == (["a", "b"], "aiaas_magics")

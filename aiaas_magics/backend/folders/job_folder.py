@@ -6,6 +6,7 @@ Owns the names in it. A pool's workers find and leave everything there; what an 
     opened.jsonl     how they opened it: see `workers.opened_files`
     figures/         pictures that the code showed
     checkpoints/     see `checkpoint_folder`
+    explained/       rows that were explained: see `explained_folder`
     feed/<name>/     batches that a kernel sends: see `feed_folder`
 """
 
@@ -37,6 +38,10 @@ class JobFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def explained(self) -> Path:
+        return self.path / "explained"
 
     @property
     def feeds(self) -> Path:

@@ -62,6 +62,7 @@ def plan(record: JobRecord, slots: Slots, *, state: StateFolder, blobs: BlobStor
         seed=spec.seed,
         execution=execution,
         resume_from=checkpoint[1] if checkpoint else None,
+        explain=spec.explain,
         measure=spec.measure,
         folders=spec.folders,
         sets_environment=spec.sets_environment,
@@ -80,11 +81,13 @@ def ask_of(job: str, spec: FitSpec, machine: Machine) -> DeviceRequest:
     )
 
 
-def why(action: StartAttempt, begin: TrainingPosition) -> str:
+def why(action: StartAttempt, begin: TrainingPosition, *, explains: bool = False) -> str:
     """What the user reads when a job is tried again; nothing for a first attempt."""
     if not action.why:
         return ""
     reason = action.why[0].upper() + action.why[1:]
+    if explains:
+        return f"{reason}. Attempt {action.attempt} explains the rows that are left."
     return f"{reason}. Attempt {action.attempt} {'starts from the beginning' if begin == TrainingPosition(0) else f'goes on from {begin}'}."
 
 

@@ -337,9 +337,8 @@ class Conductor:
             plan = await asyncio.to_thread(
                 attempt_order.plan, self._records[job], slots, state=self._state, blobs=self._blobs, machine=self._machine
             )
-            started = AttemptStarted(
-                ranks=len(slots.ranks), from_epoch=plan.begin.epoch, from_step=plan.begin.step, why=attempt_order.why(action, plan.begin)
-            )
+            why = attempt_order.why(action, plan.begin, explains=self._records[job].spec.explain is not None)
+            started = AttemptStarted(ranks=len(slots.ranks), from_epoch=plan.begin.epoch, from_step=plan.begin.step, why=why)
             words = (started, PhaseEntered(phase=Phase.STARTING))
             await self._happened(job, *(self._word(word, number) for word in words))
             await attempt.start(plan.order)

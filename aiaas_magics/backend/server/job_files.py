@@ -49,6 +49,7 @@ def files_of(folder: Path) -> tuple[str, ...]:
 def clear_job(folder: JobFolder, *, resumable: bool) -> None:
     """Remove what a job that is over needs no more: everything but the files of its callbacks, and its last checkpoint if `resumable`."""
     shutil.rmtree(folder.feeds, ignore_errors=True)
+    shutil.rmtree(folder.explained, ignore_errors=True)
     if resumable:
         checkpoint_folder.keep_newest(folder.checkpoints)
     else:

@@ -18,7 +18,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from aiaas_magics.core import keras_messages
-from aiaas_magics.core.errors import BackendError
+from aiaas_magics.core.errors import BackendError, DataMismatch, InvalidSpec, UsageError
+from aiaas_magics.core.events import Phase
 from aiaas_magics.core.remote_error import ErrorReport, Frame
 
 FRAMES: Final = 60  # guess: recursion shows in fewer
@@ -38,6 +39,7 @@ def report_of(error: BaseException, *, rank: int, phase: str = "") -> ErrorRepor
     )
     frames += [replace(frame, source=linecache.getline(frame.file, frame.line).strip()) for frame in graph_frames]
     text = "".join(traceback.format_exception(error))
+    kind, arguments = own_kind(error, phase)
     return ErrorReport(
         type=type(error).__name__,
         bases=tuple(_name_of(cls) for cls in type(error).__mro__ if cls is not object),
@@ -45,10 +47,22 @@ def report_of(error: BaseException, *, rank: int, phase: str = "") -> ErrorRepor
         frames=tuple(frames[-FRAMES:]),
         ranks=(rank,),
         phase=phase,
-        kind=type(error).__name__ if isinstance(error, BackendError) else "",
-        args=tuple(map(str, error.args)) if isinstance(error, BackendError) else (),
+        kind=kind,
+        args=arguments,
         traceback=text if len(text) <= TEXT else f"{text[: TEXT // 2]}\n...\n{text[-TEXT // 2 :]}",
     )
+
+
+def own_kind(error: BaseException, phase: str) -> tuple[str, tuple[str, ...]]:
+    """The class of ours and its arguments, as which an error is raised again in the kernel; "" for an error of the user's code.
+
+    What is wrong with an explanation is found out where the model is, and is no fault of the model's code.
+    """
+    if isinstance(error, BackendError):
+        return type(error).__name__, tuple(map(str, error.args))
+    if isinstance(error, UsageError) and phase == Phase.EXPLAINING:
+        return (DataMismatch if isinstance(error, DataMismatch) else InvalidSpec).__name__, (str(error),)
+    return "", ()
 
 
 def _name_of(cls: type) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from aiaas_magics.core.events import AnyEvent
 from aiaas_magics.core.execution import Execution
+from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.core.spec import MeasureSpec
 from aiaas_magics.core.value import Value
 
@@ -29,6 +30,7 @@ class WorkerCommand(Value, frozen=True, kw_only=True):
     devices: int = 1  # that this process drives: GPUs, or simulated ones where there are none
     execution: Execution = Execution()
     resume_from: str | None = None  # a checkpoint's folder
+    explain: ExplainSettings | None = None
     measure: MeasureSpec | None = None
     reduce_name: str = ""  # names the shared memory of this attempt
     folders: tuple[str, ...] = ()  # to make in the working directory

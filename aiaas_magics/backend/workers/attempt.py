@@ -13,6 +13,7 @@ from typing import Protocol
 
 from aiaas_magics.backend.training.worker_command import WorkerCommand, WorkerLine
 from aiaas_magics.core.execution import Execution
+from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.core.spec import MeasureSpec
 
 
@@ -39,6 +40,7 @@ class AttemptOrder:
     seed: int
     execution: Execution
     resume_from: Path | None = None
+    explain: ExplainSettings | None = None
     measure: MeasureSpec | None = None
     folders: tuple[str, ...] = ()  # to make in the working directory
     sets_environment: bool = True  # the payload sets environment variables that count when TensorFlow starts
@@ -64,6 +66,7 @@ class AttemptOrder:
                 devices=devices.devices,
                 execution=self.execution,
                 resume_from=str(self.resume_from) if self.resume_from else None,
+                explain=self.explain,
                 measure=self.measure,
                 reduce_name=reduce_name,
                 folders=self.folders,

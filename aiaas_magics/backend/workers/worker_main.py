@@ -25,10 +25,11 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from aiaas_magics.backend.folders.job_folder import JobFolder
-from aiaas_magics.backend.folders.small_files import is_no_room
+from aiaas_magics.backend.folders.small_files import is_no_room, write_private
 from aiaas_magics.backend.training import shown_figures
 from aiaas_magics.backend.training.error_report import report_of
 from aiaas_magics.backend.training.event_channel import FileChannel
+from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.backend.workers import opened_files
 from aiaas_magics.backend.workers.local.attempt_folder import EXIT_ALONE, EXIT_CRASHED, EXIT_FINISHED, AttemptFolder, write_value
@@ -89,13 +90,16 @@ class Stage:
 
 
 def work(command: WorkerCommand, channel: FileChannel, stage: Stage) -> None:
-    """Unpack, train, and (rank 0) leave the result."""
+    """Unpack, train or explain, and (rank 0) leave the result."""
     from aiaas_magics.backend.training.engine import load
     from aiaas_magics.backend.training.run import run
     from aiaas_magics.packing.fitcall import fit_call
 
     engine = load(command.execution.runs_on)
     call = engine.unpack(command)
+    if command.explain is not None:
+        explain(command, call, channel, stage)
+        return
     stage.phase = Phase.TRAINING
     shown_figures.begin(shown_figures.ShownFigures(Path(command.job_dir, "figures"), channel, attempt=command.attempt, rank=command.rank))
     history = run(engine, command, call, channel)
@@ -105,8 +109,19 @@ def work(command: WorkerCommand, channel: FileChannel, stage: Stage) -> None:
         keep_result(AttemptFolder(Path(command.attempt_dir)), lambda path: fit_call.write_result(path, call, history), channel)
 
 
+def explain(command: WorkerCommand, call: Unpacked, channel: FileChannel, stage: Stage) -> None:
+    """Explain this rank's share of the rows, and (rank 0) leave the attributions of all."""
+    from aiaas_magics.backend.training.explain_run import explain_rows, joined_bytes
+
+    stage.phase = Phase.EXPLAINING
+    explain_rows(command, call, channel)
+    if command.rank == 0:
+        result = joined_bytes(command, call)
+        keep_result(AttemptFolder(Path(command.attempt_dir)), lambda path: write_private(path, result, durable=True), channel)
+
+
 def keep_result(folder: AttemptFolder, write: Callable[[Path], None], channel: FileChannel) -> None:
-    """Write rank 0's result. On a full disk it waits for room for a while, since the training is done.
+    """Write rank 0's result. On a full disk it waits for room for a while, since the work is done.
 
     Raises:
         StoreNotWritable: there was none in time.

@@ -20,21 +20,25 @@ import numpy as np
 from msgspec.structs import replace
 
 from aiaas_magics.client.serving import caller_rows, tensor_protocol
+from aiaas_magics.client.serving.deployed_background import samples_of
 from aiaas_magics.client.transport import Transport, sibling_url
 from aiaas_magics.client.uploads import BlobSender
 from aiaas_magics.core import precision as precisions
 from aiaas_magics.core import snippets
 from aiaas_magics.core.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable
+from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.core.routing import Change, Rollout, scaling_of
 from aiaas_magics.core.scaling.endpoint_samples import Sample, VersionCounts, counts_in, sample_of
 from aiaas_magics.core.spec import DeploySpec, EndpointView, VersionView, checked_name
 
 if TYPE_CHECKING:
     from aiaas_magics.core.scaling.load_report import LoadProgress, LoadReport
+    from aiaas_magics.explain.explanation import Explanation
     from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
     from aiaas_magics.packing.export.export_request import QuantizationOptions
     from aiaas_magics.packing.export.model_export import Servable
 
+EXPLAIN_GRACE_S: Final = 10.0  # guess: an endpoint that ends an explanation itself says so sooner
 PART_BYTES: Final = 16 * 1024 * 1024  # guess: a quarter of the largest body that a server takes by default
 
 
@@ -156,17 +160,68 @@ class Endpoint:
         outputs = {name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]}
         return next(iter(outputs.values())) if len(outputs) == 1 else caller_rows.in_keras_names(outputs, self._view.outputs)
 
-    def _ask(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[bytes, Mapping[str, str]]:
+    def explain(
+        self,
+        x: Any,
+        *,
+        method: str = "auto",
+        samples: int = 0,
+        output: str = "",
+        target: int | None = None,
+        seed: int = 0,
+        patch: int = 0,
+        timeout_s: float = 60.0,
+        class_names: Sequence[str] | None = None,
+    ) -> Explanation:
+        """Compute what each input contributed to the served model's outputs for `x`.
+
+        The endpoint needs predictions only for that, and hides parts of a row behind rows of the background that was
+        deployed with the model. It explains between predictions, so a job (`Backend.explain`) is faster for many rows.
+
+        Args:
+            x: as in `predict`.
+            method: "auto", "kernel_shap" (or "shap"), "permutation_shap", "occlusion" or "permutation".
+            samples: evaluated coalitions per row; 0 leaves the number to the method.
+            output: the name of the output to explain; "" is the first.
+            target: the class (column of the output) to explain; None is each row's largest.
+            seed: makes random draws repeatable.
+            patch: the edge of the squares that an image is hidden in, or the length of the windows of a series; 0 chooses.
+            timeout_s: how many seconds the endpoint may take, up to 600.
+            class_names: names of the output's columns, for showing.
+
+        Returns:
+            The explanation, with the attributions of each row in the shape of the row.
+
+        Raises:
+            DataMismatch: `x` does not fit the model's inputs.
+            InvalidSpec: an option is out of bounds.
+            BackendRefused: the endpoint refused: the method needs the model itself, it takes too long, or too many
+                explanations run. The text is its own.
+        """
+        from aiaas_magics.client.serving import endpoint_explanation
+
+        began_s = time.monotonic()
+        settings = ExplainSettings(method=method, samples=samples, output=output, target=target, seed=seed, patch=patch)
+        rows = self.preprocess(x) if self.preprocess is not None and not caller_rows.is_named(x, self._view.inputs) else x
+        columns = caller_rows.columns(self.name, rows, self._view.inputs)
+        body, headers = endpoint_explanation.encode(columns, self._view.inputs, settings, timeout_s=timeout_s)
+        answer, _ = self._ask(f"/v2/models/{self.name}/explain", body, headers, answer_s=timeout_s + EXPLAIN_GRACE_S)
+        attributions = endpoint_explanation.decode(answer, self._view.inputs)
+        return endpoint_explanation.explanation_of(
+            attributions, rows, columns, self._view, class_names=tuple(map(str, class_names or ())), seconds=time.monotonic() - began_s
+        )
+
+    def _ask(self, path: str, body: bytes, headers: dict[str, str], *, answer_s: float | None = None) -> tuple[bytes, Mapping[str, str]]:
         """The answer to one prediction; where nobody of ours answers, the backend is asked once whether the endpoint has moved."""
         try:
-            return self._calls.infer(path, body, headers=headers)
+            return self._calls.infer(path, body, headers=headers, answer_s=answer_s)
         except BackendUnreachable:
             before = self._calls
             with contextlib.suppress(AiaasError):
                 self.view()
             if self._calls is before:
                 raise
-            return self._calls.infer(path, body, headers=headers)
+            return self._calls.infer(path, body, headers=headers, answer_s=answer_s)
 
     async def predict_async(self, x: Any) -> Any:
         """Like `predict`, for `await`: other coroutines of the notebook go on meanwhile.
@@ -363,6 +418,7 @@ def deploy(
     other_samples: Sequence[Any] = (),
     max_delay_us: int = 0,
     rollout: Rollout | None = None,
+    background: Any = None,
     quantization_options: QuantizationOptions | None = None,
     tell: Callable[[PrecisionChange], None] | None = None,
     on_step: Callable[[str], None] = lambda step: None,
@@ -387,7 +443,7 @@ def deploy(
         name=name,
         artefact=blobs.send_bytes(exported.artefact),
         format=exported.format,
-        samples=blobs.send_bytes(exported.samples),
+        samples=blobs.send_bytes(samples_of(name, exported, background)),
         inputs=exported.inputs,
         outputs=exported.outputs,
         replicas=scaling.replicas,

@@ -181,7 +181,7 @@ def submit(
     story = prepared.story.with_phase(Phase.SENDING, at_s=time.time(), detail=f"{prepared.preflight.send_bytes:,} bytes")
     on_change(story)
     spec = FitSpec(
-        name=checked_job_name(options.name) if options.name else _default_name(packed.shape.model),
+        name=checked_job_name(options.name) if options.name else default_name(packed.shape.model),
         payload=backend.blobs.send_bytes(packed.payload),
         arrays=backend.blobs.send_arrays(prepared.uploads),
         shape=packed.shape,
@@ -205,7 +205,7 @@ def submit(
     return Job(backend.transport, view, packed=packed, story=story, released=released, feed=feed)
 
 
-def _default_name(model: str) -> str:
+def default_name(model: str) -> str:
     """A job's name from its model's, which may be any text."""
     return " ".join(visible(model).split())[:NAME_CHARACTERS] or "model"
 

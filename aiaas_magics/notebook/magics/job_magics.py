@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiaas_magics.core.printout import counted
-from aiaas_magics.notebook import present, tracebacks
+from aiaas_magics.notebook import present, present_explanations, tracebacks
 from aiaas_magics.notebook.border import Family, magic
 from aiaas_magics.notebook.cell_fits import with_note
 from aiaas_magics.notebook.option_values import positive_seconds, whole_number
@@ -62,6 +62,9 @@ class JobMagics(Family):
             self.session.settle(job)
         if not is_own and job.state != "succeeded":
             raise job.failure()
+        if job.view().spec.explain is not None:
+            print(f"Job {job.id} {job.state}. job.result() is its explanation.")
+            return
         print(f"Job {job.id} {job.state}." + (" The model has its weights." if is_own else " job.apply_to(model) loads its weights."))
 
     @magic(JobRequest, JOB)
@@ -104,4 +107,4 @@ class JobMagics(Family):
                 raise tracebacks.Interrupted(f"Left job {job.id}, which continues. %aiaas_attach {job.id} shows it again.") from None
             hardware = self.session.backend.about().hardware
             story = with_note(story, counted(job.printout, job.id))
-            shown.freeze(present.job_bundles(job.view(), story, hardware, figures=shown.shows_figures))
+            shown.freeze(present_explanations.job_bundles(job.view(), story, hardware, figures=shown.shows_figures))

@@ -15,7 +15,7 @@ from aiaas_magics.core.routing import Rollout, Scaling
 from aiaas_magics.notebook import present
 from aiaas_magics.notebook.border import Family, magic
 from aiaas_magics.notebook.namespace import model_of, named
-from aiaas_magics.notebook.option_values import change, endpoint_name, replicas, share, variables, whole_number
+from aiaas_magics.notebook.option_values import change, endpoint_name, replicas, share, variable, variables, whole_number
 from aiaas_magics.notebook.options import ENDPOINT, OUT, option
 from aiaas_magics.notebook.views import live
 
@@ -26,6 +26,7 @@ class DeployRequest:
     name: str | None
     replicas: Scaling
     sample: tuple[str, ...] | None
+    background: str | None
     canary: float | None
     keep: Literal[1, 2]
     max_delay_us: int
@@ -84,6 +85,13 @@ class ServingMagics(Family):
             values="array",
             help="Variable with typical rows (default: rows of the last fit on the backend). Name two, short,long, to leave a size free.",
         ),
+        option(
+            "--background",
+            type=variable,
+            metavar="ARRAY",
+            values="array",
+            help="Variable with training data. Up to 100 of its rows travel with the model, for explanations (default: the sample rows).",
+        ),
         option("--canary", type=share, metavar="10%", help="Share of callers that the new version gets first."),
         option(
             "--keep",
@@ -140,6 +148,7 @@ class ServingMagics(Family):
         model = model_of(request.model, scope)
         sample, *other_samples = [named(name, scope, lambda _: True, "array") for name in request.sample or ()] or [None]
         validation = tuple(named(name, scope, lambda _: True, "array") for name in request.validate or ())
+        background = None if request.background is None else named(request.background, scope, lambda _: True, "array")
         with live.SlowLine(self.shell, f"Deploying {request.model}") as line:
             endpoint = self.session.backend.deploy(
                 model,
@@ -147,6 +156,7 @@ class ServingMagics(Family):
                 replicas=str(request.replicas),
                 sample=sample,
                 other_samples=other_samples,
+                background=background,
                 max_delay_us=request.max_delay_us,
                 rollout=request.rollout,
                 precision=request.precision,

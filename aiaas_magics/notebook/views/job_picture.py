@@ -125,9 +125,19 @@ def metrics_line(logs: dict[str, float], *, most: int = 6) -> str:
 
 
 def _ended(story: JobStory) -> str:
+    if (explained := story.explained) is not None:
+        rows = explained.of - explained.rows_before
+        again = f" ({explained.rows_before:,} more by an earlier attempt)" if explained.rows_before else ""
+        pace = f"; {text_twins.count(rows / explained.seconds)} rows/s" if explained.seconds > 0 else ""
+        workers = text_twins.workers(story.ranks)
+        return f"succeeded: {_rows(rows)} explained{again} in {text_twins.seconds(explained.seconds)} on {workers}{pace}"
     if not story.rows:
         return "succeeded"
     return f"succeeded: {_epochs(story.epochs_done)} in {text_twins.seconds(story.training_s)}; {metrics_line(story.rows[-1].logs)}"
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" + ("" if count == 1 else "s")
 
 
 def _epochs(count: int) -> str:
@@ -136,6 +146,12 @@ def _epochs(count: int) -> str:
 
 def _underway(story: JobStory) -> str:
     phase = story.phase
+    if (explained := story.explained) is not None:
+        done = f"explaining: {explained.rows_before + explained.rows:,} of {_rows(explained.of)}"
+        pace = f"{text_twins.count(explained.rows / explained.seconds)} rows/s" if explained.rows and explained.seconds > 0 else ""
+        seconds_left = story.seconds_left()
+        left = f"{text_twins.seconds(seconds_left)} left" if seconds_left else ""
+        return " · ".join(filter(None, (done, pace, left)))
     if phase is not None and phase.phase is not Phase.TRAINING:
         return f"{phase.phase}: {phase.detail}" if phase.detail else str(phase.phase)
     if not story.epochs and not story.step:
@@ -171,6 +187,10 @@ def _lane(lane: Lane, story: JobStory) -> LaneBox:
     detail = lane.detail
     if not detail and lane.state == "training":
         detail = f"epoch {min(lane.epoch + 1, story.epochs or lane.epoch + 1)}" + (f", step {lane.step:,}" if lane.step else "")
+    if lane.state == "explaining" and lane.explained is not None:
+        share = story.ranks * lane.explained.rows / max(1, lane.explained.of - lane.explained.rows_before)
+        detail = detail or _rows(lane.explained.rows)
+        return LaneBox(name=f"worker {lane.rank}", device=lane.device, state=lane.state, detail=detail, fraction=min(1.0, share))
     fraction = min(1.0, lane.step / story.steps) if story.steps and lane.state == "training" else None
     return LaneBox(name=f"worker {lane.rank}", device=lane.device, state=lane.state, detail=detail, fraction=fraction)
 

@@ -2,7 +2,7 @@
 
 Samples are safetensors with `input/<name>` and `output/<name>`, rows first; rows of another size follow as `1/input/<name>`,
 `1/output/<name>` and so on. A string tensor travels as UTF-8 in `uint8`, padded with zeros along one more dimension;
-`length/input/<name>` says how many bytes are its own.
+`length/input/<name>` says how many bytes are its own. `background/<name>` are rows for explanations, any number of them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,16 @@ def as_safetensors(inputs: Sequence[Mapping[str, np.ndarray]], outputs: Sequence
         tensors |= {f"{place}output/{name}": array for name, array in answers.items()}
     lengths = {f"length/{name}": _lengths(array) for name, array in tensors.items() if array.dtype.kind in "OSU"}
     return bytes(save({name: np.ascontiguousarray(_padded(array)) for name, array in (tensors | lengths).items()}))
+
+
+def with_background(samples: bytes, background: Mapping[str, np.ndarray]) -> bytes:
+    """`samples`, as `as_safetensors` made them, with rows that explanations hide parts of a row behind, by input name."""
+    from safetensors.numpy import load, save
+
+    rows = {f"background/{name}": array for name, array in background.items()}
+    lengths = {f"length/{name}": _lengths(array) for name, array in rows.items() if array.dtype.kind in "OSU"}
+    arrays = {name: np.ascontiguousarray(_padded(array)) for name, array in (rows | lengths).items()}
+    return bytes(save({**load(samples), **arrays}))
 
 
 def as_text(array: np.ndarray) -> np.ndarray:

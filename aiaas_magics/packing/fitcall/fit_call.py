@@ -184,7 +184,7 @@ def draft(
         "settings": current_settings(),
         "seed": global_seed(),
     }
-    payload, out_of_band, chosen_environment = _pickle(root, environment)
+    payload, out_of_band, chosen_environment = pickled(root, environment)
     samples.remember_data(model, data.arguments["x"], dataset=data.x, streams=data.streams)
     return DraftedFitCall(
         model=model,
@@ -210,7 +210,7 @@ def _check(model: Any, data: FitData, *, workers: int, execution: Execution, gpu
     return shape
 
 
-def _pickle(root: Mapping[str, Any], named: Sequence[str] | None) -> tuple[bytes, state_pickle.OutOfBand, EnvironmentChoice]:
+def pickled(root: Mapping[str, Any], named: Sequence[str] | None) -> tuple[bytes, state_pickle.OutOfBand, EnvironmentChoice]:
     """`root` as bytes with what a worker needs first before them, what travels apart, and which environment variables go along."""
     try:
         payload, out_of_band = state_pickle.dumps(root)

@@ -74,6 +74,11 @@ async def run(tell):
         named = isinstance(predictions[0], dict)
         names = tell.outputs[model]
         tell.answered("v1", model, {name: [row[name] for row in predictions] if named else predictions for name in names})
+    explained = await v1.explain(base, "article", {"instances": rows["article"]}, headers=dict(headers))
+    tell.answered("v1 explain", "article", {name: explained["predictions"] for name in tell.outputs["article"]})
+    own = explained["explanations"]
+    tell.saw(explanations=[[len(row["attributions"]), row["base"] + sum(row["attributions"]) - row["output"]] for row in own])
+    await refused(tell, "v1_nobody_explained", v1.explain(base, "nobody", {"instances": [[0.0]]}, headers=dict(headers)))
     await refused(tell, "v1_nobody_ready", v1.is_model_ready(base, "nobody", headers=headers))
     await v1.close()
 

@@ -32,6 +32,7 @@ from aiaas_magics.backend.serving.protocols import (
     StreamCall,
     error,
 )
+from aiaas_magics.backend.serving.protocols.explain_calls import EXPLAIN_ACTIONS
 from aiaas_magics.backend.serving.protocols.operations import OperationRoute
 from aiaas_magics.core.spec import DeploySpec
 
@@ -112,6 +113,8 @@ class RequestHandler:
                 began_ns=began_ns,
                 refusal=refusal,
                 on_end=(lambda _: None) if span is None else span.end,
+                # What an explanation takes says nothing of how soon predictions are answered.
+                on_answered=version.stats.explained if route.action in EXPLAIN_ACTIONS else version.stats.answered,
             )
         except Exception as fault:  # noqa: BLE001 - border: what the caller sent is read here
             version.stats.failed += 1

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from aiaas_magics.backend.serving.models.batching import QueueFull, TooLate
 from aiaas_magics.backend.serving.models.registry import TakenDown, Version
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GONE: Final = Response(499, b"")  # nginx's status for a client that closed the connection; nobody is sent it
+
+
+class Answered(Protocol):
+    """Counts answers; see `EndpointStats.answered`."""
+
+    def __call__(self, *took_ns: int, rows: int) -> None: ...
 
 
 class StreamTooLate(TooLate):
@@ -43,6 +49,7 @@ class AnswerStream:
         run: Computes rows on the version.
         refusal: What a fault is answered with.
         on_end: Called once, with a response that has the status of how it ended.
+        on_answered: Counts an answer that is whole, with the nanoseconds it took and its rows.
     """
 
     def __init__(
@@ -54,11 +61,13 @@ class AnswerStream:
         began_ns: int,
         refusal: Callable[[Exception], Response],
         on_end: Callable[[Response], None],
+        on_answered: Answered | None = None,
     ) -> None:
         version.enter()
         version.streams.add(self)
         self._version, self._call, self._chunks = version, call, call.chunks(run)
         self._began_ns, self._refusal, self._on_end = began_ns, refusal, on_end
+        self._on_answered: Answered = on_answered or version.stats.answered
         loop = asyncio.get_running_loop()
         self._until_s = None if math.isinf(call.timeout_s) else loop.time() + call.timeout_s
         self._waiting: asyncio.Timeout | None = None
@@ -76,7 +85,7 @@ class AnswerStream:
             async with self._waiting:
                 return await anext(self._chunks)
         except StopAsyncIteration:
-            self._version.stats.answered(time.perf_counter_ns() - self._began_ns, rows=self._call.rows or 0)
+            self._on_answered(time.perf_counter_ns() - self._began_ns, rows=self._call.rows or 0)
             self._end(Response(200, b""))
             raise
         except Exception as error:  # noqa: BLE001 - border: a protocol's and an engine's code runs in there

@@ -9,7 +9,7 @@ Owns replaying and comparing. Where the samples come from belongs to the kernel'
 Samples are a safetensors file with `input/<name>` and `output/<name>`, rows first; where dimensions are free, rows of another size
 follow as `1/input/<name>`, `1/output/<name>` and so on, and the check is made for each. A string
 tensor, which safetensors does not know, travels as UTF-8 in `uint8`, padded with zeros along
-one more dimension at the end; `length/input/<name>` says how many bytes are its own.
+one more dimension at the end; `length/input/<name>` says how many bytes are its own. `background/<name>` are rows for explanations.
 """
 
 from __future__ import annotations
@@ -55,13 +55,29 @@ def read_samples(path: Path, spec: DeploySpec) -> Samples:
     Raises:
         InvalidSpec: a tensor is missing, or the file is no safetensors.
     """
-    try:
-        arrays = read_safetensors(path.read_bytes())
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise InvalidSpec(f"The samples of {spec.name} cannot be read ({error}). Run the cell again to export it anew.") from error
+    arrays = _arrays_in(path, spec)
     numbers = sorted({int(key.partition("/")[0]) for key in arrays if key.partition("/")[0].isdecimal()})
     other_sizes = tuple(_of_one_size(arrays, f"{number}/", spec) for number in numbers)
     return replace(_of_one_size(arrays, "", spec), other_sizes=other_sizes)
+
+
+def read_background(path: Path, spec: DeploySpec) -> dict[str, np.ndarray]:
+    """The rows by input name that explanations hide parts of a row behind: the background in the file, or the sample rows without one.
+
+    Raises:
+        InvalidSpec: as `read_samples`.
+    """
+    arrays = _arrays_in(path, spec)
+    side = "background" if any(key.startswith("background/") for key in arrays) else "input"
+    return {tensor.name: _sample(arrays, side, tensor, spec) for tensor in spec.inputs}
+
+
+def _arrays_in(path: Path, spec: DeploySpec) -> dict[str, np.ndarray]:
+    try:
+        arrays: dict[str, np.ndarray] = read_safetensors(path.read_bytes())
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InvalidSpec(f"The samples of {spec.name} cannot be read ({error}). Run the cell again to export it anew.") from error
+    return arrays
 
 
 def _of_one_size(arrays: Mapping[str, np.ndarray], place: str, spec: DeploySpec) -> Samples:

@@ -89,6 +89,7 @@ class EndpointStats:
     failed: int = 0  # refused for what they held, or lost with the engine
     refused: int = 0  # not taken in: the queue was full
     abandoned: int = 0  # streams whose reader left before the end
+    explanations: int = 0  # answered; they are not among the requests
     rows: int = 0
     queue_ns: int = 0  # summed over requests
     compute_ns: int = 0  # summed over batches
@@ -115,3 +116,7 @@ class EndpointStats:
         self.requests += len(took_ns)
         self.rows += rows
         self.latency.add(*[duration_ns // 1000 for duration_ns in took_ns])
+
+    def explained(self, *took_ns: int, rows: int) -> None:
+        """As `answered`, for explanations: how long they take says nothing of predictions."""
+        self.explanations += len(took_ns)

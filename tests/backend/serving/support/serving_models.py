@@ -117,6 +117,21 @@ def lookup(folder: Path, name: str) -> Made:
     return write(folder, spec_of(name, [x], [y]), model, {"input/x": index, "output/y": np.arange(8, dtype="float32").reshape(4, 2)})
 
 
+LINEAR_WEIGHTS = np.array([[1.0, 0.0], [-2.0, 1.0], [0.5, 3.0]], "float32")
+
+
+def linear(folder: Path, name: str, *, background: np.ndarray | None = None) -> Made:
+    """`y = x @ LINEAR_WEIGHTS`, three columns to two: what each column contributes is known exactly."""
+    x, y = tensor("x", "float32", -1, 3), tensor("y", "float32", -1, 2)
+    weights = helper.make_tensor("weights", TensorProto.FLOAT, [3, 2], LINEAR_WEIGHTS.ravel().tolist())
+    sample = np.arange(12, dtype="float32").reshape(4, 3)
+    samples = {"input/x": sample, "output/y": sample @ LINEAR_WEIGHTS}
+    if background is not None:
+        samples["background/x"] = background
+    model = graph([helper.make_node("MatMul", ["x", "weights"], ["y"])], [x], [y], [weights])
+    return write(folder, spec_of(name, [x], [y]), model, samples)
+
+
 def matrix(folder: Path, name: str, *, size: int, steps: int) -> Made:
     """Rows of `size` numbers through `steps` multiplications: work that takes a while, and gives the rows back."""
     x, y = tensor("x", "float32", -1, size), tensor("y", "float32", -1, size)

@@ -106,6 +106,8 @@ def fits(action: str, spec: DeploySpec) -> bool:
         return all(tensor.dtype in DATATYPES for tensor in spec.inputs)
     if not snippets.takes_json(spec.inputs):
         return False
+    if action == "explain" and spec.outputs[0].dtype == "string":
+        return False
     method = tfserving_examples.METHODS.get(action)
     return method is None or (tfserving_examples.kind_fits(spec, method) and not any(map(is_ragged, spec.inputs)))
 
@@ -122,6 +124,7 @@ def add_bodies(components: Components, spec: DeploySpec, name: str) -> dict[str,
         "classify": _examples,
         "regress": _examples,
         "infer": _infer,
+        "explain": _explain,
     }
     bodies: dict[str, Schema] = {}
     for action, maker in makers.items():
@@ -152,6 +155,14 @@ def _predict(components: Components, spec: DeploySpec, name: str) -> Schema:
     branches.append(branch("NamedRows", "instances", listed(by_name("Row", rows), **batch)))
     branches.append(branch("NamedColumns", "inputs", by_name("Inputs", columns)))
     return ref(components.add(f"Predict{name}", any_of(*branches)))
+
+
+def _explain(components: Components, spec: DeploySpec, name: str) -> Schema:
+    """Rows, by the inputs' names where there are several."""
+    rows = {tensor.name: _nested(tensor, tensor.shape[1:]) for tensor in spec.inputs}
+    row = next(iter(rows.values())) if len(rows) == 1 else ref(components.add(f"Explain{name}Row", _by_name(rows)))
+    more = {"parameters": ref("ExplainParameters"), "signature_name": ref("SignatureName")}
+    return ref(components.add(f"Explain{name}", closed({"instances": listed(row, **_length(spec.inputs[0].shape[0]))}, more)))
 
 
 def _by_name(schemas: Mapping[str, Schema]) -> Schema:
@@ -244,6 +255,9 @@ def requests_of(action: str, spec: DeploySpec) -> dict[str, Any]:
                 "rows": {"instances": rows if only is None else columns[only]},
                 "columns": {"inputs": columns if only is None else columns[only]},
             }
+        case "explain":
+            rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            return {"rows": {"instances": rows if len(columns) > 1 else next(iter(columns.values()))}}
         case "infer":
             inputs = [
                 {"name": tensor.name, "datatype": DATATYPES[tensor.dtype], "shape": [abs(size) for size in tensor.shape], "data": data}

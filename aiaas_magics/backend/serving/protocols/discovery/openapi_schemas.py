@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from aiaas_magics.backend.serving.protocols.explain_calls import BLACK_BOX, MOST_S, MOST_SAMPLES
 from aiaas_magics.backend.serving.protocols.open_inference.inference_codec import DATATYPES
+from aiaas_magics.core.explain_settings import ALIASES, AUTO
 
 Schema = dict[str, Any]
 
@@ -48,6 +50,20 @@ DATATYPE: Final[Schema] = {"type": "string", "enum": list(DATATYPES.values())}
 TENSOR: Final = fields({"name": STRING, "datatype": DATATYPE, "shape": listed({"type": "integer"})})
 TIMES: Final = fields({"count": COUNT, "ns": COUNT})
 
+EXPLAIN_PARAMETERS: Final[Mapping[str, Schema]] = {
+    "method": {**STRING, "enum": [AUTO, *BLACK_BOX, *(alias for alias, name in ALIASES.items() if name in BLACK_BOX)]},
+    "samples": {**COUNT, "maximum": MOST_SAMPLES, "description": "Coalitions per row; 0 is the method's own number"},
+    "output": {**STRING, "description": "The output to explain; the first where it is left out"},
+    "target": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "description": "Its column; each row's largest where it is left out",
+    },
+    "seed": COUNT,
+    "patch": {**COUNT, "description": "Edge of the squares that an image is hidden in, or length of the windows of a series"},
+    "timeout_s": {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_S},
+}
+
 # TensorFlow Serving writes them so; Python's parser reads them, JavaScript's does not.
 NOT_FINITE: Final = "Numbers that are not finite are the bare tokens NaN, Infinity and -Infinity"
 
@@ -66,6 +82,23 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
     "Examples": fields({"examples": listed(FREE, minItems=1)}, {"context": FREE, "signature_name": ref("SignatureName")}),
     "ClassifyAnswer": fields({"results": listed(listed(listed({"type": ["string", "number"]}, minItems=2, maxItems=2)))}),
     "RegressAnswer": fields({"results": listed({"type": "number"})}),
+    # KServe's explain
+    "Explain": closed(
+        {"instances": listed(VALUE, minItems=1)}, {"parameters": ref("ExplainParameters"), "signature_name": ref("SignatureName")}
+    ),
+    "ExplainParameters": closed({}, EXPLAIN_PARAMETERS),
+    "ExplainAnswer": fields(
+        {
+            "predictions": {**listed({}), "description": NOT_FINITE},
+            "explanations": listed(ref("RowExplanation")),
+            "explainer": ref("Explainer"),
+        }
+    ),
+    "RowExplanation": fields(
+        {"attributions": VALUE, "base": {"type": ["number", "null"]}, "output": {"type": ["number", "null"]}, "target": COUNT},
+        {"tokens": listed(STRING)},
+    ),
+    "Explainer": fields({"method": STRING, "evaluations": COUNT, "columns": COUNT, "notes": listed(STRING)}),
     "Status": fields({"name": STRING, "ready": BOOLEAN, "model_version_status": listed(ref("VersionStatus"))}),
     "VersionStatus": fields({"version": STRING, "state": STRING, "status": ref("VersionFault")}),
     "VersionFault": fields({"error_code": STRING, "error_message": STRING}),
@@ -100,6 +133,14 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
         {"id": STRING},
     ),
     "InferredOutput": fields({"name": STRING, "datatype": STRING, "shape": listed(COUNT)}, {"data": listed({})}),
+    "InferExplain": fields(
+        {"inputs": listed(any_of("InferJson", "InferBinary"), minItems=1)},
+        {"id": STRING, "parameters": ref("ExplainParameters"), "outputs": listed(ref("InferOutput"))},
+    ),
+    "InferExplainAnswer": fields(
+        {"model_name": STRING, "model_version": STRING, "outputs": listed(ref("InferredOutput")), "parameters": ref("Explainer")},
+        {"id": STRING},
+    ),
     "Statistics": fields({"model_stats": listed(ref("ModelStatistics"))}),
     "ModelStatistics": fields(
         {

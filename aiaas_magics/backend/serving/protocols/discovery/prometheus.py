@@ -34,6 +34,7 @@ def _lines(versions: Sequence[Version]) -> Iterator[str]:
     for version in versions:
         yield _sample("aiaas_version_info", _of(version) | {"state": version.state, "engine": version.engine}, 1)
     yield from _counter("aiaas_requests_total", "Inference requests, by how they ended.", versions, _outcomes)
+    yield from _counter("aiaas_explanations_total", "Requests for explanations that were answered.", versions, _of_stat("explanations"))
     yield from _counter("aiaas_rows_total", "Rows that were computed.", versions, _of_stat("rows"))
     yield from _counter("aiaas_queue_seconds_total", "Time that requests waited for an executor.", versions, _of_stat("queue_ns", 1e-9))
     yield from _counter("aiaas_compute_seconds_total", "Time that batches took in the engine.", versions, _of_stat("compute_ns", 1e-9))

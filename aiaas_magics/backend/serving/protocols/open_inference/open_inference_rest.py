@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import orjson
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from aiaas_magics.backend.serving import protocols
 from aiaas_magics.backend.serving.engines import slices_of
 from aiaas_magics.backend.serving.models.registry import NotServed, Registry, Version
 from aiaas_magics.backend.serving.protocols import BadValue, Plain, PlainForm, Request, Response, error
+from aiaas_magics.backend.serving.protocols.explain_calls import ExplanationCall, dumped, method_document, parameters_of, settings_of
 from aiaas_magics.backend.serving.protocols.open_inference import inference_codec as tensors
 from aiaas_magics.backend.serving.protocols.open_inference import inference_documents as documents
 from aiaas_magics.backend.serving.protocols.open_inference.inference_calls import JSON_LENGTH, PLAIN, Documents, InferCall, OutputForm
@@ -33,8 +36,13 @@ from aiaas_magics.backend.serving.protocols.operations import BINARY_TYPE, JSON_
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
 from aiaas_magics.core.spec import TensorSpec
 
+if TYPE_CHECKING:
+    from aiaas_magics.explain.attributions import Attributions
+
 NAME: Final = "open-inference"
 TITLE: Final = "Open Inference Protocol"
+EXPLANATION: Final = "explanation"  # what the names of an explanation's outputs begin with
+OF_INFER: Final = frozenset({"binary_data_output", "timeout"})  # parameters of an inference request
 ABOUT: Final = "Version 2, with binary tensors and Triton's repository requests"
 
 
@@ -230,6 +238,58 @@ def call_of(
     )
 
 
+# --------------------------------------------------------------------------- explain
+
+
+def read_explain(_route: OperationRoute, request: Request, version: Version) -> ExplanationCall:
+    """The rows of an explain request, which are those of an inference request; how they are explained stands in its "parameters".
+
+    This operation is ours: the protocol has none. The answer is JSON, whatever form outputs are asked for in.
+
+    Raises:
+        BadValue: the rows do not fit the version's interface, or the parameters are not possible.
+    """
+    size = json_size(request)
+    document, binary = (request.body, memoryview(b"")) if size is None else (request.body[:size], memoryview(request.body)[size:])
+    parsed, call = read_document(document, binary, version)
+    own = {name: value for name, value in (parsed.parameters or {}).items() if name not in OF_INFER}
+    parameters = parameters_of(own)
+    return ExplanationCall(
+        version=version,
+        tensors=call.tensors,
+        rows=call.rows,
+        settings=settings_of(parameters, version),
+        timeout_s=min(parameters.timeout_s, call.timeout_s),
+        write=partial(write_explained, call, version.spec.inputs),
+    )
+
+
+def write_explained(call: InferCall, inputs: Sequence[TensorSpec], outputs: Mapping[str, np.ndarray], attributions: Attributions) -> bytes:
+    """The answer to an inference request, with the explanations as further outputs."""
+    explanations: dict[str, np.ndarray] = {
+        f"{EXPLANATION}.attributions.{spec.name}": values for spec, values in zip(inputs, attributions.values, strict=True)
+    }
+    explanations |= {
+        f"{EXPLANATION}.base": attributions.base,
+        f"{EXPLANATION}.output": attributions.outputs,
+        f"{EXPLANATION}.target": attributions.targets,
+    }
+    if attributions.tokens:
+        explanations[f"{EXPLANATION}.tokens"] = padded_tokens(attributions.tokens)
+    names = (*(form.name for form in call.output_forms), *explanations)
+    forms = tuple(OutputForm(name, binary=False) for name in names)
+    body = replace(call, output_forms=forms, document=None).response({**outputs, **explanations}).body
+    return b'%b,"parameters":%b}' % (body[:-1], dumped(method_document(attributions)))
+
+
+def padded_tokens(tokens: Sequence[Sequence[str]]) -> np.ndarray:
+    """The words of each row, with "" behind those of a shorter one."""
+    array = np.full((len(tokens), max(map(len, tokens))), "", dtype=object)
+    for row, words in enumerate(tokens):
+        array[row, : len(words)] = words
+    return array
+
+
 # --------------------------------------------------------------------------- everything else
 
 
@@ -318,6 +378,7 @@ _LOOKS: Final[Mapping[str, Callable[[Registry, OperationRoute, Request], Respons
 WHICH: Final = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 SERVER: Final = "What this server is, and the extensions that it speaks"
 INFER: Final = "Outputs for inputs, as JSON or as binary tensors"
+EXPLAIN: Final = "Outputs for inputs, and what each input contributed to them, as JSON"
 UNLOAD: Final = "Withdraw a model: it stays loaded and does not answer"
 BOTH: Final = (JSON_TYPE, BINARY_TYPE)
 PATHS: Final = PathTable(
@@ -365,6 +426,17 @@ PATHS: Final = PathTable(
                     takes=BOTH,
                     gives=BOTH,
                     plain_form=plain_form,
+                ),
+                Operation(
+                    "POST",
+                    f"{which}/explain",
+                    "infer_explain",
+                    EXPLAIN,
+                    infers=True,
+                    body="InferExplain",
+                    answer="InferExplainAnswer",
+                    takes=BOTH,
+                    read_stream=read_explain,
                 ),
             )
         ),

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST interface: predict, classify, regress, status, metadata, and their errors.
+"""TensorFlow Serving's REST interface: predict, classify, regress, status, metadata, and their errors; with KServe's explain.
 
 Owns routes, documents, status codes and sentences. How a value becomes a tensor belongs to
 `tfserving_json` and `tfserving_examples`; sockets, tokens and body limits belong to `inference_app`.
@@ -6,13 +6,16 @@ Owns routes, documents, status codes and sentences. How a value becomes a tensor
 Source of truth: model_servers/http_rest_api_handler.cc, http_rest_api_util.cc and
 util/json_tensor.cc of https://github.com/tensorflow/serving. Where we answer more than it
 does: the status document also has "name" and "ready", as the Open Inference Protocol wants,
-and version 0 means the latest.
+and version 0 means the latest. `:explain` is KServe's, whose protocol v1 is this one with that verb
+(https://kserve.github.io/website, Data Plane V1): "instances" in, "predictions" and "explanations" out. The form of an explanation,
+which KServe leaves open, and "parameters" are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import orjson
@@ -20,17 +23,30 @@ import orjson
 from aiaas_magics.backend.serving import protocols
 from aiaas_magics.backend.serving.models.registry import NotServed, Registry, UnknownLabel, Version
 from aiaas_magics.backend.serving.protocols import Plain, PlainForm, Request, Response, error
+from aiaas_magics.backend.serving.protocols.explain_calls import (
+    ExplanationCall,
+    dumped,
+    method_document,
+    parameters_of,
+    row_documents,
+    settings_of,
+)
 from aiaas_magics.backend.serving.protocols.operations import Missed, Operation, OperationRoute, PathTable
 from aiaas_magics.backend.serving.protocols.tfserving.tfserving_examples import METHODS, ExamplesCall, read_examples
 from aiaas_magics.backend.serving.protocols.tfserving.tfserving_json import (
     PlainRowsOf,
     PredictCall,
     json_of_each,
+    parse,
     plain_dtype,
     plain_rows,
     read_predict,
+    write_predict,
 )
 from aiaas_magics.core.spec import DeploySpec, TensorSpec
+
+if TYPE_CHECKING:
+    from aiaas_magics.explain.attributions import Attributions
 
 NAME: Final = "tensorflow-serving"
 TITLE: Final = "TensorFlow Serving"
@@ -132,6 +148,36 @@ def unknown_label(label: str) -> Response:
     return error(400, f"Unrecognized servable version label: {label[:100]}. Ask without one, or set it with endpoint.label.")
 
 
+# --------------------------------------------------------------------------- explain
+
+
+def read_explain(_route: OperationRoute, request: Request, version: Version) -> ExplanationCall:
+    """The rows of an explain request, which are those of a predict request, and how they are to be explained.
+
+    Raises:
+        BadValue: the rows do not fit the version's interface, or the parameters are not possible.
+    """
+    call = read_predict(request.body, version.spec.inputs)
+    parameters = parameters_of(parse(request.body).get("parameters"))
+    return ExplanationCall(
+        version=version,
+        tensors=call.tensors,
+        rows=call.rows,
+        settings=settings_of(parameters, version),
+        timeout_s=parameters.timeout_s,
+        write=partial(write_explained, call, version.spec.inputs),
+    )
+
+
+def write_explained(
+    call: PredictCall, inputs: Sequence[TensorSpec], outputs: Mapping[str, np.ndarray], attributions: Attributions
+) -> bytes:
+    """The answer to a predict request, with an explanation for each row behind it."""
+    explanations = dumped(row_documents(attributions, inputs))
+    explainer = dumped(method_document(attributions))
+    return b'%b,"explanations":%b,"explainer":%b}' % (write_predict(outputs, call.layout)[:-1], explanations, explainer)
+
+
 # --------------------------------------------------------------------------- status and metadata
 
 
@@ -215,6 +261,7 @@ def tensor_info(tensor: TensorSpec) -> dict[str, object]:
 PREFLIGHT: Final = Operation("OPTIONS", "", "preflight", "What a browser asks before a page calls")
 CLASSIFY: Final = "Labels and scores of examples"
 REGRESS: Final = "One number for each example"
+EXPLAIN: Final = "Outputs for rows, and what each input contributed to them"
 WHICH: Final = ("/v1/models/{name}", "/v1/models/{name}/versions/{version}", "/v1/models/{name}/labels/{label}")
 PATHS: Final = PathTable(
     (
@@ -241,6 +288,16 @@ PATHS: Final = PathTable(
                 answer="ClassifyAnswer",
             ),
             Operation("POST", f"{which}:regress", "regress", REGRESS, infers=True, body="Examples", answer="RegressAnswer"),
+            Operation(
+                "POST",
+                f"{which}:explain",
+                "explain",
+                EXPLAIN,
+                infers=True,
+                body="Explain",
+                answer="ExplainAnswer",
+                read_stream=read_explain,
+            ),
             Operation("GET", which, "status", "The state of the model's versions", answer="Status"),
             Operation("GET", f"{which}/metadata", "signatures", "The model's inputs and outputs", answer="Signatures"),
         )

@@ -1,0 +1,136 @@
+"""Endpoint explanation: an explanation that an endpoint computes, asked for and read.
+
+Owns the request, in the Open Inference Protocol's form with our operation `explain`, and reading its answer. Sending belongs to `endpoint`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import numpy as np
+
+from aiaas_magics.client.serving import tensor_protocol
+from aiaas_magics.core.errors import BackendRefused
+from aiaas_magics.core.explain_settings import ExplainSettings
+from aiaas_magics.core.spec import EndpointView, TensorSpec
+from aiaas_magics.core.value import Value
+from aiaas_magics.explain.attributions import Attributions
+
+if TYPE_CHECKING:
+    from aiaas_magics.explain.explanation import Explanation
+
+PREFIX: Final = "explanation."
+FIELDS: Final = ("method", "samples", "output", "target", "seed", "patch")  # of the settings, those that an endpoint takes
+
+
+class JsonTensor(Value, frozen=True, kw_only=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: list[Any]
+
+
+class ExplainerFacts(Value, frozen=True, kw_only=True):
+    method: str
+    evaluations: int
+    columns: int = 1
+    notes: tuple[str, ...] = ()
+
+
+class ExplainAnswer(Value, frozen=True, kw_only=True):
+    outputs: tuple[JsonTensor, ...]
+    parameters: ExplainerFacts
+
+
+_ANSWER: Final = msgspec.json.Decoder(ExplainAnswer)
+
+
+def encode(
+    columns: Mapping[str, np.ndarray], inputs: tuple[TensorSpec, ...], settings: ExplainSettings, *, timeout_s: float
+) -> tuple[bytes, dict[str, str]]:
+    """A request's body and headers; rows travel as bytes."""
+    default = ExplainSettings()
+    parameters = {name: value for name in FIELDS if (value := getattr(settings, name)) != getattr(default, name)}
+    body, headers = tensor_protocol.encode(columns, inputs)
+    length = int(headers[tensor_protocol.LENGTH_HEADER])
+    document = {**json.loads(body[:length]), "parameters": {**parameters, "timeout_s": timeout_s}}
+    head = json.dumps(document, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % tensor_protocol.ALIGN)
+    return head + body[length:], {**headers, tensor_protocol.LENGTH_HEADER: str(len(head))}
+
+
+def decode(answer: bytes, inputs: tuple[TensorSpec, ...]) -> Attributions:
+    """The attributions in an answer.
+
+    Raises:
+        BackendRefused: it is no such answer.
+    """
+    try:
+        document = _ANSWER.decode(answer)
+        tensors = {tensor.name.removeprefix(PREFIX): tensor for tensor in document.outputs if tensor.name.startswith(PREFIX)}
+        tokens = tensors.get("tokens")
+        return Attributions(
+            method=document.parameters.method,
+            values=tuple(_floats(tensors[f"attributions.{spec.name}"]) for spec in inputs),
+            base=_floats(tensors["base"]),
+            outputs=_floats(tensors["output"]),
+            targets=np.array(tensors["target"].data, np.int64),
+            evaluations=document.parameters.evaluations,
+            columns=document.parameters.columns,
+            tokens=() if tokens is None else _words(tokens),
+            notes=document.parameters.notes,
+        )
+    except (KeyError, ValueError, TypeError, msgspec.MsgspecError) as error:
+        raise BackendRefused(200, f"The endpoint's explanation is not understood ({error}). Is it an aiaas_magics endpoint?") from error
+
+
+def _floats(tensor: JsonTensor) -> np.ndarray:
+    """Numbers; null stands for one that there is not."""
+    return np.array([np.nan if value is None else value for value in tensor.data], np.float32).reshape(tensor.shape)
+
+
+def _words(tensor: JsonTensor) -> tuple[tuple[str, ...], ...]:
+    rows = np.array(tensor.data, object).reshape(tensor.shape)
+    return tuple(tuple(word for word in row if word) for row in rows)
+
+
+def explanation_of(
+    attributions: Attributions,
+    rows: Any,
+    columns: Mapping[str, np.ndarray],
+    view: EndpointView,
+    *,
+    class_names: tuple[str, ...],
+    seconds: float,
+) -> Explanation:
+    """The explanation of `rows` as its caller gave them, with the names that they have."""
+    from aiaas_magics.explain.explanation import Explanation
+
+    names = tuple(spec.original or spec.name for spec in view.inputs)
+    own = tuple(map(str, getattr(rows, "columns", ())))
+    arrays = tuple(columns[spec.name] for spec in view.inputs)
+    return Explanation(
+        attributions=attributions,
+        inputs=arrays,
+        input_names=names,
+        columns=tuple(_column_names(array, name, own, several=len(arrays) > 1) for array, name in zip(arrays, names, strict=True)),
+        class_names=class_names,
+        model=view.name,
+        why=next((note for note in attributions.notes if note.startswith("auto chose")), ""),
+        seconds=seconds,
+    )
+
+
+def _column_names(array: np.ndarray, name: str, own: tuple[str, ...], *, several: bool) -> tuple[str, ...]:
+    """Names of a table's columns or a series' channels: those of the caller's frame, or numbers."""
+    if array.dtype.kind in "OSU":
+        return ()
+    width = array.shape[-1] if array.ndim > 1 else 1
+    if len(own) == width and not several:
+        return own
+    if several and width == 1:
+        return (name,)
+    return tuple(f"{name}[{place}]" if several else f"x{place}" for place in range(width))
