@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from aiaas_magics.core.errors import AiaasError
+from aiaas_magics.core.recording import policy_of
 from aiaas_magics.core.routing import Scaling, scaling_of
 from aiaas_magics.core.spec import checked_name
 
@@ -122,6 +123,15 @@ def replicas(text: str) -> Scaling:
         return scaling_of(text)
     except AiaasError as error:
         raise ArgumentTypeError(str(error)) from None
+
+
+def recording(text: str) -> str:
+    """1% | 1%,256MB,7d | off"""
+    try:
+        policy_of(text)
+    except AiaasError as error:
+        raise ArgumentTypeError(str(error)) from None
+    return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,12 @@ from msgspec.structs import replace
 from aiaas_magics.backend.serving.models.autoscaling import scaled
 from aiaas_magics.backend.serving.process.control import (
     AnyCall,
+    CountRecorded,
+    DriftQuery,
+    ForgetRecorded,
     Hello,
     Load,
+    Record,
     Reply,
     Retire,
     RouteVersions,
@@ -40,9 +44,11 @@ from aiaas_magics.backend.serving.process.control import (
     connection,
 )
 from aiaas_magics.backend.serving.process.state_directory import Files, RunningProcess, is_alive
+from aiaas_magics.core.drift.drift_values import DriftReport
 from aiaas_magics.core.errors import AiaasBug, AiaasError, BackendTooSlow, CannotStart, UnknownName
+from aiaas_magics.core.recording import RecordingCounts
 from aiaas_magics.core.routing import Routing, Scaling, without
-from aiaas_magics.core.spec import DeploySpec, VersionView
+from aiaas_magics.core.spec import DeploySpec, RecordingChange, VersionView
 from aiaas_magics.core.value import Value
 
 log = logging.getLogger(__name__)
@@ -200,6 +206,34 @@ class InferenceHost:
         await self._call(Scale(name=name, scaling=scaling), answer_s=LOAD_S)
         self._served[name] = [replace(record, spec=scaled(record.spec, scaling)) for record in self._served.get(name, [])]
 
+    async def record(self, name: str, change: RecordingChange) -> None:
+        """Record requests of an endpoint as `change` says, from the next one on.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+        """
+        await self._call(Record(name=name, change=change), answer_s=ANSWER_S)
+        self._served[name] = [replace(record, spec=change.applied(record.spec, record.version)) for record in self._served.get(name, [])]
+
+    async def recorded_counts(self, name: str) -> RecordingCounts:
+        """What is recorded of an endpoint, in its files when this returns."""
+        return (await self._call(CountRecorded(name=name), answer_s=ANSWER_S)).counts or RecordingCounts()
+
+    async def forget_recorded(self, name: str) -> None:
+        """Remove what is recorded of an endpoint. Recording itself goes on."""
+        await self._call(ForgetRecorded(name=name), answer_s=ANSWER_S)
+
+    async def drift(self, name: str, version: int = 0) -> DriftReport:
+        """How the recorded rows of a version differ from its reference; a `version` of 0 is the live one.
+
+        Raises:
+            UnknownName: there is no such endpoint, or no such version of it that is ready.
+        """
+        reply = await self._call(DriftQuery(name=name, version=version), answer_s=ANSWER_S)
+        if reply.drift is None:
+            raise AiaasBug("the inference process compared recorded rows and did not say with what result")
+        return reply.drift
+
     def _keep(self, name: str, routing: Routing, *, keeps: int = 0) -> None:
         """Remember what is to be brought back after a death."""
         stays = routing.loaded | {keeps}
@@ -340,7 +374,8 @@ class InferenceHost:
             # Not what the records say: retired while nobody was there to tell. What is there beside the records' versions was
             # never acknowledged, and goes when requests are routed again.
             with contextlib.suppress(AiaasError):
-                await call_at(running.control, running.secret, Retire(name=name), answer_s=ANSWER_S)
+                call = Retire(name=name, forgets=name not in self._served)
+                await call_at(running.control, running.secret, call, answer_s=ANSWER_S)
         for name, records in list(self._served.items()):
             lost = [] if name in right else [record for record in records if not await self._brought_back(record)]
             await self._route_again(name, frozenset(record.version for record in lost))
@@ -375,7 +410,7 @@ class InferenceHost:
         with contextlib.suppress(AiaasError):
             if routing is None:
                 self._served.pop(name, None)
-                await call_at(running.control, running.secret, Retire(name=name), answer_s=ANSWER_S)
+                await call_at(running.control, running.secret, Retire(name=name, forgets=False), answer_s=ANSWER_S)
             else:
                 await call_at(running.control, running.secret, RouteVersions(name=name, routing=routing), answer_s=ANSWER_S)
                 self._keep(name, routing)
