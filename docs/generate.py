@@ -24,7 +24,8 @@ from aiaas_magics.backend.serving.protocols.discovery.discovery_routes import Di
 from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
 from aiaas_magics.client.training import planning
-from aiaas_magics.core import errors, events, spec
+from aiaas_magics.core import errors, events, recording, spec
+from aiaas_magics.core.drift import drift_values
 from aiaas_magics.notebook.extension import magics
 from tests.architecture.test_errors import ARGUMENTS
 
@@ -34,6 +35,7 @@ SECTIONS: Final = ("Args", "Attributes", "Returns", "Raises")
 RECORDS: Final = (
     *(spec.About, spec.Device, spec.Versions, spec.JobView, spec.EndpointView, spec.VersionView),
     *(spec.StorageView, spec.Freed, planning.FitPlan),
+    *(recording.RecordingPolicy, recording.RecordingCounts, drift_values.DriftReport, drift_values.FeatureDrift),
 )
 
 
