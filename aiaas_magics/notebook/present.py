@@ -31,6 +31,7 @@ from aiaas_magics.plots import drift_words, text_twins
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from aiaas_magics.client.serving.drift import Drift
     from aiaas_magics.client.serving.endpoint import Endpoint
     from aiaas_magics.client.training.job import Job
     from aiaas_magics.client.training.planning import FitPlan
@@ -389,11 +390,19 @@ def recording_bundle(view: EndpointView, counts: RecordingCounts) -> Bundle:
     return table_bundle(("endpoint", view.name), facts, notes=notes)
 
 
+def drift_bundle(drift: Drift) -> Bundle:
+    """For `drift` as the last expression of a cell."""
+    return drift_table(drift.report)
+
+
+def drift_table(report: DriftReport) -> Bundle:
+    rows, notes = drift_words.drift_rows(report), drift_words.drift_notes(report)
+    return table_bundle(drift_words.HEADER, rows, caption=drift_words.drift_title(report), notes=notes)
+
+
 def drift_bundles(report: DriftReport, *, figures: bool = True) -> list[Bundle]:
     """The table of an endpoint's drift and its figure."""
-    notes = drift_words.drift_notes(report)
-    rows = drift_words.drift_rows(report)
-    bundles = [table_bundle(drift_words.HEADER, rows, caption=drift_words.drift_title(report), notes=notes)]
+    bundles = [drift_table(report)]
     if not figures or not report.features:
         return bundles
     from aiaas_magics.plots.drift_figure import drift_figure

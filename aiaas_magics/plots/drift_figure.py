@@ -17,7 +17,9 @@ from aiaas_magics.plots import drift_words, figure_style
 
 SHOWN: Final = 12
 WIDTH: Final = 8.8
-LABEL: Final = 24  # characters of a name
+LABEL: Final = 22  # characters of a name
+NAMES_IN: Final = 1.75  # of the features, beside the bars
+BINS_IN: Final = 0.3  # of the bins, below the axis, beyond the room that ticks have
 
 
 def drift_figure(report: DriftReport) -> Figure:
@@ -29,7 +31,7 @@ def drift_figure(report: DriftReport) -> Figure:
         subtitle=drift_words.drift_line(report),
         caption=" ".join(drift_words.drift_notes(report)[1:]),
         width=WIDTH,
-        height=max(1.8, 0.24 * len(shown) + 0.3),
+        height=max(2.1, 0.24 * len(shown) + 0.3),
         keys=[
             figure_style.key("PSI", color=figure_style.BLUE, linewidth=7),
             figure_style.key("by chance", color=figure_style.INK, marker="|", markersize=9, linestyle="none"),
@@ -42,8 +44,16 @@ def drift_figure(report: DriftReport) -> Figure:
         return figure_style.plain(figure)
     _draw_index(index, shown)
     _draw_shares(shares, shown[0])
-    figure.subplots_adjust(left=0.22, wspace=0.2)
+    _make_room(figure, index, left_in=NAMES_IN, right_in=WIDTH / 2 - 0.15, below_in=0.0)
+    _make_room(figure, shares, left_in=WIDTH / 2 + 0.6, right_in=WIDTH - 0.16, below_in=BINS_IN)
     return figure_style.plain(figure)
+
+
+def _make_room(figure: Figure, axes: Axes, *, left_in: float, right_in: float, below_in: float) -> None:
+    """Set the sides of a panel, and give labels room below it."""
+    place, height_in = axes.get_position(), figure.get_size_inches()[1]
+    below = below_in / height_in
+    axes.set_position((left_in / WIDTH, place.y0 + below, (right_in - left_in) / WIDTH, place.height - below))
 
 
 def _draw_index(axes: Axes, shown: tuple[FeatureDrift, ...]) -> None:

@@ -402,7 +402,8 @@ def test_an_unknown_job_is_one_line_that_names_close_ones(trainer: Kernel) -> No
 def test_an_endpoint_is_recorded_and_its_drift_is_shown_in_cells(trainer: Kernel) -> None:
     deployed = trainer.run("%aiaas_deploy model --name kept --sample x --record 100% -o endpoint")
     shown = trainer.run("endpoint")
-    trainer.run("import numpy as np\nmoved = np.array(x)\nmoved[:, 0] += 3\nfor part in np.array_split(moved, 4): endpoint.predict(part)")
+    trainer.run("import numpy as np\nmoved = np.array(x)\nmoved[:, 0] += 3")
+    trainer.run("for part in np.array_split(moved, 1 + len(moved) // 200): endpoint.predict(part)")
     drift = trainer.run("%aiaas_drift kept -o drift")
     first = value(trainer, "(drift.features[0].verdict.value, drift.report.origin, len(endpoint.recorded()) == len(x))")
     off = trainer.run("%aiaas_record kept off --forget")

@@ -1,7 +1,7 @@
 """Record folder: the files with an endpoint's recorded requests.
 
 Owns their names, their bounds on size and age, and reading them. The inference process writes here and nobody else does; the server
-reads. Which requests are chosen belongs to `serving.models.recording`, the bytes of one to `core.recording`.
+reads. Which requests are chosen belongs to `serving.models.recorder`, the bytes of one to `core.recording`.
 
     NNNNNNNN-MILLISECONDS.frames    requests in the order of their answers, from that unix time on
 

@@ -19,34 +19,28 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from msgspec.structs import replace
 
-from aiaas_magics.client.serving import caller_rows, recorded_requests, tensor_protocol
-from aiaas_magics.client.serving.drift import Drift
+from aiaas_magics.client.serving import caller_rows, tensor_protocol
+from aiaas_magics.client.serving.recorded_endpoint import RecordedEndpoint, begin_recording
 from aiaas_magics.client.transport import Transport, sibling_url
 from aiaas_magics.client.uploads import BlobSender
 from aiaas_magics.core import precision as precisions
 from aiaas_magics.core import snippets
-from aiaas_magics.core.drift.drift_values import DriftReference, DriftReport
-from aiaas_magics.core.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable, DataMismatch
-from aiaas_magics.core.recording import RecordingCounts, RecordingPolicy, policy_of
+from aiaas_magics.core.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable
+from aiaas_magics.core.recording import RecordingPolicy, policy_of
 from aiaas_magics.core.routing import Change, Rollout, scaling_of
 from aiaas_magics.core.scaling.endpoint_samples import Sample, VersionCounts, counts_in, sample_of
-from aiaas_magics.core.spec import DeploySpec, EndpointView, RecordingChange, VersionView, checked_name
+from aiaas_magics.core.spec import DeploySpec, EndpointView, VersionView, checked_name
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from aiaas_magics.core.scaling.load_report import LoadProgress, LoadReport
     from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
     from aiaas_magics.packing.export.export_request import QuantizationOptions
     from aiaas_magics.packing.export.model_export import Servable
 
-NO_REFERENCE: Final = (
-    "Drift has nothing to compare with, since no data of this model are known here. Give rows with %aiaas_record NAME 1% --reference ARRAY."
-)
 PART_BYTES: Final = 16 * 1024 * 1024  # guess: a quarter of the largest body that a server takes by default
 
 
-class Endpoint:
+class Endpoint(RecordedEndpoint):
     """A model that is served in TensorFlow Serving's protocol and in the Open Inference Protocol v2, over HTTP and gRPC.
 
     `Backend.deploy` and `Backend.endpoint` make it. `repr` never shows the token.
@@ -271,79 +265,6 @@ class Endpoint:
         self._keep(self._transport.post(f"/v1/endpoints/{self.name}/routing", change, EndpointView))
         return self
 
-    def record(self, policy: str | float | RecordingPolicy, *, reference: Any = None) -> Endpoint:
-        """Keep a sample of the requests and answers, from the next one on; or stop to.
-
-        Inputs and outputs are kept as arrays, with the time, the version and the request's id; no header and no token. The files are
-        in the backend's state folder, and whoever runs the backend can read them.
-
-        Args:
-            policy: the share of the requests as a number from 0 to 1, or "1%", "1%,256MB,7d" (bounds on the size and on the age
-                of a request; the oldest make room), or "off". What is recorded already stays until its age; see `forget_recorded`.
-            reference: rows as `predict` takes them, for `drift`. Their distribution is kept, and none of the rows. None leaves
-                the reference that the version was deployed with.
-
-        Raises:
-            InvalidSpec: it is none of these.
-            DataMismatch: the reference does not fit the model's inputs.
-        """
-        view = self.view()
-        if not isinstance(policy, RecordingPolicy):
-            text = "off" if policy in (0, "off") else policy if isinstance(policy, str) else f"{policy}"
-            policy = policy_of(text, view.recording)
-        version = view.routing.live if view.routing is not None else 0
-        described = None if reference is None else self._reference(reference, "the rows that were given", version)
-        return self._record(RecordingChange(policy=policy, reference=described, version=version))
-
-    def _record(self, change: RecordingChange) -> Endpoint:
-        self._keep(self._transport.post(f"/v1/endpoints/{self.name}/recording", change, EndpointView))
-        return self
-
-    def _reference(self, x: Any, origin: str, version: int) -> DriftReference:
-        """The distribution of rows as `predict` takes them, and of the answers of a version."""
-        if self.preprocess is not None and not caller_rows.is_named(x, self._view.inputs):
-            x = self.preprocess(x)
-        columns = caller_rows.columns(self.name, x, self._view.inputs)
-        labels = recorded_requests.labels_of(x, self._view.inputs)
-        return recorded_requests.reference(columns, origin=origin, labels=labels, predict=lambda rows: self._infer(rows, version))
-
-    def recording(self) -> RecordingCounts:
-        """Ask what is recorded: the policy, requests, rows, bytes, the oldest and newest (unix times), and what was not recorded."""
-        return self._transport.get(f"/v1/endpoints/{self.name}/recording", RecordingCounts)
-
-    def recorded(self, *, most_bytes: int = 64_000_000) -> pd.DataFrame:
-        """Fetch the newest recorded requests, with the backend's token.
-
-        Args:
-            most_bytes: how much to fetch, in bytes.
-
-        Returns:
-            A line per row of a request, oldest first: `time` (UTC), `version`, `request` (its id), `row`, and the inputs and
-            outputs: a column for each number of a row of up to 256, a column of arrays for larger rows such as images. Of a
-            request of more than 256 rows a sample of these was kept.
-
-        Raises:
-            InvalidSpec: pandas is not installed.
-        """
-        recorded_requests.pandas()
-        data = self._transport.read(f"/v1/endpoints/{self.name}/recorded?most_bytes={most_bytes}")
-        return recorded_requests.frame_of(data, self._view.inputs, self._view.outputs)
-
-    def forget_recorded(self) -> None:
-        """Remove what is recorded of this endpoint from the backend. Recording itself goes on."""
-        self._transport.delete(f"/v1/endpoints/{self.name}/recorded")
-
-    def drift(self, version: int = 0) -> Drift:
-        """Compare the recorded inputs and outputs with the data that the version was deployed with.
-
-        Args:
-            version: the version's number; 0 is the live one.
-
-        Raises:
-            UnknownName: no such version is loaded.
-        """
-        return Drift(self._transport.get(f"/v1/endpoints/{self.name}/drift", DriftReport, version=version, answer_s=120.0))
-
     def stop(self) -> None:
         """Take the endpoint down, with all its versions."""
         self._transport.delete(f"/v1/endpoints/{self.name}")
@@ -490,26 +411,6 @@ def deploy(
         on_step("describing the data for drift")
         endpoint.notes = (*endpoint.notes, *begin_recording(endpoint, policy, sample if sample is not None else samples.fitted_rows(model)))
     return endpoint
-
-
-def begin_recording(endpoint: Endpoint, policy: RecordingPolicy, rows: Any) -> tuple[str, ...]:
-    """Record requests of a version that was deployed just now, with the distribution of `rows` as its reference.
-
-    Returns:
-        Sentences on what cannot be had.
-    """
-    version = max(version.version for version in endpoint._view.versions)
-    if not policy.is_on or rows is None:
-        notes = () if not policy.is_on else (NO_REFERENCE,)
-        endpoint._record(RecordingChange(policy=policy))
-        return notes
-    try:
-        described = endpoint._reference(rows, "the data of the deployment", version)
-    except (DataMismatch, BackendRefused) as error:
-        endpoint._record(RecordingChange(policy=policy))
-        return (f"{NO_REFERENCE} ({error})",)
-    endpoint._record(RecordingChange(policy=policy, reference=described, version=version))
-    return ()
 
 
 def notes_of(exported: Servable) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ of chi-square, E. Wilson and M. Hilferty, PNAS 17(12), 1931.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Final
@@ -155,9 +154,8 @@ def _number_bins(then: FeatureReference, present: np.ndarray, missing: int) -> t
     edges = edges[edges < len(points) - 1]
     before = np.diff([0, *up_to[edges], up_to[-1]])
     after = np.diff([0, *np.searchsorted(present, points[edges], "right"), len(present)])
-    bounds = [f"{point:.4g}" for point in points[edges]]
-    between = [f"{low} to {high}" for low, high in itertools.pairwise(bounds)]
-    labels = [f"≤ {bounds[0]}", *between, f"> {bounds[-1]}"] if bounds else ["all"]
+    bounds = [f"{point:.3g}" for point in points[edges]]
+    labels = [*(f"≤ {bound}" for bound in bounds), f"> {bounds[-1]}"] if bounds else ["all"]
     return [*labels, "missing"], np.array([*before, then.missing], float), np.array([*after, missing], float)
 
 

@@ -27,7 +27,7 @@ from aiaas_magics.backend.serving.models.autoscaling import DOWN_WINDOWS, Window
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.draining import close_all, drain
 from aiaas_magics.backend.serving.models.parity_check import ParityResult, Samples, check_parity, read_samples
-from aiaas_magics.backend.serving.models.recording import Recordings
+from aiaas_magics.backend.serving.models.recorder import Recordings
 from aiaas_magics.backend.serving.models.registry import Executor, NotServed, Registry, Version
 from aiaas_magics.backend.serving.models.replicas import Inline, Replicas
 from aiaas_magics.core.clock import Clock

@@ -21,7 +21,7 @@ import numpy as np
 from msgspec.structs import replace as replace_fields
 
 from aiaas_magics.backend.serving.engines import Tensors
-from aiaas_magics.backend.serving.models.recording import Recorder
+from aiaas_magics.backend.serving.models.recorder import Recorder
 from aiaas_magics.backend.serving.models.replicas import Done
 from aiaas_magics.backend.serving.models.stats import EndpointStats
 from aiaas_magics.core.drift.drift_values import DriftReport

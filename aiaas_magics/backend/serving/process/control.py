@@ -68,7 +68,7 @@ class Retire(ControlCall, frozen=True, kw_only=True, tag="retire"):
     forgets: bool = True  # whether what was recorded goes with it
 
 
-class Record(ControlCall, frozen=True, kw_only=True, tag="record"):
+class ChangeRecording(ControlCall, frozen=True, kw_only=True, tag="record"):
     name: str
     change: RecordingChange
 
@@ -96,7 +96,8 @@ class StopProcess(ControlCall, frozen=True, tag="stop"):
     """Answer what is being answered, then end."""
 
 
-AnyCall = Hello | Load | RouteVersions | Scale | Retire | Record | CountRecorded | ForgetRecorded | DriftQuery | StatusQuery | StopProcess
+RecordingCall = ChangeRecording | CountRecorded | ForgetRecorded | DriftQuery
+AnyCall = Hello | Load | RouteVersions | Scale | Retire | RecordingCall | StatusQuery | StopProcess
 
 
 class SignedCall(Value, frozen=True, kw_only=True):

@@ -33,16 +33,16 @@ from aiaas_magics.backend.serving.http.rest_protocols import ROUTES
 from aiaas_magics.backend.serving.models.autoscaling import WINDOW_S
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.model_loader import Loader
-from aiaas_magics.backend.serving.models.recording import DRIFT_S, FLUSH_S, Recordings, quietly
+from aiaas_magics.backend.serving.models.recorder import DRIFT_S, FLUSH_S, Recordings, quietly
 from aiaas_magics.backend.serving.models.registry import Registry
 from aiaas_magics.backend.serving.process import control
 from aiaas_magics.backend.serving.process.control import (
+    ChangeRecording,
     CountRecorded,
     DriftQuery,
     ForgetRecorded,
     Hello,
     Load,
-    Record,
     Reply,
     Retire,
     RouteVersions,
@@ -246,7 +246,7 @@ def _answering(
                 await loader.scale(call.name, call.scaling)
             case Retire():
                 await loader.retire(call.name, forgets=call.forgets)
-            case Record() | CountRecorded() | ForgetRecorded() | DriftQuery():
+            case ChangeRecording() | CountRecorded() | ForgetRecorded() | DriftQuery():
                 return await _answer_of_recording(call, loader, recordings)
             case StatusQuery():
                 return Reply(status=registry.status())
@@ -257,9 +257,9 @@ def _answering(
     return answer
 
 
-async def _answer_of_recording(call: Record | CountRecorded | ForgetRecorded | DriftQuery, loader: Loader, recordings: Recordings) -> Reply:
+async def _answer_of_recording(call: control.RecordingCall, loader: Loader, recordings: Recordings) -> Reply:
     match call:
-        case Record():
+        case ChangeRecording():
             await loader.record(call.name, call.change)
         case CountRecorded():
             return Reply(counts=await recordings.counts(call.name))

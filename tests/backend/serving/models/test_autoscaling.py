@@ -24,7 +24,7 @@ from aiaas_magics.backend.serving.models.autoscaling import (
 )
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.model_loader import Loader
-from aiaas_magics.backend.serving.models.recording import Recordings
+from aiaas_magics.backend.serving.models.recorder import Recordings
 from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.core.errors import InvalidSpec, NotScaled
 from aiaas_magics.core.routing import Routing, Scaling, scaling_of

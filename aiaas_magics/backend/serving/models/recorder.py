@@ -1,4 +1,4 @@
-"""Recording: keeps a sample of the requests and answers of an endpoint, for those who asked for it.
+"""Recorder: keeps a sample of the requests and answers of an endpoint, for those who asked for it.
 
 Owns which requests are chosen and that nobody waits for it: a chosen request is put aside in the event loop as references to its arrays,
 within bounds, and a thread makes bytes of it twice a second. What is over the bounds is dropped and counted. Files belong to

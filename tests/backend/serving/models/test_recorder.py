@@ -15,8 +15,8 @@ import pytest
 
 from aiaas_magics.backend.folders import record_folder
 from aiaas_magics.backend.folders.record_folder import RecordFolder, newest_frames
-from aiaas_magics.backend.serving.models import recording
-from aiaas_magics.backend.serving.models.recording import ChosenRequest, Recorder, Recordings, recorded
+from aiaas_magics.backend.serving.models import recorder as recorders
+from aiaas_magics.backend.serving.models.recorder import ChosenRequest, Recorder, Recordings, recorded
 from aiaas_magics.core.recorded_arrays import array_of, tensor_of
 from aiaas_magics.core.recording import MB, RecordedRequest, RecordingPolicy, frame_of, requests_in
 
@@ -79,13 +79,13 @@ def test_a_flood_is_bounded_in_memory_and_what_is_dropped_is_counted() -> None:
 
     for _ in range(10_000):
         offer(recorder)
-    assert len(recorder.take()) == recording.WAITING
-    assert recorder.counts.dropped == 10_000 - recording.WAITING
+    assert len(recorder.take()) == recorders.WAITING
+    assert recorder.counts.dropped == 10_000 - recorders.WAITING
 
     for _ in range(100):
         offer(recorder, rows=1, columns=2**20)  # 4 MB each
     waiting = recorder.take()
-    assert sum(array.nbytes for request in waiting for array in request.inputs.values()) <= recording.WAITING_BYTES
+    assert sum(array.nbytes for request in waiting for array in request.inputs.values()) <= recorders.WAITING_BYTES
     assert len(waiting) < 10
 
 
@@ -103,7 +103,7 @@ def test_of_a_large_request_rows_are_kept_evenly_and_the_answers_are_theirs() ->
     request = recorded(ChosenRequest(0.0, 1, "mine", 5_000, {"x": x}, {"y": -x}), MB)
 
     assert request is not None
-    assert (request.id, request.rows, request.rows_of) == ("mine", recording.MOST_ROWS, 5_000)
+    assert (request.id, request.rows, request.rows_of) == ("mine", recorders.MOST_ROWS, 5_000)
     rows = array_of(request.inputs[0])[:, 0]
     assert (np.diff(rows) > 0).all()
     assert rows.min() < 40
