@@ -149,6 +149,17 @@ def every(text: str) -> Every:
     return Every(epochs=whole_number(0, 10**6, "A number of epochs (write 30s for seconds)")(text))
 
 
+def epsilons(text: str) -> tuple[float, ...]:
+    """How much each number of a row may change, between commas."""
+    try:
+        numbers = tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        numbers = (0.0,)
+    if not all(0 < number < float("inf") for number in numbers):
+        raise ArgumentTypeError(f"{text!r} is not a list of changes. Use numbers above 0 in the units of x, such as 0.01,0.03,0.1.")
+    return numbers
+
+
 def levels(text: str) -> tuple[int, ...]:
     """Numbers of connections, between commas."""
     read = whole_number(1, 4096, "A number of connections")

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
+from aiaas_magics.core.attack_values import AttackReport
 from aiaas_magics.core.drift.drift_values import DriftReport
 from aiaas_magics.core.engines import ONE_PROCESS
 from aiaas_magics.core.events import Candidate, Planned
@@ -26,11 +27,12 @@ from aiaas_magics.core.scaling.load_report import LoadReport
 from aiaas_magics.core.spec import About, EndpointView, Freed, JobState, JobView, StorageView, TensorSpec, VersionView
 from aiaas_magics.core.story import JobStory
 from aiaas_magics.notebook.views.job_picture import error_line, status_line
-from aiaas_magics.plots import drift_words, text_twins
+from aiaas_magics.plots import attack_words, drift_words, text_twins
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from aiaas_magics.attacks.attack_run import Attacks
     from aiaas_magics.client.serving.drift import Drift
     from aiaas_magics.client.serving.endpoint import Endpoint
     from aiaas_magics.client.training.job import Job
@@ -408,6 +410,25 @@ def drift_bundles(report: DriftReport, *, figures: bool = True) -> list[Bundle]:
     from aiaas_magics.plots.drift_figure import drift_figure
 
     return [*bundles, figure_bundle(drift_figure(report), drift_words.drift_text(report))]
+
+
+def attack_bundles(report: AttackReport, *, figures: bool = True) -> list[Bundle]:
+    """The tables of attacks on models, and the figure."""
+    title, rows, notes = attack_words.attack_title(report), attack_words.attack_rows(report), attack_words.attack_notes(report)
+    bundles = [table_bundle(attack_words.HEADER, rows, caption=title, notes=notes)]
+    if points := attack_words.adversarial_rows(report):
+        caption = "Accuracy on rows that were changed by at most epsilon"
+        bundles.append(table_bundle(attack_words.ADVERSARIAL_HEADER, points, caption=caption))
+    if not figures:
+        return bundles
+    from aiaas_magics.plots.attack_figure import attack_figure
+
+    return [*bundles, figure_bundle(attack_figure(report), attack_words.attack_text(report))]
+
+
+def attacks_bundle(attacks: Attacks) -> Bundle:
+    """For `attacks` as the last expression of a cell."""
+    return joined(attack_bundles(attacks.report, figures=False))
 
 
 # --------------------------------------------------------------------------- status

@@ -18,9 +18,10 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"client", "backend.server", "backend.net"},
     "core": set(),
-    "notebook": {"client", "packing", "plots"},
+    "notebook": {"client", "packing", "plots", "attacks"},
     "client": {"packing", "plots"},
     "packing": set(),
+    "attacks": {"plots"},
     "plots": set(),
     "backend.net": set(),
     "backend.folders": set(),
@@ -81,6 +82,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "httpcore": ("client/connections.py",),
     "keras": (
         "notebook/capture.py",
+        "attacks/",
         "packing/",
         "backend/training/",
         "backend/workers/local/launcher.py",
@@ -88,6 +90,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     ),
     "tensorflow": (
         "notebook/capture.py",
+        "attacks/attack_gradients.py",
         "packing/",
         "backend/training/",
         "backend/workers/local/launcher.py",
@@ -96,7 +99,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     ),
     "cloudpickle": ("packing/",),
     "pickle": ("packing/",),
-    "jax": ("backend/training/jax/",),
+    "jax": ("backend/training/jax/", "attacks/attack_gradients.py"),
+    "art": ("attacks/art_attack.py",),
     # In the kernel too: what fewer bits change is measured with the engine that will serve, before anything is sent.
     "onnxruntime": ("backend/serving/engines/onnx_engine.py", "packing/export/onnx_session.py"),
     "grpc": ("backend/serving/grpc/",),

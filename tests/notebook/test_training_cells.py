@@ -420,6 +420,18 @@ def test_an_endpoint_is_recorded_and_its_drift_is_shown_in_cells(trainer: Kernel
     assert "Use a share of the requests" in wrong.text
 
 
+def test_a_model_is_attacked_in_a_cell(trainer: Kernel) -> None:
+    cell = trainer.run("%aiaas_attack model --members x,y --others x,y --adversarial 0.1 -o attacks")
+    facts = value(trainer, "sorted(attacks.facts())")
+    wrong = trainer.run("%aiaas_attack model --members x")
+
+    assert cell.ok, cell.error
+    assert "no better than a guess" in cell.text
+    assert len(cell.of("image/png")) == 1
+    assert facts[0] == "adversarial accuracy at epsilon 0"
+    assert "Give rows and targets of both" in wrong.text
+
+
 def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_output(trainer: Kernel) -> None:
     deployed = trainer.run("%aiaas_deploy model --name churn-test -o endpoint")
     assert deployed.ok, deployed.error + streams(deployed)

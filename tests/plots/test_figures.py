@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from msgspec.structs import replace
 
+from aiaas_magics.attacks.membership import judged
+from aiaas_magics.core.attack_values import AdversarialPoint, AttackedModel, AttackReport
 from aiaas_magics.core.drift.drift_features import features_of
 from aiaas_magics.core.drift.drift_report import compared, reference_of
 from aiaas_magics.core.drift.drift_values import DriftReport
@@ -23,6 +25,8 @@ from aiaas_magics.core.scaling.laws import SpeedupPoint, fit_study
 from aiaas_magics.core.scaling.load_report import Answers, LoadPoint, LoadReport, RatePoint
 from aiaas_magics.core.scaling.projection import StepPoint, project
 from aiaas_magics.core.story import EpochRow
+from aiaas_magics.plots.attack_figure import attack_figure
+from aiaas_magics.plots.attack_words import attack_text
 from aiaas_magics.plots.drift_figure import drift_figure
 from aiaas_magics.plots.drift_words import drift_text
 from aiaas_magics.plots.endpoint_figure import watched_figure
@@ -395,6 +399,47 @@ def test_drift_in_words_carries_what_the_figure_shows() -> None:
 def test_what_drift_cannot_say_is_said(found: DriftReport, said: str) -> None:
     assert said in drift_text(found)
     assert as_png(drift_figure(found)).startswith(b"\x89PNG")
+
+
+def attacked_model(name: str, shift: float) -> AttackedModel:
+    draw = np.random.default_rng(1)
+    scores = draw.normal(shift, 1, 800), draw.normal(0, 1, 1000)
+    points = [AdversarialPoint(epsilon=epsilon, fgsm=0.9 - 2 * epsilon, pgd=0.9 - 3 * epsilon, noise=0.9) for epsilon in (0.0, 0.1, 0.2)]
+    return AttackedModel(
+        name=name,
+        members=800,
+        others=1000,
+        loss_members=0.1,
+        loss_others=0.5,
+        accuracy_members=0.99,
+        accuracy_others=0.88,
+        membership=(judged("loss", *scores, threshold=0.0),),
+        adversarial_rows=500,
+        adversarial=tuple(points),
+    )
+
+
+def test_attacks_are_drawn_with_the_guess_and_said_with_what_they_do_not_prove() -> None:
+    found = AttackReport(models=(attacked_model("model", 1.0), attacked_model("private", 0.0)))
+
+    figure = attack_figure(found)
+
+    roc, accuracy = figure.axes
+    assert (roc.get_xscale(), roc.get_yscale()) == ("log", "log")
+    assert [line.get_label().partition(":")[0] for line in roc.lines] == ["a guess", "model", "private"]
+    assert len({(line.get_linestyle(), line.get_marker(), line.get_color()) for line in accuracy.lines}) == 6
+    said, text = words_of(figure).replace("\n", " "), attack_text(found)
+    for expected in (
+        "model: the attack by loss tells members from others",
+        "private: no attack is better than a guess",
+        "only differential",
+    ):
+        assert expected in said
+        assert expected in text.replace("\n", " ")
+    for model in found.models:
+        assert f"{model.strongest.auc:.3f}" in text
+    assert "a guess" in text
+    assert as_png(attack_figure(AttackReport(models=(replace(found.models[0], adversarial=()),)))).startswith(b"\x89PNG")
 
 
 @pytest.mark.process
