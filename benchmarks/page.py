@@ -19,6 +19,7 @@ TITLES = {
     "blobs": "Sending data",
     "serving": "Serving",
     "serving_start": "Serving start",
+    "recording": "Recording requests",
     "soak": "Soak test",
 }
 HEAD = """# Measured
@@ -52,7 +53,7 @@ def told(row: dict[str, Any]) -> str:
 
 
 def drawn(results: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for name in ("training", "scaling", "workers", "start", "serving"):
+    for name in ("training", "scaling", "workers", "start", "serving", "recording"):
         yield from (row for row in results.get(name, {}).get("rows", ()) if "goal" in row and "ratio" in row)
 
 

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from aiaas_magics.core.recording import RecordingCounts
+from aiaas_magics.core.spec import RecordingChange
 from benchmarks.environments import python_of
 from benchmarks.peers import free_ports
 from benchmarks.report import Sample, compared, ratio, save
@@ -215,6 +217,12 @@ class Ours:
         self._loop.run_until_complete(self._host.load(spec, version, self._folder / f"{name}.onnx", self._folder / f"{name}.safetensors"))
         self._loop.run_until_complete(self._host.route(name, Routing(live=version)))
         return time.perf_counter() - began
+
+    def record(self, name: str, change: RecordingChange) -> None:
+        self._loop.run_until_complete(self._host.record(name, change))
+
+    def recorded_counts(self, name: str) -> RecordingCounts:
+        return self._loop.run_until_complete(self._host.recorded_counts(name))
 
     def target(self, path: str, body: Path, *headers: str) -> Target:
         return Target(url=self._host.url + path, token=self._host.token, body=body, headers=headers)

@@ -23,8 +23,10 @@ from aiaas_magics.backend.server.api import api_app
 from aiaas_magics.backend.serving.protocols.discovery.discovery_routes import Discovery
 from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
+from aiaas_magics.client.serving.recorded_endpoint import RecordedEndpoint
 from aiaas_magics.client.training import planning
-from aiaas_magics.core import errors, events, spec
+from aiaas_magics.core import errors, events, recording, spec
+from aiaas_magics.core.drift import drift_values
 from aiaas_magics.notebook.extension import magics
 from tests.architecture.test_errors import ARGUMENTS
 
@@ -34,7 +36,10 @@ SECTIONS: Final = ("Args", "Attributes", "Returns", "Raises")
 RECORDS: Final = (
     *(spec.About, spec.Device, spec.Versions, spec.JobView, spec.EndpointView, spec.VersionView),
     *(spec.StorageView, spec.Freed, planning.FitPlan),
+    *(recording.RecordingPolicy, recording.RecordingCounts, drift_values.DriftReport, drift_values.FeatureDrift),
 )
+
+PARTS: Final = (RecordedEndpoint,)  # classes that hold some of the methods of a larger one
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -202,9 +207,11 @@ def members_of(name: str) -> Iterator[str]:
 
 
 def public_members(cls: type) -> list[tuple[str, Any]]:
-    """Methods and properties that the class itself defines, in the order of its code."""
-    own = [(name, value) for name, value in vars(cls).items() if not name.startswith("_")]
-    return [(name, value) for name, value in own if isinstance(value, property) or inspect.isfunction(value)]
+    """Methods and properties that the class itself defines, in the order of its code, and then those of the parts that it is made of."""
+    members: dict[str, Any] = {}
+    for part in (cls, *(base for base in cls.__bases__ if base in PARTS)):
+        members |= {name: value for name, value in vars(part).items() if not name.startswith("_") and name not in members}
+    return [(name, value) for name, value in members.items() if isinstance(value, property) or inspect.isfunction(value)]
 
 
 def signature(name: str, function: Any) -> str:

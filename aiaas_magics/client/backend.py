@@ -23,6 +23,7 @@ from aiaas_magics.core.errors import InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.core.process_id import ProcessId
+from aiaas_magics.core.recording import RecordingPolicy
 from aiaas_magics.core.routing import Rollout
 from aiaas_magics.core.spec import About, EndpointView, Freed, JobView, StorageView
 
@@ -356,6 +357,7 @@ class Backend:
         validation_data: Any = None,
         max_change: float | None = None,
         tell: Callable[[PrecisionChange], None] | None = None,
+        recording: str | RecordingPolicy | None = None,
         on_step: Callable[[str], None] = lambda step: None,
     ) -> Endpoint:
         """Export `model`, compare the export with Keras on sample rows, and serve it.
@@ -382,6 +384,9 @@ class Backend:
             max_change: how much the first metric may change, or which share of the answers (0 to 1); None is 0.01, or
                 0.1 without validation data.
             tell: called with the measured change before anything is sent. It is `endpoint.change` afterwards.
+            recording: which share of requests and answers to keep, such as "1%" or "1%,256MB,7d"; see `Endpoint.record`. The
+                distribution of `sample`, or of rows of the last fit, is kept for `Endpoint.drift`. None leaves it as the
+                endpoint has it; a new one records nothing.
             on_step: called with a few words before each step, because exporting a large model takes minutes.
 
         Raises:
@@ -391,7 +396,7 @@ class Backend:
             ProofFailed: the serving engine's answers differ from Keras'. A live version stays live.
         """
         options: dict[str, Any] = {"replicas": replicas, "max_delay_us": max_delay_us, "rollout": rollout}
-        options |= {"sample": sample, "other_samples": other_samples, "background": background, "on_step": on_step}
+        options |= {"sample": sample, "other_samples": other_samples, "background": background, "recording": recording, "on_step": on_step}
         if precision:
             from aiaas_magics.packing.export.export_request import QuantizationOptions
 

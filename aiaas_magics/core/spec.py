@@ -12,12 +12,15 @@ from enum import StrEnum
 from typing import Final
 
 from msgspec import field
+from msgspec.structs import replace
 
+from aiaas_magics.core.drift.drift_values import DriftReference
 from aiaas_magics.core.errors import InvalidName, InvalidSpec
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.core.plain_text import visible
 from aiaas_magics.core.precision import Precision
+from aiaas_magics.core.recording import RecordingPolicy
 from aiaas_magics.core.routing import Rollout, Routing
 from aiaas_magics.core.value import Value
 
@@ -199,12 +202,32 @@ class DeploySpec(Value, frozen=True, kw_only=True):
     model: str = ""  # what it is called in the notebook, for showing
     origin: str = "Keras"  # what computed the answers of the samples
     example: str = ""  # a row of the sample as JSON, for calls to paste; "" where it is long
+    recording: RecordingPolicy | None = None  # None: as the endpoint has it; off for a new one
+    reference: DriftReference | None = None  # what its data were like, for drift
 
     def __post_init__(self) -> None:
         checked_name("an endpoint", self.name)
         for name, (least, most) in {"replicas": (1, 64), "most_replicas": (0, 64), "max_delay_us": (0, 1_000_000)}.items():
             if not least <= (value := getattr(self, name)) <= most:
                 raise InvalidSpec(f"{name}={value}: between {least} and {most} are possible. Use {least} to start with.")
+
+
+class RecordingChange(Value, frozen=True, kw_only=True):
+    """What is to be recorded of an endpoint from now on.
+
+    Args:
+        policy: None leaves it as it is.
+        reference: what the data of `version` were like; None leaves those of all versions as they are.
+    """
+
+    policy: RecordingPolicy | None = None
+    reference: DriftReference | None = None
+    version: int = 0
+
+    def applied(self, spec: DeploySpec, version: int) -> DeploySpec:
+        """`spec`, that of a version of the endpoint, from now on."""
+        is_meant = self.reference is not None and version == self.version
+        return replace(spec, recording=self.policy or spec.recording, reference=self.reference if is_meant else spec.reference)
 
 
 # --------------------------------------------------------------------------- what is answered
@@ -313,6 +336,7 @@ class EndpointView(Value, frozen=True, kw_only=True):
     origin: str = "Keras"  # what computed the answers of the samples
     example: str = ""  # a row of the sample as JSON; "" where it is long
     grpc: str = ""  # host:port of the same models over gRPC
+    recording: RecordingPolicy = RecordingPolicy()  # what is kept of requests and answers
 
     @property
     def predict_url(self) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aiaas_magics.core.errors import AiaasError
+from aiaas_magics.core.recording import policy_of
 from aiaas_magics.core.routing import Scaling, scaling_of
 from aiaas_magics.core.spec import checked_name
 
@@ -161,6 +162,15 @@ def replicas(text: str) -> Scaling:
         raise ArgumentTypeError(str(error)) from None
 
 
+def recording(text: str) -> str:
+    """1% | 1%,256MB,7d | off"""
+    try:
+        policy_of(text)
+    except AiaasError as error:
+        raise ArgumentTypeError(str(error)) from None
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class Every:
     """How often a checkpoint is kept: epochs, or seconds. Neither is never."""
@@ -174,6 +184,17 @@ def every(text: str) -> Every:
     if text.endswith("s"):
         return Every(seconds=positive_seconds(text))
     return Every(epochs=whole_number(0, 10**6, "A number of epochs (write 30s for seconds)")(text))
+
+
+def epsilons(text: str) -> tuple[float, ...]:
+    """How much each number of a row may change, between commas."""
+    try:
+        numbers = tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        numbers = (0.0,)
+    if not all(0 < number < float("inf") for number in numbers):
+        raise ArgumentTypeError(f"{text!r} is not a list of changes. Use numbers above 0 in the units of x, such as 0.01,0.03,0.1.")
+    return numbers
 
 
 def levels(text: str) -> tuple[int, ...]:

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aiaas_magics.backend.serving.process.supervisor import Recorded
+from aiaas_magics.core.drift.drift_values import DriftReport
 from aiaas_magics.core.errors import InvalidSpec, ProofFailed, UnknownName
+from aiaas_magics.core.recording import RecordingCounts, RecordingPolicy
 from aiaas_magics.core.routing import Routing, Scaling
-from aiaas_magics.core.spec import DeploySpec, VersionView
+from aiaas_magics.core.spec import DeploySpec, RecordingChange, VersionView
 
 
 class StubInference:
@@ -26,6 +28,7 @@ class StubInference:
         self.loaded: dict[str, dict[int, VersionView]] = {}
         self.routing: dict[str, Routing] = {}
         self.replicas: dict[str, int] = {}
+        self.recording: dict[str, RecordingChange] = {}
 
     async def start(
         self, state_dir: Path, host: str = "127.0.0.1", tls: tuple[str, str] | None = None, *, recorded: Sequence[Recorded] = ()
@@ -65,6 +68,19 @@ class StubInference:
 
     async def scale(self, name: str, scaling: Scaling) -> None:
         self.replicas[name] = scaling.replicas
+
+    async def record(self, name: str, change: RecordingChange) -> None:
+        self.recording[name] = change
+
+    async def recorded_counts(self, name: str) -> RecordingCounts:
+        policy = self.recording[name].policy if name in self.recording else None
+        return RecordingCounts(policy=policy or RecordingPolicy())
+
+    async def forget_recorded(self, name: str) -> None:
+        """Nothing is answered here, so that nothing is recorded."""
+
+    async def drift(self, name: str, version: int = 0) -> DriftReport:
+        return DriftReport(endpoint=name, version=version or self.routing[name].live, rows_then=0, rows_now=0)
 
     async def retire(self, name: str) -> None:
         if name not in self.loaded:

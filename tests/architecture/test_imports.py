@@ -18,9 +18,10 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"client", "backend.server", "backend.net"},
     "core": set(),
-    "notebook": {"client", "packing", "plots", "explain"},
+    "notebook": {"client", "packing", "plots", "explain", "attacks"},
     "client": {"packing", "plots", "explain"},
     "packing": set(),
+    "attacks": {"plots"},
     "plots": set(),
     "explain": {"plots"},
     "backend.net": set(),
@@ -82,6 +83,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "httpcore": ("client/connections.py",),
     "keras": (
         "notebook/capture.py",
+        "attacks/",
         "packing/",
         "explain/",
         "backend/training/",
@@ -90,6 +92,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     ),
     "tensorflow": (
         "notebook/capture.py",
+        "attacks/attack_gradients.py",
         "packing/",
         "explain/",
         "backend/training/",
@@ -99,8 +102,9 @@ HOMES: dict[str, tuple[str, ...]] = {
     ),
     "cloudpickle": ("packing/",),
     "pickle": ("packing/",),
-    "jax": ("backend/training/jax/", "explain/jax_gradients.py"),
+    "jax": ("backend/training/jax/", "explain/jax_gradients.py", "attacks/attack_gradients.py"),
     "shap": ("explain/shap_adapter.py",),
+    "art": ("attacks/art_attack.py",),
     # In the kernel too: what fewer bits change is measured with the engine that will serve, before anything is sent.
     "onnxruntime": ("backend/serving/engines/onnx_engine.py", "packing/export/onnx_session.py"),
     "grpc": ("backend/serving/grpc/",),

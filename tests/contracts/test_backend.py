@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import aiaas_magics
@@ -412,6 +413,43 @@ def test_deploy_predict_redeploy_stop(backend: aiaas_magics.Backend, here: Path)
     for gone in (endpoint, again):
         with pytest.raises(errors.BackendRefused, match=r"'churn' is not live any more. Deploy a model"):
             gone.predict(x[:5])
+
+
+@LONG
+def test_what_is_recorded_comes_back_and_a_shifted_column_is_found(backend: aiaas_magics.Backend, here: Path) -> None:
+    x, _ = table(rows=2000)
+    names = [f"column {number}" for number in range(8)]
+    model = small_model()
+    endpoint = backend.deploy(model, name="recorded", sample=pd.DataFrame(x, columns=names), recording="100%,10MB")
+    assert str(endpoint.view().recording) == "100% of requests, at most 10 MB and 30 days"
+    assert endpoint.recording().requests == 0, "the rows of the reference are no traffic"
+    assert endpoint.recorded().empty
+    assert endpoint.drift().verdict == "too few rows"
+
+    now, _ = table(rows=600, seed=5)
+    now[:, 3] += 1.0
+    answers = np.concatenate([endpoint.predict(part) for part in np.split(now, 6)])
+    frame, drift = endpoint.recorded(), endpoint.drift()
+
+    inputs, outputs = ([name for name in frame if name.startswith(side)] for side in ("input", "output"))
+    np.testing.assert_array_equal(frame[inputs].to_numpy("float32"), now)
+    np.testing.assert_array_equal(frame[outputs].to_numpy("float32"), answers)
+    assert frame["request"].nunique() == 6
+    assert frame["time"].is_monotonic_increasing
+    assert drift.features[0].name == "column 3"
+    assert drift.to_frame()["name"].tolist()[0] == "column 3"
+    assert (drift.report.rows_then, drift.report.rows_now) == (2000, 600)
+    assert {feature.side for feature in drift.features} == {"input", "output"}
+
+    assert backend.deploy(model, name="recorded", sample=x).view().recording.is_on, "the next version is recorded as the one before"
+    endpoint.record("off")
+    endpoint.predict(now)
+    assert endpoint.recording().requests == 6
+    endpoint.forget_recorded()
+    assert endpoint.recording().requests == 0
+    with pytest.raises(errors.InvalidSpec, match="Use a share"):
+        endpoint.record("all")
+    endpoint.stop()
 
 
 def test_an_endpoint_refuses_a_wrong_shape_with_a_sentence(backend: aiaas_magics.Backend, here: Path) -> None:

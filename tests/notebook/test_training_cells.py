@@ -399,6 +399,39 @@ def test_an_unknown_job_is_one_line_that_names_close_ones(trainer: Kernel) -> No
     assert cell.text.count("\n") == 1
 
 
+def test_an_endpoint_is_recorded_and_its_drift_is_shown_in_cells(trainer: Kernel) -> None:
+    deployed = trainer.run("%aiaas_deploy model --name kept --sample x --record 100% -o endpoint")
+    shown = trainer.run("endpoint")
+    trainer.run("import numpy as np\nmoved = np.array(x)\nmoved[:, 0] += 3")
+    trainer.run("for part in np.array_split(moved, 1 + len(moved) // 200): endpoint.predict(part)")
+    drift = trainer.run("%aiaas_drift kept -o drift")
+    first = value(trainer, "(drift.features[0].verdict.value, drift.report.origin, len(endpoint.recorded()) == len(x))")
+    off = trainer.run("%aiaas_record kept off --forget")
+    wrong = trainer.run("%aiaas_record kept all")
+    trainer.run("endpoint.stop()")
+
+    assert deployed.ok, deployed.error
+    assert "100% of requests, at most 64 MB and 30 days; %aiaas_record kept off ends it" in shown.text
+    assert drift.ok, drift.error
+    assert "features shifted" in drift.text
+    assert len(drift.of("image/png")) == 1
+    assert first == ("large shift", "the data of the deployment", True)
+    assert "Nothing is recorded from now on" in off.text
+    assert "Use a share of the requests" in wrong.text
+
+
+def test_a_model_is_attacked_in_a_cell(trainer: Kernel) -> None:
+    cell = trainer.run("%aiaas_attack model --members x,y --others x,y --adversarial 0.1 -o attacks")
+    facts = value(trainer, "sorted(attacks.facts())")
+    wrong = trainer.run("%aiaas_attack model --members x")
+
+    assert cell.ok, cell.error
+    assert "no better than a guess" in cell.text
+    assert len(cell.of("image/png")) == 1
+    assert facts[0] == "adversarial accuracy at epsilon 0"
+    assert "Give rows and targets of both" in wrong.text
+
+
 def test_a_model_is_deployed_measured_and_taken_down_and_no_token_is_in_any_output(trainer: Kernel) -> None:
     deployed = trainer.run("%aiaas_deploy model --name churn-test -o endpoint")
     assert deployed.ok, deployed.error + streams(deployed)

@@ -15,11 +15,20 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from msgspec.structs import replace
 
+from aiaas_magics.attacks.membership import judged
+from aiaas_magics.core.attack_values import AdversarialPoint, AttackedModel, AttackReport
+from aiaas_magics.core.drift.drift_features import features_of
+from aiaas_magics.core.drift.drift_report import compared, reference_of
+from aiaas_magics.core.drift.drift_values import DriftReport
 from aiaas_magics.core.scaling.endpoint_samples import EndpointWatch, Sample
 from aiaas_magics.core.scaling.laws import SpeedupPoint, fit_study
 from aiaas_magics.core.scaling.load_report import Answers, LoadPoint, LoadReport, RatePoint
 from aiaas_magics.core.scaling.projection import StepPoint, project
 from aiaas_magics.core.story import EpochRow
+from aiaas_magics.plots.attack_figure import attack_figure
+from aiaas_magics.plots.attack_words import attack_text
+from aiaas_magics.plots.drift_figure import drift_figure
+from aiaas_magics.plots.drift_words import drift_text
 from aiaas_magics.plots.endpoint_figure import watched_figure
 from aiaas_magics.plots.figure_style import as_png
 from aiaas_magics.plots.history_figure import history_figure
@@ -340,6 +349,97 @@ def test_a_long_history_in_words_says_what_it_leaves_out() -> None:
 @pytest.mark.parametrize("rows", [[], [epoch(0)]])
 def test_a_history_of_nothing_can_be_drawn(rows: list[EpochRow]) -> None:
     assert as_png(history_figure(rows, "churn")).startswith(b"\x89PNG")
+
+
+def drift_report(*, rows_now: int = 1000, shift: float = 1.0) -> DriftReport:
+    draw = np.random.default_rng(1)
+    then, now = draw.normal(size=(4000, 5)), draw.normal(size=(rows_now, 5))
+    now[:, 2] += shift
+    reference = reference_of(features_of("input", {"x": then}), rows=4000, origin="the data of the deployment")
+    return compared("churn", 2, reference, features_of("input", {"x": now}), rows=rows_now, since_s=1.6e9, until_s=1.6e9 + 60)
+
+
+def test_drift_is_drawn_with_the_customary_limits_the_level_of_chance_and_the_worst_feature() -> None:
+    found = drift_report()
+
+    figure = drift_figure(found)
+
+    index, shares = figure.axes
+    assert [bar.get_width() for bar in index.patches] == [feature.psi for feature in found.features]
+    limits = [line.get_xdata()[0] for line in index.lines if line.get_marker() == "None"]
+    assert limits == [0.1, 0.25]
+    assert shares.get_title(loc="left") == "x[2]: share of rows per bin"
+    assert len(shares.patches) == 2 * len(found.features[0].bins)
+    assert len({bar.get_hatch() for bar in shares.patches}) == 2, "then and now differ without colour"
+    assert "1 of 5 features shifted: x[2]" in words_of(figure)
+
+
+def test_drift_in_words_carries_what_the_figure_shows() -> None:
+    found = drift_report()
+
+    text = drift_text(found)
+
+    for feature in found.features:
+        assert f"{feature.psi:.3f}" in text
+        assert f"{feature.noise:.3f}" in text
+    for name in found.features[0].bins:
+        assert name in text
+    assert "against 4,000 rows of the data of the deployment" in text
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (drift_report(rows_now=30, shift=0.0), "Too few rows to say"),
+        (drift_report(shift=0.0), "No feature has a PSI of 0.1 or more."),
+        (DriftReport(endpoint="churn", version=1, rows_then=0, rows_now=0), "Nothing is recorded of version 1."),
+        (DriftReport(endpoint="churn", version=1, rows_then=0, rows_now=9), "came without a reference"),
+    ],
+)
+def test_what_drift_cannot_say_is_said(found: DriftReport, said: str) -> None:
+    assert said in drift_text(found)
+    assert as_png(drift_figure(found)).startswith(b"\x89PNG")
+
+
+def attacked_model(name: str, shift: float) -> AttackedModel:
+    draw = np.random.default_rng(1)
+    scores = draw.normal(shift, 1, 800), draw.normal(0, 1, 1000)
+    points = [AdversarialPoint(epsilon=epsilon, fgsm=0.9 - 2 * epsilon, pgd=0.9 - 3 * epsilon, noise=0.9) for epsilon in (0.0, 0.1, 0.2)]
+    return AttackedModel(
+        name=name,
+        members=800,
+        others=1000,
+        loss_members=0.1,
+        loss_others=0.5,
+        accuracy_members=0.99,
+        accuracy_others=0.88,
+        membership=(judged("loss", *scores, threshold=0.0),),
+        adversarial_rows=500,
+        adversarial=tuple(points),
+    )
+
+
+def test_attacks_are_drawn_with_the_guess_and_said_with_what_they_do_not_prove() -> None:
+    found = AttackReport(models=(attacked_model("model", 1.0), attacked_model("private", 0.0)))
+
+    figure = attack_figure(found)
+
+    roc, accuracy = figure.axes
+    assert (roc.get_xscale(), roc.get_yscale()) == ("log", "log")
+    assert [line.get_label().partition(":")[0] for line in roc.lines] == ["a guess", "model", "private"]
+    assert len({(line.get_linestyle(), line.get_marker(), line.get_color()) for line in accuracy.lines}) == 6
+    said, text = words_of(figure).replace("\n", " "), attack_text(found)
+    for expected in (
+        "model: the attack by loss tells members from others",
+        "private: no attack is better than a guess",
+        "only differential",
+    ):
+        assert expected in said
+        assert expected in text.replace("\n", " ")
+    for model in found.models:
+        assert f"{model.strongest.auc:.3f}" in text
+    assert "a guess" in text
+    assert as_png(attack_figure(AttackReport(models=(replace(found.models[0], adversarial=()),)))).startswith(b"\x89PNG")
 
 
 @pytest.mark.process

@@ -13,13 +13,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from aiaas_magics.backend.server.storage.blob_store import BlobStore
 from aiaas_magics.backend.server.storage.records import Store, VersionRecord
 from aiaas_magics.backend.serving.models.autoscaling import scaled
+from aiaas_magics.backend.serving.process.state_directory import Files
 from aiaas_magics.backend.serving.process.supervisor import Recorded
+from aiaas_magics.core.drift.drift_values import DriftReport
 from aiaas_magics.core.errors import AiaasError, UnknownName
+from aiaas_magics.core.recording import RecordingCounts, RecordingPolicy
 from aiaas_magics.core.routing import Change, Routing, Scaling, changed, deployed
-from aiaas_magics.core.spec import DeploySpec, EndpointView, VersionView
+from aiaas_magics.core.spec import DeploySpec, EndpointView, RecordingChange, VersionView
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +45,10 @@ class Inference(Protocol):
     async def load(self, spec: DeploySpec, version: int, artefact: Path, samples: Path) -> VersionView: ...
     async def route(self, name: str, routing: Routing, *, keeps: int = 0, restores: bool = False) -> None: ...
     async def scale(self, name: str, scaling: Scaling) -> None: ...
+    async def record(self, name: str, change: RecordingChange) -> None: ...
+    async def recorded_counts(self, name: str) -> RecordingCounts: ...
+    async def forget_recorded(self, name: str) -> None: ...
+    async def drift(self, name: str, version: int = 0) -> DriftReport: ...
     async def retire(self, name: str) -> None: ...
     async def status(self) -> dict[str, list[VersionView]]: ...
     async def stop(self) -> None: ...
@@ -119,6 +128,8 @@ class Endpoints:
             ProofFailed, UnknownName: what answered before goes on answering.
         """
         artefact, samples = self._blobs.get_path(spec.artefact), self._blobs.get_path(spec.samples)
+        if spec.recording is None:
+            spec = replace(spec, recording=self._recording(spec.name))
         inference = await self._ready()
         async with self._turn:
             version = 1 + await self._store.call(self._store.last_version, spec.name)
@@ -183,6 +194,65 @@ class Endpoints:
                 self._loaded[name] = records
         return await self.view(name)
 
+    async def record(self, name: str, change: RecordingChange) -> EndpointView:
+        """The endpoint, whose requests are recorded as `change` says from the next one on.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+        """
+        self._check(name)
+        inference = await self._ready()
+        async with self._turn, self._routed:
+            self._check(name)
+            await inference.record(name, change)
+            records = {n: VersionRecord(change.applied(r.spec, n), r.view, True) for n, r in self._loaded[name].items()}
+            for record in records.values():
+                await self._store.call(self._store.keep_spec, record)
+            self._loaded[name] = records
+        return await self.view(name)
+
+    async def recorded_counts(self, name: str) -> RecordingCounts:
+        """What is recorded of an endpoint, in the files of `recorded_folder` when this returns.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+        """
+        self._check(name)
+        return await (await self._ready()).recorded_counts(name)
+
+    def recorded_folder(self, name: str) -> Path:
+        """Where its recorded requests are; there is none where nothing is recorded.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+        """
+        self._check(name)
+        return Files(self._state_dir).recorded / name
+
+    async def forget_recorded(self, name: str) -> None:
+        """Remove what is recorded of an endpoint. Recording itself goes on.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+        """
+        self._check(name)
+        await (await self._ready()).forget_recorded(name)
+
+    async def drift(self, name: str, version: int = 0) -> DriftReport:
+        """How the recorded rows of a version differ from its reference; a `version` of 0 is the live one.
+
+        Raises:
+            UnknownName: there is no such endpoint, or no such version of it that is ready.
+        """
+        self._check(name)
+        return await (await self._ready()).drift(name, version)
+
+    def _recording(self, name: str) -> RecordingPolicy:
+        """As the endpoint has it now; off for a new one."""
+        routing = self._routing.get(name)
+        record = self._loaded.get(name, {}).get(routing.live) if routing is not None else None
+        return (record.spec.recording if record is not None else None) or RecordingPolicy()
+
     def _keep(self, name: str, routing: Routing) -> None:
         self._routing[name] = routing
         self._loaded[name] = {number: record for number, record in self._loaded[name].items() if number in routing.loaded}
@@ -227,6 +297,7 @@ class Endpoints:
             origin=spec.origin,
             example=spec.example,
             routing=routing,
+            recording=self._recording(name),
         )
 
     def _check(self, name: str) -> None:

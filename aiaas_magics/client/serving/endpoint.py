@@ -21,12 +21,14 @@ from msgspec.structs import replace
 
 from aiaas_magics.client.serving import caller_rows, tensor_protocol
 from aiaas_magics.client.serving.deployed_background import samples_of
+from aiaas_magics.client.serving.recorded_endpoint import RecordedEndpoint, begin_recording
 from aiaas_magics.client.transport import Transport, sibling_url
 from aiaas_magics.client.uploads import BlobSender
 from aiaas_magics.core import precision as precisions
 from aiaas_magics.core import snippets
 from aiaas_magics.core.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable
 from aiaas_magics.core.explain_settings import ExplainSettings
+from aiaas_magics.core.recording import RecordingPolicy, policy_of
 from aiaas_magics.core.routing import Change, Rollout, scaling_of
 from aiaas_magics.core.scaling.endpoint_samples import Sample, VersionCounts, counts_in, sample_of
 from aiaas_magics.core.spec import DeploySpec, EndpointView, VersionView, checked_name
@@ -42,7 +44,7 @@ EXPLAIN_GRACE_S: Final = 10.0  # guess: an endpoint that ends an explanation its
 PART_BYTES: Final = 16 * 1024 * 1024  # guess: a quarter of the largest body that a server takes by default
 
 
-class Endpoint:
+class Endpoint(RecordedEndpoint):
     """A model that is served in TensorFlow Serving's protocol and in the Open Inference Protocol v2, over HTTP and gRPC.
 
     `Backend.deploy` and `Backend.endpoint` make it. `repr` never shows the token.
@@ -250,13 +252,14 @@ class Endpoint:
             while pending:
                 yield pending.popleft().result()
 
-    def _infer(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _infer(self, columns: Mapping[str, np.ndarray], version: int = 0) -> dict[str, np.ndarray]:
         body, headers = tensor_protocol.encode(columns, self._view.inputs)
         not_live = f"Endpoint {self.name!r} is not live any more. Deploy a model under that name again."
         if self._is_stopped:
             raise BackendRefused(404, not_live)
         try:
-            answer, answer_headers = self._ask(f"/v2/models/{self.name}/infer", body, headers)
+            which = f"/versions/{version}" if version else ""
+            answer, answer_headers = self._ask(f"/v2/models/{self.name}{which}/infer", body, headers)
         except BackendRefused as error:
             if error.status != 404:
                 raise
@@ -421,6 +424,7 @@ def deploy(
     background: Any = None,
     quantization_options: QuantizationOptions | None = None,
     tell: Callable[[PrecisionChange], None] | None = None,
+    recording: str | RecordingPolicy | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Endpoint:
     """Export, prove, serve. A name that is live already gets its next version, which comes in as `rollout` says.
@@ -428,10 +432,11 @@ def deploy(
     What fewer bits change is told to `tell` and held against its limit before anything is sent. `on_step` gets what
     is done next, in words.
     """
-    from aiaas_magics.packing.export import foreign_models
+    from aiaas_magics.packing.export import foreign_models, samples
 
     name = checked_name("an endpoint", name if name is not None else default_name(foreign_models.name_of(model)))
     scaling = scaling_of(replicas)
+    policy = policy_of(recording) if isinstance(recording, str) else recording
     exported = foreign_models.export(model, sample, other_samples=other_samples, quantization_options=quantization_options, on_step=on_step)
     change = exported.change
     if change is not None:
@@ -457,7 +462,11 @@ def deploy(
     )
     on_step("waiting for the backend, which loads it and compares its answers with Keras'")
     view = transport.post("/v1/endpoints", spec, EndpointView, answer_s=300.0)
-    return Endpoint(transport, view, change, notes_of(exported), exported.preprocess)
+    endpoint = Endpoint(transport, view, change, notes_of(exported), exported.preprocess)
+    if policy is not None:
+        on_step("describing the data for drift")
+        endpoint.notes = (*endpoint.notes, *begin_recording(endpoint, policy, sample if sample is not None else samples.fitted_rows(model)))
+    return endpoint
 
 
 def notes_of(exported: Servable) -> tuple[str, ...]:

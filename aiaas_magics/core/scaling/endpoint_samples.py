@@ -98,7 +98,7 @@ def counts_in(text: str, endpoint: str) -> dict[int, VersionCounts]:
     sums: dict[int, dict[str, float]] = {}
     within: dict[int, list[tuple[float, float]]] = {}
     for name, labels, value in _lines(text):
-        if labels.get("endpoint") != endpoint:
+        if labels.get("endpoint") != endpoint or "version" not in labels:  # what is recorded counts for all versions
             continue
         version = int(labels["version"])
         version_sums = sums.setdefault(version, {})

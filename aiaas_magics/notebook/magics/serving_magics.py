@@ -15,7 +15,7 @@ from aiaas_magics.core.routing import Rollout, Scaling
 from aiaas_magics.notebook import present
 from aiaas_magics.notebook.border import Family, magic
 from aiaas_magics.notebook.namespace import model_of, named
-from aiaas_magics.notebook.option_values import change, endpoint_name, replicas, share, variable, variables, whole_number
+from aiaas_magics.notebook.option_values import change, endpoint_name, recording, replicas, share, variable, variables, whole_number
 from aiaas_magics.notebook.options import ENDPOINT, OUT, option
 from aiaas_magics.notebook.views import live
 
@@ -33,6 +33,7 @@ class DeployRequest:
     precision: str
     validate: tuple[str, ...] | None
     max_change: float | None
+    record: str | None
     out: str | None
     help: bool
 
@@ -127,6 +128,13 @@ class ServingMagics(Family):
             metavar="C",
             help="With --precision: largest allowed change of the first metric, or of the answers (default 0.01; 0.1 without --validate).",
         ),
+        option(
+            "--record",
+            type=recording,
+            metavar="1%",
+            help="Keep this share of the requests and answers on the backend: 1%%, or 1%%,256MB,7d with bounds on size and age, or off. "
+            "Default: as the endpoint has it; off for a new one.",
+        ),
         OUT,
         needs=("names",),
     )
@@ -162,6 +170,7 @@ class ServingMagics(Family):
                 precision=request.precision,
                 validation_data=validation or None,
                 max_change=request.max_change,
+                recording=request.record,
                 on_step=line.tell,
                 tell=lambda change: live.show(self.shell, [present.change_table(change)]),
             )

@@ -22,6 +22,9 @@ from aiaas_magics.packing.data import batch_sources, fit_data
 AUTOMATIC: Final = frozenset({"input_layer", "keras_tensor"})  # Keras' own, with a number that changes from model to model
 ROWS: Final = 32  # of the issue: sizes 1, 3 and up to 32 are replayed
 MOST_KEPT_BYTES: Final = 16 * 1024 * 1024  # guess: arrays that a dataset's graph holds, kept as long as its model
+MOST_SPREAD_ROWS: Final = 4096  # guess: as many as say what data are like
+MOST_SPREAD_BYTES: Final = 4 * 1024 * 1024  # guess: kept as long as their model
+_spread_rows: Final[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
 _remembered: Final[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -44,8 +47,14 @@ def remember_data(model: Any, x: Any, *, dataset: Any, streams: Sequence[batch_s
 
 
 def _remember(model: Any, x: Any) -> None:
-    """Keep copies of the first rows of `x`, as long as `model` lives."""
+    """Keep copies of the first rows of `x`, and of some evenly over all, as long as `model` lives."""
     _remembered[model] = fit_data.map_leaves(lambda array: np.array(array[:ROWS]), x)
+    sizes = [(len(array), array.nbytes) for _, array in fit_data.leaves(x, "x")]
+    rows = min((rows for rows, _ in sizes), default=0)
+    if rows:
+        count = max(1, min(rows, MOST_SPREAD_ROWS, MOST_SPREAD_BYTES * rows // max(1, sum(nbytes for _, nbytes in sizes))))
+        places = (np.arange(count) * rows) // count
+        _spread_rows[model] = fit_data.map_leaves(lambda array: np.array(array[places]), x)
 
 
 def _remember_source(model: Any, dataset: Any, source: batch_sources.BatchSource, streams: Sequence[batch_sources.Stream]) -> None:
@@ -53,6 +62,7 @@ def _remember_source(model: Any, dataset: Any, source: batch_sources.BatchSource
 
     What is kept is small, so that a model does not hold on to its data.
     """
+    _spread_rows.pop(model, None)
     stream = next((stream for stream in streams if stream.name == "x"), None)
     if stream is not None:
         stream.on_first = lambda batch: _remember_batch(model, batch)
@@ -76,6 +86,15 @@ class _Later:
     def rows(self) -> Any:
         dataset = self.dataset()
         return None if dataset is None else _rows_of_sample(dataset)
+
+
+def fitted_rows(model: Any) -> Any:
+    """Rows of the data of the last fit, evenly over all of them (of batches the first one); None where none are known."""
+    try:
+        rows = _spread_rows.get(model)
+        return _rows_of_last_fit(model) if rows is None else rows
+    except TypeError:  # a path, say: nothing that could have been fitted here
+        return None
 
 
 def _rows_of_last_fit(model: Any) -> Any:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from aiaas_magics.core import errors
+from aiaas_magics.core.recording import RecordingCounts, RecordingPolicy
 from aiaas_magics.core.routing import Change, Rollout, Routing, Scaling
-from aiaas_magics.core.spec import DeploySpec, EndpointView, TensorSpec
+from aiaas_magics.core.spec import DeploySpec, EndpointView, RecordingChange, TensorSpec
 from tests.backend.server.served import Served, served, until
 
 TENSOR = TensorSpec(name="x", dtype="float32", shape=(-1, 3))
@@ -53,6 +54,24 @@ def test_each_deployment_is_the_next_version(server: Served) -> None:
     assert (view.name, view.token, view.inputs, view.model) == ("churn", "stub-token", (TENSOR,), "net")
     assert server.transport.get("/v1/endpoints", list[EndpointView]) == [view]
     assert server.transport.get("/v1/endpoints/churn", EndpointView) == view
+
+
+def test_a_recording_belongs_to_the_endpoint_and_outlives_versions_and_the_server(tmp_path: Path) -> None:
+    policy = RecordingPolicy(share=0.01, most_bytes=5_000_000)
+    path = "/v1/endpoints/churn/recording"
+    with served(tmp_path / "state", "--pool", "stub") as server:
+        assert not deploy(server).recording.is_on
+
+        view = server.transport.post(path, RecordingChange(policy=policy), EndpointView)
+
+        assert view.recording == policy
+        assert deploy(server, artefact=b"another").recording == policy, "a deployment that does not say is recorded as the one before"
+        assert server.transport.get(path, RecordingCounts).policy == policy
+        assert server.transport.read("/v1/endpoints/churn/recorded") == b""
+        with pytest.raises(errors.UnknownName):
+            server.transport.get("/v1/endpoints/other/recording", RecordingCounts)
+    with served(tmp_path / "state", "--pool", "stub") as server:
+        assert server.transport.get("/v1/endpoints/churn", EndpointView).recording == policy
 
 
 def test_a_deployment_that_fails_its_proof_changes_nothing(server: Served) -> None:

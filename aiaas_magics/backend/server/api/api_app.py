@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from aiaas_magics.backend.folders.feed_folder import FeedFolder
 from aiaas_magics.backend.folders.job_folder import JobFolder, refuse_link
+from aiaas_magics.backend.folders.record_folder import newest_frames
 from aiaas_magics.backend.folders.small_files import NotPlainFile, open_plain
 from aiaas_magics.backend.server.api.api_answers import (
     announced_bytes,
@@ -44,12 +45,14 @@ from aiaas_magics.core.events import MOST_FIGURE_BYTES
 from aiaas_magics.core.feed_frames import FeedView
 from aiaas_magics.core.process_id import ProcessId
 from aiaas_magics.core.routing import Change, Scaling
-from aiaas_magics.core.spec import About, DeploySpec, FitSpec, checked_job_name
+from aiaas_magics.core.spec import About, DeploySpec, FitSpec, RecordingChange, checked_job_name
 
 POLL_S: Final = 30.0  # contract: a long poll waits at most this long
 KEY_CHARACTERS: Final = 200
 BATCH_BYTES: Final = 4 * 1024**3  # guess: one batch of a kernel's data, which a worker takes into its memory whole
 FEEDS: Final = ("x", "validation_data")  # arguments of `fit` whose batches a kernel may send
+RECORDED_BYTES: Final = 64_000_000  # of one download where nobody says how much: what a recording may have by default
+MOST_RECORDED_BYTES: Final = 1_000_000_000  # guess: the answer is in memory
 FEED_LOOK_S: Final = 0.01  # a batch is asked for in time while others wait to be read; guess
 
 
@@ -103,6 +106,11 @@ def routes() -> list[Route]:
         Route("/v1/endpoints/{name}", retire, methods=["DELETE"]),
         Route("/v1/endpoints/{name}/routing", change_routing, methods=["POST"]),
         Route("/v1/endpoints/{name}/replicas", scale, methods=["POST"]),
+        Route("/v1/endpoints/{name}/recording", change_recording, methods=["POST"]),
+        Route("/v1/endpoints/{name}/recording", get_recording, methods=["GET"]),
+        Route("/v1/endpoints/{name}/recorded", get_recorded, methods=["GET"]),
+        Route("/v1/endpoints/{name}/recorded", forget_recorded, methods=["DELETE"]),
+        Route("/v1/endpoints/{name}/drift", get_drift, methods=["GET"]),
         Route("/v1/storage", get_storage, methods=["GET"]),
         Route("/v1/storage/free", free_storage, methods=["POST"]),
         Route("/v1/stop", stop, methods=["POST"]),
@@ -324,6 +332,38 @@ async def change_routing(request: Request) -> Response:
 async def scale(request: Request) -> Response:
     """Change the number of replicas (`Scaling`): `EndpointView`."""
     return answer(await _parts(request).endpoints.scale(request.path_params["name"], await body_of(request, Scaling)))
+
+
+async def change_recording(request: Request) -> Response:
+    """Change what is recorded of requests and answers (`RecordingChange`): `EndpointView`."""
+    return answer(await _parts(request).endpoints.record(request.path_params["name"], await body_of(request, RecordingChange)))
+
+
+async def get_recording(request: Request) -> Response:
+    """What is recorded of the endpoint: `RecordingCounts`."""
+    return answer(await _parts(request).endpoints.recorded_counts(request.path_params["name"]))
+
+
+async def get_recorded(request: Request) -> Response:
+    """The newest recorded requests as frames, oldest first: at most `most_bytes` (default 64 MB) of them."""
+    endpoints, name = _parts(request).endpoints, request.path_params["name"]
+    most_bytes = int(min(number_in(request, "most_bytes", RECORDED_BYTES), MOST_RECORDED_BYTES))
+    await endpoints.recorded_counts(name)  # puts into the files what waits for it
+    parts = await asyncio.to_thread(newest_frames, endpoints.recorded_folder(name), most_bytes=most_bytes)
+    headers = {"content-length": str(sum(map(len, parts))), "x-content-type-options": "nosniff", "cache-control": "no-store"}
+    return StreamingResponse(iter(parts), media_type="application/octet-stream", headers=headers)
+
+
+async def forget_recorded(request: Request) -> Response:
+    """Remove what is recorded of the endpoint. Recording itself goes on."""
+    await _parts(request).endpoints.forget_recorded(request.path_params["name"])
+    return Response(status_code=204)
+
+
+async def get_drift(request: Request) -> Response:
+    """How the recorded rows of `version` (0, the default, is the live one) differ from the data it was deployed with: `DriftReport`."""
+    version = int(number_in(request, "version", 0))
+    return answer(await _parts(request).endpoints.drift(request.path_params["name"], version))
 
 
 async def list_endpoints(request: Request) -> Response:

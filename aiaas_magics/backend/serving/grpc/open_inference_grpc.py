@@ -80,6 +80,10 @@ class GrpcInferCall:
     output_names: list[str]
     timeout_s: float
 
+    @property
+    def id(self) -> str | None:
+        return self.message.id or None
+
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
         answer = inference.ModelInferResponse(model_name=self.version.spec.name, model_version=str(self.version.number), id=self.message.id)
         for name in self.output_names:

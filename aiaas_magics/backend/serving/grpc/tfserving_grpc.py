@@ -63,6 +63,7 @@ class GrpcPredictCall:
     rows: int | None
     output_names: list[str]
     timeout_s: float
+    id: str | None = None  # this protocol has none
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
         answer = serving.PredictResponse()
@@ -105,6 +106,7 @@ class GrpcExamplesCall:
     tensors: Mapping[str, np.ndarray]
     rows: int | None
     timeout_s: float
+    id: str | None = None  # this protocol has none
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
         (output,) = outputs.values()

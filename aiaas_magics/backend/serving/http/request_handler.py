@@ -182,17 +182,20 @@ def submit(version: Version, call: InferenceCall, request: Request, done: Callab
             version.stats.failed += 1
             done(refusal(answer))
             return
+        recorder = version.recorder
         try:
             response = call.response(answer)
         except Exception as fault:  # noqa: BLE001 - border: outputs of any model are written here
             version.stats.failed += 1
-            response = refusal(fault)
+            response, recorder = refusal(fault), None
         else:
             version.stats.answered(time.perf_counter_ns() - began_ns, rows=call.rows or 0)
         if len(response.body) < LARGE:
             done(response)
         else:
             hand_over(request, response, done)
+        if recorder is not None:
+            recorder.offer(version.number, call.tensors, answer, rows=call.rows, id=call.id)
 
     try:
         executor.submit(call.tensors, call.rows, answered, timeout_s=call.timeout_s)

@@ -219,6 +219,10 @@ class WatchedCall:
     def timeout_s(self) -> float:
         return self.call.timeout_s
 
+    @property
+    def id(self) -> str | None:
+        return self.call.id
+
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
         began_s, compute_s = self.stats.newest
         if began_s >= self.since_s:  # else nothing was computed for this answer

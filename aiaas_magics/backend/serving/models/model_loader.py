@@ -27,13 +27,16 @@ from aiaas_magics.backend.serving.models.autoscaling import DOWN_WINDOWS, Window
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.draining import close_all, drain
 from aiaas_magics.backend.serving.models.parity_check import ParityResult, Samples, check_parity, read_samples
+from aiaas_magics.backend.serving.models.recorder import Recordings
 from aiaas_magics.backend.serving.models.registry import Executor, NotServed, Registry, Version
 from aiaas_magics.backend.serving.models.replicas import Inline, Replicas
 from aiaas_magics.core.clock import Clock
+from aiaas_magics.core.drift.drift_values import DriftReport
 from aiaas_magics.core.errors import InvalidSpec, NotScaled, UnknownName
 from aiaas_magics.core.host import usable_cores
+from aiaas_magics.core.recording import RecordingPolicy
 from aiaas_magics.core.routing import Routing, Scaling
-from aiaas_magics.core.spec import DeploySpec, VersionView
+from aiaas_magics.core.spec import DeploySpec, RecordingChange, VersionView
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +50,12 @@ TIMED_RUNS: Final = 5
 class Loader:
     """Loads and retires versions of one registry."""
 
-    def __init__(self, registry: Registry, *, clock: Clock, scratch: Path, limits: Limits) -> None:
+    def __init__(self, registry: Registry, *, clock: Clock, scratch: Path, limits: Limits, recordings: Recordings) -> None:
         self._registry, self._clock, self._scratch, self._limits = registry, clock, scratch, limits
+        self._recordings = recordings
         self._scaling = asyncio.Lock()
         self._windows: dict[Version, ScalingWindow] = {}
+        self._compared: dict[str, int] = {}  # by endpoint: how many requests were written when its drift was computed
 
     async def load(self, spec: DeploySpec, number: int, *, artefact: Path, samples: Path) -> VersionView:
         """Bring a version up; requests go on as they did until `route` says otherwise.
@@ -69,6 +74,8 @@ class Loader:
             version.engine, version.proof = opened.engines[0].kind, opened.parity.largest
             version.executor, version.replicas = self._executor(version, opened), spec.replicas
             self._registry.ready(version)
+            if spec.recording is not None:
+                await self._apply(spec.name, spec.recording)
         except BaseException as error:
             self._registry.failed(version, str(error))
             await version.drain_and_close()
@@ -108,12 +115,60 @@ class Loader:
             unused = swap_executors(opened, scaling)
         await close_all([executor.close() for executor in unused])
 
-    async def retire(self, name: str) -> None:
-        """Take an endpoint down, all versions of it; what is being answered is answered.
+    async def record(self, name: str, change: RecordingChange) -> None:
+        """Record requests of an endpoint as `change` says, from the next one on.
 
         Raises:
             UnknownName: there is no such endpoint.
         """
+        with served(self._registry, name):
+            versions = self._registry.versions(name)
+        for version in versions:
+            version.spec, version.drift = change.applied(version.spec, version.number), None
+        if change.policy is not None:
+            await self._apply(name, change.policy)
+
+    async def _apply(self, name: str, policy: RecordingPolicy) -> None:
+        recorder = await self._recordings.apply(name, policy)
+        with served(self._registry, name):
+            for version in self._registry.versions(name):
+                version.recorder = recorder
+
+    async def drift(self, name: str, number: int) -> DriftReport:
+        """How the recorded rows of a version differ from its reference; a `number` of 0 is the live one.
+
+        Raises:
+            UnknownName: there is no such endpoint, or no such version of it that is ready.
+        """
+        with served(self._registry, name):
+            version = self._registry.find(name, number or None)
+        version.drift = await self._recordings.drift(version.spec, version.number)
+        return version.drift
+
+    async def follow_drift(self) -> None:
+        """Compute the drift in the metrics anew, of the versions that something was recorded of since the last call."""
+        for version in self._registry.answering():
+            written = self._recordings.written(version.spec.name)
+            if version.spec.reference is not None and written != self._compared.get(version.spec.name, 0):
+                version.drift = await self._recordings.drift(version.spec, version.number)
+        self._compared = {name: self._recordings.written(name) for name in self._registry.names()}
+
+    async def retire(self, name: str, *, forgets: bool = True) -> None:
+        """Take an endpoint down, all versions of it; what is being answered is answered.
+
+        Args:
+            forgets: Whether what was recorded of it goes with it.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+        """
+        try:
+            await self._take_down(name)
+        finally:
+            if forgets:
+                await self._recordings.drop(name)
+
+    async def _take_down(self, name: str) -> None:
         self._registry.expected.discard(name)  # an endpoint that was to come back is not waited for any more
         with served(self._registry, name):
             self._registry.restore(name)  # the name may be given to another

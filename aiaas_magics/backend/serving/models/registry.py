@@ -21,8 +21,10 @@ import numpy as np
 from msgspec.structs import replace as replace_fields
 
 from aiaas_magics.backend.serving.engines import Tensors
+from aiaas_magics.backend.serving.models.recorder import Recorder
 from aiaas_magics.backend.serving.models.replicas import Done
 from aiaas_magics.backend.serving.models.stats import EndpointStats
+from aiaas_magics.core.drift.drift_values import DriftReport
 from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.routing import Routing, place_of
 from aiaas_magics.core.spec import DeploySpec, VersionView
@@ -87,6 +89,8 @@ class Version:
     fault: str = ""
     body_bytes: int = 0  # that a request for it may have
     stats: EndpointStats = field(default_factory=EndpointStats)
+    recorder: Recorder | None = None  # to offer answered requests to; None: nothing is recorded
+    drift: DriftReport | None = None  # as it was computed last, for the metrics
     streams: set[Cuttable] = field(default_factory=set)  # answers under way that are computed while they are read
     _derived: dict[object, Any] = field(default_factory=dict)
     _leases: int = 0

@@ -21,9 +21,11 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from aiaas_magics.core import errors, wire
+from aiaas_magics.core.drift.drift_values import DriftReport
 from aiaas_magics.core.errors import AiaasBug, AiaasError
+from aiaas_magics.core.recording import RecordingCounts
 from aiaas_magics.core.routing import Routing, Scaling
-from aiaas_magics.core.spec import DeploySpec, VersionView
+from aiaas_magics.core.spec import DeploySpec, RecordingChange, VersionView
 from aiaas_magics.core.value import Value
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,27 @@ class Scale(ControlCall, frozen=True, kw_only=True, tag="scale"):
 
 class Retire(ControlCall, frozen=True, kw_only=True, tag="retire"):
     name: str
+    forgets: bool = True  # whether what was recorded goes with it
+
+
+class ChangeRecording(ControlCall, frozen=True, kw_only=True, tag="record"):
+    name: str
+    change: RecordingChange
+
+
+class CountRecorded(ControlCall, frozen=True, kw_only=True, tag="count_recorded"):
+    """What is recorded of an endpoint, in its files when this is answered."""
+
+    name: str
+
+
+class ForgetRecorded(ControlCall, frozen=True, kw_only=True, tag="forget_recorded"):
+    name: str
+
+
+class DriftQuery(ControlCall, frozen=True, kw_only=True, tag="drift"):
+    name: str
+    version: int = 0  # the live one
 
 
 class StatusQuery(ControlCall, frozen=True, tag="status"):
@@ -73,7 +96,8 @@ class StopProcess(ControlCall, frozen=True, tag="stop"):
     """Answer what is being answered, then end."""
 
 
-AnyCall = Hello | Load | RouteVersions | Scale | Retire | StatusQuery | StopProcess
+RecordingCall = ChangeRecording | CountRecorded | ForgetRecorded | DriftQuery
+AnyCall = Hello | Load | RouteVersions | Scale | Retire | RecordingCall | StatusQuery | StopProcess
 
 
 class SignedCall(Value, frozen=True, kw_only=True):
@@ -86,6 +110,8 @@ class Reply(Value, frozen=True, kw_only=True):
 
     view: VersionView | None = None
     status: dict[str, list[VersionView]] | None = None
+    counts: RecordingCounts | None = None
+    drift: DriftReport | None = None
     error: str = ""
     type: str = ""
     args: tuple[Any, ...] = ()

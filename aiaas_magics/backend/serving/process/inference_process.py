@@ -33,9 +33,14 @@ from aiaas_magics.backend.serving.http.rest_protocols import ROUTES
 from aiaas_magics.backend.serving.models.autoscaling import WINDOW_S
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.model_loader import Loader
+from aiaas_magics.backend.serving.models.recorder import DRIFT_S, FLUSH_S, Recordings, quietly
 from aiaas_magics.backend.serving.models.registry import Registry
 from aiaas_magics.backend.serving.process import control
 from aiaas_magics.backend.serving.process.control import (
+    ChangeRecording,
+    CountRecorded,
+    DriftQuery,
+    ForgetRecorded,
     Hello,
     Load,
     Reply,
@@ -122,7 +127,10 @@ async def run(options: InferenceOptions, protocols: ServedProtocols = STOCK) -> 
         registry = Registry(withdrawn=files.withdrawn(), keep_withdrawn=files.keep_withdrawn, expected=files.expected())
         spans = stack.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
         limits = Limits(body_bytes=options.body_bytes, compute_s=options.compute_s)
-        loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits)
+        recordings = Recordings(files.recorded)
+        if (expected := files.expected_names()) is not None:
+            recordings.keep_only(expected)
+        loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits, recordings=recordings)
         guard = _guard(options, files)
         handler = RequestHandler(registry, tracing=spans)
         app = App(handler, guard, body_bytes=options.body_bytes, json_bytes=options.json_bytes, routes=protocols.routes)
@@ -133,20 +141,27 @@ async def run(options: InferenceOptions, protocols: ServedProtocols = STOCK) -> 
         if options.parent and os.getppid() != options.parent:
             raise CannotStart("The inference process", "whoever started it ended first, so that nobody would find it", files.log.name)
         grpc = asyncio.create_task(_serve_grpc(options, grpc_port, app, server, protocols))
-        async with control.listening(files.socket, secret=secret, answer=_answering(loader, registry, server, grpc)) as address:
+        async with control.listening(files.socket, secret=secret, answer=_answering(loader, registry, server, grpc, recordings)) as address:
             files.keep_running(_running(options, listener, grpc_port, address, secret))
             watch = asyncio.create_task(_end_when_disowned(files, server))
-            following = asyncio.create_task(_follow_load(loader))
+            following = [
+                asyncio.create_task(_follow_load(loader)),
+                asyncio.create_task(_write_recorded(recordings)),
+                asyncio.create_task(_follow_drift(loader)),
+            ]
             try:
                 await server.serve(sockets=[listener])
             finally:
                 watch.cancel()
-                following.cancel()
+                for task in following:
+                    task.cancel()
                 _forget(files)
                 try:
                     await (await grpc).stop()
                 finally:
                     await loader.close()
+                    with quietly("writing recorded requests"):
+                        await recordings.flush()
 
 
 async def _end_when_disowned(files: Files, server: InferenceServer) -> None:
@@ -165,6 +180,20 @@ async def _follow_load(loader: Loader) -> None:
             await loader.follow_load()
         except Exception:  # border: engines of any kind are opened here, and those that are there go on answering
             log.exception("a version was not scaled")
+
+
+async def _write_recorded(recordings: Recordings) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_S)
+        with quietly("writing recorded requests"):
+            await recordings.flush()
+
+
+async def _follow_drift(loader: Loader) -> None:
+    while True:
+        await asyncio.sleep(DRIFT_S)
+        with quietly("computing drift"):
+            await loader.follow_drift()
 
 
 def _forget(files: Files) -> None:
@@ -200,7 +229,9 @@ def _preload() -> None:
     import aiaas_magics.backend.serving.grpc.grpc_server  # noqa: F401
 
 
-def _answering(loader: Loader, registry: Registry, server: InferenceServer, grpc: asyncio.Task[GrpcServer]) -> control.Answering:
+def _answering(
+    loader: Loader, registry: Registry, server: InferenceServer, grpc: asyncio.Task[GrpcServer], recordings: Recordings
+) -> control.Answering:
     async def answer(call: control.AnyCall) -> Reply:
         match call:
             case Hello():
@@ -214,7 +245,9 @@ def _answering(loader: Loader, registry: Registry, server: InferenceServer, grpc
             case Scale():
                 await loader.scale(call.name, call.scaling)
             case Retire():
-                await loader.retire(call.name)
+                await loader.retire(call.name, forgets=call.forgets)
+            case ChangeRecording() | CountRecorded() | ForgetRecorded() | DriftQuery():
+                return await _answer_of_recording(call, loader, recordings)
             case StatusQuery():
                 return Reply(status=registry.status())
             case StopProcess():
@@ -222,6 +255,19 @@ def _answering(loader: Loader, registry: Registry, server: InferenceServer, grpc
         return Reply()
 
     return answer
+
+
+async def _answer_of_recording(call: control.RecordingCall, loader: Loader, recordings: Recordings) -> Reply:
+    match call:
+        case ChangeRecording():
+            await loader.record(call.name, call.change)
+        case CountRecorded():
+            return Reply(counts=await recordings.counts(call.name))
+        case ForgetRecorded():
+            await recordings.forget(call.name)
+        case DriftQuery():
+            return Reply(drift=await loader.drift(call.name, call.version))
+    return Reply()
 
 
 async def _lock(files: Files, stack: contextlib.ExitStack) -> None:

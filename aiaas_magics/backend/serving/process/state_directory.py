@@ -11,6 +11,7 @@ them, and to `supervisor`, which reads them.
     lock           held by the living process
     log.txt        what it said
     scratch/       unpacked SavedModels; emptied at each start
+    recorded/      a folder for each endpoint whose requests are recorded: see `record_folder`
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Files:
         self.folder = state / "serving"
         self.log = self.folder / "log.txt"
         self.scratch = self.folder / "scratch"
+        self.recorded = self.folder / "recorded"
         self.socket = self.folder / "control.sock"
         self._process = self.folder / "process.json"
 
@@ -108,10 +110,14 @@ class Files:
 
     def expected(self) -> list[str]:
         """The endpoints that a process which starts now will be given."""
+        return self.expected_names() or []
+
+    def expected_names(self) -> list[str] | None:
+        """The same; None where nobody said so."""
         try:
             return wire.decode((self.folder / "expected.json").read_bytes(), list[str])
         except (OSError, wire.Malformed):
-            return []
+            return None
 
     def keep_expected(self, names: Collection[str]) -> None:
         write_private(self.folder / "expected.json", wire.encode(sorted(names)))

@@ -17,16 +17,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import psutil
 from msgspec.structs import replace
 
 from aiaas_magics.backend.serving.models.autoscaling import scaled
 from aiaas_magics.backend.serving.process.control import (
     AnyCall,
+    ChangeRecording,
+    CountRecorded,
+    DriftQuery,
+    ForgetRecorded,
     Hello,
     Load,
     Reply,
@@ -39,10 +42,13 @@ from aiaas_magics.backend.serving.process.control import (
     call_at,
     connection,
 )
+from aiaas_magics.backend.serving.process.process_health import HUNG_S, is_answered, is_closed, kill, lives
 from aiaas_magics.backend.serving.process.state_directory import Files, RunningProcess, is_alive
+from aiaas_magics.core.drift.drift_values import DriftReport
 from aiaas_magics.core.errors import AiaasBug, AiaasError, BackendTooSlow, CannotStart, UnknownName
+from aiaas_magics.core.recording import RecordingCounts
 from aiaas_magics.core.routing import Routing, Scaling, without
-from aiaas_magics.core.spec import DeploySpec, VersionView
+from aiaas_magics.core.spec import DeploySpec, RecordingChange, VersionView
 from aiaas_magics.core.value import Value
 
 log = logging.getLogger(__name__)
@@ -52,8 +58,6 @@ LOAD_S: Final = 300.0  # guess: a SavedModel process imports TensorFlow, once fo
 ROUTE_S: Final = 300.0  # guess: versions that are of no more use are drained, and a SavedModel's request may take two minutes
 ANSWER_S: Final = 60.0  # guess: retiring waits for what is being answered
 STOP_S: Final = 20.0  # guess: twice what the process itself gives to requests that still run
-WATCH_S: Final = 5.0  # guess: how often it is asked whether it lives
-HUNG_S: Final = 10.0  # guess: no model computes in the loop that answers for longer than some milliseconds, so this is no busy moment
 POLL_S: Final = 0.02
 # -P: the folder that the server was started in is no place to import from.
 PROGRAM: Final = (sys.executable, "-P", "-m", "aiaas_magics.backend.serving")
@@ -200,6 +204,34 @@ class InferenceHost:
         await self._call(Scale(name=name, scaling=scaling), answer_s=LOAD_S)
         self._served[name] = [replace(record, spec=scaled(record.spec, scaling)) for record in self._served.get(name, [])]
 
+    async def record(self, name: str, change: RecordingChange) -> None:
+        """ChangeRecording requests of an endpoint as `change` says, from the next one on.
+
+        Raises:
+            UnknownName: there is no such endpoint.
+        """
+        await self._call(ChangeRecording(name=name, change=change), answer_s=ANSWER_S)
+        self._served[name] = [replace(record, spec=change.applied(record.spec, record.version)) for record in self._served.get(name, [])]
+
+    async def recorded_counts(self, name: str) -> RecordingCounts:
+        """What is recorded of an endpoint, in its files when this returns."""
+        return (await self._call(CountRecorded(name=name), answer_s=ANSWER_S)).counts or RecordingCounts()
+
+    async def forget_recorded(self, name: str) -> None:
+        """Remove what is recorded of an endpoint. Recording itself goes on."""
+        await self._call(ForgetRecorded(name=name), answer_s=ANSWER_S)
+
+    async def drift(self, name: str, version: int = 0) -> DriftReport:
+        """How the recorded rows of a version differ from its reference; a `version` of 0 is the live one.
+
+        Raises:
+            UnknownName: there is no such endpoint, or no such version of it that is ready.
+        """
+        reply = await self._call(DriftQuery(name=name, version=version), answer_s=ANSWER_S)
+        if reply.drift is None:
+            raise AiaasBug("the inference process compared recorded rows and did not say with what result")
+        return reply.drift
+
     def _keep(self, name: str, routing: Routing, *, keeps: int = 0) -> None:
         """Remember what is to be brought back after a death."""
         stays = routing.loaded | {keeps}
@@ -340,7 +372,8 @@ class InferenceHost:
             # Not what the records say: retired while nobody was there to tell. What is there beside the records' versions was
             # never acknowledged, and goes when requests are routed again.
             with contextlib.suppress(AiaasError):
-                await call_at(running.control, running.secret, Retire(name=name), answer_s=ANSWER_S)
+                call = Retire(name=name, forgets=name not in self._served)
+                await call_at(running.control, running.secret, call, answer_s=ANSWER_S)
         for name, records in list(self._served.items()):
             lost = [] if name in right else [record for record in records if not await self._brought_back(record)]
             await self._route_again(name, frozenset(record.version for record in lost))
@@ -375,7 +408,7 @@ class InferenceHost:
         with contextlib.suppress(AiaasError):
             if routing is None:
                 self._served.pop(name, None)
-                await call_at(running.control, running.secret, Retire(name=name), answer_s=ANSWER_S)
+                await call_at(running.control, running.secret, Retire(name=name, forgets=False), answer_s=ANSWER_S)
             else:
                 await call_at(running.control, running.secret, RouteVersions(name=name, routing=routing), answer_s=ANSWER_S)
                 self._keep(name, routing)
@@ -435,49 +468,6 @@ class InferenceHost:
 
     def _log(self) -> str:
         return str(self._files.log) if self._files else ""
-
-
-async def is_answered(asking: Coroutine[Any, Any, Reply]) -> bool:
-    """Whether an answer comes within `HUNG_S`. Time in which this very process did not run is not the other's.
-
-    Raises:
-        OSError: the process is gone.
-    """
-    answer = asyncio.ensure_future(asking)
-    began_s = time.monotonic()
-    await asyncio.wait({answer}, timeout=HUNG_S)
-    if not answer.done() and time.monotonic() - began_s > HUNG_S + WATCH_S:  # we were stopped ourselves
-        await asyncio.wait({answer}, timeout=HUNG_S)
-    if not answer.done():
-        answer.cancel()
-        await asyncio.gather(answer, return_exceptions=True)
-        return False
-    answer.result()
-    return True
-
-
-async def is_closed(reader: asyncio.StreamReader) -> bool:
-    """Whether the other side closes the connection within `WATCH_S`."""
-    try:
-        async with asyncio.timeout(WATCH_S):
-            await reader.read()
-    except TimeoutError:
-        return False
-    return True
-
-
-def kill(running: RunningProcess) -> None:
-    if lives(running):
-        with contextlib.suppress(psutil.Error):
-            psutil.Process(running.pid).kill()
-
-
-def lives(running: RunningProcess) -> bool:
-    """Whether it is alive; also where that cannot be read now: only a process that is gone is replaced."""
-    try:
-        return is_alive(running)
-    except OSError:
-        return True
 
 
 def _load_call(record: Recorded) -> Load:

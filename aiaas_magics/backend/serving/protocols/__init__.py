@@ -133,6 +133,11 @@ class InferenceCall(Protocol):
         """How long its caller lets it wait to be computed; infinite where it does not say."""
         ...
 
+    @property
+    def id(self) -> str | None:
+        """What its caller calls this request; None where the protocol has no word for it, or the caller does not say."""
+        ...
+
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
         """The answer in the form that the request asked for.
 

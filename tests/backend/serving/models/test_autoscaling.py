@@ -24,6 +24,7 @@ from aiaas_magics.backend.serving.models.autoscaling import (
 )
 from aiaas_magics.backend.serving.models.batching import Limits
 from aiaas_magics.backend.serving.models.model_loader import Loader
+from aiaas_magics.backend.serving.models.recorder import Recordings
 from aiaas_magics.backend.serving.models.registry import Registry, Version
 from aiaas_magics.core.errors import InvalidSpec, NotScaled
 from aiaas_magics.core.routing import Routing, Scaling, scaling_of
@@ -103,7 +104,7 @@ def test_a_version_gets_executors_with_its_load_and_gives_them_back(tmp_path: Pa
 
 async def _numbers_of_executors(folder: Path) -> dict[str, float]:
     registry = Registry()
-    loader = Loader(registry, clock=Clock(), scratch=folder, limits=Limits())
+    loader = Loader(registry, clock=Clock(), scratch=folder, limits=Limits(), recordings=Recordings(folder / "recorded"))
     made = plus(folder, "live", 1.0)
     spec = replace(made.spec, most_replicas=4)
     await loader.load(spec, 1, artefact=made.artefact, samples=made.samples)
@@ -132,7 +133,7 @@ def test_a_scaling_that_cannot_open_one_version_leaves_all_of_them_as_they_were(
 
 async def _scaled_in_vain(folder: Path) -> None:
     registry = Registry()
-    loader = Loader(registry, clock=Clock(), scratch=folder, limits=Limits())
+    loader = Loader(registry, clock=Clock(), scratch=folder, limits=Limits(), recordings=Recordings(folder / "recorded"))
     made = {number: plus(folder, "live", float(number)) for number in (1, 2)}
     for number, model in made.items():
         await loader.load(model.spec, number, artefact=model.artefact, samples=model.samples)

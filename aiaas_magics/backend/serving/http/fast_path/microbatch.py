@@ -145,3 +145,8 @@ def _compute(
     stats.answered(*[over_ns - since for since in since_ns], rows=answered)
     waited_ns = len(since_ns) * began_ns - sum(since_ns)
     stats.ran(rows=answered, waited_ns=waited_ns, compute_ns=ended_ns - began_ns, why=why)
+    recorder = version.recorder
+    # Who was begun anew is offered where that is answered.
+    if recorder is not None and len(since_ns) == len(batch) and not recorder.passes_over(len(batch)):
+        (name,) = (spec.name for spec in version.spec.outputs)
+        recorder.offer_batch(version.number, {form.name: x}, {name: output}, [rows for _, rows, _ in plain])

@@ -128,6 +128,7 @@ def describe(registry: Registry, name: str, url: str) -> EndpointPage:
         outputs=spec.outputs,
         calls=tuple(examples_of(spec, url)),
         figures=counted(shown.stats),
+        recording=None if shown.recorder is None else shown.recorder.counts,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from aiaas_magics.backend.serving.protocols import Headers, Response
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
+from aiaas_magics.core.recording import RecordingCounts
 from aiaas_magics.core.snippets import TOKEN
 from aiaas_magics.core.spec import TensorSpec, VersionView
 from aiaas_magics.core.value import Value
@@ -69,6 +70,7 @@ class EndpointPage(Value, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     calls: tuple[ExampleCall, ...]
     figures: Counted
+    recording: RecordingCounts | None = None  # None: nothing is recorded
 
 
 def home(url: str, names: Sequence[str]) -> Response:
@@ -85,6 +87,7 @@ def endpoint(page: EndpointPage) -> Response:
         f"<p>{state}, at <code>{escape(page.url)}/v1/models/{name}:predict</code> (TensorFlow Serving) and "
         f"<code>{escape(page.url)}/v2/models/{name}/infer</code> (Open Inference Protocol v2). "
         'All there is: <a href="/openapi.json">openapi.json</a>.</p>',
+        "" if page.recording is None else f"<p><strong>Requests are recorded</strong>: {escape(recording_words(page.recording))}</p>",
         _tensors("Inputs", page.inputs),
         _tensors("Outputs", page.outputs),
         "<h2>Calling it</h2>",
@@ -97,6 +100,13 @@ def endpoint(page: EndpointPage) -> Response:
             ((str(v.version), v.state, v.engine, str(v.precision), f"{v.proof:.3g}", v.precision.change) for v in page.versions),
         ),
         _how_to_fetch(f"{page.url}/endpoints/{page.name}"),
+    )
+
+
+def recording_words(counts: RecordingCounts) -> str:
+    return (
+        f"inputs and outputs of {counts.policy}, without headers and tokens. Now there are {counts}. "
+        "Whoever runs the backend can read them; %aiaas_record NAME off ends it."
     )
 
 

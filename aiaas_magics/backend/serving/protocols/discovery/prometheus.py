@@ -46,7 +46,39 @@ def _lines(versions: Sequence[Version]) -> Iterator[str]:
     yield from _family("aiaas_request_duration_seconds", "histogram", "From the whole request to its answer, in the server.")
     for version in versions:
         yield from _histogram("aiaas_request_duration_seconds", _of(version), _durations(version.stats.latency, 1e-6), SECONDS)
+    yield from _recording(versions)
+    yield from _drift(versions)
     yield from _as_tensorflow_serving(versions)
+
+
+def _recording(versions: Sequence[Version]) -> Iterator[str]:
+    """Of endpoints whose requests are recorded; each has one recorder for all versions."""
+    recorders = {version.spec.name: version.recorder for version in versions if version.recorder is not None}
+    if recorders:
+        yield from _family("aiaas_endpoint_recorded_requests", "gauge", "Requests in the files of a recording.")
+        for name, recorder in recorders.items():
+            yield _sample("aiaas_endpoint_recorded_requests", {"endpoint": name}, recorder.counts.requests)
+        yield from _family("aiaas_endpoint_recorded_bytes", "gauge", "Size of these files.")
+        for name, recorder in recorders.items():
+            yield _sample("aiaas_endpoint_recorded_bytes", {"endpoint": name}, recorder.counts.bytes)
+        yield from _family("aiaas_endpoint_not_recorded_total", "counter", "Requests that were chosen and not recorded, by reason.")
+        for name, recorder in recorders.items():
+            for reason, count in (("dropped", recorder.counts.dropped), ("too large", recorder.counts.too_large)):
+                yield _sample("aiaas_endpoint_not_recorded_total", {"endpoint": name, "reason": reason}, count)
+
+
+def _drift(versions: Sequence[Version]) -> Iterator[str]:
+    """Of versions whose drift was computed: once a minute where something was recorded."""
+    reports = [(version, version.drift) for version in versions if version.drift is not None and version.drift.features]
+    for name, field, help in (
+        ("aiaas_endpoint_drift_psi", "psi", "Population stability index of a feature against the data of the deployment."),
+        ("aiaas_endpoint_drift_noise", "noise", "The index that 99 of 100 samples of this size stay below without a shift."),
+    ):
+        if reports:
+            yield from _family(name, "gauge", help)
+        for version, report in reports:
+            for feature in report.features:
+                yield _sample(name, _of(version) | {"feature": feature.name, "side": feature.side}, getattr(feature, field))
 
 
 def _of_stat(name: str, unit: float = 1) -> Callable[[Version], Samples]:

@@ -37,6 +37,7 @@ class ExamplesCall(msgspec.Struct, frozen=True, kw_only=True):
     tensors: Mapping[str, np.ndarray]
     rows: int | None
     timeout_s: float = math.inf
+    id: str | None = None  # this protocol has none
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
         ((name, output),) = outputs.items()

@@ -41,6 +41,7 @@ class PredictCall(msgspec.Struct, frozen=True, kw_only=True):
     tensors: dict[str, np.ndarray]
     rows: int | None
     timeout_s: float = math.inf  # this protocol has no word for it
+    id: str | None = None  # nor for this
 
     def response(self, outputs: Mapping[str, np.ndarray]) -> Response:
         return Response(200, write_predict(outputs, self.layout))
