@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
 ARROWS: dict[str, set[str]] = {
     "__init__": {"client", "notebook"},
     "__main__": {"cli"},
-    "cli": {"client", "backend.server", "backend.net"},
+    "cli": {"client", "backend.server", "backend.serving", "backend.net"},
     "core": set(),
     "notebook": {"client", "packing", "plots"},
     "client": {"packing", "plots"},
@@ -52,6 +52,7 @@ PACKING_ARROWS: dict[str, set[str]] = {
     "checks": {"data", "pickling", "live"},
     "portable": {"checks", "data", "pickling", "live"},
     "export": {"checks", "data", "pickling", "live"},
+    "formats": {"export", "live"},  # files for other programs
     "fitcall": {"portable", "export", "checks", "data", "pickling", "live"},
 }
 
@@ -99,6 +100,12 @@ HOMES: dict[str, tuple[str, ...]] = {
     "jax": ("backend/training/jax/",),
     # In the kernel too: what fewer bits change is measured with the engine that will serve, before anything is sent.
     "onnxruntime": ("backend/serving/engines/onnx_engine.py", "packing/export/onnx_session.py"),
+    # Runtimes of exported files, each only where its format is written and compared.
+    "ai_edge_litert": ("packing/formats/litert_file.py",),
+    "openvino": ("packing/formats/openvino_ir.py",),
+    "transformers": ("packing/formats/huggingface_folder.py",),
+    "torch": ("packing/formats/huggingface_folder.py",),
+    "keras_hub": ("packing/formats/huggingface_folder.py",),
     "grpc": ("backend/serving/grpc/",),
     "google": ("backend/serving/grpc/",),
     "opentelemetry": ("backend/serving/http/tracing.py",),

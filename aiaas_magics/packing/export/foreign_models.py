@@ -78,17 +78,23 @@ def export(
 
     if isinstance(model, (str, Path)):
         on_step(f"reading {model}")
-    opened = _opened(model, sample, compiled=quantization_options is not None)
+    opened = open_model(model, sample, compiled=quantization_options is not None)
     if isinstance(opened, keras.Model):
         return model_export.export(opened, sample, other_samples=other_samples, quantization_options=quantization_options, on_step=on_step)
     if quantization_options is not None:
         raise CannotServe(f"{opened.name} is served as it is: fewer bits are made of Keras models. Leave --precision out.")
-    rows = tuple(samples.rows_through(opened.name, opened.interface, part) for part in (sample, *other_samples))
-    return _export_form(opened, rows, on_step=on_step)
+    return export_form(opened, sample, other_samples, on_step=on_step)
 
 
-def _export_form(form: ServableForm, rows: Sequence[Named], *, on_step: Callable[[str], None]) -> Servable:
-    """`form` with its own answers to each set of rows."""
+def export_form(
+    form: ServableForm, sample: Any, other_samples: Sequence[Any] = (), *, on_step: Callable[[str], None] = lambda step: None
+) -> Servable:
+    """`form` with its own answers to each set of rows.
+
+    Raises:
+        NoSamples, DataMismatch, CannotServe: with the next move.
+    """
+    rows = tuple(samples.rows_through(form.name, form.interface, part) for part in (sample, *other_samples))
     on_step("computing sample rows")
     with export_formats.quiet():
         answers = [_answers(form, part) for part in rows]
@@ -113,8 +119,15 @@ def name_of(model: Any) -> str:
     return str(getattr(model, "name", "") or type(model).__name__)
 
 
-def _opened(model: Any, sample: Any, *, compiled: bool) -> Any:
-    """A Keras model, or the form of another."""
+def open_model(model: Any, sample: Any, *, compiled: bool) -> Any:
+    """A Keras model, or the form of another.
+
+    Args:
+        compiled: whether a file's loss and metrics are needed.
+
+    Raises:
+        CannotServe: it is nothing that can be served, or cannot be opened.
+    """
     import keras
 
     if isinstance(model, keras.Model):
