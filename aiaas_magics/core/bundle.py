@@ -14,5 +14,4 @@ from typing import Final
 ENDPOINT: Final = "endpoint.json"
 SAMPLES: Final = "samples.safetensors"
 MODELS: Final = {"onnx": "model.onnx", "saved_model": "model.zip"}  # by the format of the `DeploySpec`
-TOKEN_VARIABLE: Final = "AIAAS_ENDPOINT_TOKEN"
 LEAST_TOKEN: Final = 16  # characters

@@ -195,7 +195,7 @@ def _finish_docker(contents: FolderContents) -> tuple[str, ...]:
     for file, text in texts.items():
         (folder / file).write_text(text, encoding="utf-8")
     return (
-        f"Start it in a container: cd {name}_docker && {bundle.TOKEN_VARIABLE}=SECRET docker compose up --build. "
+        f"Start it in a container: cd {name}_docker && {snippets.TOKEN}=SECRET docker compose up --build. "
         f"Without one: aiaas serve-model {name}_docker/{container_files.MODEL}",
     )
 
