@@ -285,6 +285,7 @@ class VersionView(Value, frozen=True, kw_only=True):
     engine: str  # "onnx" | "saved_model"
     created_s: float  # unix time
     artefact: str  # blob: the exported model
+    samples: str = ""  # blob: its sample rows and answers; "" from a server that does not say
     proof: float  # largest absolute difference on the samples: from Keras, or from the reduced form as the kernel computed it
     precision: Precision = Precision()
     replicas: int = 0  # now; 0 from a server that does not say

@@ -23,6 +23,7 @@ DISPLAYS: Final[dict[tuple[str, str], Callable[[Any], present.Bundle]]] = {
     ("aiaas_magics.client.training.study", "Study"): present.study_table,
     ("aiaas_magics.client.training.planning", "FitPlan"): present.plan_table,
     ("aiaas_magics.client.serving.endpoint", "Endpoint"): present.endpoint_bundle,
+    ("aiaas_magics.packing.formats.model_files", "ExportedModel"): present.exported_bundle,
 }
 LOADED: Final[dict[int, tuple[Any, Any]]] = {}  # by id of the shell: its magics and its matcher
 

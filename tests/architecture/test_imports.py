@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
 # room -> rooms it may import from, itself and `core` aside
 ARROWS: dict[str, set[str]] = {
-    "__init__": {"client", "notebook"},
+    "__init__": {"client", "notebook", "packing"},
     "__main__": {"cli"},
     "cli": {"client", "backend.server", "backend.serving", "backend.net"},
     "core": set(),

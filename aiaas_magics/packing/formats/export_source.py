@@ -6,14 +6,10 @@ format, comparing to `output_differences`.
 
 from __future__ import annotations
 
-import io
 import re
-import tempfile
-import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -191,28 +187,6 @@ def of_artefact(
     return ExportSource(
         name=name, inputs=inputs, outputs=outputs, samples=sets, allowed=allowed, origin=origin, artefact=artefact, format=kind
     )
-
-
-def unzipped(artefact: bytes, folder: Path) -> None:
-    """Write the files of a SavedModel that travels as a zip.
-
-    Raises:
-        NotExpressible: a name in it leads out of the folder.
-    """
-    with zipfile.ZipFile(io.BytesIO(artefact)) as archive:
-        for entry in archive.infolist():
-            if entry.filename.startswith("/") or ".." in Path(entry.filename).parts:
-                raise NotExpressible(f"its SavedModel names a file outside of it ({entry.filename[:80]!r})")
-        archive.extractall(folder)
-
-
-@contextmanager
-def saved_model_folder(artefact: bytes) -> Iterator[Path]:
-    """A SavedModel that travels as a zip, as a folder that is gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="aiaas-export-") as scratch:
-        folder = Path(scratch) / "model"
-        unzipped(artefact, folder)
-        yield folder
 
 
 def _of_export(sentence: str) -> str:

@@ -128,10 +128,3 @@ ELSEWHERE: Final = {
     "keras": "--to onnx or --to saved_model holds the computation without the code",
     "huggingface": "--to keras or --to saved_model holds any model",
 }
-# Formats that people ask for and that nothing here writes, each with what to do.
-REFUSED: Final = {
-    "tfjs": (
-        "There is no converter to TensorFlow.js that is kept for Keras 3: tensorflowjs had its last release in October 2024 and needs "
-        "Keras 2. Use --to onnx and ONNX Runtime Web in the browser, or --to tflite."
-    ),
-}

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from aiaas_magics.core import settings, wire
+from aiaas_magics.core.export_names import REFUSED
 from aiaas_magics.core.precision import Precision
 from aiaas_magics.packing.export import export_formats
 from aiaas_magics.packing.formats import huggingface_folder
 from aiaas_magics.packing.formats.export_source import CannotExport, ExportSource, NotExpressible, SampleSet, source_of
-from aiaas_magics.packing.formats.format_table import ELSEWHERE, FORMATS, REFUSED, ModelFormat
+from aiaas_magics.packing.formats.format_table import ELSEWHERE, FORMATS, ModelFormat
 from aiaas_magics.packing.formats.output_differences import OutputDifference, differences, worst_of
 
 REPORT: Final = "aiaas_export.json"  # in a folder that we wrote: such a folder may be replaced
@@ -166,7 +167,7 @@ def export_source(
             notes=(*notes, *source.notes),
             sha256=hash_of(partial),
         )
-        if kind.is_folder and at is None:
+        if kind.is_folder:
             (partial / REPORT).write_bytes(exported.report())
         put_in_place(partial, target)
     return exported

@@ -5,16 +5,17 @@ Owns writing it and loading it again with TensorFlow.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aiaas_magics.packing.export import export_formats, sample_bytes
+from aiaas_magics.packing.export import export_formats, model_folders, sample_bytes
 from aiaas_magics.packing.export.export_formats import SAVED_MODEL
 from aiaas_magics.packing.export.foreign_models import SIGNATURE
 from aiaas_magics.packing.export.onnx_session import Form, Named
-from aiaas_magics.packing.formats.export_source import ExportSource, NotExpressible, unzipped
+from aiaas_magics.packing.formats.export_source import ExportSource, NotExpressible
 
 
 def write(source: ExportSource, path: Path) -> tuple[str, ...]:
@@ -22,7 +23,7 @@ def write(source: ExportSource, path: Path) -> tuple[str, ...]:
     if source.function is not None:
         export_formats.write_saved_model(source.model, source.function, path)
     elif source.format == SAVED_MODEL:
-        unzipped(source.artefact, path)
+        model_folders.unzipped(io.BytesIO(source.artefact), path)
     else:
         raise NotExpressible("it is served as an ONNX file, and no SavedModel is made of that")
     return ()

@@ -135,6 +135,8 @@ def _model_in(folder: Path, source: ExportSource, row: FolderKind, name: str, on
             if number == len(row.formats):
                 raise
             continue
+        if target.is_dir():
+            (target / model_files.REPORT).unlink()  # the whole folder has one
         return replace(exported, notes=(*(_instead(reason, row.title) for reason in reasons), *exported.notes))
     raise CannotExport(f"{row.title} takes no form of this model. Use another --for.")
 
