@@ -7,16 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from aiaas_magics.core.spec import EndpointView, VersionView
 
 if TYPE_CHECKING:
-    from aiaas_magics.client.serving.endpoint import Endpoint
     from aiaas_magics.packing.formats.export_source import ExportSource
     from aiaas_magics.packing.formats.model_files import ExportedModel
 
 
+class SavedEndpoint(Protocol):
+    """What is asked of an endpoint: its name, its record, and the live version with its bytes and samples."""
+
+    @property
+    def name(self) -> str: ...
+    def view(self) -> EndpointView: ...
+    def artefact(self) -> tuple[VersionView, bytes, bytes]: ...
+
+
 def save(
-    endpoint: Endpoint,
+    endpoint: SavedEndpoint,
     path: str | Path | None = None,
     *,
     format: str | None = None,
@@ -38,7 +48,7 @@ def save(
     return model_files.export_source(source, kind, out=path, name=endpoint.name, at=at, on_step=on_step)
 
 
-def source_of(endpoint: Endpoint, on_step: Callable[[str], None] = lambda step: None) -> ExportSource:
+def source_of(endpoint: SavedEndpoint, on_step: Callable[[str], None] = lambda step: None) -> ExportSource:
     """The live version of an endpoint, with the rows and answers that it was deployed with.
 
     Raises:

@@ -52,6 +52,7 @@ class FolderContents:
     source: ExportSource
     exported: ExportedModel
     storage: str
+    label: str  # what the folder will be called
 
 
 def export_folder(
@@ -153,7 +154,7 @@ def _finish_triton(contents: FolderContents) -> tuple[str, ...]:
     _check_dtypes(source)
     text = triton_config.config_text(contents.name, contents.exported.format, source.inputs, source.outputs)
     (contents.folder / contents.name / "config.pbtxt").write_text(text, encoding="utf-8")
-    notes = [f"Start it: tritonserver --model-repository={contents.name}_triton"]
+    notes = [f"Start it: tritonserver --model-repository={contents.label}"]
     if contents.exported.format == SAVED_MODEL:
         notes.append("Triton's images have had no TensorFlow backend since 25.04: use one of 25.03 or before for a SavedModel.")
     return tuple(notes)
@@ -179,7 +180,7 @@ def _finish_tfserving(contents: FolderContents) -> tuple[str, ...]:
     text = "model_config_list {\n  config {\n" + "".join(f"    {field}\n" for field in fields) + "  }\n}\n"
     (contents.folder / "models.config").write_text(text, encoding="utf-8")
     return (
-        f"Start it: docker run -p 127.0.0.1:8501:8501 -v $PWD/{name}_tfserving/{name}:/models/{name} -e MODEL_NAME={name} "
+        f"Start it: docker run -p 127.0.0.1:8501:8501 -v $PWD/{contents.label}/{name}:/models/{name} -e MODEL_NAME={name} "
         "tensorflow/serving",
     )
 
@@ -197,8 +198,8 @@ def _finish_docker(contents: FolderContents) -> tuple[str, ...]:
     for file, text in texts.items():
         (folder / file).write_text(text, encoding="utf-8")
     return (
-        f"Start it in a container: cd {name}_docker && {snippets.TOKEN}=SECRET docker compose up --build. "
-        f"Without one: aiaas serve-model {name}_docker/{container_files.MODEL}",
+        f"Start it in a container: cd {contents.label} && {snippets.TOKEN}=SECRET docker compose up --build. "
+        f"Without one: aiaas serve-model {contents.label}/{container_files.MODEL}",
     )
 
 
