@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from aiaas_magics.client.training.study import Study
     from aiaas_magics.client.training.submission import Preflight
     from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
-    from aiaas_magics.packing.formats.model_files import ExportedModel
 
 Bundle = dict[str, Any]
 
@@ -335,13 +334,6 @@ def change_table(change: PrecisionChange) -> Bundle:
     ]
     caption = f"Accuracy impact of {change.precision}, measured on {change.rows:,} rows of {change.of}"
     return table_bundle(("", "as trained", change.precision, "change"), rows, caption=caption, notes=notes)
-
-
-def exported_bundle(exported: ExportedModel) -> Bundle:
-    """A written model: its outputs and how far each is from the model's own answers."""
-    rows = [(difference.output, f"{difference.largest:.2g}", f"{difference.relative:.1g}") for difference in exported.differences]
-    header = ("output", "largest difference", "of the largest answer")
-    return table_bundle(header, rows, caption=exported.sentence, notes=exported.notes)
 
 
 def _interface(specs: Sequence[TensorSpec]) -> str:

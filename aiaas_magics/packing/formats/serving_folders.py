@@ -104,7 +104,9 @@ def export_source_folder(
     with model_files.partial_path(target) as partial:
         partial.mkdir()
         exported = _model_in(partial, source, row, name, on_step)
-        contents = FolderContents(folder=partial, name=name, source=source, exported=exported, storage=storage or STORAGE.format(name=name))
+        contents = FolderContents(
+            folder=partial, name=name, source=source, exported=exported, storage=storage or STORAGE.format(name=name), label=target.name
+        )
         notes = row.finish(contents)
         place = exported.path.relative_to(partial)
         finished = replace(exported, path=target / place, notes=(*exported.notes, *notes))
