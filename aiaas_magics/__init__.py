@@ -20,16 +20,21 @@ if TYPE_CHECKING:
     from aiaas_magics.client.training.study import Study
     from aiaas_magics.core.execution import Execution
     from aiaas_magics.core.routing import Rollout
+    from aiaas_magics.packing.formats.model_files import ExportedModel, export_model
+    from aiaas_magics.packing.formats.serving_folders import export_folder
 
 __all__ = [
     "Backend",
     "Endpoint",
     "Execution",
+    "ExportedModel",
     "Job",
     "Rollout",
     "Study",
     "__version__",
     "connect",
+    "export_folder",
+    "export_model",
     "load_ipython_extension",
     "unload_ipython_extension",
 ]
@@ -42,8 +47,11 @@ _HOMES = {
     "Endpoint": "aiaas_magics.client.serving.endpoint",
     "Execution": "aiaas_magics.core.execution",
     "Job": "aiaas_magics.client.training.job",
+    "ExportedModel": "aiaas_magics.packing.formats.model_files",
     "Rollout": "aiaas_magics.core.routing",
     "Study": "aiaas_magics.client.training.study",
+    "export_folder": "aiaas_magics.packing.formats.serving_folders",
+    "export_model": "aiaas_magics.packing.formats.model_files",
 }
 
 

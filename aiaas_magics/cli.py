@@ -1,4 +1,4 @@
-"""Command line: `aiaas serve | status | storage | stop | token`.
+"""Command line: `aiaas serve | serve-model | status | storage | stop | token`.
 
 Owns options and what is printed: results on standard output, talk on standard error.
 Serving belongs to `backend.server`, asking a server to `client.backend`.
@@ -123,6 +123,62 @@ def serve(
         click.echo(f"Its token: aiaas token{shown}. In a notebook: %aiaas_connect {url}", err=True)
 
     server.serve(options, on_ready=on_ready)
+
+
+@main.command("serve-model")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Anything but loopback needs TLS.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port for HTTP (default: the same as last time, or any).")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), default=0, help="Port for gRPC (default: the same as last time, or any).")
+@click.option("--tls-cert", type=click.Path(), default="", help="PEM file with the certificate chain.")
+@click.option("--tls-key", type=click.Path(), default="", help="PEM file with its key.")
+@click.option("--cors", multiple=True, metavar="ORIGIN", help="Origin whose web pages may ask for predictions; repeatable.")
+@click.option("--behind-proxy", is_flag=True, help="Listen beyond loopback without TLS, as in a container whose port a proxy publishes.")
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the token and the ports (default: one of this account for each FOLDER).",
+)
+@_one_line_errors
+def serve_model(
+    folder: Path,
+    host: str,
+    port: int,
+    grpc_port: int,
+    tls_cert: str,
+    tls_key: str,
+    cors: tuple[str, ...],
+    behind_proxy: bool,
+    state: Path | None,
+) -> None:
+    """Serve the endpoint in FOLDER, which `%aiaas_export MODEL --for docker` wrote, until SIGTERM or Ctrl-C.
+
+    Its token is AIAAS_ENDPOINT_TOKEN; without that, one is made and its file named. An ONNX model needs no TensorFlow.
+    """
+    from aiaas_magics.backend.serving.process import standalone
+    from aiaas_magics.backend.serving.process.inference_process import InferenceOptions
+
+    log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    token = standalone.token_in(os.environ)
+    place = state or settings.bundle_state(folder)
+    settings.make_private(place)
+    options = InferenceOptions(
+        state=str(place),
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        cors=cors,
+        behind_proxy=behind_proxy,
+    )
+
+    def on_ready(name: str, running: Any) -> None:
+        click.echo(f"aiaas serves {name} at {running.url}/v1/models/{name}:predict and over gRPC at {running.grpc}")
+        if not token:
+            click.echo(f"Its token is in {place / 'serving' / 'token'}. Set AIAAS_ENDPOINT_TOKEN to choose one.", err=True)
+
+    standalone.serve(folder, options, token=token, on_ready=on_ready)
 
 
 def _forget_tokens() -> None:

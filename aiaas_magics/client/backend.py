@@ -29,7 +29,9 @@ from aiaas_magics.core.spec import About, EndpointView, Freed, JobView, StorageV
 
 if TYPE_CHECKING:
     from aiaas_magics.client.training.planning import FitPlan
+    from aiaas_magics.client.training.reproduction import Reproduction
     from aiaas_magics.client.training.study import Study
+    from aiaas_magics.core.story import JobStory
     from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
 
 LOCAL: Final = "local"
@@ -184,6 +186,25 @@ class Backend:
         )
         call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
         return submit(prepare(self, call, options))
+
+    def reproduce(self, job: str, *, on_change: Callable[[JobStory], None] = lambda _: None) -> Reproduction:
+        """Train a job again from what the backend kept of it, and compare the trained state.
+
+        The packed fit call, the row order and the form of the steps are those of the first run. The model in this process is not touched.
+
+        Args:
+            job: the id of a job that has succeeded.
+            on_change: called with the story of the second run at every change.
+
+        Returns:
+            Whether every number is bit-equal, else how far each layer is apart, and what of the environment is another one now.
+
+        Raises:
+            InvalidSpec: it cannot be trained again: it failed, was fed from a kernel, or its data is not kept any more.
+        """
+        from aiaas_magics.client.training import reproduction
+
+        return reproduction.reproduce(self, self.job(job), on_change=on_change)
 
     def plan(
         self,

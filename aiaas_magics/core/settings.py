@@ -76,6 +76,11 @@ def local_state() -> Path:
     return home() / f"local-{environment_key()}"
 
 
+def bundle_state(folder: Path) -> Path:
+    """The state folder of an endpoint that is served from `folder` alone."""
+    return home() / f"model-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
+
+
 def installed_version(distribution: str) -> str:
     """The installed version of a distribution, without importing it; empty when it is not there."""
     try:

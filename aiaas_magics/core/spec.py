@@ -153,6 +153,7 @@ class FitSpec(Value, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()  # what was announced before the run
     memory_bytes: int = 0  # estimate for one worker, beyond the libraries themselves
     sets_environment: bool = True  # variables travel within the payload
+    record: str = ""  # blob: see `TrainingRecord`; "" from a client that keeps none
     folders: tuple[str, ...] = ()  # relative; a worker finds them around it, as callbacks found them beside the notebook
 
     def __post_init__(self) -> None:
@@ -166,7 +167,7 @@ class FitSpec(Value, frozen=True, kw_only=True):
             raise InvalidSpec("A job's name has 1 to 100 characters. Give a shorter --name.")
         if any(not FOLDER.fullmatch(folder) or ".." in folder.split("/") for folder in self.folders):
             raise InvalidSpec("A folder of a job is a relative path without '..'. Leave it out.")
-        for sha in (self.payload, *self.arrays):
+        for sha in (self.payload, *self.arrays, *filter(None, (self.record,))):
             if not SHA256.fullmatch(sha):
                 raise InvalidSpec(f"{sha[:80]!r} is not a SHA-256. Send the blob first and use the name it got.")
 
@@ -310,6 +311,7 @@ class VersionView(Value, frozen=True, kw_only=True):
     engine: str  # "onnx" | "saved_model"
     created_s: float  # unix time
     artefact: str  # blob: the exported model
+    samples: str = ""  # blob: its sample rows and answers; "" from a server that does not say
     proof: float  # largest absolute difference on the samples: from Keras, or from the reduced form as the kernel computed it
     precision: Precision = Precision()
     replicas: int = 0  # now; 0 from a server that does not say

@@ -57,6 +57,7 @@ class FitRequest:
     retries: int = 3
     resume: str | None = None
     local_fallback: bool = False
+    code: str = ""  # of the cell, for the record of each job
 
 
 class EndOfCell(BaseException):
@@ -107,6 +108,7 @@ class CellFits:
             resume=None if request.resume is None else self._session.find_job(request.resume).id,
             execution=request.execution,
             environment=request.environment,
+            code=request.code,
         )
 
     def _workers(self) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from aiaas_magics.core.errors import UsageError
 from aiaas_magics.notebook import completion
 
-FILES: Final = (".keras", ".h5", ".hdf5", ".onnx")
+FILES: Final = (".keras", ".h5", ".hdf5", ".onnx", ".tflite", ".xml")
 # Libraries whose objects are served, or told how they can be.
 LIBRARIES: Final = frozenset({"sklearn", "xgboost", "lightgbm", "onnx", "onnxruntime", "torch", "tf_keras", "tensorflow", "keras"})
 

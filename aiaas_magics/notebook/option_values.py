@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aiaas_magics.core.errors import AiaasError
+from aiaas_magics.core.export_names import REFUSED
 from aiaas_magics.core.recording import policy_of
 from aiaas_magics.core.routing import Scaling, scaling_of
 from aiaas_magics.core.spec import checked_name
@@ -242,4 +243,11 @@ def endpoint_name(text: str) -> str:
 def job_name(text: str) -> str:
     if not 0 < len(text) <= 100 or not text.isprintable():
         raise ArgumentTypeError("A job's name has 1 to 100 printable characters. Give a shorter one.")
+    return text
+
+
+def model_format(text: str) -> str:
+    """A format of a model file; one that nothing writes is refused with what to use instead."""
+    if text in REFUSED:
+        raise ArgumentTypeError(REFUSED[text])
     return text

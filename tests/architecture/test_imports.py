@@ -14,9 +14,9 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
 # room -> rooms it may import from, itself and `core` aside
 ARROWS: dict[str, set[str]] = {
-    "__init__": {"client", "notebook", "explain"},
+    "__init__": {"client", "notebook", "explain", "packing"},
     "__main__": {"cli"},
-    "cli": {"client", "backend.server", "backend.net"},
+    "cli": {"client", "backend.server", "backend.serving", "backend.net"},
     "core": set(),
     "notebook": {"client", "packing", "plots", "explain", "attacks"},
     "client": {"packing", "plots", "explain"},
@@ -54,6 +54,7 @@ PACKING_ARROWS: dict[str, set[str]] = {
     "checks": {"data", "pickling", "live"},
     "portable": {"checks", "data", "pickling", "live"},
     "export": {"checks", "data", "pickling", "live"},
+    "formats": {"export", "live"},  # files for other programs
     "fitcall": {"portable", "export", "checks", "data", "pickling", "live"},
 }
 
@@ -107,6 +108,12 @@ HOMES: dict[str, tuple[str, ...]] = {
     "art": ("attacks/art_attack.py",),
     # In the kernel too: what fewer bits change is measured with the engine that will serve, before anything is sent.
     "onnxruntime": ("backend/serving/engines/onnx_engine.py", "packing/export/onnx_session.py"),
+    # Runtimes of exported files, each only where its format is written and compared.
+    "ai_edge_litert": ("packing/formats/litert_file.py",),
+    "openvino": ("packing/formats/openvino_ir.py",),
+    "transformers": ("packing/formats/huggingface_folder.py",),
+    "torch": ("packing/formats/huggingface_folder.py",),
+    "keras_hub": ("packing/formats/huggingface_folder.py",),
     "grpc": ("backend/serving/grpc/",),
     "google": ("backend/serving/grpc/",),
     "opentelemetry": ("backend/serving/http/tracing.py",),

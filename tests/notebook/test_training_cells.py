@@ -523,6 +523,29 @@ def test_a_next_version_comes_as_a_canary_is_promoted_and_taken_back(trainer: Ke
     assert answered.text.strip() == "((3, 1), 2)"
 
 
+def test_a_model_and_what_an_endpoint_serves_leave_the_house_and_come_back(trainer: Kernel, tmp_path: Path) -> None:
+    trainer.run("%aiaas_deploy model --name leaves -o endpoint")
+
+    shown = trainer.run(f"written = %aiaas_export model --to onnx --name net --out {tmp_path}\nwritten")
+    folder = trainer.run(f"%aiaas_export leaves --for triton --out {tmp_path}")
+    saved = trainer.run(f"print(endpoint.save('{tmp_path}/saved.onnx').sentence)")
+    wrong = trainer.run(f"endpoint.save('{tmp_path}/saved.keras')")
+    again = trainer.run(
+        f"%aiaas_deploy {tmp_path}/leaves_triton --name again -o again\nprint(again.predict(x[:2]) - endpoint.predict(x[:2]))"
+    )
+
+    assert f"{tmp_path}/net.onnx (ONNX, " in shown.text
+    assert "largest difference" in shown.of("text/html")[-1]
+    assert "answers as endpoint leaves on 32 sample rows in ONNX Runtime" in folder.text
+    assert f"Start it: tritonserver --model-repository={'leaves_triton'}" in folder.text
+    assert "answers as endpoint leaves" in saved.text
+    assert "cannot be written as a Keras file: what is exported is no Keras model any more" in wrong.error
+    assert again.ok, again.error
+    assert "[[0.]" in again.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["leaves_triton", "net.onnx", "saved.onnx"]
+    trainer.run("endpoint.stop()\nagain.stop()")
+
+
 def test_a_model_in_fewer_bits_shows_what_they_change_before_it_goes_live(trainer: Kernel) -> None:
     trainer.run("""
 import keras

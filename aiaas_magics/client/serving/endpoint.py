@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -26,7 +28,7 @@ from aiaas_magics.client.transport import Transport, sibling_url
 from aiaas_magics.client.uploads import BlobSender
 from aiaas_magics.core import precision as precisions
 from aiaas_magics.core import snippets
-from aiaas_magics.core.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable
+from aiaas_magics.core.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable, BlobDamaged
 from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.core.recording import RecordingPolicy, policy_of
 from aiaas_magics.core.routing import Change, Rollout, scaling_of
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
     from aiaas_magics.packing.export.export_request import QuantizationOptions
     from aiaas_magics.packing.export.model_export import Servable
+    from aiaas_magics.packing.formats.model_files import ExportedModel
 
 EXPLAIN_GRACE_S: Final = 10.0  # guess: an endpoint that ends an explanation itself says so sooner
 PART_BYTES: Final = 16 * 1024 * 1024  # guess: a quarter of the largest body that a server takes by default
@@ -325,6 +328,38 @@ class Endpoint(RecordedEndpoint):
         self._transport.delete(f"/v1/endpoints/{self.name}")
         self._calls.close()
         self._is_stopped = True
+
+    def save(self, path: str | Path, *, format: str | None = None) -> ExportedModel:
+        """Write the live version to a file or folder. Its answers are compared with those that the model was deployed with.
+
+        Args:
+            path: a file that ends with `.onnx`, `.tflite` or `.xml` (OpenVINO), or a folder.
+            format: "onnx", "saved_model", "tflite" or "openvino" for a file of the endpoint's name in the folder `path`; "triton",
+                "kserve", "tfserving" or "docker" for a folder that such a server starts from. None is what the suffix says.
+
+        Raises:
+            CannotExport: the endpoint serves a form of which this one cannot be made, or the file answers differently.
+        """
+        from aiaas_magics.client.serving import endpoint_export
+
+        return endpoint_export.save(self, path, format=format)
+
+    def artefact(self) -> tuple[VersionView, bytes, bytes]:
+        """Fetch the live version with what it serves (an ONNX file, or a zip of a SavedModel) and its samples (safetensors).
+
+        Raises:
+            BlobDamaged: bytes changed on the backend's disk.
+        """
+        view = self.view()
+        live = view.routing.live if view.routing is not None else max(version.version for version in view.versions)
+        version = next(version for version in view.versions if version.version == live)
+        return version, self._blob(version.artefact), self._blob(version.samples) if version.samples else b""
+
+    def _blob(self, sha: str) -> bytes:
+        data = self._transport.read(f"/v1/blobs/{sha}")
+        if hashlib.sha256(data).hexdigest() != sha:
+            raise BlobDamaged(sha, "its bytes changed on the backend's disk")
+        return data
 
     def curl(self) -> str:
         """A curl command that calls the endpoint with a row of the sample (zeros if it is long), and $AIAAS_ENDPOINT_TOKEN."""

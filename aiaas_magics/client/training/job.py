@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiaas_magics.client.training import returned_files
 from aiaas_magics.client.transport import Transport
-from aiaas_magics.core import errors
+from aiaas_magics.core import errors, wire
 from aiaas_magics.core.contract import APPENDED, OPENED
 from aiaas_magics.core.errors import (
     AiaasBug,
@@ -26,6 +26,7 @@ from aiaas_magics.core.errors import (
     BackendRefused,
     BackendTooSlow,
     BlobDamaged,
+    InvalidSpec,
     JobCancelled,
     OutOfMemory,
     RemoteTrainingError,
@@ -37,6 +38,7 @@ from aiaas_magics.core.events import MOST_FIGURE_BYTES, Entry, Output, Phase
 from aiaas_magics.core.printout import Printout
 from aiaas_magics.core.spec import JobState, JobView
 from aiaas_magics.core.story import JobStory, fold
+from aiaas_magics.core.training_record import TrainingRecord
 
 if TYPE_CHECKING:
     from aiaas_magics.client.training.dataset_feed import Feed
@@ -303,6 +305,25 @@ class Job:
         if hashlib.sha256(data).hexdigest() != view.result:
             raise BlobDamaged(view.result, "its bytes changed on the backend's disk")
         return data
+
+    def record(self) -> TrainingRecord:
+        """Fetch what the job was trained from: versions, packages, code of the cell, seeds, fingerprints of the data, machine.
+
+        Raises:
+            ResultRemoved: it was removed with the result, to make room on the backend's disk.
+            InvalidSpec: the job has none: it measured a study, or another version of this package submitted it.
+        """
+        view = self._view = self._transport.get(f"/v1/jobs/{self.id}", JobView)
+        if not view.spec.record:
+            raise InvalidSpec(
+                f"Job {self.id} has no record of what it was trained from. Give a job that this version of aiaas_magics trained."
+            )
+        if view.removed_s is not None:
+            raise ResultRemoved(self.id, KEPT_RESULTS)
+        data = self._transport.read(f"/v1/blobs/{view.spec.record}")
+        if hashlib.sha256(data).hexdigest() != view.spec.record:
+            raise BlobDamaged(view.spec.record, "its bytes changed on the backend's disk")
+        return wire.decode(data, TrainingRecord)
 
     def failure(self) -> AiaasError:
         """The exception that says why there is no result, to be raised."""

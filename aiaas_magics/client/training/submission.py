@@ -14,10 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
+from aiaas_magics.client.training import job_record
 from aiaas_magics.client.training.dataset_feed import Feed
 from aiaas_magics.client.training.engine_timings import quicker_for
 from aiaas_magics.client.training.job import Job
-from aiaas_magics.core import row_order, settings
+from aiaas_magics.core import row_order, settings, wire
 from aiaas_magics.core.contract import check_versions
 from aiaas_magics.core.engines import ONE_PROCESS
 from aiaas_magics.core.errors import CannotTravel, InvalidSpec, NotEnoughDevices, NotOnEngine
@@ -53,6 +56,7 @@ class TrainOptions:
     resume: str | None = None  # an ended job whose last checkpoint is gone on from
     execution: Execution = field(default_factory=Execution)
     environment: tuple[str, ...] | None = ()  # variables sent beside those set in this kernel; None: none at all
+    code: str = ""  # of the cell, for the job's record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +203,9 @@ def submit(
         sets_environment=packed.sets_environment,
         folders=working_folder.folders(Path.cwd(), payload=packed.payload) if packed.callbacks else (),
     )
+    if measure is None:
+        record = job_record.record_of(spec, packed, backend.about(), code=options.code)
+        spec = msgspec.structs.replace(spec, record=backend.blobs.send_bytes(wire.encode(record)))
     view = backend.transport.post("/v1/jobs", spec, JobView, key=secrets.token_hex(16))
     story = replace(story, epochs=packed.shape.epochs, steps=packed.shape.steps_per_epoch, notices=prepared.preflight.notes)
     feed = Feed(backend.transport, view.id, packed.streams) if packed.streams else None

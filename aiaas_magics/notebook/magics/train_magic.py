@@ -6,7 +6,7 @@ Owns its options and its request. What becomes of each fit belongs to `cell_fits
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from IPython.core.error import UsageError
@@ -195,7 +195,8 @@ class TrainMagic(Family):
         if cell is None or not cell.strip():
             raise UsageError("%%aiaas_train needs code below it. Write %%aiaas_train as the first line of the cell that calls fit.")
         body = cell_runner.compile_body(self.shell, "aiaas_train", line, cell)
-        fits = CellFits(self.shell, self.session, request.fits, ui=self._ui(request.ui), put=functools.partial(self._put, request.out))
+        fit_request = replace(request.fits, code=f"%%aiaas_train {line}\n{cell}")
+        fits = CellFits(self.shell, self.session, fit_request, ui=self._ui(request.ui), put=functools.partial(self._put, request.out))
         try:
             with fits.capturing() as in_kernel:
                 value = cell_runner.run_body(self.shell, body)

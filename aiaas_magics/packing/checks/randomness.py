@@ -7,9 +7,13 @@ where they were (`training_state`); the counters of `tf.random` are out of anybo
 from __future__ import annotations
 
 import dis
+import hashlib
+import random
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from aiaas_magics.packing.live import probing
 from aiaas_magics.packing.live.closures import codes, own_functions, value_of_name
@@ -21,6 +25,24 @@ def kernel_seed() -> int | None:
 
     seed = context.global_seed()
     return None if seed is None or not 0 <= int(seed) < 2**62 else int(seed)
+
+
+def fingerprints() -> dict[str, str]:
+    """Of each global generator of this process a hash of its state, or its seed; "" for one that was not seeded or not used."""
+    from aiaas_magics.packing.live.seed_states import keras_state
+
+    seed = kernel_seed()
+    numpy_state: Any = np.random.get_state(legacy=True)
+    return {
+        "python": _hash(repr(random.getstate()).encode()),
+        "numpy": _hash(numpy_state[1].tobytes() + repr(numpy_state[2:]).encode()),
+        "tensorflow": "" if seed is None else f"seed {seed}",
+        "keras": _hash(state) if (state := keras_state()) else "",
+    }
+
+
+def _hash(state: bytes) -> str:
+    return hashlib.sha256(state).hexdigest()[:16]
 
 
 def notes(model: Any, callbacks: Sequence[Any]) -> tuple[str, ...]:

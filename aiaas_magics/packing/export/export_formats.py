@@ -81,15 +81,16 @@ def write_first_possible(
                         check_answers(artefact, answers)
                 return kind, artefact, "; ".join(reasons)
             except Exception as error:  # noqa: BLE001 - border: the exporters raise anything over an operator they do not know
-                reasons.append(_reason(error))
+                reasons.append(reason_of(error))
     why = "; ".join(dict.fromkeys(reasons))
     raise CannotServe(f"Model {model.name!r} cannot be exported ({' and '.join(formats)}: {why}). {_move(why, function)}")
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What an exporter or a runtime said, as a clause of at most 300 characters."""
     behind = error.__cause__ or error.__context__
     if behind is not None and isinstance(behind, MemoryError):  # Keras makes another error of it, without its words
-        return _reason(behind)
+        return reason_of(behind)
     words = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:300]
     if isinstance(error, MemoryError) or re.search(r"bad.alloc|OOM when allocating|[Uu]nable to allocate", words):
         return "there is not enough memory for it"
@@ -121,12 +122,17 @@ def _move(why: str, function: Any) -> str:
 
 
 def _onnx(model: Any, function: Any, folder: Path) -> bytes:
+    check_onnx_size(model)
+    return onnx_export.export(function)
+
+
+def check_onnx_size(model: Any) -> None:
+    """Raises `ValueError` for weights that no ONNX file holds."""
     from aiaas_magics.core.internals.keras_internals import weight_memory_size
 
     nbytes = weight_memory_size(model.variables)
     if nbytes > MOST_ONNX_BYTES:
         raise ValueError(f"its weights have {nbytes / 1e9:.1f} GB, and an ONNX file holds {MOST_ONNX_BYTES / 1e9:.1f} GB at most")
-    return onnx_export.export(function)
 
 
 def _check_shapes(function: Any, expected: Expected) -> None:
@@ -166,14 +172,19 @@ def replayed(count: int) -> tuple[int, ...]:
 
 
 def _saved_model(model: Any, function: Any, folder: Path) -> bytes:
+    write_saved_model(model, function, folder / "model")
+    return zipped(folder / "model", folder / "model.zip")
+
+
+def write_saved_model(model: Any, function: Any, folder: Path) -> None:
+    """Write `function`, which calls `model`, as the signature `serving_default` of a SavedModel."""
     from aiaas_magics.core.internals.keras_internals import ExportArchive
 
     archive = ExportArchive()
     archive.track(model)
     function.get_concrete_function()
     archive.add_endpoint("serving_default", function)
-    archive.write_out(str(folder / "model"), verbose=False)
-    return zipped(folder / "model", folder / "model.zip")
+    archive.write_out(str(folder), verbose=False)
 
 
 def zipped(folder: Path, target: Path) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from aiaas_magics.core.agreement import spread as spread_of
 from aiaas_magics.core.errors import DataMismatch
 from aiaas_magics.core.precision import MOST_SPREAD
 from aiaas_magics.core.spec import TensorSpec
-from aiaas_magics.packing.export import estimators, export_formats, model_export, sample_bytes, samples
+from aiaas_magics.packing.export import estimators, export_formats, model_export, model_folders, sample_bytes, samples, tflite_import
 from aiaas_magics.packing.export.export_formats import CannotServe, replayed
 from aiaas_magics.packing.export.export_request import QuantizationOptions
 from aiaas_magics.packing.export.model_export import Servable
@@ -31,8 +31,15 @@ from aiaas_magics.packing.export.samples import Interface
 KERAS_FILES: Final = (".keras", ".h5", ".hdf5")
 SIGNATURE: Final = "serving_default"
 ACCEPTED: Final = (
-    "Give a Keras model, an estimator of scikit-learn, an ONNX model, or the path of a .keras, .h5 or .onnx file or a SavedModel's folder."
+    "Give a Keras model, an estimator of scikit-learn, an ONNX model, or the path of a .keras, .h5, .onnx or .tflite file, a SavedModel's "
+    "folder, or a folder that %aiaas_export --for, Triton or TensorFlow Serving starts from."
 )
+ONE_WAY: Final = {
+    ".xml": (
+        "OpenVINO IR cannot be served: nothing that is kept turns it into ONNX or a SavedModel again. "
+        "Deploy the model that it was made of, or its .onnx or .keras file."
+    ),
+}
 # What cannot be written from here, and the lines that do it.
 BY_HAND: Final = {
     "torch": (
@@ -78,17 +85,23 @@ def export(
 
     if isinstance(model, (str, Path)):
         on_step(f"reading {model}")
-    opened = _opened(model, sample, compiled=quantization_options is not None)
+    opened = open_model(model, sample, compiled=quantization_options is not None)
     if isinstance(opened, keras.Model):
         return model_export.export(opened, sample, other_samples=other_samples, quantization_options=quantization_options, on_step=on_step)
     if quantization_options is not None:
         raise CannotServe(f"{opened.name} is served as it is: fewer bits are made of Keras models. Leave --precision out.")
-    rows = tuple(samples.rows_through(opened.name, opened.interface, part) for part in (sample, *other_samples))
-    return _export_form(opened, rows, on_step=on_step)
+    return export_form(opened, sample, other_samples, on_step=on_step)
 
 
-def _export_form(form: ServableForm, rows: Sequence[Named], *, on_step: Callable[[str], None]) -> Servable:
-    """`form` with its own answers to each set of rows."""
+def export_form(
+    form: ServableForm, sample: Any, other_samples: Sequence[Any] = (), *, on_step: Callable[[str], None] = lambda step: None
+) -> Servable:
+    """`form` with its own answers to each set of rows.
+
+    Raises:
+        NoSamples, DataMismatch, CannotServe: with the next move.
+    """
+    rows = tuple(samples.rows_through(form.name, form.interface, part) for part in (sample, *other_samples))
     on_step("computing sample rows")
     with export_formats.quiet():
         answers = [_answers(form, part) for part in rows]
@@ -113,8 +126,15 @@ def name_of(model: Any) -> str:
     return str(getattr(model, "name", "") or type(model).__name__)
 
 
-def _opened(model: Any, sample: Any, *, compiled: bool) -> Any:
-    """A Keras model, or the form of another."""
+def open_model(model: Any, sample: Any, *, compiled: bool) -> Any:
+    """A Keras model, or the form of another.
+
+    Args:
+        compiled: whether a file's loss and metrics are needed.
+
+    Raises:
+        CannotServe: it is nothing that can be served, or cannot be opened.
+    """
     import keras
 
     if isinstance(model, keras.Model):
@@ -143,9 +163,18 @@ def _from_path(path: Path, *, compiled: bool) -> Any:
     if not path.exists():
         raise CannotServe(f"There is no file or folder {str(path)!r} here ({Path.cwd()}). {ACCEPTED}")
     if path.is_dir():
+        path = model_folders.model_in(path)
+    if path.is_dir():
         return _saved_model(path)
     if path.suffix == ".onnx":
         return _onnx_file(path)
+    if path.suffix == ".tflite":
+        return servable_onnx(tflite_import.onnx_bytes(path), repr(str(path)))
+    if path.suffix == ".zip":
+        with tempfile.TemporaryDirectory(prefix="aiaas-export-") as scratch:
+            return replace(_saved_model(model_folders.unzipped(path, Path(scratch) / "model")), name=repr(str(path)))
+    if path.suffix in ONE_WAY:
+        raise CannotServe(ONE_WAY[path.suffix])
     if path.suffix not in KERAS_FILES:
         raise CannotServe(f"{str(path)!r} is no kind of file that can be served. {ACCEPTED}")
     try:

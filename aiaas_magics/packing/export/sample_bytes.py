@@ -53,3 +53,27 @@ def _padded(array: np.ndarray) -> np.ndarray:
     texts = _encoded(array)
     width = max(1, *map(len, texts))
     return np.frombuffer(b"".join(text.ljust(width, b"\0") for text in texts), np.uint8).reshape(*array.shape, width)
+
+
+def from_safetensors(data: bytes) -> list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """What `as_safetensors` wrote: inputs and outputs of each set, texts as bytes."""
+    from safetensors.numpy import load
+
+    tensors = load(data)
+    numbers = sorted({int(key.partition("/")[0]) for key in tensors if key.partition("/")[0].isdecimal()})
+    return [(_side(tensors, f"{place}input/"), _side(tensors, f"{place}output/")) for place in ("", *(f"{number}/" for number in numbers))]
+
+
+def _side(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {
+        key.removeprefix(prefix): _unpadded(array, tensors.get(f"length/{key}")) for key, array in tensors.items() if key.startswith(prefix)
+    }
+
+
+def _unpadded(array: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
+    if lengths is None:
+        return array
+    padded = [bytes(row) for row in array.reshape(-1, array.shape[-1])]
+    texts = np.empty(len(padded), dtype=object)
+    texts[:] = [text[:length] for text, length in zip(padded, lengths.ravel().tolist(), strict=True)]
+    return texts.reshape(lengths.shape)

@@ -21,7 +21,7 @@ from aiaas_magics.core.errors import NotOnEngine
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import FitShape
 from aiaas_magics.packing.checks import exactness, fit_checks, randomness
-from aiaas_magics.packing.data import batch_shapes, batch_sources
+from aiaas_magics.packing.data import batch_shapes, batch_sources, data_fingerprints
 from aiaas_magics.packing.data.fit_data import all_leaves, with_texts_as_tensors
 from aiaas_magics.packing.export import samples
 from aiaas_magics.packing.fitcall.fit_arguments import FitData, normalise
@@ -105,6 +105,7 @@ class DraftedFitCall:
             environment_notes=self.environment.notes(),
             datasets=data.pickled_datasets,
             verbose=data.arguments.get("verbose", "auto"),
+            inline_data=tuple(data_fingerprints.of_inline(all_leaves(data.arguments), apart=self.arrays)),
         )
 
     def _portable(self, execution: Execution) -> tuple[bytes, Execution, tuple[str, ...]]:

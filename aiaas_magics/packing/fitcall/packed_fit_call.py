@@ -13,6 +13,7 @@ import numpy as np
 
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import FitShape
+from aiaas_magics.core.training_record import DataFingerprint
 from aiaas_magics.packing.data import batch_sources
 from aiaas_magics.packing.data.batch_shapes import BatchSpec
 from aiaas_magics.packing.fitcall.manifest import Manifest
@@ -58,6 +59,7 @@ class PackedFitCall:
     environment_notes: tuple[str, ...] = ()  # which variables go along; `notes` are about results
     datasets: tuple[Any, ...] = ()  # live objects that travel as pickles in the place of arguments
     verbose: Any = "auto"  # as `fit` was given it; workers draw no bar
+    inline_data: tuple[DataFingerprint, ...] = ()  # arrays of the arguments that are a part of the payload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

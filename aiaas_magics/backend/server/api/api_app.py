@@ -209,7 +209,7 @@ async def submit_job(request: Request) -> Response:
     spec = await body_of(request, FitSpec)
     checked_job_name(spec.name)
     check_versions(spec.versions, parts.about().versions)
-    missing = await asyncio.to_thread(parts.blobs.missing, (spec.payload, *spec.arrays))
+    missing = await asyncio.to_thread(parts.blobs.missing, (spec.payload, *spec.arrays, *filter(None, (spec.record,))))
     if missing:
         raise UnknownName("blob", missing[0])
     return answer(await parts.conductor.submit(spec, key=key), 201)

@@ -320,6 +320,8 @@ class Store:
         for record in self.jobs():
             if record.result:
                 uses[record.result] = "results"
+            if record.spec.record and record.removed_s is None:
+                uses[record.spec.record] = "results"
             if not record.job.state.final:
                 uses |= dict.fromkeys((record.spec.payload, *record.spec.arrays), "inputs")
         for version in self.versions():

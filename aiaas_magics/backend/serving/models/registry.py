@@ -111,6 +111,7 @@ class Version:
             engine=self.engine,
             created_s=self.created_s,
             artefact=self.spec.artefact,
+            samples=self.spec.samples,
             proof=self.proof,
             precision=self.spec.precision,
             replicas=self.replicas,

@@ -15,7 +15,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -85,10 +85,12 @@ class InferenceOptions(Value, frozen=True, kw_only=True):
     parent: int = 0  # process that started this one, if it is to be looked for there
     cors: tuple[str, ...] = ()  # origins of pages that may ask
     fast_path: bool = True  # False: every request goes through ASGI, for tests
+    behind_proxy: bool = False  # may listen beyond loopback without TLS: a container's port, which somebody else publishes
 
     def __post_init__(self) -> None:
         Cors.parse(self.cors)
-        check_listening(self.host, self.tls_cert, self.tls_key)
+        if not self.behind_proxy:
+            check_listening(self.host, self.tls_cert, self.tls_key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +107,15 @@ class ServedProtocols:
 
 
 STOCK: Final = ServedProtocols()
+# Loads models before the first request is answered, given the loader and what the process says of itself.
+Preload = Callable[[Loader, RunningProcess], Awaitable[None]]
 
 
-async def run(options: InferenceOptions, protocols: ServedProtocols = STOCK) -> None:
+async def run(options: InferenceOptions, protocols: ServedProtocols = STOCK, *, preload: Preload | None = None) -> None:
     """Serve until SIGTERM, SIGINT or a `StopProcess`.
+
+    Args:
+        preload: awaited before requests are answered; connections wait meanwhile. What it raises ends the process.
 
     Raises:
         InvalidSpec: the certificate and its key cannot be used.
@@ -142,7 +149,8 @@ async def run(options: InferenceOptions, protocols: ServedProtocols = STOCK) -> 
             raise CannotStart("The inference process", "whoever started it ended first, so that nobody would find it", files.log.name)
         grpc = asyncio.create_task(_serve_grpc(options, grpc_port, app, server, protocols))
         async with control.listening(files.socket, secret=secret, answer=_answering(loader, registry, server, grpc, recordings)) as address:
-            files.keep_running(_running(options, listener, grpc_port, address, secret))
+            running = _running(options, listener, grpc_port, address, secret)
+            files.keep_running(running)
             watch = asyncio.create_task(_end_when_disowned(files, server))
             following = [
                 asyncio.create_task(_follow_load(loader)),
@@ -150,6 +158,9 @@ async def run(options: InferenceOptions, protocols: ServedProtocols = STOCK) -> 
                 asyncio.create_task(_follow_drift(loader)),
             ]
             try:
+                if preload is not None:
+                    await asyncio.shield(grpc)  # a version answers on both ports
+                    await preload(loader, running)
                 await server.serve(sockets=[listener])
             finally:
                 watch.cancel()
