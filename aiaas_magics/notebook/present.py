@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiaas_magics.core.engines import ONE_PROCESS
 from aiaas_magics.core.events import Candidate, Planned
 from aiaas_magics.core.group_report import GroupReport
+from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.routing import description
 from aiaas_magics.core.row_order import described
 from aiaas_magics.core.scaling.endpoint_samples import EndpointWatch
@@ -353,6 +354,11 @@ def group_bundles(report: GroupReport, *, figures: bool = True) -> list[Bundle]:
     from aiaas_magics.plots.group_figure import group_figure
 
     return [*bundles, figure_bundle(group_figure(report), group_text.group_text(report))]
+
+
+def card_bundle(card: ModelCard) -> Bundle:
+    """A model card as rendered Markdown, and with its head in words."""
+    return {"text/markdown": card.to_body(), "text/plain": card.to_markdown()}
 
 
 def load_bundles(report: LoadReport, *, figures: bool = True) -> list[Bundle]:

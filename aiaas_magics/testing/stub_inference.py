@@ -13,6 +13,7 @@ from pathlib import Path
 
 from aiaas_magics.backend.serving.process.supervisor import Recorded
 from aiaas_magics.core.errors import InvalidSpec, ProofFailed, UnknownName
+from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.routing import Routing, Scaling
 from aiaas_magics.core.spec import DeploySpec, VersionView
 
@@ -26,6 +27,8 @@ class StubInference:
         self.loaded: dict[str, dict[int, VersionView]] = {}
         self.routing: dict[str, Routing] = {}
         self.replicas: dict[str, int] = {}
+        self.cards: dict[tuple[str, int], ModelCard] = {}
+        self.faults: dict[str, str] = {}
 
     async def start(
         self, state_dir: Path, host: str = "127.0.0.1", tls: tuple[str, str] | None = None, *, recorded: Sequence[Recorded] = ()
@@ -65,6 +68,9 @@ class StubInference:
 
     async def scale(self, name: str, scaling: Scaling) -> None:
         self.replicas[name] = scaling.replicas
+
+    async def keep_card(self, name: str, version: int, card: ModelCard) -> None:
+        self.cards[name, version] = card
 
     async def retire(self, name: str) -> None:
         if name not in self.loaded:

@@ -14,17 +14,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from msgspec.structs import replace
 
-from aiaas_magics.client.serving import caller_rows, tensor_protocol
+from aiaas_magics.client.serving import caller_rows, signing_keys, tensor_protocol
 from aiaas_magics.client.transport import Transport, sibling_url
 from aiaas_magics.client.uploads import BlobSender
+from aiaas_magics.core import integrity, snippets, wire
 from aiaas_magics.core import precision as precisions
-from aiaas_magics.core import snippets
 from aiaas_magics.core.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable
+from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.routing import Change, Rollout, scaling_of
 from aiaas_magics.core.scaling.endpoint_samples import Sample, VersionCounts, counts_in, sample_of
 from aiaas_magics.core.spec import DeploySpec, EndpointView, VersionView, checked_name
@@ -100,6 +102,16 @@ class Endpoint:
     def predict_url(self) -> str:
         """The address for predictions in TensorFlow Serving's form."""
         return self._view.predict_url
+
+    @property
+    def backend_url(self) -> str:
+        """The base address of the backend's API."""
+        return self._transport.url
+
+    @property
+    def last_view(self) -> EndpointView:
+        """The backend's record of the endpoint as it was when it was last asked for. Asks nobody."""
+        return self._view
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} at {self.predict_url}>"
@@ -262,6 +274,30 @@ class Endpoint:
         self._keep(self._transport.post(f"/v1/endpoints/{self.name}/routing", change, EndpointView))
         return self
 
+    def card(self, version: int = 0) -> ModelCard:
+        """Fetch the model card of a version. Its `to_markdown()` is the text.
+
+        Args:
+            version: the version's number; 0 is the one that answers.
+
+        Raises:
+            UnknownName: there is no such version, or it has no card.
+        """
+        return self._transport.get(f"/v1/endpoints/{self.name}/cards/{version}", ModelCard)
+
+    def keep_card(self, card: ModelCard, version: int = 0) -> None:
+        """Keep another model card for a version, on the backend and at the endpoint's page.
+
+        Args:
+            card: the card, at most 256 kB as JSON.
+            version: the version's number; 0 is the one that answers.
+
+        Raises:
+            UnknownName: there is no such version.
+            InvalidSpec: the card is too long.
+        """
+        self._transport.put(f"/v1/endpoints/{self.name}/cards/{version}", wire.encode(card), type(None))
+
     def stop(self) -> None:
         """Take the endpoint down, with all its versions."""
         self._transport.delete(f"/v1/endpoints/{self.name}")
@@ -304,9 +340,10 @@ class Endpoint:
             InvalidSpec: a number that is not possible.
             BackendRefused: every request was refused; the text is the server's own.
         """
+        from aiaas_magics.client.card import card_records
         from aiaas_magics.client.load_test.load_run import run_load
 
-        return run_load(
+        report = run_load(
             self.view(),
             fingerprint=self.fingerprint,
             concurrency=concurrency,
@@ -316,6 +353,8 @@ class Endpoint:
             forms=forms,
             on_progress=on_progress,
         )
+        card_records.of_endpoint(self._transport.url, self.name).bench = report
+        return report
 
     def watch(self, *, every_s: float = 1.0) -> Iterator[Sample | None]:
         """Look at the endpoint again and again, without end.
@@ -364,16 +403,20 @@ def deploy(
     max_delay_us: int = 0,
     rollout: Rollout | None = None,
     quantization_options: QuantizationOptions | None = None,
+    sign: Path | None = None,
+    trusted_keys: Sequence[str] = (),
     tell: Callable[[PrecisionChange], None] | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Endpoint:
     """Export, prove, serve. A name that is live already gets its next version, which comes in as `rollout` says.
 
     What fewer bits change is told to `tell` and held against its limit before anything is sent. `on_step` gets what
-    is done next, in words.
+    is done next, in words. `sign` is the file of the private key that signs the deployment.
     """
+    from aiaas_magics.client.card import card_deployment
     from aiaas_magics.packing.export import foreign_models
 
+    private_key = b"" if sign is None else signing_keys.read_private(sign)
     name = checked_name("an endpoint", name if name is not None else default_name(foreign_models.name_of(model)))
     scaling = scaling_of(replicas)
     exported = foreign_models.export(model, sample, other_samples=other_samples, quantization_options=quantization_options, on_step=on_step)
@@ -398,10 +441,16 @@ def deploy(
         model=foreign_models.name_of(model),
         origin=exported.origin,
         example=exported.example,
+        card=card_deployment.card_of(model, name),
+        trusted_keys=tuple(trusted_keys),
     )
+    if sign is not None:
+        spec = replace(spec, signature=integrity.sign(spec, private_key, str(sign), signed_s=int(time.time())))
     on_step("waiting for the backend, which loads it and compares its answers with Keras'")
     view = transport.post("/v1/endpoints", spec, EndpointView, answer_s=300.0)
-    return Endpoint(transport, view, change, notes_of(exported), exported.preprocess)
+    endpoint = Endpoint(transport, view, change, notes_of(exported), exported.preprocess)
+    card_deployment.complete(endpoint, model)
+    return endpoint
 
 
 def notes_of(exported: Servable) -> tuple[str, ...]:

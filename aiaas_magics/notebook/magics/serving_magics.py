@@ -32,6 +32,8 @@ class DeployRequest:
     precision: str
     validate: tuple[str, ...] | None
     max_change: float | None
+    sign: str | None
+    require_signed: str | None
     out: str | None
     help: bool
 
@@ -119,6 +121,16 @@ class ServingMagics(Family):
             metavar="C",
             help="With --precision: largest allowed change of the first metric, or of the answers (default 0.01; 0.1 without --validate).",
         ),
+        option(
+            "--sign",
+            metavar="KEY",
+            help="Sign the deployment with this Ed25519 private key (a file that `aiaas key` or ssh-keygen made).",
+        ),
+        option(
+            "--require-signed",
+            metavar="PUBKEYS",
+            help="Serve this and later versions of the endpoint only if a key in this file has signed them.",
+        ),
         OUT,
         needs=("names",),
     )
@@ -152,6 +164,8 @@ class ServingMagics(Family):
                 precision=request.precision,
                 validation_data=validation or None,
                 max_change=request.max_change,
+                sign=request.sign,
+                require_signed=request.require_signed,
                 on_step=line.tell,
                 tell=lambda change: live.show(self.shell, [present.change_table(change)]),
             )

@@ -29,6 +29,7 @@ from aiaas_magics.backend.serving.models.draining import close_all, drain
 from aiaas_magics.backend.serving.models.parity_check import ParityResult, Samples, check_parity, read_samples
 from aiaas_magics.backend.serving.models.registry import Executor, NotServed, Registry, Version
 from aiaas_magics.backend.serving.models.replicas import Inline, Replicas
+from aiaas_magics.core import integrity
 from aiaas_magics.core.clock import Clock
 from aiaas_magics.core.errors import InvalidSpec, NotScaled, UnknownName
 from aiaas_magics.core.host import usable_cores
@@ -47,8 +48,9 @@ TIMED_RUNS: Final = 5
 class Loader:
     """Loads and retires versions of one registry."""
 
-    def __init__(self, registry: Registry, *, clock: Clock, scratch: Path, limits: Limits) -> None:
+    def __init__(self, registry: Registry, *, clock: Clock, scratch: Path, limits: Limits, trusted_keys: Sequence[str] = ()) -> None:
         self._registry, self._clock, self._scratch, self._limits = registry, clock, scratch, limits
+        self._trusted_keys = tuple(trusted_keys)  # one of them must have signed what is loaded; none: nothing must be signed
         self._scaling = asyncio.Lock()
         self._windows: dict[Version, ScalingWindow] = {}
 
@@ -58,7 +60,10 @@ class Loader:
         Raises:
             ProofFailed: the engine differs from Keras on the samples.
             InvalidSpec: the artefact or the samples are refused.
+            SignatureRefused: it is not signed as it must be.
+            BlobDamaged: a file holds other bytes than were deployed.
         """
+        integrity.verify(spec, self._trusted_keys, spec.trusted_keys)
         version = Version(
             number=number, spec=spec, created_s=self._clock.now_s(), files=(artefact, samples), body_bytes=self._limits.body_bytes
         )
@@ -149,6 +154,7 @@ class Loader:
 
     async def _opened(self, spec: DeploySpec, artefact: Path, samples: Path) -> Opened:
         compute_s = self._limits.compute_s
+        await asyncio.to_thread(integrity.check_files, spec, artefact, samples)
         return await asyncio.to_thread(
             open_and_check, spec, artefact, samples, self._scratch, cores=len(usable_cores()), compute_s=compute_s
         )

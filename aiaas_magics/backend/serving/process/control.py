@@ -22,6 +22,7 @@ import msgspec
 
 from aiaas_magics.core import errors, wire
 from aiaas_magics.core.errors import AiaasBug, AiaasError
+from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.routing import Routing, Scaling
 from aiaas_magics.core.spec import DeploySpec, VersionView
 from aiaas_magics.core.value import Value
@@ -61,6 +62,14 @@ class Scale(ControlCall, frozen=True, kw_only=True, tag="scale"):
     scaling: Scaling
 
 
+class KeepCard(ControlCall, frozen=True, kw_only=True, tag="card"):
+    """The card of a version is another one now."""
+
+    name: str
+    version: int
+    card: ModelCard
+
+
 class Retire(ControlCall, frozen=True, kw_only=True, tag="retire"):
     name: str
 
@@ -73,7 +82,7 @@ class StopProcess(ControlCall, frozen=True, tag="stop"):
     """Answer what is being answered, then end."""
 
 
-AnyCall = Hello | Load | RouteVersions | Scale | Retire | StatusQuery | StopProcess
+AnyCall = Hello | Load | RouteVersions | Scale | KeepCard | Retire | StatusQuery | StopProcess
 
 
 class SignedCall(Value, frozen=True, kw_only=True):

@@ -37,6 +37,7 @@ from aiaas_magics.backend.serving.models.registry import Registry
 from aiaas_magics.backend.serving.process import control
 from aiaas_magics.backend.serving.process.control import (
     Hello,
+    KeepCard,
     Load,
     Reply,
     Retire,
@@ -47,7 +48,7 @@ from aiaas_magics.backend.serving.process.control import (
 )
 from aiaas_magics.backend.serving.process.state_directory import Files, RunningProcess
 from aiaas_magics.backend.serving.protocols.route_table import RouteTable
-from aiaas_magics.core import process_id, settings
+from aiaas_magics.core import integrity, process_id, settings
 from aiaas_magics.core.clock import SystemClock
 from aiaas_magics.core.errors import CannotStart
 from aiaas_magics.core.server_proof import is_loopback
@@ -79,10 +80,13 @@ class InferenceOptions(Value, frozen=True, kw_only=True):
     compute_s: float = Limits().compute_s
     parent: int = 0  # process that started this one, if it is to be looked for there
     cors: tuple[str, ...] = ()  # origins of pages that may ask
+    trusted_keys: tuple[str, ...] = ()  # public keys, one of which must have signed what is loaded; none: nothing must be signed
     fast_path: bool = True  # False: every request goes through ASGI, for tests
 
     def __post_init__(self) -> None:
         Cors.parse(self.cors)
+        if self.trusted_keys:
+            integrity.check_library()
         check_listening(self.host, self.tls_cert, self.tls_key)
 
 
@@ -122,7 +126,7 @@ async def run(options: InferenceOptions, protocols: ServedProtocols = STOCK) -> 
         registry = Registry(withdrawn=files.withdrawn(), keep_withdrawn=files.keep_withdrawn, expected=files.expected())
         spans = stack.enter_context(tracing.from_environment(scheme="https" if options.tls_cert else "http"))
         limits = Limits(body_bytes=options.body_bytes, compute_s=options.compute_s)
-        loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits)
+        loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits, trusted_keys=options.trusted_keys)
         guard = _guard(options, files)
         handler = RequestHandler(registry, tracing=spans)
         app = App(handler, guard, body_bytes=options.body_bytes, json_bytes=options.json_bytes, routes=protocols.routes)
@@ -213,6 +217,8 @@ def _answering(loader: Loader, registry: Registry, server: InferenceServer, grpc
                 await loader.route(call.name, call.routing, keeps=call.keeps, restores=call.restores)
             case Scale():
                 await loader.scale(call.name, call.scaling)
+            case KeepCard():
+                registry.keep_card(call.name, call.version, call.card)
             case Retire():
                 await loader.retire(call.name)
             case StatusQuery():
@@ -303,6 +309,7 @@ def _running(options: InferenceOptions, listener: socket.socket, grpc_port: int,
         version=settings.package_version(),
         grpc=f"{name}:{grpc_port}",
         cors=options.cors,
+        trusted_keys=options.trusted_keys,
     )
 
 

@@ -28,6 +28,7 @@ from aiaas_magics.backend.serving.models.autoscaling import scaled
 from aiaas_magics.backend.serving.process.control import (
     AnyCall,
     Hello,
+    KeepCard,
     Load,
     Reply,
     Retire,
@@ -41,6 +42,7 @@ from aiaas_magics.backend.serving.process.control import (
 )
 from aiaas_magics.backend.serving.process.state_directory import Files, RunningProcess, is_alive
 from aiaas_magics.core.errors import AiaasBug, AiaasError, BackendTooSlow, CannotStart, UnknownName
+from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.routing import Routing, Scaling, without
 from aiaas_magics.core.spec import DeploySpec, VersionView
 from aiaas_magics.core.value import Value
@@ -82,11 +84,12 @@ class InferenceHost:
 
     Args:
         cors: Origins of web pages that may ask it.
+        trusted_keys: Public keys, one of which must have signed what is loaded; none lets everything be loaded.
         program: What is run, up to its options.
     """
 
-    def __init__(self, *, cors: Sequence[str] = (), program: Sequence[str] = PROGRAM) -> None:
-        self._cors, self._program = tuple(cors), tuple(program)
+    def __init__(self, *, cors: Sequence[str] = (), trusted_keys: Sequence[str] = (), program: Sequence[str] = PROGRAM) -> None:
+        self._cors, self._trusted_keys, self._program = tuple(cors), tuple(trusted_keys), tuple(program)
         self._files: Files | None = None
         self._running: RunningProcess | None = None
         self._command: list[str] = []
@@ -144,11 +147,12 @@ class InferenceHost:
         self._command += ["--port", str(port)] if port else []
         self._command += ["--tls-cert", cert, "--tls-key", key] if tls else []
         self._command += [argument for origin in self._cors for argument in ("--cors", origin)]
+        self._command += [argument for key in self._trusted_keys for argument in ("--trusted-key", key)]
         self._served = {}
         for record in sorted(recorded, key=lambda record: record.version):
             self._served.setdefault(record.spec.name, []).append(record)
         running = await self._living()
-        if running is not None and (running.host, running.tls, running.cors) != (host, cert, self._cors):
+        if running is not None and running.settings != (host, cert, self._cors, self._trusted_keys):
             await self._end(running)
             running = None
         try:
@@ -199,6 +203,12 @@ class InferenceHost:
         """
         await self._call(Scale(name=name, scaling=scaling), answer_s=LOAD_S)
         self._served[name] = [replace(record, spec=scaled(record.spec, scaling)) for record in self._served.get(name, [])]
+
+    async def keep_card(self, name: str, version: int, card: ModelCard) -> None:
+        """Show another card for a version, also after the process was brought back."""
+        await self._call(KeepCard(name=name, version=version, card=card), answer_s=ANSWER_S)
+        records = self._served.get(name, [])
+        self._served[name] = [replace(r, spec=replace(r.spec, card=card)) if r.version == version else r for r in records]
 
     def _keep(self, name: str, routing: Routing, *, keeps: int = 0) -> None:
         """Remember what is to be brought back after a death."""
