@@ -1,4 +1,4 @@
-"""Command line: `aiaas serve | serve-model | status | storage | stop | token`.
+"""Command line: `aiaas key | serve | serve-model | status | storage | stop | token`.
 
 Owns options and what is printed: results on standard output, talk on standard error.
 Serving belongs to `backend.server`, asking a server to `client.backend`.
@@ -76,6 +76,12 @@ def main() -> None:
     help="Space to keep free on the state folder's disk, such as 2GB or 10% (default: 1 GB, or 5 % of a small disk). "
     "The server refuses new jobs, uploads and deployments that would use it.",
 )
+@click.option(
+    "--require-signed",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="PUBKEYS",
+    help="File of public keys, one per line. Only deployments that one of them has signed are served, also after a restart.",
+)
 @click.option("--pool", default="local", show_default=True, metavar="NAME", help="Pool that runs the workers. `local` is this machine.")
 @click.option(
     "--idle-minutes", type=click.FloatRange(min=0), help="Stop after this many minutes without a job, endpoint, kernel or request."
@@ -90,6 +96,7 @@ def serve(
     tls_key: Path | None,
     cors: tuple[str, ...],
     keep_free: str | None,
+    require_signed: Path | None,
     pool: str,
     idle_minutes: float | None,
 ) -> None:
@@ -97,6 +104,7 @@ def serve(
     _forget_tokens()
     from aiaas_magics.backend.net import server_certificate
     from aiaas_magics.backend.server import main as server
+    from aiaas_magics.client.serving import signing_keys
 
     log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     if local and idle_minutes is None:
@@ -111,6 +119,7 @@ def serve(
         tls_key=tls_key,
         cors=cors,
         keep_free=keep_free or "",
+        trusted_keys=() if require_signed is None else signing_keys.read_public(require_signed),
         pool=pool,
         idle_minutes=idle_minutes,
     )
@@ -256,6 +265,18 @@ def token(state: Path | None) -> None:
     except OSError:
         click.echo(f"There is no token in {file.parent}. Start a server there first, with `aiaas serve`.", err=True)
         sys.exit(FAILED)
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@_one_line_errors
+def key(file: Path) -> None:
+    """Make a key pair that signs deployments: FILE (0600, keep it secret) and FILE.pub (for --require-signed)."""
+    from aiaas_magics.client.serving import signing_keys
+
+    made = signing_keys.make(file)
+    click.echo(made.fingerprint)
+    click.echo(f"Private key: {file} (0600). Public key: {made.public}. Sign with %aiaas_deploy MODEL --sign {file}", err=True)
 
 
 @main.command()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from aiaas_magics.client import certificates, local_server
 from aiaas_magics.client.explain.explain_job import ExplainJob, job_of
+from aiaas_magics.client.serving import signing_keys
 from aiaas_magics.client.serving.endpoint import Endpoint, deploy
 from aiaas_magics.client.training.job import Job
 from aiaas_magics.client.transport import Transport
@@ -377,6 +378,8 @@ class Backend:
         precision: str = "",
         validation_data: Any = None,
         max_change: float | None = None,
+        sign: str | Path | None = None,
+        require_signed: str | Path | None = None,
         tell: Callable[[PrecisionChange], None] | None = None,
         recording: str | RecordingPolicy | None = None,
         on_step: Callable[[str], None] = lambda step: None,
@@ -404,6 +407,10 @@ class Backend:
                 uses the rows of `sample`.
             max_change: how much the first metric may change, or which share of the answers (0 to 1); None is 0.01, or
                 0.1 without validation data.
+            sign: the file of an Ed25519 private key, as `aiaas key` or `ssh-keygen -t ed25519` makes it. The signature covers
+                the endpoint's name, the hashes of the model and its samples, the interface and the time.
+            require_signed: a file of public keys, one per line. This version and the next ones of the endpoint are only
+                served if one of these keys signed them, also after a restart.
             tell: called with the measured change before anything is sent. It is `endpoint.change` afterwards.
             recording: which share of requests and answers to keep, such as "1%" or "1%,256MB,7d"; see `Endpoint.record`. The
                 distribution of `sample`, or of rows of the last fit, is kept for `Endpoint.drift`. None leaves it as the
@@ -415,6 +422,7 @@ class Backend:
             UsageError: the options do not fit together, or the model cannot be exported.
             ChangedTooMuch: fewer bits change the answers by more than `max_change`. Nothing was sent.
             ProofFailed: the serving engine's answers differ from Keras'. A live version stays live.
+            SignatureRefused: the backend or the endpoint demands a signature of another key.
         """
         options: dict[str, Any] = {"replicas": replicas, "max_delay_us": max_delay_us, "rollout": rollout}
         options |= {"sample": sample, "other_samples": other_samples, "background": background, "recording": recording, "on_step": on_step}
@@ -425,6 +433,10 @@ class Backend:
             options |= {"quantization_options": quantization_options, "tell": tell}
         elif validation_data is not None or max_change is not None:
             raise InvalidSpec("Validation data and max_change need a precision. Add precision='int8', say, or leave them out.")
+        if sign is not None:
+            options["sign"] = Path(sign).expanduser()
+        if require_signed is not None:
+            options["trusted_keys"] = signing_keys.read_public(Path(require_signed).expanduser())
         endpoint = deploy(self.transport, self.blobs, model, name=name, **options)
         self._preprocessors.pop(endpoint.name, None)
         if endpoint.preprocess is not None:

@@ -18,6 +18,7 @@ from aiaas_magics.core.drift.drift_values import DriftReference
 from aiaas_magics.core.errors import InvalidName, InvalidSpec
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.explain_settings import ExplainSettings
+from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.plain_text import visible
 from aiaas_magics.core.precision import Precision
 from aiaas_magics.core.recording import RecordingPolicy
@@ -186,6 +187,14 @@ class TensorSpec(Value, frozen=True, kw_only=True):
         return tuple("rows" if place == 0 and n < 0 else "any" if n < 0 else str(n) for place, n in enumerate(self.shape))
 
 
+class Signature(Value, frozen=True, kw_only=True):
+    """An Ed25519 signature of a deployment; see `integrity`."""
+
+    key: str  # the public key's line as OpenSSH writes it, without a comment
+    signature: str  # base64
+    signed_s: int  # unix time
+
+
 class DeploySpec(Value, frozen=True, kw_only=True):
     """A model to be served, as submitted: both blobs were exported where the model lives."""
 
@@ -205,6 +214,9 @@ class DeploySpec(Value, frozen=True, kw_only=True):
     example: str = ""  # a row of the sample as JSON, for calls to paste; "" where it is long
     recording: RecordingPolicy | None = None  # None: as the endpoint has it; off for a new one
     reference: DriftReference | None = None  # what its data were like, for drift
+    card: ModelCard | None = None  # what is known of the model
+    signature: Signature | None = None
+    trusted_keys: tuple[str, ...] = ()  # public keys, one of which must have signed this version and the next ones of the endpoint
 
     def __post_init__(self) -> None:
         checked_name("an endpoint", self.name)
@@ -316,6 +328,9 @@ class VersionView(Value, frozen=True, kw_only=True):
     precision: Precision = Precision()
     replicas: int = 0  # now; 0 from a server that does not say
     withdrawn: bool = False  # its endpoint does not answer until it is loaded again, whatever the state says
+    signer: str = ""  # fingerprint of the key that signed it; "" if nobody did
+    signed_s: float = 0.0  # unix time
+    fault: str = ""  # why it could not be brought back after a restart
 
     @property
     def shown_state(self) -> str:

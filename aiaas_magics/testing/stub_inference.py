@@ -14,6 +14,7 @@ from pathlib import Path
 from aiaas_magics.backend.serving.process.supervisor import Recorded
 from aiaas_magics.core.drift.drift_values import DriftReport
 from aiaas_magics.core.errors import InvalidSpec, ProofFailed, UnknownName
+from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.recording import RecordingCounts, RecordingPolicy
 from aiaas_magics.core.routing import Routing, Scaling
 from aiaas_magics.core.spec import DeploySpec, RecordingChange, VersionView
@@ -29,6 +30,8 @@ class StubInference:
         self.routing: dict[str, Routing] = {}
         self.replicas: dict[str, int] = {}
         self.recording: dict[str, RecordingChange] = {}
+        self.cards: dict[tuple[str, int], ModelCard] = {}
+        self.faults: dict[str, str] = {}
 
     async def start(
         self, state_dir: Path, host: str = "127.0.0.1", tls: tuple[str, str] | None = None, *, recorded: Sequence[Recorded] = ()
@@ -81,6 +84,9 @@ class StubInference:
 
     async def drift(self, name: str, version: int = 0) -> DriftReport:
         return DriftReport(endpoint=name, version=version or self.routing[name].live, rows_then=0, rows_now=0)
+
+    async def keep_card(self, name: str, version: int, card: ModelCard) -> None:
+        self.cards[name, version] = card
 
     async def retire(self, name: str) -> None:
         if name not in self.loaded:

@@ -44,6 +44,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "RemoteTrainingError": (ErrorReport(type="ValueError", message="bad", ranks=(0, 1)),),
     "ResultRemoved": ("7", "the newest 100, and those of the last 30 days"),
     "ResultMismatch": ("sequential", "it has 6 variables and the result 8"),
+    "SignatureRefused": ("churn", "it is not signed"),
     "StoreNotWritable": ("state", "read-only file system"),
     "UnknownName": ("job", "8", ("7", "9")),
     "UntrustedAddress": ("http://127.0.0.1:1/elsewhere", "https://gpu-box:8443"),

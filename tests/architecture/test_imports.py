@@ -116,6 +116,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "keras_hub": ("packing/formats/huggingface_folder.py",),
     "grpc": ("backend/serving/grpc/",),
     "google": ("backend/serving/grpc/",),
+    "cryptography": ("core/integrity.py",),
+    "mlflow": ("client/training/mlflow_process.py",),
     "opentelemetry": ("backend/serving/http/tracing.py",),
     "ray": ("backend/workers/ray/",),
     "sqlalchemy": ("backend/server/",),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,8 +20,10 @@ from aiaas_magics.backend.server.storage.records import Store, VersionRecord
 from aiaas_magics.backend.serving.models.autoscaling import scaled
 from aiaas_magics.backend.serving.process.state_directory import Files
 from aiaas_magics.backend.serving.process.supervisor import Recorded
+from aiaas_magics.core import integrity, wire
 from aiaas_magics.core.drift.drift_values import DriftReport
-from aiaas_magics.core.errors import AiaasError, UnknownName
+from aiaas_magics.core.errors import AiaasError, InvalidSpec, UnknownName
+from aiaas_magics.core.model_card import MOST_BYTES, ModelCard
 from aiaas_magics.core.recording import RecordingCounts, RecordingPolicy
 from aiaas_magics.core.routing import Change, Routing, Scaling, changed, deployed
 from aiaas_magics.core.spec import DeploySpec, EndpointView, RecordingChange, VersionView
@@ -38,6 +40,8 @@ class Inference(Protocol):
     def grpc(self) -> str: ...
     @property
     def token(self) -> str: ...
+    @property
+    def faults(self) -> Mapping[str, str]: ...
 
     async def start(
         self, state_dir: Path, host: str = "127.0.0.1", tls: tuple[str, str] | None = None, *, recorded: Sequence[Recorded] = ()
@@ -49,6 +53,7 @@ class Inference(Protocol):
     async def recorded_counts(self, name: str) -> RecordingCounts: ...
     async def forget_recorded(self, name: str) -> None: ...
     async def drift(self, name: str, version: int = 0) -> DriftReport: ...
+    async def keep_card(self, name: str, version: int, card: ModelCard) -> None: ...
     async def retire(self, name: str) -> None: ...
     async def status(self) -> dict[str, list[VersionView]]: ...
     async def stop(self) -> None: ...
@@ -70,8 +75,10 @@ class Endpoints:
         state_dir: Path,
         host: str = "127.0.0.1",
         tls: tuple[str, str] | None = None,
+        trusted_keys: Sequence[str] = (),
     ) -> None:
         self._store, self._blobs, self._make = store, blobs, make
+        self._trusted_keys = tuple(trusted_keys)  # one of them must have signed what is served; none: nothing must be signed
         self._state_dir, self._host, self._tls = state_dir, host, tls
         self._inference: Inference | None = None
         self._coming: Inference | None = None  # begun to start
@@ -126,12 +133,15 @@ class Endpoints:
 
         Raises:
             ProofFailed, UnknownName: what answered before goes on answering.
+            SignatureRefused: no key that must have signed it has; nothing was loaded.
         """
+        check_card(spec.card)
         artefact, samples = self._blobs.get_path(spec.artefact), self._blobs.get_path(spec.samples)
         if spec.recording is None:
             spec = replace(spec, recording=self._recording(spec.name))
         inference = await self._ready()
         async with self._turn:
+            spec = self._trusted(spec)
             version = 1 + await self._store.call(self._store.last_version, spec.name)
             self._waiting[spec.name] = version
             try:
@@ -141,6 +151,17 @@ class Endpoints:
             finally:
                 del self._waiting[spec.name]
         return await self.view(spec.name)
+
+    def _trusted(self, spec: DeploySpec) -> DeploySpec:
+        """`spec`, if the server's keys, the endpoint's and its own are satisfied. An endpoint that demands a signature goes on doing so.
+
+        Raises:
+            SignatureRefused: one of the three is not.
+        """
+        name, routing = spec.name, self._routing.get(spec.name)
+        before = () if routing is None else self._loaded[name][routing.live].spec.trusted_keys
+        integrity.verify(spec, self._trusted_keys, before, spec.trusted_keys)
+        return replace(spec, trusted_keys=spec.trusted_keys or before)
 
     async def _route_to(self, inference: Inference, record: VersionRecord) -> None:
         """Let requests go to a version that is ready, from the routing that is in force now; with a fault all is as it was."""
@@ -253,6 +274,43 @@ class Endpoints:
         record = self._loaded.get(name, {}).get(routing.live) if routing is not None else None
         return (record.spec.recording if record is not None else None) or RecordingPolicy()
 
+    async def card(self, name: str, version: int) -> ModelCard:
+        """The card of a version; 0 is the one that answers.
+
+        Raises:
+            UnknownName: there is no such endpoint, version or card.
+        """
+        card = self._record(name, version).spec.card
+        if card is None:
+            raise UnknownName("model card of endpoint", name)
+        return card
+
+    async def keep_card(self, name: str, version: int, card: ModelCard) -> None:
+        """Keep another card for a version; 0 is the one that answers. The model goes on as it is.
+
+        Raises:
+            UnknownName: there is no such endpoint or version.
+            InvalidSpec: the card is too long.
+        """
+        check_card(card)
+        self._record(name, version)
+        inference = await self._ready()
+        async with self._turn:
+            record = self._record(name, version)
+            record = VersionRecord(replace(record.spec, card=card), record.view, True)
+            with contextlib.suppress(UnknownName):  # it could not be brought back after a restart
+                await inference.keep_card(name, record.view.version, card)
+            await self._store.call(self._store.keep_spec, record)
+            self._loaded[name][record.view.version] = record
+
+    def _record(self, name: str, version: int) -> VersionRecord:
+        self._check(name)
+        records = self._loaded[name]
+        number = version or self._routing[name].live
+        if number not in records:
+            raise UnknownName("version", f"{name} {version}", tuple(f"{name} {known}" for known in records))
+        return records[number]
+
     def _keep(self, name: str, routing: Routing) -> None:
         self._routing[name] = routing
         self._loaded[name] = {number: record for number, record in self._loaded[name].items() if number in routing.loaded}
@@ -290,7 +348,7 @@ class Endpoints:
             grpc=inference.grpc,
             token=inference.token,
             replicas=next((view.replicas for view in versions if view.version == routing.live), 0) or spec.replicas,
-            versions=tuple(versions) or (record.view,),
+            versions=tuple(versions) or (replace(record.view, state="END", fault=inference.faults.get(name, "")),),
             inputs=spec.inputs,
             outputs=spec.outputs,
             model=spec.model,
@@ -310,6 +368,13 @@ class Endpoints:
             await asyncio.gather(self._starting, return_exceptions=True)
         if self._coming is not None:
             await self._coming.stop()
+
+
+def check_card(card: ModelCard | None) -> None:
+    """Raises `InvalidSpec` for a card that is too long to travel with every message about its version."""
+    size = 0 if card is None else len(wire.encode(card))
+    if size > MOST_BYTES:
+        raise InvalidSpec(f"The model card has {size / 1024:,.0f} kB; at most {MOST_BYTES // 1024} are kept. Leave sections out.")
 
 
 def _tell(task: asyncio.Task[Inference]) -> None:

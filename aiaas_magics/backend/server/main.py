@@ -46,7 +46,7 @@ from aiaas_magics.backend.server.storage.usage import SWEEP_S, Storage
 from aiaas_magics.backend.serving.process.supervisor import InferenceHost
 from aiaas_magics.backend.workers.pool import PoolFactory, PoolSetting
 from aiaas_magics.backend.workers.pools import POOLS
-from aiaas_magics.core import settings, wire
+from aiaas_magics.core import integrity, settings, wire
 from aiaas_magics.core.clock import Clock, SystemClock
 from aiaas_magics.core.errors import BackendRefused, InvalidSpec, StoreNotWritable
 from aiaas_magics.core.spec import About
@@ -75,6 +75,7 @@ class ServerOptions:
     launcher_options: Sequence[str] = field(default=())
     keep_free: str = ""  # of the disk: see `room.KeepFree`
     cors: Sequence[str] = ()  # origins of web pages that may ask for predictions
+    trusted_keys: Sequence[str] = ()  # public keys, one of which must have signed what is served; none: nothing must be signed
     inference: Callable[[], Inference] | None = None  # None: the real one
 
     def check(self) -> None:
@@ -82,6 +83,8 @@ class ServerOptions:
         if self.pool not in self.pools:
             raise InvalidSpec(f"There is no pool {self.pool!r}. Use one of: {', '.join(self.pools)}.")
         Cors.parse(self.cors)
+        if self.trusted_keys:
+            integrity.check_library()
         if self.keep_free:
             KeepFree.parse(self.keep_free)
         check_listening(self.host, self.tls_cert, self.tls_key)
@@ -168,10 +171,11 @@ class ServerParts:
         self._endpoints = Endpoints(
             store=self._store,
             blobs=self._blobs,
-            make=options.inference or partial(InferenceHost, cors=options.cors),
+            make=options.inference or partial(InferenceHost, cors=options.cors, trusted_keys=options.trusted_keys),
             state_dir=state.path,
             host=options.host,
             tls=options.tls,
+            trusted_keys=options.trusted_keys,
         )
         self._storage = Storage(state=state, store=self._store, blobs=self._blobs, conductor=self._conductor, room=self._room)
         self._presence = Presence(clock)

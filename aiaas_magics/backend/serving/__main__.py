@@ -52,13 +52,21 @@ def main(arguments: list[str] | None = None, protocols: ServedProtocols = STOCK)
     )
     parser.add_argument("--parent", type=int, default=0, help="process that starts this one, which ends if that is gone too early")
     parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="origin whose pages may ask; repeatable")
+    parser.add_argument(
+        "--trusted-key",
+        dest="trusted_keys",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="public key that signs deployments; repeatable",
+    )
     parser.add_argument("--no-fast-path", dest="fast_path", action="store_false", help="answer every request through ASGI, for tests")
     parsed = vars(parser.parse_args(arguments))
     os.umask(0o077)
     gc.set_threshold(GARBAGE_AFTER)
     log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        options = InferenceOptions(**parsed | {"cors": tuple(parsed["cors"])})
+        options = InferenceOptions(**parsed | {"cors": tuple(parsed["cors"]), "trusted_keys": tuple(parsed["trusted_keys"])})
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
             runner.run(inference_process.run(options, protocols))
     except AiaasError as error:

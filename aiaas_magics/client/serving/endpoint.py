@@ -21,15 +21,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from msgspec.structs import replace
 
-from aiaas_magics.client.serving import caller_rows, tensor_protocol
+from aiaas_magics.client.serving import caller_rows, signing_keys, tensor_protocol
 from aiaas_magics.client.serving.deployed_background import samples_of
 from aiaas_magics.client.serving.recorded_endpoint import RecordedEndpoint, begin_recording
 from aiaas_magics.client.transport import Transport, sibling_url
 from aiaas_magics.client.uploads import BlobSender
+from aiaas_magics.core import integrity, snippets, wire
 from aiaas_magics.core import precision as precisions
-from aiaas_magics.core import snippets
 from aiaas_magics.core.errors import AiaasError, BackendRefused, BackendTooSlow, BackendUnreachable, BlobDamaged
 from aiaas_magics.core.explain_settings import ExplainSettings
+from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.recording import RecordingPolicy, policy_of
 from aiaas_magics.core.routing import Change, Rollout, scaling_of
 from aiaas_magics.core.scaling.endpoint_samples import Sample, VersionCounts, counts_in, sample_of
@@ -109,6 +110,16 @@ class Endpoint(RecordedEndpoint):
     def predict_url(self) -> str:
         """The address for predictions in TensorFlow Serving's form."""
         return self._view.predict_url
+
+    @property
+    def backend_url(self) -> str:
+        """The base address of the backend's API."""
+        return self._transport.url
+
+    @property
+    def last_view(self) -> EndpointView:
+        """The backend's record of the endpoint as it was when it was last asked for. Asks nobody."""
+        return self._view
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} at {self.predict_url}>"
@@ -323,6 +334,30 @@ class Endpoint(RecordedEndpoint):
         self._keep(self._transport.post(f"/v1/endpoints/{self.name}/routing", change, EndpointView))
         return self
 
+    def card(self, version: int = 0) -> ModelCard:
+        """Fetch the model card of a version. Its `to_markdown()` is the text.
+
+        Args:
+            version: the version's number; 0 is the one that answers.
+
+        Raises:
+            UnknownName: there is no such version, or it has no card.
+        """
+        return self._transport.get(f"/v1/endpoints/{self.name}/cards/{version}", ModelCard)
+
+    def keep_card(self, card: ModelCard, version: int = 0) -> None:
+        """Keep another model card for a version, on the backend and at the endpoint's page.
+
+        Args:
+            card: the card, at most 256 kB as JSON.
+            version: the version's number; 0 is the one that answers.
+
+        Raises:
+            UnknownName: there is no such version.
+            InvalidSpec: the card is too long.
+        """
+        self._transport.put(f"/v1/endpoints/{self.name}/cards/{version}", wire.encode(card), type(None))
+
     def stop(self) -> None:
         """Take the endpoint down, with all its versions."""
         self._transport.delete(f"/v1/endpoints/{self.name}")
@@ -397,9 +432,10 @@ class Endpoint(RecordedEndpoint):
             InvalidSpec: a number that is not possible.
             BackendRefused: every request was refused; the text is the server's own.
         """
+        from aiaas_magics.client.card import card_records
         from aiaas_magics.client.load_test.load_run import run_load
 
-        return run_load(
+        report = run_load(
             self.view(),
             fingerprint=self.fingerprint,
             concurrency=concurrency,
@@ -409,6 +445,8 @@ class Endpoint(RecordedEndpoint):
             forms=forms,
             on_progress=on_progress,
         )
+        card_records.of_endpoint(self._transport.url, self.name).bench = report
+        return report
 
     def watch(self, *, every_s: float = 1.0) -> Iterator[Sample | None]:
         """Look at the endpoint again and again, without end.
@@ -458,6 +496,8 @@ def deploy(
     rollout: Rollout | None = None,
     background: Any = None,
     quantization_options: QuantizationOptions | None = None,
+    sign: Path | None = None,
+    trusted_keys: Sequence[str] = (),
     tell: Callable[[PrecisionChange], None] | None = None,
     recording: str | RecordingPolicy | None = None,
     on_step: Callable[[str], None] = lambda step: None,
@@ -465,10 +505,12 @@ def deploy(
     """Export, prove, serve. A name that is live already gets its next version, which comes in as `rollout` says.
 
     What fewer bits change is told to `tell` and held against its limit before anything is sent. `on_step` gets what
-    is done next, in words.
+    is done next, in words. `sign` is the file of the private key that signs the deployment.
     """
+    from aiaas_magics.client.card import card_deployment
     from aiaas_magics.packing.export import foreign_models, samples
 
+    private_key = b"" if sign is None else signing_keys.read_private(sign)
     name = checked_name("an endpoint", name if name is not None else default_name(foreign_models.name_of(model)))
     scaling = scaling_of(replicas)
     policy = policy_of(recording) if isinstance(recording, str) else recording
@@ -494,13 +536,18 @@ def deploy(
         model=foreign_models.name_of(model),
         origin=exported.origin,
         example=exported.example,
+        card=card_deployment.card_of(model, name),
+        trusted_keys=tuple(trusted_keys),
     )
+    if sign is not None:
+        spec = replace(spec, signature=integrity.sign(spec, private_key, str(sign), signed_s=int(time.time())))
     on_step("waiting for the backend, which loads it and compares its answers with Keras'")
     view = transport.post("/v1/endpoints", spec, EndpointView, answer_s=300.0)
     endpoint = Endpoint(transport, view, change, notes_of(exported), exported.preprocess)
     if policy is not None:
         on_step("describing the data for drift")
         endpoint.notes = (*endpoint.notes, *begin_recording(endpoint, policy, sample if sample is not None else samples.fitted_rows(model)))
+    card_deployment.complete(endpoint, model)
     return endpoint
 
 

@@ -62,6 +62,7 @@ class Job:
         files: the files that callbacks wrote, once the result has been taken: name, path here (None: on the backend
             only), and why it has another name here.
         printout: the lines that worker 0 printed, as far as they have been read.
+        hardware: the backend's hardware in one line, if this process submitted the job.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Job:
         story: JobStory | None = None,
         released: Callable[[], None] = lambda: None,
         feed: Feed | None = None,
+        hardware: str = "",
     ) -> None:
         self._transport = transport
         self._view = view
@@ -81,6 +83,7 @@ class Job:
         self._released = released
         self._feed = feed
         self._fetched: Any = None
+        self.hardware = hardware  # of the backend, in one line; "" where that is not known
         self.printout = Printout()  # of what was read of the log
         self.files: tuple[returned_files.ReturnedFile, ...] = ()  # what the callbacks wrote, once the result is here
 
@@ -413,7 +416,20 @@ class Job:
             notices = self._bring_files(Path.cwd(), working_folder.appended(self._packed.callbacks))
             self._story = replace(self._story, notices=(*self._story.notices, *notices))
         self._fetched = history
+        self._remember_for_card()
         return history
+
+    def _remember_for_card(self) -> None:
+        """The model's card says where its weights come from."""
+        from aiaas_magics.client.card import card_records
+        from aiaas_magics.packing.live.model_summary import steps_of
+
+        assert self._packed is not None
+        model = self._packed.model
+        record = card_records.of_model(model)
+        record.training = card_records.TrainingRecord(
+            view=self._view, story=self._story, manifest=self._packed.manifest, hardware=self.hardware, steps=steps_of(model)
+        )
 
     def _warn_of_files(self) -> None:
         """Where no view shows the story: say what is not under its own name."""

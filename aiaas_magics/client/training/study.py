@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 
+from aiaas_magics.client.card import card_records
 from aiaas_magics.client.training import returned_files
 from aiaas_magics.client.training.engine_timings import is_open
 from aiaas_magics.client.training.submission import TrainOptions, prepare, submit
@@ -245,7 +246,9 @@ def run(
         job.cancel()
         raise
     announced = (*study.announced, *returned_files.sentences(job.id, job.files))
-    return replace(study, history=history, job=job.id, announced=announced)
+    study = replace(study, history=history, job=job.id, announced=announced)
+    card_records.of_model(call.model).study = study.report()
+    return study
 
 
 class _Calls:

@@ -209,7 +209,8 @@ def submit(
     view = backend.transport.post("/v1/jobs", spec, JobView, key=secrets.token_hex(16))
     story = replace(story, epochs=packed.shape.epochs, steps=packed.shape.steps_per_epoch, notices=prepared.preflight.notes)
     feed = Feed(backend.transport, view.id, packed.streams) if packed.streams else None
-    return Job(backend.transport, view, packed=packed, story=story, released=released, feed=feed)
+    hardware = prepared.preflight.hardware
+    return Job(backend.transport, view, packed=packed, story=story, released=released, feed=feed, hardware=hardware)
 
 
 def default_name(model: str) -> str:

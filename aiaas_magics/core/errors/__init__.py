@@ -40,6 +40,7 @@ library's failure into one of them, is decided where that library lives.
     │   ├── WorkersLost           workers died more often than they may
     │   ├── OutOfMemory           the machine ended a worker for its memory
     │   ├── ProofFailed           the engine's answers differ from Keras'
+    │   ├── SignatureRefused      a deployment that no trusted key has signed
     │   └── NotScaled             fewer replicas could start than were asked for
     ├── JobCancelled          the user stopped it
     └── AiaasBug              ask us
@@ -70,6 +71,7 @@ from aiaas_magics.core.errors.backend_errors import (
     ProofFailed,
     RecordsUnreadable,
     ResultRemoved,
+    SignatureRefused,
     StoreNotWritable,
     UntrustedAddress,
     WorkersLost,
@@ -128,6 +130,7 @@ __all__ = [
     "RemoteTrainingError",
     "ResultMismatch",
     "ResultRemoved",
+    "SignatureRefused",
     "StoreNotWritable",
     "UnknownName",
     "UntrustedAddress",

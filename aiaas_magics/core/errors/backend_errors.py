@@ -269,6 +269,17 @@ class ProofFailed(BackendError):
         )
 
 
+class SignatureRefused(BackendError):
+    """A deployment whose signature is missing, wrong, or of a key that is not trusted; it was not loaded. `why` is a clause."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(name, why)
+        self.name, self.why = name, why
+
+    def __str__(self) -> str:
+        return f"{self.name} was not loaded: {self.why}. Use %aiaas_deploy --sign KEY with a key that is trusted there."
+
+
 class NotScaled(BackendError):
     """An endpoint keeps the replicas that it had, because one of the new ones could not start."""
 

@@ -148,7 +148,7 @@ class ExplainMagic(Family):
         if request.model is None or request.rows is None:
             raise UsageError("Which model, and which rows? Name both: %aiaas_explain model --rows x_test[:20].")
         scope = {**self.shell.user_ns, **names}
-        value = scope.get(request.model)
+        value: Any = scope.get(request.model)
         rows = request.rows.of(named(request.rows.name, scope, lambda _: True, "array"))
         background = None if request.background is None else named(request.background, scope, lambda _: True, "array")
         if completion.is_model(value):

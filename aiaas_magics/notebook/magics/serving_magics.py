@@ -34,6 +34,8 @@ class DeployRequest:
     validate: tuple[str, ...] | None
     max_change: float | None
     record: str | None
+    sign: str | None
+    require_signed: str | None
     out: str | None
     help: bool
 
@@ -135,6 +137,16 @@ class ServingMagics(Family):
             help="Keep this share of the requests and answers on the backend: 1%%, or 1%%,256MB,7d with bounds on size and age, or off. "
             "Default: as the endpoint has it; off for a new one.",
         ),
+        option(
+            "--sign",
+            metavar="KEY",
+            help="Sign the deployment with this Ed25519 private key (a file that `aiaas key` or ssh-keygen made).",
+        ),
+        option(
+            "--require-signed",
+            metavar="PUBKEYS",
+            help="Serve this and later versions of the endpoint only if a key in this file has signed them.",
+        ),
         OUT,
         needs=("names",),
     )
@@ -171,6 +183,8 @@ class ServingMagics(Family):
                 validation_data=validation or None,
                 max_change=request.max_change,
                 recording=request.record,
+                sign=request.sign,
+                require_signed=request.require_signed,
                 on_step=line.tell,
                 tell=lambda change: live.show(self.shell, [present.change_table(change)]),
             )

@@ -5,6 +5,8 @@ Owns the list and making it of what was pickled. Drawing it belongs to the noteb
 
 from __future__ import annotations
 
+import hashlib
+import io
 import marshal
 import math
 from collections.abc import Iterator, Mapping
@@ -28,6 +30,7 @@ class ManifestItem:
     name: str
     bytes: int
     detail: str = ""
+    sha256: str = ""  # of the `.npy` file of an array that travels within the payload; those apart are blobs of that name
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,18 @@ def manifest_of(
 
 def _array_item(name: str, array: np.ndarray[Any, Any], *, note: str = "") -> ManifestItem:
     detail = f"{array.dtype} {array.shape}".replace(",)", ")")
-    return ManifestItem(kind="array", name=name, bytes=array.nbytes, detail=f"{detail}, {note}" if note else detail)
+    sha256 = _npy_hash(array) if note else ""
+    return ManifestItem(kind="array", name=name, bytes=array.nbytes, detail=f"{detail}, {note}" if note else detail, sha256=sha256)
+
+
+def _npy_hash(array: np.ndarray[Any, Any]) -> str:
+    """SHA-256 of the array as `np.save` writes it, which is what the blob of a larger one is named by; "" for objects."""
+    file = io.BytesIO()
+    try:
+        np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+    except ValueError:
+        return ""
+    return hashlib.sha256(file.getvalue()).hexdigest()
 
 
 def _function_item(function: FunctionType) -> ManifestItem:

@@ -43,6 +43,7 @@ from aiaas_magics.core.contract import APPENDED, OPENED, BlobQuery, DroppedFile,
 from aiaas_magics.core.errors import AiaasError, InvalidSpec, UnknownName
 from aiaas_magics.core.events import MOST_FIGURE_BYTES
 from aiaas_magics.core.feed_frames import FeedView
+from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.process_id import ProcessId
 from aiaas_magics.core.routing import Change, Scaling
 from aiaas_magics.core.spec import About, DeploySpec, FitSpec, RecordingChange, checked_job_name
@@ -104,6 +105,8 @@ def routes() -> list[Route]:
         Route("/v1/endpoints", list_endpoints, methods=["GET"]),
         Route("/v1/endpoints/{name}", get_endpoint, methods=["GET"]),
         Route("/v1/endpoints/{name}", retire, methods=["DELETE"]),
+        Route("/v1/endpoints/{name}/cards/{version:int}", get_card, methods=["GET"]),
+        Route("/v1/endpoints/{name}/cards/{version:int}", put_card, methods=["PUT"]),
         Route("/v1/endpoints/{name}/routing", change_routing, methods=["POST"]),
         Route("/v1/endpoints/{name}/replicas", scale, methods=["POST"]),
         Route("/v1/endpoints/{name}/recording", change_recording, methods=["POST"]),
@@ -374,6 +377,19 @@ async def list_endpoints(request: Request) -> Response:
 async def get_endpoint(request: Request) -> Response:
     """One endpoint: `EndpointView`."""
     return answer(await _parts(request).endpoints.view(request.path_params["name"]))
+
+
+async def get_card(request: Request) -> Response:
+    """The model card of a version, 0 for the one that answers: `ModelCard`."""
+    return answer(await _parts(request).endpoints.card(request.path_params["name"], request.path_params["version"]))
+
+
+async def put_card(request: Request) -> Response:
+    """Keep another `ModelCard` for a version, 0 for the one that answers."""
+    _parts(request).room.check()
+    card = await body_of(request, ModelCard)
+    await _parts(request).endpoints.keep_card(request.path_params["name"], request.path_params["version"], card)
+    return Response(status_code=204)
 
 
 async def retire(request: Request) -> Response:

@@ -30,6 +30,7 @@ from aiaas_magics.backend.serving.models.parity_check import ParityResult, Sampl
 from aiaas_magics.backend.serving.models.recorder import Recordings
 from aiaas_magics.backend.serving.models.registry import Executor, NotServed, Registry, Version
 from aiaas_magics.backend.serving.models.replicas import Inline, Replicas
+from aiaas_magics.core import integrity
 from aiaas_magics.core.clock import Clock
 from aiaas_magics.core.drift.drift_values import DriftReport
 from aiaas_magics.core.errors import InvalidSpec, NotScaled, UnknownName
@@ -50,9 +51,12 @@ TIMED_RUNS: Final = 5
 class Loader:
     """Loads and retires versions of one registry."""
 
-    def __init__(self, registry: Registry, *, clock: Clock, scratch: Path, limits: Limits, recordings: Recordings) -> None:
+    def __init__(
+        self, registry: Registry, *, clock: Clock, scratch: Path, limits: Limits, recordings: Recordings, trusted_keys: Sequence[str] = ()
+    ) -> None:
         self._registry, self._clock, self._scratch, self._limits = registry, clock, scratch, limits
         self._recordings = recordings
+        self._trusted_keys = tuple(trusted_keys)  # one of them must have signed what is loaded; none: nothing must be signed
         self._scaling = asyncio.Lock()
         self._windows: dict[Version, ScalingWindow] = {}
         self._compared: dict[str, int] = {}  # by endpoint: how many requests were written when its drift was computed
@@ -63,7 +67,10 @@ class Loader:
         Raises:
             ProofFailed: the engine differs from Keras on the samples.
             InvalidSpec: the artefact or the samples are refused.
+            SignatureRefused: it is not signed as it must be.
+            BlobDamaged: a file holds other bytes than were deployed.
         """
+        integrity.verify(spec, self._trusted_keys, spec.trusted_keys)
         version = Version(
             number=number, spec=spec, created_s=self._clock.now_s(), files=(artefact, samples), body_bytes=self._limits.body_bytes
         )
@@ -204,6 +211,7 @@ class Loader:
 
     async def _opened(self, spec: DeploySpec, artefact: Path, samples: Path) -> Opened:
         compute_s = self._limits.compute_s
+        await asyncio.to_thread(integrity.check_files, spec, artefact, samples)
         return await asyncio.to_thread(
             open_and_check, spec, artefact, samples, self._scratch, cores=len(usable_cores()), compute_s=compute_s
         )

@@ -25,7 +25,9 @@ from aiaas_magics.backend.serving.models.recorder import Recorder
 from aiaas_magics.backend.serving.models.replicas import Done
 from aiaas_magics.backend.serving.models.stats import EndpointStats
 from aiaas_magics.core.drift.drift_values import DriftReport
-from aiaas_magics.core.errors import InvalidSpec
+from aiaas_magics.core.errors import InvalidSpec, UnknownName
+from aiaas_magics.core.integrity import signed
+from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.routing import Routing, place_of
 from aiaas_magics.core.spec import DeploySpec, VersionView
 
@@ -115,6 +117,7 @@ class Version:
             proof=self.proof,
             precision=self.spec.precision,
             replicas=self.replicas,
+            **signed(self.spec),
         )
 
     def enter(self) -> Executor:
@@ -358,6 +361,18 @@ class Registry:
         """The versions that answer callers who ask for none: live ones and canaries."""
         tables = [endpoint.table for endpoint in self._endpoints.values() if endpoint.table is not None]
         return [version for table in tables for version in (table.live, table.canary) if version is not None]
+
+    def keep_card(self, name: str, number: int, card: ModelCard) -> None:
+        """Show another card for a version from now on.
+
+        Raises:
+            UnknownName: there is no such endpoint or version.
+        """
+        endpoint = self._endpoints.get(name)
+        if endpoint is None or number not in endpoint.versions:
+            raise UnknownName("version", f"{name} {number}")
+        version = endpoint.versions[number]
+        version.spec = replace_fields(version.spec, card=card)
 
     def routing(self, name: str) -> Routing | None:
         table = self._get(name).table

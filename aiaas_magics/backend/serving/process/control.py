@@ -23,6 +23,7 @@ import msgspec
 from aiaas_magics.core import errors, wire
 from aiaas_magics.core.drift.drift_values import DriftReport
 from aiaas_magics.core.errors import AiaasBug, AiaasError
+from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.recording import RecordingCounts
 from aiaas_magics.core.routing import Routing, Scaling
 from aiaas_magics.core.spec import DeploySpec, RecordingChange, VersionView
@@ -63,6 +64,14 @@ class Scale(ControlCall, frozen=True, kw_only=True, tag="scale"):
     scaling: Scaling
 
 
+class KeepCard(ControlCall, frozen=True, kw_only=True, tag="card"):
+    """The card of a version is another one now."""
+
+    name: str
+    version: int
+    card: ModelCard
+
+
 class Retire(ControlCall, frozen=True, kw_only=True, tag="retire"):
     name: str
     forgets: bool = True  # whether what was recorded goes with it
@@ -97,7 +106,7 @@ class StopProcess(ControlCall, frozen=True, tag="stop"):
 
 
 RecordingCall = ChangeRecording | CountRecorded | ForgetRecorded | DriftQuery
-AnyCall = Hello | Load | RouteVersions | Scale | Retire | RecordingCall | StatusQuery | StopProcess
+AnyCall = Hello | Load | RouteVersions | Scale | KeepCard | Retire | RecordingCall | StatusQuery | StopProcess
 
 
 class SignedCall(Value, frozen=True, kw_only=True):

@@ -42,6 +42,7 @@ from aiaas_magics.backend.serving.process.control import (
     DriftQuery,
     ForgetRecorded,
     Hello,
+    KeepCard,
     Load,
     Reply,
     Retire,
@@ -52,7 +53,7 @@ from aiaas_magics.backend.serving.process.control import (
 )
 from aiaas_magics.backend.serving.process.state_directory import Files, RunningProcess
 from aiaas_magics.backend.serving.protocols.route_table import RouteTable
-from aiaas_magics.core import process_id, settings
+from aiaas_magics.core import integrity, process_id, settings
 from aiaas_magics.core.clock import SystemClock
 from aiaas_magics.core.errors import CannotStart
 from aiaas_magics.core.server_proof import is_loopback
@@ -84,11 +85,14 @@ class InferenceOptions(Value, frozen=True, kw_only=True):
     compute_s: float = Limits().compute_s
     parent: int = 0  # process that started this one, if it is to be looked for there
     cors: tuple[str, ...] = ()  # origins of pages that may ask
+    trusted_keys: tuple[str, ...] = ()  # public keys, one of which must have signed what is loaded; none: nothing must be signed
     fast_path: bool = True  # False: every request goes through ASGI, for tests
     behind_proxy: bool = False  # may listen beyond loopback without TLS: a container's port, which somebody else publishes
 
     def __post_init__(self) -> None:
         Cors.parse(self.cors)
+        if self.trusted_keys:
+            integrity.check_library()
         if not self.behind_proxy:
             check_listening(self.host, self.tls_cert, self.tls_key)
 
@@ -137,7 +141,14 @@ async def run(options: InferenceOptions, protocols: ServedProtocols = STOCK, *, 
         recordings = Recordings(files.recorded)
         if (expected := files.expected_names()) is not None:
             recordings.keep_only(expected)
-        loader = Loader(registry, clock=SystemClock(), scratch=files.scratch, limits=limits, recordings=recordings)
+        loader = Loader(
+            registry,
+            clock=SystemClock(),
+            scratch=files.scratch,
+            limits=limits,
+            recordings=recordings,
+            trusted_keys=options.trusted_keys,
+        )
         guard = _guard(options, files)
         handler = RequestHandler(registry, tracing=spans)
         app = App(handler, guard, body_bytes=options.body_bytes, json_bytes=options.json_bytes, routes=protocols.routes)
@@ -255,6 +266,8 @@ def _answering(
                 await loader.route(call.name, call.routing, keeps=call.keeps, restores=call.restores)
             case Scale():
                 await loader.scale(call.name, call.scaling)
+            case KeepCard():
+                registry.keep_card(call.name, call.version, call.card)
             case Retire():
                 await loader.retire(call.name, forgets=call.forgets)
             case ChangeRecording() | CountRecorded() | ForgetRecorded() | DriftQuery():
@@ -360,6 +373,7 @@ def _running(options: InferenceOptions, listener: socket.socket, grpc_port: int,
         version=settings.package_version(),
         grpc=f"{name}:{grpc_port}",
         cors=options.cors,
+        trusted_keys=options.trusted_keys,
     )
 
 

@@ -42,6 +42,12 @@ class RunningProcess(Value, frozen=True, kw_only=True):
     version: str
     grpc: str = ""  # host:port for gRPC
     cors: tuple[str, ...] = ()  # origins of pages that may ask
+    trusted_keys: tuple[str, ...] = ()  # public keys, one of which must have signed what is loaded
+
+    @property
+    def settings(self) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
+        """What a server that wants others cannot adopt."""
+        return self.host, self.tls, self.cors, self.trusted_keys
 
 
 class Files:

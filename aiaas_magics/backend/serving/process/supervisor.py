@@ -31,6 +31,7 @@ from aiaas_magics.backend.serving.process.control import (
     DriftQuery,
     ForgetRecorded,
     Hello,
+    KeepCard,
     Load,
     Reply,
     Retire,
@@ -46,6 +47,7 @@ from aiaas_magics.backend.serving.process.process_health import HUNG_S, is_answe
 from aiaas_magics.backend.serving.process.state_directory import Files, RunningProcess, is_alive
 from aiaas_magics.core.drift.drift_values import DriftReport
 from aiaas_magics.core.errors import AiaasBug, AiaasError, BackendTooSlow, CannotStart, UnknownName
+from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.recording import RecordingCounts
 from aiaas_magics.core.routing import Routing, Scaling, without
 from aiaas_magics.core.spec import DeploySpec, RecordingChange, VersionView
@@ -86,11 +88,12 @@ class InferenceHost:
 
     Args:
         cors: Origins of web pages that may ask it.
+        trusted_keys: Public keys, one of which must have signed what is loaded; none lets everything be loaded.
         program: What is run, up to its options.
     """
 
-    def __init__(self, *, cors: Sequence[str] = (), program: Sequence[str] = PROGRAM) -> None:
-        self._cors, self._program = tuple(cors), tuple(program)
+    def __init__(self, *, cors: Sequence[str] = (), trusted_keys: Sequence[str] = (), program: Sequence[str] = PROGRAM) -> None:
+        self._cors, self._trusted_keys, self._program = tuple(cors), tuple(trusted_keys), tuple(program)
         self._files: Files | None = None
         self._running: RunningProcess | None = None
         self._command: list[str] = []
@@ -148,11 +151,12 @@ class InferenceHost:
         self._command += ["--port", str(port)] if port else []
         self._command += ["--tls-cert", cert, "--tls-key", key] if tls else []
         self._command += [argument for origin in self._cors for argument in ("--cors", origin)]
+        self._command += [argument for key in self._trusted_keys for argument in ("--trusted-key", key)]
         self._served = {}
         for record in sorted(recorded, key=lambda record: record.version):
             self._served.setdefault(record.spec.name, []).append(record)
         running = await self._living()
-        if running is not None and (running.host, running.tls, running.cors) != (host, cert, self._cors):
+        if running is not None and running.settings != (host, cert, self._cors, self._trusted_keys):
             await self._end(running)
             running = None
         try:
@@ -231,6 +235,12 @@ class InferenceHost:
         if reply.drift is None:
             raise AiaasBug("the inference process compared recorded rows and did not say with what result")
         return reply.drift
+
+    async def keep_card(self, name: str, version: int, card: ModelCard) -> None:
+        """Show another card for a version, also after the process was brought back."""
+        await self._call(KeepCard(name=name, version=version, card=card), answer_s=ANSWER_S)
+        records = self._served.get(name, [])
+        self._served[name] = [replace(r, spec=replace(r.spec, card=card)) if r.version == version else r for r in records]
 
     def _keep(self, name: str, routing: Routing, *, keeps: int = 0) -> None:
         """Remember what is to be brought back after a death."""

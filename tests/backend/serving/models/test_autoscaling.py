@@ -106,7 +106,7 @@ async def _numbers_of_executors(folder: Path) -> dict[str, float]:
     registry = Registry()
     loader = Loader(registry, clock=Clock(), scratch=folder, limits=Limits(), recordings=Recordings(folder / "recorded"))
     made = plus(folder, "live", 1.0)
-    spec = replace(made.spec, most_replicas=4)
+    spec = replace(made.hashed, most_replicas=4)
     await loader.load(spec, 1, artefact=made.artefact, samples=made.samples)
     await loader.route("live", Routing(live=1))
     version = registry.find("live")
@@ -136,16 +136,14 @@ async def _scaled_in_vain(folder: Path) -> None:
     loader = Loader(registry, clock=Clock(), scratch=folder, limits=Limits(), recordings=Recordings(folder / "recorded"))
     made = {number: plus(folder, "live", float(number)) for number in (1, 2)}
     for number, model in made.items():
-        await loader.load(model.spec, number, artefact=model.artefact, samples=model.samples)
+        await loader.load(model.hashed, number, artefact=model.artefact, samples=model.samples)
     await loader.route("live", Routing(live=2, previous=1))
     versions = registry.versions("live")
     before = [(version.executor, version.replicas, version.spec) for version in versions]
     threads = threads_of("aiaas-live")
 
     made[1].artefact.write_bytes(b"damaged since")
-    with pytest.raises(
-        NotScaled, match=r"present replicas: could not start .* of version 1\..* Reason: live was not loaded: it is no ONNX"
-    ):
+    with pytest.raises(NotScaled, match=r"present replicas: could not start .* of version 1\..* Reason: Blob .* is damaged"):
         await loader.scale("live", Scaling(replicas=3))
 
     assert [(version.executor, version.replicas, version.spec) for version in versions] == before

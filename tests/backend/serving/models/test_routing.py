@@ -160,7 +160,7 @@ def test_a_label_moves_only_to_a_version_that_is_ready(rig: Rig, tmp_path: Path)
 def test_a_version_that_waits_for_its_routing_is_not_dropped_by_another_and_answers_nobody_before(rig: Rig, tmp_path: Path) -> None:
     load(rig, tmp_path, 1, Routing(live=1))
     made = plus(tmp_path, "live", 2.0)
-    rig.run(rig.host.load(made.spec, 2, made.artefact, made.samples))
+    rig.run(rig.host.load(made.hashed, 2, made.artefact, made.samples))
 
     rig.run(rig.host.route("live", Routing(live=1, labels={"stable": 1}), keeps=2))
     before = answer_of(rig)

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.process
 
 
 def recorded(made: Made, version: int = 1) -> Recorded:
-    return Recorded(spec=made.spec, version=version, artefact=str(made.artefact), samples=str(made.samples))
+    return Recorded(spec=made.hashed, version=version, artefact=str(made.artefact), samples=str(made.samples))
 
 
 def until(found: Any, *, seconds: float = 30.0) -> Any:

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from msgspec.structs import replace
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
+from aiaas_magics.core.integrity import file_hash
 from aiaas_magics.core.spec import DeploySpec, TensorSpec
 
 ONNX_TYPES = {
@@ -42,6 +44,12 @@ class Made:
     spec: DeploySpec
     artefact: Path
     samples: Path
+
+    @property
+    def hashed(self) -> DeploySpec:
+        """The spec with the hashes of the files as they are now, as a kernel sends it."""
+        hashes = {name: file_hash(path) for name, path in (("artefact", self.artefact), ("samples", self.samples)) if path.is_file()}
+        return replace(self.spec, **hashes)
 
 
 def spec_of(name: str, inputs: list[TensorSpec], outputs: list[TensorSpec], *, replicas: int = 1, format: str = "onnx") -> DeploySpec:

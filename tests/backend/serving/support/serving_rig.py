@@ -50,16 +50,18 @@ class Rig:
         recorded: tuple[Recorded, ...] = (),
         tls: tuple[str, str] | None = None,
         cors: tuple[str, ...] = (),
+        trusted_keys: tuple[str, ...] = (),
         program: tuple[str, ...] = PROGRAM,
     ) -> None:
         self.state, self._recorded, self._tls, self._cors, self._program = state, recorded, tls, cors, program
+        self._trusted_keys = trusted_keys
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rig")
 
     def __enter__(self) -> Self:
         self._thread.start()
         try:
-            self.host = self.run(_made(self._cors, self._program))
+            self.host = self.run(_made(self._cors, self._trusted_keys, self._program))
             self.run(self.host.start(self.state, tls=self._tls, recorded=self._recorded))
         except BaseException:
             self._end_loop()
@@ -92,7 +94,7 @@ class Rig:
         return self.deploy(made, version, Routing(live=version))
 
     def deploy(self, made: Made, version: int, routing: Routing) -> VersionView:
-        view = self.run(self.host.load(made.spec, version, made.artefact, made.samples))
+        view = self.run(self.host.load(made.hashed, version, made.artefact, made.samples))
         self.run(self.host.route(made.spec.name, routing, restores=True))
         return view
 
@@ -182,5 +184,5 @@ def is_whole(answer: bytes) -> bool:
     return True
 
 
-async def _made(cors: tuple[str, ...], program: tuple[str, ...]) -> InferenceHost:
-    return InferenceHost(cors=cors, program=program)
+async def _made(cors: tuple[str, ...], trusted_keys: tuple[str, ...], program: tuple[str, ...]) -> InferenceHost:
+    return InferenceHost(cors=cors, trusted_keys=trusted_keys, program=program)

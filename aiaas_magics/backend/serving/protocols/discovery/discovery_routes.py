@@ -26,6 +26,7 @@ from aiaas_magics.core.spec import DeploySpec
 
 PAGE: Final = (JSON_TYPE, "text/html")
 TEXT: Final = ("text/plain",)
+CARD: Final = ("text/markdown", "text/html")
 HOST: Final = re.compile(rb"[A-Za-z0-9._:\[\]-]{1,255}")
 
 
@@ -43,6 +44,15 @@ class Discovery:
         (
             Operation("GET", "/", "home", "That the server is alive, and its endpoints", gives=PAGE),
             Operation("GET", "/endpoints/{name}", "page", "An endpoint: its interface, example calls, versions and figures", gives=PAGE),
+            Operation("GET", "/endpoints/{name}/card", "card", "The model card of the version that answers, as Markdown", gives=CARD),
+            Operation(
+                "GET",
+                "/endpoints/{name}/versions/{version}/card",
+                "card",
+                "The model card of a version, as Markdown",
+                gives=CARD,
+                id="version_card",
+            ),
             Operation("GET", "/openapi.json", "openapi", "This document"),
             Operation("GET", "/metrics", "metrics", "Figures of every version, for Prometheus", gives=TEXT),
             Operation(
@@ -77,12 +87,26 @@ class Discovery:
                 names = registry.names()
                 document = {"status": "alive", "endpoints": [{"name": name, "url": f"{url}/endpoints/{name}"} for name in names]}
                 return page.home(url, names) if wants_page(request) else Response(200, orjson.dumps(document))
+            case "card":
+                return self._card(registry, route, request)
             case _:
                 try:
                     description = describe(registry, route.name, url)
                 except NotServed:
                     return self.not_found(route)
                 return page.endpoint(description) if wants_page(request) else Response(200, wire.encode(description))
+
+    def _card(self, registry: Registry, route: protocols.InferenceRoute, request: Request) -> Response:
+        try:
+            version = version_of(registry, route.name, route.version or None)
+        except NotServed:
+            return self.not_found(route)
+        card = version.spec.card
+        if card is None:
+            return error(404, f"Version {version.number} of {route.name} has no model card. Make one with %aiaas_card {route.name}.")
+        if wants_page(request):
+            return page.card(card, version.number)
+        return Response(200, card.to_markdown().encode(), page.HEADERS, b"text/markdown; charset=utf-8")
 
     def read(self, _route: protocols.InferenceRoute, _request: Request, _version: Version) -> NoReturn:
         raise BadValue("Nothing is computed at this address.", 404)
@@ -107,6 +131,22 @@ def address_of(request: Request) -> str:
     return f"{request.scheme}://{host.decode() if HOST.fullmatch(host) else 'localhost'}"
 
 
+def version_of(registry: Registry, name: str, number: int | None = None) -> Version:
+    """The version of that number, or else the live one, or the newest.
+
+    Raises:
+        NotServed: there is none.
+    """
+    versions = registry.versions(name)
+    if number is None:
+        routing = registry.routing(name)
+        number = versions[0].number if routing is None else routing.live
+    version = next((version for version in versions if version.number == number), None)
+    if version is None:
+        raise NotServed(name, number)
+    return version
+
+
 def describe(registry: Registry, name: str, url: str) -> EndpointPage:
     """An endpoint as it is now.
 
@@ -129,6 +169,7 @@ def describe(registry: Registry, name: str, url: str) -> EndpointPage:
         calls=tuple(examples_of(spec, url)),
         figures=counted(shown.stats),
         recording=None if shown.recorder is None else shown.recorder.counts,
+        card=spec.card,
     )
 
 

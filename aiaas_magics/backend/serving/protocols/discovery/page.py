@@ -14,6 +14,7 @@ from typing import Final
 
 from aiaas_magics.backend.serving.protocols import Headers, Response
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
+from aiaas_magics.core.model_card import CardSection, ModelCard
 from aiaas_magics.core.recording import RecordingCounts
 from aiaas_magics.core.snippets import TOKEN
 from aiaas_magics.core.spec import TensorSpec, VersionView
@@ -71,6 +72,7 @@ class EndpointPage(Value, frozen=True, kw_only=True):
     calls: tuple[ExampleCall, ...]
     figures: Counted
     recording: RecordingCounts | None = None  # None: nothing is recorded
+    card: ModelCard | None = None
 
 
 def home(url: str, names: Sequence[str]) -> Response:
@@ -96,9 +98,13 @@ def endpoint(page: EndpointPage) -> Response:
         _table("Since it was loaded", ("what", "how much"), _lines(page.figures)),
         _table(
             "Versions",
-            ("version", "state", "engine", "weights", "largest difference in the proof", "measured before it went live"),
-            ((str(v.version), v.state, v.engine, str(v.precision), f"{v.proof:.3g}", v.precision.change) for v in page.versions),
+            ("version", "state", "engine", "weights", "largest difference in the proof", "measured before it went live", "signed by"),
+            (
+                (str(v.version), v.state, v.engine, str(v.precision), f"{v.proof:.3g}", v.precision.change, v.signer or "nobody")
+                for v in page.versions
+            ),
         ),
+        _card(page),
         _how_to_fetch(f"{page.url}/endpoints/{page.name}"),
     )
 
@@ -129,6 +135,32 @@ def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     heads = "".join(f'<th scope="col">{escape(word)}</th>' for word in head)
     lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def card(card: ModelCard, version: int) -> Response:
+    """A card alone, as a page."""
+    return _page(f"Model card: {card.name}", f"<p>Version {version}</p>", sections(card.sections))
+
+
+def _card(page: EndpointPage) -> str:
+    name = escape(page.name)
+    if page.card is None:
+        return f"<h2>Model card</h2><p>None yet. In a notebook: <code>%aiaas_card {name}</code></p>"
+    link = f'<p>As Markdown: <a href="/endpoints/{name}/card">/endpoints/{name}/card</a></p>'
+    return f"<h2>Model card</h2>{link}{sections(page.card.sections)}"
+
+
+def sections(parts: Iterable[CardSection]) -> str:
+    """The sections of a card, with everything in them escaped."""
+    return "".join(map(_section, parts))
+
+
+def _section(section: CardSection) -> str:
+    if section.is_empty:
+        return f"<h3>{escape(section.title)}</h3><p>Not filled in. {escape(section.fill.replace('`', ''))}</p>"
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in section.sentences)
+    tables = "".join(_table(table.caption, table.header, table.rows) for table in section.tables)
+    return f"<h3>{escape(section.title)}</h3>{f'<ul>{items}</ul>' if items else ''}{tables}"
 
 
 def _how_to_fetch(url: str) -> str:
