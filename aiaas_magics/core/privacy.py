@@ -17,7 +17,7 @@ from aiaas_magics.core.value import Value
 EXAMPLE: Final = "epsilon=2,delta=1e-5"
 CLIP: Final = 1.0  # Abadi et al. 2016 try 0.5 to 5; with gradients of one row, 1 is what most libraries begin with
 MOST_EPSILON: Final = 100.0  # guess: beyond that, no noise that an accountant can tell from none
-MOST_NOISE: Final = 1e4  # guess: a model that nothing can be learned by
+MOST_NOISE: Final = 1e3  # guess: a model that nothing can be learned by
 EPSILON_LOG: Final = "privacy_epsilon"  # in `History`, events and callbacks
 
 

@@ -25,12 +25,18 @@ from aiaas_magics.core.privacy import MOST_NOISE, PrivateSteps
 
 Floats = npt.NDArray[np.float64]
 
-SPREAD: Final = 0.02  # of the composed loss: what discretizing may add to its standard deviation
-FINEST, COARSEST = 2e-5, 5e-3  # widths of the grid
+GRID: Final = 0.03  # width of the grid in standard deviations of a step's loss: discretizing adds (0.03 / 2)^2 to its variance of 1
+SPREAD: Final = 0.01  # and at most (0.01 / 2)^2 to the variance of the whole
+COARSEST: Final = 5e-3
 TAIL: Final = 1e-15  # mass beyond what is computed with; it counts as a loss without bound
 MOST_POINTS: Final = 2**22
+BINS: Final = 4096  # of a step's losses, for a bound of their sum
 LEAST_NOISE: Final = 0.05  # below it the loss of a single step is in the hundreds
 CLOSE: Final = 1e-4  # of the noise, when calibrating
+
+
+class TooCostly(ArithmeticError):
+    """Losses so large that they do not fit onto a grid."""
 
 
 def epsilon_of(fits: Iterable[PrivateSteps], delta: float) -> float:
@@ -44,8 +50,12 @@ def epsilon_of(fits: Iterable[PrivateSteps], delta: float) -> float:
         return 0.0
     if any(part.noise < LEAST_NOISE for part in parts):
         return math.inf
-    width = _width(sum(part.steps for part in parts))
-    return max(_epsilon(parts, delta, width, add=add) for add in (False, True))
+    # Finer than what all steps together can tell apart would cost minutes.
+    width = max(min(map(_width, parts)), SPREAD / math.sqrt(sum(part.steps for part in parts)))
+    try:
+        return max(_epsilon(parts, delta, width, add=add) for add in (False, True))
+    except TooCostly:
+        return math.inf
 
 
 def noise_for(epsilon: float, delta: float, *, sampling: float, steps: int) -> float:
@@ -86,9 +96,9 @@ def noise_for(epsilon: float, delta: float, *, sampling: float, steps: int) -> f
     return high
 
 
-def _width(steps: int) -> float:
-    """Of the grid: what a step adds by it to the variance of the loss, a quarter of its square, is nothing beside the whole."""
-    return min(COARSEST, max(FINEST, SPREAD / math.sqrt(steps)))
+def _width(part: PrivateSteps) -> float:
+    """Of the grid, as the loss of one step varies; its variance is about sampling^2 * (e^(1 / noise^2) - 1)."""
+    return min(COARSEST, GRID * part.sampling * math.sqrt(math.expm1(min(1 / part.noise**2, 50))))
 
 
 # --------------------------------------------------------------------------- one step
@@ -115,7 +125,7 @@ def _of_step(sampling: float, noise: float, width: float, *, add: bool) -> _Loss
     least, most = (-ends[1], -ends[0]) if add else (ends[0], ends[1])
     first, last = math.floor(least / width), math.ceil(most / width)
     if last - first > MOST_POINTS:
-        raise InvalidSpec(f"noise={noise:g} is too little to account for. Use a larger one, or a smaller epsilon.")
+        raise TooCostly
     grid: Floats = width * np.arange(first, last + 1, dtype=np.float64)
     # Where the loss is that of the grid: it rises with the place for a row that is taken away, and falls for one that is added.
     edges = _places(-grid if add else grid, sampling, noise)
@@ -139,7 +149,7 @@ def _loss(place: float, sampling: float, noise: float) -> float:
     exponent = (2 * place - 1) / (2 * noise**2)
     if exponent > 500:
         return math.log(sampling) + exponent
-    return math.log1p(sampling * math.expm1(exponent))
+    return exponent if sampling == 1 else math.log1p(sampling * math.expm1(exponent))
 
 
 def _places(losses: Floats, sampling: float, noise: float) -> Floats:
@@ -180,7 +190,7 @@ def _composed(losses: Sequence[tuple[_Losses, int]], width: float) -> _Losses:
     low, high = _window(losses, width)
     points = high - low + 1
     if points > MOST_POINTS:
-        raise InvalidSpec("These steps cost too much to account for. Use more noise, or fewer epochs.")
+        raise TooCostly
     size = 1 << (points - 1).bit_length()
     spectrum: Any = 1.0
     first, bounded = 0, 0.0  # the logarithm of the mass that is bounded
@@ -198,12 +208,14 @@ def _composed(losses: Sequence[tuple[_Losses, int]], width: float) -> _Losses:
 def _window(losses: Sequence[tuple[_Losses, int]], width: float) -> tuple[int, int]:
     """Between which losses all but a tail of the sum lies, by Chernoff's bound."""
 
+    bins = [(*_binned(loss), steps) for loss, steps in losses]
+
     def log_moment(order: float) -> float:
         total = 0.0
-        for loss, steps in losses:
-            exponents = order * width * (loss.first + np.arange(len(loss.mass), dtype=np.float64))
+        for places, mass, steps in bins:
+            exponents = order * width * places
             peak = float(exponents.max())
-            total += steps * (peak + math.log(max(float(np.dot(loss.mass, np.exp(exponents - peak))), 1e-300)))
+            total += steps * (peak + math.log(max(float((mass * np.exp(exponents - peak)).sum()), 1e-300)))
         return total
 
     orders = [2.0**power for power in np.arange(-6, 8, 0.5).tolist()]
@@ -213,6 +225,17 @@ def _window(losses: Sequence[tuple[_Losses, int]], width: float) -> tuple[int, i
     least = sum(steps * loss.first for loss, steps in losses)
     most = sum(steps * (loss.first + len(loss.mass)) for loss, steps in losses)
     return max(least, math.floor(low / width)), max(min(most, math.ceil(high / width)), math.ceil(1 / width))
+
+
+def _binned(loss: _Losses) -> tuple[Floats, Floats]:
+    """Some thousand places and their masses, whose moments are no less: each bin gives its mass to its two ends and keeps its mean."""
+    each = -(-len(loss.mass) // BINS) + 1
+    mass = np.zeros(-(-len(loss.mass) // each) * each)
+    mass[: len(loss.mass)] = loss.mass
+    of_bins = mass.reshape(-1, each)
+    total, to_end = of_bins.sum(axis=1), of_bins @ (np.arange(each) / (each - 1))
+    start = loss.first + each * np.arange(len(of_bins), dtype=np.float64)
+    return np.concatenate([start, start + (each - 1)]), np.concatenate([total - to_end, to_end])
 
 
 def _epsilon_at(losses: _Losses, delta: float, width: float) -> float:
