@@ -11,6 +11,7 @@ import msgspec
 
 from aiaas_magics.core.engines import ENGINES, HOME, EngineInfo, engines_with
 from aiaas_magics.core.errors import InvalidSpec
+from aiaas_magics.core.privacy import Privacy
 
 ENGINE_CHOICES: Final = ("auto", *ENGINES)
 STRATEGIES: Final = ("auto", *dict.fromkeys(strategy for info in ENGINES.values() for strategy in info.strategies))
@@ -31,6 +32,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
         model_parallel: how many devices share one copy of the model (JAX).
         precision: a Keras dtype policy: "float32", "mixed_bfloat16" or "mixed_float16"; "" keeps the model's own.
         accumulate: in how many parts each batch is computed, for one update.
+        private: train by DP-SGD with this guarantee; None trains as usual.
         checkpoint_epochs: keep a checkpoint every so many epochs; 0 keeps none at the end of an epoch.
         checkpoint_s: keep a checkpoint every so many seconds, also within an epoch; 0 keeps none within an epoch.
 
@@ -48,6 +50,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     model_parallel: int = 1  # devices that share one copy of the model
     precision: str = ""  # a Keras dtype policy; empty: as the model has it
     accumulate: int = 1  # parts that each batch is computed in, one after the other
+    private: Privacy | None = None
     checkpoint_epochs: int = 1
     checkpoint_s: float = 0.0
 
@@ -75,6 +78,20 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
                 f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not for {engine.title}. "
                 "Set keras.config.set_dtype_policy, or leave --engine out."
             )
+
+        self._check_private()
+
+    def _check_private(self) -> None:
+        if self.private is None:
+            return
+        if self.strategy == "mirrored":
+            raise InvalidSpec("Private training has no strategy mirrored. Use --strategy collective, or --engine jax.")
+        if self.model_parallel > 1:
+            raise InvalidSpec("Private training keeps the whole model on each device. Leave --model-parallel or --private out.")
+        if self.accumulate > 1:
+            raise InvalidSpec("Private training computes each batch in parts by itself. Leave --accumulate out.")
+        if self.precision == "mixed_float16":
+            raise InvalidSpec("Private training takes no scaled loss, which mixed_float16 needs. Use --precision mixed_bfloat16.")
 
     @property
     def runs_on(self) -> EngineInfo:
@@ -105,5 +122,5 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.strategy != "auto":
             return self
-        several = self.runs_on.on_gpus if gpus else self.runs_on.on_cores
+        several = self.runs_on.on_gpus if gpus and self.private is None else self.runs_on.on_cores
         return msgspec.structs.replace(self, strategy="single" if devices == 1 else several)

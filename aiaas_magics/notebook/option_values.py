@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from aiaas_magics.core.errors import AiaasError
 from aiaas_magics.core.export_names import REFUSED
+from aiaas_magics.core.privacy import Privacy, privacy_of
 from aiaas_magics.core.recording import policy_of
 from aiaas_magics.core.routing import Scaling, scaling_of
 from aiaas_magics.core.spec import checked_name
@@ -153,6 +154,14 @@ def change(text: str) -> float:
     if not 0 <= limit < float("inf"):
         raise ArgumentTypeError(f"{text!r} is not a limit for the change. Use 0 or more, such as 0.01 or 1%.")
     return limit
+
+
+def private(text: str) -> Privacy:
+    """epsilon=2,delta=1e-5[,clip=1.0] | noise=1.1,delta=1e-5[,clip=1.0]"""
+    try:
+        return privacy_of(text)
+    except AiaasError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def replicas(text: str) -> Scaling:

@@ -89,10 +89,18 @@ class BatchPartition:
         """What the rank has of the batch at `step` of a pass, counted from 0."""
         return self.full if step < self.full_batches else self.tail
 
+    def lines(self, order: Indices) -> Indices:
+        """The rows of every full batch of a pass, one line a batch."""
+        return order[: self.full_batches * self.batch].reshape(self.full_batches, self.batch)
+
+    def rows_at(self, order: Indices, step: int) -> Indices:
+        """The rows of the batch at `step` of a pass."""
+        return order[step * self.batch : (step + 1) * self.batch]
+
     def cut(self, order: Indices, *, skip: int = 0) -> Pass:
         """`order` cut into this rank's part of each batch, without the first `skip` batches."""
         edge = self.full_batches * self.batch
-        full = order[:edge].reshape(self.full_batches, self.batch)[skip:]
+        full = self.lines(order)[skip:]
         tail = order[edge:] if skip < self.batches else order[:0]
         own_rows = rows_of(self.rank, rows=self.batch, ranks=self.ranks)
         mine_of_tail = rows_of(self.rank, rows=self.tail_rows, ranks=self.ranks)

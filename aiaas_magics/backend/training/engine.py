@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.epochs import LoopLengthPolicy, Reading
+from aiaas_magics.backend.training.private_fit import PrivateFit
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.engines import EngineInfo
@@ -41,6 +42,7 @@ class FitRun:
         reading: which rows each step gets, as `TrainingEngine.reading` made it.
         is_watched: callbacks look at single batches.
         on_plan: told how the steps are carried out, once that is decided, and again where it changes.
+        private: the steps are those of DP-SGD; `reading` draws its batches then, and each comes with the mask of what was drawn.
     """
 
     command: WorkerCommand
@@ -51,6 +53,7 @@ class FitRun:
     on_plan: Callable[[Planned], None]
     group: ProcessGroup | None = None
     is_watched: bool = False
+    private: PrivateFit | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -82,6 +85,7 @@ class TrainingEngine(Protocol):
     * `prepare` comes before everything else in a process, `unpack` before `opened`.
     * `unpack` runs the user's code. Where the model cannot be made, or computes something else, it raises `NotOnEngine`.
     * A `fit` computes what plain Keras computes on the same library, to float rounding, whatever the form of its steps.
+    * A private `fit` clips the gradient of each row, and adds the noise once, however many devices there are.
     * Its plans and candidates name the engine, and a strategy and a form of its row in the table.
     * Inside `opened` nothing but this `fit` of this model is changed; afterwards all is as before.
     * It imports no other engine's library.

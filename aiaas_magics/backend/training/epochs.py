@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from aiaas_magics.backend.folders.checkpoint_folder import TrainingPosition
 from aiaas_magics.backend.training.batch_partition import BatchPartition, Indices, Shuffle, order_of, place_of
+from aiaas_magics.backend.training.private_sampling import PoissonPartition, PoissonSampling
 from aiaas_magics.core.row_order import whole_executions
 
 Steps = Iterator[tuple[int, int, Any]]  # the first step of a call, the last, and the data
@@ -40,7 +41,12 @@ class Reading:
     is_watched: bool = False  # callbacks look at batches, so that each call is one execution
     batch_alone: bool = False  # some batch, of training or validation, has fewer rows than ranks
     uneven: bool = False  # as if passes ended in a part of a batch, also where they do not: that is another program
+    sampling: PoissonSampling | None = None  # draws the batches of training; None: each pass has every row once
     too_large: Callable[[], None] = lambda: None  # told where the data of training turn out not to fit on the devices
+
+    def partition(self, plan: BatchPartition) -> BatchPartition:
+        """`plan`, or what stands for it where the batches of training are drawn."""
+        return plan if self.sampling is None else self.sampling.partition(plan)
 
 
 class Passes:
@@ -63,7 +69,9 @@ class Passes:
         """The next pass: how many of its batches an earlier attempt has used up, and the order of all its rows."""
         number, skip = self._place
         self._place = number + 1, 0
-        plan = self._plan
+        plan, sampling = self._plan, self._reading.sampling
+        if sampling is not None and isinstance(plan, PoissonPartition):
+            return skip, sampling.order(number, plan)
         if self._shuffle and self._reading.kernel_order is not None:
             return skip, self._reading.kernel_order(rows=plan.rows, batch=plan.batch, shuffle=self._shuffle)
         return skip, order_of(number, rows=plan.rows, batch=plan.batch, shuffle=self._shuffle, seed=self._reading.seed)

@@ -21,6 +21,7 @@ from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.engine import FitRun, StepPolicy, TrainingEngine
 from aiaas_magics.backend.training.event_channel import EventChannel
 from aiaas_magics.backend.training.fit_progress import Progress
+from aiaas_magics.backend.training.private_fit import PrivacyLog, private_fit
 from aiaas_magics.backend.training.rank_callbacks import agreement, callbacks_of_rank, epoch_lines, most_steps_a_call, plain_arguments
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.worker_command import WorkerCommand
@@ -60,11 +61,13 @@ def train(engine: TrainingEngine, command: WorkerCommand, call: Unpacked, channe
     epochs = start.epoch if resumed and resumed.stopped else int(arguments.get("epochs", 1))
     # Asked of all callbacks, also those that only rank 0 runs: every rank must trace the same exchanges.
     most_steps = most_steps_a_call(call.model, call.callbacks)
-    reading = engine.reading(command, call, start)
+    reading, private = engine.reading(command, call, start), private_fit(command, call, group)
+    reading.sampling = None if private is None else private.sampling
     reading.batch_alone = in_batches and command.ranks > 1  # how many rows a batch has is known when it comes
     reading.execution, reading.is_watched = int(call.model.steps_per_execution or 1), most_steps is not None
     history = keras.callbacks.History()
     progress = Progress(channel, plan=lambda: reading.plan, notices=command.rank == 0)
+    spending = [] if private is None else [PrivacyLog(private)]
     agreeing = [] if group is None else [agreement(group, each_batch=most_steps is not None)]
     fit = FitRun(
         command=command,
@@ -75,6 +78,7 @@ def train(engine: TrainingEngine, command: WorkerCommand, call: Unpacked, channe
         on_plan=to_rank_0(command, channel),
         group=group,
         is_watched=most_steps is not None,
+        private=private,
     )
     alike = engine.info.has_one_program
     with engine.opened(fit) as opened:
@@ -91,7 +95,7 @@ def train(engine: TrainingEngine, command: WorkerCommand, call: Unpacked, channe
         )
         pace, test_pace = keeper.paced(LoopLength(most_steps)), LoopLength(most_steps)
         opened.fit(
-            [*users, *epoch_lines(call.arguments, rank=command.rank), *agreeing, history, progress, keeper, *opened.callbacks],
+            [*spending, *users, *epoch_lines(call.arguments, rank=command.rank), *agreeing, history, progress, keeper, *opened.callbacks],
             pace=agreed(pace, group) if alike else pace,
             test_pace=agreed(test_pace, group) if alike else test_pace,
         )
@@ -152,6 +156,8 @@ def _timed(
     # A study leaves callbacks out; a plan is for a fit that has them.
     most_steps = most_steps_a_call(call.model, call.callbacks) if command.measure.compare else None
     reading = engine.reading(command, call, TrainingPosition(int(arguments["initial_epoch"])))
+    private = private_fit(command, call, group)
+    reading.sampling = None if private is None else private.sampling
     reading.uneven = step_timing.leaves_rows(whole)  # the form of the loop is the one that the whole training would have
     timer = step_timing.StepTimer(command.measure, group=group, most_steps=most_steps, memory=engine.memory_bytes)
     progress = Progress(channel, plan=lambda: reading.plan, notices=False)
@@ -164,6 +170,7 @@ def _timed(
         on_plan=on_plan,
         group=group,
         is_watched=most_steps is not None,
+        private=private,
     )
     with engine.opened(fit) as opened:
         opened.fit([*opened.callbacks, timer, *([] if fit.is_plain else [progress])], pace=timer, test_pace=LoopLength())

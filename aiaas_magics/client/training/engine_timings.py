@@ -56,7 +56,8 @@ def quicker_engine(ways: Sequence[StepTiming], *, steps: int) -> QuickerEngine |
 
 def is_open(execution: Execution) -> bool:
     """Whether nothing that was asked for decides on the engine."""
-    return execution.engine == execution.strategy == "auto" and not execution.precision and execution.accumulate == 1
+    is_stock = not execution.precision and execution.accumulate == 1 and execution.private is None
+    return execution.engine == execution.strategy == "auto" and is_stock
 
 
 def cache() -> TimingCache:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from aiaas_magics.client.training import returned_files
+from aiaas_magics.client.training import private_training, returned_files
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.core import errors, wire
 from aiaas_magics.core.contract import APPENDED, OPENED
@@ -36,6 +36,7 @@ from aiaas_magics.core.errors import (
 )
 from aiaas_magics.core.events import MOST_FIGURE_BYTES, Entry, Output, Phase
 from aiaas_magics.core.printout import Printout
+from aiaas_magics.core.privacy import PrivacySpent
 from aiaas_magics.core.spec import JobState, JobView
 from aiaas_magics.core.story import JobStory, fold
 from aiaas_magics.core.training_record import TrainingRecord
@@ -109,6 +110,17 @@ class Job:
         Of hundreds of very short epochs some are missing; `result()` has all.
         """
         return self.story().history()
+
+    @property
+    def privacy(self) -> PrivacySpent | None:
+        """The guarantee of a private job after the epochs so far, with earlier private fits of the model; None for other jobs."""
+        spec = self._view.spec
+        if spec.execution.private is None:
+            return None
+        rows = self.story().rows
+        return private_training.guarantee(
+            spec.execution.private, spec.shape, epochs=rows[-1].epoch + 1 if rows else spec.shape.initial_epoch
+        )
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.name!r}: {self._view.state}>"
@@ -287,7 +299,9 @@ class Job:
         from aiaas_magics.packing.fitcall import fit_call
 
         self.follow()
-        return fit_call.apply_to(fit_call.read_result(self.result_bytes()), model)
+        history = fit_call.apply_to(fit_call.read_result(self.result_bytes()), model)
+        private_training.record(model, self._view.spec, epochs=epochs_of(history))
+        return history
 
     def result_bytes(self) -> bytes:
         """Fetch the result as it is stored: a safetensors file (variables by index, JSON header).
@@ -415,6 +429,7 @@ class Job:
         if self._packed.callbacks:  # a fit without them writes no file
             notices = self._bring_files(Path.cwd(), working_folder.appended(self._packed.callbacks))
             self._story = replace(self._story, notices=(*self._story.notices, *notices))
+        private_training.record(self._packed.model, self._view.spec, epochs=epochs_of(history))
         self._fetched = history
         self._remember_for_card()
         return history
@@ -443,6 +458,11 @@ class _JobFile:
     size: int
     chunks: Iterable[bytes]
     appended: bool
+
+
+def epochs_of(history: Any) -> int:
+    """The number of the epoch after the last one of a `History`."""
+    return 1 + max(history.epoch, default=-1)
 
 
 def _quoted(name: str) -> str:

@@ -261,6 +261,12 @@ class _Calls:
     def __init__(self, backend: OpenBackend, call: FitCall, points: tuple[int, ...], options: TrainOptions, *, weak: bool) -> None:
         from aiaas_magics.packing.checks.exactness import adaptive
 
+        if options.execution.private is not None:
+            raise InvalidSpec(
+                "A study trains the same rows several times, which a private fit pays for each time. "
+                "Measure without --private, then train with it on one number of workers."
+            )
+
         self.backend, self.points, self.weak, self.adaptive = backend, points, weak, adaptive(call.model)
         options = replace(options, workers=max(points))
         if is_open(options.execution):  # what was measured of one number of workers must not give the others another engine

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from aiaas_magics.client.training import job_record
+from aiaas_magics.client.training import job_record, private_training
 from aiaas_magics.client.training.dataset_feed import Feed
 from aiaas_magics.client.training.engine_timings import quicker_for
 from aiaas_magics.client.training.job import Job
@@ -108,6 +108,8 @@ def prepare(
     on_change(story)
     about, kernel_versions = backend.about(), settings.versions()
     check_versions(kernel_versions, about.versions)
+    if options.execution.private is not None:
+        options = replace(options, execution=private_training.on_engine(options.execution, installed=about.versions.engines))
     engine = options.execution.runs_on
     if engine.name not in about.versions.engines:
         raise NotOnEngine(engine.title, f"{about.backend} has no {engine.title} installed (pip install 'aiaas_magics[{engine.name}]')")
@@ -119,7 +121,9 @@ def prepare(
     # What yields batches, or goes on from a checkpoint, stays where it was.
     stays = draft.in_batches or options.resume is not None
     quicker = None if stays else quicker_for(draft, about, execution=options.execution, workers=options.workers)
-    packed = draft.finish(options.execution if quicker is None else quicker.execution(options.execution))
+    resumed = None if options.resume is None else backend.job(options.resume).view().spec
+    execution = private_training.calibrated(options.execution, call.model, draft.shape, resumed=resumed)
+    packed = draft.finish(execution if quicker is None else quicker.execution(execution))
     if quicker is not None and packed.execution.runs_on.ported:
         packed = replace(packed, notes=(quicker.note, *packed.notes))
     if options.execution.strategy == "mirrored" and not about.gpus and workers > 1:
@@ -127,8 +131,11 @@ def prepare(
     uploads = backend.blobs.look_up(packed.arrays)
     known_bytes = sum(upload.array.nbytes for upload in uploads if upload.is_there)
     all_bytes = sum(array.nbytes for array in packed.arrays) + len(packed.payload)
-    resumed = None if options.resume is None else backend.job(options.resume).view().spec
-    notes = (*packed.environment_notes, *packed.notes)
+    notes = (
+        *packed.environment_notes,
+        *private_training.totals(packed.execution, call.model, packed.shape, resumed=bool(resumed)),
+        *packed.notes,
+    )
     if resumed is not None:
         notes = (*notes, check_resume(backend, options.resume or "", resumed.shape, packed))
     preflight = Preflight(

@@ -13,6 +13,7 @@ from IPython.core.error import UsageError
 
 from aiaas_magics.core import errors
 from aiaas_magics.core.execution import ENGINE_CHOICES, FUSING, PRECISIONS, STRATEGIES, Execution
+from aiaas_magics.core.privacy import Privacy
 from aiaas_magics.core.spec import MOST_RETRIES
 from aiaas_magics.notebook import cell_runner, tracebacks
 from aiaas_magics.notebook.border import Family, magic
@@ -24,6 +25,7 @@ from aiaas_magics.notebook.option_values import (
     environment_names,
     every,
     job_name,
+    private,
     variable,
     whole_number,
     workers,
@@ -50,6 +52,7 @@ class TrainRequest:
     resume: str | None
     precision: str
     accumulate: int
+    private: Privacy | None
     env: tuple[str, ...] | None
     no_env: bool
     local_fallback: bool
@@ -89,6 +92,7 @@ class TrainRequest:
             fused=self.fused,
             precision=self.precision,
             accumulate=self.accumulate,
+            private=self.private,
             checkpoint_epochs=self.checkpoint_every.epochs,
             checkpoint_s=self.checkpoint_every.seconds,
         )
@@ -166,6 +170,13 @@ class TrainMagic(Family):
             default=1,
             metavar="K",
             help="Compute each batch in K parts with one update, for batches that do not fit into memory.",
+        ),
+        option(
+            "--private",
+            type=private,
+            metavar="BUDGET",
+            help="Train with differential privacy (DP-SGD): epsilon=2,delta=1e-5, with clip=1.0 or noise=1.1 where wanted. "
+            "The epsilon spent is in History.",
         ),
         option(
             "--env",

@@ -20,7 +20,7 @@ from aiaas_magics.core.environment import EnvironmentChoice
 from aiaas_magics.core.errors import NotOnEngine
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.spec import FitShape
-from aiaas_magics.packing.checks import exactness, fit_checks, randomness
+from aiaas_magics.packing.checks import exactness, fit_checks, private_checks, randomness
 from aiaas_magics.packing.data import batch_shapes, batch_sources, data_fingerprints
 from aiaas_magics.packing.data.fit_data import all_leaves, with_texts_as_tensors
 from aiaas_magics.packing.export import samples
@@ -127,7 +127,9 @@ class DraftedFitCall:
         else:
             resolved = execution.resolved(devices=self.workers, gpus=self.gpus)
             on_engine = exactness.announcements(model, {**data.arguments, "callbacks": data.callbacks}, self.workers, resolved)
-        return (*on_engine, *closures.notes(data.callbacks), *randomness.notes(model, data.callbacks))
+        privacy = execution.private
+        private = () if privacy is None else private_checks.notes(model, data.arguments, data.callbacks, privacy=privacy, shape=self.shape)
+        return (*private, *on_engine, *closures.notes(data.callbacks), *randomness.notes(model, data.callbacks))
 
 
 def pack(
@@ -206,6 +208,8 @@ def _check(model: Any, data: FitData, *, workers: int, execution: Execution, gpu
     for name, source in data.sources.items():
         batch_sources.check_ways(source, name, workers=workers, execution=resolved)
     fit_checks.build(model, data.batch, data.arguments)
+    if execution.private is not None:
+        private_checks.check(model, data.arguments, data.callbacks)
     shape = data.shape(model)
     fit_checks.check_parts(model, shape, workers=workers, parts=execution.accumulate, together=execution.runs_on.has_one_program)
     return shape

@@ -16,6 +16,7 @@ from aiaas_magics.backend.training.batch_partition import BatchPartition, Indice
 from aiaas_magics.backend.training.epochs import Passes, Reading, Steps, steps_of_epoch
 from aiaas_magics.backend.training.jax import jax_steps as steps
 from aiaas_magics.backend.training.monkeypatch import iterators_of, monkeypatched
+from aiaas_magics.backend.training.private_sampling import NOBODY, PoissonPartition
 from aiaas_magics.core.errors import NotOnEngine
 from aiaas_magics.core.internals.keras_internals import ArrayDataAdapter, array_slicing, jax_trainer, tree
 
@@ -47,6 +48,8 @@ class _JaxIterator(jax_trainer.JAXEpochIterator):  # type: ignore[misc]
         self._plan = BatchPartition(rows=adapter._num_samples, batch=adapter._batch_size)
         # Only `fit` speaks of class weights, and only predict of no y.
         self._training = "class_weight" in kwargs
+        if self._training:
+            self._plan = self._reading.partition(self._plan)
         self._pace = self._reading.pace if self._training else self._reading.test_pace if "y" in kwargs else None
         self.reset()
 
@@ -106,9 +109,8 @@ class _JaxIterator(jax_trainer.JAXEpochIterator):  # type: ignore[misc]
     def _batches(self) -> Iterator[Any]:
         """The batches from where the pass stands, one after the other."""
         while self._at < self._plan.batches:
-            start = self._at * self._plan.batch
             self._at += 1
-            yield self._batch(self._order[start : start + self._plan.batch])
+            yield self._batch(self._plan.rows_at(self._order, self._at - 1))
 
     def _sliceable(self) -> Any:
         if self._arrays is None:
@@ -117,4 +119,4 @@ class _JaxIterator(jax_trainer.JAXEpochIterator):  # type: ignore[misc]
 
     def _batch(self, rows: Indices) -> Any:
         cut = tree.map_structure(lambda array: array.convert_to_jax_compatible(array[rows]), self._sliceable(), none_is_leaf=False)
-        return steps.placed(cut)
+        return steps.placed((cut, rows != NOBODY) if isinstance(self._plan, PoissonPartition) else cut)

@@ -25,7 +25,7 @@ from aiaas_magics.backend.training.autotune.step_modes import process_bytes
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.engine import FitRun, OpenedFit, StepPolicy, TrainingEngine
 from aiaas_magics.backend.training.epochs import LoopLengthPolicy, Reading
-from aiaas_magics.backend.training.jax import jax_processes
+from aiaas_magics.backend.training.jax import jax_processes, private_jax_steps
 from aiaas_magics.backend.training.jax import jax_steps as steps
 from aiaas_magics.backend.training.jax.jax_batches import reading_from
 from aiaas_magics.backend.training.jax.jax_masks import keeping_masks
@@ -208,14 +208,19 @@ def multi_step_loop(fit: FitRun, plan: Planned, *, pace: LoopLengthPolicy, test_
     """Inside, `fit` makes many steps in one call, as `pace` says, where `plan` has it so."""
     model, reading = fit.call.model, fit.reading
     fit.on_plan(plan)
+    private_function = None if fit.private is None else private_jax_steps.train_function(model, fit.private)
     if plan.fused == "off":
-        with keeping_masks():
-            yield
+        model.train_function = private_function
+        try:
+            with keeping_masks():
+                yield
+        finally:
+            model.train_function = None
         return
     reading.pace, reading.test_pace = pace, test_pace
     one_by_one = replace(plan, fused="off", why=("its data do not fit into the share of the memory that they may take",))
     reading.too_large = lambda: fit.on_plan(one_by_one)
-    model.train_function, model.test_function = steps.train_function(model), steps.test_function(model)
+    model.train_function, model.test_function = private_function or steps.train_function(model), steps.test_function(model)
     try:
         with keeping_masks():
             yield

@@ -75,8 +75,7 @@ def free_bytes() -> float:
 
 def positions(order: Indices, plan: BatchPartition) -> Any:
     """The rows of every full batch of a pass, on the devices."""
-    full = order[: plan.full_batches * plan.batch].reshape(plan.full_batches, plan.batch)
-    return _everywhere(full.astype(plan.index_dtype))
+    return _everywhere(plan.lines(order).astype(plan.index_dtype))
 
 
 def _everywhere(array: Any) -> Any:

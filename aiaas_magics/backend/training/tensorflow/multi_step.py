@@ -76,6 +76,7 @@ class MultiStepFunction:
         tries: whether a long run tries both forms, and has the rule remember what they take.
         on_choice: told how the steps are carried out, before the first; once more where a trial has found out.
         traces: where loops are kept that need not be traced again; `name` tells this one from others of the fit.
+        read: gives the rows of arrays at some positions, as the step takes them.
         split_step: cuts each step in two for XLA, where it cannot compile the whole loop; the loop itself is not compiled then.
     """
 
@@ -94,7 +95,9 @@ class MultiStepFunction:
         split_step: SplitStep | None = None,
         traces: Traces | None = None,
         name: str = "",
+        read: Callable[[Any, Any], Any] | None = None,
     ) -> None:
+        self._read = read or read_rows
         self._step, self._wrap, self._wanted_choice, self._ahead, self._on_choice = step, wrap, choice, ahead, on_choice
         self._in_all = in_all
         self._make_stock, self._split_step = functools.cache(stock), split_step
@@ -269,7 +272,7 @@ class MultiStepFunction:
                 if uneven:
                     rows = tf.compat.v1.placeholder_with_default(rows, [None])
                 with self._split_step.cutting() if halved and self._split_step is not None else contextlib.nullcontext():
-                    return self._step(self._wrap(tree.traverse(lambda x: take(x, rows), arrays), part))
+                    return self._step(self._wrap(self._read(arrays, rows), part))
 
             self._steps[part, uneven, halved] = tf.function(tf.autograph.experimental.do_not_convert(step_function))
         return self._steps[part, uneven, halved]
@@ -315,6 +318,11 @@ def same_random_numbers() -> contextlib.AbstractContextManager[None]:
 def can_read_rows(arrays: Iterable[Any]) -> bool:
     """Whether rows of these can be taken inside a call."""
     return all(tf.is_tensor(x) or isinstance(x, np.ndarray) for x in tree.flatten(arrays) if x is not None)
+
+
+def read_rows(arrays: Any, rows: Any) -> Any:
+    """The rows at these positions."""
+    return tree.traverse(lambda x: take(x, rows), arrays)
 
 
 def take(x: Any, rows: Any) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from aiaas_magics.backend.training.batch_partition import BatchPartition, Indice
 from aiaas_magics.backend.training.epochs import Passes, Reading, Steps, steps_of_epoch
 from aiaas_magics.backend.training.monkeypatch import iterators_of, monkeypatched
 from aiaas_magics.backend.training.tensorflow.device_data import DeviceData, device_data_of
-from aiaas_magics.backend.training.tensorflow.multi_step import can_read_rows, take
+from aiaas_magics.backend.training.tensorflow.multi_step import can_read_rows, read_rows
 from aiaas_magics.backend.training.tensorflow.parallel.hooks import ALONE, DATA, PART
 from aiaas_magics.core.internals.keras_internals import ArrayDataAdapter, EpochIterator, array_slicing, tf_trainer, tree
 from aiaas_magics.core.row_order import whole_executions
@@ -36,6 +37,7 @@ class RowSource(Reading):
     ranks: int = 1
     epochs: int = 1  # of the whole fit
     replicas: int = 1  # in this process, which share its rows
+    read_training: Callable[[Any, Any], Any] | None = None  # gives the rows of training at some positions; None: as they are
     _passes: float = 1.0  # still to be begun
     _of_all: float = 1.0  # passes of the whole fit
 
@@ -100,6 +102,8 @@ class _RankIterator(tf_trainer.TFEpochIterator):  # type: ignore[misc]
     def _plan(self) -> BatchPartition:
         adapter, source = self.data_adapter, self._source
         plan = BatchPartition(rows=adapter._num_samples, batch=adapter._batch_size, rank=source.rank, ranks=source.ranks)
+        if self._training:
+            plan = source.partition(plan)
         source.batch_alone |= plan.has_batch_alone or of_replicas(plan, source.replicas)[0].has_batch_alone
         return plan
 
@@ -115,11 +119,14 @@ class _RankIterator(tf_trainer.TFEpochIterator):  # type: ignore[misc]
                 dealt = dataset_of_replicas(self.data_adapter, plans, self._next_order)
                 self._distributed_dataset = self._distribute_strategy.distribute_datasets_from_function(lambda _: dealt)
             elif self._is_training_data:
-                self._distributed_dataset = our_dataset(self.data_adapter, self._plan(), self._next_pass)
+                self._distributed_dataset = our_dataset(self.data_adapter, self._plan(), self._next_pass, read=self._read())
             else:
                 stock = self.data_adapter.get_tf_dataset()
                 self._distributed_dataset = self._distribute_strategy.experimental_distribute_dataset(stock)
         return self._distributed_dataset
+
+    def _read(self) -> Callable[[Any, Any], Any]:
+        return self._source.read_training if self._training and self._source.read_training is not None else read_rows
 
     def _next_pass(self) -> Pass:
         """Called once for each pass, from TensorFlow's thread, before its first batch."""
@@ -166,7 +173,9 @@ class _RankIterator(tf_trainer.TFEpochIterator):  # type: ignore[misc]
             if not can_read_rows(inputs):
                 self._pace = None
                 return False
-            self._rows = device_data_of(inputs, ranks=self._source.ranks)
+            # Drawn batches have places without rows, which what is read ahead could not tell.
+            drawn = self._training and self._source.sampling is not None
+            self._rows = device_data_of(inputs, ranks=self._source.ranks, budget=sys.maxsize if drawn else None)
         return True
 
     def _cut_plan(self) -> BatchPartition:
@@ -207,7 +216,7 @@ def with_part(rows: Any, part: RankPart) -> Any:
     return {PART: tf.constant(part.share, tf.float64), ALONE: tf.constant(part.alone), DATA: rows}
 
 
-def our_dataset(adapter: ArrayDataAdapter, plan: BatchPartition, next_pass: Any) -> tf.data.Dataset:
+def our_dataset(adapter: ArrayDataAdapter, plan: BatchPartition, next_pass: Any, *, read: Callable[[Any, Any], Any]) -> tf.data.Dataset:
     """One pass a time over the adapter's arrays: of each batch this rank's rows, with the share they are."""
 
     def positions(_: Any) -> Any:
@@ -218,7 +227,9 @@ def our_dataset(adapter: ArrayDataAdapter, plan: BatchPartition, next_pass: Any)
         cut = next_pass()
         return cut.full, cut.tail
 
-    return _reading(adapter, tf.data.Dataset.range(1).map(positions).flat_map(functools.partial(_parts, plan)), whole=plan.ranks == 1)
+    return _reading(
+        adapter, tf.data.Dataset.range(1).map(positions).flat_map(functools.partial(_parts, plan)), whole=plan.ranks == 1, take_rows=read
+    )
 
 
 def of_replicas(plan: BatchPartition, replicas: int) -> list[BatchPartition]:
@@ -263,13 +274,15 @@ def _parts(plan: BatchPartition, full: Any, tail: Any) -> tf.data.Dataset:
     return parts
 
 
-def _reading(adapter: ArrayDataAdapter, positioned: tf.data.Dataset, *, whole: bool) -> tf.data.Dataset:
+def _reading(
+    adapter: ArrayDataAdapter, positioned: tf.data.Dataset, *, whole: bool, take_rows: Callable[[Any, Any], Any] = read_rows
+) -> tf.data.Dataset:
     """The rows at these positions; unless they are `whole` batches, with the share they are."""
     inputs = tree.lists_to_tuples(array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow"))
     arrays = tf.data.Dataset.from_tensors(inputs).repeat()
 
     def read(part: Any, data: Any) -> Any:
-        rows = tree.traverse(lambda x: take(x, part["rows"]), data)
+        rows = take_rows(data, part["rows"])
         return rows if whole else {PART: part["part"], ALONE: part["alone"], DATA: rows}
 
     dataset = tf.data.Dataset.zip((positioned, arrays)).map(read, num_parallel_calls=tf.data.AUTOTUNE)

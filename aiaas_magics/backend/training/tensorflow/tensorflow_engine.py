@@ -34,6 +34,7 @@ from aiaas_magics.backend.training.tensorflow.parallel import mirrored
 from aiaas_magics.backend.training.tensorflow.parallel.collective import Collective
 from aiaas_magics.backend.training.tensorflow.parallel.mirrored import Mirrored, mirroring
 from aiaas_magics.backend.training.tensorflow.parallel.reductions import Scope
+from aiaas_magics.backend.training.tensorflow.private_tensorflow_steps import PrivateTensorFlowSteps, read_drawn
 from aiaas_magics.backend.training.tensorflow.rank_rows import RowSource, reading_from, with_part
 from aiaas_magics.backend.training.tensorflow.tensorflow_forms import TensorFlowPolicy
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
@@ -119,6 +120,8 @@ class TensorFlowEngine:
             return
         with contextlib.ExitStack() as stack:
             arguments = stack.enter_context(rank_datasets.opened(fit.arguments, fit.command, group=fit.group))
+            if fit.private is not None:
+                rows_of(fit).read_training = read_drawn
             stack.enter_context(reading_from(rows_of(fit), fit.call.model))
             yield TensorFlowFit(fit, arguments, stack.enter_context(_hooked(fit)))
 
@@ -169,6 +172,8 @@ def _hooked(fit: FitRun) -> Iterator[Collective | None]:
     scope = Scope()
     several: Collective | Mirrored | None = None
     with contextlib.ExitStack() as stack:
+        if fit.private is not None:  # first, so that what adds up over ranks comes after the rows
+            stack.enter_context(PrivateTensorFlowSteps(model, fit.private, scope, rank=fit.command.rank).installed())
         if accumulate > 1:  # first, so that what adds up over ranks comes after the parts
             corrected = group is not None or source.replicas > 1
             stack.enter_context(Accumulation(model, accumulate, scope).installed(corrected=corrected))
@@ -226,6 +231,7 @@ def multi_step_loop(fit: FitRun, collective: Collective | None, *, pace: LoopLen
         split_step=None if collective is None else collective.split_step,
         traces=traces,
         name="train",
+        read=None if fit.private is None else read_drawn,
     )
     test = MultiStepFunction(
         model.test_step,

@@ -99,7 +99,7 @@ def traces_of(command: WorkerCommand, call: Unpacked) -> Traces | None:
     """Where loops are found that an earlier fit has traced. What several workers exchange, and what is measured, is traced in each."""
     execution = command.execution
     usable = bool(command.choices) and command.ranks == 1 and command.measure is None and not is_mirrored(command)
-    if not usable or execution.accumulate > 1:
+    if not usable or execution.accumulate > 1 or execution.private is not None:  # a trace holds the secret of the noise
         return None
     facts = (execution.fused, execution.precision, is_op_determinism_enabled())
     return Traces(Path(command.choices).with_name("traces"), call.model, call.variables, facts=facts)
