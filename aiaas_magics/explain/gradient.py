@@ -16,7 +16,7 @@ from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.explain import black_box, gradcam, players, row_plans
 from aiaas_magics.explain.attributions import PAD, Arrays, Attributions, OnProgress, bytes_per_row, join_attributions, no_progress
-from aiaas_magics.explain.model_gradients import ModelGradients, Point
+from aiaas_magics.explain.model_gradients import GradientPoint, ModelGradients
 from aiaas_magics.explain.players import is_text, words_of
 
 NOISY_COPIES: Final = 25  # SmoothGrad's paper (Smilkov et al. 2017): little changes beyond 50; guess
@@ -118,7 +118,7 @@ def _part(
     )
 
 
-def _size(gradient: np.ndarray, point: Point) -> np.ndarray:
+def _size(gradient: np.ndarray, point: GradientPoint) -> np.ndarray:
     """The absolute gradient; of an embedding, the length of each token's."""
     return np.asarray(np.abs(gradient) if point.call is None else np.linalg.norm(gradient, axis=-1, keepdims=True))
 
@@ -165,7 +165,7 @@ def _smoothed(
 
 
 def _per_input(
-    points: Sequence[Point], found: Sequence[np.ndarray], inputs: Arrays
+    points: Sequence[GradientPoint], found: Sequence[np.ndarray], inputs: Arrays
 ) -> tuple[tuple[np.ndarray, ...], tuple[tuple[str, ...], ...]]:
     """The attributions of each input, in its shape: those of its embeddings summed over their dimensions."""
     values: list[np.ndarray] = []
