@@ -23,7 +23,6 @@ from aiaas_magics.core.events import Phase, PhaseEntered, RowsExplained
 from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.explain.attribution_bytes import ExplainResult, read_explain_result, write_explain_result
 from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, join_attributions
-from aiaas_magics.explain.batch_size import sized
 from aiaas_magics.explain.black_box import black_box_attributions
 from aiaas_magics.explain.faithfulness import measure_faithfulness
 from aiaas_magics.explain.gradient import gradient_attributions
@@ -42,7 +41,7 @@ def explain_rows(command: WorkerCommand, call: Unpacked, channel: EventChannel) 
     """
     blocks, folder = blocks_of(call), folder_of(command)
     inputs, background = arrays_of(call, "rows"), background_of(call)
-    settings = sized(settings_of(command), inputs)
+    settings = settings_of(command)
     if command.rank == 0:
         channel.send(PhaseEntered(phase=Phase.EXPLAINING))
     before = sum(len(range(blocks.rows)[blocks.slice_of(number)]) for number in blocks.numbers if folder.has(number))
@@ -152,7 +151,7 @@ def joined_bytes(command: WorkerCommand, call: Unpacked) -> bytes:
     if whole.rows != blocks.rows:
         raise DataMismatch(f"{whole.rows} of {blocks.rows} rows were explained. Run the explanation again.")
     inputs = arrays_of(call, "rows")
-    settings = sized(settings_of(command), inputs)
+    settings = settings_of(command)
     faithfulness = measure_faithfulness(predict_of(call.model, settings.output), inputs, background_of(call), whole, settings)
     facts: Mapping[str, Any] = call.arguments["facts"]
     return write_explain_result(ExplainResult(attributions=whole, inputs=tuple(inputs), facts=facts, faithfulness=faithfulness))

@@ -148,14 +148,14 @@ class ExplainMagic(Family):
         if request.model is None or request.rows is None:
             raise UsageError("Which model, and which rows? Name both: %aiaas_explain model --rows x_test[:20].")
         scope = {**self.shell.user_ns, **names}
-        value = scope.get(request.model)
+        value: Any = scope.get(request.model)
         rows = request.rows.of(named(request.rows.name, scope, lambda _: True, "array"))
         background = None if request.background is None else named(request.background, scope, lambda _: True, "array")
         if completion.is_model(value):
             self._explain_model(request, value, rows, background)
         elif request.model not in scope:
             self._explain_endpoint(request, self._endpoint(request.model, "aiaas_explain"), rows)
-        elif hasattr(value, "predict_url"):
+        elif isinstance(value, _endpoint_class()):
             self._explain_endpoint(request, value, rows)
         else:
             named(request.model, scope, completion.is_model, "Keras model")  # raises, with the models that there are
@@ -222,3 +222,9 @@ class ExplainMagic(Family):
     def _show(self, request: ExplainMagicRequest, explanation: Explanation) -> None:
         self._put(request.out, explanation)
         live.show(self.shell, present_explanations.explanation_bundles(explanation))
+
+
+def _endpoint_class() -> type[Endpoint]:
+    from aiaas_magics.client.serving.endpoint import Endpoint
+
+    return Endpoint

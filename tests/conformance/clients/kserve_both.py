@@ -75,7 +75,7 @@ async def run(tell):
         names = tell.outputs[model]
         tell.answered("v1", model, {name: [row[name] for row in predictions] if named else predictions for name in names})
     explained = await v1.explain(base, "article", {"instances": rows["article"]}, headers=dict(headers))
-    tell.answered("v1 explain", "article", {name: explained["predictions"] for name in tell.outputs["article"]})
+    tell.answered("v1 explain", "article", dict.fromkeys(tell.outputs["article"], explained["predictions"]))
     own = explained["explanations"]
     tell.saw(explanations=[[len(row["attributions"]), row["base"] + sum(row["attributions"]) - row["output"]] for row in own])
     await refused(tell, "v1_nobody_explained", v1.explain(base, "nobody", {"instances": [[0.0]]}, headers=dict(headers)))

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import structs
 
 from aiaas_magics.backend.serving.models.batching import QueueFull
 from aiaas_magics.backend.serving.models.parity_check import read_background
@@ -92,7 +93,7 @@ class Explainer:
             InvalidSpec: it takes more evaluations than one request may; or the method is none for this version.
             DataMismatch: the rows cannot be explained.
         """
-        from aiaas_magics.explain.batch_size import sized
+        from aiaas_magics.explain.attributions import bytes_per_row
         from aiaas_magics.explain.black_box import black_box_requests, planned_evaluations
         from aiaas_magics.explain.method_choice import choose_method
 
@@ -100,7 +101,8 @@ class Explainer:
         with self._seat():
             background = await asyncio.get_running_loop().run_in_executor(EXPLAINING, background_of, version)
             choice = choose_method(inputs, background, settings, has_gradients=False)
-            settings = sized(settings.with_method(choice.method), inputs, most_rows=self.limits.batch_rows)
+            batch_rows = min(self.limits.batch_rows, settings.rows_per_batch(bytes_per_row(inputs)))
+            settings = structs.replace(settings, method=choice.method, batch_rows=batch_rows)
             self._check(len(inputs[0]), planned_evaluations(inputs, background, settings))
             slices = Slices(version, self.limits, output_of(version, settings))
             requests = black_box_requests(inputs, background, settings)
