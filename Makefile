@@ -37,7 +37,7 @@ test: $(VENV)/.ready  ## what every change must pass: under 12 minutes on two co
 	$(PYTEST) -m "not nightly" $(PYTEST_OPTIONS)
 
 nightly: $(VENV)/.ready equivalence  ## the long rest: whole equivalence, long fuzz, every notebook, soak
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test,hub,estimators]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test,hub,estimators,references]'
 	$(PYTEST) -m nightly $(PYTEST_OPTIONS)
 	$(RUN) -m benchmarks.soak
 	$(RUN) -m tests.nightly.keras_nightly

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiaas_magics.core.engines import ONE_PROCESS
 from aiaas_magics.core.events import Candidate, Planned
+from aiaas_magics.core.group_report import GroupReport
 from aiaas_magics.core.routing import description
 from aiaas_magics.core.row_order import described
 from aiaas_magics.core.scaling.endpoint_samples import EndpointWatch
@@ -24,7 +25,7 @@ from aiaas_magics.core.scaling.load_report import LoadReport
 from aiaas_magics.core.spec import About, EndpointView, Freed, JobState, JobView, StorageView, TensorSpec, VersionView
 from aiaas_magics.core.story import JobStory
 from aiaas_magics.notebook.views.job_picture import error_line, status_line
-from aiaas_magics.plots import text_twins
+from aiaas_magics.plots import group_text, text_twins
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -341,6 +342,17 @@ def _interface(specs: Sequence[TensorSpec]) -> str:
         f"{spec.name}{f' ({spec.original!r} in Keras)' if spec.original else ''}: {spec.dtype} [{', '.join(spec.dimensions)}]"
         for spec in specs
     )
+
+
+def group_bundles(report: GroupReport, *, figures: bool = True) -> list[Bundle]:
+    """Metrics by group: the table and the figure."""
+    header, rows, notes = group_text.group_header(report), group_text.group_rows(report), group_text.group_notes(report)
+    bundles = [table_bundle(header, rows, caption=group_text.group_title(report), notes=["Brackets are 95 % intervals.", *notes])]
+    if not figures:
+        return bundles
+    from aiaas_magics.plots.group_figure import group_figure
+
+    return [*bundles, figure_bundle(group_figure(report), group_text.group_text(report))]
 
 
 def load_bundles(report: LoadReport, *, figures: bool = True) -> list[Bundle]:

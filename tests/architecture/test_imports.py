@@ -105,6 +105,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("backend/serving/engines/onnx_engine.py", "packing/export/onnx_session.py"),
     "grpc": ("backend/serving/grpc/",),
     "google": ("backend/serving/grpc/",),
+    "cryptography": ("core/integrity.py",),
+    "mlflow": ("client/training/mlflow_process.py",),
     "opentelemetry": ("backend/serving/http/tracing.py",),
     "ray": ("backend/workers/ray/",),
     "sqlalchemy": ("backend/server/",),
