@@ -253,7 +253,7 @@ class ExplainMagic(Family):
 
     def _show(self, request: ExplainMagicRequest, explanation: Explanation) -> None:
         self._put(request.out, explanation)
-        live.show(self.shell, present_explanations.explanation_bundles(explanation))
+        live.show(self.shell, [explanation._repr_mimebundle_()])
 
 
 def group_column(name: str, rows: Any, scope: dict[str, Any]) -> Any:
