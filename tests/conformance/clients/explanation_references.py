@@ -51,14 +51,12 @@ def by_xplique() -> dict[str, float]:
     settings = ExplainSettings(method="occlusion", target=TARGET, patch=4)
     hidden = black_box_attributions(lambda inputs: MODEL(inputs[0]).numpy(), [IMAGES], [np.zeros_like(IMAGES[:1])], settings).values[0]
     squares = Occlusion(MODEL, patch_size=4, patch_stride=4, occlusion_value=0.0).explain(IMAGES, targets).numpy()
+    path = IntegratedGradients(MODEL, steps=400, baseline_value=0.0, **whole).explain(IMAGES, targets).numpy()
     cam = GradCAM(MODEL, conv_layer="last").explain(IMAGES, targets).numpy()
     return {
         "saliency": apart(ours("saliency"), np.abs(Saliency(MODEL, **whole).explain(IMAGES, targets).numpy())),
         "gradient_input": apart(ours("gradient_input"), GradientInput(MODEL, **whole).explain(IMAGES, targets).numpy()),
-        "integrated_gradients": apart(
-            ours("integrated_gradients", steps=64),
-            IntegratedGradients(MODEL, steps=400, baseline_value=0.0, **whole).explain(IMAGES, targets).numpy(),
-        ),
+        "integrated_gradients": apart(ours("integrated_gradients", steps=64), path),
         "gradcam": apart(scaled(ours("gradcam").sum(axis=-1)), scaled(cam.reshape(3, 12, 12))),
         "occlusion": apart(scaled(hidden.sum(axis=-1)), scaled(squares.reshape(3, 12, 12))),
     }
@@ -94,7 +92,8 @@ def by_saliency() -> dict[str, float]:
         return {saliency.INPUT_OUTPUT_GRADIENTS: tape.gradient(outputs, rows).numpy()}
 
     path = saliency.IntegratedGradients()
-    masks = np.stack([path.GetMask(image, call, x_steps=800, x_baseline=np.zeros_like(image), batch_size=200) for image in IMAGES])
+    nothing = np.zeros_like(IMAGES[0])
+    masks = np.stack([path.GetMask(image, call, x_steps=800, x_baseline=nothing, batch_size=200) for image in IMAGES])
     plain = np.stack([saliency.GradientSaliency().GetMask(image, call) for image in IMAGES])
     return {
         "integrated_gradients": apart(ours("integrated_gradients", steps=64), masks),
