@@ -241,3 +241,19 @@ def test_colored_words_escape_what_they_show(texts: Explanation) -> None:
     from aiaas_magics.explain.explanation_parts import text_part
 
     assert "<bad>" not in text_html(text_part(texts))
+
+
+def test_ids_of_words_are_shown_as_words_where_a_vocabulary_names_them() -> None:
+    vocabulary = ["", "a", "good", "bad", "film"]
+    ids = np.array([[1, 2, 4, 0], [3, 0, 0, 0]])
+
+    def mood(rows: np.ndarray) -> np.ndarray:
+        return np.asarray((rows == 2).sum(axis=1) - 2.0 * (rows == 3).sum(axis=1))
+
+    explanation = explain_model(mood, ids, background=np.zeros((1, 4), dtype=int), vocabulary=vocabulary)
+
+    assert explanation.kind == "text"
+    assert "a(0) good(+1) film(0)" in explanation.text
+    assert list(explanation.to_frame()["word"]) == ["a", "good", "film", "bad"]
+    with pytest.raises(DataMismatch, match="the vocabulary has 3 words"):
+        explain_model(mood, ids, background=ids, vocabulary=vocabulary[:3])
