@@ -77,6 +77,8 @@ def test_an_endpoint_explains_itself_with_the_background_it_was_deployed_with(ke
 
     assert cell.ok, cell.error
     assert "of churn" in cell.text
+    assert value(kernel, "of_endpoint.verdict") in cell.text
+    assert value(kernel, "len(of_endpoint.verdict) > 0") is True
     expected = "np.allclose(of_endpoint.attributions.values[0], (x_test[:3] - x_train.mean(0)) * weights[:, 1], atol=1e-4)"
     assert value(kernel, expected) is True
 

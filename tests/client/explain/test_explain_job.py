@@ -131,6 +131,7 @@ def test_a_result_is_an_explanation_in_any_kernel(backend: aiaas_magics.Backend)
     assert isinstance(explanation, Explanation)
 
 
+@pytest.mark.nightly
 def test_the_library_shap_explains_on_a_worker_and_says_the_same_of_a_linear_model(backend: aiaas_magics.Backend) -> None:
     pytest.importorskip("shap")
     model, rng = linear_model(), np.random.default_rng(0)
