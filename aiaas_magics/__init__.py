@@ -2,6 +2,7 @@
 
     %load_ext aiaas_magics          then  %%aiaas_train, %aiaas_deploy, %aiaas_bench
     aiaas_magics.connect()          the same without IPython
+    aiaas_magics.explain_model()    why a model says so
 
 Owns the public names. Importing it brings nothing heavy: no TensorFlow, Keras, IPython or matplotlib.
 """
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from aiaas_magics.client.training.job import Job
     from aiaas_magics.client.training.study import Study
     from aiaas_magics.core.execution import Execution
+    from aiaas_magics.core.explain_settings import ExplainSettings
     from aiaas_magics.core.routing import Rollout
+    from aiaas_magics.explain.explain_model import explain_model
+    from aiaas_magics.explain.explanation import Explanation
     from aiaas_magics.packing.formats.model_files import ExportedModel, export_model
     from aiaas_magics.packing.formats.serving_folders import export_folder
 
@@ -27,12 +31,15 @@ __all__ = [
     "Backend",
     "Endpoint",
     "Execution",
+    "ExplainSettings",
+    "Explanation",
     "ExportedModel",
     "Job",
     "Rollout",
     "Study",
     "__version__",
     "connect",
+    "explain_model",
     "export_folder",
     "export_model",
     "load_ipython_extension",
@@ -46,6 +53,9 @@ _HOMES = {
     "connect": "aiaas_magics.client.backend",
     "Endpoint": "aiaas_magics.client.serving.endpoint",
     "Execution": "aiaas_magics.core.execution",
+    "ExplainSettings": "aiaas_magics.core.explain_settings",
+    "Explanation": "aiaas_magics.explain.explanation",
+    "explain_model": "aiaas_magics.explain.explain_model",
     "Job": "aiaas_magics.client.training.job",
     "ExportedModel": "aiaas_magics.packing.formats.model_files",
     "Rollout": "aiaas_magics.core.routing",

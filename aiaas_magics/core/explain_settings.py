@@ -130,8 +130,17 @@ class ExplainSettings(Value, frozen=True, kw_only=True):
         return METHODS[self.resolved_method]
 
     def rows_per_batch(self, row_bytes: int) -> int:
-        """Most rows per prediction, for rows of this size."""
+        """Most rows per prediction.
+
+        Args:
+            row_bytes: the size of one row of all inputs.
+        """
         return self.batch_rows or max(1, min(MOST_BATCH_ROWS, BATCH_BYTES // max(row_bytes, 1)))
 
     def with_method(self, method: str) -> ExplainSettings:
+        """The same settings for another method.
+
+        Args:
+            method: one of `METHOD_CHOICES`.
+        """
         return msgspec.structs.replace(self, method=method)

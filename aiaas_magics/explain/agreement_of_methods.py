@@ -5,11 +5,15 @@ Owns the rank correlation. It is no proof of either: two methods can be wrong to
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from aiaas_magics.core.errors import DataMismatch
 from aiaas_magics.core.explain_settings import METHODS
 from aiaas_magics.explain.attributions import Attributions
+
+ROUNDING: Final = 1e-6  # of a row's largest: float32 has seven digits
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -46,10 +50,16 @@ def row_agreements(first: Attributions, second: Attributions) -> np.ndarray:
     if shapes[0] != shapes[1]:
         raise DataMismatch(f"The explanations have shapes {shapes[0]} and {shapes[1]}. Give two explanations of the same rows.")
     signed = METHODS[first.method].signed and METHODS[second.method].signed
-    left, right = flat_rows(first), flat_rows(second)
+    left, right = without_rounding(flat_rows(first)), without_rounding(flat_rows(second))
     if not signed:
         left, right = np.abs(left), np.abs(right)
     return np.array([rank_correlation(one_row, other_row) for one_row, other_row in zip(left, right, strict=True)])
+
+
+def without_rounding(rows: np.ndarray) -> np.ndarray:
+    """`rows` with 0 for what is rounding beside the largest entry of its row, so that nothing is ranked by it."""
+    largest = np.nanmax(np.abs(rows), axis=1, keepdims=True, initial=0.0)
+    return np.where(np.abs(rows) <= ROUNDING * largest, 0.0, rows)
 
 
 def flat_rows(attributions: Attributions) -> np.ndarray:

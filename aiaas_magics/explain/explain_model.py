@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from aiaas_magics.core.errors import DataMismatch
 from aiaas_magics.core.explain_settings import METHODS, ExplainSettings
 from aiaas_magics.explain import black_box, gradient, method_choice, model_inputs, model_predict
 from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, no_progress
@@ -36,6 +37,7 @@ def explain_model(
     labels: Any = None,
     columns: Sequence[str] = (),
     class_names: Sequence[str] = (),
+    vocabulary: Sequence[str] = (),
     faithfulness: bool = True,
     sanity: bool = False,
     settings: ExplainSettings | None = None,
@@ -55,6 +57,7 @@ def explain_model(
         labels: true outputs, for `method="permutation"`: importance is then the growth of the loss.
         columns: names of columns, where rows are no frame.
         class_names: names of the output's columns; of both classes where the output has one column.
+        vocabulary: the word of each id, for a model that takes integers of words: its text is shown. Ids 0 at the end of a row are padding.
         faithfulness: measure the deletion and insertion curves too.
         sanity: explain the model with random weights as well, three times, and compare. The model gets its weights back.
         settings: everything else, such as `samples` and `steps`; `method`, `target` and `output` replace its own.
@@ -80,7 +83,7 @@ def explain_model(
     explain = explainer(model, data.arrays, others, chosen, labels=judged)
     attributions = explain(on_progress)
     explanation = Explanation(
-        attributions=attributions,
+        attributions=with_words(attributions, data.arrays, vocabulary) if vocabulary else attributions,
         inputs=tuple(data.arrays),
         input_names=data.inputs,
         columns=data.columns,
@@ -90,6 +93,22 @@ def explain_model(
         seconds=time.perf_counter() - started,
     )
     return measured(explanation, model, data, others, chosen, sanity=sanity) if faithfulness else explanation
+
+
+def with_words(attributions: Attributions, inputs: Arrays, vocabulary: Sequence[str]) -> Attributions:
+    """The attributions with the words that the ids of one input stand for.
+
+    Raises:
+        DataMismatch: no input of ids, or ids without a word.
+    """
+    places = [place for place, array in enumerate(inputs) if array.ndim == 2 and array.dtype.kind in "iu"]
+    if len(places) != 1:
+        raise DataMismatch(f"A vocabulary names the ids of one input of shape (rows, words), and {len(places)} are. Leave vocabulary out.")
+    ids = inputs[places[0]]
+    if ids.min() < 0 or ids.max() >= len(vocabulary):
+        raise DataMismatch(f"Ids go up to {ids.max()} and the vocabulary has {len(vocabulary)} words. Give one word per id, from 0.")
+    tokens = tuple(tuple(str(vocabulary[word]) for word in np.trim_zeros(row, "b")) for row in ids)
+    return replace(attributions, tokens=tokens)
 
 
 def explainer(

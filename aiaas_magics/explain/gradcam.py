@@ -13,7 +13,7 @@ import numpy as np
 from aiaas_magics.core.errors import InvalidSpec, UnknownName
 from aiaas_magics.explain import layer_taps
 from aiaas_magics.explain.attributions import Arrays
-from aiaas_magics.explain.model_gradients import ModelGradients, Point, backend_module
+from aiaas_magics.explain.model_gradients import GradientPoint, ModelGradients, backend_module
 from aiaas_magics.explain.players import is_text
 
 CONVOLUTIONS: Final = ("Conv1D", "Conv2D", "Conv3D", "SeparableConv1D", "SeparableConv2D", "DepthwiseConv1D", "DepthwiseConv2D")
@@ -39,7 +39,7 @@ def look_at_layer(gradients: ModelGradients, inputs: Arrays, name: str) -> None:
     spatial = [call for call in calls if is_spatial(call.returned, inputs[places[0]].ndim)]
     if not spatial:
         raise InvalidSpec(f"Grad-CAM needs a convolution whose output still has places, and {gradients.model.name!r} has none. {INSTEAD}")
-    gradients.differentiate_at([Point(places[0], spatial[-1])])
+    gradients.differentiate_at([GradientPoint(places[0], spatial[-1])])
 
 
 def is_spatial(output: Any, rank: int) -> bool:

@@ -1,6 +1,6 @@
 """Gradient attributions: what a Keras model's derivatives say of its inputs, on TensorFlow and JAX.
 
-Owns the entry and the methods: saliency, gradient x input, integrated gradients and SmoothGrad. Grad-CAM is in `gradcam`, calling and
+Owns the entries and the methods: saliency, gradient x input, integrated gradients and SmoothGrad. Grad-CAM is in `gradcam`, calling and
 differentiating the model in `model_gradients`.
 """
 
@@ -16,7 +16,7 @@ from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.explain import black_box, gradcam, players, row_plans
 from aiaas_magics.explain.attributions import PAD, Arrays, Attributions, OnProgress, bytes_per_row, join_attributions, no_progress
-from aiaas_magics.explain.model_gradients import ModelGradients, Point
+from aiaas_magics.explain.model_gradients import GradientPoint, ModelGradients
 from aiaas_magics.explain.players import is_text, words_of
 
 NOISY_COPIES: Final = 25  # SmoothGrad's paper (Smilkov et al. 2017): little changes beyond 50; guess
@@ -49,28 +49,55 @@ def gradient_attributions(
         InvalidSpec: a method of another family, an input without a gradient, or Grad-CAM without a convolution.
         DataMismatch: rows and background that do not fit together.
     """
-    info = settings.method_info
-    if info.family != "gradient":
-        raise InvalidSpec(f"{info.title} is no gradient method. Use method='integrated_gradients', 'saliency' or 'gradcam'.")
-    inputs = [np.asarray(array) for array in inputs]
-    black_box.check_rows(inputs)
-    # Gradients keep all activations of a batch: a quarter of the rows that predictions take (guess).
-    batch_rows = settings.batch_rows or max(1, settings.rows_per_batch(bytes_per_row(inputs)) // 4)
-    gradients = ModelGradients(model, settings.output, batch_rows)
-    gradients.prepare(inputs)
-    if settings.resolved_method == "gradcam":
-        gradcam.look_at_layer(gradients, inputs, settings.layer)
-    if background is not None:
-        players.check_background(inputs, background)
-    start = gradients.nothing_at(inputs, background) if settings.resolved_method == "integrated_gradients" else []
-    rows, step = len(inputs[0]), _rows_per_part(settings, batch_rows)
-    parts = []
-    for first in range(0, rows, step):
-        part = [array[first : first + step] for array in inputs]
-        chosen = None if targets is None else targets[first : first + step]
-        parts.append(_part(gradients, part, start, settings, chosen))
-        on_progress(min(first + step, rows), rows)
-    return _with_notes(join_attributions(parts), gradients)
+    return GradientExplainer(model, background, settings).explain(inputs, on_progress, targets=targets)
+
+
+class GradientExplainer:
+    """Explains rows of one model, call after call: what is found and compiled at the first call serves the others.
+
+    Args:
+        model, background, settings: as for `gradient_attributions`.
+
+    Raises:
+        InvalidSpec: a method of another family.
+    """
+
+    def __init__(self, model: Any, background: Arrays | None, settings: ExplainSettings) -> None:
+        info = settings.method_info
+        if info.family != "gradient":
+            raise InvalidSpec(f"{info.title} is no gradient method. Use method='integrated_gradients', 'saliency' or 'gradcam'.")
+        self._model, self._background, self._settings = model, background, settings
+        self._gradients: ModelGradients | None = None
+        self._start: list[np.ndarray] = []
+
+    def explain(self, inputs: Arrays, on_progress: OnProgress = no_progress, *, targets: np.ndarray | None = None) -> Attributions:
+        """As `gradient_attributions`."""
+        inputs = [np.asarray(array) for array in inputs]
+        black_box.check_rows(inputs)
+        gradients = self._gradients = self._gradients or self._prepared(inputs)
+        before, rows = gradients.evaluations, len(inputs[0])
+        step = _rows_per_part(self._settings, gradients.batch_rows)
+        parts = []
+        for first in range(0, rows, step):
+            part = [array[first : first + step] for array in inputs]
+            chosen = None if targets is None else targets[first : first + step]
+            parts.append(_part(gradients, part, self._start, self._settings, chosen))
+            on_progress(min(first + step, rows), rows)
+        return _with_notes(join_attributions(parts), evaluations=gradients.evaluations - before)
+
+    def _prepared(self, inputs: list[np.ndarray]) -> ModelGradients:
+        settings = self._settings
+        # Gradients keep all activations of a batch: a quarter of the rows that predictions take (guess).
+        batch_rows = settings.batch_rows or max(1, settings.rows_per_batch(bytes_per_row(inputs)) // 4)
+        gradients = ModelGradients(self._model, settings.output, batch_rows)
+        gradients.prepare(inputs)
+        if settings.resolved_method == "gradcam":
+            gradcam.look_at_layer(gradients, inputs, settings.layer)
+        if self._background is not None:
+            players.check_background(inputs, self._background)
+        if settings.resolved_method == "integrated_gradients":
+            self._start = gradients.nothing_at(inputs, self._background)
+        return gradients
 
 
 def _rows_per_part(settings: ExplainSettings, batch_rows: int) -> int:
@@ -118,7 +145,7 @@ def _part(
     )
 
 
-def _size(gradient: np.ndarray, point: Point) -> np.ndarray:
+def _size(gradient: np.ndarray, point: GradientPoint) -> np.ndarray:
     """The absolute gradient; of an embedding, the length of each token's."""
     return np.asarray(np.abs(gradient) if point.call is None else np.linalg.norm(gradient, axis=-1, keepdims=True))
 
@@ -165,7 +192,7 @@ def _smoothed(
 
 
 def _per_input(
-    points: Sequence[Point], found: Sequence[np.ndarray], inputs: Arrays
+    points: Sequence[GradientPoint], found: Sequence[np.ndarray], inputs: Arrays
 ) -> tuple[tuple[np.ndarray, ...], tuple[tuple[str, ...], ...]]:
     """The attributions of each input, in its shape: those of its embeddings summed over their dimensions."""
     values: list[np.ndarray] = []
@@ -205,7 +232,7 @@ def _words(cell: np.ndarray, row: np.ndarray, look_up: Any) -> tuple[str, ...]:
     return tuple(vocabulary[word] for word in spoken)
 
 
-def _with_notes(attributions: Attributions, gradients: ModelGradients) -> Attributions:
+def _with_notes(attributions: Attributions, *, evaluations: int) -> Attributions:
     """What the reader should know: rows without any gradient."""
     silent = np.all([np.nanmax(np.abs(values.reshape(len(values), -1)), axis=1) <= NEAR_ZERO for values in attributions.values], axis=0)
     notes = list(attributions.notes)
@@ -217,4 +244,4 @@ def _with_notes(attributions: Attributions, gradients: ModelGradients) -> Attrib
             f"{int(silent.sum())} of {attributions.rows} rows have no attribution at all: {why}. "
             "Use method='kernel_shap' or 'occlusion' for them."
         )
-    return replace(attributions, evaluations=gradients.evaluations, notes=tuple(notes))
+    return replace(attributions, evaluations=evaluations, notes=tuple(notes))

@@ -24,7 +24,7 @@ LOOK_UPS: Final = ("TextVectorization", "StringLookup", "IntegerLookup")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Point:
+class GradientPoint:
     """Where the model is differentiated: an input, or a call of an embedding that reads it.
 
     Args:
@@ -53,7 +53,7 @@ class ModelGradients:
     model: Any
     output: str
     batch_rows: int
-    points: list[Point] = field(default_factory=list)
+    points: list[GradientPoint] = field(default_factory=list)
     evaluations: int = 0
     _differentiate: Differentiate | None = None
     _outputs: Callable[[list[np.ndarray]], np.ndarray] | None = None
@@ -71,11 +71,11 @@ class ModelGradients:
         self.points = points_of(few, calls, embeddings)
         for place, array in enumerate(inputs):
             if not any(point.source == place for point in self.points):
-                self.points.append(Point(place))
+                self.points.append(GradientPoint(place))
                 self._check_differentiable(place, array)
         self.differentiate_at(self.points)
 
-    def differentiate_at(self, points: Sequence[Point]) -> None:
+    def differentiate_at(self, points: Sequence[GradientPoint]) -> None:
         """Take these points from now on."""
         self.points = list(points)
         taps = [point for point in self.points if point.call is not None]
@@ -175,7 +175,7 @@ def _is_embedding(layer: Any) -> bool:
     return isinstance(layer, keras.layers.Embedding)
 
 
-def points_of(inputs: Arrays, calls: Sequence[LayerCall], embeddings: Sequence[Any]) -> list[Point]:
+def points_of(inputs: Arrays, calls: Sequence[LayerCall], embeddings: Sequence[Any]) -> list[GradientPoint]:
     """A point for each call of an embedding that reads a whole input, directly or through a look-up."""
     embedding_ids = {id(layer) for layer in embeddings}
     sources = [(place, np.asarray(array), None) for place, array in enumerate(inputs) if not is_text(array)]
@@ -192,7 +192,7 @@ def points_of(inputs: Arrays, calls: Sequence[LayerCall], embeddings: Sequence[A
         ids = _numpy(call.received)
         source = next(((place, look_up) for place, array, look_up in sources if same_values(array, ids)), None)
         if source is not None:
-            points.append(Point(source[0], call, source[1]))
+            points.append(GradientPoint(source[0], call, source[1]))
     return points
 
 
@@ -208,7 +208,7 @@ def same_texts(array: np.ndarray, received: np.ndarray) -> bool:
     return [words_of(cell) for cell in np.ravel(array)] == [words_of(cell) for cell in np.ravel(received)]
 
 
-def _value_at(point: Point, calls: Sequence[LayerCall], inputs: Arrays) -> np.ndarray:
+def _value_at(point: GradientPoint, calls: Sequence[LayerCall], inputs: Arrays) -> np.ndarray:
     if point.call is None:
         return inputs[point.source].astype(np.float32)
     call = next(call for call in calls if call.layer is point.call.layer and call.number == point.call.number)

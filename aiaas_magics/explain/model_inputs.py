@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from aiaas_magics.core.errors import DataMismatch
+from aiaas_magics.explain.model_structure import input_structure
 from aiaas_magics.explain.players import is_text
 
 
@@ -54,7 +55,7 @@ def _named_parts(model: Any, rows: Any, specs: Sequence[Any]) -> list[tuple[str,
     """Each input's name and rows, in the model's order."""
     spec_names = [str(spec.name) for spec in specs]
     if isinstance(rows, Mapping):
-        structure = model.input if specs else None
+        structure = input_structure(model)
         order = sorted(structure) if isinstance(structure, dict) else spec_names or list(rows)
         if missing := [name for name in order if name not in rows]:
             raise DataMismatch(f"The rows have no input {missing[0]!r}, they have {', '.join(map(repr, rows))}. Give one array per input.")

@@ -40,10 +40,15 @@ def packed(model: Any, inputs: Sequence[Any]) -> Any:
     """A list of inputs, in the order of `model.inputs`, in the structure that the model takes."""
     import keras
 
-    try:
-        structure = model.input
-    except (AttributeError, ValueError):  # a subclassed model has none
-        structure = None
+    structure = input_structure(model)
     if isinstance(structure, (dict, list, tuple)):
         return keras.tree.pack_sequence_as(structure, list(inputs))
     return inputs[0] if len(inputs) == 1 else list(inputs)
+
+
+def input_structure(model: Any) -> Any:
+    """The inputs as the model was made with; None where it has none: a subclassed model, or one that was never called."""
+    try:
+        return model.input
+    except (AttributeError, ValueError):
+        return None

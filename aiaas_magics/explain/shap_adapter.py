@@ -6,7 +6,7 @@ Owns the import of `shap`, its explainers' arguments and the form of their answe
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.explain import black_box, model_predict, players
 from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, bytes_per_row, no_progress
 
-DEEP_BACKGROUND = 100  # rows: more cost time and change little (the library's own advice)
+DEEP_BACKGROUND: Final = 100  # rows: more cost time and change little (the library's own advice)
 
 
 def shap_attributions(
@@ -109,12 +109,17 @@ class _Counter:
 def _by_gradients(name: str) -> Any:
     """An explainer that needs the model itself."""
 
-    def explain(shap: Any, model: Any, _: _Counter, rows: np.ndarray, sample: np.ndarray, settings: ExplainSettings) -> tuple[Any, Any]:
+    def explain(
+        shap: Any, model: Any, counter: _Counter, rows: np.ndarray, sample: np.ndarray, settings: ExplainSettings
+    ) -> tuple[Any, Any]:
         if not model_predict.is_keras(model):
             raise InvalidSpec(f"shap's {name} needs a Keras model, and this is a {type(model).__name__}. Use method='kernel_shap'.")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # its own, about the forms of inputs
+                counter.evaluations += len(rows) * (
+                    min(len(sample), DEEP_BACKGROUND) if name == "DeepExplainer" else settings.samples or 200
+                )
                 if name == "DeepExplainer":
                     explainer = shap.DeepExplainer(model, sample[:DEEP_BACKGROUND])
                     return explainer.shap_values(rows, check_additivity=False), None

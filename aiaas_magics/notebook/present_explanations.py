@@ -68,7 +68,7 @@ def explained_table(view: JobView, story: JobStory, *, hardware: str = "") -> Bu
         present.phases_line(story),
         error_line(story) if story.state is not JobState.FAILED else "",  # the first line says it
         *story.notices,
-        f"{method}{view.spec.shape.parameters:,} parameters{where}. Times are those of explaining, without starting.",
+        f"{method}{view.spec.shape.parameters:,} parameters{where}. Times are those of explaining, without starting and compiling.",
     ]
     return present.table_bundle(LANES_HEADER, rows, caption=present.job_title(view), notes=notes)
 
@@ -107,13 +107,3 @@ def largest_difference(explanations: Sequence[Explanation]) -> float:
         for own, values in zip(first.attributions.values, other.attributions.values, strict=True)
     ]
     return max((float(abs(own - values)[own == own].max(initial=0.0)) for own, values in pairs), default=0.0)
-
-
-def explanation_bundles(explanation: Explanation) -> list[Bundle]:
-    """The explanation's own display, which has its figure and its words, and a line on how it came about."""
-    attributions = explanation.attributions
-    workers = f" on {text_twins.workers(explanation.workers)}" if explanation.workers > 1 else ""
-    of = explanation.model or "the model"
-    line = f"{attributions.evaluations:,} evaluations of {of} in {text_twins.seconds(explanation.seconds)}{workers}."
-    words = " ".join(filter(None, (explanation.why, *(note for note in attributions.notes if note != explanation.why), line)))
-    return [explanation._repr_mimebundle_(), {"text/plain": words}]

@@ -242,6 +242,8 @@ def faithfulness_notes(curves: FaithfulnessCurves) -> list[str]:
     deletion, insertion, random = curves.areas
     areas = f"Area when hidden {deletion:.3g}, when shown {insertion:.3g}, in random order {random:.3g} ({curves.rows} rows)."
     notes = [f"{verdict_sentence(curves)} {areas}"]
+    if not curves.signed:
+        notes.append("The method has no sign, so each output is drawn less its distance from the row's own.")
     if curves.completeness is not None:
         notes.append(f"Completeness error: {curves.completeness:.1%} of the mean distance from the base value.")
     if curves.sanity is not None:

@@ -32,9 +32,8 @@ def faithfulness_figure(curves: FaithfulnessCurves) -> Figure:
     deletion, insertion, random = curves.areas
     _curve(hidden, curves.fractions, curves.deletion, curves.random, areas=(deletion, random))
     _curve(shown, curves.fractions, curves.insertion, curves.random[::-1], areas=(insertion, random))
-    quantity = "output" if curves.signed else "output, less its change"
-    figure_style.label(hidden, title=f"Hidden, most important first: {quantity} (low is good)", x="part of the row that is hidden")
-    figure_style.label(shown, title=f"Shown, most important first: {quantity} (high is good)", x="part of the row that is shown")
+    figure_style.label(hidden, title="Output, most important hidden first (low is good)", x="part of the row that is hidden")
+    figure_style.label(shown, title="Output, most important shown first (high is good)", x="part of the row that is shown")
     return figure_style.plain(figure)
 
 

@@ -78,7 +78,8 @@ def signed_bars(axes: Axes, labels: Sequence[str], values: Sequence[float]) -> N
     named_axis(axes, labels)
     axes.axvline(0.0, color=figure_style.MUTED, linewidth=0.8)
     low, high = min(0.0, *values), max(0.0, *values)
-    axes.set_xlim(low - (0.16 * largest if low < 0 else 0.02 * largest), high + (0.16 * largest if high > 0 else 0.02 * largest))
+    room = 0.15 * (high - low or 1.0)  # for the numbers at the ends
+    axes.set_xlim(low - (room if low < 0 else 0.1 * room), high + (room if high > 0 else 0.1 * room))
 
 
 def named_axis(axes: Axes, labels: Sequence[str]) -> None:
@@ -145,11 +146,11 @@ def _swarm(axes: Axes, explained: TableAttributions, order: np.ndarray) -> None:
 
 def _cell_scale(axes: Axes) -> None:
     """What the colours of dots mean."""
-    inset = axes.inset_axes((0.62, 1.045, 0.24, 0.035), transform=axes.transAxes)
+    inset = axes.inset_axes((0.66, 1.045, 0.14, 0.035), transform=axes.transAxes)
     axes.figure.colorbar(cm.ScalarMappable(colors.Normalize(0, 1), CELL_COLOURS), cax=inset, orientation="horizontal")
     inset.set_xticks([])
     inset.set_yticks([])
-    for x, side, word in ((-0.04, "right", "low value"), (1.04, "left", "high")):
+    for x, side, word in ((-0.06, "right", "low"), (1.06, "left", "high value")):
         inset.text(x, 0.5, word, ha=side, va="center", fontsize=7.5, color=figure_style.INK, transform=inset.transAxes)
 
 

@@ -305,6 +305,9 @@ def test_there_is_no_import_cycle() -> None:
     assert list(circles(imports_of_modules())) == []
 
 
+LEARNING = {"tensorflow", "jax", "keras", "shap", "sklearn", "scipy"}
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("module", "banned"),
@@ -320,6 +323,7 @@ def test_there_is_no_import_cycle() -> None:
             "aiaas_magics.backend.serving.http.inference_app",
             {"grpc", "google.protobuf", "opentelemetry", "tensorflow", "jax", "keras", "ray", "matplotlib", "IPython", "cloudpickle"},
         ),
+        *((f"aiaas_magics.explain.{name}", {*LEARNING, "matplotlib", "IPython", "pandas"}) for name in ("black_box", "explain_model")),
         ("aiaas_magics.cli", {"tensorflow", "jax", "keras", "ray", "matplotlib", "IPython"}),
     ],
 )

@@ -15,6 +15,7 @@ from aiaas_magics.core.events import (
     Notice,
     Phase,
     PhaseEntered,
+    RowsExplained,
     StateChanged,
     StepsDone,
     WorkerLost,
@@ -103,3 +104,24 @@ def test_folding_in_two_pieces_is_folding_at_once(kinds: list[int], cut: int) ->
     in_pieces = fold(entries[max(0, cut - 2) :], fold(entries[:cut]))  # overlapping: what was seen is passed over
 
     assert in_pieces == fold(entries, JobStory())
+
+
+def test_rows_that_ranks_explain_add_up_and_a_lost_workers_rows_stay_explained() -> None:
+    def told(rows: int, *, rank: int, seconds: float = 2.0, before: int = 0) -> Entry:
+        event = RowsExplained(rows=rows, of=40, seconds=seconds, evaluations=10 * rows, rows_before=before)
+        return Entry(seq=0, at_s=100.0, attempt=1, rank=rank, event=event)
+
+    def numbered(*entries: Entry) -> list[Entry]:
+        return [structs.replace(entry, seq=seq) for seq, entry in enumerate(entries, 1)]
+
+    began = Entry(seq=0, at_s=100.0, attempt=1, rank=None, event=AttemptStarted(ranks=2, from_epoch=0))
+    story = fold(numbered(began, told(4, rank=0), told(6, rank=1, seconds=4.0), told(10, rank=0, seconds=5.0)))
+
+    assert story.explained == RowsExplained(rows=16, of=40, seconds=5.0, evaluations=160)
+    assert story.fraction_done() == 16 / 40
+    assert story.seconds_left() == 24 * 5.0 / 16
+
+    again = Entry(seq=9, at_s=101.0, attempt=2, rank=None, event=AttemptStarted(ranks=2, from_epoch=0))
+    story = fold([again, structs.replace(told(2, rank=1, before=16), seq=10)], story)
+
+    assert story.fraction_done() == 18 / 40

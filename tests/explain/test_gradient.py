@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,7 +17,7 @@ from aiaas_magics.core.errors import InvalidSpec, UnknownName
 from aiaas_magics.core.explain_settings import METHODS, ExplainSettings
 from aiaas_magics.explain.attributions import Attributions, join_attributions
 from aiaas_magics.explain.gradcam import enlarged
-from aiaas_magics.explain.gradient import gradient_attributions
+from aiaas_magics.explain.gradient import GradientExplainer, gradient_attributions
 from aiaas_magics.explain.layer_taps import layers_of
 
 RNG = np.random.default_rng(3)
@@ -114,8 +118,9 @@ def test_grad_cam_is_the_weighted_sum_of_the_channels(pictures: Any) -> None:
     import tensorflow as tf
 
     images = RNG.random((2, 16, 16, 3)).astype(np.float32)
-    front = keras.Model(pictures.input, pictures.get_layer("last").output)
-    activations = tf.constant(front(images))
+    activations = tf.constant(images)
+    for layer in pictures.layers[:3]:
+        activations = layer(activations)
     with tf.GradientTape() as tape:
         tape.watch(activations)
         outputs = pictures.layers[-1](pictures.layers[-2](activations))
@@ -252,3 +257,60 @@ def test_progress_can_stop_an_explanation(curved: Any) -> None:
         gradient_attributions(curved, [ROWS], None, ExplainSettings(method="saliency", batch_rows=2), stop)
 
     assert seen == [(2, 7), (4, 7)]
+
+
+def test_an_explainer_is_called_again_for_other_rows(curved: Any) -> None:
+    explainer = GradientExplainer(curved, [BACKGROUND], ExplainSettings(method="integrated_gradients"))
+
+    blocks = [explainer.explain([ROWS[first : first + 3]]) for first in (0, 3, 6)]
+
+    whole = explained("integrated_gradients", curved, ROWS, background=[BACKGROUND])
+    assert np.allclose(join_attributions(blocks).values[0], whole.values[0], rtol=1e-4, atol=1e-6)
+    assert blocks[0].evaluations == blocks[1].evaluations
+
+
+ON_JAX = """
+import sys
+import keras
+import numpy as np
+from keras import layers
+from aiaas_magics.core.explain_settings import METHODS, ExplainSettings
+from aiaas_magics.explain.gradient import gradient_attributions
+
+assert keras.backend.backend() == sys.argv[2]
+keras.utils.set_random_seed(3)
+rng = np.random.default_rng(1)
+images, ids = rng.random((3, 10, 10, 2)).astype("float32"), rng.integers(1, 9, (3, 5))
+picture, words = keras.Input((10, 10, 2)), keras.Input((5,), dtype="int32")
+seen = layers.Flatten()(layers.Conv2D(3, 3, activation="softplus")(picture))
+read = layers.GlobalAveragePooling1D()(layers.Embedding(9, 4)(words))
+outputs = layers.Dense(2, activation="softmax")(layers.Concatenate()([seen, read]))
+model = keras.Model([picture, words], outputs)
+model.set_weights([rng.normal(size=weights.shape) * 0.3 for weights in model.get_weights()])
+alone = keras.Model(picture, layers.Dense(2)(seen))
+alone.set_weights([rng.normal(size=weights.shape) for weights in alone.get_weights()])
+found = {}
+for method, info in METHODS.items():
+    if info.family == "gradient":
+        settings = ExplainSettings(method=method, target=1, batch_rows=40)
+        inputs = [images] if method == "gradcam" else [images, ids]
+        made = gradient_attributions(alone if method == "gradcam" else model, inputs, None, settings)
+        found |= {f"{method} {place}": values for place, values in enumerate(made.values)}
+np.savez(sys.argv[1], **found)
+"""
+
+
+@pytest.mark.process
+def test_jax_and_tensorflow_give_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("jax", reason="the extra `jax` is not installed")
+    for backend in ("jax", "tensorflow"):
+        environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        command = [sys.executable, "-c", ON_JAX, str(tmp_path / f"{backend}.npz"), backend]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    on_jax, on_tensorflow = np.load(tmp_path / "jax.npz"), np.load(tmp_path / "tensorflow.npz")
+    assert len(on_jax.files) == 9
+    for name in on_jax.files:
+        assert np.abs(on_jax[name]).max() > 0
+        assert np.allclose(on_jax[name], on_tensorflow[name], rtol=1e-3, atol=1e-6), name

@@ -39,7 +39,7 @@ def test_a_model_is_explained_on_workers_with_its_figure_its_words_and_its_faith
     assert cell.ok, cell.error
     assert WIDGET in cell.seen, "there was a live view"
     assert not cell.of(WIDGET), "and nothing of it is left"
-    for expected in ("2 workers", "succeeded: 12 rows explained in", "explaining", "Kernel SHAP", "auto chose Kernel SHAP"):
+    for expected in ("2 workers", "succeeded: 12 rows explained in", "compiling", "explaining", "Kernel SHAP", "auto chose Kernel SHAP"):
         assert expected in cell.text, expected
     assert any("<img" in page for page in cell.of("text/html")), "the figure"
     assert value(kernel, "why.verdict") in cell.text
@@ -76,9 +76,24 @@ def test_an_endpoint_explains_itself_with_the_background_it_was_deployed_with(ke
     cell = kernel.run("%aiaas_explain churn --rows x_test[:3] --target 1 -o of_endpoint")
 
     assert cell.ok, cell.error
-    assert "evaluations of churn" in cell.text
+    assert "of churn" in cell.text
+    assert value(kernel, "of_endpoint.verdict") in cell.text
+    assert value(kernel, "len(of_endpoint.verdict) > 0") is True
     expected = "np.allclose(of_endpoint.attributions.values[0], (x_test[:3] - x_train.mean(0)) * weights[:, 1], atol=1e-4)"
     assert value(kernel, expected) is True
+
+
+def test_metrics_are_shown_for_each_group_over_all_rows_of_the_variable(kernel: Kernel) -> None:
+    kernel.run("y_test = model.predict(x_test, verbose=0).argmax(1); sex = np.where(x_test[:, 1] > 0, 'f', 'm')")
+    kernel.run("y_wrong = np.where(sex == 'm', 1 - y_test, y_test)")
+
+    cell = kernel.run("%aiaas_explain model --rows x_test[:3] --background x_train --method saliency --by sex --truth y_wrong")
+
+    assert cell.ok, cell.error
+    assert "accuracy" in cell.text
+    women, men = (next(line for line in cell.text.splitlines() if line.startswith(group)) for group in ("f ", "m "))
+    assert "1" in women.split()
+    assert women != men
 
 
 @pytest.mark.parametrize(
@@ -94,6 +109,8 @@ def test_an_endpoint_explains_itself_with_the_background_it_was_deployed_with(ke
         ("model --rows x_test --method magic", "--method: invalid choice: 'magic'"),
         ("model --rows weights[:2]", "the model takes"),
         ("model --rows x_test[:2] --workers 99", "fewer than the 99 workers requested"),
+        ("model --rows x_test[:2] --by sex", "Give both: --by sex --truth y_test."),
+        ("model --rows x_test[:2] -m saliency --by age --truth x_train", "'age' is no column (the rows are no frame with columns)"),
         ("churn --rows x_test[:2] --workers 2", "--workers is for models, and churn is an endpoint. Leave it out."),
         ("churn --rows x_test[:2] --method gradcam", "Grad-CAM needs the model itself"),
     ],

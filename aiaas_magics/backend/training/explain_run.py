@@ -19,16 +19,16 @@ from aiaas_magics.backend.training.event_channel import EventChannel
 from aiaas_magics.backend.training.unpacked_fit import Unpacked
 from aiaas_magics.backend.training.worker_command import WorkerCommand
 from aiaas_magics.core.errors import AiaasBug, DataMismatch
-from aiaas_magics.core.events import Phase, PhaseEntered, RowsExplained
+from aiaas_magics.core.events import Compiled, Phase, PhaseEntered, RowsExplained
 from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.explain.attribution_bytes import ExplainResult, read_explain_result, write_explain_result
 from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, join_attributions
-from aiaas_magics.explain.batch_size import sized
 from aiaas_magics.explain.black_box import black_box_attributions
 from aiaas_magics.explain.faithfulness import measure_faithfulness
 from aiaas_magics.explain.gradient import gradient_attributions
 from aiaas_magics.explain.model_predict import predict_of
 
+COMPILING_ROWS: Final = (1, 2)  # of batches: the second other number of rows compiles what takes any
 TELL_S: Final = 0.25  # a view is redrawn at most four times a second
 LOOK_S: Final = 0.02
 SILENT_S: Final = 3600.0  # guess: no block takes longer; a rank that is lost ends the attempt long before
@@ -42,12 +42,14 @@ def explain_rows(command: WorkerCommand, call: Unpacked, channel: EventChannel) 
     """
     blocks, folder = blocks_of(call), folder_of(command)
     inputs, background = arrays_of(call, "rows"), background_of(call)
-    settings = sized(settings_of(command), inputs)
+    settings = settings_of(command)
+    if command.rank == 0:
+        channel.send(PhaseEntered(phase=Phase.COMPILING))
+    before = sum(len(range(blocks.rows)[blocks.slice_of(number)]) for number in blocks.numbers if folder.has(number))
+    explain = explainer_of(call.model, settings, inputs, background, channel)
     if command.rank == 0:
         channel.send(PhaseEntered(phase=Phase.EXPLAINING))
-    before = sum(len(range(blocks.rows)[blocks.slice_of(number)]) for number in blocks.numbers if folder.has(number))
     progress = RankProgress(channel, rows=blocks.rows, rows_before=before)
-    explain = explainer_of(call.model, settings, background)
     for number in folder.claims(blocks, attempt=command.attempt):
         rows = [array[blocks.slice_of(number)] for array in inputs]
         done = explain(rows, progress.within_block)
@@ -57,14 +59,18 @@ def explain_rows(command: WorkerCommand, call: Unpacked, channel: EventChannel) 
 
 
 def explainer_of(
-    model: Any, settings: ExplainSettings, background: list[np.ndarray] | None
+    model: Any, settings: ExplainSettings, inputs: list[np.ndarray], background: list[np.ndarray] | None, channel: EventChannel
 ) -> Callable[[Arrays, OnProgress], Attributions]:
-    """Explains rows of `model`, block after block; what is compiled for that is compiled once where the method allows it."""
+    """Explains rows of `model`, block after block. What predicts is compiled before the first, and says how long that took."""
     match settings.method_info.family:
         case "gradient":
             return lambda rows, on_progress: gradient_attributions(model, rows, background, settings, on_progress)
         case "black_box":
             predict = predict_of(model, settings.output)
+            began_s = time.monotonic()
+            for rows in COMPILING_ROWS:
+                predict([np.repeat(array[:1], rows, axis=0) for array in inputs])
+            channel.send(Compiled(seconds=time.monotonic() - began_s))
             return lambda rows, on_progress: black_box_attributions(predict, rows, background, settings, on_progress)
         case _:
             from aiaas_magics.explain.shap_adapter import shap_attributions
@@ -152,7 +158,7 @@ def joined_bytes(command: WorkerCommand, call: Unpacked) -> bytes:
     if whole.rows != blocks.rows:
         raise DataMismatch(f"{whole.rows} of {blocks.rows} rows were explained. Run the explanation again.")
     inputs = arrays_of(call, "rows")
-    settings = sized(settings_of(command), inputs)
+    settings = settings_of(command)
     faithfulness = measure_faithfulness(predict_of(call.model, settings.output), inputs, background_of(call), whole, settings)
     facts: Mapping[str, Any] = call.arguments["facts"]
     return write_explain_result(ExplainResult(attributions=whole, inputs=tuple(inputs), facts=facts, faithfulness=faithfulness))

@@ -186,6 +186,7 @@ class Endpoint(RecordedEndpoint):
         target: int | None = None,
         seed: int = 0,
         patch: int = 0,
+        faithfulness: bool = True,
         timeout_s: float = 60.0,
         class_names: Sequence[str] | None = None,
     ) -> Explanation:
@@ -202,6 +203,7 @@ class Endpoint(RecordedEndpoint):
             target: the class (column of the output) to explain; None is each row's largest.
             seed: makes random draws repeatable.
             patch: the edge of the squares that an image is hidden in, or the length of the windows of a series; 0 chooses.
+            faithfulness: measure also how the output changes when parts of rows are hidden, the most important first.
             timeout_s: how many seconds the endpoint may take, up to 600.
             class_names: names of the output's columns, for showing.
 
@@ -220,11 +222,11 @@ class Endpoint(RecordedEndpoint):
         settings = ExplainSettings(method=method, samples=samples, output=output, target=target, seed=seed, patch=patch)
         rows = self.preprocess(x) if self.preprocess is not None and not caller_rows.is_named(x, self._view.inputs) else x
         columns = caller_rows.columns(self.name, rows, self._view.inputs)
-        body, headers = endpoint_explanation.encode(columns, self._view.inputs, settings, timeout_s=timeout_s)
+        body, headers = endpoint_explanation.encode(columns, self._view.inputs, settings, timeout_s=timeout_s, faithfulness=faithfulness)
         answer, _ = self._ask(f"/v2/models/{self.name}/explain", body, headers, answer_s=timeout_s + EXPLAIN_GRACE_S)
-        attributions = endpoint_explanation.decode(answer, self._view.inputs)
+        explained = endpoint_explanation.decode(answer, self._view.inputs)
         return endpoint_explanation.explanation_of(
-            attributions, rows, columns, self._view, class_names=tuple(map(str, class_names or ())), seconds=time.monotonic() - began_s
+            explained, rows, columns, self._view, class_names=tuple(map(str, class_names or ())), seconds=time.monotonic() - began_s
         )
 
     def _ask(self, path: str, body: bytes, headers: dict[str, str], *, answer_s: float | None = None) -> tuple[bytes, Mapping[str, str]]:

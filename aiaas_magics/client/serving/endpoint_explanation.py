@@ -17,7 +17,9 @@ from aiaas_magics.core.errors import BackendRefused
 from aiaas_magics.core.explain_settings import ExplainSettings
 from aiaas_magics.core.spec import EndpointView, TensorSpec
 from aiaas_magics.core.value import Value
+from aiaas_magics.explain.attribution_bytes import CURVES, ExplainResult
 from aiaas_magics.explain.attributions import Attributions
+from aiaas_magics.explain.faithfulness import Faithfulness
 
 if TYPE_CHECKING:
     from aiaas_magics.explain.explanation import Explanation
@@ -33,11 +35,17 @@ class JsonTensor(Value, frozen=True, kw_only=True):
     data: list[Any]
 
 
+class MeasuredFaithfulness(Value, frozen=True, kw_only=True):
+    completeness: float | None = None
+    evaluations: int = 0
+
+
 class ExplainerFacts(Value, frozen=True, kw_only=True):
     method: str
     evaluations: int
     columns: int = 1
     notes: tuple[str, ...] = ()
+    faithfulness: MeasuredFaithfulness | None = None
 
 
 class ExplainAnswer(Value, frozen=True, kw_only=True):
@@ -49,21 +57,26 @@ _ANSWER: Final = msgspec.json.Decoder(ExplainAnswer)
 
 
 def encode(
-    columns: Mapping[str, np.ndarray], inputs: tuple[TensorSpec, ...], settings: ExplainSettings, *, timeout_s: float
+    columns: Mapping[str, np.ndarray],
+    inputs: tuple[TensorSpec, ...],
+    settings: ExplainSettings,
+    *,
+    timeout_s: float,
+    faithfulness: bool = True,
 ) -> tuple[bytes, dict[str, str]]:
     """A request's body and headers; rows travel as bytes."""
     default = ExplainSettings()
     parameters = {name: value for name in FIELDS if (value := getattr(settings, name)) != getattr(default, name)}
     body, headers = tensor_protocol.encode(columns, inputs)
     length = int(headers[tensor_protocol.LENGTH_HEADER])
-    document = {**json.loads(body[:length]), "parameters": {**parameters, "timeout_s": timeout_s}}
+    document = {**json.loads(body[:length]), "parameters": {**parameters, "timeout_s": timeout_s, "faithfulness": faithfulness}}
     head = json.dumps(document, separators=(",", ":")).encode()
     head += b" " * (-len(head) % tensor_protocol.ALIGN)
     return head + body[length:], {**headers, tensor_protocol.LENGTH_HEADER: str(len(head))}
 
 
-def decode(answer: bytes, inputs: tuple[TensorSpec, ...]) -> Attributions:
-    """The attributions in an answer.
+def decode(answer: bytes, inputs: tuple[TensorSpec, ...]) -> ExplainResult:
+    """The attributions in an answer, with their faithfulness where it was measured.
 
     Raises:
         BackendRefused: it is no such answer.
@@ -72,7 +85,7 @@ def decode(answer: bytes, inputs: tuple[TensorSpec, ...]) -> Attributions:
         document = _ANSWER.decode(answer)
         tensors = {tensor.name.removeprefix(PREFIX): tensor for tensor in document.outputs if tensor.name.startswith(PREFIX)}
         tokens = tensors.get("tokens")
-        return Attributions(
+        attributions = Attributions(
             method=document.parameters.method,
             values=tuple(_floats(tensors[f"attributions.{spec.name}"]) for spec in inputs),
             base=_floats(tensors["base"]),
@@ -83,6 +96,12 @@ def decode(answer: bytes, inputs: tuple[TensorSpec, ...]) -> Attributions:
             tokens=() if tokens is None else _words(tokens),
             notes=document.parameters.notes,
         )
+        measured, curves = document.parameters.faithfulness, None
+        if measured is not None:
+            arrays: dict[str, Any] = {name: _floats(tensors[f"faithfulness.{name}"]).astype(np.float64) for name in CURVES}
+            facts: dict[str, Any] = {"completeness": measured.completeness, "evaluations": measured.evaluations}
+            curves = Faithfulness(method=attributions.method, **arrays, **facts)
+        return ExplainResult(attributions=attributions, faithfulness=curves)
     except (KeyError, ValueError, TypeError, msgspec.MsgspecError) as error:
         raise BackendRefused(200, f"The endpoint's explanation is not understood ({error}). Is it an aiaas_magics endpoint?") from error
 
@@ -98,7 +117,7 @@ def _words(tensor: JsonTensor) -> tuple[tuple[str, ...], ...]:
 
 
 def explanation_of(
-    attributions: Attributions,
+    explained: ExplainResult,
     rows: Any,
     columns: Mapping[str, np.ndarray],
     view: EndpointView,
@@ -113,13 +132,14 @@ def explanation_of(
     own = tuple(map(str, getattr(rows, "columns", ())))
     arrays = tuple(columns[spec.name] for spec in view.inputs)
     return Explanation(
-        attributions=attributions,
+        attributions=explained.attributions,
+        faithfulness=explained.faithfulness,
         inputs=arrays,
         input_names=names,
         columns=tuple(_column_names(array, name, own, several=len(arrays) > 1) for array, name in zip(arrays, names, strict=True)),
         class_names=class_names,
         model=view.name,
-        why=next((note for note in attributions.notes if note.startswith("auto chose")), ""),
+        why=next((note for note in explained.attributions.notes if note.startswith("auto chose")), ""),
         seconds=seconds,
     )
 

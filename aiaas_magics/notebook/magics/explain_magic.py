@@ -42,10 +42,16 @@ class ExplainMagicRequest:
     seed: int
     workers: Workers | None
     oversubscribe: bool
+    by: str | None
+    truth: str | None
     name: str | None
     out: str | None
     ui: str | None
     help: bool
+
+    def __post_init__(self) -> None:
+        if (self.by is None) != (self.truth is None):
+            raise UsageError("--by shows metrics by group, for which --truth says what is true. Give both: --by sex --truth y_test.")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -128,6 +134,13 @@ class ExplainMagic(Family):
             help="Number of workers, which share the rows: 2, or 1,2 to compare their times, or max. Default: one with every core or GPU.",
         ),
         option("--oversubscribe", action="store_true", help="Allow more workers than devices."),
+        option(
+            "--by",
+            metavar="COLUMN",
+            values="array",
+            help="Also show metrics for each group of this column (of the frame, or a variable), over all rows of the variable of --rows.",
+        ),
+        option("--truth", type=variable, metavar="ARRAY", values="array", help="Variable with what is true, for --by."),
         option("--name", type=job_name, metavar="NAME", help="Name of the job (default: the model's name)."),
         OUT,
         UI,
@@ -142,6 +155,7 @@ class ExplainMagic(Family):
             %aiaas_explain model --rows x_test[:20] --background x_train
             %aiaas_explain model --rows x_test[:20] --method gradcam --workers 2
             %aiaas_explain churn --rows x_test[:3]
+            %aiaas_explain model --rows x_test[:20] --background x_train --by sex --truth y_test
 
         An interrupt cancels the job.
         """
@@ -149,16 +163,34 @@ class ExplainMagic(Family):
             raise UsageError("Which model, and which rows? Name both: %aiaas_explain model --rows x_test[:20].")
         scope = {**self.shell.user_ns, **names}
         value: Any = scope.get(request.model)
-        rows = request.rows.of(named(request.rows.name, scope, lambda _: True, "array"))
+        whole = named(request.rows.name, scope, lambda _: True, "array")
+        rows = request.rows.of(whole)
         background = None if request.background is None else named(request.background, scope, lambda _: True, "array")
         if completion.is_model(value):
             self._explain_model(request, value, rows, background)
         elif request.model not in scope:
-            self._explain_endpoint(request, self._endpoint(request.model, "aiaas_explain"), rows)
-        elif hasattr(value, "predict_url"):
+            value = self._endpoint(request.model, "aiaas_explain")
+            self._explain_endpoint(request, value, rows)
+        elif isinstance(value, _endpoint_class()):
             self._explain_endpoint(request, value, rows)
         else:
             named(request.model, scope, completion.is_model, "Keras model")  # raises, with the models that there are
+        if request.by is not None and request.truth is not None:
+            truth = named(request.truth, scope, lambda _: True, "array")
+            self._show_groups(request, value, whole, truth, group_column(request.by, whole, scope))
+
+    def _show_groups(self, request: ExplainMagicRequest, model: Any, rows: Any, truth: Any, groups: Any) -> None:
+        from aiaas_magics.explain import model_inputs, model_structure
+        from aiaas_magics.explain.group_metrics import group_metrics
+
+        if completion.is_model(model):
+            arrays = model_inputs.model_rows(model, rows).arrays
+            answers = model_structure.choose_output(model, model.predict(model_structure.packed(model, arrays), verbose=0), request.output)
+        else:
+            answers = model.predict(rows)
+            answers = answers[request.output or next(iter(answers))] if isinstance(answers, dict) else answers
+        report = group_metrics(truth, answers, groups, column=request.by or "")
+        live.show(self.shell, present.group_bundles(report, figures=live.shows_pictures(self.shell)))
 
     def _explain_endpoint(self, request: ExplainMagicRequest, endpoint: Endpoint, rows: Any) -> None:
         unused = [flag for flag, is_set in self._of_jobs(request).items() if is_set]
@@ -221,4 +253,25 @@ class ExplainMagic(Family):
 
     def _show(self, request: ExplainMagicRequest, explanation: Explanation) -> None:
         self._put(request.out, explanation)
-        live.show(self.shell, present_explanations.explanation_bundles(explanation))
+        live.show(self.shell, [explanation._repr_mimebundle_()])
+
+
+def group_column(name: str, rows: Any, scope: dict[str, Any]) -> Any:
+    """The column of the frame `rows` with this name, or the variable.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    columns = [str(column) for column in getattr(rows, "columns", ())]
+    if name in columns:
+        return rows[rows.columns[columns.index(name)]]
+    if name in scope:
+        return scope[name]
+    has = f"the frame has {', '.join(columns[:8])}" if columns else "the rows are no frame with columns"
+    raise UsageError(f"{name!r} is no column ({has}) and no variable. Name a column, or a variable with a value for each row.")
+
+
+def _endpoint_class() -> type[Endpoint]:
+    from aiaas_magics.client.serving.endpoint import Endpoint
+
+    return Endpoint

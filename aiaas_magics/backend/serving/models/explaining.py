@@ -12,13 +12,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import numpy as np
+from msgspec import structs
 
 from aiaas_magics.backend.serving.models.batching import QueueFull
 from aiaas_magics.backend.serving.models.parity_check import read_background
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 
     from aiaas_magics.backend.serving.models.registry import Version
     from aiaas_magics.core.explain_settings import ExplainSettings
-    from aiaas_magics.explain.attributions import Attributions
-    from aiaas_magics.explain.black_box import Requests
+    from aiaas_magics.explain.attribution_bytes import ExplainResult
     from aiaas_magics.explain.prediction_batches import PredictBatch
 
     Run = Callable[[Mapping[str, np.ndarray], int | None], Awaitable[Mapping[str, np.ndarray]]]
+
+T = TypeVar("T")
 
 SWITCH_S: Final = 2e-4  # guess: how long the event loop waits for the interpreter while a thread explains; Python's own is 5 ms
 LOWEST: Final = 19  # the priority that computes only what nobody else wants to, on Linux
@@ -79,46 +81,52 @@ class Explainer:
         self.running = 0
         self._switch_s = sys.getswitchinterval()
 
-    async def attributions(self, version: Version, tensors: Mapping[str, np.ndarray], settings: ExplainSettings, run: Run) -> Attributions:
+    async def explained(
+        self, version: Version, tensors: Mapping[str, np.ndarray], settings: ExplainSettings, run: Run, *, measures: bool = False
+    ) -> ExplainResult:
         """What the inputs of each row contribute to its output.
 
         Args:
             tensors: rows by input name, as the version takes them.
             settings: a black-box method by its own name or "auto", and its bounds.
             run: computes rows on the version.
+            measures: whether faithfulness is measured too.
 
         Raises:
             ExplainerFull: too many explanations run already.
             InvalidSpec: it takes more evaluations than one request may; or the method is none for this version.
             DataMismatch: the rows cannot be explained.
         """
-        from aiaas_magics.explain.batch_size import sized
+        from aiaas_magics.explain.attribution_bytes import ExplainResult
+        from aiaas_magics.explain.attributions import bytes_per_row
         from aiaas_magics.explain.black_box import black_box_requests, planned_evaluations
+        from aiaas_magics.explain.faithfulness import faithfulness_requests
         from aiaas_magics.explain.method_choice import choose_method
 
         inputs = [tensors[spec.name] for spec in version.spec.inputs]
+        self._check_rows(len(inputs[0]))
         with self._seat():
             background = await asyncio.get_running_loop().run_in_executor(EXPLAINING, background_of, version)
             choice = choose_method(inputs, background, settings, has_gradients=False)
-            settings = sized(settings.with_method(choice.method), inputs, most_rows=self.limits.batch_rows)
-            self._check(len(inputs[0]), planned_evaluations(inputs, background, settings))
-            slices = Slices(version, self.limits, output_of(version, settings))
-            requests = black_box_requests(inputs, background, settings)
-            outputs: np.ndarray | None = None
-            while True:
-                began_s = time.monotonic()
-                step = await asyncio.get_running_loop().run_in_executor(EXPLAINING, advance, requests, outputs)
-                await slices.pause(time.monotonic() - began_s)
-                if not hasattr(step, "inputs"):
-                    return replace(step, notes=(*([choice.why] if choice.why else []), *step.notes))
-                outputs = await slices.computed(step.inputs, run)
+            batch_rows = min(self.limits.batch_rows, settings.rows_per_batch(bytes_per_row(inputs)))
+            settings = structs.replace(settings, method=choice.method, batch_rows=batch_rows)
+            self._check_evaluations(len(inputs[0]), planned_evaluations(inputs, background, settings))
+            slices = Slices(version, self.limits, output_of(version, settings), run)
+            attributions = await slices.answered(black_box_requests(inputs, background, settings))
+            curves = None
+            if measures:
+                curves = await slices.answered(faithfulness_requests(inputs, background, attributions, settings))
+        notes = (*([choice.why] if choice.why else []), *attributions.notes)
+        return ExplainResult(attributions=replace(attributions, notes=notes), faithfulness=curves)
 
-    def _check(self, rows: int, evaluations: int) -> None:
+    def _check_rows(self, rows: int) -> None:
         if rows > self.limits.rows:
             raise InvalidSpec(
                 f"{rows} rows are more than the {self.limits.rows} that one request may have explained. "
                 "Ask for fewer at once, or explain the model itself on workers with %aiaas_explain."
             )
+
+    def _check_evaluations(self, rows: int, evaluations: int) -> None:
         if evaluations > self.limits.evaluations:
             raise InvalidSpec(
                 f"Explaining {rows} row{'' if rows == 1 else 's'} takes up to {evaluations:,} evaluations of the model, more than the "
@@ -145,27 +153,44 @@ class Explainer:
 EXPLAINER: Final = Explainer()
 
 
-def advance(requests: Requests, outputs: np.ndarray | None) -> PredictBatch | Attributions:
+@dataclass(frozen=True, slots=True)
+class Concluded(Generic[T]):
+    """The end of a generator of batches, and what came out."""
+
+    result: T
+
+
+def advance(requests: Generator[PredictBatch, np.ndarray, T], outputs: np.ndarray | None) -> PredictBatch | Concluded[T]:
     """The next rows to compute, or what came out. A generator's end does not travel between threads by itself."""
     try:
         return next(requests) if outputs is None else requests.send(outputs)
     except StopIteration as end:
-        result: Attributions = end.value
-        return result
+        return Concluded(end.value)
 
 
 class Slices:
     """Computes the rows of an explanation in slices of about `slice_s`, with pauses while others want predictions."""
 
-    def __init__(self, version: Version, limits: ExplainLimits, output: str) -> None:
-        self._version, self._limits, self._output = version, limits, output
+    def __init__(self, version: Version, limits: ExplainLimits, output: str, run: Run) -> None:
+        self._version, self._limits, self._output, self._run = version, limits, output, run
         self._dtypes = [None if spec.dtype == "string" else spec.dtype for spec in version.spec.inputs]
         self._names = [spec.name for spec in version.spec.inputs]
         self._rows = limits.least_rows
         self._requests = version.stats.requests
         self._busy_until_s = 0.0
 
-    async def computed(self, inputs: list[np.ndarray], run: Run) -> np.ndarray:
+    async def answered(self, requests: Generator[PredictBatch, np.ndarray, T]) -> T:
+        """What comes out of a generator of batches, whose own work is done in the thread for explanations."""
+        outputs: np.ndarray | None = None
+        while True:
+            began_s = time.monotonic()
+            step = await asyncio.get_running_loop().run_in_executor(EXPLAINING, advance, requests, outputs)
+            await self.pause(time.monotonic() - began_s)
+            if isinstance(step, Concluded):
+                return step.result
+            outputs = await self.computed(step.inputs)
+
+    async def computed(self, inputs: list[np.ndarray]) -> np.ndarray:
         """The explained output of these rows.
 
         Raises:
@@ -179,7 +204,9 @@ class Slices:
                 for array, dtype in zip(inputs, self._dtypes, strict=True)
             ]
             began_s = time.monotonic()
-            outputs = await run({name: np.ascontiguousarray(array) for name, array in zip(self._names, rows, strict=True)}, stop - start)
+            outputs = await self._run(
+                {name: np.ascontiguousarray(array) for name, array in zip(self._names, rows, strict=True)}, stop - start
+            )
             took_s = time.monotonic() - began_s
             part = np.asarray(outputs[self._output])
             if not part.ndim or len(part) != stop - start:

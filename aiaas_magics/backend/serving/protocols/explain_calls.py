@@ -21,6 +21,7 @@ from aiaas_magics.core.spec import TensorSpec
 
 if TYPE_CHECKING:
     from aiaas_magics.backend.serving.models.registry import Version
+    from aiaas_magics.explain.attribution_bytes import ExplainResult
     from aiaas_magics.explain.attributions import Attributions
 
 EXPLAIN_ACTIONS: Final = frozenset({"explain", "infer_explain"})  # of operations
@@ -39,6 +40,7 @@ class ExplainParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     target: int | None = None
     seed: int = 0
     patch: int = 0
+    faithfulness: bool = False
     timeout_s: float = USUAL_S
 
 
@@ -96,7 +98,8 @@ class ExplanationCall(msgspec.Struct, frozen=True, kw_only=True):
     tensors: Mapping[str, np.ndarray]
     rows: int | None
     settings: ExplainSettings
-    write: Callable[[Mapping[str, np.ndarray], Attributions], bytes]
+    write: Callable[[Mapping[str, np.ndarray], ExplainResult], bytes]
+    measures: bool = False  # faithfulness too
     timeout_s: float = USUAL_S
     headers: Headers = ()
     content_type: bytes = JSON
@@ -105,24 +108,34 @@ class ExplanationCall(msgspec.Struct, frozen=True, kw_only=True):
         if self.rows is None:
             raise BadValue("Rows are explained one by one, and the inputs do not hold the same number of rows.")
         try:
-            attributions = await EXPLAINER.attributions(self.version, self.tensors, self.settings, run)
+            explained = await EXPLAINER.explained(self.version, self.tensors, self.settings, run, measures=self.measures)
         except UsageError as error:
             raise BadValue(str(error)) from error
-        yield self.write(await run(self.tensors, self.rows), attributions)
+        yield self.write(await run(self.tensors, self.rows), explained)
 
     def closing_chunk(self, _: Response) -> bytes | None:
         """None: the one chunk is the whole answer, so that a fault after it is none of the explanation's."""
         return None
 
 
-def method_document(attributions: Attributions) -> dict[str, Any]:
-    """What an answer says of how its rows were explained."""
-    return {
+def method_document(explained: ExplainResult) -> dict[str, Any]:
+    """What an answer says of how its rows were explained, and how far that can be trusted."""
+    attributions, curves = explained.attributions, explained.faithfulness
+    document: dict[str, Any] = {
         "method": attributions.method,
         "evaluations": attributions.evaluations,
         "columns": attributions.columns,
         "notes": list(attributions.notes),
     }
+    if curves is not None:
+        areas = {name: getattr(curves, f"{name}_area") for name in ("deletion", "insertion", "random")}
+        document["faithfulness"] = {
+            "verdict": curves.verdict,
+            "areas": areas,
+            "completeness": curves.completeness,
+            "evaluations": curves.evaluations,
+        }
+    return document
 
 
 def row_documents(attributions: Attributions, inputs: Sequence[TensorSpec]) -> list[dict[str, Any]]:

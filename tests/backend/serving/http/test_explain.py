@@ -144,6 +144,16 @@ def test_what_cannot_be_explained_is_refused_in_a_sentence(served: Rig, instance
     assert sentence in answer.error
 
 
+def test_faithfulness_is_measured_where_it_is_asked_for(served: Rig) -> None:
+    measured = explain(served, "linear", ROWS.tolist(), target=1, faithfulness=True).document["explainer"]["faithfulness"]
+
+    # Of a linear model that is explained exactly: parts that are named first move the output more than any others do.
+    assert measured["verdict"] in {"holds", "unclear"}
+    assert measured["areas"]["deletion"] < measured["areas"]["random"] < measured["areas"]["insertion"]
+    assert measured["completeness"] < 1e-5
+    assert "faithfulness" not in explain(served, "linear", ROWS.tolist(), target=1).document["explainer"]
+
+
 def test_text_outputs_are_refused(served: Rig) -> None:
     answer = explain(served, "texts", ["aa bb"])
 

@@ -60,6 +60,7 @@ EXPLAIN_PARAMETERS: Final[Mapping[str, Schema]] = {
         "description": "Its column; each row's largest where it is left out",
     },
     "seed": COUNT,
+    "faithfulness": {**BOOLEAN, "description": "Measure also how the output changes when parts are hidden in the order of the explanation"},
     "patch": {**COUNT, "description": "Edge of the squares that an image is hidden in, or length of the windows of a series"},
     "timeout_s": {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_S},
 }
@@ -98,7 +99,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
         {"attributions": VALUE, "base": {"type": ["number", "null"]}, "output": {"type": ["number", "null"]}, "target": COUNT},
         {"tokens": listed(STRING)},
     ),
-    "Explainer": fields({"method": STRING, "evaluations": COUNT, "columns": COUNT, "notes": listed(STRING)}),
+    "Explainer": fields({"method": STRING, "evaluations": COUNT, "columns": COUNT, "notes": listed(STRING)}, {"faithfulness": FREE}),
     "Status": fields({"name": STRING, "ready": BOOLEAN, "model_version_status": listed(ref("VersionStatus"))}),
     "VersionStatus": fields({"version": STRING, "state": STRING, "status": ref("VersionFault")}),
     "VersionFault": fields({"error_code": STRING, "error_message": STRING}),

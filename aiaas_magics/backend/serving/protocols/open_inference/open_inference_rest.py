@@ -37,10 +37,11 @@ from aiaas_magics.backend.serving.protocols.tfserving import tfserving_json
 from aiaas_magics.core.spec import TensorSpec
 
 if TYPE_CHECKING:
-    from aiaas_magics.explain.attributions import Attributions
+    from aiaas_magics.explain.attribution_bytes import ExplainResult
 
 NAME: Final = "open-inference"
 TITLE: Final = "Open Inference Protocol"
+CURVES: Final = ("fractions", "deletion", "insertion", "random")  # of faithfulness
 EXPLANATION: Final = "explanation"  # what the names of an explanation's outputs begin with
 OF_INFER: Final = frozenset({"binary_data_output", "timeout"})  # parameters of an inference request
 ABOUT: Final = "Version 2, with binary tensors and Triton's repository requests"
@@ -259,13 +260,15 @@ def read_explain(_route: OperationRoute, request: Request, version: Version) -> 
         tensors=call.tensors,
         rows=call.rows,
         settings=settings_of(parameters, version),
+        measures=parameters.faithfulness,
         timeout_s=min(parameters.timeout_s, call.timeout_s),
         write=partial(write_explained, call, version.spec.inputs),
     )
 
 
-def write_explained(call: InferCall, inputs: Sequence[TensorSpec], outputs: Mapping[str, np.ndarray], attributions: Attributions) -> bytes:
+def write_explained(call: InferCall, inputs: Sequence[TensorSpec], outputs: Mapping[str, np.ndarray], explained: ExplainResult) -> bytes:
     """The answer to an inference request, with the explanations as further outputs."""
+    attributions = explained.attributions
     explanations: dict[str, np.ndarray] = {
         f"{EXPLANATION}.attributions.{spec.name}": values for spec, values in zip(inputs, attributions.values, strict=True)
     }
@@ -276,10 +279,12 @@ def write_explained(call: InferCall, inputs: Sequence[TensorSpec], outputs: Mapp
     }
     if attributions.tokens:
         explanations[f"{EXPLANATION}.tokens"] = padded_tokens(attributions.tokens)
+    if explained.faithfulness is not None:
+        explanations |= {f"{EXPLANATION}.faithfulness.{name}": getattr(explained.faithfulness, name) for name in CURVES}
     names = (*(form.name for form in call.output_forms), *explanations)
     forms = tuple(OutputForm(name, binary=False) for name in names)
     body = replace(call, output_forms=forms, document=None).response({**outputs, **explanations}).body
-    return b'%b,"parameters":%b}' % (body[:-1], dumped(method_document(attributions)))
+    return b'%b,"parameters":%b}' % (body[:-1], dumped(method_document(explained)))
 
 
 def padded_tokens(tokens: Sequence[Sequence[str]]) -> np.ndarray:

@@ -46,7 +46,7 @@ from aiaas_magics.backend.serving.protocols.tfserving.tfserving_json import (
 from aiaas_magics.core.spec import DeploySpec, TensorSpec
 
 if TYPE_CHECKING:
-    from aiaas_magics.explain.attributions import Attributions
+    from aiaas_magics.explain.attribution_bytes import ExplainResult
 
 NAME: Final = "tensorflow-serving"
 TITLE: Final = "TensorFlow Serving"
@@ -164,17 +164,16 @@ def read_explain(_route: OperationRoute, request: Request, version: Version) -> 
         tensors=call.tensors,
         rows=call.rows,
         settings=settings_of(parameters, version),
+        measures=parameters.faithfulness,
         timeout_s=parameters.timeout_s,
         write=partial(write_explained, call, version.spec.inputs),
     )
 
 
-def write_explained(
-    call: PredictCall, inputs: Sequence[TensorSpec], outputs: Mapping[str, np.ndarray], attributions: Attributions
-) -> bytes:
+def write_explained(call: PredictCall, inputs: Sequence[TensorSpec], outputs: Mapping[str, np.ndarray], explained: ExplainResult) -> bytes:
     """The answer to a predict request, with an explanation for each row behind it."""
-    explanations = dumped(row_documents(attributions, inputs))
-    explainer = dumped(method_document(attributions))
+    explanations = dumped(row_documents(explained.attributions, inputs))
+    explainer = dumped(method_document(explained))
     return b'%b,"explanations":%b,"explainer":%b}' % (write_predict(outputs, call.layout)[:-1], explanations, explainer)
 
 
