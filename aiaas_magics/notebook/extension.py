@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any, Final
 
-from aiaas_magics.notebook import completion, present, tracebacks
+from aiaas_magics.notebook import completion, present, tracebacks, trust_outputs
 from aiaas_magics.notebook import magics as folder
 from aiaas_magics.notebook.border import Family
 
@@ -23,8 +23,8 @@ DISPLAYS: Final[dict[tuple[str, str], Callable[[Any], present.Bundle]]] = {
     ("aiaas_magics.client.training.study", "Study"): present.study_table,
     ("aiaas_magics.client.training.planning", "FitPlan"): present.plan_table,
     ("aiaas_magics.client.serving.endpoint", "Endpoint"): present.endpoint_bundle,
-    ("aiaas_magics.client.serving.drift", "Drift"): present.drift_bundle,
-    ("aiaas_magics.attacks.attack_run", "Attacks"): present.attacks_bundle,
+    ("aiaas_magics.client.serving.drift", "Drift"): trust_outputs.drift_bundle,
+    ("aiaas_magics.attacks.attack_run", "Attacks"): trust_outputs.attacks_bundle,
 }
 LOADED: Final[dict[int, tuple[Any, Any]]] = {}  # by id of the shell: its magics and its matcher
 
