@@ -35,7 +35,7 @@ def classifier(*, epochs: int, members: tuple[np.ndarray, np.ndarray], width: in
     keras.utils.set_random_seed(1)
     layers = [
         keras.Input((members[0].shape[1],)),
-        keras.layers.Dense(width, activation="relu"),
+        keras.layers.Dense(width, activation="tanh"),
         keras.layers.Dense(2, activation="softmax"),
     ]
     model = keras.Sequential(layers)
@@ -211,7 +211,7 @@ for column in range(6):
 """
 
 
-@pytest.mark.process
+@pytest.mark.nightly
 def test_the_gradient_is_that_of_the_loss_on_jax_too() -> None:
     pytest.importorskip("jax", reason="pip install 'aiaas_magics[jax]'")
 
