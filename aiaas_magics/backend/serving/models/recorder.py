@@ -112,7 +112,8 @@ class Recorder:
             self._skips -= 1
             return
         self._skips = self._gap()
-        self._keep(ChosenRequest(time.time(), version, id or "", rows, own(inputs), own(outputs)))
+        with quietly("recording a request"):
+            self._keep(ChosenRequest(time.time(), version, id or "", rows, own(inputs), own(outputs)))
 
     def passes_over(self, count: int) -> bool:
         """Whether none of so many requests that were answered together is chosen; else they are to be offered."""
@@ -123,14 +124,14 @@ class Recorder:
 
     def offer_batch(self, version: int, inputs: Arrays, outputs: Arrays, rows: Sequence[int]) -> None:
         """Requests that were answered together and not passed over: `rows` says how many rows each of them has."""
-        ends = np.cumsum(rows).tolist()
-        place = self._skips
-        while place < len(rows):
-            part = slice(ends[place] - rows[place], ends[place])
-            cut = [{name: array[part] for name, array in arrays.items()} for arrays in (inputs, outputs)]
-            self._keep(ChosenRequest(time.time(), version, "", rows[place], *map(own, cut)))
-            place += 1 + self._gap()
-        self._skips = place - len(rows)
+        ends, place = np.cumsum(rows).tolist(), self._skips
+        with quietly("recording requests"):
+            while place < len(rows):
+                part = slice(ends[place] - rows[place], ends[place])
+                cut = [{name: array[part] for name, array in arrays.items()} for arrays in (inputs, outputs)]
+                self._keep(ChosenRequest(time.time(), version, "", rows[place], *map(own, cut)))
+                place += 1 + self._gap()
+        self._skips = max(0, place - len(rows))
 
     def _keep(self, request: ChosenRequest) -> None:
         nbytes = bytes_of(request.inputs) + bytes_of(request.outputs)
@@ -236,10 +237,10 @@ class Recordings:
         recording.recorder.policy = policy
         return recording.recorder if policy.is_on else None
 
-    async def flush(self, name: str | None = None) -> None:
-        """Write what waits, of one endpoint or of all, and remove what is too old."""
+    async def flush(self, *only: EndpointRecording) -> None:
+        """Write what waits, of some endpoints or of all, and remove what is too old."""
         async with self._flushing:
-            for recording in [self._recordings[name]] if name is not None else list(self._recordings.values()):
+            for recording in only or tuple(self._recordings.values()):
                 requests, now_s = recording.recorder.take(), time.time()
                 if requests or recording.folder.files:
                     await asyncio.to_thread(recording.write, requests, now_s)
@@ -249,7 +250,7 @@ class Recordings:
         recording = self._recordings.get(name)
         if recording is None:
             return RecordingCounts()
-        await self.flush(name)
+        await self.flush(recording)
         return recording.recorder.counts
 
     async def forget(self, name: str) -> None:
@@ -278,7 +279,7 @@ class Recordings:
         """How the recorded rows of a version differ from the reference that came with it."""
         recording = self._recordings.get(spec.name)
         if recording is not None:
-            await self.flush(spec.name)
+            await self.flush(recording)
         return await asyncio.to_thread(_drift, spec, version, recording)
 
     def written(self, name: str) -> int:
