@@ -8,13 +8,17 @@ import os
 import subprocess
 import sys
 import tempfile
+import timeit
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
-from aiaas_magics.core.recording import RecordingPolicy
+from aiaas_magics.backend.serving.models.recorder import ChosenRequest, Recorder, recorded
+from aiaas_magics.core.recording import RecordingPolicy, frame_of
 from aiaas_magics.core.scaling.endpoint_samples import counts_in
 from aiaas_magics.core.spec import RecordingChange
 from benchmarks import serving
@@ -73,6 +77,48 @@ def rows_of(what: str, found: dict[str, Turns]) -> list[dict[str, object]]:
     return rows
 
 
+def per_request() -> list[dict[str, object]]:
+    """What a request of 100 numbers costs in the event loop, and in the thread that writes: alone, without a server around it."""
+    x, y = {"x": np.zeros((1, 100), "float32")}, {"y": np.zeros((1, 1), "float32")}
+    count, repeats = 10_000, 30
+
+    def offering(share: float) -> Callable[[], None]:
+        recorder = Recorder(RecordingPolicy(share=share))
+
+        def offer() -> None:
+            for number in range(count):
+                recorder.offer(1, x, y, rows=1, id=None)
+                if number % 500 == 0:
+                    recorder.take()
+
+        return offer
+
+    def looking() -> None:
+        version = SimpleNamespace(recorder=None)
+        for _ in range(count):
+            if version.recorder is not None:
+                raise AssertionError
+
+    def writing() -> None:
+        for _ in range(count // 10):
+            request = recorded(ChosenRequest(0.0, 1, "", 1, x, y), 4_000_000)
+            assert request is not None
+            frame_of(request)
+
+    def quickest_ns(run: Callable[[], None], calls: int) -> float:
+        return round(1e9 * min(timeit.repeat(run, number=1, repeat=repeats)) / calls)
+
+    return [
+        {
+            "what": "the recorder alone, ns per request (quickest of 30)",
+            "off": quickest_ns(looking, count),
+            "1 % recorded": quickest_ns(offering(0.01), count),
+            "100 % recorded": quickest_ns(offering(1.0), count),
+            "bytes of a recorded request, in the thread": quickest_ns(writing, count // 10),
+        }
+    ]
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="aiaas-recording-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
@@ -84,6 +130,7 @@ def main() -> None:
         json_row = ours.target("/v1/models/article:predict", body)
         binary_rows = binary_target(ours, "article", folder / "rows.bin", np.random.default_rng(0).random((64, 100), dtype=np.float32))
         rows = [
+            *per_request(),
             *rows_of(f"one JSON row of 100 numbers, {CONNECTIONS} connections", measured(ours, json_row)),
             *rows_of(f"64 rows as a binary tensor, {CONNECTIONS} connections", measured(ours, binary_rows)),
         ]
@@ -94,5 +141,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        ROUNDS, serving.SECONDS = int(sys.argv[1]), 1.0
+        ROUNDS, serving.SECONDS = int(sys.argv[1]), 1.0  # to look at it quickly
     main()

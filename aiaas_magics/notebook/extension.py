@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any, Final
 
-from aiaas_magics.notebook import completion, model_outputs, present, present_explanations, tracebacks
+from aiaas_magics.notebook import completion, model_outputs, present, present_explanations, tracebacks, trust_outputs
 from aiaas_magics.notebook import magics as folder
 from aiaas_magics.notebook.border import Family
 
@@ -24,8 +24,8 @@ DISPLAYS: Final[dict[tuple[str, str], Callable[[Any], present.Bundle]]] = {
     ("aiaas_magics.client.training.study", "Study"): present.study_table,
     ("aiaas_magics.client.training.planning", "FitPlan"): present.plan_table,
     ("aiaas_magics.client.serving.endpoint", "Endpoint"): present.endpoint_bundle,
-    ("aiaas_magics.client.serving.drift", "Drift"): present.drift_bundle,
-    ("aiaas_magics.attacks.attack_run", "Attacks"): present.attacks_bundle,
+    ("aiaas_magics.client.serving.drift", "Drift"): trust_outputs.drift_bundle,
+    ("aiaas_magics.attacks.attack_run", "Attacks"): trust_outputs.attacks_bundle,
     ("aiaas_magics.packing.formats.model_files", "ExportedModel"): model_outputs.exported_bundle,
     ("aiaas_magics.client.training.reproduction", "Reproduction"): model_outputs.reproduction_bundle,
     ("aiaas_magics.core.training_record", "TrainingRecord"): model_outputs.record_bundle,

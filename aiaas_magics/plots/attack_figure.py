@@ -74,5 +74,5 @@ def _draw_accuracy(axes: Axes, report: AttackReport) -> None:
             )
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
-    axes.legend(frameon=False, fontsize=8, labelcolor=figure_style.INK, loc="upper right")
+    axes.legend(frameon=False, fontsize=8, labelcolor=figure_style.INK, loc="lower left")
     figure_style.label(axes, title="Accuracy on changed rows", x="epsilon: most that a number was changed by")

@@ -441,10 +441,21 @@ def test_what_is_recorded_comes_back_and_a_shifted_column_is_found(backend: aiaa
     assert (drift.report.rows_then, drift.report.rows_now) == (2000, 600)
     assert {feature.side for feature in drift.features} == {"input", "output"}
 
-    assert backend.deploy(model, name="recorded", sample=x).view().recording.is_on, "the next version is recorded as the one before"
+    again = backend.deploy(model, name="recorded", sample=x)
+    assert again.view().recording.is_on, "the next version is recorded as the one before"
+    assert again.drift().report.rows_now == 0
+    assert "Nothing is recorded of version 2" in str(again.drift())
+    assert again.recording().requests == 6, "the rows of the next reference are no traffic either"
+    again.record("100%", reference=x[:100])
+    assert again.recording().requests == 6
+    again.predict(now)
+    assert (again.drift().report.rows_then, again.drift().report.origin) == (100, "the rows that were given")
+    with pytest.raises(errors.DataMismatch):
+        again.record("50%", reference=x[:, :3])
+    assert str(again.view().recording).startswith("100%"), "as before"
     endpoint.record("off")
     endpoint.predict(now)
-    assert endpoint.recording().requests == 6
+    assert endpoint.recording().requests == 7
     endpoint.forget_recorded()
     assert endpoint.recording().requests == 0
     with pytest.raises(errors.InvalidSpec, match="Use a share"):

@@ -546,9 +546,12 @@ def deploy(
     on_step("waiting for the backend, which loads it and compares its answers with Keras'")
     view = transport.post("/v1/endpoints", spec, EndpointView, answer_s=300.0)
     endpoint = Endpoint(transport, view, change, notes_of(exported), exported.preprocess)
+    if policy is None and view.recording.is_on:
+        policy = view.recording  # the next version is recorded as the one before, and has a reference of its own
     if policy is not None:
         on_step("describing the data for drift")
-        endpoint.notes = (*endpoint.notes, *begin_recording(endpoint, policy, sample if sample is not None else samples.fitted_rows(model)))
+        rows, columns = (sample, ()) if sample is not None else (samples.fitted_rows(model), samples.fitted_columns(model))
+        endpoint.notes = (*endpoint.notes, *begin_recording(endpoint, policy, rows, columns=columns))
     card_deployment.complete(endpoint, model)
     return endpoint
 

@@ -5,10 +5,11 @@ Owns these methods of `Endpoint`. Tables and references belong to `recorded_requ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
+from msgspec.structs import replace
 
 from aiaas_magics.client.serving import caller_rows, recorded_requests
 from aiaas_magics.client.serving.drift import Drift
@@ -69,19 +70,36 @@ class RecordedEndpoint:
             text = "off" if policy in (0, "off") else policy if isinstance(policy, str) else f"{policy}"
             policy = policy_of(text, view.recording)
         version = view.routing.live if view.routing is not None else 0
-        described = None if reference is None else self._reference(reference, "the rows that were given", version)
+        if reference is None:
+            return self._change_recording(RecordingChange(policy=policy))
+        return self._record_with(policy, reference, "the rows that were given", version)
+
+    def _record_with(self, policy: RecordingPolicy, rows: Any, origin: str, version: int, columns: Sequence[str] = ()) -> Self:
+        """Record as `policy` says, with the distribution of `rows` as the reference of a version.
+
+        The endpoint answers these rows itself; what is recorded already pauses for that, since they are no traffic.
+        """
+        before = self._view.recording
+        if before.is_on:
+            self._change_recording(RecordingChange(policy=replace(before, share=0.0)))
+        try:
+            described = self._reference(rows, origin, version, columns)
+        except BaseException:
+            if before.is_on:
+                self._change_recording(RecordingChange(policy=before))
+            raise
         return self._change_recording(RecordingChange(policy=policy, reference=described, version=version))
 
     def _change_recording(self, change: RecordingChange) -> Self:
         self._keep(self._transport.post(f"/v1/endpoints/{self.name}/recording", change, EndpointView))
         return self
 
-    def _reference(self, x: Any, origin: str, version: int) -> DriftReference:
+    def _reference(self, x: Any, origin: str, version: int, names: Sequence[str]) -> DriftReference:
         """The distribution of rows as `predict` takes them, and of the answers of a version."""
         if self.preprocess is not None and not caller_rows.is_named(x, self._view.inputs):
             x = self.preprocess(x)
         columns = caller_rows.columns(self.name, x, self._view.inputs)
-        labels = recorded_requests.labels_of(x, self._view.inputs)
+        labels = {self._view.inputs[0].name: tuple(names)} if names else recorded_requests.labels_of(x, self._view.inputs)
         return recorded_requests.reference(columns, origin=origin, labels=labels, predict=lambda rows: self._infer(rows, version))
 
     def recording(self) -> RecordingCounts:
@@ -122,21 +140,22 @@ class RecordedEndpoint:
         return Drift(self._transport.get(f"/v1/endpoints/{self.name}/drift", DriftReport, version=version, answer_s=120.0))
 
 
-def begin_recording(endpoint: RecordedEndpoint, policy: RecordingPolicy, rows: Any) -> tuple[str, ...]:
+def begin_recording(endpoint: RecordedEndpoint, policy: RecordingPolicy, rows: Any, *, columns: Sequence[str] = ()) -> tuple[str, ...]:
     """Record requests of a version that was deployed just now, with the distribution of `rows` as its reference.
+
+    Args:
+        columns: names of the columns of `rows`, where these do not say.
 
     Returns:
         Sentences on what cannot be had.
     """
     version = max(version.version for version in endpoint.view().versions)
-    if not policy.is_on or rows is None:
-        notes = () if not policy.is_on else (NO_REFERENCE,)
-        endpoint._change_recording(RecordingChange(policy=policy))
-        return notes
     try:
-        described = endpoint._reference(rows, "the data of the deployment", version)
+        if policy.is_on and rows is not None:
+            endpoint._record_with(policy, rows, "the data of the deployment", version, columns)
+            return ()
+        why = ""
     except (DataMismatch, BackendRefused) as error:
-        endpoint._change_recording(RecordingChange(policy=policy))
-        return (f"{NO_REFERENCE} ({error})",)
-    endpoint._change_recording(RecordingChange(policy=policy, reference=described, version=version))
-    return ()
+        why = f" ({error})"
+    endpoint._change_recording(RecordingChange(policy=policy))
+    return (NO_REFERENCE + why,) if policy.is_on else ()

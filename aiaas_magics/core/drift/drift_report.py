@@ -25,6 +25,7 @@ FEW_POINTS: Final = 65  # the same where there are more than `FINE_FEATURES`
 FINE_FEATURES: Final = 64
 BINS: Final = 10
 MOST_CATEGORIES: Final = 20
+LEAST_COUNT: Final = 5  # guess: what only few rows have is somebody's, and no category: a free text, say
 Z_99: Final = 2.3263478740408408  # of the normal distribution
 
 
@@ -38,6 +39,7 @@ def _reference(feature: Feature, most_points: int) -> FeatureReference:
     if feature.is_category:
         values, counts = np.unique(feature.values.astype(str), return_counts=True)
         often = np.argsort(-counts, kind="stable")[:MOST_CATEGORIES]
+        often = often[counts[often] >= LEAST_COUNT]
         return FeatureReference(
             key=feature.key,
             name=feature.name,

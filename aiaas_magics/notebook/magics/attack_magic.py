@@ -1,6 +1,6 @@
 """%aiaas_attack: asks of a model whether it tells on its training rows, and how small a change makes it err.
 
-Owns its options and its request. The attacks belong to `attacks`, tables and figures to `present`.
+Owns its options and its request. The attacks belong to `attacks`, tables and figures to `trust_outputs`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
-from aiaas_magics.notebook import completion, present
+from aiaas_magics.notebook import completion, trust_outputs
 from aiaas_magics.notebook.border import Family, magic
 from aiaas_magics.notebook.namespace import named
 from aiaas_magics.notebook.option_values import epsilons, variable, variables
@@ -91,4 +91,4 @@ class AttackMagic(Family):
         with live.SlowLine(self.shell, f"Attacking {request.model}") as line:
             attacks = attack(model, members, others, against=against, name=request.model, epsilons=request.adversarial, on_step=line.tell)
         self._put(request.out, attacks)
-        live.show(self.shell, present.attack_bundles(attacks.report, figures=self._draws(self._ui(request.ui))))
+        live.show(self.shell, trust_outputs.attack_bundles(attacks.report, figures=self._draws(self._ui(request.ui))))

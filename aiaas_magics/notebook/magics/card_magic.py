@@ -13,7 +13,7 @@ from IPython.core.error import UsageError
 
 from aiaas_magics.core.errors import UnknownName
 from aiaas_magics.core.model_card import ModelCard
-from aiaas_magics.notebook import present
+from aiaas_magics.notebook import trust_outputs
 from aiaas_magics.notebook.border import Family, magic
 from aiaas_magics.notebook.namespace import is_servable, model_of, named
 from aiaas_magics.notebook.option_values import variable, whole_number
@@ -89,7 +89,9 @@ class CardMagic(Family):
             card, reports = self._of_endpoint(request, scope)
         if request.out is not None:
             self._write(card, request.out)
-        live.show(self.shell, [present.card_bundle(card), *(bundle for report in reports for bundle in present.group_bundles(report))])
+        live.show(
+            self.shell, [trust_outputs.card_bundle(card), *(bundle for report in reports for bundle in trust_outputs.group_bundles(report))]
+        )
 
     def _of_model(self, request: CardRequest, scope: dict[str, Any]) -> tuple[ModelCard, list[Any]]:
         from aiaas_magics.client.card.card_making import card_of_model

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 
 from aiaas_magics.core.explain_settings import METHOD_CHOICES
-from aiaas_magics.notebook import completion, present, present_explanations, tracebacks
+from aiaas_magics.notebook import completion, present, present_explanations, tracebacks, trust_outputs
 from aiaas_magics.notebook.border import Family, magic
 from aiaas_magics.notebook.namespace import named
 from aiaas_magics.notebook.option_values import RowsOf, Workers, job_name, names, rows_of, variable, whole_number, workers
@@ -190,7 +190,7 @@ class ExplainMagic(Family):
             answers = model.predict(rows)
             answers = answers[request.output or next(iter(answers))] if isinstance(answers, dict) else answers
         report = group_metrics(truth, answers, groups, column=request.by or "")
-        live.show(self.shell, present.group_bundles(report, figures=live.shows_pictures(self.shell)))
+        live.show(self.shell, trust_outputs.group_bundles(report, figures=live.shows_pictures(self.shell)))
 
     def _explain_endpoint(self, request: ExplainMagicRequest, endpoint: Endpoint, rows: Any) -> None:
         unused = [flag for flag, is_set in self._of_jobs(request).items() if is_set]

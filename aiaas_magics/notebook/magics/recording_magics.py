@@ -1,6 +1,6 @@
 """Recording magics: keep a sample of an endpoint's traffic, and compare it with the data of the deployment.
 
-Owns their options and requests. Recording belongs to the backend, comparing to `core.drift`, tables and figures to `present`.
+Owns their options and requests. Recording belongs to the backend, comparing to `core.drift`, tables and figures to `trust_outputs`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from IPython.core.error import UsageError
 
 from aiaas_magics.core.spec import EndpointView
-from aiaas_magics.notebook import present
+from aiaas_magics.notebook import trust_outputs
 from aiaas_magics.notebook.border import Family, magic
 from aiaas_magics.notebook.namespace import named
 from aiaas_magics.notebook.option_values import recording, variable, whole_number
@@ -83,7 +83,7 @@ class RecordingMagics(Family):
         if request.forget:
             endpoint.forget_recorded()
         view: EndpointView = endpoint.view()
-        live.show(self.shell, [present.recording_bundle(view, endpoint.recording())])
+        live.show(self.shell, [trust_outputs.recording_bundle(view, endpoint.recording())])
 
     @magic(
         DriftRequest,
@@ -106,4 +106,4 @@ class RecordingMagics(Family):
         endpoint = self._endpoint(request.name, "aiaas_drift")
         drift = endpoint.drift(request.version)
         self._put(request.out, drift)
-        live.show(self.shell, present.drift_bundles(drift.report, figures=self._draws(self._ui(request.ui))))
+        live.show(self.shell, trust_outputs.drift_bundles(drift.report, figures=self._draws(self._ui(request.ui))))

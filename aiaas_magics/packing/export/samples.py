@@ -25,6 +25,7 @@ MOST_KEPT_BYTES: Final = 16 * 1024 * 1024  # guess: arrays that a dataset's grap
 MOST_SPREAD_ROWS: Final = 4096  # guess: as many as say what data are like
 MOST_SPREAD_BYTES: Final = 4 * 1024 * 1024  # guess: kept as long as their model
 _spread_rows: Final[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
+_columns: Final[weakref.WeakKeyDictionary[Any, tuple[str, ...]]] = weakref.WeakKeyDictionary()
 _remembered: Final[weakref.WeakKeyDictionary[Any, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -40,6 +41,7 @@ def remember_data(model: Any, x: Any, *, dataset: Any, streams: Sequence[batch_s
         dataset: x as the user gave it.
         streams: what the kernel sends batch by batch.
     """
+    _columns[model] = tuple(map(str, dataset.columns)) if hasattr(dataset, "columns") and hasattr(dataset, "to_numpy") else ()
     if isinstance(x, batch_sources.BatchSource):
         _remember_source(model, dataset, x, streams)
     else:
@@ -95,6 +97,14 @@ def fitted_rows(model: Any) -> Any:
         return _rows_of_last_fit(model) if rows is None else rows
     except TypeError:  # a path, say: nothing that could have been fitted here
         return None
+
+
+def fitted_columns(model: Any) -> tuple[str, ...]:
+    """The names of the columns of a DataFrame that the last fit was given as x; none where it was no DataFrame."""
+    try:
+        return _columns.get(model, ())
+    except TypeError:
+        return ()
 
 
 def _rows_of_last_fit(model: Any) -> Any:

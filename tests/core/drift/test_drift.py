@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiaas_magics.core import wire
@@ -44,6 +44,7 @@ def test_the_planted_shift_is_found_first_and_alone() -> None:
     assert report.features[0].p < 1e-6
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), rows=st.integers(300, 3000))
 def test_without_a_shift_the_index_stays_below_a_tenth_and_nearly_always_below_its_noise(seed: int, rows: int) -> None:
     draw = np.random.default_rng(seed)
@@ -73,7 +74,7 @@ def uniformity(p_values: list[float]) -> float:
     return float(max(np.abs(steps - ordered).max(), np.abs(steps - 1 / len(ordered) - ordered).max()))
 
 
-@pytest.mark.parametrize("rows", [100, 400, 2000])
+@pytest.mark.parametrize("rows", [400, pytest.param(100, marks=pytest.mark.nightly), pytest.param(2000, marks=pytest.mark.nightly)])
 def test_without_a_shift_the_p_values_of_the_test_are_uniform(rows: int) -> None:
     draw = np.random.default_rng(rows)
     p_values = [feature_drift(one(draw.normal(size=4000)), draw.normal(size=rows)).p for _ in range(600)]
@@ -174,6 +175,16 @@ def test_a_reference_holds_no_row_stays_small_and_travels() -> None:
     assert len(wire.encode(reference)) < 500_000
     assert max(len(feature.points) for feature in reference.features) <= 257
     assert wire.decode(wire.encode(reference), DriftReference) == reference
+
+
+def test_a_text_that_only_few_rows_have_is_in_no_reference() -> None:
+    texts = np.array([f"a letter of customer {number}" for number in range(500)] + ["yes"] * 300, object)
+
+    reference = described(x=texts)
+
+    assert b"customer" not in wire.encode(reference)
+    assert next(feature for feature in reference.features if feature.categories).categories == ("yes",)
+    assert {feature.name for feature in drift_of({"x": texts[:500]}, {"x": texts}).features} == {"x (length)"}, "no text repeats"
 
 
 def test_names_of_columns_are_those_of_the_data_frame() -> None:

@@ -188,6 +188,26 @@ def test_an_export_says_nothing(cell: Cell, capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr() == ("", "")
 
 
+def test_rows_of_the_last_fit_are_there_for_a_reference_evenly_and_within_bounds(cell: Cell) -> None:
+    import pandas as pd
+
+    from aiaas_magics.packing.export import samples
+
+    made = cell(CELLS["the article's Sequential"])
+    x = np.arange(10_000 * 100, dtype="float32").reshape(10_000, 100)
+    frame = pd.DataFrame(x, columns=[f"column {number}" for number in range(100)])
+
+    samples.remember_data(made["model"], x, dataset=frame, streams=())
+
+    rows = samples.fitted_rows(made["model"])
+    assert 4000 < len(rows) <= samples.MOST_SPREAD_ROWS
+    assert rows.nbytes <= samples.MOST_SPREAD_BYTES
+    assert set(np.diff(rows[:, 0] // 100)) <= {2, 3}
+    assert rows[-1, 0] > 9_990 * 100
+    assert samples.fitted_columns(made["model"])[7] == "column 7"
+    assert samples.fitted_rows("a path.keras") is None
+
+
 def test_the_rows_are_forgotten_with_the_model(cell: Cell) -> None:
     import gc
 

@@ -259,3 +259,13 @@ def test_forgetting_removes_what_waits_too_and_recording_goes_on(tmp_path: Path)
     assert asyncio.run(run()) == (0, 1)
     (request,) = in_folder(tmp_path / "churn")
     assert array_of(request.inputs[0])[0, 0] == 3.0
+
+
+def test_what_cannot_be_recorded_is_nobodys_fault_and_the_next_request_is_recorded() -> None:
+    recorder, odd = Recorder(EVERY), {"x": np.array([[object()]], object)}  # an engine's output that is no text
+
+    recorder.offer(1, odd, odd, rows=1, id=None)
+    recorder.offer_batch(1, odd, odd, [1])
+    offer(recorder, 1.0)
+
+    assert [request.inputs["x"][0, 0] for request in recorder.take()] == [1.0]

@@ -73,7 +73,11 @@ def binary(*numbers: float, id: str = "") -> tuple[bytes, dict[str, str]]:
     return head + x.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
 
 
-@pytest.mark.parametrize("program", [PROGRAM, (*PROGRAM, "--no-fast-path")], ids=["fast path", "ASGI"])
+@pytest.mark.parametrize(
+    "program",
+    [PROGRAM, pytest.param((*PROGRAM, "--no-fast-path"), marks=pytest.mark.nightly)],
+    ids=["fast path", "ASGI"],
+)
 def test_requests_of_every_protocol_are_recorded_with_their_answers(tmp_path: Path, program: tuple[str, ...]) -> None:
     with Rig(tmp_path / "state", program=program) as rig:
         rig.load(recording(plus(tmp_path, "one", 1.0)))
@@ -140,7 +144,7 @@ def test_a_flood_keeps_the_bounds_of_the_files(rig: Rig, tmp_path: Path) -> None
         return sum(path.stat().st_size for path in files_of(rig).iterdir()) if files_of(rig).exists() else 0
 
     sizes = []
-    for _ in range(1_000):
+    for _ in range(600):
         assert rig.call("POST", "/v2/models/one/infer", body, headers=headers).status == 200
         sizes.append(folder_bytes())
     counts = rig.run(rig.host.recorded_counts("one"))
