@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from aiaas_magics.core import environment as environment_rules
 from aiaas_magics.core import host
 from aiaas_magics.core.spec import About
 from aiaas_magics.core.training_record import DataFingerprint, TrainingEnvironment, TrainingRecord
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 # A distribution's folder: reading the names of some hundred takes a millisecond, reading their metadata a quarter of a second.
 INSTALLED: Final = re.compile(r"(?P<name>[A-Za-z0-9_.]+?)-(?P<version>[^-]+)(-py[\d.]+)?\.(dist|egg)-info")
+
+# A string that is assigned to a name, a key or an argument; and `%env NAME=value`.
+ASSIGNED: Final = re.compile(r"""(?P<name>\b\w+)(?P<between>['"]?\]?\s*[:=]\s*[rbfu]?['"])(?P<value>[^'"\n]+)""")
+ENVIRONMENT_LINE: Final = re.compile(r"(?P<name>(?<=%env )\w+)(?P<between>[ =]+)(?P<value>\S+)")
+HIDDEN: Final = "<hidden>"
 
 
 def record_of(spec: FitSpec, packed: PackedFitCall, about: About, *, code: str) -> TrainingRecord:
@@ -44,11 +50,25 @@ def record_of(spec: FitSpec, packed: PackedFitCall, about: About, *, code: str) 
         parameters=spec.shape.parameters,
         payload=spec.payload,
         data=fingerprints(packed, spec.arrays),
-        code=code,
+        code=without_secrets(code),
         variables=tuple(item.name for item in packed.manifest.of_kind("variable")),
         reads_batches=packed.in_batches,
         is_streamed=bool(packed.streams),
     )
+
+
+def without_secrets(code: str) -> str:
+    """The text with `<hidden>` in the place of what is assigned to a name that looks like a secret's.
+
+    >>> without_secrets("api_key = 'abc'; os.environ['TOKEN'] = 'x'; name = 'churn'")
+    "api_key = '<hidden>'; os.environ['TOKEN'] = '<hidden>'; name = 'churn'"
+    """
+
+    def masked(match: re.Match[str]) -> str:
+        is_secret = environment_rules.is_secret(match["name"], match["value"])
+        return f"{match['name']}{match['between']}{HIDDEN if is_secret else match['value']}"
+
+    return ENVIRONMENT_LINE.sub(masked, ASSIGNED.sub(masked, code))
 
 
 def environment_of(about: About) -> TrainingEnvironment:

@@ -86,7 +86,7 @@ def test_the_command_serves_the_model_without_tensorflow_and_ends_in_order(folde
     assert process.returncode == 0
 
 
-@pytest.mark.process
+@pytest.mark.nightly
 def test_without_a_token_one_is_made_and_stays_the_same(folder: Path, tmp_path: Path) -> None:
     tokens = []
     for _ in range(2):
