@@ -5,6 +5,8 @@ Owns the collecting: packages, machine, random states, fingerprints of data. The
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import platform
 import re
@@ -99,10 +101,19 @@ def installed_packages() -> dict[str, str]:
     packages: dict[str, str] = {}
     for folder in sys.path:
         try:
-            entries = sorted(os.listdir(folder or "."))
-        except OSError:  # a zip, or a folder that is gone
+            changed_ns = os.stat(folder or ".").st_mtime_ns
+        except OSError:  # a folder that is gone
             continue
-        for entry in entries:
+        packages = {**_packages_in(folder or ".", changed_ns), **packages}
+    return dict(sorted(packages.items()))
+
+
+@functools.lru_cache(maxsize=64)
+def _packages_in(folder: str, changed_ns: int) -> dict[str, str]:
+    """Those of one folder as it was when an entry of it changed last: a fit after the other reads it once."""
+    packages: dict[str, str] = {}
+    with contextlib.suppress(OSError):  # a zip
+        for entry in sorted(os.listdir(folder)):
             if match := INSTALLED.fullmatch(entry):
                 packages.setdefault(re.sub(r"[-_.]+", "-", match["name"]).lower(), match["version"])
-    return dict(sorted(packages.items()))
+    return packages
