@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from aiaas_magics.core import bundle
 from aiaas_magics.core.spec import EndpointView, VersionView
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def source_of(endpoint: SavedEndpoint, on_step: Callable[[str], None] = lambda s
     version, artefact, samples = endpoint.artefact()
     if not samples:
         raise CannotExport(f"The backend of endpoint {endpoint.name!r} is older than exports. Install this version of aiaas_magics there.")
+    if version.engine not in bundle.MODELS:
+        raise CannotExport(f"Endpoint {endpoint.name!r} is served by {version.engine}, which no file is made of. Export the Keras model.")
     view = endpoint.view()
     return of_artefact(
         artefact,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -273,7 +274,8 @@ def target_of(kind: ModelFormat, out: str | Path | None, name: str) -> Path:
         CannotExport: something is there that is not ours to replace.
     """
     given_path = Path.cwd() if out is None else Path(out).expanduser()
-    target = given_path if kind.suffix and given_path.suffix == kind.suffix else kind.path_in(given_path, name)
+    own = re.sub(r"[/\\\0]+", "_", name)
+    target = given_path if kind.suffix and given_path.suffix == kind.suffix else kind.path_in(given_path, own)
     check_replaceable(target)
     return target
 
