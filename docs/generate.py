@@ -23,8 +23,8 @@ from aiaas_magics.backend.server.api import api_app
 from aiaas_magics.backend.serving.protocols.discovery.discovery_routes import Discovery
 from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
-from aiaas_magics.client.training import planning
-from aiaas_magics.core import errors, events, spec
+from aiaas_magics.client.training import planning, reproduction
+from aiaas_magics.core import errors, events, spec, training_record
 from aiaas_magics.notebook.extension import magics
 from tests.architecture.test_errors import ARGUMENTS
 
@@ -34,6 +34,7 @@ SECTIONS: Final = ("Args", "Attributes", "Returns", "Raises")
 RECORDS: Final = (
     *(spec.About, spec.Device, spec.Versions, spec.JobView, spec.EndpointView, spec.VersionView),
     *(spec.StorageView, spec.Freed, planning.FitPlan),
+    *(training_record.TrainingRecord, training_record.TrainingEnvironment, training_record.DataFingerprint, reproduction.Reproduction),
 )
 
 

@@ -181,10 +181,10 @@ def _written_and_compared(
         with export_formats.quiet():
             notes = kind.write(source, partial)
     except (NotExpressible, CannotExport) as error:
-        raise CannotExport(f"{source.title} cannot be written as {kind.title}: {error}. Try {ELSEWHERE[kind.name]}.") from error
+        raise CannotExport(f"{source.title} cannot be written as {kind.title}: {error}. Try {_elsewhere(source, kind)}.") from error
     except Exception as error:
         reason = export_formats.reason_of(error)
-        raise CannotExport(f"{source.title} cannot be written as {kind.title}: {reason}. Try {ELSEWHERE[kind.name]}.") from error
+        raise CannotExport(f"{source.title} cannot be written as {kind.title}: {reason}. Try {_elsewhere(source, kind)}.") from error
     on_step(f"computing the sample rows with {kind.reader}")
     try:
         with export_formats.quiet():
@@ -193,16 +193,23 @@ def _written_and_compared(
         reason = export_formats.reason_of(error)
         raise CannotExport(
             f"{source.title} was written as {kind.title}, but {kind.reader} does not compute it: {reason}. The file was removed. "
-            f"Try {ELSEWHERE[kind.name]}."
+            f"Try {_elsewhere(source, kind)}."
         ) from error
     worst = worst_of(measured)
     if not worst.agrees:
         raise CannotExport(
             f"{source.title} was written as {kind.title}, but {kind.reader} answers otherwise than {source.origin}: output "
             f"{worst.output!r} differs by {worst.largest:.2g}, {worst.relative:.1g} of its largest answer. The file was removed. "
-            f"Try {ELSEWHERE[kind.name]}."
+            f"Try {_elsewhere(source, kind)}."
         )
     return notes, measured
+
+
+def _elsewhere(source: ExportSource, kind: ModelFormat) -> str:
+    """What holds the model instead: of an endpoint the very form that it serves."""
+    if source.model is None:
+        return f"--to {source.format}, or export the Keras model"
+    return ELSEWHERE[kind.name]
 
 
 def _of_language_model(model: Any) -> ExportSource:

@@ -296,6 +296,15 @@ def test_a_missing_runtime_is_one_sentence_with_the_line_that_installs_it(tmp_pa
     )
 
 
+def test_a_file_is_exported_under_its_own_name(tmp_path: Path) -> None:
+    MODELS["mlp"]().save(tmp_path / "churn.keras")
+
+    exported = model_files.export_model(tmp_path / "churn.keras", "onnx", out=tmp_path)
+
+    assert exported.path == tmp_path / "churn.onnx"
+    assert exported.origin == "Keras"
+
+
 def test_a_suffix_says_the_format() -> None:
     assert [model_files.format_of_path(path).name for path in ("a.onnx", "b/c.keras", "d.tflite", "e.xml", "folder")] == [
         *("onnx", "keras", "tflite", "openvino", "saved_model")
