@@ -24,8 +24,8 @@ from aiaas_magics.backend.serving.protocols.discovery.discovery_routes import Di
 from aiaas_magics.backend.serving.protocols.open_inference import open_inference_rest
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
 from aiaas_magics.client.serving.recorded_endpoint import RecordedEndpoint
-from aiaas_magics.client.training import planning
-from aiaas_magics.core import errors, events, recording, spec
+from aiaas_magics.client.training import planning, reproduction
+from aiaas_magics.core import errors, events, recording, spec, training_record
 from aiaas_magics.core.drift import drift_values
 from aiaas_magics.notebook.extension import magics
 from tests.architecture.test_errors import ARGUMENTS
@@ -37,6 +37,7 @@ RECORDS: Final = (
     *(spec.About, spec.Device, spec.Versions, spec.JobView, spec.EndpointView, spec.VersionView),
     *(spec.StorageView, spec.Freed, planning.FitPlan),
     *(recording.RecordingPolicy, recording.RecordingCounts, drift_values.DriftReport, drift_values.FeatureDrift),
+    *(training_record.TrainingRecord, training_record.TrainingEnvironment, training_record.DataFingerprint, reproduction.Reproduction),
 )
 
 PARTS: Final = (RecordedEndpoint,)  # classes that hold some of the methods of a larger one

@@ -523,6 +523,21 @@ def test_a_next_version_comes_as_a_canary_is_promoted_and_taken_back(trainer: Ke
     assert answered.text.strip() == "((3, 1), 2)"
 
 
+def test_a_job_is_trained_again_from_its_record_and_compared_bit_by_bit(trainer: Kernel) -> None:
+    trainer.run("%%aiaas_train\nagain = built()\nagain.fit(x, y, epochs=1, batch_size=64, verbose=0)  # token = 'abc'")
+
+    record = trainer.run("%aiaas_reproduce --record -o record")
+    second = trainer.run("%aiaas_reproduce -o second")
+
+    assert "%%aiaas_train\nagain = built()\nagain.fit(x, y, epochs=1, batch_size=64, verbose=0)  # token = '<hidden>'" in value(
+        trainer, "record.code"
+    )
+    assert "SHA-256" in record.text
+    assert "bit-equal" in second.of("text/html")[-1]
+    assert value(trainer, "(second.is_equal, second.same_history, second.environment)") == (True, True, ())
+    assert trainer.run("%aiaas_reproduce no-such-job").text.startswith("UsageError: There is no job 'no-such-job'")
+
+
 def test_a_model_and_what_an_endpoint_serves_leave_the_house_and_come_back(trainer: Kernel, tmp_path: Path) -> None:
     trainer.run("%aiaas_deploy model --name leaves -o endpoint")
 

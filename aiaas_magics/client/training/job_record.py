@@ -5,6 +5,8 @@ Owns the collecting: packages, machine, random states, fingerprints of data. The
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import platform
 import re
@@ -13,6 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from aiaas_magics.core import environment as environment_rules
 from aiaas_magics.core import host
 from aiaas_magics.core.spec import About
 from aiaas_magics.core.training_record import DataFingerprint, TrainingEnvironment, TrainingRecord
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
 
 # A distribution's folder: reading the names of some hundred takes a millisecond, reading their metadata a quarter of a second.
 INSTALLED: Final = re.compile(r"(?P<name>[A-Za-z0-9_.]+?)-(?P<version>[^-]+)(-py[\d.]+)?\.(dist|egg)-info")
+
+# A string that is assigned to a name, a key or an argument; and `%env NAME=value`.
+ASSIGNED: Final = re.compile(r"""(?P<name>\b\w+)(?P<between>['"]?\]?\s*[:=]\s*[rbfu]?['"])(?P<value>[^'"\n]+)""")
+ENVIRONMENT_LINE: Final = re.compile(r"(?P<name>(?<=%env )\w+)(?P<between>[ =]+)(?P<value>\S+)")
+HIDDEN: Final = "<hidden>"
 
 
 def record_of(spec: FitSpec, packed: PackedFitCall, about: About, *, code: str) -> TrainingRecord:
@@ -44,11 +52,25 @@ def record_of(spec: FitSpec, packed: PackedFitCall, about: About, *, code: str) 
         parameters=spec.shape.parameters,
         payload=spec.payload,
         data=fingerprints(packed, spec.arrays),
-        code=code,
+        code=without_secrets(code),
         variables=tuple(item.name for item in packed.manifest.of_kind("variable")),
         reads_batches=packed.in_batches,
         is_streamed=bool(packed.streams),
     )
+
+
+def without_secrets(code: str) -> str:
+    """The text with `<hidden>` in the place of what is assigned to a name that looks like a secret's.
+
+    >>> without_secrets("api_key = 'abc'; os.environ['TOKEN'] = 'x'; name = 'churn'")
+    "api_key = '<hidden>'; os.environ['TOKEN'] = '<hidden>'; name = 'churn'"
+    """
+
+    def masked(match: re.Match[str]) -> str:
+        is_secret = environment_rules.is_secret(match["name"], match["value"])
+        return f"{match['name']}{match['between']}{HIDDEN if is_secret else match['value']}"
+
+    return ENVIRONMENT_LINE.sub(masked, ASSIGNED.sub(masked, code))
 
 
 def environment_of(about: About) -> TrainingEnvironment:
@@ -79,10 +101,19 @@ def installed_packages() -> dict[str, str]:
     packages: dict[str, str] = {}
     for folder in sys.path:
         try:
-            entries = sorted(os.listdir(folder or "."))
-        except OSError:  # a zip, or a folder that is gone
+            changed_ns = os.stat(folder or ".").st_mtime_ns
+        except OSError:  # a folder that is gone
             continue
-        for entry in entries:
+        packages = {**_packages_in(folder or ".", changed_ns), **packages}
+    return dict(sorted(packages.items()))
+
+
+@functools.lru_cache(maxsize=64)
+def _packages_in(folder: str, changed_ns: int) -> dict[str, str]:
+    """Those of one folder as it was when an entry of it changed last: a fit after the other reads it once."""
+    packages: dict[str, str] = {}
+    with contextlib.suppress(OSError):  # a zip
+        for entry in sorted(os.listdir(folder)):
             if match := INSTALLED.fullmatch(entry):
                 packages.setdefault(re.sub(r"[-_.]+", "-", match["name"]).lower(), match["version"])
-    return dict(sorted(packages.items()))
+    return packages

@@ -27,7 +27,7 @@ from aiaas_magics.core.errors import CannotTravel, InvalidSpec, NotEnoughDevices
 from aiaas_magics.core.events import Phase
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.plain_text import visible
-from aiaas_magics.core.spec import CheckpointView, FitShape, FitSpec, JobView, MeasureSpec, Versions, checked_job_name
+from aiaas_magics.core.spec import About, CheckpointView, FitShape, FitSpec, JobView, MeasureSpec, Versions, checked_job_name
 from aiaas_magics.core.story import JobStory
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class Prepared:
     uploads: tuple[ArrayUpload, ...]  # of the packed call's arrays
     options: TrainOptions
     preflight: Preflight
+    about: About  # the backend, as it was asked
     seed: int
     story: JobStory = field(default_factory=JobStory)
 
@@ -156,7 +157,9 @@ def prepare(
         seed = seed_of(call, as_in_plain_fit=not packed.execution.runs_on.ported)
     if resumed is not None:
         seed = resumed.seed  # the order of rows goes on too
-    return Prepared(backend=backend, packed=packed, uploads=uploads, options=options, preflight=preflight, seed=seed, story=story)
+    return Prepared(
+        backend=backend, packed=packed, uploads=uploads, options=options, preflight=preflight, about=about, seed=seed, story=story
+    )
 
 
 def seed_of(call: FitCall, *, as_in_plain_fit: bool = True) -> int:
@@ -211,7 +214,7 @@ def submit(
         folders=working_folder.folders(Path.cwd(), payload=packed.payload) if packed.callbacks else (),
     )
     if measure is None:
-        record = job_record.record_of(spec, packed, backend.about(), code=options.code)
+        record = job_record.record_of(spec, packed, prepared.about, code=options.code)
         spec = msgspec.structs.replace(spec, record=backend.blobs.send_bytes(wire.encode(record)))
     view = backend.transport.post("/v1/jobs", spec, JobView, key=secrets.token_hex(16))
     story = replace(story, epochs=packed.shape.epochs, steps=packed.shape.steps_per_epoch, notices=prepared.preflight.notes)

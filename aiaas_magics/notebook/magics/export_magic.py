@@ -116,7 +116,9 @@ def _save(endpoint: Endpoint, request: ExportLine, on_step: Callable[[str], None
 
     if request.sample is not None:
         raise UsageError("An endpoint is compared on the rows that it was deployed with. Leave --sample out.")
-    return endpoint_export.save(endpoint, request.out, format=request.to or request.server, storage=request.storage, on_step=on_step)
+    return endpoint_export.save(
+        endpoint, request.out, format=request.to or request.server, name=request.name, storage=request.storage, on_step=on_step
+    )
 
 
 def _export(model: Any, request: ExportLine, scope: dict[str, Any], on_step: Callable[[str], None]) -> ExportedModel:

@@ -206,7 +206,7 @@ class TrainMagic(Family):
         if cell is None or not cell.strip():
             raise UsageError("%%aiaas_train needs code below it. Write %%aiaas_train as the first line of the cell that calls fit.")
         body = cell_runner.compile_body(self.shell, "aiaas_train", line, cell)
-        fit_request = replace(request.fits, code=f"%%aiaas_train {line}\n{cell}")
+        fit_request = replace(request.fits, code="\n".join((f"%%aiaas_train {line}".rstrip(), cell)))
         fits = CellFits(self.shell, self.session, fit_request, ui=self._ui(request.ui), put=functools.partial(self._put, request.out))
         try:
             with fits.capturing() as in_kernel:

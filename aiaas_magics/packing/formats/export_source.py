@@ -119,7 +119,7 @@ def source_of(model: Any, sample: Any = None, other_samples: Sequence[Any] = (),
     try:
         opened = foreign_models.open_model(model, sample, compiled=True)
         if isinstance(opened, keras.Model):
-            with _live(opened, sample, other_samples, name or opened.name) as source:
+            with _live(opened, sample, other_samples, name or foreign_models.name_of(model)) as source:
                 yield source
             return
         servable = foreign_models.export_form(opened, sample, other_samples)

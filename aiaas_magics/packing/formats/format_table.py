@@ -23,7 +23,7 @@ class ModelFormat:
     Args:
         title: what people call it.
         suffix: of the file; "" is a folder.
-        runtime: what computes it, in words.
+        runtime: what computes it, in words; "" is called as its distribution is.
         distribution: the installed distribution of that runtime.
         extra: the extra of this package that installs it; "" is installed with it.
         write: writes the file or folder and returns sentences on what a reader must know.
@@ -50,7 +50,7 @@ class ModelFormat:
     @property
     def reader(self) -> str:
         """The runtime with its version: "ONNX Runtime 1.32.0"."""
-        return f"{self.runtime} {settings.installed_version(self.distribution())}".strip()
+        return f"{self.runtime or self.distribution()} {settings.installed_version(self.distribution())}"
 
     def path_in(self, folder: Path, name: str) -> Path:
         """Where a model of this name is written: `churn.onnx`, or the folder `churn_saved_model`."""
@@ -111,7 +111,7 @@ FORMATS: Final = {
             name="huggingface",
             title="a Hugging Face folder",
             suffix="",
-            runtime="Hugging Face",
+            runtime="",
             distribution=huggingface_folder.reader,
             write=huggingface_folder.write,
             open=huggingface_folder.open_folder,
@@ -121,10 +121,10 @@ FORMATS: Final = {
 }
 # What else goes where a format cannot hold a model, by the format.
 ELSEWHERE: Final = {
-    "onnx": "--to saved_model holds every operator of TensorFlow",
+    "onnx": "--to saved_model, which holds every operator of TensorFlow",
     "tflite": "--to onnx, or --to saved_model, which holds every operator of TensorFlow",
     "openvino": "--to onnx, or --to saved_model, which holds every operator of TensorFlow",
-    "saved_model": "--to keras holds the model as Keras has it",
-    "keras": "--to onnx or --to saved_model holds the computation without the code",
-    "huggingface": "--to keras or --to saved_model holds any model",
+    "saved_model": "--to keras, which holds the model as Keras has it",
+    "keras": "--to onnx or --to saved_model, which hold the computation without the code",
+    "huggingface": "--to keras or --to saved_model, which hold any model",
 }

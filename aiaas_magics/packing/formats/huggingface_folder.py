@@ -75,10 +75,12 @@ def _by_transformers(path: Path) -> Form:
 
 
 def _by_keras_hub(model: Any, path: Path) -> Form:
-    """KerasHub reads the same folder by its own converter, without the preprocessor's files."""
-    from keras_hub.models import CausalLM
+    """KerasHub reads the backbone by its own converter of such folders: its exporters do not write the name of the task, which it wants.
 
-    again = CausalLM.from_preset(str(path), preprocessor=None, dtype=model.dtype_policy)
+    The head of a language model is the backbone's embedding, or a part of the backbone.
+    """
+    backbone = type(model.backbone).from_preset(str(path), dtype=model.backbone.dtype_policy)
+    again = type(model)(backbone=backbone, preprocessor=None)
     return lambda rows: {LOGITS: logits_of(again, rows)}
 
 

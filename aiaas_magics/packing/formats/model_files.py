@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -180,10 +181,10 @@ def _written_and_compared(
         with export_formats.quiet():
             notes = kind.write(source, partial)
     except (NotExpressible, CannotExport) as error:
-        raise CannotExport(f"{source.title} cannot be written as {kind.title}: {error}. Try {ELSEWHERE[kind.name]}.") from error
+        raise CannotExport(f"{source.title} cannot be written as {kind.title}: {error}. Try {_elsewhere(source, kind)}.") from error
     except Exception as error:
         reason = export_formats.reason_of(error)
-        raise CannotExport(f"{source.title} cannot be written as {kind.title}: {reason}. Try {ELSEWHERE[kind.name]}.") from error
+        raise CannotExport(f"{source.title} cannot be written as {kind.title}: {reason}. Try {_elsewhere(source, kind)}.") from error
     on_step(f"computing the sample rows with {kind.reader}")
     try:
         with export_formats.quiet():
@@ -192,16 +193,23 @@ def _written_and_compared(
         reason = export_formats.reason_of(error)
         raise CannotExport(
             f"{source.title} was written as {kind.title}, but {kind.reader} does not compute it: {reason}. The file was removed. "
-            f"Try {ELSEWHERE[kind.name]}."
+            f"Try {_elsewhere(source, kind)}."
         ) from error
     worst = worst_of(measured)
     if not worst.agrees:
         raise CannotExport(
             f"{source.title} was written as {kind.title}, but {kind.reader} answers otherwise than {source.origin}: output "
             f"{worst.output!r} differs by {worst.largest:.2g}, {worst.relative:.1g} of its largest answer. The file was removed. "
-            f"Try {ELSEWHERE[kind.name]}."
+            f"Try {_elsewhere(source, kind)}."
         )
     return notes, measured
+
+
+def _elsewhere(source: ExportSource, kind: ModelFormat) -> str:
+    """What holds the model instead: of an endpoint the very form that it serves."""
+    if source.model is None:
+        return f"--to {source.format}, or export the Keras model"
+    return ELSEWHERE[kind.name]
 
 
 def _of_language_model(model: Any) -> ExportSource:
@@ -273,7 +281,8 @@ def target_of(kind: ModelFormat, out: str | Path | None, name: str) -> Path:
         CannotExport: something is there that is not ours to replace.
     """
     given_path = Path.cwd() if out is None else Path(out).expanduser()
-    target = given_path if kind.suffix and given_path.suffix == kind.suffix else kind.path_in(given_path, name)
+    own = re.sub(r"[/\\\0]+", "_", name)
+    target = given_path if kind.suffix and given_path.suffix == kind.suffix else kind.path_in(given_path, own)
     check_replaceable(target)
     return target
 

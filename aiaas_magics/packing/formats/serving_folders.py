@@ -69,12 +69,12 @@ def export_folder(
     """Write a folder that a server starts from. The model in it is compared with the model's own answers first.
 
     Args:
-        model: as in `model_files.export_model`.
+        model: as in `export_model`.
         kind: "triton", "kserve", "tfserving" or "docker".
         name: what the server calls the model.
         out: the folder to write into; None is the working directory.
-        sample: as in `model_files.export_model`.
-        other_samples: as in `model_files.export_model`.
+        sample: as in `export_model`.
+        other_samples: as in `export_model`.
         storage: where KServe will find the model (s3://, gs://, pvc://); "" is a claim called models.
         on_step: called with a few words before each step.
 

@@ -174,6 +174,21 @@ def test_the_installed_packages_are_those_of_the_metadata() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("code", "kept"),
+    [
+        ("model.fit(x, y, epochs=3)", "model.fit(x, y, epochs=3)"),
+        ("%env API_KEY=abc123\n%env SIZE=3", "%env API_KEY=<hidden>\n%env SIZE=3"),
+        ("os.environ['HF_TOKEN'] = 'hf_x'", "os.environ['HF_TOKEN'] = '<hidden>'"),
+        ('connect(password="p w", host="db")', 'connect(password="<hidden>", host="db")'),
+        ('url = "postgres://me:secret@db/x"', 'url = "<hidden>"'),
+        ("keys = {'secret': b'1', 'plain': b'2'}", "keys = {'secret': b'<hidden>', 'plain': b'2'}"),
+    ],
+)
+def test_what_looks_like_a_secret_is_not_in_the_record(code: str, kept: str) -> None:
+    assert job_record.without_secrets(code) == kept
+
+
 # --------------------------------------------------------------------------- a real backend
 
 
@@ -226,7 +241,7 @@ def test_a_job_is_trained_again_bit_for_bit(trained: Any) -> None:
     assert second.record().data == job.record().data
 
 
-@pytest.mark.process
+@pytest.mark.nightly
 def test_another_row_order_is_not_taken_for_the_same(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison sees what training does: the same fit with another seed."""
     backend, job, *_ = trained

@@ -194,6 +194,25 @@ def test_an_operator_that_a_runtime_lacks_is_named_with_its_layer(to: str, title
 
 @pytest.mark.nightly
 @needs("ai_edge_litert")
+@needs("openvino")
+def test_what_is_no_live_model_is_written_in_what_its_form_allows(tmp_path: Path) -> None:
+    folder = model_files.export_model(MODELS["several"](), "saved_model", out=tmp_path, name="net").path
+    onnx_file = model_files.export_model(MODELS["several"](), "onnx", out=tmp_path, name="net").path
+
+    written = {
+        (source.name, to): model_files.export_model(source, to, out=tmp_path / "again", name=f"{source.name}_{to}")
+        for source, to in [(folder, "tflite"), (folder, "openvino"), (folder, "saved_model"), (onnx_file, "openvino"), (onnx_file, "onnx")]
+    }
+
+    assert all(exported.relative < 1e-5 for exported in written.values())
+    assert written[folder.name, "openvino"].origin == "TensorFlow in the kernel"
+    for source, to, own in ((folder, "onnx", "saved_model"), (onnx_file, "tflite", "onnx"), (onnx_file, "keras", "onnx")):
+        with pytest.raises(CannotExport, match=rf"cannot be written as .*Try --to {own}, or export the Keras model"):
+            model_files.export_model(source, to, out=tmp_path / "again")
+
+
+@pytest.mark.nightly
+@needs("ai_edge_litert")
 def test_a_loop_is_written_for_one_row_per_call_and_says_so(tmp_path: Path) -> None:
     exported = model_files.export_model(MODELS["lstm"](), "tflite", out=tmp_path)
 
@@ -294,6 +313,15 @@ def test_a_missing_runtime_is_one_sentence_with_the_line_that_installs_it(tmp_pa
         "OpenVINO IR is compared with Keras by openvino, which is not installed. Run %pip install 'aiaas_magics[export]', "
         "or %pip install openvino."
     )
+
+
+def test_a_file_is_exported_under_its_own_name(tmp_path: Path) -> None:
+    MODELS["mlp"]().save(tmp_path / "churn.keras")
+
+    exported = model_files.export_model(tmp_path / "churn.keras", "onnx", out=tmp_path)
+
+    assert exported.path == tmp_path / "churn.onnx"
+    assert exported.origin == "Keras"
 
 
 def test_a_suffix_says_the_format() -> None:

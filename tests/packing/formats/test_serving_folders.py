@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml  # of JupyterLab
 from safetensors.numpy import load_file
 
 from aiaas_magics.core import bundle, export_names, wire
@@ -88,8 +89,14 @@ def test_a_container_folder_names_its_files_by_their_hashes_and_pins_what_serves
     assert not {pin.partition("==")[0] for pin in pins} & {"tensorflow", "keras", "jax"}
     assert (exported.path / "aiaas_magics" / "cli.py").is_file()
     assert not list(exported.path.rglob("__pycache__"))
-    assert 'CMD ["python", "-m", "aiaas_magics", "serve-model", "model"' in (exported.path / "Dockerfile").read_text()
-    assert "127.0.0.1:8080:8080" in (exported.path / "compose.yaml").read_text()
+    dockerfile = (exported.path / "Dockerfile").read_text()
+    assert 'CMD ["python", "-m", "aiaas_magics", "serve-model", "model"' in dockerfile
+    copied = {line.split()[1] for line in dockerfile.splitlines() if line.startswith("COPY")}
+    assert copied == {"requirements.txt", "aiaas_magics", "model"} <= {path.name for path in exported.path.iterdir()}
+    service = yaml.safe_load((exported.path / "compose.yaml").read_text())["services"]["several"]
+    assert service["ports"] == ["127.0.0.1:8080:8080", "127.0.0.1:8081:8081"]
+    assert service["environment"]["AIAAS_ENDPOINT_TOKEN"].startswith("${AIAAS_ENDPOINT_TOKEN:?")
+    assert service["read_only"] is True
 
 
 def test_requirements_of_a_saved_model_have_tensorflow_and_all_that_it_needs() -> None:

@@ -86,7 +86,7 @@ def test_the_command_serves_the_model_without_tensorflow_and_ends_in_order(folde
     assert process.returncode == 0
 
 
-@pytest.mark.process
+@pytest.mark.nightly
 def test_without_a_token_one_is_made_and_stays_the_same(folder: Path, tmp_path: Path) -> None:
     tokens = []
     for _ in range(2):
@@ -182,3 +182,23 @@ def test_the_pinned_requirements_alone_serve_the_model(tmp_path: Path) -> None:
 
 def without_path() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
+@pytest.mark.nightly
+def test_a_model_that_onnx_cannot_hold_is_served_by_tensorflow(tmp_path: Path) -> None:
+    import keras
+    import numpy as np
+
+    from aiaas_magics.packing.formats import serving_folders
+
+    lookup = keras.layers.StringLookup(vocabulary=["red", "green"], output_mode="one_hot")
+    colour = keras.Input((1,), dtype="string", name="colour")
+    model = keras.Model(colour, keras.layers.Dense(1)(lookup(colour)), name="colours")
+    texts = np.array([["red"], ["green"], ["blue"]], dtype=object)
+    exported = serving_folders.export_folder(model, "docker", name="colours", out=tmp_path, sample=texts)
+
+    with served(exported.path / "model", tmp_path / "home") as (_, line):
+        answer = asked(line.split(" at ")[1].split(" ")[0], {"instances": [["green"], ["red"]]})
+
+    own = model(keras.ops.convert_to_tensor([["green"], ["red"]])).numpy()
+    np.testing.assert_allclose(answer["predictions"], own, rtol=1e-5)
