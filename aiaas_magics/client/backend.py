@@ -28,6 +28,7 @@ from aiaas_magics.core.spec import About, EndpointView, Freed, JobView, StorageV
 if TYPE_CHECKING:
     from aiaas_magics.client.training.planning import FitPlan
     from aiaas_magics.client.training.study import Study
+    from aiaas_magics.client.training.tracking import TrackedRun
     from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
 
 LOCAL: Final = "local"
@@ -182,6 +183,26 @@ class Backend:
         )
         call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
         return submit(prepare(self, call, options))
+
+    def track(self, job: Job, uri: str, *, model: Any = None, name: str = "", experiment: str = "") -> TrackedRun:
+        """Log a training to an MLflow server: parameters, metrics per epoch, figure, and with `model` its card and the model itself.
+
+        Args:
+            job: the job. It is waited for.
+            uri: the tracking server, such as "http://127.0.0.1:5000", or what else MLflow takes.
+            model: the trained Keras model, to be logged and registered; None logs no model.
+            name: the registered model's name; "" is the job's.
+            experiment: the experiment; "" is `MLFLOW_EXPERIMENT_NAME`, or "aiaas_magics".
+
+        Returns:
+            What was logged, and what was not and why. A server that fails raises nothing.
+
+        Raises:
+            InvalidSpec: mlflow is not installed.
+        """
+        from aiaas_magics.client.training import tracking
+
+        return tracking.track(job, uri, model=model, name=name, experiment=experiment)
 
     def plan(
         self,
