@@ -33,8 +33,9 @@ class TrackedFit:
     def begin(self, job: Job) -> None:
         """Create the run of a job that was just submitted."""
         if self._tracker is not None:
-            self._stack.enter_context(self._tracker)
-            self._tracker.begin(job.view(), hardware=job.hardware)
+            with never_fatal():
+                self._stack.enter_context(self._tracker)
+                self._tracker.begin(job.view(), hardware=job.hardware)
 
     def told(self, on_change: Callable[[JobStory], None]) -> Callable[[JobStory], None]:
         """`on_change`, which also logs the epochs that ended."""
@@ -55,7 +56,7 @@ class TrackedFit:
         from aiaas_magics.client.training.tracking import log_results
 
         tracker = self._tracker
-        with self._stack, never_fatal():
+        with never_fatal(), self._stack:
             view, story = job.view(), job.story()
             trained = model if view.state is JobState.SUCCEEDED else None
             log_results(tracker, view, story, trained, name=self._name or "", hardware=job.hardware)
@@ -77,7 +78,7 @@ def track_study(uri: str, job: Job, study: Study, model: Any, *, name: str) -> N
     from aiaas_magics.plots import text_twins
     from aiaas_magics.plots.figure_style import as_png
 
-    with Tracker(uri) as tracker, never_fatal():
+    with never_fatal(), Tracker(uri) as tracker:
         story = job.follow()
         tracker.begin(job.view(), hardware=study.hardware)
         tracker.log_bytes("study.png", as_png(study.plot()))

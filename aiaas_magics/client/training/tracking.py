@@ -6,6 +6,7 @@ and what was not logged is a sentence. MLflow's calls belong to `mlflow_process`
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -127,7 +128,8 @@ class Tracker:
                 thread.join(5.0)
             for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
                 if stream is not None:
-                    stream.close()
+                    with contextlib.suppress(OSError):  # what was not sent to a process that has ended
+                        stream.close()
         self._folder.cleanup()
 
     # ---- what is logged
