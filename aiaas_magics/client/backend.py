@@ -21,6 +21,7 @@ from aiaas_magics.client.uploads import BlobSender
 from aiaas_magics.core import server_proof, settings, wire
 from aiaas_magics.core.errors import InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.core.execution import Execution
+from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.process_id import ProcessId
 from aiaas_magics.core.routing import Rollout
 from aiaas_magics.core.spec import About, EndpointView, Freed, JobView, StorageView
@@ -362,6 +363,48 @@ class Backend:
         if endpoint.preprocess is not None:
             self._preprocessors[endpoint.name] = endpoint.preprocess
         return endpoint
+
+    def card(
+        self,
+        model: Any,
+        rows: Any = None,
+        truth: Any = None,
+        *,
+        by: Any = None,
+        column: str = "",
+        license: str = "",
+        use: str = "",
+        limits: str = "",
+    ) -> ModelCard:
+        """Make the card of a live model, or of an endpoint, which keeps it. Each number in it was recorded, or is measured now.
+
+        Args:
+            model: a Keras model, or the name of an endpoint.
+            rows: rows to measure metrics on, as `predict` takes them; None measures nothing.
+            truth: what is true of them, with as many rows.
+            by: a sensitive column with one value per row; None for no groups.
+            column: the column's name.
+            license: the model's license as an SPDX id; "" leaves the question open.
+            use: what the model is for.
+            limits: where it fails.
+
+        Raises:
+            UnknownName: the backend has no such endpoint.
+            DataMismatch: rows, truth and column do not fit together.
+            InvalidSpec: rows without truth, or a license that is none.
+        """
+        from aiaas_magics.client.card import card_making
+        from aiaas_magics.client.card.evaluation import evaluate
+
+        if (rows is None) != (truth is None):
+            raise InvalidSpec("rows and truth belong together. Give both, or neither.")
+        endpoint = self.endpoint(model) if isinstance(model, str) else None
+        measured = [] if rows is None else [evaluate(endpoint or model, rows, truth, by=by, column=column)]
+        if endpoint is None:
+            return card_making.card_of_model(model, evaluations=measured, license=license, use=use, limits=limits)
+        card = card_making.card_now(endpoint, evaluations=measured, license=license, use=use, limits=limits)
+        endpoint.keep_card(card)
+        return card
 
     def storage(self) -> StorageView:
         """Ask what the backend's state folder holds, in bytes, and how full its disk is."""

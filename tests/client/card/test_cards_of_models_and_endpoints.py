@@ -206,6 +206,20 @@ def test_cards_that_are_not_there_or_too_long_are_refused(trained: Trained) -> N
         evaluate(object(), [1], [1])
 
 
+def test_a_script_makes_the_same_cards(trained: Trained) -> None:
+    x, y = table(rows=64, seed=2)
+
+    of_model = trained.backend.card(trained.model, x, y, license="mit")
+    of_endpoint = trained.backend.card("carded", limits="None known.")
+
+    assert of_model.license == "mit"
+    assert "64 rows" in words(of_model.section("evaluation"))
+    assert "None known." in words(trained.endpoint.card().section("limits"))
+    assert trained.endpoint.card() == of_endpoint
+    with pytest.raises(InvalidSpec, match="belong together"):
+        trained.backend.card(trained.model, x)
+
+
 def test_a_card_is_a_file(trained: Trained, tmp_path: Path) -> None:
     card = card_of_model(trained.model)
 
