@@ -610,13 +610,13 @@ def test_a_card_is_shown_as_markdown_and_says_what_was_measured(trainer: Kernel,
 
 
 def test_an_endpoints_card_is_kept_by_a_magic(trainer: Kernel) -> None:
-    assert trainer.run("%aiaas_deploy model --name carded").ok
+    assert trainer.run("%aiaas_deploy model --name carded-cell").ok
 
-    cell = trainer.run("%aiaas_card carded --limits 'Never tested at night.'")
+    cell = trainer.run("%aiaas_card carded-cell --limits 'Never tested at night.'")
 
     assert cell.ok, cell.error
-    assert "Never tested at night." in value(trainer, "aiaas_magics.connect().endpoint('carded').card().to_markdown()")
-    assert trainer.run("%aiaas_stop carded").ok
+    assert "Never tested at night." in value(trainer, "aiaas_magics.connect().endpoint('carded-cell').card().to_markdown()")
+    assert trainer.run("%aiaas_stop carded-cell").ok
 
 
 @pytest.mark.parametrize(
