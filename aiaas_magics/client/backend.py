@@ -23,6 +23,7 @@ from aiaas_magics.core import server_proof, settings, wire
 from aiaas_magics.core.errors import InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.explain_settings import ExplainSettings
+from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.process_id import ProcessId
 from aiaas_magics.core.recording import RecordingPolicy
 from aiaas_magics.core.routing import Rollout
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from aiaas_magics.client.training.planning import FitPlan
     from aiaas_magics.client.training.reproduction import Reproduction
     from aiaas_magics.client.training.study import Study
+    from aiaas_magics.client.training.tracking import TrackedRun
     from aiaas_magics.core.story import JobStory
     from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
 
@@ -206,6 +208,26 @@ class Backend:
         from aiaas_magics.client.training import reproduction
 
         return reproduction.reproduce(self, self.job(job), on_change=on_change)
+
+    def track(self, job: Job, uri: str, *, model: Any = None, name: str = "", experiment: str = "") -> TrackedRun:
+        """Log a training to an MLflow server: parameters, metrics per epoch, figure, and with `model` its card and the model itself.
+
+        Args:
+            job: the job. It is waited for.
+            uri: the tracking server, such as "http://127.0.0.1:5000", or what else MLflow takes.
+            model: the trained Keras model, to be logged and registered; None logs no model.
+            name: the registered model's name; "" is the job's.
+            experiment: the experiment; "" is `MLFLOW_EXPERIMENT_NAME`, or "aiaas_magics".
+
+        Returns:
+            What was logged, and what was not and why. A server that fails raises nothing.
+
+        Raises:
+            InvalidSpec: mlflow is not installed.
+        """
+        from aiaas_magics.client.training import tracking
+
+        return tracking.track(job, uri, model=model, name=name, experiment=experiment)
 
     def plan(
         self,
@@ -442,6 +464,48 @@ class Backend:
         if endpoint.preprocess is not None:
             self._preprocessors[endpoint.name] = endpoint.preprocess
         return endpoint
+
+    def card(
+        self,
+        model: Any,
+        rows: Any = None,
+        truth: Any = None,
+        *,
+        by: Any = None,
+        column: str = "",
+        license: str = "",
+        use: str = "",
+        limits: str = "",
+    ) -> ModelCard:
+        """Make the card of a live model, or of an endpoint, which keeps it. Each number in it was recorded, or is measured now.
+
+        Args:
+            model: a Keras model, or the name of an endpoint.
+            rows: rows to measure metrics on, as `predict` takes them; None measures nothing.
+            truth: what is true of them, with as many rows.
+            by: a sensitive column with one value per row; None for no groups.
+            column: the column's name.
+            license: the model's license as an SPDX id; "" leaves the question open.
+            use: what the model is for.
+            limits: where it fails.
+
+        Raises:
+            UnknownName: the backend has no such endpoint.
+            DataMismatch: rows, truth and column do not fit together.
+            InvalidSpec: rows without truth, or a license that is none.
+        """
+        from aiaas_magics.client.card import card_making
+        from aiaas_magics.client.card.evaluation import evaluate
+
+        if (rows is None) != (truth is None):
+            raise InvalidSpec("rows and truth belong together. Give both, or neither.")
+        endpoint = self.endpoint(model) if isinstance(model, str) else None
+        measured = [] if rows is None else [evaluate(endpoint or model, rows, truth, by=by, column=column)]
+        if endpoint is None:
+            return card_making.card_of_model(model, evaluations=measured, license=license, use=use, limits=limits)
+        card = card_making.card_now(endpoint, evaluations=measured, license=license, use=use, limits=limits)
+        endpoint.keep_card(card)
+        return card
 
     def storage(self) -> StorageView:
         """Ask what the backend's state folder holds, in bytes, and how full its disk is."""

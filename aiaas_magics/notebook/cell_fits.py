@@ -16,7 +16,7 @@ from aiaas_magics.core.errors import AiaasError, InvalidSpec, UsageError
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.printout import counted
 from aiaas_magics.core.spec import JobState
-from aiaas_magics.notebook import present
+from aiaas_magics.notebook import present, tracked_cell
 from aiaas_magics.notebook.option_values import Workers
 from aiaas_magics.notebook.session import Session
 from aiaas_magics.notebook.tracebacks import Interrupted
@@ -58,6 +58,7 @@ class FitRequest:
     resume: str | None = None
     local_fallback: bool = False
     code: str = ""  # of the cell, for the record of each job
+    track: str | None = None
 
 
 class EndOfCell(BaseException):
@@ -124,12 +125,14 @@ class CellFits:
 
         backend, job = self._session.backend, None
         handed_in: JobView | None = None
+        tracked = tracked_cell.TrackedFit(self._request.track, name=self._request.name)
         with LiveJob(self._ui, title=self._title(), hint=live.HINT, paint=self._painter()) as view:
             try:
                 prepared = prepare(backend, call, self.options(), on_change=view.tell)
                 job = self._session.remember(submit(prepared, on_change=view.tell))
                 handed_in = job.view()
-                history = job.take(self._shown_in(view, job, present.job_title(handed_in)))
+                tracked.begin(job)
+                history = job.take(tracked.told(self._shown_in(view, job, present.job_title(handed_in))))
             except AiaasError as error:  # first: one that a callback raised in a worker may be a KeyboardInterrupt too
                 if job is not None:
                     self._put(job)
@@ -143,6 +146,7 @@ class CellFits:
                     self._lines.end(job.printout, job.id, job.figure, succeeded=view.story.state is JobState.SUCCEEDED)
                     hardware = prepared.preflight.hardware
                     view.freeze(self._what_stays(handed_in, view.story, hardware, figures=view.shows_figures))
+                tracked.end(job, call.model)
         self._put(history)
         return history
 
@@ -253,6 +257,8 @@ class CellFits:
             view.freeze(present.study_bundles(result, figures=view.shows_figures))
             if result.job is not None:
                 self._session.last_job = self._session.backend.job(result.job)
+        if self._request.track is not None and self._session.last_job is not None:
+            tracked_cell.track_study(self._request.track, self._session.last_job, result, call.model, name=self._request.name or "")
         self._put(result)
         return result.history
 

@@ -284,6 +284,8 @@ def endpoint_bundle(endpoint: Endpoint) -> Bundle:
         ("versions", _versions(view)),
         *([("precision", f"{version.precision}: {version.precision.change}")] if version and version.precision.name else []),
         ("parity check", _proof_words(version, view.origin) if version else ""),
+        *([("signed by", version.signer)] if version and version.signer else []),
+        *([("fault", version.fault)] if version and version.fault else []),
         ("replicas", str(view.replicas)),
         *([("recording", f"{view.recording}; %aiaas_record {view.name} off ends it")] if view.recording.is_on else []),
         ("inputs", _interface(view.inputs)),

@@ -71,6 +71,7 @@ BAD_LINES = [
     ("bench", "churn --forms xml", "is not an encoding of tensors"),
     ("wait", "7 --timeout soon", "not a time in seconds"),
     ("logs", "--lines 0", "out of range"),
+    ("train", "--track http://127.0.0.1:5000 --async", "--track needs a training that the cell waits for"),
 ]
 
 REQUESTS = {"train": TrainRequest, "deploy": DeployRequest, "bench": BenchRequest}
@@ -88,6 +89,10 @@ def test_a_typing_mistake_is_told_with_what_to_type_instead(name: str, line: str
     assert type(told.value) is UsageError, "IPython prints a traceback for subclasses"
     assert said in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_a_tracker_is_read_with_its_address() -> None:
+    assert options.read(magic("train"), "--track http://127.0.0.1:5000", TrainRequest).track == "http://127.0.0.1:5000"
 
 
 def test_every_option_of_training_is_read() -> None:
@@ -120,6 +125,7 @@ def test_every_option_of_training_is_read() -> None:
         env=("MY_KEY", "MY_RATE"),
         no_env=False,
         local_fallback=True,
+        track=None,
         ui="text",
         help=False,
     )

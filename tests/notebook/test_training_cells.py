@@ -658,3 +658,69 @@ def test_a_generator_is_streamed_to_two_workers_and_its_error_comes_back_as_it_i
     assert not failed.ok
     assert 'KeyError: "the user\'s own"' in failed.error
     assert "in batches(fails_at)" in failed.error
+
+
+def test_a_card_is_shown_as_markdown_and_says_what_was_measured(trainer: Kernel, tmp_path: Path) -> None:
+    assert trainer.run("%%aiaas_train --ui none\nmodel.fit(x, y, epochs=2, batch_size=500)").ok
+    assert trainer.run(
+        "import pandas as pd\nframe = pd.DataFrame(x).assign(sex=np.where(np.arange(2000) % 3, 'f', 'm'))\nrows = x\nsex = frame.sex"
+    ).ok
+
+    cell = trainer.run(f"%aiaas_card model --rows rows --truth y --by sex --license MIT --use 'Tests | only' -o {tmp_path / 'card.md'}")
+
+    assert cell.ok, cell.error
+    (markdown,) = cell.of("text/markdown")
+    assert "## Metrics by group" in markdown
+    assert "| m | 667 |" in markdown
+    assert "Tests \\| only" in markdown
+    assert not markdown.startswith("---"), "the head is for files"
+    assert (tmp_path / "card.md").read_text().startswith('---\nlicense: "mit"')
+    assert cell.of("image/png"), "the groups are drawn too"
+    accuracy = value(trainer, "float(np.mean((model.predict(x, verbose=0)[:, 0] >= 0.5) == y))")
+    assert f"| accuracy | {accuracy:.4g} |" in markdown
+
+
+def test_an_endpoints_card_is_kept_by_a_magic(trainer: Kernel) -> None:
+    assert trainer.run("%aiaas_deploy model --name carded-cell").ok
+
+    cell = trainer.run("%aiaas_card carded-cell --limits 'Never tested at night.'")
+
+    assert cell.ok, cell.error
+    assert "Never tested at night." in value(trainer, "aiaas_magics.connect().endpoint('carded-cell').card().to_markdown()")
+    assert trainer.run("%aiaas_stop carded-cell").ok
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("", "Which model?"),
+        ("model --rows x", "belong together"),
+        ("model --by sex", "Add --rows"),
+        ("model --rows x --truth y --by no_such_column", "no column or variable 'no_such_column'"),
+        ("model --rows x --truth nowhere", "'nowhere' is not defined"),
+        ("model --license 'all rights'", "no license id"),
+        ("no_such_endpoint", "no endpoint 'no_such_endpoint'"),
+    ],
+)
+def test_a_card_that_cannot_be_made_is_one_line(trainer: Kernel, line: str, sentence: str) -> None:
+    cell = trainer.run(f"%aiaas_card {line}")
+
+    assert cell.reply["ename"] == "UsageError"
+    assert sentence in cell.text
+
+
+def test_a_tracker_that_fails_is_a_warning_and_the_training_is_there(trainer: Kernel, tmp_path: Path) -> None:
+    """In the place of a Python with mlflow: a program that ends at once."""
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho 'no server here' >&2\nexit 1\n")
+    program.chmod(0o755)
+    assert trainer.run(f"import os\nos.environ['AIAAS_MLFLOW_PYTHON'] = {str(program)!r}").ok
+
+    cell = trainer.run("%%aiaas_train --track http://127.0.0.1:9 --ui none -o tracked\nmodel.fit(x, y, epochs=2, batch_size=500)")
+
+    assert cell.ok, cell.error
+    assert "The training is complete, but MLflow at http://127.0.0.1:9 did not get all of it" in cell.text
+    assert "no server here" in cell.text
+    assert value(trainer, "len(tracked.history['loss'])") == 2
+    refused = trainer.run("%%aiaas_train --track http://127.0.0.1:9 --async\nmodel.fit(x, y)")
+    assert "--track needs a training that the cell waits for" in refused.text

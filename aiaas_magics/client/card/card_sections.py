@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from aiaas_magics.core.group_report import GroupReport
 from aiaas_magics.core.model_card import CardSection, CardTable
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WITHIN: Final = ", sent within the model"  # of the manifest: small arrays are no blobs
 LAYERS: Final = 40  # guess: the rest is counted
+EXPLAINED_LINES: Final = 20  # guess: a card is no appendix
 EPOCHS: Final = 20  # guess: longer curves are thinned evenly
 EPSILON: Final = "privacy_epsilon"  # the name under which private training reports its budget in `History`
 
@@ -45,6 +46,7 @@ SECTIONS: Final[dict[str, tuple[str, str]]] = {
     "bench": ("Load test", "Measure with `%aiaas_bench ENDPOINT`."),
     "explanations": ("Explanations", "Explain with `%aiaas_explain {name} --rows x_test`."),
     "privacy": ("Privacy", "Train with `%%aiaas_train --private epsilon=2,delta=1e-5` for differential privacy."),
+    "attacks": ("Attacks", "Measure with `%aiaas_attack {name} --members x_train,y_train --others x_test,y_test`."),
     "integrity": ("Integrity", "Deploy the model; `%aiaas_deploy MODEL --sign KEY` also signs it."),
 }
 
@@ -184,6 +186,26 @@ def groups_section(reports: Sequence[GroupReport]) -> CardSection:
     tables = [CardTable(header=group_text.group_header(report), rows=tuple(group_text.group_rows(report))) for report in reports]
     notes = [note for report in reports for note in group_text.group_notes(report)]
     return filled("groups", ["Brackets are 95 % intervals.", *notes], tables)
+
+
+class Explained(Protocol):
+    """What the card is told of an explanation. `text` is its figure in words, `verdict` whether it was found faithful."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def verdict(self) -> str: ...
+
+
+def explanations_section(explanation: Explained) -> CardSection:
+    """The last explanation: method, rows, its words up to 20 lines, and how faithful it was found."""
+    lines = [line.strip() for line in explanation.text.splitlines() if line.strip()]
+    first = f"Method {explanation.method}, {explanation.rows:,} rows."
+    return filled("explanations", [first, *lines[:EXPLAINED_LINES], explanation.verdict])
 
 
 # --------------------------------------------------------------------------- serving

@@ -86,7 +86,8 @@ def evaluate(
         raise DataMismatch(
             f"Nothing could be measured: {why or 'the answers are no labels and no numbers'}. Compile the model with metrics."
         )
-    first = x[next(iter(x))] if isinstance(x, dict) else x[0] if isinstance(x, (list, tuple)) and len(x) else x
+    several = isinstance(x, (list, tuple)) and len(x) > 0 and hasattr(x[0], "shape")
+    first = x[next(iter(x))] if isinstance(x, dict) else x[0] if several else x
     return Evaluation(
         task="" if overall is None else overall.task,
         axes=max(0, np.ndim(first) - 1),

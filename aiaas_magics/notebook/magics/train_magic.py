@@ -56,12 +56,15 @@ class TrainRequest:
     env: tuple[str, ...] | None
     no_env: bool
     local_fallback: bool
+    track: str | None
     ui: str | None
     help: bool
 
     def __post_init__(self) -> None:
         if self.weak and not (self.workers and self.workers.is_study):
             raise UsageError("--weak compares several numbers of workers. Add --workers 1,2, for example.")
+        if self.track is not None and (self.background or self.dry_run):
+            raise UsageError("--track needs a training that the cell waits for. With --async, call backend.track(job, URI) later.")
         if self.env and self.no_env:
             raise UsageError("--env sends environment variables, and --no-env sends none. Leave one of them out.")
 
@@ -81,6 +84,7 @@ class TrainRequest:
             retries=self.retries,
             resume=self.resume,
             local_fallback=self.local_fallback,
+            track=self.track,
         )
 
     @property
@@ -186,6 +190,7 @@ class TrainMagic(Family):
             "anyway, unless they look secret.",
         ),
         option("--no-env", action="store_true", help="Send no environment variables to the workers."),
+        option("--track", metavar="URI", help="Log parameters, metrics, figure, card and model to this MLflow server."),
         option("--local-fallback", action="store_true", help="If a fit cannot be sent, run it in the kernel."),
         UI,
         needs=("line", "cell"),

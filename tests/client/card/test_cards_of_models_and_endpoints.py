@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 import aiaas_magics
-from aiaas_magics.client.card import card_sections
+from aiaas_magics.client.card import card_records, card_sections
 from aiaas_magics.client.card.card_making import card_now, card_of_model
 from aiaas_magics.client.card.evaluation import evaluate
+from aiaas_magics.client.serving import signing_keys
 from aiaas_magics.client.serving.endpoint import Endpoint
-from aiaas_magics.core.errors import DataMismatch, InvalidSpec, UnknownName
+from aiaas_magics.core.errors import DataMismatch, InvalidSpec, SignatureRefused, UnknownName
 from aiaas_magics.core.model_card import CardSection, ModelCard
 from aiaas_magics.core.story import EpochRow
 from tests.contracts.recipes import small_model, table
@@ -98,7 +99,7 @@ def test_what_nobody_knows_is_a_question_or_a_command_and_no_value(trained: Trai
 
     assert empty.keys() == {
         *("use", "limits", "license", "study", "evaluation", "groups", "serving", "precision", "bench", "explanations", "privacy"),
-        "integrity",
+        *("integrity", "attacks"),
     }
     assert "?" in empty["license"]
     assert "%aiaas_card model --rows x_test" in empty["evaluation"]
@@ -165,6 +166,20 @@ def test_an_endpoints_card_grows_by_what_is_measured_and_each_version_has_its_ow
     second.rollback()
 
 
+def test_a_signed_deployment_says_so_on_its_card_and_page(trained: Trained, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography")
+    key = signing_keys.make(tmp_path / "key")
+
+    endpoint = trained.backend.deploy(trained.model, name="signed", sign=tmp_path / "key", require_signed=key.public)
+
+    assert endpoint.versions[0].signer == key.fingerprint
+    assert key.fingerprint in words(endpoint.card().section("integrity"))
+    assert key.fingerprint in fetch(f"{endpoint.url}/endpoints/signed", endpoint.token, "text/html")
+    with pytest.raises(SignatureRefused, match="not signed"):
+        trained.backend.deploy(trained.model, name="signed")
+    endpoint.stop()
+
+
 def test_a_keras_models_own_metrics_are_measured_too(trained: Trained) -> None:
     x, y = table(rows=100, seed=3)
     before = trained.model.get_weights()
@@ -191,12 +206,45 @@ def test_cards_that_are_not_there_or_too_long_are_refused(trained: Trained) -> N
         evaluate(object(), [1], [1])
 
 
+def test_a_script_makes_the_same_cards(trained: Trained) -> None:
+    x, y = table(rows=64, seed=2)
+
+    of_model = trained.backend.card(trained.model, x, y, license="mit")
+    of_endpoint = trained.backend.card("carded", limits="None known.")
+
+    assert of_model.license == "mit"
+    assert "64 rows" in words(of_model.section("evaluation"))
+    assert "None known." in words(trained.endpoint.card().section("limits"))
+    assert trained.endpoint.card() == of_endpoint
+    with pytest.raises(InvalidSpec, match="belong together"):
+        trained.backend.card(trained.model, x)
+
+
 def test_a_card_is_a_file(trained: Trained, tmp_path: Path) -> None:
     card = card_of_model(trained.model)
 
     card.save(str(tmp_path / "README.md"))
 
     assert hashlib.sha256((tmp_path / "README.md").read_bytes()).digest() == hashlib.sha256(card.to_markdown().encode()).digest()
+
+
+def test_what_others_found_out_of_a_model_stands_on_its_card(trained: Trained) -> None:
+    """An explanation and an attack hand in their sections."""
+
+    class Explanation:
+        method, rows, verdict, text = "occlusion", 20, "Faithful: deletion 0.2 against 0.5 at random.", "\n\n".join(map(str, range(40)))
+
+    model = small_model()
+    record = card_records.of_model(model)
+    record.sections["explanations"] = card_sections.explanations_section(Explanation())
+    record.sections["attacks"] = card_sections.filled("attacks", ["Membership inference: AUC 0.51."])
+
+    card = card_of_model(model)
+
+    assert "Method occlusion, 20 rows." in words(card.section("explanations"))
+    assert words(card.section("explanations")).endswith("19 Faithful: deletion 0.2 against 0.5 at random.")
+    assert "AUC 0.51" in words(card.section("attacks"))
+    assert card_of_model(small_model()).section("attacks").is_empty  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("epochs", [1, 20, 21, 500])

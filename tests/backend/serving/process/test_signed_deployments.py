@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from msgspec.structs import replace
 
@@ -14,7 +13,7 @@ from aiaas_magics.backend.serving.process.supervisor import Recorded
 from aiaas_magics.client.serving import signing_keys
 from aiaas_magics.core import integrity
 from aiaas_magics.core.errors import AiaasError, BlobDamaged, SignatureRefused
-from aiaas_magics.core.spec import DeploySpec
+from aiaas_magics.core.spec import DeploySpec, EndpointView
 from tests.backend.server.served import Served, served
 from tests.backend.serving.support.serving_models import Made, plus
 from tests.backend.serving.support.serving_rig import Rig
@@ -115,20 +114,22 @@ def spec_on(server: Served, artefact: bytes = b"an artefact", name: str = "churn
 
 
 def test_a_server_that_demands_signatures_keeps_to_it_over_a_restart(tmp_path: Path, key: Key) -> None:
-    """From the client's deploy to a byte that is altered on the server's disk while it is down."""
-    made, state = plus(tmp_path, "plus", 1.0), tmp_path / "state"
+    """From the deploy to a byte that is altered on the server's disk while it is down."""
+    state, rows = tmp_path / "state", np.ones((4, 1), np.float32)
     state.mkdir(mode=0o700)
-    rows = np.ones((4, 1), np.float32)
+    specs = {name: plus(tmp_path, name, amount) for name, amount in (("good", 1.0), ("altered", 2.0))}
     with server_by_hand(state, "--require-signed", str(key.public_file)) as (url, token), aiaas_magics.connect(url, token) as backend:
+        for made in specs.values():
+            for file in (made.artefact, made.samples):
+                backend.blobs.send_bytes(file.read_bytes())
         with pytest.raises(SignatureRefused, match="not signed"):
-            backend.deploy(made.artefact, name="bare", sample=rows)
-        for name in ("good", "altered"):
-            endpoint = backend.deploy(altered_copy(made.artefact, name), name=name, sample=rows, sign=key.file)
-            assert endpoint.predict(rows).tolist() == [[2.0]] * 4
-            (version,) = endpoint.versions
-            assert version.signer == integrity.fingerprint(key.public[0])
-            assert version.signer in endpoint.card().to_markdown()
-    (blob,) = [path for path in state.glob("blobs/??/*") if path.name == version.artefact]
+            backend.transport.post("/v1/endpoints", specs["good"].hashed, EndpointView)
+        for made in specs.values():
+            backend.transport.post("/v1/endpoints", key.sign(made.hashed), EndpointView)
+        assert backend.endpoint("altered").predict(rows).tolist() == [[3.0]] * 4
+        (version,) = backend.endpoint("altered").versions
+        assert version.signer == integrity.fingerprint(key.public[0])
+    blob = state / "blobs" / version.artefact[:2] / version.artefact
     data = bytearray(blob.read_bytes())
     data[len(data) // 2] ^= 1
     blob.chmod(0o600)
@@ -143,18 +144,7 @@ def test_a_server_that_demands_signatures_keeps_to_it_over_a_restart(tmp_path: P
             backend.endpoint("altered").predict(rows)
 
 
-def altered_copy(model: Path, name: str) -> Path:
-    """The same model in other bytes, so that it is a blob of its own."""
-    graph = onnx.load(model)
-    graph.doc_string = name
-    copy = model.with_name(f"{name}-model.onnx")
-    onnx.save(graph, copy)
-    return copy
-
-
 def test_an_endpoint_that_demands_a_signature_demands_it_of_the_next_version(tmp_path: Path, key: Key) -> None:
-    from aiaas_magics.core.spec import EndpointView
-
     other = Key(tmp_path / "other")
     with served(tmp_path / "state", "--pool", "stub") as server:
 
