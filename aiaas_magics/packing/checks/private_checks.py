@@ -15,7 +15,7 @@ from aiaas_magics.packing.data import batch_sources
 from aiaas_magics.packing.live import probing
 
 WATCHERS: Final = ("EarlyStopping", "ReduceLROnPlateau", "ModelCheckpoint")  # Keras' callbacks that decide by a number
-COMPARING: Final = ("CircleLoss",)  # losses that compare the rows of a batch
+COMPARING: Final = ("Circle",)  # losses that compare the rows of a batch
 
 
 def check(model: Any, arguments: Mapping[str, Any], callbacks: Iterable[Any]) -> None:
