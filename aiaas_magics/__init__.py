@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from aiaas_magics.client.training.job import Job
     from aiaas_magics.client.training.study import Study
     from aiaas_magics.core.execution import Execution
+    from aiaas_magics.core.privacy import Privacy
     from aiaas_magics.core.routing import Rollout
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Endpoint",
     "Execution",
     "Job",
+    "Privacy",
     "Rollout",
     "Study",
     "__version__",
@@ -42,6 +44,7 @@ _HOMES = {
     "Endpoint": "aiaas_magics.client.serving.endpoint",
     "Execution": "aiaas_magics.core.execution",
     "Job": "aiaas_magics.client.training.job",
+    "Privacy": "aiaas_magics.core.privacy",
     "Rollout": "aiaas_magics.core.routing",
     "Study": "aiaas_magics.client.training.study",
 }
