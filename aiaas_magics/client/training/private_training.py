@@ -76,7 +76,7 @@ def totals(execution: Execution, model: Any, shape: FitShape, *, resumed: bool) 
             f"epsilon={guarantee(privacy, shape).epsilon:.4g} at delta={privacy.delta:g}, if all had the same rows."
         ]
     elif not resumed and (steps := _steps_made(model)):
-        sentences.append(f"Not covered by the guarantee: {steps:,} steps that the optimizer has made before.")
+        sentences.append(f"Not covered by the guarantee: {steps:,} {'step' if steps == 1 else 'steps'} that the optimizer has made before.")
     return tuple(sentences)
 
 

@@ -102,6 +102,22 @@ def notes(model: Any, arguments: Mapping[str, Any], callbacks: Iterable[Any], *,
     return (*_guarantee(privacy, shape), *_not_covered(model, arguments, callbacks), *_other_steps(model))
 
 
+def slow_on_tensorflow(model: Any) -> tuple[str, ...]:
+    """A sentence where TensorFlow has no vectorized form of a row's gradient."""
+    import keras
+
+    from aiaas_magics.core.internals.keras_internals import CONVOLUTIONS
+
+    slow = [
+        layer
+        for layer in model._flatten_layers(include_self=False)
+        if isinstance(layer, keras.layers.RNN) or any(cls.__module__.startswith(CONVOLUTIONS) for cls in type(layer).__mro__)
+    ]
+    if not slow:
+        return ()
+    return (f"{_names(slow)}: TensorFlow computes the gradients of their rows one after the other, which is slow. Use --engine jax.",)
+
+
 def _guarantee(privacy: Privacy, shape: FitShape) -> Iterator[str]:
     batch = min(shape.rows, shape.global_batch)
     yield (

@@ -147,6 +147,16 @@ def test_what_is_not_covered_is_said(model: Callable[[], Any], arguments: dict[s
     assert words in " ".join(notes_of(model(), **arguments))
 
 
+def test_what_is_slow_on_tensorflow_is_said() -> None:
+    model = keras.Sequential([layers.Input((6, 1)), layers.Conv1D(2, 3, name="filters"), layers.GRU(2, name="memory"), layers.Dense(1)])
+    model.compile("sgd", "mse")
+
+    notes = " ".join(notes_of(model, x=X[..., None], y=Y[:, None]))
+
+    assert "filters, memory: TensorFlow computes the gradients of their rows one after the other" in notes
+    assert "one after the other" not in " ".join(notes_of(dense()))
+
+
 def test_a_delta_that_may_publish_a_row_is_warned_of() -> None:
     execution = Execution(private=msgspec.structs.replace(PRIVACY, delta=0.1))
 
@@ -204,7 +214,7 @@ def test_steps_made_without_noise_are_named() -> None:
 
     sentences = private_training.totals(Execution(private=PRIVACY), model, SHAPE, resumed=False)
 
-    assert sentences[-1] == "Not covered by the guarantee: 1 steps that the optimizer has made before."
+    assert sentences[-1] == "Not covered by the guarantee: 1 step that the optimizer has made before."
 
 
 def test_a_resumed_job_keeps_its_noise_and_counts_all_steps() -> None:
