@@ -59,7 +59,7 @@ def calibrated(execution: Execution, model: Any, shape: FitShape, *, resumed: Fi
         settled = msgspec.structs.replace(privacy, earlier=() if account is None else account.fits)
     if not settled.noise:
         noise = privacy_accountant.noise_for(settled.epsilon, settled.delta, sampling=_sampling(shape), steps=shape.steps)
-        settled = settled.with_noise(noise)
+        settled = msgspec.structs.replace(settled, noise=noise)
     return msgspec.structs.replace(execution, private=settled)
 
 
