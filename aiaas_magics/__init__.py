@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from aiaas_magics.client.training.study import Study
     from aiaas_magics.core.execution import Execution
     from aiaas_magics.core.explain_settings import ExplainSettings
+    from aiaas_magics.core.privacy import Privacy
     from aiaas_magics.core.routing import Rollout
     from aiaas_magics.explain.explain_model import explain_model
     from aiaas_magics.explain.explanation import Explanation
@@ -35,6 +36,7 @@ __all__ = [
     "Explanation",
     "ExportedModel",
     "Job",
+    "Privacy",
     "Rollout",
     "Study",
     "__version__",
@@ -58,6 +60,7 @@ _HOMES = {
     "explain_model": "aiaas_magics.explain.explain_model",
     "Job": "aiaas_magics.client.training.job",
     "ExportedModel": "aiaas_magics.packing.formats.model_files",
+    "Privacy": "aiaas_magics.core.privacy",
     "Rollout": "aiaas_magics.core.routing",
     "Study": "aiaas_magics.client.training.study",
     "export_folder": "aiaas_magics.packing.formats.serving_folders",

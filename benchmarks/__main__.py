@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = ("start", "blobs", "training", "scaling", "workers", "serving_start", "serving", "recording")
+ALL = ("start", "blobs", "training", "scaling", "workers", "serving_start", "serving", "recording", "trust", "trust_private")
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or ALL

@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import msgspec
-
 from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.value import Value
 
@@ -65,10 +63,6 @@ class Privacy(Value, frozen=True, kw_only=True):
             raise InvalidSpec(
                 f"epsilon={self.epsilon:g} is no budget. Use a value above 0 and at most {MOST_EPSILON:g}, such as epsilon=2."
             )
-
-    def with_noise(self, noise: float) -> Privacy:
-        """This one with the noise that was calibrated."""
-        return msgspec.structs.replace(self, noise=noise)
 
 
 class PrivacySpent(Value, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ sampling, adjacent data sets by adding or removing one row. Each step's distribu
 tells less than the truth; steps are composed by FFT (Koskela et al. 2020). Both directions are computed, and the larger counts.
 
 The library dp-accounting does the same. It is not a dependency: its last release wants attrs<24, which notebooks have left behind.
-`tests/nightly/test_dp_accounting.py` compares the two.
+`tests/backend/training/jax/test_private_jax_steps.py` compares the two.
 """
 
 from __future__ import annotations

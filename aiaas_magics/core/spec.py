@@ -168,6 +168,8 @@ class FitSpec(Value, frozen=True, kw_only=True):
             raise InvalidSpec("A job's name has 1 to 100 characters. Give a shorter --name.")
         if any(not FOLDER.fullmatch(folder) or ".." in folder.split("/") for folder in self.folders):
             raise InvalidSpec("A folder of a job is a relative path without '..'. Leave it out.")
+        if self.execution.private is not None and self.measure is not None and self.measure.plain:
+            raise InvalidSpec("Plain fit, the reference of a study, is not private. Measure without --private.")
         for sha in (self.payload, *self.arrays, *filter(None, (self.record,))):
             if not SHA256.fullmatch(sha):
                 raise InvalidSpec(f"{sha[:80]!r} is not a SHA-256. Send the blob first and use the name it got.")

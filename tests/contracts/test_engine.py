@@ -7,9 +7,11 @@ import pytest
 
 from aiaas_magics.backend.training.engine import TrainingEngine
 from aiaas_magics.core.engines import ENGINES, HOME
-from aiaas_magics.core.events import Candidate, Measured, Planned
+from aiaas_magics.core.events import Candidate, EpochEnded, Measured, Planned
+from aiaas_magics.core.privacy import PrivateSteps
+from aiaas_magics.core.privacy_accountant import epsilon_of
 from tests.backend.training import fit_cases
-from tests.support.engine_jobs import Outcomes, carried_out
+from tests.support.engine_jobs import PRIVATE, Outcomes, carried_out
 
 pytestmark = pytest.mark.process
 
@@ -66,6 +68,29 @@ def test_two_devices_compute_what_one_does(outcomes: Outcomes) -> None:
 def test_a_resumed_training_ends_where_an_undisturbed_one_does(outcomes: Outcomes) -> None:
     assert outcomes.gap("resumed", "train-off") == 0.0
     assert outcomes.result("resumed").epoch == [0, 1, 2, 3]
+
+
+def test_private_steps_are_the_same_on_two_devices_in_another_form(outcomes: Outcomes) -> None:
+    """The rows that are drawn, their clipped gradients, and noise that is added once."""
+    one, several = outcomes.result("private"), outcomes.result("private-several")
+
+    assert outcomes.gap("private-several", "private") < SAME
+    assert np.allclose(one.history["loss"], several.history["loss"], rtol=1e-5)
+    assert one.history["accuracy"] == pytest.approx(several.history["accuracy"], abs=1e-6), "metrics count the drawn rows alone"
+    assert outcomes.gap("private", "checkpoints") > 1e-2, "plain steps go elsewhere"
+
+
+def test_epsilon_goes_on_counting_where_a_training_is_resumed(outcomes: Outcomes) -> None:
+    steps = -(-fit_cases.ROWS // fit_cases.BATCH)
+    sampling = fit_cases.BATCH / fit_cases.ROWS
+    costs = [
+        epsilon_of([PrivateSteps(sampling=sampling, noise=PRIVATE.noise, steps=epoch * steps)], PRIVATE.delta) for epoch in (1, 2, 3, 4)
+    ]
+
+    assert outcomes.result("private").history["privacy_epsilon"] == pytest.approx(costs[:2])
+    assert outcomes.result("private-resumed").history["privacy_epsilon"] == pytest.approx(costs)
+    told = [event.logs["privacy_epsilon"] for event in outcomes.events("private-resumed", EpochEnded)]
+    assert told == pytest.approx(costs[2:]), "and so the live view has it"
 
 
 @pytest.mark.parametrize("name", ["measured", "reference"])

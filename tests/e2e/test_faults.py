@@ -15,13 +15,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from msgspec.structs import replace
 
 import aiaas_magics
 from aiaas_magics.backend.workers.local.attempt_folder import RunningLauncher, read_value
 from aiaas_magics.client import local_server
+from aiaas_magics.client.training import private_training
 from aiaas_magics.client.training.job import Job
 from aiaas_magics.core.events import AttemptStarted, Checkpointed, Entry, WorkerLost, WorkerStarted
 from aiaas_magics.core.execution import Execution
+from aiaas_magics.core.privacy import Privacy
+from aiaas_magics.core.privacy_accountant import epsilon_of
 from aiaas_magics.core.spec import JobState
 from tests.conftest import processes_of
 from tests.contracts.recipes import gap, small_model, table
@@ -117,6 +121,30 @@ def test_a_worker_killed_or_stopped_mid_epoch_costs_one_attempt_and_nothing_else
 
 
 @pytest.mark.nightly
+@pytest.mark.nightly
+@pytest.mark.parametrize("engine", ["tensorflow", "jax"])
+def test_a_private_job_whose_worker_is_killed_goes_on_counting(own_home: Path, engine: str) -> None:
+    x, y = table(rows=4096)
+    model = small_model()
+    execution = Execution(engine=engine, private=Privacy(epsilon=3.0, delta=1e-5), checkpoint_epochs=1)
+    with aiaas_magics.connect() as backend:
+        job = backend.train(model, x, y, workers=2, oversubscribe=True, execution=execution, epochs=12, batch_size=16)
+        wait_until(lambda: first(job, Checkpointed), "no checkpoint was written")
+        os.kill(max(worker_pids(job).items())[1], signal.SIGKILL)
+
+        history = job.result(WAIT_S)
+
+        attempts = [entry.event for entry in job.entries() if isinstance(entry.event, AttemptStarted)]
+        assert len(attempts) == 2
+        assert attempts[1].from_epoch > 0
+        (fit,) = job.privacy.fits
+        assert fit.steps == 12 * 256
+        costs = [epsilon_of([replace(fit, steps=256 * epoch)], 1e-5) for epoch in range(1, 13)]
+        assert history.history["privacy_epsilon"] == pytest.approx(costs, rel=1e-6)
+        assert 2.9 < costs[-1] <= 3.0
+        assert private_training.spent_by(model) == job.privacy
+
+
 def test_a_worker_that_is_slow_is_waited_for(own_home: Path) -> None:
     with aiaas_magics.connect() as backend:
         job, model, fit_plain, plain = long_job(backend, workers=2, epochs=6, execution=WITHIN_EPOCHS)

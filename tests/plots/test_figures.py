@@ -33,6 +33,7 @@ from aiaas_magics.plots.endpoint_figure import watched_figure
 from aiaas_magics.plots.figure_style import as_png
 from aiaas_magics.plots.history_figure import history_figure
 from aiaas_magics.plots.load_figure import latency_figure
+from aiaas_magics.plots.privacy_figure import BudgetPoint, price_line, privacy_figure
 from aiaas_magics.plots.study_figure import PROJECTED, study_figure
 from aiaas_magics.plots.text_twins import StudyReport, history_text, latency_text, sample_line, study_text, watched_text
 
@@ -490,3 +491,26 @@ def test_a_name_is_no_formula() -> None:
         assert as_png(figure).startswith(b"\x89PNG")
         texts = [drawn.get_text() for drawn in figure.findobj(Text)]
         assert any("notacommand" in text for text in texts)
+
+
+BUDGETS = [
+    BudgetPoint(epsilon=1.0, scores=(0.70, 0.74, 0.72)),
+    BudgetPoint(epsilon=4.0, scores=(0.85, 0.86, 0.88)),
+    BudgetPoint(epsilon=None, scores=(0.95, 0.96, 0.97)),
+]
+
+
+def test_the_price_of_privacy_is_the_median_of_the_runs_beside_training_without_it() -> None:
+    figure = privacy_figure(BUDGETS, metric="accuracy", caption="2 cores")
+    (axes,) = figure.axes
+
+    assert axes.containers[0].lines[0].get_xydata().tolist() == [[1.0, 0.72], [4.0, 0.86]]
+    assert axes.lines[-1].get_ydata() == [0.96, 0.96]
+    assert "without privacy" in words_of(figure)
+    assert "2 cores" in words_of(figure)
+    assert price_line(BUDGETS, "accuracy") == "accuracy epsilon 1: 0.72, epsilon 4: 0.86, without privacy: 0.96"
+
+
+@pytest.mark.parametrize("points", [[], BUDGETS[2:], BUDGETS[:1]])
+def test_few_budgets_can_be_drawn(points: list[BudgetPoint]) -> None:
+    assert as_png(privacy_figure(points, metric="accuracy")).startswith(b"\x89PNG")

@@ -11,11 +11,13 @@ from typing import Any
 from aiaas_magics.backend.workers.local.spawn import worker_environment
 from aiaas_magics.core.engines import EngineInfo
 from aiaas_magics.core.execution import Execution
+from aiaas_magics.core.privacy import Privacy
 from aiaas_magics.core.spec import MeasureSpec
 from aiaas_magics.packing.fitcall.fit_call import FitResult
 from tests.backend.training import fit_cases, ranks
 from tests.support.launchers import ROOT
 
+PRIVATE = Privacy(delta=1e-5, noise=1.0, noise_seed=5)
 STEADY = MeasureSpec(steps=2, warmup_steps=1, repeats=2)
 WAIT_S = 280.0
 
@@ -46,7 +48,7 @@ def carried_out(info: EngineInfo, folder: Path, *, python: str = sys.executable)
     jobs = ["touch"]
 
     def job(name: str, *, workers: int = 1, word: str = "", epochs: int = 4, resume: str | None = None, **more: Any) -> None:
-        named = {field: more.pop(field) for field in ("fused", "checkpoint_epochs") if field in more}
+        named = {field: more.pop(field) for field in ("fused", "checkpoint_epochs", "private") if field in more}
         execution = Execution(engine=info.name, strategy=info.on_cores if workers > 1 else "single", **named)
         model, arguments = fit_cases.dense("adam", metrics=["accuracy"])(), fit_cases.data(epochs=epochs)()
         sent = ranks.send(folder / name, model, workers=workers, execution=execution, **arguments)
@@ -71,6 +73,9 @@ def carried_out(info: EngineInfo, folder: Path, *, python: str = sys.executable)
     job("several", workers=2, fused="off")
     job("checkpoints", epochs=2, checkpoint_epochs=2, fused="off")
     job("resumed", resume="checkpoints", fused="off")
+    job("private", epochs=2, checkpoint_epochs=2, fused="off", private=PRIVATE)
+    job("private-several", epochs=2, workers=2, fused=info.forms[1], private=PRIVATE)
+    job("private-resumed", resume="private", fused="off", private=PRIVATE)
     job("measured", measure=STEADY)
     job("reference", measure=MeasureSpec(steps=2, warmup_steps=1, repeats=2, plain=True))
     job("forms", measure=MeasureSpec(compare=True, warmup_steps=2, repeats=2, budget_s=0.02))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import keras
+from msgspec.structs import replace
 
 from aiaas_magics.backend.training.comm.process_group import ProcessGroup
 from aiaas_magics.backend.training.private_sampling import PoissonSampling
@@ -77,7 +78,7 @@ def private_fit(command: WorkerCommand, call: Unpacked, group: ProcessGroup | No
         first, last = int(call.arguments.get("initial_epoch") or 0), int(call.arguments.get("epochs", 1))
         steps = max(1, last - first) * int(call.arguments.get("steps_per_epoch") or math.ceil(rows / batch))
         noise = privacy_accountant.noise_for(privacy.epsilon, privacy.delta, sampling=sampling_of(rows, batch), steps=steps)
-        privacy = privacy.with_noise(noise)
+        privacy = replace(privacy, noise=noise)
     parameters = sum(math.prod(variable.shape) for variable in call.model.trainable_variables)
     together = command.execution.runs_on.has_one_program  # its processes compute each chunk together
     devices = command.devices * (command.ranks if together else 1)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from aiaas_magics.core import privacy_accountant
-from aiaas_magics.core.engines import ENGINES
+from aiaas_magics.core.engines import ENGINES, HOME
 from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.privacy import Privacy, PrivacySpent, PrivateSteps, sampling_of
@@ -22,10 +22,12 @@ PREFERRED: Final = "jax"  # computes gradients of single rows quicker than Tenso
 _spent: weakref.WeakKeyDictionary[Any, PrivacySpent] = weakref.WeakKeyDictionary()
 
 
-def on_engine(execution: Execution, *, installed: dict[str, str]) -> Execution:
-    """`execution` with the engine that private steps take where nobody named one."""
-    if execution.engine == execution.strategy == "auto" and not execution.precision and PREFERRED in installed:
-        return msgspec.structs.replace(execution, engine=ENGINES[PREFERRED].name, may_fall_back=True)
+def on_engine(execution: Execution, *, installed: dict[str, str], resumed: FitSpec | None = None) -> Execution:
+    """`execution` with the engine that private steps take where nobody named one: that of the job that is resumed, or the preferred one."""
+    is_open = execution.engine == execution.strategy == "auto" and not execution.precision
+    engine = PREFERRED if resumed is None else resumed.execution.runs_on.name
+    if is_open and engine in installed and ENGINES[engine] is not HOME:
+        return msgspec.structs.replace(execution, engine=engine, may_fall_back=True)
     return execution
 
 
@@ -57,7 +59,7 @@ def calibrated(execution: Execution, model: Any, shape: FitShape, *, resumed: Fi
         settled = msgspec.structs.replace(privacy, earlier=() if account is None else account.fits)
     if not settled.noise:
         noise = privacy_accountant.noise_for(settled.epsilon, settled.delta, sampling=_sampling(shape), steps=shape.steps)
-        settled = settled.with_noise(noise)
+        settled = msgspec.structs.replace(settled, noise=noise)
     return msgspec.structs.replace(execution, private=settled)
 
 
@@ -74,7 +76,7 @@ def totals(execution: Execution, model: Any, shape: FitShape, *, resumed: bool) 
             f"epsilon={guarantee(privacy, shape).epsilon:.4g} at delta={privacy.delta:g}, if all had the same rows."
         ]
     elif not resumed and (steps := _steps_made(model)):
-        sentences.append(f"Not covered by the guarantee: {steps:,} steps that the optimizer has made before.")
+        sentences.append(f"Not covered by the guarantee: {steps:,} {'step' if steps == 1 else 'steps'} that the optimizer has made before.")
     return tuple(sentences)
 
 

@@ -109,8 +109,10 @@ def prepare(
     on_change(story)
     about, kernel_versions = backend.about(), settings.versions()
     check_versions(kernel_versions, about.versions)
+    resumed = None if options.resume is None else backend.job(options.resume).view().spec
     if options.execution.private is not None:
-        options = replace(options, execution=private_training.on_engine(options.execution, installed=about.versions.engines))
+        execution = private_training.on_engine(options.execution, installed=about.versions.engines, resumed=resumed)
+        options = replace(options, execution=execution)
     engine = options.execution.runs_on
     if engine.name not in about.versions.engines:
         raise NotOnEngine(engine.title, f"{about.backend} has no {engine.title} installed (pip install 'aiaas_magics[{engine.name}]')")
@@ -122,7 +124,6 @@ def prepare(
     # What yields batches, or goes on from a checkpoint, stays where it was.
     stays = draft.in_batches or options.resume is not None
     quicker = None if stays else quicker_for(draft, about, execution=options.execution, workers=options.workers)
-    resumed = None if options.resume is None else backend.job(options.resume).view().spec
     execution = private_training.calibrated(options.execution, call.model, draft.shape, resumed=resumed)
     packed = draft.finish(execution if quicker is None else quicker.execution(execution))
     if quicker is not None and packed.execution.runs_on.ported:

@@ -89,6 +89,7 @@ ATTRIBUTES: Final[Mapping[str, tuple[str, ...]]] = {
         "_compile_metrics",
         "_compute_loss",
         "_get_metrics_result_or_logs",
+        "_loss_tracker",
         "_make_function",
         "_post_build",
         "_symbolic_build",

@@ -15,7 +15,7 @@ from aiaas_magics.packing.data import batch_sources
 from aiaas_magics.packing.live import probing
 
 WATCHERS: Final = ("EarlyStopping", "ReduceLROnPlateau", "ModelCheckpoint")  # Keras' callbacks that decide by a number
-COMPARING: Final = ("CircleLoss",)  # losses that compare the rows of a batch
+COMPARING: Final = ("Circle",)  # losses that compare the rows of a batch
 
 
 def check(model: Any, arguments: Mapping[str, Any], callbacks: Iterable[Any]) -> None:
@@ -100,6 +100,22 @@ def _callbacks(callbacks: Iterable[Any]) -> Iterator[str]:
 def notes(model: Any, arguments: Mapping[str, Any], callbacks: Iterable[Any], *, privacy: Privacy, shape: FitShape) -> tuple[str, ...]:
     """One sentence for each thing that the guarantee does not cover, and how the steps differ from plain `fit`."""
     return (*_guarantee(privacy, shape), *_not_covered(model, arguments, callbacks), *_other_steps(model))
+
+
+def slow_on_tensorflow(model: Any) -> tuple[str, ...]:
+    """A sentence where TensorFlow has no vectorized form of a row's gradient."""
+    import keras
+
+    from aiaas_magics.core.internals.keras_internals import CONVOLUTIONS
+
+    slow = [
+        layer
+        for layer in model._flatten_layers(include_self=False)
+        if isinstance(layer, keras.layers.RNN) or any(cls.__module__.startswith(CONVOLUTIONS) for cls in type(layer).__mro__)
+    ]
+    if not slow:
+        return ()
+    return (f"{_names(slow)}: TensorFlow computes the gradients of their rows one after the other, which is slow. Use --engine jax.",)
 
 
 def _guarantee(privacy: Privacy, shape: FitShape) -> Iterator[str]:

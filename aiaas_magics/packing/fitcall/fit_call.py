@@ -127,8 +127,10 @@ class DraftedFitCall:
         else:
             resolved = execution.resolved(devices=self.workers, gpus=self.gpus)
             on_engine = exactness.announcements(model, {**data.arguments, "callbacks": data.callbacks}, self.workers, resolved)
-        privacy = execution.private
-        private = () if privacy is None else private_checks.notes(model, data.arguments, data.callbacks, privacy=privacy, shape=self.shape)
+        private: tuple[str, ...] = ()
+        if execution.private is not None:
+            private = private_checks.notes(model, data.arguments, data.callbacks, privacy=execution.private, shape=self.shape)
+            private += () if execution.runs_on.ported else private_checks.slow_on_tensorflow(model)
         return (*private, *on_engine, *closures.notes(data.callbacks), *randomness.notes(model, data.callbacks))
 
 

@@ -4,7 +4,7 @@ Owns the hook around the stock `train_step` that makes a step of DP-SGD of it (A
 rows; ranks add up as they always do, by `share * gradient`, and rank 0 alone brings noise, which is how it is added once.
 
 Each row goes through the model by itself, in `tf.vectorized_map`: TensorFlow makes one operation of a row's and runs it for all rows of
-a chunk. Of a convolution it makes a loop over rows, which costs (docs/privacy.md).
+a chunk. Convolutions and recurrent layers are computed row by row, which costs (docs/privacy.md).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class PrivateTensorFlowSteps:
             first: number of the first row within the step, by which rows draw different random numbers.
         """
         count = tf.shape(drawn)[0]
-        grads, counts, used = tf.vectorized_map(self._row_function(), (first + tf.range(count), rows))
+        grads, counts, used = self._for_each_row(self._row_function(), (first + tf.range(count), rows))
         grads = [tf.cast(grad, tf.float32) for grad in grads]
         norms = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(tf.reshape(grad, [count, -1])), axis=1) for grad in grads]))
         # A gradient that is no number has no norm to clip to: the row counts as one that was not drawn.
@@ -111,6 +111,23 @@ class PrivateTensorFlowSteps:
         sums = [tf.tensordot(factors, tf.where(_as_column(finite, grad), grad, 0.0), axes=1) for grad in grads]
         counted = [tf.reduce_sum(tf.where(_as_column(drawn, value), value, tf.zeros_like(value)), axis=0) for value in counts]
         return sums, counted, [value[0] for value in used]
+
+    def _for_each_row(self, of_row: Callable[[Any], Any], elements: Any) -> Any:
+        # TensorFlow has no vectorized form of the loops of recurrent layers: their rows come one after the other.
+        if not any(isinstance(layer, keras.layers.RNN) for layer in self._model._flatten_layers()):
+            return tf.vectorized_map(of_row, elements)
+        specs = (
+            [tf.TensorSpec(v.shape, v.dtype) for v in self._model.trainable_variables],
+            [tf.TensorSpec(v.shape, v.dtype) for v in metric_variables(self._model)],
+            [tf.TensorSpec(generator.state.shape, generator.state.dtype) for generator in seed_generators(self._model)],
+        )
+        leaves = [leaf for leaf in tree.flatten(elements) if leaf is not None]
+
+        def from_leaves(row: Any) -> Any:
+            rest = iter(row)
+            return of_row(tree.map_structure(lambda leaf: None if leaf is None else next(rest), elements))
+
+        return tf.map_fn(from_leaves, tuple(leaves), fn_output_signature=specs, parallel_iterations=1)
 
     def _row_function(self) -> Callable[[Any], Any]:
         """From (number, row) to the gradients of the row's loss, what it adds to the metrics, and how far its seeds went."""
