@@ -333,7 +333,7 @@ def test_a_suffix_says_the_format() -> None:
 
 
 def test_an_export_changes_nothing_of_the_model_and_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = MODELS["lstm"]()
+    model = MODELS["mlp"]()
     before = [weight.numpy() for weight in model.weights]
 
     for to in ("onnx", "saved_model", "keras"):

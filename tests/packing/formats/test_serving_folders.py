@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from aiaas_magics.core import bundle, export_names, wire
 from aiaas_magics.core.errors import InvalidName
 from aiaas_magics.core.spec import DeploySpec, TensorSpec
-from aiaas_magics.packing.export import foreign_models
+from aiaas_magics.packing.export import foreign_models, model_folders
 from aiaas_magics.packing.export.export_formats import CannotServe
 from aiaas_magics.packing.export.onnx_session import onnx_form
 from aiaas_magics.packing.formats import format_table, model_files, serving_folders, triton_config
@@ -142,15 +142,12 @@ def test_a_server_that_is_not_known_and_a_name_that_is_not_allowed_are_refused(t
 
 
 def test_of_several_versions_the_newest_is_deployed(tmp_path: Path) -> None:
-    exported = serving_folders.export_folder(MODELS["mlp"](), "triton", name="net", out=tmp_path)
-    version = exported.path / "net"
-    (version / "1").rename(version / "9")
-    (version / "10").mkdir()
-    (version / "10" / "model.onnx").write_bytes((version / "9" / "model.onnx").read_bytes())
+    for version in ("1", "9", "10"):
+        (tmp_path / "net_triton" / "net" / version).mkdir(parents=True)
+        (tmp_path / "net_triton" / "net" / version / "model.onnx").write_bytes(b"")
+    (tmp_path / "net_triton" / "net" / "11").mkdir()  # being copied
 
-    from aiaas_magics.packing.export import model_folders
-
-    assert model_folders.model_in(exported.path) == version / "10" / "model.onnx"
+    assert model_folders.model_in(tmp_path / "net_triton") == tmp_path / "net_triton" / "net" / "10" / "model.onnx"
 
 
 def test_a_folder_without_a_model_and_one_with_several_are_refused(tmp_path: Path) -> None:
