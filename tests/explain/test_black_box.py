@@ -164,9 +164,11 @@ def test_a_row_gets_the_same_alone_in_a_batch_and_in_any_place(method: str, batc
     def curved(inputs: list[np.ndarray]) -> np.ndarray:
         return np.asarray(np.sin(inputs[0] ** 2).sum(axis=1) + inputs[0][:, 0] * inputs[0][:, 5])
 
-    whole = explained(method, curved, samples=20)
-    reversed_rows = explained(method, curved, ROWS[::-1], samples=20)
-    shards = [explained(method, curved, ROWS[first : first + 5], samples=20, batch_rows=batch_rows) for first in range(0, 12, 5)]
+    whole = explained(method, curved, background=BACKGROUND[:8], samples=20)
+    reversed_rows = explained(method, curved, ROWS[::-1], BACKGROUND[:8], samples=20)
+    shards = [
+        explained(method, curved, ROWS[first : first + 5], BACKGROUND[:8], samples=20, batch_rows=batch_rows) for first in range(0, 12, 5)
+    ]
 
     assert np.allclose(join_attributions(shards).values[0], whole.values[0], atol=1e-9)
     assert np.allclose(reversed_rows.values[0][::-1], whole.values[0], atol=1e-9)
