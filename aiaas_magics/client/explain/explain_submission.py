@@ -116,9 +116,9 @@ def explain_request(model: Any, rows: Any, background: Any, options: ExplainOpti
     """Read rows and background for `model`, and choose the method.
 
     Raises:
-        DataMismatch, InvalidSpec: they do not fit together.
+        DataMismatch, InvalidSpec, UnknownName: they do not fit together.
     """
-    from aiaas_magics.explain import black_box, method_choice, model_inputs, model_predict, players
+    from aiaas_magics.explain import black_box, method_choice, model_inputs, model_predict, model_structure, players
     from aiaas_magics.packing.fitcall.explain_call import ExplainCall
 
     data = model_inputs.model_rows(model, rows, columns=options.columns)
@@ -129,6 +129,8 @@ def explain_request(model: Any, rows: Any, background: Any, options: ExplainOpti
     if behind is not None:
         players.check_background(data.arrays, behind)
         behind = thinned(behind)
+    if hasattr(model, "output"):  # a subclassed model says in a worker only which outputs it has
+        model_structure.choose_output(model, model.output, options.settings.output)
     asks = options.settings.method == AUTO
     has_gradients = asks and model_predict.has_gradients(model, [array[:1] for array in data.arrays], options.settings.output)
     choice = method_choice.choose_method(data.arrays, behind, options.settings, has_gradients=has_gradients)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from aiaas_magics.explain.explanation import Explanation
 
 PREFIX: Final = "explanation."
+CHOSEN: Final = "auto chose"  # how the sentence on the choice begins
 FIELDS: Final = ("method", "samples", "output", "target", "seed", "patch")  # of the settings, those that an endpoint takes
 
 
@@ -53,9 +55,6 @@ class ExplainAnswer(Value, frozen=True, kw_only=True):
     parameters: ExplainerFacts
 
 
-_ANSWER: Final = msgspec.json.Decoder(ExplainAnswer)
-
-
 def encode(
     columns: Mapping[str, np.ndarray],
     inputs: tuple[TensorSpec, ...],
@@ -82,14 +81,21 @@ def decode(answer: bytes, inputs: tuple[TensorSpec, ...]) -> ExplainResult:
         BackendRefused: it is no such answer.
     """
     try:
-        document = _ANSWER.decode(answer)
+        document = msgspec.convert(json.loads(answer), ExplainAnswer)  # json's parser knows the bare token NaN of other outputs
         tensors = {tensor.name.removeprefix(PREFIX): tensor for tensor in document.outputs if tensor.name.startswith(PREFIX)}
         tokens = tensors.get("tokens")
+        outputs = _floats(tensors["output"])
+        values = tuple(_floats(tensors[f"attributions.{spec.name}"]) for spec in inputs)
+        if tokens is not None:  # there is no attribution behind a text's last word
+            padding = np.array(tokens.data, object).reshape(tokens.shape) == ""
+            values = tuple(
+                np.where(padding, np.nan, array).astype(np.float32) if array.shape == padding.shape else array for array in values
+            )
         attributions = Attributions(
             method=document.parameters.method,
-            values=tuple(_floats(tensors[f"attributions.{spec.name}"]) for spec in inputs),
-            base=_floats(tensors["base"]),
-            outputs=_floats(tensors["output"]),
+            values=values,
+            base=_floats(tensors["base"]) if "base" in tensors else np.full(len(outputs), np.nan, np.float32),
+            outputs=outputs,
             targets=np.array(tensors["target"].data, np.int64),
             evaluations=document.parameters.evaluations,
             columns=document.parameters.columns,
@@ -131,15 +137,17 @@ def explanation_of(
     names = tuple(spec.original or spec.name for spec in view.inputs)
     own = tuple(map(str, getattr(rows, "columns", ())))
     arrays = tuple(columns[spec.name] for spec in view.inputs)
+    notes = explained.attributions.notes
+    why = next((note for note in notes if note.startswith(CHOSEN)), "")
     return Explanation(
-        attributions=explained.attributions,
+        attributions=replace(explained.attributions, notes=tuple(note for note in notes if note != why)),
         faithfulness=explained.faithfulness,
         inputs=arrays,
         input_names=names,
         columns=tuple(_column_names(array, name, own, several=len(arrays) > 1) for array, name in zip(arrays, names, strict=True)),
         class_names=class_names,
         model=view.name,
-        why=next((note for note in explained.attributions.notes if note.startswith("auto chose")), ""),
+        why=why,
         seconds=seconds,
     )
 

@@ -64,7 +64,7 @@ def pack(call: ExplainCall, *, workers: int, environment: Sequence[str] | None =
     model = call.model
     fit_checks.check_keras(model)
     fit_checks.check_free(model, "explain")
-    if not fit_checks.is_built(model):
+    if not model.built:
         raise InvalidSpec(f"Model {model.name!r} is not built, so it has no weights to explain. Fit it, or call it on a row, first.")
     rows = len(call.rows[0])
     block_rows = block_rows_for(rows, workers=workers, compiles_each=call.compiles_each)

@@ -155,6 +155,7 @@ def test_the_library_shap_explains_on_a_worker_and_says_the_same_of_a_linear_mod
         ({"rows": np.zeros((0, 8), "float32")}, DataMismatch, r"There are no rows to explain\. Give at least one"),
         ({"background": np.zeros((3, 7), "float32")}, DataMismatch, r"has shape \(3, 7\) and the model takes \(None, 8\)"),
         ({"method": "magic"}, UnknownName, "There is no method of explanation 'magic'"),
+        ({"output": "z"}, UnknownName, "There is no output 'z'"),
         ({"workers": 1000}, NotEnoughDevices, "fewer than the 1000 workers requested"),
     ],
 )

@@ -122,6 +122,20 @@ def test_binary_tensors_are_explained_by_the_open_inference_protocol(served: Rig
     assert answer.document["parameters"]["method"] == "kernel_shap"
 
 
+def test_methods_without_a_base_value_and_texts_of_different_length_are_plain_json(served: Rig) -> None:
+    body, headers = tensor_protocol.encode({"x": ROWS}, (tensor("x", "float32", -1, 3),))
+    length = int(headers[tensor_protocol.LENGTH_HEADER])
+    head = json.dumps({**json.loads(body[:length]), "parameters": {"method": "occlusion", "faithfulness": True}}).encode()
+    headers[tensor_protocol.LENGTH_HEADER] = str(len(head))
+
+    answer = served.call("POST", "/v2/models/linear/explain", head + body[length:], headers=headers)
+
+    assert answer.status == 200
+    assert b"NaN" not in answer.body
+    assert "explanation.base" not in {output["name"] for output in answer.document["outputs"]}
+    assert explain(served, "linear", ROWS.tolist(), method="occlusion").document["explanations"][0]["base"] is None
+
+
 @pytest.mark.parametrize(
     ("instances", "parameters", "sentence"),
     [

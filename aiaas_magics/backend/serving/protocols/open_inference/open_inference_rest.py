@@ -269,14 +269,14 @@ def read_explain(_route: OperationRoute, request: Request, version: Version) -> 
 def write_explained(call: InferCall, inputs: Sequence[TensorSpec], outputs: Mapping[str, np.ndarray], explained: ExplainResult) -> bytes:
     """The answer to an inference request, with the explanations as further outputs."""
     attributions = explained.attributions
+    # Behind a shorter text's last word there is no attribution; "" among the tokens says so, and JSON has no word for NaN.
     explanations: dict[str, np.ndarray] = {
-        f"{EXPLANATION}.attributions.{spec.name}": values for spec, values in zip(inputs, attributions.values, strict=True)
+        f"{EXPLANATION}.attributions.{spec.name}": np.nan_to_num(values) if attributions.tokens else values
+        for spec, values in zip(inputs, attributions.values, strict=True)
     }
-    explanations |= {
-        f"{EXPLANATION}.base": attributions.base,
-        f"{EXPLANATION}.output": attributions.outputs,
-        f"{EXPLANATION}.target": attributions.targets,
-    }
+    if not np.isnan(attributions.base).all():
+        explanations[f"{EXPLANATION}.base"] = attributions.base
+    explanations |= {f"{EXPLANATION}.output": attributions.outputs, f"{EXPLANATION}.target": attributions.targets}
     if attributions.tokens:
         explanations[f"{EXPLANATION}.tokens"] = padded_tokens(attributions.tokens)
     if explained.faithfulness is not None:
