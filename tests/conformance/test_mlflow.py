@@ -30,7 +30,7 @@ READ_S = 300.0
 # MLflow's own client, in its own Python: what is there, and the model as its Keras flavor loads it.
 READ_BACK = """
 import json, os, sys
-os.environ["KERAS_BACKEND"] = "numpy"
+os.environ["KERAS_BACKEND"] = "jax"
 import mlflow, numpy as np
 uri, run, rows = sys.argv[1:]
 client = mlflow.MlflowClient(uri)

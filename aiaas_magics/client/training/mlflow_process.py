@@ -95,7 +95,6 @@ class Run:
             described.add_flavor(
                 "python_function",
                 loader_module="mlflow.keras",
-                data="data",
                 python_version=message["python"],
                 env={"virtualenv": "python_env.yaml"},
             )
