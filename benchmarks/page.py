@@ -19,6 +19,7 @@ TITLES = {
     "blobs": "Sending data",
     "serving": "Serving",
     "serving_start": "Serving start",
+    "trust_private": "Private training",
     "soak": "Soak test",
 }
 HEAD = """# Measured
