@@ -20,6 +20,7 @@ TITLES = {
     "serving": "Serving",
     "serving_start": "Serving start",
     "recording": "Recording requests",
+    "trust_private": "Private training",
     "soak": "Soak test",
 }
 HEAD = """# Measured

@@ -15,6 +15,7 @@ from IPython.core.error import UsageError
 from traitlets.config import Config
 
 from aiaas_magics.core.execution import Execution
+from aiaas_magics.core.privacy import Privacy
 from aiaas_magics.core.routing import Rollout, Scaling
 from aiaas_magics.notebook import options
 from aiaas_magics.notebook.extension import AiaasMagics, magics
@@ -99,7 +100,7 @@ def test_every_option_of_training_is_read() -> None:
     line = (
         "-n 4,1,2 --weak --name 'my run' --async -o out --dry-run --seed 7 --oversubscribe --local-fallback --ui text "
         "--engine tensorflow --strategy single --fused off --model-parallel 1 --checkpoint-every 30s --retries 5 --resume 7 "
-        "--precision mixed_bfloat16 --accumulate 4 --env MY_KEY,MY_RATE"
+        "--precision mixed_bfloat16 --accumulate 4 --env MY_KEY,MY_RATE --private epsilon=2,delta=1e-5,clip=0.5"
     )
 
     request = options.read(magic("train"), line, TrainRequest)
@@ -119,6 +120,7 @@ def test_every_option_of_training_is_read() -> None:
         fused="off",
         precision="mixed_bfloat16",
         accumulate=4,
+        private=Privacy(epsilon=2.0, delta=1e-5, clip=0.5),
         checkpoint_every=Every(seconds=30.0),
         retries=5,
         resume="7",
@@ -133,6 +135,11 @@ def test_every_option_of_training_is_read() -> None:
     assert request.workers.is_study
     with pytest.raises(UsageError, match="--workers 1,2"):
         options.read(magic("train"), "--weak -n 2", TrainRequest)
+
+
+def test_a_budget_that_gives_no_guarantee_is_refused_in_one_line() -> None:
+    with pytest.raises(UsageError, match=r"--private: epsilon=0 is no budget\. Use a value above 0"):
+        options.read(magic("train"), "--private epsilon=0,delta=1e-5", TrainRequest)
 
 
 def test_environment_variables_are_named_or_none_is_sent() -> None:

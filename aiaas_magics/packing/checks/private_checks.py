@@ -123,8 +123,10 @@ def _guarantee(privacy: Privacy, shape: FitShape) -> Iterator[str]:
     yield (
         f"Private training (DP-SGD): each step draws each of {shape.rows:,} rows with probability {sampling_of(shape.rows, batch):.3g}, "
         f"{batch} on average, in place of shuffled batches. Gradients of rows are clipped to {privacy.clip:g}, noise multiplier "
-        f"{privacy.noise:.4g}. The noise is secret and another one in each run."
+        f"{privacy.noise:.4g}. The noise is another one in each run."
     )
+    if privacy.noise_seed is not None:
+        yield "noise_seed is set, so whoever knows it can take the noise off: this fit has no guarantee. Leave it out but in tests."
     if privacy.delta > 1 / shape.rows:
         yield (
             f"delta={privacy.delta:g} is more than 1 / {shape.rows:,} rows: such a guarantee allows to publish a row as it is. "

@@ -147,6 +147,15 @@ def test_what_is_not_covered_is_said(model: Callable[[], Any], arguments: dict[s
     assert words in " ".join(notes_of(model(), **arguments))
 
 
+def test_a_seed_for_tests_takes_the_guarantee_away() -> None:
+    execution = Execution(private=msgspec.structs.replace(PRIVACY, noise_seed=1))
+
+    notes = fit_call.pack(fit_call.FitCall(dense(), {"x": X, "y": Y}), execution=execution).notes
+
+    assert "this fit has no guarantee" in " ".join(notes)
+    assert "this fit has no guarantee" not in " ".join(notes_of(dense()))
+
+
 def test_what_is_slow_on_tensorflow_is_said() -> None:
     model = keras.Sequential([layers.Input((6, 1)), layers.Conv1D(2, 3, name="filters"), layers.GRU(2, name="memory"), layers.Dense(1)])
     model.compile("sgd", "mse")
