@@ -1,6 +1,6 @@
 """Attack run: attacks a model in the kernel, and says what it gave away.
 
-Owns the order: which rows, which attacks, what they found. Each attack belongs to its module.
+Owns the order: which rows, which attacks, what they find. Each attack belongs to its module.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ADVERSARIAL_ROWS: Final = 500  # guess: the accuracy is known to 2 % then
 
 @dataclass(frozen=True, slots=True)
 class Attacks:
-    """What attacks on one or more models found. `attack` makes it.
+    """What attacks on one or more models find. `attack` makes it.
 
     Attributes:
         report: all numbers.
@@ -49,10 +49,16 @@ class Attacks:
             raise InvalidSpec("A table is a pandas DataFrame, and pandas is not installed. Run %pip install pandas first.") from None
         rows = []
         for model in self.report.models:
-            for found in model.membership:
-                rates = {f"tpr_at_{rate.false_rate:g}": rate.true_rate for rate in found.rates}
-                line = {"model": model.name, "attack": found.name, "auc": found.auc, "low": found.low, "high": found.high}
-                rows.append(line | {"advantage": found.advantage} | rates)
+            for result in model.membership:
+                rates = {f"tpr_at_{rate.false_rate:g}": rate.true_rate for rate in result.rates}
+                line = {
+                    "model": model.name,
+                    "attack": result.name,
+                    "auc": result.auc,
+                    "low": result.low,
+                    "high": result.high,
+                }
+                rows.append(line | {"advantage": result.advantage} | rates)
         return pd.DataFrame(rows)
 
     def plot(self) -> Figure:
@@ -109,11 +115,11 @@ def attack(
         raise InvalidSpec(f"epsilons={list(epsilons)}: each is a number above 0, in the units of x. Use 0.03 to start with.")
     inside, outside = _some(inside), _some(outside)
     models = [(name or str(getattr(model, "name", "model")), model), *against]
-    found = []
-    for label, each in models:
+    reports = []
+    for label, target in models:
         on_step(f"attacking {label}")
-        found.append(_attacked(label, each, inside, outside, tuple(sorted(set(epsilons))), bounds, black_box))
-    return Attacks(AttackReport(models=tuple(found)))
+        reports.append(_attacked(label, target, inside, outside, tuple(sorted(set(epsilons))), bounds, black_box))
+    return Attacks(AttackReport(models=tuple(reports)))
 
 
 def _some(rows: LabelledRows) -> LabelledRows:
@@ -132,14 +138,14 @@ def _attacked(
 ) -> AttackedModel:
     (inside_outputs, inside_losses), (outside_outputs, outside_losses) = (outputs_and_losses(model, rows) for rows in (inside, outside))
     inside_classes, outside_classes = class_of(model, inside.y, inside_outputs), class_of(model, outside.y, outside_outputs)
-    found: list[MembershipAttack] = [membership.by_loss(inside_losses, outside_losses)]
+    reports: list[MembershipAttack] = [membership.by_loss(inside_losses, outside_losses)]
     if inside_classes is not None and outside_classes is not None:
-        found.append(membership.by_confidence(inside_outputs, outside_outputs))
+        reports.append(membership.by_confidence(inside_outputs, outside_outputs))
         if black_box or (black_box is None and art_attack.is_installed()):
             classes = max(2, inside_outputs.reshape(len(inside), -1).shape[1])
             by_side = ((inside, inside_classes[0]), (outside, outside_classes[0]))
             sides = [LabelledRows(rows.x, truth.astype(np.int64)) for rows, truth in by_side]
-            found.append(art_attack.black_box(model, *sides, classes=classes))
+            reports.append(art_attack.black_box(model, *sides, classes=classes))
     return AttackedModel(
         name=label,
         members=len(inside),
@@ -148,7 +154,7 @@ def _attacked(
         loss_others=float(outside_losses.mean()),
         accuracy_members=None if inside_classes is None else float((inside_classes[0] == inside_classes[1]).mean()),
         accuracy_others=None if outside_classes is None else float((outside_classes[0] == outside_classes[1]).mean()),
-        membership=tuple(found),
+        membership=tuple(reports),
         adversarial_rows=min(len(outside), ADVERSARIAL_ROWS) if epsilons else 0,
         adversarial=_adversarial(model, outside, epsilons, bounds) if epsilons else (),
     )

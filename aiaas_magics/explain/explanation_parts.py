@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 WINDOWS: Final = 8  # of a series, in a comparison
 
 
-class Explained(Protocol):
+class ExplanationView(Protocol):
     """What is read of an `Explanation`."""
 
     @property
@@ -63,7 +63,7 @@ class Explained(Protocol):
     def verdict(self) -> str: ...
 
 
-def kind_of(explanation: Explained, place: int) -> str:
+def kind_of(explanation: ExplanationView, place: int) -> str:
     """What one input's rows are."""
     array = explanation.inputs[place]
     if is_text(array) or (explanation.attributions.tokens and array.ndim == 2):
@@ -71,13 +71,13 @@ def kind_of(explanation: Explained, place: int) -> str:
     return {3: "series", 4: "image"}.get(array.ndim, "table" if array.ndim <= 2 else "image")
 
 
-def main_input(explanation: Explained) -> int:
+def main_input(explanation: ExplanationView) -> int:
     """The input that is shown: a text, or else the one of the highest rank."""
     ranks = [9 if is_text(array) else array.ndim for array in explanation.inputs]
     return int(np.argmax(ranks))
 
 
-def class_of(explanation: Explained, target: int) -> str:
+def class_of(explanation: ExplanationView, target: int) -> str:
     """The name of an output's column; "" where it has one column without a name."""
     names = explanation.class_names
     if explanation.attributions.columns == 1:
@@ -85,7 +85,7 @@ def class_of(explanation: Explained, target: int) -> str:
     return names[target] if target < len(names) else f"class {target}"
 
 
-def titles(explanation: Explained) -> tuple[str, ...]:
+def titles(explanation: ExplanationView) -> tuple[str, ...]:
     pairs = zip(explanation.attributions.outputs, explanation.attributions.targets, strict=True)
     named = ((float(output), class_of(explanation, int(target))) for output, target in pairs)
     return tuple(
@@ -93,12 +93,12 @@ def titles(explanation: Explained) -> tuple[str, ...]:
     )
 
 
-def heading(explanation: Explained) -> str:
+def heading(explanation: ExplanationView) -> str:
     title = METHODS[explanation.method].title
     return f"{title[0].upper()}{title[1:]}" + (f" of {explanation.model}" if explanation.model else "")
 
 
-def caption(explanation: Explained) -> str:
+def caption(explanation: ExplanationView) -> str:
     attributions = explanation.attributions
     took = f" in {seconds(explanation.seconds)}" if explanation.seconds else ""
     shared = f" on {explanation.workers} workers" if explanation.workers > 1 else ""
@@ -106,7 +106,7 @@ def caption(explanation: Explained) -> str:
     return " ".join(sentence for sentence in (explanation.why, rows, *attributions.notes) if sentence)
 
 
-def _shared(explanation: Explained) -> dict[str, Any]:
+def _shared(explanation: ExplanationView) -> dict[str, Any]:
     bases = explanation.attributions.base
     return {
         "heading": heading(explanation),
@@ -120,7 +120,7 @@ def _shared(explanation: Explained) -> dict[str, Any]:
 # --------------------------------------------------------------------------- kinds
 
 
-def table_part(explanation: Explained) -> TableAttributions:
+def table_part(explanation: ExplanationView) -> TableAttributions:
     """The columns of all inputs of rank 1, one after the other."""
     names: list[str] = []
     values, cells = [], []
@@ -135,7 +135,7 @@ def table_part(explanation: Explained) -> TableAttributions:
     )
 
 
-def image_part(explanation: Explained) -> ImageAttributions:
+def image_part(explanation: ExplanationView) -> ImageAttributions:
     """The pictures and their attributions, summed over channels; of volumes the middle slice."""
     place = main_input(explanation)
     pictures, values = explanation.inputs[place], explanation.attributions.values[place]
@@ -145,7 +145,7 @@ def image_part(explanation: Explained) -> ImageAttributions:
     return ImageAttributions(pictures=pictures, values=values.sum(axis=-1), **_shared(explanation))
 
 
-def series_part(explanation: Explained) -> SeriesAttributions:
+def series_part(explanation: ExplanationView) -> SeriesAttributions:
     place = main_input(explanation)
     return SeriesAttributions(
         names=explanation.columns[place],
@@ -155,7 +155,7 @@ def series_part(explanation: Explained) -> SeriesAttributions:
     )
 
 
-def text_part(explanation: Explained) -> WordAttributions:
+def text_part(explanation: ExplanationView) -> WordAttributions:
     values = explanation.attributions.values[main_input(explanation)]
     words = explanation.attributions.tokens
     return WordAttributions(
@@ -163,7 +163,7 @@ def text_part(explanation: Explained) -> WordAttributions:
     )
 
 
-def words(explanation: Explained) -> str:
+def words(explanation: ExplanationView) -> str:
     """The explanation in words."""
     twins: dict[str, Callable[[], str]] = {
         "table": lambda: explanation_twins.table_words(table_part(explanation)),
@@ -174,11 +174,11 @@ def words(explanation: Explained) -> str:
     return twins[explanation.kind]()
 
 
-def colored_words(explanation: Explained) -> str:
+def colored_words(explanation: ExplanationView) -> str:
     return explanation_twins.text_html(text_part(explanation))
 
 
-def figure(explanation: Explained) -> Figure:
+def figure(explanation: ExplanationView) -> Figure:
     """The figure of the explanation's kind; matplotlib is loaded here."""
     match explanation.kind:
         case "table":
@@ -199,7 +199,7 @@ def figure(explanation: Explained) -> Figure:
             return text_attribution_figure(text_part(explanation))
 
 
-def alt_text(explanation: Explained) -> str:
+def alt_text(explanation: ExplanationView) -> str:
     """The strongest parts by name."""
     names, sizes = named_sizes(explanation)
     order = np.argsort(-sizes, kind="stable")[:3]
@@ -208,7 +208,7 @@ def alt_text(explanation: Explained) -> str:
     return f"{heading(explanation)}, {rows} of kind {explanation.kind}. Largest mean sizes: {strongest}. {explanation.verdict}".strip()
 
 
-def named_sizes(explanation: Explained) -> tuple[list[str], np.ndarray]:
+def named_sizes(explanation: ExplanationView) -> tuple[list[str], np.ndarray]:
     """Parts with names and their mean sizes: columns, ninths of a picture, stretches of a series, words."""
     match explanation.kind:
         case "table":
@@ -232,7 +232,7 @@ def named_sizes(explanation: Explained) -> tuple[list[str], np.ndarray]:
             return list(totals), np.array(list(totals.values()))
 
 
-def curves(explanation: Explained, measured: Faithfulness) -> FaithfulnessCurves:
+def curves(explanation: ExplanationView, measured: Faithfulness) -> FaithfulnessCurves:
     """What the figure of faithfulness is drawn from."""
     return FaithfulnessCurves(
         heading=f"Faithfulness of {heading(explanation)[0].lower()}{heading(explanation)[1:]}",
@@ -250,7 +250,7 @@ def curves(explanation: Explained, measured: Faithfulness) -> FaithfulnessCurves
     )
 
 
-def compared(first: Explained, second: Explained, agreements: np.ndarray) -> ComparedAttributions:
+def compared(first: ExplanationView, second: ExplanationView, agreements: np.ndarray) -> ComparedAttributions:
     """Mean sizes of both by name; a name of one only has size 0 in the other."""
     parts = [dict(zip(*named_sizes(explanation), strict=True)) for explanation in (first, second)]
     names = list(dict.fromkeys((*parts[0], *parts[1])))
@@ -269,7 +269,7 @@ def compared(first: Explained, second: Explained, agreements: np.ndarray) -> Com
     )
 
 
-def _labels(first: Explained, second: Explained) -> tuple[str, str]:
+def _labels(first: ExplanationView, second: ExplanationView) -> tuple[str, str]:
     """What tells two explanations apart: methods, models, or their order."""
     if first.method != second.method and first.model == second.model:
         return METHODS[first.method].title, METHODS[second.method].title
@@ -283,7 +283,7 @@ def _labels(first: Explained, second: Explained) -> tuple[str, str]:
 # --------------------------------------------------------------------------- frame
 
 
-def frame(explanation: Explained, pandas: Any) -> Any:
+def frame(explanation: ExplanationView, pandas: Any) -> Any:
     """The attributions as a frame, with base, output and target of each row."""
     attributions = explanation.attributions
     if explanation.kind == "table" and all(array.ndim <= 2 for array in explanation.inputs):

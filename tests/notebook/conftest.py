@@ -119,7 +119,8 @@ def started(folder: Path, *, packages: Path | None = None) -> Iterator[Kernel]:
     """`packages` is a folder whose modules count as installed, in the kernel and in the local server that it starts."""
     manager = KernelManager(kernel_name="python3")
     path = python_path(Path(__file__).parents[2], *([] if packages is None else [packages]))
-    manager.start_kernel(cwd=str(folder), env={**os.environ, "PYTHONPATH": path})
+    # Libraries write sets into files (KerasTuner its trials): two kernels write them in one order.
+    manager.start_kernel(cwd=str(folder), env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"})
     client = manager.blocking_client()
     client.start_channels()
     try:

@@ -1,6 +1,6 @@
 """Card making: collects what is known of a model or an endpoint, and makes its card.
 
-Owns where each fact comes from. Its words belong to `card_sections`, what was seen before to `card_records`, the form to
+Owns where entry fact comes from. Its words belong to `card_sections`, what was seen before to `card_records`, the form to
 `core.model_card`.
 """
 
@@ -146,10 +146,10 @@ def card_now(
         UnknownName: there is no such version.
     """
     view = endpoint.view()
-    number = version or (view.routing.live if view.routing is not None else max(each.version for each in view.versions))
-    shown = next((each for each in view.versions if each.version == number), None)
+    number = version or (view.routing.live if view.routing is not None else max(entry.version for entry in view.versions))
+    shown = next((entry for entry in view.versions if entry.version == number), None)
     if shown is None:
-        raise UnknownName("version", f"{view.name} {number}", tuple(f"{view.name} {each.version}" for each in view.versions))
+        raise UnknownName("version", f"{view.name} {number}", tuple(f"{view.name} {entry.version}" for entry in view.versions))
     try:
         stored: ModelCard | None = endpoint.card(number)
     except UnknownName:

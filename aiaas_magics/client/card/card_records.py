@@ -24,7 +24,7 @@ MOST_ENDPOINTS: Final = 100  # guess: more than a notebook deploys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingRecord:
+class ModelTraining:
     """One training that a model's weights come from.
 
     Args:
@@ -46,7 +46,7 @@ class TrainingRecord:
 class CardRecord:
     """What is known of one model or endpoint. `sections` are made already, by their keys."""
 
-    training: TrainingRecord | None = None
+    training: ModelTraining | None = None
     study: StudyReport | None = None
     bench: LoadReport | None = None
     sections: dict[str, CardSection] = field(default_factory=dict)

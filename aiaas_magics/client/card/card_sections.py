@@ -19,7 +19,7 @@ from aiaas_magics.core.story import EpochRow
 from aiaas_magics.plots import group_text, text_twins
 
 if TYPE_CHECKING:
-    from aiaas_magics.client.card.card_records import TrainingRecord
+    from aiaas_magics.client.card.card_records import ModelTraining
     from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
     from aiaas_magics.packing.live.model_summary import ModelSummary
     from aiaas_magics.plots.text_twins import StudyReport
@@ -85,7 +85,7 @@ def model_section(summary: ModelSummary) -> CardSection:
     return filled("model", sentences, [layers] if summary.layers else [])
 
 
-def data_section(record: TrainingRecord) -> CardSection:
+def data_section(record: ModelTraining) -> CardSection:
     """Shapes and SHA-256 of what was sent; data that yields batches has no fingerprint."""
     spec = record.view.spec
     shape = spec.shape
@@ -107,7 +107,7 @@ def data_section(record: TrainingRecord) -> CardSection:
     return filled("data", [rows, note], tables)
 
 
-def training_section(record: TrainingRecord, *, steps: int | None = None) -> CardSection:
+def training_section(record: ModelTraining, *, steps: int | None = None) -> CardSection:
     """The job, its versions and its metrics by epoch. `steps` are the optimizer's updates now; None where nobody knows."""
     view, story = record.view, record.story
     spec, shape = view.spec, view.spec.shape
@@ -160,7 +160,7 @@ def thinned(rows: Sequence[EpochRow], most: int) -> list[EpochRow]:
     return [rows[place] for place in places]
 
 
-def privacy_section(record: TrainingRecord, name: str) -> CardSection:
+def privacy_section(record: ModelTraining, name: str) -> CardSection:
     spent = [row.logs[EPSILON] for row in record.story.rows if EPSILON in row.logs]
     if not spent:
         return empty("privacy", name)
@@ -188,7 +188,7 @@ def groups_section(reports: Sequence[GroupReport]) -> CardSection:
     return filled("groups", ["Brackets are 95 % intervals.", *notes], tables)
 
 
-class Explained(Protocol):
+class ExplanationSummary(Protocol):
     """What the card is told of an explanation. `text` is its figure in words, `verdict` whether it was found faithful."""
 
     @property
@@ -201,7 +201,7 @@ class Explained(Protocol):
     def verdict(self) -> str: ...
 
 
-def explanations_section(explanation: Explained) -> CardSection:
+def explanations_section(explanation: ExplanationSummary) -> CardSection:
     """The last explanation: method, rows, its words up to 20 lines, and how faithful it was found."""
     lines = [line.strip() for line in explanation.text.splitlines() if line.strip()]
     first = f"Method {explanation.method}, {explanation.rows:,} rows."

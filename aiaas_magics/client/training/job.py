@@ -442,7 +442,7 @@ class Job:
         assert self._packed is not None
         model = self._packed.model
         record = card_records.of_model(model)
-        record.training = card_records.TrainingRecord(
+        record.training = card_records.ModelTraining(
             view=self._view, story=self._story, manifest=self._packed.manifest, hardware=self.hardware, steps=steps_of(model)
         )
 

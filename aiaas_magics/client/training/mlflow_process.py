@@ -126,13 +126,15 @@ def main(uri: str, lines: Any, reply: Callable[[dict[str, Any]], None]) -> None:
     run: Run | None = None
     for line in lines:
         message = json.loads(line)
-        what = message["what"]
+        action = message["what"]
         try:
             run = run or Run(uri)
-            told = getattr(run, what)(message)
-            reply({"what": what, "of": message.get("of", what), **told})
+            answer = getattr(run, action)(message)
+            reply({"what": action, "of": message.get("of", action), **answer})
         except Exception as error:  # noqa: BLE001 - border: MLflow, its stores and the network may fail in any way
-            reply({"what": what, "of": message.get("of", what), "error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"})
+            reply(
+                {"what": action, "of": message.get("of", action), "error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
+            )
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ NOT_IN_ONNX = frozenset(
         "L.HashedCrossing(5, output_mode='one_hot')((x[0], x[1]))",
         "L.Hashing(10)",
         "L.Hashing(10, output_mode='one_hot')(x[:, :1])",
+        "L.IntegerLookup(vocabulary=[3, 5, 7], output_mode='count')",
         "L.IntegerLookup(vocabulary=[3, 5, 7], output_mode='multi_hot')",
         "L.Resizing(4, 4)(x)",  # of bytes, which it rounds
         "L.Resizing(4, 4, antialias=True)",
@@ -128,7 +129,6 @@ UNARY = {
             "ones_like",
             "relu",
             "round",
-            "rint",
             "sigmoid",
             "sign",
             "sin",
