@@ -12,12 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from aiaas_magics.client import certificates, local_server
+from aiaas_magics.client import certificates, local_server, stored_tokens
+from aiaas_magics.client.account_calls import AccountCalls
 from aiaas_magics.client.serving.endpoint import Endpoint, deploy
 from aiaas_magics.client.training.job import Job
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.client.uploads import BlobSender
 from aiaas_magics.core import server_proof, settings, wire
+from aiaas_magics.core.accounts import WhoAmI
 from aiaas_magics.core.errors import InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.process_id import ProcessId
@@ -86,8 +88,17 @@ class Backend:
         self._about = self.transport.get("/v1/about", About)
         return self._about
 
+    def whoami(self) -> WhoAmI:
+        """Ask as whom the backend knows you: your name, role, groups and quotas. An empty name is the server's own account."""
+        return self.transport.get("/v1/whoami", WhoAmI)
+
+    @property
+    def accounts(self) -> AccountCalls:
+        """Users, tokens and shared endpoints, for whoever may administer them."""
+        return AccountCalls(self.transport)
+
     def jobs(self) -> list[JobView]:
-        """List every job that the backend remembers, oldest first."""
+        """List every job that the backend remembers, oldest first. On a server with users these are your own."""
         return self.transport.get("/v1/jobs", list[JobView])
 
     def job(self, job: str) -> Job:
@@ -119,7 +130,11 @@ class Backend:
         """
         views = {view.name: view for view in self.endpoints()}
         if name not in views:
-            raise UnknownName("endpoint", name, tuple(views))
+            # A user's own "churn" is served as "USER.churn".
+            own = [view.name for view in views.values() if view.owner and view.name == f"{view.owner}.{name}"]
+            if len(own) != 1:
+                raise UnknownName("endpoint", name, tuple(views))
+            name = own[0]
         return Endpoint(self.transport, views[name], preprocess=self._preprocessors.get(name))
 
     def train(
@@ -352,7 +367,8 @@ def connect(url: str | None = None, token: str | None = None, *, fingerprint: st
 
     Args:
         url: "local", or an address such as "https://gpu-box:8443"; None is `AIAAS_BACKEND`, or "local".
-        token: the backend's API token; None is `AIAAS_TOKEN`. The local server needs none.
+        token: your token for the backend; None is `AIAAS_TOKEN`, or the one that you typed when you connected to it before.
+            The local server needs none.
         fingerprint: SHA-256 of the server's certificate in hexadecimal. The certificate is accepted for this address
             from now on, whoever signed it.
 
@@ -372,7 +388,8 @@ def connect(url: str | None = None, token: str | None = None, *, fingerprint: st
         found_url, found_token = local_server.ensure_local()
         local = Transport(found_url, token=found_token, revive=local_server.ensure_local, on_silence=local_server.check_local_goes_on)
         return Backend(local, state=settings.local_state())
-    transport = Transport(url, token=token or os.environ.get("AIAAS_TOKEN", ""), fingerprint=fingerprint)
+    token = token or os.environ.get("AIAAS_TOKEN", "") or stored_tokens.find(url)
+    transport = Transport(url, token=token, fingerprint=fingerprint)
     backend = Backend(transport)
     if fingerprint:
         certificates.pin(transport.url, transport.fingerprint)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import StdinNotImplementedError
 
-from aiaas_magics.core.errors import InvalidSpec, NotAuthorised, UnknownName
+from aiaas_magics.core.errors import BackendNotProven, InvalidSpec, NotAuthorised, UnknownName
 
 if TYPE_CHECKING:
     from aiaas_magics.client.backend import Backend
@@ -50,10 +50,14 @@ class Session:
 
         try:
             backend = connect(url, fingerprint=fingerprint)
-        except NotAuthorised:
+        except (NotAuthorised, BackendNotProven):
             if os.environ.get("AIAAS_TOKEN"):
                 raise
-            backend = connect(url, self._asked_token(url or ""), fingerprint=fingerprint)
+            token = self._asked_token(url or "")
+            backend = connect(url, token, fingerprint=fingerprint)
+            from aiaas_magics.client import stored_tokens
+
+            stored_tokens.keep(backend.url, token)
         self.close()
         self._backend = backend
         return backend
