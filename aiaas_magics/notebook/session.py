@@ -46,17 +46,18 @@ class Session:
 
     def connect(self, url: str | None, *, fingerprint: str = "") -> Backend:
         """Connect anew; asks for a token where a remote backend wants one and AIAAS_TOKEN is not set."""
+        from aiaas_magics.client import stored_tokens
         from aiaas_magics.client.backend import connect
 
         try:
             backend = connect(url, fingerprint=fingerprint)
-        except (NotAuthorised, BackendNotProven):
-            if os.environ.get("AIAAS_TOKEN"):
+        except (NotAuthorised, BackendNotProven) as error:
+            # A token of before may have been revoked: over plain HTTP that shows in a proof that does not fit it.
+            is_of_before = bool(url) and bool(stored_tokens.find(str(url)))
+            if os.environ.get("AIAAS_TOKEN") or (isinstance(error, BackendNotProven) and not is_of_before):
                 raise
             token = self._asked_token(url or "")
             backend = connect(url, token, fingerprint=fingerprint)
-            from aiaas_magics.client import stored_tokens
-
             stored_tokens.keep(backend.url, token)
         self.close()
         self._backend = backend

@@ -277,7 +277,7 @@ class Endpoints:
 
     def _check(self, name: str) -> None:
         if name not in self._loaded:
-            raise UnknownName("endpoint", name, tuple(self._loaded))
+            raise UnknownName("endpoint", name)  # without the names of others: which ones the caller may know is asked before
 
     async def close(self) -> None:
         if self._starting is not None and not self._starting.done():

@@ -32,15 +32,23 @@ class BlobSpaces:
             self._spaces.setdefault(blob.owner, {})[blob.sha] = blob
 
     async def missing(self, names: Collection[str], caller: Caller) -> list[str]:
-        """Those of `names` that the caller has to send, in their order. The others count as used now."""
-        absent = set(await asyncio.to_thread(self._blobs.missing, names))
+        """Those of `names` that the caller has to send, in their order. The others count as used now.
+
+        Raises:
+            InvalidSpec: one of them is no name of a blob.
+        """
         if caller.is_admin:
-            return [sha for sha in names if sha in absent]
+            return await asyncio.to_thread(self._blobs.missing, names)
         space, now_s = self._spaces.get(caller.user, {}), self._clock.now_s()
         for sha in names:
-            if sha in space and sha not in absent:
+            self._blobs.path(sha)
+        # The disk is asked about one's own only: what others have neither takes time nor counts as used.
+        own = [sha for sha in names if sha in space]
+        gone = set(await asyncio.to_thread(self._blobs.missing, own))
+        for sha in own:
+            if sha not in gone and sha in space:
                 space[sha] = OwnedBlob(caller.user, sha, space[sha].bytes, now_s)
-        return [sha for sha in names if sha in absent or sha not in space]
+        return [sha for sha in names if sha not in space or sha in gone]
 
     def has(self, sha: str, caller: Caller) -> bool:
         """Whether the caller may read this blob, if it is here."""
