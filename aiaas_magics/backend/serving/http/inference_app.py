@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aiaas_magics.backend.net.grants import LiveGrant
-from aiaas_magics.backend.net.guard import SLOWED, STRANGERS, WRONG_TOKEN, Allow, Guard, Refuse, facts_of
-from aiaas_magics.backend.net.rates import WrongTokens
+from aiaas_magics.backend.net.guard import STRANGERS, Allow, Guard, Refuse, facts_of
 from aiaas_magics.backend.serving.http import request_handler
 from aiaas_magics.backend.serving.http.compression import TooLarge, unpacked
 from aiaas_magics.backend.serving.http.request_handler import RequestHandler
@@ -127,7 +126,6 @@ class App:
         self.body_s = body_s
         self._body_bytes, self._json_bytes = body_bytes, json_bytes
         self.held = Held()
-        self._wrong = WrongTokens()
         self._held_most = 8 * body_bytes  # guess: eight of the largest bodies at once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -148,7 +146,7 @@ class App:
             proof = server_proof.answer(self.guard.key_of, scope["query_string"], scope.get("server"))
             await _answer(send, BAD_QUESTION if proof is None else Response(200, proof))
             return
-        passed = self._passed(decision, route, scope)
+        passed = _passed(decision, route)
         if isinstance(passed, Response):
             await self._refuse(passed, scope, receive, send)
             return
@@ -181,19 +179,6 @@ class App:
         except Exception as fault:  # noqa: BLE001 - border: a fault of ours costs one answer, not the server
             response = request_handler.refusal(fault)
         await self._answer_whole_or_by_stream(scope, receive, send, response)
-
-    def _passed(
-        self, decision: Allow | Refuse, route: OperationRoute | Response, scope: Scope
-    ) -> tuple[OperationRoute, LiveGrant | None] | Response:
-        """The operation of a request that the guard let in, with whose token it came; or what any other request is answered with."""
-        if decision == WRONG_TOKEN and not self._wrong.take(scope["client"][0] if scope.get("client") else ""):
-            decision = SLOWED
-        if isinstance(decision, Refuse):
-            return error(decision.status, decision.text, decision.headers)
-        grant: LiveGrant | None = decision.by
-        if grant is not None and not grant.take():
-            return request_handler.TOO_MANY
-        return route if isinstance(route, Response) else (route, grant)
 
     async def _answer_whole_or_by_stream(self, scope: Scope, receive: Receive, send: Send, response: Response) -> None:
         """Send a stream for as long as somebody reads it, chunk by chunk; it is closed when this returns, however it ended."""
@@ -282,6 +267,16 @@ class App:
         except TimeoutError:
             pass
         await send({"type": "http.response.body", "body": b""})
+
+
+def _passed(decision: Allow | Refuse, route: OperationRoute | Response) -> tuple[OperationRoute, LiveGrant | None] | Response:
+    """The operation of a request that the guard let in, with whose token it came; or what any other request is answered with."""
+    if isinstance(decision, Refuse):
+        return error(decision.status, decision.text, decision.headers)
+    grant: LiveGrant | None = decision.by
+    if grant is not None and not grant.take():
+        return request_handler.TOO_MANY
+    return route if isinstance(route, Response) else (route, grant)
 
 
 def _adding(send: Send, headers: Headers) -> Send:
