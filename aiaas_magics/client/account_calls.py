@@ -80,8 +80,8 @@ class AccountCalls:
             requests_per_s: the most predictions per second, for a token with `endpoints`; 0 is no limit.
             lives_s: seconds until it expires; 0 is until it is revoked.
         """
-        wanted = NewToken(user=user, label=label, endpoints=tuple(endpoints), requests_per_s=requests_per_s, lives_s=lives_s)
-        return self._transport.post("/v1/tokens", wanted, MadeToken)
+        request = NewToken(user=user, label=label, endpoints=tuple(endpoints), requests_per_s=requests_per_s, lives_s=lives_s)
+        return self._transport.post("/v1/tokens", request, MadeToken)
 
     def revoke_token(self, token_id: str) -> TokenView:
         """Revoke a token, by its id. It opens nothing from now on: at endpoints within a second."""

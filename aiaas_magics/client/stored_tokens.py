@@ -37,7 +37,7 @@ def keep(url: str, token: str) -> str:
     if (keyring := _keyring()) is not None:
         with contextlib.suppress(keyring.errors.KeyringError):
             keyring.set_password(SERVICE, place, token)
-            _write({name: kept for name, kept in _tokens().items() if name != place})
+            _write({name: value for name, value in _tokens().items() if name != place})
             return "the system's keyring"
     _write({**_tokens(), place: token})
     return str(_file())
@@ -50,7 +50,7 @@ def forget(url: str) -> None:
         with contextlib.suppress(keyring.errors.KeyringError):
             keyring.delete_password(SERVICE, place)
     if place in (tokens := _tokens()):
-        _write({name: kept for name, kept in tokens.items() if name != place})
+        _write({name: value for name, value in tokens.items() if name != place})
 
 
 def _keyring() -> Any:

@@ -66,9 +66,9 @@ def add_user(name: str, role: str, groups: tuple[str, ...], state: Path | None) 
     """Add a user and print the first token, which is shown this once."""
     with backend_of(state) as backend:
         backend.accounts.add_user(name, role=role, groups=groups)
-        made = backend.accounts.make_token(name, label="first token")
+        new = backend.accounts.make_token(name, label="first token")
     click.echo(f"Added {name} with the role {role}. The token, shown this once, follows.", err=True)
-    click.echo(made.token)
+    click.echo(new.token)
 
 
 @user.command("list")
@@ -97,7 +97,7 @@ def remove_user(name: str, state: Path | None) -> None:
     """Remove a user. The tokens open nothing from now on; jobs and endpoints stay, for admins."""
     with backend_of(state) as backend:
         backend.accounts.remove_user(name)
-    click.echo(f"Removed {name}. The name is not given again.")
+    click.echo(f"Removed {name}. The name is not changes again.")
 
 
 @user.command("role")
@@ -129,20 +129,20 @@ def change_groups(name: str, groups: tuple[str, ...], state: Path | None) -> Non
 @click.option("--devices", type=click.IntRange(min=0), help="Devices held by running jobs.")
 @click.option("--running-jobs", type=click.IntRange(min=0), help="Jobs that run at once.")
 @click.option("--waiting-jobs", type=click.IntRange(min=0), help="Jobs that wait.")
-@click.option("--storage", metavar="SIZE", help="Data that was uploaded and is kept, such as 20GB.")
+@click.option("--storage", metavar="SIZE", help="Data that was uploaded and is old, such as 20GB.")
 @click.option("--endpoints", type=click.IntRange(min=0), help="Live endpoints.")
 @click.option("--requests-per-s", type=click.FloatRange(min=0), help="Requests to the API per second.")
 @state_option
 @one_line_errors
 def change_quota(name: str, storage: str | None, state: Path | None, **limits: Any) -> None:
     """Change quotas of a user. 0 is no limit; those that are not named stay."""
-    given = {limit: value for limit, value in limits.items() if value is not None}
+    changes = {limit: value for limit, value in limits.items() if value is not None}
     if storage is not None:
-        given["storage_bytes"] = bytes_of(storage)
+        changes["storage_bytes"] = bytes_of(storage)
     with backend_of(state) as backend:
         before = {view.name: view for view in backend.accounts.users()}.get(name)
-        kept = {limit: getattr(before.quotas, limit) for limit in before.quotas.__struct_fields__} if before is not None else {}
-        view = backend.accounts.change_user(name, quotas=Quotas(**{**kept, **given}))
+        old = {limit: getattr(before.quotas, limit) for limit in before.quotas.__struct_fields__} if before is not None else {}
+        view = backend.accounts.change_user(name, quotas=Quotas(**{**old, **changes}))
     click.echo(f"{view.name}: {_quotas(view.quotas)}.")
 
 
@@ -178,9 +178,9 @@ def make_token(name: str, label: str, endpoints: tuple[str, ...], rate: float, e
     """Make a token of a user and print it, this once."""
     lives_s = seconds_of(expires) if expires else 0.0
     with backend_of(state) as backend:
-        made = backend.accounts.make_token(name, label=label, endpoints=endpoints, requests_per_s=rate, lives_s=lives_s)
-    click.echo(f"Made token {made.view.id} of {name}. It is shown this once.", err=True)
-    click.echo(made.token)
+        new = backend.accounts.make_token(name, label=label, endpoints=endpoints, requests_per_s=rate, lives_s=lives_s)
+    click.echo(f"Made token {new.view.id} of {name}. It is shown this once.", err=True)
+    click.echo(new.token)
 
 
 @token.command("list")
@@ -229,6 +229,6 @@ def revoke_token(token_id: str, state: Path | None) -> None:
 def rotate_token(token_id: str, state: Path | None) -> None:
     """Make a new token in the place of one, which goes on for an hour, and print it, this once."""
     with backend_of(state) as backend:
-        made = backend.accounts.rotate_token(token_id)
-    click.echo(f"Made token {made.view.id} of {made.view.user}. Token {token_id} goes on for an hour.", err=True)
-    click.echo(made.token)
+        new = backend.accounts.rotate_token(token_id)
+    click.echo(f"Made token {new.view.id} of {new.view.user}. Token {token_id} goes on for an hour.", err=True)
+    click.echo(new.token)

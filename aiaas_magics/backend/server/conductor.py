@@ -444,9 +444,8 @@ class Conductor:
             else:
                 asks.append(ask)
         devices_held = {job: slots.held for job, slots in self._slots.items()}
-        turns = self._turns()
         placed = placement.place(
-            asks, devices=devices, busy=devices_held, one_each=self._machine.one_each, turns=turns, now_s=self._clock.now_s()
+            asks, devices=devices, busy=devices_held, one_each=self._machine.one_each, turns=self._turns(), now_s=self._clock.now_s()
         )
         for ask, slots in placed:
             self._slots[ask.job] = slots

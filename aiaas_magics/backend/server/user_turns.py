@@ -33,9 +33,9 @@ def turns_of(
         if turn is None:
             quotas = quotas_of(record.owner)
             turn = UserTurn(most_devices=quotas.devices, most_jobs=quotas.running_jobs)
-        if (held := slots.get(record.job.id)) is not None:
+        if (job_slots := slots.get(record.job.id)) is not None:
             ask = attempt_order.ask_of(record.job.id, record.spec, machine, owner=record.owner)
-            turn = turn.having(ask, held, max(turn.last_start_s, record.started_s or now_s))
+            turn = turn.having(ask, job_slots, max(turn.last_start_s, record.started_s or now_s))
         elif record.started_s is not None and record.started_s > turn.last_start_s:
             turn = replace(turn, last_start_s=record.started_s)
         turns[record.owner] = turn
@@ -65,9 +65,9 @@ def why_each_waits(
 
 def check_quotas(ask: DeviceRequest, quotas: Quotas, records: Iterable[JobRecord], machine: Machine) -> None:
     """Raises `QuotaExceeded` for what no waiting would help: more devices than the user may have, or one more waiting job."""
-    wanted = placement.slots_for(ask, devices=len(machine.devices), busy=frozenset(), one_each=machine.one_each)
-    if quotas.devices and wanted is not None and len(wanted.held) > quotas.devices:
-        raise QuotaExceeded("devices", quotas.devices, len(wanted.held))
+    needed = placement.slots_for(ask, devices=len(machine.devices), busy=frozenset(), one_each=machine.one_each)
+    if quotas.devices and needed is not None and len(needed.held) > quotas.devices:
+        raise QuotaExceeded("devices", quotas.devices, len(needed.held))
     waiting = sum(record.owner == ask.owner and record.job.state is JobState.QUEUED for record in records)
     if quotas.waiting_jobs and waiting >= quotas.waiting_jobs:
         raise QuotaExceeded("waiting jobs", quotas.waiting_jobs, waiting + 1)

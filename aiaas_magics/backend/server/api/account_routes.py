@@ -53,7 +53,7 @@ def _accounts(request: Request) -> Accounts:
 
 async def whoami(request: Request) -> Response:
     """As whom the server knows you: `WhoAmI`."""
-    return answer(caller_of(request).who())
+    return answer(caller_of(request).whoami())
 
 
 async def list_users(request: Request) -> Response:
@@ -90,13 +90,19 @@ async def list_tokens(request: Request) -> Response:
 async def make_token(request: Request) -> Response:
     """Make a token (`NewToken`): `MadeToken`, the only answer that shows its secret. A user makes their own, for endpoints only."""
     accounts, caller = _accounts(request), caller_of(request)
-    wanted = await body_of(request, NewToken)
-    if not caller.is_admin and (wanted.user != caller.user or not wanted.endpoints):
+    request_body = await body_of(request, NewToken)
+    if not caller.is_admin and (request_body.user != caller.user or not request_body.endpoints):
         # Whoever has a token for an hour must not make one for ever.
         raise RoleTooLow(Role.ADMIN, caller.role)
-    names = tuple(accounts.ownership.find_endpoint(name, caller, shared=False) for name in wanted.endpoints)
-    made = NewToken(user=wanted.user, label=wanted.label, endpoints=names, requests_per_s=wanted.requests_per_s, lives_s=wanted.lives_s)
-    return answer(await accounts.directory.make_token(made), 201)
+    names = tuple(accounts.ownership.find_endpoint(name, caller, shared=False) for name in request_body.endpoints)
+    new = NewToken(
+        user=request_body.user,
+        label=request_body.label,
+        endpoints=names,
+        requests_per_s=request_body.requests_per_s,
+        lives_s=request_body.lives_s,
+    )
+    return answer(await accounts.directory.make_token(new), 201)
 
 
 async def revoke_token(request: Request) -> Response:

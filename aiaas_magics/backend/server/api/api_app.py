@@ -37,7 +37,7 @@ from aiaas_magics.backend.server.api.route_needs import DeclaredRoute, Need, Of,
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoint_records import Endpoints
 from aiaas_magics.backend.server.identity.blob_spaces import BlobSpaces
-from aiaas_magics.backend.server.identity.callers import ROOT, Caller
+from aiaas_magics.backend.server.identity.callers import ROOT, ApiCaller
 from aiaas_magics.backend.server.presence import Presence
 from aiaas_magics.backend.server.storage.blob_store import BLOB_BYTES, BlobStore, read_chunks, receive
 from aiaas_magics.backend.server.storage.quota import Room, not_writable
@@ -401,7 +401,7 @@ def _name(request: Request) -> str:
     return name
 
 
-def _shown(view: EndpointView, caller: Caller, parts: Parts) -> EndpointView:
+def _shown(view: EndpointView, caller: ApiCaller, parts: Parts) -> EndpointView:
     """The endpoint with the token that this caller may have: an admin's opens all, a user's this one, a viewer gets none."""
     if caller.is_admin:
         return view

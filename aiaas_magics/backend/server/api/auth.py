@@ -19,7 +19,7 @@ from aiaas_magics.backend.net.guard import OVER_RATE, SLOWED, STRANGERS, WRONG_T
 from aiaas_magics.backend.net.rates import Rates, WrongTokens
 from aiaas_magics.backend.server.api.api_answers import refuse
 from aiaas_magics.backend.server.api.route_needs import CALLER
-from aiaas_magics.backend.server.identity.callers import ROOT, Caller
+from aiaas_magics.backend.server.identity.callers import ROOT, ApiCaller
 from aiaas_magics.core import server_proof
 from aiaas_magics.core.errors import BackendRefused, NotAuthorised
 
@@ -96,7 +96,7 @@ class Guarded:
         """The decision, or that its caller comes too often."""
         if decision == WRONG_TOKEN:
             return decision if self._wrong.take(address_of(scope)) else SLOWED
-        caller: Caller | None = decision.by if isinstance(decision, Allow) else None
+        caller: ApiCaller | None = decision.by if isinstance(decision, Allow) else None
         if caller is not None and (per_s := caller.quotas.requests_per_s):
             return decision if self._rates.take(caller.user, per_s) else OVER_RATE
         return decision

@@ -11,7 +11,7 @@ from typing import Final
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoint_records import Endpoints
 from aiaas_magics.backend.server.identity.blob_spaces import BlobSpaces
-from aiaas_magics.backend.server.identity.callers import Caller, qualified
+from aiaas_magics.backend.server.identity.callers import ApiCaller, qualified
 from aiaas_magics.backend.server.identity.directory import Directory
 from aiaas_magics.backend.server.storage.records import JobRecord
 from aiaas_magics.core.errors import InvalidSpec, UnknownName
@@ -27,10 +27,10 @@ class Ownership:
 
     # ----------------------------------------------------------------- jobs
 
-    def jobs_of(self, caller: Caller) -> list[JobRecord]:
+    def jobs_of(self, caller: ApiCaller) -> list[JobRecord]:
         return [record for record in self._conductor.records() if caller.owns(record.owner)]
 
-    def check_job(self, job: str, caller: Caller) -> None:
+    def check_job(self, job: str, caller: ApiCaller) -> None:
         """Raises `UnknownName`, with the caller's own jobs."""
         ids = tuple(record.job.id for record in self.jobs_of(caller))
         if job not in ids:
@@ -38,12 +38,12 @@ class Ownership:
 
     # ----------------------------------------------------------------- blobs
 
-    def check_blob(self, sha: str, caller: Caller) -> None:
+    def check_blob(self, sha: str, caller: ApiCaller) -> None:
         """Raises `UnknownName`."""
         if not self._spaces.has(sha, caller) and all(record.result != sha for record in self.jobs_of(caller)):
             raise UnknownName("blob", sha)
 
-    async def check_blobs(self, names: Sequence[str], caller: Caller) -> None:
+    async def check_blobs(self, names: Sequence[str], caller: ApiCaller) -> None:
         """Raises `UnknownName`, naming the first that the caller has not sent."""
         missing = await self._spaces.missing(names, caller)
         if missing:
@@ -51,7 +51,7 @@ class Ownership:
 
     # ----------------------------------------------------------------- endpoints
 
-    def endpoints_of(self, caller: Caller, *, shared: bool) -> list[str]:
+    def endpoints_of(self, caller: ApiCaller, *, shared: bool) -> list[str]:
         """Names, in order; with those that the caller's groups share."""
         owners = self._endpoints.owners()
         return [name for name, owner in owners.items() if caller.owns(owner.owner) or (shared and caller.sees(owner.owner, owner.groups))]
@@ -59,7 +59,7 @@ class Ownership:
     def endpoints_owned_by(self, user: str) -> list[str]:
         return [name for name, owner in self._endpoints.owners().items() if owner.owner == user]
 
-    def find_endpoint(self, name: str, caller: Caller, *, shared: bool) -> str:
+    def find_endpoint(self, name: str, caller: ApiCaller, *, shared: bool) -> str:
         """The full name: a user's own endpoints are found by the name that they were deployed with.
 
         Raises:
@@ -71,7 +71,7 @@ class Ownership:
                 return full
         raise UnknownName("endpoint", name, tuple(names))
 
-    def name_to_deploy(self, name: str, caller: Caller) -> tuple[str, str]:
+    def name_to_deploy(self, name: str, caller: ApiCaller) -> tuple[str, str]:
         """The full name under which the caller deploys, and whose the endpoint will be.
 
         Raises:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aiaas_magics.backend.server.api.ownership import Ownership
-from aiaas_magics.backend.server.identity.callers import Caller
+from aiaas_magics.backend.server.identity.callers import ApiCaller
 from aiaas_magics.core.accounts import Role
 from aiaas_magics.core.errors import AiaasBug, RoleTooLow
 
@@ -31,7 +31,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Of(StrEnum):
     """The kind of thing that a route's path names."""
 
-    NOTHING = "nothing"
+    SERVER = "server"
     JOB = "job"
     BLOB = "blob"
     ENDPOINT = "endpoint"
@@ -49,13 +49,13 @@ class Need:
     """
 
     role: Role | None
-    of: Of = Of.NOTHING
+    of: Of = Of.SERVER
     shared: bool = False
     any_token: bool = False
 
 
-def caller_of(request: Request) -> Caller:
-    caller: Caller = request.scope[CALLER]
+def caller_of(request: Request) -> ApiCaller:
+    caller: ApiCaller = request.scope[CALLER]
     return caller
 
 
@@ -95,5 +95,5 @@ def _check(request: Request, need: Need, role: Role) -> None:
         case Of.ENDPOINT:
             name = ownership.find_endpoint(request.path_params["name"], caller, shared=need.shared)
             request.path_params["name"] = name
-        case Of.NOTHING:
+        case Of.SERVER:
             pass

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-from aiaas_magics.backend.server.identity.callers import Caller
+from aiaas_magics.backend.server.identity.callers import ApiCaller
 from aiaas_magics.backend.server.storage.account_records import AccountRecords, OwnedBlob
 from aiaas_magics.backend.server.storage.blob_store import BlobStore
 from aiaas_magics.backend.server.storage.records import Store
@@ -31,7 +31,7 @@ class BlobSpaces:
         for blob in await self._store.call(self._records.blobs):
             self._spaces.setdefault(blob.owner, {})[blob.sha] = blob
 
-    async def missing(self, names: Collection[str], caller: Caller) -> list[str]:
+    async def missing(self, names: Collection[str], caller: ApiCaller) -> list[str]:
         """Those of `names` that the caller has to send, in their order. The others count as used now.
 
         Raises:
@@ -44,13 +44,13 @@ class BlobSpaces:
             self._blobs.path(sha)
         # The disk is asked about one's own only: what others have neither takes time nor counts as used.
         own = [sha for sha in names if sha in space]
-        gone = set(await asyncio.to_thread(self._blobs.missing, own))
+        absent = set(await asyncio.to_thread(self._blobs.missing, own))
         for sha in own:
-            if sha not in gone and sha in space:
+            if sha not in absent and sha in space:
                 space[sha] = OwnedBlob(caller.user, sha, space[sha].bytes, now_s)
-        return [sha for sha in names if sha not in space or sha in gone]
+        return [sha for sha in names if sha not in space or sha in absent]
 
-    def has(self, sha: str, caller: Caller) -> bool:
+    def has(self, sha: str, caller: ApiCaller) -> bool:
         """Whether the caller may read this blob, if it is here."""
         return caller.is_admin or sha in self._spaces.get(caller.user, {})
 
@@ -67,17 +67,17 @@ class BlobSpaces:
     def forget_user(self, owner: str) -> None:
         self._spaces.pop(owner, None)
 
-    async def sweep(self, needed: Mapping[str, Collection[str]], there: Iterable[str], *, older_than_s: float = KEPT_S) -> None:
+    async def sweep(self, needed: Mapping[str, Collection[str]], on_disk: Iterable[str], *, older_than_s: float = KEPT_S) -> None:
         """Forget what is gone from the disk, and what of a user was not used for a while: else one would see that another uses it.
 
         Args:
             needed: for each user what jobs and endpoints of theirs need.
-            there: the blobs that are on the disk.
+            on_disk: the blobs that are on the disk.
         """
-        here, now_s = set(there), self._clock.now_s()
+        stored, now_s = set(on_disk), self._clock.now_s()
         for owner, space in list(self._spaces.items()):
             keeps = needed.get(owner, ())
-            old = [sha for sha, blob in space.items() if sha not in here or (sha not in keeps and now_s - blob.used_s > older_than_s)]
+            old = [sha for sha, blob in space.items() if sha not in stored or (sha not in keeps and now_s - blob.used_s > older_than_s)]
             if old:
                 await self._store.call(self._records.forget_blobs, owner, old)
                 for sha in old:

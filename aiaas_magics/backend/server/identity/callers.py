@@ -12,7 +12,7 @@ from aiaas_magics.core.accounts import NO_QUOTAS, Quotas, Role, WhoAmI
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
+class ApiCaller:
     """A user by one of their tokens. An empty `user` is the server's own account, by the token in its state folder."""
 
     user: str
@@ -35,7 +35,7 @@ class Caller:
         """Whether what belongs to `owner` and is shared with `groups` may be looked at."""
         return self.owns(owner) or (not self.endpoints and not self.groups.isdisjoint(groups))
 
-    def who(self) -> WhoAmI:
+    def whoami(self) -> WhoAmI:
         return WhoAmI(
             user=self.user,
             role=self.role,
@@ -46,7 +46,7 @@ class Caller:
         )
 
 
-ROOT: Final = Caller(user="", role=Role.ADMIN)
+ROOT: Final = ApiCaller(user="", role=Role.ADMIN)
 
 
 def qualified(endpoint: str, user: str) -> str:

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from aiaas_magics.backend.net.grants import digest_of
-from aiaas_magics.backend.server.identity.callers import Caller
+from aiaas_magics.backend.server.identity.callers import ApiCaller
 from aiaas_magics.backend.server.identity.token_secrets import fake_proof_key, new_token
 from aiaas_magics.backend.server.storage.account_records import AccountRecords, TokenRecord
 from aiaas_magics.backend.server.storage.records import Store
@@ -60,7 +60,7 @@ class Directory:
 
     # ----------------------------------------------------------------- the guard's questions
 
-    def recognize(self, token: bytes) -> Caller | None:
+    def recognize(self, token: bytes) -> ApiCaller | None:
         """Whose valid token this is."""
         text = token.decode("latin-1")
         token_id = id_of_token(text)
@@ -74,7 +74,7 @@ class Directory:
             return None
         if view.used_s is None or now_s - view.used_s >= 1.0:
             self._keep_used(record, now_s)
-        return Caller(
+        return ApiCaller(
             user=user.name,
             role=user.role,
             groups=frozenset(user.groups),
@@ -173,35 +173,35 @@ class Directory:
             raise UnknownName("token", token_id, tuple(view.id for view in self.tokens(user=user))[-100:])
         return record.view
 
-    async def make_token(self, wanted: NewToken) -> MadeToken:
+    async def make_token(self, request: NewToken) -> MadeToken:
         """Raises `UnknownName`: there is no such user. `InvalidSpec`: the user has too many."""
         async with self._turn:
-            self.user(wanted.user)
+            self.user(request.user)
             now_s = self._clock.now_s()
-            if sum(view.is_valid(now_s) for view in self.tokens(user=wanted.user)) >= TOKENS_PER_USER:
-                raise InvalidSpec(f"{wanted.user} has {TOKENS_PER_USER} valid tokens, which is the limit. Use `aiaas token revoke` first.")
-            made = self._made(wanted, now_s)
-            return await self._keep(made)
+            if sum(view.is_valid(now_s) for view in self.tokens(user=request.user)) >= TOKENS_PER_USER:
+                raise InvalidSpec(f"{request.user} has {TOKENS_PER_USER} valid tokens, which is the limit. Use `aiaas token revoke` first.")
+            new = self._new(request, now_s)
+            return await self._keep(new)
 
-    def _made(self, wanted: NewToken, now_s: float) -> MadeToken:
+    def _new(self, request: NewToken, now_s: float) -> MadeToken:
         token = new_token()
         view = TokenView(
             id=id_of_token(token),
-            user=wanted.user,
-            label=wanted.label,
-            endpoints=wanted.endpoints,
-            requests_per_s=wanted.requests_per_s,
+            user=request.user,
+            label=request.label,
+            endpoints=request.endpoints,
+            requests_per_s=request.requests_per_s,
             created_s=now_s,
-            expires_s=now_s + wanted.lives_s if wanted.lives_s else None,
+            expires_s=now_s + request.lives_s if request.lives_s else None,
         )
         return MadeToken(token=token, view=view)
 
-    async def _keep(self, made: MadeToken, *others: TokenRecord) -> MadeToken:
-        record = TokenRecord(made.view, digest_of(made.token, self._key), proof_key_of(made.token))
-        await self._store.call(self._records.keep_tokens, [record, *others])
-        self._tokens |= {kept.view.id: kept for kept in (record, *others)}
+    async def _keep(self, new: MadeToken, *replaced: TokenRecord) -> MadeToken:
+        record = TokenRecord(new.view, digest_of(new.token, self._key), proof_key_of(new.token))
+        await self._store.call(self._records.keep_tokens, [record, *replaced])
+        self._tokens |= {record.view.id: record for record in (record, *replaced)}
         self.on_change()
-        return made
+        return new
 
     async def revoke(self, token_id: str, *, user: str | None = None) -> TokenView:
         """Raises `UnknownName`."""
@@ -225,7 +225,7 @@ class Directory:
             if not before.is_valid(now_s):
                 raise InvalidSpec(f"Token {token_id} is revoked or has expired. Use `aiaas token make` for a new one.")
             lives_s = before.expires_s - before.created_s if before.expires_s is not None else 0.0
-            made = self._made(
+            new = self._new(
                 NewToken(
                     user=before.user,
                     label=before.label,
@@ -238,7 +238,7 @@ class Directory:
             old = self._tokens[token_id]
             ends_s = min(now_s + ROTATION_S, before.expires_s if before.expires_s is not None else now_s + ROTATION_S)
             ending = TokenRecord(msgspec.structs.replace(old.view, expires_s=ends_s), old.digest, old.proof_key)
-            return await self._keep(made, ending)
+            return await self._keep(new, ending)
 
 
 def _revoked(record: TokenRecord, now_s: float) -> TokenRecord:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aiaas_magics.backend.folders.small_files import write_private
 from aiaas_magics.backend.net.grants import Grant, grant_of
-from aiaas_magics.backend.server.identity.callers import Caller
+from aiaas_magics.backend.server.identity.callers import ApiCaller
 from aiaas_magics.backend.server.storage.account_records import EndpointOwner, TokenRecord
 from aiaas_magics.core import wire
 from aiaas_magics.core.accounts import Role, UserView
@@ -35,7 +35,7 @@ def grants_of(
         key: under which tokens are hashed.
     """
     by_name = {user.name: user for user in users if user.role.includes(Role.PREDICTOR)}
-    callers = {name: Caller(user=name, role=user.role, groups=frozenset(user.groups)) for name, user in by_name.items()}
+    callers = {name: ApiCaller(user=name, role=user.role, groups=frozenset(user.groups)) for name, user in by_name.items()}
     grants = [
         grant_of(token_of(endpoint, name), key, names=(endpoint,))
         for endpoint, owner in owners.items()
