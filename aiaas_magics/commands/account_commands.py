@@ -85,7 +85,7 @@ def list_users(state: Path | None) -> None:
 
 
 def _quotas(quotas: Quotas) -> str:
-    limits = [f"{name}={value:,.10g}" for name in quotas.__struct_fields__ if (value := getattr(quotas, name))]
+    limits = [f"{name}={value:,.15g}" for name in quotas.__struct_fields__ if (value := getattr(quotas, name))]
     return " ".join(limits) or "no quotas"
 
 

@@ -70,7 +70,7 @@ def test_the_token_of_the_servers_own_account_is_printed_alone(server: Served) -
     [
         (("user", "add", "Not A Name"), "cannot name a user"),
         (("user", "role", "nobody", "user"), "There is no user 'nobody'"),
-        (("user", "remove", "../jobs"), "There is no user"),
+        (("user", "remove", "../jobs"), "There is nothing at this address"),
         (("token", "make", "nobody"), "There is no user 'nobody'"),
         (("token", "make", "nobody", "--expires", "soon"), "is not a time"),
         (("token", "revoke", "nothing"), "There is no token 'nothing'"),

@@ -163,7 +163,7 @@ class QuotaExceeded(BackendError):
 
     def __str__(self) -> str:
         return (
-            f"Your quota on this backend is {self.limit:,.10g} {self.what}, and this would make {self.would_be:,.10g}. "
+            f"Your quota on this backend is {self.limit:,.15g} {self.what}, and this would make {self.would_be:,.15g}. "
             "Wait for jobs to end, remove what you no longer need, or ask an admin: `aiaas user quota` changes it."
         )
 

@@ -261,7 +261,7 @@ def test_what_jobs_leave_for_later_fits_is_kept_by_owner(server: Served, other: 
     places = {}
     for owner, own in (("", server.transport), ("other", Transport(server.url, token=other.token))):
         spec = msgspec.structs.replace(other.spec, payload=other.put(own, look), arrays=())
-        job = own.post("/v1/jobs", spec, JobView, key=f"look {owner}").id
+        job = own.post("/v1/jobs", spec, JobView, key=f"look-{owner}.").id
         assert server.end(job).files == ("where.txt",)
         places[owner] = Path(own.read(f"/v1/jobs/{job}/files/where.txt").decode())
 
