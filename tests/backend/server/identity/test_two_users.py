@@ -297,6 +297,7 @@ def test_no_token_is_in_the_records_the_log_or_an_answer(server: Served, ada: Us
     assert (server.folder / "token_key").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.process
 def test_users_tokens_and_owners_outlive_the_server(tmp_path: Path) -> None:
     with served(tmp_path / "state", "--pool", "stub") as server:
         ada = User(server, "ada")
@@ -355,6 +356,7 @@ def test_a_quota_refuses_with_its_number(server: Served) -> None:
     limit()
 
 
+@pytest.mark.process
 def test_wrong_tokens_are_slowed_and_told_and_right_ones_from_the_same_address_are_not(tmp_path: Path) -> None:
     with served(tmp_path / "state", "--pool", "stub") as server:
         ada = User(server, "ada")

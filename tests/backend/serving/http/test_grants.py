@@ -193,6 +193,7 @@ def test_a_client_has_the_process_prove_that_it_knows_the_token_of_an_endpoint(r
         unknown.get("/v2", dict)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("way", ["fast", "slow"])
 def test_a_revoked_token_and_one_over_its_rate_are_refused_on_an_open_connection(tmp_path: Path, way: str) -> None:
     """On the same connection, by the same bytes: the fast path knows heads by their bytes."""
