@@ -97,7 +97,7 @@ def remove_user(name: str, state: Path | None) -> None:
     """Remove a user. The tokens open nothing from now on; jobs and endpoints stay, for admins."""
     with backend_of(state) as backend:
         backend.accounts.remove_user(name)
-    click.echo(f"Removed {name}. The name is not changes again.")
+    click.echo(f"Removed {name}. The name is not given again.")
 
 
 @user.command("role")
@@ -129,7 +129,7 @@ def change_groups(name: str, groups: tuple[str, ...], state: Path | None) -> Non
 @click.option("--devices", type=click.IntRange(min=0), help="Devices held by running jobs.")
 @click.option("--running-jobs", type=click.IntRange(min=0), help="Jobs that run at once.")
 @click.option("--waiting-jobs", type=click.IntRange(min=0), help="Jobs that wait.")
-@click.option("--storage", metavar="SIZE", help="Data that was uploaded and is old, such as 20GB.")
+@click.option("--storage", metavar="SIZE", help="Data that was uploaded and is kept, such as 20GB.")
 @click.option("--endpoints", type=click.IntRange(min=0), help="Live endpoints.")
 @click.option("--requests-per-s", type=click.FloatRange(min=0), help="Requests to the API per second.")
 @state_option
