@@ -1,6 +1,6 @@
-"""Command line: `aiaas key | serve | serve-model | status | storage | stop | token`.
+"""Command line: `aiaas key | serve | serve-model | status | storage | stop | token | user`.
 
-Owns options and what is printed: results on standard output, talk on standard error.
+Owns options and what is printed: results on standard output, talk on standard error. Users and tokens are in `commands.account_commands`.
 Serving belongs to `backend.server`, asking a server to `client.backend`.
 """
 
@@ -8,43 +8,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from aiaas_magics.commands.account_commands import token, user
+from aiaas_magics.commands.command_base import backend_of, one_line_errors, state_option
 from aiaas_magics.core import settings
-from aiaas_magics.core.errors import AiaasError
-from aiaas_magics.core.plain_text import log_to, visible
+from aiaas_magics.core.plain_text import log_to
 
 if TYPE_CHECKING:
     from aiaas_magics.client.backend import Backend
     from aiaas_magics.core.spec import StorageView
-
-FAILED = 2
-
-
-def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """What goes wrong is one sentence on standard error, not a traceback."""
-
-    @wraps(command)
-    def run(*args: Any, **options: Any) -> None:
-        try:
-            command(*args, **options)
-        except AiaasError as error:
-            click.echo(visible(str(error)), err=True)
-            sys.exit(FAILED)
-
-    return run
-
-
-_state = click.option(
-    "--state",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The server's folder (default: this environment's local server).",
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,7 +31,7 @@ def main() -> None:
 
 @main.command()
 @click.option("--local", is_flag=True, help="Serve this environment's notebooks; stops when nothing needs it.")
-@_state
+@state_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Anything but loopback needs TLS.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default: the same as last time, or any).")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM file with the certificate chain.")
@@ -86,7 +62,7 @@ def main() -> None:
 @click.option(
     "--idle-minutes", type=click.FloatRange(min=0), help="Stop after this many minutes without a job, endpoint, kernel or request."
 )
-@_one_line_errors
+@one_line_errors
 def serve(
     local: bool,
     state: Path | None,
@@ -131,7 +107,13 @@ def serve(
         shown = "" if local else f" --state {folder}"
         click.echo(f"Its token: aiaas token{shown}. In a notebook: %aiaas_connect {url}", err=True)
 
-    server.serve(options, on_ready=on_ready)
+    def on_admin_token(token: str) -> None:
+        click.echo(f"The token of its admin, shown this once: {token}", err=True)
+        click.echo(
+            "Connect with it, then add users with `aiaas user add`. `aiaas token` on this machine is the server's own account.", err=True
+        )
+
+    server.serve(options, on_ready=on_ready, on_admin_token=on_admin_token)
 
 
 @main.command("serve-model")
@@ -148,7 +130,7 @@ def serve(
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the token and the ports (default: one of this account for each FOLDER).",
 )
-@_one_line_errors
+@one_line_errors
 def serve_model(
     folder: Path,
     host: str,
@@ -202,14 +184,14 @@ def _forget_tokens() -> None:
 
 
 @main.command()
-@_state
-@_one_line_errors
+@state_option
+@one_line_errors
 def status(state: Path | None) -> None:
     """Show the server, its jobs and its endpoints."""
     from rich.console import Console
     from rich.markup import escape
 
-    with _backend(state) as backend:
+    with backend_of(state) as backend:
         console = Console(highlight=False)
         about = backend.about()
         console.print(
@@ -244,8 +226,8 @@ def _endpoints_table(backend: Backend) -> Any:
 
 
 @main.command()
-@_state
-@_one_line_errors
+@state_option
+@one_line_errors
 def stop(state: Path | None) -> None:
     """Stop the server, its workers and its endpoints. Unfinished jobs resume when it starts again."""
     from aiaas_magics.client import local_server
@@ -255,21 +237,8 @@ def stop(state: Path | None) -> None:
 
 
 @main.command()
-@_state
-@_one_line_errors
-def token(state: Path | None) -> None:
-    """Print the token, and nothing else on standard output, so that you can pipe it."""
-    file = (state or settings.local_state()) / "token"
-    try:
-        click.echo(file.read_text(encoding="ascii").strip())
-    except OSError:
-        click.echo(f"There is no token in {file.parent}. Start a server there first, with `aiaas serve`.", err=True)
-        sys.exit(FAILED)
-
-
-@main.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@_one_line_errors
+@one_line_errors
 def key(file: Path) -> None:
     """Make a key pair that signs deployments: FILE (0600, keep it secret) and FILE.pub (for --require-signed)."""
     from aiaas_magics.client.serving import signing_keys
@@ -280,14 +249,14 @@ def key(file: Path) -> None:
 
 
 @main.command()
-@_state
+@state_option
 @click.option("--free", is_flag=True, help="Remove what nothing needs. Unfinished jobs, live endpoints and what --resume needs stay.")
 @click.option(
     "--set-aside-records",
     is_flag=True,
     help="Move the records and job folders of a stopped server into a folder beside them, and start over.",
 )
-@_one_line_errors
+@one_line_errors
 def storage(state: Path | None, free: bool, set_aside_records: bool) -> None:
     """Show what the state folder holds, and remove what nothing needs."""
     if set_aside_records:
@@ -299,7 +268,7 @@ def storage(state: Path | None, free: bool, set_aside_records: bool) -> None:
         return
     from rich.console import Console
 
-    with _backend(state) as backend:
+    with backend_of(state) as backend:
         if free:
             freed = backend.free_storage()
             click.echo(f"Freed {freed.bytes / 1e6:,.1f} MB: {freed.blobs} arrays and models, the results of {freed.results} jobs.")
@@ -317,12 +286,5 @@ def _storage_table(view: StorageView) -> Any:
     return table
 
 
-def _backend(state: Path | None) -> Backend:
-    from aiaas_magics.client import local_server
-    from aiaas_magics.client.backend import connect
-
-    server = local_server.find_local() if state is None else local_server.find_at(state)
-    if server is None:
-        click.echo("No server is running here. Start one with `aiaas serve`, or with the first magic in a notebook.")
-        sys.exit(1)
-    return connect(*server)
+main.add_command(token)
+main.add_command(user)

@@ -25,6 +25,7 @@ from aiaas_magics.backend.serving.protocols.open_inference import open_inference
 from aiaas_magics.backend.serving.protocols.tfserving import tfserving_rest
 from aiaas_magics.client.serving.recorded_endpoint import RecordedEndpoint
 from aiaas_magics.client.training import planning, reproduction
+from aiaas_magics.client.trust_calls import TrustCalls
 from aiaas_magics.core import errors, events, recording, spec, training_record
 from aiaas_magics.core.drift import drift_values
 from aiaas_magics.notebook.extension import magics
@@ -40,7 +41,7 @@ RECORDS: Final = (
     *(training_record.TrainingRecord, training_record.TrainingEnvironment, training_record.DataFingerprint, reproduction.Reproduction),
 )
 
-PARTS: Final = (RecordedEndpoint,)  # classes that hold some of the methods of a larger one
+PARTS: Final = (RecordedEndpoint, TrustCalls)  # classes that hold some of the methods of a larger one
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -99,11 +100,19 @@ def described(docstring: str) -> str:
 def commands_page() -> str:
     parts = ["# Commands", NOTE.format(source="the options in `cli.py`")]
     parts.append("The server from a terminal. Results go to standard output, messages to standard error.")
-    for name, command in sorted(cli.main.commands.items()):
+    for name, command in commands_of(cli.main):
         rows = [command_row(parameter) for parameter in command.params if isinstance(parameter, click.Option) and not parameter.hidden]
         parts += [f"## aiaas {name}", inspect.cleandoc(command.help or "")]
         parts += [table(("option", "effect"), rows)] if rows else []
     return "\n\n".join(parts) + "\n"
+
+
+def commands_of(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command with its words, those of a group behind it."""
+    for name, command in sorted(group.commands.items()):
+        yield f"{prefix}{name}", command
+        if isinstance(command, click.Group):
+            yield from commands_of(command, f"{prefix}{name} ")
 
 
 def command_row(option: click.Option) -> tuple[str, str]:

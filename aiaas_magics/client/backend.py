@@ -12,18 +12,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from aiaas_magics.client import certificates, local_server
-from aiaas_magics.client.explain.explain_job import ExplainJob, job_of
+from aiaas_magics.client import certificates, local_server, stored_tokens
+from aiaas_magics.client.account_calls import AccountCalls
+from aiaas_magics.client.explain.explain_job import job_of
 from aiaas_magics.client.serving import signing_keys
-from aiaas_magics.client.serving.endpoint import Endpoint, deploy
+from aiaas_magics.client.serving.deployment import deploy
+from aiaas_magics.client.serving.endpoint import Endpoint
 from aiaas_magics.client.training.job import Job
 from aiaas_magics.client.transport import Transport
+from aiaas_magics.client.trust_calls import TrustCalls
 from aiaas_magics.client.uploads import BlobSender
 from aiaas_magics.core import server_proof, settings, wire
+from aiaas_magics.core.accounts import WhoAmI
 from aiaas_magics.core.errors import InvalidSpec, UnknownName, VersionSkew
 from aiaas_magics.core.execution import Execution
-from aiaas_magics.core.explain_settings import ExplainSettings
-from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.process_id import ProcessId
 from aiaas_magics.core.recording import RecordingPolicy
 from aiaas_magics.core.routing import Rollout
@@ -31,16 +33,13 @@ from aiaas_magics.core.spec import About, EndpointView, Freed, JobView, StorageV
 
 if TYPE_CHECKING:
     from aiaas_magics.client.training.planning import FitPlan
-    from aiaas_magics.client.training.reproduction import Reproduction
     from aiaas_magics.client.training.study import Study
-    from aiaas_magics.client.training.tracking import TrackedRun
-    from aiaas_magics.core.story import JobStory
     from aiaas_magics.packing.export.accuracy_impact import PrecisionChange
 
 LOCAL: Final = "local"
 
 
-class Backend:
+class Backend(TrustCalls):
     """A connection to a backend: the local server, or one at a URL. `connect` makes it.
 
     >>> with aiaas_magics.connect() as backend:          # doctest: +SKIP
@@ -94,8 +93,17 @@ class Backend:
         self._about = self.transport.get("/v1/about", About)
         return self._about
 
+    def whoami(self) -> WhoAmI:
+        """Ask as whom the backend knows you: your name, role, groups and quotas. An empty name is the server's own account."""
+        return self.transport.get("/v1/whoami", WhoAmI)
+
+    @property
+    def accounts(self) -> AccountCalls:
+        """Users, tokens and shared endpoints, for whoever may administer them."""
+        return AccountCalls(self.transport)
+
     def jobs(self) -> list[JobView]:
-        """List every job that the backend remembers, oldest first."""
+        """List every job that the backend remembers, oldest first. On a server with users these are your own."""
         return self.transport.get("/v1/jobs", list[JobView])
 
     def job(self, job: str) -> Job:
@@ -127,7 +135,11 @@ class Backend:
         """
         views = {view.name: view for view in self.endpoints()}
         if name not in views:
-            raise UnknownName("endpoint", name, tuple(views))
+            # A user's own "churn" is served as "USER.churn".
+            own = [view.name for view in views.values() if view.owner and view.name == f"{view.owner}.{name}"]
+            if len(own) != 1:
+                raise UnknownName("endpoint", name, tuple(views))
+            name = own[0]
         return Endpoint(self.transport, views[name], preprocess=self._preprocessors.get(name))
 
     def train(
@@ -189,45 +201,6 @@ class Backend:
         )
         call = FitCall(model=model, arguments={"x": x, "y": y, **fit_arguments})
         return submit(prepare(self, call, options))
-
-    def reproduce(self, job: str, *, on_change: Callable[[JobStory], None] = lambda _: None) -> Reproduction:
-        """Train a job again from what the backend kept of it, and compare the trained state.
-
-        The packed fit call, the row order and the form of the steps are those of the first run. The model in this process is not touched.
-
-        Args:
-            job: the id of a job that has succeeded.
-            on_change: called with the story of the second run at every change.
-
-        Returns:
-            Whether every number is bit-equal, else how far each layer is apart, and what of the environment is another one now.
-
-        Raises:
-            InvalidSpec: it cannot be trained again: it failed, was fed from a kernel, or its data is not kept any more.
-        """
-        from aiaas_magics.client.training import reproduction
-
-        return reproduction.reproduce(self, self.job(job), on_change=on_change)
-
-    def track(self, job: Job, uri: str, *, model: Any = None, name: str = "", experiment: str = "") -> TrackedRun:
-        """Log a training to an MLflow server: parameters, metrics per epoch, figure, and with `model` its card and the model itself.
-
-        Args:
-            job: the job. It is waited for.
-            uri: the tracking server, such as "http://127.0.0.1:5000", or what else MLflow takes.
-            model: the trained Keras model, to be logged and registered; None logs no model.
-            name: the registered model's name; "" is the job's.
-            experiment: the experiment; "" is `MLFLOW_EXPERIMENT_NAME`, or "aiaas_magics".
-
-        Returns:
-            What was logged, and what was not and why. A server that fails raises nothing.
-
-        Raises:
-            InvalidSpec: mlflow is not installed.
-        """
-        from aiaas_magics.client.training import tracking
-
-        return tracking.track(job, uri, model=model, name=name, experiment=experiment)
 
     def plan(
         self,
@@ -316,76 +289,6 @@ class Backend:
         options = TrainOptions(name=name, seed=seed, oversubscribe=oversubscribe, execution=execution or Execution(), environment=names)
         return study.measure(self, call, points=workers, options=options, weak=weak)
 
-    def explain(
-        self,
-        model: Any,
-        rows: Any,
-        *,
-        background: Any = None,
-        method: str = "auto",
-        samples: int = 0,
-        steps: int = 32,
-        output: str = "",
-        target: int | None = None,
-        layer: str = "",
-        patch: int = 0,
-        seed: int = 0,
-        workers: int | None = None,
-        name: str | None = None,
-        oversubscribe: bool = False,
-        retries: int = 3,
-        environment: Sequence[str] | None = (),
-        class_names: Sequence[str] | None = None,
-    ) -> ExplainJob:
-        """Have `workers` workers explain what each input contributed to the model's outputs for `rows`. Returns at once.
-
-        An endpoint explains itself: see `Endpoint.explain`.
-
-        Args:
-            model: a built Keras model; it need not be compiled.
-            rows: the rows to explain, as `predict` takes them: arrays of shape `(rows, ...)` or a DataFrame.
-            background: rows of the training data, in the same form, that hidden parts of a row take their values from.
-                Kernel SHAP and permutation SHAP need it; None starts gradient methods from zeros.
-            method: "auto", "gradients" (or "integrated_gradients"), "gradient_input", "saliency", "smoothgrad",
-                "gradcam", "shap" (or "kernel_shap"), "permutation_shap", "occlusion", "permutation", or a method of the
-                library shap: "shap_deep", "shap_gradient", "shap_kernel", "shap_permutation", "shap_partition".
-            samples: evaluated coalitions per row (SHAP) or noisy copies (SmoothGrad); 0 leaves the number to the method.
-            steps: points on the path of integrated gradients.
-            output: the name of the output to explain; "" is the first.
-            target: the class (column of the output) to explain; None is each row's largest.
-            layer: the layer that Grad-CAM looks at; "" is the last convolution.
-            patch: the edge of the squares that an image is hidden in, or the length of the windows of a series; 0 chooses.
-            seed: makes random draws repeatable.
-            workers: the number of workers, which share the rows; None is one worker with every core or GPU.
-            name: the job's name; None is the model's name.
-            oversubscribe: allow more workers than devices. They share the devices.
-            retries: how many more attempts lost workers may cost. Rows that were explained stay explained.
-            environment: as in `train`.
-            class_names: names of the output's columns, for showing.
-
-        Returns:
-            The job. `job.result()` waits and returns the `Explanation`.
-
-        Raises:
-            UsageError: rows, background, method and model do not fit together. Nothing was sent.
-            NotEnoughDevices: more workers than devices, without `oversubscribe`.
-        """
-        from aiaas_magics.client.explain.explain_submission import ExplainOptions, submit_explanation
-
-        settings = ExplainSettings(
-            method=method, samples=samples, steps=steps, output=output, target=target, layer=layer, patch=patch, seed=seed
-        )
-        options = ExplainOptions(
-            name=name,
-            workers=workers,
-            oversubscribe=oversubscribe,
-            retries=retries,
-            environment=None if environment is None else tuple(environment),
-            settings=settings,
-            class_names=tuple(map(str, class_names or ())),
-        )
-        return submit_explanation(self, model, rows, background, options)
-
     def deploy(
         self,
         model: Any,
@@ -465,48 +368,6 @@ class Backend:
             self._preprocessors[endpoint.name] = endpoint.preprocess
         return endpoint
 
-    def card(
-        self,
-        model: Any,
-        rows: Any = None,
-        truth: Any = None,
-        *,
-        by: Any = None,
-        column: str = "",
-        license: str = "",
-        use: str = "",
-        limits: str = "",
-    ) -> ModelCard:
-        """Make the card of a live model, or of an endpoint, which keeps it. Each number in it was recorded, or is measured now.
-
-        Args:
-            model: a Keras model, or the name of an endpoint.
-            rows: rows to measure metrics on, as `predict` takes them; None measures nothing.
-            truth: what is true of them, with as many rows.
-            by: a sensitive column with one value per row; None for no groups.
-            column: the column's name.
-            license: the model's license as an SPDX id; "" leaves the question open.
-            use: what the model is for.
-            limits: where it fails.
-
-        Raises:
-            UnknownName: the backend has no such endpoint.
-            DataMismatch: rows, truth and column do not fit together.
-            InvalidSpec: rows without truth, or a license that is none.
-        """
-        from aiaas_magics.client.card import card_making
-        from aiaas_magics.client.card.evaluation import evaluate
-
-        if (rows is None) != (truth is None):
-            raise InvalidSpec("rows and truth belong together. Give both, or neither.")
-        endpoint = self.endpoint(model) if isinstance(model, str) else None
-        measured = [] if rows is None else [evaluate(endpoint or model, rows, truth, by=by, column=column)]
-        if endpoint is None:
-            return card_making.card_of_model(model, evaluations=measured, license=license, use=use, limits=limits)
-        card = card_making.card_now(endpoint, evaluations=measured, license=license, use=use, limits=limits)
-        endpoint.keep_card(card)
-        return card
-
     def storage(self) -> StorageView:
         """Ask what the backend's state folder holds, in bytes, and how full its disk is."""
         return self.transport.get("/v1/storage", StorageView)
@@ -529,7 +390,8 @@ def connect(url: str | None = None, token: str | None = None, *, fingerprint: st
 
     Args:
         url: "local", or an address such as "https://gpu-box:8443"; None is `AIAAS_BACKEND`, or "local".
-        token: the backend's API token; None is `AIAAS_TOKEN`. The local server needs none.
+        token: your token for the backend; None is `AIAAS_TOKEN`, or the one that you typed when you connected to it before.
+            The local server needs none.
         fingerprint: SHA-256 of the server's certificate in hexadecimal. The certificate is accepted for this address
             from now on, whoever signed it.
 
@@ -549,7 +411,8 @@ def connect(url: str | None = None, token: str | None = None, *, fingerprint: st
         found_url, found_token = local_server.ensure_local()
         local = Transport(found_url, token=found_token, revive=local_server.ensure_local, on_silence=local_server.check_local_goes_on)
         return Backend(local, state=settings.local_state())
-    transport = Transport(url, token=token or os.environ.get("AIAAS_TOKEN", ""), fingerprint=fingerprint)
+    token = token or os.environ.get("AIAAS_TOKEN", "") or stored_tokens.find(url)
+    transport = Transport(url, token=token, fingerprint=fingerprint)
     backend = Backend(transport)
     if fingerprint:
         certificates.pin(transport.url, transport.fingerprint)

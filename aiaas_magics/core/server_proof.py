@@ -6,6 +6,9 @@ TLS tells a client whom it speaks to; on plain loopback any account may bind the
 first, on each new connection: `GET /v1/proof?nonce=N`. The answer holds the address that the connection was accepted at, and
 HMAC-SHA256(token, "aiaas-proof|N|address"). The address keeps another program from passing the question on to the real server at
 another port; the nonce keeps it from repeating an answer of before. A token has 256 random bits, so an answer tells nothing about it.
+
+Of a user's token the server keeps a hash only, so there the key is one that both can derive or keep (`accounts.proof_key_of`), and the
+question names the token by its public part: `&id=ID`.
 """
 
 from __future__ import annotations
@@ -15,15 +18,17 @@ import hmac
 import ipaddress
 import re
 import secrets
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
 from aiaas_magics.core import wire
+from aiaas_magics.core.accounts import id_of_token, proof_key_of
 from aiaas_magics.core.errors import BackendNotProven, NotAuthorised
 from aiaas_magics.core.value import Value
 
 PATH: Final = "/v1/proof"
-QUERY: Final = re.compile(rb"nonce=([0-9a-f]{64})", re.ASCII)
+QUERY: Final = re.compile(rb"nonce=([0-9a-f]{64})(?:&id=([a-z0-9]{12}))?", re.ASCII)
 ANSWER_BYTES: Final = 4096  # guess: an answer of ours has 300
 LENGTH: Final = re.compile(rb"\r\ncontent-length: *([0-9]{1,4})\r\n", re.IGNORECASE)
 CLOSES: Final = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
@@ -65,13 +70,17 @@ def proof_of(token: str | bytes, nonce: str, address: str) -> str:
     return hmac.new(key, f"aiaas-proof|{nonce}|{address}".encode(), hashlib.sha256).hexdigest()
 
 
-def answer(token: bytes, query: bytes, accepted_at: tuple[str, int] | None) -> bytes | None:
-    """The server's answer to the question in `query`; None where it is no such question."""
+def answer(key_of: Callable[[str], bytes], query: bytes, accepted_at: tuple[str, int] | None) -> bytes | None:
+    """The server's answer to the question in `query`; None where it is no such question.
+
+    Args:
+        key_of: gives the key for the public part of a token; for "" that of the server's own token.
+    """
     query_match = QUERY.fullmatch(query)
     if query_match is None or accepted_at is None:
         return None
-    address = address_of(*accepted_at)
-    return wire.encode(ServerProof(address=address, proof=proof_of(token, query_match[1].decode(), address)))
+    address, key = address_of(*accepted_at), key_of((query_match[2] or b"").decode())
+    return wire.encode(ServerProof(address=address, proof=proof_of(key, query_match[1].decode(), address)))
 
 
 class Challenge:
@@ -80,9 +89,10 @@ class Challenge:
     def __init__(self, url: str, *, token: str, peer: tuple[str, int]) -> None:
         if not token:  # every server of ours has one, so this request would be refused anyway
             raise NotAuthorised(url)
-        self._url, self._token, self._address = url, token, address_of(*peer)
+        self._url, self._key, self._address = url, proof_key_of(token), address_of(*peer)
         self._nonce = secrets.token_hex(32)
-        self.request = f"GET {PATH}?nonce={self._nonce} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n\r\n".encode()
+        which = f"&id={token_id}" if (token_id := id_of_token(token)) else ""
+        self.request = f"GET {PATH}?nonce={self._nonce}{which} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n\r\n".encode()
 
     def is_proven(self, received: bytes) -> bool:
         """Whether the server knows the token; False while its answer is not whole.
@@ -104,7 +114,7 @@ class Challenge:
             proof = wire.decode(body, ServerProof)
         except wire.Malformed:
             raise BackendNotProven(self._url) from None
-        if not hmac.compare_digest(proof.proof.encode(), proof_of(self._token, self._nonce, proof.address).encode()):
+        if not hmac.compare_digest(proof.proof.encode(), proof_of(self._key, self._nonce, proof.address).encode()):
             raise BackendNotProven(self._url)
         if proof.address != self._address:
             raise BackendNotProven(self._url, proof.address)

@@ -279,6 +279,7 @@ class JobView(Value, frozen=True, kw_only=True):
     result: str | None = None  # blob: see `FitResult`
     files: tuple[str, ...] = ()  # relative paths that callbacks wrote
     removed_s: float | None = None  # unix time: when result, files and log were removed to make room
+    owner: str = ""  # the user whose token submitted it; "" is the server's own account
 
 
 class StoragePart(Value, frozen=True, kw_only=True):
@@ -356,6 +357,8 @@ class EndpointView(Value, frozen=True, kw_only=True):
     example: str = ""  # a row of the sample as JSON; "" where it is long
     grpc: str = ""  # host:port of the same models over gRPC
     recording: RecordingPolicy = RecordingPolicy()  # what is kept of requests and answers
+    owner: str = ""  # the user who deployed it; "" is the server's own account
+    groups: tuple[str, ...] = ()  # whose members may see it and ask it
 
     @property
     def predict_url(self) -> str:

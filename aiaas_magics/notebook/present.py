@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
+from aiaas_magics.core.accounts import WhoAmI
 from aiaas_magics.core.engines import ONE_PROCESS
 from aiaas_magics.core.events import Candidate, Planned
 from aiaas_magics.core.routing import description
@@ -380,12 +381,24 @@ def watched_bundles(watched: EndpointWatch, *, figures: bool = True) -> list[Bun
 # --------------------------------------------------------------------------- status
 
 
+def connected_as(who: WhoAmI | None) -> str:
+    """ ", as ada (user)"; nothing for the server's own account."""
+    return f", as {who.user} ({who.role})" if who is not None and who.user else ""
+
+
 def status_bundle(
-    about: About, url: str, jobs: Sequence[JobView], endpoints: Sequence[EndpointView], *, now_s: float | None = None
+    about: About,
+    url: str,
+    jobs: Sequence[JobView],
+    endpoints: Sequence[EndpointView],
+    *,
+    who: WhoAmI | None = None,
+    now_s: float | None = None,
 ) -> Bundle:
-    """The backend, its jobs (newest first) and its endpoints."""
+    """The backend, as whom one is connected, its jobs (newest first) and its endpoints."""
     now_s = time.time() if now_s is None else now_s
-    title = f"Backend {about.backend} at {url}: {about.hardware}, {len(about.devices)} devices, version {about.versions.aiaas_magics}"
+    where = f"Backend {about.backend} at {url}{connected_as(who)}"
+    title = f"{where}: {about.hardware}, {len(about.devices)} devices, version {about.versions.aiaas_magics}"
     shown = sorted(jobs, key=lambda view: view.created_s, reverse=True)[:LAST_JOBS]
     job_rows = [_job_row(view, now_s) for view in shown]
     endpoint_rows = [(view.name, _live(view), str(view.replicas), view.predict_url, view.model) for view in endpoints]

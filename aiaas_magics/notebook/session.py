@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import StdinNotImplementedError
 
-from aiaas_magics.core.errors import InvalidSpec, NotAuthorised, UnknownName
+from aiaas_magics.core.errors import BackendNotProven, InvalidSpec, NotAuthorised, UnknownName
 
 if TYPE_CHECKING:
     from aiaas_magics.client.backend import Backend
@@ -46,14 +46,19 @@ class Session:
 
     def connect(self, url: str | None, *, fingerprint: str = "") -> Backend:
         """Connect anew; asks for a token where a remote backend wants one and AIAAS_TOKEN is not set."""
+        from aiaas_magics.client import stored_tokens
         from aiaas_magics.client.backend import connect
 
         try:
             backend = connect(url, fingerprint=fingerprint)
-        except NotAuthorised:
-            if os.environ.get("AIAAS_TOKEN"):
+        except (NotAuthorised, BackendNotProven) as error:
+            # A token of before may have been revoked: over plain HTTP that shows in a proof that does not fit it.
+            is_of_before = bool(url) and bool(stored_tokens.find(str(url)))
+            if os.environ.get("AIAAS_TOKEN") or (isinstance(error, BackendNotProven) and not is_of_before):
                 raise
-            backend = connect(url, self._asked_token(url or ""), fingerprint=fingerprint)
+            token = self._asked_token(url or "")
+            backend = connect(url, token, fingerprint=fingerprint)
+            stored_tokens.keep(backend.url, token)
         self.close()
         self._backend = backend
         return backend

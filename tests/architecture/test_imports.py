@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
 ARROWS: dict[str, set[str]] = {
     "__init__": {"client", "notebook", "explain", "packing"},
     "__main__": {"cli"},
-    "cli": {"client", "backend.server", "backend.serving", "backend.net"},
+    "cli": {"commands", "client", "backend.server", "backend.serving", "backend.net"},
+    "commands": {"client"},
     "core": set(),
     "notebook": {"client", "packing", "plots", "explain", "attacks"},
     "client": {"packing", "plots", "explain"},
@@ -81,6 +82,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "anywidget": ("notebook/",),
     "matplotlib": ("plots/", "backend/training/matplotlib_backend.py"),
     "httpx": ("client/transport.py",),
+    "keyring": ("client/stored_tokens.py",),
     "httpcore": ("client/connections.py",),
     "keras": (
         "notebook/capture.py",
@@ -213,6 +215,22 @@ def test_the_arrows_within_a_room_have_no_cycle(outer: str) -> None:
     rooms = list(arrows)
 
     assert [room for place, room in enumerate(rooms) if arrows[room] - {*rooms[:place]}] == []
+
+
+def test_who_may_do_what_rests_on_the_records_alone() -> None:
+    """Within the server: users, tokens and spaces know nothing of jobs, routes or the conductor, which ask them."""
+    folder, prefix = "backend/server/identity/", "aiaas_magics.backend.server."
+    allowed = (f"{prefix}identity.", f"{prefix}storage.account_records", f"{prefix}storage.records", f"{prefix}storage.blob_store")
+    wrong = [
+        f"{name}:{line} imports {target}"
+        for name, path in modules()
+        if name.startswith(folder)
+        for target, line in imported(path, counts_types=True)
+        if target.startswith(prefix) and not target.startswith(allowed)
+    ]
+
+    assert wrong == []
+    assert any(name.startswith(folder) for name, _ in modules())
 
 
 def test_a_library_has_one_home() -> None:

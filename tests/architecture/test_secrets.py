@@ -13,6 +13,7 @@ import pytest
 
 from aiaas_magics.backend.serving.process.control import StopProcess
 from aiaas_magics.client.load_test.load_plan import BodyForm
+from aiaas_magics.core.accounts import TokenView
 from aiaas_magics.core.value import SECRETS
 
 PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
@@ -37,6 +38,7 @@ MADE: dict[str, dict[str, object]] = {
     "SignedCall": {"secret": CANARY, "call": StopProcess()},
     "EndpointView": {"name": "m", "url": "http://x", "token": CANARY, "replicas": 1, "versions": (), "inputs": (), "outputs": ()},
     "LoadPlan": {"url": "http://x", "token": CANARY, "forms": (FORM,), "concurrency": (1,), "duration_s": 1.0, "rows": 1},
+    "MadeToken": {"token": CANARY, "view": TokenView(id="1", user="ada")},
     "RunningProcess": {"pid": 1, "started": 2, "url": "u", "host": "h", "tls": "", "control": "c", "secret": CANARY, "version": "0"},
 }
 HOLDERS = sorted(holders())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aiaas_magics.client.serving.endpoint import notes_of
+from aiaas_magics.client.serving.deployment import notes_of
 from aiaas_magics.packing.export import model_export
 from aiaas_magics.packing.export.model_export import CannotServe
 from tests.support.packed import Namespace

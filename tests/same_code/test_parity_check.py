@@ -11,7 +11,7 @@ import pytest
 
 from aiaas_magics.backend.serving.engines.onnx_engine import OnnxEngine
 from aiaas_magics.backend.serving.models.parity_check import check_parity, read_samples
-from aiaas_magics.client.serving.endpoint import notes_of
+from aiaas_magics.client.serving.deployment import notes_of
 from aiaas_magics.core import precision
 from aiaas_magics.core.agreement import compare, largest_of
 from aiaas_magics.core.precision import Precision

@@ -19,7 +19,7 @@ class Proving(BaseHTTPRequestHandler):
     token: ClassVar[str] = "t"
 
     def do_GET(self) -> None:
-        proof = server_proof.answer(self.token.encode(), self.path.partition("?")[2].encode(), self.connection.getsockname()[:2])
+        proof = server_proof.answer(lambda _: self.token.encode(), self.path.partition("?")[2].encode(), self.connection.getsockname()[:2])
         self.send_response(200 if proof else 404)
         self.send_header("content-length", str(len(proof or b"")))
         self.end_headers()

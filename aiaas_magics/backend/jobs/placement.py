@@ -1,13 +1,18 @@
 """Placement: which devices a job's workers get, and which jobs wait.
 
-Owns the choice only: first come, first served, nobody overtakes. Starting processes on
-the devices belongs to `workers`, deciding what then becomes of the job to `machine`.
+Owns the choice only. Between users it is dominant resource fairness (Ghodsi et al., NSDI 2011): the next job is of the user who holds
+the smallest share of what they hold most of, devices or memory; of equals, of the one whose last job began the longest ago. Each
+user's own jobs go in their order, and the job whose turn it is makes all behind it wait, so that a large one is not starved by
+small ones. With one user that is first come, first served. Starting processes on the devices belongs to `workers`, deciding what
+then becomes of the job to `machine`.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiaas_magics.core.errors import NotEnoughDevices
 
@@ -16,7 +21,7 @@ from aiaas_magics.core.errors import NotEnoughDevices
 class DeviceRequest:
     """What a job wants. `workers` of None: one worker with everything; `alone`: the machine to itself.
 
-    `together`: one process drives the devices of all workers.
+    `together`: one process drives the devices of all workers. `memory_share` is what it needs of the machine's memory, 0 to 1.
     """
 
     job: str
@@ -24,6 +29,41 @@ class DeviceRequest:
     oversubscribe: bool = False
     alone: bool = False
     together: bool = False
+    owner: str = ""
+    memory_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserTurn:
+    """What counts for a user's turn: what running jobs hold, when the last one began (unix time), and quotas (0: none)."""
+
+    devices: int = 0
+    jobs: int = 0
+    memory_share: float = 0.0
+    last_start_s: float = -math.inf
+    most_devices: int = 0
+    most_jobs: int = 0
+
+    def dominant_share(self, devices: int) -> float:
+        """
+        >>> UserTurn(devices=1, memory_share=0.4).dominant_share(4)
+        0.4
+        """
+        return max(self.devices / devices, self.memory_share)
+
+    def has_quota_for(self, slots: Slots) -> bool:
+        is_within_devices = not self.most_devices or self.devices + len(slots.held) <= self.most_devices
+        return is_within_devices and (not self.most_jobs or self.jobs + 1 <= self.most_jobs)
+
+    def having(self, ask: DeviceRequest, slots: Slots, began_s: float) -> UserTurn:
+        """The user's turn after this job has been placed."""
+        return replace(
+            self,
+            devices=self.devices + len(slots.held),
+            jobs=self.jobs + 1,
+            memory_share=self.memory_share + ask.memory_share,
+            last_start_s=began_s,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,30 +104,88 @@ def slots_for(ask: DeviceRequest, *, devices: int, busy: frozenset[int], one_eac
 
 
 def place(
-    waiting: Sequence[DeviceRequest], *, devices: int, busy: Mapping[str, frozenset[int]], one_each: bool = False
+    waiting: Sequence[DeviceRequest],
+    *,
+    devices: int,
+    busy: Mapping[str, frozenset[int]],
+    one_each: bool = False,
+    turns: Mapping[str, UserTurn] = {},
+    now_s: float = 0.0,
 ) -> list[tuple[DeviceRequest, Slots]]:
-    """Those of `waiting`, oldest first, that can start now. The first that cannot makes all behind it wait."""
+    """Those of `waiting`, oldest first, that can start now, in the order in which they start.
+
+    Whoever's turn it is makes all behind them wait when the devices are not free. A user at a quota makes nobody else wait.
+
+    Args:
+        turns: of each user; one who is not here holds nothing and has no quota.
+        now_s: unix time, which the jobs that are placed begin at.
+    """
     reserved: frozenset[int] = frozenset().union(*busy.values())
-    placed = []
-    for ask in waiting:
+    states = {ask.owner: turns.get(ask.owner, UserTurn()) for ask in waiting}
+    queues: dict[str, deque[tuple[int, DeviceRequest]]] = {}
+    for age, ask in enumerate(waiting):
+        queues.setdefault(ask.owner, deque()).append((age, ask))
+    placed: list[tuple[DeviceRequest, Slots]] = []
+    while queues:
+        owner = min(queues, key=lambda user: (states[user].dominant_share(devices), states[user].last_start_s, queues[user][0][0]))
+        ask = queues[owner][0][1]
         slots = slots_for(ask, devices=devices, busy=reserved, one_each=one_each)
+        if slots is None and waits_for_quota(ask, states[owner], devices=devices, one_each=one_each):
+            del queues[owner]
+            continue
         if slots is None:
             break
+        if not states[owner].has_quota_for(slots):
+            del queues[owner]
+            continue
         reserved |= slots.held
+        # A little later each: of those that are placed in one go, the first has begun the longest ago.
+        states[owner] = states[owner].having(ask, slots, now_s + 1e-6 * len(placed))
         placed.append((ask, slots))
+        queues[owner].popleft()
+        if not queues[owner]:
+            del queues[owner]
     return placed
 
 
-def why_waiting(ask: DeviceRequest, *, devices: int, busy: Mapping[str, frozenset[int]], before: Sequence[str], noun: str) -> str:
-    """One clause for the user: what the job waits for."""
+def waits_for_quota(ask: DeviceRequest, turn: UserTurn, *, devices: int, one_each: bool = False) -> bool:
+    """Whether the job would wait even if all devices were free, for other jobs of its user to end."""
+    slots = slots_for(ask, devices=devices, busy=frozenset(), one_each=one_each)
+    return slots is not None and not turn.has_quota_for(slots)
+
+
+def why_waiting(
+    ask: DeviceRequest,
+    *,
+    devices: int,
+    busy: Mapping[str, frozenset[int]],
+    before: Sequence[str],
+    noun: str,
+    owners: Mapping[str, str] = {},
+) -> str:
+    """One clause for the user: what the job waits for. `owners` say whose each job is; another user's is not told by its number."""
     count = devices if ask.workers is None or ask.alone else min(ask.workers, devices)
     amount = f"{count} {noun}{'' if count == 1 else 's'}"
+
+    def shown(jobs: Sequence[str]) -> str:
+        own = [job for job in jobs if owners.get(job, "") == ask.owner]
+        others = "another user's jobs" if len(own) < len(jobs) else ""
+        return " and ".join(filter(None, (_jobs(own) if own else "", others)))
+
     holders = sorted(busy, key=_number)
     if holders:
-        return f"waiting for {amount}; {_jobs(holders)} {'holds' if len(holders) == 1 else 'hold'} devices" + (
-            f", and {_jobs(before)} came first" if before else ""
+        is_one = len(holders) == 1 and owners.get(holders[0], "") == ask.owner
+        return f"waiting for {amount}; {shown(holders)} {'holds' if is_one else 'hold'} devices" + (
+            f", and {shown(before)} came first" if before else ""
         )
-    return f"waiting for {amount}" + (f" behind {_jobs(before)}" if before else "")
+    return f"waiting for {amount}" + (f" behind {shown(before)}" if before else "")
+
+
+def why_quota(turn: UserTurn) -> str:
+    """One clause for a user whose jobs wait for each other."""
+    quotas = [f"{turn.most_jobs} running jobs"] if turn.most_jobs else []
+    quotas += [f"{turn.most_devices} devices"] if turn.most_devices else []
+    return f"waiting for your own jobs: your quota is {' and '.join(quotas)}"
 
 
 def _jobs(ids: Sequence[str]) -> str:

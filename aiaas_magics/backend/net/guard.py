@@ -14,7 +14,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from aiaas_magics.backend.net.cors import Cors
@@ -38,9 +38,13 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Allow:
-    """Go on. `page`: for a page of another origin that is listed, whose browser wants to read that in the answer."""
+    """Go on. `page`: for a page of another origin that is listed, whose browser wants to read that in the answer.
+
+    `by` is whose token it was, as `Guard.recognize` says; None for the server's own.
+    """
 
     page: bool = False
+    by: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,12 @@ ALLOW_PAGE: Final = Allow(page=True)
 ASKS: Final = ((b"www-authenticate", b'Bearer realm="aiaas"'),)
 NO_TOKEN: Final = Refuse(401, "A token is needed. Send it in the header 'Authorization: Bearer TOKEN'.", ASKS)
 WRONG_TOKEN: Final = Refuse(401, "This is not the token of this server. Send its own in the header 'Authorization: Bearer TOKEN'.", ASKS)
+SLOWED: Final = Refuse(
+    429, "Too many wrong tokens came from this address. Wait a minute, and send the right one.", ((b"retry-after", b"60"),)
+)
+OVER_RATE: Final = Refuse(
+    429, "Your quota of requests per second is used up. Send fewer, or ask an admin of the backend for more.", ((b"retry-after", b"1"),)
+)
 PREDICTS_ONLY: Final = Refuse(403, "This token is for predictions only. Send the API token of this server to load or unload a model.")
 STRANGERS: Final = (NO_TOKEN, WRONG_TOKEN)
 TOKEN_IN_QUERY: Final = Refuse(400, "A token does not belong into an address. Send it in the header 'Authorization: Bearer TOKEN'.")
@@ -93,12 +103,19 @@ class Guard:
     `hosts` of None answers to any name: right only behind TLS, where the certificate
     has told the client already whom it speaks to.
     `cors` are the pages of other origins that may ask; None: none may.
+    `recognize` says whose another token is, None for nobody's. `proof_key` gives the key that belongs to the public part of one.
     """
 
     token: bytes
     hosts: frozenset[str] | None = LOOPBACK
     manager: Callable[[], bytes] | None = None
     cors: Cors | None = None
+    recognize: Callable[[bytes], Any] | None = None
+    proof_key: Callable[[str], bytes] | None = None
+
+    def key_of(self, token_id: str) -> bytes:
+        """With what this server proves that it knows a token; see `server_proof.answer`."""
+        return self.proof_key(token_id) if token_id and self.proof_key is not None else self.token
 
     def decide(self, facts: Facts, *, manages: bool = False) -> Allow | Refuse:
         """The strictest refusal first: what is asked for is looked at only after all of this.
@@ -124,6 +141,8 @@ class Guard:
                 return PREDICTS_ONLY
         elif is_right(facts.authorizations, self.token):
             return ALLOW_PAGE if is_listed else ALLOW
+        if self.recognize is not None and (by := self.recognize(bearer_of(facts.authorizations))) is not None:
+            return PREDICTS_ONLY if manages else Allow(page=is_listed, by=by)
         return WRONG_TOKEN if facts.authorizations else NO_TOKEN
 
 
@@ -133,6 +152,12 @@ def is_right(authorizations: tuple[bytes, ...], right: bytes) -> bool:
         return False
     scheme, _, token = authorizations[0].partition(b" ")
     return scheme.lower() == b"bearer" and hmac.compare_digest(token, right)
+
+
+def bearer_of(authorizations: tuple[bytes, ...]) -> bytes:
+    """The one bearer token that came; empty where none or several did."""
+    scheme, _, token = authorizations[0].partition(b" ") if len(authorizations) == 1 else (b"", b"", b"")
+    return token if scheme.lower() == b"bearer" else b""
 
 
 def host_name(host: str) -> str:

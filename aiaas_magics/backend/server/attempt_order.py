@@ -66,11 +66,12 @@ def plan(record: JobRecord, slots: Slots, *, state: StateFolder, blobs: BlobStor
         measure=spec.measure,
         folders=spec.folders,
         sets_environment=spec.sets_environment,
+        owner=record.owner,
     )
     return AttemptPlan(order, checkpoint[0] if checkpoint else TrainingPosition(spec.shape.initial_epoch))
 
 
-def ask_of(job: str, spec: FitSpec, machine: Machine) -> DeviceRequest:
+def ask_of(job: str, spec: FitSpec, machine: Machine, *, owner: str = "") -> DeviceRequest:
     """What the job wants of this machine."""
     return DeviceRequest(
         job=job,
@@ -78,6 +79,8 @@ def ask_of(job: str, spec: FitSpec, machine: Machine) -> DeviceRequest:
         oversubscribe=spec.oversubscribe,
         alone=spec.measure is not None,
         together=machine.execution_of(spec).strategy in ONE_PROCESS,
+        owner=owner,
+        memory_share=min(1.0, (spec.workers or 1) * spec.memory_bytes / machine.memory_bytes) if machine.memory_bytes else 0.0,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -30,8 +30,8 @@ from aiaas_magics.backend.jobs.machine_events import (
     ServerEnds,
     StartFailed,
 )
-from aiaas_magics.backend.jobs.placement import DeviceRequest, Slots
-from aiaas_magics.backend.server import attempt_order, job_files
+from aiaas_magics.backend.jobs.placement import DeviceRequest, Slots, UserTurn
+from aiaas_magics.backend.server import attempt_order, job_files, user_turns
 from aiaas_magics.backend.server.devices import Machine
 from aiaas_magics.backend.server.sightings import inputs_of
 from aiaas_magics.backend.server.storage.blob_store import BlobStore
@@ -41,6 +41,7 @@ from aiaas_magics.backend.server.storage.records import JobRecord, NewEntry, Sto
 from aiaas_magics.backend.server.storage.state_folder import StateFolder
 from aiaas_magics.backend.workers.attempt import Attempt
 from aiaas_magics.backend.workers.pool import WorkerPool
+from aiaas_magics.core.accounts import NO_QUOTAS, Quotas
 from aiaas_magics.core.clock import Clock
 from aiaas_magics.core.errors import BlobDamaged, InvalidSpec, NotEnoughDevices, StoreNotWritable, UnknownName
 from aiaas_magics.core.events import AnyEvent, AttemptStarted, Crashed, Entry, Notice, Phase, PhaseEntered, StateChanged
@@ -96,6 +97,7 @@ class Conductor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
         self.closing = asyncio.Event()
+        self.quotas_of: Callable[[str], Quotas] = lambda user: NO_QUOTAS
 
     # ----------------------------------------------------------------- what the server asks
 
@@ -109,20 +111,22 @@ class Conductor:
         self._spawn(self._troubles.watch(), "watch the disk")
         self._place()
 
-    async def submit(self, spec: FitSpec, *, key: str | None) -> JobView:
-        """A new job, or the one that was submitted with this key.
+    async def submit(self, spec: FitSpec, *, key: str | None, owner: str = "") -> JobView:
+        """A new job of `owner`, or the one that this owner submitted with this key.
 
         Raises:
             NotEnoughDevices, StoreNotWritable: nothing was kept.
             UnknownName, InvalidSpec: there is no such job, or no checkpoint of it, to go on from.
         """
-        placement.check(attempt_order.ask_of("", spec, self._machine), devices=len(self._machine.devices), backend=self._name)
+        ask = attempt_order.ask_of("", spec, self._machine, owner=owner)
+        placement.check(ask, devices=len(self._machine.devices), backend=self._name)
+        user_turns.check_quotas(ask, self.quotas_of(owner), self._records.values(), self._machine)
         if spec.resume_job:
             await self.checkpoint(spec.resume_job)
         now_s = self._clock.now_s()
         self._room.check()
         words: list[AnyEvent] = [StateChanged(state=JobState.QUEUED), *(Notice(text=note) for note in spec.notes)]
-        job, is_new = await self._store.call(self._store.add_job, spec, key=key, at_s=now_s, words=words)
+        job, is_new = await self._store.call(self._store.add_job, spec, key=key, at_s=now_s, words=words, owner=owner)
         if is_new or job not in self._records:
             self._records[job] = await self._store.call(self._store.job, job)
             self._publish(job)
@@ -431,7 +435,7 @@ class Conductor:
         devices = len(self._machine.devices)
         asks = []
         for record in waiting:
-            ask = attempt_order.ask_of(record.job.id, record.spec, self._machine)
+            ask = attempt_order.ask_of(record.job.id, record.spec, self._machine, owner=record.owner)
             try:
                 placement.check(ask, devices=devices, backend=self._name)
             except NotEnoughDevices as error:  # the machine had more when the job was submitted
@@ -439,23 +443,27 @@ class Conductor:
             else:
                 asks.append(ask)
         devices_held = {job: slots.held for job, slots in self._slots.items()}
-        placed = placement.place(asks, devices=devices, busy=devices_held, one_each=self._machine.one_each)
+        placed = placement.place(
+            asks, devices=devices, busy=devices_held, one_each=self._machine.one_each, turns=self._turns(), now_s=self._clock.now_s()
+        )
         for ask, slots in placed:
             self._slots[ask.job] = slots
             devices_held[ask.job] = slots.held
             self._reasons.pop(ask.job, None)
             self._queue.put_nowait(Happened(ask.job, (Placed(len(slots.ranks)),), changes={"seats": attempt_order.encode_slots(slots)}))
-        self._say_why(asks[len(placed) :], devices_held)
+        started = {ask.job for ask, _ in placed}
+        self._say_why([ask for ask in asks if ask.job not in started], devices_held)
+
+    def _turns(self) -> dict[str, UserTurn]:
+        return user_turns.turns_of(self._records.values(), self._slots, self._machine, quotas_of=self.quotas_of, now_s=self._clock.now_s())
 
     def _say_why(self, asks: Sequence[DeviceRequest], busy: dict[str, frozenset[int]]) -> None:
-        noun = "GPU" if self._machine.one_each else "core"
-        for position, ask in enumerate(asks):
-            before = [other.job for other in asks[:position]]
-            text = placement.why_waiting(ask, devices=len(self._machine.devices), busy=busy, before=before, noun=noun)
-            if self._reasons.get(ask.job) != text:
-                self._reasons[ask.job] = text
-                attempt = self._records[ask.job].job.attempt
-                self._queue.put_nowait(Happened(ask.job, (self._word(PhaseEntered(phase=Phase.WAITING, detail=text), attempt),)))
+        owners = {id: record.owner for id, record in self._records.items()}
+        for job, text in user_turns.why_each_waits(asks, busy, self._machine, owners=owners, turns=self._turns()).items():
+            if self._reasons.get(job) != text:
+                self._reasons[job] = text
+                attempt = self._records[job].job.attempt
+                self._queue.put_nowait(Happened(job, (self._word(PhaseEntered(phase=Phase.WAITING, detail=text), attempt),)))
 
     async def _take_up(self, record: JobRecord) -> None:
         """Continue a job that the server before us knew. Its workers may have gone on, or be gone."""

@@ -11,10 +11,12 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec.structs import replace
 
+from aiaas_magics.backend.net.grants import endpoint_token
+from aiaas_magics.backend.server.storage.account_records import AccountRecords, EndpointOwner
 from aiaas_magics.backend.server.storage.blob_store import BlobStore
 from aiaas_magics.backend.server.storage.records import Store, VersionRecord
 from aiaas_magics.backend.serving.models.autoscaling import scaled
@@ -59,6 +61,9 @@ class Inference(Protocol):
     async def stop(self) -> None: ...
 
 
+NOBODYS: Final = EndpointOwner("")
+
+
 class Endpoints:
     """Every endpoint of one server.
 
@@ -90,8 +95,12 @@ class Endpoints:
         self._waiting: dict[str, int] = {}  # the version of an endpoint that is being loaded
         self._loaded: dict[str, dict[int, VersionRecord]] = {}
         self._routing: dict[str, Routing] = {}
+        self._accounts = AccountRecords(store)
+        self._owners: dict[str, EndpointOwner] = {}  # of those that are not the server's own account's, or are shared
+        self.on_change: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
+        self._owners = dict(await self._store.call(self._accounts.endpoint_owners))
         for record in await self._store.call(self._store.versions):
             self._loaded.setdefault(record.spec.name, {})[record.view.version] = record
         routings = await self._store.call(self._store.routings)
@@ -119,17 +128,45 @@ class Endpoints:
         ]
         await inference.start(self._state_dir, self._host, self._tls, recorded=recorded)
         self._inference = inference
+        self.on_change()
         return inference
 
     async def _ready(self) -> Inference:
         return await asyncio.shield(self._begin())
 
     @property
+    def is_up(self) -> bool:
+        """Whether there is an inference process."""
+        return self._inference is not None
+
+    @property
     def any(self) -> bool:
         return bool(self._loaded)
 
-    async def deploy(self, spec: DeploySpec) -> EndpointView:
-        """The endpoint with `spec` as its newest version; it answers before this returns.
+    def owners(self) -> dict[str, EndpointOwner]:
+        """Whose each endpoint is, in the order of their names."""
+        return {name: self._owners.get(name, NOBODYS) for name in sorted(self._loaded)}
+
+    def token_of(self, name: str, user: str) -> str:
+        """The token by which a user asks this endpoint for predictions; "" while there is no inference process."""
+        owner = self._owners.get(name, NOBODYS).owner
+        return endpoint_token(self._inference.token, endpoint=name, owner=owner, user=user) if self._inference is not None else ""
+
+    async def share(self, name: str, groups: Sequence[str]) -> EndpointView:
+        """The endpoint, seen by members of these groups and of no other. Raises `UnknownName`."""
+        self._check(name)
+        await self._keep_owner(name, EndpointOwner(self._owners.get(name, NOBODYS).owner, tuple(groups)))
+        return await self.view(name)
+
+    async def _keep_owner(self, name: str, owner: EndpointOwner | None) -> None:
+        await self._store.call(self._accounts.keep_endpoint, name, owner)
+        self._owners.pop(name, None)
+        if owner is not None:
+            self._owners[name] = owner
+        self.on_change()
+
+    async def deploy(self, spec: DeploySpec, *, owner: str = "") -> EndpointView:
+        """The endpoint with `spec` as its newest version; it answers before this returns. A new one belongs to `owner`.
 
         Raises:
             ProofFailed, UnknownName: what answered before goes on answering.
@@ -146,10 +183,13 @@ class Endpoints:
             self._waiting[spec.name] = version
             try:
                 view = await inference.load(spec, version, artefact, samples)
+                if owner and spec.name not in self._loaded:  # before anybody can see it
+                    await self._keep_owner(spec.name, EndpointOwner(owner))
                 async with self._routed:
                     await self._route_to(inference, VersionRecord(spec, view, True))
             finally:
                 del self._waiting[spec.name]
+        self.on_change()
         return await self.view(spec.name)
 
     def _trusted(self, spec: DeploySpec) -> DeploySpec:
@@ -323,6 +363,8 @@ class Endpoints:
             # The record first: a crash in between leaves an endpoint that the next start takes down, not one that comes back.
             await self._store.call(self._store.retire, name)
             del self._loaded[name], self._routing[name]
+            if name in self._owners:
+                await self._keep_owner(name, None)
             with contextlib.suppress(UnknownName):  # it could not be brought back after a restart
                 await inference.retire(name)
 
@@ -330,8 +372,10 @@ class Endpoints:
         self._check(name)
         return (await self._views([name]))[0]
 
-    async def views(self) -> list[EndpointView]:
-        return await self._views(sorted(self._loaded)) if self._loaded else []
+    async def views(self, names: Sequence[str] | None = None) -> list[EndpointView]:
+        """All, or those with these names."""
+        names = sorted(self._loaded) if names is None else names
+        return await self._views(names) if names else []
 
     async def _views(self, names: Sequence[str]) -> list[EndpointView]:
         inference = await self._ready()
@@ -356,11 +400,13 @@ class Endpoints:
             example=spec.example,
             routing=routing,
             recording=self._recording(name),
+            owner=self._owners.get(name, NOBODYS).owner,
+            groups=self._owners.get(name, NOBODYS).groups,
         )
 
     def _check(self, name: str) -> None:
         if name not in self._loaded:
-            raise UnknownName("endpoint", name, tuple(self._loaded))
+            raise UnknownName("endpoint", name)  # without the names of others: which ones the caller may know is asked before
 
     async def close(self) -> None:
         if self._starting is not None and not self._starting.done():

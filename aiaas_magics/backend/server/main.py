@@ -28,15 +28,22 @@ import uvicorn
 from aiaas_magics.backend.net.accepting import LimitedServer
 from aiaas_magics.backend.net.cors import Cors
 from aiaas_magics.backend.net.event_loop import fast_loop
+from aiaas_magics.backend.net.grants import Grant
 from aiaas_magics.backend.net.guard import LOOPBACK, Guard
 from aiaas_magics.backend.net.limited_http import KEEP_ALIVE_S, LimitedProtocol
 from aiaas_magics.backend.net.server_certificate import check_listening, check_pair
 from aiaas_magics.backend.server import devices
+from aiaas_magics.backend.server.api.account_routes import Accounts
 from aiaas_magics.backend.server.api.api_answers import refuse
 from aiaas_magics.backend.server.api.api_app import Parts, build
 from aiaas_magics.backend.server.api.auth import Guarded
+from aiaas_magics.backend.server.api.ownership import Ownership
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoint_records import Endpoints, Inference
+from aiaas_magics.backend.server.identity.blob_spaces import BlobSpaces
+from aiaas_magics.backend.server.identity.directory import Directory
+from aiaas_magics.backend.server.identity.granting import grants_of, write_grants
+from aiaas_magics.backend.server.identity.token_secrets import server_key
 from aiaas_magics.backend.server.presence import Presence
 from aiaas_magics.backend.server.storage.blob_store import BlobStore
 from aiaas_magics.backend.server.storage.quota import KeepFree, Room
@@ -49,6 +56,7 @@ from aiaas_magics.backend.workers.pools import POOLS
 from aiaas_magics.core import integrity, settings, wire
 from aiaas_magics.core.clock import Clock, SystemClock
 from aiaas_magics.core.errors import BackendRefused, InvalidSpec, StoreNotWritable
+from aiaas_magics.core.server_proof import is_loopback
 from aiaas_magics.core.spec import About
 
 log = logging.getLogger(__name__)
@@ -96,8 +104,12 @@ class ServerOptions:
         return (str(self.tls_cert), str(self.tls_key)) if self.tls_cert and self.tls_key else None
 
 
-def serve(options: ServerOptions, *, on_ready: Callable[[str], None] = lambda _: None) -> None:
+def serve(
+    options: ServerOptions, *, on_ready: Callable[[str], None] = lambda _: None, on_admin_token: Callable[[str], None] | None = None
+) -> None:
     """Serve until told to end. `on_ready` hears the URL.
+
+    `on_admin_token` hears the token of a first admin, who is made on a fresh folder of a server that others can reach.
 
     Raises:
         InvalidSpec, StoreNotWritable: nothing was started.
@@ -107,7 +119,7 @@ def serve(options: ServerOptions, *, on_ready: Callable[[str], None] = lambda _:
     state = StateFolder.open(options.state)
     try:
         with listening(options, state) as listener:
-            server = ServerParts(options, state, listener, on_ready)
+            server = ServerParts(options, state, listener, on_ready, on_admin_token)
             with asyncio.Runner(loop_factory=fast_loop()) as runner:
                 runner.run(server.run())
     finally:
@@ -144,9 +156,17 @@ def listening(options: ServerOptions, state: StateFolder) -> socket.socket:
 class ServerParts:
     """The parts of one server and their order of life."""
 
-    def __init__(self, options: ServerOptions, state: StateFolder, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        options: ServerOptions,
+        state: StateFolder,
+        listener: socket.socket,
+        on_ready: Callable[[str], None],
+        on_admin_token: Callable[[str], None] | None = None,
+    ) -> None:
         clock: Clock = SystemClock()
         self._options, self._state, self._listener, self._on_ready = options, state, listener, on_ready
+        self._on_admin_token = on_admin_token
         self.port: int = listener.getsockname()[1]
         self.url = _url(options, self.port)
         self._room = Room(state.path, KeepFree.parse(options.keep_free) if options.keep_free else KeepFree())
@@ -177,7 +197,18 @@ class ServerParts:
             tls=options.tls,
             trusted_keys=options.trusted_keys,
         )
-        self._storage = Storage(state=state, store=self._store, blobs=self._blobs, conductor=self._conductor, room=self._room)
+        self._spaces = BlobSpaces(self._store, self._blobs, clock)
+        self._storage = Storage(
+            state=state, store=self._store, blobs=self._blobs, spaces=self._spaces, conductor=self._conductor, room=self._room
+        )
+        self._first_token = ""
+        self._key = server_key(state.path)
+        self._directory = Directory(self._store, key=self._key, clock=clock)
+        self._directory.on_change = self._endpoints.on_change = self._write_grants
+        self._conductor.quotas_of = self._directory.quotas_of
+        self._clock = clock
+        self._grants: list[Grant] = []  # as they were written last
+        self._ownership = Ownership(conductor=self._conductor, endpoints=self._endpoints, spaces=self._spaces, directory=self._directory)
         self._presence = Presence(clock)
         self._http = _Http(self._config(), on_end=self._conductor.wake)
 
@@ -193,9 +224,14 @@ class ServerParts:
             storage=self._storage,
             job_folder=self._state.job,
             stop=self.stop,
+            spaces=self._spaces,
+            ownership=self._ownership,
+            accounts=Accounts(self._directory, self._ownership, self._spaces),
         )
         hosts = None if options.tls else LOOPBACK | {options.host.lower(), f"[{options.host}]".lower()}
-        guard = Guard(token=self._state.token().encode(), hosts=hosts)
+        guard = Guard(
+            token=self._state.token().encode(), hosts=hosts, recognize=self._directory.recognize, proof_key=self._directory.proof_key
+        )
         app = Guarded(build(parts), guard=guard, url=lambda: self.url, on_request=self._presence.on_request)
         return uvicorn.Config(
             app,
@@ -227,10 +263,17 @@ class ServerParts:
     def _up(self) -> None:
         self._state.announce(self.url, self.port)
         self._on_ready(self.url)
+        if self._first_token and self._on_admin_token is not None:
+            self._on_admin_token(self._first_token)
+            self._first_token = ""
         log.info("listening at %s, process %d", self.url, os.getpid())
 
     @asynccontextmanager
     async def _parts_running(self) -> AsyncIterator[None]:
+        await self._directory.start()
+        if self._on_admin_token is not None and self._directory.is_empty and not is_loopback(self._options.host):
+            self._first_token = (await self._directory.add_first_admin()).token
+        await self._spaces.start()
         await self._conductor.start()
         await self._endpoints.start()
         self._pool.warm()
@@ -257,12 +300,41 @@ class ServerParts:
             limit_s = None if self._options.idle_minutes is None else self._options.idle_minutes * 60
             await asyncio.sleep(LOOK_S if limit_s is None else min(LOOK_S, max(limit_s / 4, 0.1)))
             # A pool ends its helpers in their own time: a server that lives for months must not hold the libraries' memory for nobody.
+            await self._write_uses()
+            self._write_grants()  # the inference process may have come back with another token
             await self._pool.keep_house(is_wanted=self._conductor.is_busy or self._presence.was_asked())
             if self._conductor.is_busy or self._endpoints.any:
                 self._presence.needed()
             elif limit_s is not None and self._presence.quiet_s() > limit_s:
                 log.info("nobody was here for %g minutes", self._options.idle_minutes)
                 return self.stop()
+
+    def _write_grants(self) -> None:
+        """Tell the inference process which tokens ask what. While nobody but the server's own account is here there is nothing to tell."""
+        file = self._state.path / "serving" / "grants.json"
+        if self._directory.is_empty and not file.exists():
+            return
+        if not self._endpoints.is_up:  # tokens are made from its own: it is told when it is there
+            return
+        grants = grants_of(
+            self._directory.users(),
+            self._directory.token_records(),
+            self._endpoints.owners(),
+            token_of=self._endpoints.token_of,
+            key=self._key,
+            now_s=self._clock.now_s(),
+        )
+        if grants == self._grants and file.exists():
+            return
+        try:
+            write_grants(file, grants)
+            self._grants = grants
+        except OSError as error:  # on a full disk old grants stay in force, so that is told
+            log.error("which tokens ask which endpoints could not be written: %s", error)
+
+    async def _write_uses(self) -> None:
+        with contextlib.suppress(StoreNotWritable):  # when a token was used last is no reason to stop anything
+            await self._directory.write_uses()
 
     async def _sweep(self) -> None:
         try:

@@ -44,6 +44,7 @@ class AttemptOrder:
     measure: MeasureSpec | None = None
     folders: tuple[str, ...] = ()  # to make in the working directory
     sets_environment: bool = True  # the payload sets environment variables that count when TensorFlow starts
+    owner: str = ""  # whose job it is: what it leaves for later fits is for that user's
 
     def commands(
         self, *, job: str, attempt: int, attempt_dir: Path, job_dir: Path, reduce_name: str, choices: Path

@@ -31,6 +31,8 @@ library's failure into one of them, is decided where that library lives.
     │   ├── BackendRefused        an answer that says no
     │   ├── UntrustedAddress      the backend names another machine
     │   ├── NotAuthorised         the token is missing or wrong
+    │   ├── RoleTooLow            the token is right, its role does not include that
+    │   ├── QuotaExceeded         more than a user may have
     │   ├── NotEnoughDevices      fewer devices than workers
     │   ├── CannotStart           the local server did not come up
     │   ├── StoreNotWritable      the state folder cannot be written
@@ -69,8 +71,10 @@ from aiaas_magics.core.errors.backend_errors import (
     NotScaled,
     OutOfMemory,
     ProofFailed,
+    QuotaExceeded,
     RecordsUnreadable,
     ResultRemoved,
+    RoleTooLow,
     SignatureRefused,
     StoreNotWritable,
     UntrustedAddress,
@@ -126,10 +130,12 @@ __all__ = [
     "OutOfMemory",
     "PrivateNameGone",
     "ProofFailed",
+    "QuotaExceeded",
     "RecordsUnreadable",
     "RemoteTrainingError",
     "ResultMismatch",
     "ResultRemoved",
+    "RoleTooLow",
     "SignatureRefused",
     "StoreNotWritable",
     "UnknownName",

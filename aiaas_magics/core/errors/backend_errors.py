@@ -140,6 +140,34 @@ class NotAuthorised(BackendError):
         return f"{self.url} rejected the token. Set AIAAS_TOKEN to the output of `aiaas token` there, then connect again."
 
 
+class RoleTooLow(BackendError):
+    """The token is right, and its role does not include what was asked for. `needed` and `role` are roles, or what a token is for."""
+
+    def __init__(self, needed: str, role: str) -> None:
+        super().__init__(needed, role)
+        self.needed, self.role = needed, role
+
+    def __str__(self) -> str:
+        return (
+            f"This takes the role {self.needed!r}, and your token has {self.role!r}. "
+            "Use another token, or ask an admin of the backend: `aiaas user role` changes it. %aiaas_status shows who you are."
+        )
+
+
+class QuotaExceeded(BackendError):
+    """A user's quota does not allow it. `what` is a plural noun, `limit` the quota, `would_be` what it would have come to."""
+
+    def __init__(self, what: str, limit: float, would_be: float) -> None:
+        super().__init__(what, limit, would_be)
+        self.what, self.limit, self.would_be = what, limit, would_be
+
+    def __str__(self) -> str:
+        return (
+            f"Your quota on this backend is {self.limit:,.15g} {self.what}, and this would make {self.would_be:,.15g}. "
+            "Wait for jobs to end, remove what you no longer need, or ask an admin: `aiaas user quota` changes it."
+        )
+
+
 class UntrustedAddress(BackendError):
     """Where a backend says that its endpoints answer is not its own machine; nothing was sent there."""
 

@@ -43,7 +43,7 @@ class BackendMagics(Family):
         about, jobs, endpoints = backend.about(), backend.jobs(), backend.endpoints()
         self.session.saw_jobs(jobs)
         self.session.saw_endpoints(endpoints)
-        live.show(self.shell, [present.status_bundle(about, backend.url, jobs, endpoints)])
+        live.show(self.shell, [present.status_bundle(about, backend.url, jobs, endpoints, who=backend.whoami())])
 
     @magic(
         StorageRequest,
@@ -74,11 +74,13 @@ class BackendMagics(Family):
     def aiaas_connect(self, request: ConnectRequest) -> None:
         """Connect to a backend: local, or a server's address.
 
-        The token comes from AIAAS_TOKEN or from a prompt. It is never an argument, because cells are saved.
+        The token comes from AIAAS_TOKEN or from a prompt. It is never an argument, because cells are saved. What you type at the
+        prompt is kept for the next time, in the system's keyring or in a file of your account alone.
         """
         backend = self.session.connect(request.url, fingerprint=request.fingerprint or "")
         about = backend.about()
-        print(f"Connected to {about.backend} at {backend.url}: {about.hardware}, {len(about.devices)} devices.")
+        who = present.connected_as(backend.whoami())
+        print(f"Connected to {about.backend} at {backend.url}{who}: {about.hardware}, {len(about.devices)} devices.")
 
     @magic(PlainRequest)
     def aiaas_shutdown(self, request: PlainRequest) -> None:

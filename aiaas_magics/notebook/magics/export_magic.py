@@ -122,7 +122,7 @@ def _save(endpoint: Endpoint, request: ExportLine, on_step: Callable[[str], None
 
 
 def _export(model: Any, request: ExportLine, scope: dict[str, Any], on_step: Callable[[str], None]) -> ExportedModel:
-    from aiaas_magics.client.serving.endpoint import default_name
+    from aiaas_magics.client.serving.deployment import default_name
     from aiaas_magics.packing.export import foreign_models
     from aiaas_magics.packing.formats import model_files, serving_folders
 

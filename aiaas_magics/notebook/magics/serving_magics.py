@@ -162,7 +162,7 @@ class ServingMagics(Family):
         """
         if request.model is None:
             raise UsageError("Which model? Name the variable that holds it: %aiaas_deploy model --name churn.")
-        from aiaas_magics.client.serving.endpoint import default_name
+        from aiaas_magics.client.serving.deployment import default_name
 
         scope = {**self.shell.user_ns, **names}
         model = model_of(request.model, scope)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiaas_magics.backend.jobs.placement import DeviceRequest, Slots, check, place, slots_for, why_waiting
+from aiaas_magics.backend.jobs.placement import DeviceRequest, Slots, UserTurn, check, place, slots_for, why_quota, why_waiting
 from aiaas_magics.core.errors import NotEnoughDevices
 
 asks = st.lists(
@@ -105,3 +107,112 @@ def test_a_waiting_job_says_for_what_and_behind_whom() -> None:
     text = why_waiting(ask, devices=2, busy={"7": frozenset({0, 1})}, before=["8"], noun="core")
 
     assert text == "waiting for 2 cores; job 7 holds devices, and job 8 came first"
+
+
+# --------------------------------------------------------------------------- several users
+
+
+def jobs_of(owner: str, count: int, *, first: int = 0, workers: int = 1, memory_share: float = 0.0) -> list[DeviceRequest]:
+    return [DeviceRequest(job=str(first + n), workers=workers, owner=owner, memory_share=memory_share) for n in range(count)]
+
+
+def played(waiting: list[DeviceRequest], late: DeviceRequest, *, devices: int, arrives: int) -> list[str]:
+    """The jobs in the order in which they start. Each takes one tick; `late` comes in the tick `arrives`."""
+    turns: dict[str, UserTurn] = {}
+    order: list[str] = []
+    last_start_s: dict[str, float] = {}
+    for tick in range(1000):
+        if tick == arrives:
+            waiting = [*waiting, late]
+        turns = {owner: UserTurn(last_start_s=began_s) for owner, began_s in last_start_s.items()}
+        placed = place(waiting, devices=devices, busy={}, turns=turns, now_s=float(tick))
+        started = [ask for ask, _ in placed]
+        order += [f"{tick}:{ask.job}" for ask in started]
+        for number, ask in enumerate(started):
+            last_start_s[ask.owner] = tick + 1e-6 * number
+        waiting = [ask for ask in waiting if ask not in started]
+        if not waiting and tick >= arrives:
+            break
+    return order
+
+
+@given(st.integers(1, 6), st.integers(0, 20), st.integers(1, 6))
+def test_with_100_jobs_of_one_user_waiting_anothers_starts_within_one_jobs_time(devices: int, arrives: int, workers: int) -> None:
+    late = DeviceRequest(job="late", workers=min(workers, devices), owner="ben")
+
+    order = played(jobs_of("ada", 100), late, devices=devices, arrives=arrives)
+
+    soonest = arrives if arrives else 1  # of two who had nothing yet, the one who came first goes first
+    assert {f"{tick}:late" for tick in (arrives, soonest)} & set(order), "each job takes one tick"
+
+
+def test_two_users_with_many_jobs_take_turns() -> None:
+    waiting = [*jobs_of("ada", 4), *jobs_of("ben", 4, first=10)]
+
+    order = played(waiting, DeviceRequest(job="late", workers=1, owner="ada"), devices=1, arrives=0)
+
+    assert [start.partition(":")[2] for start in order] == ["0", "10", "1", "11", "2", "12", "3", "13", "late"]
+
+
+@given(asks, st.integers(1, 6))
+def test_one_user_alone_is_served_in_order_whatever_the_name(found: list[DeviceRequest], devices: int) -> None:
+    waiting = placeable(found, devices)
+    owned = [replace(ask, owner="ada") for ask in waiting]
+
+    assert [ask.job for ask, _ in place(owned, devices=devices, busy={})] == [
+        ask.job for ask, _ in place(waiting, devices=devices, busy={})
+    ]
+
+
+users = st.lists(st.tuples(st.sampled_from(["ada", "ben", "cem"]), st.integers(1, 3), st.floats(0, 0.5)), min_size=1, max_size=12)
+
+
+@given(users, st.integers(3, 8))
+def test_no_user_gets_a_job_while_another_with_less_waits_for_devices_that_are_free(
+    found: list[tuple[str, int, float]], devices: int
+) -> None:
+    waiting = [DeviceRequest(job=str(n), workers=w, owner=user, memory_share=m) for n, (user, w, m) in enumerate(found)]
+
+    placed = place(waiting, devices=devices, busy={})
+
+    turns: dict[str, UserTurn] = {}
+    for number, (ask, slots) in enumerate(placed):
+        others = {other.owner for other in waiting if all(other is not done for done, _ in placed[:number])}
+        share = turns.get(ask.owner, UserTurn()).dominant_share(devices)
+        assert all(share <= turns.get(other, UserTurn()).dominant_share(devices) for other in others)
+        turns[ask.owner] = turns.get(ask.owner, UserTurn()).having(ask, slots, 0.0)
+    for owner in turns:
+        assert [ask.job for ask, _ in placed if ask.owner == owner] == [ask.job for ask in waiting if ask.owner == owner][
+            : turns[owner].jobs
+        ]
+
+
+def test_memory_counts_where_a_user_holds_more_of_it_than_of_the_devices() -> None:
+    waiting = [*jobs_of("ada", 2, memory_share=0.5), *jobs_of("ben", 3, first=10)]
+
+    placed = place(waiting, devices=4, busy={})
+
+    assert [ask.job for ask, _ in placed] == ["0", "10", "11", "1"]
+
+
+def test_a_user_at_a_quota_makes_nobody_else_wait() -> None:
+    turns = {"ada": UserTurn(devices=2, jobs=2, most_devices=2), "ben": UserTurn(devices=2, jobs=2)}
+    waiting = [*jobs_of("ada", 2), *jobs_of("ben", 1, first=10)]
+
+    placed = place(waiting, devices=5, busy={"7": frozenset({0, 1}), "8": frozenset({2, 3})}, turns=turns)
+
+    assert [ask.job for ask, _ in placed] == ["10"]
+    assert why_quota(turns["ada"]) == "waiting for your own jobs: your quota is 2 devices"
+
+
+def test_a_user_reads_of_another_only_that_there_is_one() -> None:
+    text = why_waiting(
+        DeviceRequest(job="9", workers=1, owner="ada"),
+        devices=1,
+        busy={"7": frozenset({0})},
+        before=["8", "6"],
+        noun="core",
+        owners={"7": "ben", "8": "ben", "6": "ada", "9": "ada"},
+    )
+
+    assert text == "waiting for 1 core; another user's jobs hold devices, and job 6 and another user's jobs came first"

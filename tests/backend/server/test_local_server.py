@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +23,7 @@ from aiaas_magics import cli
 from aiaas_magics.client import local_server
 from aiaas_magics.client.transport import Transport
 from aiaas_magics.core import settings
+from aiaas_magics.core.accounts import Role, WhoAmI
 from aiaas_magics.core.errors import BackendStopped, BackendTooSlow, CannotStart, StoreNotWritable, VersionSkew
 from aiaas_magics.core.spec import About
 from tests.backend.server.served import served, until
@@ -220,24 +225,37 @@ def test_beyond_loopback_the_server_speaks_tls(tmp_path: Path) -> None:
     )
     (tmp_path / "key.pem").chmod(0o600)
     pems = ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "aiaas_magics", "serve", "--state", str(tmp_path / "state"), "--host", "0.0.0.0", *pems],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    command = [sys.executable, "-m", "aiaas_magics", "serve", "--state", str(tmp_path / "state"), "--host", "0.0.0.0", *pems]
+    os.environ["AIAAS_CA"] = str(tmp_path / "cert.pem")
+    printed = []
     try:
-        told = until(lambda: (tmp_path / "state" / "server.json").exists() and (tmp_path / "state" / "server.json").read_text(), "not up")
-        port = json.loads(told)["url"].rpartition(":")[2]
-        token = (tmp_path / "state" / "token").read_text().strip()
-        os.environ["AIAAS_CA"] = str(tmp_path / "cert.pem")
+        for start in range(2):
+            with (tmp_path / f"{start}.log").open("wb") as log:
+                process = subprocess.Popen(command, stdout=log, stderr=log)
+            try:
+                note = until(partial(note_of, tmp_path / "state", process.pid), "not up")
+                token = (tmp_path / "state" / "token").read_text().strip()
 
-        with Transport(f"https://localhost:{port}", token=token) as transport:
-            assert transport.get("/v1/about", About).devices
+                with Transport(note["url"].replace(socket.gethostname(), "localhost"), token=token) as transport:
+                    assert transport.get("/v1/about", About).devices
+                printed.append(re.findall(r"shown this once: (\S+)", (tmp_path / f"{start}.log").read_text()))
+                with Transport(transport.url, token=printed[0][0]) as admin:
+                    assert (admin.get("/v1/whoami", WhoAmI).user, admin.get("/v1/whoami", WhoAmI).role) == ("admin", Role.ADMIN)
+            finally:
+                process.terminate()
+                assert process.wait(30) == 0
     finally:
         os.environ.pop("AIAAS_CA", None)
-        process.terminate()
-        assert process.wait(30) == 0
+    assert [len(tokens) for tokens in printed] == [1, 0], "on a fresh folder, this once"
     until(lambda: not processes_of(tmp_path), f"left behind: {processes_of(tmp_path)}")
+
+
+def note_of(state: Path, pid: int) -> dict[str, Any] | None:
+    try:
+        note: dict[str, Any] = json.loads((state / "server.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return note if note["pid"] == pid else None
 
 
 def test_a_server_that_was_stopped_is_told_as_such_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from aiaas_magics.backend.serving.engines import saved_model_child
 from aiaas_magics.backend.serving.models.parity_check import read_samples
-from aiaas_magics.client.serving.endpoint import notes_of
+from aiaas_magics.client.serving.deployment import notes_of
 from aiaas_magics.core.spec import DeploySpec
 from aiaas_magics.packing.export import export_formats, model_export
 from tests.support.packed import Namespace

@@ -12,7 +12,7 @@ import pytest
 from aiaas_magics.backend.serving.engines.onnx_engine import OnnxEngine
 from aiaas_magics.backend.serving.engines.saved_model_engine import SavedModelEngine
 from aiaas_magics.backend.serving.models.parity_check import ParityResult, check_parity, read_samples
-from aiaas_magics.client.serving.endpoint import notes_of
+from aiaas_magics.client.serving.deployment import notes_of
 from aiaas_magics.core.errors import DataMismatch, InvalidSpec, ProofFailed
 from aiaas_magics.core.spec import DeploySpec
 from aiaas_magics.packing.export import model_export, sample_bytes, samples

@@ -29,6 +29,8 @@ STATUS: Final[dict[type[AiaasError], int]] = {
     errors.InvalidSpec: 400,
     errors.InvalidName: 400,
     errors.UnknownName: 404,
+    errors.RoleTooLow: 403,
+    errors.QuotaExceeded: 403,
     errors.VersionSkew: 409,
     errors.NotEnoughDevices: 409,
     errors.BlobDamaged: 422,

@@ -12,16 +12,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
 from aiaas_magics.backend.folders.feed_folder import FeedFolder
 from aiaas_magics.backend.folders.job_folder import JobFolder, refuse_link
 from aiaas_magics.backend.folders.record_folder import newest_frames
 from aiaas_magics.backend.folders.small_files import NotPlainFile, open_plain
+from aiaas_magics.backend.server.api.account_routes import Accounts, account_routes
 from aiaas_magics.backend.server.api.api_answers import (
     announced_bytes,
     answer,
@@ -32,21 +33,26 @@ from aiaas_magics.backend.server.api.api_answers import (
     on_our_error,
     upload_of,
 )
+from aiaas_magics.backend.server.api.ownership import Ownership
+from aiaas_magics.backend.server.api.route_needs import DeclaredRoute, Need, Of, caller_of
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoint_records import Endpoints
+from aiaas_magics.backend.server.identity.blob_spaces import BlobSpaces
+from aiaas_magics.backend.server.identity.callers import ROOT, ApiCaller
 from aiaas_magics.backend.server.presence import Presence
 from aiaas_magics.backend.server.storage.blob_store import BLOB_BYTES, BlobStore, read_chunks, receive
 from aiaas_magics.backend.server.storage.quota import Room, not_writable
 from aiaas_magics.backend.server.storage.usage import Storage
 from aiaas_magics.backend.workers import opened_files
+from aiaas_magics.core.accounts import EndpointSharing, Role
 from aiaas_magics.core.contract import APPENDED, OPENED, BlobQuery, DroppedFile, Health, MissingBlobs, check_versions
-from aiaas_magics.core.errors import AiaasError, InvalidSpec, UnknownName
+from aiaas_magics.core.errors import AiaasError, InvalidSpec, QuotaExceeded, UnknownName
 from aiaas_magics.core.events import MOST_FIGURE_BYTES
 from aiaas_magics.core.feed_frames import FeedView
 from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.process_id import ProcessId
 from aiaas_magics.core.routing import Change, Scaling
-from aiaas_magics.core.spec import About, DeploySpec, FitSpec, RecordingChange, checked_job_name
+from aiaas_magics.core.spec import About, DeploySpec, EndpointView, FitSpec, RecordingChange, checked_job_name
 
 POLL_S: Final = 30.0  # contract: a long poll waits at most this long
 KEY_CHARACTERS: Final = 200
@@ -70,6 +76,9 @@ class Parts:
     storage: Storage
     job_folder: Callable[[str], JobFolder]
     stop: Callable[[], None]
+    spaces: BlobSpaces
+    ownership: Ownership
+    accounts: Accounts
 
 
 def build(parts: Parts) -> Starlette:
@@ -79,44 +88,58 @@ def build(parts: Parts) -> Starlette:
         exception_handlers={AiaasError: on_our_error, HTTPException: on_http_error, Exception: on_bug},
     )
     app.state.parts = parts
+    app.state.ownership = parts.ownership
+    app.state.accounts = parts.accounts
     return app
 
 
-def routes() -> list[Route]:
+LOOK: Final = Need(role=Role.VIEWER)
+LOOK_AT_JOB: Final = Need(role=Role.VIEWER, of=Of.JOB)
+CHANGE_JOB: Final = Need(role=Role.USER, of=Of.JOB)
+LOOK_AT_ENDPOINT: Final = Need(role=Role.VIEWER, of=Of.ENDPOINT, shared=True)
+CHANGE_ENDPOINT: Final = Need(role=Role.USER, of=Of.ENDPOINT)
+OWN_TRAFFIC: Final = Need(role=Role.USER, of=Of.ENDPOINT)  # what callers have sent: for whom the endpoint belongs to
+WORK: Final = Need(role=Role.USER)
+OPERATE: Final = Need(role=Role.ADMIN)
+
+
+def routes() -> list[DeclaredRoute]:
     return [
-        Route("/v1/health", health, methods=["GET"]),
-        Route("/v1/about", about, methods=["GET"]),
-        Route("/v1/kernels", kernel_here, methods=["POST"]),
-        Route("/v1/blobs/missing", missing_blobs, methods=["POST"]),
-        Route("/v1/blobs/{sha}", put_blob, methods=["PUT"]),
-        Route("/v1/blobs/{sha}", get_blob, methods=["GET"]),
-        Route("/v1/blobs/{sha}/adopt", adopt_blob, methods=["POST"]),
-        Route("/v1/jobs", submit_job, methods=["POST"]),
-        Route("/v1/jobs", list_jobs, methods=["GET"]),
-        Route("/v1/jobs/{job}", get_job, methods=["GET"]),
-        Route("/v1/jobs/{job}/events", get_events, methods=["GET"]),
-        Route("/v1/jobs/{job}/cancel", cancel_job, methods=["POST"]),
-        Route("/v1/jobs/{job}/checkpoint", get_checkpoint, methods=["GET"]),
-        Route("/v1/jobs/{job}/feed/{name}", get_feed, methods=["GET"]),
-        Route("/v1/jobs/{job}/feed/{name}/{number:int}/{index:int}", put_batch, methods=["PUT"]),
-        Route("/v1/jobs/{job}/files/{path:path}", get_file, methods=["GET"]),
-        Route("/v1/jobs/{job}/figures/{attempt:int}/{number:int}", get_figure, methods=["GET"]),
-        Route("/v1/endpoints", deploy, methods=["POST"]),
-        Route("/v1/endpoints", list_endpoints, methods=["GET"]),
-        Route("/v1/endpoints/{name}", get_endpoint, methods=["GET"]),
-        Route("/v1/endpoints/{name}", retire, methods=["DELETE"]),
-        Route("/v1/endpoints/{name}/cards/{version:int}", get_card, methods=["GET"]),
-        Route("/v1/endpoints/{name}/cards/{version:int}", put_card, methods=["PUT"]),
-        Route("/v1/endpoints/{name}/routing", change_routing, methods=["POST"]),
-        Route("/v1/endpoints/{name}/replicas", scale, methods=["POST"]),
-        Route("/v1/endpoints/{name}/recording", change_recording, methods=["POST"]),
-        Route("/v1/endpoints/{name}/recording", get_recording, methods=["GET"]),
-        Route("/v1/endpoints/{name}/recorded", get_recorded, methods=["GET"]),
-        Route("/v1/endpoints/{name}/recorded", forget_recorded, methods=["DELETE"]),
-        Route("/v1/endpoints/{name}/drift", get_drift, methods=["GET"]),
-        Route("/v1/storage", get_storage, methods=["GET"]),
-        Route("/v1/storage/free", free_storage, methods=["POST"]),
-        Route("/v1/stop", stop, methods=["POST"]),
+        DeclaredRoute("GET", "/v1/health", health, Need(role=None)),
+        DeclaredRoute("GET", "/v1/about", about, LOOK),
+        DeclaredRoute("POST", "/v1/kernels", kernel_here, OPERATE),
+        DeclaredRoute("POST", "/v1/blobs/missing", missing_blobs, WORK),
+        DeclaredRoute("PUT", "/v1/blobs/{sha}", put_blob, WORK),
+        DeclaredRoute("GET", "/v1/blobs/{sha}", get_blob, Need(role=Role.VIEWER, of=Of.BLOB)),
+        DeclaredRoute("POST", "/v1/blobs/{sha}/adopt", adopt_blob, OPERATE),
+        DeclaredRoute("POST", "/v1/jobs", submit_job, WORK),
+        DeclaredRoute("GET", "/v1/jobs", list_jobs, LOOK),
+        DeclaredRoute("GET", "/v1/jobs/{job}", get_job, LOOK_AT_JOB),
+        DeclaredRoute("GET", "/v1/jobs/{job}/events", get_events, LOOK_AT_JOB),
+        DeclaredRoute("POST", "/v1/jobs/{job}/cancel", cancel_job, CHANGE_JOB),
+        DeclaredRoute("GET", "/v1/jobs/{job}/checkpoint", get_checkpoint, LOOK_AT_JOB),
+        DeclaredRoute("GET", "/v1/jobs/{job}/feed/{name}", get_feed, CHANGE_JOB),
+        DeclaredRoute("PUT", "/v1/jobs/{job}/feed/{name}/{number:int}/{index:int}", put_batch, CHANGE_JOB),
+        DeclaredRoute("GET", "/v1/jobs/{job}/files/{path:path}", get_file, LOOK_AT_JOB),
+        DeclaredRoute("GET", "/v1/jobs/{job}/figures/{attempt:int}/{number:int}", get_figure, LOOK_AT_JOB),
+        DeclaredRoute("POST", "/v1/endpoints", deploy, WORK),
+        DeclaredRoute("GET", "/v1/endpoints", list_endpoints, LOOK),
+        DeclaredRoute("GET", "/v1/endpoints/{name}", get_endpoint, LOOK_AT_ENDPOINT),
+        DeclaredRoute("DELETE", "/v1/endpoints/{name}", retire, CHANGE_ENDPOINT),
+        DeclaredRoute("POST", "/v1/endpoints/{name}/routing", change_routing, CHANGE_ENDPOINT),
+        DeclaredRoute("POST", "/v1/endpoints/{name}/replicas", scale, CHANGE_ENDPOINT),
+        DeclaredRoute("POST", "/v1/endpoints/{name}/groups", share_endpoint, CHANGE_ENDPOINT),
+        DeclaredRoute("GET", "/v1/endpoints/{name}/cards/{version:int}", get_card, LOOK_AT_ENDPOINT),
+        DeclaredRoute("PUT", "/v1/endpoints/{name}/cards/{version:int}", put_card, CHANGE_ENDPOINT),
+        DeclaredRoute("POST", "/v1/endpoints/{name}/recording", change_recording, CHANGE_ENDPOINT),
+        DeclaredRoute("GET", "/v1/endpoints/{name}/recording", get_recording, OWN_TRAFFIC),
+        DeclaredRoute("GET", "/v1/endpoints/{name}/recorded", get_recorded, OWN_TRAFFIC),
+        DeclaredRoute("DELETE", "/v1/endpoints/{name}/recorded", forget_recorded, CHANGE_ENDPOINT),
+        DeclaredRoute("GET", "/v1/endpoints/{name}/drift", get_drift, OWN_TRAFFIC),
+        DeclaredRoute("GET", "/v1/storage", get_storage, OPERATE),
+        DeclaredRoute("POST", "/v1/storage/free", free_storage, OPERATE),
+        DeclaredRoute("POST", "/v1/stop", stop, OPERATE),
+        *account_routes(),
     ]
 
 
@@ -135,7 +158,9 @@ async def health(request: Request) -> Response:
 
 async def about(request: Request) -> Response:
     """The backend's versions, devices, hardware and memory: `About`."""
-    return answer(_parts(request).about())
+    about = _parts(request).about()
+    # A dropbox is the server's own account's: whoever else may reach it on this machine sends over HTTP, into a space of their own.
+    return answer(about if caller_of(request) is ROOT else msgspec.structs.replace(about, dropbox=None))
 
 
 async def kernel_here(request: Request) -> Response:
@@ -165,16 +190,23 @@ async def stop(request: Request) -> Response:
 
 
 async def missing_blobs(request: Request) -> Response:
-    """Of the SHA-256 names in `blobs`, those that the server does not have."""
+    """Of the SHA-256 names in `blobs`, those that you have to send: another user's count as not there."""
     query = await body_of(request, BlobQuery)
-    return answer(MissingBlobs(await asyncio.to_thread(_parts(request).blobs.missing, query.blobs)))
+    return answer(MissingBlobs(await _parts(request).spaces.missing(query.blobs, caller_of(request))))
 
 
 async def put_blob(request: Request) -> Response:
     """Upload bytes under their SHA-256."""
-    body = upload_of(request, most_bytes=BLOB_BYTES)
+    caller = caller_of(request)
+    quota, used = caller.quotas.storage_bytes, _parts(request).spaces.bytes_of(caller.user)
+    if quota and used + announced_bytes(request) > quota:
+        raise QuotaExceeded("bytes of uploads", quota, used + announced_bytes(request))
+    body = upload_of(request, most_bytes=min(BLOB_BYTES, quota - used) if quota else BLOB_BYTES)
     _parts(request).room.check(announced_bytes(request))
-    await _parts(request).blobs.put(request.path_params["sha"], body)
+    sha = request.path_params["sha"]
+    await _parts(request).blobs.put(sha, body)
+    size = (await asyncio.to_thread(_parts(request).blobs.path(sha).stat)).st_size
+    await _parts(request).spaces.add(sha, caller.user, size=size)
     return Response(status_code=201)
 
 
@@ -212,15 +244,17 @@ async def submit_job(request: Request) -> Response:
     spec = await body_of(request, FitSpec)
     checked_job_name(spec.name)
     check_versions(spec.versions, parts.about().versions)
-    missing = await asyncio.to_thread(parts.blobs.missing, (spec.payload, *spec.arrays, *filter(None, (spec.record,))))
-    if missing:
-        raise UnknownName("blob", missing[0])
-    return answer(await parts.conductor.submit(spec, key=key), 201)
+    caller = caller_of(request)
+    await parts.ownership.check_blobs((spec.payload, *spec.arrays, *filter(None, (spec.record,))), caller)
+    if spec.resume_job:
+        parts.ownership.check_job(spec.resume_job, caller)
+    return answer(await parts.conductor.submit(spec, key=key, owner=caller.user), 201)
 
 
 async def list_jobs(request: Request) -> Response:
-    """Every job, oldest first: a list of `JobView`."""
-    return answer(_parts(request).conductor.views())
+    """Your jobs, oldest first: a list of `JobView`. An admin's are everybody's."""
+    caller = caller_of(request)
+    return answer([view for view in _parts(request).conductor.views() if caller.owns(view.owner)])
 
 
 async def get_job(request: Request) -> Response:
@@ -322,34 +356,54 @@ def _feed(request: Request) -> FeedFolder:
 
 
 async def deploy(request: Request) -> Response:
-    """Serve the model of a `DeploySpec`: `EndpointView`."""
-    _parts(request).room.check()
-    return answer(await _parts(request).endpoints.deploy(await body_of(request, DeploySpec)), 201)
+    """Serve the model of a `DeploySpec`: `EndpointView`. A user's endpoint is called USER.NAME."""
+    parts, caller = _parts(request), caller_of(request)
+    parts.room.check()
+    spec = await body_of(request, DeploySpec)
+    name, owner = parts.ownership.name_to_deploy(spec.name, caller)
+    await parts.ownership.check_blobs((spec.artefact, spec.samples), caller)
+    owned = parts.ownership.endpoints_owned_by(owner)
+    if (most := caller.quotas.endpoints) and name not in owned and len(owned) >= most:
+        raise QuotaExceeded("endpoints", most, len(owned) + 1)
+    spec = spec if name == spec.name else msgspec.convert(msgspec.to_builtins(spec) | {"name": name}, DeploySpec)
+    return answer(_shown(await parts.endpoints.deploy(spec, owner=owner), caller, parts), 201)
 
 
 async def change_routing(request: Request) -> Response:
     """Promote, roll back, change the canary's share or move a label (`Change`): `EndpointView`."""
-    return answer(await _parts(request).endpoints.change(request.path_params["name"], await body_of(request, Change)))
+    parts = _parts(request)
+    return answer(_shown(await parts.endpoints.change(_name(request), await body_of(request, Change)), caller_of(request), parts))
 
 
 async def scale(request: Request) -> Response:
     """Change the number of replicas (`Scaling`): `EndpointView`."""
-    return answer(await _parts(request).endpoints.scale(request.path_params["name"], await body_of(request, Scaling)))
+    parts = _parts(request)
+    return answer(_shown(await parts.endpoints.scale(_name(request), await body_of(request, Scaling)), caller_of(request), parts))
+
+
+async def share_endpoint(request: Request) -> Response:
+    """Let members of your groups see and ask the endpoint (`EndpointSharing`): `EndpointView`. No groups: nobody."""
+    parts, caller = _parts(request), caller_of(request)
+    sharing = await body_of(request, EndpointSharing)
+    if not caller.is_admin and (others := set(sharing.groups) - caller.groups):
+        raise UnknownName("group", min(others), tuple(sorted(caller.groups)))
+    return answer(_shown(await parts.endpoints.share(_name(request), sharing.groups), caller, parts))
 
 
 async def change_recording(request: Request) -> Response:
     """Change what is recorded of requests and answers (`RecordingChange`): `EndpointView`."""
-    return answer(await _parts(request).endpoints.record(request.path_params["name"], await body_of(request, RecordingChange)))
+    parts = _parts(request)
+    return answer(_shown(await parts.endpoints.record(_name(request), await body_of(request, RecordingChange)), caller_of(request), parts))
 
 
 async def get_recording(request: Request) -> Response:
     """What is recorded of the endpoint: `RecordingCounts`."""
-    return answer(await _parts(request).endpoints.recorded_counts(request.path_params["name"]))
+    return answer(await _parts(request).endpoints.recorded_counts(_name(request)))
 
 
 async def get_recorded(request: Request) -> Response:
     """The newest recorded requests as frames, oldest first: at most `most_bytes` (default 64 MB) of them."""
-    endpoints, name = _parts(request).endpoints, request.path_params["name"]
+    endpoints, name = _parts(request).endpoints, _name(request)
     most_bytes = int(min(number_in(request, "most_bytes", RECORDED_BYTES), MOST_RECORDED_BYTES))
     await endpoints.recorded_counts(name)  # puts into the files what waits for it
     parts = await asyncio.to_thread(newest_frames, endpoints.recorded_folder(name), most_bytes=most_bytes)
@@ -359,40 +413,55 @@ async def get_recorded(request: Request) -> Response:
 
 async def forget_recorded(request: Request) -> Response:
     """Remove what is recorded of the endpoint. Recording itself goes on."""
-    await _parts(request).endpoints.forget_recorded(request.path_params["name"])
+    await _parts(request).endpoints.forget_recorded(_name(request))
     return Response(status_code=204)
 
 
 async def get_drift(request: Request) -> Response:
     """How the recorded rows of `version` (0, the default, is the live one) differ from the data it was deployed with: `DriftReport`."""
     version = int(number_in(request, "version", 0))
-    return answer(await _parts(request).endpoints.drift(request.path_params["name"], version))
+    return answer(await _parts(request).endpoints.drift(_name(request), version))
 
 
 async def list_endpoints(request: Request) -> Response:
-    """Every endpoint: a list of `EndpointView`."""
-    return answer(await _parts(request).endpoints.views())
+    """Your endpoints and those that your groups share: a list of `EndpointView`."""
+    parts, caller = _parts(request), caller_of(request)
+    views = await parts.endpoints.views(parts.ownership.endpoints_of(caller, shared=True))
+    return answer([_shown(view, caller, parts) for view in views])
 
 
 async def get_endpoint(request: Request) -> Response:
     """One endpoint: `EndpointView`."""
-    return answer(await _parts(request).endpoints.view(request.path_params["name"]))
+    return answer(_shown(await _parts(request).endpoints.view(_name(request)), caller_of(request), _parts(request)))
 
 
 async def get_card(request: Request) -> Response:
     """The model card of a version, 0 for the one that answers: `ModelCard`."""
-    return answer(await _parts(request).endpoints.card(request.path_params["name"], request.path_params["version"]))
+    return answer(await _parts(request).endpoints.card(_name(request), request.path_params["version"]))
 
 
 async def put_card(request: Request) -> Response:
     """Keep another `ModelCard` for a version, 0 for the one that answers."""
     _parts(request).room.check()
     card = await body_of(request, ModelCard)
-    await _parts(request).endpoints.keep_card(request.path_params["name"], request.path_params["version"], card)
+    await _parts(request).endpoints.keep_card(_name(request), request.path_params["version"], card)
     return Response(status_code=204)
 
 
 async def retire(request: Request) -> Response:
     """Take the endpoint down, with all its versions."""
-    await _parts(request).endpoints.retire(request.path_params["name"])
+    await _parts(request).endpoints.retire(_name(request))
     return Response(status_code=204)
+
+
+def _name(request: Request) -> str:
+    name: str = request.path_params["name"]
+    return name
+
+
+def _shown(view: EndpointView, caller: ApiCaller, parts: Parts) -> EndpointView:
+    """The endpoint with the token that this caller may have: an admin's opens all, a user's this one, a viewer gets none."""
+    if caller.is_admin:
+        return view
+    token = parts.endpoints.token_of(view.name, caller.user) if caller.role.includes(Role.PREDICTOR) else ""
+    return msgspec.structs.replace(view, token=token)

@@ -15,8 +15,11 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from aiaas_magics.backend.net.guard import STRANGERS, Guard, Refuse, facts_of
+from aiaas_magics.backend.net.guard import OVER_RATE, SLOWED, STRANGERS, WRONG_TOKEN, Allow, Guard, Refuse, facts_of
+from aiaas_magics.backend.net.rates import Rates, WrongTokens
 from aiaas_magics.backend.server.api.api_answers import refuse
+from aiaas_magics.backend.server.api.route_needs import CALLER
+from aiaas_magics.backend.server.identity.callers import ROOT, ApiCaller
 from aiaas_magics.core import server_proof
 from aiaas_magics.core.errors import BackendRefused, NotAuthorised
 
@@ -42,7 +45,7 @@ class Refusals:
         self._noted: dict[tuple[str, int], tuple[float, int]] = {}  # when it was logged last, and how many since
 
     def note(self, scope: Scope, refusal: Refuse) -> None:
-        address = str((scope.get("client") or ("an unknown address",))[0])
+        address = address_of(scope)
         key, now_s = (address, refusal.status), self._clock()
         last_s, count = self._noted.get(key, (-math.inf, 0))
         if now_s - last_s < MINUTE_S:
@@ -59,12 +62,16 @@ class Refusals:
         )
 
 
+def address_of(scope: Scope) -> str:
+    return str((scope.get("client") or ("an unknown address",))[0])
+
+
 class Guarded:
     """`app` behind the guard. `on_request` is called for each request that may pass."""
 
     def __init__(self, app: ASGIApp, *, guard: Guard, url: Callable[[], str], on_request: Callable[[], None]) -> None:
         self._app, self._guard, self._url, self._heard = app, guard, url, on_request
-        self._refusals = Refusals()
+        self._refusals, self._wrong, self._rates = Refusals(), WrongTokens(), Rates()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -77,15 +84,25 @@ class Guarded:
             await self._prove(scope, receive, send)
         elif decision in STRANGERS and (scope["method"], scope["path"]) == OPEN:
             await self._app(scope, receive, send)
-        elif isinstance(decision, Refuse):
+        elif isinstance(decision := self._slowed(decision, scope), Refuse):
             self._refusals.note(scope, decision)
             await self._refuse(decision, scope, receive, send)
         else:
             self._heard()
+            scope[CALLER] = decision.by or ROOT
             await self._app(scope, receive, send)
 
+    def _slowed(self, decision: Allow | Refuse, scope: Scope) -> Allow | Refuse:
+        """The decision, or that its caller comes too often."""
+        if decision == WRONG_TOKEN:
+            return decision if self._wrong.take(address_of(scope)) else SLOWED
+        caller: ApiCaller | None = decision.by if isinstance(decision, Allow) else None
+        if caller is not None and (per_s := caller.quotas.requests_per_s):
+            return decision if self._rates.take(caller.user, per_s) else OVER_RATE
+        return decision
+
     async def _prove(self, scope: Scope, receive: Receive, send: Send) -> None:
-        proof = server_proof.answer(self._guard.token, scope["query_string"], scope.get("server"))
+        proof = server_proof.answer(self._guard.key_of, scope["query_string"], scope.get("server"))
         if proof is None:
             await refuse(BackendRefused(400, BAD_QUESTION), 400)(scope, receive, send)
         else:

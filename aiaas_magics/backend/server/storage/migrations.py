@@ -17,11 +17,21 @@ import sqlalchemy as sa
 from aiaas_magics.backend.server.storage.quota import not_writable
 from aiaas_magics.core.errors import RecordsUnreadable
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 NOT_NUMBERED: Final = 1  # the first had no number: a file that has tables and 0
 # From a number to the next: what is done once, all of it or nothing. A step never changes after its release.
 STEPS: Final[Mapping[int, tuple[str, ...]]] = {
     1: ("ALTER TABLE jobs ADD COLUMN removed_s FLOAT",),
+    2: (
+        "ALTER TABLE jobs ADD COLUMN owner TEXT DEFAULT '' NOT NULL",
+        "CREATE TABLE users (name TEXT NOT NULL, view BLOB NOT NULL, PRIMARY KEY (name)) WITHOUT ROWID",
+        "CREATE TABLE tokens (id TEXT NOT NULL, digest BLOB NOT NULL, proof_key BLOB NOT NULL, view BLOB NOT NULL, PRIMARY KEY (id)) "
+        "WITHOUT ROWID",
+        "CREATE TABLE blob_owners (owner TEXT NOT NULL, sha TEXT NOT NULL, bytes INTEGER NOT NULL, used_s FLOAT NOT NULL, "
+        "PRIMARY KEY (owner, sha)) WITHOUT ROWID",
+        "CREATE TABLE endpoint_owners (endpoint TEXT NOT NULL, owner TEXT NOT NULL, groups BLOB NOT NULL, PRIMARY KEY (endpoint)) "
+        "WITHOUT ROWID",
+    ),
 }
 
 

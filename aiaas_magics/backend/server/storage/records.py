@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from aiaas_magics.backend.jobs.states import JobStatus
 from aiaas_magics.backend.server.storage import migrations
 from aiaas_magics.backend.server.storage.migrations import our_errors
+from aiaas_magics.backend.server.storage.owner_tables import tables
 from aiaas_magics.core import wire
 from aiaas_magics.core.errors import RecordsUnreadable
 from aiaas_magics.core.events import AnyEvent, Entry
@@ -34,7 +35,6 @@ ENTRIES_AT_ONCE: Final = 1000
 STEPS_KIND: Final = b'{"kind":"steps"'
 STATE_KIND: Final = b'{"kind":"state"'
 
-tables = sa.MetaData()
 jobs = sa.Table(
     "jobs",
     tables,
@@ -53,6 +53,7 @@ jobs = sa.Table(
     sa.Column("result", sa.Text),
     sa.Column("files", sa.LargeBinary),
     sa.Column("removed_s", sa.Float),  # when its result, files and log were removed to make room
+    sa.Column("owner", sa.Text, nullable=False, server_default=""),  # a user's name; "" is the server's own account
     sqlite_autoincrement=True,  # a number is never given twice, or a folder of an old job could be taken for a new one's
 )
 events = sa.Table(
@@ -121,6 +122,7 @@ class JobRecord:
     seats: bytes | None = None
     removed_s: float | None = None
     last_seq: int = 0
+    owner: str = ""
 
     def stamped(self, now_s: float) -> JobRecord:
         """The record with the times that its state implies."""
@@ -145,6 +147,7 @@ class JobRecord:
             result=self.result,
             files=self.files,
             removed_s=self.removed_s,
+            owner=self.owner,
         )
 
 
@@ -190,17 +193,19 @@ class Store:
         self._thread.shutdown(wait=True)
         self._engine.dispose()
 
-    def add_job(self, spec: FitSpec, *, key: str | None, at_s: float, words: Sequence[AnyEvent] = ()) -> tuple[str, bool]:
-        """The id of the job for `spec`, and whether it is new; with a `key` that was used it is the job of that time.
+    def add_job(self, spec: FitSpec, *, key: str | None, at_s: float, words: Sequence[AnyEvent] = (), owner: str = "") -> tuple[str, bool]:
+        """The id of the job for `spec`, and whether it is new; with a `key` that this owner has used it is the job of that time.
 
         A new job's log begins with `words`, kept together with it.
         """
-        with self._writing() as connection:
+        if key is not None and owner:
+            key = f"{owner}\0{key}"  # a header holds no NUL, so nobody else's key is this one
+        with self.writing() as connection:
             if key is not None:
                 earlier = connection.execute(sa.select(jobs.c.number).where(jobs.c.key == key)).scalar()
                 if earlier is not None:
                     return str(earlier), False
-            values = {"key": key, "spec": wire.encode(spec), "state": JobState.QUEUED.value, "created_s": at_s}
+            values = {"key": key, "spec": wire.encode(spec), "state": JobState.QUEUED.value, "created_s": at_s, "owner": owner}
             number = connection.execute(sa.insert(jobs).values(values)).inserted_primary_key[0]  # type: ignore[index]
             rows = [
                 {"job": number, "seq": seq, "at_s": at_s, "attempt": 0, "rank": None, "event": wire.encode(word)}
@@ -211,7 +216,7 @@ class Store:
         return str(number), True
 
     def save(self, record: JobRecord) -> None:
-        with self._writing() as connection:
+        with self.writing() as connection:
             _update_job(connection, record)
 
     def append(
@@ -225,7 +230,7 @@ class Store:
     ) -> int:
         """Append to the job's log, keep the job's record and how far the attempt's files were read; the last number."""
         number = int(job)
-        with self._writing() as connection:
+        with self.writing() as connection:
             last = self._last_seq(connection, number)
             rows = [
                 {"job": number, "seq": seq, "at_s": e.at_s, "attempt": e.attempt, "rank": e.rank, "event": wire.encode(e.event)}
@@ -253,7 +258,7 @@ class Store:
         query = sa.select(events).where(events.c.job == int(job), events.c.seq > after).order_by(events.c.seq).limit(limit)
         if attempt is not None:
             query = query.where(events.c.attempt == attempt)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [
                 Entry(seq=row.seq, at_s=row.at_s, attempt=row.attempt, rank=row.rank, event=wire.decode(row.event, AnyEvent))  # type: ignore[arg-type]
                 for row in connection.execute(query)
@@ -261,23 +266,23 @@ class Store:
 
     def read_offsets(self, job: str, attempt: int) -> dict[str, int]:
         query = sa.select(offsets.c.file, offsets.c.offset).where(offsets.c.job == int(job), offsets.c.attempt == attempt)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return {row.file: row.offset for row in connection.execute(query)}
 
     def jobs(self) -> list[JobRecord]:
         """Every job, oldest first."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [_job_record(row) for row in connection.execute(_JOBS.order_by(jobs.c.number))]
 
     def job(self, job: str) -> JobRecord:
         """The job with this id, which there is."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return _job_record(connection.execute(_JOBS.where(jobs.c.number == int(job))).one())
 
     def keep_routing(self, endpoint: str, routing: Routing, record: VersionRecord | None = None) -> None:
         """Requests go as `routing` says now, in which `record` may be a new version; versions that it does not name are over."""
         condition = versions.c.endpoint == endpoint
-        with self._writing() as connection:
+        with self.writing() as connection:
             if record is not None:
                 row = {"endpoint": endpoint, "version": record.view.version, "live": True}
                 connection.execute(sa.insert(versions).values(**row, spec=wire.encode(record.spec), view=wire.encode(record.view)))
@@ -288,29 +293,29 @@ class Store:
     def keep_spec(self, record: VersionRecord) -> None:
         """A version as it is from now on: with other replicas."""
         condition = (versions.c.endpoint == record.spec.name) & (versions.c.version == record.view.version)
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(sa.update(versions).where(condition).values(spec=wire.encode(record.spec)))
 
     def routings(self) -> dict[str, Routing]:
-        with self._reading() as connection:
+        with self.reading() as connection:
             return {row.endpoint: wire.decode(row.routing, Routing) for row in connection.execute(sa.select(routings))}
 
     def versions(self, *, live: bool = True) -> list[VersionRecord]:
         query = sa.select(versions).order_by(versions.c.endpoint, versions.c.version)
         if live:
             query = query.where(versions.c.live)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [
                 VersionRecord(wire.decode(row.spec, DeploySpec), wire.decode(row.view, VersionView), row.live)
                 for row in connection.execute(query)
             ]
 
     def last_version(self, endpoint: str) -> int:
-        with self._reading() as connection:
+        with self.reading() as connection:
             return connection.execute(sa.select(sa.func.max(versions.c.version)).where(versions.c.endpoint == endpoint)).scalar() or 0
 
     def retire(self, endpoint: str) -> None:
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(sa.update(versions).where(versions.c.endpoint == endpoint).values(live=False))
             connection.execute(sa.delete(routings).where(routings.c.endpoint == endpoint))
 
@@ -331,7 +336,7 @@ class Store:
     def remove_results(self, ids: Sequence[str], *, at_s: float) -> None:
         """Forget results, files and logs of jobs that are over; that they were there, and how they ended, stays."""
         numbers = [int(job) for job in ids]
-        with self._writing() as connection:
+        with self.writing() as connection:
             connection.execute(sa.update(jobs).where(jobs.c.number.in_(numbers)).values(result=None, files=None, removed_s=at_s))
             # Whoever follows such a job reads that it is over.
             connection.execute(sa.delete(events).where(events.c.job.in_(numbers), ~_is_kind(STATE_KIND)))
@@ -340,7 +345,7 @@ class Store:
     def thin_log(self, job: str, *, keep: int) -> None:
         """Of a job that is over keep so many entries: progress within its epochs goes first, then what is neither first nor last."""
         condition = events.c.job == int(job)
-        with self._writing() as connection:
+        with self.writing() as connection:
             count = connection.execute(sa.select(sa.func.count()).where(condition)).scalar() or 0
             if count > keep:
                 # In the middle only: whoever reads on from a number finds the first and the last entry where they were.
@@ -354,7 +359,7 @@ class Store:
 
     def unused_bytes(self) -> int:
         """Of the file, what removed entries left."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             free, size = (connection.exec_driver_sql(f"PRAGMA {name}").scalar() or 0 for name in ("freelist_count", "page_size"))
             return int(free) * int(size)
 
@@ -365,12 +370,13 @@ class Store:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction. Like `reading` for this thread only, and for the records beside this module."""
         with our_errors(self._path), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
+    def reading(self) -> Iterator[sa.Connection]:
         """What cannot be understood is damaged too: every value was written by this package."""
         try:
             with our_errors(self._path), self._engine.connect() as connection:
@@ -430,5 +436,6 @@ def _job_record(row: Any) -> JobRecord:
         files=tuple(wire.decode(row.files, list[str])) if row.files else (),
         seats=row.seats,
         removed_s=row.removed_s,
+        owner=row.owner,
         last_seq=row.seq or 0,
     )

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from aiaas_magics.backend.server.conductor import Conductor, end_attempts
+from aiaas_magics.backend.server.identity.blob_spaces import BlobSpaces
 from aiaas_magics.backend.server.storage import migrations
+from aiaas_magics.backend.server.storage.account_records import AccountRecords
 from aiaas_magics.backend.server.storage.blob_store import BlobStore
 from aiaas_magics.backend.server.storage.quota import Room
 from aiaas_magics.backend.server.storage.records import JobRecord, Store
@@ -39,8 +41,9 @@ COMPACT_BYTES: Final = 16 * 1024**2  # guess: less than that in free pages is us
 class Storage:
     """The state folder of one running server."""
 
-    def __init__(self, *, state: StateFolder, store: Store, blobs: BlobStore, conductor: Conductor, room: Room) -> None:
+    def __init__(self, *, state: StateFolder, store: Store, blobs: BlobStore, spaces: BlobSpaces, conductor: Conductor, room: Room) -> None:
         self._state, self._store, self._blobs, self._conductor, self._room = state, store, blobs, conductor, room
+        self._spaces, self._accounts = spaces, AccountRecords(store)
         self._turn = asyncio.Lock()
 
     async def view(self) -> StorageView:
@@ -145,7 +148,21 @@ class Storage:
 
     async def _sweep_blobs(self, *, now_s: float, older_than_s: float) -> int:
         uses = await self._store.call(self._store.blob_uses)
-        return await asyncio.to_thread(self._blobs.sweep, set(uses), now_s=now_s, older_than_s=older_than_s)
+        removed = await asyncio.to_thread(self._blobs.sweep, set(uses), now_s=now_s, older_than_s=older_than_s)
+        await self._spaces.sweep(await self._needed(), await asyncio.to_thread(self._blobs.sizes), older_than_s=older_than_s)
+        return removed
+
+    async def _needed(self) -> dict[str, set[str]]:
+        """For each user the blobs that jobs and endpoints of theirs need."""
+        needed: dict[str, set[str]] = {}
+        for record in self._conductor.records():
+            inputs = () if record.job.state.final else (record.spec.payload, *record.spec.arrays)
+            needed.setdefault(record.owner, set()).update(inputs, (record.result,) if record.result else ())
+        owners = await self._store.call(self._accounts.endpoint_owners)
+        for version in await self._store.call(self._store.versions):
+            owner = owners[version.spec.name].owner if version.spec.name in owners else ""
+            needed.setdefault(owner, set()).update((version.spec.artefact, version.spec.samples))
+        return needed
 
     def _has_room_to_compact(self) -> bool:
         return shutil.disk_usage(self._state.path).free > 2 * self._state.records.stat().st_size

@@ -26,6 +26,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from aiaas_magics.backend.net import guard as rules
+from aiaas_magics.backend.net.grants import LiveGrant
 from aiaas_magics.backend.net.guard import Allow, Guard
 from aiaas_magics.backend.net.limited_http import HEAD_S, most_connections, raise_descriptors
 from aiaas_magics.backend.serving.grpc import health, open_inference_grpc, tfserving_grpc
@@ -188,6 +189,10 @@ class GrpcServer:
                 message = _parsed(method, raw)
                 if isinstance(method, Infer):
                     return await self._handler.infer(method, _with_deadline(method.route(message), context), request)
+                if not method.permits(request.grant, message):
+                    return (
+                        request_handler.NEEDS_SERVERS_TOKEN if method.names is None else request_handler.not_granted(method.names(message))
+                    )
                 call = GrpcCall(registry=self._handler.registry, message=message, request=request)
                 return Response(200, method.answer(call).SerializeToString())
         except Refused as refused:
@@ -259,9 +264,14 @@ class _Door(grpc.GenericRpcHandler):  # type: ignore[misc]
         decision = self._guard.decide(facts_of(headers), manages=isinstance(method, Look) and method.manages)
         if not isinstance(decision, Allow):
             return _refusing(status_of(decision.status, decision.text))
+        grant: LiveGrant | None = decision.by
+        if grant is not None and not grant.take():
+            return _refusing(status_of_response(request_handler.TOO_MANY))
         if method is None:
             return None
-        request = Request(method="POST", path=details.method, headers=headers, scheme="grpc", computes=computes(headers))
+        if grant is not None and isinstance(method, Watch) and not method.any_token:
+            return _refusing(status_of_response(request_handler.NEEDS_SERVERS_TOKEN))
+        request = Request(method="POST", path=details.method, headers=headers, scheme="grpc", computes=computes(headers), grant=grant)
         return self._handler(method, request)
 
 

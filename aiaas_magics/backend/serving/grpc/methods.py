@@ -15,6 +15,7 @@ from typing import Any, Final
 import grpc
 import orjson
 
+from aiaas_magics.backend.net.grants import LiveGrant
 from aiaas_magics.backend.serving import protocols
 from aiaas_magics.backend.serving.http import request_handler
 from aiaas_magics.backend.serving.models.registry import Registry, Version
@@ -62,11 +63,23 @@ class GrpcCall:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A method that computes nothing. `manages`: the token for predictions does not suffice."""
+    """A method that computes nothing.
+
+    Args:
+        manages: The token for predictions does not suffice.
+        names: The endpoint that a message asks about; None for the whole server, about which only the server's own token asks.
+        any_token: Every token will do, though no endpoint is named.
+    """
 
     takes: Any  # a message class
     answer: Callable[[GrpcCall], Any]
     manages: bool = False
+    names: Callable[[Any], str] | None = None
+    any_token: bool = False
+
+    def permits(self, grant: LiveGrant | None, message: Any) -> bool:
+        """Whether a caller with this grant may ask this; None is the server's own token."""
+        return grant is None or self.any_token or (self.names is not None and grant.permits(self.names(message)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +88,7 @@ class Watch:
 
     takes: Any
     answers: Callable[[GrpcCall], AsyncIterator[Any]]
+    any_token: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

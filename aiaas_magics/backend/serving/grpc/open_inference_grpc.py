@@ -266,17 +266,21 @@ def model_statistics(call: GrpcCall) -> Any:
     return inference.ModelStatisticsResponse(**documents.statistics(versions))
 
 
+def _name(message: Any) -> str:
+    return str(message.name)
+
+
 INFER: Final = Infer(takes=inference.ModelInferRequest, rest=open_inference_rest, route=route, call=read)
 _METHODS: Final[Mapping[str, Method]] = {
     "ModelInfer": INFER,
     "ModelStreamInfer": StreamMethod(INFER, framed, fault),
-    "ServerLive": Look(inference.ServerLiveRequest, server_live),
-    "ServerReady": Look(inference.ServerReadyRequest, server_ready),
-    "ServerMetadata": Look(inference.ServerMetadataRequest, server_metadata),
-    "ModelReady": Look(inference.ModelReadyRequest, model_ready),
-    "ModelMetadata": Look(inference.ModelMetadataRequest, model_metadata),
-    "ModelConfig": Look(inference.ModelConfigRequest, model_config),
-    "ModelStatistics": Look(inference.ModelStatisticsRequest, model_statistics),
+    "ServerLive": Look(inference.ServerLiveRequest, server_live, any_token=True),
+    "ServerReady": Look(inference.ServerReadyRequest, server_ready, any_token=True),
+    "ServerMetadata": Look(inference.ServerMetadataRequest, server_metadata, any_token=True),
+    "ModelReady": Look(inference.ModelReadyRequest, model_ready, names=_name),
+    "ModelMetadata": Look(inference.ModelMetadataRequest, model_metadata, names=_name),
+    "ModelConfig": Look(inference.ModelConfigRequest, model_config, names=_name),
+    "ModelStatistics": Look(inference.ModelStatisticsRequest, model_statistics, names=_name),
     "RepositoryIndex": Look(inference.RepositoryIndexRequest, repository_index),
     "RepositoryModelLoad": Look(inference.RepositoryModelLoadRequest, repository_load, manages=True),
     "RepositoryModelUnload": Look(inference.RepositoryModelUnloadRequest, repository_unload, manages=True),

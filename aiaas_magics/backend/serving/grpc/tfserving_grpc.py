@@ -181,10 +181,14 @@ def rest_document(call: GrpcCall, action: str) -> Any:
     return orjson.loads(response.body)
 
 
+def _name(message: Any) -> str:
+    return str(message.model_spec.name)
+
+
 METHODS: Final[Mapping[str, Method]] = {
     f"/{PREDICTION_SERVICE}/Predict": Infer(takes=serving.PredictRequest, rest=tfserving_rest, route=route, call=read_predict),
     f"/{PREDICTION_SERVICE}/Classify": Infer(takes=serving.ClassificationRequest, rest=tfserving_rest, route=route, call=read_classify),
     f"/{PREDICTION_SERVICE}/Regress": Infer(takes=serving.RegressionRequest, rest=tfserving_rest, route=route, call=read_regress),
-    f"/{PREDICTION_SERVICE}/GetModelMetadata": Look(serving.GetModelMetadataRequest, model_metadata),
-    f"/{MODEL_SERVICE}/GetModelStatus": Look(serving.GetModelStatusRequest, model_status),
+    f"/{PREDICTION_SERVICE}/GetModelMetadata": Look(serving.GetModelMetadataRequest, model_metadata, names=_name),
+    f"/{MODEL_SERVICE}/GetModelStatus": Look(serving.GetModelStatusRequest, model_status, names=_name),
 }

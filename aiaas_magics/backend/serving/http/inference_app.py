@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiaas_magics.backend.net.guard import STRANGERS, Allow, Guard, facts_of
+from aiaas_magics.backend.net.grants import LiveGrant
+from aiaas_magics.backend.net.guard import STRANGERS, Allow, Guard, Refuse, facts_of
 from aiaas_magics.backend.serving.http import request_handler
 from aiaas_magics.backend.serving.http.compression import TooLarge, unpacked
 from aiaas_magics.backend.serving.http.request_handler import RequestHandler
@@ -142,15 +143,14 @@ class App:
                 await self._refuse(Response(200, b"", preflight), scope, receive, send)
                 return
         if (scope["method"], scope["raw_path"]) == PROOF and (decision in STRANGERS or isinstance(decision, Allow)):
-            proof = server_proof.answer(self.guard.token, scope["query_string"], scope.get("server"))
+            proof = server_proof.answer(self.guard.key_of, scope["query_string"], scope.get("server"))
             await _answer(send, BAD_QUESTION if proof is None else Response(200, proof))
             return
-        if not isinstance(decision, Allow):
-            await self._refuse(error(decision.status, decision.text, decision.headers), scope, receive, send)
+        passed = _passed(decision, route)
+        if isinstance(passed, Response):
+            await self._refuse(passed, scope, receive, send)
             return
-        if isinstance(route, Response):
-            await self._refuse(route, scope, receive, send)
-            return
+        route, grant = passed
         try:
             most = most_of(route, headers, body_bytes=self._body_bytes, json_bytes=self._json_bytes)
             body = b"" if scope["method"] == "GET" else await self._unpacked(await self._body(scope, receive, most), headers, most)
@@ -163,6 +163,7 @@ class App:
                 client=client,
                 scheme=scope["scheme"],
                 computes=computes(headers),
+                grant=grant,
             )
             response = await self.handler.respond(protocol, route, request)
         except BodyTooLarge as fault:
@@ -266,6 +267,16 @@ class App:
         except TimeoutError:
             pass
         await send({"type": "http.response.body", "body": b""})
+
+
+def _passed(decision: Allow | Refuse, route: OperationRoute | Response) -> tuple[OperationRoute, LiveGrant | None] | Response:
+    """The operation of a request that the guard let in, with whose token it came; or what any other request is answered with."""
+    if isinstance(decision, Refuse):
+        return error(decision.status, decision.text, decision.headers)
+    grant: LiveGrant | None = decision.by
+    if grant is not None and not grant.take():
+        return request_handler.TOO_MANY
+    return route if isinstance(route, Response) else (route, grant)
 
 
 def _adding(send: Send, headers: Headers) -> Send:

@@ -46,6 +46,17 @@ QUICK_BYTES: Final = 256 * 1024  # guess, as the fast path's `SHORT_BYTES`: read
 READING: Final = ThreadPoolExecutor(1, thread_name_prefix="aiaas-reading")
 
 
+NEEDS_SERVERS_TOKEN: Final = error(
+    403, "This token is for some endpoints only. Use the server's own token, or ask about one of these endpoints."
+)
+TOO_MANY: Final = error(429, "This token's rate is used up. Send fewer requests per second.", ((b"retry-after", b"1"),))
+
+
+def not_granted(name: str) -> Response:
+    """What a token for some endpoints reads about another one, whether that one exists or not."""
+    return error(404, f"There is no model {name[:100]!r} for this token. Use a token that is for it.")
+
+
 class RequestHandler:
     """Answers requests with the versions of a registry.
 
@@ -62,6 +73,11 @@ class RequestHandler:
         Raises:
             BadValue: the body does not say which model is asked for.
         """
+        if request.grant is not None and not route.operation.any_token:
+            if not route.operation.names_endpoint:
+                return NEEDS_SERVERS_TOKEN
+            if route.operation.locate is None and not request.grant.permits(route.name):
+                return protocol.not_found(route)
         if not route.infers:
             return protocol.look(self.registry, route, request)
         if route.operation.locate is not None:
@@ -225,7 +241,9 @@ def hand_over(request: Request, response: Response, done: Callable[[Response], N
 
 
 def find(registry: Registry, protocol: InferenceProtocol, route: InferenceRoute, request: Request) -> Version | Response:
-    """The version that computes the answer, or the answer where there is none."""
+    """The version that computes the answer, or the answer where there is none: also for an endpoint that the caller's token is not for."""
+    if request.grant is not None and not request.grant.permits(route.name):
+        return protocol.not_found(route)
     try:
         return registry.find(route.name, route.version, label=route.label, key=request.sticky_key)
     except UnknownLabel:

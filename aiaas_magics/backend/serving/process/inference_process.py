@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from aiaas_magics.backend.net.cors import Cors
+from aiaas_magics.backend.net.grants import GrantBook
 from aiaas_magics.backend.net.guard import LOOPBACK, Guard
 from aiaas_magics.backend.net.server_certificate import check_listening, check_pair
 from aiaas_magics.backend.serving.http import tracing
@@ -68,6 +69,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DISOWNED_S: Final = 5.0  # guess: how soon a process without a folder is gone
+GRANTS_S: Final = 0.25  # a token that was revoked opens nothing after a second at the latest
 LOCK_S: Final = 10.0  # guess: a predecessor that drains is gone by then
 
 
@@ -149,7 +151,9 @@ async def run(options: InferenceOptions, protocols: ServedProtocols = STOCK, *, 
             recordings=recordings,
             trusted_keys=options.trusted_keys,
         )
-        guard = _guard(options, files)
+        grants = GrantBook()
+        grants.replace(files.grants(), key=files.token_key())
+        guard = _guard(options, files, grants)
         handler = RequestHandler(registry, tracing=spans)
         app = App(handler, guard, body_bytes=options.body_bytes, json_bytes=options.json_bytes, routes=protocols.routes)
         connection = FastPath(app).connection if options.fast_path else InferenceConnection
@@ -167,6 +171,7 @@ async def run(options: InferenceOptions, protocols: ServedProtocols = STOCK, *, 
                 asyncio.create_task(_follow_load(loader)),
                 asyncio.create_task(_write_recorded(recordings)),
                 asyncio.create_task(_follow_drift(loader)),
+                asyncio.create_task(_follow_grants(files, grants)),
             ]
             try:
                 if preload is not None:
@@ -193,6 +198,15 @@ async def _end_when_disowned(files: Files, server: InferenceServer) -> None:
         if files.disowns(os.getpid()):
             log.warning("the state folder no longer names this process; ending")
             server.should_exit = True
+
+
+async def _follow_grants(files: Files, grants: GrantBook) -> None:
+    mark = files.grants_mark()
+    while True:
+        await asyncio.sleep(GRANTS_S)
+        if (fresh := files.grants_mark()) != mark:
+            mark = fresh
+            grants.replace(files.grants(), key=files.token_key())
 
 
 async def _follow_load(loader: Loader) -> None:
@@ -350,8 +364,15 @@ def _taken_again(host: str, asked_port: int, files: Files, name: str, take: Call
         return take(0)
 
 
-def _guard(options: InferenceOptions, files: Files) -> Guard:
-    return Guard(files.token().encode(), _hosts(options), manager=files.api_token, cors=Cors.parse(options.cors))
+def _guard(options: InferenceOptions, files: Files, grants: GrantBook) -> Guard:
+    return Guard(
+        files.token().encode(),
+        _hosts(options),
+        manager=files.api_token,
+        cors=Cors.parse(options.cors),
+        recognize=grants.recognize,
+        proof_key=grants.proof_key,
+    )
 
 
 def _hosts(options: InferenceOptions) -> frozenset[str] | None:

@@ -8,6 +8,7 @@ them, and to `supervisor`, which reads them.
     grpc_port      the same for gRPC
     process.json   who runs now: see `RunningProcess`
     control.sock   where `control` listens, on systems that have Unix sockets
+    grants.json    tokens that ask some endpoints only, as the API server wrote them: see `net.grants`
     lock           held by the living process
     log.txt        what it said
     scratch/       unpacked SavedModels; emptied at each start
@@ -24,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aiaas_magics.backend.folders.small_files import write_private
+from aiaas_magics.backend.net.grants import Grant
 from aiaas_magics.core import process_id, wire
 from aiaas_magics.core.errors import StoreNotWritable
 from aiaas_magics.core.value import Value
@@ -91,6 +93,28 @@ class Files:
         """The token of the API server whose folder this is; empty where there is none. It is read anew each time: it may be replaced."""
         try:
             return (self.folder.parent / "token").read_bytes().strip()
+        except OSError:
+            return b""
+
+    def grants(self) -> list[Grant]:
+        """What the API server granted last; nothing where that cannot be read."""
+        try:
+            return wire.decode((self.folder / "grants.json").read_bytes(), list[Grant])
+        except (OSError, wire.Malformed):
+            return []
+
+    def grants_mark(self) -> tuple[int, int]:
+        """Differs once the file was written anew."""
+        try:
+            status = (self.folder / "grants.json").stat()
+        except OSError:
+            return 0, 0
+        return status.st_mtime_ns, status.st_ino
+
+    def token_key(self) -> bytes:
+        """The key under which the API server hashes tokens; empty where there is none."""
+        try:
+            return (self.folder.parent / "token_key").read_bytes()
         except OSError:
             return b""
 

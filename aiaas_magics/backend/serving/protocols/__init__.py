@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import orjson
 
+from aiaas_magics.backend.net.grants import LiveGrant
 from aiaas_magics.core import contract
 from aiaas_magics.core.spec import TensorSpec
 
@@ -49,6 +50,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     client: bytes = b""  # the other end of the connection, as host:port
     scheme: str = "http"  # or https, or grpc; the fast path leaves it at http
     computes: bool = True  # False: to be read and answered as any other, with nothing computed
+    grant: LiveGrant | None = None  # whose token it came with; None: the server's own, which asks every endpoint
 
     def header(self, name: bytes) -> bytes | None:
         for key, value in self.headers:  # no generator: each request asks for a header or two

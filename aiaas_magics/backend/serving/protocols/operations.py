@@ -33,6 +33,8 @@ class Operation:
         plain_form: How plain requests are read and answered in batches, for the fast path.
         read_stream: Reads a request that is answered by a stream; None where none is.
         locate: Names the model by a request's body, where the path does not.
+        any_token: Whether the token of one endpoint suffices though no endpoint is named. One that names an endpoint takes its
+            token; every other takes the server's own.
         id: Name of the function in generated clients, where it is not the action.
     """
 
@@ -42,6 +44,7 @@ class Operation:
     summary: str
     infers: bool = False
     manages: bool = False
+    any_token: bool = False
     body: str = ""
     body_required: bool = True
     answer: str = ""
@@ -51,6 +54,11 @@ class Operation:
     read_stream: StreamReader | None = None
     locate: Callable[[OperationRoute, Request], OperationRoute] | None = None
     id: str = ""
+
+    @property
+    def names_endpoint(self) -> bool:
+        """Whether the path, or the body, names the endpoint that is asked about."""
+        return "{name}" in self.template or self.locate is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,15 @@ PAUSED: Final = f"is stopped (SIGSTOP), and the other workers wait for it. The a
 Start = Callable[[AttemptFolder, Sequence[WorkerCommand]], Awaitable[None]]
 
 
+def choices_of(folder: Path, owner: str) -> Path:
+    """Where what was measured for this user's jobs is kept, with traces beside it: nobody's fit runs what another's job has left.
+
+    >>> choices_of(Path("state/choices"), ""), choices_of(Path("state/choices"), "ada")
+    (PosixPath('state/choices'), PosixPath('state/owners/ada/choices'))
+    """
+    return folder.parent / "owners" / owner / folder.name if owner else folder
+
+
 class LocalAttempt:
     """See `attempt.Attempt`. `start_ranks` is the pool's way to start processes."""
 
@@ -67,7 +76,7 @@ class LocalAttempt:
             attempt_dir=self.folder.path,
             job_dir=self.folder.path.parent,
             reduce_name=f"aiaas-{secrets.token_hex(6)}",
-            choices=self._choices,
+            choices=choices_of(self._choices, order.owner),
         )
         await self._start_ranks(self.folder, tuple(commands))
 

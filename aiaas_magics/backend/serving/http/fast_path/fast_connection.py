@@ -14,7 +14,7 @@ from typing import Any, Final
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from aiaas_magics.backend.net.guard import ALLOW, facts_of
+from aiaas_magics.backend.net.guard import Allow, facts_of
 from aiaas_magics.backend.net.limited_http import lines
 from aiaas_magics.backend.serving.http.connection import InferenceConnection
 from aiaas_magics.backend.serving.http.fast_path.microbatch import Microbatcher
@@ -100,6 +100,8 @@ class FastConnection(InferenceConnection):
 
     def _begin(self) -> None:
         self._head = self._fast_head() if self._is_free() and self._is_plain() else None
+        if self._head is not None and self._head.grant is not None and not self._head.grant.take():
+            self._head = None  # the way of all others says so
         if self._head is None:
             super()._begin()
         else:
@@ -116,7 +118,9 @@ class FastConnection(InferenceConnection):
 
     def _fast_head(self) -> ParsedHead | None:
         head = self._last_head
-        return head if head is not None and head.url == self.url and head.raw == self.headers else self._parse_head()
+        if head is None or head.url != self.url or head.raw != self.headers or (head.grant is not None and not head.grant.is_valid):
+            return self._parse_head()
+        return head
 
     def _parse_head(self) -> ParsedHead | None:
         """What is asked for, where it may take the fast path."""
@@ -125,7 +129,8 @@ class FastConnection(InferenceConnection):
             if name in (b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"content-length") and value != b"identity":
                 return None
         url = httptools.parse_url(self.url)
-        if self.app.guard.decide(facts_of(headers, url.query or b"")) is not ALLOW:
+        decision = self.app.guard.decide(facts_of(headers, url.query or b""))
+        if not isinstance(decision, Allow) or decision.page:
             return None
         path = url.path.decode("ascii")
         protocol, route = self.app.routes.find("POST", path)
@@ -133,7 +138,9 @@ class FastConnection(InferenceConnection):
             return None
         if route.operation.read_stream is not None or route.operation.locate is not None:
             return None
-        return parsed_head(self.url, self.headers, headers, path, protocol, route)
+        if decision.by is not None and not decision.by.permits(route.name):
+            return None
+        return parsed_head(self.url, self.headers, headers, path, protocol, route, decision.by)
 
     def on_body(self, body: bytes) -> None:
         if self._head is None:
@@ -159,7 +166,8 @@ class FastConnection(InferenceConnection):
     def _learn(self, head: bytes, read: int) -> None:
         """If what was read was just one request, and took the fast path, the next one with that head need not be parsed."""
         parsed, length = self._newest
-        if parsed is not None and read == len(head) + length and len(head) <= LEARNED_HEAD_BYTES:
+        # A grant ends, and has a rate: its heads are looked at each time.
+        if parsed is not None and parsed.grant is None and read == len(head) + length and len(head) <= LEARNED_HEAD_BYTES:
             if len(self._fast_path.heads) >= HEADS:
                 self._fast_path.heads.clear()
             self._fast_path.heads[head] = parsed, length

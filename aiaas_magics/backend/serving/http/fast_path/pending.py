@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from aiaas_magics.backend.net.grants import LiveGrant
 from aiaas_magics.backend.serving.http.fast_path.microbatch import PlainTarget, target_of
 from aiaas_magics.backend.serving.http.request_handler import RequestHandler
 from aiaas_magics.backend.serving.protocols import Headers, InferenceProtocol, Request, Response, computes
@@ -32,13 +33,20 @@ class ParsedHead:
     computes: bool
     json_bytes: int  # of a body whose head says how much of it is JSON; else 0
     target: PlainTarget | None  # whom it asks, if it may be answered together with others
+    grant: LiveGrant | None = None  # whose token it came with; None: the server's own
 
 
 UNKNOWN: Final[tuple[ParsedHead | None, int]] = (None, 0)
 
 
 def parsed_head(
-    url: bytes, raw: list[tuple[bytes, bytes]], headers: Headers, path: str, protocol: InferenceProtocol, route: OperationRoute
+    url: bytes,
+    raw: list[tuple[bytes, bytes]],
+    headers: Headers,
+    path: str,
+    protocol: InferenceProtocol,
+    route: OperationRoute,
+    grant: LiveGrant | None = None,
 ) -> ParsedHead:
     is_computed, lengths = computes(headers), [value for name, value in headers if name == JSON_LENGTH]
     form = route.operation.plain_form if is_computed else None
@@ -52,6 +60,7 @@ def parsed_head(
         computes=is_computed,
         json_bytes=int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() and len(lengths[0]) < 10 else 0,
         target=None if form is None else target_of(route.name, route.version, route.label, form),
+        grant=grant,
     )
 
 
@@ -100,7 +109,13 @@ class PendingPrediction(AnswerSlot, eq=False):
         """Have it answered as any other request."""
         head, pending = self.head, self.pending
         request = Request(
-            method="POST", path=head.path, headers=head.headers, body=self.body, client=pending.client, computes=head.computes
+            method="POST",
+            path=head.path,
+            headers=head.headers,
+            body=self.body,
+            client=pending.client,
+            computes=head.computes,
+            grant=head.grant,
         )
         pending.handler.begin(head.protocol, head.route, request, self.answer)
 

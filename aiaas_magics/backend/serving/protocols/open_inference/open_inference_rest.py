@@ -388,10 +388,10 @@ UNLOAD: Final = "Withdraw a model: it stays loaded and does not answer"
 BOTH: Final = (JSON_TYPE, BINARY_TYPE)
 PATHS: Final = PathTable(
     (
-        Operation("GET", "/v2", "server", SERVER, answer="Server"),
-        Operation("GET", "/v2/", "server", SERVER, answer="Server", id="server_with_slash"),
-        Operation("GET", "/v2/health/live", "live", "Whether the server runs"),
-        Operation("GET", "/v2/health/ready", "ready", "Whether every model has a version that answers"),
+        Operation("GET", "/v2", "server", SERVER, answer="Server", any_token=True),
+        Operation("GET", "/v2/", "server", SERVER, answer="Server", id="server_with_slash", any_token=True),
+        Operation("GET", "/v2/health/live", "live", "Whether the server runs", any_token=True),
+        Operation("GET", "/v2/health/ready", "ready", "Whether every model has a version that answers", any_token=True),
         Operation("GET", "/v2/models/stats", "all_statistics", "Counts and times of every model", answer="Statistics"),
         Operation(
             "POST",
