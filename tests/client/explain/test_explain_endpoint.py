@@ -73,7 +73,7 @@ def test_a_background_of_another_shape_is_refused_before_anything_is_sent(backen
 
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)], name="plain")
 
-    with pytest.raises(DataMismatch, match=r"has the shape \\(rows, 3\\)"):
+    with pytest.raises(DataMismatch, match=r"has the shape \(rows, 3\)"):
         backend.deploy(model, name="plain", sample=np.zeros((4, 3), "float32"), background=np.zeros((4, 2), "float32"))
     with pytest.raises(DataMismatch, match="The background has no rows"):
         backend.deploy(model, name="plain", sample=np.zeros((4, 3), "float32"), background=np.zeros((0, 3), "float32"))
