@@ -17,9 +17,11 @@ from aiaas_magics.client.transport import Transport
 from aiaas_magics.core import settings
 from aiaas_magics.core.accounts import EndpointSharing, MadeToken, NewToken, Role, UserChange, UserView
 from aiaas_magics.core.errors import UnknownName
+from aiaas_magics.core.model_card import ModelCard
 from aiaas_magics.core.process_id import ProcessId
+from aiaas_magics.core.recording import RecordingPolicy
 from aiaas_magics.core.routing import Change, Scaling
-from aiaas_magics.core.spec import DeploySpec, EndpointView, FitSpec, JobView, TensorSpec
+from aiaas_magics.core.spec import DeploySpec, EndpointView, FitSpec, JobView, RecordingChange, TensorSpec
 from tests.backend.server.served import SHAPE, Served, served
 
 TENSOR = TensorSpec(name="x", dtype="float32", shape=(-1, 3))
@@ -63,6 +65,13 @@ TABLE = [
     Row("POST /v1/endpoints/{name}/routing", Role.USER, "endpoint", body="change"),
     Row("POST /v1/endpoints/{name}/replicas", Role.USER, "endpoint", body="scaling"),
     Row("POST /v1/endpoints/{name}/groups", Role.USER, "endpoint", body="sharing"),
+    Row("GET /v1/endpoints/{name}/cards/1", Role.VIEWER, "endpoint", shared=True),
+    Row("PUT /v1/endpoints/{name}/cards/1", Role.USER, "endpoint", status=204, body="card"),
+    Row("POST /v1/endpoints/{name}/recording", Role.USER, "endpoint", body="recording"),
+    Row("GET /v1/endpoints/{name}/recording", Role.USER, "endpoint"),
+    Row("GET /v1/endpoints/{name}/recorded", Role.USER, "endpoint"),
+    Row("GET /v1/endpoints/{name}/drift", Role.USER, "endpoint"),
+    Row("DELETE /v1/endpoints/{name}/recorded", Role.USER, "endpoint", status=204),
     Row("DELETE /v1/endpoints/{name}", Role.USER, "endpoint", status=204),
     Row("GET /v1/storage", Role.ADMIN),
     Row("POST /v1/storage/free", Role.ADMIN),
@@ -106,7 +115,15 @@ class Actor:
         return sha
 
     def _deployment(self, name: str) -> DeploySpec:
-        return DeploySpec(name=name, artefact=self.blob, format="onnx", samples=self.samples, inputs=(TENSOR,), outputs=(TENSOR,))
+        return DeploySpec(
+            name=name,
+            artefact=self.blob,
+            format="onnx",
+            samples=self.samples,
+            inputs=(TENSOR,),
+            outputs=(TENSOR,),
+            card=ModelCard(name=name),
+        )
 
     def deploy(self, own: Transport, name: str) -> str:
         return own.post("/v1/endpoints", self._deployment(name), EndpointView).name
@@ -124,6 +141,8 @@ class Actor:
             "change": Change(action="label", label="prod", version=1),
             "scaling": Scaling(replicas=1),
             "sharing": EndpointSharing(groups=()),
+            "card": ModelCard(name="churn"),
+            "recording": RecordingChange(policy=RecordingPolicy(share=0.5)),
             "user": UserView(name=self.name, role=Role.USER),
             "user change": UserChange(role=Role.USER),
             "token": NewToken(user=self.name, endpoints=("nothing",)),
@@ -174,6 +193,7 @@ def test_the_table_has_every_route_and_no_other() -> None:
             .replace("feed/{name}", "feed/x")
             .replace("{path}", "a.txt")
             .replace("{attempt}/{number}", "1/1")
+            .replace("cards/{version}", "cards/1")
         )
 
     lines = [f"{method} {plain(route.path)}" for route in routes() for method in (route.methods or set()) - {"HEAD"}]
