@@ -253,6 +253,8 @@ def test_what_a_group_shares_may_be_looked_at_and_not_changed(actor: Actor, othe
 
     if not role.includes(row.role or Role.VIEWER):
         assert status == 403
+    elif row.shared and "cards" in row.line:
+        assert (status, msgspec.json.decode(body, type=ModelCard).name) == (200, "shared")
     elif row.shared:
         view = msgspec.json.decode(body, type=EndpointView)
         assert (status, view.name, view.owner) == (200, "other.shared", "other")
