@@ -364,10 +364,10 @@ def test_wrong_tokens_are_slowed_and_told_and_right_ones_from_the_same_address_a
 
         answers = [server.raw("GET", "/v1/jobs", token=wrong) for _ in range(200)]
 
-        codes = [status for status, _, _ in answers]
-        assert codes[0] == 401
-        assert codes[-1] == 429
-        assert int(answers[-1][2]["retry-after"]) > 0
+        slowed = [headers for status, _, headers in answers if status == 429]
+        assert answers[0][0] == 401
+        assert len(slowed) > 20, "one per second gets through"
+        assert all(int(headers["retry-after"]) > 0 for headers in slowed)
         assert server.raw("GET", "/v1/jobs", token=ada.made.token)[0] == 200
         assert server.raw("GET", "/v1/jobs")[0] == 200
         assert "from 127.0.0.1: 429" in server.log
