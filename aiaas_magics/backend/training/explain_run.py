@@ -25,7 +25,7 @@ from aiaas_magics.explain.attribution_bytes import ExplainResult, read_explain_r
 from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, join_attributions
 from aiaas_magics.explain.black_box import black_box_attributions
 from aiaas_magics.explain.faithfulness import measure_faithfulness
-from aiaas_magics.explain.gradient import gradient_attributions
+from aiaas_magics.explain.gradient import GradientExplainer
 from aiaas_magics.explain.model_predict import predict_of
 
 COMPILING_ROWS: Final = (1, 2)  # of batches: the second other number of rows compiles what takes any
@@ -64,7 +64,7 @@ def explainer_of(
     """Explains rows of `model`, block after block. What predicts is compiled before the first, and says how long that took."""
     match settings.method_info.family:
         case "gradient":
-            return lambda rows, on_progress: gradient_attributions(model, rows, background, settings, on_progress)
+            return GradientExplainer(model, background, settings).explain
         case "black_box":
             predict = predict_of(model, settings.output)
             began_s = time.monotonic()

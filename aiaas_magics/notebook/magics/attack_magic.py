@@ -10,6 +10,7 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
+from aiaas_magics.client.card import card_records, card_sections
 from aiaas_magics.notebook import completion, trust_outputs
 from aiaas_magics.notebook.border import Family, magic
 from aiaas_magics.notebook.namespace import named
@@ -91,4 +92,6 @@ class AttackMagic(Family):
         with live.SlowLine(self.shell, f"Attacking {request.model}") as line:
             attacks = attack(model, members, others, against=against, name=request.model, epsilons=request.adversarial, on_step=line.tell)
         self._put(request.out, attacks)
+        facts = [f"{name[0].upper()}{name[1:]}: {fact}." if name != "limits" else fact for name, fact in attacks.facts().items()]
+        card_records.of_model(model).sections["attacks"] = card_sections.filled("attacks", facts)
         live.show(self.shell, trust_outputs.attack_bundles(attacks.report, figures=self._draws(self._ui(request.ui))))

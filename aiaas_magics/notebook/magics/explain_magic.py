@@ -5,11 +5,13 @@ Owns its options and its request. Computing belongs to `client.explain` and to e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
+from aiaas_magics.client.card import card_records, card_sections
+from aiaas_magics.client.card.card_records import CardRecord
 from aiaas_magics.core.explain_settings import METHOD_CHOICES
 from aiaas_magics.notebook import completion, present, present_explanations, tracebacks, trust_outputs
 from aiaas_magics.notebook.border import Family, magic
@@ -199,7 +201,7 @@ class ExplainMagic(Family):
         with live.SlowLine(self.shell, f"Explaining rows on endpoint {endpoint.name}") as line:
             line.tell("computing between its predictions")
             explanation = endpoint.explain(rows, **request.settings)
-        self._show(request, explanation)
+        self._show(request, explanation, card_records.of_endpoint(endpoint.backend_url, endpoint.name))
 
     @staticmethod
     def _of_jobs(request: ExplainMagicRequest) -> dict[str, bool]:
@@ -240,7 +242,8 @@ class ExplainMagic(Family):
             times = [ExplainTime(workers=each.workers, rows=each.rows, seconds=each.seconds) for each in explanations]
             difference = present_explanations.largest_difference(explanations)
             live.show(self.shell, [present_explanations.times_table(times, difference=difference, hardware=backend.about().hardware)])
-        self._show(request, explanations[-1])
+        # Keras numbers models, and the variable has the name that its user gave it.
+        self._show(request, replace(explanations[-1], model=str(request.model)), card_records.of_model(model))
 
     def _taken(self, job: ExplainJob, shown: LiveJob) -> Explanation:
         """Follow the job in its view, and take its result."""
@@ -251,8 +254,9 @@ class ExplainMagic(Family):
             raise tracebacks.Interrupted(f"Interrupted: job {job.id} was cancelled.") from None
         return explanation
 
-    def _show(self, request: ExplainMagicRequest, explanation: Explanation) -> None:
+    def _show(self, request: ExplainMagicRequest, explanation: Explanation, record: CardRecord) -> None:
         self._put(request.out, explanation)
+        record.sections["explanations"] = card_sections.explanations_section(explanation)
         live.show(self.shell, [explanation._repr_mimebundle_()])
 
 
