@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -74,7 +74,7 @@ class ExportedModel:
     def sentence(self) -> str:
         """What was written and how far it is from the model."""
         return (
-            f"{self.path} ({self.title}, {size_text(self.nbytes)}) answers as {self.origin} on {self.rows} sample "
+            f"{shown(self.path)} ({self.title}, {size_text(self.nbytes)}) answers as {self.origin} on {self.rows} sample "
             f"row{'s' if self.rows != 1 else ''} in {self.runtime}: largest difference {self.largest:.2g}, "
             f"{self.relative:.1g} of the largest answer."
         )
@@ -317,6 +317,13 @@ def put_in_place(partial: Path, target: Path) -> None:
     for suffix in PARTNERS.get(partial.suffix, ()):
         os.replace(partial.with_suffix(suffix), target.with_suffix(suffix))
     os.replace(partial, target)
+
+
+def shown(path: Path) -> Path:
+    """The path as the user's folder sees it: a notebook that is passed on does not name the folders of its author."""
+    with suppress(OSError, ValueError):
+        return path.relative_to(Path.cwd())
+    return path
 
 
 def _files(path: Path) -> list[Path]:
