@@ -1,4 +1,4 @@
-"""Command line: `aiaas key | serve | serve-model | status | storage | stop | token`.
+"""Command line: `aiaas audit | key | serve | serve-model | status | storage | stop | token`.
 
 Owns options and what is printed: results on standard output, talk on standard error.
 Serving belongs to `backend.server`, asking a server to `client.backend`.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aiaas_magics.commands.audit_commands import audit
 from aiaas_magics.core import settings
 from aiaas_magics.core.errors import AiaasError
 from aiaas_magics.core.plain_text import log_to, visible
@@ -326,3 +327,6 @@ def _backend(state: Path | None) -> Backend:
         click.echo("No server is running here. Start one with `aiaas serve`, or with the first magic in a notebook.")
         sys.exit(1)
     return connect(*server)
+
+
+main.add_command(audit)

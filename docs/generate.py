@@ -98,11 +98,19 @@ def described(docstring: str) -> str:
 def commands_page() -> str:
     parts = ["# Commands", NOTE.format(source="the options in `cli.py`")]
     parts.append("The server from a terminal. Results go to standard output, messages to standard error.")
-    for name, command in sorted(cli.main.commands.items()):
+    for name, command in commands_of(cli.main):
         rows = [command_row(parameter) for parameter in command.params if isinstance(parameter, click.Option) and not parameter.hidden]
         parts += [f"## aiaas {name}", inspect.cleandoc(command.help or "")]
         parts += [table(("option", "effect"), rows)] if rows else []
     return "\n\n".join(parts) + "\n"
+
+
+def commands_of(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command with its words, those of a group behind it."""
+    for name, command in sorted(group.commands.items()):
+        yield f"{prefix}{name}", command
+        if isinstance(command, click.Group):
+            yield from commands_of(command, f"{prefix}{name} ")
 
 
 def command_row(option: click.Option) -> tuple[str, str]:

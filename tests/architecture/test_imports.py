@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).parents[2] / "aiaas_magics"
 ARROWS: dict[str, set[str]] = {
     "__init__": {"client", "notebook", "explain", "packing"},
     "__main__": {"cli"},
-    "cli": {"client", "backend.server", "backend.serving", "backend.net"},
+    "cli": {"commands", "client", "backend.server", "backend.serving", "backend.net"},
+    "commands": {"client", "backend.server", "backend.folders"},
     "core": set(),
     "notebook": {"client", "packing", "plots", "explain", "attacks"},
     "client": {"packing", "plots", "explain"},

@@ -35,6 +35,8 @@ from aiaas_magics.backend.server import devices
 from aiaas_magics.backend.server.api.api_answers import refuse
 from aiaas_magics.backend.server.api.api_app import Parts, build
 from aiaas_magics.backend.server.api.auth import Guarded
+from aiaas_magics.backend.server.audit.audit_log import AuditLog
+from aiaas_magics.backend.server.audit.audited import Audited
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoint_records import Endpoints, Inference
 from aiaas_magics.backend.server.presence import Presence
@@ -179,6 +181,7 @@ class ServerParts:
         )
         self._storage = Storage(state=state, store=self._store, blobs=self._blobs, conductor=self._conductor, room=self._room)
         self._presence = Presence(clock)
+        self._audit = AuditLog(state.audit)
         self._http = _Http(self._config(), on_end=self._conductor.wake)
 
     def _config(self) -> uvicorn.Config:
@@ -197,8 +200,9 @@ class ServerParts:
         hosts = None if options.tls else LOOPBACK | {options.host.lower(), f"[{options.host}]".lower()}
         guard = Guard(token=self._state.token().encode(), hosts=hosts)
         app = Guarded(build(parts), guard=guard, url=lambda: self.url, on_request=self._presence.on_request)
+        self._audited = Audited(app, audit=self._audit, own_name="local" if options.local else "server token")
         return uvicorn.Config(
-            app,
+            self._audited,
             http=ApiConnection,
             ws="none",
             lifespan="off",
@@ -231,6 +235,7 @@ class ServerParts:
 
     @asynccontextmanager
     async def _parts_running(self) -> AsyncIterator[None]:
+        await self._audited.record_own("server_started", {"version": self._about.versions.aiaas_magics, "pid": str(os.getpid())})
         await self._conductor.start()
         await self._endpoints.start()
         self._pool.warm()
@@ -246,6 +251,9 @@ class ServerParts:
                     log.error("a part of the server did not end well", exc_info=end)
             await self._pool.close()
             self._store.close()
+            await self._audited.write_due(at_end=True)
+            await self._audited.record_own("server_ended", {"pid": str(os.getpid())})
+            self._audit.close()
             log.info("ended")
 
     async def _keep_house(self) -> None:
@@ -257,6 +265,7 @@ class ServerParts:
             limit_s = None if self._options.idle_minutes is None else self._options.idle_minutes * 60
             await asyncio.sleep(LOOK_S if limit_s is None else min(LOOK_S, max(limit_s / 4, 0.1)))
             # A pool ends its helpers in their own time: a server that lives for months must not hold the libraries' memory for nobody.
+            await self._audited.write_due()
             await self._pool.keep_house(is_wanted=self._conductor.is_busy or self._presence.was_asked())
             if self._conductor.is_busy or self._endpoints.any:
                 self._presence.needed()

@@ -32,6 +32,7 @@ from aiaas_magics.backend.server.api.api_answers import (
     on_our_error,
     upload_of,
 )
+from aiaas_magics.backend.server.audit.audited import note_object
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoint_records import Endpoints
 from aiaas_magics.backend.server.presence import Presence
@@ -215,7 +216,9 @@ async def submit_job(request: Request) -> Response:
     missing = await asyncio.to_thread(parts.blobs.missing, (spec.payload, *spec.arrays, *filter(None, (spec.record,))))
     if missing:
         raise UnknownName("blob", missing[0])
-    return answer(await parts.conductor.submit(spec, key=key), 201)
+    view = await parts.conductor.submit(spec, key=key)
+    note_object(request, job=view.id)
+    return answer(view, 201)
 
 
 async def list_jobs(request: Request) -> Response:
@@ -324,7 +327,9 @@ def _feed(request: Request) -> FeedFolder:
 async def deploy(request: Request) -> Response:
     """Serve the model of a `DeploySpec`: `EndpointView`."""
     _parts(request).room.check()
-    return answer(await _parts(request).endpoints.deploy(await body_of(request, DeploySpec)), 201)
+    spec = await body_of(request, DeploySpec)
+    note_object(request, name=spec.name)
+    return answer(await _parts(request).endpoints.deploy(spec), 201)
 
 
 async def change_routing(request: Request) -> Response:
