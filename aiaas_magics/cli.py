@@ -1,4 +1,4 @@
-"""Command line: `aiaas audit | key | serve | serve-model | status | storage | stop | token`.
+"""Command line: `aiaas audit | backup | doctor | key | restore | serve | serve-model | status | storage | stop | token`.
 
 Owns options and what is printed: results on standard output, talk on standard error.
 Serving belongs to `backend.server`, asking a server to `client.backend`.
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aiaas_magics.commands.audit_commands import audit
+from aiaas_magics.commands.backup_commands import backup, restore
+from aiaas_magics.commands.doctor_command import doctor
 from aiaas_magics.core import settings
 from aiaas_magics.core.errors import AiaasError
 from aiaas_magics.core.plain_text import log_to, visible
@@ -330,3 +332,6 @@ def _backend(state: Path | None) -> Backend:
 
 
 main.add_command(audit)
+main.add_command(backup)
+main.add_command(restore)
+main.add_command(doctor)

@@ -19,7 +19,7 @@ from aiaas_magics.core.spec import About, JobView
 from aiaas_magics.testing import FakeClock
 from tests.backend.server.served import Served, served
 
-FILLED = {"sha": "0" * 64, "job": "1", "name": "churn", "path": "a.txt", "number": "1", "index": "1", "attempt": "1"}
+FILLED = {"sha": "0" * 64, "job": "1", "name": "churn", "path": "a.txt", "number": "1", "index": "1", "attempt": "1", "version": "1"}
 DOORS = sorted((method, re.sub(r":\w+}", "}", route.path).format(**FILLED)) for route in routes() for method in (route.methods or ()))
 WRONG = ["", "wrong", "aiaas_", "x" * 100_000]
 
