@@ -12,7 +12,7 @@ from typing import Final
 from aiaas_magics.core.value import Value
 
 
-class Health(StrEnum):
+class Severity(StrEnum):
     """How much a finding matters."""
 
     OK = "ok"
@@ -24,28 +24,28 @@ class Finding(Value, frozen=True, kw_only=True):
     """What a check saw. `fix` is the next move, empty where there is none to make."""
 
     check: str
-    health: Health
+    health: Severity
     text: str
     fix: str = ""
 
 
-MARKS: Final = {Health.OK: "ok", Health.NOTE: "note", Health.FAILS: "FAILS"}
+MARKS: Final = {Severity.OK: "ok", Severity.NOTE: "note", Severity.FAILS: "FAILS"}
 
 
 def ok(check: str, text: str) -> Finding:
-    return Finding(check=check, health=Health.OK, text=text)
+    return Finding(check=check, health=Severity.OK, text=text)
 
 
 def note(check: str, text: str, fix: str = "") -> Finding:
-    return Finding(check=check, health=Health.NOTE, text=text, fix=fix)
+    return Finding(check=check, health=Severity.NOTE, text=text, fix=fix)
 
 
 def fails(check: str, text: str, fix: str) -> Finding:
-    return Finding(check=check, health=Health.FAILS, text=text, fix=fix)
+    return Finding(check=check, health=Severity.FAILS, text=text, fix=fix)
 
 
 def would_break_a_job(findings: Sequence[Finding]) -> bool:
-    return any(finding.health is Health.FAILS for finding in findings)
+    return any(finding.health is Severity.FAILS for finding in findings)
 
 
 def as_text(findings: Sequence[Finding]) -> str:

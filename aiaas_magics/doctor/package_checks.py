@@ -99,8 +99,8 @@ def check_library(name: str, *, gpus: Sequence[str], driver_cuda: str = "", pyth
 def library_finding(name: str, report: dict[str, Any], *, gpus: Sequence[str], driver_cuda: str) -> Finding:
     """What a library's report means beside what the driver says."""
     built = f", built with CUDA {report['cuda']} and cuDNN {report['cudnn']}" if report["cuda"] else ""
-    seen = f"{len(report['devices'])} of {len(gpus)} GPUs" if gpus else "no GPU here, runs on the CPU"
-    text = f"{report['version']}{built}; {seen}"
+    gpu_count = f"{len(report['devices'])} of {len(gpus)} GPUs" if gpus else "no GPU here, runs on the CPU"
+    text = f"{report['version']}{built}; {gpu_count}"
     if len(report["devices"]) >= len(gpus):
         return ok(name, text)
     if report["cuda"] and driver_cuda and _numbers(driver_cuda)[:1] < _numbers(report["cuda"])[:1]:

@@ -17,14 +17,14 @@ from click.testing import CliRunner
 
 from aiaas_magics import cli
 from aiaas_magics.doctor import machine_checks, package_checks, server_checks
-from aiaas_magics.doctor.finding import Finding, Health, as_text, fails, ok, would_break_a_job
+from aiaas_magics.doctor.finding import Finding, Severity, as_text, fails, ok, would_break_a_job
 from tests.backend.server.served import served
 from tests.client.test_certificates import behind_tls, made
 from tests.support.small_disk import MOUNTS, full, small_disk
 
 
 def assert_fails(finding: Finding, *words: str) -> None:
-    assert finding.health is Health.FAILS, finding
+    assert finding.health is Severity.FAILS, finding
     assert finding.fix
     for word in words:
         assert word in finding.text + finding.fix, finding
@@ -40,8 +40,8 @@ def test_a_too_small_dev_shm_is_told_with_what_is_missing(tmp_path: Path) -> Non
         enough = machine_checks.check_shared_memory(workers=2, model_bytes=10e6, path=shm)
         small = machine_checks.check_shared_memory(workers=4, model_bytes=100e6, path=shm, state=tmp_path)
 
-        assert enough.health is Health.OK
-        assert small.health is Health.NOTE, "a file in the state folder does instead"
+        assert enough.health is Severity.OK
+        assert small.health is Severity.NOTE, "a file in the state folder does instead"
         assert "733 MB are missing" in small.text  # 2 halves x 4 workers x 100 MB, less 67.1 MB
         assert "--shm-size=1600m" in small.fix
         with small_disk(tmp_path / "state", megabytes=8) as state:
@@ -49,14 +49,14 @@ def test_a_too_small_dev_shm_is_told_with_what_is_missing(tmp_path: Path) -> Non
 
 
 def test_one_worker_needs_no_shared_memory(tmp_path: Path) -> None:
-    assert machine_checks.check_shared_memory(workers=1, model_bytes=1e15, path=tmp_path).health is Health.OK
+    assert machine_checks.check_shared_memory(workers=1, model_bytes=1e15, path=tmp_path).health is Severity.OK
 
 
 @MOUNTS
 @pytest.mark.process
 def test_a_full_disk_and_a_read_only_one_are_told(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", megabytes=8) as disk:
-        assert machine_checks.check_disk(disk / "state").health is Health.OK
+        assert machine_checks.check_disk(disk / "state").health is Severity.OK
         with full(disk):
             assert_fails(machine_checks.check_disk(disk / "state"), "No space left")
         filler = disk / "most"
@@ -82,7 +82,7 @@ def test_a_port_that_is_taken_is_told() -> None:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         assert_fails(machine_checks.check_ports("127.0.0.1", [holder.getsockname()[1]]), "already in use", "--port")
-    assert machine_checks.check_ports("127.0.0.1", [0]).health is Health.OK
+    assert machine_checks.check_ports("127.0.0.1", [0]).health is Severity.OK
 
 
 def cgroup(folder: Path, **files: str) -> Path:
@@ -101,7 +101,7 @@ def test_the_limits_of_a_cgroup_are_compared_with_what_workers_need(tmp_path: Pa
     assert free == ok("cgroup", "v2; memory unlimited, processes unlimited, cores unlimited")
     assert_fails(small, "4 workers need at least 3 GB, so 2 GB are missing", "--memory")
     assert_fails(few, "processes 100, cores 1.5", "--pids-limit")
-    assert machine_checks.check_cgroup(workers=1, root=tmp_path).health is Health.NOTE
+    assert machine_checks.check_cgroup(workers=1, root=tmp_path).health is Severity.NOTE
 
 
 @pytest.mark.process
@@ -110,25 +110,25 @@ def test_isolation_is_tried_not_guessed(tmp_path: Path) -> None:
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
 
-    assert machine_checks.check_isolation(path=str(tmp_path)).health is Health.NOTE
+    assert machine_checks.check_isolation(path=str(tmp_path)).health is Severity.NOTE
     assert "apt install bubblewrap" in machine_checks.check_isolation(path=str(tmp_path)).fix
     broken.write_text("#!/bin/sh\nexit 0\n")
-    assert machine_checks.check_isolation(path=str(tmp_path)).health is Health.OK
+    assert machine_checks.check_isolation(path=str(tmp_path)).health is Severity.OK
 
 
 def test_the_limit_of_open_files() -> None:
     assert_fails(machine_checks.check_open_files((64, 4096)), "ulimit -n 4096")
-    assert machine_checks.check_open_files((512, 4096)).health is Health.NOTE
-    assert machine_checks.check_open_files((4096, 4096)).health is Health.OK
-    assert machine_checks.check_open_files((-1, -1)).health is Health.OK
+    assert machine_checks.check_open_files((512, 4096)).health is Severity.NOTE
+    assert machine_checks.check_open_files((4096, 4096)).health is Severity.OK
+    assert machine_checks.check_open_files((-1, -1)).health is Severity.OK
 
 
 # --------------------------------------------------------------------------- packages
 
 
 def test_this_environment_fits_its_pins() -> None:
-    assert package_checks.check_packages().health is Health.OK
-    assert package_checks.check_python().health is Health.OK
+    assert package_checks.check_packages().health is Severity.OK
+    assert package_checks.check_python().health is Severity.OK
 
 
 def test_wrong_and_missing_packages_are_named_with_the_line_that_mends_them() -> None:
@@ -152,7 +152,7 @@ def test_a_missing_extra_is_named_with_the_pip_line() -> None:
     [unknown, *_] = package_checks.check_extras(["nothing"], lambda name: "1")
 
     assert_fails(missing, "opentelemetry-sdk", "pip install 'aiaas_magics[otel]'")
-    assert present.health is Health.OK
+    assert present.health is Severity.OK
     assert_fails(unknown, "otel")
 
 
@@ -179,21 +179,21 @@ def test_gpus_that_the_driver_lists_and_the_library_does_not_see_are_told() -> N
     assert_fails(none_seen, "0 of 1 GPUs", "aiaas_magics[cuda]")
     assert_fails(old_driver, "Update the NVIDIA driver", "11.4", "12.5.1")
     assert seen == ok("tensorflow", "2.21.0, built with CUDA 12.5.1 and cuDNN 9; 1 of 1 GPUs")
-    assert no_gpu.health is Health.OK
+    assert no_gpu.health is Severity.OK
 
 
 # --------------------------------------------------------------------------- the server
 
 
-@pytest.mark.parametrize(("ahead_s", "health"), [(0, Health.OK), (60, Health.NOTE), (-60, Health.NOTE), (4000, Health.FAILS)])
-def test_a_clock_that_is_wrong_is_told(ahead_s: float, health: Health) -> None:
+@pytest.mark.parametrize(("ahead_s", "health"), [(0, Severity.OK), (60, Severity.NOTE), (-60, Severity.NOTE), (4000, Severity.FAILS)])
+def test_a_clock_that_is_wrong_is_told(ahead_s: float, health: Severity) -> None:
     now_s = time.time()
 
     finding = server_checks.clock_finding(format_datetime(datetime.fromtimestamp(now_s + ahead_s, UTC), usegmt=True), now_s=now_s)
 
     assert finding.health is health
-    assert health is Health.OK or ("ahead" if ahead_s > 0 else "behind") in finding.text
-    assert server_checks.clock_finding("nonsense", now_s=now_s).health is Health.NOTE
+    assert health is Severity.OK or ("ahead" if ahead_s > 0 else "behind") in finding.text
+    assert server_checks.clock_finding("nonsense", now_s=now_s).health is Severity.NOTE
 
 
 @pytest.mark.process
@@ -204,7 +204,7 @@ def test_a_running_server_answers_and_its_clock_is_ours(tmp_path: Path) -> None:
     gone = next(iter(server_checks.check_server(server.url, server.token)))
 
     assert answers == ok("server", f"{server.url} answers")
-    assert clock.health is Health.OK
+    assert clock.health is Severity.OK
     assert_fails(wrong, "could not prove")
     assert_fails(gone, "Could not reach")
 
@@ -254,13 +254,13 @@ def test_words_for_a_list() -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("days", "health"), [((-1, 300), Health.OK), ((-1, 5), Health.NOTE), ((-3, -1), Health.FAILS), ((1, 300), Health.FAILS)]
+    ("days", "health"), [((-1, 300), Severity.OK), ((-1, 5), Severity.NOTE), ((-3, -1), Severity.FAILS), ((1, 300), Severity.FAILS)]
 )
-def test_the_certificate_of_a_server_is_read_whoever_signed_it(tmp_path: Path, days: tuple[int, int], health: Health) -> None:
+def test_the_certificate_of_a_server_is_read_whoever_signed_it(tmp_path: Path, days: tuple[int, int], health: Severity) -> None:
     with behind_tls(made(tmp_path, "pair", days=days, signer="Somebody")) as (url, _):
         finding = server_checks.certificate_at(url)
     gone = server_checks.certificate_at(url)
 
     assert finding.health is health, finding
-    assert health is Health.OK or finding.fix
+    assert health is Severity.OK or finding.fix
     assert_fails(gone, "could not be read")

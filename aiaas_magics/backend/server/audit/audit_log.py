@@ -99,10 +99,10 @@ class AuditLog:
 
     async def record(self, fact: AuditFact) -> None:
         """Append an entry. When this returns it is on the disk, or the server's log says that it is not."""
-        written = asyncio.wrap_future(self.begin(fact))
+        append = asyncio.wrap_future(self.begin(fact))
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await asyncio.shield(written)
+                await asyncio.shield(append)
         except TimeoutError:
             self._complain(f"its disk took more than {PATIENCE_S:g} s")
 

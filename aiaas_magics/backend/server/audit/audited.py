@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aiaas_magics.backend.server.audit.audit_chain import AuditFact
 from aiaas_magics.backend.server.audit.audit_log import AuditLog
+from aiaas_magics.core import log_lines
 
 MINUTE_S: Final = 60.0
 MOST_FOLDS: Final = 1000  # guess: what comes from more addresses at once is one flood
@@ -94,6 +95,7 @@ class Audited:
             await self._app(scope, receive, send)
             return
         request_id = scope[REQUEST_ID] = request_id_in(scope)
+        log_lines.REQUEST_ID.set(request_id)  # each request has a task of its own
         is_answered = False
 
         async def send_recorded(message: Message) -> None:
@@ -129,8 +131,8 @@ class Audited:
             facts = [fact]
         else:
             return
-        for each in facts:
-            await self._audit.record(each)
+        for entry in facts:
+            await self._audit.record(entry)
 
     def _fact(self, scope: Scope, status: int) -> AuditFact:
         endpoint = scope.get("endpoint")
@@ -140,7 +142,7 @@ class Audited:
             objects = {"path": TOKEN_LIKE.sub("aiaas_...", scope["path"][:100])}
         return AuditFact(
             at_s=time.time(),
-            who=self._who(scope, status),
+            who=self._name_of_caller(scope, status),
             action=getattr(endpoint, "__name__", scope["method"][:10]),
             outcome="done" if 0 < status < 400 else "refused" if 400 <= status < 500 else "failed",
             status=status,
@@ -149,7 +151,7 @@ class Audited:
             request=scope[REQUEST_ID],
         )
 
-    def _who(self, scope: Scope, status: int) -> str:
+    def _name_of_caller(self, scope: Scope, status: int) -> str:
         """The id of the caller's token, where callers have one each; only a caller who may pass gets as far as a route."""
         caller = scope.get(CALLER)
         if caller is None and scope.get("endpoint") is None and "app" not in scope:

@@ -119,7 +119,7 @@ class BackupReader:
         Raises:
             InvalidSpec: this is no backup, it was cut off, or its bytes are not those that were written.
         """
-        seen: dict[str, BackedUpFile] = {}
+        by_name: dict[str, BackedUpFile] = {}
         try:
             with tarfile.open(fileobj=self._stream, mode="r|", bufsize=PIECE_BYTES) as tar:
                 for member in tar:
@@ -128,27 +128,27 @@ class BackupReader:
                     body = tar.extractfile(member)
                     assert body is not None
                     if member.name == MANIFEST:
-                        self._check(_manifest_in(body, member.size), seen)
+                        self._check(_manifest_in(body, member.size), by_name)
                         return
                     check_name(member.name)
-                    if member.name in seen:
+                    if member.name in by_name:
                         raise _broken(f"{member.name[:80]!r} is in it twice")
                     reader = _HashingReader(body, member.size)
                     yield member.name, member.size, reader  # type: ignore[misc]
                     while reader.read(PIECE_BYTES):
                         pass
-                    if reader.left:
+                    if reader.rest:
                         raise _broken("it was cut off")
-                    seen[member.name] = BackedUpFile(member.name, member.size, reader.digest.hexdigest())
+                    by_name[member.name] = BackedUpFile(member.name, member.size, reader.digest.hexdigest())
         except (tarfile.TarError, EOFError) as error:
             raise _broken(f"it is no backup, or was cut off ({error})") from error
         raise _broken("it was cut off: its manifest is missing")
 
-    def _check(self, manifest: BackupManifest, seen: dict[str, BackedUpFile]) -> None:
+    def _check(self, manifest: BackupManifest, by_name: dict[str, BackedUpFile]) -> None:
         for expected in manifest.files:
-            if seen.get(expected.name) != expected:
+            if by_name.get(expected.name) != expected:
                 raise _broken(f"{expected.name[:80]!r} in it has other bytes than were written")
-        if len(seen) != len(manifest.files):
+        if len(by_name) != len(manifest.files):
             raise _broken("it holds files that its manifest does not name")
         self.manifest = manifest
 
@@ -190,33 +190,33 @@ class _Forward:
     """A stream that is written from its beginning to its end, a pipe too."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._written = stream, 0
+        self._stream, self._offset = stream, 0
 
     def write(self, data: bytes) -> int:
         self._stream.write(data)
-        self._written += len(data)
+        self._offset += len(data)
         return len(data)
 
     def tell(self) -> int:
-        return self._written
+        return self._offset
 
 
 class _HashingReader:
     """The first `size` bytes of a file, hashed while they are read."""
 
     def __init__(self, file: IO[bytes], size: int, *, pads: bool = False) -> None:
-        self._file, self.left, self._pads, self.digest = file, size, pads, hashlib.sha256()
+        self._file, self.rest, self._pads, self.digest = file, size, pads, hashlib.sha256()
         self.is_short = False
 
     def read(self, size: int = -1) -> bytes:
-        wanted = self.left if size < 0 else min(size, self.left)
+        count = self.rest if size < 0 else min(size, self.rest)
         data = b""
-        with contextlib.suppress(tarfile.ReadError):  # a backup that was cut off: `left` says so
-            while len(data) < wanted and (piece := self._file.read(wanted - len(data))):
+        with contextlib.suppress(tarfile.ReadError):  # a backup that was cut off: `rest` says so
+            while len(data) < count and (piece := self._file.read(count - len(data))):
                 data = data + piece if data else piece
-        self.is_short = self.is_short or len(data) < wanted
+        self.is_short = self.is_short or len(data) < count
         if self._pads:
-            data = data.ljust(wanted, b"\0")
-        self.left -= len(data)
+            data = data.ljust(count, b"\0")
+        self.rest -= len(data)
         self.digest.update(data)
         return data

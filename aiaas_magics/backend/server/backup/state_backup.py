@@ -42,7 +42,7 @@ SECRET_TABLES: Final = ("tokens",)  # of the records, where users have tokens: t
 
 
 @dataclass(frozen=True, slots=True)
-class _Snapshot:
+class _RecordsCopy:
     """The records of one moment, and what they refer to."""
 
     records: Path
@@ -107,7 +107,7 @@ def back_up_into(state: Path, file: Path, *, with_tokens: bool = False, skip_dam
 # --------------------------------------------------------------------------- the records of one moment
 
 
-def _snapshot(state: Path, scratch: Path, *, with_tokens: bool, skip_damaged: bool) -> _Snapshot:
+def _snapshot(state: Path, scratch: Path, *, with_tokens: bool, skip_damaged: bool) -> _RecordsCopy:
     missing: list[str] = []
     for look in range(LOOKS):
         copy = scratch / f"records-{look}.sqlite"
@@ -119,7 +119,7 @@ def _snapshot(state: Path, scratch: Path, *, with_tokens: bool, skip_damaged: bo
             store.close()
         missing = _touch(state, blobs)
         if not missing or skip_damaged:
-            return _Snapshot(copy, jobs, blobs)
+            return _RecordsCopy(copy, jobs, blobs)
         copy.unlink()
         time.sleep(0.1)
     raise BlobDamaged(missing[0], "it is missing, though the records refer to it")
