@@ -1,4 +1,4 @@
-"""Command line: `aiaas key | serve | serve-model | status | storage | stop | token | user`.
+"""Command line: `aiaas audit | backup | doctor | key | restore | serve | serve-model | status | storage | stop | token | user`.
 
 Owns options and what is printed: results on standard output, talk on standard error. Users and tokens are in `commands.account_commands`.
 Serving belongs to `backend.server`, asking a server to `client.backend`.
@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aiaas_magics.commands.account_commands import token, user
+from aiaas_magics.commands.audit_commands import audit
+from aiaas_magics.commands.backup_commands import backup, restore
 from aiaas_magics.commands.command_base import backend_of, one_line_errors, state_option
-from aiaas_magics.core import settings
+from aiaas_magics.commands.doctor_command import doctor
+from aiaas_magics.core import log_lines, settings
 from aiaas_magics.core.plain_text import log_to
 
 if TYPE_CHECKING:
@@ -58,6 +61,13 @@ def main() -> None:
     metavar="PUBKEYS",
     help="File of public keys, one per line. Only deployments that one of them has signed are served, also after a restart.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(log_lines.FORMATS),
+    default="text",
+    show_default=True,
+    help="Form of the log's lines on standard error: text, or JSON with the id of the request.",
+)
 @click.option("--pool", default="local", show_default=True, metavar="NAME", help="Pool that runs the workers. `local` is this machine.")
 @click.option(
     "--idle-minutes", type=click.FloatRange(min=0), help="Stop after this many minutes without a job, endpoint, kernel or request."
@@ -73,6 +83,7 @@ def serve(
     cors: tuple[str, ...],
     keep_free: str | None,
     require_signed: Path | None,
+    log_format: str,
     pool: str,
     idle_minutes: float | None,
 ) -> None:
@@ -82,7 +93,7 @@ def serve(
     from aiaas_magics.backend.server import main as server
     from aiaas_magics.client.serving import signing_keys
 
-    log_to(sys.stderr, "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_lines.log_lines_to(sys.stderr, log_format)
     if local and idle_minutes is None:
         idle_minutes = server.IDLE_MINUTES
     folder = state or (settings.local_state() if local else settings.home() / "server")
@@ -286,5 +297,9 @@ def _storage_table(view: StorageView) -> Any:
     return table
 
 
+main.add_command(audit)
+main.add_command(backup)
+main.add_command(restore)
+main.add_command(doctor)
 main.add_command(token)
 main.add_command(user)

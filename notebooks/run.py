@@ -28,7 +28,9 @@ from nbformat import NotebookNode
 CELL_TIMEOUT_S = 600
 # What would only be noise on a page: TensorFlow's start-up lines, and Keras' advice against the article's `input_dim`.
 # TensorFlow writes some of them before it reads the level.
-START_UP = re.compile(r"((WARNING: All log messages before absl|WARNING:tensorflow:\d+ out of the last|[IWE]0000 |To enable the following).*\n?)+")
+START_UP = re.compile(
+    r"((WARNING: All log messages before absl|WARNING:tensorflow:\d+ out of the last|[IWE]0000 |To enable the following).*\n?)+"
+)
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore:Do not pass an `input_shape`:UserWarning"}
 
 

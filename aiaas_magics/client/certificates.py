@@ -165,3 +165,24 @@ def _certificate_at(host: str, port: int) -> bytes:
     ):
         return encrypted.getpeercert(True) or b""
     return b""
+
+
+def valid_until_s(url: str) -> float:
+    """When the certificate that is shown at `url` ends (unix time), whoever signed it.
+
+    Raises:
+        ssl.SSLCertVerificationError: it has ended, or does not hold yet.
+        OSError: nobody answers with TLS there.
+    """
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 443
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    certificate = _certificate_at(host, port)
+    if not certificate:
+        raise OSError("nobody answers with TLS there")
+    context.load_verify_locations(cadata=certificate)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    with socket.create_connection((host, port), timeout=LOOK_S) as raw, context.wrap_socket(raw) as connection:
+        shown = connection.getpeercert() or {}
+    return float(ssl.cert_time_to_seconds(str(shown["notAfter"])))

@@ -199,6 +199,10 @@ class Transport:
                 )
             return b"".join(incoming.chunks)
 
+    def date(self) -> str:
+        """What the server's clock says, to the second, as HTTP writes it; empty where it does not say."""
+        return self._repeatable("GET", "/v1/health").headers.get("date", "")
+
     def exchange(self, method: str, path: str, *, content: bytes = b"", headers: dict[str, str] | None = None) -> bytes:
         """One request with bytes both ways; for interfaces that are not the backend's own, such as predictions."""
         return self._once(method, path, content=content, headers=headers or {}).content

@@ -38,6 +38,8 @@ from aiaas_magics.backend.server.api.api_answers import refuse
 from aiaas_magics.backend.server.api.api_app import Parts, build
 from aiaas_magics.backend.server.api.auth import Guarded
 from aiaas_magics.backend.server.api.ownership import Ownership
+from aiaas_magics.backend.server.audit.audit_log import AuditLog
+from aiaas_magics.backend.server.audit.audited import Audited
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoint_records import Endpoints, Inference
 from aiaas_magics.backend.server.identity.blob_spaces import BlobSpaces
@@ -210,6 +212,7 @@ class ServerParts:
         self._grants: list[Grant] = []  # as they were written last
         self._ownership = Ownership(conductor=self._conductor, endpoints=self._endpoints, spaces=self._spaces, directory=self._directory)
         self._presence = Presence(clock)
+        self._audit = AuditLog(state.audit)
         self._http = _Http(self._config(), on_end=self._conductor.wake)
 
     def _config(self) -> uvicorn.Config:
@@ -233,8 +236,9 @@ class ServerParts:
             token=self._state.token().encode(), hosts=hosts, recognize=self._directory.recognize, proof_key=self._directory.proof_key
         )
         app = Guarded(build(parts), guard=guard, url=lambda: self.url, on_request=self._presence.on_request)
+        self._audited = Audited(app, audit=self._audit, own_name="local" if options.local else "server token")
         return uvicorn.Config(
-            app,
+            self._audited,
             http=ApiConnection,
             ws="none",
             lifespan="off",
@@ -274,6 +278,7 @@ class ServerParts:
         if self._on_admin_token is not None and self._directory.is_empty and not is_loopback(self._options.host):
             self._first_token = (await self._directory.add_first_admin()).token
         await self._spaces.start()
+        await self._audited.record_own("server_started", {"version": self._about.versions.aiaas_magics, "pid": str(os.getpid())})
         await self._conductor.start()
         await self._endpoints.start()
         self._pool.warm()
@@ -289,6 +294,9 @@ class ServerParts:
                     log.error("a part of the server did not end well", exc_info=end)
             await self._pool.close()
             self._store.close()
+            await self._audited.write_due(at_end=True)
+            await self._audited.record_own("server_ended", {"pid": str(os.getpid())})
+            self._audit.close()
             log.info("ended")
 
     async def _keep_house(self) -> None:
@@ -302,6 +310,7 @@ class ServerParts:
             # A pool ends its helpers in their own time: a server that lives for months must not hold the libraries' memory for nobody.
             await self._write_uses()
             self._write_grants()  # the inference process may have come back with another token
+            await self._audited.write_due()
             await self._pool.keep_house(is_wanted=self._conductor.is_busy or self._presence.was_asked())
             if self._conductor.is_busy or self._endpoints.any:
                 self._presence.needed()

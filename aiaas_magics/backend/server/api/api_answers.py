@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from aiaas_magics.core import errors, wire
+from aiaas_magics.core import errors, log_lines, wire
 from aiaas_magics.core.errors import AiaasBug, AiaasError, BackendRefused, InvalidSpec, StoreNotWritable
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,8 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 async def on_bug(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
-    return refuse(AiaasBug(f"the server failed over {request.method} {request.scope['path'][:80]} ({type(error).__name__})"))
+    where = f"{request.method} {request.scope['path'][:80]} ({type(error).__name__}; request {log_lines.REQUEST_ID.get()} in its log)"
+    return refuse(AiaasBug(f"the server failed over {where}"))
 
 
 async def body_of(request: Request, of: type[T]) -> T:

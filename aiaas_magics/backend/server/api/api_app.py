@@ -35,6 +35,7 @@ from aiaas_magics.backend.server.api.api_answers import (
 )
 from aiaas_magics.backend.server.api.ownership import Ownership
 from aiaas_magics.backend.server.api.route_needs import DeclaredRoute, Need, Of, caller_of
+from aiaas_magics.backend.server.audit.audited import note_object
 from aiaas_magics.backend.server.conductor import Conductor
 from aiaas_magics.backend.server.endpoint_records import Endpoints
 from aiaas_magics.backend.server.identity.blob_spaces import BlobSpaces
@@ -248,7 +249,9 @@ async def submit_job(request: Request) -> Response:
     await parts.ownership.check_blobs((spec.payload, *spec.arrays, *filter(None, (spec.record,))), caller)
     if spec.resume_job:
         parts.ownership.check_job(spec.resume_job, caller)
-    return answer(await parts.conductor.submit(spec, key=key, owner=caller.user), 201)
+    view = await parts.conductor.submit(spec, key=key, owner=caller.user)
+    note_object(request, job=view.id)
+    return answer(view, 201)
 
 
 async def list_jobs(request: Request) -> Response:
@@ -361,6 +364,7 @@ async def deploy(request: Request) -> Response:
     parts.room.check()
     spec = await body_of(request, DeploySpec)
     name, owner = parts.ownership.name_to_deploy(spec.name, caller)
+    note_object(request, name=name)
     await parts.ownership.check_blobs((spec.artefact, spec.samples), caller)
     owned = parts.ownership.endpoints_owned_by(owner)
     if (most := caller.quotas.endpoints) and name not in owned and len(owned) >= most:

@@ -10,6 +10,7 @@ token, the port of last time, and the note by which clients find the server.
     jobs/<id>/        see `job_folder`; of a job that failed or was cancelled the last checkpoint stays. Pools may keep attempts there
     reserve           part of the disk for the day when it is full: see `quota`
     serving/          the inference process
+    audit/            who did what: see `audit.audit_log`
     other names       what a pool keeps: see its folder in `workers`
 """
 
@@ -81,6 +82,10 @@ class StateFolder:
     @property
     def blobs(self) -> Path:
         return self.path / "blobs"
+
+    @property
+    def audit(self) -> Path:
+        return self.path / "audit"
 
     @property
     def jobs(self) -> Path:

@@ -92,6 +92,7 @@ class Storage:
             StoragePart(contents="files of callbacks", bytes=of_jobs[1], count=sum(one.is_dir() for one in files)),
             StoragePart(contents="running attempts", bytes=max(0, jobs - sum(of_jobs))),
             StoragePart(contents="records and logs of jobs", bytes=size_of(path.glob("records.sqlite*")), count=len(records)),
+            StoragePart(contents="audit log", bytes=size_of([self._state.audit])),
             StoragePart(contents="recorded requests of endpoints", bytes=size_of([path / "serving" / "recorded"])),
             StoragePart(contents="logs of processes", bytes=size_of(path.rglob("*.log"))),
             StoragePart(contents="set aside", bytes=size_of(path.glob("set-aside-*"))),
