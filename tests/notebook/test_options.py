@@ -241,7 +241,7 @@ def test_on_binder_every_magic_loads_the_extension() -> None:
 
 
 def test_the_magics_are_those_of_the_files_in_magics() -> None:
-    assert len(magics()) == 19
+    assert len(magics()) == 23
     assert {kind: set(names) for kind, names in AiaasMagics.magics.items()} == {"line": set(magics()), "cell": {"aiaas_train"}}
 
 

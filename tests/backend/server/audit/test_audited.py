@@ -18,7 +18,18 @@ from aiaas_magics.backend.server.audit.audit_log import files_of
 from tests.backend.server.served import Served, served
 
 pytestmark = pytest.mark.process
-FILLED = {"sha": "0" * 64, "job": "999", "name": "nothing", "path": "a.txt", "number": "1", "index": "1", "attempt": "1", "version": "1"}
+FILLED = {
+    "user": "ada",
+    "token": "0" * 12,
+    "sha": "0" * 64,
+    "job": "999",
+    "name": "nothing",
+    "path": "a.txt",
+    "number": "1",
+    "index": "1",
+    "attempt": "1",
+    "version": "1",
+}
 CHANGING = sorted(
     (method, re.sub(r":\w+}", "}", route.path).format(**FILLED), route.name)
     for route in routes()

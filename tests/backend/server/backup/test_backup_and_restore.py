@@ -25,6 +25,7 @@ from aiaas_magics.backend.server.backup import backup_file
 from aiaas_magics.backend.server.backup.state_backup import back_up, back_up_into
 from aiaas_magics.backend.server.backup.state_restore import restore
 from aiaas_magics.core import wire
+from aiaas_magics.core.accounts import MadeToken, NewToken, Role, UserView
 from aiaas_magics.core.errors import BlobDamaged, InvalidSpec, StoreNotWritable
 from aiaas_magics.core.events import AttemptStarted, Checkpointed, StateChanged
 from aiaas_magics.core.spec import DeploySpec, EndpointView, Freed, JobState, JobView, TensorSpec
@@ -128,19 +129,20 @@ def test_a_stopped_server_can_be_backed_up_too_and_moved_with_its_tokens(tmp_pat
 def test_a_backup_without_tokens_holds_none(tmp_path: Path) -> None:
     with served(tmp_path / "state", "--pool", "stub") as server:
         deploy(server)
-        with sqlite3.connect(server.folder / "records.sqlite") as records:  # as where users have tokens
-            records.execute("CREATE TABLE tokens (id TEXT, digest BLOB)")
-            records.execute("INSERT INTO tokens VALUES ('abc', 'a-digest-of-a-token')")
+        server.transport.post("/v1/users", UserView(name="ada", role=Role.USER), UserView)
+        server.transport.post("/v1/tokens", NewToken(user="ada"), MadeToken)
+        with sqlite3.connect(server.folder / "records.sqlite") as records:
+            ((digest,),) = records.execute("SELECT digest FROM tokens").fetchall()
         records.close()
         data = io.BytesIO()
         back_up(server.folder, data, scratch=tmp_path)
 
         assert server.token.encode() not in data.getvalue()
-        assert b"a-digest-of-a-token" not in data.getvalue()
+        assert digest not in data.getvalue()
 
         back_up(server.folder, data, scratch=tmp_path, with_tokens=True)
         assert server.token.encode() in data.getvalue()
-        assert b"a-digest-of-a-token" in data.getvalue()
+        assert digest in data.getvalue()
         assert sorted(path.name for path in tmp_path.iterdir() if "backup" in path.name) == [], "nothing stays in the scratch folder"
 
 

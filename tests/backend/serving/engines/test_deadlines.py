@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from aiaas_magics.backend.serving.engines.onnx_check import has_control_flow
 from aiaas_magics.backend.serving.engines.onnx_engine import OnnxEngine
 from aiaas_magics.backend.serving.models.model_loader import may_be_inline
-from aiaas_magics.backend.serving.process import supervisor
+from aiaas_magics.backend.serving.process import process_health
 from tests.backend.serving.support.serving_models import Made, graph, matrix, plus, spec_of, tensor, write
 from tests.backend.serving.support.serving_rig import Answer, Rig
 from tests.support.waiting import until
@@ -159,8 +159,8 @@ def test_control_flow_in_a_function_or_a_branch_is_found() -> None:
 
 
 def test_a_stopped_process_is_killed_and_brought_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "WATCH_S", 0.2)
-    monkeypatch.setattr(supervisor, "HUNG_S", 2.0)
+    monkeypatch.setattr(process_health, "WATCH_S", 0.2)
+    monkeypatch.setattr(process_health, "HUNG_S", 2.0)
     with Rig(tmp_path / "state") as rig:
         rig.load(plus(tmp_path, "plus", 1.0))
         pid = rig.host.pid
@@ -179,7 +179,7 @@ def _is_back(rig: Rig) -> bool:
 
 
 def test_a_process_that_answers_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "WATCH_S", 0.01)
+    monkeypatch.setattr(process_health, "WATCH_S", 0.01)
     with Rig(tmp_path / "state") as rig:
         pid = rig.host.pid
         time.sleep(1.0)  # a hundred looks

@@ -152,7 +152,7 @@ def test_bytes_that_are_almost_a_request_break_nothing(fuzzed: Fuzzed, examples:
 
     ask()
 
-    assert {(200,), (400,), (401,), (404,)} <= fuzzed.seen.keys()
+    assert {(200,), (400,), (401,)} <= fuzzed.seen.keys()  # a path that nobody knows is not met in every run
 
 
 # --------------------------------------------------------------------------- by messages

@@ -69,10 +69,12 @@ class Discovery:
     def __init__(self, protocols: Iterable[RestProtocol] = ()) -> None:
         self._protocols = (self, *protocols)
 
-    def no_route(self, _method: str, _path: str, missed: Missed) -> Response:
+    def no_route(self, _method: str, path: str, missed: Missed) -> Response:
         """A path that nobody here knows is a bare 404, as TensorFlow Serving's."""
         if missed.allowed:
             return error(405, "Method Not Allowed", ((b"allow", ", ".join(missed.allowed).encode()),))
+        if path.startswith("/endpoints/"):
+            return error(404, "There is no such page of an endpoint. A version is a number, as in /endpoints/NAME/versions/1/card.")
         return Response(404, b"")
 
     def look(self, registry: Registry, route: protocols.InferenceRoute, request: Request) -> Response:
