@@ -145,6 +145,7 @@ def test_a_private_job_whose_worker_is_killed_goes_on_counting(own_home: Path, e
         assert private_training.spent_by(model) == job.privacy
 
 
+@pytest.mark.nightly
 def test_a_worker_that_is_slow_is_waited_for(own_home: Path) -> None:
     with aiaas_magics.connect() as backend:
         job, model, fit_plain, plain = long_job(backend, workers=2, epochs=6, execution=WITHIN_EPOCHS)

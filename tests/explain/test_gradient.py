@@ -302,9 +302,10 @@ np.savez(sys.argv[1], **found)
 
 
 @pytest.mark.process
+@pytest.mark.nightly  # a process with JAX
 @pytest.mark.parametrize(
     "methods",
-    [("integrated_gradients",), pytest.param(("saliency", "gradient_input", "smoothgrad", "gradcam"), marks=pytest.mark.nightly)],
+    [("integrated_gradients",), ("saliency", "gradient_input", "smoothgrad", "gradcam")],
     ids=" ".join,
 )
 def test_jax_and_tensorflow_give_the_same(methods: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
