@@ -21,6 +21,8 @@ from aiaas_magics.attacks.attack_run import attack
 from aiaas_magics.attacks.model_losses import LabelledRows, loss_of, outputs_and_losses
 from aiaas_magics.core import errors, roc_curve
 
+pytestmark = pytest.mark.slow  # each trains a model
+
 
 def rows(count: int, seed: int, columns: int = 20) -> tuple[np.ndarray, np.ndarray]:
     """A label that has little to do with the row: what a model learns of it is by heart."""

@@ -19,6 +19,8 @@ from aiaas_magics.explain.explain_model import explain_model
 from aiaas_magics.explain.faithfulness import Faithfulness, measure_faithfulness
 from aiaas_magics.explain.weight_sanity import random_weights
 
+pytestmark = pytest.mark.slow  # each trains a model
+
 RNG = np.random.default_rng(11)
 WEIGHTS = RNG.normal(size=12)
 ROWS, BACKGROUND = RNG.normal(size=(30, 12)), RNG.normal(size=(40, 12))

@@ -20,6 +20,8 @@ from aiaas_magics.explain.gradcam import enlarged
 from aiaas_magics.explain.gradient import GradientExplainer, gradient_attributions
 from aiaas_magics.explain.layer_taps import layers_of
 
+pytestmark = pytest.mark.slow  # each compiles gradients
+
 RNG = np.random.default_rng(3)
 ENTRY_METHODS = [name for name, info in METHODS.items() if info.family == "gradient" and name != "gradcam"]
 

@@ -56,6 +56,7 @@ def test_each_deployment_is_the_next_version(server: Served) -> None:
     assert server.transport.get("/v1/endpoints/churn", EndpointView) == view
 
 
+@pytest.mark.process
 def test_a_recording_belongs_to_the_endpoint_and_outlives_versions_and_the_server(tmp_path: Path) -> None:
     policy = RecordingPolicy(share=0.01, most_bytes=5_000_000)
     path = "/v1/endpoints/churn/recording"

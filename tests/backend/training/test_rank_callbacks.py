@@ -20,6 +20,8 @@ from aiaas_magics.core.events import Checkpointed, Notice
 from aiaas_magics.packing.live import plain_json
 from tests.backend.training.tensorflow.test_multi_step import Told, Trained, mlp, table
 
+pytestmark = pytest.mark.slow  # each compiles a fit
+
 
 class Losses(keras.callbacks.History):  # type: ignore[misc]
     """What a tutorial makes of Keras' History."""

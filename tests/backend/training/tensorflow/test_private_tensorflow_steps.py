@@ -16,6 +16,8 @@ from aiaas_magics.backend.training.tensorflow.parallel.reductions import Scope
 from aiaas_magics.backend.training.tensorflow.private_tensorflow_steps import DRAWN, ROWS, PrivateTensorFlowSteps, read_drawn
 from aiaas_magics.core.privacy import Privacy
 
+pytestmark = pytest.mark.slow  # each compiles steps
+
 ROW_COUNT = 11
 
 
