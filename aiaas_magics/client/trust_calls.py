@@ -6,6 +6,7 @@ options.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 class TrustCalls(OpenBackend):
     """The part of a `Backend` that is about trusting a model."""
 
+    @abstractmethod
     def endpoint(self, name: str, /) -> Endpoint:
         """As `Backend.endpoint`."""
-        raise NotImplementedError
 
     def explain(
         self,

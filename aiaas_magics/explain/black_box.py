@@ -7,6 +7,7 @@ their outputs, so that its caller bounds, interleaves and cancels. `black_box_at
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, 
 from aiaas_magics.explain.players import Game
 from aiaas_magics.explain.prediction_batches import PredictBatch, PredictionBatches
 
+T = TypeVar("T")
 Requests = Generator[PredictBatch, np.ndarray, Attributions]
 
 
@@ -46,10 +48,12 @@ def black_box_attributions(
         InvalidSpec: a method of another family, or a target that the output does not have.
     """
     requests = black_box_requests(inputs, background, settings, labels=labels)
-    return answered(requests, predict, on_progress)
+    attributions = answered(requests, predict, on_progress)
+    on_progress(attributions.rows, attributions.rows)
+    return attributions
 
 
-def answered(requests: Requests, predict: Predict, on_progress: OnProgress = no_progress) -> Attributions:
+def answered(requests: Generator[PredictBatch, np.ndarray, T], predict: Predict, on_progress: OnProgress = no_progress) -> T:
     """The result of a generator of batches whose outputs `predict` gives."""
     try:
         batch = next(requests)
@@ -58,9 +62,8 @@ def answered(requests: Requests, predict: Predict, on_progress: OnProgress = no_
             on_progress(batch.explained, batch.rows)
             batch = requests.send(outputs)
     except StopIteration as end:
-        attributions: Attributions = end.value
-        on_progress(attributions.rows, attributions.rows)
-        return attributions
+        result: T = end.value
+        return result
 
 
 def planned_evaluations(inputs: Arrays, background: Arrays | None, settings: ExplainSettings) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from aiaas_magics.core.explain_settings import METHODS, ExplainSettings
 from aiaas_magics.explain import players, row_plans
 from aiaas_magics.explain.attributions import Arrays, Attributions, OnProgress, Predict, bytes_per_row, no_progress
+from aiaas_magics.explain.black_box import answered
 from aiaas_magics.explain.coalitions import Coalitions
 from aiaas_magics.explain.players import Game
 from aiaas_magics.explain.prediction_batches import PredictBatch, PredictionBatches
@@ -116,16 +117,7 @@ def measure_faithfulness(
         inputs: the rows that were explained; the first `MOST_ROWS` are measured.
         background: hidden entries take its typical row: the mean of floats, the most frequent integer. Zeros without one.
     """
-    requests = faithfulness_requests(inputs, background, attributions, settings)
-    try:
-        batch = next(requests)
-        while True:
-            outputs = predict(batch.inputs)
-            on_progress(batch.explained, batch.rows)
-            batch = requests.send(outputs)
-    except StopIteration as end:
-        measured: Faithfulness = end.value
-        return measured
+    return answered(faithfulness_requests(inputs, background, attributions, settings), predict, on_progress)
 
 
 def faithfulness_requests(

@@ -175,16 +175,16 @@ def _looked_into(file: RecordFile) -> RecordFile:
 def newest_frames(folder: Path, *, most_bytes: int) -> list[bytes]:
     """The newest requests as frames, file after file, oldest first; at most so many bytes of them."""
     parts: list[bytes] = []
-    left = most_bytes
+    room = most_bytes
     for file in reversed(files_in(folder)):
         frames = list(frames_in(read_record(file.path)))
-        taken = 0
+        count = 0
         for frame in reversed(frames):
-            if len(frame) > left:
+            if len(frame) > room:
                 break
-            left -= len(frame)
-            taken += 1
-        parts.append(b"".join(frames[len(frames) - taken :]))
-        if taken < len(frames):
+            room -= len(frame)
+            count += 1
+        parts.append(b"".join(frames[len(frames) - count :]))
+        if count < len(frames):
             break
     return parts[::-1]

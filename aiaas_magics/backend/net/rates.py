@@ -44,13 +44,13 @@ class Rates:
 
     def take(self, name: str, per_s: float, *, burst: float | None = None) -> bool:
         """Whether `name` may once more. A rate that differs from last time begins anew."""
-        known = self._rates.get(name)
-        if known is None or known[0] != per_s:
+        entry = self._rates.get(name)
+        if entry is None or entry[0] != per_s:
             while len(self._rates) >= self._most:
                 self._rates.pop(next(iter(self._rates)))
             rate = Rate(per_s, burst=max(1.0, per_s if burst is None else burst), clock=self._clock)
-            known = self._rates[name] = per_s, rate
-        return known[1].take()
+            entry = self._rates[name] = per_s, rate
+        return entry[1].take()
 
 
 class WrongTokens:

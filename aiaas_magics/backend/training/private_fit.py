@@ -23,6 +23,7 @@ from aiaas_magics.core.privacy import EPSILON_LOG, Privacy, PrivateSteps, sampli
 from aiaas_magics.packing.data.batch_shapes import shape_rows, training_rows
 
 CHUNK_ELEMENTS: Final = 2**24  # numbers that the gradients of one chunk's rows may have: 64 MiB in single precision (guess)
+SEED_STRIDE: Final = 0x9E3779B1  # 2**32 / golden ratio: other random numbers (dropout) for each row, far from those of its neighbors
 CHUNKS: Final = 4  # a batch falls into so many, so that the last, half-filled one costs an eighth (guess)
 LEAST_CHUNK: Final = 16  # fewer rows per call cost more in calls than they spare in padding (guess)
 WORD_BITS: Final = 48  # a broadcast carries a float, which holds 53 bits

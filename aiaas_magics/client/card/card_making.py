@@ -14,7 +14,7 @@ from aiaas_magics.client.card import card_records, card_sections
 from aiaas_magics.client.card.card_records import CardRecord
 from aiaas_magics.client.card.evaluation import Evaluation
 from aiaas_magics.core.errors import UnknownName
-from aiaas_magics.core.model_card import CardMetric, CardSection, ModelCard
+from aiaas_magics.core.model_card import CardSection, ModelCard
 from aiaas_magics.core.spec import EndpointView, VersionView
 
 if TYPE_CHECKING:
@@ -70,12 +70,12 @@ def card_of_model(
         sections.append(card_sections.model_section(summary))
     return _card(
         own_name,
-        [*sections, *_of_evaluations(evaluations), *_answers(use, limits, license)],
+        [*sections, *_answers(use, limits, license)],
+        evaluations,
         shown=shown or own_name,
         library="keras" if summary is not None else "",
         task=_task(summary, evaluations),
         license=license,
-        metrics=[metric for evaluation in evaluations for metric in evaluation.metrics],
     )
 
 
@@ -114,11 +114,11 @@ def card_of_endpoint(
     ]
     card = _card(
         view.name,
-        [*sections, *_of_evaluations(evaluations), *_answers(use, limits, license)],
+        [*sections, *_answers(use, limits, license)],
+        evaluations,
         shown=view.name,
         task=_task(None, evaluations),
         license=license,
-        metrics=[metric for evaluation in evaluations for metric in evaluation.metrics],
     )
     return card.joined(stored)
 
@@ -171,10 +171,17 @@ def card_now(
 
 
 def _card(
-    name: str, sections: Sequence[CardSection], *, shown: str, license: str, metrics: Sequence[CardMetric], task: str, library: str = ""
+    name: str,
+    sections: Sequence[CardSection],
+    evaluations: Sequence[Evaluation],
+    *,
+    shown: str,
+    license: str,
+    task: str,
+    library: str = "",
 ) -> ModelCard:
     """Every section in its place; those that nobody filled say what would."""
-    by_key = {section.key: section for section in sections}
+    by_key = {section.key: section for section in (*sections, *_of_evaluations(evaluations))}
     ordered = [by_key.pop(key, card_sections.empty(key, shown)) for key in card_sections.SECTIONS]
     return ModelCard(
         name=name,
@@ -182,7 +189,7 @@ def _card(
         task=task,
         license=license,
         tags=() if task == "other" else (task,),
-        metrics=tuple(metrics),
+        metrics=tuple(metric for evaluation in evaluations for metric in evaluation.metrics),
         sections=(*ordered, *by_key.values()),
         at_s=time.time(),
     )

@@ -5,6 +5,7 @@ Owns these methods of `Endpoint`. Tables and references belong to `recorded_requ
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -27,7 +28,7 @@ NO_REFERENCE: Final = (
 )
 
 
-class RecordedEndpoint:
+class RecordedEndpoint(ABC):
     """The part of an `Endpoint` that is about recorded requests."""
 
     preprocess: Callable[[Any], Any] | None
@@ -39,15 +40,15 @@ class RecordedEndpoint:
         """The endpoint's name."""
         return self._view.name
 
+    @abstractmethod
     def view(self) -> EndpointView:
         """As the backend says now."""
-        raise NotImplementedError
 
-    def _keep(self, view: EndpointView) -> EndpointView:
-        raise NotImplementedError
+    @abstractmethod
+    def _keep(self, view: EndpointView) -> EndpointView: ...
 
-    def _infer(self, columns: Mapping[str, np.ndarray], version: int = 0) -> dict[str, np.ndarray]:
-        raise NotImplementedError
+    @abstractmethod
+    def _infer(self, columns: Mapping[str, np.ndarray], version: int = 0) -> dict[str, np.ndarray]: ...
 
     def record(self, policy: str | float | RecordingPolicy, *, reference: Any = None) -> Self:
         """Keep a sample of the requests and answers, from the next one on; or stop to.

@@ -112,16 +112,28 @@ def test_function(model: Any) -> Callable[[Any, Any], Any]:
 
 
 def _function(model: Any, step: Any, part: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-    """Takes the place of Keras' own: a `JaxChunk` is one call, anything else as Keras does; of a tuple one after the other."""
+    """`loop_function` of a step that takes a batch."""
+
+    def step_at(state: Any, arrays: Any, rows: Any) -> Any:
+        return step(state, cut(tree.map_structure(lambda x: jax.numpy.take(x, rows, axis=0), arrays, none_is_leaf=False)))
+
+    return loop_function(model, step, step_at, part)
+
+
+def loop_function(model: Any, step: Any, step_at: Any, part: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    """Takes the place of Keras' own: a `JaxChunk` is one call, anything else as Keras does; of a tuple one after the other.
+
+    Args:
+        step: takes the state and a batch.
+        step_at: takes the state, the arrays of all rows, and the positions of one batch.
+        part: of the state's shardings, those that the step returns.
+    """
     out = None if keras.distribution.distribution() is None else (None, part(model._get_state_sharding_spec()))
     single_step = model._make_function(jax.jit(step, donate_argnums=0, out_shardings=out))
 
-    def gathered(arrays: Any, rows: Any) -> Any:
-        return cut(tree.map_structure(lambda x: jax.numpy.take(x, rows, axis=0), arrays, none_is_leaf=False))
-
     def many(state: Any, arrays: Any, positions: Any, start: Any, stop: Any) -> Any:
         def body(at: Any, carried: Any) -> Any:
-            return step(carried[1], gathered(arrays, positions[at]))
+            return step_at(carried[1], arrays, positions[at])
 
         logs, _ = jax.eval_shape(body, start, (None, state))
         empty = tree.map_structure(lambda x: jax.numpy.zeros(x.shape, x.dtype), logs)

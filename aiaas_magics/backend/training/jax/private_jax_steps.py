@@ -15,12 +15,9 @@ import jax.numpy as jnp
 import keras
 
 from aiaas_magics.backend.training.jax import jax_steps
-from aiaas_magics.backend.training.jax.jax_steps import JaxChunk
-from aiaas_magics.backend.training.private_fit import PrivateFit
+from aiaas_magics.backend.training.private_fit import SEED_STRIDE, PrivateFit
 from aiaas_magics.backend.training.variable_roles import seed_generators
 from aiaas_magics.core.internals.keras_internals import data_adapter_utils, tree
-
-SEED_STRIDE = 0x9E3779B1  # 2**32 / golden ratio: other random numbers (dropout) for each row, far from those of its neighbors
 
 
 def train_function(model: Any, private: PrivateFit) -> Callable[[Any, Any], Any]:
@@ -42,8 +39,7 @@ class PrivateJaxSteps:
         self._key = jax.random.fold_in(jax.random.key(word), other_word)
 
     def function(self) -> Callable[[Any, Any], Any]:
-        model, chunk = self._model, self._private.chunk
-        out = None if keras.distribution.distribution() is None else (None, model._get_state_sharding_spec())
+        chunk = self._private.chunk
 
         def step(state: Any, data: Any) -> Any:
             batch, mask = data
@@ -51,35 +47,15 @@ class PrivateJaxSteps:
                 return self._step(state, lambda _: (batch, mask), 1, len(mask))
             return self._step(state, lambda at: _rows_of((batch, mask), at * chunk, chunk), len(mask) // chunk, chunk)
 
-        def many(state: Any, arrays: Any, positions: Any, start: Any, stop: Any) -> Any:
-            def one(state: Any, line: Any) -> Any:
-                def rows_of_chunk(at: Any) -> Any:
-                    rows = jax.lax.dynamic_slice_in_dim(line, at * chunk, chunk)
-                    batch = tree.map_structure(lambda x: jnp.take(x, jnp.maximum(rows, 0), axis=0), arrays, none_is_leaf=False)
-                    return jax_steps.cut((batch, rows >= 0))
+        def step_at(state: Any, arrays: Any, line: Any) -> Any:
+            def rows_of_chunk(at: Any) -> Any:
+                rows = jax.lax.dynamic_slice_in_dim(line, at * chunk, chunk)
+                batch = tree.map_structure(lambda x: jnp.take(x, jnp.maximum(rows, 0), axis=0), arrays, none_is_leaf=False)
+                return jax_steps.cut((batch, rows >= 0))
 
-                return self._step(state, rows_of_chunk, -(-jnp.sum(line >= 0) // chunk), chunk)
+            return self._step(state, rows_of_chunk, -(-jnp.sum(line >= 0) // chunk), chunk)
 
-            def body(at: Any, carried: Any) -> Any:
-                return one(carried[1], positions[at])
-
-            logs, _ = jax.eval_shape(lambda state: one(state, positions[0]), state)
-            empty = tree.map_structure(lambda x: jnp.zeros(x.shape, x.dtype), logs)
-            return jax.lax.fori_loop(start, stop, body, (empty, state))
-
-        single_step = model._make_function(jax.jit(step, donate_argnums=0, out_shardings=out))
-        compiled = jax.jit(many, donate_argnums=0, out_shardings=out)
-
-        def function(state: Any, data: Any) -> Any:
-            if isinstance(data, tuple):
-                for part in data:
-                    logs, state = function(state, part)
-                return logs, state
-            if isinstance(data, JaxChunk):
-                return compiled(state, data.arrays, data.positions, data.start, data.stop)
-            return single_step(state, data)
-
-        return function
+        return jax_steps.loop_function(self._model, step, step_at, lambda shardings: shardings)
 
     def _step(self, state: Any, rows_of_chunk: Callable[[Any], Any], chunks: Any, rows: int) -> Any:
         """One step over `chunks` chunks of `rows` rows."""

@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from aiaas_magics.backend.training.monkeypatch import monkeypatched
-from aiaas_magics.backend.training.private_fit import PrivateFit
+from aiaas_magics.backend.training.private_fit import SEED_STRIDE, PrivateFit
 from aiaas_magics.backend.training.tensorflow.multi_step import read_rows
 from aiaas_magics.backend.training.tensorflow.parallel.reductions import Scope
 from aiaas_magics.backend.training.variable_roles import metric_variables, seed_generators
 from aiaas_magics.core.internals.keras_internals import data_adapter_utils, tree
 
 DRAWN, ROWS = "aiaas_drawn", "aiaas_rows"  # an element of drawn batches: the mask, and what is read for each place
-SEED_STRIDE: Final = 0x9E3779B1  # 2**32 / golden ratio: other random numbers (dropout) for each row, far from those of its neighbors
 
 
 def read_drawn(arrays: Any, rows: Any) -> Any:

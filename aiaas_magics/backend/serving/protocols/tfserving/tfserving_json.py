@@ -56,7 +56,11 @@ def read_predict(body: bytes, inputs: Sequence[TensorSpec]) -> PredictCall:
     Raises:
         BadValue: with TF Serving's status code and, where it has one, its sentence.
     """
-    document = parse(body)
+    return predict_call(parse(body), inputs)
+
+
+def predict_call(document: Any, inputs: Sequence[TensorSpec]) -> PredictCall:
+    """As `read_predict`, of a body that is parsed already."""
     if type(document) is not dict:
         raise BadValue(f"Malformed request: expected a JSON object, got {shown(document)}")
     check_signature(document.get("signature_name", ""))

@@ -40,6 +40,7 @@ from aiaas_magics.backend.serving.protocols.tfserving.tfserving_json import (
     parse,
     plain_dtype,
     plain_rows,
+    predict_call,
     read_predict,
     write_predict,
 )
@@ -157,8 +158,9 @@ def read_explain(_route: OperationRoute, request: Request, version: Version) -> 
     Raises:
         BadValue: the rows do not fit the version's interface, or the parameters are not possible.
     """
-    call = read_predict(request.body, version.spec.inputs)
-    parameters = parameters_of(parse(request.body).get("parameters"))
+    document = parse(request.body)
+    call = predict_call(document, version.spec.inputs)
+    parameters = parameters_of(document.get("parameters"))
     return ExplanationCall(
         version=version,
         tensors=call.tensors,
