@@ -12,6 +12,7 @@ from keras import layers
 
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.packing.fitcall.fit_call import FitCall, pack
+from aiaas_magics.packing.live.model_variables import steps_made
 from tests.same_code.fits import fit
 
 X = np.random.default_rng(1).normal(size=(48, 4)).astype("float32")
@@ -34,6 +35,7 @@ def test_a_model_compiled_in_the_scope_of_a_strategy_is_fitted_outside_of_it(tmp
 
     np.testing.assert_allclose(history, expected, rtol=1e-5)
     assert int(ours.optimizer.iterations.numpy()) == 3
+    assert steps_made(ours) == 3, "what a card says of it"
     np.testing.assert_allclose(ours.get_weights()[0], plain.get_weights()[0], rtol=1e-4)
 
 

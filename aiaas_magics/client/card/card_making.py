@@ -61,11 +61,12 @@ def card_of_model(
         use: what the model is for.
         limits: where it fails.
     """
-    from aiaas_magics.packing.live.model_summary import steps_of, summary_of
+    from aiaas_magics.packing.live.model_summary import summary_of
+    from aiaas_magics.packing.live.model_variables import steps_made
 
     summary = summary_of(model)
     own_name = name or (summary.name if summary is not None else str(model) if isinstance(model, str) else type(model).__name__)
-    sections = _of_record(card_records.of_model(model), shown or own_name, steps=None if summary is None else steps_of(model))
+    sections = _of_record(card_records.of_model(model), shown or own_name, steps=None if summary is None else steps_made(model))
     if summary is not None:
         sections.append(card_sections.model_section(summary))
     return _card(

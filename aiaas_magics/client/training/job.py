@@ -437,13 +437,13 @@ class Job:
     def _remember_for_card(self) -> None:
         """The model's card says where its weights come from."""
         from aiaas_magics.client.card import card_records
-        from aiaas_magics.packing.live.model_summary import steps_of
+        from aiaas_magics.packing.live.model_variables import steps_made
 
         assert self._packed is not None
         model = self._packed.model
         record = card_records.of_model(model)
         record.training = card_records.ModelTraining(
-            view=self._view, story=self._story, manifest=self._packed.manifest, hardware=self.hardware, steps=steps_of(model)
+            view=self._view, story=self._story, manifest=self._packed.manifest, hardware=self.hardware, steps=steps_made(model)
         )
 
     def _warn_of_files(self) -> None:

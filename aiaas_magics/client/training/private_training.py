@@ -17,6 +17,7 @@ from aiaas_magics.core.errors import InvalidSpec
 from aiaas_magics.core.execution import Execution
 from aiaas_magics.core.privacy import Privacy, PrivacySpent, PrivateSteps, sampling_of
 from aiaas_magics.core.spec import FitShape, FitSpec
+from aiaas_magics.packing.live.model_variables import steps_made
 
 PREFERRED: Final = "jax"  # computes gradients of single rows quicker than TensorFlow (benchmarks/trust_private.py)
 _spent: weakref.WeakKeyDictionary[Any, PrivacySpent] = weakref.WeakKeyDictionary()
@@ -75,7 +76,7 @@ def totals(execution: Execution, model: Any, shape: FitShape, *, resumed: bool) 
             f"This model was trained privately {count} time{'s' if count > 1 else ''} before: with this fit the total is "
             f"epsilon={guarantee(privacy, shape).epsilon:.4g} at delta={privacy.delta:g}, if all had the same rows."
         ]
-    elif not resumed and (steps := _steps_made(model)):
+    elif not resumed and (steps := steps_made(model)):
         sentences.append(f"Not covered by the guarantee: {steps:,} {'step' if steps == 1 else 'steps'} that the optimizer has made before.")
     return tuple(sentences)
 
@@ -101,8 +102,3 @@ def record(model: Any, spec: FitSpec, *, epochs: int) -> None:
 
 def _sampling(shape: FitShape) -> float:
     return sampling_of(shape.rows, min(shape.rows, shape.global_batch))
-
-
-def _steps_made(model: Any) -> int:
-    iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
-    return 0 if iterations is None else int(iterations.numpy())

@@ -18,6 +18,7 @@ from aiaas_magics.packing.data import batch_sources
 from aiaas_magics.packing.data.batch_shapes import BatchSpec
 from aiaas_magics.packing.fitcall.manifest import Manifest
 from aiaas_magics.packing.live import attributes
+from aiaas_magics.packing.live.model_variables import steps_made
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,7 @@ class FitCall:
     @property
     def steps_before(self) -> int:
         """Steps that the model's optimizer has made already; 0 where it does not say."""
-        iterations = getattr(getattr(self.model, "optimizer", None), "iterations", None)
-        return 0 if iterations is None else int(iterations.numpy())
+        return steps_made(self.model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

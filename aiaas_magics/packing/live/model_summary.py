@@ -55,12 +55,6 @@ def summary_of(model: Any) -> ModelSummary | None:
     )
 
 
-def steps_of(model: Any) -> int:
-    """Updates that the model's optimizer has made; 0 if it does not say."""
-    iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
-    return 0 if iterations is None else int(iterations)
-
-
 def _layer(layer: Any) -> LayerSummary:
     try:
         output = layer.output

@@ -54,6 +54,12 @@ def build_variable(spec: VariableSpec, value: np.ndarray) -> Any:
     )
 
 
+def steps_made(model: Any) -> int:
+    """Updates that the model's optimizer has made; 0 where it does not say. A strategy's variables have no `int()` of their own."""
+    iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
+    return 0 if iterations is None else int(iterations.numpy())
+
+
 def value_of(variable: Any) -> np.ndarray:
     """A copy of the variable's value."""
     return np.asarray(variable.numpy())
